@@ -1,0 +1,47 @@
+"""Packaging of ted_ds."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "ted_ds" / "__init__.py").read_text(encoding="utf-8"))
+assert VERSION is not None
+
+setup(
+    name="ted_ds",
+    version=VERSION.group(1),
+    description="Task-aware layer-wise distillation of language models on DeepSpeed",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["ted_ds", "ted_ds.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "accelerate>=1.10",  # transformers needs it to load under ZeRO-3
+        "datasets>=4.0",
+        "deepspeed>=0.19",
+        "jaxtyping>=0.3",
+        "numpy>=2.0",
+        "omegaconf>=2.3",
+        "pydantic>=2.11",
+        "rich>=13.0",
+        "safetensors>=0.5",
+        "scikit-learn>=1.5",
+        "sentencepiece>=0.2",
+        "tokenizers>=0.22",
+        "torch>=2.6",
+        "torchdata>=0.11",
+        "transformers>=5.0",
+        "wandb>=0.20",
+        "zstandard>=0.23",
+    ],
+    extras_require={
+        "demo": ["gguf>=0.19"],
+        "dev": ["beartype", "import-linter", "pyright[nodejs]", "pytest", "pytest-timeout", "ruff"],
+    },
+    entry_points={"console_scripts": ["ted-ds=ted_ds.cli:entry"]},
+)

@@ -1,0 +1,180 @@
+"""Where a recipe becomes objects: models, filters, engines, objectives, batches."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ted_ds.config.deepspeed import complete, read_deepspeed_json, zero_stage
+from ted_ds.config.schema import CausalLm, PhasePlan, Recipe
+from ted_ds.data.loader import Batch, Collator, evaluation_batches, training_steps
+from ted_ds.data.tasks import TaskData
+from ted_ds.evaluation.scoring import evaluate
+from ted_ds.models.families import family_of
+from ted_ds.models.loading import DTYPES, load_model
+from ted_ds.models.taps import TappedModel
+from ted_ds.plan import Plan, shards_frozen_models
+from ted_ds.runtime.determinism import seed_everything
+from ted_ds.runtime.engine import Objective, TrainableEngine
+from ted_ds.runtime.frozen import FrozenModel, frozen_engine_config
+from ted_ds.runtime.sharding import full_state_dict, sharded_loading
+from ted_ds.runtime.world import World
+from ted_ds.screen import Screen
+from ted_ds.stages.loop import train
+from ted_ds.tracking import Tracker
+
+
+class Assembly:
+    """Builds what the phases need, from one recipe on one world of ranks."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        plan: Plan,
+        world: World,
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        data: TaskData,
+        tracker: Tracker | None,
+        screen: Screen,
+    ) -> None:
+        self.recipe, self.plan, self.world = recipe, plan, world
+        self.tokenizer, self.data = tokenizer, data
+        self.tracker, self.screen = tracker, screen
+        self.deepspeed_json = read_deepspeed_json(recipe.deepspeed)
+        self.dtype = DTYPES[recipe.precision]
+        self._collate = Collator(pad_id=tokenizer.pad_token_id, token_labels=isinstance(recipe.task, CausalLm))
+
+    # --- models -------------------------------------------------------------------------------------------------
+
+    def frozen_model(self, path: Path, layers: Sequence[int] = (), *, new_head_allowed: bool = False) -> FrozenModel:
+        """A frozen, tapped model, whole or sharded as the recipe says."""
+        sharded = shards_frozen_models(self.recipe, self.deepspeed_json)
+        engine_config = frozen_engine_config(self.deepspeed_json, self.recipe.precision) if sharded else None
+        tapped = self._tapped(path, layers, engine_config, new_head_allowed=new_head_allowed)
+        frozen = FrozenModel(tapped, device=self.world.device, engine_config=engine_config)
+        held = self.world.gather(frozen.num_parameters_held)
+        self.screen.say(
+            f"  {path}: {frozen.num_parameters:,} parameters, {'ZeRO-3 sharded' if sharded else 'whole on each rank'}; "
+            f"per rank {', '.join(f'{count:,}' for count in held)}"
+        )
+        return frozen
+
+    def trainable_model(self, path: Path, config: Mapping[str, Any], layers: Sequence[int] = ()) -> TappedModel:
+        """A tapped model to be trained under a completed DeepSpeed config; ZeRO-3 shards it as it loads."""
+        return self._tapped(path, layers, config if zero_stage(config) == 3 else None, new_head_allowed=True)
+
+    def _tapped(
+        self, path: Path, layers: Sequence[int], shard_config: Mapping[str, Any] | None, *, new_head_allowed: bool
+    ) -> TappedModel:
+        task = self.recipe.task
+        # a new head must start the same on every rank and, by its own seed, in every phase that needs one
+        seed_everything(self.recipe.seed, phase="model")
+        model = load_model(
+            path,
+            task=task.kind,
+            labels=None if isinstance(task, CausalLm) else task.labels,
+            dtype=self.dtype,
+            new_head_allowed=new_head_allowed,
+            context=sharded_loading(shard_config) if shard_config else contextlib.nullcontext(),
+        )
+        model.config.pad_token_id = self.tokenizer.pad_token_id  # decoders find the token they classify by it
+        return TappedModel(model, family_of(model.config.model_type), layers)
+
+    def save_model(self, model: PreTrainedModel, state: dict[str, Any], folder: Path) -> None:
+        """Write a plain transformers folder; ``state`` holds the whole weights by the model's own names."""
+        model.save_pretrained(folder, state_dict=state)
+        self.tokenizer.save_pretrained(folder)
+
+    def whole_state(self, module: nn.Module, prefix: str) -> dict[str, Any]:
+        """The whole weights under ``prefix``, by their names behind it; on rank 0. Every rank must call it."""
+        state = full_state_dict(module, keep=self.world.is_main)
+        return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+    # --- training -----------------------------------------------------------------------------------------------
+
+    def engine_config(self, plan: PhasePlan, plan_path: str) -> dict[str, Any]:
+        """The DeepSpeed config of a phase."""
+        return complete(
+            self.deepspeed_json,
+            plan,
+            plan_path=plan_path,
+            precision=self.recipe.precision,
+            world_size=self.world.size,
+            source=self.recipe.deepspeed,
+        )
+
+    @contextlib.contextmanager
+    def engine(self, module: nn.Module, config: Mapping[str, Any], plan: PhasePlan) -> Iterator[TrainableEngine]:
+        """The one trainable engine of a phase, released at the end."""
+        engine = TrainableEngine(
+            module,
+            config=config,
+            schedule=plan.schedule,
+            warmup_steps=plan.warmup_steps,
+            max_steps=plan.max_steps,
+            weight_decay=plan.weight_decay,
+            world=self.world,
+        )
+        try:
+            yield engine
+        finally:
+            engine.release()
+            gc.collect()
+
+    def train(self, phase: str, engine: TrainableEngine, objective: Objective, plan: PhasePlan) -> dict[str, float]:
+        """Run the phase's steps; returns its tokens per second and last report."""
+        seed_everything(self.recipe.seed, phase=phase, rank=self.world.rank)
+        batches = training_steps(
+            self.data.train_samples(self.recipe.seed),
+            self._collate,
+            global_batch_size=plan.global_batch_size,
+            micro_batch_size=plan.micro_batch_size,
+            rank=self.world.rank,
+            world_size=self.world.size,
+        )
+        started = time.monotonic()
+        last: dict[str, float] = {}
+
+        def log(step: int, values: Mapping[str, float]) -> None:
+            last.update(values)
+            if self.tracker is not None:
+                self.tracker.log(phase, step, values)
+            elapsed = time.monotonic() - started
+            self.screen.update(step, values, remaining_s=elapsed / step * (plan.max_steps - step))
+
+        self.screen.start(phase, plan.max_steps)
+        try:
+            tokens_per_s = train(
+                engine,
+                batches,
+                objective,
+                max_steps=plan.max_steps,
+                log_every_steps=self.recipe.tracking.log_every_steps,
+                log=log,
+            )
+        finally:
+            self.screen.stop()
+        return {**last, "perf/tokens_per_s": tokens_per_s}
+
+    # --- evaluation ---------------------------------------------------------------------------------------------
+
+    def evaluate(self, forward: Any) -> tuple[list[dict[str, float]], float]:
+        """Held-out metrics of each logits tensor that ``forward(batch)`` returns, and tokens per second."""
+        batches: Iterator[Batch] = evaluation_batches(
+            self.data.heldout,
+            self._collate,
+            micro_batch_size=self.recipe.evaluation.micro_batch_size,
+            rank=self.world.rank,
+            world_size=self.world.size,
+        )
+        return evaluate(
+            forward, batches, task=self.recipe.task.kind, gather=self.world.gather, device=self.world.device
+        )

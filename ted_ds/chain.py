@@ -1,0 +1,317 @@
+"""The phases of a run, in order: what each one reads, trains, and leaves behind."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ted_ds.assemble import Assembly
+from ted_ds.config.schema import PhasePlan
+from ted_ds.errors import CheckpointError
+from ted_ds.export import export_student
+from ted_ds.models.cutting import cut
+from ted_ds.models.families import family_of
+from ted_ds.models.filter_files import load_filters, save_filters
+from ted_ds.models.heads import FilterProbes, classification_probes, lm_probes
+from ted_ds.models.student import FilteredModel
+from ted_ds.numerics.filters import FilterBank, IdentityFilters
+from ted_ds.phases import PhaseFolder, model_identity
+from ted_ds.runtime.determinism import seed_everything
+from ted_ds.stages.distill import DistillObjective
+from ted_ds.stages.finetune import FinetuneObjective
+from ted_ds.stages.learn_filters import FilterObjective
+
+STUDENT_FOLDER = "student"
+
+
+class Chain:
+    """Runs phases, skipping those that are complete."""
+
+    def __init__(self, assembly: Assembly, *, teacher: Path, student: Path | None) -> None:
+        """Start from the teacher's folder and the student's (None where it is cut from the teacher)."""
+        self._assembly, self._recipe = assembly, assembly.recipe
+        self._output = assembly.recipe.output_dir
+        self._teacher_origin, self._student_origin = teacher, student
+        self._identities: dict[Path, dict[str, str]] = {}
+
+    def run(self, wanted: Sequence[str]) -> None:
+        """Run the wanted phases of the plan, in order.
+
+        Raises:
+            CheckpointError: A phase that comes before them is not complete.
+        """
+        phases = self._assembly.plan.phases
+        last = max((phases.index(phase) for phase in wanted if phase in phases), default=-1)
+        for phase in phases[: last + 1]:
+            folder = self._folder(phase)
+            if self._assembly.world.on_main(folder.is_complete):
+                self._assembly.screen.say(f"{phase}: complete, skipped")
+            elif phase in wanted:
+                self._assembly.screen.say(f"{phase} -> {folder.path}")
+                work: Callable[[PhaseFolder], None] = getattr(self, f"_{phase}")
+                work(folder)
+            else:
+                raise CheckpointError(f"{folder.path}: phase {phase} is not complete; do it first, or all: ted-ds run")
+
+    # --- where things are -----------------------------------------------------------------------------------------
+
+    def _folder(self, phase: str) -> PhaseFolder:
+        inputs: dict[str, Callable[[], dict[str, Any]]] = {
+            "finetune_teacher": lambda: self._training_inputs(self._recipe.teacher.finetune, self._teacher_origin),
+            "cut_student": lambda: {
+                "teacher": self._identity(self._teacher()),
+                "blocks": self._recipe.student.from_teacher and self._recipe.student.from_teacher.blocks,
+            },
+            "finetune_student": lambda: self._training_inputs(self._recipe.student.finetune, self._student_start()),
+            "filters_teacher": lambda: self._filter_inputs("teacher", self._teacher()),
+            "filters_student": lambda: self._filter_inputs("student", self._student()),
+            "distill": self._distill_inputs,
+            "evaluate": lambda: {
+                "models": {name: self._identity(path) for name, path in self._evaluated().items()},
+                **self._recipe.model_dump(mode="json", include={"evaluation", "data", "task"}),
+            },
+            "export": lambda: {"student": self._identity(self._distilled())},
+        }
+        return PhaseFolder(self._output / phase, self._assembly.world.on_main(inputs[phase]))
+
+    def _teacher(self) -> Path:
+        tuned = self._recipe.teacher.finetune is not None
+        return self._output / "finetune_teacher" if tuned else self._teacher_origin
+
+    def _student_start(self) -> Path:
+        return self._student_origin or self._output / "cut_student"
+
+    def _student(self) -> Path:
+        tuned = self._recipe.student.finetune is not None
+        return self._output / "finetune_student" if tuned else self._student_start()
+
+    def _distilled(self) -> Path:
+        return self._output / "distill" / STUDENT_FOLDER
+
+    def _evaluated(self) -> dict[str, Path]:
+        models = {"teacher": self._teacher(), "student before": self._student_start()}
+        if self._recipe.student.finetune is not None:
+            models["student fine-tuned"] = self._student()
+        return {**models, "student after": self._distilled()}
+
+    def _identity(self, folder: Path) -> dict[str, str]:
+        if folder not in self._identities:
+            self._identities[folder] = model_identity(folder)
+        return self._identities[folder]
+
+    def _training_inputs(self, plan: PhasePlan | None, model: Path) -> dict[str, Any]:
+        return {
+            "model": self._identity(model),
+            "plan": plan.model_dump(mode="json") if plan is not None else None,
+            "deepspeed": self._assembly.deepspeed_json,
+            **self._recipe.model_dump(mode="json", include={"task", "data", "seed", "precision"}),
+        }
+
+    def _filter_inputs(self, side: str, model: Path) -> dict[str, Any]:
+        filters = self._recipe.filters
+        assert filters is not None
+        shape = filters.model_dump(mode="json", include={"kind", "initialisation", "lm_head"})
+        plan = filters.teacher if side == "teacher" else filters.student
+        layers = self._layers(side)
+        return {**self._training_inputs(plan, model), "filters": {**shape, "layers": layers, "dim": self._dim}}
+
+    def _distill_inputs(self) -> dict[str, Any]:
+        inputs = self._training_inputs(self._recipe.distill, self._student())
+        inputs["teacher"] = self._identity(self._teacher())
+        inputs["layer_pairs"] = [list(pair) for pair in self._assembly.plan.layer_pairs]
+        if self._recipe.distill.method == "ted":
+            for side in ("teacher", "student"):
+                manifest = self._output / f"filters_{side}" / "phase.json"
+                inputs[f"filters_{side}"] = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        return inputs
+
+    def _layers(self, side: str) -> list[int]:
+        return [pair[0 if side == "student" else 1] for pair in self._assembly.plan.layer_pairs]
+
+    @property
+    def _dim(self) -> int:
+        return self._assembly.plan.filter_dim
+
+    # --- phases -----------------------------------------------------------------------------------------------------
+
+    def _finetune_teacher(self, folder: PhaseFolder) -> None:
+        assert self._recipe.teacher.finetune is not None
+        self._finetune(folder, "teacher.finetune", self._recipe.teacher.finetune, self._teacher_origin)
+
+    def _finetune_student(self, folder: PhaseFolder) -> None:
+        assert self._recipe.student.finetune is not None
+        self._finetune(folder, "student.finetune", self._recipe.student.finetune, self._student_start())
+
+    def _finetune(self, folder: PhaseFolder, plan_path: str, plan: PhasePlan, origin: Path) -> None:
+        build = self._assembly
+        config = build.engine_config(plan, plan_path)
+        tapped = build.trainable_model(origin, config)
+        with build.engine(tapped, config, plan) as engine:
+            result = build.train(folder.path.name, engine, FinetuneObjective(), plan)
+            state = build.whole_state(tapped, "model.")
+
+        def write(place: Path) -> dict[str, Any]:
+            build.save_model(tapped.model, state, place)
+            return result
+
+        build.world.on_main(functools.partial(folder.write, write))
+
+    def _cut_student(self, folder: PhaseFolder) -> None:
+        from_teacher = self._recipe.student.from_teacher
+        assert from_teacher is not None and self._assembly.plan.teacher is not None
+        family = family_of(self._assembly.plan.teacher.model_type)
+
+        def write(place: Path) -> dict[str, Any]:
+            cut(self._teacher(), place, blocks=from_teacher.blocks, family=family)
+            return {"blocks": from_teacher.blocks}
+
+        self._assembly.world.on_main(functools.partial(folder.write, write))
+
+    def _filters_teacher(self, folder: PhaseFolder) -> None:
+        self._learn_filters(folder, "teacher", self._teacher())
+
+    def _filters_student(self, folder: PhaseFolder) -> None:
+        self._learn_filters(folder, "student", self._student())
+
+    def _learn_filters(self, folder: PhaseFolder, side: str, model: Path) -> None:
+        build, filters = self._assembly, self._recipe.filters
+        facts = build.plan.teacher if side == "teacher" else build.plan.student
+        assert filters is not None and facts is not None
+        plan = filters.teacher if side == "teacher" else filters.student
+        layers = self._layers(side)
+        config = build.engine_config(plan, f"filters.{side}")
+        body = build.frozen_model(model, layers, new_head_allowed=True)
+        seed_everything(self._recipe.seed, phase=folder.path.name)
+        bank = FilterBank(
+            layers, facts.hidden_size, self._dim, kind=filters.kind, initialisation=filters.initialisation
+        )
+        probes = self._probes(bank, model, facts.model_type)
+        objective = FilterObjective(body, layers)
+        with build.engine(probes, config, plan) as engine:
+            result: dict[str, Any] = dict(build.train(folder.path.name, engine, objective, plan))
+            engine.engine.eval()
+            metrics, _ = build.evaluate(
+                lambda batch: engine.engine(body(batch.inputs, with_logits=False)[1], batch.attention_mask)
+            )
+            state = build.whole_state(probes, "bank.")
+        body.release()
+        for layer, values in zip(layers, metrics, strict=True):
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if not name.startswith("num_"))
+            build.screen.say(f"  filter of {side} layer {layer}: {shown}")
+            result[f"layer_{layer:02d}"] = values
+        if build.tracker is not None:
+            build.tracker.log(
+                folder.path.name,
+                plan.max_steps,
+                {f"eval/{n}/layer_{i:02d}": v for i, m in zip(layers, metrics, strict=True) for n, v in m.items()},
+            )
+
+        def write(place: Path) -> dict[str, Any]:
+            save_filters(place, state, layers=bank.layers, dim=self._dim, kind=filters.kind)
+            return result
+
+        build.world.on_main(functools.partial(folder.write, write))
+
+    def _probes(self, bank: FilterBank, model: Path, model_type: str) -> FilterProbes:
+        task, filters = self._recipe.task, self._recipe.filters
+        assert filters is not None
+        if task.kind == "causal_lm":
+            return lm_probes(bank, dim=self._dim, model_path=model, kind=filters.lm_head, dtype=self._assembly.dtype)
+        return classification_probes(
+            bank, dim=self._dim, num_labels=len(task.labels), family=family_of(model_type)
+        )
+
+    def _distill(self, folder: PhaseFolder) -> None:
+        build, plan = self._assembly, self._recipe.distill
+        method, dim = plan.method, self._dim
+        assert build.plan.student is not None and build.plan.teacher is not None
+        student_layers, teacher_layers = tuple(self._layers("student")), tuple(self._layers("teacher"))
+        config = build.engine_config(plan, "distill")
+        student = build.trainable_model(self._student(), config, student_layers)
+        bank, teacher_filters, kind = self._filter_banks(student_layers, teacher_layers)
+        module = FilteredModel(student, bank)
+        teacher = None if method == "sft" else build.frozen_model(self._teacher(), teacher_layers)
+        objective = (
+            FinetuneObjective()
+            if teacher is None
+            else DistillObjective(
+                teacher=teacher,
+                teacher_filters=teacher_filters,
+                student_layers=student_layers,
+                task_weight=plan.task_weight,
+                kl_weight=plan.kl_weight,
+                temperature=plan.temperature,
+                feature_weight=plan.feature_weight,
+                feature_reduction=plan.feature_reduction,
+            )
+        )
+        with build.engine(module, config, plan) as engine:
+            result = build.train(folder.path.name, engine, objective, plan)
+            state = build.whole_state(module, "tapped.model.")
+            filter_state = build.whole_state(module, "bank.")
+        if teacher is not None:
+            teacher.release()
+
+        def write(place: Path) -> dict[str, Any]:
+            build.save_model(student.model, state, place / STUDENT_FOLDER)
+            if filter_state:
+                save_filters(place, filter_state, layers=student_layers, dim=dim, kind=kind)
+            return {**result, "teacher": self._identity(self._teacher())}
+
+        build.world.on_main(functools.partial(folder.write, write))
+
+    def _filter_banks(
+        self, student_layers: tuple[int, ...], teacher_layers: tuple[int, ...]
+    ) -> tuple[Any, Any, str]:
+        """The student's filters, the teacher's (None: no layers are matched), and the kind of the student's."""
+        build, recipe, dim = self._assembly, self._recipe, self._dim
+        assert build.plan.student is not None and build.plan.teacher is not None
+        student_width, teacher_width = build.plan.student.hidden_size, build.plan.teacher.hidden_size
+        if recipe.distill.method == "ted":
+            assert recipe.filters is not None
+            kind = recipe.filters.kind
+            load = functools.partial(load_filters, dim=dim, kind=kind)
+            bank = load(self._output / "filters_student", layers=student_layers, hidden_size=student_width)
+            teacher_bank = load(self._output / "filters_teacher", layers=teacher_layers, hidden_size=teacher_width)
+            return bank, teacher_bank.to(build.world.device, build.dtype).requires_grad_(False).eval(), kind
+        if recipe.distill.method == "lwd":
+            seed_everything(recipe.seed, phase="lwd")
+            return FilterBank(student_layers, student_width, dim), IdentityFilters(), "linear"
+        return FilterBank((), student_width, student_width), None, "linear"
+
+    def _evaluate(self, folder: PhaseFolder) -> None:
+        build = self._assembly
+        results: dict[str, dict[str, float]] = {}
+        for name, path in self._evaluated().items():
+            model = build.frozen_model(path, new_head_allowed=True)
+            metrics, tokens_per_s = build.evaluate(lambda batch, model=model: (model(batch.inputs)[0],))
+            results[name] = {**metrics[0], "perf/tokens_per_s": tokens_per_s, "num_parameters": model.num_parameters}
+            model.release()
+        if build.tracker is not None:
+            for name, values in results.items():
+                build.tracker.log("evaluate", 0, {f"{name.replace(' ', '_')}/{key}": v for key, v in values.items()})
+
+        def write(place: Path) -> dict[str, Any]:
+            (place / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+            return results
+
+        build.world.on_main(functools.partial(folder.write, write))
+
+    def _export(self, folder: PhaseFolder) -> None:
+        task = self._recipe.task.kind
+
+        def write(place: Path) -> dict[str, Any]:
+            export_student(self._distilled(), place, task=task)
+            return {"student": self._identity(self._distilled())}
+
+        self._assembly.world.on_main(functools.partial(folder.write, write))
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    def results(self) -> dict[str, dict[str, float]] | None:
+        """What the evaluation phase measured; None before it."""
+        file = self._output / "evaluate" / "evaluation.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None

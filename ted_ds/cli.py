@@ -1,0 +1,86 @@
+"""The verbs: parsing and dispatch, nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from ted_ds import __version__
+from ted_ds.errors import TedError
+
+PHASES_OF_VERB = {
+    "finetune": ("finetune_teacher", "cut_student", "finetune_student"),
+    "filters": ("filters_teacher", "filters_student"),
+    "distill": ("distill",),
+    "evaluate": ("evaluate",),
+    "export": ("export",),
+}
+PHASES_OF_VERB["run"] = tuple(phase for phases in PHASES_OF_VERB.values() for phase in phases)
+HELP_OF_VERB = {
+    "run": "all phases; those already complete are skipped",
+    "finetune": "Stage 0: train teacher and student on the task, cut the student out of the teacher",
+    "filters": "Stage I: train the filters of teacher and student",
+    "distill": "Stage II: train the student",
+    "evaluate": "score teacher and student on held-out data",
+    "export": "write the student as a plain transformers folder",
+    "check": "every mistake in the recipe at once, and the plan; needs no GPU and no torch",
+}
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(prog="ted-ds", description="Distil language models on DeepSpeed.")
+    parser.add_argument("--version", action="version", version=f"ted_ds {__version__}")
+    # the deepspeed launcher puts it before everything else; the environment says the same
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb, help_text in HELP_OF_VERB.items():
+        one = verbs.add_parser(verb, help=help_text, description=help_text)
+        one.add_argument("recipe", help="a YAML recipe, e.g. one of ds_configs/recipes")
+        one.add_argument("overrides", nargs="*", metavar="a.b=value", help="change a value of the recipe")
+        if verb == "check":
+            one.add_argument("--ranks", type=int, default=1, help="ranks the batches must divide over")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb; returns the exit code."""
+    options = parse(arguments)
+    try:
+        if options.verb == "check":
+            from ted_ds.config.load import load_recipe
+            from ted_ds.plan import describe, make_plan
+
+            recipe = load_recipe(options.recipe, options.overrides)
+            print(describe(recipe, make_plan(recipe, num_ranks=options.ranks), num_ranks=options.ranks))
+        else:
+            from ted_ds.launch import launch  # torch and deepspeed only where they are needed
+
+            launch(options.recipe, options.overrides, PHASES_OF_VERB[options.verb])
+    except TedError as error:
+        if os.environ.get("RANK", "0") == "0" or not error.agreed:
+            print(f"ted-ds {options.verb}: error:\n{error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def entry() -> None:
+    """Run a verb and end the process.
+
+    Ends it at once where torch was at work: the teardown of its threads aborts about one normal exit in ten.
+    """
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        code = 130
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if "torch" in sys.modules:
+        os._exit(code)
+    sys.exit(code)

@@ -1,0 +1,251 @@
+"""The recipe's schema: every key a user may write, its type, default, unit and rule.
+
+Models are frozen and refuse unknown keys. Rules that need a file, a model or the number of ranks live in
+:mod:`ted_ds.plan`; rules that follow from the recipe alone live here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A part of the recipe: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class PhasePlan(Section):
+    """How one phase trains: its steps, batch and optimizer values.
+
+    These values are the recipe's: the DeepSpeed JSON takes them where it says ``"auto"``.
+    """
+
+    max_steps: int = Field(gt=0)
+    """Optimizer steps."""
+    learning_rate: float = Field(gt=0)
+    """Peak learning rate."""
+    global_batch_size: int = Field(gt=0)
+    """Sequences or examples per optimizer step, over all ranks and microbatches."""
+    micro_batch_size: int = Field(gt=0)
+    """Sequences or examples per rank and forward pass."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps of linear warm-up from 0 to ``learning_rate``."""
+    schedule: Literal["linear", "cosine", "constant", "deepspeed"] = "linear"
+    """Shape after warm-up; ``deepspeed`` leaves it to the ``scheduler`` block of the DeepSpeed JSON."""
+    gradient_clipping: float = Field(default=1.0, ge=0)
+    """Largest global gradient norm; 0 switches clipping off."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decay of parameters with two or more dimensions; biases and norms are not decayed."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+
+    @model_validator(mode="after")
+    def _steps_and_batches_fit(self) -> PhasePlan:
+        if self.warmup_steps >= self.max_steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be smaller than max_steps ({self.max_steps})")
+        if self.global_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"global_batch_size ({self.global_batch_size}) must be a multiple of "
+                f"micro_batch_size ({self.micro_batch_size})"
+            )
+        return self
+
+
+class SequenceClassification(Section):
+    """One label per text."""
+
+    kind: Literal["sequence_classification"]
+    labels: list[str] = Field(min_length=2)
+    """Label names in the order of their ids."""
+    max_length: int = Field(default=128, gt=1)
+    """Longest text in tokens; longer ones are cut."""
+    text_column: str = "text"
+    label_column: str = "label"
+    """Column with a label's id or name."""
+
+    @model_validator(mode="after")
+    def _labels_distinct(self) -> SequenceClassification:
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"labels must be distinct, got {self.labels}")
+        return self
+
+    @property
+    def sequence_length(self) -> int:
+        """Longest sequence the models will see, in tokens."""
+        return self.max_length
+
+
+class CausalLm(Section):
+    """Continual pre-training: next-token prediction on packed documents."""
+
+    kind: Literal["causal_lm"]
+    sequence_length: int = Field(gt=1)
+    """Tokens per packed sequence."""
+    text_column: str = "text"
+
+
+class Source(Section):
+    """Where documents or examples come from."""
+
+    path: str = Field(min_length=1)
+    """A local file, folder or glob, or the name of a Hugging Face dataset."""
+    format: Literal["auto", "json", "csv", "parquet", "text", "hub"] = "auto"
+    """``auto`` goes by the file's ending, or takes ``path`` as a hub name where nothing local has it."""
+    name: str | None = None
+    """Configuration of a Hugging Face dataset."""
+    split: str = "train"
+    """Split of a Hugging Face dataset."""
+    weight: float = Field(default=1.0, gt=0)
+    """Relative share of documents drawn from this source."""
+
+
+class Data(Section):
+    train: list[Source] = Field(min_length=1)
+    evaluation: list[Source] | None = None
+    """Held-out data; unset: ``heldout_fraction`` of ``train`` is kept apart by a hash of the text."""
+    heldout_fraction: float = Field(default=0.05, gt=0, lt=1)
+    shuffle_buffer: int = Field(default=1000, gt=0)
+    """Documents a streaming shuffle holds."""
+
+
+class Teacher(Section):
+    path: str = Field(min_length=1)
+    """Local folder or Hugging Face name of the teacher."""
+    finetune: PhasePlan | None = None
+    """Train the teacher on the task first (Stage 0)."""
+    hosting: Literal["auto", "replicated", "sharded"] = "auto"
+    """Weights of frozen models: whole on every rank, or ZeRO-3 sharded; ``auto`` shards when the student is."""
+
+
+class CutFromTeacher(Section):
+    blocks: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    """Blocks of the teacher to copy, numbered from 0 as in its parameter names."""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> CutFromTeacher:
+        if sorted(set(self.blocks)) != self.blocks:
+            raise ValueError(f"blocks must be ascending and distinct, got {self.blocks}")
+        return self
+
+
+class Student(Section):
+    path: str | None = Field(default=None, min_length=1)
+    """Local folder or Hugging Face name of a pretrained student."""
+    from_teacher: CutFromTeacher | None = None
+    """Cut the student out of the teacher instead."""
+    finetune: PhasePlan | None = None
+    """Train the student on the task before Stage I (Stage 0)."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Student:
+        if (self.path is None) == (self.from_teacher is None):
+            raise ValueError("give exactly one of path and from_teacher")
+        return self
+
+
+LayerPair = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
+
+
+class LayerMap(Section):
+    """Which student layer is matched with which teacher layer (see :mod:`ted_ds.numerics.layer_map`)."""
+
+    kind: Literal["uniform", "distilgpt2", "last", "explicit"] = "uniform"
+    num_pairs: int | None = Field(default=None, gt=0)
+    """For ``uniform``: how many pairs, spread evenly; unset: one per student block."""
+    pairs: list[LayerPair] | None = None
+    """For ``explicit``: ``[student_layer, teacher_layer]``, counted 1..L (0 is the embedding output)."""
+
+    @model_validator(mode="after")
+    def _options_of_kind(self) -> LayerMap:
+        if (self.kind == "explicit") != (self.pairs is not None):
+            raise ValueError("pairs goes with kind: explicit, and only with it")
+        if self.num_pairs is not None and self.kind != "uniform":
+            raise ValueError(f"num_pairs goes with kind: uniform, not {self.kind}")
+        return self
+
+
+class Filters(Section):
+    """Stage I: the filters and how each side's are trained."""
+
+    dim: int | None = Field(default=None, gt=0)
+    """Width of a filter's output; unset: the teacher's hidden size."""
+    kind: Literal["linear", "mlp"] = "linear"
+    initialisation: Literal["normal", "identity"] = "normal"
+    """``normal``: N(0, 0.02) as in the reference; ``identity``: start as the unfiltered state (linear only)."""
+    lm_head: Literal["frozen", "new"] = "frozen"
+    """Causal LM: read a filter through the model's own frozen final norm and LM head, or through a new linear head."""
+    teacher: PhasePlan
+    student: PhasePlan
+
+    @model_validator(mode="after")
+    def _identity_is_linear(self) -> Filters:
+        if self.initialisation == "identity" and self.kind != "linear":
+            raise ValueError("initialisation: identity goes with kind: linear")
+        return self
+
+
+class Distill(PhasePlan):
+    """Stage II, and which method it is."""
+
+    method: Literal["sft", "kd", "lwd", "ted"] = "ted"
+    """``sft``: task loss only; ``kd``: and KL; ``lwd``: and unfiltered layer matching; ``ted``: and filtered."""
+    task_weight: float = Field(default=1.0, ge=0)
+    kl_weight: float = Field(default=1.0, ge=0)
+    temperature: float = Field(default=2.0, gt=0)
+    feature_weight: float = Field(default=1.0, ge=0)
+    feature_reduction: Literal["mean", "sum"] = "mean"
+    """Over matched layers: the mean (released code), or the sum (the paper's notation)."""
+
+
+class Evaluation(Section):
+    max_examples: int = Field(default=1000, gt=0)
+    """Held-out examples, or packed sequences, that are scored."""
+    micro_batch_size: int = Field(default=8, gt=0)
+    """Examples per rank and forward pass."""
+
+
+class Tracking(Section):
+    project: str = "ted_ds"
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """``auto``: online when an API key is set, else offline. A JSONL of the same numbers is always written."""
+    log_every_steps: int = Field(default=10, gt=0)
+
+
+class Recipe(Section):
+    """One distillation, from teacher and data to the exported student."""
+
+    name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
+    seed: int = Field(default=0, ge=0)
+    output_dir: Path
+    deepspeed: Path
+    """DeepSpeed JSON of all trained phases."""
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    task: SequenceClassification | CausalLm = Field(discriminator="kind")
+    data: Data
+    teacher: Teacher
+    student: Student
+    layer_map: LayerMap = LayerMap()
+    filters: Filters | None = None
+    distill: Distill
+    evaluation: Evaluation = Evaluation()
+    tracking: Tracking = Tracking()
+    collective_timeout_s: float = Field(default=1800, ge=1)
+    """How long a rank waits for the others before it gives up."""
+
+    @model_validator(mode="after")
+    def _ted_has_filters(self) -> Recipe:
+        if self.distill.method == "ted" and self.filters is None:
+            raise ValueError("distill.method: ted needs a filters section (Stage I)")
+        return self
+
+    def phase_plans(self) -> dict[str, PhasePlan]:
+        """The plans this recipe will run, by their path in the recipe."""
+        plans = {"teacher.finetune": self.teacher.finetune, "student.finetune": self.student.finetune}
+        if self.distill.method == "ted" and self.filters is not None:
+            plans |= {"filters.teacher": self.filters.teacher, "filters.student": self.filters.student}
+        plans["distill"] = self.distill
+        return {path: plan for path, plan in plans.items() if plan is not None}

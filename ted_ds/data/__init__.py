@@ -1,0 +1,1 @@
+"""Text in, batches out: sources, held-out split, packing, task sets and the loader."""

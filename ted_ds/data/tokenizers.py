@@ -1,0 +1,32 @@
+"""Whether two models read the same tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+
+def read_vocabulary(folder: Path) -> dict[str, int] | None:
+    """Tokens and ids of a model folder's ``tokenizer.json``; None where it has none (an older, slow tokenizer)."""
+    file = folder / "tokenizer.json"
+    return Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True) if file.is_file() else None
+
+
+def describe_difference(teacher: Mapping[str, int], student: Mapping[str, int], *, shown: int = 3) -> str | None:
+    """The first ids that mean different tokens, in words; None where the vocabularies are the same."""
+    if teacher == student:
+        return None
+    teacher_tokens = {index: token for token, index in teacher.items()}
+    student_tokens = {index: token for token, index in student.items()}
+    differing = sorted(
+        index
+        for index in teacher_tokens.keys() | student_tokens.keys()
+        if teacher_tokens.get(index) != student_tokens.get(index)
+    )
+    examples = "; ".join(
+        f"id {index} is {teacher_tokens.get(index)!r} to the teacher and {student_tokens.get(index)!r} to the student"
+        for index in differing[:shown]
+    )
+    return f"{len(differing)} ids differ: {examples}"

@@ -1,0 +1,54 @@
+"""The errors a user can cause.
+
+    TedError                 exit code 2, one message, no traceback
+    ├── ConfigError          the recipe or the DeepSpeed JSON is wrong
+    ├── TopologyError        ranks, batch sizes and sharding do not fit together
+    ├── DataError            a data file or a row of it is wrong
+    ├── CheckpointError      a model, filter or phase folder is missing, damaged or of another run
+    └── NumericsError        a loss became NaN or infinite
+
+Each message says where the mistake is, what was given, the rule, and what to do:
+``recipe.yaml: layer_map.pairs[3]: teacher block 33 does not exist (the model has 32 blocks); use 1..32``.
+Anything else that is raised is a defect of ted_ds and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class TedError(Exception):
+    """A mistake the user can mend; the command line prints it without a traceback and exits with 2."""
+
+    exit_code = 2
+    agreed = False
+    """Whether every rank raises this error with this text, so that one of them need print it."""
+
+
+class ConfigError(TedError):
+    """The recipe or the DeepSpeed JSON is wrong."""
+
+
+class TopologyError(TedError):
+    """Ranks, batch sizes and sharding do not fit together."""
+
+
+class DataError(TedError):
+    """A data file, or a row of it, is wrong."""
+
+
+class CheckpointError(TedError):
+    """A model, filter or phase folder is missing, damaged, or belongs to another run."""
+
+
+class NumericsError(TedError):
+    """A loss became NaN or infinite."""
+
+
+def raise_all(messages: Sequence[str], kind: type[TedError] = ConfigError) -> None:
+    """Raise one ``kind`` that lists every message, so that a user mends all mistakes in one go.
+
+    Does nothing when ``messages`` is empty.
+    """
+    if messages:
+        raise kind("\n".join(messages))

@@ -1,0 +1,49 @@
+"""Run a model over held-out batches and score it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ted_ds.data.loader import Batch
+from ted_ds.evaluation import classification, language_model
+
+Gather = Callable[[Any], list[Any]]
+
+
+@torch.no_grad()
+def evaluate(
+    forward: Callable[[Batch], tuple[Tensor, ...]],
+    batches: Iterable[Batch],
+    *,
+    task: str,
+    gather: Gather,
+    device: torch.device,
+) -> tuple[list[dict[str, float]], float]:
+    """Score each logits tensor that ``forward`` returns (one for a model, one per filter in Stage I).
+
+    Args:
+        forward: Runs a batch.
+        batches: This rank's batches.
+        task: ``causal_lm`` or ``sequence_classification``.
+        gather: Every rank's value, on every rank.
+        device: Where ``forward`` runs.
+
+    Returns:
+        The metrics of each output, and tokens per second over all ranks.
+    """
+    scorer = language_model if task == "causal_lm" else classification
+    observed: list[list[Any]] = []
+    num_tokens, started = 0, time.monotonic()
+    for batch in batches:
+        on_device = batch.to(device)
+        outputs = forward(on_device)
+        observed.append([scorer.observe(logits, on_device.labels) for logits in outputs])
+        num_tokens += int(batch.attention_mask.sum())
+    tokens_per_s = sum(gather(num_tokens / (time.monotonic() - started)))
+    everywhere = [one for rank in gather(observed) for one in rank]
+    return [scorer.score(list(of_output)) for of_output in zip(*everywhere, strict=True)], tokens_per_s

@@ -1,0 +1,26 @@
+"""The distilled student as a plain transformers folder: no filters, no wrappers, nothing of ted_ds needed to load it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from ted_ds.errors import CheckpointError
+
+
+def export_student(student: Path, folder: Path, *, task: str) -> None:
+    """Copy the student's files to ``folder`` and make sure that they load as they will at the user's.
+
+    Raises:
+        CheckpointError: The copy does not load completely.
+    """
+    for file in sorted(student.iterdir()):
+        shutil.copy2(file, folder / file.name)
+    auto = AutoModelForCausalLM if task == "causal_lm" else AutoModelForSequenceClassification
+    _, report = auto.from_pretrained(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)
+    AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    problems = [f"{kind}: {sorted(report[kind])[:3]}" for kind in ("missing_keys", "unexpected_keys") if report[kind]]
+    if problems:
+        raise CheckpointError(f"{student}: does not export cleanly ({'; '.join(problems)}); distil it again")

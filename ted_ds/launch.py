@@ -1,0 +1,133 @@
+"""From the command line to a finished run: check, meet the other ranks, assemble, run the phases, show the result."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ted_ds.assemble import Assembly
+from ted_ds.chain import Chain
+from ted_ds.config.load import load_recipe
+from ted_ds.config.schema import Recipe
+from ted_ds.data.tasks import TaskData, open_task_data
+from ted_ds.errors import TedError
+from ted_ds.models.loading import fetch, load_tokenizer
+from ted_ds.plan import Plan, make_plan, refuse_different_tokenizers
+from ted_ds.runtime.world import World
+from ted_ds.screen import Screen
+from ted_ds.tracking import METRICS_FILE, Tracker
+
+JOIN_TIMEOUT_S = 1800.0
+
+
+def launch(recipe_path: str, overrides: Sequence[str], wanted: Sequence[str]) -> None:
+    """Run the wanted phases of a recipe on the ranks the launcher started.
+
+    Raises:
+        TedError: The same on every rank. Before the first phase starts nothing has been written.
+    """
+    started = time.monotonic()
+    recipe, failure = None, None
+    try:
+        recipe = load_recipe(recipe_path, overrides)
+        make_plan(recipe, num_ranks=int(os.environ.get("WORLD_SIZE", "1")))
+    except TedError as error:
+        failure = error
+    world = World.join(recipe.collective_timeout_s if recipe is not None else JOIN_TIMEOUT_S)
+    with world.together():
+        if failure is not None:
+            raise failure
+    assert recipe is not None
+    recipe, plan, teacher, student = _resolve_models(recipe, world)
+    tokenizer, data = None, None
+    with world.together():
+        tokenizer = load_tokenizer(teacher)
+        if student is not None:
+            refuse_different_tokenizers(tokenizer.get_vocab(), load_tokenizer(student).get_vocab())
+        data = open_task_data(recipe.data, recipe.task, tokenizer, max_heldout=recipe.evaluation.max_examples)
+    assert tokenizer is not None and data is not None
+
+    tracker: Tracker | None = None
+    with world.together():
+        tracker = _open_tracker(recipe) if world.is_main else None
+    screen = Screen(shown=world.is_main)
+    _greet(screen, recipe, plan, world, data)
+    assembly = Assembly(
+        recipe, plan, world, tokenizer=tokenizer, data=data, tracker=tracker, screen=screen
+    )
+    chain = Chain(assembly, teacher=teacher, student=student)
+    try:
+        chain.run(wanted)
+        if world.is_main:
+            _show_results(screen, recipe, chain, tracker, time.monotonic() - started)
+    finally:
+        if tracker is not None:
+            tracker.close()
+
+
+def _resolve_models(recipe: Recipe, world: World) -> tuple[Recipe, Plan, Path, Path | None]:
+    """Fetch hub models, then plan again: what their files say is known only now."""
+    teacher: Path | None = None
+    student: Path | None = None
+    plan: Plan | None = None
+    with world.together():
+        teacher = fetch(recipe.teacher.path)
+        student = fetch(recipe.student.path) if recipe.student.path is not None else None
+    recipe = recipe.model_copy(
+        update={
+            "teacher": recipe.teacher.model_copy(update={"path": str(teacher)}),
+            "student": recipe.student.model_copy(update={"path": str(student) if student is not None else None}),
+        }
+    )
+    with world.together():
+        plan = make_plan(recipe, num_ranks=world.size)
+    assert teacher is not None and plan is not None
+    return recipe, plan, teacher, student
+
+
+def _open_tracker(recipe: Recipe) -> Tracker:
+    return Tracker(
+        recipe.output_dir,
+        name=recipe.name,
+        project=recipe.tracking.project,
+        mode=recipe.tracking.wandb,
+        config=recipe.model_dump(mode="json"),
+    )
+
+
+def _greet(screen: Screen, recipe: Recipe, plan: Plan, world: World, data: TaskData) -> None:
+    screen.say(
+        f"{recipe.name}: {recipe.task.kind} by {recipe.distill.method} on {world.size} x {world.device.type}, "
+        f"{len(data.heldout)} held-out sequences"
+    )
+    screen.say(f"phases: {' > '.join(plan.phases)}")
+    if plan.layer_pairs:
+        screen.say(f"layers, student<-teacher: {' '.join(f'{s}<-{t}' for s, t in plan.layer_pairs)}")
+
+
+def _show_results(screen: Screen, recipe: Recipe, chain: Chain, tracker: Tracker | None, seconds: float) -> None:
+    results = chain.results()
+    if results is None:
+        return
+    metric = "perplexity" if recipe.task.kind == "causal_lm" else "accuracy"
+    rows = [
+        (
+            name,
+            f"{values['num_parameters'] / 1e6:.1f} M",
+            f"{values[metric]:.4g}",
+            f"{values['loss']:.4f}",
+            f"{values['perf/tokens_per_s']:.0f}",
+        )
+        for name, values in results.items()
+    ]
+    columns = ("model", "parameters", f"held-out {metric}", "loss", "tokens/s")
+    screen.table(f"{recipe.name}: {recipe.distill.method}, {seconds / 60:.1f} min", columns, rows)
+    output = recipe.output_dir
+    screen.say(f"student     {output / 'export'}")
+    screen.say(f"evaluation  {output / 'evaluate' / 'evaluation.json'}")
+    screen.say(f"metrics     {output / METRICS_FILE}")
+    if tracker is not None:
+        screen.say(f"W&B         {tracker.mode}, {output / 'wandb'}")
+        tracker.summarise({f"{name.replace(' ', '_')}/{metric}": values[metric] for name, values in results.items()})

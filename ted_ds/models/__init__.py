@@ -1,0 +1,1 @@
+"""Transformers models as the method sees them: families, taps, heads, cutting and loading."""

@@ -1,0 +1,114 @@
+"""Load transformers models and tokenizers, safely and with nothing left random unnoticed."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from ted_ds.errors import CheckpointError, ConfigError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FETCHED_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+# the head of a body that was never trained for classification
+HEAD_PREFIXES = ("classifier.", "score.", "pooler.", "bert.pooler.")
+
+
+def fetch(path: str) -> Path:
+    """The local folder of a model: ``path`` itself, or the hub model of that name, downloaded if need be.
+
+    Raises:
+        CheckpointError: It is neither.
+    """
+    if Path(path).is_dir():
+        return Path(path)
+    try:
+        return Path(snapshot_download(path, allow_patterns=FETCHED_FILES))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"{path}: neither a local model folder nor a model the hub gives ({reason})") from error
+
+
+def load_model(
+    path: Path,
+    *,
+    task: str,
+    labels: list[str] | None,
+    dtype: torch.dtype,
+    new_head_allowed: bool,
+    context: AbstractContextManager[Any],
+) -> PreTrainedModel:
+    """Load the model of a local folder from safetensors.
+
+    Args:
+        path: A transformers model folder.
+        task: ``causal_lm`` or ``sequence_classification``.
+        labels: Label names in the order of their ids, for classification.
+        dtype: Of the weights.
+        new_head_allowed: Whether a classification head may be missing from the files and start random.
+        context: What to build under (a ZeRO-3 context shards the weights as they are read).
+
+    Raises:
+        CheckpointError: A weight is missing from the files, or they cannot be read.
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    options: dict[str, Any] = {}
+    if labels is not None:
+        options["id2label"] = dict(enumerate(labels))
+        options["label2id"] = {name: index for index, name in enumerate(labels)}
+    auto = AutoModelForCausalLM if task == "causal_lm" else AutoModelForSequenceClassification
+    try:
+        with context:
+            model, report = auto.from_pretrained(
+                path, dtype=dtype, use_safetensors=True, output_loading_info=True, local_files_only=True, **options
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: cannot be loaded as a {task} model: {error}") from error
+    missing = sorted(report["missing_keys"])
+    head = [name for name in missing if name.startswith(HEAD_PREFIXES)]
+    body = [name for name in missing if name not in head]
+    if body:
+        raise CheckpointError(
+            f"{path}: {len(body)} weights are missing from the files ({body[0]}, ...); they would be random"
+        )
+    if head and not new_head_allowed:
+        raise CheckpointError(
+            f"{path}: has no trained {task} head ({head[0]} is missing); fine-tune it first (teacher.finetune)"
+        )
+    return model
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder, with a padding token.
+
+    Raises:
+        CheckpointError: The folder has none.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: no tokenizer can be loaded from this folder: {error}") from error
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise ConfigError(f"{path}: the tokenizer has neither a padding nor an end token; add one to it")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def num_parameters(module: nn.Module) -> int:
+    """Parameters of a module, also when ZeRO-3 keeps them elsewhere; shared ones count once."""
+    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in module.parameters())

@@ -1,0 +1,59 @@
+"""A transformers model whose forward pass also returns the states of chosen layers, and of no others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ted_ds.models.families import Family
+
+INPUT_NAMES = ("input_ids", "attention_mask")
+
+
+class TappedModel(nn.Module):
+    """Runs ``model`` unchanged and captures the outputs of ``layers``.
+
+    Layers are numbered as in :mod:`ted_ds.numerics.layer_map`: 0 is the embedding output, i the output of block i
+    counted from 1. The last block's state is taken *before* the final norm. Transformers places activation
+    checkpointing inside a block's call, so a tap fires once per forward pass, outside the recomputation.
+    """
+
+    def __init__(self, model: nn.Module, family: Family, layers: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.model = model
+        self.layers = tuple(layers)
+        self._captured: dict[int, Tensor] = {}
+        blocks = family.blocks(model)
+        for layer in sorted(set(self.layers)):
+            module = family.embed(model) if layer == 0 else blocks[layer - 1]
+            module.register_forward_hook(self._capture(layer))
+
+    def _capture(self, layer: int):  # noqa: ANN202 - the hook's type is torch's own
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            self._captured[layer] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    def forward(
+        self, inputs: Mapping[str, Tensor], with_logits: bool = True
+    ) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+        """Run the model on ``input_ids`` and ``attention_mask``, both ``[batch, seq]``.
+
+        Returns:
+            The logits (``[batch, seq, vocab]`` or ``[batch, labels]``), None without ``with_logits``; and the
+            states ``[batch, seq, hidden]`` in the order of ``layers``.
+        """
+        arguments: dict[str, Any] = {name: inputs[name] for name in INPUT_NAMES}
+        if getattr(self.model.config, "use_cache", False):
+            arguments["use_cache"] = False
+        logits = None
+        try:
+            if with_logits:
+                logits = self.model(**arguments).logits
+            else:
+                self.model.base_model(**arguments)
+            return logits, tuple(self._captured[layer] for layer in self.layers)
+        finally:
+            self._captured.clear()

@@ -1,0 +1,103 @@
+"""Phases of a run: each leaves a folder with a completion manifest, so that running again skips what is done.
+
+A phase folder is written beside its place and renamed when it is whole: it is there completely, or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ted_ds.errors import CheckpointError
+
+MANIFEST = "phase.json"
+
+
+def file_sha256(file: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def model_identity(folder: Path) -> dict[str, str]:
+    """What names a model that is not ours to copy: its path and a hash over its config and weights."""
+    digest = hashlib.sha256()
+    for file in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
+        digest.update(f"{file.name} {file_sha256(file)}\n".encode())
+    return {"path": str(folder), "sha256": digest.hexdigest()}
+
+
+@dataclass(frozen=True)
+class PhaseFolder:
+    """Where a phase puts its result, and what that result depends on."""
+
+    path: Path
+    inputs: dict[str, Any]
+    """Everything that decides the result: recipe values, and identities of the models that went in."""
+
+    def is_complete(self) -> bool:
+        """Whether the phase was completed with the same inputs, and its files are still whole.
+
+        Raises:
+            CheckpointError: It was completed with other inputs, or a file was damaged since.
+        """
+        if not (self.path / MANIFEST).is_file():
+            return False
+        manifest = self._manifest()
+        differing = _differences(manifest["inputs"], json.loads(json.dumps(self.inputs)))
+        if differing:
+            raise CheckpointError(
+                f"{self.path}: was completed with other settings: {'; '.join(differing[:5])}. "
+                "Remove this folder and those of later phases to do it again, or choose another output_dir"
+            )
+        for name, (size, digest) in manifest["files"].items():
+            file = self.path / name
+            if not file.is_file() or file.stat().st_size != size or file_sha256(file) != digest:
+                raise CheckpointError(f"{file}: changed or missing since its phase was completed; remove {self.path}")
+        return True
+
+    def _manifest(self) -> dict[str, Any]:
+        try:
+            manifest = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+            return {"inputs": manifest["inputs"], "files": manifest["files"], "result": manifest["result"]}
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(f"{self.path / MANIFEST}: damaged ({error!r}); remove {self.path}") from error
+
+    def result(self) -> dict[str, Any]:
+        """What the completed phase reported."""
+        return self._manifest()["result"]
+
+    def write(self, work: Callable[[Path], dict[str, Any]]) -> None:
+        """Let ``work`` fill a fresh folder and report a result, then put it in place. On one rank only."""
+        if self.path.exists():
+            raise CheckpointError(f"{self.path}: is in the way, and no completed phase; move it away")
+        unfinished = self.path.with_name(f".{self.path.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        try:
+            unfinished.mkdir(parents=True)
+            result = work(unfinished)
+            files = sorted(file for file in unfinished.rglob("*") if file.is_file())
+            listed = {str(f.relative_to(unfinished)): (f.stat().st_size, file_sha256(f)) for f in files}
+            manifest = {"inputs": self.inputs, "files": listed, "result": result}
+            (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+            os.replace(unfinished, self.path)
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be written: {error}") from error
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            difference
+            for key in sorted(old.keys() | new.keys())
+            for difference in _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+        ]
+    return [] if old == new else [f"{path} was {old!r}, now {new!r}"]

@@ -1,0 +1,1 @@
+"""Processes, engines and sharding: the only place that imports deepspeed."""

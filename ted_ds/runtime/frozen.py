@@ -1,0 +1,70 @@
+"""A frozen model beside the trainable one: whole on every rank, or in ZeRO-3 shards of an engine of its own.
+
+It never meets an optimizer or a checkpoint; whoever needs to name it uses its path and hash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import deepspeed
+import torch
+from torch import Tensor, nn
+
+from ted_ds.models.loading import num_parameters
+from ted_ds.models.taps import TappedModel
+from ted_ds.runtime.sharding import parameters_held
+
+
+def frozen_engine_config(config: Mapping[str, Any], precision: str) -> dict[str, Any]:
+    """The DeepSpeed config of a sharded frozen model: ZeRO-3 without an optimizer.
+
+    Takes over the trainable engine's ZeRO-3 settings (buckets, parameter offload), if it has any.
+    """
+    zero = dict(config.get("zero_optimization") or {}) if config_stage(config) == 3 else {}
+    zero.pop("offload_optimizer", None)
+    result: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "steps_per_print": config.get("steps_per_print", 2**31 - 1),
+        "zero_optimization": {**zero, "stage": 3},
+    }
+    if precision != "fp32":
+        result[precision] = {"enabled": True}
+    return result
+
+
+def config_stage(config: Mapping[str, Any]) -> int:
+    """The ZeRO stage of a completed config."""
+    return (config.get("zero_optimization") or {}).get("stage", 0)
+
+
+class FrozenModel:
+    """A tapped model in eval mode, without gradients."""
+
+    def __init__(self, tapped: TappedModel, *, device: torch.device, engine_config: Mapping[str, Any] | None) -> None:
+        """Host ``tapped``: sharded by an engine of its own, or whole where ``engine_config`` is None."""
+        tapped.requires_grad_(False).eval()
+        self._engine: Any = None
+        if engine_config is None:
+            self._module: nn.Module = tapped.to(device)
+        else:
+            self._engine, *_ = deepspeed.initialize(model=tapped, config=dict(engine_config))
+            self._module = self._engine
+            self._module.eval()
+        self.num_parameters = num_parameters(tapped)
+        self.num_parameters_held = parameters_held(tapped)
+
+    @torch.no_grad()
+    def __call__(
+        self, inputs: Mapping[str, Tensor], *, with_logits: bool = True
+    ) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+        """Logits (None without ``with_logits``) and tapped states, without gradient."""
+        return self._module(inputs, with_logits)
+
+    def release(self) -> None:
+        """Free the engine and its hooks."""
+        if self._engine is not None:
+            self._engine.destroy()
+            self._engine = None
+        self._module = nn.Identity()

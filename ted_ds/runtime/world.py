@@ -1,0 +1,117 @@
+"""The ranks of a run, and how they agree: all go on, or all stop with one message."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import deepspeed
+import deepspeed.ops
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+
+from ted_ds.errors import TedError
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the others."""
+
+    rank: int
+    size: int
+    device: torch.device
+    control: dist.ProcessGroup
+    """A gloo group for messages between ranks; tensors go through the default group."""
+
+    @classmethod
+    def join(cls, timeout_s: float) -> World:
+        """Meet the other ranks that the launcher started; a process started alone is a world of one.
+
+        Args:
+            timeout_s: How long any collective may wait for the others.
+        """
+        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+        if "RANK" not in os.environ:
+            os.environ.update(alone)
+        # DeepSpeed would compile a shared-memory op that only its inference uses, and needs ninja and g++ for it
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        timeout = timedelta(seconds=timeout_s)
+        accelerator = get_accelerator()
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        if accelerator.device_name() == "cuda":
+            accelerator.set_device(local_rank)
+        if os.environ["MASTER_PORT"] == "0":  # alone: any free port will do
+            store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True, timeout=timeout)
+            os.environ["MASTER_PORT"] = str(store.port)
+            backend = accelerator.communication_backend_name()
+            dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+        deepspeed.init_distributed(accelerator.communication_backend_name(), timeout=timeout, verbose=False)
+        device = torch.device(accelerator.current_device_name())
+        control = dist.new_group(backend="gloo", timeout=timeout)
+        return cls(dist.get_rank(), dist.get_world_size(), device, control)  # type: ignore[arg-type]
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes files and the screen."""
+        return self.rank == 0
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks, in place."""
+        dist.all_reduce(values)
+        return values
+
+    def sum_on_host(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks of a CPU tensor, in place, without waiting for the device."""
+        dist.all_reduce(values, group=self.control)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, on every rank."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.control)
+        return values
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Leave the block on every rank, or raise on every rank where any of them failed in it.
+
+        The block must not communicate: a rank that fails in it would leave the others waiting.
+
+        Raises:
+            TedError: Some rank raised one; the message names the ranks unless all said the same.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as caught:  # whatever it is, the other ranks must hear of it
+            error = caught
+        outcomes = self.gather(None if error is None else (type(error), str(error)))
+        failed = {rank: outcome for rank, outcome in enumerate(outcomes) if outcome is not None}
+        if not failed:
+            return
+        kinds = {kind for kind, _ in failed.values()}
+        if not all(issubclass(kind, TedError) for kind in kinds):
+            raise RuntimeError(f"ranks {[*failed]} failed: {next(iter(failed.values()))[1]}") from error
+        texts = {text for _, text in failed.values()}
+        unanimous = len(failed) == self.size and len(texts) == 1
+        message = texts.pop() if unanimous else "\n".join(f"rank {rank}: {text}" for rank, (_, text) in failed.items())
+        agreed = next(iter(failed.values()))[0](message)
+        agreed.agreed = True
+        raise agreed from error
+
+    def on_main(self, work: Callable[[], Result]) -> Result:
+        """Do ``work`` on rank 0 and give its result to every rank; its failure is everybody's."""
+        result: list[Any] = [None]
+        with self.together():
+            if self.is_main:
+                result[0] = work()
+        dist.broadcast_object_list(result, src=0, group=self.control)
+        return result[0]
+

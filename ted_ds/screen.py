@@ -1,0 +1,69 @@
+"""What a person sees: a progress bar per phase, messages, and the table at the end. Rank 0 only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+SHOWN_VALUES = {
+    "loss/total": "loss",
+    "loss/task": "task",
+    "loss/kl_teacher_student": "kl",
+    "loss/feature_mse": "feature mse",
+    "perf/tokens_per_s": "tok/s",
+}
+
+
+class Screen:
+    """A terminal gets a live bar, a log file one line per report."""
+
+    def __init__(self, *, shown: bool) -> None:
+        # a log file has no width of its own: wide enough that no line is broken
+        self._console = Console(highlight=False, soft_wrap=True, quiet=not shown)
+        self._progress: Progress | None = None
+        self._phase, self._max_steps = "", 0
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self._console.print(text, markup=False)
+
+    def start(self, phase: str, max_steps: int) -> None:
+        """Begin a phase's bar."""
+        self._phase, self._max_steps = phase, max_steps
+        if self._console.is_terminal and not self._console.quiet:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=20),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[values]}"),
+                console=self._console,
+            )
+            self._progress.start()
+            self._progress.add_task(phase, total=max_steps, values="")
+
+    def update(self, step: int, values: Mapping[str, float], *, remaining_s: float) -> None:
+        """Show a report: loss terms, tokens per second, time left."""
+        text = "  ".join(f"{SHOWN_VALUES[name]} {values[name]:.4g}" for name in SHOWN_VALUES if name in values)
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], completed=step, values=text)
+        else:
+            self.say(f"  {self._phase} {step}/{self._max_steps}  {text}  {remaining_s:.0f} s left")
+
+    def stop(self) -> None:
+        """End the bar."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print a small table."""
+        table = Table(title=title, title_justify="left")
+        for index, column in enumerate(columns):
+            table.add_column(column, justify="left" if index == 0 else "right")
+        for row in rows:
+            table.add_row(*row)
+        self._console.print(table, soft_wrap=False)

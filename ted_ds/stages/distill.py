@@ -1,0 +1,85 @@
+"""Stage II: the student learns from the labels, the teacher's predictions and the teacher's filtered layers.
+
+The baselines are this same code: ``sft`` has no teacher, ``kd`` no filters, ``lwd`` the identity as teacher filter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ted_ds.data.loader import Batch
+from ted_ds.numerics.losses import cross_entropy_sum, feature_mse_sum, kept_labels, kl_divergence_sum
+from ted_ds.runtime.frozen import FrozenModel
+
+TASK = "loss/task"
+KL = "loss/kl_teacher_student"
+
+
+class DistillObjective:
+    """``task + kl_weight * T^2 * KL(teacher || student; T) + feature_weight * mean over pairs of MSE``.
+
+    Task and KL are means over kept labels; each pair's MSE is a mean over unpadded tokens.
+    """
+
+    def __init__(
+        self,
+        *,
+        teacher: FrozenModel,
+        teacher_filters: nn.Module | None,
+        student_layers: Sequence[int],
+        task_weight: float,
+        kl_weight: float,
+        temperature: float,
+        feature_weight: float,
+        feature_reduction: str,
+    ) -> None:
+        """Weigh the terms.
+
+        Args:
+            teacher: Tapped at the teacher's side of the layer map.
+            teacher_filters: In the order of the layer map; None for ``kd``.
+            student_layers: The student's side of the layer map, for the names of the terms.
+            task_weight: Weight of the task loss.
+            kl_weight: Weight of the KL term.
+            temperature: Softens both predictions of the KL term.
+            feature_weight: Weight of the layer-wise term.
+            feature_reduction: ``mean`` or ``sum`` over pairs.
+        """
+        self._teacher = teacher
+        self._teacher_filters = teacher_filters
+        self._temperature = temperature
+        self._needs_kl = kl_weight > 0
+        layers = student_layers if teacher_filters is not None else ()
+        self._feature_names = [f"loss/feature_mse/layer_{layer:02d}" for layer in layers]
+        per_pair = feature_weight / (len(layers) if feature_reduction == "mean" and layers else 1)
+        self.weights: Mapping[str, float] = {
+            TASK: task_weight,
+            **({KL: kl_weight} if self._needs_kl else {}),
+            **dict.fromkeys(self._feature_names, per_pair),
+        }
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Kept labels for task and KL, unpadded tokens for the layers."""
+        kept = kept_labels(batch.labels).sum()
+        return {name: kept if name in (TASK, KL) else batch.attention_mask.sum() for name in self.weights}
+
+    def totals(self, forward: Callable[..., Any], batch: Batch) -> dict[str, Tensor]:
+        """All terms of a microbatch; ``forward`` is the filtered student's."""
+        teacher_logits, teacher_states = self._teacher(batch.inputs, with_logits=self._needs_kl)
+        student_logits, student_features = forward(batch.inputs)
+        totals = {TASK: cross_entropy_sum(student_logits, batch.labels)}
+        if teacher_logits is not None:
+            totals[KL] = kl_divergence_sum(
+                student_logits, teacher_logits, keep=kept_labels(batch.labels), temperature=self._temperature
+            )
+        if self._teacher_filters is not None:
+            with torch.no_grad():
+                teacher_features = self._teacher_filters(teacher_states)
+            keep = batch.attention_mask.bool()
+            for name, student, teacher in zip(self._feature_names, student_features, teacher_features, strict=True):
+                totals[name] = feature_mse_sum(student, teacher, keep=keep)
+        return totals

@@ -1,0 +1,33 @@
+"""Stage I: train the filters on the task while the body stays frozen and in eval mode (TED, section "Stage I")."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ted_ds.data.loader import Batch
+from ted_ds.numerics.losses import cross_entropy_sum, kept_labels
+from ted_ds.runtime.frozen import FrozenModel
+
+
+class FilterObjective:
+    """The mean over filters of each one's task loss: K independent probes."""
+
+    def __init__(self, body: FrozenModel, layers: Sequence[int]) -> None:
+        self._body = body
+        self._names = [f"loss/task/layer_{layer:02d}" for layer in layers]
+        self.weights: Mapping[str, float] = dict.fromkeys(self._names, 1.0 / len(self._names))
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Kept labels, the same for each filter."""
+        return dict.fromkeys(self._names, kept_labels(batch.labels).sum())
+
+    def totals(self, forward: Callable[..., Any], batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy of each filter's head; ``forward`` is the probes'."""
+        _, states = self._body(batch.inputs, with_logits=False)
+        logits = forward(states, batch.attention_mask)
+        return {
+            name: cross_entropy_sum(one, batch.labels) for name, one in zip(self._names, logits, strict=True)
+        }

@@ -1,0 +1,79 @@
+"""Where numbers go: a JSONL file always, Weights & Biases beside it. Rank 0 only."""
+
+from __future__ import annotations
+
+import json
+import netrc
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import wandb
+
+from ted_ds.errors import ConfigError
+
+METRICS_FILE = "metrics.jsonl"
+WANDB_HOST = "api.wandb.ai"
+
+
+class Tracker:
+    """Writes each record to ``metrics.jsonl`` and to one W&B run."""
+
+    def __init__(self, folder: Path, *, name: str, project: str, mode: str, config: Mapping[str, Any]) -> None:
+        """Open both. ``mode`` is ``auto``, ``online``, ``offline`` or ``disabled``.
+
+        Raises:
+            ConfigError: The folder cannot be written.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = (folder / METRICS_FILE).open("a", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"output_dir: {folder}: cannot be written: {error}") from error
+        self.mode = wandb_mode(mode)
+        self._wandb = wandb.init(
+            project=project,
+            name=name,
+            dir=str(folder),
+            config=dict(config),
+            mode=self.mode,  # type: ignore[arg-type]
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+        self._phases: set[str] = set()
+
+    def log(self, phase: str, step: int, values: Mapping[str, float]) -> None:
+        """Record a phase's values at a step (optimizer steps, from 1; 0 for results of the phase as a whole)."""
+        record = {"time": round(time.time(), 3), "phase": phase, "step": step, **values}
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        if phase not in self._phases:  # each phase counts its own steps
+            self._phases.add(phase)
+            self._wandb.define_metric(f"{phase}/step")
+            self._wandb.define_metric(f"{phase}/*", step_metric=f"{phase}/step")
+        self._wandb.log({f"{phase}/step": step, **{f"{phase}/{name}": value for name, value in values.items()}})
+
+    def summarise(self, values: Mapping[str, Any]) -> None:
+        """Final values of the run."""
+        self._wandb.summary.update(dict(values))
+
+    def close(self) -> None:
+        """Finish both."""
+        self._file.close()
+        self._wandb.finish()
+
+
+def wandb_mode(mode: str) -> str:
+    """The W&B mode that ``auto`` comes to: ``$WANDB_MODE``, else online with an API key, else offline."""
+    if mode != "auto":
+        return mode
+    if os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
+        return os.environ["WANDB_MODE"]
+    if os.environ.get("WANDB_API_KEY"):
+        return "online"
+    try:
+        known = netrc.netrc().authenticators(WANDB_HOST)
+    except (OSError, netrc.NetrcParseError):
+        known = None
+    return "online" if known else "offline"
