@@ -50,7 +50,11 @@ class Assembly:
         self.tracker, self.screen = tracker, screen
         self.deepspeed_json = read_deepspeed_json(recipe.deepspeed)
         self.dtype = DTYPES[recipe.precision]
-        self._collate = Collator(pad_id=tokenizer.pad_token_id, token_labels=isinstance(recipe.task, CausalLm))
+        assert plan.teacher is not None  # both are known once their files are here
+        assert plan.student is not None
+        self.teacher_facts, self.student_facts = plan.teacher, plan.student
+        pad_id: Any = tokenizer.pad_token_id
+        self._collate = Collator(pad_id=pad_id, token_labels=isinstance(recipe.task, CausalLm))
 
     # --- models -------------------------------------------------------------------------------------------------
 

@@ -161,8 +161,8 @@ class Chain:
 
     def _cut_student(self, folder: PhaseFolder) -> None:
         from_teacher = self._recipe.student.from_teacher
-        assert from_teacher is not None and self._assembly.plan.teacher is not None
-        family = family_of(self._assembly.plan.teacher.model_type)
+        assert from_teacher is not None
+        family = family_of(self._assembly.teacher_facts.model_type)
 
         def write(place: Path) -> dict[str, Any]:
             cut(self._teacher(), place, blocks=from_teacher.blocks, family=family)
@@ -178,8 +178,8 @@ class Chain:
 
     def _learn_filters(self, folder: PhaseFolder, side: str, model: Path) -> None:
         build, filters = self._assembly, self._recipe.filters
-        facts = build.plan.teacher if side == "teacher" else build.plan.student
-        assert filters is not None and facts is not None
+        facts = build.teacher_facts if side == "teacher" else build.student_facts
+        assert filters is not None
         plan = filters.teacher if side == "teacher" else filters.student
         layers = self._layers(side)
         config = build.engine_config(plan, f"filters.{side}")
@@ -220,14 +220,11 @@ class Chain:
         assert filters is not None
         if task.kind == "causal_lm":
             return lm_probes(bank, dim=self._dim, model_path=model, kind=filters.lm_head, dtype=self._assembly.dtype)
-        return classification_probes(
-            bank, dim=self._dim, num_labels=len(task.labels), family=family_of(model_type)
-        )
+        return classification_probes(bank, dim=self._dim, num_labels=len(task.labels), family=family_of(model_type))
 
     def _distill(self, folder: PhaseFolder) -> None:
         build, plan = self._assembly, self._recipe.distill
         method, dim = plan.method, self._dim
-        assert build.plan.student is not None and build.plan.teacher is not None
         student_layers, teacher_layers = tuple(self._layers("student")), tuple(self._layers("teacher"))
         config = build.engine_config(plan, "distill")
         student = build.trainable_model(self._student(), config, student_layers)
@@ -246,6 +243,7 @@ class Chain:
                 temperature=plan.temperature,
                 feature_weight=plan.feature_weight,
                 feature_reduction=plan.feature_reduction,
+                normalise_features=plan.normalise_features,
             )
         )
         with build.engine(module, config, plan) as engine:
@@ -263,13 +261,10 @@ class Chain:
 
         build.world.on_main(functools.partial(folder.write, write))
 
-    def _filter_banks(
-        self, student_layers: tuple[int, ...], teacher_layers: tuple[int, ...]
-    ) -> tuple[Any, Any, str]:
+    def _filter_banks(self, student_layers: tuple[int, ...], teacher_layers: tuple[int, ...]) -> tuple[Any, Any, str]:
         """The student's filters, the teacher's (None: no layers are matched), and the kind of the student's."""
         build, recipe, dim = self._assembly, self._recipe, self._dim
-        assert build.plan.student is not None and build.plan.teacher is not None
-        student_width, teacher_width = build.plan.student.hidden_size, build.plan.teacher.hidden_size
+        student_width, teacher_width = build.student_facts.hidden_size, build.teacher_facts.hidden_size
         if recipe.distill.method == "ted":
             assert recipe.filters is not None
             kind = recipe.filters.kind

@@ -9,7 +9,6 @@ import ast
 import csv
 import importlib.util
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -53,7 +52,7 @@ def prepare(folder: Path) -> None:
             unfinished = folder / f".{name}.unfinished"
             shutil.rmtree(unfinished, ignore_errors=True)
             write(unfinished)
-            os.replace(unfinished, folder / name)
+            unfinished.replace(folder / name)
             print(f"wrote {folder / name}")
 
 

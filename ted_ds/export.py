@@ -1,9 +1,10 @@
-"""The distilled student as a plain transformers folder: no filters, no wrappers, nothing of ted_ds needed to load it."""
+"""The distilled student as a plain transformers folder: no filters, no wrappers; ted_ds is not needed to load it."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -18,7 +19,7 @@ def export_student(student: Path, folder: Path, *, task: str) -> None:
     """
     for file in sorted(student.iterdir()):
         shutil.copy2(file, folder / file.name)
-    auto = AutoModelForCausalLM if task == "causal_lm" else AutoModelForSequenceClassification
+    auto: Any = AutoModelForCausalLM if task == "causal_lm" else AutoModelForSequenceClassification
     _, report = auto.from_pretrained(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)
     AutoTokenizer.from_pretrained(folder, local_files_only=True)
     problems = [f"{kind}: {sorted(report[kind])[:3]}" for kind in ("missing_keys", "unexpected_keys") if report[kind]]

@@ -47,16 +47,15 @@ def launch(recipe_path: str, overrides: Sequence[str], wanted: Sequence[str]) ->
         if student is not None:
             refuse_different_tokenizers(tokenizer.get_vocab(), load_tokenizer(student).get_vocab())
         data = open_task_data(recipe.data, recipe.task, tokenizer, max_heldout=recipe.evaluation.max_examples)
-    assert tokenizer is not None and data is not None
+    assert tokenizer is not None
+    assert data is not None
 
     tracker: Tracker | None = None
     with world.together():
         tracker = _open_tracker(recipe) if world.is_main else None
     screen = Screen(shown=world.is_main)
     _greet(screen, recipe, plan, world, data)
-    assembly = Assembly(
-        recipe, plan, world, tokenizer=tokenizer, data=data, tracker=tracker, screen=screen
-    )
+    assembly = Assembly(recipe, plan, world, tokenizer=tokenizer, data=data, tracker=tracker, screen=screen)
     chain = Chain(assembly, teacher=teacher, student=student)
     try:
         chain.run(wanted)
@@ -83,7 +82,8 @@ def _resolve_models(recipe: Recipe, world: World) -> tuple[Recipe, Plan, Path, P
     )
     with world.together():
         plan = make_plan(recipe, num_ranks=world.size)
-    assert teacher is not None and plan is not None
+    assert teacher is not None
+    assert plan is not None
     return recipe, plan, teacher, student
 
 

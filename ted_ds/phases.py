@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -86,7 +85,7 @@ class PhaseFolder:
             listed = {str(f.relative_to(unfinished)): (f.stat().st_size, file_sha256(f)) for f in files}
             manifest = {"inputs": self.inputs, "files": listed, "result": result}
             (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-            os.replace(unfinished, self.path)
+            unfinished.replace(self.path)
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot be written: {error}") from error
         finally:

@@ -193,10 +193,9 @@ def _check_label_order(recipe: Recipe, facts: ModelFacts) -> None:
 
 
 def _check_tokenizers(teacher: Path, student: Path) -> None:
-    vocabularies = read_vocabulary(teacher), read_vocabulary(student)
-    if vocabularies[0] is None or vocabularies[1] is None:
-        return  # slow tokenizers are compared when they are loaded
-    refuse_different_tokenizers(*vocabularies)
+    of_teacher, of_student = read_vocabulary(teacher), read_vocabulary(student)
+    if of_teacher is not None and of_student is not None:  # slow tokenizers are compared when they are loaded
+        refuse_different_tokenizers(of_teacher, of_student)
 
 
 def refuse_different_tokenizers(teacher: dict[str, int], student: dict[str, int]) -> None:

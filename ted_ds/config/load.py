@@ -1,4 +1,4 @@
-"""A YAML recipe and dotted overrides become a :class:`~ted_ds.config.schema.Recipe`, or one message with every mistake."""
+"""A YAML recipe and dotted overrides become a validated recipe, or one message with every mistake."""
 
 from __future__ import annotations
 

@@ -88,4 +88,6 @@ def _check_weights(folder: Path) -> None:
                 raise CheckpointError(f"{file}: damaged header") from error
         end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
         if size != 8 + header_size + end:
-            raise CheckpointError(f"{file}: {size} bytes, but its header describes {8 + header_size + end}; copy it again")
+            raise CheckpointError(
+                f"{file}: {size} bytes, but its header describes {8 + header_size + end}; copy it again"
+            )

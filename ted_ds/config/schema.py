@@ -104,6 +104,8 @@ class Source(Section):
 
 
 class Data(Section):
+    """What is trained and evaluated on."""
+
     train: list[Source] = Field(min_length=1)
     evaluation: list[Source] | None = None
     """Held-out data; unset: ``heldout_fraction`` of ``train`` is kept apart by a hash of the text."""
@@ -113,6 +115,8 @@ class Data(Section):
 
 
 class Teacher(Section):
+    """The model to learn from."""
+
     path: str = Field(min_length=1)
     """Local folder or Hugging Face name of the teacher."""
     finetune: PhasePlan | None = None
@@ -122,6 +126,8 @@ class Teacher(Section):
 
 
 class CutFromTeacher(Section):
+    """Which blocks of the teacher become the student."""
+
     blocks: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
     """Blocks of the teacher to copy, numbered from 0 as in its parameter names."""
 
@@ -133,6 +139,8 @@ class CutFromTeacher(Section):
 
 
 class Student(Section):
+    """The model that learns."""
+
     path: str | None = Field(default=None, min_length=1)
     """Local folder or Hugging Face name of a pretrained student."""
     from_teacher: CutFromTeacher | None = None
@@ -199,9 +207,14 @@ class Distill(PhasePlan):
     feature_weight: float = Field(default=1.0, ge=0)
     feature_reduction: Literal["mean", "sum"] = "mean"
     """Over matched layers: the mean (released code), or the sum (the paper's notation)."""
+    normalise_features: bool = False
+    """Bring each token's features to mean 0 and variance 1 before comparing; for decoders, whose states have outliers.
+    Not in the paper."""
 
 
 class Evaluation(Section):
+    """How much is scored."""
+
     max_examples: int = Field(default=1000, gt=0)
     """Held-out examples, or packed sequences, that are scored."""
     micro_batch_size: int = Field(default=8, gt=0)
@@ -209,6 +222,8 @@ class Evaluation(Section):
 
 
 class Tracking(Section):
+    """Where numbers go."""
+
     project: str = "ted_ds"
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """``auto``: online when an API key is set, else offline. A JSONL of the same numbers is always written."""

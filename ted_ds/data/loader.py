@@ -24,7 +24,7 @@ class Batch:
 
     input_ids: Int[Tensor, "batch seq"]
     attention_mask: Int[Tensor, "batch seq"]
-    labels: Int[Tensor, "..."]
+    labels: Int[Tensor, ...]
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device."""

@@ -6,6 +6,7 @@ import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -96,7 +97,7 @@ class CausalLmData:
 
     def _packed(self, texts: Iterator[str]) -> Iterator[Sample]:
         tokenizer = self._tokenizer
-        separator = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.pad_token_id
+        separator: Any = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.pad_token_id
         tokens = (tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts)
         for sequence in pack(tokens, length=self._task.sequence_length, separator=separator):
             yield Sample(sequence)

@@ -29,6 +29,7 @@ class FilterProbes(nn.Module):
         self.pooled_token = pooled_token
 
     def forward(self, states: Sequence[Tensor], attention_mask: Tensor) -> tuple[Tensor, ...]:
+        """Logits of each filter, in the order of the layer map."""
         features = self.bank(states)
         if self.pooled_token is not None:
             features = tuple(pool(one, attention_mask, position=self.pooled_token) for one in features)
@@ -50,6 +51,7 @@ class FrozenLmHead(nn.Module):
         self.output = output
 
     def forward(self, features: Tensor) -> Tensor:
+        """Logits ``[batch, seq, vocab]`` of features ``[batch, seq, dim]``."""
         return self.output(self.to_hidden(features))
 
 
@@ -62,15 +64,18 @@ def classification_probes(bank: FilterBank, *, dim: int, num_labels: int, family
 def lm_probes(bank: FilterBank, *, dim: int, model_path: Path, kind: str, dtype: torch.dtype) -> FilterProbes:
     """Probes for causal LM: the model's frozen norm and head (``frozen``), or a new linear head each (``new``)."""
     config = AutoConfig.from_pretrained(model_path, local_files_only=True)
-    heads: list[nn.Module]
     if kind == "new":
-        heads = [nn.Linear(dim, config.vocab_size, bias=False) for _ in bank.layers]
-        for head in heads:
-            nn.init.normal_(head.weight, std=INITIAL_STD)
+        heads = [_new_lm_head(dim, config.vocab_size) for _ in bank.layers]
     else:
         output = load_lm_output(model_path, dtype).requires_grad_(False)
         heads = [FrozenLmHead(dim, config.hidden_size, output) for _ in bank.layers]
     return FilterProbes(bank, heads, pooled_token=None)
+
+
+def _new_lm_head(dim: int, vocab_size: int) -> nn.Linear:
+    head = nn.Linear(dim, vocab_size, bias=False)
+    nn.init.normal_(head.weight, std=INITIAL_STD)
+    return head
 
 
 def load_lm_output(model_path: Path, dtype: torch.dtype) -> nn.Sequential:
@@ -86,26 +91,24 @@ def load_lm_output(model_path: Path, dtype: torch.dtype) -> nn.Sequential:
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config, dtype=dtype)
     skeleton.tie_weights()
-    norm, head = family.final_norm(skeleton), family.head(skeleton)
-    tied = skeleton.get_input_embeddings().weight is head.weight
-    embeddings_name = next(n for n, m in skeleton.named_modules() if m is skeleton.get_input_embeddings())
-    norm.to_empty(device="cpu")
-    # tied heads share a meta parameter with the embeddings: give this copy one of its own
-    head.weight = nn.Parameter(torch.empty_like(head.weight, device="cpu"))
-    wanted: dict[str, Any] = {f"{family.final_norm_path}.{name}": p for name, p in norm.named_parameters()}
-    wanted[f"{embeddings_name if tied else family.lm_head_path}.weight"] = head.weight
-    if getattr(head, "bias", None) is not None:
-        head.bias = nn.Parameter(torch.empty_like(head.bias, device="cpu"))
-        wanted[f"{family.lm_head_path}.bias"] = head.bias
+    norm: Any = family.final_norm(skeleton)
+    head: Any = family.head(skeleton)
+    embeddings = skeleton.get_input_embeddings()
+    tied = embeddings.weight is head.weight
+    embeddings_name = next(name for name, module in skeleton.named_modules() if module is embeddings)
+    wanted = {f"{family.final_norm_path}.{name}": f"0.{name}" for name, _ in norm.named_parameters()}
+    wanted[f"{embeddings_name if tied else family.lm_head_path}.weight"] = "1.weight"
+    if head.bias is not None:
+        wanted[f"{family.lm_head_path}.bias"] = "1.bias"
     # checkpoints of a bare body lack the first part of the path
-    by_name = wanted | {name.split(".", 1)[1]: p for name, p in wanted.items() if name.count(".") > 1}
-    filled = set()
+    wanted |= {name.split(".", 1)[1]: own for name, own in wanted.items() if name.count(".") > 1}
+    state: dict[str, Tensor] = {}
     for file in sorted(model_path.glob("*.safetensors")):
         with safe_open(file, framework="pt") as weights:
-            for name in set(weights.keys()) & set(by_name):
-                with torch.no_grad():
-                    by_name[name].copy_(weights.get_tensor(name))
-                filled.add(id(by_name[name]))
-    if len(filled) != len(wanted):
+            for name in set(weights.keys()) & set(wanted):
+                state[wanted[name]] = weights.get_tensor(name).to(dtype)
+    if state.keys() != set(wanted.values()):
         raise CheckpointError(f"{model_path}: its files lack {', '.join(wanted)}; the filter heads need them")
-    return nn.Sequential(norm, head)
+    output = nn.Sequential(norm, head)
+    output.load_state_dict(state, assign=True)  # the skeleton has no memory of its own
+    return output

@@ -70,7 +70,7 @@ def load_model(
     if labels is not None:
         options["id2label"] = dict(enumerate(labels))
         options["label2id"] = {name: index for index, name in enumerate(labels)}
-    auto = AutoModelForCausalLM if task == "causal_lm" else AutoModelForSequenceClassification
+    auto: Any = AutoModelForCausalLM if task == "causal_lm" else AutoModelForSequenceClassification
     try:
         with context:
             model, report = auto.from_pretrained(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ted_ds.models.families import Family
 
@@ -20,7 +21,7 @@ class TappedModel(nn.Module):
     checkpointing inside a block's call, so a tap fires once per forward pass, outside the recomputation.
     """
 
-    def __init__(self, model: nn.Module, family: Family, layers: Sequence[int] = ()) -> None:
+    def __init__(self, model: PreTrainedModel, family: Family, layers: Sequence[int] = ()) -> None:
         super().__init__()
         self.model = model
         self.layers = tuple(layers)
@@ -30,7 +31,7 @@ class TappedModel(nn.Module):
             module = family.embed(model) if layer == 0 else blocks[layer - 1]
             module.register_forward_hook(self._capture(layer))
 
-    def _capture(self, layer: int):  # noqa: ANN202 - the hook's type is torch's own
+    def _capture(self, layer: int) -> Callable[[nn.Module, Any, Any], None]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
             self._captured[layer] = output[0] if isinstance(output, tuple) else output
 

@@ -34,7 +34,8 @@ class Filter(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, states: Float[Tensor, "batch seq hidden"]) -> Float[Tensor, "batch seq dim"]:
-        return self.map(states.to(self.map[0].weight.dtype))
+        """Filter the states, in the filter's own precision."""
+        return self.map(states.to(next(self.map.parameters()).dtype))
 
 
 class FilterBank(nn.Module):
@@ -67,6 +68,7 @@ class IdentityFilters(nn.Module):
     """No filter at all: the teacher's side of layer-wise distillation (``lwd``)."""
 
     def forward(self, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The states themselves."""
         return tuple(states)
 
 
@@ -82,13 +84,14 @@ class PooledClassifier(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, pooled: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch labels"]:
+        """Logits of the pooled features."""
         return self.classifier(nn.functional.gelu(self.dense(pooled)))
 
 
 def pool(
     features: Float[Tensor, "batch seq dim"], attention_mask: Tensor, *, position: str
 ) -> Float[Tensor, "batch dim"]:
-    """The feature of each row's first or last kept token (``position``: ``first`` for encoders, ``last`` for decoders)."""
+    """The feature of each row's ``first`` (encoders) or ``last`` (decoders) kept token."""
     order = torch.arange(features.shape[1], device=features.device)
     kept = attention_mask.bool()
     if position == "first":

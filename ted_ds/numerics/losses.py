@@ -55,11 +55,17 @@ def feature_mse_sum(
     teacher_features: Float[Tensor, "batch seq dim"],
     *,
     keep: Bool[Tensor, "batch seq"],
+    normalise: bool = False,
 ) -> Float[Tensor, ""]:
     """Sum over kept tokens of the mean squared difference of paired filter outputs (TED, the layer-wise term).
 
-    The mean is over ``dim``. Only ``student_features`` receive gradient.
+    The mean is over ``dim``. Only ``student_features`` receive gradient. ``normalise`` first brings each token's
+    features, on both sides, to mean 0 and variance 1: decoders have a few tokens and coordinates thousands of times
+    larger than the rest, and without it the term is about little else.
     """
-    squared = (student_features.float() - teacher_features.detach().float()).square().mean(-1)
+    student, teacher = student_features.float(), teacher_features.detach().float()
+    if normalise:
+        student, teacher = (F.layer_norm(features, features.shape[-1:]) for features in (student, teacher))
+    squared = (student - teacher).square().mean(-1)
     # a padded position may hold anything, NaN too: select, do not multiply
     return torch.where(keep, squared, torch.zeros_like(squared)).sum()

@@ -7,6 +7,7 @@ multiplied by the number of ranks, and DeepSpeed's scaling by accumulation is sw
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -55,18 +56,15 @@ class TrainableEngine:
         """Start the engine. ``requires_grad`` must be final: ZeRO does not see later changes."""
         self._world = world
         module.train()
-        make_schedule = None
-        if schedule != "deepspeed":
-
-            def make_schedule(optimizer: Any) -> Any:
-                return get_scheduler(schedule, optimizer, num_warmup_steps=warmup_steps, num_training_steps=max_steps)
-
-        self.engine, *_ = deepspeed.initialize(
-            model=module,
-            model_parameters=_parameter_groups(module, weight_decay),  # type: ignore[arg-type]
-            lr_scheduler=make_schedule,  # type: ignore[arg-type]
-            config=dict(config),
+        make_schedule = functools.partial(
+            get_scheduler, schedule, num_warmup_steps=warmup_steps, num_training_steps=max_steps
         )
+        # its annotations are narrower than what it documents and takes: parameter groups, and any callable
+        arguments: dict[str, Any] = {
+            "model_parameters": _parameter_groups(module, weight_decay),
+            "lr_scheduler": make_schedule if schedule != "deepspeed" else None,
+        }
+        self.engine, *_ = deepspeed.initialize(model=module, config=dict(config), **arguments)
         self._pending_totals: dict[str, Tensor] = {}
         self._pending_counts: dict[str, Tensor] = {}
         self._pending_tokens = 0

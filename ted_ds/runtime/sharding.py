@@ -43,6 +43,6 @@ def parameters_held(module: nn.Module) -> int:
     held = 0
     for parameter in module.parameters():
         held += parameter.data.numel()  # 0 for a sharded one that is not resident
-        if hasattr(parameter, "ds_tensor"):
-            held += parameter.ds_tensor.numel()
+        shard = getattr(parameter, "ds_tensor", None)
+        held += shard.numel() if shard is not None else 0
     return held

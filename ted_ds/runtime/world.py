@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,7 +28,7 @@ class World:
     rank: int
     size: int
     device: torch.device
-    control: dist.ProcessGroup
+    control: Any
     """A gloo group for messages between ranks; tensors go through the default group."""
 
     @classmethod
@@ -37,25 +38,20 @@ class World:
         Args:
             timeout_s: How long any collective may wait for the others.
         """
-        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
         if "RANK" not in os.environ:
-            os.environ.update(alone)
+            alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+            os.environ.update(alone, MASTER_PORT=str(_free_port()))
         # DeepSpeed would compile a shared-memory op that only its inference uses, and needs ninja and g++ for it
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         timeout = timedelta(seconds=timeout_s)
-        accelerator = get_accelerator()
+        accelerator: Any = get_accelerator()
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         if accelerator.device_name() == "cuda":
             accelerator.set_device(local_rank)
-        if os.environ["MASTER_PORT"] == "0":  # alone: any free port will do
-            store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True, timeout=timeout)
-            os.environ["MASTER_PORT"] = str(store.port)
-            backend = accelerator.communication_backend_name()
-            dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
         deepspeed.init_distributed(accelerator.communication_backend_name(), timeout=timeout, verbose=False)
         device = torch.device(accelerator.current_device_name())
         control = dist.new_group(backend="gloo", timeout=timeout)
-        return cls(dist.get_rank(), dist.get_world_size(), device, control)  # type: ignore[arg-type]
+        return cls(dist.get_rank(), dist.get_world_size(), device, control)
 
     @property
     def is_main(self) -> bool:
@@ -115,3 +111,8 @@ class World:
         dist.broadcast_object_list(result, src=0, group=self.control)
         return result[0]
 
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

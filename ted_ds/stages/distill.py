@@ -36,6 +36,7 @@ class DistillObjective:
         temperature: float,
         feature_weight: float,
         feature_reduction: str,
+        normalise_features: bool,
     ) -> None:
         """Weigh the terms.
 
@@ -48,10 +49,12 @@ class DistillObjective:
             temperature: Softens both predictions of the KL term.
             feature_weight: Weight of the layer-wise term.
             feature_reduction: ``mean`` or ``sum`` over pairs.
+            normalise_features: Compare features after normalising each token's.
         """
         self._teacher = teacher
         self._teacher_filters = teacher_filters
         self._temperature = temperature
+        self._normalise_features = normalise_features
         self._needs_kl = kl_weight > 0
         layers = student_layers if teacher_filters is not None else ()
         self._feature_names = [f"loss/feature_mse/layer_{layer:02d}" for layer in layers]
@@ -81,5 +84,5 @@ class DistillObjective:
                 teacher_features = self._teacher_filters(teacher_states)
             keep = batch.attention_mask.bool()
             for name, student, teacher in zip(self._feature_names, student_features, teacher_features, strict=True):
-                totals[name] = feature_mse_sum(student, teacher, keep=keep)
+                totals[name] = feature_mse_sum(student, teacher, keep=keep, normalise=self._normalise_features)
         return totals

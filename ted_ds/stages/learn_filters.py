@@ -28,6 +28,4 @@ class FilterObjective:
         """Cross-entropy of each filter's head; ``forward`` is the probes'."""
         _, states = self._body(batch.inputs, with_logits=False)
         logits = forward(states, batch.attention_mask)
-        return {
-            name: cross_entropy_sum(one, batch.labels) for name, one in zip(self._names, logits, strict=True)
-        }
+        return {name: cross_entropy_sum(one, batch.labels) for name, one in zip(self._names, logits, strict=True)}
