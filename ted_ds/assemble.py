@@ -125,6 +125,7 @@ class Assembly:
             warmup_steps=plan.warmup_steps,
             max_steps=plan.max_steps,
             weight_decay=plan.weight_decay,
+            dtype=self.dtype,
             world=self.world,
         )
         try:

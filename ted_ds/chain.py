@@ -10,6 +10,7 @@ from typing import Any
 
 from ted_ds.assemble import Assembly
 from ted_ds.config.schema import PhasePlan
+from ted_ds.data.sources import data_files
 from ted_ds.errors import CheckpointError
 from ted_ds.export import export_student
 from ted_ds.models.cutting import cut
@@ -24,7 +25,7 @@ from ted_ds.stages.distill import DistillObjective
 from ted_ds.stages.finetune import FinetuneObjective
 from ted_ds.stages.learn_filters import FilterObjective
 
-STUDENT_FOLDER = "student"
+MODEL_FOLDER = "model"
 
 
 class Chain:
@@ -79,17 +80,17 @@ class Chain:
 
     def _teacher(self) -> Path:
         tuned = self._recipe.teacher.finetune is not None
-        return self._output / "finetune_teacher" if tuned else self._teacher_origin
+        return self._output / "finetune_teacher" / MODEL_FOLDER if tuned else self._teacher_origin
 
     def _student_start(self) -> Path:
-        return self._student_origin or self._output / "cut_student"
+        return self._student_origin or self._output / "cut_student" / MODEL_FOLDER
 
     def _student(self) -> Path:
         tuned = self._recipe.student.finetune is not None
-        return self._output / "finetune_student" if tuned else self._student_start()
+        return self._output / "finetune_student" / MODEL_FOLDER if tuned else self._student_start()
 
     def _distilled(self) -> Path:
-        return self._output / "distill" / STUDENT_FOLDER
+        return self._output / "distill" / MODEL_FOLDER
 
     def _evaluated(self) -> dict[str, Path]:
         models = {"teacher": self._teacher(), "student before": self._student_start()}
@@ -107,6 +108,7 @@ class Chain:
             "model": self._identity(model),
             "plan": plan.model_dump(mode="json") if plan is not None else None,
             "deepspeed": self._assembly.deepspeed_json,
+            "data_files": data_files(self._recipe.data),
             **self._recipe.model_dump(mode="json", include={"task", "data", "seed", "precision"}),
         }
 
@@ -154,7 +156,7 @@ class Chain:
             state = build.whole_state(tapped, "model.")
 
         def write(place: Path) -> dict[str, Any]:
-            build.save_model(tapped.model, state, place)
+            build.save_model(tapped.model, state, place / MODEL_FOLDER)
             return result
 
         build.world.on_main(functools.partial(folder.write, write))
@@ -165,7 +167,7 @@ class Chain:
         family = family_of(self._assembly.teacher_facts.model_type)
 
         def write(place: Path) -> dict[str, Any]:
-            cut(self._teacher(), place, blocks=from_teacher.blocks, family=family)
+            cut(self._teacher(), place / MODEL_FOLDER, blocks=from_teacher.blocks, family=family)
             return {"blocks": from_teacher.blocks}
 
         self._assembly.world.on_main(functools.partial(folder.write, write))
@@ -254,7 +256,7 @@ class Chain:
             teacher.release()
 
         def write(place: Path) -> dict[str, Any]:
-            build.save_model(student.model, state, place / STUDENT_FOLDER)
+            build.save_model(student.model, state, place / MODEL_FOLDER)
             if filter_state:
                 save_filters(place, filter_state, layers=student_layers, dim=dim, kind=kind)
             return {**result, "teacher": self._identity(self._teacher())}

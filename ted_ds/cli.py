@@ -42,8 +42,20 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         one.add_argument("recipe", help="a YAML recipe, e.g. one of ds_configs/recipes")
         one.add_argument("overrides", nargs="*", metavar="a.b=value", help="change a value of the recipe")
         if verb == "check":
-            one.add_argument("--ranks", type=int, default=1, help="ranks the batches must divide over")
-    return parser.parse_args(arguments)
+            one.add_argument("--ranks", type=_positive, default=1, help="ranks the batches must divide over")
+    # argparse closes the list of overrides at the first option: what follows one comes back as unknown
+    options, rest = parser.parse_known_args(arguments)
+    unknown = [word for word in rest if word.startswith("-") or "=" not in word]
+    if unknown:
+        parser.error(f"unknown arguments: {' '.join(unknown)}")
+    options.overrides += rest
+    return options
+
+
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: use 1 or more")
+    return int(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,7 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from ted_ds.plan import describe, make_plan
 
             recipe = load_recipe(options.recipe, options.overrides)
-            print(describe(recipe, make_plan(recipe, num_ranks=options.ranks), num_ranks=options.ranks))
+            print(
+                describe(
+                    recipe, make_plan(recipe, num_ranks=options.ranks, source=options.recipe), num_ranks=options.ranks
+                )
+            )
         else:
             from ted_ds.launch import launch  # torch and deepspeed only where they are needed
 

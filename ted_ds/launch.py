@@ -32,7 +32,7 @@ def launch(recipe_path: str, overrides: Sequence[str], wanted: Sequence[str]) ->
     recipe, failure = None, None
     try:
         recipe = load_recipe(recipe_path, overrides)
-        make_plan(recipe, num_ranks=int(os.environ.get("WORLD_SIZE", "1")))
+        make_plan(recipe, num_ranks=int(os.environ.get("WORLD_SIZE", "1")), source=recipe_path)
     except TedError as error:
         failure = error
     world = World.join(recipe.collective_timeout_s if recipe is not None else JOIN_TIMEOUT_S)
@@ -40,7 +40,7 @@ def launch(recipe_path: str, overrides: Sequence[str], wanted: Sequence[str]) ->
         if failure is not None:
             raise failure
     assert recipe is not None
-    recipe, plan, teacher, student = _resolve_models(recipe, world)
+    recipe, plan, teacher, student = _resolve_models(recipe, recipe_path, world)
     tokenizer, data = None, None
     with world.together():
         tokenizer = load_tokenizer(teacher)
@@ -66,7 +66,7 @@ def launch(recipe_path: str, overrides: Sequence[str], wanted: Sequence[str]) ->
             tracker.close()
 
 
-def _resolve_models(recipe: Recipe, world: World) -> tuple[Recipe, Plan, Path, Path | None]:
+def _resolve_models(recipe: Recipe, recipe_path: str, world: World) -> tuple[Recipe, Plan, Path, Path | None]:
     """Fetch hub models, then plan again: what their files say is known only now."""
     teacher: Path | None = None
     student: Path | None = None
@@ -81,7 +81,7 @@ def _resolve_models(recipe: Recipe, world: World) -> tuple[Recipe, Plan, Path, P
         }
     )
     with world.together():
-        plan = make_plan(recipe, num_ranks=world.size)
+        plan = make_plan(recipe, num_ranks=world.size, source=recipe_path)
     assert teacher is not None
     assert plan is not None
     return recipe, plan, teacher, student

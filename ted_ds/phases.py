@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ted_ds.errors import CheckpointError
+from ted_ds.models.files import weight_files
 
 MANIFEST = "phase.json"
 
@@ -25,9 +26,10 @@ def file_sha256(file: Path) -> str:
 
 
 def model_identity(folder: Path) -> dict[str, str]:
-    """What names a model that is not ours to copy: its path and a hash over its config and weights."""
+    """What names a model that is not ours to copy: its path and a hash over its config, tokenizer and weights."""
     digest = hashlib.sha256()
-    for file in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
+    described = [file for file in (folder / "config.json", folder / "tokenizer.json") if file.is_file()]
+    for file in [*described, *weight_files(folder)]:
         digest.update(f"{file.name} {file_sha256(file)}\n".encode())
     return {"path": str(folder), "sha256": digest.hexdigest()}
 
@@ -44,10 +46,12 @@ class PhaseFolder:
         """Whether the phase was completed with the same inputs, and its files are still whole.
 
         Raises:
-            CheckpointError: It was completed with other inputs, or a file was damaged since.
+            CheckpointError: It was completed with other inputs, a file was damaged since, or something else is there.
         """
-        if not (self.path / MANIFEST).is_file():
+        if not self.path.exists():
             return False
+        if not (self.path / MANIFEST).is_file():
+            raise CheckpointError(f"{self.path}: is in the way, and no completed phase; move it away")
         manifest = self._manifest()
         differing = _differences(manifest["inputs"], json.loads(json.dumps(self.inputs)))
         if differing:
@@ -65,7 +69,7 @@ class PhaseFolder:
         try:
             manifest = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
             return {"inputs": manifest["inputs"], "files": manifest["files"], "result": manifest["result"]}
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{self.path / MANIFEST}: damaged ({error!r}); remove {self.path}") from error
 
     def result(self) -> dict[str, Any]:
@@ -74,8 +78,6 @@ class PhaseFolder:
 
     def write(self, work: Callable[[Path], dict[str, Any]]) -> None:
         """Let ``work`` fill a fresh folder and report a result, then put it in place. On one rank only."""
-        if self.path.exists():
-            raise CheckpointError(f"{self.path}: is in the way, and no completed phase; move it away")
         unfinished = self.path.with_name(f".{self.path.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
@@ -94,6 +96,8 @@ class PhaseFolder:
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
+        if "sha256" in old and old["sha256"] == new.get("sha256"):
+            return []  # the same model, though its folder may have moved
         return [
             difference
             for key in sorted(old.keys() | new.keys())

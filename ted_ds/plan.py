@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from ted_ds.config.deepspeed import complete, read_deepspeed_json, zero_stage
-from ted_ds.config.model_files import ModelFacts, read_model_facts
 from ted_ds.config.schema import CausalLm, Recipe, SequenceClassification
 from ted_ds.data.sources import HUB_NAME, locate
 from ted_ds.data.tokenizers import describe_difference, read_vocabulary
 from ted_ds.errors import CheckpointError, ConfigError, TedError
+from ted_ds.models.files import ModelFacts, read_model_facts
 from ted_ds.numerics.layer_map import LayerPairs, make_layer_map
 
 Result = TypeVar("Result")
@@ -57,12 +58,13 @@ def local_model(path: str) -> Path | None:
     return None
 
 
-def make_plan(recipe: Recipe, *, num_ranks: int = 1) -> Plan:
+def make_plan(recipe: Recipe, *, num_ranks: int = 1, source: str = "recipe") -> Plan:
     """Check the recipe against the files it names, and lay out the run.
 
     Args:
         recipe: The recipe.
         num_ranks: Data-parallel ranks the batches must divide over.
+        source: The recipe's file, for messages.
 
     Raises:
         ConfigError: Lists every mistake found.
@@ -78,10 +80,9 @@ def make_plan(recipe: Recipe, *, num_ranks: int = 1) -> Plan:
             return None
 
     _check_deepspeed(recipe, num_ranks, attempt)
-    for index, source in enumerate(recipe.data.train):
-        attempt(f"data.train[{index}].path", lambda source=source: locate(source))
-    for index, source in enumerate(recipe.data.evaluation or []):
-        attempt(f"data.evaluation[{index}].path", lambda source=source: locate(source))
+    for part, sources in (("train", recipe.data.train), ("evaluation", recipe.data.evaluation or [])):
+        for index, one in enumerate(sources):
+            attempt(f"data.{part}[{index}].path", functools.partial(locate, one))
     if recipe.output_dir.exists() and not recipe.output_dir.is_dir():
         problems.append(f"output_dir: {recipe.output_dir} is a file; give a folder")
 
@@ -95,9 +96,10 @@ def make_plan(recipe: Recipe, *, num_ranks: int = 1) -> Plan:
     elif teacher is not None:
         student = attempt("student.from_teacher.blocks", lambda: _cut_facts(recipe, teacher))
 
-    for where, facts in (("teacher.path", teacher), ("student.path", student)):
-        if facts is not None:
-            attempt(where, lambda facts=facts: _check_model(recipe, facts))
+    if teacher is not None:
+        attempt("teacher.path", lambda: _check_model(recipe, teacher))
+    if student is not None and recipe.student.path is not None:
+        attempt("student.path", lambda: _check_model(recipe, student))
     if teacher is not None:
         attempt("teacher.path", lambda: _check_teacher_labels(recipe, teacher))
     if student is not None and recipe.student.path is not None and recipe.student.finetune is None:
@@ -118,7 +120,7 @@ def make_plan(recipe: Recipe, *, num_ranks: int = 1) -> Plan:
                 teacher.hidden_size
             )
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("\n".join(f"{source}: {problem}" for problem in problems))
     return Plan(_phases(recipe), teacher, student, layer_pairs, filter_dim)
 
 
@@ -183,9 +185,11 @@ def _check_teacher_labels(recipe: Recipe, teacher: ModelFacts) -> None:
 
 
 def _check_label_order(recipe: Recipe, facts: ModelFacts) -> None:
-    if not isinstance(recipe.task, SequenceClassification) or facts.labels is None:
+    if not isinstance(recipe.task, SequenceClassification):
         return
-    if list(facts.labels) != recipe.task.labels:
+    if facts.num_labels not in (None, len(recipe.task.labels)):
+        raise ConfigError(f"it has {facts.num_labels} labels, task.labels has {len(recipe.task.labels)}; give as many")
+    if facts.labels is not None and list(facts.labels) != recipe.task.labels:
         raise ConfigError(
             f"its labels are {list(facts.labels)}, task.labels are {recipe.task.labels}; predictions are compared by "
             "id: give task.labels in the model's order"

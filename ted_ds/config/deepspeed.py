@@ -18,7 +18,7 @@ from ted_ds.errors import raise_all
 # What DeepSpeed 0.19 reads at the top level; tests/unit/test_deepspeed_config.py holds it against its source.
 KNOWN_TOP_LEVEL_KEYS = frozenset(
     """
-    activation_checkpointing aio autotuning bf16 bfloat16 checkpoint comet comms_logger communication_data_type
+    activation_checkpointing aio autotuning bf16 checkpoint comet comms_logger communication_data_type
     compile csv_monitor data_efficiency data_types dataloader_drop_last disable_allgather disable_python_gc
     dump_state flops_profiler fp16 gradient_accumulation_steps gradient_allreduce_op gradient_clipping
     gradient_predivide_factor log_level memory_breakdown optimizer pipeline prescale_gradients scheduler
@@ -27,6 +27,7 @@ KNOWN_TOP_LEVEL_KEYS = frozenset(
     weight_quantization zero_allow_untested_optimizer zero_force_ds_cpu_optimizer zero_optimization
     """.split()  # noqa: SIM905 - a table of 40 quoted strings hides what it holds
 )
+SECTIONS = ("bf16", "fp16", "optimizer", "scheduler", "zero_optimization")
 # They would change what a gradient is, behind the back of the one division by the global count.
 REFUSED_VALUES = {"gradient_allreduce_op": "sum", "managed_gradient_accumulation": False}
 
@@ -53,9 +54,11 @@ def read_deepspeed_json(path: Path) -> dict[str, Any]:
         for key, value in REFUSED_VALUES.items()
         if config.get(key) == value
     ]
-    if not isinstance(config.get("optimizer"), dict) or "type" not in config["optimizer"]:
+    wrong = [key for key in SECTIONS if not isinstance(config.get(key, {}), dict)]
+    messages += [f"{path}: {key}: {config[key]!r}: this section is a JSON object" for key in wrong]
+    if "optimizer" not in wrong and "type" not in config.get("optimizer", {}):
         messages.append(f'{path}: optimizer: required, e.g. {{"type": "AdamW", "params": {{"lr": "auto"}}}}')
-    if zero_stage(config) not in (0, 1, 2, 3):
+    if "zero_optimization" not in wrong and zero_stage(config) not in (0, 1, 2, 3):
         messages.append(f"{path}: zero_optimization.stage: {zero_stage(config)!r}: use 0, 1, 2 or 3")
     raise_all(messages)
     return config
@@ -106,6 +109,9 @@ def complete(
     }
     result = json.loads(json.dumps(config))
     # These must always reach DeepSpeed: it clips at 1.0 when nothing is said, and it needs the precision.
+    parameters = result["optimizer"].setdefault("params", {})
+    for name in ("lr", "betas", "eps") if "adam" in result["optimizer"]["type"].lower() else ("lr",):
+        parameters.setdefault(name, "auto")
     for path in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
         result.setdefault(path, "auto")
     result.setdefault("gradient_clipping", "auto")
@@ -146,6 +152,8 @@ def _settle(result: dict[str, Any], path: str, value: Any, messages: list[str], 
 def _autos(node: Any, path: str = "") -> list[str]:
     if isinstance(node, dict):
         return [found for key, child in node.items() for found in _autos(child, f"{path}.{key}" if path else key)]
+    if isinstance(node, list):
+        return [found for index, child in enumerate(node) for found in _autos(child, f"{path}[{index}]")]
     return [path] if node == "auto" else []
 
 

@@ -48,7 +48,9 @@ def _read(path: Path) -> DictConfig:
         raise ConfigError(f"{path}: no such recipe file; the recipes that ship are in ds_configs/recipes")
     try:
         tree = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+    except OSError:  # a bare number or text: OmegaConf's own choice of error
+        tree = None
+    except (YAMLError, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, DictConfig):
         raise ConfigError(f"{path}: a recipe is a mapping of keys to values")
@@ -72,7 +74,7 @@ def _messages(error: ValidationError) -> Iterator[str]:
         location = [part for part in item["loc"] if part not in ("sequence_classification", "causal_lm")]
         where = _dotted(location)
         if item["type"] == "extra_forbidden":
-            yield f"{where}: unknown key{_nearest(location)}"
+            yield f"{where}: unknown key{_nearest(item['loc'])}"
         elif item["type"] == "missing":
             yield f"{where}: this key is required"
         else:
@@ -95,11 +97,21 @@ def _nearest(location: Sequence[int | str]) -> str:
 
 
 def _models_at(annotation: Any, path: list[int | str]) -> list[type[BaseModel]]:
-    """The section classes that ``path`` can lead to, starting from a type annotation."""
+    """The section classes that ``path`` can lead to, starting from a type annotation.
+
+    A union by ``kind`` puts the kind into the path.
+    """
     if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
         inner = path[1:] if path and isinstance(path[0], int) else path
         return [model for arg in get_args(annotation) for model in _models_at(arg, inner)]
     if not path:
         return [annotation]
+    kinds = get_args(annotation.model_fields["kind"].annotation) if "kind" in annotation.model_fields else ()
+    if len(kinds) == 1:
+        return (
+            _models_at(annotation, path[1:])
+            if path[0] == kinds[0] and len(path) > 1
+            else ([annotation] if path == [kinds[0]] else [])
+        )
     field = annotation.model_fields.get(str(path[0]))
     return _models_at(field.annotation, path[1:]) if field else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from datasets import IterableDataset, interleave_datasets, load_dataset
@@ -30,7 +31,7 @@ def read_rows(source: Source, columns: Sequence[str]) -> Iterator[dict[str, Any]
     Raises:
         DataError: Unreadable, empty, or a row without one of the columns.
     """
-    yield from _checked_rows(_open(source, columns), source, columns)
+    yield from _checked_rows(_open(source, columns), source.path, columns, in_order=True)
 
 
 def documents(
@@ -61,7 +62,7 @@ def documents(
             else interleave_datasets(shuffled, probabilities=shares, seed=seed, stopping_strategy="all_exhausted")
         )
         empty = True
-        for row in _checked_rows(mixture, where, columns):
+        for row in _checked_rows(mixture, where, columns, in_order=False):
             if row[text_column].strip() and keep(row[text_column]):
                 empty = False
                 yield row[text_column]
@@ -73,11 +74,15 @@ def _open(source: Source, columns: Sequence[str]) -> IterableDataset:
     disable_progress_bar()
     set_verbosity_error()
     kind, files = locate(source)
+    if files and not any(Path(file).stat().st_size for file in files):
+        raise DataError(f"{source.path}: empty; give at least one row")
+    # in CSV, texts such as "null" or "NA" are texts
+    options = {"keep_default_na": False} if kind == "csv" else {}
     try:
         if kind == "hub":
             stream = load_dataset(source.path, source.name, split=source.split, streaming=True)
         else:
-            stream = load_dataset(kind, data_files={"train": files}, split="train", streaming=True)
+            stream = load_dataset(kind, data_files={"train": files}, split="train", streaming=True, **options)
         first = next(iter(stream.take(1)), None)
     except DataError:
         raise
@@ -94,25 +99,27 @@ def _open(source: Source, columns: Sequence[str]) -> IterableDataset:
     return stream.select_columns(list(columns))
 
 
-def _checked_rows(stream: IterableDataset, where: Source | str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    name = where if isinstance(where, str) else where.path
+def _checked_rows(
+    stream: IterableDataset, name: str, columns: Sequence[str], *, in_order: bool
+) -> Iterator[dict[str, Any]]:
+    """The rows, each checked; only a stream in file order knows the number of a bad one."""
     rows = iter(stream)
     for number in itertools.count(1):
+        where = f"{name}: row {number}" if in_order else f"{name}: a row"
         try:
             row = next(rows)
         except StopIteration:
             return
         except Exception as error:  # as in _open
-            raise _unreadable(name, error, number) from error
+            raise _unreadable(f"{name}: near row {number}" if in_order else name, error) from error
         for column in columns:
             if row.get(column) is None:
-                raise DataError(f"{name}: row {number}: no value in column {column!r}; every row needs one")
+                raise DataError(f"{where}: no value in column {column!r}; every row needs one")
         if not isinstance(row[columns[0]], str):
-            raise DataError(f"{name}: row {number}: column {columns[0]!r} holds {row[columns[0]]!r}; it must be text")
+            raise DataError(f"{where}: column {columns[0]!r} holds {row[columns[0]]!r}; it must be text")
         yield row
 
 
-def _unreadable(name: str, error: Exception, row: int | None = None) -> DataError:
+def _unreadable(where: str, error: Exception) -> DataError:
     cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
-    at = f": near row {row}" if row is not None else ""
-    return DataError(f"{name}{at}: cannot be read: {' '.join(str(cause).split())[:300]}")
+    return DataError(f"{where}: cannot be read: {' '.join(str(cause).split())[:300]}")

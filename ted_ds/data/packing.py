@@ -13,8 +13,9 @@ def pack(documents: Iterable[list[int]], *, length: int, separator: int) -> Iter
     rest: list[int] = []
     for document in documents:
         rest += [*document, separator]
-        while len(rest) >= length:
-            yield rest[:length]
-            rest = rest[length:]
+        whole = len(rest) // length * length
+        for start in range(0, whole, length):
+            yield rest[start : start + length]
+        rest = rest[whole:]
     if len(rest) > 1:
         yield rest

@@ -6,7 +6,7 @@ import glob
 import re
 from pathlib import Path
 
-from ted_ds.config.schema import Source
+from ted_ds.config.schema import Data, Source
 from ted_ds.errors import DataError
 
 FORMAT_OF_ENDING = {
@@ -17,7 +17,7 @@ FORMAT_OF_ENDING = {
     ".txt": "text",
 }
 COMPRESSION_ENDINGS = (".gz", ".zst", ".bz2", ".xz")
-HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+HUB_NAME = re.compile(r"^\w[\w.-]*(/\w[\w.-]*)?$")
 
 
 def locate(source: Source) -> tuple[str, list[str]]:
@@ -49,6 +49,12 @@ def locate(source: Source) -> tuple[str, list[str]]:
             f"{path}: cannot tell one format from the endings of its files; set format: json, csv, parquet or text"
         )
     return str(formats.pop()), files
+
+
+def data_files(data: Data) -> dict[str, int]:
+    """Every local data file and its size in bytes: tells a phase that its data has changed, without reading it."""
+    files = [file for source in [*data.train, *(data.evaluation or [])] for file in locate(source)[1]]
+    return {file: Path(file).stat().st_size for file in files}
 
 
 def _format_of(file: Path) -> str | None:

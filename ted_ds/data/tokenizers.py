@@ -7,11 +7,22 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from ted_ds.errors import CheckpointError
+
 
 def read_vocabulary(folder: Path) -> dict[str, int] | None:
-    """Tokens and ids of a model folder's ``tokenizer.json``; None where it has none (an older, slow tokenizer)."""
+    """Tokens and ids of a model folder's ``tokenizer.json``; None where it has none (an older, slow tokenizer).
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
     file = folder / "tokenizer.json"
-    return Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True) if file.is_file() else None
+    if not file.is_file():
+        return None
+    try:
+        return Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
+    except Exception as error:  # the library raises nothing more specific
+        raise CheckpointError(f"{file}: damaged ({error}); copy it again") from error
 
 
 def describe_difference(teacher: Mapping[str, int], student: Mapping[str, int], *, shown: int = 3) -> str | None:

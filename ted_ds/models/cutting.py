@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ted_ds.errors import CheckpointError
 from ted_ds.models.families import Family
+from ted_ds.models.files import weight_files
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".index.json", ".gguf", ".h5", ".msgpack", ".onnx", ".pt", ".pth")
 DEPTH_KEYS = ("num_hidden_layers", "n_layer")
@@ -56,7 +57,7 @@ def _marker(family: Family) -> str:
 def _cut_weights(teacher: Path, blocks: Sequence[int], family: Family) -> Iterator[tuple[str, Tensor]]:
     new_number = {old: new for new, old in enumerate(blocks)}
     marker = _marker(family)
-    for file in sorted(teacher.glob("*.safetensors")):
+    for file in weight_files(teacher):
         with safe_open(file, framework="pt") as weights:
             for name in weights.keys():  # noqa: SIM118 - not a dict
                 before, found, after = f".{name}".partition(marker)

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ted_ds.errors import CheckpointError
 from ted_ds.models.families import Family, family_of
+from ted_ds.models.files import weight_files
 from ted_ds.numerics.filters import INITIAL_STD, FilterBank, PooledClassifier, pool
 
 
@@ -103,7 +104,7 @@ def load_lm_output(model_path: Path, dtype: torch.dtype) -> nn.Sequential:
     # checkpoints of a bare body lack the first part of the path
     wanted |= {name.split(".", 1)[1]: own for name, own in wanted.items() if name.count(".") > 1}
     state: dict[str, Tensor] = {}
-    for file in sorted(model_path.glob("*.safetensors")):
+    for file in weight_files(model_path):
         with safe_open(file, framework="pt") as weights:
             for name in set(weights.keys()) & set(wanted):
                 state[wanted[name]] = weights.get_tensor(name).to(dtype)

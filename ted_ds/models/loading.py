@@ -36,7 +36,7 @@ def fetch(path: str) -> Path:
     if Path(path).is_dir():
         return Path(path)
     try:
-        return Path(snapshot_download(path, allow_patterns=FETCHED_FILES))
+        return Path(snapshot_download(path, allow_patterns=FETCHED_FILES, ignore_patterns=["consolidated*"]))
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(f"{path}: neither a local model folder nor a model the hub gives ({reason})") from error

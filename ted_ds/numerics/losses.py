@@ -1,7 +1,8 @@
 """The loss terms, each a plain fp32 sum over what is kept; nothing is divided here.
 
 A term's count is known before the forward pass and reduced over ranks and microbatches once per step;
-:func:`ted_ds.numerics.objective.combine` divides once by that global count. Padding and ignored labels are never kept.
+:func:`ted_ds.numerics.objective.combine` divides once by that global count. Padding and ignored labels are never
+kept; they are selected away, not multiplied by zero, as a padded position may hold anything, NaN too.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def cross_entropy_sum(logits: Float[Tensor, "*batch vocab"], labels: Int[Tensor,
     kept = kept_labels(labels)
     log_probabilities = F.log_softmax(logits.float(), dim=-1)
     picked = log_probabilities.gather(-1, labels.masked_fill(~kept, 0).unsqueeze(-1)).squeeze(-1)
-    return -(picked * kept).sum()
+    return -torch.where(kept, picked, torch.zeros_like(picked)).sum()
 
 
 def kl_divergence_sum(
@@ -47,7 +48,7 @@ def kl_divergence_sum(
     student = F.log_softmax(student_logits.float() / temperature, dim=-1)
     teacher = F.log_softmax(teacher_logits.detach().float() / temperature, dim=-1)
     divergence = (teacher.exp() * (teacher - student)).sum(-1)
-    return (divergence * keep).sum() * temperature**2
+    return torch.where(keep, divergence, torch.zeros_like(divergence)).sum() * temperature**2
 
 
 def feature_mse_sum(
@@ -67,5 +68,4 @@ def feature_mse_sum(
     if normalise:
         student, teacher = (F.layer_norm(features, features.shape[-1:]) for features in (student, teacher))
     squared = (student - teacher).square().mean(-1)
-    # a padded position may hold anything, NaN too: select, do not multiply
     return torch.where(keep, squared, torch.zeros_like(squared)).sum()

@@ -51,11 +51,16 @@ class TrainableEngine:
         warmup_steps: int,
         max_steps: int,
         weight_decay: float,
+        dtype: torch.dtype,
         world: World,
     ) -> None:
         """Start the engine. ``requires_grad`` must be final: ZeRO does not see later changes."""
         self._world = world
         module.train()
+        # ZeRO-3 cannot hold parameters of two dtypes, and new filters are fp32. Buffers keep theirs: rotary
+        # frequencies in bf16 would put tokens at other positions than the exported model does.
+        for parameter in module.parameters():
+            parameter.data = parameter.data.to(dtype)
         make_schedule = functools.partial(
             get_scheduler, schedule, num_warmup_steps=warmup_steps, num_training_steps=max_steps
         )

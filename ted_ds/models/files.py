@@ -24,6 +24,8 @@ class ModelFacts:
     max_positions: int
     labels: tuple[str, ...] | None
     """Label names by id; None where they are the meaningless LABEL_0, LABEL_1, ..."""
+    num_labels: int | None
+    """None where the config does not say."""
     architectures: tuple[str, ...]
 
 
@@ -41,7 +43,8 @@ def read_model_facts(folder: Path) -> ModelFacts:
         facts = _facts(config)
     except (ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{file}: not a transformers model config ({error!r})") from error
-    _check_weights(folder)
+    for weights in weight_files(folder):
+        _check_whole(weights)
     return facts
 
 
@@ -59,35 +62,50 @@ def _facts(config: dict[str, Any]) -> ModelFacts:
             vocab_size=config["vocab_size"],
             max_positions=first("max_position_embeddings", "n_positions"),
             labels=labels if labels and any(name != f"LABEL_{i}" for i, name in enumerate(labels)) else None,
+            num_labels=len(labels) or None,
             architectures=tuple(config.get("architectures") or ()),
         )
     except StopIteration as error:
         raise KeyError("depth, width or longest sequence is missing") from error
 
 
-def _check_weights(folder: Path) -> None:
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that make up a model: those its index names, else ``model*.safetensors``.
+
+    (Some hub folders hold the same weights once more in another naming.)
+
+    Raises:
+        CheckpointError: There are none, or the index is damaged or names a missing file.
+    """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files = sorted({folder / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            files = sorted(folder / name for name in names)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{index}: damaged ({error!r}); copy it again") from error
     else:
-        files = sorted(folder.glob("*.safetensors"))
+        files = sorted(folder.glob("model*.safetensors"))
     if not files:
         raise CheckpointError(f"{folder}: no *.safetensors weights here; other formats are not loaded")
     for file in files:
         if not file.is_file():
             raise CheckpointError(f"{file}: missing, but {index.name} names it")
-        size = file.stat().st_size
+    return files
+
+
+def _check_whole(file: Path) -> None:
+    size = file.stat().st_size
+    try:
         with file.open("rb") as weights:
-            head = weights.read(8)
-            header_size = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+            (header_size,) = struct.unpack("<Q", weights.read(8))
             if not 0 < header_size <= min(size, MAX_HEADER_BYTES):
-                raise CheckpointError(f"{file}: damaged or not a safetensors file")
-            try:
-                header = json.loads(weights.read(header_size))
-            except ValueError as error:
-                raise CheckpointError(f"{file}: damaged header") from error
+                raise ValueError("impossible header size")
+            header = json.loads(weights.read(header_size))
         end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-        if size != 8 + header_size + end:
-            raise CheckpointError(
-                f"{file}: {size} bytes, but its header describes {8 + header_size + end}; copy it again"
-            )
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise CheckpointError(f"{file}: damaged or not a safetensors file ({error})") from error
+    if size != 8 + header_size + end:
+        raise CheckpointError(
+            f"{file}: {size} bytes, but its header describes {8 + header_size + end}; it is damaged: copy it again"
+        )

@@ -1,0 +1,14 @@
+"""The environment every test runs in: CPU, one thread per process, nothing fetched, W&B offline."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.update(
+    DS_ACCELERATOR="cpu",
+    OMP_NUM_THREADS="1",
+    TOKENIZERS_PARALLELISM="false",
+    HF_HUB_OFFLINE="1",
+    WANDB_MODE="offline",
+    PYTHONWARNINGS="ignore::FutureWarning",
+)

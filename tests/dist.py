@@ -1,0 +1,81 @@
+"""Run a function on several ranks: real processes, real gloo, with a bound on every wait.
+
+Processes are forked from a server that has the heavy imports, so that a group of ranks starts in under a second.
+The function must be importable (a module's top level), and its result picklable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import queue
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+TIMEOUT_S = 120.0
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["ted_ds.runtime.engine", "ted_ds.runtime.frozen", "transformers.models.auto"])
+
+
+def run_ranks(
+    function: Callable[..., Any], world_size: int, *arguments: Any, timeout_s: float = TIMEOUT_S
+) -> list[Any]:
+    """``function(world, *arguments)`` on each rank; returns the results in the order of ranks.
+
+    Raises:
+        AssertionError: A rank failed, died, or did not end in time; shows its traceback.
+    """
+    results: Any = _CONTEXT.Queue()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = [
+        _CONTEXT.Process(target=_rank, args=(rank, world_size, port, function, arguments, results), daemon=True)
+        for rank in range(world_size)
+    ]
+    for process in ranks:
+        process.start()
+    try:
+        return _collect(ranks, results, time.monotonic() + timeout_s)
+    finally:
+        for process in ranks:
+            process.join(2)
+            if process.is_alive():
+                process.kill()
+
+
+def _collect(ranks: list[Any], results: Any, deadline: float) -> list[Any]:
+    values: dict[int, Any] = {}
+    while len(values) < len(ranks):
+        with contextlib.suppress(queue.Empty):
+            rank, value, failure = results.get(timeout=0.5)
+            assert failure is None, f"rank {rank} failed:\n{failure}"
+            values[rank] = pickle.loads(value)
+            continue
+        dead = [i for i, process in enumerate(ranks) if process.exitcode not in (None, 0) and i not in values]
+        assert not dead, f"ranks {dead} died with {[ranks[i].exitcode for i in dead]}"
+        assert time.monotonic() < deadline, f"only ranks {sorted(values)} of {len(ranks)} ended in time"
+    return [values[rank] for rank in range(len(ranks))]
+
+
+def _rank(rank: int, size: int, port: int, function: Callable[..., Any], arguments: Any, results: Any) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_SIZE=str(size))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    try:
+        import torch
+
+        from ted_ds.runtime.world import World
+
+        torch.set_num_threads(1)
+        value = function(World.join(60), *arguments)
+        results.put((rank, pickle.dumps(value), None))  # plain bytes: a tensor would be shared with a dead process
+    except BaseException:
+        results.put((rank, None, traceback.format_exc()))
+    results.close()
+    results.join_thread()
+    os._exit(0)  # a normal exit of a process that ran gloo aborts now and then

@@ -1,0 +1,158 @@
+"""What the distributed tests run on each rank: a few real steps of a stage on tiny models, and its result."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ted_ds.config.deepspeed import complete
+from ted_ds.config.schema import PhasePlan
+from ted_ds.data.loader import Collator, training_steps
+from ted_ds.data.tasks import Sample
+from ted_ds.models.families import family_of
+from ted_ds.models.heads import classification_probes, lm_probes
+from ted_ds.models.loading import DTYPES, load_model
+from ted_ds.models.student import FilteredModel
+from ted_ds.models.taps import TappedModel
+from ted_ds.numerics.filters import FilterBank
+from ted_ds.runtime.engine import TrainableEngine
+from ted_ds.runtime.frozen import FrozenModel, frozen_engine_config
+from ted_ds.runtime.sharding import full_state_dict, sharded_loading
+from ted_ds.runtime.world import World
+from ted_ds.stages.distill import DistillObjective
+from ted_ds.stages.finetune import FinetuneObjective
+from ted_ds.stages.learn_filters import FilterObjective
+from tests.tiny import LABELS, ROOT, VOCAB_SIZE
+
+GLOBAL_BATCH, MICRO_BATCH, NUM_STEPS = 8, 2, 3
+STUDENT_LAYERS, TEACHER_LAYERS = (1, 2), (3, 4)
+HIDDEN, FILTER_DIM = 16, 12
+WEIGHTS = {"task_weight": 0.7, "kl_weight": 1.3, "temperature": 2.0, "feature_weight": 3.0}
+
+
+def samples(kind: str) -> list[Sample]:
+    """Texts of uneven length; one microbatch has a single real token per row, so that its LM labels are all ignored."""
+    generator = torch.Generator().manual_seed(5)
+    made = []
+    for index in range(GLOBAL_BATCH * NUM_STEPS):
+        length = 1 if index in (2, 3) else int(torch.randint(2, 14, (1,), generator=generator))
+        ids = torch.randint(5, VOCAB_SIZE, (length,), generator=generator).tolist()
+        made.append(Sample(ids, None if kind == "causal_lm" else index % len(LABELS)))
+    return made
+
+
+def plan(clipping: float) -> PhasePlan:
+    return PhasePlan(
+        max_steps=NUM_STEPS,
+        learning_rate=0.2,
+        global_batch_size=GLOBAL_BATCH,
+        micro_batch_size=MICRO_BATCH,
+        schedule="constant",
+        gradient_clipping=clipping,
+    )
+
+
+def config(stage: int, world_size: int, clipping: float, precision: str = "fp32") -> dict[str, Any]:
+    source = ROOT / "ds_configs" / "deepspeed" / f"zero{stage}.json"
+    raw = json.loads(source.read_text())
+    # SGD, as Adam would hide a wrong scale of the gradient
+    raw |= {"optimizer": {"type": "SGD", "params": {"lr": "auto"}}, "zero_allow_untested_optimizer": True}
+    if stage == 3:
+        raw["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # or nothing of a tiny model is sharded
+    return complete(raw, plan(clipping), plan_path="distill", precision=precision, world_size=world_size, source=source)
+
+
+def load_tapped(folder: Path, kind: str, layers: tuple[int, ...], *, shard: Any = None, precision: str = "fp32"):
+    model = load_model(
+        folder,
+        task=kind,
+        labels=None if kind == "causal_lm" else [*LABELS],
+        dtype=DTYPES[precision],
+        new_head_allowed=False,
+        context=sharded_loading(shard) if shard else contextlib.nullcontext(),
+    )
+    return TappedModel(model, family_of(model.config.model_type), layers)
+
+
+def student_bank() -> FilterBank:
+    torch.manual_seed(11)
+    return FilterBank(STUDENT_LAYERS, HIDDEN, FILTER_DIM)
+
+
+def teacher_bank() -> FilterBank:
+    torch.manual_seed(12)
+    return FilterBank(TEACHER_LAYERS, HIDDEN, FILTER_DIM).requires_grad_(False)
+
+
+def probes(folder: Path, kind: str, model_type: str):
+    torch.manual_seed(13)
+    bank = FilterBank(TEACHER_LAYERS, HIDDEN, FILTER_DIM)
+    if kind == "causal_lm":
+        return lm_probes(bank, dim=FILTER_DIM, model_path=folder, kind="frozen", dtype=torch.float32)
+    return classification_probes(bank, dim=FILTER_DIM, num_labels=len(LABELS), family=family_of(model_type))
+
+
+def run_stage(
+    world: World, folder: Path, what: str, kind: str, stage: int, clipping: float, sharded: bool, precision: str
+) -> dict[str, Any]:
+    """Train ``NUM_STEPS`` steps; returns whole weights afterwards (rank 0), the reports, and what each rank holds."""
+    ds_config = config(stage, world.size, clipping, precision)
+    teacher = None
+    if what != "finetune":
+        shard = {**frozen_engine_config(ds_config, precision)} if sharded else None
+        if shard:
+            shard["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        tapped = load_tapped(folder / "teacher", kind, TEACHER_LAYERS, shard=shard, precision=precision)
+        teacher = FrozenModel(tapped, device=world.device, engine_config=shard)
+    if what == "filters":
+        assert teacher is not None
+        module: Any = probes(folder / "teacher", kind, "bert")
+        objective: Any = FilterObjective(teacher, TEACHER_LAYERS)
+    else:
+        layers = STUDENT_LAYERS if what == "distill" else ()
+        student = load_tapped(
+            folder / "student", kind, layers, shard=ds_config if stage == 3 else None, precision=precision
+        )
+        module, objective = student, FinetuneObjective()
+        if what == "distill":
+            assert teacher is not None
+            module = FilteredModel(student, student_bank())
+            objective = DistillObjective(
+                teacher=teacher,
+                teacher_filters=teacher_bank(),
+                student_layers=STUDENT_LAYERS,
+                feature_reduction="mean",
+                normalise_features=False,
+                **WEIGHTS,
+            )
+    engine = TrainableEngine(
+        module,
+        config=ds_config,
+        schedule="constant",
+        warmup_steps=0,
+        max_steps=NUM_STEPS,
+        weight_decay=0.0,
+        dtype=DTYPES[precision],
+        world=world,
+    )
+    batches = training_steps(
+        iter(samples(kind)),
+        Collator(pad_id=0, token_labels=kind == "causal_lm"),
+        global_batch_size=GLOBAL_BATCH,
+        micro_batch_size=MICRO_BATCH,
+        rank=world.rank,
+        world_size=world.size,
+    )
+    reports = []
+    for _ in range(NUM_STEPS):
+        engine.step(batches, objective)
+        reports.append(engine.report(objective))
+    held = teacher.num_parameters_held if teacher else 0
+    whole = full_state_dict(module, keep=world.is_main)
+    engine.engine.save_checkpoint(str(folder / "checkpoint"))
+    total = teacher.num_parameters if teacher else 0
+    return {"weights": whole, "reports": reports, "teacher_held": held, "teacher_total": total}

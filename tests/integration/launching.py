@@ -1,0 +1,80 @@
+"""Start real runs in real processes, as a user does."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+BIN = Path(sys.executable).parent
+TIMEOUT_S = 240
+
+
+class Outcome(NamedTuple):
+    code: int
+    output: str
+    seconds: float
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """The tests' environment, without what a launcher sets."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")}
+    return {**kept, "PATH": f"{BIN}:{os.environ['PATH']}", **changes}
+
+
+def deepspeed(*arguments: str, num_ranks: int = 2) -> Outcome:
+    """``deepspeed --num_gpus N --module ted_ds ...``."""
+    command = [str(BIN / "deepspeed"), "--num_gpus", str(num_ranks), "--master_port", str(free_port())]
+    return _finish([*command, "--module", "ted_ds", *arguments])
+
+
+def alone(*arguments: str) -> Outcome:
+    """``python -m ted_ds ...`` without a launcher."""
+    return _finish([sys.executable, "-m", "ted_ds", *arguments])
+
+
+def ranks(count: int, arguments: Sequence[str]) -> list[Outcome]:
+    """One process a rank, as a launcher starts them, but each one's exit code is seen."""
+    port, started = str(free_port()), time.monotonic()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "ted_ds", *arguments],
+            env=environment(
+                RANK=str(rank),
+                LOCAL_RANK=str(rank),
+                WORLD_SIZE=str(count),
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=port,
+            ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    try:
+        outputs = [process.communicate(timeout=TIMEOUT_S)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    seconds = time.monotonic() - started
+    return [Outcome(p.returncode, output, seconds) for p, output in zip(processes, outputs, strict=True)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _finish(command: list[str]) -> Outcome:
+    started = time.monotonic()
+    done = subprocess.run(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=TIMEOUT_S
+    )
+    return Outcome(done.returncode, done.stdout, time.monotonic() - started)

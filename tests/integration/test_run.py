@@ -1,0 +1,185 @@
+"""The whole chain under the real launcher on tiny models: phases, files, skipping, tracking, export."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from ted_ds.phases import model_identity
+from tests.integration.launching import alone, deepspeed, environment
+from tests.tiny import ROOT, write_run
+
+ZERO3 = f"deepspeed={ROOT / 'ds_configs' / 'deepspeed' / 'zero3.json'}"
+FINETUNE = "{max_steps: 2, learning_rate: 1e-3, global_batch_size: 4, micro_batch_size: 2}"
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def lm_run(tmp_path_factory):
+    """A TED run of a tiny Llama on two ranks under ZeRO-1, and the same command once more."""
+    folder = tmp_path_factory.mktemp("lm")
+    recipe = write_run(folder)
+    arguments = ("run", str(recipe), f"student.finetune={FINETUNE}", f"teacher.finetune={FINETUNE}")
+    first = deepspeed(*arguments)
+    assert first.code == 0, first.output
+    return folder, first, deepspeed(*arguments)
+
+
+def test_every_phase_leaves_a_manifest(lm_run):
+    folder, _, _ = lm_run
+    phases = "finetune_teacher cut_student finetune_student filters_teacher filters_student distill evaluate export"
+    for phase in phases.split():
+        assert (folder / "run" / phase / "phase.json").is_file(), phase
+
+
+def test_the_screen_shows_progress_once_and_the_table(lm_run):
+    _, first, _ = lm_run
+    assert first.output.count("distill 1/2") == 1  # rank 0 only
+    for word in ("kl", "feature mse", "tok/s", "teacher", "student before", "student after", "perplexity"):
+        assert word in first.output
+
+
+def test_running_again_skips_everything(lm_run):
+    _, _, again = lm_run
+    assert again.code == 0
+    assert again.output.count("complete, skipped") == 8
+    assert "distill 1/2" not in again.output
+    assert "student after" in again.output
+
+
+def test_every_loss_term_is_in_the_jsonl_under_its_name(lm_run):
+    folder, _, _ = lm_run
+    records = [record for record in metrics(folder) if record["phase"] == "distill"]
+    assert [record["step"] for record in records] == [1, 2]
+    for name in (
+        "loss/total",
+        "loss/task",
+        "loss/kl_teacher_student",
+        "loss/feature_mse",
+        "loss/feature_mse/layer_01",
+        "loss/feature_mse/layer_02",
+        "perf/tokens_per_s",
+        "train/learning_rate",
+    ):
+        assert name in records[0]
+    one = records[0]
+    assert one["loss/total"] == pytest.approx(
+        one["loss/task"] + one["loss/kl_teacher_student"] + one["loss/feature_mse"], rel=1e-5
+    )
+
+
+def test_filters_are_evaluated_one_by_one(lm_run):
+    folder, _, _ = lm_run
+    names = {name for record in metrics(folder) if record["phase"] == "filters_teacher" for name in record}
+    assert {"eval/perplexity/layer_02", "eval/perplexity/layer_04"} <= names
+
+
+def test_the_same_numbers_are_in_the_offline_wandb_run(lm_run):
+    folder, _, _ = lm_run
+    (binary, *_) = sorted((folder / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
+    content = binary.read_bytes()
+    for name in (b"distill/loss/kl_teacher_student", b"filters_student/loss/task/layer_01", b"distill/step"):
+        assert name in content
+
+
+def test_the_export_is_plain_transformers_and_equal_to_the_student(lm_run):
+    folder, _, _ = lm_run
+    export, student = folder / "run" / "export", folder / "run" / "distill" / "model"
+    inputs = AutoTokenizer.from_pretrained(export)("ba be bi bo bu", return_tensors="pt")
+    loaded = AutoModelForCausalLM.from_pretrained(export)
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(student)(**inputs).logits
+        assert torch.equal(loaded(**inputs).logits, expected)
+    assert not any("filter" in name or "bank" in name for name in loaded.state_dict())
+    assert not list(export.glob("filters*"))
+
+
+def test_the_teacher_is_named_by_path_and_hash_and_not_copied(lm_run):
+    folder, _, _ = lm_run
+    manifest = json.loads((folder / "run" / "distill" / "phase.json").read_text())
+    teacher = folder / "run" / "finetune_teacher" / "model"
+    assert manifest["inputs"]["teacher"] == model_identity(teacher)
+    assert set(manifest["files"]) == {
+        "filters.safetensors",
+        *(f"model/{p.name}" for p in (folder / "run" / "distill" / "model").iterdir()),
+    }
+
+
+def test_a_changed_recipe_does_not_silently_reuse_old_phases(lm_run):
+    folder, _, _ = lm_run
+    outcome = alone(
+        "run",
+        str(folder / "recipe.yaml"),
+        f"student.finetune={FINETUNE}",
+        f"teacher.finetune={FINETUNE}",
+        "distill.kl_weight=9",
+    )
+    assert outcome.code == 2
+    assert "plan.kl_weight was 1.0, now 9.0" in outcome.output
+
+
+def test_classification_under_zero3_with_a_sharded_teacher(tmp_path):
+    recipe = write_run(tmp_path, kind="sequence_classification")
+    outcome = deepspeed("run", str(recipe), ZERO3, f"teacher.finetune={FINETUNE}")
+    assert outcome.code == 0, outcome.output
+    assert "ZeRO-3 sharded; per rank" in outcome.output
+    results = json.loads((tmp_path / "run" / "evaluate" / "evaluation.json").read_text())
+    assert set(results) == {"teacher", "student before", "student after"}
+    assert all(0 <= values["accuracy"] <= 1 for values in results.values())
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "export")
+    assert model.config.id2label == {0: "negative", 1: "positive"}
+
+
+@pytest.mark.parametrize("method", ["sft", "kd", "lwd"])
+def test_baselines_are_the_same_run_with_a_switch(tmp_path, method):
+    recipe = write_run(tmp_path, method=method)
+    outcome = alone("run", str(recipe))
+    assert outcome.code == 0, outcome.output
+    terms = {name for record in metrics(tmp_path) if record["phase"] == "distill" for name in record}
+    assert ("loss/kl_teacher_student" in terms) == (method in ("kd", "lwd"))
+    assert ("loss/feature_mse" in terms) == (method == "lwd")
+    assert not (tmp_path / "run" / "filters_teacher").exists()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "deberta-v2"])
+def test_other_families_run_the_chain_under_zero3(tmp_path, family):
+    kind = "causal_lm" if family == "gpt2" else "sequence_classification"
+    outcome = deepspeed("run", str(write_run(tmp_path, kind=kind, family=family)), ZERO3)
+    assert outcome.code == 0, outcome.output
+
+
+def test_verbs_one_by_one_are_the_run(tmp_path):
+    recipe = str(write_run(tmp_path))
+    early = alone("distill", recipe)
+    assert early.code == 2
+    assert "phase cut_student is not complete" in early.output
+    for verb in ("finetune", "filters", "distill", "evaluate", "export"):
+        outcome = alone(verb, recipe)
+        assert outcome.code == 0, outcome.output
+    assert (tmp_path / "run" / "export" / "model.safetensors").is_file()
+
+
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
+    recipe = str(write_run(tmp_path))
+    slow = [sys.executable, "-m", "ted_ds", "run", recipe, "distill.max_steps=100000"]
+    process = subprocess.Popen(slow, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "filters_student" / "phase.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    process.wait(30)
+    assert (tmp_path / "run" / "filters_student" / "phase.json").exists()
+    assert not (tmp_path / "run" / "distill").exists()
+    outcome = alone("run", recipe)
+    assert outcome.code == 0, outcome.output
+    assert outcome.output.count("complete, skipped") == 3

@@ -1,0 +1,171 @@
+"""Each family's parts, and the taps, against the plain transformers forward of a tiny random model."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+
+from ted_ds.models.families import FAMILY_OF, family_of
+from ted_ds.models.files import read_model_facts
+from ted_ds.models.heads import lm_probes, load_lm_output
+from ted_ds.models.loading import load_model
+from ted_ds.models.taps import TappedModel
+from ted_ds.numerics.filters import FilterBank
+from ted_ds.plan import CAUSAL_LM_TYPES, KNOWN_TYPES
+from tests.tiny import LABELS, VOCAB_SIZE, write_model
+
+NUM_BLOCKS = 4
+
+
+def load(folder, model_type, *, classify=False, dtype=torch.float32):
+    labels = [*LABELS] if classify else None
+    write_model(folder, model_type, blocks=NUM_BLOCKS, labels=labels)
+    model = load_model(
+        folder,
+        task="sequence_classification" if classify else "causal_lm",
+        labels=labels,
+        dtype=dtype,
+        new_head_allowed=False,
+        context=contextlib.nullcontext(),
+    )
+    return model.eval()
+
+
+def batch():
+    input_ids = torch.randint(5, VOCAB_SIZE, (3, 9), generator=torch.Generator().manual_seed(0))
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[1, 6:] = 0
+    input_ids[1, 6:] = 0
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "classify"), [(name, True) for name in KNOWN_TYPES] + [(name, False) for name in CAUSAL_LM_TYPES]
+)
+def test_taps_are_the_hidden_states_and_leave_the_logits_alone(tmp_path, model_type, classify):
+    model = load(tmp_path, model_type, classify=classify)
+    family = family_of(model_type)
+    with torch.no_grad():
+        plain = model(**batch(), output_hidden_states=True)
+        layers = (3, 0, 1, NUM_BLOCKS)
+        logits, states = TappedModel(model, family, layers)(batch())
+        assert torch.equal(logits, plain.logits)
+        hidden = [*plain.hidden_states]
+        for layer, state in zip(layers, states, strict=True):
+            # transformers' last hidden state comes after the final norm, a tap before it
+            state = family.final_norm(model)(state) if layer == NUM_BLOCKS else state
+            torch.testing.assert_close(state, hidden[layer], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("model_type", CAUSAL_LM_TYPES)
+def test_head_of_the_final_norm_of_the_last_block_is_the_logits(tmp_path, model_type):
+    model = load(tmp_path, model_type)
+    family = family_of(model_type)
+    with torch.no_grad():
+        logits, (last,) = TappedModel(model, family, [NUM_BLOCKS])(batch())
+        torch.testing.assert_close(family.head(model)(family.final_norm(model)(last)), logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("model_type", KNOWN_TYPES)
+def test_embeddings_then_blocks_are_what_the_model_runs(tmp_path, model_type):
+    model = load(tmp_path, model_type, classify=True)
+    family = family_of(model_type)
+    called = []
+    family.embed(model).register_forward_hook(lambda *_: called.append("embed"))
+    for index, block in enumerate(family.blocks(model)):
+        block.register_forward_hook(lambda *_, index=index: called.append(index))
+    with torch.no_grad():
+        model(**batch())
+    assert called == ["embed", *range(NUM_BLOCKS)]
+
+
+@pytest.mark.parametrize("model_type", KNOWN_TYPES)
+def test_only_mapped_layers_are_kept_and_none_after_the_forward(tmp_path, model_type):
+    tapped = TappedModel(load(tmp_path, model_type, classify=True), family_of(model_type), [2])
+    with torch.no_grad():
+        _, states = tapped(batch(), with_logits=False)
+    assert len(states) == 1
+    assert tapped._captured == {}
+
+
+@pytest.mark.parametrize("with_logits", [True, False])
+@pytest.mark.parametrize("model_type", ["llama", "bert"])
+def test_states_are_the_same_without_logits(tmp_path, model_type, with_logits):
+    tapped = TappedModel(load(tmp_path, model_type, classify=True), family_of(model_type), [1, NUM_BLOCKS])
+    with torch.no_grad():
+        _, expected = tapped(batch())
+        logits, states = tapped(batch(), with_logits)
+    assert (logits is not None) == with_logits
+    for one, other in zip(states, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "bert", "deberta-v2"])
+def test_a_tap_fires_once_and_gives_right_gradients_under_activation_checkpointing(tmp_path, model_type):
+    gradients = []
+    for checkpointing in (False, True):
+        model = load(tmp_path, model_type, classify=True)
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        tapped = TappedModel(model.train(), family_of(model_type), [2])
+        fired = []
+        family_of(model_type).blocks(model)[1].register_forward_hook(lambda *_, fired=fired: fired.append(1))
+        logits, (state,) = tapped(batch())
+        (logits.square().sum() + state.square().sum()).backward()
+        assert len(fired) == 1
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, recomputed, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("model_type", CAUSAL_LM_TYPES)
+def test_lm_output_read_from_files_is_the_models_own(tmp_path, model_type, tied):
+    write_model(tmp_path, model_type, tie_word_embeddings=tied)
+    model = load_model(
+        tmp_path,
+        task="causal_lm",
+        labels=None,
+        dtype=torch.float32,
+        new_head_allowed=False,
+        context=contextlib.nullcontext(),
+    ).eval()
+    output = load_lm_output(tmp_path, torch.float32)
+    with torch.no_grad():
+        logits, (last,) = TappedModel(model, family_of(model_type), [NUM_BLOCKS])(batch())
+        torch.testing.assert_close(output(last), logits, rtol=0, atol=0)
+
+
+def test_identity_filters_on_the_last_layer_with_the_frozen_head_are_the_model_itself(tmp_path):
+    model = load(tmp_path, "llama")
+    bank = FilterBank([NUM_BLOCKS], 16, 16, initialisation="identity")
+    probes = lm_probes(bank, dim=16, model_path=tmp_path, kind="frozen", dtype=torch.float32)
+    with torch.no_grad():
+        logits, states = TappedModel(model, family_of("llama"), [NUM_BLOCKS])(batch())
+        (probed,) = probes(states, batch()["attention_mask"])
+    torch.testing.assert_close(probed, logits, rtol=1e-6, atol=1e-6)
+
+
+def test_the_frozen_head_trains_nothing_of_the_model(tmp_path):
+    write_model(tmp_path, "llama")
+    probes = lm_probes(FilterBank([1, 2], 16, 24), dim=24, model_path=tmp_path, kind="frozen", dtype=torch.float32)
+    trainable = {name for name, p in probes.named_parameters() if p.requires_grad}
+    assert {name.split(".")[0] for name in trainable} == {"bank", "heads"}
+    assert all(name.startswith("bank.") or ".to_hidden." in name for name in trainable)
+
+
+def test_the_plan_and_the_families_know_the_same_model_types():
+    assert set(KNOWN_TYPES) == set(FAMILY_OF)
+    assert set(CAUSAL_LM_TYPES) == {name for name, family in FAMILY_OF.items() if family.lm_head_path}
+
+
+@pytest.mark.parametrize("model_type", KNOWN_TYPES)
+def test_facts_read_without_torch_are_those_of_the_loaded_model(tmp_path, model_type):
+    model = load(tmp_path, model_type, classify=True)
+    facts = read_model_facts(tmp_path)
+    assert facts.num_blocks == len(family_of(model_type).blocks(model))
+    assert facts.hidden_size == model.config.hidden_size
+    assert facts.vocab_size == model.config.vocab_size
+    assert facts.labels == LABELS

@@ -1,0 +1,173 @@
+"""Tiny models, tokenizers, recipes and data for tests: random, seeded, written in well under a second, no network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
+
+ROOT = Path(__file__).parent.parent
+SPECIAL_TOKENS = {
+    "pad_token": "[PAD]",
+    "eos_token": "[EOS]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+}
+WORDS = tuple(consonant + vowel for consonant in "bcdfghjklmnprstvwyz" for vowel in "aeiou")
+VOCAB_SIZE = len(SPECIAL_TOKENS) + len(WORDS)
+ENCODERS = ("bert", "deberta-v2")
+LABELS = ("negative", "positive")
+MAX_POSITIONS = 64
+
+
+def write_tokenizer(folder: Path, words: Sequence[str] = WORDS, *, encoder: bool = False) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer of the special tokens and ``words``; an ``encoder``'s texts become [CLS] ... [SEP]."""
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS.values(), *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL_TOKENS["unk_token"]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    if encoder:
+        ends = [(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
+        tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL_TOKENS)
+    fast.save_pretrained(folder)
+    return fast
+
+
+def model_config(family: str, *, blocks: int = 4, hidden: int = 16, vocab: int = VOCAB_SIZE, **changes: Any) -> Any:
+    """The config of a tiny model without dropout; ``changes`` are further values of it."""
+    common = {"vocab_size": vocab, "initializer_range": 0.1, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
+    if family == "gpt2":
+        shape = {"n_layer": blocks, "n_embd": hidden, "n_head": 2, "n_inner": 2 * hidden, "n_positions": MAX_POSITIONS}
+        shape |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    else:
+        shape = {
+            "num_hidden_layers": blocks,
+            "hidden_size": hidden,
+            "num_attention_heads": 2,
+            "intermediate_size": 2 * hidden,
+            "max_position_embeddings": MAX_POSITIONS,
+        }
+    if family in ENCODERS:
+        shape |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    elif family != "gpt2":
+        shape |= {"num_key_value_heads": 2, "head_dim": hidden // 2, "attention_dropout": 0.0}
+    if family == "deberta-v2":  # as in DeBERTa v3
+        shape |= {
+            "relative_attention": True,
+            "position_buckets": 8,
+            "norm_rel_ebd": "layer_norm",
+            "share_att_key": True,
+            "pos_att_type": ["p2c", "c2p"],
+            "position_biased_input": False,
+            "type_vocab_size": 0,
+            "pooler_hidden_size": hidden,
+            "pooler_dropout": 0.0,
+            "pooler_hidden_act": "gelu",
+        }
+    return AutoConfig.for_model(family, **{**common, **shape, **changes})
+
+
+def write_model(
+    folder: Path,
+    family: str,
+    *,
+    blocks: int = 4,
+    hidden: int = 16,
+    vocab: int = VOCAB_SIZE,
+    labels: Sequence[str] | None = None,
+    seed: int = 0,
+    **changes: Any,
+) -> Path:
+    """A random model and its tokenizer: a classifier with ``labels``, else a causal LM or a bare encoder."""
+    if labels is not None:
+        changes |= {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
+    config = model_config(family, blocks=blocks, hidden=hidden, vocab=vocab, **changes)
+    auto = AutoModelForSequenceClassification if labels is not None else AutoModelForCausalLM
+    if labels is None and family in ENCODERS:
+        auto = AutoModel
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        auto.from_config(config).save_pretrained(folder)
+    write_tokenizer(folder, encoder=family in ENCODERS)
+    return folder
+
+
+def write_rows(path: Path, rows: Iterable[Any]) -> Path:
+    """A JSON-lines file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def texts(count: int, *, seed: int = 0, longest: int = 12) -> list[str]:
+    """Random texts of 3 to ``longest`` known words."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(3, longest + 1, (count,), generator=generator).tolist()
+    return [
+        " ".join(WORDS[index] for index in torch.randint(len(WORDS), (length,), generator=generator).tolist())
+        for length in lengths
+    ]
+
+
+def write_corpus(path: Path, count: int = 60, *, seed: int = 0) -> Path:
+    """Documents in the column ``text``."""
+    return write_rows(path, ({"text": text} for text in texts(count, seed=seed)))
+
+
+def write_labelled(path: Path, count: int = 60, *, labels: Sequence[str] = LABELS, seed: int = 0) -> Path:
+    """Texts in the column ``text``, and in ``label`` a name that follows from the text's first letter."""
+    rows = ({"text": text, "label": labels[ord(text[0]) % len(labels)]} for text in texts(count, seed=seed))
+    return write_rows(path, rows)
+
+
+def recipe_dict(folder: Path, *, kind: str = "causal_lm", method: str = "ted", steps: int = 2) -> dict[str, Any]:
+    """A minimal valid recipe: model in ``folder/teacher``, its blocks 0 and 3 as student, data in ``train.jsonl``."""
+    plan = {"max_steps": steps, "learning_rate": 1e-3, "global_batch_size": 4, "micro_batch_size": 2}
+    task = {"kind": kind, "sequence_length": 16}
+    if kind == "sequence_classification":
+        task = {"kind": kind, "labels": [*LABELS], "max_length": 16}
+    return {
+        "name": "tiny",
+        "output_dir": str(folder / "run"),
+        "deepspeed": str(ROOT / "ds_configs" / "deepspeed" / "zero1.json"),
+        "precision": "fp32",
+        "task": task,
+        "data": {"train": [{"path": str(folder / "train.jsonl")}], "heldout_fraction": 0.2},
+        "teacher": {"path": str(folder / "teacher")},
+        "student": {"from_teacher": {"blocks": [0, 3]}},
+        "filters": {"teacher": {**plan}, "student": {**plan}},
+        "distill": {"method": method, **plan},
+        "evaluation": {"max_examples": 8, "micro_batch_size": 2},
+        "tracking": {"log_every_steps": 1},
+    }
+
+
+def write_recipe(path: Path, recipe: dict[str, Any]) -> Path:
+    """The recipe as YAML."""
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def write_run(folder: Path, *, kind: str = "causal_lm", family: str | None = None, method: str = "ted") -> Path:
+    """All a tiny run needs, in ``folder``: teacher of 4 blocks, data, and the recipe, whose path is returned."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if kind == "sequence_classification":
+        write_model(folder / "teacher", family or "bert", labels=LABELS)
+        write_labelled(folder / "train.jsonl")
+    else:
+        write_model(folder / "teacher", family or "llama")
+        write_corpus(folder / "train.jsonl")
+    return write_recipe(folder / "recipe.yaml", recipe_dict(folder, kind=kind, method=method))

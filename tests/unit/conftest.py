@@ -1,0 +1,21 @@
+"""Tiny runs that tests read and never change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import write_run
+
+
+@pytest.fixture(scope="session")
+def lm_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a causal-LM run: ``teacher`` (llama, 4 blocks), ``train.jsonl``, ``recipe.yaml``."""
+    return write_run(tmp_path_factory.mktemp("lm")).parent
+
+
+@pytest.fixture(scope="session")
+def classification_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a classification run: ``teacher`` (bert, 4 blocks), ``train.jsonl``, ``recipe.yaml``."""
+    return write_run(tmp_path_factory.mktemp("classification"), kind="sequence_classification").parent

@@ -1,0 +1,117 @@
+"""The command line: verbs, exit codes, and one clear message."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ted_ds import __version__
+from ted_ds.cli import HELP_OF_VERB, PHASES_OF_VERB, main, parse
+from ted_ds.plan import PHASES
+from tests.tiny import ROOT
+
+
+def ted_ds(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ted_ds", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_verbs_cover_all_phases_in_order() -> None:
+    assert PHASES_OF_VERB["run"] == PHASES
+    assert HELP_OF_VERB.keys() == PHASES_OF_VERB.keys() | {"check"}
+
+
+def test_the_launchers_local_rank_is_accepted_before_the_verb() -> None:
+    options = parse(["--local_rank=3", "run", "r.yaml", "a.b=1", "c=2"])
+    assert (options.verb, options.recipe, options.overrides) == ("run", "r.yaml", ["a.b=1", "c=2"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check", "r.yaml", "a.b=1", "--ranks", "2"],
+        ["check", "--ranks", "2", "r.yaml", "a.b=1"],
+        ["check", "r.yaml", "--ranks", "2", "a.b=1"],
+    ],
+)
+def test_check_takes_its_option_anywhere(arguments: list[str]) -> None:
+    options = parse(arguments)
+    assert (options.recipe, options.overrides, options.ranks) == ("r.yaml", ["a.b=1"], 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "phrase"),
+    [([], "required: verb"), (["fly", "r.yaml"], "invalid choice: 'fly'"), (["run"], "required: recipe")],
+)
+def test_a_wrong_command_line_exits_with_2(
+    arguments: list[str], phrase: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(arguments)
+    assert caught.value.code == 2
+    assert phrase in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ranks", ["0", "-2"])
+def test_fewer_than_one_rank_is_refused(lm_run: Path, ranks: str) -> None:
+    done = ted_ds("check", str(lm_run / "recipe.yaml"), "--ranks", ranks)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.strip() == f"ted_ds {__version__}"
+
+
+def test_check_prints_the_plan(lm_run: Path) -> None:
+    done = ted_ds("check", str(lm_run / "recipe.yaml"), "distill.max_steps=7", "--ranks", "2")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0] == "tiny: causal_lm by ted, 2 ranks, fp32"
+    assert "phases    cut_student > filters_teacher > filters_student > distill > evaluate > export" in lines
+    assert "distill          7 steps x 4 sequences = 2 ranks x 1 microbatches x 2; at most 448 tokens" in lines
+    assert lines[-1] == f"output    {lm_run / 'run'}"
+    assert not (lm_run / "run").exists(), "check writes nothing"
+
+
+def test_a_bad_recipe_exits_with_2_and_one_message(lm_run: Path) -> None:
+    recipe = lm_run / "recipe.yaml"
+    done = ted_ds("check", str(recipe), "distil.max_steps=3", "seed=x")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == [
+        "ted-ds check: error:",
+        f"{recipe}: seed: 'x': Input should be a valid integer, unable to parse string as an integer",
+        f"{recipe}: distil: unknown key; did you mean 'distill'?",
+    ]
+
+
+def test_a_wrong_plan_exits_with_2_and_lists_its_mistakes(lm_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = str(lm_run / "recipe.yaml")
+    assert main(["check", recipe, "teacher.path=/none", "data.train[0].path=/none.csv"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "ted-ds check: error:",
+        f"{recipe}: data.train[0].path: /none.csv: no such data file or folder",
+        f"{recipe}: teacher.path: /none: no such model folder",
+    ]
+
+
+def test_a_missing_recipe_of_a_run_exits_with_2_without_a_traceback() -> None:
+    done = ted_ds("run", "none.yaml")
+    assert done.returncode == 2
+    assert "none.yaml: no such recipe file; the recipes that ship are in ds_configs/recipes" in done.stderr
+    assert "Traceback" not in done.stderr

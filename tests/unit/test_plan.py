@@ -1,0 +1,386 @@
+"""The plan: every mistake that shows without weights, and the run laid out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from ted_ds.config.deepspeed import complete, read_deepspeed_json
+from ted_ds.config.load import load_recipe
+from ted_ds.errors import ConfigError
+from ted_ds.plan import Plan, describe, make_plan, shards_frozen_models
+from tests.tiny import ROOT, WORDS, write_model, write_tokenizer
+
+SHIPPED = sorted((ROOT / "ds_configs" / "recipes").glob("*.yaml"))
+TRAINING = "{max_steps: 2, learning_rate: 1e-3, global_batch_size: 4, micro_batch_size: 2}"
+
+
+def plan(run: Path, *overrides: str, ranks: int = 1) -> Plan:
+    return make_plan(load_recipe(run / "recipe.yaml", overrides), num_ranks=ranks, source="tiny.yaml")
+
+
+def refusal(run: Path, *overrides: str, ranks: int = 1) -> str:
+    """The message, of which each line must name the recipe first; without that name."""
+    with pytest.raises(ConfigError) as caught:
+        plan(run, *overrides, ranks=ranks)
+    lines = str(caught.value).splitlines()
+    assert all(line.startswith("tiny.yaml: ") for line in lines), lines
+    return "\n".join(line.removeprefix("tiny.yaml: ") for line in lines)
+
+
+@pytest.fixture
+def teacher(lm_run: Path, tmp_path: Path) -> Path:
+    """A copy of the teacher that a test may damage."""
+    return Path(shutil.copytree(lm_run / "teacher", tmp_path / "copy"))
+
+
+# --- a good recipe ----------------------------------------------------------------------------------------------------
+
+
+def test_a_cut_student_is_planned_from_the_teachers_files(lm_run: Path) -> None:
+    result = plan(lm_run)
+    assert result.teacher is not None
+    assert result.student is not None
+    assert (result.teacher.model_type, result.teacher.num_blocks, result.teacher.hidden_size) == ("llama", 4, 16)
+    assert (result.student.num_blocks, result.student.hidden_size) == (2, 16)
+    assert result.layer_pairs == ((1, 2), (2, 4))
+    assert result.filter_dim == 16
+
+
+def test_the_filters_width_can_be_chosen(lm_run: Path) -> None:
+    assert plan(lm_run, "filters.dim=8").filter_dim == 8
+
+
+@pytest.mark.parametrize(
+    ("overrides", "phases"),
+    [
+        ((), "cut_student filters_teacher filters_student distill evaluate export"),
+        (("distill.method=lwd",), "cut_student distill evaluate export"),
+        (("distill.method=kd",), "cut_student distill evaluate export"),
+        (("distill.method=sft",), "cut_student distill evaluate export"),
+        (
+            (f"teacher.finetune={TRAINING}", f"student.finetune={TRAINING}"),
+            "finetune_teacher cut_student finetune_student filters_teacher filters_student distill evaluate export",
+        ),
+        (
+            (f"student.finetune={TRAINING}", "distill.method=kd"),
+            "cut_student finetune_student distill evaluate export",
+        ),
+    ],
+)
+def test_phases_follow_from_the_method_and_the_origins(lm_run: Path, overrides: tuple[str, ...], phases: str) -> None:
+    assert plan(lm_run, *overrides).phases == tuple(phases.split())
+
+
+def test_a_pretrained_student_is_not_cut(lm_run: Path, teacher: Path) -> None:
+    result = plan(lm_run, "student.from_teacher=null", f"student.path={teacher}")
+    assert result.phases == ("filters_teacher", "filters_student", "distill", "evaluate", "export")
+
+
+@pytest.mark.parametrize(("method", "pairs", "dim"), [("ted", 2, 8), ("lwd", 2, 16), ("kd", 0, 0), ("sft", 0, 0)])
+def test_only_methods_that_match_layers_have_pairs(lm_run: Path, method: str, pairs: int, dim: int) -> None:
+    result = plan(lm_run, f"distill.method={method}", "filters.dim=8")
+    assert len(result.layer_pairs) == pairs
+    assert result.filter_dim == dim
+
+
+def test_hub_names_leave_the_facts_open(lm_run: Path) -> None:
+    result = plan(lm_run, "teacher.path=org/teacher", "student.from_teacher=null", "student.path=org/student")
+    assert result.teacher is None
+    assert result.student is None
+    assert result.layer_pairs == ()
+    assert result.phases[-1] == "export"
+
+
+@pytest.mark.parametrize(
+    ("hosting", "stage", "sharded"),
+    [("auto", 3, True), ("auto", 2, False), ("sharded", 1, True), ("replicated", 3, False)],
+)
+def test_frozen_models_are_sharded_as_asked_or_as_the_student_is(
+    lm_run: Path, hosting: str, stage: int, sharded: bool
+) -> None:
+    recipe = load_recipe(lm_run / "recipe.yaml", [f"teacher.hosting={hosting}"])
+    assert shards_frozen_models(recipe, {"zero_optimization": {"stage": stage}}) is sharded
+
+
+def test_the_description_tells_models_layers_phases_and_batches(lm_run: Path) -> None:
+    recipe = load_recipe(lm_run / "recipe.yaml")
+    text = describe(recipe, make_plan(recipe, num_ranks=2), num_ranks=2)
+    assert "tiny: causal_lm by ted, 2 ranks, fp32" in text
+    assert "teacher   llama, 4 blocks of width 16" in text
+    assert "student<-teacher 1<-2 2<-4, matched in 16 dimensions" in text
+    assert "cut_student > filters_teacher > filters_student > distill > evaluate > export" in text
+    assert "2 steps x 4 sequences = 2 ranks x 1 microbatches x 2; at most 128 tokens" in text
+
+
+# --- model files ------------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_model_folder_is_refused(lm_run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "none"
+    assert refusal(lm_run, f"teacher.path={path}") == f"teacher.path: {path}: no such model folder"
+
+
+@pytest.mark.parametrize("path", ["./none", "../none"])
+def test_a_path_that_starts_with_a_dot_is_never_taken_for_a_hub_name(lm_run: Path, path: str) -> None:
+    assert refusal(lm_run, f"teacher.path={path}") == f"teacher.path: {path}: no such model folder"
+
+
+def test_a_folder_without_a_config_is_refused(lm_run: Path, teacher: Path) -> None:
+    (teacher / "config.json").unlink()
+    assert f"teacher.path: {teacher}: no config.json here" in refusal(lm_run, f"teacher.path={teacher}")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"model_type": "llama"}'])
+def test_a_config_that_is_no_models_is_refused(lm_run: Path, teacher: Path, content: str) -> None:
+    (teacher / "config.json").write_text(content, encoding="utf-8")
+    assert "config.json: not a transformers model config" in refusal(lm_run, f"teacher.path={teacher}")
+
+
+def test_missing_weights_are_refused(lm_run: Path, teacher: Path) -> None:
+    (teacher / "model.safetensors").unlink()
+    assert f"{teacher}: no *.safetensors weights here" in refusal(lm_run, f"teacher.path={teacher}")
+
+
+@pytest.mark.parametrize(
+    ("kept_bytes", "phrase"),
+    [
+        (-1, "copy it again"),
+        (200, "damaged or not a safetensors file"),
+        (4, "damaged or not a safetensors file"),
+        (0, "damaged or not a safetensors file"),
+    ],
+)
+def test_a_truncated_weight_file_is_refused(lm_run: Path, teacher: Path, kept_bytes: int, phrase: str) -> None:
+    weights = teacher / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:kept_bytes])
+    message = refusal(lm_run, f"teacher.path={teacher}")
+    assert f"teacher.path: {weights}: " in message
+    assert phrase in message
+
+
+def test_a_weight_file_with_a_damaged_header_is_refused(lm_run: Path, teacher: Path) -> None:
+    weights = teacher / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[8] = ord("x")
+    weights.write_bytes(content)
+    assert f"teacher.path: {weights}: damaged header" in refusal(lm_run, f"teacher.path={teacher}")
+
+
+def sharded(teacher: Path) -> Path:
+    state = load_file(teacher / "model.safetensors")
+    (teacher / "model.safetensors").unlink()
+    weight_map = {name: f"model-{index % 2 + 1:05d}-of-00002.safetensors" for index, name in enumerate(state)}
+    for file in sorted(set(weight_map.values())):
+        save_file({name: state[name] for name in state if weight_map[name] == file}, teacher / file)
+    index_file = teacher / "model.safetensors.index.json"
+    index_file.write_text(json.dumps({"weight_map": weight_map}), encoding="utf-8")
+    return index_file
+
+
+def test_sharded_weights_are_accepted_when_whole(lm_run: Path, teacher: Path) -> None:
+    sharded(teacher)
+    assert plan(lm_run, f"teacher.path={teacher}").teacher is not None
+
+
+def test_a_shard_that_the_index_names_must_be_there(lm_run: Path, teacher: Path) -> None:
+    sharded(teacher)
+    shard = teacher / "model-00002-of-00002.safetensors"
+    shard.unlink()
+    assert f"{shard}: missing, but model.safetensors.index.json names it" in refusal(lm_run, f"teacher.path={teacher}")
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]"])
+def test_a_damaged_index_is_refused_by_its_name(lm_run: Path, teacher: Path, content: str) -> None:
+    index_file = sharded(teacher)
+    index_file.write_text(content, encoding="utf-8")
+    assert str(index_file) in refusal(lm_run, f"teacher.path={teacher}")
+
+
+# --- teacher, student and task fit together ---------------------------------------------------------------------------
+
+
+def test_a_model_type_without_a_family_is_refused(lm_run: Path, teacher: Path) -> None:
+    config = json.loads((teacher / "config.json").read_text(encoding="utf-8"))
+    (teacher / "config.json").write_text(json.dumps({**config, "model_type": "opt"}), encoding="utf-8")
+    message = refusal(lm_run, f"teacher.path={teacher}")
+    assert "teacher.path: model type 'opt' is not supported; use one of llama, " in message
+
+
+def test_an_encoder_is_refused_as_causal_lm(lm_run: Path, classification_run: Path) -> None:
+    message = refusal(lm_run, f"teacher.path={classification_run / 'teacher'}")
+    assert "teacher.path: a bert is no causal LM; use one of llama, mistral, qwen2, qwen3, gpt2" in message
+
+
+def test_different_tokenizers_are_refused_with_the_first_ids_that_differ(lm_run: Path, teacher: Path) -> None:
+    words = list(WORDS)
+    words[0], words[1] = words[1], words[0]
+    write_tokenizer(teacher, words)
+    message = refusal(lm_run, "student.from_teacher=null", f"student.path={teacher}")
+    assert "student.path: teacher and student have different tokenizers (2 ids differ: " in message
+    assert "id 5 is 'ba' to the teacher and 'be' to the student; id 6 is 'be' to the teacher" in message
+
+
+def test_a_damaged_tokenizer_is_refused_by_its_name(lm_run: Path, teacher: Path) -> None:
+    (teacher / "tokenizer.json").write_text("{", encoding="utf-8")
+    message = refusal(lm_run, "student.from_teacher=null", f"student.path={teacher}")
+    assert str(teacher) in message
+
+
+def test_a_student_with_another_vocabulary_size_is_refused(lm_run: Path, tmp_path: Path) -> None:
+    student = write_model(tmp_path / "student", "llama", vocab=128)
+    message = refusal(lm_run, "student.from_teacher=null", f"student.path={student}")
+    assert message.startswith("student.path: vocabulary of 128 ids, the teacher's has 100")
+
+
+def test_sft_may_have_another_vocabulary(lm_run: Path, tmp_path: Path) -> None:
+    student = write_model(tmp_path / "student", "llama", vocab=128)
+    write_tokenizer(tmp_path / "student")
+    overrides = ("student.from_teacher=null", f"student.path={student}", "distill.method=sft")
+    assert plan(lm_run, *overrides).student is not None
+
+
+def test_a_sequence_longer_than_the_model_allows_is_refused_once(lm_run: Path) -> None:
+    message = refusal(lm_run, "task.sequence_length=65")
+    assert "teacher.path: task.sequence_length is 65, but this model allows at most 64 tokens" in message
+    assert "student.path" not in message, "the recipe cuts its student and has no student.path"
+
+
+def test_a_text_longer_than_the_model_allows_is_refused(classification_run: Path) -> None:
+    message = refusal(classification_run, "task.max_length=100")
+    assert "task.max_length is 100, but this model allows at most 64 tokens; lower task.max_length" in message
+
+
+def test_a_teacher_without_a_classification_head_must_be_finetuned(classification_run: Path, tmp_path: Path) -> None:
+    body = write_model(tmp_path / "body", "bert")
+    message = refusal(classification_run, f"teacher.path={body}")
+    assert "teacher.path: a BertModel has no classification head" in message
+    assert "add teacher.finetune" in message
+    assert plan(classification_run, f"teacher.path={body}", f"teacher.finetune={TRAINING}").teacher is not None
+
+
+def test_a_teacher_with_labels_in_another_order_is_refused(classification_run: Path) -> None:
+    message = refusal(classification_run, "task.labels=[positive,negative]")
+    assert (
+        "teacher.path: its labels are ['negative', 'positive'], task.labels are ['positive', 'negative']; "
+        "predictions are compared by id: give task.labels in the model's order"
+    ) in message
+
+
+def test_a_teacher_with_another_number_of_unnamed_labels_is_refused(classification_run: Path, tmp_path: Path) -> None:
+    three = write_model(tmp_path / "three", "bert", labels=["LABEL_0", "LABEL_1", "LABEL_2"])
+    message = refusal(classification_run, f"teacher.path={three}")
+    assert message.startswith("teacher.path: ")
+    assert "labels" in message
+
+
+def test_a_student_with_labels_in_another_order_is_refused_unless_finetuned(
+    classification_run: Path, tmp_path: Path
+) -> None:
+    student = write_model(tmp_path / "student", "bert", labels=["positive", "negative"])
+    overrides = ("student.from_teacher=null", f"student.path={student}")
+    assert "student.path: its labels are ['positive', 'negative']" in refusal(classification_run, *overrides)
+    assert plan(classification_run, *overrides, f"student.finetune={TRAINING}").student is not None
+
+
+def test_a_layer_that_does_not_exist_is_refused(lm_run: Path) -> None:
+    message = refusal(lm_run, "layer_map.kind=explicit", "layer_map.pairs=[[1,2],[2,5]]")
+    assert message == (
+        "layer_map.pairs[1]: teacher block 5 does not exist (the model has 4 blocks); use 1..4, or 0 for the embeddings"
+    )
+
+
+def test_a_strategy_that_does_not_fit_the_depths_is_refused(lm_run: Path) -> None:
+    message = refusal(lm_run, "layer_map.num_pairs=3")
+    assert message.startswith("layer_map: uniform with 3 pairs does not fit 2 student and 4 teacher blocks")
+
+
+def test_a_block_to_cut_that_does_not_exist_is_refused(lm_run: Path) -> None:
+    assert refusal(lm_run, "student.from_teacher.blocks=[0,4]") == (
+        "student.from_teacher.blocks: block 4 does not exist (the teacher has 4 blocks, numbered from 0); use 0..3"
+    )
+
+
+# --- data, ranks, output ----------------------------------------------------------------------------------------------
+
+
+def test_missing_data_files_are_refused(lm_run: Path) -> None:
+    message = refusal(lm_run, "data.train[0].path=/none.jsonl", "data.evaluation=[{path: /held.csv}]")
+    assert message.splitlines() == [
+        "data.train[0].path: /none.jsonl: no such data file or folder",
+        "data.evaluation[0].path: /held.csv: no such data file or folder",
+    ]
+
+
+def test_a_missing_deepspeed_config_is_refused(lm_run: Path) -> None:
+    assert refusal(lm_run, "deepspeed=/none.json").startswith("deepspeed: /none.json: no such DeepSpeed config")
+
+
+def test_an_output_dir_that_is_a_file_is_refused(lm_run: Path) -> None:
+    file = lm_run / "train.jsonl"
+    assert refusal(lm_run, f"output_dir={file}") == f"output_dir: {file} is a file; give a folder"
+
+
+def test_batches_of_every_trained_phase_must_divide_over_the_ranks(lm_run: Path) -> None:
+    lines = refusal(lm_run, ranks=3).splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        "filters.teacher.global_batch_size",
+        "filters.student.global_batch_size",
+        "distill.global_batch_size",
+    ]
+
+
+def test_all_mistakes_are_reported_at_once(lm_run: Path) -> None:
+    message = refusal(
+        lm_run,
+        "data.train[0].path=/none.jsonl",
+        "student.from_teacher.blocks=[7]",
+        "task.sequence_length=100",
+        "deepspeed=/none.json",
+        "output_dir=" + str(lm_run / "train.jsonl"),
+    )
+    places = [line.partition(":")[0] for line in message.splitlines()]
+    assert places == ["deepspeed", "data.train[0].path", "output_dir", "student.from_teacher.blocks", "teacher.path"]
+
+
+# --- without torch ----------------------------------------------------------------------------------------------------
+
+
+def test_planning_imports_no_torch() -> None:
+    code = "import ted_ds.plan, ted_ds.cli, ted_ds.config.load, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("run_name", ["lm_run", "classification_run"])
+def test_check_takes_less_than_two_seconds_and_no_torch(run_name: str, request: pytest.FixtureRequest) -> None:
+    run: Path = request.getfixturevalue(run_name)
+    code = (
+        "import sys; from ted_ds.cli import main; "
+        f"code = main(['check', {str(run / 'recipe.yaml')!r}, '--ranks', '2']); "
+        "assert not {'torch', 'transformers', 'deepspeed', 'datasets'} & sys.modules.keys(); sys.exit(code)"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
+    assert time.monotonic() - started < 2
+    assert "phases    cut_student > filters_teacher" in done.stdout
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_recipe_that_ships_is_valid_and_its_phases_complete_on_two_ranks(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    recipe = load_recipe(path)
+    config = read_deepspeed_json(recipe.deepspeed)
+    for plan_path, phase in recipe.phase_plans().items():
+        completed = complete(
+            config, phase, plan_path=plan_path, precision=recipe.precision, world_size=2, source=recipe.deepspeed
+        )
+        assert completed["train_batch_size"] == phase.global_batch_size

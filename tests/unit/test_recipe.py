@@ -1,0 +1,257 @@
+"""Recipes: what is read, what is refused, and in which words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from ted_ds.config.load import load_recipe
+from ted_ds.errors import ConfigError
+from tests.tiny import recipe_dict, write_recipe
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> dict[str, Any]:
+    return recipe_dict(tmp_path)
+
+
+@pytest.fixture
+def path(tmp_path: Path, recipe: dict[str, Any]) -> Path:
+    return write_recipe(tmp_path / "recipe.yaml", recipe)
+
+
+def refusal(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path, overrides)
+    return str(caught.value)
+
+
+def test_a_minimal_recipe_is_read_with_its_defaults(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.distill.temperature == 2.0
+    assert recipe.layer_map.kind == "uniform"
+    assert recipe.distill.betas == (0.9, 0.999)
+    assert recipe.data.train[0].format == "auto"
+
+
+# --- keys and types ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "where", "nearest"),
+    [
+        ("distil=1", "distil", "distill"),
+        ("distill.kl_wieght=1", "distill.kl_wieght", "kl_weight"),
+        ("filters.teacher.max_step=1", "filters.teacher.max_step", "max_steps"),
+        ("data.train[0].pth=x", "data.train[0].pth", "path"),
+        ("task.sequence_lenght=8", "task.sequence_lenght", "sequence_length"),
+        ("student.from_teacher.block=[0]", "student.from_teacher.block", "blocks"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_known_one(
+    path: Path, override: str, where: str, nearest: str
+) -> None:
+    assert f"{path}: {where}: unknown key; did you mean {nearest!r}?" in refusal(path, override)
+
+
+def test_an_unknown_key_near_nothing_lists_the_known_ones(path: Path) -> None:
+    assert f"{path}: tracking.qqqq: unknown key; known here: log_every_steps, project, wandb" in refusal(
+        path, "tracking.qqqq=1"
+    )
+
+
+def test_a_key_of_the_other_task_kind_is_refused_and_not_suggested(path: Path) -> None:
+    message = refusal(path, "task.labels=[a,b]")
+    assert f"{path}: task.labels: unknown key" in message
+    assert "did you mean 'labels'" not in message
+
+
+@pytest.mark.parametrize(
+    ("override", "phrase"),
+    [
+        ("distill.max_steps=many", "distill.max_steps: 'many': Input should be a valid integer"),
+        ("distill.max_steps=0", "distill.max_steps: 0: Input should be greater than 0"),
+        ("distill.learning_rate=-1", "distill.learning_rate: -1: Input should be greater than 0"),
+        ("distill.learning_rate=.nan", "distill.learning_rate: nan: Input should be a finite number"),
+        ("distill.betas=[0.9,1.5]", "distill.betas[1]: 1.5: Input should be less than 1"),
+        ("distill.method=tad", "distill.method: 'tad': Input should be 'sft', 'kd', 'lwd' or 'ted'"),
+        ("data.train=[]", "data.train: []: List should have at least 1 item"),
+        ("data.train[0].weight=0", "data.train[0].weight: 0: Input should be greater than 0"),
+        ("name=a b", "name: 'a b': String should match pattern"),
+        ("task.kind=span_qa", "task: Input tag 'span_qa' found using 'kind' does not match any of the expected tags"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_place_the_value_and_the_rule(path: Path, override: str, phrase: str) -> None:
+    assert f"{path}: {phrase}" in refusal(path, override)
+
+
+def test_a_missing_key_is_named(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    del recipe["distill"]["max_steps"]
+    path = write_recipe(tmp_path / "recipe.yaml", recipe)
+    assert refusal(path) == f"{path}: distill.max_steps: this key is required"
+
+
+def test_all_mistakes_are_reported_at_once(path: Path) -> None:
+    message = refusal(path, "seed=-1", "distil=1", "distill.max_steps=x", "teacher.path=''")
+    assert len(message.splitlines()) == 4
+    assert all(line.startswith(f"{path}: ") for line in message.splitlines())
+    assert all(where in message for where in ("seed: -1", "distil: ", "distill.max_steps: 'x'", "teacher.path: ''"))
+
+
+# --- overrides and interpolation --------------------------------------------------------------------------------------
+
+
+def test_overrides_change_dotted_keys_and_list_items(path: Path) -> None:
+    recipe = load_recipe(
+        path, ["data.train[0].path=other.jsonl", "distill.max_steps=7", "layer_map.num_pairs=1", "filters.dim=null"]
+    )
+    assert recipe.data.train[0].path == "other.jsonl"
+    assert recipe.distill.max_steps == 7
+    assert recipe.layer_map.num_pairs == 1
+    assert recipe.filters is not None
+    assert recipe.filters.dim is None
+
+
+def test_the_last_of_two_overrides_of_a_key_counts(path: Path) -> None:
+    assert load_recipe(path, ["seed=1", "seed=2"]).seed == 2
+
+
+def test_an_override_may_hold_equals_signs(path: Path) -> None:
+    assert load_recipe(path, ["teacher.path=a=b"]).teacher.path == "a=b"
+
+
+@pytest.mark.parametrize(
+    ("override", "phrase"),
+    [
+        ("distill.max_steps", "an override has the form a.b=value"),
+        ("=3", "an override has the form a.b=value"),
+        ("data.train[5].path=x", "list index out of range"),
+        ("data.train.x.path=y", "Index 'x' (str) is not an int"),
+        ("name=[1,", "not readable as a YAML value"),
+    ],
+)
+def test_an_override_that_cannot_be_applied_is_refused(path: Path, override: str, phrase: str) -> None:
+    message = refusal(path, override)
+    assert message.startswith(f"command line: {override!r}: ")
+    assert phrase in message
+
+
+def test_scientific_notation_without_a_point_is_a_number(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    path = write_recipe(tmp_path / "recipe.yaml", recipe)
+    text = path.read_text(encoding="utf-8").replace("learning_rate: 0.001", "learning_rate: 1e-4")
+    path.write_text(text, encoding="utf-8")
+    assert load_recipe(path).distill.learning_rate == 1e-4
+    assert load_recipe(path, ["distill.learning_rate=3e-5"]).distill.learning_rate == 3e-5
+
+
+def test_interpolation_takes_another_value_also_in_an_override(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    recipe["output_dir"] = "runs/${name}-${seed}"
+    path = write_recipe(tmp_path / "recipe.yaml", recipe)
+    assert load_recipe(path, ["seed=5"]).output_dir == Path("runs/tiny-5")
+    assert load_recipe(path, ["output_dir=out/${name}"]).output_dir == Path("out/tiny")
+
+
+def test_interpolation_of_a_key_that_is_not_there_is_refused(path: Path) -> None:
+    assert refusal(path, "output_dir=${nmae}").startswith(f"{path}: Interpolation key 'nmae' not found")
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "none.yaml").startswith(f"{tmp_path / 'none.yaml'}: no such recipe file")
+
+
+@pytest.mark.parametrize(
+    "content", ["name: [", "name: a\n\tseed: 1", "!!python/object:os.system {}", "name: a\nname: b"]
+)
+def test_a_file_that_is_not_yaml_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(content, encoding="utf-8")
+    assert refusal(path).startswith(f"{path}: not readable as YAML: ")
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(b"name: \xff\xfe\x80")
+    assert refusal(path).startswith(f"{path}: not readable as YAML: ")
+
+
+@pytest.mark.parametrize("content", ["- a\n- b\n", "42\n"])
+def test_a_recipe_that_is_no_mapping_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(content, encoding="utf-8")
+    assert f"{path}: a recipe is a mapping of keys to values" in refusal(path)
+
+
+def test_an_empty_recipe_lists_what_it_needs(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("", encoding="utf-8")
+    message = refusal(path)
+    for key in ("name", "output_dir", "deepspeed", "task", "data", "teacher", "student", "distill"):
+        assert f"{path}: {key}: this key is required" in message
+
+
+def test_a_recipe_is_frozen(path: Path) -> None:
+    recipe = load_recipe(path)
+    with pytest.raises(ValidationError, match="frozen"):
+        recipe.seed = 1
+    with pytest.raises(ValidationError, match="frozen"):
+        recipe.distill.max_steps = 1
+
+
+# --- rules between keys -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "phrase"),
+    [
+        (["distill.warmup_steps=2"], "distill: warmup_steps (2) must be smaller than max_steps (2)"),
+        (
+            ["filters.student.global_batch_size=5"],
+            "filters.student: global_batch_size (5) must be a multiple of micro_batch_size (2)",
+        ),
+        (["student.path=x"], "student: give exactly one of path and from_teacher"),
+        (["student.from_teacher=null"], "student: give exactly one of path and from_teacher"),
+        (["student.from_teacher.blocks=[3,0]"], "blocks must be ascending and distinct, got [3, 0]"),
+        (["layer_map.pairs=[[1,1]]"], "layer_map: pairs goes with kind: explicit, and only with it"),
+        (["layer_map.kind=explicit"], "layer_map: pairs goes with kind: explicit, and only with it"),
+        (["layer_map.kind=last", "layer_map.num_pairs=1"], "layer_map: num_pairs goes with kind: uniform, not last"),
+        (["filters=null"], "distill.method: ted needs a filters section (Stage I)"),
+        (
+            ["filters.kind=mlp", "filters.initialisation=identity"],
+            "filters: initialisation: identity goes with kind: linear",
+        ),
+    ],
+)
+def test_a_rule_between_keys_is_enforced(path: Path, overrides: list[str], phrase: str) -> None:
+    assert phrase in refusal(path, *overrides)
+
+
+def test_labels_must_be_distinct(tmp_path: Path) -> None:
+    recipe = recipe_dict(tmp_path, kind="sequence_classification")
+    recipe["task"]["labels"] = ["a", "a"]
+    path = write_recipe(tmp_path / "recipe.yaml", recipe)
+    assert refusal(path) == f"{path}: task: labels must be distinct, got ['a', 'a']"
+
+
+@pytest.mark.parametrize("method", ["sft", "kd", "lwd"])
+def test_only_ted_needs_filters(path: Path, method: str) -> None:
+    recipe = load_recipe(path, ["filters=null", f"distill.method={method}"])
+    assert list(recipe.phase_plans()) == ["distill"]
+
+
+def test_phase_plans_name_what_the_method_trains(path: Path) -> None:
+    plan = "{max_steps: 1, learning_rate: 1e-3, global_batch_size: 2, micro_batch_size: 2}"
+    overrides = [f"teacher.finetune={plan}", f"student.finetune={plan}"]
+    stage_0 = ["teacher.finetune", "student.finetune"]
+    assert list(load_recipe(path, overrides).phase_plans()) == [
+        *stage_0,
+        "filters.teacher",
+        "filters.student",
+        "distill",
+    ]
+    assert list(load_recipe(path, [*overrides, "distill.method=kd"]).phase_plans()) == [*stage_0, "distill"]

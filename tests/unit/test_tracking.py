@@ -1,0 +1,105 @@
+"""Numbers on disk, and W&B beside them."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from ted_ds.errors import ConfigError
+from ted_ds.tracking import METRICS_FILE, Tracker, wandb_mode
+
+
+def lines_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
+
+
+def opened(folder: Path, mode: str) -> Tracker:
+    return Tracker(folder, name="tiny", project="ted_ds_tests", mode=mode, config={"seed": 1})
+
+
+@pytest.fixture
+def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home without W&B credentials."""
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_each_record_is_a_json_line_with_time_phase_and_step(tmp_path: Path) -> None:
+    tracker = opened(tmp_path / "run", "disabled")
+    before = time.time()
+    tracker.log("distill", 5, {"loss/total": 1.25, "train/tokens": 64})
+    tracker.log("evaluate", 0, {"student_after/loss": 2.0})
+    first, second = lines_of(tmp_path / "run")  # flushed before it is closed: a killed run keeps its numbers
+    tracker.close()
+    assert abs(first.pop("time") - before) < 5
+    assert first == {"phase": "distill", "step": 5, "loss/total": 1.25, "train/tokens": 64}
+    assert (second["phase"], second["step"]) == ("evaluate", 0)
+
+
+def test_a_run_that_continues_adds_to_its_file(tmp_path: Path) -> None:
+    for step in (1, 2):
+        tracker = opened(tmp_path, "disabled")
+        tracker.log("distill", step, {"loss/total": 1.0})
+        tracker.close()
+    assert [line["step"] for line in lines_of(tmp_path)] == [1, 2]
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"output_dir: .*file: cannot be written: "):
+        opened(tmp_path / "file", "disabled")
+
+
+@pytest.mark.parametrize("mode", ["online", "offline", "disabled"])
+def test_a_mode_that_is_given_counts(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_API_KEY", "x")
+    assert wandb_mode(mode) == mode
+
+
+@pytest.mark.parametrize("mode", ["online", "offline", "disabled"])
+def test_auto_follows_the_environments_mode_before_its_key(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", mode)
+    monkeypatch.setenv("WANDB_API_KEY", "x")
+    assert wandb_mode("auto") == mode
+
+
+@pytest.mark.usefixtures("no_account")
+def test_auto_is_offline_without_an_account_and_online_with_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert wandb_mode("auto") == "offline"
+    monkeypatch.setenv("WANDB_API_KEY", "x")
+    assert wandb_mode("auto") == "online"
+
+
+@pytest.mark.parametrize(
+    ("content", "mode"),
+    [
+        ("machine api.wandb.ai login user password x\n", "online"),
+        ("machine example.org login user password x\n", "offline"),
+        ("no netrc at all\n", "offline"),
+    ],
+)
+def test_auto_is_online_with_a_login_in_netrc(no_account: Path, content: str, mode: str) -> None:
+    netrc = no_account / ".netrc"
+    netrc.write_text(content, encoding="utf-8")
+    netrc.chmod(0o600)
+    assert wandb_mode("auto") == mode
+
+
+def test_an_offline_run_is_really_written(tmp_path: Path) -> None:
+    tracker = opened(tmp_path, "offline")
+    assert tracker.mode == "offline"
+    tracker.log("distill", 1, {"loss/total": 1.0})
+    tracker.summarise({"student_after/perplexity": 9.5})
+    tracker.close()
+    (run,) = (tmp_path / "wandb").glob("offline-run-*")
+    (record,) = run.glob("run-*.wandb")
+    content = record.read_bytes()
+    for name in (b"distill/loss/total", b"distill/step", b"student_after/perplexity", b"ted_ds_tests"):
+        assert name in content
+    assert len(lines_of(tmp_path)) == 1
