@@ -29,7 +29,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         if not sign or not key:
             raise ConfigError(f"command line: {override!r}: an override has the form a.b=value")
         try:
-            OmegaConf.update(tree, key, _parse_value(override, value), force_add=True)
+            OmegaConf.update(tree, key, _parse_value(override, value), merge=False, force_add=True)
         except (OmegaConfBaseException, ValueError, TypeError, IndexError) as error:
             raise ConfigError(f"command line: {override!r}: {_first_line(error)}") from error
     try:

@@ -77,7 +77,7 @@ def _open(source: Source, columns: Sequence[str]) -> IterableDataset:
     if files and not any(Path(file).stat().st_size for file in files):
         raise DataError(f"{source.path}: empty; give at least one row")
     # in CSV, texts such as "null" or "NA" are texts
-    options = {"keep_default_na": False} if kind == "csv" else {}
+    options: dict[str, Any] = {"keep_default_na": False} if kind == "csv" else {}
     try:
         if kind == "hub":
             stream = load_dataset(source.path, source.name, split=source.split, streaming=True)

@@ -171,7 +171,7 @@ def test_a_weight_file_with_a_damaged_header_is_refused(lm_run: Path, teacher: P
     content = bytearray(weights.read_bytes())
     content[8] = ord("x")
     weights.write_bytes(content)
-    assert f"teacher.path: {weights}: damaged header" in refusal(lm_run, f"teacher.path={teacher}")
+    assert f"teacher.path: {weights}: damaged or not a safetensors file" in refusal(lm_run, f"teacher.path={teacher}")
 
 
 def sharded(teacher: Path) -> Path:

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Makes the environment and runs every check and test. Words are passed on to pytest: bash tests/run.sh tests/unit
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launchers/environment.sh
+make_environment demo,dev
+use_cpu
+export HF_HUB_OFFLINE=1 WANDB_MODE=offline
+
+ruff format --check ted_ds tests setup.py
+ruff check ted_ds tests setup.py
+pyright
+lint-imports
+python -m pytest "$@"

@@ -1,0 +1,30 @@
+"""Rules of the house that import-linter cannot see."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+from tests.tiny import ROOT
+
+MODULES = sorted((ROOT / "ted_ds").rglob("*.py"))
+
+
+def imported(file):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("file", [f for f in MODULES if f.parent.name == "numerics"], ids=lambda file: file.stem)
+def test_numerics_know_nothing_of_other_ranks(file):
+    assert not [name for name in imported(file) if name.startswith("torch.distributed")]
+
+
+@pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_module_stays_small(file):
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= 350
