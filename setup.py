@@ -24,10 +24,12 @@ setup(
         "accelerate>=1.10",  # transformers needs it to load under ZeRO-3
         "datasets>=4.0",
         "deepspeed>=0.19",
+        "huggingface_hub>=1.0",
         "jaxtyping>=0.3",
         "numpy>=2.0",
         "omegaconf>=2.3",
         "pydantic>=2.11",
+        "pyyaml>=6.0",
         "rich>=13.0",
         "safetensors>=0.5",
         "scikit-learn>=1.5",
@@ -41,7 +43,7 @@ setup(
     ],
     extras_require={
         "demo": ["gguf>=0.19"],
-        "dev": ["beartype", "import-linter", "pyright[nodejs]", "pytest", "pytest-timeout", "ruff"],
+        "dev": ["import-linter", "pyright[nodejs]", "pytest", "pytest-timeout", "pyyaml", "ruff"],
     },
     entry_points={"console_scripts": ["ted-ds=ted_ds.cli:entry"]},
 )

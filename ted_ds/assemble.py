@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from ted_ds.data.loader import Batch, Collator, evaluation_batches, training_ste
 from ted_ds.data.tasks import TaskData
 from ted_ds.evaluation.scoring import evaluate
 from ted_ds.models.families import family_of
+from ted_ds.models.files import read_model_facts
 from ted_ds.models.loading import DTYPES, load_model
 from ted_ds.models.taps import TappedModel
 from ted_ds.plan import Plan, shards_frozen_models
@@ -42,12 +42,12 @@ class Assembly:
         *,
         tokenizer: PreTrainedTokenizerBase,
         data: TaskData,
-        tracker: Tracker | None,
         screen: Screen,
     ) -> None:
         self.recipe, self.plan, self.world = recipe, plan, world
         self.tokenizer, self.data = tokenizer, data
-        self.tracker, self.screen = tracker, screen
+        self.screen = screen
+        self.tracker: Tracker | None = None  # opened on rank 0 once there is something to write
         self.deepspeed_json = read_deepspeed_json(recipe.deepspeed)
         self.dtype = DTYPES[recipe.precision]
         assert plan.teacher is not None  # both are known once their files are here
@@ -81,6 +81,8 @@ class Assembly:
         task = self.recipe.task
         # a new head must start the same on every rank and, by its own seed, in every phase that needs one
         seed_everything(self.recipe.seed, phase="model")
+        with self.world.together():  # a sharded load communicates: make sure first that every rank can read it
+            read_model_facts(path)
         model = load_model(
             path,
             task=task.kind,
@@ -132,7 +134,6 @@ class Assembly:
             yield engine
         finally:
             engine.release()
-            gc.collect()
 
     def train(self, phase: str, engine: TrainableEngine, objective: Objective, plan: PhasePlan) -> dict[str, float]:
         """Run the phase's steps; returns its tokens per second and last report."""

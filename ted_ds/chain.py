@@ -21,6 +21,7 @@ from ted_ds.models.student import FilteredModel
 from ted_ds.numerics.filters import FilterBank, IdentityFilters
 from ted_ds.phases import PhaseFolder, model_identity
 from ted_ds.runtime.determinism import seed_everything
+from ted_ds.runtime.sharding import collect_garbage
 from ted_ds.stages.distill import DistillObjective
 from ted_ds.stages.finetune import FinetuneObjective
 from ted_ds.stages.learn_filters import FilterObjective
@@ -38,24 +39,43 @@ class Chain:
         self._teacher_origin, self._student_origin = teacher, student
         self._identities: dict[Path, dict[str, str]] = {}
 
-    def run(self, wanted: Sequence[str]) -> None:
-        """Run the wanted phases of the plan, in order.
+    def pending(self, wanted: Sequence[str]) -> list[str]:
+        """The wanted phases from the first that is not complete; writes nothing.
 
         Raises:
-            CheckpointError: A phase that comes before them is not complete.
+            CheckpointError: A phase before them is not complete, was completed with other settings, or its place is
+                taken.
         """
         phases = self._assembly.plan.phases
         last = max((phases.index(phase) for phase in wanted if phase in phases), default=-1)
-        for phase in phases[: last + 1]:
-            folder = self._folder(phase)
+        for index, phase in enumerate(phases[: last + 1]):
+            if not self._assembly.world.on_main(functools.partial(self._is_complete, phase, wanted)):
+                return [phase for phase in phases[index:] if phase in wanted]
+            self._assembly.screen.say(f"{phase}: complete, skipped")
+        return []
+
+    def _is_complete(self, phase: str, wanted: Sequence[str]) -> bool:
+        folder = self._folder(phase)
+        complete = folder.is_complete()
+        if not complete and phase not in wanted:
+            raise CheckpointError(f"{folder.path}: phase {phase} is not complete; do it first, or all: ted-ds run")
+        return complete
+
+    def run(self, phases: Sequence[str]) -> None:
+        """Run phases that are pending, in order.
+
+        Raises:
+            TedError: The same on every rank.
+        """
+        for phase in phases:
+            folder = self._assembly.world.on_main(functools.partial(self._folder, phase))
             if self._assembly.world.on_main(folder.is_complete):
                 self._assembly.screen.say(f"{phase}: complete, skipped")
-            elif phase in wanted:
-                self._assembly.screen.say(f"{phase} -> {folder.path}")
-                work: Callable[[PhaseFolder], None] = getattr(self, f"_{phase}")
-                work(folder)
-            else:
-                raise CheckpointError(f"{folder.path}: phase {phase} is not complete; do it first, or all: ted-ds run")
+                continue
+            self._assembly.screen.say(f"{phase} -> {folder.path}")
+            work: Callable[[PhaseFolder], None] = getattr(self, f"_{phase}")
+            work(folder)
+            collect_garbage()
 
     # --- where things are -----------------------------------------------------------------------------------------
 
@@ -76,7 +96,7 @@ class Chain:
             },
             "export": lambda: {"student": self._identity(self._distilled())},
         }
-        return PhaseFolder(self._output / phase, self._assembly.world.on_main(inputs[phase]))
+        return PhaseFolder(self._output / phase, inputs[phase]())
 
     def _teacher(self) -> Path:
         tuned = self._recipe.teacher.finetune is not None
@@ -106,8 +126,9 @@ class Chain:
     def _training_inputs(self, plan: PhasePlan | None, model: Path) -> dict[str, Any]:
         return {
             "model": self._identity(model),
-            "plan": plan.model_dump(mode="json") if plan is not None else None,
-            "deepspeed": self._assembly.deepspeed_json,
+            # how the global batch is cut up and sharded does not decide the result: a requeued run may change it
+            "plan": plan.model_dump(mode="json", exclude={"micro_batch_size"}) if plan is not None else None,
+            "deepspeed": {key: self._assembly.deepspeed_json.get(key) for key in ("optimizer", "scheduler")},
             "data_files": data_files(self._recipe.data),
             **self._recipe.model_dump(mode="json", include={"task", "data", "seed", "precision"}),
         }
@@ -190,7 +211,8 @@ class Chain:
         bank = FilterBank(
             layers, facts.hidden_size, self._dim, kind=filters.kind, initialisation=filters.initialisation
         )
-        probes = self._probes(bank, model, facts.model_type)
+        with build.world.together():
+            probes = self._probes(bank, model, facts.model_type)
         objective = FilterObjective(body, layers)
         with build.engine(probes, config, plan) as engine:
             result: dict[str, Any] = dict(build.train(folder.path.name, engine, objective, plan))
@@ -230,11 +252,13 @@ class Chain:
         student_layers, teacher_layers = tuple(self._layers("student")), tuple(self._layers("teacher"))
         config = build.engine_config(plan, "distill")
         student = build.trainable_model(self._student(), config, student_layers)
-        bank, teacher_filters, kind = self._filter_banks(student_layers, teacher_layers)
+        with build.world.together():
+            banks = self._filter_banks(student_layers, teacher_layers)
+        bank, teacher_filters, kind = banks
         module = FilteredModel(student, bank)
         teacher = None if method == "sft" else build.frozen_model(self._teacher(), teacher_layers)
         objective = (
-            FinetuneObjective()
+            FinetuneObjective(plan.task_weight)
             if teacher is None
             else DistillObjective(
                 teacher=teacher,
@@ -287,6 +311,8 @@ class Chain:
             metrics, tokens_per_s = build.evaluate(lambda batch, model=model: (model(batch.inputs)[0],))
             results[name] = {**metrics[0], "perf/tokens_per_s": tokens_per_s, "num_parameters": model.num_parameters}
             model.release()
+            del model
+            collect_garbage()
         if build.tracker is not None:
             for name, values in results.items():
                 build.tracker.log("evaluate", 0, {f"{name.replace(' ', '_')}/{key}": v for key, v in values.items()})

@@ -17,11 +17,13 @@ def export_student(student: Path, folder: Path, *, task: str) -> None:
     Raises:
         CheckpointError: The copy does not load completely.
     """
-    for file in sorted(student.iterdir()):
-        shutil.copy2(file, folder / file.name)
+    shutil.copytree(student, folder, dirs_exist_ok=True)
     auto: Any = AutoModelForCausalLM if task == "causal_lm" else AutoModelForSequenceClassification
-    _, report = auto.from_pretrained(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)
-    AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        _, report = auto.from_pretrained(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)
+        AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{student}: its copy does not load ({error}); distil it again") from error
     problems = [f"{kind}: {sorted(report[kind])[:3]}" for kind in ("missing_keys", "unexpected_keys") if report[kind]]
     if problems:
         raise CheckpointError(f"{student}: does not export cleanly ({'; '.join(problems)}); distil it again")

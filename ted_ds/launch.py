@@ -12,7 +12,7 @@ from ted_ds.chain import Chain
 from ted_ds.config.load import load_recipe
 from ted_ds.config.schema import Recipe
 from ted_ds.data.tasks import TaskData, open_task_data
-from ted_ds.errors import TedError
+from ted_ds.errors import ConfigError
 from ted_ds.models.loading import fetch, load_tokenizer
 from ted_ds.plan import Plan, make_plan, refuse_different_tokenizers
 from ted_ds.runtime.world import World
@@ -29,11 +29,12 @@ def launch(recipe_path: str, overrides: Sequence[str], wanted: Sequence[str]) ->
         TedError: The same on every rank. Before the first phase starts nothing has been written.
     """
     started = time.monotonic()
-    recipe, failure = None, None
+    recipe: Recipe | None = None
+    failure: Exception | None = None
     try:
         recipe = load_recipe(recipe_path, overrides)
         make_plan(recipe, num_ranks=int(os.environ.get("WORLD_SIZE", "1")), source=recipe_path)
-    except TedError as error:
+    except Exception as error:  # a defect of ours on one rank must not leave the others waiting either
         failure = error
     world = World.join(recipe.collective_timeout_s if recipe is not None else JOIN_TIMEOUT_S)
     with world.together():
@@ -50,20 +51,39 @@ def launch(recipe_path: str, overrides: Sequence[str], wanted: Sequence[str]) ->
     assert tokenizer is not None
     assert data is not None
 
-    tracker: Tracker | None = None
-    with world.together():
-        tracker = _open_tracker(recipe) if world.is_main else None
     screen = Screen(shown=world.is_main)
     _greet(screen, recipe, plan, world, data)
-    assembly = Assembly(recipe, plan, world, tokenizer=tokenizer, data=data, tracker=tracker, screen=screen)
+    assembly = Assembly(recipe, plan, world, tokenizer=tokenizer, data=data, screen=screen)
     chain = Chain(assembly, teacher=teacher, student=student)
+    phases = chain.pending(wanted)
     try:
-        chain.run(wanted)
+        if phases:
+            _open_output(recipe, world, assembly)
+            chain.run(phases)
         if world.is_main:
-            _show_results(screen, recipe, chain, tracker, time.monotonic() - started)
+            _show_results(screen, recipe, chain, assembly.tracker, time.monotonic() - started)
     finally:
-        if tracker is not None:
-            tracker.close()
+        if assembly.tracker is not None:
+            assembly.tracker.close()
+
+
+def _open_output(recipe: Recipe, world: World, assembly: Assembly) -> None:
+    """Create the output folder with the tracker in it, and make sure that every rank sees it."""
+    with world.together():
+        if world.is_main:
+            assembly.tracker = Tracker(
+                recipe.output_dir,
+                name=recipe.name,
+                project=recipe.tracking.project,
+                mode=recipe.tracking.wandb,
+                config=recipe.model_dump(mode="json"),
+            )
+    with world.together():
+        if not recipe.output_dir.is_dir():
+            raise ConfigError(
+                f"output_dir: {recipe.output_dir} was created by rank 0 and is not seen here; it must be on a file "
+                "system that all nodes share"
+            )
 
 
 def _resolve_models(recipe: Recipe, recipe_path: str, world: World) -> tuple[Recipe, Plan, Path, Path | None]:
@@ -85,16 +105,6 @@ def _resolve_models(recipe: Recipe, recipe_path: str, world: World) -> tuple[Rec
     assert teacher is not None
     assert plan is not None
     return recipe, plan, teacher, student
-
-
-def _open_tracker(recipe: Recipe) -> Tracker:
-    return Tracker(
-        recipe.output_dir,
-        name=recipe.name,
-        project=recipe.tracking.project,
-        mode=recipe.tracking.wandb,
-        config=recipe.model_dump(mode="json"),
-    )
 
 
 def _greet(screen: Screen, recipe: Recipe, plan: Plan, world: World, data: TaskData) -> None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from ted_ds.errors import CheckpointError
 from ted_ds.models.files import weight_files
 
@@ -72,10 +74,6 @@ class PhaseFolder:
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{self.path / MANIFEST}: damaged ({error!r}); remove {self.path}") from error
 
-    def result(self) -> dict[str, Any]:
-        """What the completed phase reported."""
-        return self._manifest()["result"]
-
     def write(self, work: Callable[[Path], dict[str, Any]]) -> None:
         """Let ``work`` fill a fresh folder and report a result, then put it in place. On one rank only."""
         unfinished = self.path.with_name(f".{self.path.name}.unfinished")
@@ -88,7 +86,7 @@ class PhaseFolder:
             manifest = {"inputs": self.inputs, "files": listed, "result": result}
             (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
             unfinished.replace(self.path)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
             raise CheckpointError(f"{self.path}: cannot be written: {error}") from error
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)

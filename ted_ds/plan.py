@@ -107,13 +107,13 @@ def make_plan(recipe: Recipe, *, num_ranks: int = 1, source: str = "recipe") -> 
     layer_pairs: LayerPairs = ()
     filter_dim = 0
     if teacher is not None and student is not None:
-        if recipe.distill.method in ("kd", "lwd", "ted") and teacher.vocab_size != student.vocab_size:
-            problems.append(
-                f"student.path: vocabulary of {student.vocab_size} ids, the teacher's has {teacher.vocab_size}; "
-                "distillation compares them id by id: use a student with the teacher's tokenizer"
-            )
-        elif student_dir != teacher_dir and student_dir is not None and teacher_dir is not None:
+        if student_dir != teacher_dir and student_dir is not None and teacher_dir is not None:
             attempt("student.path", lambda: _check_tokenizers(teacher_dir, student_dir))
+        if recipe.task.kind == "causal_lm" and teacher.vocab_size != student.vocab_size:
+            problems.append(
+                f"student.path: predicts {student.vocab_size} ids, the teacher {teacher.vocab_size}; predictions are "
+                "compared id by id: use a student with the teacher's vocab_size"
+            )
         if recipe.distill.method in ("lwd", "ted"):
             layer_pairs = attempt("", lambda: _layer_pairs(recipe, student, teacher)) or ()
             filter_dim = (recipe.filters.dim if recipe.filters and recipe.distill.method == "ted" else None) or (

@@ -1,7 +1,8 @@
 """The DeepSpeed JSON: read, checked, and completed with the values the recipe owns.
 
 DeepSpeed ignores unknown top-level keys without a word (``gradient_cliping`` trains unclipped), so they are refused
-here. Keys of the sub-sections are checked by DeepSpeed itself.
+here, as are those of ``optimizer`` and ``scheduler``. Keys of the other sections are checked by DeepSpeed itself when
+its engine starts.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ KNOWN_TOP_LEVEL_KEYS = frozenset(
     weight_quantization zero_allow_untested_optimizer zero_force_ds_cpu_optimizer zero_optimization
     """.split()  # noqa: SIM905 - a table of 40 quoted strings hides what it holds
 )
+TYPED_SECTION_KEYS = ("type", "params", "legacy_fusion")
 SECTIONS = ("bf16", "fp16", "optimizer", "scheduler", "zero_optimization")
-# They would change what a gradient is, behind the back of the one division by the global count.
-REFUSED_VALUES = {"gradient_allreduce_op": "sum", "managed_gradient_accumulation": False}
+# Known to DeepSpeed, but they change who holds which data or how a step runs, which is not ours to ignore.
+UNSUPPORTED_KEYS = frozenset({"autotuning", "data_efficiency", "pipeline", "tensor_parallel"})
 
 
 def read_deepspeed_json(path: Path) -> dict[str, Any]:
@@ -50,18 +52,32 @@ def read_deepspeed_json(path: Path) -> dict[str, Any]:
         raise AssertionError("raise_all raised")
     messages = [f"{path}: {key}: unknown key{_hint(key)}" for key in config if key not in KNOWN_TOP_LEVEL_KEYS]
     messages += [
-        f"{path}: {key}: {value!r}: ted_ds divides each loss once by its global count, which this would undo; remove it"
-        for key, value in REFUSED_VALUES.items()
-        if config.get(key) == value
+        f"{path}: {key}: not supported by ted_ds; remove it" for key in sorted(UNSUPPORTED_KEYS & config.keys())
     ]
+    if str(config.get("gradient_allreduce_op")).lower() == "sum":
+        messages.append(
+            f"{path}: gradient_allreduce_op: {config['gradient_allreduce_op']!r}: ted_ds divides each loss once by its "
+            "global count, which this would undo; remove it"
+        )
     wrong = [key for key in SECTIONS if not isinstance(config.get(key, {}), dict)]
     messages += [f"{path}: {key}: {config[key]!r}: this section is a JSON object" for key in wrong]
     if "optimizer" not in wrong and "type" not in config.get("optimizer", {}):
         messages.append(f'{path}: optimizer: required, e.g. {{"type": "AdamW", "params": {{"lr": "auto"}}}}')
+    for section in {"optimizer", "scheduler"} & config.keys() - set(wrong):
+        messages += _check_typed_section(config[section], f"{path}: {section}")
     if "zero_optimization" not in wrong and zero_stage(config) not in (0, 1, 2, 3):
         messages.append(f"{path}: zero_optimization.stage: {zero_stage(config)!r}: use 0, 1, 2 or 3")
     raise_all(messages)
     return config
+
+
+def _check_typed_section(section: Mapping[str, Any], where: str) -> list[str]:
+    messages = [f"{where}.{key}: unknown key; use type and params" for key in section if key not in TYPED_SECTION_KEYS]
+    if not isinstance(section.get("type", ""), str):
+        messages.append(f"{where}.type: {section['type']!r}: must be a name")
+    if not isinstance(section.get("params", {}), dict):
+        messages.append(f"{where}.params: {section['params']!r}: must be a JSON object")
+    return messages
 
 
 def zero_stage(config: Mapping[str, Any]) -> Any:

@@ -48,6 +48,8 @@ def _read(path: Path) -> DictConfig:
         raise ConfigError(f"{path}: no such recipe file; the recipes that ship are in ds_configs/recipes")
     try:
         tree = OmegaConf.load(path)
+    except PermissionError as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
     except OSError:  # a bare number or text: OmegaConf's own choice of error
         tree = None
     except (YAMLError, OmegaConfBaseException, ValueError) as error:

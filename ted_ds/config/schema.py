@@ -100,7 +100,7 @@ class Source(Section):
     split: str = "train"
     """Split of a Hugging Face dataset."""
     weight: float = Field(default=1.0, gt=0)
-    """Relative share of documents drawn from this source."""
+    """Corpora: relative share of documents drawn from this source. Task data is used whole."""
 
 
 class Data(Section):
@@ -111,7 +111,7 @@ class Data(Section):
     """Held-out data; unset: ``heldout_fraction`` of ``train`` is kept apart by a hash of the text."""
     heldout_fraction: float = Field(default=0.05, gt=0, lt=1)
     shuffle_buffer: int = Field(default=1000, gt=0)
-    """Documents a streaming shuffle holds."""
+    """Corpora: documents a streaming shuffle holds. Task data is shuffled whole."""
 
 
 class Teacher(Section):
@@ -122,7 +122,8 @@ class Teacher(Section):
     finetune: PhasePlan | None = None
     """Train the teacher on the task first (Stage 0)."""
     hosting: Literal["auto", "replicated", "sharded"] = "auto"
-    """Weights of frozen models: whole on every rank, or ZeRO-3 sharded; ``auto`` shards when the student is."""
+    """Weights of frozen models (the teacher; in Stage I and evaluation the student too): whole on every rank, or
+    ZeRO-3 sharded; ``auto`` shards them when the DeepSpeed JSON says stage 3."""
 
 
 class CutFromTeacher(Section):
@@ -255,6 +256,8 @@ class Recipe(Section):
     def _ted_has_filters(self) -> Recipe:
         if self.distill.method == "ted" and self.filters is None:
             raise ValueError("distill.method: ted needs a filters section (Stage I)")
+        if self.distill.method == "kd" and self.distill.kl_weight == 0:
+            raise ValueError("distill.method: kd needs a kl_weight above 0; without a teacher it is sft")
         return self
 
     def phase_plans(self) -> dict[str, PhasePlan]:

@@ -20,6 +20,7 @@ from ted_ds.models.families import Family
 from ted_ds.models.files import weight_files
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".index.json", ".gguf", ".h5", ".msgpack", ".onnx", ".pt", ".pth")
+TOKENIZER_FOLDERS = ("additional_chat_templates",)
 DEPTH_KEYS = ("num_hidden_layers", "n_layer")
 
 
@@ -32,7 +33,9 @@ def cut(teacher: Path, student: Path, *, blocks: Sequence[int], family: Family) 
     config = json.loads((teacher / "config.json").read_text(encoding="utf-8"))
     student.mkdir(parents=True, exist_ok=True)
     for file in sorted(teacher.iterdir()):
-        if file.is_file() and not file.name.endswith(WEIGHT_SUFFIXES) and file.name != "config.json":
+        if file.name in TOKENIZER_FOLDERS:
+            shutil.copytree(file, student / file.name, dirs_exist_ok=True)
+        elif file.is_file() and not file.name.endswith(WEIGHT_SUFFIXES) and file.name != "config.json":
             shutil.copy2(file, student / file.name)
     (student / "config.json").write_text(json.dumps(_cut_config(config, blocks), indent=2) + "\n", encoding="utf-8")
     weights = dict(_cut_weights(teacher, blocks, family))

@@ -13,12 +13,14 @@ from typing import Any, Protocol
 
 import deepspeed
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers import get_scheduler
 
 from ted_ds.data.loader import Batch
-from ted_ds.errors import NumericsError, TedError
+from ted_ds.errors import ConfigError, NumericsError, TedError
 from ted_ds.numerics.objective import combine
+from ted_ds.runtime.sharding import release_engine
 from ted_ds.runtime.world import World
 
 
@@ -62,14 +64,21 @@ class TrainableEngine:
         for parameter in module.parameters():
             parameter.data = parameter.data.to(dtype)
         make_schedule = functools.partial(
-            get_scheduler, schedule, num_warmup_steps=warmup_steps, num_training_steps=max_steps
+            get_scheduler,
+            # its plain "constant" takes no notice of the warm-up
+            "constant_with_warmup" if schedule == "constant" else schedule,
+            num_warmup_steps=warmup_steps,
+            num_training_steps=max_steps,
         )
         # its annotations are narrower than what it documents and takes: parameter groups, and any callable
         arguments: dict[str, Any] = {
             "model_parameters": _parameter_groups(module, weight_decay),
             "lr_scheduler": make_schedule if schedule != "deepspeed" else None,
         }
-        self.engine, *_ = deepspeed.initialize(model=module, config=dict(config), **arguments)
+        try:
+            self.engine, *_ = deepspeed.initialize(model=module, config=dict(config), **arguments)
+        except ValidationError as error:  # of the sections that DeepSpeed checks itself
+            raise ConfigError(f"DeepSpeed config: {error}") from error
         self._pending_totals: dict[str, Tensor] = {}
         self._pending_counts: dict[str, Tensor] = {}
         self._pending_tokens = 0
@@ -122,10 +131,12 @@ class TrainableEngine:
         values = dict(zip(names, (totals / counts).tolist(), strict=True))
         bad = [name for name, value in values.items() if value - value != 0]
         if bad:
-            raise NumericsError(
+            error = NumericsError(
                 f"{', '.join(bad)}: NaN or infinite after {self.engine.global_steps} steps; lower the learning rate, "
                 "or use precision bf16 or fp32"
             )
+            error.agreed = True  # the sums are the same on every rank
+            raise error
         report = {"loss/total": sum(objective.weights[name] * values[name] for name in names), **values}
         report |= _layer_means(values)
         report["train/learning_rate"] = self.engine.get_lr()[0]
@@ -140,7 +151,8 @@ class TrainableEngine:
 
     def release(self) -> None:
         """Free the engine, its optimizer state and hooks."""
-        self.engine.destroy()
+        release_engine(self.engine)
+        del self.engine
 
 
 def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

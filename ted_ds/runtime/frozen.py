@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ted_ds.models.loading import num_parameters
 from ted_ds.models.taps import TappedModel
-from ted_ds.runtime.sharding import parameters_held
+from ted_ds.runtime.sharding import parameters_held, release_engine
 
 
 def frozen_engine_config(config: Mapping[str, Any], precision: str) -> dict[str, Any]:
@@ -65,6 +65,6 @@ class FrozenModel:
     def release(self) -> None:
         """Free the engine and its hooks."""
         if self._engine is not None:
-            self._engine.destroy()
+            release_engine(self._engine)
             self._engine = None
         self._module = nn.Identity()

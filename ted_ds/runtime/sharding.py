@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 from torch import nn
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
@@ -36,6 +39,21 @@ def full_state_dict(module: nn.Module, *, keep: bool) -> dict[str, torch.Tensor]
             if keep:
                 state[name] = parameter.detach().to("cpu", copy=True).contiguous()
     return state
+
+
+def release_engine(engine: Any) -> None:
+    """Free an engine, its shards and its optimizer state, as far as nobody else holds them."""
+    module = engine.module
+    engine.destroy()
+    # ZeRO-3 keeps each root module on a global list, also after destroy(), and with it all its hooks hold
+    FWD_MODULE_STACK[:] = [one for one in FWD_MODULE_STACK if one is not module]
+
+
+def collect_garbage() -> None:
+    """Give memory of the last phase back: hooks and engines are reference cycles, freed only by the collector."""
+    gc.collect()
+    accelerator: Any = get_accelerator()
+    accelerator.empty_cache()
 
 
 def parameters_held(module: nn.Module) -> int:

@@ -14,8 +14,8 @@ from ted_ds.numerics.losses import cross_entropy_sum, kept_labels
 class FinetuneObjective:
     """The task loss: cross-entropy per kept label."""
 
-    def __init__(self) -> None:
-        self.weights: Mapping[str, float] = {"loss/task": 1.0}
+    def __init__(self, task_weight: float = 1.0) -> None:
+        self.weights: Mapping[str, float] = {"loss/task": task_weight}
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Kept labels."""

@@ -96,6 +96,18 @@ def probes(folder: Path, kind: str, model_type: str):
     return classification_probes(bank, dim=FILTER_DIM, num_labels=len(LABELS), family=family_of(model_type))
 
 
+def batches(world: World, kind: str):
+    """This rank's microbatches of each step."""
+    return training_steps(
+        iter(samples(kind)),
+        Collator(pad_id=0, token_labels=kind == "causal_lm"),
+        global_batch_size=GLOBAL_BATCH,
+        micro_batch_size=MICRO_BATCH,
+        rank=world.rank,
+        world_size=world.size,
+    )
+
+
 def run_stage(
     world: World, folder: Path, what: str, kind: str, stage: int, clipping: float, sharded: bool, precision: str
 ) -> dict[str, Any]:
@@ -139,17 +151,9 @@ def run_stage(
         dtype=DTYPES[precision],
         world=world,
     )
-    batches = training_steps(
-        iter(samples(kind)),
-        Collator(pad_id=0, token_labels=kind == "causal_lm"),
-        global_batch_size=GLOBAL_BATCH,
-        micro_batch_size=MICRO_BATCH,
-        rank=world.rank,
-        world_size=world.size,
-    )
-    reports = []
+    steps, reports = batches(world, kind), []
     for _ in range(NUM_STEPS):
-        engine.step(batches, objective)
+        engine.step(steps, objective)
         reports.append(engine.report(objective))
     held = teacher.num_parameters_held if teacher else 0
     whole = full_state_dict(module, keep=world.is_main)

@@ -33,9 +33,9 @@ def deepspeed(*arguments: str, num_ranks: int = 2) -> Outcome:
     return _finish([*command, "--module", "ted_ds", *arguments])
 
 
-def alone(*arguments: str) -> Outcome:
+def alone(*arguments: str, **variables: str) -> Outcome:
     """``python -m ted_ds ...`` without a launcher."""
-    return _finish([sys.executable, "-m", "ted_ds", *arguments])
+    return _finish([sys.executable, "-m", "ted_ds", *arguments], **variables)
 
 
 def ranks(count: int, arguments: Sequence[str]) -> list[Outcome]:
@@ -72,9 +72,14 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _finish(command: list[str]) -> Outcome:
+def _finish(command: list[str], **variables: str) -> Outcome:
     started = time.monotonic()
     done = subprocess.run(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=TIMEOUT_S
+        command,
+        env=environment(**variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=TIMEOUT_S,
     )
     return Outcome(done.returncode, done.stdout, time.monotonic() - started)

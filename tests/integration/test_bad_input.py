@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
 
-from tests.integration.launching import deepspeed, ranks
+from tests.integration.launching import alone, deepspeed, ranks
 from tests.tiny import ROOT, texts, write_labelled, write_model, write_rows, write_run
 
 # starting Python, torch and deepspeed on two shared cores is most of it
@@ -93,6 +94,24 @@ def test_a_label_nobody_knows(tmp_path):
     write_run(tmp_path, kind="sequence_classification")
     write_labelled(tmp_path / "train.jsonl", labels=("negative", "neutral"))
     check_refused(tmp_path, [], "label 'neutral' is unknown; use one of ['negative', 'positive']")
+
+
+def test_tasks_started_without_ranks_are_refused(tmp_path):
+    outcome = alone("run", str(write_run(tmp_path)), SLURM_STEP_NUM_TASKS="2")
+    assert outcome.code == 2
+    assert "$SLURM_STEP_NUM_TASKS is 2, but $RANK is not set" in outcome.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_typo_inside_a_section_of_the_deepspeed_json(tmp_path):
+    recipe = write_run(tmp_path)
+    config = json.loads((ROOT / "ds_configs" / "deepspeed" / "zero2.json").read_text())
+    config["zero_optimization"]["overlap_com"] = True
+    (tmp_path / "ds.json").write_text(json.dumps(config))
+    outcome = alone("run", str(recipe), f"deepspeed={tmp_path / 'ds.json'}")
+    assert outcome.code == 2
+    assert "overlap_com" in outcome.output
+    assert "Traceback" not in outcome.output
 
 
 def test_the_launcher_passes_the_exit_code_on(tmp_path):

@@ -102,6 +102,11 @@ def test_averaged_gradients_are_accepted(tmp_path: Path) -> None:
     assert read_deepspeed_json(path)["gradient_allreduce_op"] == "avg"
 
 
+def test_summed_gradients_are_refused_in_any_spelling(tmp_path: Path) -> None:
+    path = written(tmp_path, {"optimizer": OPTIMIZER, "gradient_allreduce_op": "SUM"})
+    assert f"{path}: gradient_allreduce_op: 'SUM'" in reading_refusal(path)
+
+
 @pytest.mark.parametrize("stage", [4, -1, "2"])
 def test_a_stage_that_does_not_exist_is_refused(tmp_path: Path, stage: Any) -> None:
     path = written(tmp_path, {"optimizer": OPTIMIZER, "zero_optimization": {"stage": stage}})
@@ -113,6 +118,25 @@ def test_a_section_that_is_no_object_is_refused(tmp_path: Path, section: str) ->
     path = written(tmp_path, {"optimizer": OPTIMIZER, "zero_optimization": {"stage": 1}, section: True})
     with pytest.raises(ConfigError, match=section):
         completed(read_deepspeed_json(path), precision="bf16")
+
+
+@pytest.mark.parametrize("key", ["pipeline", "tensor_parallel", "data_efficiency", "autotuning"])
+def test_a_section_that_would_change_the_run_behind_our_back_is_refused(tmp_path: Path, key: str) -> None:
+    path = written(tmp_path, {"optimizer": OPTIMIZER, key: {}})
+    assert reading_refusal(path) == f"{path}: {key}: not supported by ted_ds; remove it"
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        ({"type": "AdamW", "parms": {}}, "optimizer.parms: unknown key; use type and params"),
+        ({"type": 5}, "optimizer.type: 5: must be a name"),
+        ({"type": "AdamW", "params": None}, "optimizer.params: None: must be a JSON object"),
+    ],
+)
+def test_a_malformed_optimizer_is_refused(tmp_path: Path, optimizer: Any, message: str) -> None:
+    path = written(tmp_path, {"optimizer": optimizer})
+    assert reading_refusal(path) == f"{path}: {message}"
 
 
 def test_all_mistakes_of_a_file_are_reported_at_once(tmp_path: Path) -> None:

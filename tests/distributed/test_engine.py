@@ -1,0 +1,126 @@
+"""What an engine does beside the gradient: schedule, Adam with decay, and giving its memory back."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from transformers import get_scheduler
+
+from ted_ds.runtime.engine import TrainableEngine
+from ted_ds.runtime.frozen import FrozenModel, frozen_engine_config
+from ted_ds.runtime.sharding import collect_garbage, full_state_dict
+from ted_ds.stages.finetune import FinetuneObjective
+from tests.dist import run_ranks
+from tests.distributed.test_zero_parity import whole_batch
+from tests.distributed.training import batches, config, load_tapped, samples
+from tests.tiny import write_model
+
+NUM_STEPS = 3
+# large eps: where a gradient is nearly zero, Adam would otherwise turn rounding into steps of size lr
+ADAM = {"lr": 1e-2, "betas": [0.9, 0.95], "eps": 1e-3}
+DECAY = 0.3
+
+
+def start(world, tapped, stage, *, schedule="constant", warmup_steps=0, optimizer=None, max_steps=NUM_STEPS):
+    ds_config = config(stage, world.size, 0.0)
+    if optimizer is not None:
+        ds_config["optimizer"] = optimizer
+    return TrainableEngine(
+        tapped,
+        config=ds_config,
+        schedule=schedule,
+        warmup_steps=warmup_steps,
+        max_steps=max_steps,
+        weight_decay=DECAY,
+        dtype=torch.float32,
+        world=world,
+    )
+
+
+def learning_rates(world, folder, schedule, stage):
+    engine = start(world, load_tapped(folder, "causal_lm", ()), stage, schedule=schedule, warmup_steps=2, max_steps=6)
+    rates = []
+    for _ in range(6):
+        rates.append(engine.engine.get_lr()[0])
+        for _ in range(engine.engine.gradient_accumulation_steps()):
+            engine.engine.backward(engine.engine(next(batches(world, "causal_lm"))[0].inputs)[0].sum())
+            engine.engine.step()
+    return rates
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.0, 0.5, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [0.0, 0.5, 1.0, 0.75, 0.5, 0.25]),
+        ("cosine", [0.0, 0.5, 1.0, 0.8536, 0.5, 0.1464]),
+    ],
+)
+@pytest.mark.parametrize("stage", [0, 2])
+def test_every_schedule_warms_up_and_then_takes_its_shape(tmp_path, schedule, expected, stage):
+    write_model(tmp_path, "llama", blocks=1)
+    (rates,) = run_ranks(learning_rates, 1, tmp_path, schedule, stage)
+    assert [rate / 0.2 for rate in rates] == pytest.approx(expected, abs=1e-4)
+
+
+def adam_steps(world, folder, stage):
+    shard = config(3, world.size, 0.0) if stage == 3 else None
+    tapped = load_tapped(folder, "causal_lm", (), shard=shard)
+    optimizer = {"type": "AdamW", "params": {**ADAM, "torch_adam": True}}
+    engine = start(world, tapped, stage, schedule="linear", optimizer=optimizer)
+    objective, steps = FinetuneObjective(), batches(world, "causal_lm")
+    for _ in range(NUM_STEPS):
+        engine.step(steps, objective)
+    return full_state_dict(tapped, keep=world.is_main)
+
+
+def test_adam_decays_matrices_only_and_follows_torch(tmp_path):
+    write_model(tmp_path, "llama", blocks=2)
+    tapped = load_tapped(tmp_path, "causal_lm", ()).double()
+    matrices = [p for p in tapped.parameters() if p.dim() >= 2]
+    vectors = [p for p in tapped.parameters() if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": DECAY}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=ADAM["lr"], betas=tuple(ADAM["betas"]), eps=ADAM["eps"])
+    schedule = get_scheduler("linear", optimizer, num_warmup_steps=0, num_training_steps=NUM_STEPS)
+    for step in range(NUM_STEPS):
+        inputs, labels = whole_batch(samples("causal_lm")[step * 8 : step * 8 + 8], "causal_lm")
+        loss = torch.nn.functional.cross_entropy(tapped(inputs)[0].flatten(0, -2), labels.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    expected = {name: parameter.detach() for name, parameter in tapped.named_parameters()}
+    for stage in (0, 1, 2, 3):
+        got, _ = run_ranks(adam_steps, 2, tmp_path, stage)
+        for name, value in expected.items():
+            # steps of 1e-2; worst seen 4e-6
+            torch.testing.assert_close(got[name].double(), value, rtol=0, atol=2e-5, msg=f"stage {stage}: {name}")
+
+
+def survivors(world, folder, stage):
+    """Parameters of a trained and of a sharded frozen engine that outlive their release."""
+    ds_config = config(3, world.size, 0.0)
+    trained = load_tapped(folder, "causal_lm", (), shard=ds_config if stage == 3 else None)
+    engine = start(world, trained, stage)
+    engine.step(batches(world, "causal_lm"), FinetuneObjective())
+    tapped = load_tapped(folder, "causal_lm", (1,), shard=ds_config)
+    frozen = FrozenModel(tapped, device=world.device, engine_config=frozen_engine_config(ds_config, "fp32"))
+    frozen(next(batches(world, "causal_lm"))[0].inputs)
+    alive = [weakref.ref(parameter) for module in (trained, tapped) for parameter in module.parameters()]
+    engine.release()
+    frozen.release()
+    del engine, frozen, trained, tapped
+    collect_garbage()
+    gc.collect()
+    return len(alive), sum(one() is not None for one in alive)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_released_engine_leaves_nothing_behind(tmp_path, stage):
+    write_model(tmp_path, "llama", blocks=1)
+    for held, left in run_ranks(survivors, 2, tmp_path, stage):
+        assert held > 20
+        assert left == 0
