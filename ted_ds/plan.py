@@ -109,7 +109,11 @@ def make_plan(recipe: Recipe, *, num_ranks: int = 1, source: str = "recipe") -> 
     if teacher is not None and student is not None:
         if student_dir != teacher_dir and student_dir is not None and teacher_dir is not None:
             attempt("student.path", lambda: _check_tokenizers(teacher_dir, student_dir))
-        if recipe.task.kind == "causal_lm" and teacher.vocab_size != student.vocab_size:
+        if (
+            recipe.task.kind == "causal_lm"
+            and recipe.distill.method != "sft"
+            and teacher.vocab_size != student.vocab_size
+        ):
             problems.append(
                 f"student.path: predicts {student.vocab_size} ids, the teacher {teacher.vocab_size}; predictions are "
                 "compared id by id: use a student with the teacher's vocab_size"

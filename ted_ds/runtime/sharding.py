@@ -42,11 +42,21 @@ def full_state_dict(module: nn.Module, *, keep: bool) -> dict[str, torch.Tensor]
 
 
 def release_engine(engine: Any) -> None:
-    """Free an engine, its shards and its optimizer state, as far as nobody else holds them."""
-    module = engine.module
+    """Free an engine, its module's weights and its optimizer state; none of them can be used afterwards."""
+    module, optimizer = engine.module, engine.optimizer
     engine.destroy()
-    # ZeRO-3 keeps each root module on a global list, also after destroy(), and with it all its hooks hold
+    # ZeRO-3 keeps each root module on a global list, also after destroy(), and with it all that its hooks hold
     FWD_MODULE_STACK[:] = [one for one in FWD_MODULE_STACK if one is not module]
+    # and under ZeRO-3, once it has stepped, engine and parameters keep each other alive where Python's collector does
+    # not see it: empty them, so that only hollow objects stay behind
+    for parameter in module.parameters():
+        parameter.data = torch.empty(0, dtype=parameter.dtype)
+        parameter.grad = None
+        if hasattr(parameter, "ds_tensor"):
+            parameter.ds_tensor = torch.empty(0, dtype=parameter.dtype)
+    if optimizer is not None:
+        vars(optimizer).clear()
+    vars(engine).clear()
 
 
 def collect_garbage() -> None:

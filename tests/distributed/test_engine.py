@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import weakref
 
 import pytest
 import torch
@@ -46,7 +45,8 @@ def learning_rates(world, folder, schedule, stage):
     for _ in range(6):
         rates.append(engine.engine.get_lr()[0])
         for _ in range(engine.engine.gradient_accumulation_steps()):
-            engine.engine.backward(engine.engine(next(batches(world, "causal_lm"))[0].inputs)[0].sum())
+            logits, _ = engine.engine(next(batches(world, "causal_lm"))[0].inputs)
+            engine.engine.backward(logits.sum() * 1e-6)
             engine.engine.step()
     return rates
 
@@ -100,27 +100,36 @@ def test_adam_decays_matrices_only_and_follows_torch(tmp_path):
             torch.testing.assert_close(got[name].double(), value, rtol=0, atol=2e-5, msg=f"stage {stage}: {name}")
 
 
-def survivors(world, folder, stage):
-    """Parameters of a trained and of a sharded frozen engine that outlive their release."""
+def tensor_bytes():
+    """Bytes of all tensors that Python knows, each storage once."""
+    storages = {}
+    for one in gc.get_objects():
+        if isinstance(one, torch.Tensor) and one.device.type != "meta":
+            storages[one.untyped_storage().data_ptr()] = one.untyped_storage().nbytes()
+    return sum(storages.values())
+
+
+def bytes_around_release(world, folder, stage):
+    """Bytes of tensors before, while, and after a trained and a sharded frozen engine exist."""
+    before = tensor_bytes()
     ds_config = config(3, world.size, 0.0)
     trained = load_tapped(folder, "causal_lm", (), shard=ds_config if stage == 3 else None)
-    engine = start(world, trained, stage)
+    engine = start(world, trained, stage, optimizer={"type": "AdamW", "params": {**ADAM, "torch_adam": True}})
     engine.step(batches(world, "causal_lm"), FinetuneObjective())
     tapped = load_tapped(folder, "causal_lm", (1,), shard=ds_config)
     frozen = FrozenModel(tapped, device=world.device, engine_config=frozen_engine_config(ds_config, "fp32"))
     frozen(next(batches(world, "causal_lm"))[0].inputs)
-    alive = [weakref.ref(parameter) for module in (trained, tapped) for parameter in module.parameters()]
+    during = tensor_bytes()
     engine.release()
     frozen.release()
     del engine, frozen, trained, tapped
     collect_garbage()
-    gc.collect()
-    return len(alive), sum(one() is not None for one in alive)
+    return before, during, tensor_bytes()
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_a_released_engine_leaves_nothing_behind(tmp_path, stage):
-    write_model(tmp_path, "llama", blocks=1)
-    for held, left in run_ranks(survivors, 2, tmp_path, stage):
-        assert held > 20
-        assert left == 0
+def test_a_released_engine_gives_its_memory_back(tmp_path, stage):
+    write_model(tmp_path, "llama", blocks=4, hidden=64)
+    for before, during, after in run_ranks(bytes_around_release, 2, tmp_path, stage):
+        assert during - before > 1_000_000
+        assert after - before < 0.02 * (during - before)

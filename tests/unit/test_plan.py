@@ -237,7 +237,7 @@ def test_a_damaged_tokenizer_is_refused_by_its_name(lm_run: Path, teacher: Path)
 def test_a_student_with_another_vocabulary_size_is_refused(lm_run: Path, tmp_path: Path) -> None:
     student = write_model(tmp_path / "student", "llama", vocab=128)
     message = refusal(lm_run, "student.from_teacher=null", f"student.path={student}")
-    assert message.startswith("student.path: vocabulary of 128 ids, the teacher's has 100")
+    assert message.startswith("student.path: predicts 128 ids, the teacher 100")
 
 
 def test_sft_may_have_another_vocabulary(lm_run: Path, tmp_path: Path) -> None:
