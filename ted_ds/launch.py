@@ -41,6 +41,8 @@ def launch(recipe_path: str, overrides: Sequence[str], wanted: Sequence[str]) ->
         if failure is not None:
             raise failure
     assert recipe is not None
+    with world.together():
+        world.check_precision(recipe.precision)
     recipe, plan, teacher, student = _resolve_models(recipe, recipe_path, world)
     tokenizer, data = None, None
     with world.together():

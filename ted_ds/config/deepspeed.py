@@ -133,6 +133,8 @@ def complete(
     result.setdefault("gradient_clipping", "auto")
     if precision != "fp32":
         result.setdefault(precision, {}).setdefault("enabled", "auto")
+        # a microbatch adds a small share to the step's gradient: 8 bits of bf16 would lose the later ones
+        result.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
     result.setdefault("steps_per_print", 2**31 - 1)
     for path, value in owned.items():
         _settle(result, path, value, messages, source)

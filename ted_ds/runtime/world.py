@@ -69,6 +69,17 @@ class World:
         """Whether this rank writes files and the screen."""
         return self.rank == 0
 
+    def check_precision(self, precision: str) -> None:
+        """Make sure that the device computes in ``fp32``, ``bf16`` or ``fp16``.
+
+        Raises:
+            TopologyError: It does not.
+        """
+        accelerator: Any = get_accelerator()
+        supported = {"fp16": accelerator.is_fp16_supported, "bf16": accelerator.is_bf16_supported}
+        if precision in supported and not supported[precision]():
+            raise TopologyError(f"precision: {precision} is not supported by this {self.device.type}; use another one")
+
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over ranks, in place."""
         dist.all_reduce(values)

@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+from deepspeed.accelerator import get_accelerator
 
 from tests.integration.launching import alone, deepspeed, ranks
 from tests.tiny import ROOT, texts, write_labelled, write_model, write_rows, write_run
@@ -112,6 +113,14 @@ def test_a_typo_inside_a_section_of_the_deepspeed_json(tmp_path):
     assert outcome.code == 2
     assert "overlap_com" in outcome.output
     assert "Traceback" not in outcome.output
+
+
+def test_a_precision_the_device_lacks(tmp_path):
+    write_run(tmp_path, method="sft")
+    if get_accelerator().is_fp16_supported():
+        assert alone("run", str(tmp_path / "recipe.yaml"), "precision=fp16").code == 0
+    else:
+        check_refused(tmp_path, ["precision=fp16"], "precision: fp16 is not supported by this cpu")
 
 
 def test_the_launcher_passes_the_exit_code_on(tmp_path):

@@ -115,6 +115,19 @@ def test_the_teacher_is_named_by_path_and_hash_and_not_copied(lm_run):
     }
 
 
+def test_another_cut_of_the_batch_or_another_stage_is_the_same_run(lm_run):
+    folder, _, _ = lm_run
+    outcome = alone(
+        "run",
+        str(folder / "recipe.yaml"),
+        f"student.finetune={FINETUNE.replace('micro_batch_size: 2', 'micro_batch_size: 1')}",
+        f"teacher.finetune={FINETUNE}",
+        ZERO3,
+    )
+    assert outcome.code == 0, outcome.output
+    assert outcome.output.count("complete, skipped") == 8
+
+
 def test_a_changed_recipe_does_not_silently_reuse_old_phases(lm_run):
     folder, _, _ = lm_run
     outcome = alone(
@@ -163,6 +176,7 @@ def test_verbs_one_by_one_are_the_run(tmp_path):
     early = alone("distill", recipe)
     assert early.code == 2
     assert "phase cut_student is not complete" in early.output
+    assert not (tmp_path / "run").exists()
     for verb in ("finetune", "filters", "distill", "evaluate", "export"):
         outcome = alone(verb, recipe)
         assert outcome.code == 0, outcome.output
