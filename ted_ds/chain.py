@@ -136,7 +136,7 @@ class Chain:
     def _filter_inputs(self, side: str, model: Path) -> dict[str, Any]:
         filters = self._recipe.filters
         assert filters is not None
-        shape = filters.model_dump(mode="json", include={"kind", "initialisation", "lm_head"})
+        shape = filters.model_dump(mode="json", include={"kind", "initialisation", "lm_head", "pooling"})
         plan = filters.teacher if side == "teacher" else filters.student
         layers = self._layers(side)
         return {**self._training_inputs(plan, model), "filters": {**shape, "layers": layers, "dim": self._dim}}
@@ -244,7 +244,8 @@ class Chain:
         assert filters is not None
         if task.kind == "causal_lm":
             return lm_probes(bank, dim=self._dim, model_path=model, kind=filters.lm_head, dtype=self._assembly.dtype)
-        return classification_probes(bank, dim=self._dim, num_labels=len(task.labels), family=family_of(model_type))
+        pooling = family_of(model_type).pooled_token if filters.pooling == "model" else filters.pooling
+        return classification_probes(bank, dim=self._dim, num_labels=len(task.labels), pooling=pooling)
 
     def _distill(self, folder: PhaseFolder) -> None:
         build, plan = self._assembly, self._recipe.distill

@@ -187,6 +187,9 @@ class Filters(Section):
     """``normal``: N(0, 0.02) as in the reference; ``identity``: start as the unfiltered state (linear only)."""
     lm_head: Literal["frozen", "new"] = "frozen"
     """Causal LM: read a filter through the model's own frozen final norm and LM head, or through a new linear head."""
+    pooling: Literal["model", "mean"] = "model"
+    """Classification: what a filter's head reads: the token the model itself classifies by (the reference), or the mean
+    over tokens. In lower layers that one token may hold nothing yet: the run prints each filter's score."""
     teacher: PhasePlan
     student: PhasePlan
 

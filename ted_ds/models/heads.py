@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ted_ds.errors import CheckpointError
-from ted_ds.models.families import Family, family_of
+from ted_ds.models.families import family_of
 from ted_ds.models.files import weight_files
 from ted_ds.numerics.filters import INITIAL_STD, FilterBank, PooledClassifier, pool
 
@@ -23,17 +23,17 @@ class FilterProbes(nn.Module):
     ``forward`` takes the tapped states and returns one logits tensor per filter.
     """
 
-    def __init__(self, bank: FilterBank, heads: Sequence[nn.Module], *, pooled_token: str | None) -> None:
+    def __init__(self, bank: FilterBank, heads: Sequence[nn.Module], *, pooling: str | None) -> None:
         super().__init__()
         self.bank = bank
         self.heads = nn.ModuleList(heads)
-        self.pooled_token = pooled_token
+        self.pooling = pooling
 
     def forward(self, states: Sequence[Tensor], attention_mask: Tensor) -> tuple[Tensor, ...]:
         """Logits of each filter, in the order of the layer map."""
         features = self.bank(states)
-        if self.pooled_token is not None:
-            features = tuple(pool(one, attention_mask, position=self.pooled_token) for one in features)
+        if self.pooling is not None:
+            features = tuple(pool(one, attention_mask, how=self.pooling) for one in features)
         return tuple(head(one) for head, one in zip(self.heads, features, strict=True))
 
 
@@ -56,10 +56,10 @@ class FrozenLmHead(nn.Module):
         return self.output(self.to_hidden(features))
 
 
-def classification_probes(bank: FilterBank, *, dim: int, num_labels: int, family: Family) -> FilterProbes:
-    """Probes for sequence classification: a pooled classifier per filter."""
+def classification_probes(bank: FilterBank, *, dim: int, num_labels: int, pooling: str) -> FilterProbes:
+    """Probes for sequence classification: a classifier per filter on its ``first``, ``last`` or ``mean`` feature."""
     heads = [PooledClassifier(dim, num_labels) for _ in bank.layers]
-    return FilterProbes(bank, heads, pooled_token=family.pooled_token)
+    return FilterProbes(bank, heads, pooling=pooling)
 
 
 def lm_probes(bank: FilterBank, *, dim: int, model_path: Path, kind: str, dtype: torch.dtype) -> FilterProbes:
@@ -70,7 +70,7 @@ def lm_probes(bank: FilterBank, *, dim: int, model_path: Path, kind: str, dtype:
     else:
         output = load_lm_output(model_path, dtype).requires_grad_(False)
         heads = [FrozenLmHead(dim, config.hidden_size, output) for _ in bank.layers]
-    return FilterProbes(bank, heads, pooled_token=None)
+    return FilterProbes(bank, heads, pooling=None)
 
 
 def _new_lm_head(dim: int, vocab_size: int) -> nn.Linear:

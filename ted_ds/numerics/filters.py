@@ -73,7 +73,7 @@ class IdentityFilters(nn.Module):
 
 
 class PooledClassifier(nn.Module):
-    """Stage I head for classification: one token's feature, dense, GELU, linear (the reference's head)."""
+    """Stage I head for classification: a pooled feature, dense, GELU, linear (the reference's head)."""
 
     def __init__(self, dim: int, num_labels: int) -> None:
         super().__init__()
@@ -88,13 +88,14 @@ class PooledClassifier(nn.Module):
         return self.classifier(nn.functional.gelu(self.dense(pooled)))
 
 
-def pool(
-    features: Float[Tensor, "batch seq dim"], attention_mask: Tensor, *, position: str
-) -> Float[Tensor, "batch dim"]:
-    """The feature of each row's ``first`` (encoders) or ``last`` (decoders) kept token."""
+def pool(features: Float[Tensor, "batch seq dim"], attention_mask: Tensor, *, how: str) -> Float[Tensor, "batch dim"]:
+    """Each row's ``first`` or ``last`` kept token, or the ``mean`` of its kept tokens."""
     order = torch.arange(features.shape[1], device=features.device)
     kept = attention_mask.bool()
-    if position == "first":
+    if how == "mean":
+        weights = kept.to(features.dtype).unsqueeze(-1)
+        return (features * weights).sum(1) / weights.sum(1)
+    if how == "first":
         index = torch.where(kept, order, features.shape[1] - 1).amin(dim=1)
     else:
         index = torch.where(kept, order, 0).amax(dim=1)

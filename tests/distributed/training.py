@@ -93,7 +93,9 @@ def probes(folder: Path, kind: str, model_type: str):
     bank = FilterBank(TEACHER_LAYERS, HIDDEN, FILTER_DIM)
     if kind == "causal_lm":
         return lm_probes(bank, dim=FILTER_DIM, model_path=folder, kind="frozen", dtype=torch.float32)
-    return classification_probes(bank, dim=FILTER_DIM, num_labels=len(LABELS), family=family_of(model_type))
+    return classification_probes(
+        bank, dim=FILTER_DIM, num_labels=len(LABELS), pooling=family_of(model_type).pooled_token
+    )
 
 
 def batches(world: World, kind: str):

@@ -169,14 +169,14 @@ MASKS = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 1, 1], [0, 1, 0, 0]])
 @pytest.mark.parametrize(("position", "expected"), [("first", [0, 0, 2, 1]), ("last", [3, 1, 3, 1])])
 def test_pooling_takes_the_first_or_last_kept_token(position: str, expected: list[int]) -> None:
     features = states(4, 4, 8)
-    pooled = pool(features, MASKS, position=position)
+    pooled = pool(features, MASKS, how=position)
     assert torch.equal(pooled, torch.stack([features[row, index] for row, index in enumerate(expected)]))
 
 
 @pytest.mark.parametrize("position", ["first", "last"])
 def test_only_the_pooled_token_receives_gradient(position: str) -> None:
     features = states(4, 4, 8).requires_grad_()
-    pool(features, MASKS, position=position).sum().backward()
+    pool(features, MASKS, how=position).sum().backward()
     assert features.grad is not None
     assert features.grad.any(-1).sum(1).tolist() == [1, 1, 1, 1]
     assert not features.grad[MASKS == 0].any()
@@ -187,3 +187,9 @@ def test_a_pooled_classifier_is_dense_gelu_linear() -> None:
     given = states(5, 8)
     torch.testing.assert_close(head(given), head.classifier(nn.functional.gelu(head.dense(given))))
     assert head(given).shape == (5, 3)
+
+
+def test_the_mean_is_over_kept_tokens_only() -> None:
+    features = torch.tensor([[[1.0], [3.0], [100.0]], [[5.0], [7.0], [9.0]]])
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    assert pool(features, mask, how="mean").tolist() == [[2.0], [7.0]]
