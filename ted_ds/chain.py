@@ -19,6 +19,7 @@ from ted_ds.models.filter_files import load_filters, save_filters
 from ted_ds.models.heads import FilterProbes, classification_probes, lm_probes
 from ted_ds.models.student import FilteredModel
 from ted_ds.numerics.filters import FilterBank, IdentityFilters
+from ted_ds.numerics.layer_map import layer_names
 from ted_ds.phases import PhaseFolder, model_identity
 from ted_ds.runtime.determinism import seed_everything
 from ted_ds.runtime.sharding import collect_garbage
@@ -215,27 +216,24 @@ class Chain:
             probes = self._probes(bank, model, facts.model_type)
         objective = FilterObjective(body, layers)
         with build.engine(probes, config, plan) as engine:
-            result: dict[str, Any] = dict(build.train(folder.path.name, engine, objective, plan))
+            result = build.train(folder.path.name, engine, objective, plan)
             engine.engine.eval()
             metrics, _ = build.evaluate(
                 lambda batch: engine.engine(body(batch.inputs, with_logits=False)[1], batch.attention_mask)
             )
             state = build.whole_state(probes, "bank.")
         body.release()
-        for layer, values in zip(layers, metrics, strict=True):
-            shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if not name.startswith("num_"))
-            build.screen.say(f"  filter of {side} layer {layer}: {shown}")
-            result[f"layer_{layer:02d}"] = values
+        of_filter = dict(zip(layer_names(layers), metrics, strict=True))
+        for name, values in of_filter.items():
+            shown = "  ".join(f"{metric} {value:.4g}" for metric, value in values.items() if "num_" not in metric)
+            build.screen.say(f"  filter of {side} {name}: {shown}")
         if build.tracker is not None:
-            build.tracker.log(
-                folder.path.name,
-                plan.max_steps,
-                {f"eval/{n}/layer_{i:02d}": v for i, m in zip(layers, metrics, strict=True) for n, v in m.items()},
-            )
+            scores = {f"eval/{m}/{name}": v for name, values in of_filter.items() for m, v in values.items()}
+            build.tracker.log(folder.path.name, plan.max_steps, scores)
 
         def write(place: Path) -> dict[str, Any]:
             save_filters(place, state, layers=bank.layers, dim=self._dim, kind=filters.kind)
-            return result
+            return {**result, **of_filter}
 
         build.world.on_main(functools.partial(folder.write, write))
 

@@ -57,6 +57,14 @@ def make_layer_map(
     raise ValueError(f"layer_map.kind: {kind!r} is not a strategy; use uniform, distilgpt2, last or explicit")
 
 
+def layer_names(layers: Sequence[int]) -> list[str]:
+    """A name for each entry: ``layer_03``, and ``layer_03_2`` where a layer is matched a second time."""
+    return [
+        f"layer_{layer:02d}" + (f"_{seen + 1}" if (seen := list(layers[:index]).count(layer)) else "")
+        for index, layer in enumerate(layers)
+    ]
+
+
 def _checked(pairs: LayerPairs, student: int, teacher: int) -> LayerPairs:
     problems = []
     for index, pair in enumerate(pairs):

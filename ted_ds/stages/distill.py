@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ted_ds.data.loader import Batch
+from ted_ds.numerics.layer_map import layer_names
 from ted_ds.numerics.losses import cross_entropy_sum, feature_mse_sum, kept_labels, kl_divergence_sum
 from ted_ds.runtime.frozen import FrozenModel
 
@@ -57,7 +58,7 @@ class DistillObjective:
         self._normalise_features = normalise_features
         self._needs_kl = kl_weight > 0
         layers = student_layers if teacher_filters is not None else ()
-        self._feature_names = [f"loss/feature_mse/layer_{layer:02d}" for layer in layers]
+        self._feature_names = [f"loss/feature_mse/{name}" for name in layer_names(layers)]
         per_pair = feature_weight / (len(layers) if feature_reduction == "mean" and layers else 1)
         self.weights: Mapping[str, float] = {
             TASK: task_weight,

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ted_ds.data.loader import Batch
+from ted_ds.numerics.layer_map import layer_names
 from ted_ds.numerics.losses import cross_entropy_sum, kept_labels
 from ted_ds.runtime.frozen import FrozenModel
 
@@ -17,7 +18,7 @@ class FilterObjective:
 
     def __init__(self, body: FrozenModel, layers: Sequence[int]) -> None:
         self._body = body
-        self._names = [f"loss/task/layer_{layer:02d}" for layer in layers]
+        self._names = [f"loss/task/{name}" for name in layer_names(layers)]
         self.weights: Mapping[str, float] = dict.fromkeys(self._names, 1.0 / len(self._names))
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:

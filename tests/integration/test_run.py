@@ -171,6 +171,14 @@ def test_other_families_run_the_chain_under_zero3(tmp_path, family):
     assert outcome.code == 0, outcome.output
 
 
+def test_a_teacher_layer_can_be_matched_twice(tmp_path):
+    recipe = write_run(tmp_path)
+    outcome = alone("run", str(recipe), "layer_map={kind: explicit, pairs: [[1, 3], [2, 3]]}")
+    assert outcome.code == 0, outcome.output
+    terms = {name for record in metrics(tmp_path) for name in record}
+    assert {"loss/task/layer_03", "loss/task/layer_03_2"} <= terms
+
+
 def test_verbs_one_by_one_are_the_run(tmp_path):
     recipe = str(write_run(tmp_path))
     early = alone("distill", recipe)

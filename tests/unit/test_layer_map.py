@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ted_ds.numerics.layer_map import LayerPairs, make_layer_map
+from ted_ds.numerics.layer_map import LayerPairs, layer_names, make_layer_map
 
 
 def layer_map(kind: str, student: int, teacher: int, **options: Any) -> LayerPairs:
@@ -106,3 +106,7 @@ def test_every_wrong_pair_is_listed() -> None:
     with pytest.raises(ValueError, match="student block 9") as caught:
         layer_map("explicit", 2, 4, pairs=[(9, 1), (1, 8), (1, 9)])
     assert len(str(caught.value).splitlines()) == 4
+
+
+def test_a_layer_matched_twice_has_two_names() -> None:
+    assert layer_names([3, 6, 3, 3]) == ["layer_03", "layer_06", "layer_03_2", "layer_03_3"]
