@@ -99,10 +99,9 @@ class Assembly:
         model.save_pretrained(folder, state_dict=state)
         self.tokenizer.save_pretrained(folder)
 
-    def whole_state(self, module: nn.Module, prefix: str) -> dict[str, Any]:
-        """The whole weights under ``prefix``, by their names behind it; on rank 0. Every rank must call it."""
-        state = full_state_dict(module, keep=self.world.is_main)
-        return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    def whole_state(self, module: nn.Module) -> dict[str, Any]:
+        """A module's whole weights, on rank 0. Every rank must call it."""
+        return full_state_dict(module, keep=self.world.is_main)
 
     # --- training -----------------------------------------------------------------------------------------------
 

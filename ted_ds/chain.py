@@ -175,7 +175,7 @@ class Chain:
         tapped = build.trainable_model(origin, config)
         with build.engine(tapped, config, plan) as engine:
             result = build.train(folder.path.name, engine, FinetuneObjective(), plan)
-            state = build.whole_state(tapped, "model.")
+            state = build.whole_state(tapped.model)
 
         def write(place: Path) -> dict[str, Any]:
             build.save_model(tapped.model, state, place / MODEL_FOLDER)
@@ -221,7 +221,7 @@ class Chain:
             metrics, _ = build.evaluate(
                 lambda batch: engine.engine(body(batch.inputs, with_logits=False)[1], batch.attention_mask)
             )
-            state = build.whole_state(probes, "bank.")
+            state = build.whole_state(bank)
         body.release()
         of_filter = dict(zip(layer_names(layers), metrics, strict=True))
         for name, values in of_filter.items():
@@ -273,8 +273,8 @@ class Chain:
         )
         with build.engine(module, config, plan) as engine:
             result = build.train(folder.path.name, engine, objective, plan)
-            state = build.whole_state(module, "tapped.model.")
-            filter_state = build.whole_state(module, "bank.")
+            state = build.whole_state(student.model)
+            filter_state = build.whole_state(bank)
         if teacher is not None:
             teacher.release()
 

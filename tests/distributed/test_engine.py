@@ -8,35 +8,24 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from ted_ds.runtime.engine import TrainableEngine
 from ted_ds.runtime.frozen import FrozenModel, frozen_engine_config
 from ted_ds.runtime.sharding import collect_garbage, full_state_dict
 from ted_ds.stages.finetune import FinetuneObjective
 from tests.dist import run_ranks
 from tests.distributed.test_zero_parity import whole_batch
-from tests.distributed.training import batches, config, load_tapped, samples
+from tests.distributed.training import NUM_STEPS, batches, config, load_tapped, samples, start_engine
 from tests.tiny import write_model
 
-NUM_STEPS = 3
 # large eps: where a gradient is nearly zero, Adam would otherwise turn rounding into steps of size lr
 ADAM = {"lr": 1e-2, "betas": [0.9, 0.95], "eps": 1e-3}
 DECAY = 0.3
 
 
-def start(world, tapped, stage, *, schedule="constant", warmup_steps=0, optimizer=None, max_steps=NUM_STEPS):
+def start(world, tapped, stage, *, optimizer=None, **values):
     ds_config = config(stage, world.size, 0.0)
     if optimizer is not None:
         ds_config["optimizer"] = optimizer
-    return TrainableEngine(
-        tapped,
-        config=ds_config,
-        schedule=schedule,
-        warmup_steps=warmup_steps,
-        max_steps=max_steps,
-        weight_decay=DECAY,
-        dtype=torch.float32,
-        world=world,
-    )
+    return start_engine(world, tapped, ds_config, weight_decay=DECAY, **values)
 
 
 def learning_rates(world, folder, schedule, stage):

@@ -10,11 +10,10 @@ from ted_ds.export import export_student
 from ted_ds.models.filter_files import FILE_NAME
 from ted_ds.models.loading import DTYPES
 from ted_ds.models.student import FilteredModel
-from ted_ds.runtime.engine import TrainableEngine
 from ted_ds.runtime.sharding import full_state_dict
 from ted_ds.stages.finetune import FinetuneObjective
 from tests.dist import run_ranks
-from tests.distributed.training import NUM_STEPS, STUDENT_LAYERS, config, load_tapped, student_bank
+from tests.distributed.training import STUDENT_LAYERS, config, load_tapped, start_engine, student_bank
 from tests.tiny import write_model, write_tokenizer
 
 INPUTS = {
@@ -32,16 +31,7 @@ def train_and_save(world, folder, stage, precision):
         folder / "start", "causal_lm", STUDENT_LAYERS, shard=ds_config if stage == 3 else None, precision=precision
     )
     module = FilteredModel(tapped, student_bank())
-    engine = TrainableEngine(
-        module,
-        config=ds_config,
-        schedule="constant",
-        warmup_steps=0,
-        max_steps=NUM_STEPS,
-        weight_decay=0.0,
-        dtype=DTYPES[precision],
-        world=world,
-    )
+    engine = start_engine(world, module, ds_config, precision=precision)
     batch = Batch(**INPUTS, labels=INPUTS["input_ids"])
     objective = FinetuneObjective()
     objective.totals = lambda forward, batch: {  # the filters must take part, as in distillation

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 from ted_ds.errors import DataError, NumericsError
-from ted_ds.runtime.engine import TrainableEngine
 from ted_ds.stages.finetune import FinetuneObjective
 from tests.dist import run_ranks
-from tests.distributed.training import NUM_STEPS, config, load_tapped
+from tests.distributed.training import config, load_tapped, start_engine
 from tests.tiny import write_model
 
 
@@ -32,16 +31,8 @@ def step_with(world, folder, what, stage):
 
     objective = Poisoned() if what == "numbers" else FinetuneObjective()
     ds_config = config(stage, world.size, 0.0)
-    engine = TrainableEngine(
-        load_tapped(folder, "causal_lm", (), shard=ds_config if stage == 3 else None),
-        config=ds_config,
-        schedule="constant",
-        warmup_steps=0,
-        max_steps=NUM_STEPS,
-        weight_decay=0.0,
-        dtype=torch.float32,
-        world=world,
-    )
+    tapped = load_tapped(folder, "causal_lm", (), shard=ds_config if stage == 3 else None)
+    engine = start_engine(world, tapped, ds_config)
     steps = batches()
     try:
         for _ in range(2):

@@ -110,6 +110,29 @@ def batches(world: World, kind: str):
     )
 
 
+def start_engine(
+    world: World,
+    module: Any,
+    ds_config: dict[str, Any],
+    *,
+    precision: str = "fp32",
+    schedule: str = "constant",
+    warmup_steps: int = 0,
+    max_steps: int = NUM_STEPS,
+    weight_decay: float = 0.0,
+) -> TrainableEngine:
+    return TrainableEngine(
+        module,
+        config=ds_config,
+        schedule=schedule,
+        warmup_steps=warmup_steps,
+        max_steps=max_steps,
+        weight_decay=weight_decay,
+        dtype=DTYPES[precision],
+        world=world,
+    )
+
+
 def run_stage(
     world: World, folder: Path, what: str, kind: str, stage: int, clipping: float, sharded: bool, precision: str
 ) -> dict[str, Any]:
@@ -143,16 +166,7 @@ def run_stage(
                 normalise_features=False,
                 **WEIGHTS,
             )
-    engine = TrainableEngine(
-        module,
-        config=ds_config,
-        schedule="constant",
-        warmup_steps=0,
-        max_steps=NUM_STEPS,
-        weight_decay=0.0,
-        dtype=DTYPES[precision],
-        world=world,
-    )
+    engine = start_engine(world, module, ds_config, precision=precision)
     steps, reports = batches(world, kind), []
     for _ in range(NUM_STEPS):
         engine.step(steps, objective)

@@ -19,6 +19,8 @@ from tests.tiny import ROOT, write_run
 ZERO3 = f"deepspeed={ROOT / 'ds_configs' / 'deepspeed' / 'zero3.json'}"
 FINETUNE = "{max_steps: 2, learning_rate: 1e-3, global_batch_size: 4, micro_batch_size: 2}"
 
+BOTH_FINETUNED = (f"student.finetune={FINETUNE}", f"teacher.finetune={FINETUNE}")
+
 
 def metrics(folder):
     return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -29,7 +31,7 @@ def lm_run(tmp_path_factory):
     """A TED run of a tiny Llama on two ranks under ZeRO-1, and the same command once more."""
     folder = tmp_path_factory.mktemp("lm")
     recipe = write_run(folder)
-    arguments = ("run", str(recipe), f"student.finetune={FINETUNE}", f"teacher.finetune={FINETUNE}")
+    arguments = ("run", str(recipe), *BOTH_FINETUNED)
     first = deepspeed(*arguments)
     assert first.code == 0, first.output
     return folder, first, deepspeed(*arguments)
@@ -120,8 +122,7 @@ def test_another_cut_of_the_batch_or_another_stage_is_the_same_run(lm_run):
     outcome = alone(
         "run",
         str(folder / "recipe.yaml"),
-        f"student.finetune={FINETUNE.replace('micro_batch_size: 2', 'micro_batch_size: 1')}",
-        f"teacher.finetune={FINETUNE}",
+        *(one.replace("micro_batch_size: 2", "micro_batch_size: 1") for one in BOTH_FINETUNED),
         ZERO3,
     )
     assert outcome.code == 0, outcome.output
@@ -133,8 +134,7 @@ def test_a_changed_recipe_does_not_silently_reuse_old_phases(lm_run):
     outcome = alone(
         "run",
         str(folder / "recipe.yaml"),
-        f"student.finetune={FINETUNE}",
-        f"teacher.finetune={FINETUNE}",
+        *BOTH_FINETUNED,
         "distill.kl_weight=9",
     )
     assert outcome.code == 2
