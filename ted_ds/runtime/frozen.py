@@ -12,6 +12,7 @@ import deepspeed
 import torch
 from torch import Tensor, nn
 
+from ted_ds.config.deepspeed import zero_stage
 from ted_ds.models.loading import num_parameters
 from ted_ds.models.taps import TappedModel
 from ted_ds.runtime.sharding import parameters_held, release_engine
@@ -22,7 +23,7 @@ def frozen_engine_config(config: Mapping[str, Any], precision: str) -> dict[str,
 
     Takes over the trainable engine's ZeRO-3 settings (buckets, parameter offload), if it has any.
     """
-    zero = dict(config.get("zero_optimization") or {}) if config_stage(config) == 3 else {}
+    zero = dict(config.get("zero_optimization") or {}) if zero_stage(config) == 3 else {}
     zero.pop("offload_optimizer", None)
     result: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
@@ -32,11 +33,6 @@ def frozen_engine_config(config: Mapping[str, Any], precision: str) -> dict[str,
     if precision != "fp32":
         result[precision] = {"enabled": True}
     return result
-
-
-def config_stage(config: Mapping[str, Any]) -> int:
-    """The ZeRO stage of a completed config."""
-    return (config.get("zero_optimization") or {}).get("stage", 0)
 
 
 class FrozenModel:
