@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ted_ds.config.deepspeed import complete, read_deepspeed_json, zero_stage
-from ted_ds.config.schema import CausalLm, PhasePlan, Recipe
+from ted_ds.config.schema import CausalLm, HeadTask, LabelledTask, PhasePlan, Recipe, SequenceClassification
 from ted_ds.data.loader import Batch, Collator, evaluation_batches, training_steps
 from ted_ds.data.tasks import TaskData
 from ted_ds.evaluation.scoring import evaluate
@@ -20,6 +20,7 @@ from ted_ds.models.families import family_of
 from ted_ds.models.files import read_model_facts
 from ted_ds.models.loading import DTYPES, load_model
 from ted_ds.models.taps import TappedModel
+from ted_ds.numerics.task_terms import TASK_TERMS
 from ted_ds.plan import Plan, shards_frozen_models
 from ted_ds.runtime.determinism import seed_everything
 from ted_ds.runtime.engine import Objective, TrainableEngine
@@ -53,8 +54,14 @@ class Assembly:
         assert plan.teacher is not None  # both are known once their files are here
         assert plan.student is not None
         self.teacher_facts, self.student_facts = plan.teacher, plan.student
-        pad_id: Any = tokenizer.pad_token_id
-        self._collate = Collator(pad_id=pad_id, token_labels=isinstance(recipe.task, CausalLm))
+        self.terms = TASK_TERMS[recipe.task.kind]
+        vocabulary = tokenizer.get_vocab() if isinstance(recipe.task, CausalLm) else {}
+        self.num_shared_ids = max(vocabulary.values()) + 1 if vocabulary else None
+        self.collate = _collator(recipe, tokenizer)
+
+    def layers(self, side: str) -> tuple[int, ...]:
+        """The ``student``'s or the ``teacher``'s side of the layer map."""
+        return tuple(pair[0 if side == "student" else 1] for pair in self.plan.layer_pairs)
 
     # --- models -------------------------------------------------------------------------------------------------
 
@@ -85,8 +92,7 @@ class Assembly:
             read_model_facts(path)
         model = load_model(
             path,
-            task=task.kind,
-            labels=None if isinstance(task, CausalLm) else task.labels,
+            head=None if isinstance(task, CausalLm) else _head_config(task),
             dtype=self.dtype,
             new_head_allowed=new_head_allowed,
             context=sharded_loading(shard_config) if shard_config else contextlib.nullcontext(),
@@ -117,7 +123,9 @@ class Assembly:
         )
 
     @contextlib.contextmanager
-    def engine(self, module: nn.Module, config: Mapping[str, Any], plan: PhasePlan) -> Iterator[TrainableEngine]:
+    def engine(
+        self, module: nn.Module, config: Mapping[str, Any], plan: PhasePlan, *, watched: Mapping[str, nn.Module]
+    ) -> Iterator[TrainableEngine]:
         """The one trainable engine of a phase, released at the end."""
         engine = TrainableEngine(
             module,
@@ -128,6 +136,7 @@ class Assembly:
             weight_decay=plan.weight_decay,
             dtype=self.dtype,
             world=self.world,
+            watched=watched,
         )
         try:
             yield engine
@@ -139,7 +148,7 @@ class Assembly:
         seed_everything(self.recipe.seed, phase=phase, rank=self.world.rank)
         batches = training_steps(
             self.data.train_samples(self.recipe.seed),
-            self._collate,
+            self.collate,
             global_batch_size=plan.global_batch_size,
             micro_batch_size=plan.micro_batch_size,
             rank=self.world.rank,
@@ -163,7 +172,10 @@ class Assembly:
                 objective,
                 max_steps=plan.max_steps,
                 log_every_steps=self.recipe.tracking.log_every_steps,
+                max_consecutive_skips=self.recipe.max_consecutive_skips,
+                last_good=self.recipe.output_dir / f"{phase}.last_good",
                 log=log,
+                say=self.screen.say,
             )
         finally:
             self.screen.stop()
@@ -175,7 +187,7 @@ class Assembly:
         """Held-out metrics of each logits tensor that ``forward(batch)`` returns, and tokens per second."""
         batches: Iterator[Batch] = evaluation_batches(
             self.data.heldout,
-            self._collate,
+            self.collate,
             micro_batch_size=self.recipe.evaluation.micro_batch_size,
             rank=self.world.rank,
             world_size=self.world.size,
@@ -183,3 +195,32 @@ class Assembly:
         return evaluate(
             forward, batches, task=self.recipe.task.kind, gather=self.world.gather, device=self.world.device
         )
+
+
+def _collator(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Collator:
+    task, pad_id = recipe.task, tokenizer.pad_token_id
+    assert isinstance(pad_id, int)
+    padding = {"side": recipe.data.padding.side, "multiple_of": recipe.data.padding.multiple_of}
+    if isinstance(task, CausalLm):
+        return Collator(pad_id, "tokens", isolate_documents=task.packing.isolate_documents, **padding)
+    if isinstance(task, SequenceClassification):
+        return Collator(pad_id, "class", **padding)
+    return Collator(pad_id, "numbers", num_outputs=task.num_outputs, **padding)
+
+
+PROBLEM_TYPES = {
+    "regression": "regression",
+    "multi_label_classification": "multi_label_classification",
+    "sequence_classification": "single_label_classification",
+    "soft_label_classification": "single_label_classification",
+}
+
+
+def _head_config(task: HeadTask) -> dict[str, Any]:
+    """What transformers' config says of the head, so that an exported model computes its own loss as trained."""
+    labels = task.labels if isinstance(task, LabelledTask) else task.target_columns
+    return {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {name: index for index, name in enumerate(labels)},
+        "problem_type": PROBLEM_TYPES[task.kind],
+    }

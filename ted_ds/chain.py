@@ -9,23 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from ted_ds.assemble import Assembly
-from ted_ds.config.schema import PhasePlan
+from ted_ds.assemble_stages import build_stage_one, build_stage_two
+from ted_ds.config.schema import CausalLm, PhasePlan
 from ted_ds.data.sources import data_files
 from ted_ds.errors import CheckpointError
 from ted_ds.export import export_student
 from ted_ds.models.cutting import cut
 from ted_ds.models.families import family_of
-from ted_ds.models.filter_files import load_filters, save_filters
-from ted_ds.models.heads import FilterProbes, classification_probes, lm_probes
-from ted_ds.models.student import FilteredModel
-from ted_ds.numerics.filters import FilterBank, IdentityFilters
-from ted_ds.numerics.layer_map import layer_names
+from ted_ds.models.filter_files import save_filters
 from ted_ds.phases import PhaseFolder, model_identity
-from ted_ds.runtime.determinism import seed_everything
 from ted_ds.runtime.sharding import collect_garbage
-from ted_ds.stages.distill import DistillObjective
 from ted_ds.stages.finetune import FinetuneObjective
-from ted_ds.stages.learn_filters import FilterObjective
 
 MODEL_FOLDER = "model"
 
@@ -93,7 +87,9 @@ class Chain:
             "distill": self._distill_inputs,
             "evaluate": lambda: {
                 "models": {name: self._identity(path) for name, path in self._evaluated().items()},
-                **self._recipe.model_dump(mode="json", include={"evaluation", "data", "task"}),
+                **self._recipe.model_dump(
+                    mode="json", include={"evaluation", "data", "task"}, exclude={"data": {"padding"}}
+                ),
             },
             "export": lambda: {"student": self._identity(self._distilled())},
         }
@@ -131,7 +127,9 @@ class Chain:
             "plan": plan.model_dump(mode="json", exclude={"micro_batch_size"}) if plan is not None else None,
             "deepspeed": {key: self._assembly.deepspeed_json.get(key) for key in ("optimizer", "scheduler")},
             "data_files": data_files(self._recipe.data),
-            **self._recipe.model_dump(mode="json", include={"task", "data", "seed", "precision"}),
+            **self._recipe.model_dump(
+                mode="json", include={"task", "data", "seed", "precision"}, exclude={"data": {"padding"}}
+            ),
         }
 
     def _filter_inputs(self, side: str, model: Path) -> dict[str, Any]:
@@ -139,7 +137,7 @@ class Chain:
         assert filters is not None
         shape = filters.model_dump(mode="json", include={"kind", "initialisation", "lm_head", "pooling"})
         plan = filters.teacher if side == "teacher" else filters.student
-        layers = self._layers(side)
+        layers = list(self._assembly.layers(side))
         return {**self._training_inputs(plan, model), "filters": {**shape, "layers": layers, "dim": self._dim}}
 
     def _distill_inputs(self) -> dict[str, Any]:
@@ -151,9 +149,6 @@ class Chain:
                 manifest = self._output / f"filters_{side}" / "phase.json"
                 inputs[f"filters_{side}"] = json.loads(manifest.read_text(encoding="utf-8"))["files"]
         return inputs
-
-    def _layers(self, side: str) -> list[int]:
-        return [pair[0 if side == "student" else 1] for pair in self._assembly.plan.layer_pairs]
 
     @property
     def _dim(self) -> int:
@@ -173,8 +168,8 @@ class Chain:
         build = self._assembly
         config = build.engine_config(plan, plan_path)
         tapped = build.trainable_model(origin, config)
-        with build.engine(tapped, config, plan) as engine:
-            result = build.train(folder.path.name, engine, FinetuneObjective(), plan)
+        with build.engine(tapped, config, plan, watched=tapped.named_layers()) as engine:
+            result = build.train(folder.path.name, engine, FinetuneObjective(build.terms), plan)
             state = build.whole_state(tapped.model)
 
         def write(place: Path) -> dict[str, Any]:
@@ -202,28 +197,19 @@ class Chain:
 
     def _learn_filters(self, folder: PhaseFolder, side: str, model: Path) -> None:
         build, filters = self._assembly, self._recipe.filters
-        facts = build.teacher_facts if side == "teacher" else build.student_facts
         assert filters is not None
         plan = filters.teacher if side == "teacher" else filters.student
-        layers = self._layers(side)
         config = build.engine_config(plan, f"filters.{side}")
-        body = build.frozen_model(model, layers, new_head_allowed=True)
-        seed_everything(self._recipe.seed, phase=folder.path.name)
-        bank = FilterBank(
-            layers, facts.hidden_size, self._dim, kind=filters.kind, initialisation=filters.initialisation
-        )
-        with build.world.together():
-            probes = self._probes(bank, model, facts.model_type)
-        objective = FilterObjective(body, layers)
-        with build.engine(probes, config, plan) as engine:
-            result = build.train(folder.path.name, engine, objective, plan)
+        stage = build_stage_one(build, side, model, build.layers(side))
+        with build.engine(stage.probes, config, plan, watched=stage.watched) as engine:
+            result = build.train(folder.path.name, engine, stage.objective, plan)
             engine.engine.eval()
             metrics, _ = build.evaluate(
-                lambda batch: engine.engine(body(batch.inputs, with_logits=False)[1], batch.attention_mask)
+                lambda batch: engine.engine(stage.body(batch.inputs, with_logits=False)[1], batch.attention_mask)
             )
-            state = build.whole_state(bank)
-        body.release()
-        of_filter = dict(zip(layer_names(layers), metrics, strict=True))
+            state = build.whole_state(stage.bank)
+        stage.body.release()
+        of_filter = dict(zip(stage.names, metrics, strict=True))
         for name, values in of_filter.items():
             shown = "  ".join(f"{metric} {value:.4g}" for metric, value in values.items() if "num_" not in metric)
             build.screen.say(f"  filter of {side} {name}: {shown}")
@@ -232,75 +218,30 @@ class Chain:
             build.tracker.log(folder.path.name, plan.max_steps, scores)
 
         def write(place: Path) -> dict[str, Any]:
-            save_filters(place, state, layers=bank.layers, dim=self._dim, kind=filters.kind)
+            save_filters(place, state, layers=stage.bank.layers, dim=self._dim, kind=filters.kind)
             return {**result, **of_filter}
 
         build.world.on_main(functools.partial(folder.write, write))
 
-    def _probes(self, bank: FilterBank, model: Path, model_type: str) -> FilterProbes:
-        task, filters = self._recipe.task, self._recipe.filters
-        assert filters is not None
-        if task.kind == "causal_lm":
-            return lm_probes(bank, dim=self._dim, model_path=model, kind=filters.lm_head, dtype=self._assembly.dtype)
-        pooling = family_of(model_type).pooled_token if filters.pooling == "model" else filters.pooling
-        return classification_probes(bank, dim=self._dim, num_labels=len(task.labels), pooling=pooling)
-
     def _distill(self, folder: PhaseFolder) -> None:
         build, plan = self._assembly, self._recipe.distill
-        method, dim = plan.method, self._dim
-        student_layers, teacher_layers = tuple(self._layers("student")), tuple(self._layers("teacher"))
         config = build.engine_config(plan, "distill")
-        student = build.trainable_model(self._student(), config, student_layers)
-        with build.world.together():
-            banks = self._filter_banks(student_layers, teacher_layers)
-        bank, teacher_filters, kind = banks
-        module = FilteredModel(student, bank)
-        teacher = None if method == "sft" else build.frozen_model(self._teacher(), teacher_layers)
-        objective = (
-            FinetuneObjective(plan.task_weight)
-            if teacher is None
-            else DistillObjective(
-                teacher=teacher,
-                teacher_filters=teacher_filters,
-                student_layers=student_layers,
-                task_weight=plan.task_weight,
-                kl_weight=plan.kl_weight,
-                temperature=plan.temperature,
-                feature_weight=plan.feature_weight,
-                feature_reduction=plan.feature_reduction,
-                normalise_features=plan.normalise_features,
-            )
-        )
-        with build.engine(module, config, plan) as engine:
-            result = build.train(folder.path.name, engine, objective, plan)
-            state = build.whole_state(student.model)
-            filter_state = build.whole_state(bank)
-        if teacher is not None:
-            teacher.release()
+        filters = {side: self._output / f"filters_{side}" for side in ("student", "teacher")}
+        stage = build_stage_two(build, config, teacher=self._teacher(), student=self._student(), filters=filters)
+        with build.engine(stage.module, config, plan, watched=stage.watched) as engine:
+            result = build.train(folder.path.name, engine, stage.objective, plan)
+            state = build.whole_state(stage.student.model)
+            filter_state = build.whole_state(stage.bank)
+        if stage.teacher is not None:
+            stage.teacher.release()
 
         def write(place: Path) -> dict[str, Any]:
-            build.save_model(student.model, state, place / MODEL_FOLDER)
+            build.save_model(stage.student.model, state, place / MODEL_FOLDER)
             if filter_state:
-                save_filters(place, filter_state, layers=student_layers, dim=dim, kind=kind)
+                save_filters(place, filter_state, layers=stage.bank.layers, dim=self._dim, kind=stage.filter_kind)
             return {**result, "teacher": self._identity(self._teacher())}
 
         build.world.on_main(functools.partial(folder.write, write))
-
-    def _filter_banks(self, student_layers: tuple[int, ...], teacher_layers: tuple[int, ...]) -> tuple[Any, Any, str]:
-        """The student's filters, the teacher's (None: no layers are matched), and the kind of the student's."""
-        build, recipe, dim = self._assembly, self._recipe, self._dim
-        student_width, teacher_width = build.student_facts.hidden_size, build.teacher_facts.hidden_size
-        if recipe.distill.method == "ted":
-            assert recipe.filters is not None
-            kind = recipe.filters.kind
-            load = functools.partial(load_filters, dim=dim, kind=kind)
-            bank = load(self._output / "filters_student", layers=student_layers, hidden_size=student_width)
-            teacher_bank = load(self._output / "filters_teacher", layers=teacher_layers, hidden_size=teacher_width)
-            return bank, teacher_bank.to(build.world.device, build.dtype).requires_grad_(False).eval(), kind
-        if recipe.distill.method == "lwd":
-            seed_everything(recipe.seed, phase="lwd")
-            return FilterBank(student_layers, student_width, dim), IdentityFilters(), "linear"
-        return FilterBank((), student_width, student_width), None, "linear"
 
     def _evaluate(self, folder: PhaseFolder) -> None:
         build = self._assembly
@@ -323,10 +264,10 @@ class Chain:
         build.world.on_main(functools.partial(folder.write, write))
 
     def _export(self, folder: PhaseFolder) -> None:
-        task = self._recipe.task.kind
+        causal_lm = isinstance(self._recipe.task, CausalLm)
 
         def write(place: Path) -> dict[str, Any]:
-            export_student(self._distilled(), place, task=task)
+            export_student(self._distilled(), place, causal_lm=causal_lm)
             return {"student": self._identity(self._distilled())}
 
         self._assembly.world.on_main(functools.partial(folder.write, write))

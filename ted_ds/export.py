@@ -11,14 +11,14 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from ted_ds.errors import CheckpointError
 
 
-def export_student(student: Path, folder: Path, *, task: str) -> None:
+def export_student(student: Path, folder: Path, *, causal_lm: bool) -> None:
     """Copy the student's files to ``folder`` and make sure that they load as they will at the user's.
 
     Raises:
         CheckpointError: The copy does not load completely.
     """
     shutil.copytree(student, folder, dirs_exist_ok=True)
-    auto: Any = AutoModelForCausalLM if task == "causal_lm" else AutoModelForSequenceClassification
+    auto: Any = AutoModelForCausalLM if causal_lm else AutoModelForSequenceClassification
     try:
         _, report = auto.from_pretrained(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)
         AutoTokenizer.from_pretrained(folder, local_files_only=True)

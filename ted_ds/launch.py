@@ -11,10 +11,12 @@ from ted_ds.assemble import Assembly
 from ted_ds.chain import Chain
 from ted_ds.config.load import load_recipe
 from ted_ds.config.schema import Recipe
+from ted_ds.contracts import refuse_different_tokenizers
 from ted_ds.data.tasks import TaskData, open_task_data
 from ted_ds.errors import ConfigError
+from ted_ds.evaluation.scoring import SCORERS
 from ted_ds.models.loading import fetch, load_tokenizer
-from ted_ds.plan import Plan, make_plan, refuse_different_tokenizers
+from ted_ds.plan import Plan, make_plan
 from ted_ds.runtime.world import World
 from ted_ds.screen import Screen
 from ted_ds.tracking import METRICS_FILE, Tracker
@@ -123,7 +125,7 @@ def _show_results(screen: Screen, recipe: Recipe, chain: Chain, tracker: Tracker
     results = chain.results()
     if results is None:
         return
-    metric = "perplexity" if recipe.task.kind == "causal_lm" else "accuracy"
+    metric = SCORERS[recipe.task.kind].headline
     rows = [
         (
             name,

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from ted_ds.config.deepspeed import complete, read_deepspeed_json, zero_stage
-from ted_ds.config.schema import CausalLm, Recipe, SequenceClassification
+from ted_ds.config.schema import CausalLm, Recipe
+from ted_ds.contracts import Side, broken_contracts
 from ted_ds.data.sources import HUB_NAME, locate
-from ted_ds.data.tokenizers import describe_difference, read_vocabulary
-from ted_ds.errors import CheckpointError, ConfigError, TedError
+from ted_ds.errors import ConfigError, TedError
 from ted_ds.models.files import ModelFacts, read_model_facts
 from ted_ds.numerics.layer_map import LayerPairs, make_layer_map
 
@@ -58,13 +58,14 @@ def local_model(path: str) -> Path | None:
     return None
 
 
-def make_plan(recipe: Recipe, *, num_ranks: int = 1, source: str = "recipe") -> Plan:
+def make_plan(recipe: Recipe, *, num_ranks: int = 1, source: str = "recipe", contracts_hold: bool = True) -> Plan:
     """Check the recipe against the files it names, and lay out the run.
 
     Args:
         recipe: The recipe.
         num_ranks: Data-parallel ranks the batches must divide over.
         source: The recipe's file, for messages.
+        contracts_hold: Whether models that break a contract (:mod:`ted_ds.contracts`) are a mistake.
 
     Raises:
         ConfigError: Lists every mistake found.
@@ -100,29 +101,15 @@ def make_plan(recipe: Recipe, *, num_ranks: int = 1, source: str = "recipe") -> 
         attempt("teacher.path", lambda: _check_model(recipe, teacher))
     if student is not None and recipe.student.path is not None:
         attempt("student.path", lambda: _check_model(recipe, student))
-    if teacher is not None:
-        attempt("teacher.path", lambda: _check_teacher_labels(recipe, teacher))
-    if student is not None and recipe.student.path is not None and recipe.student.finetune is None:
-        attempt("student.path", lambda: _check_label_order(recipe, student))
+    if contracts_hold:
+        sides = model_sides(recipe, teacher_dir, teacher, student_dir, student)
+        problems += [line for lines in broken_contracts(recipe, *sides).values() for line in lines]
     layer_pairs: LayerPairs = ()
     filter_dim = 0
-    if teacher is not None and student is not None:
-        if student_dir != teacher_dir and student_dir is not None and teacher_dir is not None:
-            attempt("student.path", lambda: _check_tokenizers(teacher_dir, student_dir))
-        if (
-            recipe.task.kind == "causal_lm"
-            and recipe.distill.method != "sft"
-            and teacher.vocab_size != student.vocab_size
-        ):
-            problems.append(
-                f"student.path: predicts {student.vocab_size} ids, the teacher {teacher.vocab_size}; predictions are "
-                "compared id by id: use a student with the teacher's vocab_size"
-            )
-        if recipe.distill.method in ("lwd", "ted"):
-            layer_pairs = attempt("", lambda: _layer_pairs(recipe, student, teacher)) or ()
-            filter_dim = (recipe.filters.dim if recipe.filters and recipe.distill.method == "ted" else None) or (
-                teacher.hidden_size
-            )
+    if teacher is not None and student is not None and recipe.distill.method in ("lwd", "ted"):
+        layer_pairs = attempt("", lambda: _layer_pairs(recipe, student, teacher)) or ()
+        own_dim = recipe.filters.dim if recipe.filters and recipe.distill.method == "ted" else None
+        filter_dim = own_dim or teacher.hidden_size
     if problems:
         raise ConfigError("\n".join(f"{source}: {problem}" for problem in problems))
     return Plan(_phases(recipe), teacher, student, layer_pairs, filter_dim)
@@ -169,54 +156,33 @@ def _check_model(recipe: Recipe, facts: ModelFacts) -> None:
         raise ConfigError(f"model type {facts.model_type!r} is not supported; use one of {', '.join(KNOWN_TYPES)}")
     if isinstance(recipe.task, CausalLm) and facts.model_type not in CAUSAL_LM_TYPES:
         raise ConfigError(f"a {facts.model_type} is no causal LM; use one of {', '.join(CAUSAL_LM_TYPES)}")
-    if recipe.task.sequence_length > facts.max_positions:
-        key = "sequence_length" if isinstance(recipe.task, CausalLm) else "max_length"
+    key = "sequence_length" if isinstance(recipe.task, CausalLm) else "max_length"
+    multiple = recipe.data.padding.multiple_of
+    longest = -(-recipe.task.sequence_length // multiple) * multiple
+    if longest > facts.max_positions:
+        padded = f", padded to {longest}" if longest > recipe.task.sequence_length else ""
         raise ConfigError(
-            f"task.{key} is {recipe.task.sequence_length}, but this model allows at most {facts.max_positions} tokens; "
-            f"lower task.{key}"
+            f"task.{key} is {recipe.task.sequence_length}{padded}, but this model allows at most "
+            f"{facts.max_positions} tokens; lower task.{key}"
         )
+    if recipe.data.padding.side == "left" and facts.model_type not in CAUSAL_LM_TYPES:
+        raise ConfigError(f"data.padding.side is left, but a {facts.model_type} reads its first token; use right")
 
 
-def _check_teacher_labels(recipe: Recipe, teacher: ModelFacts) -> None:
-    if not isinstance(recipe.task, SequenceClassification) or recipe.teacher.finetune is not None:
-        return
-    if teacher.architectures and not any("SequenceClassification" in name for name in teacher.architectures):
-        raise ConfigError(
-            f"a {teacher.architectures[0]} has no classification head and its predictions would be random; "
-            "fine-tune it on the task: add teacher.finetune"
-        )
-    _check_label_order(recipe, teacher)
-
-
-def _check_label_order(recipe: Recipe, facts: ModelFacts) -> None:
-    if not isinstance(recipe.task, SequenceClassification):
-        return
-    if facts.num_labels not in (None, len(recipe.task.labels)):
-        raise ConfigError(f"it has {facts.num_labels} labels, task.labels has {len(recipe.task.labels)}; give as many")
-    if facts.labels is not None and list(facts.labels) != recipe.task.labels:
-        raise ConfigError(
-            f"its labels are {list(facts.labels)}, task.labels are {recipe.task.labels}; predictions are compared by "
-            "id: give task.labels in the model's order"
-        )
-
-
-def _check_tokenizers(teacher: Path, student: Path) -> None:
-    of_teacher, of_student = read_vocabulary(teacher), read_vocabulary(student)
-    if of_teacher is not None and of_student is not None:  # slow tokenizers are compared when they are loaded
-        refuse_different_tokenizers(of_teacher, of_student)
-
-
-def refuse_different_tokenizers(teacher: dict[str, int], student: dict[str, int]) -> None:
-    """Compare two vocabularies.
-
-    Raises:
-        CheckpointError: They differ.
-    """
-    difference = describe_difference(teacher, student)
-    if difference is not None:
-        raise CheckpointError(
-            f"teacher and student have different tokenizers ({difference}); use a student with the teacher's tokenizer"
-        )
+def model_sides(
+    recipe: Recipe,
+    teacher_dir: Path | None,
+    teacher: ModelFacts | None,
+    student_dir: Path | None,
+    student: ModelFacts | None,
+) -> tuple[Side | None, Side | None]:
+    """The two models as contracts see them; None for one that is not known yet."""
+    tuned = {"teacher": recipe.teacher.finetune, "student": recipe.student.finetune}
+    teacher_side, student_side = (
+        Side(name, folder, facts, tuned[name] is not None) if folder is not None and facts is not None else None
+        for name, folder, facts in (("teacher", teacher_dir, teacher), ("student", student_dir, student))
+    )
+    return teacher_side, student_side
 
 
 def _layer_pairs(recipe: Recipe, student: ModelFacts, teacher: ModelFacts) -> LayerPairs:

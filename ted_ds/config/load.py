@@ -12,8 +12,10 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from yaml import YAMLError
 
-from ted_ds.config.schema import Recipe
+from ted_ds.config.schema import Recipe, Task
 from ted_ds.errors import ConfigError, raise_all
+
+TASK_KINDS = {kind for task in get_args(Task) for kind in get_args(task.model_fields["kind"].annotation)}
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -73,7 +75,7 @@ def _first_line(error: Exception) -> str:
 def _messages(error: ValidationError) -> Iterator[str]:
     for item in error.errors(include_url=False):
         # pydantic puts the tag of a discriminated union into the path; the user never wrote it as a key
-        location = [part for part in item["loc"] if part not in ("sequence_classification", "causal_lm")]
+        location = [part for part in item["loc"] if part not in TASK_KINDS]
         where = _dotted(location)
         if item["type"] == "extra_forbidden":
             yield f"{where}: unknown key{_nearest(item['loc'])}"

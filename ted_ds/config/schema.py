@@ -55,28 +55,80 @@ class PhasePlan(Section):
         return self
 
 
-class SequenceClassification(Section):
-    """One label per text."""
+class TextTask(Section):
+    """A text in, one prediction out."""
 
-    kind: Literal["sequence_classification"]
-    labels: list[str] = Field(min_length=2)
-    """Label names in the order of their ids."""
+    text_column: str = "text"
     max_length: int = Field(default=128, gt=1)
     """Longest text in tokens; longer ones are cut."""
-    text_column: str = "text"
-    label_column: str = "label"
-    """Column with a label's id or name."""
-
-    @model_validator(mode="after")
-    def _labels_distinct(self) -> SequenceClassification:
-        if len(set(self.labels)) != len(self.labels):
-            raise ValueError(f"labels must be distinct, got {self.labels}")
-        return self
 
     @property
     def sequence_length(self) -> int:
         """Longest sequence the models will see, in tokens."""
         return self.max_length
+
+
+class LabelledTask(TextTask):
+    """A text in, something said about each of its labels out."""
+
+    labels: list[str] = Field(min_length=2)
+    """Label names in the order of their ids."""
+
+    @model_validator(mode="after")
+    def _labels_distinct(self) -> LabelledTask:
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"labels must be distinct, got {self.labels}")
+        return self
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of the model's head."""
+        return len(self.labels)
+
+
+class SequenceClassification(LabelledTask):
+    """One label per text."""
+
+    kind: Literal["sequence_classification"]
+    label_column: str = "label"
+    """Column with a label's id or name."""
+
+
+class SoftLabelClassification(LabelledTask):
+    """A distribution over the labels per text: annotators' votes, or another model's predictions."""
+
+    kind: Literal["soft_label_classification"]
+    label_column: str = "label"
+    """Column with a list of probabilities, in the order of ``labels``."""
+
+
+class MultiLabelClassification(LabelledTask):
+    """Any number of labels per text, each a yes or no of its own."""
+
+    kind: Literal["multi_label_classification"]
+    label_column: str = "label"
+    """Column with a list of the ids or names of the labels that hold."""
+
+
+class Regression(TextTask):
+    """One or more numbers per text."""
+
+    kind: Literal["regression"]
+    target_columns: list[str] = Field(default=["label"], min_length=1)
+    """Columns with the numbers to predict, in the order of the model's outputs."""
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of the model's head."""
+        return len(self.target_columns)
+
+
+class Packing(Section):
+    """How documents share a sequence."""
+
+    isolate_documents: bool = True
+    """Documents in one sequence do not attend to each other, each counts its positions from 0, and none predicts the
+    first token of the next."""
 
 
 class CausalLm(Section):
@@ -86,6 +138,12 @@ class CausalLm(Section):
     sequence_length: int = Field(gt=1)
     """Tokens per packed sequence."""
     text_column: str = "text"
+    packing: Packing = Packing()
+
+
+HeadTask = SequenceClassification | SoftLabelClassification | MultiLabelClassification | Regression
+"""Tasks whose models end in a head of their own, in place of the LM head."""
+Task = HeadTask | CausalLm
 
 
 class Source(Section):
@@ -103,6 +161,14 @@ class Source(Section):
     """Corpora: relative share of documents drawn from this source. Task data is used whole."""
 
 
+class Padding(Section):
+    """How sequences of a batch are brought to one length. Losses and gradients do not depend on it."""
+
+    side: Literal["right", "left"] = "right"
+    multiple_of: int = Field(default=1, gt=0)
+    """Pad to the longest sequence's length, rounded up to a multiple of this; 8 suits tensor cores."""
+
+
 class Data(Section):
     """What is trained and evaluated on."""
 
@@ -112,6 +178,7 @@ class Data(Section):
     heldout_fraction: float = Field(default=0.05, gt=0, lt=1)
     shuffle_buffer: int = Field(default=1000, gt=0)
     """Corpora: documents a streaming shuffle holds. Task data is shuffled whole."""
+    padding: Padding = Padding()
 
 
 class Teacher(Section):
@@ -208,6 +275,7 @@ class Distill(PhasePlan):
     task_weight: float = Field(default=1.0, ge=0)
     kl_weight: float = Field(default=1.0, ge=0)
     temperature: float = Field(default=2.0, gt=0)
+    """Softens both predictions of the KL term, whose gradient is scaled by its square; unused by regression."""
     feature_weight: float = Field(default=1.0, ge=0)
     feature_reduction: Literal["mean", "sum"] = "mean"
     """Over matched layers: the mean (released code), or the sum (the paper's notation)."""
@@ -243,7 +311,7 @@ class Recipe(Section):
     deepspeed: Path
     """DeepSpeed JSON of all trained phases."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    task: SequenceClassification | CausalLm = Field(discriminator="kind")
+    task: Task = Field(discriminator="kind")
     data: Data
     teacher: Teacher
     student: Student
@@ -252,6 +320,10 @@ class Recipe(Section):
     distill: Distill
     evaluation: Evaluation = Evaluation()
     tracking: Tracking = Tracking()
+    max_consecutive_skips: int = Field(default=5, ge=0)
+    """Steps in a row that may be skipped for a loss or gradient that is not finite, before the run stops."""
+    preflight: Literal["refuse", "warn"] = "refuse"
+    """What to do when the teacher or its weights fail the checks before the first step (see ``ted-ds doctor``)."""
     collective_timeout_s: float = Field(default=1800, ge=1)
     """How long a rank waits for the others before it gives up."""
 
@@ -261,6 +333,12 @@ class Recipe(Section):
             raise ValueError("distill.method: ted needs a filters section (Stage I)")
         if self.distill.method == "kd" and self.distill.kl_weight == 0:
             raise ValueError("distill.method: kd needs a kl_weight above 0; without a teacher it is sft")
+        return self
+
+    @model_validator(mode="after")
+    def _temperature_softens_something(self) -> Recipe:
+        if self.task.kind == "regression" and "temperature" in self.distill.model_fields_set:
+            raise ValueError("distill.temperature: regression outputs are compared as numbers; remove it")
         return self
 
     def phase_plans(self) -> dict[str, PhasePlan]:

@@ -3,37 +3,55 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ted_ds.data.tasks import Sample
-from ted_ds.numerics.losses import IGNORED_LABEL, next_token_labels
+from ted_ds.numerics.losses import IGNORED_LABEL
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A microbatch, padded on the right.
+    """A microbatch.
 
-    ``labels`` stand where the logits that predict them stand: ``[batch]`` class ids, or ``[batch, seq]`` with each
-    position's *next* token. -100 is ignored.
+    ``labels`` stand where the logits that predict them stand: ``[batch]`` class ids, ``[batch, outputs]`` numbers, or
+    ``[batch, seq]`` with each position's *next* token. Ids of -100 and numbers of NaN are ignored.
     """
 
     input_ids: Int[Tensor, "batch seq"]
     attention_mask: Int[Tensor, "batch seq"]
-    labels: Int[Tensor, ...]
+    labels: Int[Tensor, ...] | Float[Tensor, "batch outputs"]
+    kept_tokens: Bool[Tensor, "batch seq"]
+    """True for tokens of the data: not for padding, nor for the one token an empty row attends to."""
+    position_ids: Int[Tensor, "batch seq"] | None = None
+    """Each token's place in its document; None where it is its place in the row."""
+    isolated: bool = False
+    """Whether documents in one row are kept apart."""
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device."""
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
 
     @property
     def inputs(self) -> dict[str, Tensor]:
-        """What a model's forward takes."""
-        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        """What a model's forward takes.
+
+        Isolated documents go without a mask: transformers then finds them by where positions start again, and makes
+        the block-diagonal mask of its attention implementation.
+        """
+        inputs = {"input_ids": self.input_ids}
+        if not self.isolated:
+            inputs["attention_mask"] = self.attention_mask
+        if self.position_ids is not None:
+            inputs["position_ids"] = self.position_ids
+        return inputs
 
 
 @dataclass(frozen=True)
@@ -44,27 +62,61 @@ class Collator:
     """
 
     pad_id: int
-    token_labels: bool
-    """Whether the labels are the next tokens, or one class id per sample."""
+    labels: Literal["tokens", "class", "numbers"]
+    """The next tokens, one class id per sample, or a list of numbers per sample."""
+    num_outputs: int = 1
+    """How many ``numbers``."""
+    side: Literal["right", "left"] = "right"
+    """Where padding goes."""
+    multiple_of: int = 1
+    """Pad to the longest, rounded up to a multiple of this."""
+    isolate_documents: bool = False
+    """Keep documents of one row apart: positions start again, and none predicts the first token of the next."""
 
     def __call__(self, samples: Sequence[Sample | None]) -> Batch:
-        """Pad to the longest; a ``None`` is a row of one padding token whose label is ignored."""
-        length = max(len(sample.input_ids) if sample else 1 for sample in samples)
-        input_ids = torch.full((len(samples), length), self.pad_id)
-        attention_mask = torch.zeros((len(samples), length), dtype=torch.long)
-        tokens = torch.full((len(samples), length), IGNORED_LABEL)
-        classes = torch.full((len(samples),), IGNORED_LABEL)
+        """Pad to one length; a ``None`` is a row of one padding token of which nothing is kept."""
+        longest = max(len(sample.input_ids) if sample else 1 for sample in samples)
+        shape = (len(samples), -(-longest // self.multiple_of) * self.multiple_of)
+        input_ids = torch.full(shape, self.pad_id)
+        kept_tokens = torch.zeros(shape, dtype=torch.bool)
+        next_tokens = torch.full(shape, IGNORED_LABEL)
+        position_ids = torch.zeros(shape, dtype=torch.long)
         for row, sample in enumerate(samples):
-            if sample is None:
-                attention_mask[row, 0] = 1  # softmax over no key at all would be NaN
-                continue
-            ids = torch.tensor(sample.input_ids)
-            input_ids[row, : len(ids)] = ids
-            attention_mask[row, : len(ids)] = 1
-            tokens[row, : len(ids)] = ids
-            if sample.label is not None:
-                classes[row] = sample.label
-        return Batch(input_ids, attention_mask, next_token_labels(tokens) if self.token_labels else classes)
+            ids = sample.input_ids if sample else []
+            end = shape[1] if self.side == "left" else len(ids)
+            place = slice(end - len(ids), end)
+            input_ids[row, place] = torch.tensor(ids, dtype=torch.long)
+            kept_tokens[row, place] = True
+            start = place.start
+            for length in self._pieces(sample):
+                piece = input_ids[row, start : start + length]
+                next_tokens[row, start : start + length - 1] = piece[1:]
+                position_ids[row, start : start + length] = torch.arange(length)
+                start += length
+        attention_mask = kept_tokens.long()
+        attention_mask[~kept_tokens.any(1), -1 if self.side == "left" else 0] = 1  # no key at all: softmax is NaN
+        positions_differ = self.isolate_documents or self.side == "left"
+        return Batch(
+            input_ids,
+            attention_mask,
+            next_tokens if self.labels == "tokens" else self._given_labels(samples),
+            kept_tokens,
+            position_ids if positions_differ else None,
+            self.isolate_documents,
+        )
+
+    def _pieces(self, sample: Sample | None) -> Sequence[int]:
+        if sample is None:
+            return ()
+        if self.isolate_documents:
+            return sample.document_lengths
+        return (len(sample.input_ids),)
+
+    def _given_labels(self, samples: Sequence[Sample | None]) -> Tensor:
+        given = [sample.label if sample else None for sample in samples]
+        if self.labels == "class":
+            return torch.tensor([IGNORED_LABEL if label is None else label for label in given])
+        return torch.tensor([[math.nan] * self.num_outputs if label is None else label for label in given])
 
 
 def training_steps(
@@ -79,9 +131,10 @@ def training_steps(
     """For each step, this rank's microbatches of the step's global batch.
 
     Step s holds samples ``s * global_batch_size`` onwards, on any number of ranks: only who computes what differs.
+    Where samples end, the last step is filled up with empty rows.
     """
-    while True:
-        step = list(itertools.islice(samples, global_batch_size))
+    while real := list(itertools.islice(samples, global_batch_size)):
+        step: list[Sample | None] = [*real, *[None] * (global_batch_size - len(real))]
         micro = [step[i : i + micro_batch_size] for i in range(0, global_batch_size, micro_batch_size)]
         yield [collate(one) for one in micro[rank::world_size]]
 

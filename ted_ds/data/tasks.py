@@ -1,4 +1,4 @@
-"""Tokenised samples of the two task kinds, for training and held out."""
+"""Tokenised samples of every kind of task, for training and held out."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ted_ds.config.schema import CausalLm, Data, SequenceClassification, Source
+from ted_ds.config.schema import CausalLm, Data, HeadTask, Source, Task
 from ted_ds.data.corpora import documents, is_heldout, read_rows
+from ted_ds.data.labels import Label, label_columns, read_label
 from ted_ds.data.packing import pack
 from ted_ds.errors import DataError
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sequence; ``label`` is a class id, or None where the labels are the tokens themselves."""
+    """One sequence."""
 
     input_ids: list[int]
-    label: int | None = None
+    label: Label | None = None
+    """None where the labels are the tokens themselves."""
+    document_lengths: Sequence[int] = ()
+    """Tokens of each document in a packed sequence."""
 
 
-class ClassificationData:
+class LabelledData:
     """A labelled set, held in memory."""
 
-    def __init__(
-        self, data: Data, task: SequenceClassification, tokenizer: PreTrainedTokenizerBase, *, max_heldout: int
-    ) -> None:
+    def __init__(self, data: Data, task: HeadTask, tokenizer: PreTrainedTokenizerBase, *, max_heldout: int) -> None:
         """Read, check and tokenise every row.
 
         Raises:
@@ -99,43 +101,30 @@ class CausalLmData:
         tokenizer = self._tokenizer
         separator: Any = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.pad_token_id
         tokens = (tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts)
-        for sequence in pack(tokens, length=self._task.sequence_length, separator=separator):
-            yield Sample(sequence)
+        for ids, document_lengths in pack(tokens, length=self._task.sequence_length, separator=separator):
+            yield Sample(ids, document_lengths=document_lengths)
 
 
-TaskData = ClassificationData | CausalLmData
+TaskData = LabelledData | CausalLmData
 
 
-def open_task_data(
-    data: Data, task: SequenceClassification | CausalLm, tokenizer: PreTrainedTokenizerBase, *, max_heldout: int
-) -> TaskData:
+def open_task_data(data: Data, task: Task, tokenizer: PreTrainedTokenizerBase, *, max_heldout: int) -> TaskData:
     """The task's data, checked as far as it can be before training.
 
     Raises:
         DataError: A source or a row is wrong, or a split is empty.
     """
-    if isinstance(task, SequenceClassification):
-        return ClassificationData(data, task, tokenizer, max_heldout=max_heldout)
-    return CausalLmData(data, task, tokenizer, max_heldout=max_heldout)
+    if isinstance(task, CausalLm):
+        return CausalLmData(data, task, tokenizer, max_heldout=max_heldout)
+    return LabelledData(data, task, tokenizer, max_heldout=max_heldout)
 
 
-def _labelled_rows(source: Source, task: SequenceClassification) -> Iterator[tuple[str, int]]:
-    rows = read_rows(source, [task.text_column, task.label_column])
-    for number, row in enumerate(rows, start=1):
-        label = row[task.label_column]
-        if label in task.labels:
-            label = task.labels.index(label)
-        if not isinstance(label, int) or not 0 <= label < len(task.labels):
-            raise DataError(
-                f"{source.path}: row {number}: label {label!r} is unknown; use one of {task.labels} "
-                f"or its id 0..{len(task.labels) - 1}"
-            )
-        yield row[task.text_column], label
+def _labelled_rows(source: Source, task: HeadTask) -> Iterator[tuple[str, Label]]:
+    for number, row in enumerate(read_rows(source, [task.text_column, *label_columns(task)]), start=1):
+        yield row[task.text_column], read_label(task, row, where=f"{source.path}: row {number}")
 
 
-def _tokenise(
-    rows: Sequence[tuple[str, int]], task: SequenceClassification, tokenizer: PreTrainedTokenizerBase
-) -> list[Sample]:
+def _tokenise(rows: Sequence[tuple[str, Label]], task: HeadTask, tokenizer: PreTrainedTokenizerBase) -> list[Sample]:
     encoded = tokenizer([text for text, _ in rows], truncation=True, max_length=task.max_length)["input_ids"]
     return [Sample(ids, label) for ids, (_, label) in zip(encoded, rows, strict=True)]
 

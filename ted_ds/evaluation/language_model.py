@@ -10,15 +10,20 @@ from torch import Tensor
 from ted_ds.numerics.losses import cross_entropy_sum, kept_labels
 
 Observation = tuple[float, int]
+"""Summed cross-entropy, and the number of predicted tokens."""
 
 
-def observe(logits: Tensor, labels: Tensor) -> Observation:
-    """Summed cross-entropy and number of predicted tokens of a batch."""
-    return float(cross_entropy_sum(logits, labels)), int(kept_labels(labels).sum())
+class LanguageModel:
+    """Perplexity; the loss is in nats per token."""
 
+    headline = "perplexity"
 
-def score(observations: Sequence[Observation]) -> dict[str, float]:
-    """Loss in nats per token and its exponential, over everything observed."""
-    num_tokens = sum(count for _, count in observations)
-    loss = sum(total for total, _ in observations) / num_tokens
-    return {"perplexity": math.exp(min(loss, 700.0)), "loss": loss, "num_tokens": num_tokens}
+    def observe(self, logits: Tensor, labels: Tensor) -> Observation:
+        """Sum and count of a batch."""
+        return float(cross_entropy_sum(logits, labels)), int(kept_labels(labels).sum())
+
+    def score(self, observations: Sequence[Observation]) -> dict[str, float]:
+        """The loss and its exponential, over everything observed."""
+        num_tokens = sum(count for _, count in observations)
+        loss = sum(total for total, _ in observations) / num_tokens
+        return {"perplexity": math.exp(min(loss, 700.0)), "loss": loss, "num_tokens": num_tokens}

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ted_ds.data.loader import Batch
-from ted_ds.evaluation import classification, language_model
+from ted_ds.evaluation.classification import MultiLabel, SingleLabel, SoftLabel
+from ted_ds.evaluation.language_model import LanguageModel
+from ted_ds.evaluation.regression import RegressionScores
 
+SCORERS: Mapping[str, Any] = {
+    "causal_lm": LanguageModel(),
+    "sequence_classification": SingleLabel(),
+    "soft_label_classification": SoftLabel(),
+    "multi_label_classification": MultiLabel(),
+    "regression": RegressionScores(),
+}
 Gather = Callable[[Any], list[Any]]
 
 
@@ -29,21 +38,21 @@ def evaluate(
     Args:
         forward: Runs a batch.
         batches: This rank's batches.
-        task: ``causal_lm`` or ``sequence_classification``.
+        task: The kind of task.
         gather: Every rank's value, on every rank.
         device: Where ``forward`` runs.
 
     Returns:
         The metrics of each output, and tokens per second over all ranks.
     """
-    scorer = language_model if task == "causal_lm" else classification
+    scorer = SCORERS[task]
     observed: list[list[Any]] = []
     num_tokens, started = 0, time.monotonic()
     for batch in batches:
         on_device = batch.to(device)
         outputs = forward(on_device)
         observed.append([scorer.observe(logits, on_device.labels) for logits in outputs])
-        num_tokens += int(batch.attention_mask.sum())
+        num_tokens += int(batch.kept_tokens.sum())
     tokens_per_s = sum(gather(num_tokens / (time.monotonic() - started)))
     everywhere = [one for rank in gather(observed) for one in rank]
     return [scorer.score(list(of_output)) for of_output in zip(*everywhere, strict=True)], tokens_per_s

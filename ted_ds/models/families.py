@@ -52,9 +52,7 @@ class Family:
             ConfigError: The family has none.
         """
         if self.lm_head_path is None:
-            raise ConfigError(
-                f"{'/'.join(self.model_types)} has no causal LM head; use task.kind: sequence_classification"
-            )
+            raise ConfigError(f"{'/'.join(self.model_types)} has no causal LM head; use another task.kind")
         return model.get_submodule(self.lm_head_path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,7 @@ def fetch(path: str) -> Path:
 def load_model(
     path: Path,
     *,
-    task: str,
-    labels: list[str] | None,
+    head: Mapping[str, Any] | None,
     dtype: torch.dtype,
     new_head_allowed: bool,
     context: AbstractContextManager[Any],
@@ -55,10 +55,10 @@ def load_model(
 
     Args:
         path: A transformers model folder.
-        task: ``causal_lm`` or ``sequence_classification``.
-        labels: Label names in the order of their ids, for classification.
+        head: Config values of the head that a text's prediction comes from (``id2label``, ``problem_type``, ...);
+            None for a causal LM.
         dtype: Of the weights.
-        new_head_allowed: Whether a classification head may be missing from the files and start random.
+        new_head_allowed: Whether such a head may be missing from the files and start random.
         context: What to build under (a ZeRO-3 context shards the weights as they are read).
 
     Raises:
@@ -66,28 +66,25 @@ def load_model(
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    options: dict[str, Any] = {}
-    if labels is not None:
-        options["id2label"] = dict(enumerate(labels))
-        options["label2id"] = {name: index for index, name in enumerate(labels)}
-    auto: Any = AutoModelForCausalLM if task == "causal_lm" else AutoModelForSequenceClassification
+    auto: Any = AutoModelForCausalLM if head is None else AutoModelForSequenceClassification
+    kind = "causal LM" if head is None else "sequence classifier"
     try:
         with context:
             model, report = auto.from_pretrained(
-                path, dtype=dtype, use_safetensors=True, output_loading_info=True, local_files_only=True, **options
+                path, dtype=dtype, use_safetensors=True, output_loading_info=True, local_files_only=True, **(head or {})
             )
     except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: cannot be loaded as a {task} model: {error}") from error
+        raise CheckpointError(f"{path}: cannot be loaded as a {kind}: {error}") from error
     missing = sorted(report["missing_keys"])
-    head = [name for name in missing if name.startswith(HEAD_PREFIXES)]
-    body = [name for name in missing if name not in head]
+    of_head = [name for name in missing if name.startswith(HEAD_PREFIXES)]
+    body = [name for name in missing if name not in of_head]
     if body:
         raise CheckpointError(
             f"{path}: {len(body)} weights are missing from the files ({body[0]}, ...); they would be random"
         )
-    if head and not new_head_allowed:
+    if of_head and not new_head_allowed:
         raise CheckpointError(
-            f"{path}: has no trained {task} head ({head[0]} is missing); fine-tune it first (teacher.finetune)"
+            f"{path}: has no trained head ({of_head[0]} is missing); fine-tune it first (teacher.finetune)"
         )
     return model
 

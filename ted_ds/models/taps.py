@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ted_ds.models.families import Family
-
-INPUT_NAMES = ("input_ids", "attention_mask")
+from ted_ds.numerics.layer_map import layer_names
 
 
 class TappedModel(nn.Module):
@@ -26,10 +25,15 @@ class TappedModel(nn.Module):
         self.model = model
         self.layers = tuple(layers)
         self._captured: dict[int, Tensor] = {}
-        blocks = family.blocks(model)
+        self._family = family
+        modules = list(self.named_layers().values())
         for layer in sorted(set(self.layers)):
-            module = family.embed(model) if layer == 0 else blocks[layer - 1]
-            module.register_forward_hook(self._capture(layer))
+            modules[layer].register_forward_hook(self._capture(layer))
+
+    def named_layers(self) -> dict[str, nn.Module]:
+        """Every layer's module by its name, from the embeddings to the last block."""
+        modules = [self._family.embed(self.model), *self._family.blocks(self.model)]
+        return dict(zip(layer_names(range(len(modules))), modules, strict=True))
 
     def _capture(self, layer: int) -> Callable[[nn.Module, Any, Any], None]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -40,13 +44,13 @@ class TappedModel(nn.Module):
     def forward(
         self, inputs: Mapping[str, Tensor], with_logits: bool = True
     ) -> tuple[Tensor | None, tuple[Tensor, ...]]:
-        """Run the model on ``input_ids`` and ``attention_mask``, both ``[batch, seq]``.
+        """Run the model on ``inputs``: ``input_ids`` and what goes with them, all ``[batch, seq]``.
 
         Returns:
             The logits (``[batch, seq, vocab]`` or ``[batch, labels]``), None without ``with_logits``; and the
             states ``[batch, seq, hidden]`` in the order of ``layers``.
         """
-        arguments: dict[str, Any] = {name: inputs[name] for name in INPUT_NAMES}
+        arguments: dict[str, Any] = dict(inputs)
         if getattr(self.model.config, "use_cache", False):
             arguments["use_cache"] = False
         logits = None

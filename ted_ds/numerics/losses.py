@@ -13,16 +13,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 IGNORED_LABEL = -100
+"""Of class ids and tokens. In labels that are numbers, NaN is ignored: -100 may be somebody's target."""
 
 
-def kept_labels(labels: Int[Tensor, "*batch"]) -> Bool[Tensor, "*batch"]:
+def kept_labels(labels: Int[Tensor, "*batch"] | Float[Tensor, "*batch"]) -> Bool[Tensor, "*batch"]:
     """True where a label counts."""
-    return labels != IGNORED_LABEL
+    return ~labels.isnan() if labels.is_floating_point() else labels != IGNORED_LABEL
 
 
-def next_token_labels(labels: Int[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:
-    """The label of each position's *next* token; the last position has none and is ignored."""
-    return torch.cat([labels[:, 1:], labels.new_full((labels.shape[0], 1), IGNORED_LABEL)], dim=1)
+def _sum_where(keep: Bool[Tensor, "*batch"], values: Float[Tensor, "*batch"]) -> Float[Tensor, ""]:
+    return torch.where(keep, values, torch.zeros_like(values)).sum()
 
 
 def cross_entropy_sum(logits: Float[Tensor, "*batch vocab"], labels: Int[Tensor, "*batch"]) -> Float[Tensor, ""]:
@@ -30,7 +30,33 @@ def cross_entropy_sum(logits: Float[Tensor, "*batch vocab"], labels: Int[Tensor,
     kept = kept_labels(labels)
     log_probabilities = F.log_softmax(logits.float(), dim=-1)
     picked = log_probabilities.gather(-1, labels.masked_fill(~kept, 0).unsqueeze(-1)).squeeze(-1)
-    return -torch.where(kept, picked, torch.zeros_like(picked)).sum()
+    return -_sum_where(kept, picked)
+
+
+def soft_cross_entropy_sum(
+    logits: Float[Tensor, "batch labels"], probabilities: Float[Tensor, "batch labels"]
+) -> Float[Tensor, ""]:
+    """Sum over kept rows of ``-sum_c p_c log softmax(logits)_c``, in fp32 nats; a row of NaN is not kept."""
+    kept = kept_labels(probabilities)
+    terms = probabilities.masked_fill(~kept, 0) * F.log_softmax(logits.float(), dim=-1)
+    return -_sum_where(kept.all(-1), terms.sum(-1))
+
+
+def binary_cross_entropy_sum(
+    logits: Float[Tensor, "batch labels"], labels: Float[Tensor, "batch labels"]
+) -> Float[Tensor, ""]:
+    """Sum over kept entries of ``-y log s(z) - (1 - y) log(1 - s(z))``, s the logistic function, in fp32 nats."""
+    kept = kept_labels(labels)
+    each = F.binary_cross_entropy_with_logits(logits.float(), labels.float().masked_fill(~kept, 0), reduction="none")
+    return _sum_where(kept, each)
+
+
+def squared_error_sum(
+    outputs: Float[Tensor, "batch outputs"], targets: Float[Tensor, "batch outputs"]
+) -> Float[Tensor, ""]:
+    """Sum of ``(output - target)^2`` over kept targets, in fp32 and the targets' squared unit."""
+    kept = kept_labels(targets)
+    return _sum_where(kept, (outputs.float() - targets.float().masked_fill(~kept, 0)).square())
 
 
 def kl_divergence_sum(
@@ -40,15 +66,31 @@ def kl_divergence_sum(
     keep: Bool[Tensor, "*batch"],
     temperature: float,
 ) -> Float[Tensor, ""]:
-    """Sum over kept positions of ``T^2 * KL(teacher || student)`` at temperature ``T``, in fp32 nats.
+    """Sum over kept positions of ``KL(softmax(teacher / T) || softmax(student / T))``, in fp32 nats.
 
-    ``T^2`` keeps the gradient's scale independent of ``T`` (Hinton et al. 2015, section 2). Only ``student_logits``
-    receive gradient.
+    Only ``student_logits`` receive gradient; it shrinks with ``1 / T^2``, which the objective makes up for.
     """
     student = F.log_softmax(student_logits.float() / temperature, dim=-1)
     teacher = F.log_softmax(teacher_logits.detach().float() / temperature, dim=-1)
-    divergence = (teacher.exp() * (teacher - student)).sum(-1)
-    return torch.where(keep, divergence, torch.zeros_like(divergence)).sum() * temperature**2
+    return _sum_where(keep, (teacher.exp() * (teacher - student)).sum(-1))
+
+
+def bernoulli_kl_sum(
+    student_logits: Float[Tensor, "batch labels"],
+    teacher_logits: Float[Tensor, "batch labels"],
+    *,
+    keep: Bool[Tensor, "batch labels"],
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """Sum over kept entries of ``KL(Bernoulli(s(teacher / T)) || Bernoulli(s(student / T)))``, in fp32 nats.
+
+    s is the logistic function: in a multi-label task each label is a yes or no of its own. Gradient as in
+    :func:`kl_divergence_sum`.
+    """
+    student, teacher = student_logits.float() / temperature, teacher_logits.detach().float() / temperature
+    yes = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
+    no = (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
+    return _sum_where(keep, yes + no)
 
 
 def feature_mse_sum(
@@ -67,5 +109,4 @@ def feature_mse_sum(
     student, teacher = student_features.float(), teacher_features.detach().float()
     if normalise:
         student, teacher = (F.layer_norm(features, features.shape[-1:]) for features in (student, teacher))
-    squared = (student - teacher).square().mean(-1)
-    return torch.where(keep, squared, torch.zeros_like(squared)).sum()
+    return _sum_where(keep, (student - teacher).square().mean(-1))

@@ -8,19 +8,25 @@ multiplied by the number of ranks, and DeepSpeed's scaling by accumulation is sw
 from __future__ import annotations
 
 import functools
+import math
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import deepspeed
 import torch
+from deepspeed.utils import safe_get_full_grad
 from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers import get_scheduler
 
 from ted_ds.data.loader import Batch
-from ted_ds.errors import ConfigError, NumericsError, TedError
+from ted_ds.errors import CheckpointError, ConfigError, TedError
 from ted_ds.numerics.objective import combine
-from ted_ds.runtime.sharding import release_engine
+from ted_ds.runtime.nonfinite import FiniteWatch, explain, skip_nonfinite_gradients
+from ted_ds.runtime.sharding import all_finite, release_engine
 from ted_ds.runtime.world import World
 
 
@@ -55,9 +61,14 @@ class TrainableEngine:
         weight_decay: float,
         dtype: torch.dtype,
         world: World,
+        watched: Mapping[str, nn.Module],
     ) -> None:
-        """Start the engine. ``requires_grad`` must be final: ZeRO does not see later changes."""
-        self._world = world
+        """Start the engine. ``requires_grad`` must be final: ZeRO does not see later changes.
+
+        ``watched`` are the modules, from input to output, among which to look for the origin of a number that is not
+        finite.
+        """
+        self._world, self._module = world, module
         module.train()
         # ZeRO-3 cannot hold parameters of two dtypes, and new filters are fp32. Buffers keep theirs: rotary
         # frequencies in bf16 would put tokens at other positions than the exported model does.
@@ -79,16 +90,79 @@ class TrainableEngine:
             self.engine, *_ = deepspeed.initialize(model=module, config=dict(config), **arguments)
         except ValidationError as error:  # of the sections that DeepSpeed checks itself
             raise ConfigError(f"DeepSpeed config: {error}") from error
-        self._pending_totals: dict[str, Tensor] = {}
-        self._pending_counts: dict[str, Tensor] = {}
-        self._pending_tokens = 0
+        skip_nonfinite_gradients(self.engine)
+        self._watch = FiniteWatch(watched, world.device)
+        self._step = _StepSums({}, {}, 0)
+        self._pending = _StepSums({}, {}, 0)
 
-    def step(self, batches: Iterator[Sequence[Batch]], objective: Objective) -> None:
+    @property
+    def num_steps(self) -> int:
+        """Steps taken so far, skipped ones included."""
+        return self.engine.global_steps
+
+    def step(self, batches: Iterator[Sequence[Batch]], objective: Objective) -> str | None:
         """Take the next microbatches, and one optimizer step on them.
+
+        Returns:
+            Why the step was skipped, on every rank; None when it was taken.
 
         Raises:
             TedError: The data failed on some rank; raised on all of them.
         """
+        self.accumulate(batches, objective)
+        return self.update()
+
+    def accumulate(self, batches: Iterator[Sequence[Batch]], objective: Objective) -> None:
+        """Take the next microbatches and accumulate the gradient of their loss.
+
+        Raises:
+            TedError: The data failed on some rank; raised on all of them.
+        """
+        micro, counts, num_tokens = self._next_microbatches(batches, objective)
+        on_device = {name: count.to(self._world.device, torch.float32) for name, count in counts.items()}
+        self._watch.reset()
+        self._step = _StepSums({}, counts, num_tokens)
+        for index, batch in enumerate(micro):
+            totals = objective.totals(self.engine, batch.to(self._world.device))
+            loss = combine(totals, on_device, objective.weights)
+            self._step.add(totals)
+            if index == len(micro) - 1:
+                # a loss that is not finite on one rank may have a finite gradient: let the step be skipped all the same
+                bad = self._world.sum(torch.stack([~total.isfinite() for total in self._step.totals.values()]).sum())
+                loss = loss * torch.where(bad > 0, torch.nan, 1.0)
+            self.engine.backward(loss * self._world.size, scale_wrt_gas=False)
+            if index < len(micro) - 1:
+                self.engine.step()
+
+    def gradients(self) -> dict[str, Tensor]:
+        """The whole accumulated gradient by parameter, in fp32, between :meth:`accumulate` and :meth:`update`.
+
+        Every rank must call it.
+        """
+        gradients: dict[str, Tensor] = {}
+        for name, parameter in self._module.named_parameters():
+            if parameter.requires_grad and (gradient := safe_get_full_grad(parameter)) is not None:
+                gradients[name] = gradient.detach().float().clone()
+        return gradients
+
+    def update(self) -> str | None:
+        """Clip, and step with the accumulated gradient, unless it or a loss term is not finite.
+
+        Returns:
+            Why the step was skipped, on every rank; None when it was taken.
+        """
+        skipped_before = self.engine.skipped_steps
+        self.engine.step()
+        if self.engine.skipped_steps == skipped_before:
+            self._pending.merge(self._step)
+            return None
+        bad = [name for name, total in self._step.totals.items() if not total.isfinite()]
+        return explain(self._world.gather(self._watch.seen(bad)))
+
+    def _next_microbatches(
+        self, batches: Iterator[Sequence[Batch]], objective: Objective
+    ) -> tuple[list[Batch], dict[str, Tensor], int]:
+        """This rank's microbatches, and the counts and tokens of the step over all ranks."""
         failure: TedError | None = None
         micro: list[Batch] = []
         try:
@@ -100,59 +174,85 @@ class TrainableEngine:
         for batch in micro:
             one = objective.counts(batch)
             counts[:-2] += torch.stack([one[name].double() for name in names])
-            counts[-2] += batch.attention_mask.sum()
+            counts[-2] += batch.kept_tokens.sum()
         counts[-1] = failure is not None
         self._world.sum_on_host(counts)  # batches are still on the host: no wait for the device
         if counts[-1]:
             with self._world.together():
                 if failure is not None:
                     raise failure
-        global_counts = {name: counts[i].to(self._world.device, torch.float32) for i, name in enumerate(names)}
-        for batch in micro:
-            totals = objective.totals(self.engine, batch.to(self._world.device))
-            loss = combine(totals, global_counts, objective.weights)
-            self.engine.backward(loss * self._world.size, scale_wrt_gas=False)
-            self.engine.step()
-            for name, total in totals.items():
-                self._pending_totals[name] = self._pending_totals.get(name, 0) + total.detach().double()
-        for i, name in enumerate(names):
-            self._pending_counts[name] = self._pending_counts.get(name, 0) + counts[i]
-        self._pending_tokens += int(counts[-2])
+        return micro, {name: counts[i] for i, name in enumerate(names)}, int(counts[-2])
 
     def report(self, objective: Objective) -> dict[str, float]:
-        """Mean of each term since the last report, over all ranks; one synchronisation.
+        """Mean of each term since the last report, over all ranks and the steps taken; one synchronisation.
 
-        Raises:
-            NumericsError: A term is NaN or infinite.
+        Without terms where every step was skipped.
         """
-        names = list(objective.weights)
-        totals = self._world.sum(torch.stack([self._pending_totals[name] for name in names])).cpu()
-        counts = torch.stack([self._pending_counts[name] for name in names]).clamp(min=1)
-        values = dict(zip(names, (totals / counts).tolist(), strict=True))
-        bad = [name for name, value in values.items() if value - value != 0]
-        if bad:
-            error = NumericsError(
-                f"{', '.join(bad)}: NaN or infinite after {self.engine.global_steps} steps; lower the learning rate, "
-                "or use precision bf16 or fp32"
-            )
-            error.agreed = True  # the sums are the same on every rank
-            raise error
-        report = {"loss/total": sum(objective.weights[name] * values[name] for name in names), **values}
-        report |= _layer_means(values)
+        report: dict[str, float] = {}
+        if self._pending.totals:
+            names = list(objective.weights)
+            totals = self._world.sum(torch.stack([self._pending.totals[name] for name in names])).cpu()
+            counts = torch.stack([self._pending.counts[name] for name in names]).clamp(min=1)
+            values = dict(zip(names, (totals / counts).tolist(), strict=True))
+            report = {"loss/total": sum(objective.weights[name] * values[name] for name in names), **values}
+            report |= _layer_means(values)
         report["train/learning_rate"] = self.engine.get_lr()[0]
         report["train/skipped_steps"] = self.engine.skipped_steps
         norm = self.engine.get_global_grad_norm()
-        if norm is not None:
+        if norm is not None and math.isfinite(norm):
             report["train/gradient_norm"] = float(norm)
-        report["train/tokens"] = self._pending_tokens
-        self._pending_totals, self._pending_counts = {}, {}
-        self._pending_tokens = 0
+        report["train/tokens"] = self._pending.num_tokens
+        self._pending = _StepSums({}, {}, 0)
         return report
+
+    def weights_are_finite(self) -> bool:
+        """Whether no weight on any rank is NaN or infinite. Every rank must call it."""
+        return all(self._world.gather(all_finite(self._module)))
+
+    def save(self, folder: Path) -> None:
+        """Write weights, optimizer and schedule as a DeepSpeed checkpoint in place of ``folder``. Every rank must call.
+
+        Raises:
+            TedError: The folder cannot be written; on every rank.
+        """
+        self._world.on_main(functools.partial(_make_empty, folder))
+        self.engine.save_checkpoint(str(folder), tag=f"step_{self.num_steps}")
 
     def release(self) -> None:
         """Free the engine, its optimizer state and hooks."""
+        self._watch.remove()
         release_engine(self.engine)
-        del self.engine
+        del self.engine, self._module
+
+
+@dataclass
+class _StepSums:
+    """Loss terms of one or more steps: this rank's sums, everybody's counts."""
+
+    totals: dict[str, Tensor]
+    counts: dict[str, Tensor]
+    num_tokens: int
+
+    def add(self, totals: Mapping[str, Tensor]) -> None:
+        """Add a microbatch's sums, without their graph."""
+        for name, total in totals.items():
+            self.totals[name] = self.totals.get(name, 0) + total.detach().double()
+
+    def merge(self, step: _StepSums) -> None:
+        """Add another step's."""
+        self.add(step.totals)
+        for name, count in step.counts.items():
+            self.counts[name] = self.counts.get(name, 0) + count
+        self.num_tokens += step.num_tokens
+
+
+def _make_empty(folder: Path) -> None:
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be written: {error}") from error
 
 
 def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

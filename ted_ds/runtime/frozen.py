@@ -48,6 +48,8 @@ class FrozenModel:
             self._engine, *_ = deepspeed.initialize(model=tapped, config=dict(engine_config))
             self._module = self._engine
             self._module.eval()
+        self.named_layers = tapped.named_layers()
+        """Its layers by name, from input to output."""
         self.num_parameters = num_parameters(tapped)
         self.num_parameters_held = parameters_held(tapped)
 
@@ -64,3 +66,4 @@ class FrozenModel:
             release_engine(self._engine)
             self._engine = None
         self._module = nn.Identity()
+        self.named_layers = {}

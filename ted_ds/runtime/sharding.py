@@ -74,3 +74,9 @@ def parameters_held(module: nn.Module) -> int:
         shard = getattr(parameter, "ds_tensor", None)
         held += shard.numel() if shard is not None else 0
     return held
+
+
+def all_finite(module: nn.Module) -> bool:
+    """Whether no weight this rank stores is NaN or infinite."""
+    stored = [getattr(parameter, "ds_tensor", parameter) for parameter in module.parameters()]
+    return all(bool(tensor.detach().isfinite().all()) for tensor in stored)

@@ -9,24 +9,24 @@ from torch import Tensor
 
 from ted_ds.data.loader import Batch
 from ted_ds.numerics.layer_map import layer_names
-from ted_ds.numerics.losses import cross_entropy_sum, kept_labels
+from ted_ds.numerics.task_terms import TaskTerms
 from ted_ds.runtime.frozen import FrozenModel
 
 
 class FilterObjective:
     """The mean over filters of each one's task loss: K independent probes."""
 
-    def __init__(self, body: FrozenModel, layers: Sequence[int]) -> None:
-        self._body = body
+    def __init__(self, terms: TaskTerms, body: FrozenModel, layers: Sequence[int]) -> None:
+        self._terms, self._body = terms, body
         self._names = [f"loss/task/{name}" for name in layer_names(layers)]
         self.weights: Mapping[str, float] = dict.fromkeys(self._names, 1.0 / len(self._names))
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Kept labels, the same for each filter."""
-        return dict.fromkeys(self._names, kept_labels(batch.labels).sum())
+        return dict.fromkeys(self._names, self._terms.kept(batch.labels).sum())
 
     def totals(self, forward: Callable[..., Any], batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy of each filter's head; ``forward`` is the probes'."""
+        """The task loss of each filter's head; ``forward`` is the probes'."""
         _, states = self._body(batch.inputs, with_logits=False)
         logits = forward(states, batch.attention_mask)
-        return {name: cross_entropy_sum(one, batch.labels) for name, one in zip(self._names, logits, strict=True)}
+        return {name: self._terms.loss_sum(one, batch.labels) for name, one in zip(self._names, logits, strict=True)}

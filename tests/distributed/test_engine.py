@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import get_scheduler
 
+from ted_ds.numerics.task_terms import TASK_TERMS
 from ted_ds.runtime.frozen import FrozenModel, frozen_engine_config
 from ted_ds.runtime.sharding import collect_garbage, full_state_dict
 from ted_ds.stages.finetune import FinetuneObjective
@@ -60,7 +61,7 @@ def adam_steps(world, folder, stage):
     tapped = load_tapped(folder, "causal_lm", (), shard=shard)
     optimizer = {"type": "AdamW", "params": {**ADAM, "torch_adam": True}}
     engine = start(world, tapped, stage, schedule="linear", optimizer=optimizer)
-    objective, steps = FinetuneObjective(), batches(world, "causal_lm")
+    objective, steps = FinetuneObjective(TASK_TERMS["causal_lm"]), batches(world, "causal_lm")
     for _ in range(NUM_STEPS):
         engine.step(steps, objective)
     return full_state_dict(tapped, keep=world.is_main)
@@ -104,7 +105,7 @@ def bytes_around_release(world, folder, stage):
     ds_config = config(3, world.size, 0.0)
     trained = load_tapped(folder, "causal_lm", (), shard=ds_config if stage == 3 else None)
     engine = start(world, trained, stage, optimizer={"type": "AdamW", "params": {**ADAM, "torch_adam": True}})
-    engine.step(batches(world, "causal_lm"), FinetuneObjective())
+    engine.step(batches(world, "causal_lm"), FinetuneObjective(TASK_TERMS["causal_lm"]))
     tapped = load_tapped(folder, "causal_lm", (1,), shard=ds_config)
     frozen = FrozenModel(tapped, device=world.device, engine_config=frozen_engine_config(ds_config, "fp32"))
     frozen(next(batches(world, "causal_lm"))[0].inputs)

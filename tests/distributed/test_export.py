@@ -10,6 +10,7 @@ from ted_ds.export import export_student
 from ted_ds.models.filter_files import FILE_NAME
 from ted_ds.models.loading import DTYPES
 from ted_ds.models.student import FilteredModel
+from ted_ds.numerics.task_terms import TASK_TERMS
 from ted_ds.runtime.sharding import full_state_dict
 from ted_ds.stages.finetune import FinetuneObjective
 from tests.dist import run_ranks
@@ -33,7 +34,7 @@ def train_and_save(world, folder, stage, precision):
     module = FilteredModel(tapped, student_bank())
     engine = start_engine(world, module, ds_config, precision=precision)
     batch = Batch(**INPUTS, labels=INPUTS["input_ids"])
-    objective = FinetuneObjective()
+    objective = FinetuneObjective(TASK_TERMS["causal_lm"])
     objective.totals = lambda forward, batch: {  # the filters must take part, as in distillation
         "loss/task": (outputs := forward(batch.inputs))[0].float().sum() * 1e-2
         + sum(one.float().sum() for one in outputs[1]) * 1e-2

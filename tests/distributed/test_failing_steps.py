@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ted_ds.errors import DataError, NumericsError
+from ted_ds.numerics.task_terms import TASK_TERMS
 from ted_ds.stages.finetune import FinetuneObjective
 from tests.dist import run_ranks
 from tests.distributed.training import config, load_tapped, start_engine
@@ -29,7 +30,7 @@ def step_with(world, folder, what, stage):
             totals = super().totals(forward, batch)
             return {name: total * (float("nan") if world.rank == 1 else 1.0) for name, total in totals.items()}
 
-    objective = Poisoned() if what == "numbers" else FinetuneObjective()
+    objective = Poisoned() if what == "numbers" else FinetuneObjective(TASK_TERMS["causal_lm"])
     ds_config = config(stage, world.size, 0.0)
     tapped = load_tapped(folder, "causal_lm", (), shard=ds_config if stage == 3 else None)
     engine = start_engine(world, tapped, ds_config)

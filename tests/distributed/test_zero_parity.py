@@ -77,7 +77,7 @@ def plain_loss(what: str, kind: str, modules: dict[str, Any], step: list[Any]) -
     kept, token = labels != -100, inputs["attention_mask"].bool()
     temperature = WEIGHTS["temperature"]
     task = F.cross_entropy(logits.flatten(0, -2), labels.flatten())
-    kl = temperature**2 * F.kl_div(
+    kl = F.kl_div(
         F.log_softmax(logits[kept] / temperature, -1),
         F.log_softmax(teacher_logits[kept] / temperature, -1),
         reduction="batchmean",
@@ -89,7 +89,11 @@ def plain_loss(what: str, kind: str, modules: dict[str, Any], step: list[Any]) -
     ]
     terms = {"loss/task": task, "loss/kl_teacher_student": kl}
     terms |= {f"loss/feature_mse/layer_{i:02d}": one for i, one in zip(STUDENT_LAYERS, mse, strict=True)}
-    loss = WEIGHTS["task_weight"] * task + WEIGHTS["kl_weight"] * kl + WEIGHTS["feature_weight"] * sum(mse) / len(mse)
+    loss = (
+        WEIGHTS["task_weight"] * task
+        + WEIGHTS["kl_weight"] * temperature**2 * kl
+        + WEIGHTS["feature_weight"] * sum(mse) / len(mse)
+    )
     return loss, {name: value.item() for name, value in terms.items()}
 
 

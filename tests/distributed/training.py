@@ -19,6 +19,7 @@ from ted_ds.models.loading import DTYPES, load_model
 from ted_ds.models.student import FilteredModel
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank
+from ted_ds.numerics.task_terms import TASK_TERMS
 from ted_ds.runtime.engine import TrainableEngine
 from ted_ds.runtime.frozen import FrozenModel, frozen_engine_config
 from ted_ds.runtime.sharding import full_state_dict, sharded_loading
@@ -69,8 +70,7 @@ def config(stage: int, world_size: int, clipping: float, precision: str = "fp32"
 def load_tapped(folder: Path, kind: str, layers: tuple[int, ...], *, shard: Any = None, precision: str = "fp32"):
     model = load_model(
         folder,
-        task=kind,
-        labels=None if kind == "causal_lm" else [*LABELS],
+        head=None if kind == "causal_lm" else {"num_labels": len(LABELS)},
         dtype=DTYPES[precision],
         new_head_allowed=False,
         context=sharded_loading(shard) if shard else contextlib.nullcontext(),
@@ -102,7 +102,7 @@ def batches(world: World, kind: str):
     """This rank's microbatches of each step."""
     return training_steps(
         iter(samples(kind)),
-        Collator(pad_id=0, token_labels=kind == "causal_lm"),
+        Collator(pad_id=0, labels="tokens" if kind == "causal_lm" else "class"),
         global_batch_size=GLOBAL_BATCH,
         micro_batch_size=MICRO_BATCH,
         rank=world.rank,
@@ -120,6 +120,7 @@ def start_engine(
     warmup_steps: int = 0,
     max_steps: int = NUM_STEPS,
     weight_decay: float = 0.0,
+    watched: dict[str, Any] | None = None,
 ) -> TrainableEngine:
     return TrainableEngine(
         module,
@@ -130,6 +131,7 @@ def start_engine(
         weight_decay=weight_decay,
         dtype=DTYPES[precision],
         world=world,
+        watched=watched or {},
     )
 
 
@@ -148,17 +150,18 @@ def run_stage(
     if what == "filters":
         assert teacher is not None
         module: Any = probes(folder / "teacher", kind, "bert")
-        objective: Any = FilterObjective(teacher, TEACHER_LAYERS)
+        objective: Any = FilterObjective(TASK_TERMS[kind], teacher, TEACHER_LAYERS)
     else:
         layers = STUDENT_LAYERS if what == "distill" else ()
         student = load_tapped(
             folder / "student", kind, layers, shard=ds_config if stage == 3 else None, precision=precision
         )
-        module, objective = student, FinetuneObjective()
+        module, objective = student, FinetuneObjective(TASK_TERMS[kind])
         if what == "distill":
             assert teacher is not None
             module = FilteredModel(student, student_bank())
             objective = DistillObjective(
+                TASK_TERMS[kind],
                 teacher=teacher,
                 teacher_filters=teacher_bank(),
                 student_layers=STUDENT_LAYERS,

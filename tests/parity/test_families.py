@@ -24,8 +24,7 @@ def load(folder, model_type, *, classify=False, dtype=torch.float32):
     write_model(folder, model_type, blocks=NUM_BLOCKS, labels=labels)
     model = load_model(
         folder,
-        task="sequence_classification" if classify else "causal_lm",
-        labels=labels,
+        head={"num_labels": len(LABELS)} if classify else None,
         dtype=dtype,
         new_head_allowed=False,
         context=contextlib.nullcontext(),

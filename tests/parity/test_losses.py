@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from ted_ds.numerics.losses import cross_entropy_sum, feature_mse_sum, kl_divergence_sum, next_token_labels
+from ted_ds.numerics.losses import cross_entropy_sum, feature_mse_sum, kl_divergence_sum
 from ted_ds.numerics.objective import combine
 
 # fp32 sums of ~100 terms of size ~5; the worst difference seen over 200 seeds was 3e-6 relative
@@ -114,11 +114,6 @@ def test_losses_of_half_precision_logits_are_computed_in_fp32(dtype):
     logits = make_logits(0, 4, 9).to(dtype)
     labels = torch.tensor([0, 3, 8, -100])
     assert cross_entropy_sum(logits, labels) == cross_entropy_sum(logits.float(), labels)
-
-
-def test_next_token_labels_never_cross_rows_or_reach_behind_the_end():
-    labels = torch.tensor([[5, 6, 7], [8, -100, -100]])
-    assert next_token_labels(labels).tolist() == [[6, 7, -100], [-100, -100, -100]]
 
 
 def test_the_step_loss_does_not_depend_on_how_the_batch_is_cut():

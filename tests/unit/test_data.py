@@ -24,7 +24,7 @@ from ted_ds.data.corpora import documents, is_heldout, read_rows
 from ted_ds.data.loader import Batch, Collator, evaluation_batches, training_steps
 from ted_ds.data.packing import pack
 from ted_ds.data.sources import locate
-from ted_ds.data.tasks import CausalLmData, ClassificationData, Sample, open_task_data
+from ted_ds.data.tasks import CausalLmData, LabelledData, Sample, open_task_data
 from ted_ds.errors import DataError
 from ted_ds.numerics.losses import IGNORED_LABEL
 from tests.tiny import LABELS, WORDS, texts, write_corpus, write_labelled, write_rows, write_tokenizer
@@ -240,7 +240,7 @@ def split_of(
 ) -> tuple[Counter[tuple[int, ...]], Counter[tuple[int, ...]]]:
     """Token ids of one epoch of training rows, and of the held-out rows."""
     source = Data(train=[Source(path=str(path))], **data)
-    one = ClassificationData(source, TASK, tokenizer, max_heldout=1000)
+    one = LabelledData(source, TASK, tokenizer, max_heldout=1000)
     num_rows = len(path.read_text(encoding="utf-8").splitlines())
     train = itertools.islice(one.train_samples(seed=0), num_rows - len(one.heldout))
     return Counter(tuple(s.input_ids) for s in train), Counter(tuple(s.input_ids) for s in one.heldout)
@@ -269,7 +269,7 @@ def test_evaluation_data_of_its_own_leaves_all_training_rows_for_training(
     train = write_labelled(tmp_path / "train.jsonl", 20)
     evaluation = write_labelled(tmp_path / "evaluation.jsonl", 12, seed=1)
     data = Data(train=[Source(path=str(train))], evaluation=[Source(path=str(evaluation))])
-    one = ClassificationData(data, TASK, tokenizer, max_heldout=1000)
+    one = LabelledData(data, TASK, tokenizer, max_heldout=1000)
     assert len(one.heldout) == 12
     epoch = Counter(tuple(s.input_ids) for s in itertools.islice(one.train_samples(seed=0), 20))
     assert epoch == Counter(tuple(tokenizer(text)["input_ids"][:8]) for text in texts(20))
@@ -283,7 +283,7 @@ def test_labels_may_be_names_or_ids(tmp_path: Path, tokenizer: PreTrainedTokeniz
     rows = [json.loads(line) for line in names.read_text(encoding="utf-8").splitlines()]
     ids = write_rows(tmp_path / "ids.jsonl", [{**row, "label": LABELS.index(row["label"])} for row in rows])
     samples = [
-        ClassificationData(Data(train=[Source(path=str(path))], heldout_fraction=0.3), TASK, tokenizer, max_heldout=99)
+        LabelledData(Data(train=[Source(path=str(path))], heldout_fraction=0.3), TASK, tokenizer, max_heldout=99)
         for path in (names, ids)
     ]
     assert samples[0].heldout == samples[1].heldout
@@ -296,7 +296,7 @@ def test_an_unknown_label_is_refused_with_its_row(
 ) -> None:
     path = write_rows(tmp_path / "a.jsonl", [{"text": "ba", "label": label} for label in (known, unknown)])
     with pytest.raises(DataError, match=rf"a\.jsonl: row 2: label {unknown!r} is unknown; use one of \['negative'"):
-        ClassificationData(Data(train=[Source(path=str(path))]), TASK, tokenizer, max_heldout=10)
+        LabelledData(Data(train=[Source(path=str(path))]), TASK, tokenizer, max_heldout=10)
 
 
 def test_long_texts_are_cut_with_their_special_tokens_kept(
@@ -317,7 +317,7 @@ def test_each_epoch_is_a_new_permutation_of_all_rows_and_a_seed_repeats_them(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     data = Data(train=[Source(path=str(write_labelled(tmp_path / "a.jsonl", 40)))], heldout_fraction=0.2)
-    one = ClassificationData(data, TASK, tokenizer, max_heldout=99)
+    one = LabelledData(data, TASK, tokenizer, max_heldout=99)
     size = 40 - len(one.heldout)
 
     def epochs(seed: int) -> list[list[tuple[int, ...]]]:
@@ -333,7 +333,7 @@ def test_each_epoch_is_a_new_permutation_of_all_rows_and_a_seed_repeats_them(
 
 def test_at_most_max_heldout_rows_are_kept(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     data = Data(train=[Source(path=str(write_labelled(tmp_path / "a.jsonl")))], heldout_fraction=0.5)
-    assert len(ClassificationData(data, TASK, tokenizer, max_heldout=3).heldout) == 3
+    assert len(LabelledData(data, TASK, tokenizer, max_heldout=3).heldout) == 3
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ def test_an_empty_split_is_refused(
 ) -> None:
     data = Data(train=[Source(path=str(write_labelled(tmp_path / "a.jsonl", 10)))], heldout_fraction=fraction)
     with pytest.raises(DataError, match=phrase):
-        ClassificationData(data, TASK, tokenizer, max_heldout=10)
+        LabelledData(data, TASK, tokenizer, max_heldout=10)
 
 
 # --- causal LM --------------------------------------------------------------------------------------------------------
@@ -465,7 +465,7 @@ def sample_of(*ids: int, label: int | None = None) -> Sample:
 
 
 def test_labels_are_the_next_tokens_and_padding_is_ignored() -> None:
-    batch = Collator(pad_id=0, token_labels=True)([sample_of(5, 6, 7), sample_of(8, 9)])
+    batch = Collator(pad_id=0, labels="tokens")([sample_of(5, 6, 7), sample_of(8, 9)])
     assert batch.input_ids.tolist() == [[5, 6, 7], [8, 9, 0]]
     assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 1, 0]]
     assert batch.labels.tolist() == [[6, 7, IGNORED_LABEL], [9, IGNORED_LABEL, IGNORED_LABEL]]
@@ -473,21 +473,21 @@ def test_labels_are_the_next_tokens_and_padding_is_ignored() -> None:
 
 
 def test_an_end_token_that_also_pads_counts_where_it_is_real() -> None:
-    batch = Collator(pad_id=EOS, token_labels=True)([sample_of(5, EOS, 6), sample_of(7, EOS)])
+    batch = Collator(pad_id=EOS, labels="tokens")([sample_of(5, EOS, 6), sample_of(7, EOS)])
     assert batch.input_ids.tolist() == [[5, EOS, 6], [7, EOS, EOS]]
     assert batch.labels.tolist() == [[EOS, 6, IGNORED_LABEL], [EOS, IGNORED_LABEL, IGNORED_LABEL]]
     assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 1, 0]]
 
 
 def test_class_labels_are_one_per_row_and_an_empty_row_counts_nowhere() -> None:
-    batch = Collator(pad_id=0, token_labels=False)([sample_of(5, 6, label=1), None, sample_of(7, label=0)])
+    batch = Collator(pad_id=0, labels="class")([sample_of(5, 6, label=1), None, sample_of(7, label=0)])
     assert batch.labels.tolist() == [1, IGNORED_LABEL, 0]
     assert batch.attention_mask.tolist() == [[1, 1], [1, 0], [1, 0]]
-    assert Collator(pad_id=0, token_labels=True)([None]).labels.tolist() == [[IGNORED_LABEL]]
+    assert Collator(pad_id=0, labels="tokens")([None]).labels.tolist() == [[IGNORED_LABEL]]
 
 
 def test_a_batch_moves_as_a_whole() -> None:
-    batch = Collator(pad_id=0, token_labels=True)([sample_of(5, 6)]).to(torch.device("meta"))
+    batch = Collator(pad_id=0, labels="tokens")([sample_of(5, 6)]).to(torch.device("meta"))
     assert {tensor.device.type for tensor in vars(batch).values()} == {"meta"}
 
 
@@ -515,7 +515,7 @@ def test_the_ranks_together_hold_the_same_global_batches_on_any_number_of_ranks(
             itertools.islice(
                 training_steps(
                     numbered_samples(),
-                    Collator(pad_id=0, token_labels=False),
+                    Collator(pad_id=0, labels="class"),
                     global_batch_size=8,
                     micro_batch_size=micro_batch_size,
                     rank=rank,
@@ -545,7 +545,7 @@ def test_evaluation_covers_each_sample_once_in_as_many_batches_on_each_rank(
         list(
             evaluation_batches(
                 samples,
-                Collator(pad_id=0, token_labels=False),
+                Collator(pad_id=0, labels="class"),
                 micro_batch_size=micro_batch_size,
                 rank=rank,
                 world_size=world_size,

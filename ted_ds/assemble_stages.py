@@ -1,0 +1,174 @@
+"""What each stage of the method trains: modules, objective, and the layers to watch, from models and recipe."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ted_ds.assemble import Assembly
+from ted_ds.config.schema import CausalLm
+from ted_ds.models.families import family_of
+from ted_ds.models.filter_files import load_filters
+from ted_ds.models.heads import FilterProbes, classification_probes, lm_probes
+from ted_ds.models.student import FilteredModel
+from ted_ds.models.taps import TappedModel
+from ted_ds.numerics.filters import FilterBank, IdentityFilters
+from ted_ds.numerics.layer_map import layer_names
+from ted_ds.runtime.determinism import seed_everything
+from ted_ds.runtime.engine import Objective
+from ted_ds.runtime.frozen import FrozenModel
+from ted_ds.stages.distill import DistillObjective
+from ted_ds.stages.finetune import FinetuneObjective
+from ted_ds.stages.learn_filters import FilterObjective
+
+
+@dataclass
+class StageOne:
+    """Filters to be learned on one model."""
+
+    body: FrozenModel
+    bank: FilterBank
+    probes: FilterProbes
+    objective: FilterObjective
+    names: list[str]
+    """Of the filters, in the order of the layer map."""
+
+    @property
+    def watched(self) -> dict[str, nn.Module]:
+        """Where to look for the origin of a number that is not finite."""
+        return {
+            **self.body.named_layers,
+            **_named("filter of", self.names, self.bank.filters),
+            **_named("head of", self.names, self.probes.heads),
+        }
+
+
+def build_stage_one(build: Assembly, side: str, model: Path, layers: Sequence[int]) -> StageOne:
+    """A frozen body with fresh filters at ``layers`` and a head on each. Every rank must call it.
+
+    Raises:
+        TedError: The model cannot be loaded; on every rank.
+    """
+    filters = build.recipe.filters
+    assert filters is not None
+    facts = build.teacher_facts if side == "teacher" else build.student_facts
+    dim = build.plan.filter_dim
+    body = build.frozen_model(model, layers, new_head_allowed=True)
+    seed_everything(build.recipe.seed, phase=f"filters_{side}")
+    bank = FilterBank(layers, facts.hidden_size, dim, kind=filters.kind, initialisation=filters.initialisation)
+    probes: FilterProbes | None = None
+    with build.world.together():
+        probes = _probes(build, bank, model, facts.model_type)
+    assert probes is not None
+    return StageOne(body, bank, probes, FilterObjective(build.terms, body, layers), layer_names(layers))
+
+
+def _probes(build: Assembly, bank: FilterBank, model: Path, model_type: str) -> FilterProbes:
+    task, filters, dim = build.recipe.task, build.recipe.filters, build.plan.filter_dim
+    assert filters is not None
+    if isinstance(task, CausalLm):
+        return lm_probes(bank, dim=dim, model_path=model, kind=filters.lm_head, dtype=build.dtype)
+    pooling = family_of(model_type).pooled_token if filters.pooling == "model" else filters.pooling
+    return classification_probes(bank, dim=dim, num_labels=task.num_outputs, pooling=pooling)
+
+
+@dataclass
+class StageTwo:
+    """A student to be trained, and what it learns from."""
+
+    student: TappedModel
+    bank: FilterBank
+    """The student's filters; empty where no layers are matched."""
+    filter_kind: str
+    module: FilteredModel
+    """The student and its filters as the one trainable module."""
+    teacher: FrozenModel | None
+    """None for ``sft``."""
+    objective: Objective
+
+    @property
+    def watched(self) -> dict[str, nn.Module]:
+        """Where to look for the origin of a number that is not finite."""
+        teacher = self.teacher.named_layers if self.teacher is not None else {}
+        student = self.student.named_layers()
+        return {
+            **_named("teacher", teacher, teacher.values()),
+            **_named("student", student, student.values()),
+            **_named("filter of", layer_names(self.bank.layers), self.bank.filters),
+        }
+
+
+def build_stage_two(
+    build: Assembly, config: Mapping[str, Any], *, teacher: Path, student: Path, filters: Mapping[str, Path]
+) -> StageTwo:
+    """The student, its teacher and the filters of both. Every rank must call it.
+
+    Args:
+        build: The run's assembly.
+        config: The completed DeepSpeed config the student will train under.
+        teacher: The teacher's folder.
+        student: The student's.
+        filters: For ``ted``: the folders of the ``student``'s and the ``teacher``'s learned filters.
+
+    Raises:
+        TedError: A model or filter cannot be loaded; on every rank.
+    """
+    plan = build.recipe.distill
+    student_layers, teacher_layers = build.layers("student"), build.layers("teacher")
+    tapped = build.trainable_model(student, config, student_layers)
+    banks: Any = None
+    with build.world.together():
+        banks = _filter_banks(build, filters)
+    bank, teacher_filters, kind = banks
+    frozen = None if plan.method == "sft" else build.frozen_model(teacher, teacher_layers)
+    objective: Objective = (
+        FinetuneObjective(build.terms, plan.task_weight)
+        if frozen is None
+        else distill_objective(build, frozen, teacher_filters)
+    )
+    return StageTwo(tapped, bank, kind, FilteredModel(tapped, bank), frozen, objective)
+
+
+def distill_objective(build: Assembly, teacher: FrozenModel, teacher_filters: nn.Module | None) -> DistillObjective:
+    """The recipe's Stage II objective with this teacher."""
+    plan = build.recipe.distill
+    return DistillObjective(
+        build.terms,
+        teacher=teacher,
+        teacher_filters=teacher_filters,
+        student_layers=build.layers("student"),
+        task_weight=plan.task_weight,
+        kl_weight=plan.kl_weight,
+        temperature=plan.temperature,
+        feature_weight=plan.feature_weight,
+        feature_reduction=plan.feature_reduction,
+        normalise_features=plan.normalise_features,
+        num_shared_ids=build.num_shared_ids,
+    )
+
+
+def _filter_banks(build: Assembly, folders: Mapping[str, Path]) -> tuple[FilterBank, nn.Module | None, str]:
+    """The student's filters, the teacher's (None: no layers are matched), and the kind of the student's."""
+    recipe, dim = build.recipe, build.plan.filter_dim
+    student_width, teacher_width = build.student_facts.hidden_size, build.teacher_facts.hidden_size
+    student_layers, teacher_layers = build.layers("student"), build.layers("teacher")
+    if recipe.distill.method == "ted":
+        assert recipe.filters is not None
+        kind = recipe.filters.kind
+        load = functools.partial(load_filters, dim=dim, kind=kind)
+        bank = load(folders["student"], layers=student_layers, hidden_size=student_width)
+        teacher_bank = load(folders["teacher"], layers=teacher_layers, hidden_size=teacher_width)
+        return bank, teacher_bank.to(build.world.device, build.dtype).requires_grad_(False).eval(), kind
+    if recipe.distill.method == "lwd":
+        seed_everything(recipe.seed, phase="lwd")
+        return FilterBank(student_layers, student_width, dim), IdentityFilters(), "linear"
+    return FilterBank((), student_width, student_width), None, "linear"
+
+
+def _named(what: str, names: Iterable[str], modules: Iterable[nn.Module]) -> dict[str, nn.Module]:
+    return {f"{what} {name}": module for name, module in zip(names, modules, strict=True)}

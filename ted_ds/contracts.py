@@ -1,0 +1,115 @@
+"""What teacher, student and task must agree on for their numbers to be comparable: tokens, vocabulary, labels, head.
+
+Read from the models' files alone, without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ted_ds.config.schema import CausalLm, LabelledTask, Recipe
+from ted_ds.data.tokenizers import describe_difference, read_vocabulary
+from ted_ds.errors import CheckpointError, ConfigError, TedError
+from ted_ds.models.files import ModelFacts
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two models, as far as it is known."""
+
+    name: str
+    folder: Path
+    facts: ModelFacts
+    trained_first: bool
+    """Whether the run fine-tunes it on the task before anything is compared with it."""
+
+
+def broken_contracts(recipe: Recipe, teacher: Side | None, student: Side | None) -> Mapping[str, list[str]]:
+    """Every contract that the two models break, by its name: what is wrong, in lines of the recipe.
+
+    A side is None while it is not known. A student cut from the teacher has the teacher's folder.
+    """
+    broken: dict[str, list[str]] = {}
+
+    def attempt(contract: str, side: Side, check: Callable[[], None]) -> None:
+        try:
+            check()
+        except TedError as error:
+            lines = [f"{side.name}.path: {line}" for line in str(error).splitlines()]
+            broken.setdefault(contract, []).extend(lines)
+
+    own = [side for side in (teacher, student) if side is not None and side.name == "teacher"]
+    if student is not None and (teacher is None or student.folder != teacher.folder):
+        own.append(student)
+    for side in own:
+        attempt("labels", side, lambda side=side: _check_labels(recipe, side))
+        attempt("vocabulary", side, lambda side=side: _check_vocabulary(side))
+    if teacher is not None:
+        attempt("head", teacher, lambda: _check_head(recipe, teacher))
+    if teacher is not None and student is not None and student.folder != teacher.folder:
+        attempt("tokenizers", student, lambda: _check_tokenizers(teacher, student))
+    return broken
+
+
+def _check_head(recipe: Recipe, teacher: Side) -> None:
+    architectures = teacher.facts.architectures
+    if isinstance(recipe.task, CausalLm) or teacher.trained_first or not architectures:
+        return
+    if not any("SequenceClassification" in name for name in architectures):
+        raise ConfigError(
+            f"a {architectures[0]} has no head for {recipe.task.kind} and its predictions would be random; "
+            "fine-tune it on the task: add teacher.finetune"
+        )
+
+
+def _check_labels(recipe: Recipe, side: Side) -> None:
+    task, facts = recipe.task, side.facts
+    if isinstance(task, CausalLm) or side.trained_first:
+        return
+    has_head = any("SequenceClassification" in name for name in facts.architectures)
+    if not isinstance(task, LabelledTask):
+        if has_head and facts.num_labels not in (None, task.num_outputs):
+            raise ConfigError(
+                f"it has {facts.num_labels} outputs, task.target_columns has {task.num_outputs}; give as many"
+            )
+        return
+    if facts.num_labels not in (None, len(task.labels)):
+        raise ConfigError(f"it has {facts.num_labels} labels, task.labels has {len(task.labels)}; give as many")
+    if facts.labels is not None and list(facts.labels) != task.labels:
+        raise ConfigError(
+            f"its labels are {list(facts.labels)}, task.labels are {task.labels}; predictions are compared by "
+            "id: give task.labels in the model's order"
+        )
+
+
+def _check_vocabulary(side: Side) -> None:
+    vocabulary = read_vocabulary(side.folder)
+    if vocabulary is None:
+        return
+    token, largest = max(vocabulary.items(), key=lambda item: item[1])
+    if largest >= side.facts.vocab_size:
+        raise CheckpointError(
+            f"its tokenizer gives {token!r} the id {largest}, but the model has embeddings for 0.."
+            f"{side.facts.vocab_size - 1}; use the tokenizer it was trained with, or resize its embeddings"
+        )
+
+
+def _check_tokenizers(teacher: Side, student: Side) -> None:
+    of_teacher, of_student = read_vocabulary(teacher.folder), read_vocabulary(student.folder)
+    if of_teacher is not None and of_student is not None:  # slow tokenizers are compared when they are loaded
+        refuse_different_tokenizers(of_teacher, of_student)
+
+
+def refuse_different_tokenizers(teacher: dict[str, int], student: dict[str, int]) -> None:
+    """Compare two vocabularies.
+
+    Raises:
+        CheckpointError: They differ.
+    """
+    difference = describe_difference(teacher, student)
+    if difference is not None:
+        raise CheckpointError(
+            f"teacher and student have different tokenizers ({difference}); use a student with the teacher's tokenizer"
+        )

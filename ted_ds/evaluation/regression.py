@@ -1,0 +1,41 @@
+"""Scores of regression."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import pearsonr, spearmanr
+from torch import Tensor
+
+from ted_ds.numerics.losses import kept_labels
+
+Observation = tuple[list[list[float]], list[list[float]]]
+"""Outputs and targets of the kept rows."""
+
+
+class RegressionScores:
+    """Mean squared error, and Pearson's and Spearman's correlation, averaged over targets."""
+
+    headline = "pearson"
+
+    def observe(self, outputs: Tensor, targets: Tensor) -> Observation:
+        """Outputs and targets, row by row."""
+        kept = kept_labels(targets).all(-1)
+        return outputs[kept].float().tolist(), targets[kept].tolist()
+
+    def score(self, observations: Sequence[Observation]) -> dict[str, float]:
+        """Metrics over everything observed. Correlations with a constant are 0."""
+        outputs = np.asarray([one for observation in observations for one in observation[0]])
+        targets = np.asarray([one for observation in observations for one in observation[1]])
+        pairs = list(zip(outputs.T, targets.T, strict=True))
+        varied = [(mine, theirs) for mine, theirs in pairs if np.ptp(mine) > 0 and np.ptp(theirs) > 0]
+        pearson: list[Any] = [pearsonr(*pair) for pair in varied]
+        spearman: list[Any] = [spearmanr(*pair) for pair in varied]
+        return {
+            "pearson": float(sum(one.statistic for one in pearson) / len(pairs)),
+            "spearman": float(sum(one.statistic for one in spearman) / len(pairs)),
+            "loss": float(np.square(outputs - targets).mean()),
+            "num_examples": len(targets),
+        }
