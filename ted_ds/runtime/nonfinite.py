@@ -95,6 +95,7 @@ def skip_nonfinite_gradients(engine: Any) -> None:
         return
     plain_step = optimizer.step
 
+    @functools.wraps(plain_step)  # torch's schedules look for the mark they left on it
     def step() -> None:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         finite = torch.stack([gradient.sum(dtype=torch.float32) for gradient in gradients]).isfinite().all()

@@ -124,12 +124,7 @@ def test_a_tap_fires_once_and_gives_right_gradients_under_activation_checkpointi
 def test_lm_output_read_from_files_is_the_models_own(tmp_path, model_type, tied):
     write_model(tmp_path, model_type, tie_word_embeddings=tied)
     model = load_model(
-        tmp_path,
-        task="causal_lm",
-        labels=None,
-        dtype=torch.float32,
-        new_head_allowed=False,
-        context=contextlib.nullcontext(),
+        tmp_path, head=None, dtype=torch.float32, new_head_allowed=False, context=contextlib.nullcontext()
     ).eval()
     output = load_lm_output(tmp_path, torch.float32)
     with torch.no_grad():

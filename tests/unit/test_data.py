@@ -357,17 +357,44 @@ def test_packing_loses_no_token_but_a_lone_last_one(length: int) -> None:
     for total in range(1, 30):
         documents_ = [[generator.randrange(2, 100) for _ in range(generator.randrange(0, 6))] for _ in range(total)]
         joined = [token for document in documents_ for token in [*document, EOS]]
-        packed = list(pack(documents_, length=length, separator=EOS))
+        packed = [ids for ids, _ in pack(documents_, length=length, separator=EOS)]
         assert all(len(sequence) == length for sequence in packed[:-1])
         assert all(1 < len(sequence) <= length for sequence in packed)
         lone = len(joined) % length == 1
         assert [token for sequence in packed for token in sequence] == (joined[:-1] if lone else joined)
 
 
+@pytest.mark.parametrize("length", [2, 3, 7, 50])
+def test_the_pieces_of_a_packed_sequence_are_those_of_its_documents(length: int) -> None:
+    generator = random.Random(length)
+    for total in range(1, 30):
+        documents_ = [[generator.randrange(2, 100) for _ in range(generator.randrange(0, 6))] for _ in range(total)]
+        ends = set(itertools.accumulate(len(document) + 1 for document in documents_))
+        place = 0
+        for ids, lengths in pack(documents_, length=length, separator=EOS):
+            assert sum(lengths) == len(ids)
+            assert all(one > 0 for one in lengths)
+            starts = list(itertools.accumulate(lengths, initial=place))
+            # a piece ends where its document ends, or where the sequence does
+            assert set(starts[1:]) == {end for end in ends if place < end <= place + len(ids)} | {place + len(ids)}
+            place += len(ids)
+
+
 def test_packing_reads_no_further_than_it_must() -> None:
     endless = iter([index] for index in itertools.count())
-    assert list(itertools.islice(pack(endless, length=4, separator=EOS), 2)) == [[0, 1, 1, 1], [2, 1, 3, 1]]
+    assert list(itertools.islice(pack(endless, length=4, separator=EOS), 2)) == [
+        ([0, 1, 1, 1], [2, 2]),
+        ([2, 1, 3, 1], [2, 2]),
+    ]
     assert next(endless) == [4]
+
+
+def test_a_document_longer_than_the_sequence_is_cut_into_pieces() -> None:
+    assert list(pack([[2, 3, 4, 5, 6], [7], []], length=4, separator=EOS)) == [
+        ([2, 3, 4, 5], [4]),
+        ([6, EOS, 7, EOS], [2, 2]),
+    ]
+    assert list(pack([[2, 3, 4, 5, 6], [7], [], []], length=4, separator=EOS))[2:] == [([EOS, EOS], [1, 1])]
 
 
 def lm_data(
