@@ -57,13 +57,18 @@ def plan(clipping: float) -> PhasePlan:
     )
 
 
-def config(stage: int, world_size: int, clipping: float, precision: str = "fp32") -> dict[str, Any]:
+def raw_config(stage: int) -> tuple[dict[str, Any], Path]:
+    """The shipped JSON of a stage with SGD, as Adam would hide a wrong scale of the gradient; and its path."""
     source = ROOT / "ds_configs" / "deepspeed" / f"zero{stage}.json"
     raw = json.loads(source.read_text())
-    # SGD, as Adam would hide a wrong scale of the gradient
     raw |= {"optimizer": {"type": "SGD", "params": {"lr": "auto"}}, "zero_allow_untested_optimizer": True}
     if stage == 3:
         raw["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # or nothing of a tiny model is sharded
+    return raw, source
+
+
+def config(stage: int, world_size: int, clipping: float, precision: str = "fp32") -> dict[str, Any]:
+    raw, source = raw_config(stage)
     return complete(raw, plan(clipping), plan_path="distill", precision=precision, world_size=world_size, source=source)
 
 

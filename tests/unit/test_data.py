@@ -21,12 +21,13 @@ from transformers import PreTrainedTokenizerFast
 
 from ted_ds.config.schema import CausalLm, Data, SequenceClassification, Source
 from ted_ds.data.corpora import documents, is_heldout, read_rows
+from ted_ds.data.labels import Label
 from ted_ds.data.loader import Batch, Collator, evaluation_batches, training_steps
 from ted_ds.data.packing import pack
 from ted_ds.data.sources import locate
 from ted_ds.data.tasks import CausalLmData, LabelledData, Sample, open_task_data
 from ted_ds.errors import DataError
-from ted_ds.numerics.losses import IGNORED_LABEL
+from ted_ds.numerics.losses import IGNORED_LABEL, kept_labels
 from tests.tiny import LABELS, WORDS, texts, write_corpus, write_labelled, write_rows, write_tokenizer
 
 EOS = 1
@@ -487,8 +488,12 @@ def test_a_wrong_row_of_a_shuffled_stream_is_named_as_it_stands_in_the_file(tmp_
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 
-def sample_of(*ids: int, label: int | None = None) -> Sample:
+def sample_of(*ids: int, label: Label | None = None) -> Sample:
     return Sample([*ids], label)
+
+
+def packed_sample(*documents_: list[int]) -> Sample:
+    return Sample([token for one in documents_ for token in one], document_lengths=[len(one) for one in documents_])
 
 
 def test_labels_are_the_next_tokens_and_padding_is_ignored() -> None:
@@ -513,9 +518,91 @@ def test_class_labels_are_one_per_row_and_an_empty_row_counts_nowhere() -> None:
     assert Collator(pad_id=0, labels="tokens")([None]).labels.tolist() == [[IGNORED_LABEL]]
 
 
-def test_a_batch_moves_as_a_whole() -> None:
-    batch = Collator(pad_id=0, labels="tokens")([sample_of(5, 6)]).to(torch.device("meta"))
-    assert {tensor.device.type for tensor in vars(batch).values()} == {"meta"}
+def test_numbers_are_one_list_per_row_and_an_empty_row_has_none() -> None:
+    collate = Collator(pad_id=0, labels="numbers", num_outputs=2)
+    batch = collate([sample_of(5, 6, label=[1.5, -100.0]), None])
+    assert batch.labels.dtype == torch.float32
+    assert batch.labels[0].tolist() == [1.5, -100.0]
+    assert batch.labels[1].isnan().tolist() == [True, True]
+    assert kept_labels(batch.labels).tolist() == [[True, True], [False, False]]
+    assert collate([None, None]).labels.isnan().all()
+
+
+EMPTY_ROW_COLLATORS = [
+    Collator(pad_id=0, labels=labels, side=side, multiple_of=multiple_of, isolate_documents=isolate)
+    for labels, isolate in (("tokens", False), ("tokens", True), ("class", False), ("numbers", False))
+    for side in ("right", "left")
+    for multiple_of in (1, 4)
+]
+
+
+@pytest.mark.parametrize("collate", EMPTY_ROW_COLLATORS, ids=str)
+def test_of_an_empty_row_nothing_is_kept_though_one_token_is_attended_to(collate: Collator) -> None:
+    label: Any = {"tokens": None, "class": 1, "numbers": [1.0]}[collate.labels]
+    real = Sample([5, 6, 7, 8, 9], label, document_lengths=[3, 2])
+    for samples in ([None], [real, None, real], [None, None, real]):
+        batch = collate(samples)
+        empty = torch.tensor([sample is None for sample in samples])
+        assert not batch.kept_tokens[empty].any()
+        assert batch.attention_mask[empty].sum(1).tolist() == [1] * int(empty.sum())
+        assert not kept_labels(batch.labels)[empty].any()
+        assert batch.kept_tokens[~empty].sum(1).tolist() == [5] * int((~empty).sum())
+        assert torch.equal(batch.attention_mask[~empty].bool(), batch.kept_tokens[~empty])
+
+
+def test_padding_goes_to_the_left_and_positions_count_from_the_first_token() -> None:
+    batch = Collator(pad_id=0, labels="tokens", side="left")([sample_of(5, 6, 7), sample_of(8, 9), None])
+    assert batch.input_ids.tolist() == [[5, 6, 7], [0, 8, 9], [0, 0, 0]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1], [0, 1, 1], [0, 0, 1]]
+    assert batch.kept_tokens.tolist() == [[True, True, True], [False, True, True], [False, False, False]]
+    assert batch.labels.tolist() == [[6, 7, IGNORED_LABEL], [IGNORED_LABEL, 9, IGNORED_LABEL], [IGNORED_LABEL] * 3]
+    assert batch.position_ids is not None
+    assert batch.position_ids.tolist() == [[0, 1, 2], [0, 0, 1], [0, 0, 0]]
+    assert batch.inputs.keys() == {"input_ids", "attention_mask", "position_ids"}
+
+
+@pytest.mark.parametrize(("longest", "multiple_of", "width"), [(3, 1, 3), (3, 4, 4), (4, 4, 4), (5, 4, 8), (1, 8, 8)])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_rows_are_padded_to_a_multiple(longest: int, multiple_of: int, width: int, side: Any) -> None:
+    collate = Collator(pad_id=0, labels="class", side=side, multiple_of=multiple_of)
+    batch = collate([sample_of(*[7] * longest, label=0), sample_of(8, label=1)])
+    assert batch.input_ids.shape == batch.attention_mask.shape == batch.kept_tokens.shape == (2, width)
+    assert batch.kept_tokens.sum(1).tolist() == [longest, 1]
+    padding = [0] * (width - longest)
+    assert batch.input_ids[0].tolist() == ([*padding, *[7] * longest] if side == "left" else [*[7] * longest, *padding])
+
+
+def test_isolated_documents_count_positions_anew_and_none_predicts_the_next_ones_first_token() -> None:
+    collate = Collator(pad_id=0, labels="tokens", isolate_documents=True)
+    batch = collate([packed_sample([5, 6, EOS], [EOS], [7, 8, 9]), packed_sample([2, EOS], [3, 4])])
+    none = IGNORED_LABEL
+    assert batch.input_ids.tolist() == [[5, 6, EOS, EOS, 7, 8, 9], [2, EOS, 3, 4, 0, 0, 0]]
+    assert batch.labels.tolist() == [[6, EOS, none, none, 8, 9, none], [EOS, none, 4, none, none, none, none]]
+    assert batch.position_ids is not None
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 0, 1, 2], [0, 1, 0, 1, 0, 0, 0]]
+    assert batch.isolated
+    assert batch.inputs.keys() == {"input_ids", "position_ids"}, "with a mask, transformers would not look for them"
+    assert batch.attention_mask.tolist() == batch.kept_tokens.int().tolist() == [[1] * 7, [1, 1, 1, 1, 0, 0, 0]]
+
+
+def test_documents_that_are_not_isolated_are_one_text() -> None:
+    batch = Collator(pad_id=0, labels="tokens")([packed_sample([5, 6, EOS], [EOS], [7, 8])])
+    assert batch.labels.tolist() == [[6, EOS, EOS, 7, 8, IGNORED_LABEL]]
+    assert batch.position_ids is None
+    assert not batch.isolated
+    assert batch.inputs.keys() == {"input_ids", "attention_mask"}
+
+
+@pytest.mark.parametrize("isolate", [True, False])
+def test_a_batch_moves_as_a_whole(isolate: bool) -> None:
+    batch = Collator(pad_id=0, labels="tokens", isolate_documents=isolate)([packed_sample([5, 6], [7])])
+    moved = batch.to(torch.device("meta"))
+    tensors = {name for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+    assert tensors >= {"input_ids", "attention_mask", "labels", "kept_tokens"}
+    assert ("position_ids" in tensors) == isolate
+    assert {getattr(moved, name).device.type for name in tensors} == {"meta"}
+    assert moved.isolated == isolate
+    assert moved.inputs.keys() == batch.inputs.keys()
 
 
 def rows_in(batches: Sequence[Batch]) -> list[tuple[int, ...]]:
@@ -559,6 +646,39 @@ def test_the_ranks_together_hold_the_same_global_batches_on_any_number_of_ranks(
         assert {len(one) for one in microbatches} == {8 // micro_batch_size // world_size}
         held = [row for one in microbatches for row in rows_in(one)]
         assert sorted(held) == sorted(wanted[8 * step : 8 * step + 8])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("micro_batch_size", [1, 2])
+@pytest.mark.parametrize("count", [1, 7, 8, 13])
+def test_where_samples_end_the_last_step_is_filled_with_empty_rows(
+    world_size: int, micro_batch_size: int, count: int
+) -> None:
+    steps_of_rank = [
+        list(
+            training_steps(
+                numbered_samples(count),
+                Collator(pad_id=0, labels="class"),
+                global_batch_size=8,
+                micro_batch_size=micro_batch_size,
+                rank=rank,
+                world_size=world_size,
+            )
+        )
+        for rank in range(world_size)
+    ]
+    assert {len(steps) for steps in steps_of_rank} == {-(-count // 8)}
+    batches = [batch for steps in steps_of_rank for step in steps for batch in step]
+    assert {len(batch.labels) for batch in batches} == {micro_batch_size}
+    assert len(batches) == -(-count // 8) * 8 // micro_batch_size
+    held = [
+        tuple(ids[kept].tolist())
+        for batch in batches
+        for ids, kept in zip(batch.input_ids, batch.kept_tokens, strict=True)
+        if kept.any()
+    ]
+    assert sorted(held) == sorted(tuple(sample.input_ids) for sample in numbered_samples(count))
+    assert sum(int(kept_labels(batch.labels).sum()) for batch in batches) == count
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])

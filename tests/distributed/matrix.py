@@ -1,0 +1,560 @@
+"""The invariance matrix: the same global batch gives the same loss terms and gradients, however it is cut up.
+
+Every case runs on real ranks under DeepSpeed and is held against one fp64 process that sees all documents at once, each
+in a row of its own, through the formulas and torch's own losses. ``python -m tests.distributed.matrix`` writes the
+table of ``docs/invariance.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import random
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+from ted_ds.config.deepspeed import complete
+from ted_ds.config.schema import PhasePlan
+from ted_ds.data.loader import Collator, training_steps
+from ted_ds.data.tasks import Sample
+from ted_ds.models.families import family_of
+from ted_ds.models.heads import classification_probes, lm_probes
+from ted_ds.models.loading import DTYPES
+from ted_ds.models.student import FilteredModel
+from ted_ds.numerics.filters import FilterBank
+from ted_ds.numerics.task_terms import TASK_TERMS
+from ted_ds.runtime.frozen import FrozenModel, frozen_engine_config
+from ted_ds.stages.distill import DistillObjective
+from ted_ds.stages.learn_filters import FilterObjective
+from tests.dist import run_ranks
+from tests.distributed.training import (
+    FILTER_DIM,
+    HIDDEN,
+    STUDENT_LAYERS,
+    TEACHER_LAYERS,
+    load_tapped,
+    raw_config,
+    start_engine,
+)
+from tests.tiny import LABELS, ROOT, VOCAB_SIZE, write_model
+
+GLOBAL_BATCH = ROW_LENGTH = 16
+SEPARATOR, PAD = 1, 0
+TEMPERATURE = 2.0
+STEPS = (
+    # lengths of documents, their separator included, in rows of 16 when packed
+    ((5, 11), (16,), (3, 4, 9), (1, 15), (8, 8), (2, 14), (10, 6), (7,)),  # uneven; one has no next token at all
+    ((1,) * 16,),  # every label ignored
+    ((6, 10), (4, 12), (3,)),  # the last, ragged step: most rows are empty
+)
+WEIGHTS = {
+    "task": {"task_weight": 0.7, "kl_weight": 1e-30, "feature_weight": 0.0},
+    "kl": {"task_weight": 0.0, "kl_weight": 1.3, "feature_weight": 0.0},
+    "features": {"task_weight": 0.0, "kl_weight": 1e-30, "feature_weight": 3.0},
+    "all": {"task_weight": 0.7, "kl_weight": 1.3, "feature_weight": 3.0},
+}
+# Worst of the full matrix: fp32 loss 6.2e-7, gradient 3.1e-6; bf16 loss 7.7e-3, gradient 7.1e-2. fp32 carries 24 bits
+# through some thousand additions; bf16 carries 8 through four blocks forward and back, on the student's side and on the
+# teacher's, and the reference starts from the same rounded weights.
+TOLERANCE = {"fp32": {"loss": 5e-6, "gradient": 2e-5}, "bf16": {"loss": 2e-2, "gradient": 1.5e-1}}
+
+FLOOR = 0.01
+"""A KL below it is a difference of much larger numbers, with their absolute error."""
+
+
+class Setup(NamedTuple):
+    """What an engine is started for."""
+
+    what: str
+    """``filters`` is Stage I; the others are Stage II with that term's weight alone, or with ``all``."""
+    kind: str
+    family: str
+    ranks: int
+    accumulation: int
+    stage: int
+    precision: str
+    hosting: str
+
+
+class Layout(NamedTuple):
+    """How documents become rows."""
+
+    side: str
+    multiple_of: int
+    packed: bool
+
+
+class Case(NamedTuple):
+    setup: Setup
+    layout: Layout
+
+    def __str__(self) -> str:
+        return "-".join(str(value) for value in (*self.setup, *self.layout))
+
+
+FACTORS: dict[str, tuple[Any, ...]] = {
+    "what": ("filters", *WEIGHTS),
+    "kind": tuple(TASK_TERMS),
+    "family": ("llama", "gpt2", "bert"),
+    "ranks": (1, 2, 4),
+    "accumulation": (1, 2, 4),
+    "stage": (0, 1, 2, 3),
+    "precision": ("fp32", "bf16"),
+    "hosting": ("replicated", "sharded"),
+    "side": ("right", "left"),
+    "multiple_of": (1, 8),
+    "packed": (False, True),
+}
+
+
+def is_allowed(values: dict[str, Any]) -> bool:
+    """Whether values of (some) factors go together; the others are refused by the product itself."""
+    encoder = values.get("family") == "bert"
+    return not (
+        (values.get("stage") == 0 and values.get("precision") == "bf16")  # DeepSpeed steps Adam at start-up there
+        or (encoder and values.get("side") == "left")  # reads position 0
+        or (encoder and values.get("kind") == "causal_lm")
+        or (values.get("packed") and values.get("kind", "causal_lm") != "causal_lm")
+        or (values.get("packed") and encoder)
+    )
+
+
+def make_case(values: dict[str, Any]) -> Case:
+    return Case(*(kind(**{name: values[name] for name in kind._fields}) for kind in (Setup, Layout)))
+
+
+def pairwise(seed: int = 0) -> list[Case]:
+    """Few cases that hold every allowed pair of values of any two factors; found greedily."""
+    generator = random.Random(seed)
+    names = list(FACTORS)
+    missing = {
+        ((a, x), (b, y))
+        for a, b in itertools.combinations(names, 2)
+        for x in FACTORS[a]
+        for y in FACTORS[b]
+        if is_allowed({a: x, b: y})
+    }
+    cases: list[Case] = []
+    while missing:
+        best: tuple[set[Any], dict[str, Any]] = (set(), {})
+        for _ in range(20):
+            values = dict(generator.choice(sorted(missing, key=str)))
+            for name in generator.sample(names, len(names)):
+                options = [values[name]] if name in values else list(FACTORS[name])
+                options = [one for one in options if is_allowed({**values, name: one})]
+                if not options:
+                    break
+                gain = {one: sum(pair_covered(p, {**values, name: one}) for p in missing) for one in options}
+                values[name] = generator.choice([one for one in options if gain[one] == max(gain.values())])
+            else:
+                covered = {pair for pair in missing if pair_covered(pair, values)}
+                if len(covered) > len(best[0]):
+                    best = (covered, values)
+        missing -= best[0]
+        cases.append(make_case(best[1]))
+    return cases
+
+
+def pair_covered(pair: Any, values: dict[str, Any]) -> bool:
+    return all(name in values and values[name] == value for name, value in pair)
+
+
+def sample() -> list[Case]:
+    """Every allowed pair of values, in two different companies."""
+    return list(dict.fromkeys([*pairwise(seed=0), *pairwise(seed=1)]))
+
+
+def full_product() -> list[Case]:
+    """Every term, number of ranks, accumulation, padding, packing, stage and precision, for both kinds of batch."""
+    chosen = {
+        **FACTORS,
+        "what": ("filters", "all"),
+        "kind": ("causal_lm", "sequence_classification"),
+        "family": ("llama",),
+        "hosting": ("replicated",),
+    }
+    products = (dict(zip(chosen, values, strict=True)) for values in itertools.product(*chosen.values()))
+    return [make_case(values) for values in products if is_allowed(values)]
+
+
+# --- data and models ------------------------------------------------------------------------------------------------
+
+
+def documents(step: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(step)
+    return [
+        [*torch.randint(5, VOCAB_SIZE, (length - 1,), generator=generator).tolist(), SEPARATOR]
+        for row in STEPS[step]
+        for length in row
+    ]
+
+
+def label_of(kind: str, index: int) -> Any:
+    """A label for a document; the second of each step has none."""
+    if index == 1:
+        return None
+    share = (index % 7) / 7
+    return {
+        "causal_lm": None,
+        "sequence_classification": index % 2,
+        "soft_label_classification": [share, 1 - share],
+        "multi_label_classification": [float(index % 2), float(index % 3 == 0)],
+        "regression": [share - 0.3, 2.0 * share],
+    }[kind]
+
+
+def is_unlabelled(kind: str, step: int, index: int) -> bool:
+    return kind != "causal_lm" and (step == 1 or index == 1)
+
+
+def samples(kind: str, packed: bool) -> Iterator[list[Sample]]:
+    """The samples of each step."""
+    for step, rows in enumerate(STEPS):
+        texts = documents(step)
+        if packed:
+            remaining = iter(texts)
+            grouped = [list(itertools.islice(remaining, len(row))) for row in rows]
+            yield [Sample([*itertools.chain(*row)], None, [len(text) for text in row]) for row in grouped]
+            continue
+        labels = [None if is_unlabelled(kind, step, i) else label_of(kind, i) for i in range(len(texts))]
+        yield [Sample(text, label, [len(text)]) for text, label in zip(texts, labels, strict=True)]
+
+
+def write_models(folder: Path, family: str, kind: str) -> Path:
+    place = folder / f"{family}_{kind == 'causal_lm'}"
+    if not place.exists():
+        # two outputs serve every kind of task with a head
+        labels = LABELS if kind != "causal_lm" else None
+        write_model(place / "teacher", family, blocks=4, labels=labels, seed=1)
+        write_model(place / "student", family, blocks=2, labels=labels, seed=2)
+    return place
+
+
+def make_bank(layers: Sequence[int], seed: int) -> FilterBank:
+    torch.manual_seed(seed)
+    return FilterBank(layers, HIDDEN, FILTER_DIM)
+
+
+def make_probes(place: Path, setup: Setup) -> Any:
+    bank = make_bank(TEACHER_LAYERS, 13)
+    if setup.kind == "causal_lm":
+        return lm_probes(
+            bank, dim=FILTER_DIM, model_path=place / "teacher", kind="frozen", dtype=DTYPES[setup.precision]
+        )
+    pooling = family_of(setup.family).pooled_token
+    return classification_probes(bank, dim=FILTER_DIM, num_labels=2, pooling=pooling)
+
+
+# --- on the ranks ---------------------------------------------------------------------------------------------------
+
+
+def engine_config(setup: Setup) -> dict[str, Any]:
+    plan = PhasePlan(
+        max_steps=len(STEPS) * 8,
+        learning_rate=1e-30,  # the weights stay as they are: gradients of all steps are of the same weights
+        global_batch_size=GLOBAL_BATCH,
+        micro_batch_size=GLOBAL_BATCH // (setup.ranks * setup.accumulation),
+        schedule="constant",
+        gradient_clipping=0.0,
+    )
+    raw, source = raw_config(setup.stage)
+    return complete(raw, plan, plan_path="distill", precision=setup.precision, world_size=setup.ranks, source=source)
+
+
+def run_setup(world: Any, place: Path, setup: Setup, layouts: Sequence[Layout]) -> list[list[Any]]:
+    """For each layout and step: the reported terms, and the gradient by parameter (rank 0) or its sum (others)."""
+    config, dtype = engine_config(setup), DTYPES[setup.precision]
+    shard = None
+    if setup.hosting == "sharded":
+        shard = frozen_engine_config(config, setup.precision)
+        shard["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    load = functools.partial(load_tapped, kind=setup.kind, precision=setup.precision)
+    teacher = FrozenModel(
+        load(place / "teacher", layers=TEACHER_LAYERS, shard=shard), device=world.device, engine_config=shard
+    )
+    terms = TASK_TERMS[setup.kind]
+    if setup.what == "filters":
+        module: Any = make_probes(place, setup)
+        objective: Any = FilterObjective(terms, teacher, TEACHER_LAYERS)
+    else:
+        student = load(place / "student", layers=STUDENT_LAYERS, shard=config if setup.stage == 3 else None)
+        module = FilteredModel(student, make_bank(STUDENT_LAYERS, 11))
+        objective = DistillObjective(
+            terms,
+            teacher=teacher,
+            teacher_filters=make_bank(TEACHER_LAYERS, 12).to(dtype).requires_grad_(False),
+            student_layers=STUDENT_LAYERS,
+            temperature=TEMPERATURE,
+            feature_reduction="mean",
+            normalise_features=False,
+            **WEIGHTS[setup.what],
+        )
+    engine = start_engine(world, module, config, precision=setup.precision, max_steps=len(STEPS) * 8)
+    results = [run_layout(world, engine, objective, setup, layout) for layout in layouts]
+    engine.release()
+    teacher.release()
+    return results
+
+
+def run_layout(world: Any, engine: Any, objective: Any, setup: Setup, layout: Layout) -> list[Any]:
+    collate = Collator(
+        PAD,
+        "tokens" if setup.kind == "causal_lm" else "class" if setup.kind == "sequence_classification" else "numbers",
+        num_outputs=2,
+        side=layout.side,
+        multiple_of=layout.multiple_of,
+        isolate_documents=layout.packed,
+    )
+    steps = []
+    for rows in samples(setup.kind, layout.packed):
+        batches = training_steps(
+            iter(rows),
+            collate,
+            global_batch_size=GLOBAL_BATCH,
+            micro_batch_size=GLOBAL_BATCH // (setup.ranks * setup.accumulation),
+            rank=world.rank,
+            world_size=world.size,
+        )
+        engine.accumulate(batches, objective)
+        gradients = engine.gradients()
+        skipped = engine.update()
+        assert skipped is None, skipped
+        total = float(sum(gradient.double().sum() for gradient in gradients.values()))
+        steps.append((engine.report(objective), gradients if world.is_main else None, total))
+    return steps
+
+
+def run_all(world: Any, folder: Path, groups: list[tuple[Setup, list[Layout]]]) -> list[list[list[Any]]]:
+    return [
+        run_setup(world, folder / f"{setup.family}_{setup.kind == 'causal_lm'}", setup, layouts)
+        for setup, layouts in groups
+    ]
+
+
+# --- the reference ---------------------------------------------------------------------------------------------------
+
+
+def plain_task(kind: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The task loss of the whole batch, by torch's own losses; 0 where every label is ignored."""
+    if kind in ("causal_lm", "sequence_classification"):
+        kept = labels != -100
+        return F.cross_entropy(logits[kept], labels[kept]) if kept.any() else logits.sum() * 0
+    kept = ~labels.isnan().any(-1)
+    if not kept.any():
+        return logits.sum() * 0
+    loss = {
+        "soft_label_classification": F.cross_entropy,
+        "multi_label_classification": F.binary_cross_entropy_with_logits,
+        "regression": F.mse_loss,
+    }[kind]
+    return loss(logits[kept], labels[kept].to(logits.dtype))
+
+
+def plain_prediction(kind: str, student: torch.Tensor, teacher: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """The prediction term of the whole batch, from torch.distributions."""
+    student, teacher = student[kept], teacher[kept]
+    if not kept.any():
+        return student.sum() * 0
+    if kind == "regression":
+        return F.mse_loss(student, teacher)
+    law = torch.distributions.Bernoulli if kind == "multi_label_classification" else torch.distributions.Categorical
+    divergence = torch.distributions.kl_divergence(law(logits=teacher / TEMPERATURE), law(logits=student / TEMPERATURE))
+    return divergence.mean()
+
+
+@functools.cache
+def reference(place: Path, what: str, kind: str, family: str, precision: str) -> list[tuple[dict[str, float], Any]]:
+    """Terms and gradients of each step in fp64: one process, one batch, one document a row."""
+    setup = Setup(what, kind, family, 1, 1, 0, precision, "replicated")
+    dtype = DTYPES[precision]
+    load = functools.partial(load_tapped, kind=kind, precision=precision)
+    teacher = load(place / "teacher", layers=TEACHER_LAYERS).double().eval()
+    if what == "filters":
+        module: Any = make_probes(place, setup).to(dtype).double()
+    else:
+        module = FilteredModel(load(place / "student", layers=STUDENT_LAYERS), make_bank(STUDENT_LAYERS, 11))
+        module = module.to(dtype).double().train()
+        teacher_bank = make_bank(TEACHER_LAYERS, 12).to(dtype).double()
+    results = []
+    for rows in samples(kind, packed=False):
+        inputs, labels, token = one_batch(kind, rows)
+        with torch.no_grad():
+            teacher_logits, states = teacher(inputs)
+        module.zero_grad()
+        if what == "filters":
+            losses = [plain_task(kind, logits, labels) for logits in module(states, inputs["attention_mask"])]
+            values = {f"loss/task/layer_{i:02d}": one for i, one in zip(TEACHER_LAYERS, losses, strict=True)}
+            weights = dict.fromkeys(values, 1 / len(values))
+        else:
+            logits, features = module(inputs)
+            kept = labels != -100 if not labels.is_floating_point() else ~labels.isnan().any(-1)
+            with torch.no_grad():
+                wanted = teacher_bank(states)
+            terms, scale = TASK_TERMS[kind], 1.0 if kind == "regression" else TEMPERATURE**2
+            values = {
+                "loss/task": plain_task(kind, logits, labels),
+                terms.prediction_name: plain_prediction(kind, logits, teacher_logits, kept),
+            }
+            values |= {
+                f"loss/feature_mse/layer_{i:02d}": F.mse_loss(mine[token], theirs[token])
+                for i, mine, theirs in zip(STUDENT_LAYERS, features, wanted, strict=True)
+            }
+            chosen = WEIGHTS[what]
+            weights = dict.fromkeys(values, chosen["feature_weight"] / len(features))
+            weights |= {"loss/task": chosen["task_weight"], terms.prediction_name: chosen["kl_weight"] * scale}
+        sum(weights[name] * value for name, value in values.items()).backward()
+        gradients = {
+            name: parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+        }
+        results.append(
+            ({name: value.item() for name, value in values.items()}, {n: g.clone() for n, g in gradients.items()})
+        )
+    return results
+
+
+def one_batch(kind: str, rows: list[Sample]) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+    """A rectangle of all documents, padded on the right, built without the loader."""
+    longest = max(len(row.input_ids) for row in rows)
+    ids = torch.tensor([row.input_ids + [PAD] * (longest - len(row.input_ids)) for row in rows])
+    mask = torch.tensor([[1] * len(row.input_ids) + [0] * (longest - len(row.input_ids)) for row in rows])
+    if kind == "causal_lm":
+        labels = torch.full_like(ids, -100)
+        labels[:, :-1] = torch.where(mask[:, 1:].bool(), ids[:, 1:], -100)
+    elif kind == "sequence_classification":
+        labels = torch.tensor([-100 if row.label is None else row.label for row in rows])
+    else:
+        labels = torch.tensor([[torch.nan] * 2 if row.label is None else row.label for row in rows])
+    return {"input_ids": ids, "attention_mask": mask}, labels, mask.bool()
+
+
+# --- comparison ------------------------------------------------------------------------------------------------------
+
+
+class Errors(NamedTuple):
+    """Worst relative errors of a case."""
+
+    terms: dict[str, float]
+    gradient: float
+
+
+def errors_of(case: Case, place: Path, by_rank: list[list[Any]]) -> Errors:
+    """Compare every step of a case, on every rank, with the reference.
+
+    A term's error is relative to its value, or to ``FLOOR``. A parameter's gradient error is the norm of the difference,
+    relative to the norm of the parameter's gradient plus 1/1000 of that of the whole gradient (some are 0).
+    """
+    setup = case.setup
+    expected = reference(place, setup.what, setup.kind, setup.family, setup.precision)
+    terms: dict[str, float] = {}
+    worst = 0.0
+    for step, (values, gradients) in enumerate(expected):
+        for of_rank in by_rank:
+            report, _, total = of_rank[step]
+            assert total == by_rank[0][step][2], f"rank gradients differ: {total} and {by_rank[0][step][2]}"
+            for name, value in values.items():
+                error = abs(report[name] - value) / max(abs(value), FLOOR)
+                terms[name] = max(terms.get(name, 0.0), error)
+        got = by_rank[0][step][1]
+        assert got.keys() == gradients.keys(), got.keys() ^ gradients.keys()
+        whole = torch.cat([gradient.flatten() for gradient in gradients.values()]).norm()
+        for name, gradient in gradients.items():
+            difference = (got[name].double() - gradient).norm()
+            worst = max(worst, float(difference / (gradient.norm() + 1e-3 * whole)) if difference > 0 else 0.0)
+    return Errors(terms, worst)
+
+
+def run_cases(folder: Path, cases: Sequence[Case], *, timeout_s: float = 240.0) -> dict[Case, Errors]:
+    """Run cases of one number of ranks in one group of processes."""
+    (world_size,) = {case.setup.ranks for case in cases}
+    groups = [
+        (setup, [case.layout for case in cases if case.setup == setup])
+        for setup in dict.fromkeys(case.setup for case in cases)
+    ]
+    places = {setup: write_models(folder, setup.family, setup.kind) for setup, _ in groups}
+    by_rank = run_ranks(run_all, world_size, folder, groups, timeout_s=timeout_s)
+    return {
+        Case(setup, layout): errors_of(Case(setup, layout), places[setup], [of_rank[i][j] for of_rank in by_rank])
+        for i, (setup, layouts) in enumerate(groups)
+        for j, layout in enumerate(layouts)
+    }
+
+
+# --- the document ----------------------------------------------------------------------------------------------------
+
+DOCUMENT = ROOT / "docs" / "invariance.md"
+HEADING = """# The same batch, however it is cut up
+
+The same global batch gives the same loss terms and the same gradients, on any number of ranks, with any accumulation,
+padding, packing and ZeRO stage. Each case below ran on real ranks under DeepSpeed and was held against one fp64 process
+that saw all documents at once, each in a row of its own, with the losses of torch and `torch.distributions`. Tiny
+models; three steps each: documents of uneven length, a step in which every label is ignored, and a ragged last step
+whose missing rows leave some ranks without any token. Written by `python -m tests.distributed.matrix{option}`.
+
+Errors are the worst seen. A term's is relative to its value, or to {floor} where it is smaller; a parameter's gradient
+error is the norm of the difference over the norm of its gradient plus 1/1000 of the whole gradient's.
+In bf16 the reference is fp64 too, from the same rounded weights: what is seen there is the rounding of activations to
+8 bits, through all blocks of teacher and student. The bounds the tests hold: {bounds}.
+
+{cases} cases, {hardware}, commit {commit}.
+"""
+
+
+def render(results: dict[Case, Errors], *, option: str, hardware: str, commit: str) -> str:
+    """The results as Markdown."""
+    bounds = "; ".join(f"{p}: terms {t['loss']:.0e}, gradients {t['gradient']:.0e}" for p, t in TOLERANCE.items())
+    lines = [
+        HEADING.format(option=option, floor=FLOOR, bounds=bounds, cases=len(results), hardware=hardware, commit=commit)
+    ]
+
+    def worst(chosen: Sequence[float]) -> str:
+        return f"{max(chosen):.1e}" if chosen else "–"
+
+    names = sorted({name for errors in results.values() for name in errors.terms})
+    lines += ["| term | cases | fp32 | bf16 |", "|---|---|---|---|"]
+    for name in names:
+        having = {case: errors.terms[name] for case, errors in results.items() if name in errors.terms}
+        by_precision = [[e for case, e in having.items() if case.setup.precision == p] for p in TOLERANCE]
+        lines.append(f"| `{name}` | {len(having)} | {' | '.join(map(worst, by_precision))} |")
+    lines += ["", "| | | cases | terms, fp32 | gradient, fp32 | terms, bf16 | gradient, bf16 |", "|---" * 7 + "|"]
+    for factor, values in FACTORS.items():
+        for value in values:
+            having = {c: e for c, e in results.items() if {**c.setup._asdict(), **c.layout._asdict()}[factor] == value}
+            cells = []
+            for precision in TOLERANCE:
+                chosen = [errors for case, errors in having.items() if case.setup.precision == precision]
+                cells += [worst([max(e.terms.values()) for e in chosen]), worst([e.gradient for e in chosen])]
+            lines.append(f"| {factor.replace('_', ' ')} | {value} | {len(having)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--full", action="store_true", help="also the full product, which takes about half an hour")
+    parser.add_argument("--hardware", required=True, help="where this runs, for the document")
+    options = parser.parse_args()
+    cases = list(dict.fromkeys([*sample(), *(full_product() if options.full else [])]))
+    results: dict[Case, Errors] = {}
+    for world_size in FACTORS["ranks"]:
+        with tempfile.TemporaryDirectory() as folder:
+            chosen = [case for case in cases if case.setup.ranks == world_size]
+            results |= run_cases(Path(folder), chosen, timeout_s=3600)
+        reference.cache_clear()
+    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    option = " --full" if options.full else ""
+    DOCUMENT.parent.mkdir(exist_ok=True)
+    DOCUMENT.write_text(render(results, option=option, hardware=options.hardware, commit=commit), encoding="utf-8")
+    print(DOCUMENT)
+
+
+if __name__ == "__main__":
+    main()

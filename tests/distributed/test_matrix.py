@@ -1,0 +1,79 @@
+"""The invariance matrix of :mod:`tests.distributed.matrix`: a pairwise sample; the full product is slow."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from tests.distributed.matrix import (
+    DOCUMENT,
+    FACTORS,
+    TOLERANCE,
+    Case,
+    full_product,
+    is_allowed,
+    pair_covered,
+    run_cases,
+    sample,
+)
+
+CASES = sample()
+FULL = full_product()
+
+
+def check(case: Case, errors) -> None:
+    bounds = TOLERANCE[case.setup.precision]
+    assert max(errors.terms.values()) <= bounds["loss"], (case, errors)
+    assert errors.gradient <= bounds["gradient"], (case, errors)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """The sampled cases of one number of ranks, run once in one group of processes."""
+    made = {}
+
+    def of(world_size):
+        if world_size not in made:
+            chosen = [case for case in CASES if case.setup.ranks == world_size]
+            made[world_size] = run_cases(tmp_path_factory.mktemp("matrix"), chosen)
+        return made[world_size]
+
+    return of
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_batch_gives_the_same_terms_and_gradients(results, case):
+    check(case, results(case.setup.ranks)[case])
+
+
+def test_the_sample_holds_every_pair_of_values():
+    values = [{**case.setup._asdict(), **case.layout._asdict()} for case in CASES]
+    for a, b in itertools.combinations(FACTORS, 2):
+        for x, y in itertools.product(FACTORS[a], FACTORS[b]):
+            if is_allowed({a: x, b: y}):
+                assert any(pair_covered(((a, x), (b, y)), one) for one in values), (a, x, b, y)
+
+
+def test_the_document_shows_this_matrix():
+    rows = DOCUMENT.read_text(encoding="utf-8").splitlines()
+    for factor, values in FACTORS.items():
+        for value in values:
+            assert any(row.startswith(f"| {factor.replace('_', ' ')} | {value} |") for row in rows), (factor, value)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("precision", FACTORS["precision"])
+@pytest.mark.parametrize("stage", FACTORS["stage"])
+@pytest.mark.parametrize("world_size", FACTORS["ranks"])
+def test_the_full_product(tmp_path, world_size, stage, precision):
+    chosen = [
+        case
+        for case in FULL
+        if (case.setup.ranks, case.setup.stage, case.setup.precision) == (world_size, stage, precision)
+    ]
+    if not chosen:
+        pytest.skip("refused by the product")
+    for case, errors in run_cases(tmp_path, chosen, timeout_s=1500).items():
+        check(case, errors)
