@@ -17,7 +17,7 @@ from ted_ds.data.loader import Batch, Collator, evaluation_batches, training_ste
 from ted_ds.data.tasks import TaskData
 from ted_ds.evaluation.scoring import evaluate
 from ted_ds.models.families import family_of
-from ted_ds.models.files import read_model_facts
+from ted_ds.models.files import ModelFacts, read_model_facts
 from ted_ds.models.loading import DTYPES, load_model
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.task_terms import TASK_TERMS
@@ -62,6 +62,10 @@ class Assembly:
     def layers(self, side: str) -> tuple[int, ...]:
         """The ``student``'s or the ``teacher``'s side of the layer map."""
         return tuple(pair[0 if side == "student" else 1] for pair in self.plan.layer_pairs)
+
+    def facts(self, side: str) -> ModelFacts:
+        """What the ``student``'s or the ``teacher``'s files say."""
+        return self.student_facts if side == "student" else self.teacher_facts
 
     # --- models -------------------------------------------------------------------------------------------------
 
@@ -143,10 +147,9 @@ class Assembly:
         finally:
             engine.release()
 
-    def train(self, phase: str, engine: TrainableEngine, objective: Objective, plan: PhasePlan) -> dict[str, float]:
-        """Run the phase's steps; returns its tokens per second and last report."""
-        seed_everything(self.recipe.seed, phase=phase, rank=self.world.rank)
-        batches = training_steps(
+    def training_batches(self, plan: PhasePlan) -> Iterator[list[Batch]]:
+        """This rank's microbatches of each step of a phase."""
+        return training_steps(
             self.data.train_samples(self.recipe.seed),
             self.collate,
             global_batch_size=plan.global_batch_size,
@@ -154,6 +157,11 @@ class Assembly:
             rank=self.world.rank,
             world_size=self.world.size,
         )
+
+    def train(self, phase: str, engine: TrainableEngine, objective: Objective, plan: PhasePlan) -> dict[str, float]:
+        """Run the phase's steps; returns its tokens per second and last report."""
+        seed_everything(self.recipe.seed, phase=phase, rank=self.world.rank)
+        batches = self.training_batches(plan)
         started = time.monotonic()
         last: dict[str, float] = {}
 

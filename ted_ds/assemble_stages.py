@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,24 +47,34 @@ class StageOne:
         }
 
 
-def build_stage_one(build: Assembly, side: str, model: Path, layers: Sequence[int]) -> StageOne:
-    """A frozen body with fresh filters at ``layers`` and a head on each. Every rank must call it.
+def build_stage_one(build: Assembly, side: str, model: Path) -> StageOne:
+    """A frozen body with fresh filters at its side of the layer map and a head on each. Every rank must call it.
 
     Raises:
         TedError: The model cannot be loaded; on every rank.
     """
-    filters = build.recipe.filters
-    assert filters is not None
-    facts = build.teacher_facts if side == "teacher" else build.student_facts
-    dim = build.plan.filter_dim
+    layers = build.layers(side)
     body = build.frozen_model(model, layers, new_head_allowed=True)
-    seed_everything(build.recipe.seed, phase=f"filters_{side}")
-    bank = FilterBank(layers, facts.hidden_size, dim, kind=filters.kind, initialisation=filters.initialisation)
+    bank = fresh_filters(build, side)
     probes: FilterProbes | None = None
     with build.world.together():
-        probes = _probes(build, bank, model, facts.model_type)
+        probes = _probes(build, bank, model, build.facts(side).model_type)
     assert probes is not None
     return StageOne(body, bank, probes, FilterObjective(build.terms, body, layers), layer_names(layers))
+
+
+def fresh_filters(build: Assembly, side: str) -> FilterBank:
+    """The filters of one side as Stage I starts with them, the same on every rank."""
+    filters = build.recipe.filters
+    assert filters is not None
+    seed_everything(build.recipe.seed, phase=f"filters_{side}")
+    return FilterBank(
+        build.layers(side),
+        build.facts(side).hidden_size,
+        build.plan.filter_dim,
+        kind=filters.kind,
+        initialisation=filters.initialisation,
+    )
 
 
 def _probes(build: Assembly, bank: FilterBank, model: Path, model_type: str) -> FilterProbes:
@@ -89,6 +98,8 @@ class StageTwo:
     """The student and its filters as the one trainable module."""
     teacher: FrozenModel | None
     """None for ``sft``."""
+    teacher_filters: nn.Module | None
+    """None where no layers are matched."""
     objective: Objective
 
     @property
@@ -104,7 +115,13 @@ class StageTwo:
 
 
 def build_stage_two(
-    build: Assembly, config: Mapping[str, Any], *, teacher: Path, student: Path, filters: Mapping[str, Path]
+    build: Assembly,
+    config: Mapping[str, Any],
+    *,
+    teacher: Path,
+    student: Path,
+    filters: Mapping[str, Path | None],
+    new_head_allowed: bool = False,
 ) -> StageTwo:
     """The student, its teacher and the filters of both. Every rank must call it.
 
@@ -113,7 +130,9 @@ def build_stage_two(
         config: The completed DeepSpeed config the student will train under.
         teacher: The teacher's folder.
         student: The student's.
-        filters: For ``ted``: the folders of the ``student``'s and the ``teacher``'s learned filters.
+        filters: For ``ted``: the folders of the ``student``'s and the ``teacher``'s learned filters; None for fresh
+            ones, as Stage I starts with.
+        new_head_allowed: Whether the teacher's head may start random, as before its fine-tuning.
 
     Raises:
         TedError: A model or filter cannot be loaded; on every rank.
@@ -125,13 +144,15 @@ def build_stage_two(
     with build.world.together():
         banks = _filter_banks(build, filters)
     bank, teacher_filters, kind = banks
-    frozen = None if plan.method == "sft" else build.frozen_model(teacher, teacher_layers)
+    frozen = (
+        None if plan.method == "sft" else build.frozen_model(teacher, teacher_layers, new_head_allowed=new_head_allowed)
+    )
     objective: Objective = (
         FinetuneObjective(build.terms, plan.task_weight)
         if frozen is None
         else distill_objective(build, frozen, teacher_filters)
     )
-    return StageTwo(tapped, bank, kind, FilteredModel(tapped, bank), frozen, objective)
+    return StageTwo(tapped, bank, kind, FilteredModel(tapped, bank), frozen, teacher_filters, objective)
 
 
 def distill_objective(build: Assembly, teacher: FrozenModel, teacher_filters: nn.Module | None) -> DistillObjective:
@@ -152,22 +173,33 @@ def distill_objective(build: Assembly, teacher: FrozenModel, teacher_filters: nn
     )
 
 
-def _filter_banks(build: Assembly, folders: Mapping[str, Path]) -> tuple[FilterBank, nn.Module | None, str]:
+def _filter_banks(build: Assembly, folders: Mapping[str, Path | None]) -> tuple[FilterBank, nn.Module | None, str]:
     """The student's filters, the teacher's (None: no layers are matched), and the kind of the student's."""
-    recipe, dim = build.recipe, build.plan.filter_dim
-    student_width, teacher_width = build.student_facts.hidden_size, build.teacher_facts.hidden_size
-    student_layers, teacher_layers = build.layers("student"), build.layers("teacher")
+    recipe, layers = build.recipe, build.layers("student")
+    width, dim = build.facts("student").hidden_size, build.plan.filter_dim
     if recipe.distill.method == "ted":
         assert recipe.filters is not None
-        kind = recipe.filters.kind
-        load = functools.partial(load_filters, dim=dim, kind=kind)
-        bank = load(folders["student"], layers=student_layers, hidden_size=student_width)
-        teacher_bank = load(folders["teacher"], layers=teacher_layers, hidden_size=teacher_width)
-        return bank, teacher_bank.to(build.world.device, build.dtype).requires_grad_(False).eval(), kind
+        bank, teacher_bank = (_filters(build, side, folders[side]) for side in ("student", "teacher"))
+        teacher_bank.to(build.world.device, build.dtype).requires_grad_(False).eval()
+        return bank, teacher_bank, recipe.filters.kind
     if recipe.distill.method == "lwd":
         seed_everything(recipe.seed, phase="lwd")
-        return FilterBank(student_layers, student_width, dim), IdentityFilters(), "linear"
-    return FilterBank((), student_width, student_width), None, "linear"
+        return FilterBank(layers, width, dim), IdentityFilters(), "linear"
+    return FilterBank((), width, width), None, "linear"
+
+
+def _filters(build: Assembly, side: str, folder: Path | None) -> FilterBank:
+    filters = build.recipe.filters
+    assert filters is not None
+    if folder is None:
+        return fresh_filters(build, side)
+    return load_filters(
+        folder,
+        layers=build.layers(side),
+        hidden_size=build.facts(side).hidden_size,
+        dim=build.plan.filter_dim,
+        kind=filters.kind,
+    )
 
 
 def _named(what: str, names: Iterable[str], modules: Iterable[nn.Module]) -> dict[str, nn.Module]:

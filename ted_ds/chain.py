@@ -18,6 +18,8 @@ from ted_ds.models.cutting import cut
 from ted_ds.models.families import family_of
 from ted_ds.models.filter_files import save_filters
 from ted_ds.phases import PhaseFolder, model_identity
+from ted_ds.preflight import act_on, vet_knowledge, vet_weights
+from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.runtime.sharding import collect_garbage
 from ted_ds.stages.finetune import FinetuneObjective
 
@@ -31,8 +33,9 @@ class Chain:
         """Start from the teacher's folder and the student's (None where it is cut from the teacher)."""
         self._assembly, self._recipe = assembly, assembly.recipe
         self._output = assembly.recipe.output_dir
-        self._teacher_origin, self._student_origin = teacher, student
+        self.teacher_origin, self._student_origin = teacher, student
         self._identities: dict[Path, dict[str, str]] = {}
+        self._teacher_is_vetted = False
 
     def pending(self, wanted: Sequence[str]) -> list[str]:
         """The wanted phases from the first that is not complete; writes nothing.
@@ -50,11 +53,21 @@ class Chain:
         return []
 
     def _is_complete(self, phase: str, wanted: Sequence[str]) -> bool:
-        folder = self._folder(phase)
+        folder = self.folder(phase)
         complete = folder.is_complete()
         if not complete and phase not in wanted:
             raise CheckpointError(f"{folder.path}: phase {phase} is not complete; do it first, or all: ted-ds run")
         return complete
+
+    def vet_files(self) -> None:
+        """Make sure that the weights the run starts from are weights; writes nothing.
+
+        Raises:
+            CheckpointError: They are not.
+        """
+        for name, path in (("teacher", self.teacher_origin), ("student", self._student_origin)):
+            if path is not None:
+                act_on(self._assembly, vet_weights(self._assembly, name, path))
 
     def run(self, phases: Sequence[str]) -> None:
         """Run phases that are pending, in order.
@@ -63,7 +76,7 @@ class Chain:
             TedError: The same on every rank.
         """
         for phase in phases:
-            folder = self._assembly.world.on_main(functools.partial(self._folder, phase))
+            folder = self._assembly.world.on_main(functools.partial(self.folder, phase))
             if self._assembly.world.on_main(folder.is_complete):
                 self._assembly.screen.say(f"{phase}: complete, skipped")
                 continue
@@ -74,16 +87,17 @@ class Chain:
 
     # --- where things are -----------------------------------------------------------------------------------------
 
-    def _folder(self, phase: str) -> PhaseFolder:
+    def folder(self, phase: str) -> PhaseFolder:
+        """Where a phase puts its result, and what that depends on."""
         inputs: dict[str, Callable[[], dict[str, Any]]] = {
-            "finetune_teacher": lambda: self._training_inputs(self._recipe.teacher.finetune, self._teacher_origin),
+            "finetune_teacher": lambda: self._training_inputs(self._recipe.teacher.finetune, self.teacher_origin),
             "cut_student": lambda: {
-                "teacher": self._identity(self._teacher()),
+                "teacher": self._identity(self.teacher_path()),
                 "blocks": self._recipe.student.from_teacher and self._recipe.student.from_teacher.blocks,
             },
-            "finetune_student": lambda: self._training_inputs(self._recipe.student.finetune, self._student_start()),
-            "filters_teacher": lambda: self._filter_inputs("teacher", self._teacher()),
-            "filters_student": lambda: self._filter_inputs("student", self._student()),
+            "finetune_student": lambda: self._training_inputs(self._recipe.student.finetune, self.student_start_path()),
+            "filters_teacher": lambda: self._filter_inputs("teacher", self.teacher_path()),
+            "filters_student": lambda: self._filter_inputs("student", self.student_path()),
             "distill": self._distill_inputs,
             "evaluate": lambda: {
                 "models": {name: self._identity(path) for name, path in self._evaluated().items()},
@@ -95,24 +109,27 @@ class Chain:
         }
         return PhaseFolder(self._output / phase, inputs[phase]())
 
-    def _teacher(self) -> Path:
+    def teacher_path(self) -> Path:
+        """The teacher that Stage I and II read."""
         tuned = self._recipe.teacher.finetune is not None
-        return self._output / "finetune_teacher" / MODEL_FOLDER if tuned else self._teacher_origin
+        return self._output / "finetune_teacher" / MODEL_FOLDER if tuned else self.teacher_origin
 
-    def _student_start(self) -> Path:
+    def student_start_path(self) -> Path:
+        """The student before any training."""
         return self._student_origin or self._output / "cut_student" / MODEL_FOLDER
 
-    def _student(self) -> Path:
+    def student_path(self) -> Path:
+        """The student that Stage I and II read."""
         tuned = self._recipe.student.finetune is not None
-        return self._output / "finetune_student" / MODEL_FOLDER if tuned else self._student_start()
+        return self._output / "finetune_student" / MODEL_FOLDER if tuned else self.student_start_path()
 
     def _distilled(self) -> Path:
         return self._output / "distill" / MODEL_FOLDER
 
     def _evaluated(self) -> dict[str, Path]:
-        models = {"teacher": self._teacher(), "student before": self._student_start()}
+        models = {"teacher": self.teacher_path(), "student before": self.student_start_path()}
         if self._recipe.student.finetune is not None:
-            models["student fine-tuned"] = self._student()
+            models["student fine-tuned"] = self.student_path()
         return {**models, "student after": self._distilled()}
 
     def _identity(self, folder: Path) -> dict[str, str]:
@@ -141,8 +158,8 @@ class Chain:
         return {**self._training_inputs(plan, model), "filters": {**shape, "layers": layers, "dim": self._dim}}
 
     def _distill_inputs(self) -> dict[str, Any]:
-        inputs = self._training_inputs(self._recipe.distill, self._student())
-        inputs["teacher"] = self._identity(self._teacher())
+        inputs = self._training_inputs(self._recipe.distill, self.student_path())
+        inputs["teacher"] = self._identity(self.teacher_path())
         inputs["layer_pairs"] = [list(pair) for pair in self._assembly.plan.layer_pairs]
         if self._recipe.distill.method == "ted":
             for side in ("teacher", "student"):
@@ -154,15 +171,21 @@ class Chain:
     def _dim(self) -> int:
         return self._assembly.plan.filter_dim
 
+    def _vet_teacher(self, teacher: FrozenModel) -> None:
+        """Make sure, once a run, that the teacher has something to teach."""
+        if not self._teacher_is_vetted:
+            act_on(self._assembly, vet_knowledge(self._assembly, "teacher", teacher))
+        self._teacher_is_vetted = True
+
     # --- phases -----------------------------------------------------------------------------------------------------
 
     def _finetune_teacher(self, folder: PhaseFolder) -> None:
         assert self._recipe.teacher.finetune is not None
-        self._finetune(folder, "teacher.finetune", self._recipe.teacher.finetune, self._teacher_origin)
+        self._finetune(folder, "teacher.finetune", self._recipe.teacher.finetune, self.teacher_origin)
 
     def _finetune_student(self, folder: PhaseFolder) -> None:
         assert self._recipe.student.finetune is not None
-        self._finetune(folder, "student.finetune", self._recipe.student.finetune, self._student_start())
+        self._finetune(folder, "student.finetune", self._recipe.student.finetune, self.student_start_path())
 
     def _finetune(self, folder: PhaseFolder, plan_path: str, plan: PhasePlan, origin: Path) -> None:
         build = self._assembly
@@ -181,26 +204,34 @@ class Chain:
     def _cut_student(self, folder: PhaseFolder) -> None:
         from_teacher = self._recipe.student.from_teacher
         assert from_teacher is not None
-        family = family_of(self._assembly.teacher_facts.model_type)
 
         def write(place: Path) -> dict[str, Any]:
-            cut(self._teacher(), place / MODEL_FOLDER, blocks=from_teacher.blocks, family=family)
+            self.cut_student(self.teacher_path(), place / MODEL_FOLDER)
             return {"blocks": from_teacher.blocks}
 
         self._assembly.world.on_main(functools.partial(folder.write, write))
 
+    def cut_student(self, teacher: Path, place: Path) -> None:
+        """Write the student that the recipe cuts out of a teacher. On one rank only."""
+        from_teacher = self._recipe.student.from_teacher
+        assert from_teacher is not None
+        family = family_of(self._assembly.teacher_facts.model_type)
+        cut(teacher, place, blocks=from_teacher.blocks, family=family)
+
     def _filters_teacher(self, folder: PhaseFolder) -> None:
-        self._learn_filters(folder, "teacher", self._teacher())
+        self._learn_filters(folder, "teacher", self.teacher_path())
 
     def _filters_student(self, folder: PhaseFolder) -> None:
-        self._learn_filters(folder, "student", self._student())
+        self._learn_filters(folder, "student", self.student_path())
 
     def _learn_filters(self, folder: PhaseFolder, side: str, model: Path) -> None:
         build, filters = self._assembly, self._recipe.filters
         assert filters is not None
         plan = filters.teacher if side == "teacher" else filters.student
         config = build.engine_config(plan, f"filters.{side}")
-        stage = build_stage_one(build, side, model, build.layers(side))
+        stage = build_stage_one(build, side, model)
+        if side == "teacher":
+            self._vet_teacher(stage.body)
         with build.engine(stage.probes, config, plan, watched=stage.watched) as engine:
             result = build.train(folder.path.name, engine, stage.objective, plan)
             engine.engine.eval()
@@ -227,7 +258,11 @@ class Chain:
         build, plan = self._assembly, self._recipe.distill
         config = build.engine_config(plan, "distill")
         filters = {side: self._output / f"filters_{side}" for side in ("student", "teacher")}
-        stage = build_stage_two(build, config, teacher=self._teacher(), student=self._student(), filters=filters)
+        stage = build_stage_two(
+            build, config, teacher=self.teacher_path(), student=self.student_path(), filters=filters
+        )
+        if stage.teacher is not None:
+            self._vet_teacher(stage.teacher)
         with build.engine(stage.module, config, plan, watched=stage.watched) as engine:
             result = build.train(folder.path.name, engine, stage.objective, plan)
             state = build.whole_state(stage.student.model)
@@ -239,7 +274,7 @@ class Chain:
             build.save_model(stage.student.model, state, place / MODEL_FOLDER)
             if filter_state:
                 save_filters(place, filter_state, layers=stage.bank.layers, dim=self._dim, kind=stage.filter_kind)
-            return {**result, "teacher": self._identity(self._teacher())}
+            return {**result, "teacher": self._identity(self.teacher_path())}
 
         build.world.on_main(functools.partial(folder.write, write))
 

@@ -26,6 +26,7 @@ HELP_OF_VERB = {
     "distill": "Stage II: train the student",
     "evaluate": "score teacher and student on held-out data",
     "export": "write the student as a plain transformers folder",
+    "doctor": "is this pair sane? Looks at weights, labels, tokens, filters and one real step; exit code 1 if not",
     "check": "every mistake in the recipe at once, and the plan; needs no GPU and no torch",
 }
 
@@ -73,9 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 )
             )
         else:
-            from ted_ds.launch import launch  # torch and deepspeed only where they are needed
+            from ted_ds.launch import examine, run_phases  # torch and deepspeed only where they are needed
 
-            launch(options.recipe, options.overrides, PHASES_OF_VERB[options.verb])
+            if options.verb == "doctor":
+                return 0 if examine(options.recipe, options.overrides) else 1
+            run_phases(options.recipe, options.overrides, PHASES_OF_VERB[options.verb])
     except TedError as error:
         if os.environ.get("RANK", "0") == "0" or not error.agreed:
             print(f"ted-ds {options.verb}: error:\n{error}", file=sys.stderr)

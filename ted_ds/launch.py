@@ -1,4 +1,4 @@
-"""From the command line to a finished run: check, meet the other ranks, assemble, run the phases, show the result."""
+"""From the command line to a finished run: check, meet the other ranks, assemble, run phases or look, show results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from ted_ds.chain import Chain
 from ted_ds.config.load import load_recipe
 from ted_ds.config.schema import Recipe
 from ted_ds.contracts import refuse_different_tokenizers
-from ted_ds.data.tasks import TaskData, open_task_data
+from ted_ds.data.tasks import open_task_data
+from ted_ds.doctor import Doctor
 from ted_ds.errors import ConfigError
 from ted_ds.evaluation.scoring import SCORERS
 from ted_ds.models.loading import fetch, load_tokenizer
@@ -24,18 +25,57 @@ from ted_ds.tracking import METRICS_FILE, Tracker
 JOIN_TIMEOUT_S = 1800.0
 
 
-def launch(recipe_path: str, overrides: Sequence[str], wanted: Sequence[str]) -> None:
+def run_phases(recipe_path: str, overrides: Sequence[str], wanted: Sequence[str]) -> None:
     """Run the wanted phases of a recipe on the ranks the launcher started.
 
     Raises:
         TedError: The same on every rank. Before the first phase starts nothing has been written.
     """
     started = time.monotonic()
+    assembly, chain = _prepare(recipe_path, overrides, contracts_hold=True)
+    recipe, world, screen = assembly.recipe, assembly.world, assembly.screen
+    _greet(assembly)
+    phases = chain.pending(wanted)
+    try:
+        if phases:
+            chain.vet_files()
+            _open_output(recipe, world, assembly)
+            chain.run(phases)
+        if world.is_main:
+            _show_results(screen, recipe, chain, assembly.tracker, time.monotonic() - started)
+    finally:
+        if assembly.tracker is not None:
+            assembly.tracker.close()
+
+
+def examine(recipe_path: str, overrides: Sequence[str]) -> bool:
+    """Look at the pair of models, the data and one step of a recipe, and print a verdict on each.
+
+    Returns:
+        Whether nothing failed; the same on every rank.
+
+    Raises:
+        TedError: There is nothing to look at; the same on every rank.
+    """
+    assembly, chain = _prepare(recipe_path, overrides, contracts_hold=False)
+    _greet(assembly)
+    return Doctor(assembly, chain).examine()
+
+
+def _prepare(recipe_path: str, overrides: Sequence[str], *, contracts_hold: bool) -> tuple[Assembly, Chain]:
+    """Everything up to the first use of a model's weights.
+
+    Args:
+        recipe_path: The recipe.
+        overrides: Changes to it.
+        contracts_hold: Whether models that break a contract (:mod:`ted_ds.contracts`) are refused.
+    """
     recipe: Recipe | None = None
     failure: Exception | None = None
     try:
         recipe = load_recipe(recipe_path, overrides)
-        make_plan(recipe, num_ranks=int(os.environ.get("WORLD_SIZE", "1")), source=recipe_path)
+        num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+        make_plan(recipe, num_ranks=num_ranks, source=recipe_path, contracts_hold=contracts_hold)
     except Exception as error:  # a defect of ours on one rank must not leave the others waiting either
         failure = error
     world = World.join(recipe.collective_timeout_s if recipe is not None else JOIN_TIMEOUT_S)
@@ -45,30 +85,18 @@ def launch(recipe_path: str, overrides: Sequence[str], wanted: Sequence[str]) ->
     assert recipe is not None
     with world.together():
         world.check_precision(recipe.precision)
-    recipe, plan, teacher, student = _resolve_models(recipe, recipe_path, world)
+    recipe, plan, teacher, student = _resolve_models(recipe, recipe_path, world, contracts_hold=contracts_hold)
     tokenizer, data = None, None
     with world.together():
         tokenizer = load_tokenizer(teacher)
-        if student is not None:
+        if student is not None and contracts_hold:
             refuse_different_tokenizers(tokenizer.get_vocab(), load_tokenizer(student).get_vocab())
         data = open_task_data(recipe.data, recipe.task, tokenizer, max_heldout=recipe.evaluation.max_examples)
     assert tokenizer is not None
     assert data is not None
-
     screen = Screen(shown=world.is_main)
-    _greet(screen, recipe, plan, world, data)
     assembly = Assembly(recipe, plan, world, tokenizer=tokenizer, data=data, screen=screen)
-    chain = Chain(assembly, teacher=teacher, student=student)
-    phases = chain.pending(wanted)
-    try:
-        if phases:
-            _open_output(recipe, world, assembly)
-            chain.run(phases)
-        if world.is_main:
-            _show_results(screen, recipe, chain, assembly.tracker, time.monotonic() - started)
-    finally:
-        if assembly.tracker is not None:
-            assembly.tracker.close()
+    return assembly, Chain(assembly, teacher=teacher, student=student)
 
 
 def _open_output(recipe: Recipe, world: World, assembly: Assembly) -> None:
@@ -90,7 +118,9 @@ def _open_output(recipe: Recipe, world: World, assembly: Assembly) -> None:
             )
 
 
-def _resolve_models(recipe: Recipe, recipe_path: str, world: World) -> tuple[Recipe, Plan, Path, Path | None]:
+def _resolve_models(
+    recipe: Recipe, recipe_path: str, world: World, *, contracts_hold: bool
+) -> tuple[Recipe, Plan, Path, Path | None]:
     """Fetch hub models, then plan again: what their files say is known only now."""
     teacher: Path | None = None
     student: Path | None = None
@@ -105,16 +135,17 @@ def _resolve_models(recipe: Recipe, recipe_path: str, world: World) -> tuple[Rec
         }
     )
     with world.together():
-        plan = make_plan(recipe, num_ranks=world.size, source=recipe_path)
+        plan = make_plan(recipe, num_ranks=world.size, source=recipe_path, contracts_hold=contracts_hold)
     assert teacher is not None
     assert plan is not None
     return recipe, plan, teacher, student
 
 
-def _greet(screen: Screen, recipe: Recipe, plan: Plan, world: World, data: TaskData) -> None:
+def _greet(assembly: Assembly) -> None:
+    recipe, plan, world, screen = assembly.recipe, assembly.plan, assembly.world, assembly.screen
     screen.say(
         f"{recipe.name}: {recipe.task.kind} by {recipe.distill.method} on {world.size} x {world.device.type}, "
-        f"{len(data.heldout)} held-out sequences"
+        f"{len(assembly.data.heldout)} held-out sequences"
     )
     screen.say(f"phases: {' > '.join(plan.phases)}")
     if plan.layer_pairs:

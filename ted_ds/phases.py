@@ -67,6 +67,14 @@ class PhaseFolder:
                 raise CheckpointError(f"{file}: changed or missing since its phase was completed; remove {self.path}")
         return True
 
+    def result(self) -> dict[str, Any]:
+        """What the completed phase reported.
+
+        Raises:
+            CheckpointError: Its manifest is damaged.
+        """
+        return self._manifest()["result"]
+
     def _manifest(self) -> dict[str, Any]:
         try:
             manifest = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))

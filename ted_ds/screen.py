@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 SHOWN_VALUES = {
     "loss/total": "loss",
@@ -17,12 +18,17 @@ SHOWN_VALUES = {
 }
 
 
+LOG_WIDTH = 120
+
+
 class Screen:
     """A terminal gets a live bar, a log file one line per report."""
 
     def __init__(self, *, shown: bool) -> None:
         # a log file has no width of its own: wide enough that no line is broken
         self._console = Console(highlight=False, soft_wrap=True, quiet=not shown)
+        if not self._console.is_terminal:
+            self._console.width = LOG_WIDTH
         self._progress: Progress | None = None
         self._phase, self._max_steps = "", 0
 
@@ -59,11 +65,11 @@ class Screen:
             self._progress.stop()
             self._progress = None
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print a small table."""
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = True) -> None:
+        """Print a small table; ``numbers`` where all columns but the first hold numbers, not words."""
         table = Table(title=title, title_justify="left")
         for index, column in enumerate(columns):
-            table.add_column(column, justify="left" if index == 0 else "right")
+            table.add_column(column, justify="right" if numbers and index else "left")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*(Text(cell) for cell in row))
         self._console.print(table, soft_wrap=False)

@@ -134,16 +134,16 @@ class TrainableEngine:
             if index < len(micro) - 1:
                 self.engine.step()
 
-    def gradients(self) -> dict[str, Tensor]:
-        """The whole accumulated gradient by parameter, in fp32, between :meth:`accumulate` and :meth:`update`.
+    def gradients(self) -> Iterator[tuple[str, Tensor | None]]:
+        """Each trainable parameter's whole accumulated gradient in fp32, between :meth:`accumulate` and :meth:`update`.
 
-        Every rank must call it.
+        One at a time, as they need not fit together; None where backward did not reach a parameter. Every rank must
+        read them all.
         """
-        gradients: dict[str, Tensor] = {}
         for name, parameter in self._module.named_parameters():
-            if parameter.requires_grad and (gradient := safe_get_full_grad(parameter)) is not None:
-                gradients[name] = gradient.detach().float().clone()
-        return gradients
+            if parameter.requires_grad:
+                gradient = safe_get_full_grad(parameter)
+                yield name, None if gradient is None else gradient.detach().float().clone()
 
     def update(self) -> str | None:
         """Clip, and step with the accumulated gradient, unless it or a loss term is not finite.

@@ -60,6 +60,10 @@ class FrozenModel:
         """Logits (None without ``with_logits``) and tapped states, without gradient."""
         return self._module(inputs, with_logits)
 
+    def trained(self) -> list[str]:
+        """Names of its parameters that would train or hold a gradient: none, if it is frozen."""
+        return [n for n, p in self._module.named_parameters() if p.requires_grad or p.grad is not None]
+
     def release(self) -> None:
         """Free the engine and its hooks."""
         if self._engine is not None:

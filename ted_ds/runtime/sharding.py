@@ -27,17 +27,23 @@ def sharded_loading(config: Mapping[str, Any]) -> Iterator[None]:
         del alive
 
 
-def full_state_dict(module: nn.Module, *, keep: bool) -> dict[str, torch.Tensor]:
-    """Whole parameters on the CPU, gathered one at a time; empty where not ``keep``.
+def whole_parameters(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Each whole parameter in turn, gathered while it is looked at. Every rank must read them all.
 
-    Every rank must call it. Parameters that share memory appear once, under their first name.
+    Parameters that share memory appear once, under their first name.
     """
-    state = {}
     for name, parameter in module.named_parameters():
         sharded = hasattr(parameter, "ds_id")
         with deepspeed.zero.GatheredParameters([parameter]) if sharded else contextlib.nullcontext():
-            if keep:
-                state[name] = parameter.detach().to("cpu", copy=True).contiguous()
+            yield name, parameter.detach()
+
+
+def full_state_dict(module: nn.Module, *, keep: bool) -> dict[str, torch.Tensor]:
+    """Whole parameters on the CPU; empty where not ``keep``. Every rank must call it."""
+    state = {}
+    for name, parameter in whole_parameters(module):
+        if keep:
+            state[name] = parameter.to("cpu", copy=True).contiguous()
     return state
 
 

@@ -60,11 +60,10 @@ WEIGHTS = {
     "features": {"task_weight": 0.0, "kl_weight": 1e-30, "feature_weight": 3.0},
     "all": {"task_weight": 0.7, "kl_weight": 1.3, "feature_weight": 3.0},
 }
-# Worst of the full matrix: fp32 loss 6.2e-7, gradient 3.1e-6; bf16 loss 7.7e-3, gradient 7.1e-2. fp32 carries 24 bits
-# through some thousand additions; bf16 carries 8 through four blocks forward and back, on the student's side and on the
-# teacher's, and the reference starts from the same rounded weights.
-TOLERANCE = {"fp32": {"loss": 5e-6, "gradient": 2e-5}, "bf16": {"loss": 2e-2, "gradient": 1.5e-1}}
-
+# Twice the worst seen in the full matrix (docs/invariance.md). fp32 carries 24 bits; its worst gradient is that of a KL
+# alone between two classifiers that nearly agree, a difference of probabilities of size one. bf16 carries 8 bits through
+# four blocks forward and two back, on both sides, while the reference starts from the same rounded weights.
+TOLERANCE = {"fp32": {"loss": 1e-5, "gradient": 6e-5}, "bf16": {"loss": 1.5e-2, "gradient": 8e-2}}
 FLOOR = 0.01
 """A KL below it is a difference of much larger numbers, with their absolute error."""
 
@@ -323,7 +322,7 @@ def run_layout(world: Any, engine: Any, objective: Any, setup: Setup, layout: La
             world_size=world.size,
         )
         engine.accumulate(batches, objective)
-        gradients = engine.gradients()
+        gradients = dict(engine.gradients())
         skipped = engine.update()
         assert skipped is None, skipped
         total = float(sum(gradient.double().sum() for gradient in gradients.values()))
@@ -449,8 +448,8 @@ class Errors(NamedTuple):
 def errors_of(case: Case, place: Path, by_rank: list[list[Any]]) -> Errors:
     """Compare every step of a case, on every rank, with the reference.
 
-    A term's error is relative to its value, or to ``FLOOR``. A parameter's gradient error is the norm of the difference,
-    relative to the norm of the parameter's gradient plus 1/1000 of that of the whole gradient (some are 0).
+    A term's error is relative to its value, or to ``FLOOR``. A parameter's gradient error is the norm of the
+    difference, relative to the norm of the parameter's gradient plus 1/1000 of the whole gradient's (some are 0).
     """
     setup = case.setup
     expected = reference(place, setup.what, setup.kind, setup.family, setup.precision)

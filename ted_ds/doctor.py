@@ -1,0 +1,293 @@
+"""``ted-ds doctor``: is this pair of models sane? Looks at everything that goes into a run, and takes one real step."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ted_ds.assemble import Assembly
+from ted_ds.assemble_stages import StageTwo, build_stage_two
+from ted_ds.chain import Chain
+from ted_ds.config.schema import CausalLm, LabelledTask, Regression
+from ted_ds.contracts import broken_contracts
+from ted_ds.errors import TedError
+from ted_ds.models.loading import load_tokenizer
+from ted_ds.numerics.losses import kept_labels
+from ted_ds.phases import model_identity
+from ted_ds.plan import model_sides
+from ted_ds.preflight import heldout_guess, vet_knowledge, vet_weights
+from ted_ds.runtime.engine import TrainableEngine
+from ted_ds.runtime.sharding import collect_garbage, whole_parameters
+from ted_ds.stages.distill import DistillObjective
+from ted_ds.vetting.baseline import NUM_EXAMPLES
+from ted_ds.vetting.batch_text import LEGEND, batch_as_text
+from ted_ds.vetting.verdict import Verdict, failures
+
+MARKS = {"pass": "pass", "warn": "WARN", "fail": "FAIL", "skip": "skip"}
+LARGEST_SELF_LOSS = 1e-6
+"""What is left of a loss between a model and itself: nothing but fp32 rounding."""
+
+
+class Doctor:
+    """Examines one recipe on one world of ranks; writes nothing that stays."""
+
+    def __init__(self, assembly: Assembly, chain: Chain) -> None:
+        self._build, self._chain = assembly, chain
+        self._recipe, self._world = assembly.recipe, assembly.world
+        self._verdicts: list[Verdict] = []
+
+    def examine(self) -> bool:
+        """Print the layer map, a batch and the verdicts; whether none of them is a failure."""
+        teacher = self._chain.teacher_path()
+        teacher_is_ready = self._world.on_main(teacher.is_dir)
+        if not teacher_is_ready:
+            teacher = self._chain.teacher_origin
+        with self._student(teacher) as (student, student_is_ready):
+            self._look_at_contracts(student)
+            for name, path in (("teacher", teacher), ("student", student)):
+                self._attempt(f"{name} weights", lambda name=name, path=path: self._look_at_weights(name, path))
+            self._look_at_filters()
+            self._attempt("student", lambda: self._look_at_student(student, is_ready=student_is_ready))
+            self._attempt("stage II", lambda: self._look_at_stage_two(teacher, student, is_ready=teacher_is_ready))
+        self._show_layer_map()
+        self._show_batch()
+        rows = [(one.check, MARKS[one.status], one.detail) for one in self._verdicts]
+        self._build.screen.table(f"{self._recipe.name}: doctor", ("check", "verdict", "detail"), rows, numbers=False)
+        failed = failures(self._verdicts)
+        self._build.screen.say(f"{len(failed)} of {len(rows)} checks failed" if failed else "nothing failed")
+        return not failed
+
+    def _attempt(self, check: str, work: Callable[[], None]) -> None:
+        """Do some of the checks; what cannot even be loaded has failed them."""
+        try:
+            work()
+        except TedError as error:  # the same on every rank
+            self._add(check, "fail", str(error))
+        collect_garbage()
+
+    def _add(self, check: str, status: str, detail: str) -> None:
+        self._verdicts.append(Verdict(check, status, detail))  # type: ignore[arg-type]
+
+    # --- files --------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _student(self, teacher: Path) -> Iterator[tuple[Path, bool]]:
+        """The student as it is now, and whether it is past Stage 0; cut for the time being where it must be."""
+        student, start = self._chain.student_path(), self._chain.student_start_path()
+        if self._world.on_main(student.is_dir):
+            yield student, True
+            return
+        if self._world.on_main(start.is_dir):
+            yield start, self._recipe.student.finetune is None
+            return
+        output = self._recipe.output_dir
+        place = output.with_name(f".{output.name}.doctor")  # next to the output: all nodes see it
+
+        def cut() -> None:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            self._chain.cut_student(teacher, place)
+
+        try:
+            self._world.on_main(cut)
+            yield place, False
+        finally:
+            if self._world.is_main:
+                shutil.rmtree(place, ignore_errors=True)
+
+    def _look_at_contracts(self, student: Path) -> None:
+        teacher = self._chain.teacher_origin
+        facts = self._build.plan.teacher, self._build.plan.student
+        of_teacher = self._recipe.student.from_teacher is not None
+        sides = model_sides(self._recipe, teacher, facts[0], teacher if of_teacher else student, facts[1])
+        broken = broken_contracts(self._recipe, *sides)
+        task = self._recipe.task
+        held = {
+            "tokenizers": "one and the same" if of_teacher else "the same ids for the same tokens",
+            "vocabulary": f"{len(self._build.tokenizer.get_vocab()):,} tokens; embeddings "
+            f"{self._build.teacher_facts.vocab_size:,} (teacher), {self._build.student_facts.vocab_size:,} (student)",
+            "labels": ", ".join(task.labels) if isinstance(task, LabelledTask) else "none",
+            "head": "as the task asks",
+        }
+        for contract, detail in held.items():
+            if contract in broken:
+                self._add(contract, "fail", "; ".join(broken[contract]))
+            elif contract == "labels" and isinstance(task, LabelledTask) and facts[0] and facts[0].labels is None:
+                self._add(
+                    contract, "warn", f"the teacher does not name its labels; taken to be {detail}, in this order"
+                )
+            else:
+                self._add(contract, "pass", detail)
+        if not of_teacher and "tokenizers" not in broken:
+            self._attempt("tokenizers", lambda: self._compare_splits(student))
+
+    def _compare_splits(self, student: Path) -> None:
+        """Equal vocabularies may still split texts differently."""
+        texts = [str(self._build.tokenizer.decode(one.input_ids)) for one in self._build.data.heldout[:NUM_EXAMPLES]]
+        differing = 0
+        with self._world.together():
+            own = load_tokenizer(student)
+            differing = sum(own(text)["input_ids"] != self._build.tokenizer(text)["input_ids"] for text in texts)
+        if differing:
+            self._add(
+                "tokenizers", "warn", f"{differing} of {len(texts)} texts are split differently; the teacher's is used"
+            )
+
+    def _look_at_weights(self, name: str, path: Path) -> None:
+        identity = self._world.on_main(lambda: model_identity(path))
+        self._add(f"{name} files", "pass", f"{path}, sha256 {identity['sha256'][:16]}")
+        self._verdicts.append(vet_weights(self._build, name, path))
+
+    def _look_at_filters(self) -> None:
+        if self._recipe.distill.method != "ted":
+            return
+        for side in ("teacher", "student"):
+            check = f"filters of {side}"
+            path = self._recipe.output_dir / f"filters_{side}"
+            if not self._world.on_main(path.exists):
+                self._add(check, "skip", "not learned yet; ted-ds filters does it, fresh ones stand in here")
+                continue
+            self._attempt(check, lambda side=side, check=check: self._look_at_learned(side, check))
+
+    def _look_at_learned(self, side: str, check: str) -> None:
+        def scores() -> dict[str, float]:
+            folder = self._chain.folder(f"filters_{side}")
+            folder.is_complete()
+            result = folder.result()
+            return {name: values["loss"] for name, values in result.items() if isinstance(values, dict)}
+
+        losses = self._world.on_main(scores)
+        guess, what = heldout_guess(self._build)
+        useless = [f"{name} ({loss:.4g})" for name, loss in losses.items() if not loss < guess]
+        if useless:
+            self._add(check, "warn", f"no better than guessing {what} ({guess:.4g}): {', '.join(useless)}")
+        else:
+            self._add(check, "pass", f"learned on this model; worst held-out loss {max(losses.values()):.4g}")
+
+    # --- models -------------------------------------------------------------------------------------------------
+
+    def _look_at_student(self, path: Path, *, is_ready: bool) -> None:
+        model = self._build.frozen_model(path, new_head_allowed=True)
+        verdict = vet_knowledge(self._build, "student", model)
+        model.release()
+        if verdict.status == "fail" and "not finite" not in verdict.detail:  # it has yet to learn
+            when = "" if is_ready else " (before Stage 0)"
+            verdict = Verdict(verdict.check, "warn", verdict.detail + when)
+        self._verdicts.append(verdict)
+
+    def _look_at_stage_two(self, teacher: Path, student: Path, *, is_ready: bool) -> None:
+        build, plan = self._build, self._recipe.distill
+        config = build.engine_config(plan, "distill")
+        folders: dict[str, Path | None] = {}
+        for side in ("teacher", "student"):
+            learned = self._recipe.output_dir / f"filters_{side}"
+            unusable = any(v.check == f"filters of {side}" and v.status in ("fail", "skip") for v in self._verdicts)
+            folders[side] = None if unusable else learned
+        stage = build_stage_two(
+            build, config, teacher=teacher, student=student, filters=folders, new_head_allowed=not is_ready
+        )
+        if stage.teacher is not None:
+            verdict = vet_knowledge(build, "teacher", stage.teacher)
+            if not is_ready:
+                verdict = Verdict(verdict.check, "skip", f"{verdict.detail}; teacher.finetune is still to come")
+            self._verdicts.append(verdict)
+            self._distil_into_itself(stage)
+        with build.engine(stage.module, config, plan, watched=stage.watched) as engine:
+            self._take_a_step(engine, stage)
+        if stage.teacher is not None:
+            stage.teacher.release()
+
+    @torch.no_grad()
+    def _distil_into_itself(self, stage: StageTwo) -> None:
+        """A student that is the teacher, with the teacher's filters, has nothing to learn from it."""
+        teacher, objective = stage.teacher, stage.objective
+        assert teacher is not None
+        assert isinstance(objective, DistillObjective)
+
+        def forward(inputs: dict[str, Tensor]) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+            logits, states = teacher(inputs)
+            return logits, stage.teacher_filters(states) if stage.teacher_filters is not None else ()
+
+        batch = next(self._build.training_batches(self._recipe.distill))[0].to(self._world.device)
+        totals, counts = objective.totals(forward, batch), objective.counts(batch)
+        left = {name: float(totals[name] / counts[name].clamp(min=1)) for name in totals if name != "loss/task"}
+        everywhere = {name: max(one[name] for one in self._world.gather(left)) for name in left}
+        wrong = {name: value for name, value in everywhere.items() if not abs(value) <= LARGEST_SELF_LOSS}
+        shown = ", ".join(f"{name} {value:.2g}" for name, value in (wrong or everywhere).items())
+        self._add("teacher as its own student", "fail" if wrong else "pass", shown or "no term compares models")
+
+    def _take_a_step(self, engine: TrainableEngine, stage: StageTwo) -> None:
+        engine.accumulate(self._build.training_batches(self._recipe.distill), stage.objective)
+        unreached: list[str] = []
+        digest = hashlib.sha256()
+        for name, gradient in engine.gradients():
+            if gradient is None or not gradient.any():
+                unreached.append(name)
+            if gradient is not None:
+                digest.update(_bytes(gradient))
+        num_trained = sum(parameter.requires_grad for parameter in stage.module.parameters())
+        if unreached:
+            names = ", ".join(unreached[:3])
+            self._add("gradients", "fail", f"{len(unreached)} of {num_trained} parameters receive none: {names}")
+        else:
+            self._add("gradients", "pass", f"all {num_trained} trained parameters receive one")
+        frozen = stage.teacher.trained() if stage.teacher is not None else []
+        if stage.teacher_filters is not None:
+            frozen += [n for n, p in stage.teacher_filters.named_parameters() if p.requires_grad or p.grad is not None]
+        self._add(
+            "frozen parameters",
+            "fail" if frozen else "pass",
+            f"{len(frozen)} of them train: {', '.join(frozen[:3])}" if frozen else "none of them receives a gradient",
+        )
+        self._compare_ranks("gradients across ranks", digest.hexdigest())
+        reason = engine.update()
+        if reason is not None:
+            self._add("one step", "fail", f"skipped: {reason}")
+            return
+        report = engine.report(stage.objective)
+        shown = {name: value for name, value in report.items() if name.startswith("loss/") and "/layer_" not in name}
+        self._add("one step", "pass", ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
+        digest = hashlib.sha256()
+        for _, parameter in whole_parameters(stage.module):
+            digest.update(_bytes(parameter))
+        self._compare_ranks("weights across ranks", digest.hexdigest())
+
+    def _compare_ranks(self, check: str, digest: str) -> None:
+        digests = self._world.gather(digest)
+        differing = [rank for rank, other in enumerate(digests) if other != digests[0]]
+        if differing:
+            self._add(check, "fail", f"ranks {differing} differ from rank 0")
+        else:
+            self._add(check, "pass", f"sha256 {digest[:16]} on all {len(digests)}")
+
+    # --- what a person looks at ---------------------------------------------------------------------------------
+
+    def _show_layer_map(self) -> None:
+        if not self._build.plan.layer_pairs:
+            return
+        widths = [self._build.facts(side).hidden_size for side in ("student", "teacher")]
+        rows = [
+            (f"layer {student}", str(widths[0]), f"layer {teacher}", str(widths[1]), str(self._build.plan.filter_dim))
+            for student, teacher in self._build.plan.layer_pairs
+        ]
+        self._build.screen.table("layer map", ("student", "width", "teacher", "width", "matched in"), rows)
+
+    def _show_batch(self) -> None:
+        task = self._recipe.task
+        names = task.target_columns if isinstance(task, Regression) else getattr(task, "labels", [])
+        batch = next(self._build.training_batches(self._recipe.distill))[0]
+        causal_lm = isinstance(task, CausalLm)
+        lines = batch_as_text(batch, self._build.tokenizer, token_labels=causal_lm, label_names=names)
+        kept, tokens = int(kept_labels(batch.labels).sum()), int(batch.kept_tokens.sum())
+        self._build.screen.say(f"first microbatch: {tokens} tokens, {kept} labels kept of {batch.labels.numel()}")
+        for line in [*lines, LEGEND]:
+            self._build.screen.say(f"  {line}")
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

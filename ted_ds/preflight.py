@@ -1,0 +1,74 @@
+"""Checks of the models themselves, before anything is trained: the cheap half of ``ted-ds doctor``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ted_ds.assemble import Assembly
+from ted_ds.config.schema import CausalLm, LabelledTask, MultiLabelClassification, Regression
+from ted_ds.data.loader import evaluation_batches
+from ted_ds.errors import CheckpointError
+from ted_ds.models.files import weight_files
+from ted_ds.runtime.frozen import FrozenModel
+from ted_ds.vetting.baseline import NUM_EXAMPLES, Example, guess_loss, judge_against_guess, read_examples
+from ted_ds.vetting.verdict import Verdict
+from ted_ds.vetting.weights import WeightCounts, count_weights, judge_weights
+
+
+def vet_weights(build: Assembly, name: str, folder: Path) -> Verdict:
+    """The verdict on a model's files, which the ranks read in turns. Every rank must call it.
+
+    Raises:
+        TedError: A file cannot be read; on every rank.
+    """
+    mine = WeightCounts()
+    with build.world.together():
+        mine = count_weights(weight_files(folder)[build.world.rank :: build.world.size])
+    return judge_weights(name, build.world.gather(mine))
+
+
+@torch.no_grad()
+def vet_knowledge(build: Assembly, name: str, model: FrozenModel) -> Verdict:
+    """Whether a model is better at the task than a guess, on real held-out examples. Every rank must call it."""
+    task, world = build.recipe.task, build.world
+    heldout = build.data.heldout[:NUM_EXAMPLES]
+    classes = not isinstance(task, CausalLm | MultiLabelClassification | Regression)
+    examples: list[Example] = []
+    for batch in evaluation_batches(
+        heldout,
+        build.collate,
+        micro_batch_size=build.recipe.evaluation.micro_batch_size,
+        rank=world.rank,
+        world_size=world.size,
+    ):
+        on_device = batch.to(world.device)
+        logits, _ = model(on_device.inputs)
+        assert logits is not None
+        examples += read_examples(logits, on_device.labels, build.terms, classes=classes)
+    everything = [example for of_rank in world.gather(examples) for example in of_rank]
+    labels = task.labels if isinstance(task, LabelledTask) else []
+    return judge_against_guess(name, everything, heldout_guess(build), labels=labels)
+
+
+def heldout_guess(build: Assembly) -> tuple[float, str]:
+    """The held-out loss of a guess that has not seen the text, and what it guesses."""
+    task = build.recipe.task
+    num_outputs = build.teacher_facts.vocab_size if isinstance(task, CausalLm) else task.num_outputs
+    targets = [sample.label for sample in build.data.heldout if isinstance(sample.label, list)]
+    return guess_loss(task.kind, num_outputs=num_outputs, targets=targets)
+
+
+def act_on(build: Assembly, verdict: Verdict) -> None:
+    """Say a verdict, or refuse to go on, as the recipe asks.
+
+    Raises:
+        CheckpointError: It failed, and ``preflight`` is ``refuse``; on every rank.
+    """
+    text = f"{verdict.check}: {verdict.detail}"
+    if verdict.status == "fail" and build.recipe.preflight == "refuse":
+        error = CheckpointError(f"{text}. See ted-ds doctor; preflight: warn trains all the same")
+        error.agreed = True  # a verdict is the same on every rank
+        raise error
+    build.screen.say(f"  {text}" if verdict.status == "pass" else f"  {verdict.status.upper()} {text}")

@@ -1,0 +1,171 @@
+"""Breaks the product on purpose, one line at a time, and makes sure that the tests notice.
+
+    python -m tests.mutations            # all of them, about ten minutes on 2 cores
+    python -m tests.mutations T2 mask    # some
+
+Works on a copy. Exits with 1 if a mutation survives, or no longer applies.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+TESTS = ["tests/parity", "tests/distributed/test_matrix.py"]
+
+
+class Mutation(NamedTuple):
+    """One line that would be wrong in another way."""
+
+    file: str
+    right: str
+    wrong: str
+    says: str
+
+
+MUTATIONS = {
+    "T2": Mutation(
+        "numerics/task_terms.py",
+        "return temperature**2 if self.softened else 1.0",
+        "return 1.0",
+        "T^2 is dropped",
+    ),
+    "direction": Mutation(
+        "numerics/losses.py",
+        "(teacher.exp() * (teacher - student)).sum(-1)",
+        "(student.exp() * (student - teacher)).sum(-1)",
+        "KL(student || teacher) instead of KL(teacher || student)",
+    ),
+    "cross_entropy": Mutation(
+        "numerics/losses.py",
+        "(teacher.exp() * (teacher - student)).sum(-1)",
+        "-(teacher.exp() * student).sum(-1)",
+        "a cross-entropy in the place of the KL",
+    ),
+    "mask": Mutation(
+        "numerics/losses.py",
+        "return torch.where(keep, values, torch.zeros_like(values)).sum()",
+        "return values.sum()",
+        "padding and ignored labels are summed",
+    ),
+    "feature_mask": Mutation(
+        "stages/distill.py",
+        "keep=batch.kept_tokens,",
+        "keep=batch.attention_mask.bool(),",
+        "the token an empty row attends to is matched",
+    ),
+    "global_count": Mutation(
+        "runtime/engine.py",
+        "self._world.sum_on_host(counts)",
+        "counts.clone()",
+        "each rank divides by its own count",
+    ),
+    "microbatch_count": Mutation(
+        "runtime/engine.py",
+        "loss = combine(totals, on_device, objective.weights)",
+        "own = objective.counts(batch)\n"
+        "            loss = combine(totals, {n: own[n].float() for n in totals}, objective.weights) / len(micro)",
+        "a mean of the microbatches' means",
+    ),
+    "world_size": Mutation(
+        "runtime/engine.py",
+        "self.engine.backward(loss * self._world.size,",
+        "self.engine.backward(loss,",
+        "DeepSpeed's average over ranks is not made up for",
+    ),
+    "accumulation": Mutation(
+        "runtime/engine.py",
+        "scale_wrt_gas=False",
+        "scale_wrt_gas=True",
+        "DeepSpeed divides by the number of microbatches as well",
+    ),
+    "filter_all_reduce": Mutation(
+        "models/student.py",
+        "        return logits, self.bank(states)",
+        "        import torch.distributed as dist\n\n"
+        "        features = self.bank(states)\n"
+        "        if self.training and features and features[0].requires_grad and dist.get_rank():\n"
+        "            features = self.bank([state.detach() * 1.0 for state in states])\n"
+        "            features = tuple(one.detach() + 0.0 * one for one in features)\n"
+        "        return logits, features",
+        "filters learn from rank 0's data alone",
+    ),
+    "next_token": Mutation(
+        "data/loader.py",
+        "next_tokens[row, start : start + length - 1] = piece[1:]",
+        "next_tokens[row, start : start + length] = piece",
+        "labels are not shifted",
+    ),
+    "boundary": Mutation(
+        "data/loader.py",
+        "            return sample.document_lengths\n",
+        "            return (len(sample.input_ids),)\n",
+        "packed documents are not kept apart",
+    ),
+    "leak": Mutation(
+        "data/loader.py",
+        "        if not self.isolated:\n",
+        "        if True:\n",
+        "packed documents see each other, though their positions start again",
+    ),
+    "left_positions": Mutation(
+        "data/loader.py",
+        'positions_differ = self.isolate_documents or self.side == "left"',
+        "positions_differ = self.isolate_documents",
+        "positions count the padding on the left",
+    ),
+    "shared_ids": Mutation(
+        "stages/distill.py",
+        "shared = slice(self._num_shared_ids)",
+        "shared = slice(None)",
+        "padded ids take part in the KL",
+    ),
+}
+
+
+def survives(mutation: Mutation, folder: Path) -> str | None:
+    """Why a mutation is not noticed; None when a test fails because of it."""
+    for part in ("ted_ds", "tests", "ds_configs", "docs"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    file = folder / "ted_ds" / mutation.file
+    text = file.read_text(encoding="utf-8")
+    if text.count(mutation.right) != 1:
+        return f"does not apply: {mutation.file} has {text.count(mutation.right)} times {mutation.right!r}"
+    file.write_text(text.replace(mutation.right, mutation.wrong), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", *TESTS],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+    )
+    failed = re.search(r"^FAILED (\S+)", done.stdout, re.MULTILINE)
+    if done.returncode != 1 or failed is None:
+        return f"survives: pytest ended with {done.returncode}\n{done.stdout[-500:]}"
+    print(f"  first noticed by {failed[1]}")
+    return None
+
+
+def main() -> int:
+    survivors = []
+    for name in sys.argv[1:] or MUTATIONS:
+        print(f"{name}: {MUTATIONS[name].says}", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            reason = survives(MUTATIONS[name], Path(folder))
+        if reason is not None:
+            print(f"  {reason}")
+            survivors.append(name)
+    print(f"survivors: {', '.join(survivors)}" if survivors else "every mutation was noticed")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
