@@ -32,6 +32,7 @@ def broken_contracts(recipe: Recipe, teacher: Side | None, student: Side | None)
     A side is None while it is not known. A student cut from the teacher has the teacher's folder.
     """
     broken: dict[str, list[str]] = {}
+    vocabularies: dict[str, dict[str, int]] = {}
 
     def attempt(contract: str, side: Side, check: Callable[[], None]) -> None:
         try:
@@ -40,17 +41,21 @@ def broken_contracts(recipe: Recipe, teacher: Side | None, student: Side | None)
             lines = [f"{side.name}.path: {line}" for line in str(error).splitlines()]
             broken.setdefault(contract, []).extend(lines)
 
-    own = [side for side in (teacher, student) if side is not None and side.name == "teacher"]
-    if student is not None and (teacher is None or student.folder != teacher.folder):
+    own = [side for side in (teacher,) if side is not None]
+    if student is not None and (teacher is None or _differ(teacher, student)):
         own.append(student)
     for side in own:
         attempt("labels", side, lambda side=side: _check_labels(recipe, side))
-        attempt("vocabulary", side, lambda side=side: _check_vocabulary(side))
+        attempt("vocabulary", side, lambda side=side: _check_vocabulary(side, vocabularies))
     if teacher is not None:
         attempt("head", teacher, lambda: _check_head(recipe, teacher))
-    if teacher is not None and student is not None and student.folder != teacher.folder:
-        attempt("tokenizers", student, lambda: _check_tokenizers(teacher, student))
+    if student is not None and vocabularies.keys() == {"teacher", "student"}:
+        attempt("tokenizers", student, lambda: refuse_different_tokenizers(**vocabularies))
     return broken
+
+
+def _differ(teacher: Side, student: Side) -> bool:
+    return student.folder != teacher.folder or (teacher.trained_first and not student.trained_first)
 
 
 def _check_head(recipe: Recipe, teacher: Side) -> None:
@@ -84,10 +89,11 @@ def _check_labels(recipe: Recipe, side: Side) -> None:
         )
 
 
-def _check_vocabulary(side: Side) -> None:
+def _check_vocabulary(side: Side, vocabularies: dict[str, dict[str, int]]) -> None:
     vocabulary = read_vocabulary(side.folder)
     if vocabulary is None:
         return
+    vocabularies[side.name] = vocabulary
     token, largest = max(vocabulary.items(), key=lambda item: item[1])
     if largest >= side.facts.vocab_size:
         raise CheckpointError(

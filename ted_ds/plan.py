@@ -177,9 +177,11 @@ def model_sides(
     student: ModelFacts | None,
 ) -> tuple[Side | None, Side | None]:
     """The two models as contracts see them; None for one that is not known yet."""
-    tuned = {"teacher": recipe.teacher.finetune, "student": recipe.student.finetune}
+    teacher_tuned = recipe.teacher.finetune is not None
+    cut_from_tuned = recipe.student.from_teacher is not None and teacher_tuned
+    tuned = {"teacher": teacher_tuned, "student": recipe.student.finetune is not None or cut_from_tuned}
     teacher_side, student_side = (
-        Side(name, folder, facts, tuned[name] is not None) if folder is not None and facts is not None else None
+        Side(name, folder, facts, tuned[name]) if folder is not None and facts is not None else None
         for name, folder, facts in (("teacher", teacher_dir, teacher), ("student", student_dir, student))
     )
     return teacher_side, student_side

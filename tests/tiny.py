@@ -156,6 +156,14 @@ def recipe_dict(folder: Path, *, kind: str = "causal_lm", method: str = "ted", s
     }
 
 
+def task_dict(kind: str) -> dict[str, Any]:
+    """A minimal valid ``task`` section of any kind."""
+    if kind == "causal_lm":
+        return {"kind": kind, "sequence_length": 16}
+    head = {"target_columns": ["score"]} if kind == "regression" else {"labels": [*LABELS]}
+    return {"kind": kind, "max_length": 16, **head}
+
+
 def write_recipe(path: Path, recipe: dict[str, Any]) -> Path:
     """The recipe as YAML."""
     path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")

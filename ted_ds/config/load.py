@@ -108,14 +108,12 @@ def _models_at(annotation: Any, path: list[int | str]) -> list[type[BaseModel]]:
     if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
         inner = path[1:] if path and isinstance(path[0], int) else path
         return [model for arg in get_args(annotation) for model in _models_at(arg, inner)]
+    kinds = get_args(annotation.model_fields["kind"].annotation) if "kind" in annotation.model_fields else ()
+    if len(kinds) == 1 and path:
+        if path[0] != kinds[0]:
+            return []
+        path = path[1:]
     if not path:
         return [annotation]
-    kinds = get_args(annotation.model_fields["kind"].annotation) if "kind" in annotation.model_fields else ()
-    if len(kinds) == 1:
-        return (
-            _models_at(annotation, path[1:])
-            if path[0] == kinds[0] and len(path) > 1
-            else ([annotation] if path == [kinds[0]] else [])
-        )
     field = annotation.model_fields.get(str(path[0]))
     return _models_at(field.annotation, path[1:]) if field else []

@@ -94,7 +94,7 @@ def _open(source: Source, columns: Sequence[str]) -> IterableDataset:
     if absent:
         raise DataError(
             f"{source.path}: row 1: no column {absent[0]!r}; it has {', '.join(first)}. "
-            "Set task.text_column or task.label_column"
+            "Set task.text_column, task.label_column or task.target_columns"
         )
     return stream.select_columns(list(columns))
 

@@ -53,9 +53,14 @@ def read_label(task: HeadTask, row: Mapping[str, Any], *, where: str) -> Label:
 def _label_id(value: Any, task: LabelledTask, where: str) -> int:
     if value in task.labels:
         return task.labels.index(value)
-    if not isinstance(value, int) or not 0 <= value < len(task.labels):
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < len(task.labels):
         raise DataError(
             f"{where}: label {value!r} is unknown; use one of {task.labels} or its id 0..{len(task.labels) - 1}"
+        )
+    if str(value) in task.labels and task.labels.index(str(value)) != value:  # CSV makes numbers of names such as "1"
+        raise DataError(
+            f"{where}: label {value} is the id of {task.labels[value]!r} and the name of another label; choose names "
+            f"in task.labels that are no numbers"
         )
     return value
 

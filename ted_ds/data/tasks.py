@@ -102,7 +102,8 @@ class CausalLmData:
         separator: Any = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.pad_token_id
         tokens = (tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts)
         for ids, document_lengths in pack(tokens, length=self._task.sequence_length, separator=separator):
-            yield Sample(ids, document_lengths=document_lengths)
+            if max(document_lengths) > 1 or not self._task.packing.isolate_documents:  # else nothing to predict
+                yield Sample(ids, document_lengths=document_lengths)
 
 
 TaskData = LabelledData | CausalLmData

@@ -55,6 +55,7 @@ def _facts(config: dict[str, Any]) -> ModelFacts:
     try:
         id2label = {int(index): name for index, name in (config.get("id2label") or {}).items()}
         labels = tuple(id2label[index] for index in range(len(id2label)))
+        classifies = any("SequenceClassification" in name for name in config.get("architectures") or ())
         return ModelFacts(
             model_type=config["model_type"],
             num_blocks=first("num_hidden_layers", "n_layer"),
@@ -62,7 +63,7 @@ def _facts(config: dict[str, Any]) -> ModelFacts:
             vocab_size=config["vocab_size"],
             max_positions=first("max_position_embeddings", "n_positions"),
             labels=labels if labels and any(name != f"LABEL_{i}" for i, name in enumerate(labels)) else None,
-            num_labels=len(labels) or None,
+            num_labels=len(labels) or (2 if classifies else None),  # transformers leaves its default of two out
             architectures=tuple(config.get("architectures") or ()),
         )
     except StopIteration as error:

@@ -21,6 +21,11 @@ def kept_labels(labels: Int[Tensor, "*batch"] | Float[Tensor, "*batch"]) -> Bool
     return ~labels.isnan() if labels.is_floating_point() else labels != IGNORED_LABEL
 
 
+def _zeroed(keep: Bool[Tensor, "*batch"], values: Float[Tensor, "*batch last"]) -> Float[Tensor, "*batch last"]:
+    """Before any arithmetic: the gradient of a value that is not kept would else be zero times NaN."""
+    return values.masked_fill(~keep.reshape(*keep.shape, *[1] * (values.ndim - keep.ndim)), 0)
+
+
 def _sum_where(keep: Bool[Tensor, "*batch"], values: Float[Tensor, "*batch"]) -> Float[Tensor, ""]:
     return torch.where(keep, values, torch.zeros_like(values)).sum()
 
@@ -28,7 +33,7 @@ def _sum_where(keep: Bool[Tensor, "*batch"], values: Float[Tensor, "*batch"]) ->
 def cross_entropy_sum(logits: Float[Tensor, "*batch vocab"], labels: Int[Tensor, "*batch"]) -> Float[Tensor, ""]:
     """Sum of ``-log softmax(logits)[label]`` over kept labels, in fp32 nats. Gradient flows to ``logits``."""
     kept = kept_labels(labels)
-    log_probabilities = F.log_softmax(logits.float(), dim=-1)
+    log_probabilities = F.log_softmax(_zeroed(kept, logits).float(), dim=-1)
     picked = log_probabilities.gather(-1, labels.masked_fill(~kept, 0).unsqueeze(-1)).squeeze(-1)
     return -_sum_where(kept, picked)
 
@@ -38,7 +43,7 @@ def soft_cross_entropy_sum(
 ) -> Float[Tensor, ""]:
     """Sum over kept rows of ``-sum_c p_c log softmax(logits)_c``, in fp32 nats; a row of NaN is not kept."""
     kept = kept_labels(probabilities)
-    terms = probabilities.masked_fill(~kept, 0) * F.log_softmax(logits.float(), dim=-1)
+    terms = probabilities.masked_fill(~kept, 0) * F.log_softmax(_zeroed(kept.all(-1), logits).float(), dim=-1)
     return -_sum_where(kept.all(-1), terms.sum(-1))
 
 
@@ -47,7 +52,9 @@ def binary_cross_entropy_sum(
 ) -> Float[Tensor, ""]:
     """Sum over kept entries of ``-y log s(z) - (1 - y) log(1 - s(z))``, s the logistic function, in fp32 nats."""
     kept = kept_labels(labels)
-    each = F.binary_cross_entropy_with_logits(logits.float(), labels.float().masked_fill(~kept, 0), reduction="none")
+    each = F.binary_cross_entropy_with_logits(
+        _zeroed(kept, logits).float(), labels.float().masked_fill(~kept, 0), reduction="none"
+    )
     return _sum_where(kept, each)
 
 
@@ -56,7 +63,7 @@ def squared_error_sum(
 ) -> Float[Tensor, ""]:
     """Sum of ``(output - target)^2`` over kept targets, in fp32 and the targets' squared unit."""
     kept = kept_labels(targets)
-    return _sum_where(kept, (outputs.float() - targets.float().masked_fill(~kept, 0)).square())
+    return _sum_where(kept, (_zeroed(kept, outputs).float() - targets.float().masked_fill(~kept, 0)).square())
 
 
 def kl_divergence_sum(
@@ -70,8 +77,8 @@ def kl_divergence_sum(
 
     Only ``student_logits`` receive gradient; it shrinks with ``1 / T^2``, which the objective makes up for.
     """
-    student = F.log_softmax(student_logits.float() / temperature, dim=-1)
-    teacher = F.log_softmax(teacher_logits.detach().float() / temperature, dim=-1)
+    student = F.log_softmax(_zeroed(keep, student_logits).float() / temperature, dim=-1)
+    teacher = F.log_softmax(_zeroed(keep, teacher_logits.detach()).float() / temperature, dim=-1)
     return _sum_where(keep, (teacher.exp() * (teacher - student)).sum(-1))
 
 
@@ -87,7 +94,8 @@ def bernoulli_kl_sum(
     s is the logistic function: in a multi-label task each label is a yes or no of its own. Gradient as in
     :func:`kl_divergence_sum`.
     """
-    student, teacher = student_logits.float() / temperature, teacher_logits.detach().float() / temperature
+    student = _zeroed(keep, student_logits).float() / temperature
+    teacher = _zeroed(keep, teacher_logits.detach()).float() / temperature
     yes = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
     no = (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
     return _sum_where(keep, yes + no)
@@ -106,7 +114,7 @@ def feature_mse_sum(
     features, on both sides, to mean 0 and variance 1: decoders have a few tokens and coordinates thousands of times
     larger than the rest, and without it the term is about little else.
     """
-    student, teacher = student_features.float(), teacher_features.detach().float()
+    student, teacher = _zeroed(keep, student_features).float(), _zeroed(keep, teacher_features.detach()).float()
     if normalise:
         student, teacher = (F.layer_norm(features, features.shape[-1:]) for features in (student, teacher))
     return _sum_where(keep, (student - teacher).square().mean(-1))

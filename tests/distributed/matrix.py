@@ -61,8 +61,8 @@ WEIGHTS = {
     "all": {"task_weight": 0.7, "kl_weight": 1.3, "feature_weight": 3.0},
 }
 # Twice the worst seen in the full matrix (docs/invariance.md). fp32 carries 24 bits; its worst gradient is that of a KL
-# alone between two classifiers that nearly agree, a difference of probabilities of size one. bf16 carries 8 bits through
-# four blocks forward and two back, on both sides, while the reference starts from the same rounded weights.
+# alone between two classifiers that nearly agree, a difference of probabilities of size one. bf16 carries 8 bits
+# through four blocks forward and two back, on both sides, while the reference starts from the same rounded weights.
 TOLERANCE = {"fp32": {"loss": 1e-5, "gradient": 6e-5}, "bf16": {"loss": 1.5e-2, "gradient": 8e-2}}
 FLOOR = 0.01
 """A KL below it is a difference of much larger numbers, with their absolute error."""

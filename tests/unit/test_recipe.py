@@ -8,9 +8,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from ted_ds.config.load import load_recipe
+from ted_ds.config.load import TASK_KINDS, load_recipe
+from ted_ds.config.schema import CausalLm, Regression
 from ted_ds.errors import ConfigError
-from tests.tiny import recipe_dict, write_recipe
+from ted_ds.evaluation.scoring import SCORERS
+from ted_ds.numerics.task_terms import TASK_TERMS
+from tests.tiny import recipe_dict, task_dict, write_recipe
+
+LABELLED_KINDS = ("sequence_classification", "soft_label_classification", "multi_label_classification")
+KINDS = (*LABELLED_KINDS, "regression", "causal_lm")
 
 
 @pytest.fixture
@@ -49,6 +55,11 @@ def test_a_minimal_recipe_is_read_with_its_defaults(path: Path) -> None:
         ("data.train[0].pth=x", "data.train[0].pth", "path"),
         ("task.sequence_lenght=8", "task.sequence_lenght", "sequence_length"),
         ("student.from_teacher.block=[0]", "student.from_teacher.block", "blocks"),
+        ("data.pading={}", "data.pading", "padding"),
+        ("data.padding.sides=left", "data.padding.sides", "side"),
+        ("data.padding.multiple=8", "data.padding.multiple", "multiple_of"),
+        ("task.packing.isolate_document=false", "task.packing.isolate_document", "isolate_documents"),
+        ("max_consecutive_skip=1", "max_consecutive_skip", "max_consecutive_skips"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(
@@ -81,6 +92,11 @@ def test_a_key_of_the_other_task_kind_is_refused_and_not_suggested(path: Path) -
         ("data.train=[]", "data.train: []: List should have at least 1 item"),
         ("data.train[0].weight=0", "data.train[0].weight: 0: Input should be greater than 0"),
         ("name=a b", "name: 'a b': String should match pattern"),
+        ("data.padding.side=both", "data.padding.side: 'both': Input should be 'right' or 'left'"),
+        ("data.padding.multiple_of=0", "data.padding.multiple_of: 0: Input should be greater than 0"),
+        ("task.packing.isolate_documents=2", "task.packing.isolate_documents: 2: Input should be a valid boolean"),
+        ("max_consecutive_skips=-1", "max_consecutive_skips: -1: Input should be greater than or equal to 0"),
+        ("preflight=ignore", "preflight: 'ignore': Input should be 'refuse' or 'warn'"),
         ("task.kind=span_qa", "task: Input tag 'span_qa' found using 'kind' does not match any of the expected tags"),
     ],
 )
@@ -231,11 +247,116 @@ def test_a_rule_between_keys_is_enforced(path: Path, overrides: list[str], phras
     assert phrase in refusal(path, *overrides)
 
 
-def test_labels_must_be_distinct(tmp_path: Path) -> None:
-    recipe = recipe_dict(tmp_path, kind="sequence_classification")
-    recipe["task"]["labels"] = ["a", "a"]
-    path = write_recipe(tmp_path / "recipe.yaml", recipe)
+@pytest.mark.parametrize("kind", LABELLED_KINDS)
+def test_labels_must_be_distinct(tmp_path: Path, kind: str) -> None:
+    path = write_task(tmp_path, {**task_dict(kind), "labels": ["a", "a"]})
     assert refusal(path) == f"{path}: task: labels must be distinct, got ['a', 'a']"
+
+
+def test_kd_needs_a_weight_of_its_predictions(path: Path) -> None:
+    assert refusal(path, "distill.method=kd", "distill.kl_weight=0") == (
+        f"{path}: distill.method: kd needs a kl_weight above 0; without a teacher it is sft"
+    )
+
+
+# --- kinds of tasks ---------------------------------------------------------------------------------------------------
+
+
+def write_task(folder: Path, task: dict[str, Any]) -> Path:
+    return write_recipe(folder / "recipe.yaml", {**recipe_dict(folder), "task": task})
+
+
+def test_the_kinds_of_tasks_are_those_that_have_terms_and_scores() -> None:
+    assert set(TASK_TERMS) == set(SCORERS) == TASK_KINDS == set(KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_task_is_read(tmp_path: Path, kind: str) -> None:
+    task = load_recipe(write_task(tmp_path, task_dict(kind))).task
+    assert task.kind == kind
+    assert task.sequence_length == 16
+    assert task.text_column == "text"
+    if isinstance(task, CausalLm):
+        assert task.packing.isolate_documents
+        return
+    assert task.num_outputs == (1 if kind == "regression" else 2)
+
+
+def test_padding_is_on_the_right_to_the_longest_unless_said_otherwise(path: Path) -> None:
+    padding = load_recipe(path).data.padding
+    assert (padding.side, padding.multiple_of) == ("right", 1)
+    padding = load_recipe(path, ["data.padding={side: left, multiple_of: 8}"]).data.padding
+    assert (padding.side, padding.multiple_of) == ("left", 8)
+
+
+def test_regression_has_an_output_for_each_target_column(tmp_path: Path) -> None:
+    task = load_recipe(write_task(tmp_path, {"kind": "regression", "target_columns": ["joy", "anger"]})).task
+    assert isinstance(task, Regression)
+    assert task.num_outputs == 2
+    task = load_recipe(write_task(tmp_path, {"kind": "regression"})).task
+    assert isinstance(task, Regression)
+    assert task.target_columns == ["label"]
+
+
+def test_regression_refuses_a_temperature_also_the_default_one(tmp_path: Path) -> None:
+    path = write_task(tmp_path, task_dict("regression"))
+    for value in (1.0, 2.0, 4.0):
+        assert refusal(path, f"distill.temperature={value}") == (
+            f"{path}: distill.temperature: regression outputs are compared as numbers; remove it"
+        )
+    for kind in KINDS:
+        if kind != "regression":
+            assert (
+                load_recipe(write_task(tmp_path, task_dict(kind)), ["distill.temperature=4"]).distill.temperature == 4
+            )
+
+
+@pytest.mark.parametrize("kind", LABELLED_KINDS)
+def test_labelled_tasks_need_two_labels_at_least(tmp_path: Path, kind: str) -> None:
+    task = task_dict(kind)
+    path = write_task(tmp_path, {**task, "labels": ["a"]})
+    assert refusal(path) == f"{path}: task.labels: ['a']: List should have at least 2 items after validation, not 1"
+    del task["labels"]
+    path = write_task(tmp_path, task)
+    assert refusal(path) == f"{path}: task.labels: this key is required"
+
+
+def test_regression_needs_a_target_column(tmp_path: Path) -> None:
+    path = write_task(tmp_path, {"kind": "regression", "target_columns": []})
+    assert refusal(path).startswith(f"{path}: task.target_columns: []: List should have at least 1 item")
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "nearest"),
+    [
+        ("regression", "target_column", "target_columns"),
+        ("soft_label_classification", "lables", "labels"),
+        ("multi_label_classification", "label_colum", "label_column"),
+        ("causal_lm", "pack", "packing"),
+    ],
+)
+def test_an_unknown_key_of_a_task_is_refused_with_the_nearest_of_its_own_kind(
+    tmp_path: Path, kind: str, key: str, nearest: str
+) -> None:
+    path = write_task(tmp_path, {**task_dict(kind), key: 1})
+    assert f"{path}: task.{key}: unknown key; did you mean {nearest!r}?" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [
+        ("regression", "labels"),
+        ("regression", "label_column"),
+        ("sequence_classification", "target_columns"),
+        ("multi_label_classification", "packing"),
+        ("causal_lm", "max_length"),
+    ],
+)
+def test_a_key_of_another_kind_of_task_is_refused(tmp_path: Path, kind: str, key: str) -> None:
+    path = write_task(tmp_path, {**task_dict(kind), key: ["a", "b"]})
+    message = refusal(path)
+    assert message.startswith(f"{path}: task.{key}: unknown key; ")
+    assert f"did you mean {key!r}" not in message
 
 
 @pytest.mark.parametrize("method", ["sft", "kd", "lwd"])

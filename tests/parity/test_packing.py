@@ -1,0 +1,260 @@
+"""Rows of several documents, and padding on either side, against each document alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from ted_ds.data.loader import Batch, Collator
+from ted_ds.data.packing import pack
+from ted_ds.data.tasks import Sample
+from ted_ds.models.families import family_of
+from ted_ds.models.heads import classification_probes
+from ted_ds.models.taps import TappedModel
+from ted_ds.numerics.filters import FilterBank
+from ted_ds.numerics.losses import IGNORED_LABEL, cross_entropy_sum, kept_labels
+from ted_ds.plan import CAUSAL_LM_TYPES
+from tests.tiny import VOCAB_SIZE, model_config
+
+EOS = 1
+PAD = 0
+NUM_BLOCKS = 3
+LAYERS = range(NUM_BLOCKS + 1)
+IMPLEMENTATIONS = ("sdpa", "eager")
+# The worst difference seen, relative to the largest entry: 1e-15 for sdpa in fp64, 5.3e-7 for eager in fp32. (Eager
+# attention of all but GPT-2 takes its softmax in fp32 whatever the dtype; the lowest number of fp64, with which it
+# masks, is -inf there, and rows of padding are NaN. So it is not compared in fp64.)
+DTYPES = {"sdpa": torch.float64, "eager": torch.float32}
+TOLERANCES = {"sdpa": 1e-13, "eager": 5e-6}
+
+
+def tapped_model(
+    model_type: str, implementation: str = "sdpa", *, classify: bool = False, **changes: Any
+) -> TappedModel:
+    config = model_config(model_type, blocks=NUM_BLOCKS, attn_implementation=implementation, **changes)
+    auto: Any = AutoModelForSequenceClassification if classify else AutoModelForCausalLM
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = auto.from_config(config).to(DTYPES[implementation]).eval()
+    assert model.config._attn_implementation == implementation
+    return TappedModel(model, family_of(model_type), LAYERS)
+
+
+def random_ids(*lengths: int, seed: int = 0) -> list[list[int]]:
+    generator = random.Random(seed)
+    return [[generator.randrange(5, VOCAB_SIZE) for _ in range(length)] for length in lengths]
+
+
+def packed_samples() -> list[Sample]:
+    """Rows of 13 tokens, with documents of 1 token at the start, in the middle and in a row; the last row is ragged."""
+    documents = random_ids(3, 0, 9, 0, 0, 15, 2, 3, 8)
+    samples = [Sample(ids, document_lengths=pieces) for ids, pieces in pack(documents, length=13, separator=EOS)]
+    assert [list(sample.document_lengths) for sample in samples] == [[4, 1, 8], [2, 1, 1, 9], [7, 3, 3], [1, 9]]
+    return samples
+
+
+def starts_of(batch: Batch) -> list[int]:
+    return [int(kept.int().argmax()) if kept.any() else kept.shape[0] for kept in batch.kept_tokens]
+
+
+def documents_of(samples: list[Sample], batch: Batch) -> Iterator[tuple[int, slice, list[int]]]:
+    """Each document's row, place in the row, and tokens."""
+    for row, (sample, start) in enumerate(zip(samples, starts_of(batch), strict=False)):
+        ids = list(sample.input_ids)
+        for length in sample.document_lengths:
+            yield row, slice(start, start + length), ids[:length]
+            start, ids = start + length, ids[length:]
+        assert not ids
+
+
+@torch.no_grad()
+def run(model: TappedModel, inputs: dict[str, Tensor]) -> list[Tensor]:
+    """Logits, then the state of each layer."""
+    logits, states = model(inputs)
+    assert logits is not None
+    return [logits, *states]
+
+
+def worst_difference(one: list[Tensor], other: list[Tensor]) -> float:
+    """Over logits and layers, relative to each one's largest entry; NaN where anything is NaN."""
+    differences = [(a - b).abs().max() / a.abs().max() for a, b in zip(one, other, strict=True)]
+    return torch.stack(differences).max().item()
+
+
+def differences_from_documents_alone(model: TappedModel, samples: list[Sample], batch: Batch) -> list[float]:
+    packed = run(model, batch.inputs)
+    return [
+        worst_difference(
+            run(model, {"input_ids": torch.tensor([ids])}), [of_rows[row : row + 1, place] for of_rows in packed]
+        )
+        for row, place, ids in documents_of(samples, batch)
+    ]
+
+
+# --- isolated documents -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("side", "multiple_of"), [("right", 1), ("left", 1), ("right", 8), ("left", 8)])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("model_type", CAUSAL_LM_TYPES)
+def test_an_isolated_document_is_to_the_model_as_if_it_were_alone(
+    model_type: str, implementation: str, side: Any, multiple_of: int
+) -> None:
+    model, samples = tapped_model(model_type, implementation), packed_samples()
+    collate = Collator(PAD, "tokens", side=side, multiple_of=multiple_of, isolate_documents=True)
+    batch = collate([*samples, None])
+    assert batch.input_ids.shape == (5, 13 if multiple_of == 1 else 16)
+    differences = differences_from_documents_alone(model, samples, batch)
+    assert len(differences) == 12
+    assert all(one <= TOLERANCES[implementation] for one in differences), max(differences)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("model_type", CAUSAL_LM_TYPES)
+def test_documents_that_are_not_isolated_do_see_those_before_them(
+    model_type: str, implementation: str, side: Any
+) -> None:
+    model, samples = tapped_model(model_type, implementation), packed_samples()
+    batch = Collator(PAD, "tokens", side=side)(samples)
+    differences = differences_from_documents_alone(model, samples, batch)
+    first_of_row = [place.start == starts_of(batch)[row] for row, place, _ in documents_of(samples, batch)]
+    for difference, first in zip(differences, first_of_row, strict=True):
+        assert difference <= TOLERANCES[implementation] if first else difference > 0.1
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_isolation_holds_within_a_sliding_window(side: Any) -> None:
+    model, samples = tapped_model("mistral", sliding_window=3), packed_samples()
+    wide = tapped_model("mistral")
+    batch = Collator(PAD, "tokens", side=side, isolate_documents=True)(samples)
+    assert max(differences_from_documents_alone(model, samples, batch)) <= TOLERANCES["sdpa"]
+    assert worst_difference(run(model, batch.inputs), run(wide, batch.inputs)) > 0.1
+
+
+@pytest.mark.parametrize("isolate", [True, False])
+def test_rows_of_one_document_are_the_same_isolated_or_not(isolate: bool) -> None:
+    samples = [Sample(ids, document_lengths=[len(ids)]) for ids in random_ids(9, 9, 4)]
+    batch = Collator(PAD, "tokens", isolate_documents=isolate)(samples)
+    assert max(differences_from_documents_alone(tapped_model("llama"), samples, batch)) <= TOLERANCES["sdpa"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_isolation_holds_for_any_lengths(model_type: str, seed: int) -> None:
+    generator = random.Random(seed)
+    documents = random_ids(*(generator.choice([0, 0, 1, 2, 5, 11, 30]) for _ in range(12)), seed=seed)
+    samples = [Sample(ids, document_lengths=pieces) for ids, pieces in pack(documents, length=17, separator=EOS)]
+    batch = Collator(PAD, "tokens", side=generator.choice(["left", "right"]), isolate_documents=True)([*samples, None])
+    assert max(differences_from_documents_alone(tapped_model(model_type), samples, batch)) <= TOLERANCES["sdpa"]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_each_token_of_a_document_predicts_the_next_and_its_last_one_nothing(side: Any) -> None:
+    samples = packed_samples()
+    batch = Collator(PAD, "tokens", side=side, multiple_of=8, isolate_documents=True)([*samples, None])
+    labelled = torch.zeros_like(batch.kept_tokens)
+    for row, place, ids in documents_of(samples, batch):
+        assert batch.input_ids[row, place].tolist() == ids
+        assert batch.labels[row, place].tolist() == [*ids[1:], IGNORED_LABEL]
+        assert batch.position_ids is not None
+        assert batch.position_ids[row, place].tolist() == list(range(len(ids)))
+        labelled[row, place.start : place.stop - 1] = True
+    assert torch.equal(kept_labels(batch.labels), labelled)
+    assert kept_labels(batch.labels).sum() == 3 * 13 + 10 - 12
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("model_type", CAUSAL_LM_TYPES)
+def test_the_loss_of_isolated_documents_and_its_gradient_are_the_sum_of_theirs(model_type: str, side: Any) -> None:
+    model, samples = tapped_model(model_type), packed_samples()
+    batch = Collator(PAD, "tokens", side=side, multiple_of=8, isolate_documents=True)([*samples, None])
+    alone = Collator(PAD, "tokens")
+    batches = {
+        "packed": [batch],
+        "alone": [alone([Sample(ids)]) for _, _, ids in documents_of(samples, batch)],
+        "joined": [alone(samples)],
+    }
+    losses, gradients = {}, {}
+    for name, parts in batches.items():
+        model.zero_grad()
+        total = sum((cross_entropy_sum(model(part.inputs)[0], part.labels) for part in parts), start=torch.zeros(()))
+        total.backward()
+        losses[name] = total.item()
+        gradients[name] = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    # the worst seen was 8e-16; but the loss is taken in fp32, where a last digit may fall otherwise
+    assert losses["packed"] == pytest.approx(losses["alone"], rel=1e-6)
+    assert worst_difference([gradients["alone"]], [gradients["packed"]]) < 1e-6
+    assert losses["joined"] != pytest.approx(losses["alone"], rel=1e-2)
+    assert worst_difference([gradients["alone"]], [gradients["joined"]]) > 1e-2
+
+
+# --- padding ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("multiple_of", [1, 8])
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("model_type", CAUSAL_LM_TYPES)
+def test_padding_on_either_side_leaves_a_text_as_it_is_alone(
+    model_type: str, implementation: str, side: Any, multiple_of: int
+) -> None:
+    model = tapped_model(model_type, implementation)
+    samples = [Sample(ids, document_lengths=[len(ids)]) for ids in random_ids(9, 1, 5, 2)]
+    batch = Collator(PAD, "tokens", side=side, multiple_of=multiple_of)([*samples, None])
+    differences = differences_from_documents_alone(model, samples, batch)
+    assert all(one <= TOLERANCES[implementation] for one in differences), max(differences)
+    for one in run(model, batch.inputs):
+        assert one.isfinite().all()
+
+
+def test_absolute_positions_go_wrong_without_position_ids() -> None:
+    # transformers counts a row's positions from its padding: left padding is right by the batch's position_ids alone
+    model = tapped_model("gpt2")
+    samples = [Sample(ids, document_lengths=[len(ids)]) for ids in random_ids(9, 5)]
+    batch = Collator(PAD, "tokens", side="left")(samples)
+    inputs = {name: value for name, value in batch.inputs.items() if name != "position_ids"}
+    row = slice(1, 2)
+    alone = run(model, {"input_ids": torch.tensor([samples[1].input_ids])})
+    assert worst_difference(alone, [one[row, 4:] for one in run(model, batch.inputs)]) <= TOLERANCES["sdpa"]
+    assert worst_difference(alone, [one[row, 4:] for one in run(model, inputs)]) > 0.1
+
+
+@pytest.mark.parametrize("multiple_of", [1, 8])
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("model_type", CAUSAL_LM_TYPES)
+def test_a_decoder_classifies_a_padded_text_as_it_does_alone(
+    model_type: str, implementation: str, side: Any, multiple_of: int
+) -> None:
+    model = tapped_model(model_type, implementation, classify=True, num_labels=3)
+    texts = random_ids(9, 1, 5, 2)
+    batch = Collator(PAD, "class", side=side, multiple_of=multiple_of)([*(Sample(ids, 1) for ids in texts), None])
+    logits, *states = run(model, batch.inputs)
+    assert logits.isfinite().all()
+    for row, (ids, start) in enumerate(zip(texts, starts_of(batch), strict=False)):
+        alone = run(model, {"input_ids": torch.tensor([ids])})
+        place = slice(start, start + len(ids))
+        padded = [logits[row : row + 1], *(one[row : row + 1, place] for one in states)]
+        assert worst_difference(alone, padded) <= TOLERANCES[implementation]
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "first"])
+def test_a_filters_head_reads_a_text_padded_on_the_left_as_on_the_right(pooling: str) -> None:
+    model = tapped_model("gpt2", classify=True, num_labels=3)
+    probes = classification_probes(FilterBank(LAYERS, 16, 8), dim=8, num_labels=3, pooling=pooling).double()
+    samples = [*(Sample(ids, 1) for ids in random_ids(9, 1, 5, 2)), None]
+    results = []
+    for side in ("right", "left"):
+        batch = Collator(PAD, "class", side=side)(samples)
+        _, *states = run(model, batch.inputs)
+        with torch.no_grad():
+            results.append([one[:4] for one in probes(states, batch.attention_mask)])
+            assert all(one.isfinite().all() for one in probes(states, batch.attention_mask))
+    assert worst_difference(*results) <= 1e-12

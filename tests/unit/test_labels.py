@@ -1,0 +1,219 @@
+"""What rows say about their texts: read for each kind of task, refused in which words, and counted as what."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ted_ds.config.schema import (
+    Data,
+    MultiLabelClassification,
+    Regression,
+    SequenceClassification,
+    SoftLabelClassification,
+    Source,
+)
+from ted_ds.data.labels import label_columns, read_label
+from ted_ds.data.loader import Collator
+from ted_ds.data.tasks import LabelledData
+from ted_ds.errors import DataError
+from tests.tiny import texts, write_rows, write_tokenizer
+
+LABELS = ["sad", "glad", "mad"]
+ONE = SequenceClassification(kind="sequence_classification", labels=LABELS)
+SOFT = SoftLabelClassification(kind="soft_label_classification", labels=LABELS)
+MANY = MultiLabelClassification(kind="multi_label_classification", labels=LABELS)
+NUMBER = Regression(kind="regression")
+NUMBERS = Regression(kind="regression", target_columns=["joy", "anger"])
+
+
+def read(task: Any, value: Any) -> Any:
+    return read_label(task, {"label": value}, where="a.jsonl: row 7")
+
+
+def refusal(task: Any, value: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        read(task, value)
+    return str(caught.value)
+
+
+# --- what is read -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("value", "expected"), [("sad", 0), ("mad", 2), (0, 0), (2, 2)])
+def test_one_label_is_a_name_or_an_id(value: Any, expected: int) -> None:
+    assert read(ONE, value) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ([], [0.0, 0.0, 0.0]),
+        (["mad"], [0.0, 0.0, 1.0]),
+        ([0, "mad"], [1.0, 0.0, 1.0]),
+        (["mad", "sad", "mad", 2], [1.0, 0.0, 1.0]),
+        ((1,), [0.0, 1.0, 0.0]),
+    ],
+)
+def test_several_labels_are_a_yes_or_no_for_each(value: Any, expected: list[float]) -> None:
+    assert read(MANY, value) == expected
+
+
+@pytest.mark.parametrize("value", [[0.2, 0.5, 0.3], [1, 0, 0], ["0.2", "0.5", "0.3"], [0.3333, 0.3333, 0.3333]])
+def test_a_distribution_has_a_sum_of_one(value: list[Any]) -> None:
+    read_ = read(SOFT, value)
+    assert math.isclose(sum(read_), 1.0, abs_tol=1e-15)
+    total = sum(float(one) for one in value)
+    assert read_ == pytest.approx([float(one) / total for one in value], abs=1e-15)
+
+
+@pytest.mark.parametrize(("value", "expected"), [(1, 1.0), (-2.5, -2.5), ("3e-2", 0.03), (0, 0.0), (-100, -100.0)])
+def test_a_target_is_a_number_or_its_text(value: Any, expected: float) -> None:
+    assert read(NUMBER, value) == [expected]
+
+
+def test_several_targets_come_in_the_order_of_their_columns() -> None:
+    assert read_label(NUMBERS, {"anger": 2, "joy": 1}, where="x") == [1.0, 2.0]
+
+
+def test_the_columns_with_labels_are_those_of_the_task() -> None:
+    assert label_columns(NUMBERS) == ["joy", "anger"]
+    assert label_columns(NUMBER) == label_columns(ONE) == label_columns(SOFT) == label_columns(MANY) == ["label"]
+    assert label_columns(SequenceClassification(kind="sequence_classification", labels=LABELS, label_column="y")) == [
+        "y"
+    ]
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ["bad", 3, -1, 1.0, "0", [1], {"a": 1}])
+def test_an_unknown_label_is_refused_with_those_known(value: Any) -> None:
+    assert refusal(ONE, value) == (
+        f"a.jsonl: row 7: label {value!r} is unknown; use one of ['sad', 'glad', 'mad'] or its id 0..2"
+    )
+
+
+@pytest.mark.parametrize("value", ["bad", 3, -1, 0.5, None])
+def test_an_unknown_label_among_several_is_refused(value: Any) -> None:
+    assert refusal(MANY, [0, value]) == (
+        f"a.jsonl: row 7: label {value!r} is unknown; use one of ['sad', 'glad', 'mad'] or its id 0..2"
+    )
+
+
+@pytest.mark.parametrize("task", [SOFT, MANY], ids=lambda task: task.kind)
+@pytest.mark.parametrize("value", ["sad", "[0, 1]", 1, 0.5, {"sad": 1}])
+def test_a_label_that_is_no_list_is_refused_where_a_list_is_needed(task: Any, value: Any) -> None:
+    assert refusal(task, value) == f"a.jsonl: row 7: label {value!r}: {task.kind} needs a list in column 'label'"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [[], [0.5, 0.5], [0.25] * 4, [1.2, -0.2, 0.0], [0.0, 0.0, 0.0], [0.2, 0.5, 0.2], [0.5, 0.4, 0.102], [2, 3, 1]],
+)
+def test_what_is_no_distribution_over_the_labels_is_refused(value: list[float]) -> None:
+    assert refusal(SOFT, value) == (
+        f"a.jsonl: row 7: label {value!r}: give 3 probabilities, one for each of ['sad', 'glad', 'mad'], none below 0, "
+        "with a sum of 1"
+    )
+
+
+@pytest.mark.parametrize("value", ["high", "", "nan", math.nan, math.inf, -math.inf, True, None, [1.0], "1,5"])
+def test_a_target_that_is_no_finite_number_is_refused(value: Any) -> None:
+    assert refusal(NUMBER, value) == (
+        f"a.jsonl: row 7: column 'label': {value!r} is not a finite number; every row needs one"
+    )
+
+
+@pytest.mark.parametrize("value", ["high", math.nan, math.inf, False, None])
+def test_a_probability_that_is_no_finite_number_is_refused(value: Any) -> None:
+    assert refusal(SOFT, [0.5, value, 0.5]) == (
+        f"a.jsonl: row 7: column 'label': {value!r} is not a finite number; every row needs one"
+    )
+
+
+def test_the_target_that_is_wrong_is_named_by_its_column() -> None:
+    with pytest.raises(DataError, match=re.escape("x: column 'anger': 'low' is not a finite number")):
+        read_label(NUMBERS, {"joy": 1.0, "anger": "low"}, where="x")
+
+
+# --- from files to batches --------------------------------------------------------------------------------------------
+
+
+def open_rows(folder: Path, task: Any, rows: list[dict[str, Any]]) -> LabelledData:
+    path = write_rows(folder / "a.jsonl", rows)
+    data = Data(train=[Source(path=str(path))], heldout_fraction=0.3)
+    return LabelledData(data, task, write_tokenizer(folder / "tokenizer"), max_heldout=100)
+
+
+VALUES = {
+    "sequence_classification": (["sad", "mad"], [0, 2]),
+    "soft_label_classification": ([[0.5, 0.25, 0.25], [0, 0, 1]], [[0.5, 0.25, 0.25], [0.0, 0.0, 1.0]]),
+    "multi_label_classification": ([[], ["glad", 2]], [[0.0, 0.0, 0.0], [0.0, 1.0, 1.0]]),
+    "regression": ([-100, 2.5], [[-100.0], [2.5]]),
+}
+
+
+@pytest.mark.parametrize("task", [ONE, SOFT, MANY, NUMBER], ids=lambda task: task.kind)
+def test_labels_go_from_files_to_batches(tmp_path: Path, task: Any) -> None:
+    given, expected = VALUES[task.kind]
+    label_of = dict(zip(texts(20), itertools.cycle(given)))
+    data = open_rows(tmp_path, task, [{"text": text, "label": label} for text, label in label_of.items()])
+    samples = [*data.heldout, *itertools.islice(data.train_samples(seed=0), 20 - len(data.heldout))]
+    assert sorted([sample.label for sample in samples], key=str) == sorted(expected * 10, key=str)
+    labels = "class" if task.kind == "sequence_classification" else "numbers"
+    batch = Collator(pad_id=0, labels=labels, num_outputs=task.num_outputs)(samples)
+    assert batch.labels.tolist() == [sample.label for sample in samples]
+    assert batch.labels.is_floating_point() == (labels == "numbers")
+
+
+@pytest.mark.parametrize("task", [ONE, SOFT, MANY, NUMBER], ids=lambda task: task.kind)
+def test_a_wrong_label_is_refused_with_its_file_and_row(tmp_path: Path, task: Any) -> None:
+    good, _ = VALUES[task.kind]
+    wrong = {
+        "sequence_classification": "bad",
+        "soft_label_classification": [0.5, 0.5, 0.5],
+        "multi_label_classification": [7],
+        "regression": "bad",
+    }[task.kind]
+    with pytest.raises(DataError, match=rf"^{re.escape(str(tmp_path / 'a.jsonl'))}: row 3: "):
+        open_rows(tmp_path, task, [{"text": "ba", "label": label} for label in (good[0], good[0], wrong)])
+
+
+def test_a_file_without_a_target_column_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="row 1: no column 'anger'; it has text, joy"):
+        open_rows(tmp_path, NUMBERS, [{"text": "ba", "joy": 1}])
+
+
+def test_the_message_of_a_missing_target_column_names_the_key_that_sets_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"task\.target_columns"):
+        open_rows(tmp_path, NUMBERS, [{"text": "ba", "joy": 1}])
+
+
+def test_a_row_without_a_target_is_refused(tmp_path: Path) -> None:
+    rows = [{"text": "ba", "joy": 1, "anger": 1}, {"text": "be", "joy": 1, "anger": None}]
+    with pytest.raises(DataError, match="row 2: no value in column 'anger'; every row needs one"):
+        open_rows(tmp_path, NUMBERS, rows)
+
+
+def test_truth_values_are_ids_of_two_labels_or_refused() -> None:
+    # JSON's true and false: whatever is made of them, a batch of them must hold class ids
+    task = SequenceClassification(kind="sequence_classification", labels=["no", "yes"])
+    try:
+        labels = [read(task, value) for value in (False, True)]
+    except DataError:
+        labels = []
+    assert [type(label) for label in labels] in ([], [int, int])
+
+
+@pytest.mark.parametrize("value", [1, 2])
+def test_a_number_that_names_one_label_and_counts_to_another_is_refused(value):
+    task = SequenceClassification(kind="sequence_classification", labels=["1", "2", "3"])
+    with pytest.raises(DataError, match=f"a.csv: row 4: label {value} is the id of '{value + 1}' and the name of an"):
+        read_label(task, {"label": value}, where="a.csv: row 4")
+    assert read_label(task, {"label": str(value)}, where="") == value - 1
