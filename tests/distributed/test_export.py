@@ -33,7 +33,7 @@ def train_and_save(world, folder, stage, precision):
     )
     module = FilteredModel(tapped, student_bank())
     engine = start_engine(world, module, ds_config, precision=precision)
-    batch = Batch(**INPUTS, labels=INPUTS["input_ids"])
+    batch = Batch(**INPUTS, labels=INPUTS["input_ids"], kept_tokens=INPUTS["attention_mask"].bool())
     objective = FinetuneObjective(TASK_TERMS["causal_lm"])
     objective.totals = lambda forward, batch: {  # the filters must take part, as in distillation
         "loss/task": (outputs := forward(batch.inputs))[0].float().sum() * 1e-2
@@ -59,7 +59,7 @@ def test_exported_logits_are_the_students_to_the_last_bit(tmp_path, stage, preci
     logits, *_ = run_ranks(train_and_save, 2, tmp_path, stage, precision)
     write_tokenizer(tmp_path / "trained")
     (tmp_path / "export").mkdir()
-    export_student(tmp_path / "trained", tmp_path / "export", task="causal_lm")
+    export_student(tmp_path / "trained", tmp_path / "export", causal_lm=True)
     before = AutoModelForCausalLM.from_pretrained(tmp_path / "start", dtype=DTYPES[precision])
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "export", dtype=DTYPES[precision])
     with torch.no_grad():
