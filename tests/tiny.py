@@ -127,24 +127,41 @@ def write_corpus(path: Path, count: int = 60, *, seed: int = 0) -> Path:
     return write_rows(path, ({"text": text} for text in texts(count, seed=seed)))
 
 
-def write_labelled(path: Path, count: int = 60, *, labels: Sequence[str] = LABELS, seed: int = 0) -> Path:
-    """Texts in the column ``text``, and in ``label`` a name that follows from the text's first letter."""
-    rows = ({"text": text, "label": labels[ord(text[0]) % len(labels)]} for text in texts(count, seed=seed))
-    return write_rows(path, rows)
+def write_labelled(
+    path: Path,
+    count: int = 60,
+    *,
+    kind: str = "sequence_classification",
+    labels: Sequence[str] = LABELS,
+    seed: int = 0,
+) -> Path:
+    """Texts in the column ``text``, and beside each what a task of ``kind`` predicts: it follows from the first letter.
+
+    ``score`` for regression, else ``label``.
+    """
+
+    def row(text: str) -> dict[str, Any]:
+        letter = ord(text[0])
+        share = (letter % 5) / 5
+        return {
+            "sequence_classification": {"label": labels[letter % len(labels)]},
+            "soft_label_classification": {"label": [share, 1 - share, *[0.0] * (len(labels) - 2)]},
+            "multi_label_classification": {"label": [name for i, name in enumerate(labels) if letter % (i + 2) == 0]},
+            "regression": {"score": 2 * share - 1},
+        }[kind] | {"text": text}
+
+    return write_rows(path, (row(text) for text in texts(count, seed=seed)))
 
 
 def recipe_dict(folder: Path, *, kind: str = "causal_lm", method: str = "ted", steps: int = 2) -> dict[str, Any]:
     """A minimal valid recipe: model in ``folder/teacher``, its blocks 0 and 3 as student, data in ``train.jsonl``."""
     plan = {"max_steps": steps, "learning_rate": 1e-3, "global_batch_size": 4, "micro_batch_size": 2}
-    task = {"kind": kind, "sequence_length": 16}
-    if kind == "sequence_classification":
-        task = {"kind": kind, "labels": [*LABELS], "max_length": 16}
     return {
         "name": "tiny",
         "output_dir": str(folder / "run"),
         "deepspeed": str(ROOT / "ds_configs" / "deepspeed" / "zero1.json"),
         "precision": "fp32",
-        "task": task,
+        "task": task_dict(kind),
         "data": {"train": [{"path": str(folder / "train.jsonl")}], "heldout_fraction": 0.2},
         "teacher": {"path": str(folder / "teacher")},
         "student": {"from_teacher": {"blocks": [0, 3]}},
@@ -173,10 +190,11 @@ def write_recipe(path: Path, recipe: dict[str, Any]) -> Path:
 def write_run(folder: Path, *, kind: str = "causal_lm", family: str | None = None, method: str = "ted") -> Path:
     """All a tiny run needs, in ``folder``: teacher of 4 blocks, data, and the recipe, whose path is returned."""
     folder.mkdir(parents=True, exist_ok=True)
-    if kind == "sequence_classification":
-        write_model(folder / "teacher", family or "bert", labels=LABELS)
-        write_labelled(folder / "train.jsonl")
-    else:
+    if kind == "causal_lm":
         write_model(folder / "teacher", family or "llama")
         write_corpus(folder / "train.jsonl")
+    else:
+        labels = ["score"] if kind == "regression" else LABELS
+        write_model(folder / "teacher", family or "bert", labels=labels)
+        write_labelled(folder / "train.jsonl", kind=kind)
     return write_recipe(folder / "recipe.yaml", recipe_dict(folder, kind=kind, method=method))

@@ -127,6 +127,11 @@ def _labelled_rows(source: Source, task: HeadTask) -> Iterator[tuple[str, Label]
 
 def _tokenise(rows: Sequence[tuple[str, Label]], task: HeadTask, tokenizer: PreTrainedTokenizerBase) -> list[Sample]:
     encoded = tokenizer([text for text, _ in rows], truncation=True, max_length=task.max_length)["input_ids"]
+    empty = next((text for ids, (text, _) in zip(encoded, rows, strict=True) if not ids), None)
+    if empty is not None:
+        raise DataError(
+            f"column {task.text_column!r}: {empty!r} has no tokens to predict anything from; remove its row"
+        )
     return [Sample(ids, label) for ids, (_, label) in zip(encoded, rows, strict=True)]
 
 

@@ -217,3 +217,11 @@ def test_a_number_that_names_one_label_and_counts_to_another_is_refused(value):
     with pytest.raises(DataError, match=f"a.csv: row 4: label {value} is the id of '{value + 1}' and the name of an"):
         read_label(task, {"label": value}, where="a.csv: row 4")
     assert read_label(task, {"label": str(value)}, where="") == value - 1
+
+
+def test_a_text_without_tokens_is_refused(tmp_path):
+    tokenizer = write_tokenizer(tmp_path)
+    source = Source(path=str(write_rows(tmp_path / "a.jsonl", [{"text": " ", "label": 0}])))
+    data = Data(train=[source], evaluation=[source])
+    with pytest.raises(DataError, match="column 'text': ' ' has no tokens to predict anything from"):
+        LabelledData(data, ONE, tokenizer, max_heldout=9)

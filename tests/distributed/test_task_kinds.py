@@ -1,0 +1,105 @@
+"""Whole runs on two ranks of every kind of task, of models with padded vocabularies, and of every way to make rows."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from ted_ds.launch import run_phases
+from ted_ds.numerics.task_terms import TASK_TERMS
+from tests.dist import run_ranks
+from tests.tiny import ROOT, VOCAB_SIZE, write_model, write_run
+
+ALL = ("cut_student", "filters_teacher", "filters_student", "distill", "evaluate", "export")
+METRICS = {
+    "sequence_classification": {"accuracy", "f1_macro", "matthews_correlation"},
+    "soft_label_classification": {"accuracy", "f1_macro", "matthews_correlation"},
+    "multi_label_classification": {"f1_micro", "f1_macro", "exact_match"},
+    "regression": {"pearson", "spearman"},
+}
+PROBLEM_TYPES = {
+    "sequence_classification": "single_label_classification",
+    "soft_label_classification": "single_label_classification",
+    "multi_label_classification": "multi_label_classification",
+    "regression": "regression",
+}
+
+
+def run(_world, recipe, overrides):
+    run_phases(recipe, overrides, ALL)
+
+
+def records(folder, phase):
+    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["phase"] == phase]
+
+
+@pytest.mark.parametrize(("kind", "stage"), [(kind, stage) for stage, kind in enumerate(METRICS)])
+def test_a_run_of_every_kind_of_task(tmp_path, kind, stage):
+    recipe = write_run(tmp_path, kind=kind)
+    zero = f"deepspeed={ROOT / 'ds_configs' / 'deepspeed' / f'zero{stage}.json'}"
+    run_ranks(run, 2, str(recipe), [zero])
+    (first, _) = records(tmp_path, "distill")
+    assert first[TASK_TERMS[kind].prediction_name] > 0
+    # a run's student, cut from its teacher, has yet to learn
+    results = json.loads((tmp_path / "run" / "evaluate" / "evaluation.json").read_text())
+    assert METRICS[kind] | {"loss", "num_examples"} <= results["student after"].keys()
+    assert METRICS[kind] <= {name.split("/")[1] for name in records(tmp_path, "filters_teacher")[-1] if "eval/" in name}
+    export = tmp_path / "run" / "export"
+    config = AutoConfig.from_pretrained(export)
+    assert config.problem_type == PROBLEM_TYPES[kind]
+    assert list(config.id2label.values()) == (["score"] if kind == "regression" else ["negative", "positive"])
+    model = AutoModelForSequenceClassification.from_pretrained(export)
+    inputs = AutoTokenizer.from_pretrained(export)("ba be bi", return_tensors="pt")
+    assert model(**inputs).logits.shape == (1, 1 if kind == "regression" else 2)
+
+
+def probabilities_of_ids(folder, text):
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        return model(**tokenizer(text, return_tensors="pt")).logits.softmax(-1)
+
+
+@pytest.mark.parametrize(
+    ("teacher_rows", "student_rows"), [(VOCAB_SIZE + 27, VOCAB_SIZE), (VOCAB_SIZE, VOCAB_SIZE + 11)]
+)
+def test_models_padded_to_different_vocabularies_distil(tmp_path, teacher_rows, student_rows):
+    # as Qwen2.5: 151,936 embeddings in the small models, 152,064 in the large, 151,665 tokens in all
+    recipe = write_run(tmp_path)
+    write_model(tmp_path / "teacher", "llama", vocab=teacher_rows)
+    write_model(tmp_path / "student", "llama", blocks=2, vocab=student_rows, seed=3)
+    run_ranks(run, 2, str(recipe), [f"student={{path: {tmp_path / 'student'}}}", "distill.task_weight=0"])
+    (first, _) = records(tmp_path, "distill")
+    assert 0 < first["loss/kl_teacher_student"] < 10
+    exported = AutoConfig.from_pretrained(tmp_path / "run" / "export")
+    assert exported.vocab_size == student_rows
+    # the teacher's padded ids have logits of their own, and none of them reaches the student
+    teacher = probabilities_of_ids(tmp_path / "teacher", "ba be bi")
+    if teacher_rows > VOCAB_SIZE:
+        assert teacher[..., VOCAB_SIZE:].sum() > 0.01
+    if student_rows > VOCAB_SIZE:
+        before = AutoModelForCausalLM.from_pretrained(tmp_path / "student").get_output_embeddings().weight
+        after = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "export").get_output_embeddings().weight
+        assert torch.equal(before[VOCAB_SIZE:], after[VOCAB_SIZE:])  # without a task loss
+        assert not torch.equal(before[:VOCAB_SIZE], after[:VOCAB_SIZE])
+
+
+def test_rows_made_otherwise_make_the_same_run(tmp_path):
+    made = {}
+    for name, override in {"right": "seed=0", "left": "data.padding={side: left, multiple_of: 8}"}.items():
+        recipe = write_run(tmp_path / name, kind="sequence_classification", family="llama")
+        run_ranks(run, 2, str(recipe), [override])
+        made[name] = [record["loss/total"] for record in records(tmp_path / name, "distill")]
+    assert made["left"] == pytest.approx(made["right"], rel=1e-5)
+
+
+def test_isolation_is_a_setting_and_matters(tmp_path):
+    made = {}
+    for isolate in ("true", "false"):
+        recipe = write_run(tmp_path / isolate)
+        run_ranks(run, 2, str(recipe), [f"task.packing.isolate_documents={isolate}"])
+        made[isolate] = records(tmp_path / isolate, "distill")[0]["loss/task"]
+    assert made["true"] != pytest.approx(made["false"], rel=1e-3)
