@@ -94,7 +94,7 @@ class Assembly:
         seed_everything(self.recipe.seed, phase="model")
         with self.world.together():  # a sharded load communicates: make sure first that every rank can read it
             read_model_facts(path)
-        model = load_model(
+        model, fresh = load_model(
             path,
             head=None if isinstance(task, CausalLm) else _head_config(task),
             dtype=self.dtype,
@@ -102,7 +102,7 @@ class Assembly:
             context=sharded_loading(shard_config) if shard_config else contextlib.nullcontext(),
         )
         model.config.pad_token_id = self.tokenizer.pad_token_id  # decoders find the token they classify by it
-        return TappedModel(model, family_of(model.config.model_type), layers)
+        return TappedModel(model, family_of(model.config.model_type), layers, fresh_parameters=fresh)
 
     def save_model(self, model: PreTrainedModel, state: dict[str, Any], folder: Path) -> None:
         """Write a plain transformers folder; ``state`` holds the whole weights by the model's own names."""

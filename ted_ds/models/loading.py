@@ -50,7 +50,7 @@ def load_model(
     dtype: torch.dtype,
     new_head_allowed: bool,
     context: AbstractContextManager[Any],
-) -> PreTrainedModel:
+) -> tuple[PreTrainedModel, list[str]]:
     """Load the model of a local folder from safetensors.
 
     Args:
@@ -60,6 +60,9 @@ def load_model(
         dtype: Of the weights.
         new_head_allowed: Whether such a head may be missing from the files and start random.
         context: What to build under (a ZeRO-3 context shards the weights as they are read).
+
+    Returns:
+        The model, and the names of its head's weights that the files lack: they start random.
 
     Raises:
         CheckpointError: A weight is missing from the files, or they cannot be read.
@@ -86,7 +89,7 @@ def load_model(
         raise CheckpointError(
             f"{path}: has no trained head ({of_head[0]} is missing); fine-tune it first (teacher.finetune)"
         )
-    return model
+    return model, of_head
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:

@@ -20,9 +20,18 @@ class TappedModel(nn.Module):
     checkpointing inside a block's call, so a tap fires once per forward pass, outside the recomputation.
     """
 
-    def __init__(self, model: PreTrainedModel, family: Family, layers: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        family: Family,
+        layers: Sequence[int] = (),
+        *,
+        fresh_parameters: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         self.model = model
+        self.fresh_parameters = tuple(fresh_parameters)
+        """Names of weights that no file holds: they start random."""
         self.layers = tuple(layers)
         self._captured: dict[int, Tensor] = {}
         self._family = family

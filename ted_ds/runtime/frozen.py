@@ -48,6 +48,7 @@ class FrozenModel:
             self._engine, *_ = deepspeed.initialize(model=tapped, config=dict(engine_config))
             self._module = self._engine
             self._module.eval()
+        self.fresh_parameters = tapped.fresh_parameters
         self.named_layers = tapped.named_layers()
         """Its layers by name, from input to output."""
         self.num_parameters = num_parameters(tapped)

@@ -200,6 +200,21 @@ def test_labels_in_another_order_without_names(sound, tmp_path):
     assert "read as ['positive', 'negative']" in found[check][1]
 
 
+def test_a_student_whose_head_starts_random(sound, tmp_path):
+    place = copy(sound, tmp_path, "sequence_classification")
+    shutil.rmtree(place / "run")
+    file = place / "student" / "model.safetensors"
+    kept = {name: weight for name, weight in load_file(file).items() if not name.startswith("classifier.")}
+    save_file(kept, file, metadata={"format": "pt"})
+    healthy, found, text = doctor(place)
+    assert healthy, text
+    assert found["student initialisation"] == (
+        "WARN",
+        "not in its files, starts random: classifier.bias, classifier.weight",
+    )
+    assert found["teacher initialisation"] == ("pass", "every weight is in its files")
+
+
 def test_a_truncated_tokenizer(sound, tmp_path):
     place = copy(sound, tmp_path, "causal_lm")
     write_tokenizer(place / "student", WORDS[:-3])

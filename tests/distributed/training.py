@@ -73,7 +73,7 @@ def config(stage: int, world_size: int, clipping: float, precision: str = "fp32"
 
 
 def load_tapped(folder: Path, kind: str, layers: tuple[int, ...], *, shard: Any = None, precision: str = "fp32"):
-    model = load_model(
+    model, _ = load_model(
         folder,
         head=None if kind == "causal_lm" else {"num_labels": len(LABELS)},
         dtype=DTYPES[precision],

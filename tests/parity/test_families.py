@@ -22,7 +22,7 @@ NUM_BLOCKS = 4
 def load(folder, model_type, *, classify=False, dtype=torch.float32):
     labels = [*LABELS] if classify else None
     write_model(folder, model_type, blocks=NUM_BLOCKS, labels=labels)
-    model = load_model(
+    model, _ = load_model(
         folder,
         head={"num_labels": len(LABELS)} if classify else None,
         dtype=dtype,
@@ -123,9 +123,10 @@ def test_a_tap_fires_once_and_gives_right_gradients_under_activation_checkpointi
 @pytest.mark.parametrize("model_type", CAUSAL_LM_TYPES)
 def test_lm_output_read_from_files_is_the_models_own(tmp_path, model_type, tied):
     write_model(tmp_path, model_type, tie_word_embeddings=tied)
-    model = load_model(
+    model, _ = load_model(
         tmp_path, head=None, dtype=torch.float32, new_head_allowed=False, context=contextlib.nullcontext()
-    ).eval()
+    )
+    model.eval()
     output = load_lm_output(tmp_path, torch.float32)
     with torch.no_grad():
         logits, (last,) = TappedModel(model, family_of(model_type), [NUM_BLOCKS])(batch())
