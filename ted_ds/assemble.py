@@ -12,7 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ted_ds.config.deepspeed import complete, read_deepspeed_json, zero_stage
-from ted_ds.config.schema import CausalLm, HeadTask, LabelledTask, PhasePlan, Recipe, SequenceClassification
+from ted_ds.config.schema import PhasePlan, Recipe
+from ted_ds.config.tasks import CausalLm, HeadTask, LabelledTask, SequenceClassification
 from ted_ds.data.loader import Batch, Collator, evaluation_batches, training_steps
 from ted_ds.data.tasks import TaskData
 from ted_ds.evaluation.scoring import evaluate

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ted_ds.assemble import Assembly
-from ted_ds.config.schema import CausalLm
+from ted_ds.config.tasks import CausalLm
 from ted_ds.models.families import family_of
 from ted_ds.models.filter_files import load_filters
 from ted_ds.models.heads import FilterProbes, classification_probes, lm_probes

@@ -10,7 +10,8 @@ from typing import Any
 
 from ted_ds.assemble import Assembly
 from ted_ds.assemble_stages import build_stage_one, build_stage_two
-from ted_ds.config.schema import CausalLm, PhasePlan
+from ted_ds.config.schema import PhasePlan
+from ted_ds.config.tasks import CausalLm
 from ted_ds.data.sources import data_files
 from ted_ds.errors import CheckpointError
 from ted_ds.export import export_student

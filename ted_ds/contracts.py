@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ted_ds.config.schema import CausalLm, LabelledTask, Recipe
+from ted_ds.config.schema import Recipe
+from ted_ds.config.tasks import CausalLm, LabelledTask
 from ted_ds.data.tokenizers import describe_difference, read_vocabulary
 from ted_ds.errors import CheckpointError, ConfigError, TedError
 from ted_ds.models.files import ModelFacts

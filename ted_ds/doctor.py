@@ -14,7 +14,7 @@ from torch import Tensor
 from ted_ds.assemble import Assembly
 from ted_ds.assemble_stages import StageTwo, build_stage_two
 from ted_ds.chain import Chain
-from ted_ds.config.schema import CausalLm, LabelledTask, Regression
+from ted_ds.config.tasks import CausalLm, LabelledTask, Regression
 from ted_ds.contracts import broken_contracts
 from ted_ds.errors import TedError
 from ted_ds.models.loading import load_tokenizer

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from ted_ds.config.deepspeed import complete, read_deepspeed_json, zero_stage
-from ted_ds.config.schema import CausalLm, Recipe
+from ted_ds.config.schema import Recipe
+from ted_ds.config.tasks import CausalLm
 from ted_ds.contracts import Side, broken_contracts
 from ted_ds.data.sources import HUB_NAME, locate
 from ted_ds.errors import ConfigError, TedError

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ted_ds.assemble import Assembly
-from ted_ds.config.schema import CausalLm, LabelledTask, MultiLabelClassification, Regression
+from ted_ds.config.tasks import CausalLm, LabelledTask, MultiLabelClassification, Regression
 from ted_ds.data.loader import evaluation_batches
 from ted_ds.errors import CheckpointError
 from ted_ds.models.files import weight_files

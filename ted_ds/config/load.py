@@ -12,7 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from yaml import YAMLError
 
-from ted_ds.config.schema import Recipe, Task
+from ted_ds.config.schema import Recipe
+from ted_ds.config.tasks import Task
 from ted_ds.errors import ConfigError, raise_all
 
 TASK_KINDS = {kind for task in get_args(Task) for kind in get_args(task.model_fields["kind"].annotation)}

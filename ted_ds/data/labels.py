@@ -6,13 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ted_ds.config.schema import (
-    HeadTask,
-    LabelledTask,
-    MultiLabelClassification,
-    Regression,
-    SequenceClassification,
-)
+from ted_ds.config.tasks import HeadTask, LabelledTask, MultiLabelClassification, Regression, SequenceClassification
 from ted_ds.errors import DataError
 
 Label = int | list[float]

@@ -10,7 +10,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ted_ds.config.schema import CausalLm, Data, HeadTask, Source, Task
+from ted_ds.config.schema import Data, Source
+from ted_ds.config.tasks import CausalLm, HeadTask, Task
 from ted_ds.data.corpora import documents, is_heldout, read_rows
 from ted_ds.data.labels import Label, label_columns, read_label
 from ted_ds.data.packing import pack

@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from ted_ds.assemble import _collator, _head_config
-from ted_ds.config.schema import CausalLm, Recipe
+from ted_ds.config.schema import Recipe
+from ted_ds.config.tasks import CausalLm
 from ted_ds.data.loader import Batch, Collator
 from ted_ds.data.tasks import Sample
 from ted_ds.models.families import family_of

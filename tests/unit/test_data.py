@@ -19,7 +19,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from ted_ds.config.schema import CausalLm, Data, SequenceClassification, Source
+from ted_ds.config.schema import Data, Source
+from ted_ds.config.tasks import CausalLm, SequenceClassification
 from ted_ds.data.corpora import documents, is_heldout, read_rows
 from ted_ds.data.labels import Label
 from ted_ds.data.loader import Batch, Collator, evaluation_batches, training_steps

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from ted_ds.config.load import TASK_KINDS, load_recipe
-from ted_ds.config.schema import CausalLm, Regression
+from ted_ds.config.tasks import CausalLm, Regression
 from ted_ds.errors import ConfigError
 from ted_ds.evaluation.scoring import SCORERS
 from ted_ds.numerics.task_terms import TASK_TERMS

@@ -1,0 +1,100 @@
+"""The recipe's ``task`` section: what goes into the models and what they predict, by kind."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from ted_ds.config.section import Section
+
+
+class TextTask(Section):
+    """A text in, one prediction out."""
+
+    text_column: str = "text"
+    max_length: int = Field(default=128, gt=1)
+    """Longest text in tokens; longer ones are cut."""
+
+    @property
+    def sequence_length(self) -> int:
+        """Longest sequence the models will see, in tokens."""
+        return self.max_length
+
+
+class LabelledTask(TextTask):
+    """A text in, something said about each of its labels out."""
+
+    labels: list[str] = Field(min_length=2)
+    """Label names in the order of their ids."""
+
+    @model_validator(mode="after")
+    def _labels_distinct(self) -> LabelledTask:
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"labels must be distinct, got {self.labels}")
+        return self
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of the model's head."""
+        return len(self.labels)
+
+
+class SequenceClassification(LabelledTask):
+    """One label per text."""
+
+    kind: Literal["sequence_classification"]
+    label_column: str = "label"
+    """Column with a label's id or name."""
+
+
+class SoftLabelClassification(LabelledTask):
+    """A distribution over the labels per text: annotators' votes, or another model's predictions."""
+
+    kind: Literal["soft_label_classification"]
+    label_column: str = "label"
+    """Column with a list of probabilities, in the order of ``labels``."""
+
+
+class MultiLabelClassification(LabelledTask):
+    """Any number of labels per text, each a yes or no of its own."""
+
+    kind: Literal["multi_label_classification"]
+    label_column: str = "label"
+    """Column with a list of the ids or names of the labels that hold."""
+
+
+class Regression(TextTask):
+    """One or more numbers per text."""
+
+    kind: Literal["regression"]
+    target_columns: list[str] = Field(default=["label"], min_length=1)
+    """Columns with the numbers to predict, in the order of the model's outputs."""
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of the model's head."""
+        return len(self.target_columns)
+
+
+class Packing(Section):
+    """How documents share a sequence."""
+
+    isolate_documents: bool = True
+    """Documents in one sequence do not attend to each other, each counts its positions from 0, and none predicts the
+    first token of the next."""
+
+
+class CausalLm(Section):
+    """Continual pre-training: next-token prediction on packed documents."""
+
+    kind: Literal["causal_lm"]
+    sequence_length: int = Field(gt=1)
+    """Tokens per packed sequence."""
+    text_column: str = "text"
+    packing: Packing = Packing()
+
+
+HeadTask = SequenceClassification | SoftLabelClassification | MultiLabelClassification | Regression
+"""Tasks whose models end in a head of their own, in place of the LM head."""
+Task = HeadTask | CausalLm
