@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,10 @@ class Chain:
     def _vet_teacher(self, teacher: FrozenModel) -> None:
         """Make sure, once a run, that the teacher has something to teach."""
         if not self._teacher_is_vetted:
-            act_on(self._assembly, vet_knowledge(self._assembly, "teacher", teacher))
+            verdict = vet_knowledge(self._assembly, "teacher", teacher)
+            if verdict.status == "fail" and self._recipe.teacher.finetune is not None:  # its weights are no surprise
+                verdict = replace(verdict, status="warn", detail=f"{verdict.detail} Or fine-tune it for longer")
+            act_on(self._assembly, verdict)
         self._teacher_is_vetted = True
 
     # --- phases -----------------------------------------------------------------------------------------------------

@@ -74,9 +74,10 @@ def _check_labels(recipe: Recipe, side: Side) -> None:
     task, facts = recipe.task, side.facts
     if isinstance(task, CausalLm) or side.trained_first:
         return
-    has_head = any("SequenceClassification" in name for name in facts.architectures)
+    if facts.architectures and not any("SequenceClassification" in name for name in facts.architectures):
+        return  # a bare body: its head, and the labels of it, are made new
     if not isinstance(task, LabelledTask):
-        if has_head and facts.num_labels not in (None, task.num_outputs):
+        if facts.num_labels not in (None, task.num_outputs):
             raise ConfigError(
                 f"it has {facts.num_labels} outputs, task.target_columns has {task.num_outputs}; give as many"
             )
@@ -101,12 +102,6 @@ def _check_vocabulary(side: Side, vocabularies: dict[str, dict[str, int]]) -> No
             f"its tokenizer gives {token!r} the id {largest}, but the model has embeddings for 0.."
             f"{side.facts.vocab_size - 1}; use the tokenizer it was trained with, or resize its embeddings"
         )
-
-
-def _check_tokenizers(teacher: Side, student: Side) -> None:
-    of_teacher, of_student = read_vocabulary(teacher.folder), read_vocabulary(student.folder)
-    if of_teacher is not None and of_student is not None:  # slow tokenizers are compared when they are loaded
-        refuse_different_tokenizers(of_teacher, of_student)
 
 
 def refuse_different_tokenizers(teacher: dict[str, int], student: dict[str, int]) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from ted_ds.assemble_stages import StageTwo, build_stage_two
 from ted_ds.chain import Chain
 from ted_ds.config.tasks import CausalLm, LabelledTask, Regression
 from ted_ds.contracts import broken_contracts
+from ted_ds.data.loader import Batch
 from ted_ds.errors import TedError
 from ted_ds.models.loading import load_tokenizer
 from ted_ds.numerics.losses import kept_labels
@@ -31,6 +33,8 @@ from ted_ds.vetting.batch_text import LEGEND, batch_as_text
 from ted_ds.vetting.verdict import Verdict, failures
 
 MARKS = {"pass": "pass", "warn": "WARN", "fail": "FAIL", "skip": "skip"}
+LOSS_SCALE_STEPS = 24
+"""How often fp16's loss scale may halve until it fits."""
 LARGEST_SELF_LOSS = 1e-6
 """What is left of a loss between a model and itself: nothing but fp32 rounding."""
 
@@ -44,31 +48,55 @@ class Doctor:
         self._verdicts: list[Verdict] = []
 
     def examine(self) -> bool:
-        """Print the layer map, a batch and the verdicts; whether none of them is a failure."""
-        teacher = self._chain.teacher_path()
-        teacher_is_ready = self._world.on_main(teacher.is_dir)
-        if not teacher_is_ready:
-            teacher = self._chain.teacher_origin
+        """Print the layer map, a batch and the verdicts; whether none of them is a failure.
+
+        Raises:
+            TedError: There is no batch to look at, or one rank alone cannot go on.
+        """
+        batch: Batch | None = None
+        with self._world.together():
+            batch = next(self._build.training_batches(self._recipe.distill))[0]
+        assert batch is not None
+        teacher_is_ready = self._is_done("finetune_teacher", wanted=self._recipe.teacher.finetune is not None)
+        teacher = self._chain.teacher_path() if teacher_is_ready else self._chain.teacher_origin
         with self._student(teacher) as (student, student_is_ready):
-            self._look_at_contracts(student)
+            broken = self._look_at_contracts(student)
             for name, path in (("teacher", teacher), ("student", student)):
                 self._attempt(f"{name} weights", lambda name=name, path=path: self._look_at_weights(name, path))
             self._look_at_filters()
-            self._attempt("student", lambda: self._look_at_student(student, is_ready=student_is_ready))
-            self._attempt("stage II", lambda: self._look_at_stage_two(teacher, student, is_ready=teacher_is_ready))
+            if "vocabulary" in broken:
+                for check in ("student", "stage II"):
+                    self._add(check, "skip", "a token without an embedding would end this in a crash")
+            else:
+                self._attempt("student", lambda: self._look_at_student(student, is_ready=student_is_ready))
+                self._attempt(
+                    "stage II", lambda: self._look_at_stage_two(teacher, student, batch, is_ready=teacher_is_ready)
+                )
         self._show_layer_map()
-        self._show_batch()
+        self._show_batch(batch)
         rows = [(one.check, MARKS[one.status], one.detail) for one in self._verdicts]
         self._build.screen.table(f"{self._recipe.name}: doctor", ("check", "verdict", "detail"), rows, numbers=False)
         failed = failures(self._verdicts)
         self._build.screen.say(f"{len(failed)} of {len(rows)} checks failed" if failed else "nothing failed")
         return not failed
 
+    def _is_done(self, phase: str, *, wanted: bool) -> bool:
+        """Whether a phase of Stage 0 is behind the model: not asked for, or complete with this recipe's settings."""
+        if not wanted:
+            return True
+        try:
+            return self._world.on_main(lambda: self._chain.folder(phase).is_complete())
+        except TedError as error:
+            self._add(phase, "fail", str(error))
+            return False
+
     def _attempt(self, check: str, work: Callable[[], None]) -> None:
         """Do some of the checks; what cannot even be loaded has failed them."""
         try:
             work()
-        except TedError as error:  # the same on every rank
+        except TedError as error:
+            if not error.agreed and self._world.size > 1:
+                raise  # of this rank alone: the others are elsewhere
             self._add(check, "fail", str(error))
         collect_garbage()
 
@@ -80,15 +108,17 @@ class Doctor:
     @contextlib.contextmanager
     def _student(self, teacher: Path) -> Iterator[tuple[Path, bool]]:
         """The student as it is now, and whether it is past Stage 0; cut for the time being where it must be."""
-        student, start = self._chain.student_path(), self._chain.student_start_path()
-        if self._world.on_main(student.is_dir):
-            yield student, True
+        start = self._chain.student_start_path()
+        tuned = self._recipe.student.finetune is not None
+        if tuned and self._is_done("finetune_student", wanted=True):
+            yield self._chain.student_path(), True
             return
         if self._world.on_main(start.is_dir):
-            yield start, self._recipe.student.finetune is None
+            yield start, not tuned
             return
         output = self._recipe.output_dir
         place = output.with_name(f".{output.name}.doctor")  # next to the output: all nodes see it
+        is_new = not place.parent.exists()
 
         def cut() -> None:
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -100,8 +130,11 @@ class Doctor:
         finally:
             if self._world.is_main:
                 shutil.rmtree(place, ignore_errors=True)
+                with contextlib.suppress(OSError):  # somebody else uses it by now
+                    if is_new:
+                        place.parent.rmdir()
 
-    def _look_at_contracts(self, student: Path) -> None:
+    def _look_at_contracts(self, student: Path) -> Mapping[str, list[str]]:
         teacher = self._chain.teacher_origin
         facts = self._build.plan.teacher, self._build.plan.student
         of_teacher = self._recipe.student.from_teacher is not None
@@ -126,10 +159,13 @@ class Doctor:
                 self._add(contract, "pass", detail)
         if not of_teacher and "tokenizers" not in broken:
             self._attempt("tokenizers", lambda: self._compare_splits(student))
+        return broken
 
     def _compare_splits(self, student: Path) -> None:
         """Equal vocabularies may still split texts differently."""
-        texts = [str(self._build.tokenizer.decode(one.input_ids)) for one in self._build.data.heldout[:NUM_EXAMPLES]]
+        texts = [
+            str(self._build.tokenizer.decode(one.input_ids)) for one in self._build.data.heldout[: NUM_EXAMPLES[0]]
+        ]
         differing = 0
         with self._world.together():
             own = load_tokenizer(student)
@@ -163,10 +199,10 @@ class Doctor:
             return {name: values["loss"] for name, values in result.items() if isinstance(values, dict)}
 
         losses = self._world.on_main(scores)
-        guess, what = heldout_guess(self._build)
-        useless = [f"{name} ({loss:.4g})" for name, loss in losses.items() if not loss < guess]
+        guess = heldout_guess(self._build)
+        useless = [f"{name} ({loss:.4g})" for name, loss in losses.items() if not loss < guess.loss]
         if useless:
-            self._add(check, "warn", f"no better than guessing {what} ({guess:.4g}): {', '.join(useless)}")
+            self._add(check, "warn", f"no better than guessing {guess.what} ({guess.loss:.4g}): {', '.join(useless)}")
         else:
             self._add(check, "pass", f"learned on this model; worst held-out loss {max(losses.values()):.4g}")
 
@@ -190,14 +226,13 @@ class Doctor:
         else:
             self._add(f"{name} initialisation", "pass", "every weight is in its files")
 
-    def _look_at_stage_two(self, teacher: Path, student: Path, *, is_ready: bool) -> None:
+    def _look_at_stage_two(self, teacher: Path, student: Path, batch: Batch, *, is_ready: bool) -> None:
         build, plan = self._build, self._recipe.distill
         config = build.engine_config(plan, "distill")
         folders: dict[str, Path | None] = {}
         for side in ("teacher", "student"):
-            learned = self._recipe.output_dir / f"filters_{side}"
             unusable = any(v.check == f"filters of {side}" and v.status in ("fail", "skip") for v in self._verdicts)
-            folders[side] = None if unusable else learned
+            folders[side] = None if unusable else self._recipe.output_dir / f"filters_{side}"
         stage = build_stage_two(
             build, config, teacher=teacher, student=student, filters=folders, new_head_allowed=not is_ready
         )
@@ -207,27 +242,28 @@ class Doctor:
             if not is_ready:
                 verdict = Verdict(verdict.check, "skip", f"{verdict.detail}; teacher.finetune is still to come")
             self._verdicts.append(verdict)
-            self._distil_into_itself(stage)
+            self._distil_into_itself(stage, teacher, batch.to(self._world.device), head_may_be_new=not is_ready)
         with build.engine(stage.module, config, plan, watched=stage.watched) as engine:
             self._take_a_step(engine, stage)
         if stage.teacher is not None:
             stage.teacher.release()
 
     @torch.no_grad()
-    def _distil_into_itself(self, stage: StageTwo) -> None:
-        """A student that is the teacher, with the teacher's filters, has nothing to learn from it."""
-        teacher, objective = stage.teacher, stage.objective
-        assert teacher is not None
+    def _distil_into_itself(self, stage: StageTwo, teacher: Path, batch: Batch, *, head_may_be_new: bool) -> None:
+        """A student that is the teacher, loaded once more, with the teacher's filters, has nothing to learn from it."""
+        objective = stage.objective
         assert isinstance(objective, DistillObjective)
+        twin = self._build.frozen_model(teacher, self._build.layers("teacher"), new_head_allowed=head_may_be_new)
+        filters = copy.deepcopy(stage.teacher_filters)
 
         def forward(inputs: dict[str, Tensor]) -> tuple[Tensor | None, tuple[Tensor, ...]]:
-            logits, states = teacher(inputs)
-            return logits, stage.teacher_filters(states) if stage.teacher_filters is not None else ()
+            logits, states = twin(inputs)
+            return logits, filters(states) if filters is not None else ()
 
-        batch = next(self._build.training_batches(self._recipe.distill))[0].to(self._world.device)
         totals, counts = objective.totals(forward, batch), objective.counts(batch)
+        twin.release()
         left = {name: float(totals[name] / counts[name].clamp(min=1)) for name in totals if name != "loss/task"}
-        everywhere = {name: max(one[name] for one in self._world.gather(left)) for name in left}
+        everywhere = {name: max((one[name] for one in self._world.gather(left)), key=abs) for name in left}
         wrong = {name: value for name, value in everywhere.items() if not abs(value) <= LARGEST_SELF_LOSS}
         shown = ", ".join(f"{name} {value:.2g}" for name, value in (wrong or everywhere).items())
         self._add("teacher as its own student", "fail" if wrong else "pass", shown or "no term compares models")
@@ -243,8 +279,12 @@ class Doctor:
                 digest.update(_bytes(gradient))
         num_trained = sum(parameter.requires_grad for parameter in stage.module.parameters())
         if unreached:
-            names = ", ".join(unreached[:3])
-            self._add("gradients", "fail", f"{len(unreached)} of {num_trained} parameters receive none: {names}")
+            names = f"{len(unreached)} of {num_trained} parameters receive none: {', '.join(unreached[:3])}"
+            weights = stage.objective.weights
+            if weights["loss/task"] or weights.get(self._build.terms.prediction_name):
+                self._add("gradients", "fail", names)
+            else:
+                self._add("gradients", "warn", f"{names}; task_weight and kl_weight are 0, so nothing needs the head")
         else:
             self._add("gradients", "pass", f"all {num_trained} trained parameters receive one")
         frozen = stage.teacher.trained() if stage.teacher is not None else []
@@ -256,9 +296,12 @@ class Doctor:
             f"{len(frozen)} of them train: {', '.join(frozen[:3])}" if frozen else "none of them receives a gradient",
         )
         self._compare_ranks("gradients across ranks", digest.hexdigest())
-        reason = engine.update()
-        if reason is not None:
-            self._add("one step", "fail", f"skipped: {reason}")
+        skipped = engine.update()
+        for _ in range(LOSS_SCALE_STEPS):
+            if skipped is not None and skipped.is_scale_search:
+                skipped = engine.step(self._build.training_batches(self._recipe.distill), stage.objective)
+        if skipped is not None:
+            self._add("one step", "fail", f"skipped: {skipped.reason}")
             return
         report = engine.report(stage.objective)
         shown = {name: value for name, value in report.items() if name.startswith("loss/") and "/layer_" not in name}
@@ -288,10 +331,9 @@ class Doctor:
         ]
         self._build.screen.table("layer map", ("student", "width", "teacher", "width", "matched in"), rows)
 
-    def _show_batch(self) -> None:
+    def _show_batch(self, batch: Batch) -> None:
         task = self._recipe.task
         names = task.target_columns if isinstance(task, Regression) else getattr(task, "labels", [])
-        batch = next(self._build.training_batches(self._recipe.distill))[0]
         causal_lm = isinstance(task, CausalLm)
         lines = batch_as_text(batch, self._build.tokenizer, token_labels=causal_lm, label_names=names)
         kept, tokens = int(kept_labels(batch.labels).sum()), int(batch.kept_tokens.sum())

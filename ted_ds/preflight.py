@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,10 +10,11 @@ import torch
 from ted_ds.assemble import Assembly
 from ted_ds.config.tasks import CausalLm, LabelledTask, MultiLabelClassification, Regression
 from ted_ds.data.loader import evaluation_batches
+from ted_ds.data.tasks import Sample
 from ted_ds.errors import CheckpointError
 from ted_ds.models.files import weight_files
 from ted_ds.runtime.frozen import FrozenModel
-from ted_ds.vetting.baseline import NUM_EXAMPLES, Example, guess_loss, judge_against_guess, read_examples
+from ted_ds.vetting.baseline import NUM_EXAMPLES, Example, Guess, judge_against_guess, make_guess, read_examples
 from ted_ds.vetting.verdict import Verdict
 from ted_ds.vetting.weights import WeightCounts, count_weights, judge_weights
 
@@ -29,11 +31,19 @@ def vet_weights(build: Assembly, name: str, folder: Path) -> Verdict:
     return judge_weights(name, build.world.gather(mine))
 
 
-@torch.no_grad()
 def vet_knowledge(build: Assembly, name: str, model: FrozenModel) -> Verdict:
     """Whether a model is better at the task than a guess, on real held-out examples. Every rank must call it."""
+    verdict: Verdict | None = None
+    for count in NUM_EXAMPLES:
+        if verdict is None or (verdict.status in ("fail", "warn") and len(build.data.heldout) > NUM_EXAMPLES[0]):
+            verdict = _vet_on(build, name, model, build.data.heldout[:count])
+    assert verdict is not None
+    return verdict
+
+
+@torch.no_grad()
+def _vet_on(build: Assembly, name: str, model: FrozenModel, heldout: Sequence[Sample]) -> Verdict:
     task, world = build.recipe.task, build.world
-    heldout = build.data.heldout[:NUM_EXAMPLES]
     classes = not isinstance(task, CausalLm | MultiLabelClassification | Regression)
     examples: list[Example] = []
     for batch in evaluation_batches(
@@ -52,12 +62,12 @@ def vet_knowledge(build: Assembly, name: str, model: FrozenModel) -> Verdict:
     return judge_against_guess(name, everything, heldout_guess(build), labels=labels)
 
 
-def heldout_guess(build: Assembly) -> tuple[float, str]:
-    """The held-out loss of a guess that has not seen the text, and what it guesses."""
+def heldout_guess(build: Assembly) -> Guess:
+    """A guess at the held-out labels that has not seen the text."""
     task = build.recipe.task
     num_outputs = build.teacher_facts.vocab_size if isinstance(task, CausalLm) else task.num_outputs
-    targets = [sample.label for sample in build.data.heldout if isinstance(sample.label, list)]
-    return guess_loss(task.kind, num_outputs=num_outputs, targets=targets)
+    labels = [sample.label for sample in build.data.heldout if sample.label is not None]
+    return make_guess(task.kind, num_outputs=num_outputs, labels=labels)
 
 
 def act_on(build: Assembly, verdict: Verdict) -> None:
@@ -68,7 +78,7 @@ def act_on(build: Assembly, verdict: Verdict) -> None:
     """
     text = f"{verdict.check}: {verdict.detail}"
     if verdict.status == "fail" and build.recipe.preflight == "refuse":
-        error = CheckpointError(f"{text}. See ted-ds doctor; preflight: warn trains all the same")
+        error = CheckpointError(f"{text} See ted-ds doctor; preflight: warn trains all the same")
         error.agreed = True  # a verdict is the same on every rank
         raise error
     build.screen.say(f"  {text}" if verdict.status == "pass" else f"  {verdict.status.upper()} {text}")

@@ -88,13 +88,11 @@ MUTATIONS = {
     ),
     "filter_all_reduce": Mutation(
         "models/student.py",
-        "        return logits, self.bank(states)",
+        "        self.bank = bank\n",
+        "        self.bank = bank\n"
         "        import torch.distributed as dist\n\n"
-        "        features = self.bank(states)\n"
-        "        if self.training and features and features[0].requires_grad and dist.get_rank():\n"
-        "            features = self.bank([state.detach() * 1.0 for state in states])\n"
-        "            features = tuple(one.detach() + 0.0 * one for one in features)\n"
-        "        return logits, features",
+        "        for parameter in bank.parameters():\n"
+        "            parameter.register_hook(lambda gradient: gradient * float(dist.get_rank() == 0))\n",
         "filters learn from rank 0's data alone",
     ),
     "next_token": Mutation(

@@ -59,11 +59,14 @@ def binary_cross_entropy_sum(
 
 
 def squared_error_sum(
-    outputs: Float[Tensor, "batch outputs"], targets: Float[Tensor, "batch outputs"]
+    outputs: Float[Tensor, "batch outputs"],
+    targets: Float[Tensor, "batch outputs"],
+    *,
+    keep: Bool[Tensor, "batch outputs"],
 ) -> Float[Tensor, ""]:
-    """Sum of ``(output - target)^2`` over kept targets, in fp32 and the targets' squared unit."""
-    kept = kept_labels(targets)
-    return _sum_where(kept, (_zeroed(kept, outputs).float() - targets.float().masked_fill(~kept, 0)).square())
+    """Sum of ``(output - target)^2`` where kept, in fp32. Gradient flows to ``outputs`` alone."""
+    difference = _zeroed(keep, outputs).float() - _zeroed(keep, targets.detach()).float()
+    return _sum_where(keep, difference.square())
 
 
 def kl_divergence_sum(

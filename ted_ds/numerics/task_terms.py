@@ -63,8 +63,12 @@ def _bernoulli_kl(student: Tensor, teacher: Tensor, keep: Tensor, temperature: f
     return bernoulli_kl_sum(student, teacher, keep=keep, temperature=temperature)
 
 
+def _squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    return squared_error_sum(outputs, targets, keep=kept_labels(targets))
+
+
 def _squared_difference(student: Tensor, teacher: Tensor, keep: Tensor, _temperature: float) -> Tensor:
-    return squared_error_sum(student, teacher.detach().float().masked_fill(~keep, float("nan")))
+    return squared_error_sum(student, teacher, keep=keep)
 
 
 _CATEGORICAL = TaskTerms(cross_entropy_sum, "loss/kl_teacher_student", _kl)
@@ -77,5 +81,5 @@ TASK_TERMS: Mapping[str, TaskTerms] = {
     "multi_label_classification": TaskTerms(
         binary_cross_entropy_sum, "loss/bernoulli_kl_teacher_student", _bernoulli_kl
     ),
-    "regression": TaskTerms(squared_error_sum, "loss/squared_teacher_student", _squared_difference, softened=False),
+    "regression": TaskTerms(_squared_error, "loss/squared_teacher_student", _squared_difference, softened=False),
 }

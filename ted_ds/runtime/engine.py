@@ -25,7 +25,7 @@ from transformers import get_scheduler
 from ted_ds.data.loader import Batch
 from ted_ds.errors import CheckpointError, ConfigError, TedError
 from ted_ds.numerics.objective import combine
-from ted_ds.runtime.nonfinite import FiniteWatch, explain, skip_nonfinite_gradients
+from ted_ds.runtime.nonfinite import FiniteWatch, SkippedStep, drop_gradients, explain, skip_nonfinite_gradients
 from ted_ds.runtime.sharding import all_finite, release_engine
 from ted_ds.runtime.world import World
 
@@ -100,7 +100,7 @@ class TrainableEngine:
         """Steps taken so far, skipped ones included."""
         return self.engine.global_steps
 
-    def step(self, batches: Iterator[Sequence[Batch]], objective: Objective) -> str | None:
+    def step(self, batches: Iterator[Sequence[Batch]], objective: Objective) -> SkippedStep | None:
         """Take the next microbatches, and one optimizer step on them.
 
         Returns:
@@ -129,7 +129,9 @@ class TrainableEngine:
             if index == len(micro) - 1:
                 # a loss that is not finite on one rank may have a finite gradient: let the step be skipped all the same
                 bad = self._world.sum(torch.stack([~total.isfinite() for total in self._step.totals.values()]).sum())
-                loss = loss * torch.where(bad > 0, torch.nan, 1.0)
+                factor = torch.where(bad > 0, torch.nan, 1.0)
+                self._watch.spoil(factor)  # where a microbatch keeps nothing, the loss alone would not reach a weight
+                loss = loss * factor
             self.engine.backward(loss * self._world.size, scale_wrt_gas=False)
             if index < len(micro) - 1:
                 self.engine.step()
@@ -145,7 +147,7 @@ class TrainableEngine:
                 gradient = safe_get_full_grad(parameter)
                 yield name, None if gradient is None else gradient.detach().float().clone()
 
-    def update(self) -> str | None:
+    def update(self) -> SkippedStep | None:
         """Clip, and step with the accumulated gradient, unless it or a loss term is not finite.
 
         Returns:
@@ -156,8 +158,9 @@ class TrainableEngine:
         if self.engine.skipped_steps == skipped_before:
             self._pending.merge(self._step)
             return None
+        drop_gradients(self.engine)
         bad = [name for name, total in self._step.totals.items() if not total.isfinite()]
-        return explain(self._world.gather(self._watch.seen(bad)))
+        return explain(self._world.gather(self._watch.seen(bad)), fp16=self.engine.fp16_enabled())
 
     def _next_microbatches(
         self, batches: Iterator[Sequence[Batch]], objective: Objective
@@ -213,7 +216,7 @@ class TrainableEngine:
         """Write weights, optimizer and schedule as a DeepSpeed checkpoint in place of ``folder``. Every rank must call.
 
         Raises:
-            TedError: The folder cannot be written; on every rank.
+            TedError: The folder cannot be made; on every rank.
         """
         self._world.on_main(functools.partial(_make_empty, folder))
         self.engine.save_checkpoint(str(folder), tag=f"step_{self.num_steps}")

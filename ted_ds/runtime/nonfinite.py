@@ -12,6 +12,15 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
+class SkippedStep:
+    """A step that was not taken, on any rank."""
+
+    reason: str
+    is_scale_search: bool
+    """Whether only fp16's loss scale was too high: it halves, and starts high on purpose."""
+
+
+@dataclass(frozen=True)
 class Sighting:
     """What one rank saw in a step, in words of the watch and the objective."""
 
@@ -34,6 +43,7 @@ class FiniteWatch:
         """Watch ``modules``, named and ordered from input to output."""
         self._names = list(modules)
         self._outputs = torch.zeros(len(modules), device=device)
+        self._spoiling: Tensor | None = None
         self._gradients = torch.zeros(len(modules), device=device)
         self._hooks = [
             module.register_forward_hook(functools.partial(self._see_output, index))
@@ -48,8 +58,13 @@ class FiniteWatch:
             state.register_hook(functools.partial(self._see_gradient, index))
 
     @torch.no_grad()
-    def _see_gradient(self, index: int, gradient: Tensor) -> None:
+    def _see_gradient(self, index: int, gradient: Tensor) -> Tensor | None:
         self._gradients[index] += gradient.sum(dtype=torch.float32)
+        return None if self._spoiling is None else gradient * self._spoiling
+
+    def spoil(self, factor: Tensor) -> None:
+        """Multiply what is passed back from now on to the next :meth:`reset`; NaN makes a gradient of zeros NaN too."""
+        self._spoiling = factor
 
     def seen(self, terms: list[str]) -> Sighting:
         """What was not finite since the last :meth:`reset`, beside these loss terms; waits for the device."""
@@ -62,6 +77,7 @@ class FiniteWatch:
 
     def reset(self) -> None:
         """Forget what was seen."""
+        self._spoiling = None
         self._outputs.zero_()
         self._gradients.zero_()
 
@@ -71,8 +87,13 @@ class FiniteWatch:
             hook.remove()
 
 
-def explain(of_ranks: Sequence[Sighting]) -> str:
+def explain(of_ranks: Sequence[Sighting], *, fp16: bool) -> SkippedStep:
     """What went bad and where it began, from what each rank saw."""
+    terms = any(sighting.terms for sighting in of_ranks)
+    return SkippedStep(_describe(of_ranks), is_scale_search=fp16 and not terms)
+
+
+def _describe(of_ranks: Sequence[Sighting]) -> str:
     terms = list(dict.fromkeys(term for sighting in of_ranks for term in sighting.terms))
     if terms:
         ranks = ", ".join(str(rank) for rank, sighting in enumerate(of_ranks) if sighting.terms)
@@ -82,6 +103,13 @@ def explain(of_ranks: Sequence[Sighting]) -> str:
     last = next((sighting.gradients[-1] for sighting in of_ranks if sighting.gradients), None)
     begun = f"it begins in what comes back to the output of {last}" if last else "those between layers are finite"
     return f"the gradient is not finite, though the loss is; {begun}"
+
+
+def drop_gradients(engine: Any) -> None:
+    """After a skipped step: ZeRO-1/2 with an offloaded optimizer would keep its gradient and spoil the next."""
+    kept = getattr(engine.optimizer, "averaged_gradients", {})
+    for group in kept:
+        kept[group] = None
 
 
 def skip_nonfinite_gradients(engine: Any) -> None:

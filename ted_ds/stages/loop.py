@@ -44,14 +44,18 @@ def train(
     """
     started = time.monotonic()
     timed_tokens, timed_s = 0.0, 0.0
-    skipped_in_a_row = 0
+    skipped_in_a_row, num_skipped, last_reason = 0, 0, ""
     for step in range(1, max_steps + 1):
-        reason = engine.step(batches, objective)
-        skipped_in_a_row = skipped_in_a_row + 1 if reason else 0
-        if reason:
-            say(f"  step {step} skipped, {skipped_in_a_row} in a row: {reason}")
-        if reason and skipped_in_a_row > max_consecutive_skips:
-            raise _too_many(engine, last_good, step - skipped_in_a_row, skipped_in_a_row, reason)
+        skipped = engine.step(batches, objective)
+        if skipped is None:
+            skipped_in_a_row, num_skipped, last_reason = 0, 0, ""
+        else:
+            skipped_in_a_row += not skipped.is_scale_search
+            say(f"  step {step} skipped, {skipped_in_a_row} in a row: {skipped.reason}")
+            if skipped_in_a_row > max_consecutive_skips:
+                raise _cannot_go_on(engine, last_good, step, skipped_in_a_row, skipped.reason)
+            num_skipped += 1
+            last_reason = skipped.reason
         if step % log_every_steps and step != max_steps:
             continue
         report = engine.report(objective)
@@ -62,17 +66,19 @@ def train(
             timed_s += now - started
         started = now
         log(step, report)
+    if num_skipped == max_steps or (skipped_in_a_row and not engine.weights_are_finite()):
+        raise _cannot_go_on(engine, last_good, max_steps, skipped_in_a_row, last_reason)
     return timed_tokens / timed_s
 
 
-def _too_many(engine: TrainableEngine, last_good: Path, good_step: int, skipped: int, reason: str) -> NumericsError:
+def _cannot_go_on(engine: TrainableEngine, last_good: Path, step: int, skipped: int, reason: str) -> NumericsError:
     if engine.weights_are_finite():
         engine.save(last_good)
-        left = f"the state after step {good_step}, the last that was taken, is in {last_good}"
+        left = f"the state after step {step - skipped}, the last that was taken, is in {last_good}"
     else:
         left = "the weights themselves are not finite and were not saved"
     error = NumericsError(
-        f"{skipped} steps in a row were skipped; step {good_step + skipped}: {reason}. {left}. Lower the learning "
+        f"{skipped} steps in a row were skipped; step {step}: {reason}. {left}. Lower the learning "
         "rate, use precision bf16 or fp32, or look at these steps' data (ted-ds doctor)"
     )
     error.agreed = True  # the reason was gathered from all ranks

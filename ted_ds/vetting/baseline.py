@@ -14,9 +14,16 @@ from torch import Tensor
 from ted_ds.numerics.task_terms import TaskTerms
 from ted_ds.vetting.verdict import Verdict
 
-NUM_EXAMPLES = 64
+NUM_EXAMPLES = (64, 512)
+"""How many are looked at: a few, and more where these leave a doubt."""
+FEWEST_EXAMPLES = 32
+"""With fewer, nobody is condemned."""
+FEWEST_PER_LABEL = 5
+"""Of each label that another order would move; with fewer, an order can be made to fit anything."""
 STANDARD_ERRORS = 2.0
 """How far from the guess, in standard errors of the mean, a loss must be to count as better."""
+NO_BETTER = 0.01
+"""A loss within this share of the guess's is no better than the guess."""
 
 
 @dataclass(frozen=True)
@@ -53,47 +60,73 @@ def read_examples(logits: Tensor, labels: Tensor, terms: TaskTerms, *, classes: 
     return examples
 
 
-def guess_loss(task: str, *, num_outputs: int, targets: Sequence[Sequence[float]] = ()) -> tuple[float, str]:
-    """The loss of a guess that has not seen the text, and what it guesses.
+@dataclass(frozen=True)
+class Guess:
+    """Predictions that have not seen the text."""
+
+    loss: float
+    what: str
+    """What is guessed."""
+    prior_loss: float | None = None
+    """The loss of guessing how frequent each label is; None where that is the same or makes no sense."""
+
+
+def make_guess(task: str, *, num_outputs: int, labels: Sequence[int | Sequence[float]] = ()) -> Guess:
+    """The guess to beat.
 
     Args:
         task: The kind of task.
         num_outputs: Labels, or ids of the vocabulary.
-        targets: For regression, the targets whose mean is guessed.
+        labels: Held-out labels or targets, for those tasks that have them.
     """
+    if task == "causal_lm":
+        return Guess(math.log(num_outputs), f"one of {num_outputs:,}")
     if task == "regression":
-        return float(np.var(np.asarray(targets), axis=0).mean()), "the mean"
+        return Guess(float(np.var(np.asarray(labels), axis=0).mean()), "the mean")
+    if task == "sequence_classification":
+        rates = np.bincount(np.asarray(labels), minlength=num_outputs) / len(labels)
+    else:
+        rates = np.asarray(labels).mean(axis=0)
     if task == "multi_label_classification":
-        return math.log(2), "one half for each label"
-    return math.log(num_outputs), f"one of {num_outputs:,}"
+        prior = float((_entropy_terms(rates) + _entropy_terms(1 - rates)).mean())
+        return Guess(math.log(2), "one half for each label", prior)
+    return Guess(math.log(num_outputs), f"one of {num_outputs:,}", float(_entropy_terms(rates).sum()))
 
 
-def judge_against_guess(
-    model: str, examples: Sequence[Example], guess: tuple[float, str], *, labels: Sequence[str]
-) -> Verdict:
+def _entropy_terms(rates: np.ndarray) -> np.ndarray:
+    return -rates * np.log(np.where(rates > 0, rates, 1.0))
+
+
+def judge_against_guess(model: str, examples: Sequence[Example], guess: Guess, *, labels: Sequence[str]) -> Verdict:
     """The verdict on a model that should know the task.
 
-    A classifier whose loss is worse than the guess's and whose accuracy is better than the most frequent label's is
-    only too sure of itself: a warning.
+    A failure needs ``FEWEST_EXAMPLES``, a loss no better than the guess's and, where there are classes, an accuracy no
+    better than the most frequent label's: a sound classifier may be too sure of itself, or its task hard.
     """
     check = f"{model} on {len(examples)} held-out examples"
-    guessed, what = guess
     counts = np.array([example.count for example in examples])
     losses = np.array([example.loss for example in examples])
     loss = losses.sum() / counts.sum()
-    facts = f"loss {loss:.4g}, guessing {what} {guessed:.4g}"
+    facts = f"loss {loss:.4g}, guessing {guess.what} {guess.loss:.4g}"
+    if examples[0].label is not None:
+        facts += f", accuracy {_accuracy(examples):.4g}"
     if not np.isfinite(loss):
         return Verdict(check, "fail", f"{facts}: not finite")
+    if guess.loss == 0:
+        return Verdict(check, "skip", f"{facts}: the targets do not vary")
     if (order := _better_order(examples, labels)) is not None:
         return Verdict(check, "fail", f"{facts}; {order}")
     # of a ratio of sums over examples, each one a draw
-    error = np.sqrt(np.square(losses - loss * counts).sum()) / counts.sum() if len(examples) > 1 else 0.0
-    if loss + STANDARD_ERRORS * error < guessed:
-        accuracy = f", accuracy {_accuracy(examples):.4g}" if examples[0].label is not None else ""
-        return Verdict(check, "pass", facts + accuracy)
-    if examples[0].label is not None and _beats_most_frequent(examples):
-        return Verdict(check, "warn", f"{facts}, but accuracy {_accuracy(examples):.4g}: it is too sure of itself")
-    return Verdict(check, "fail", f"{facts} (standard error {error:.2g}): no better; are these its trained weights?")
+    error = np.sqrt(np.square(losses - loss * counts).sum()) / counts.sum() if len(examples) > 1 else np.inf
+    if loss + STANDARD_ERRORS * error < guess.loss:
+        if guess.prior_loss is not None and loss >= guess.prior_loss:
+            return Verdict(check, "warn", f"{facts}: no better than saying how frequent each label is")
+        return Verdict(check, "pass", facts)
+    if loss < (1 - NO_BETTER) * guess.loss or _beats_most_frequent(examples):
+        return Verdict(check, "warn", f"{facts}: better by too little to be sure, or too sure of itself")
+    if len(examples) < FEWEST_EXAMPLES:
+        return Verdict(check, "warn", f"{facts}: no better, though these are too few to tell")
+    return Verdict(check, "fail", f"{facts}: no better; are these its trained weights?")
 
 
 def _accuracy(examples: Sequence[Example]) -> float:
@@ -101,10 +134,11 @@ def _accuracy(examples: Sequence[Example]) -> float:
 
 
 def _beats_most_frequent(examples: Sequence[Example]) -> bool:
+    if examples[0].label is None:
+        return False
     most_frequent = max(Counter(example.label for example in examples).values()) / len(examples)
     accuracy = _accuracy(examples)
-    error = math.sqrt(accuracy * (1 - accuracy) / len(examples))
-    return accuracy > most_frequent + STANDARD_ERRORS * error
+    return accuracy > most_frequent + math.sqrt(accuracy * (1 - accuracy) / len(examples))
 
 
 def _better_order(examples: Sequence[Example], labels: Sequence[str]) -> str | None:
@@ -115,6 +149,9 @@ def _better_order(examples: Sequence[Example], labels: Sequence[str]) -> str | N
     for example in examples:
         matches[example.prediction, example.label] += 1
     _, order = linear_sum_assignment(matches, maximize=True)
+    moved = order != np.arange(len(labels))
+    if not moved.any() or matches.sum(0)[order[moved]].min() < FEWEST_PER_LABEL:
+        return None
     accuracy, best = _accuracy(examples), matches[np.arange(len(labels)), order].sum() / len(examples)
     error = math.sqrt(best * (1 - best) / len(examples))
     most_frequent = matches.sum(0).max() / len(examples)

@@ -9,6 +9,8 @@ from transformers import PreTrainedTokenizerBase
 from ted_ds.data.loader import Batch
 from ted_ds.numerics.losses import kept_labels
 
+MOST_TOKENS = 256
+"""Of a row, that are shown."""
 LEGEND = "‹token›: read, not predicted   ║ a document ends   [pad xN]: padding"
 
 
@@ -37,20 +39,29 @@ def _tokens(batch: Batch, row: int, tokenizer: PreTrainedTokenizerBase, token_la
     starts = [False] * len(kept)
     if batch.isolated and batch.position_ids is not None:
         starts = [position == 0 and index > 0 for index, position in enumerate(batch.position_ids[row].tolist())]
-    parts: list[str] = []
-    padding = 0
-    for index, token in enumerate(batch.input_ids[row].tolist()):
-        if not kept[index]:
-            padding += 1
-            continue
-        parts += [f"[pad x{padding}]"] if padding else []
-        padding = 0
-        text = str(tokenizer.decode([token]))
-        parts.append(
-            (" ║ " if starts[index] and any(kept[:index]) else "") + (text if predicted[index] else f"‹{text}›")
-        )
-    parts += [f"[pad x{padding}]"] if padding else []
+    shown = [index for index, one in enumerate(kept) if one][:MOST_TOKENS]
+    texts = dict(zip(shown, _texts(batch.input_ids[row][shown].tolist(), tokenizer), strict=True))
+    before = kept.index(True) if True in kept else len(kept)
+    after = len(kept) - sum(kept) - before
+    parts = [f"[pad x{before}]"] if before else []
+    for index in shown:
+        parts += [" ║ "] if starts[index] and index != shown[0] else []
+        parts.append(texts[index] if predicted[index] else f"‹{texts[index]}›")
+    parts += ["…"] if len(shown) < sum(kept) else []
+    parts += [f"[pad x{after}]"] if after else []
     return repr("".join(parts))[1:-1]
+
+
+def _texts(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What each token adds to the text: on its own, a token does not show the space before it."""
+    texts: list[str] = []
+    whole = ""
+    for count in range(1, len(ids) + 1):
+        longer = str(tokenizer.decode(ids[:count], clean_up_tokenization_spaces=False))
+        grew = longer.startswith(whole)
+        texts.append(longer[len(whole) :] if grew else str(tokenizer.decode(ids[count - 1 : count])))
+        whole = longer
+    return texts
 
 
 def _label(batch: Batch, row: int, names: Sequence[str]) -> str:

@@ -501,17 +501,23 @@ whose missing rows leave some ranks without any token. Written by `python -m tes
 Errors are the worst seen. A term's is relative to its value, or to {floor} where it is smaller; a parameter's gradient
 error is the norm of the difference over the norm of its gradient plus 1/1000 of the whole gradient's.
 In bf16 the reference is fp64 too, from the same rounded weights: what is seen there is the rounding of activations to
-8 bits, through all blocks of teacher and student. The bounds the tests hold: {bounds}.
+8 bits, through all blocks of teacher and student. The bounds the tests hold:
+{bounds}.
 
 {cases} cases, {hardware}, commit {commit}.
 """
 
 
+def bounds_in_words() -> str:
+    return "; ".join(f"{p}: terms {b['loss']:.1e}, gradients {b['gradient']:.1e}" for p, b in TOLERANCE.items())
+
+
 def render(results: dict[Case, Errors], *, option: str, hardware: str, commit: str) -> str:
     """The results as Markdown."""
-    bounds = "; ".join(f"{p}: terms {t['loss']:.0e}, gradients {t['gradient']:.0e}" for p, t in TOLERANCE.items())
     lines = [
-        HEADING.format(option=option, floor=FLOOR, bounds=bounds, cases=len(results), hardware=hardware, commit=commit)
+        HEADING.format(
+            option=option, floor=FLOOR, bounds=bounds_in_words(), cases=len(results), hardware=hardware, commit=commit
+        )
     ]
 
     def worst(chosen: Sequence[float]) -> str:

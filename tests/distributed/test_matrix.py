@@ -11,6 +11,7 @@ from tests.distributed.matrix import (
     FACTORS,
     TOLERANCE,
     Case,
+    bounds_in_words,
     full_product,
     is_allowed,
     pair_covered,
@@ -56,10 +57,15 @@ def test_the_sample_holds_every_pair_of_values():
 
 
 def test_the_document_shows_this_matrix():
-    rows = DOCUMENT.read_text(encoding="utf-8").splitlines()
+    text = DOCUMENT.read_text(encoding="utf-8")
+    assert f"{bounds_in_words()}." in text
+    rows = text.splitlines()
     for factor, values in FACTORS.items():
         for value in values:
-            assert any(row.startswith(f"| {factor.replace('_', ' ')} | {value} |") for row in rows), (factor, value)
+            (row,) = (row for row in rows if row.startswith(f"| {factor.replace('_', ' ')} | {value} |"))
+            worst = [float(cell.replace("–", "0")) for cell in row.split("|")[4:8]]
+            bounds = [TOLERANCE[precision][of] for precision in TOLERANCE for of in ("loss", "gradient")]
+            assert all(one <= bound for one, bound in zip(worst, bounds, strict=True)), row
 
 
 @pytest.mark.slow

@@ -114,7 +114,8 @@ def train_over_faults(world, folder, stage, precision):
         batches, reasons = steps_of(world, numbers), []
         for number in numbers:
             fault.armed = number == BAD_STEP
-            reasons.append(engine.step(batches, objective))
+            skipped = engine.step(batches, objective)
+            reasons.append(skipped and skipped.reason)
         report = engine.report(objective)
         results[what] = (full_state_dict(module, keep=True), reasons, report, engine.num_steps)
         engine.release()

@@ -112,6 +112,18 @@ def test_binary_cross_entropy_is_the_sum_over_kept_entries_and_so_is_its_gradien
     check(binary_cross_entropy_sum(logits, labels), logits, expected, gradient)
 
 
+def squared_error_to(outputs, targets):
+    return squared_error_sum(outputs, targets, keep=kept_labels(targets))
+
+
+def test_a_teacher_that_is_not_finite_is_not_a_target_to_ignore():
+    student = make_logits(0, 3, 1).requires_grad_()
+    teacher = torch.tensor([[1.0], [NAN], [2.0]])
+    for kind in ("regression", "multi_label_classification", "sequence_classification"):
+        keep = torch.ones(3, dtype=torch.bool) if kind == "sequence_classification" else torch.ones_like(teacher).bool()
+        assert TASK_TERMS[kind].prediction_sum(student, teacher, keep, 2.0).isnan()
+
+
 def test_squared_error_is_the_sum_over_kept_targets_and_so_is_its_gradient():
     outputs = make_logits(0, 4, 3).requires_grad_()
     targets = make_logits(1, 4, 3)
@@ -124,7 +136,7 @@ def test_squared_error_is_the_sum_over_kept_targets_and_so_is_its_gradient():
                 difference = outputs[b, c].item() - targets[b, c].item()
                 expected += difference**2
                 gradient[b, c] = 2 * difference
-    check(squared_error_sum(outputs, targets), outputs, expected, gradient)
+    check(squared_error_to(outputs, targets), outputs, expected, gradient)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
@@ -254,7 +266,7 @@ TERMS = {
         ENTRIES,
         lambda s, t: binary_cross_entropy_sum(s, torch.eye(4, 3).masked_fill(~ENTRIES, NAN)),
     ),
-    "squared_error": (ENTRIES, lambda s, t: squared_error_sum(s, make_logits(2, 4, 3).masked_fill(~ENTRIES, NAN))),
+    "squared_error": (ENTRIES, lambda s, t: squared_error_to(s, make_logits(2, 4, 3).masked_fill(~ENTRIES, NAN))),
     "kl": (ROWS, lambda s, t: kl_divergence_sum(s, t, keep=ROWS, temperature=2.0)),
     "bernoulli_kl": (ENTRIES, lambda s, t: bernoulli_kl_sum(s, t, keep=ENTRIES, temperature=2.0)),
     "squared_difference": (ENTRIES, lambda s, t: TASK_TERMS["regression"].prediction_sum(s, t, ENTRIES, 2.0)),
@@ -300,7 +312,7 @@ def test_numbers_are_ignored_where_they_are_nan_and_ids_where_they_are_the_ignor
     assert kept_labels(torch.tensor([0.0, -100.0, NAN])).tolist() == [True, True, False]
 
 
-@pytest.mark.parametrize("term", [soft_cross_entropy_sum, binary_cross_entropy_sum, squared_error_sum])
+@pytest.mark.parametrize("term", [soft_cross_entropy_sum, binary_cross_entropy_sum, squared_error_to])
 def test_labels_that_are_all_ignored_give_a_total_of_zero_and_no_gradient(term):
     logits = make_logits(0, 2, 3).requires_grad_()
     total = term(logits, torch.full((2, 3), NAN))
