@@ -16,6 +16,7 @@ from ted_ds.config.schema import PhasePlan, Recipe
 from ted_ds.config.tasks import CausalLm, HeadTask, LabelledTask, SequenceClassification
 from ted_ds.data.loader import Batch, Collator, evaluation_batches, training_steps
 from ted_ds.data.tasks import TaskData
+from ted_ds.errors import TedError
 from ted_ds.evaluation.scoring import evaluate
 from ted_ds.models.families import family_of
 from ted_ds.models.files import ModelFacts, read_model_facts
@@ -95,13 +96,23 @@ class Assembly:
         seed_everything(self.recipe.seed, phase="model")
         with self.world.together():  # a sharded load communicates: make sure first that every rank can read it
             read_model_facts(path)
-        model, fresh = load_model(
-            path,
-            head=None if isinstance(task, CausalLm) else _head_config(task),
-            dtype=self.dtype,
-            new_head_allowed=new_head_allowed,
-            context=sharded_loading(shard_config) if shard_config else contextlib.nullcontext(),
-        )
+        loaded: tuple[PreTrainedModel, list[str]] | None = None
+        failure: TedError | None = None
+        try:
+            loaded = load_model(
+                path,
+                head=None if isinstance(task, CausalLm) else _head_config(task),
+                dtype=self.dtype,
+                new_head_allowed=new_head_allowed,
+                context=sharded_loading(shard_config) if shard_config else contextlib.nullcontext(),
+            )
+        except TedError as error:
+            failure = error
+        with self.world.together():
+            if failure is not None:
+                raise failure
+        assert loaded is not None
+        model, fresh = loaded
         model.config.pad_token_id = self.tokenizer.pad_token_id  # decoders find the token they classify by it
         return TappedModel(model, family_of(model.config.model_type), layers, fresh_parameters=fresh)
 

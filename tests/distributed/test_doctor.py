@@ -228,8 +228,11 @@ def test_a_tokenizer_with_more_ids_than_the_model_has_embeddings(sound, tmp_path
     place = copy(sound, tmp_path, "causal_lm")
     for name in ("teacher", "student"):
         write_tokenizer(place / name, [*WORDS, "extra"])
-    healthy, found, _ = doctor(place)
+    rows = [json.loads(line) for line in (place / "train.jsonl").read_text().splitlines()]
+    write_rows(place / "train.jsonl", [{**row, "text": f"extra {row['text']}"} for row in rows])
+    healthy, found, _ = doctor(place, f"data.train[0].path={place / 'train.jsonl'}")
     assert not healthy
+    assert found["stage II"] == ("skip", "a token without an embedding would end this in a crash")
     assert f"gives 'extra' the id {len(WORDS) + 5}" in found["vocabulary"][1]
 
 

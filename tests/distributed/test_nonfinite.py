@@ -12,6 +12,7 @@ from ted_ds.models.student import FilteredModel
 from ted_ds.numerics.layer_map import layer_names
 from ted_ds.numerics.task_terms import TASK_TERMS
 from ted_ds.runtime.frozen import FrozenModel
+from ted_ds.runtime.nonfinite import Sighting, explain
 from ted_ds.runtime.sharding import full_state_dict
 from ted_ds.stages.distill import DistillObjective
 from ted_ds.stages.loop import train
@@ -30,6 +31,7 @@ from tests.tiny import VOCAB_SIZE, write_model
 
 BAD_STEP, NUM_STEPS = 2, 3
 STAGES = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")]
+OFFLOADED = [(2, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")]
 
 
 def write_models(folder):
@@ -79,8 +81,11 @@ class Fault:
             output.register_hook(lambda gradient: gradient * torch.inf)
 
 
-def start(world, folder, stage, precision, what):
+def start(world, folder, stage, precision, what, *, offload=False):
     ds_config = config(stage, world.size, 1.0, precision)
+    if offload:
+        ds_config["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
+        ds_config["zero_force_ds_cpu_optimizer"] = False
     teacher = FrozenModel(
         load_tapped(folder / "teacher", "causal_lm", TEACHER_LAYERS, precision=precision),
         device=world.device,
@@ -105,12 +110,12 @@ def start(world, folder, stage, precision, what):
     return start_engine(world, module, ds_config, precision=precision, watched=watched), objective, fault, module
 
 
-def train_over_faults(world, folder, stage, precision):
+def train_over_faults(world, folder, stage, precision, offload):
     """Two good steps; and the same two with a bad one between them, for each fault."""
     results = {}
     for what in ("none", *FAULTS):
         numbers = (1, 3) if what == "none" else (1, BAD_STEP, 3)
-        engine, objective, fault, module = start(world, folder, stage, precision, what)
+        engine, objective, fault, module = start(world, folder, stage, precision, what, offload=offload)
         batches, reasons = steps_of(world, numbers), []
         for number in numbers:
             fault.armed = number == BAD_STEP
@@ -131,10 +136,12 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize(("stage", "precision"), STAGES)
-def test_a_step_that_went_bad_on_one_rank_leaves_no_trace(tmp_path, stage, precision):
+@pytest.mark.parametrize(
+    ("stage", "precision", "offload"), [(*one, False) for one in STAGES] + [(*one, True) for one in OFFLOADED]
+)
+def test_a_step_that_went_bad_on_one_rank_leaves_no_trace(tmp_path, stage, precision, offload):
     write_models(tmp_path)
-    for of_rank in run_ranks(train_over_faults, 2, tmp_path, stage, precision):
+    for of_rank in run_ranks(train_over_faults, 2, tmp_path, stage, precision, offload):
         expected, none, clean, _ = of_rank["none"]
         assert none == [None, None]
         for what, explanation in FAULTS.items():
@@ -146,6 +153,72 @@ def test_a_step_that_went_bad_on_one_rank_leaves_no_trace(tmp_path, stage, preci
                 assert report[name] == clean[name], name
             for name, value in expected.items():
                 assert torch.equal(weights[name], value), name
+
+
+def step_that_ends_empty(world, folder, stage):
+    """A term goes bad in a rank's first microbatch, and the last microbatch of every rank keeps nothing."""
+    engine, objective, fault, module = start(world, folder, stage, "fp32", "term")
+    before = full_state_dict(module, keep=True)
+    batches = training_steps(
+        iter([one_sample(index) for index in range(2 * world.size)]),
+        Collator(pad_id=0, labels="tokens"),
+        global_batch_size=8,
+        micro_batch_size=2,
+        rank=world.rank,
+        world_size=world.size,
+    )
+    fault.armed = True
+    skipped = engine.step(batches, objective)
+    after = full_state_dict(module, keep=True)
+    return skipped, all(torch.equal(after[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_bad_term_is_seen_though_the_last_microbatch_keeps_nothing(tmp_path, stage):
+    write_models(tmp_path)
+    for skipped, unmoved in run_ranks(step_that_ends_empty, 2, tmp_path, stage):
+        assert skipped is not None
+        assert skipped.reason.startswith("loss/kl_teacher_student not finite on rank 1")
+        assert unmoved
+
+
+def train_and_end_in_skips(world, folder, good_steps):
+    engine, objective, fault, _ = start(world, folder, 2, "fp32", "output")
+
+    def batches():
+        for number, step in enumerate(steps_of(world, range(1, 5)), start=1):
+            fault.armed = number > good_steps
+            yield step
+
+    try:
+        train(
+            engine,
+            batches(),
+            objective,
+            max_steps=4,
+            log_every_steps=1,
+            max_consecutive_skips=9,
+            last_good=folder / "last_good",
+            log=lambda *_: None,
+            say=lambda _: None,
+        )
+    except NumericsError as error:
+        return str(error)
+    return None
+
+
+def test_a_phase_without_any_step_taken_is_no_success(tmp_path):
+    write_models(tmp_path)
+    assert run_ranks(train_and_end_in_skips, 2, tmp_path, 2) == [None, None]
+    for text in run_ranks(train_and_end_in_skips, 2, tmp_path, 0):
+        assert text.startswith("4 steps in a row were skipped; step 4: loss/task")
+
+
+def test_a_loss_scale_on_its_way_down_is_no_bad_step():
+    fine = Sighting([], [], ["student layer_01"])
+    assert explain([fine, fine], fp16=True).is_scale_search
+    assert not explain([fine, fine], fp16=False).is_scale_search
+    assert not explain([fine, Sighting(["loss/task"], [], [])], fp16=True).is_scale_search
 
 
 def train_until_it_stops(world, folder, stage, max_skips, broken_weights):

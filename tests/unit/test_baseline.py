@@ -1,0 +1,104 @@
+"""Verdicts on what a model knows: random ones are found out, and sound ones are not condemned."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ted_ds.numerics.task_terms import TASK_TERMS
+from ted_ds.vetting.baseline import Guess, judge_against_guess, make_guess, read_examples
+
+KIND = "sequence_classification"
+
+
+def verdict_on(probabilities, labels):
+    """Of a classifier that predicts these probabilities."""
+    logits = torch.tensor(np.log(np.maximum(probabilities, 1e-9)))
+    examples = read_examples(logits, torch.tensor(labels), TASK_TERMS[KIND], classes=True)
+    names = [f"name {index}" for index in range(logits.shape[1])]
+    guess = make_guess(KIND, num_outputs=logits.shape[1], labels=labels)
+    return judge_against_guess("teacher", examples, guess, labels=names)
+
+
+def classifier(generator, num_labels, count, accuracy, confidence=None):
+    """Right with this probability, and saying so honestly unless another ``confidence`` is given."""
+    labels = generator.integers(num_labels, size=count)
+    right = generator.random(count) < accuracy
+    predicted = np.where(right, labels, (labels + generator.integers(1, num_labels, size=count)) % num_labels)
+    sure = accuracy if confidence is None else confidence
+    probabilities = np.full((count, num_labels), (1 - sure) / (num_labels - 1))
+    probabilities[np.arange(count), predicted] = sure
+    return probabilities, labels.tolist()
+
+
+def share_of(status, num_labels, count, accuracy, confidence=None, runs=300):
+    generator = np.random.default_rng(0)
+    verdicts = [verdict_on(*classifier(generator, num_labels, count, accuracy, confidence)) for _ in range(runs)]
+    return sum(verdict.status == status for verdict in verdicts) / runs
+
+
+@pytest.mark.parametrize(
+    ("num_labels", "count", "accuracy"),
+    [(2, 512, 0.65), (2, 64, 0.8), (2, 8, 0.9), (2, 16, 0.55), (5, 64, 0.5), (77, 64, 0.6), (150, 64, 0.7)],
+)
+def test_a_sound_classifier_is_not_condemned(num_labels, count, accuracy):
+    assert share_of("fail", num_labels, count, accuracy) <= 0.01
+
+
+def test_a_classifier_that_is_too_sure_of_itself_is_not_condemned():
+    assert share_of("fail", 2, 64, 0.85, confidence=0.9999) == 0
+
+
+@pytest.mark.parametrize("num_labels", [2, 5, 77])
+def test_a_random_classifier_is_found_out(num_labels):
+    generator = np.random.default_rng(1)
+    statuses = []
+    for _ in range(100):
+        scores = generator.normal(scale=0.1, size=(64, num_labels))
+        probabilities = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+        statuses.append(verdict_on(probabilities, generator.integers(num_labels, size=64).tolist()).status)
+    assert statuses.count("fail") > 70
+    assert statuses.count("pass") <= 3
+
+
+def test_another_order_of_the_labels_is_seen():
+    probabilities, labels = classifier(np.random.default_rng(2), 3, 64, 0.9)
+    assert verdict_on(probabilities, labels).status == "pass"
+    verdict = verdict_on(probabilities[:, [1, 2, 0]], labels)
+    assert verdict.status == "fail"
+    assert "with its outputs read as ['name 1', 'name 2', 'name 0']" in verdict.detail
+    assert "its labels are in another order" in verdict.detail
+
+
+def test_knowing_only_how_frequent_labels_are_is_said():
+    labels = [0] * 61 + [1] * 3
+    verdict = verdict_on(np.full((64, 2), [0.95, 0.05]), labels)
+    assert verdict.status == "warn"
+    assert "no better than saying how frequent each label is" in verdict.detail
+
+
+def test_a_loss_that_is_not_finite_fails():
+    verdict = verdict_on(np.full((64, 2), math.nan), [0, 1] * 32)
+    assert (verdict.status, verdict.detail[-10:]) == ("fail", "not finite")
+
+
+def test_guesses():
+    assert make_guess("causal_lm", num_outputs=50).loss == pytest.approx(math.log(50))
+    assert make_guess("regression", num_outputs=2, labels=[[0.0, 1.0], [2.0, 1.0]]).loss == pytest.approx(0.5)
+    one = make_guess(KIND, num_outputs=2, labels=[0, 0, 0, 1])
+    entropy = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
+    assert (one.loss, one.prior_loss) == pytest.approx((math.log(2), entropy))
+    soft = make_guess("soft_label_classification", num_outputs=2, labels=[[1.0, 0.0], [0.5, 0.5]])
+    assert soft.prior_loss == pytest.approx(entropy)
+    many = make_guess("multi_label_classification", num_outputs=2, labels=[[1.0, 0.0], [1.0, 0.0], [1.0, 0], [0, 0]])
+    assert (many.loss, many.prior_loss) == pytest.approx((math.log(2), entropy / 2))
+
+
+def test_targets_that_do_not_vary_cannot_be_guessed_worse():
+    examples = read_examples(torch.zeros(64, 1), torch.ones(64, 1), TASK_TERMS["regression"], classes=False)
+    guess = make_guess("regression", num_outputs=1, labels=[[1.0]] * 64)
+    verdict = judge_against_guess("teacher", examples, guess, labels=[])
+    assert (verdict.status, guess) == ("skip", Guess(0.0, "the mean"))
