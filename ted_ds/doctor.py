@@ -84,6 +84,8 @@ class Doctor:
         """Whether a phase of Stage 0 is behind the model: not asked for, or complete with this recipe's settings."""
         if not wanted:
             return True
+        if not self._world.on_main((self._recipe.output_dir / phase).exists):
+            return False
         try:
             return self._world.on_main(lambda: self._chain.folder(phase).is_complete())
         except TedError as error:

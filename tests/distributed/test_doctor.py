@@ -148,11 +148,16 @@ def test_nothing_is_held_against_a_sound_pair(sound, kind, stage):
     assert sorted((sound / kind).rglob("*")) == before
 
 
-def test_a_student_yet_to_be_cut_is_examined_and_leaves_nothing(sound, tmp_path):
+PLAN = "{max_steps: 1, learning_rate: 1e-3, global_batch_size: 4, micro_batch_size: 2}"
+
+
+@pytest.mark.parametrize("finetune", ["", f", finetune: {PLAN}"])
+def test_a_student_yet_to_be_cut_is_examined_and_leaves_nothing(sound, tmp_path, finetune):
     place = copy(sound, tmp_path, "causal_lm")
     shutil.rmtree(place / "run")
     before = sorted(place.rglob("*"))
-    healthy, found, text = doctor(place, "student={from_teacher: {blocks: [0, 3]}}")
+    student = f"student={{from_teacher: {{blocks: [0, 3]}}{finetune}}}"
+    healthy, found, text = doctor(place, student, f"output_dir={place / 'new' / 'run'}")
     assert healthy, text
     assert "not learned yet" in found["filters of student"][1]
     assert sorted(place.rglob("*")) == before
@@ -170,6 +175,20 @@ def test_a_random_teacher(sound, tmp_path, kind):
     assert "no better; are these its trained weights?" in found[check][1]
     # the filters were learned on the teacher that was there before
     assert failed(found) == {check, "filters of teacher"}
+
+
+def test_a_teacher_fine_tuned_with_other_settings(sound, tmp_path):
+    place = copy(sound, tmp_path, "causal_lm")
+    run_ranks(finetune_teacher, 2, str(place / "recipe.yaml"), f"output_dir={place / 'tuned'}")
+    overrides = [f"output_dir={place / 'tuned'}", f"teacher.finetune={PLAN}"]
+    assert doctor(place, *overrides)[0]
+    healthy, found, _ = doctor(place, *overrides, "teacher.finetune.learning_rate=1")
+    assert not healthy
+    assert "plan.learning_rate was 0.001, now 1" in found["finetune_teacher"][1]
+
+
+def finetune_teacher(_world, recipe, override):
+    run_phases(recipe, [override, f"teacher.finetune={PLAN}"], ("finetune_teacher",))
 
 
 def test_labels_in_another_order_by_name(sound, tmp_path):
@@ -311,7 +330,7 @@ def test_a_run_refuses_a_random_teacher_and_trains_one_that_knows_its_task(sound
     place = copy(sound, tmp_path, "causal_lm")
     recipe = yaml.safe_load((place / "recipe.yaml").read_text())
     write_recipe(place / "recipe.yaml", recipe | {"output_dir": str(tmp_path / "other")})
-    short = "filters.teacher={max_steps: 1, learning_rate: 1e-3, global_batch_size: 4, micro_batch_size: 2}"
+    short = f"filters.teacher={PLAN}"
     assert run_ranks(preflight, 2, str(place / "recipe.yaml"), [short]) == [None, None]
     shutil.rmtree(tmp_path / "other")
     shutil.rmtree(place / "teacher")
