@@ -91,8 +91,10 @@ MUTATIONS = {
         "        self.bank = bank\n",
         "        self.bank = bank\n"
         "        import torch.distributed as dist\n\n"
+        "        alone = not dist.is_initialized() or dist.get_rank() == 0\n"
         "        for parameter in bank.parameters():\n"
-        "            parameter.register_hook(lambda gradient: gradient * float(dist.get_rank() == 0))\n",
+        "            if parameter.requires_grad:\n"
+        "                parameter.register_hook(lambda gradient: gradient * float(alone))\n",
         "filters learn from rank 0's data alone",
     ),
     "next_token": Mutation(
@@ -146,6 +148,8 @@ def survives(mutation: Mutation, folder: Path) -> str | None:
         text=True,
     )
     failed = re.search(r"^FAILED (\S+)", done.stdout, re.MULTILINE)
+    if re.search(r"rank \d+ failed|^E +\w*Error(?<!AssertionError)", done.stdout, re.MULTILINE):
+        return f"breaks instead of giving a wrong number:\n{done.stdout[-1500:]}"
     if done.returncode != 1 or failed is None:
         return f"survives: pytest ended with {done.returncode}\n{done.stdout[-500:]}"
     print(f"  first noticed by {failed[1]}")
