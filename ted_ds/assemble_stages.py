@@ -150,12 +150,12 @@ def build_stage_two(
     objective: Objective = (
         FinetuneObjective(build.terms, plan.task_weight)
         if frozen is None
-        else distill_objective(build, frozen, teacher_filters)
+        else _distill_objective(build, frozen, teacher_filters)
     )
     return StageTwo(tapped, bank, kind, FilteredModel(tapped, bank), frozen, teacher_filters, objective)
 
 
-def distill_objective(build: Assembly, teacher: FrozenModel, teacher_filters: nn.Module | None) -> DistillObjective:
+def _distill_objective(build: Assembly, teacher: FrozenModel, teacher_filters: nn.Module | None) -> DistillObjective:
     """The recipe's Stage II objective with this teacher."""
     plan = build.recipe.distill
     return DistillObjective(

@@ -30,7 +30,7 @@ from ted_ds.runtime.sharding import collect_garbage, whole_parameters
 from ted_ds.stages.distill import DistillObjective
 from ted_ds.vetting.baseline import NUM_EXAMPLES
 from ted_ds.vetting.batch_text import LEGEND, batch_as_text
-from ted_ds.vetting.verdict import Verdict, failures
+from ted_ds.vetting.verdict import Status, Verdict, failures
 
 MARKS = {"pass": "pass", "warn": "WARN", "fail": "FAIL", "skip": "skip"}
 LOSS_SCALE_STEPS = 24
@@ -102,8 +102,8 @@ class Doctor:
             self._add(check, "fail", str(error))
         collect_garbage()
 
-    def _add(self, check: str, status: str, detail: str) -> None:
-        self._verdicts.append(Verdict(check, status, detail))  # type: ignore[arg-type]
+    def _add(self, check: str, status: Status, detail: str) -> None:
+        self._verdicts.append(Verdict(check, status, detail))
 
     # --- files --------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ted_ds.config.tasks import HeadTask, LabelledTask, MultiLabelClassification, Regression, SequenceClassification
+from ted_ds.config.tasks import (
+    HeadTask,
+    LabelledTask,
+    MultiLabelClassification,
+    Regression,
+    SequenceClassification,
+    SoftLabelClassification,
+)
 from ted_ds.errors import DataError
 
 Label = int | list[float]
@@ -54,13 +61,13 @@ def _label_id(value: Any, task: LabelledTask, where: str) -> int:
     if str(value) in task.labels and task.labels.index(str(value)) != value:  # CSV makes numbers of names such as "1"
         raise DataError(
             f"{where}: label {value} is the id of {task.labels[value]!r} and the name of another label; choose names "
-            f"in task.labels that are no numbers"
+            "in task.labels that are no numbers"
         )
     return value
 
 
-def _distribution(value: Sequence[Any], task: LabelledTask, where: str) -> list[float]:
-    numbers = [_number(one, f"{where}: column {task.label_column!r}") for one in value]  # type: ignore[attr-defined]
+def _distribution(value: Sequence[Any], task: SoftLabelClassification, where: str) -> list[float]:
+    numbers = [_number(one, f"{where}: column {task.label_column!r}") for one in value]
     total = sum(numbers)
     if len(numbers) != len(task.labels) or min(numbers, default=-1) < 0 or abs(total - 1) > SUM_TOLERANCE:
         raise DataError(

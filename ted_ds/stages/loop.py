@@ -44,18 +44,17 @@ def train(
     """
     started = time.monotonic()
     timed_tokens, timed_s = 0.0, 0.0
-    skipped_in_a_row, num_skipped, last_reason = 0, 0, ""
+    last_taken, bad_in_a_row = 0, 0
     for step in range(1, max_steps + 1):
         skipped = engine.step(batches, objective)
         if skipped is None:
-            skipped_in_a_row, num_skipped, last_reason = 0, 0, ""
+            last_taken, bad_in_a_row = step, 0
         else:
-            skipped_in_a_row += not skipped.is_scale_search
-            say(f"  step {step} skipped, {skipped_in_a_row} in a row: {skipped.reason}")
-            if skipped_in_a_row > max_consecutive_skips:
-                raise _cannot_go_on(engine, last_good, step, skipped_in_a_row, skipped.reason)
-            num_skipped += 1
-            last_reason = skipped.reason
+            bad_in_a_row += not skipped.is_scale_search
+            say(f"  step {step} skipped, {step - last_taken} in a row: {skipped.reason}")
+            at_the_end = step == max_steps and (last_taken == 0 or not engine.weights_are_finite())
+            if bad_in_a_row > max_consecutive_skips or at_the_end:
+                raise _cannot_go_on(engine, last_good, step, last_taken, skipped.reason)
         if step % log_every_steps and step != max_steps:
             continue
         report = engine.report(objective)
@@ -66,19 +65,17 @@ def train(
             timed_s += now - started
         started = now
         log(step, report)
-    if num_skipped == max_steps or (skipped_in_a_row and not engine.weights_are_finite()):
-        raise _cannot_go_on(engine, last_good, max_steps, skipped_in_a_row, last_reason)
     return timed_tokens / timed_s
 
 
-def _cannot_go_on(engine: TrainableEngine, last_good: Path, step: int, skipped: int, reason: str) -> NumericsError:
+def _cannot_go_on(engine: TrainableEngine, last_good: Path, step: int, last_taken: int, reason: str) -> NumericsError:
     if engine.weights_are_finite():
         engine.save(last_good)
-        left = f"the state after step {step - skipped}, the last that was taken, is in {last_good}"
+        left = f"the state after step {last_taken}, the last that was taken, is in {last_good}"
     else:
         left = "the weights themselves are not finite and were not saved"
     error = NumericsError(
-        f"{skipped} steps in a row were skipped; step {step}: {reason}. {left}. Lower the learning "
+        f"{step - last_taken} steps in a row were skipped; step {step}: {reason}. {left}. Lower the learning "
         "rate, use precision bf16 or fp32, or look at these steps' data (ted-ds doctor)"
     )
     error.agreed = True  # the reason was gathered from all ranks
