@@ -15,7 +15,8 @@ from ted_ds.config.deepspeed import complete, read_deepspeed_json, zero_stage
 from ted_ds.config.schema import PhasePlan, Recipe
 from ted_ds.config.tasks import CausalLm, HeadTask, LabelledTask, SequenceClassification
 from ted_ds.data.loader import Batch, Collator, evaluation_batches, training_steps
-from ted_ds.data.tasks import TaskData
+from ted_ds.data.reading.listing import DataListing
+from ted_ds.data.tasks import CausalLmData, TaskData
 from ted_ds.errors import TedError
 from ted_ds.evaluation.scoring import evaluate
 from ted_ds.models.families import family_of
@@ -44,11 +45,12 @@ class Assembly:
         world: World,
         *,
         tokenizer: PreTrainedTokenizerBase,
+        listing: DataListing,
         data: TaskData,
         screen: Screen,
     ) -> None:
         self.recipe, self.plan, self.world = recipe, plan, world
-        self.tokenizer, self.data = tokenizer, data
+        self.tokenizer, self.listing, self.data = tokenizer, listing, data
         self.screen = screen
         self.tracker: Tracker | None = None  # opened on rank 0 once there is something to write
         self.deepspeed_json = read_deepspeed_json(recipe.deepspeed)
@@ -159,8 +161,19 @@ class Assembly:
         finally:
             engine.release()
 
-    def training_batches(self, plan: PhasePlan) -> Iterator[list[Batch]]:
-        """This rank's microbatches of each step of a phase."""
+    def training_batches(self, plan: PhasePlan, *, num_workers: int) -> Iterator[list[Batch]]:
+        """This rank's microbatches of each step of a phase; ``num_workers`` processes read ahead."""
+        if isinstance(self.data, CausalLmData):
+            return self.data.stream(
+                self.collate,
+                seed=self.recipe.seed,
+                global_batch_size=plan.global_batch_size,
+                micro_batch_size=plan.micro_batch_size,
+                rank=self.world.rank,
+                world_size=self.world.size,
+                num_workers=num_workers,
+                timeout_s=self.recipe.collective_timeout_s,
+            )
         return training_steps(
             self.data.train_samples(self.recipe.seed),
             self.collate,
@@ -173,7 +186,7 @@ class Assembly:
     def train(self, phase: str, engine: TrainableEngine, objective: Objective, plan: PhasePlan) -> dict[str, float]:
         """Run the phase's steps; returns its tokens per second and last report."""
         seed_everything(self.recipe.seed, phase=phase, rank=self.world.rank)
-        batches = self.training_batches(plan)
+        batches = self.training_batches(plan, num_workers=self.recipe.data.workers)
         started = time.monotonic()
         last: dict[str, float] = {}
 

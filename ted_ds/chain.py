@@ -13,7 +13,6 @@ from ted_ds.assemble import Assembly
 from ted_ds.assemble_stages import build_stage_one, build_stage_two
 from ted_ds.config.schema import PhasePlan
 from ted_ds.config.tasks import CausalLm
-from ted_ds.data.sources import data_files
 from ted_ds.errors import CheckpointError
 from ted_ds.export import export_student
 from ted_ds.models.cutting import cut
@@ -26,6 +25,8 @@ from ted_ds.runtime.sharding import collect_garbage
 from ted_ds.stages.finetune import FinetuneObjective
 
 MODEL_FOLDER = "model"
+UNDECIDING_DATA_KEYS = {"padding", "workers", "bad_records"}
+"""What may change in ``data`` without a change in results."""
 
 
 class Chain:
@@ -104,7 +105,7 @@ class Chain:
             "evaluate": lambda: {
                 "models": {name: self._identity(path) for name, path in self._evaluated().items()},
                 **self._recipe.model_dump(
-                    mode="json", include={"evaluation", "data", "task"}, exclude={"data": {"padding"}}
+                    mode="json", include={"evaluation", "data", "task"}, exclude={"data": UNDECIDING_DATA_KEYS}
                 ),
             },
             "export": lambda: {"student": self._identity(self._distilled())},
@@ -145,9 +146,9 @@ class Chain:
             # how the global batch is cut up and sharded does not decide the result: a requeued run may change it
             "plan": plan.model_dump(mode="json", exclude={"micro_batch_size"}) if plan is not None else None,
             "deepspeed": {key: self._assembly.deepspeed_json.get(key) for key in ("optimizer", "scheduler")},
-            "data_files": data_files(self._recipe.data),
+            "data_files": self._assembly.listing.sizes(),
             **self._recipe.model_dump(
-                mode="json", include={"task", "data", "seed", "precision"}, exclude={"data": {"padding"}}
+                mode="json", include={"task", "data", "seed", "precision"}, exclude={"data": UNDECIDING_DATA_KEYS}
             ),
         }
 

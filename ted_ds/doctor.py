@@ -55,7 +55,7 @@ class Doctor:
         """
         batch: Batch | None = None
         with self._world.together():
-            batch = next(self._build.training_batches(self._recipe.distill))[0]
+            batch = next(self._first_batches())[0]
         assert batch is not None
         teacher_is_ready = self._is_done("finetune_teacher", wanted=self._recipe.teacher.finetune is not None)
         teacher = self._chain.teacher_path() if teacher_is_ready else self._chain.teacher_origin
@@ -79,6 +79,9 @@ class Doctor:
         failed = failures(self._verdicts)
         self._build.screen.say(f"{len(failed)} of {len(rows)} checks failed" if failed else "nothing failed")
         return not failed
+
+    def _first_batches(self) -> Iterator[list[Batch]]:
+        return self._build.training_batches(self._recipe.distill, num_workers=0)
 
     def _is_done(self, phase: str, *, wanted: bool) -> bool:
         """Whether a phase of Stage 0 is behind the model: not asked for, or complete with this recipe's settings."""
@@ -271,7 +274,7 @@ class Doctor:
         self._add("teacher as its own student", "fail" if wrong else "pass", shown or "no term compares models")
 
     def _take_a_step(self, engine: TrainableEngine, stage: StageTwo) -> None:
-        engine.accumulate(self._build.training_batches(self._recipe.distill), stage.objective)
+        engine.accumulate(self._first_batches(), stage.objective)
         unreached: list[str] = []
         digest = hashlib.sha256()
         for name, gradient in engine.gradients():
@@ -301,7 +304,7 @@ class Doctor:
         skipped = engine.update()
         for _ in range(LOSS_SCALE_STEPS):
             if skipped is not None and skipped.is_scale_search:
-                skipped = engine.step(self._build.training_batches(self._recipe.distill), stage.objective)
+                skipped = engine.step(self._first_batches(), stage.objective)
         if skipped is not None:
             self._add("one step", "fail", f"skipped: {skipped.reason}")
             return

@@ -12,6 +12,7 @@ from ted_ds.chain import Chain
 from ted_ds.config.load import load_recipe
 from ted_ds.config.schema import Recipe
 from ted_ds.contracts import refuse_different_tokenizers
+from ted_ds.data.reading.listing import list_data
 from ted_ds.data.tasks import open_task_data
 from ted_ds.doctor import Doctor
 from ted_ds.errors import ConfigError
@@ -87,15 +88,17 @@ def _prepare(recipe_path: str, overrides: Sequence[str], *, contracts_hold: bool
         world.check_precision(recipe.precision)
     recipe, plan, teacher, student = _resolve_models(recipe, recipe_path, world, contracts_hold=contracts_hold)
     tokenizer, data = None, None
+    wanted = recipe.data
+    listing = world.on_main(lambda: list_data(wanted))  # once, and the same for all
     with world.together():
         tokenizer = load_tokenizer(teacher)
         if student is not None and contracts_hold:
             refuse_different_tokenizers(tokenizer.get_vocab(), load_tokenizer(student).get_vocab())
-        data = open_task_data(recipe.data, recipe.task, tokenizer, max_heldout=recipe.evaluation.max_examples)
+        data = open_task_data(recipe.data, recipe.task, tokenizer, listing, max_heldout=recipe.evaluation.max_examples)
     assert tokenizer is not None
     assert data is not None
     screen = Screen(shown=world.is_main)
-    assembly = Assembly(recipe, plan, world, tokenizer=tokenizer, data=data, screen=screen)
+    assembly = Assembly(recipe, plan, world, tokenizer=tokenizer, listing=listing, data=data, screen=screen)
     return assembly, Chain(assembly, teacher=teacher, student=student)
 
 

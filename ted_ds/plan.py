@@ -12,7 +12,7 @@ from ted_ds.config.deepspeed import complete, read_deepspeed_json, zero_stage
 from ted_ds.config.schema import Recipe
 from ted_ds.config.tasks import CausalLm
 from ted_ds.contracts import Side, broken_contracts
-from ted_ds.data.sources import HUB_NAME, locate
+from ted_ds.data.sources import HUB_NAME, is_remote, locate, names_hub
 from ted_ds.errors import ConfigError, TedError
 from ted_ds.models.files import ModelFacts, read_model_facts
 from ted_ds.numerics.layer_map import LayerPairs, make_layer_map
@@ -84,7 +84,8 @@ def make_plan(recipe: Recipe, *, num_ranks: int = 1, source: str = "recipe", con
     _check_deepspeed(recipe, num_ranks, attempt)
     for part, sources in (("train", recipe.data.train), ("evaluation", recipe.data.evaluation or [])):
         for index, one in enumerate(sources):
-            attempt(f"data.{part}[{index}].path", functools.partial(locate, one))
+            if not is_remote(one.path) and not names_hub(one):  # those only once the run starts
+                attempt(f"data.{part}[{index}].path", functools.partial(locate, one))
     if recipe.output_dir.exists() and not recipe.output_dir.is_dir():
         problems.append(f"output_dir: {recipe.output_dir} is a file; give a folder")
 

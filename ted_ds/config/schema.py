@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from ted_ds.config.data import Data
 from ted_ds.config.section import Section
 from ted_ds.config.tasks import Task
 
@@ -50,41 +51,6 @@ class PhasePlan(Section):
                 f"micro_batch_size ({self.micro_batch_size})"
             )
         return self
-
-
-class Source(Section):
-    """Where documents or examples come from."""
-
-    path: str = Field(min_length=1)
-    """A local file, folder or glob, or the name of a Hugging Face dataset."""
-    format: Literal["auto", "json", "csv", "parquet", "text", "hub"] = "auto"
-    """``auto`` goes by the file's ending, or takes ``path`` as a hub name where nothing local has it."""
-    name: str | None = None
-    """Configuration of a Hugging Face dataset."""
-    split: str = "train"
-    """Split of a Hugging Face dataset."""
-    weight: float = Field(default=1.0, gt=0)
-    """Corpora: relative share of documents drawn from this source. Task data is used whole."""
-
-
-class Padding(Section):
-    """How sequences of a batch are brought to one length. Losses and gradients do not depend on it."""
-
-    side: Literal["right", "left"] = "right"
-    multiple_of: int = Field(default=1, gt=0)
-    """Pad to the longest sequence's length, rounded up to a multiple of this; 8 suits tensor cores."""
-
-
-class Data(Section):
-    """What is trained and evaluated on."""
-
-    train: list[Source] = Field(min_length=1)
-    evaluation: list[Source] | None = None
-    """Held-out data; unset: ``heldout_fraction`` of ``train`` is kept apart by a hash of the text."""
-    heldout_fraction: float = Field(default=0.05, gt=0, lt=1)
-    shuffle_buffer: int = Field(default=1000, gt=0)
-    """Corpora: documents a streaming shuffle holds. Task data is shuffled whole."""
-    padding: Padding = Padding()
 
 
 class Teacher(Section):

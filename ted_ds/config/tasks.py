@@ -83,6 +83,11 @@ class Packing(Section):
     isolate_documents: bool = True
     """Documents in one sequence do not attend to each other, each counts its positions from 0, and none predicts the
     first token of the next."""
+    method: Literal["wrap", "best_fit"] = "wrap"
+    """``wrap`` joins documents and cuts the whole: every sequence is full. ``best_fit`` cuts only documents longer than
+    a sequence, and fills each up with the largest piece that fits; what stays empty is padding."""
+    window: int = Field(default=32, gt=1)
+    """``best_fit``: pieces to choose from."""
 
 
 class CausalLm(Section):

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ted_ds.data.tasks import Sample
+from ted_ds.data.samples import Sample
 from ted_ds.numerics.losses import IGNORED_LABEL
 
 
@@ -117,6 +117,11 @@ class Collator:
         if self.labels == "class":
             return torch.tensor([IGNORED_LABEL if label is None else label for label in given])
         return torch.tensor([[math.nan] * self.num_outputs if label is None else label for label in given])
+
+
+def microbatches(rows: Sequence[Sample | None], collate: Collator, size: int) -> list[Batch]:
+    """Consecutive rows, ``size`` at a time."""
+    return [collate(rows[begin : begin + size]) for begin in range(0, len(rows), size)]
 
 
 def training_steps(

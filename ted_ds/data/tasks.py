@@ -1,49 +1,59 @@
-"""Tokenised samples of every kind of task, for training and held out."""
+"""The data of every kind of task, for training and held out."""
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ted_ds.config.schema import Data, Source
+from ted_ds.config.data import Data
 from ted_ds.config.tasks import CausalLm, HeadTask, Task
-from ted_ds.data.corpora import documents, is_heldout, read_rows
+from ted_ds.data.bad_records import too_many
+from ted_ds.data.cleaning import Cleaner, is_heldout
 from ted_ds.data.labels import Label, label_columns, read_label
-from ted_ds.data.packing import pack
+from ted_ds.data.loader import Collator
+from ted_ds.data.packing import pack, predicts_something
+from ted_ds.data.reading.listing import DataListing, Listing, empty_files, read_in_order
+from ted_ds.data.reading.records import BadRecord
+from ted_ds.data.samples import Sample
+from ted_ds.data.stream.corpus_stream import CorpusStream
+from ted_ds.data.stream.documents import LaneDocuments
+from ted_ds.data.stream.lane import make_units
+from ted_ds.data.stream.settings import StreamSettings, stream_settings
+from ted_ds.data.tokenizers import DocumentEncoder
 from ted_ds.errors import DataError
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One sequence."""
-
-    input_ids: list[int]
-    label: Label | None = None
-    """None where the labels are the tokens themselves."""
-    document_lengths: Sequence[int] = ()
-    """Tokens of each document in a packed sequence."""
 
 
 class LabelledData:
     """A labelled set, held in memory."""
 
-    def __init__(self, data: Data, task: HeadTask, tokenizer: PreTrainedTokenizerBase, *, max_heldout: int) -> None:
+    def __init__(
+        self,
+        data: Data,
+        task: HeadTask,
+        tokenizer: PreTrainedTokenizerBase,
+        listing: DataListing,
+        *,
+        max_heldout: int,
+    ) -> None:
         """Read, check and tokenise every row.
 
         Raises:
-            DataError: A row is wrong, or a split is empty.
+            DataError: A label is wrong, too many rows are, or a split is empty.
         """
-        rows = [row for source in data.train for row in _labelled_rows(source, task)]
-        if data.evaluation is None:
+        reader = _RowReader(data, task)
+        rows = [row for source in listing.train for row in reader.labelled(source)]
+        if listing.evaluation is None:
             kept = [row for row in rows if not is_heldout(row[0], data.heldout_fraction)]
             heldout = [row for row in rows if is_heldout(row[0], data.heldout_fraction)]
         else:
-            kept, heldout = rows, [row for source in data.evaluation for row in _labelled_rows(source, task)]
+            kept, heldout = rows, [row for source in listing.evaluation for row in reader.labelled(source)]
+        reader.judge(is_complete=True)
+        self.bad_records = reader.bad
         _refuse_empty(data, kept, heldout)
         self._train = _tokenise(kept, task, tokenizer)
         self.heldout = _tokenise(heldout[:max_heldout], task, tokenizer)
@@ -60,70 +70,136 @@ class LabelledData:
 class CausalLmData:
     """Documents, streamed and packed."""
 
-    def __init__(self, data: Data, task: CausalLm, tokenizer: PreTrainedTokenizerBase, *, max_heldout: int) -> None:
-        """Open the sources and pack the held-out sequences.
+    def __init__(
+        self,
+        data: Data,
+        task: CausalLm,
+        tokenizer: PreTrainedTokenizerBase,
+        listing: DataListing,
+        *,
+        max_heldout: int,
+    ) -> None:
+        """Pack the held-out sequences, and read the first document of each source.
 
         Raises:
-            DataError: A source is wrong, or a split is empty.
+            DataError: A source is wrong, too many records are, or a split is empty.
         """
-        self._data, self._task, self._tokenizer = data, task, tokenizer
-        sources = data.train if data.evaluation is None else data.evaluation
+        self._data, self._task, self._listing = data, task, listing
+        self._encode = DocumentEncoder(tokenizer)
+        separator: Any = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.pad_token_id
+        self._separator = int(separator)
+        reader = _RowReader(data, task)
+        self._refuse_unreadable(reader)
+        sources = listing.train if listing.evaluation is None else listing.evaluation
         # order does not matter here, but one source must not crowd out the others: take as many from each
         per_source = -(-max_heldout // len(sources))
-        self.heldout = [s for source in sources for s in itertools.islice(self._heldout(source), per_source)]
+        self.heldout = [s for source in sources for s in itertools.islice(self._heldout(reader, source), per_source)]
+        reader.judge(is_complete=False)
+        self.bad_records = reader.bad
         _refuse_empty(data, [None], self.heldout)
         self.heldout = self.heldout[:max_heldout]
-        next(self.train_samples(seed=0))  # a wrong source fails here, before anything is written
 
-    def train_samples(self, seed: int) -> Iterator[Sample]:
-        """An endless stream of packed sequences."""
-        texts = documents(
-            self._data.train,
-            text_column=self._task.text_column,
-            keep=self._is_train,
-            seed=seed,
-            shuffle_buffer=self._data.shuffle_buffer,
+    def settings(self, *, seed: int, num_lanes: int) -> StreamSettings:
+        """What decides the training stream with ``num_lanes`` sequences per step."""
+        return stream_settings(
+            self._data, self._task, self._listing.train, seed=seed, num_lanes=num_lanes, separator=self._separator
         )
-        return self._packed(texts)
 
-    def _is_train(self, text: str) -> bool:
-        return self._data.evaluation is not None or not is_heldout(text, self._data.heldout_fraction)
+    def stream(
+        self,
+        collate: Collator,
+        *,
+        seed: int,
+        global_batch_size: int,
+        micro_batch_size: int,
+        rank: int,
+        world_size: int,
+        num_workers: int,
+        timeout_s: float,
+        state: Mapping[str, Any] | None = None,
+    ) -> CorpusStream:
+        """This rank's microbatches of each step, from the beginning or from a state on."""
+        return CorpusStream(
+            self.settings(seed=seed, num_lanes=global_batch_size),
+            self._encode,
+            collate,
+            micro_batch_size=micro_batch_size,
+            rank=rank,
+            world_size=world_size,
+            num_workers=num_workers,
+            timeout_s=timeout_s,
+            state=state,
+        )
 
-    def _heldout(self, source: Source) -> Iterator[Sample]:
-        rows = read_rows(source, [self._task.text_column])
-        texts = (row[self._task.text_column] for row in rows)
-        wanted: Callable[[str], bool] = (lambda _: True) if self._data.evaluation is not None else self._is_heldout
-        return self._packed(text for text in texts if text.strip() and wanted(text))
+    def _refuse_unreadable(self, reader: _RowReader) -> None:
+        """A wrong source fails here, before anything is written."""
+        settings = replace(self.settings(seed=0, num_lanes=1), shuffle_bytes=0)
+        for index, (units, source) in enumerate(zip(make_units(settings), self._listing.train, strict=True)):
+            next(reader.rows(source), None)  # knows best what is wrong with a first row
+            if LaneDocuments(settings, index, 0, self._encode, units=units).next() is None:
+                raise DataError(f"{source.name}: no documents are left to read; the files are empty or all is held out")
 
-    def _is_heldout(self, text: str) -> bool:
-        return is_heldout(text, self._data.heldout_fraction)
-
-    def _packed(self, texts: Iterator[str]) -> Iterator[Sample]:
-        tokenizer = self._tokenizer
-        separator: Any = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.pad_token_id
-        tokens = (tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts)
-        for ids, document_lengths in pack(tokens, length=self._task.sequence_length, separator=separator):
-            if max(document_lengths) > 1 or not self._task.packing.isolate_documents:  # else nothing to predict
-                yield Sample(ids, document_lengths=document_lengths)
+    def _heldout(self, reader: _RowReader, source: Listing) -> Iterator[Sample]:
+        cleaner = Cleaner(self._data.cleaning.model_copy(update={"deduplicate": False}), heldout_fraction=0.0)
+        everything = self._listing.evaluation is not None
+        texts = (row[self._task.text_column] for _, row in reader.rows(source))
+        wanted = (t for t in texts if cleaner.keeps(t) and (everything or is_heldout(t, self._data.heldout_fraction)))
+        tokens = (self._encode([text])[0] for text in wanted)
+        isolate = self._task.packing.isolate_documents
+        for sequence in pack(tokens, length=self._task.sequence_length, separator=self._separator):
+            if predicts_something(sequence, isolate_documents=isolate):
+                yield Sample(sequence[0], document_lengths=sequence[1])
 
 
 TaskData = LabelledData | CausalLmData
 
 
-def open_task_data(data: Data, task: Task, tokenizer: PreTrainedTokenizerBase, *, max_heldout: int) -> TaskData:
+def open_task_data(
+    data: Data, task: Task, tokenizer: PreTrainedTokenizerBase, listing: DataListing, *, max_heldout: int
+) -> TaskData:
     """The task's data, checked as far as it can be before training.
 
     Raises:
         DataError: A source or a row is wrong, or a split is empty.
     """
     if isinstance(task, CausalLm):
-        return CausalLmData(data, task, tokenizer, max_heldout=max_heldout)
-    return LabelledData(data, task, tokenizer, max_heldout=max_heldout)
+        return CausalLmData(data, task, tokenizer, listing, max_heldout=max_heldout)
+    return LabelledData(data, task, tokenizer, listing, max_heldout=max_heldout)
 
 
-def _labelled_rows(source: Source, task: HeadTask) -> Iterator[tuple[str, Label]]:
-    for number, row in enumerate(read_rows(source, [task.text_column, *label_columns(task)]), start=1):
-        yield row[task.text_column], read_label(task, row, where=f"{source.path}: row {number}")
+class _RowReader:
+    """Reads rows in file order, and keeps the list of those that cannot be used."""
+
+    def __init__(self, data: Data, task: Task) -> None:
+        self._data, self._task = data, task
+        self._columns = [task.text_column] if isinstance(task, CausalLm) else [task.text_column, *label_columns(task)]
+        self.bad: list[BadRecord] = []
+        self._num_good = 0
+
+    def rows(self, source: Listing) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Rows of a source, and their numbers in it from 1."""
+        self.bad += [record for record in empty_files(source) if record not in self.bad]
+        max_bytes = int(self._data.cleaning.max_document_mib * 2**20)
+        for number, row in read_in_order(source, self._columns, max_bytes=max_bytes, report=self.bad.append):
+            self._num_good += 1
+            yield number, row
+
+    def labelled(self, source: Listing) -> Iterator[tuple[str, Label]]:
+        """Texts and labels of a source."""
+        assert not isinstance(self._task, CausalLm)
+        for number, row in self.rows(source):
+            yield row[self._task.text_column], read_label(self._task, row, where=f"{source.name}: row {number}")
+
+    def judge(self, *, is_complete: bool) -> None:
+        """Make sure that not too many rows are bad.
+
+        Raises:
+            DataError: They are.
+        """
+        num_read = self._num_good + len(self.bad)
+        reason = too_many(len(self.bad), num_read, self.bad, self._data.bad_records, is_complete=is_complete)
+        if reason is not None:
+            raise DataError(reason)
 
 
 def _tokenise(rows: Sequence[tuple[str, Label]], task: HeadTask, tokenizer: PreTrainedTokenizerBase) -> list[Sample]:

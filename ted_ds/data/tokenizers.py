@@ -1,13 +1,33 @@
-"""Whether two models read the same tokens."""
+"""Tokenizers: encoding whole documents, and whether two models read the same tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
 from ted_ds.errors import CheckpointError
+
+
+class DocumentEncoder:
+    """Documents to ids, whole and without special tokens around them; can be sent to another process."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Take a transformers tokenizer."""
+        self._slow = None if getattr(tokenizer, "backend_tokenizer", None) is not None else tokenizer
+        if self._slow is None:
+            self._fast = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+            self._fast.no_truncation()  # some models' files cut at what the model was trained with
+            self._fast.no_padding()
+
+    def __call__(self, texts: list[str]) -> list[list[int]]:
+        """The ids of each text."""
+        if self._slow is not None:
+            return [self._slow(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
+        # without offsets, which take a third of the time
+        return [one.ids for one in self._fast.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def read_vocabulary(folder: Path) -> dict[str, int] | None:

@@ -19,7 +19,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from ted_ds.config.schema import Data, Source
+from ted_ds.config.data import Data, Source
 from ted_ds.config.tasks import CausalLm, SequenceClassification
 from ted_ds.data.corpora import documents, is_heldout, read_rows
 from ted_ds.data.labels import Label

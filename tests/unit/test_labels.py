@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ted_ds.config.schema import Data, Source
+from ted_ds.config.data import Data, Source
 from ted_ds.config.tasks import MultiLabelClassification, Regression, SequenceClassification, SoftLabelClassification
 from ted_ds.data.labels import label_columns, read_label
 from ted_ds.data.loader import Collator

@@ -1,0 +1,115 @@
+"""The recipe's ``data`` section: what is trained and evaluated on, and how it is read."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from ted_ds.config.section import Section
+
+WeightPoint = tuple[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=0)]]
+
+
+def weight_at(weight: float | str | Sequence[tuple[int, float]], step: int) -> float:
+    """A source's weight at a step: it changes linearly from one point to the next, and not before or after them.
+
+    That of ``size`` is known only once its files are; here it is 1.
+    """
+    if isinstance(weight, str):
+        return 1.0
+    if isinstance(weight, int | float):
+        return float(weight)
+    index = bisect.bisect_right([at for at, _ in weight], step)
+    if index in (0, len(weight)):
+        return float(weight[max(index - 1, 0)][1])
+    (start, before), (end, after) = weight[index - 1], weight[index]
+    return before + (after - before) * (step - start) / (end - start)
+
+
+class Source(Section):
+    """Where documents or examples come from."""
+
+    path: str = Field(min_length=1)
+    """A local file, folder or glob, a URL (``s3://``, ``gs://``, ``hf://``, ...), or the name of a Hugging Face
+    dataset."""
+    format: Literal["auto", "json", "csv", "parquet", "text", "arrow", "hub"] = "auto"
+    """``auto`` goes by the file's ending, or takes ``path`` as a hub name where nothing local has it."""
+    documents: Literal["line", "block", "file"] = "line"
+    """Text files: what one document is; a ``block`` ends at a blank line."""
+    name: str | None = None
+    """Configuration of a Hugging Face dataset."""
+    split: str = "train"
+    """Split of a Hugging Face dataset, or of a folder that ``save_to_disk`` wrote."""
+    weight: Annotated[float, Field(gt=0)] | Literal["size"] | list[WeightPoint] = 1.0
+    """Corpora: relative share of the tokens; ``size``: the bytes of its files; or ``[[step, weight], ...]``, between
+    which it changes linearly. Task data is used whole."""
+    epochs: int | None = Field(default=None, gt=0)
+    """Corpora: how often it is read at most."""
+    max_tokens: int | None = Field(default=None, gt=0)
+    """Corpora: after about how many tokens it ends (each place in the global batch counts its share)."""
+
+    @model_validator(mode="after")
+    def _weight_points_ascend(self) -> Source:
+        if isinstance(self.weight, list):
+            steps = [step for step, _ in self.weight]
+            if not steps or steps != sorted(set(steps)):
+                raise ValueError(f"weight: [step, weight] points must have ascending steps, got {self.weight}")
+            if not any(weight for _, weight in self.weight):
+                raise ValueError("weight: one of the points must be above 0")
+        return self
+
+
+class Padding(Section):
+    """How sequences of a batch are brought to one length. Losses and gradients do not depend on it."""
+
+    side: Literal["right", "left"] = "right"
+    multiple_of: int = Field(default=1, gt=0)
+    """Pad to the longest sequence's length, rounded up to a multiple of this; 8 suits tensor cores."""
+
+
+class Cleaning(Section):
+    """Which documents of a corpus are left out."""
+
+    min_characters: int = Field(default=1, gt=0)
+    """Shortest document, without white space around it."""
+    deduplicate: bool = False
+    """Leave out exact copies of a document within a shuffle window (neighbours in a file usually are in one)."""
+    max_document_mib: float = Field(default=16, gt=0)
+    """A longer record counts as a bad one."""
+
+
+class BadRecords(Section):
+    """How many records that cannot be read, or lack a value, may be skipped before the run stops."""
+
+    max_fraction: float = Field(default=0.001, ge=0, le=1)
+    """Of all records read; corpora: judged once 1,000 have been."""
+    max_count: int = Field(default=1000, ge=0)
+
+
+class Data(Section):
+    """What is trained and evaluated on."""
+
+    train: list[Source] = Field(min_length=1)
+    evaluation: list[Source] | None = None
+    """Held-out data; unset: ``heldout_fraction`` of ``train`` is kept apart by a hash of the text."""
+    heldout_fraction: float = Field(default=0.05, gt=0, lt=1)
+    mixture_temperature: float = Field(default=1.0, gt=0)
+    """Corpora: shares are weight^(1/temperature); above 1 brings small sources up."""
+    shuffle_mib: float = Field(default=16, gt=0)
+    """Corpora: text that is held to shuffle, for the whole global batch. Task data is shuffled whole."""
+    workers: int = Field(default=1, ge=0)
+    """Corpora: processes per rank that read and tokenise ahead; 0: the training process does it."""
+    cleaning: Cleaning = Cleaning()
+    bad_records: BadRecords = BadRecords()
+    padding: Padding = Padding()
+
+    @model_validator(mode="after")
+    def _some_source_has_weight(self) -> Data:
+        points = {step for one in self.train if isinstance(one.weight, list) for step, _ in one.weight}
+        for step in sorted({0, *points}):
+            if not any(weight_at(one.weight, step) for one in self.train):
+                raise ValueError(f"train: at step {step} every source has weight 0")
+        return self

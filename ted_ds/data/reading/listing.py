@@ -1,0 +1,210 @@
+"""What a source consists of, listed once when a run starts, and reading it in order or from any position."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from ted_ds.config.data import Data, Source
+from ted_ds.data.reading.bytes import compression_of, decompressed_chunks, open_filesystem, read_range
+from ted_ds.data.reading.extents import DataFile, Extent, ExtentTable
+from ted_ds.data.reading.lines import read_csv, read_json_lines, read_text_blocks, read_text_lines
+from ted_ds.data.reading.records import START, BadRecord, Item, Position, column_fault
+from ted_ds.data.reading.tables import arrow_file, parquet_metadata, read_arrow, read_parquet
+from ted_ds.data.reading.whole import read_json_array, read_text_file
+from ted_ds.data.sources import is_remote, locate
+from ted_ds.errors import DataError
+
+EXTENT_BYTES = 2**18
+ARROW_EXTENT_ROWS = 1000
+FOOTERS_AT_ONCE = 16
+REMOTE_ATTEMPTS = 4
+REMOTE_WAIT_S = 1.0
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A source's files."""
+
+    name: str
+    """What the source is called in logs and messages."""
+    format: str
+    text_documents: str
+    """For text: what a document is, a ``line``, a ``block`` or a ``file``."""
+    files: tuple[DataFile, ...]
+
+    def extents(self, extent_bytes: int = EXTENT_BYTES) -> ExtentTable:
+        """Its extents; those of tables have sizes of their own."""
+        return ExtentTable(self.files, extent_bytes=extent_bytes, extent_rows=ARROW_EXTENT_ROWS)
+
+    @property
+    def is_divisible(self) -> bool:
+        """Whether all files can be read from any byte on."""
+        return all(file.division == "bytes" for file in self.files)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all files, as stored."""
+        return sum(file.size for file in self.files)
+
+
+@dataclass(frozen=True)
+class DataListing:
+    """All sources of a recipe."""
+
+    train: tuple[Listing, ...]
+    evaluation: tuple[Listing, ...] | None
+
+    def sizes(self) -> dict[str, int]:
+        """Every data file and its size in bytes: tells a phase that its data has changed, without reading it."""
+        return {file.url: file.size for one in (*self.train, *(self.evaluation or ())) for file in one.files}
+
+
+def list_data(data: Data) -> DataListing:
+    """List every source of a recipe.
+
+    Raises:
+        DataError: One is not there, is empty, or of no known format.
+    """
+    evaluation = None if data.evaluation is None else tuple(list_source(source) for source in data.evaluation)
+    return DataListing(tuple(list_source(source) for source in data.train), evaluation)
+
+
+def list_source(source: Source) -> Listing:
+    """List one source.
+
+    Raises:
+        DataError: It is not there, is empty, or of no known format.
+    """
+    kind, urls = locate(source)
+    try:
+        with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
+            files = tuple(pool.map(functools.partial(_describe, kind, source.documents), urls))
+    except Exception as error:  # file systems and Parquet raise their own types
+        raise DataError(f"{source.path}: cannot be read: {error}") from error
+    if not any(file.size for file in files):
+        raise DataError(f"{source.path}: empty; give at least one row")
+    return Listing(source.path, kind, source.documents, files)
+
+
+def _describe(kind: str, documents: str, url: str) -> DataFile:
+    filesystem, path = open_filesystem(url)
+    size = int(filesystem.size(path))
+    if size == 0:
+        return DataFile(url, 0)
+    if kind == "parquet":
+        return DataFile(url, size, "row_groups", parquet_metadata(url).num_row_groups)
+    if kind == "arrow":
+        return DataFile(url, size, "rows", len(arrow_file(url)))
+    is_array = kind == "json" and _is_array(url)
+    from_start = compression_of(url) is not None or kind == "csv" or (kind == "text" and documents == "file")
+    return DataFile(url, size, "file" if from_start or is_array else "bytes", is_array=is_array)
+
+
+def _is_array(url: str) -> bool:
+    compression = compression_of(url)
+    stem = url.removesuffix(compression) if compression else url
+    if not stem.endswith(".json"):
+        return False
+    if compression is None:
+        head = read_range(url, 0, 64)
+    else:
+        head = next((chunk.data for chunk in decompressed_chunks(url, compression, block=0, skip=0)), b"")
+    return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+
+
+def read_extent(
+    listing: Listing, extent: Extent, start: Position, columns: Sequence[str], *, max_bytes: int
+) -> Iterator[Item]:
+    """The records of an extent from a position on, each with ``columns`` or with a fault.
+
+    What cannot be read any further ends with a fault; over a network it is tried several times first.
+    """
+    attempts = REMOTE_ATTEMPTS if is_remote(extent.url) else 1
+    for attempt in range(1, attempts + 1):
+        try:
+            for item in _reader(listing, extent, columns, max_bytes)(start):
+                start = item.end
+                fault = item.fault or column_fault(item.row, columns)
+                yield Item(item.start, item.end, item.row if fault is None else {}, fault)
+            return
+        except Exception as error:  # file systems, decompressors and readers raise their own types
+            if attempt == attempts or isinstance(error, FileNotFoundError):
+                reason = " ".join(str(error).split())[:300] or type(error).__name__
+                yield Item(start, start, {}, f"cannot be read from here on: {reason}")
+                return
+            time.sleep(REMOTE_WAIT_S * attempt)
+
+
+def _reader(
+    listing: Listing, extent: Extent, columns: Sequence[str], max_bytes: int
+) -> Callable[[Position], Iterator[Item]]:
+    if listing.format == "parquet":
+        return lambda start: read_parquet(extent, start, columns)
+    if listing.format == "arrow":
+        return lambda start: read_arrow(extent, start, columns)
+    if listing.format == "csv":
+        return lambda start: read_csv(extent, start, columns, max_bytes=max_bytes)
+    if listing.format == "json" and extent.file.is_array:
+        return lambda start: read_json_array(extent, start)
+    if listing.format == "json":
+        return lambda start: read_json_lines(extent, start, columns, max_bytes=max_bytes)
+    text: dict[str, Callable[..., Iterator[Item]]] = {
+        "line": read_text_lines,
+        "block": read_text_blocks,
+        "file": read_text_file,
+    }
+    return lambda start: text[listing.text_documents](extent, start, max_bytes=max_bytes)
+
+
+def describe_position(extent: Extent, item: Item, listing: Listing) -> str:
+    """Where in its file an item is, in words."""
+    position = item.start
+    if listing.format == "parquet":
+        return f"row group {extent.start}, row {position.offset + 1}"
+    if listing.format == "arrow":
+        return f"row {extent.start + position.offset + 1}"
+    if extent.file.is_array:
+        return f"element {position.ordinal + 1}"
+    after = f" after that of byte {position.block} decompressed" if compression_of(extent.url) else ""
+    return f"byte {position.offset}{after}"
+
+
+def read_in_order(
+    listing: Listing, columns: Sequence[str], *, max_bytes: int, report: Callable[[BadRecord], None]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a source in file order, each with its number in its source from 1; bad ones are reported.
+
+    Raises:
+        DataError: The first record of the source lacks a column.
+    """
+    extents = listing.extents()
+    number = 0
+    for index in range(len(extents)):
+        extent = extents[index]
+        for item in read_extent(listing, extent, START, columns, max_bytes=max_bytes):
+            number += 1
+            if item.fault is None:
+                yield number, item.row
+            elif number == 1 and item.fault.startswith("no column"):
+                raise DataError(
+                    f"{listing.name}: row 1: {item.fault}. Set task.text_column, task.label_column or "
+                    "task.target_columns"
+                )
+            else:
+                report(
+                    BadRecord(
+                        extent.url,
+                        f"row {number}" if len(listing.files) == 1 else describe_position(extent, item, listing),
+                        item.fault,
+                    )
+                )
+
+
+def empty_files(listing: Listing) -> list[BadRecord]:
+    """Files of a source in which there is nothing."""
+    return [BadRecord(file.url, "byte 0", "the file is empty") for file in listing.files if file.size == 0]

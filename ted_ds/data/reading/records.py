@@ -1,0 +1,59 @@
+"""What readers give: records with their positions, and what is wrong with those that cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+
+class Position(NamedTuple):
+    """Where a record starts in an extent; reading from it gives that record and all later ones."""
+
+    ordinal: int
+    """Records of the extent before it."""
+    block: int
+    """Compressed files: the byte at which the member or frame starts that must be decompressed to get there; else 0."""
+    offset: int
+    """From there: bytes (decompressed), or rows in tables."""
+
+
+START = Position(0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A record, or what is wrong in its place."""
+
+    start: Position
+    end: Position
+    """Where the next one starts."""
+    row: dict[str, Any]
+    """The columns asked for; empty where there is a fault."""
+    fault: str | None = None
+
+
+class BadRecord(NamedTuple):
+    """A record that was skipped."""
+
+    file: str
+    position: str
+    fault: str
+
+
+def column_fault(row: dict[str, Any], columns: Sequence[str]) -> str | None:
+    """What is wrong with a row of which ``columns`` are wanted, the first of them as text; None if nothing is."""
+    for column in columns:
+        if column not in row:
+            return f"no column {column!r}; it has {', '.join(map(str, row)) or 'none'}"
+        if row[column] is None:
+            return f"no value in column {column!r}; every row needs one"
+    text = row[columns[0]]
+    if not isinstance(text, str):
+        return f"column {columns[0]!r} holds {text!r:.50}; it must be text"
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return f"column {columns[0]!r}: not valid Unicode (wrong encoding, or half a surrogate pair); use UTF-8"
+    return None

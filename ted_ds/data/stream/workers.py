@@ -1,0 +1,121 @@
+"""Lanes in processes of their own, ahead of the training loop."""
+
+from __future__ import annotations
+
+import multiprocessing
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from ted_ds.data.stream.documents import Encoder
+from ted_ds.data.stream.lane import Lane, LaneItem, make_units
+from ted_ds.data.stream.settings import StreamSettings
+from ted_ds.errors import DataError
+
+STEPS_AHEAD = 2
+RESTARTS_PER_STEP = 3
+
+
+class LaneDataset(IterableDataset):
+    """Steps of some lanes; among several workers each makes those of a part of them."""
+
+    def __init__(
+        self, settings: StreamSettings, encode: Encoder, lanes: Sequence[int], states: Mapping[int, dict[str, Any]]
+    ) -> None:
+        """Nothing is opened yet: that happens in the process that iterates."""
+        self._settings, self._encode, self._lanes, self._states = settings, encode, lanes, states
+
+    def __iter__(self) -> Iterator[list[LaneItem] | str]:
+        """For each step its items, endlessly; a message in the place of a step that cannot be made."""
+        worker = get_worker_info()
+        chosen = self._lanes if worker is None else self._lanes[worker.id :: worker.num_workers]
+        try:
+            units = make_units(self._settings)
+            lanes = [
+                Lane(self._settings, lane, self._encode, units=units, state=self._states.get(lane)) for lane in chosen
+            ]
+            while True:
+                yield [lane.next() for lane in lanes]
+        except DataError as error:  # as a value: torch would wrap it in a traceback
+            while True:
+                yield str(error)
+
+
+class LaneWorkers:
+    """Gives the items of some lanes step by step; a worker that dies is replaced, and nothing is lost or repeated."""
+
+    def __init__(
+        self,
+        settings: StreamSettings,
+        encode: Encoder,
+        lanes: Sequence[int],
+        states: Mapping[int, dict[str, Any]],
+        *,
+        num_workers: int,
+        timeout_s: float,
+    ) -> None:
+        """Start the workers; with 0 the lanes run in this process. A step must come within ``timeout_s``."""
+        self._settings, self._encode, self._lanes = settings, encode, lanes
+        self._states = dict(states)
+        self._num_workers, self._timeout_s = min(num_workers, len(lanes)), timeout_s
+        self.num_restarts = 0
+        self._start()
+
+    def next(self) -> list[LaneItem]:
+        """The items of the next step, in the order of lanes.
+
+        Raises:
+            DataError: A lane cannot go on, the workers do not answer, or keep dying.
+        """
+        for _ in range(1 + RESTARTS_PER_STEP):
+            try:
+                parts = [next(self._iterator) for _ in range(max(self._num_workers, 1))]
+            except RuntimeError as error:
+                if "timed out" in str(error):
+                    message = f"a data worker gave nothing for {self._timeout_s:g} s (collective_timeout_s)"
+                    raise DataError(message) from error
+                if "exited unexpectedly" not in str(error):
+                    raise
+                warnings.warn(f"{error}; started again from the last step that was used", stacklevel=2)
+                self.num_restarts += 1
+                self._start()
+                continue
+            failed = [part for part in parts if isinstance(part, str)]
+            if failed:
+                raise DataError(failed[0])
+            items = sorted((item for part in parts for item in part), key=lambda item: item.lane)
+            self._states.update((item.lane, item.state) for item in items)
+            return items
+        raise DataError(
+            f"a data worker died {1 + RESTARTS_PER_STEP} times at the same step; if it was for memory, lower "
+            "data.workers or data.shuffle_mib"
+        )
+
+    def states(self) -> dict[int, dict[str, Any]]:
+        """Each lane after the last step that was given out; empty before the first."""
+        return dict(self._states)
+
+    def close(self) -> None:
+        """End the workers."""
+        self._iterator = iter(())
+
+    def _start(self) -> None:
+        dataset = LaneDataset(self._settings, self._encode, self._lanes, self._states)
+        options: dict[str, Any] = {}
+        if self._num_workers:
+            # forked from a clean process: this one has threads, communicators and maybe a CUDA context
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload([__name__])
+            options = {
+                "num_workers": self._num_workers,
+                "prefetch_factor": STEPS_AHEAD,
+                "multiprocessing_context": context,
+                "timeout": self._timeout_s,
+            }
+        self._iterator = iter(DataLoader(dataset, batch_size=None, collate_fn=_as_is, **options))
+
+
+def _as_is(part: Any) -> Any:
+    return part
