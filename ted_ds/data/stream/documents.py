@@ -67,7 +67,8 @@ class LaneDocuments:
         self._unit: int = state["unit"] if state else 0
         self._at = Position(*state["at"]) if state else START
         self._taken: int = state["taken"] if state else 0
-        self._num_read: int = state["read"] if state else 0
+        self._num_read: int = state["read"] if state else 0  # records before the window
+        self._num_records: int = state["records"] if state else 0  # and with it
         self._next: tuple[int, Position, int] | None = None  # where the next window starts; None: nothing is loaded
         self._window: list[tuple[Reference, str]] = []
         self._ready: collections.deque[Document] = collections.deque()
@@ -75,12 +76,8 @@ class LaneDocuments:
 
     def state(self) -> dict[str, Any]:
         """Where it is, as JSON."""
-        return {"unit": self._unit, "at": list(self._at), "taken": self._taken, "read": self._num_read}
-
-    @property
-    def num_records(self) -> int:
-        """Records read so far, good and bad, those of the current window included."""
-        return self._num_read if self._next is None else self._next[2]
+        place = {"unit": self._unit, "at": list(self._at), "taken": self._taken, "read": self._num_read}
+        return place | {"records": self._num_records, "epoch": self.epoch}
 
     @property
     def epoch(self) -> float:
@@ -182,6 +179,7 @@ class LaneDocuments:
                 unit, at = unit + 1, START
         self._window = shuffled(window, *self._words, "window", self._unit, *self._at)
         self._next = (unit, at, num_read)
+        self._num_records = num_read
 
     def _items(self, unit: Unit, start: Position) -> Iterator[Item]:
         columns = [self._settings.text_column]

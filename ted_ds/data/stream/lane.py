@@ -93,7 +93,6 @@ class Lane:
             "step": self._step,
             "sources": [
                 {**documents.state(), "tokens": tokens, "credit": credit, "over": over}
-                | {"records": documents.num_records, "epoch": documents.epoch}
                 for documents, tokens, credit, over in zip(
                     self._documents, self._tokens, self._credits, self._is_over, strict=True
                 )

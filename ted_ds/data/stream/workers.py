@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from ted_ds.errors import DataError
 
 STEPS_AHEAD = 2
 RESTARTS_PER_STEP = 3
+CHECK_INTERVAL_S = 2.0
 
 
 class LaneDataset(IterableDataset):
@@ -71,11 +73,8 @@ class LaneWorkers:
         """
         for _ in range(1 + RESTARTS_PER_STEP):
             try:
-                parts = [next(self._iterator) for _ in range(max(self._num_workers, 1))]
+                parts = [self._next_part() for _ in range(max(self._num_workers, 1))]
             except RuntimeError as error:
-                if "timed out" in str(error):
-                    message = f"a data worker gave nothing for {self._timeout_s:g} s (collective_timeout_s)"
-                    raise DataError(message) from error
                 if "exited unexpectedly" not in str(error):
                     raise
                 warnings.warn(f"{error}; started again from the last step that was used", stacklevel=2)
@@ -101,6 +100,19 @@ class LaneWorkers:
         """End the workers."""
         self._iterator = iter(())
 
+    def _next_part(self) -> list[LaneItem] | str:
+        """What the next worker in turn made."""
+        give_up_at = time.monotonic() + self._timeout_s
+        while True:
+            try:
+                return next(self._iterator)
+            except RuntimeError as error:
+                if "timed out" not in str(error):
+                    raise
+                if time.monotonic() > give_up_at:
+                    message = f"a data worker gave nothing for {self._timeout_s:g} s (collective_timeout_s)"
+                    raise DataError(message) from error
+
     def _start(self) -> None:
         dataset = LaneDataset(self._settings, self._encode, self._lanes, self._states)
         options: dict[str, Any] = {}
@@ -112,7 +124,7 @@ class LaneWorkers:
                 "num_workers": self._num_workers,
                 "prefetch_factor": STEPS_AHEAD,
                 "multiprocessing_context": context,
-                "timeout": self._timeout_s,
+                "timeout": min(CHECK_INTERVAL_S, self._timeout_s),  # only then does torch look whether they live
             }
         self._iterator = iter(DataLoader(dataset, batch_size=None, collate_fn=_as_is, **options))
 
