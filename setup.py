@@ -28,6 +28,7 @@ setup(
         "jaxtyping>=0.3",
         "numpy>=2.0",
         "omegaconf>=2.3",
+        "protobuf>=5.26",  # sentencepiece describes its model files with it
         "pydantic>=2.11",
         "pyyaml>=6.0",
         "rich>=13.0",
@@ -43,7 +44,7 @@ setup(
     ],
     extras_require={
         "demo": ["gguf>=0.19"],
-        "dev": ["import-linter", "pyright[nodejs]", "pytest", "pytest-timeout", "pyyaml", "ruff"],
+        "dev": ["hypothesis", "import-linter", "pyright[nodejs]", "pytest", "pytest-timeout", "pyyaml", "ruff"],
     },
     entry_points={"console_scripts": ["ted-ds=ted_ds.cli:entry"]},
 )
