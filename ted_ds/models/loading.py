@@ -125,12 +125,14 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 def _as_sentencepiece_reads(folder: Path, model: Any, guess: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
     """The conversion of a SentencePiece model; what transformers made of its folder gives the special tokens.
 
-    Tokens that only the guessed class has, and no file of the folder, are left out: the model has no embeddings of them.
+    Tokens that only the guessed class has, and no file of the folder, are left out: the model has no embeddings of
+    them.
     """
     backend = convert(model)
     refuse_other_ids(model, backend)
     config = folder / TOKENIZER_CONFIG_FILE
-    declared = json.loads(config.read_text(encoding="utf-8")).get("added_tokens_decoder", {}) if config.is_file() else {}
+    settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    declared = settings.get("added_tokens_decoder", {})
     for index, token in sorted(guess.added_tokens_decoder.items()):
         if str(index) in declared and backend.token_to_id(token.content) is None:
             backend.add_tokens([token])
@@ -139,7 +141,8 @@ def _as_sentencepiece_reads(folder: Path, model: Any, guess: PreTrainedTokenizer
                     f"{TOKENIZER_CONFIG_FILE} gives {token.content!r} the id {index}, but the next free one is "
                     f"{backend.token_to_id(token.content)}; number added tokens without gaps"
                 )
-    named = {role: token for role, token in guess.special_tokens_map.items() if backend.token_to_id(str(token)) is not None}
+    known = backend.get_vocab()
+    named = {role: token for role, token in guess.special_tokens_map.items() if token in known}
     # a plain class: those of one family put their own reading of the vocabulary in the place of this one when reloaded
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,

@@ -2,7 +2,8 @@
 
 transformers converts a lone ``tokenizer.model`` too, but by the class it guesses from ``config.json``, not by what the
 model file says: a Llama folder without ``tokenizer_config.json`` loses the space before the first word, and every id
-after it may be another one, without a warning. Here the file decides, and probes compare the outcome with SentencePiece.
+after it may be another one, without a warning. Here the file decides, and probes compare the outcome with
+SentencePiece.
 """
 
 from __future__ import annotations
@@ -107,8 +108,8 @@ def refuse_other_ids(model: Any, tokenizer: Tokenizer) -> None:
         expected, given = processor.encode(text), tokenizer.encode(text, add_special_tokens=False).ids
         if expected != given:
             raise CheckpointError(
-                f"its conversion reads {text!r} as {given[:8]}, SentencePiece as {expected[:8]}; add the tokenizer.json "
-                "that belongs to this model"
+                f"its conversion reads {text!r} as {given[:8]}, SentencePiece as {expected[:8]}; add the "
+                "tokenizer.json that belongs to this model"
             )
 
 
