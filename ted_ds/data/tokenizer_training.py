@@ -9,14 +9,14 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2 as schema
 from transformers import PreTrainedTokenizerFast
 
 from ted_ds.config.schema import TokenizerTraining
 from ted_ds.errors import DataError
-from ted_ds.models.sentencepiece_model import MODEL_FILE, convert, special_tokens
+from ted_ds.models.sentencepiece_model import MODEL_FILE, convert, parse, special_tokens
 
 UNK_ID, BOS_ID, EOS_ID, PAD_ID = range(4)
 SENTENCE = re.compile(r"\n{0,24}[^\n]{1,1000}(?=[ \n]|\Z)|\n{0,24}[^\n]{1,1000}|\n{1,24}")
@@ -56,7 +56,9 @@ def train_tokenizer(texts: Iterable[str], settings: TokenizerTraining, *, seed: 
         DataError: No text, or one that such a vocabulary cannot be learned from.
     """
     reading = Reading()
-    sample = _sample(_sentences(itertools.islice(texts, settings.max_documents), reading), settings.max_sentences, seed)
+    sample = draw_sample(
+        cut_into_sentences(itertools.islice(texts, settings.max_documents), reading), settings.max_sentences, seed
+    )
     if not sample:
         raise DataError("no text to train a tokenizer on; the files are empty or all is held out")
     model = _train(sample, settings)
@@ -68,7 +70,7 @@ def train_tokenizer(texts: Iterable[str], settings: TokenizerTraining, *, seed: 
     return reading
 
 
-def _sentences(texts: Iterable[str], reading: Reading) -> Iterator[str]:
+def cut_into_sentences(texts: Iterable[str], reading: Reading) -> Iterator[str]:
     for text in texts:
         reading.documents += 1
         reading.bytes += len(text.encode())
@@ -79,7 +81,7 @@ def _sentences(texts: Iterable[str], reading: Reading) -> Iterator[str]:
                     yield sentence
 
 
-def _sample(sentences: Iterable[str], size: int, seed: int) -> list[str]:
+def draw_sample(sentences: Iterable[str], size: int, seed: int) -> list[str]:
     """A uniform sample of a stream of unknown length (Vitter's algorithm R).
 
     SentencePiece can sample too, but by a seed of its own, and it hides what goes wrong while the stream is read.
@@ -94,7 +96,7 @@ def _sample(sentences: Iterable[str], size: int, seed: int) -> list[str]:
     return sample
 
 
-def _train(sample: list[str], settings: TokenizerTraining) -> schema.ModelProto:
+def _train(sample: list[str], settings: TokenizerTraining) -> Any:
     written = io.BytesIO()
     unigram_bytes = settings.byte_fallback and settings.kind == "unigram"
     try:
@@ -122,8 +124,7 @@ def _train(sample: list[str], settings: TokenizerTraining) -> schema.ModelProto:
         )
     except RuntimeError as error:
         raise _explained(error, settings) from error
-    model = schema.ModelProto()
-    model.ParseFromString(written.getvalue())
+    model = parse(written.getvalue())
     if settings.kind == "unigram":
         # SentencePiece adds up scores in 32 bits, tokenizers in 64: two ways to cut a text that are equally good must
         # be so in both. Multiples of 1/256 have exact sums up to 65,536.

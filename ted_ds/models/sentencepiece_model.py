@@ -14,12 +14,13 @@ from typing import Any
 
 import sentencepiece
 from google.protobuf.message import DecodeError
-from sentencepiece import sentencepiece_model_pb2 as schema
+from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE, Unigram
 
 from ted_ds.errors import CheckpointError
 
+schema: Any = sentencepiece_model_pb2  # its classes are made as it is imported
 MODEL_FILE = "tokenizer.model"
 SPACE_MARK = "▁"
 """What SentencePiece writes for a space (U+2581)."""
@@ -37,12 +38,22 @@ def read_sentencepiece(folder: Path) -> Any | None:
     file = folder / MODEL_FILE
     if not file.is_file():
         return None
-    model = schema.ModelProto()
     try:
-        model.ParseFromString(file.read_bytes())
+        model = parse(file.read_bytes())
     except DecodeError:
         return None
     return model if model.pieces else None
+
+
+def parse(content: bytes) -> Any:
+    """The ``ModelProto`` of a model file.
+
+    Raises:
+        DecodeError: It is no such file.
+    """
+    model = schema.ModelProto()
+    model.ParseFromString(content)
+    return model
 
 
 def pieces_by_id(model: Any) -> dict[str, int]:
@@ -80,7 +91,7 @@ def convert(model: Any, *, space: str = SPACE_MARK) -> Tokenizer:
     steps = list(_normalisation(spec, space))
     if steps:
         tokenizer.normalizer = normalizers.Sequence(steps)  # type: ignore[assignment]
-    back = [decoders.Replace(space, " ")] if space != " " else []
+    back: list[Any] = [decoders.Replace(space, " ")] if space != " " else []
     back += [decoders.ByteFallback(), decoders.Fuse()]
     if spec.add_dummy_prefix:
         back.append(decoders.Strip(content=" ", left=1))

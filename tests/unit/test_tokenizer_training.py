@@ -22,7 +22,7 @@ from ted_ds.cli import main
 from ted_ds.config.load import load_recipe
 from ted_ds.config.schema import TokenizerTraining
 from ted_ds.contracts import refuse_different_tokenizers
-from ted_ds.data.tokenizer_training import Reading, _sample, _sentences, train_tokenizer
+from ted_ds.data.tokenizer_training import Reading, cut_into_sentences, draw_sample, train_tokenizer
 from ted_ds.data.tokenizers import read_vocabulary
 from ted_ds.errors import CheckpointError, DataError
 from ted_ds.models.loading import load_tokenizer
@@ -159,7 +159,7 @@ def test_the_result_follows_from_texts_and_seed(tmp_path, kind: str) -> None:
 def test_the_sample_is_uniform_and_bounded() -> None:
     counts = [0] * 40
     for seed in range(2000):
-        sample = _sample(map(str, range(40)), 10, seed)
+        sample = draw_sample(map(str, range(40)), 10, seed)
         assert len(sample) == 10
         for text in sample:
             counts[int(text)] += 1
@@ -205,12 +205,14 @@ def test_memory_does_not_grow_with_the_stream(tmp_path) -> None:
 def test_long_documents_are_cut_not_dropped() -> None:
     texts = ["word " * 3000, "x" * 5000, "日" * 5000, "a▅b", "\n" * 100 + "line\nline", "", "\r\n"]
     for text in texts:
-        sentences = list(_sentences([text], Reading()))
+        sentences = list(cut_into_sentences([text], Reading()))
         assert all(len(sentence.encode()) < 4192 for sentence in sentences)
         kept = "".join(sentences)
         assert kept.replace("\n", "") == text.replace("▅", "").strip("\r\n").replace("\n", "")
-    assert list(_sentences(["one\n\ntwo three"], Reading())) == ["one", "\n\ntwo three"]
-    assert all(s.startswith(("word", " word")) for s in _sentences([texts[0].strip()], Reading())), "cut between words"
+    assert list(cut_into_sentences(["one\n\ntwo three"], Reading())) == ["one", "\n\ntwo three"]
+    assert all(s.startswith(("word", " word")) for s in cut_into_sentences([texts[0].strip()], Reading())), (
+        "cut between words"
+    )
 
 
 def test_only_so_many_documents_are_read(tmp_path) -> None:
@@ -242,6 +244,11 @@ def test_a_size_that_does_not_fit_the_texts_is_explained(tmp_path, kind: str, ch
 def test_no_text_is_an_error(tmp_path) -> None:
     with pytest.raises(DataError, match="no text to train a tokenizer on"):
         train_tokenizer(["", "\n"], options(), seed=0, folder=tmp_path)
+
+
+def test_texts_sentencepiece_cannot_use_are_an_error(tmp_path) -> None:
+    with pytest.raises(DataError, match="SentencePiece cannot train on these texts: "):
+        train_tokenizer([" "], options(), seed=0, folder=tmp_path)
 
 
 def test_what_goes_wrong_in_the_stream_stays_what_it_is(tmp_path) -> None:
@@ -313,10 +320,11 @@ def test_what_is_held_out_is_not_read(recipe_file) -> None:
 
 def test_sources_are_read_in_turn(recipe_file) -> None:
     write_rows(recipe_file.parent / "more.jsonl", [{"text": "first"}, {"text": " "}, {"text": "second"}])
+    folder = recipe_file.parent
     recipe = load_recipe(
         recipe_file,
         [
-            f"data.train=[{{path: {recipe_file.parent / 'train.jsonl'}}}, {{path: {recipe_file.parent / 'more.jsonl'}}}]",
+            f"data.train=[{{path: {folder / 'train.jsonl'}}}, {{path: {folder / 'more.jsonl'}}}]",
             "data.heldout_fraction=1e-9",
         ],
     )
@@ -442,6 +450,8 @@ def test_added_tokens_and_the_token_before_a_text_are_kept(tmp_path) -> None:
     loaded = load_tokenizer(write_alone(tmp_path / "alone", model, **config(size)))
     assert loaded.convert_tokens_to_ids("<turn>") == size
     assert loaded("kalo").input_ids[0] == loaded.bos_token_id == 1
+    with pytest.raises(CheckpointError, match=f"gives '<turn>' the id {size + 5}, but the next free one is {size};"):
+        load_tokenizer(write_alone(tmp_path / "gap", model, **config(size + 5)))
 
 
 def test_models_alone_are_compared_and_named(tmp_path, trained) -> None:
@@ -475,7 +485,9 @@ def test_other_ids_than_sentencepieces_are_noticed(tmp_path) -> None:
     tokenizer = convert(model)
     refuse_other_ids(model, tokenizer)
     tokenizer.normalizer = None
-    with pytest.raises(CheckpointError, match="its conversion reads 'a' as .*, SentencePiece as .*; add the tokenizer"):
+    with pytest.raises(
+        CheckpointError, match=r"its conversion reads 'a' as .*, SentencePiece as .*; add the tokenizer"
+    ):
         refuse_other_ids(model, tokenizer)
 
 
