@@ -71,6 +71,7 @@ def train_tokenizer(texts: Iterable[str], settings: TokenizerTraining, *, seed: 
 
 
 def cut_into_sentences(texts: Iterable[str], reading: Reading) -> Iterator[str]:
+    """Lines, and parts of long ones, below SentencePiece's limit; counts what it reads and gives."""
     for text in texts:
         reading.documents += 1
         reading.bytes += len(text.encode())

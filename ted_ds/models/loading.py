@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
+from tokenizers import AddedToken
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -133,14 +134,15 @@ def _as_sentencepiece_reads(folder: Path, model: Any, guess: PreTrainedTokenizer
     config = folder / TOKENIZER_CONFIG_FILE
     settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
     declared = settings.get("added_tokens_decoder", {})
-    for index, token in sorted(guess.added_tokens_decoder.items()):
-        if str(index) in declared and backend.token_to_id(token.content) is None:
-            backend.add_tokens([token])
-            if backend.token_to_id(token.content) != index:
-                raise CheckpointError(
-                    f"{TOKENIZER_CONFIG_FILE} gives {token.content!r} the id {index}, but the next free one is "
-                    f"{backend.token_to_id(token.content)}; number added tokens without gaps"
-                )
+    for index, token in sorted(declared.items(), key=lambda item: int(item[0])):
+        content = token["content"]
+        if backend.token_to_id(content) is None:
+            backend.add_tokens([AddedToken(**token)])
+        if backend.token_to_id(content) != int(index):
+            raise CheckpointError(
+                f"{TOKENIZER_CONFIG_FILE} gives {content!r} the id {index}, but it would be "
+                f"{backend.token_to_id(content)}; number added tokens on from the model's own, without gaps"
+            )
     known = backend.get_vocab()
     named = {role: token for role, token in guess.special_tokens_map.items() if token in known}
     # a plain class: those of one family put their own reading of the vocabulary in the place of this one when reloaded
