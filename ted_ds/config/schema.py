@@ -222,7 +222,7 @@ class TokenizerTraining(Section):
     byte_fallback: bool = True
     """Write what the vocabulary lacks as bytes, so that every text comes back as it was; else it becomes ``<unk>``."""
     character_coverage: float = Field(default=0.9995, ge=0.98, le=1)
-    """Share of the characters read that get tokens of their own, the frequent first; SentencePiece wants 0.98 or more."""
+    """Share of the characters read that get tokens of their own, the frequent first; SentencePiece wants 0.98 or up."""
     max_sentences: int = Field(default=1_000_000, gt=0)
     """Pieces of text of up to about 1000 characters that are held in memory: a uniform sample of all that is read."""
     max_documents: int | None = Field(default=None, gt=0)
