@@ -28,6 +28,7 @@ setup(
         "jaxtyping>=0.3",
         "numpy>=2.0",
         "omegaconf>=2.3",
+        "protobuf>=5.26",  # sentencepiece describes its model files with it
         "pydantic>=2.11",
         "pyyaml>=6.0",
         "rich>=13.0",

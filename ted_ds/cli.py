@@ -27,6 +27,7 @@ HELP_OF_VERB = {
     "evaluate": "score teacher and student on held-out data",
     "export": "write the student as a plain transformers folder",
     "doctor": "is this pair sane? Looks at weights, labels, tokens, filters and one real step; exit code 1 if not",
+    "tokenizer": "train a tokenizer on the training documents; needs no GPU and no teacher",
     "check": "every mistake in the recipe at once, and the plan; needs no GPU and no torch",
 }
 
@@ -40,6 +41,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb, help_text in HELP_OF_VERB.items():
         one = verbs.add_parser(verb, help=help_text, description=help_text)
+        if verb == "tokenizer":
+            one.add_argument("action", choices=["train"], help="what to do")
         one.add_argument("recipe", help="a YAML recipe, e.g. one of ds_configs/recipes")
         one.add_argument("overrides", nargs="*", metavar="a.b=value", help="change a value of the recipe")
         if verb == "check":
@@ -73,6 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     recipe, make_plan(recipe, num_ranks=options.ranks, source=options.recipe), num_ranks=options.ranks
                 )
             )
+        elif options.verb == "tokenizer":
+            from ted_ds.tokenizer_job import train_from_recipe  # neither torch nor deepspeed is needed
+
+            train_from_recipe(options.recipe, options.overrides)
         else:
             from ted_ds.launch import examine, run_phases  # torch and deepspeed only where they are needed
 

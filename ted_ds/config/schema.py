@@ -15,6 +15,10 @@ from ted_ds.config.data import Data
 from ted_ds.config.section import Section
 from ted_ds.config.tasks import Task
 
+NUM_SPECIAL_TOKENS = 4
+"""Of a trained tokenizer: unknown, begin, end, padding."""
+NUM_BYTES = 256
+
 
 class PhasePlan(Section):
     """How one phase trains: its steps, batch and optimizer values.
@@ -174,6 +178,31 @@ class Tracking(Section):
     log_every_steps: int = Field(default=10, gt=0)
 
 
+class TokenizerTraining(Section):
+    """A tokenizer to train on the training documents: ``ted-ds tokenizer train``."""
+
+    kind: Literal["unigram", "bpe"] = "unigram"
+    """SentencePiece's model."""
+    vocab_size: int = Field(gt=0)
+    """Tokens in all, special tokens and byte pieces included."""
+    byte_fallback: bool = True
+    """Write what the vocabulary lacks as bytes, so that every text comes back as it was; else it becomes ``<unk>``."""
+    character_coverage: float = Field(default=0.9995, ge=0.98, le=1)
+    """Share of the characters read that get tokens of their own, the frequent first; SentencePiece wants 0.98 or up."""
+    max_sentences: int = Field(default=1_000_000, gt=0)
+    """Pieces of text of up to about 1000 characters that are held in memory: a uniform sample of all that is read."""
+    max_documents: int | None = Field(default=None, gt=0)
+    """Documents to read, from the sources in turn; unset: all of them."""
+
+    @model_validator(mode="after")
+    def _room_for_pieces(self) -> TokenizerTraining:
+        taken = NUM_SPECIAL_TOKENS + (NUM_BYTES if self.byte_fallback else 0)
+        if self.vocab_size <= taken:
+            what = f"{NUM_SPECIAL_TOKENS} special tokens" + (f" and {NUM_BYTES} bytes" if self.byte_fallback else "")
+            raise ValueError(f"vocab_size ({self.vocab_size}) must be above {taken}: {what} come first")
+        return self
+
+
 class Recipe(Section):
     """One distillation, from teacher and data to the exported student."""
 
@@ -192,6 +221,8 @@ class Recipe(Section):
     distill: Distill
     evaluation: Evaluation = Evaluation()
     tracking: Tracking = Tracking()
+    tokenizer: TokenizerTraining | None = None
+    """Read by ``ted-ds tokenizer train`` alone."""
     max_consecutive_skips: int = Field(default=5, ge=0)
     """Steps in a row that may be skipped for a loss or gradient that is not finite, before the run stops."""
     preflight: Literal["refuse", "warn"] = "refuse"

@@ -9,6 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from ted_ds.errors import CheckpointError
+from ted_ds.models.sentencepiece_model import pieces_by_id, read_sentencepiece
 
 
 class DocumentEncoder:
@@ -31,14 +32,17 @@ class DocumentEncoder:
 
 
 def read_vocabulary(folder: Path) -> dict[str, int] | None:
-    """Tokens and ids of a model folder's ``tokenizer.json``; None where it has none (an older, slow tokenizer).
+    """Tokens and ids of a model folder's ``tokenizer.json``, else of its SentencePiece model.
+
+    None where it has neither (an older, slow tokenizer).
 
     Raises:
         CheckpointError: The file is damaged.
     """
     file = folder / "tokenizer.json"
     if not file.is_file():
-        return None
+        model = read_sentencepiece(folder)
+        return pieces_by_id(model) if model is not None else None
     try:
         return Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
     except Exception as error:  # the library raises nothing more specific

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
+from tokenizers import AddedToken
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -17,12 +19,16 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 from transformers.utils import logging as transformers_logging
 
 from ted_ds.errors import CheckpointError, ConfigError
+from ted_ds.models.sentencepiece_model import MODEL_FILE, convert, read_sentencepiece, refuse_other_ids, special_tokens
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 FETCHED_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 # the head of a body that was never trained for classification
 HEAD_PREFIXES = ("classifier.", "score.", "pooler.", "bert.pooler.")
@@ -95,18 +101,60 @@ def load_model(
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder, with a padding token.
 
+    Where all the folder has is a SentencePiece model, its ids are SentencePiece's own.
+
     Raises:
-        CheckpointError: The folder has none.
+        CheckpointError: The folder has none, or a SentencePiece model that cannot be followed.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: no tokenizer can be loaded from this folder: {error}") from error
+    model = read_sentencepiece(path) if not (path / TOKENIZER_FILE).is_file() else None
+    if model is not None:
+        try:
+            tokenizer = _as_sentencepiece_reads(path, model, tokenizer)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path / MODEL_FILE}: {error}") from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
             raise ConfigError(f"{path}: the tokenizer has neither a padding nor an end token; add one to it")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _as_sentencepiece_reads(folder: Path, model: Any, guess: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
+    """The conversion of a SentencePiece model; what transformers made of its folder gives the special tokens.
+
+    Tokens that only the guessed class has, and no file of the folder, are left out: the model has no embeddings of
+    them.
+    """
+    backend = convert(model)
+    refuse_other_ids(model, backend)
+    config = folder / TOKENIZER_CONFIG_FILE
+    settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    declared = settings.get("added_tokens_decoder", {})
+    for index, token in sorted(declared.items(), key=lambda item: int(item[0])):
+        content = token["content"]
+        if backend.token_to_id(content) is None:
+            backend.add_tokens([AddedToken(**token)])
+        if backend.token_to_id(content) != int(index):
+            raise CheckpointError(
+                f"{TOKENIZER_CONFIG_FILE} gives {content!r} the id {index}, but it would be "
+                f"{backend.token_to_id(content)}; number added tokens on from the model's own, without gaps"
+            )
+    known = backend.get_vocab()
+    named = {role: token for role, token in guess.special_tokens_map.items() if token in known}
+    # a plain class: those of one family put their own reading of the vocabulary in the place of this one when reloaded
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        **{**special_tokens(model), **named},
+        add_bos_token=getattr(guess, "add_bos_token", False),
+        add_eos_token=getattr(guess, "add_eos_token", False),
+        chat_template=guess.chat_template,
+        model_max_length=guess.model_max_length,
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def num_parameters(module: nn.Module) -> int:

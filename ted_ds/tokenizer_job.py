@@ -1,0 +1,131 @@
+"""``ted-ds tokenizer train``: from a recipe's training documents to a tokenizer folder, and what it is worth."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+from transformers import AutoTokenizer
+
+from ted_ds.config.load import load_recipe
+from ted_ds.config.schema import Recipe, Source
+from ted_ds.data.corpora import is_heldout, read_rows
+from ted_ds.data.sources import data_files
+from ted_ds.data.tokenizer_training import train_tokenizer
+from ted_ds.errors import ConfigError
+from ted_ds.models.sentencepiece_model import MODEL_FILE
+from ted_ds.phases import PhaseFolder
+from ted_ds.screen import Screen
+
+FOLDER = "tokenizer"
+MIB = 2**20
+
+
+def train_from_recipe(recipe_path: str, overrides: Sequence[str]) -> None:
+    """Train the tokenizer of a recipe in ``output_dir/tokenizer``, unless it is there already, and show it.
+
+    Raises:
+        TedError: The recipe has no such section, the data cannot be used, or another tokenizer is in the way.
+    """
+    recipe = load_recipe(recipe_path, overrides)
+    if recipe.tokenizer is None:
+        raise ConfigError(f"{recipe_path}: no tokenizer section; add one, such as tokenizer: {{vocab_size: 32000}}")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("a tokenizer is trained by one process; run this verb without the deepspeed launcher")
+    inputs = {
+        **recipe.model_dump(
+            mode="json",
+            include={"tokenizer": True, "seed": True, "data": {"train", "evaluation", "heldout_fraction"}},
+        ),
+        "text_column": recipe.task.text_column,
+        "data_files": data_files(recipe.data),
+    }
+    folder = PhaseFolder(recipe.output_dir / FOLDER, inputs)
+    screen = Screen(shown=True)
+    if folder.is_complete():
+        screen.say(f"tokenizer: complete, skipped; the same as in {folder.path}")
+    else:
+        folder.write(lambda unfinished: _train(recipe, unfinished))
+    _show(screen, recipe, folder)
+
+
+def training_texts(recipe: Recipe) -> Iterator[str]:
+    """One pass over the documents a run of this recipe would train on, from the sources in turn."""
+    keep_all = recipe.data.evaluation is not None
+    for text in _in_turn(recipe.data.train, recipe.task.text_column):
+        if keep_all or not is_heldout(text, recipe.data.heldout_fraction):
+            yield text
+
+
+def heldout_texts(recipe: Recipe) -> Iterator[str]:
+    """The documents such a run would be scored on."""
+    if recipe.data.evaluation is not None:
+        yield from _in_turn(recipe.data.evaluation, recipe.task.text_column)
+        return
+    for text in _in_turn(recipe.data.train, recipe.task.text_column):
+        if is_heldout(text, recipe.data.heldout_fraction):
+            yield text
+
+
+def _in_turn(sources: Sequence[Source], text_column: str) -> Iterator[str]:
+    streams = [read_rows(source, [text_column]) for source in sources]
+    for row in itertools.chain.from_iterable(itertools.zip_longest(*streams)):
+        if row is not None and row[text_column].strip():
+            yield row[text_column]
+
+
+def _train(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    assert recipe.tokenizer is not None
+    started = time.monotonic()
+    reading = train_tokenizer(training_texts(recipe), recipe.tokenizer, seed=recipe.seed, folder=folder)
+    seconds = time.monotonic() - started
+    return {**vars(reading), "seconds": seconds, "peak_rss_mib": _peak_rss_mib(), **_measure(recipe, folder)}
+
+
+def _measure(recipe: Recipe, folder: Path) -> dict[str, int]:
+    """The tokenizer as others will load it, on held-out documents."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / MODEL_FILE))
+    counts = {"tokens": len(tokenizer)}
+    counts |= dict.fromkeys(("heldout_documents", "heldout_bytes", "heldout_tokens", "same_ids", "round_trips"), 0)
+    for text in itertools.islice(heldout_texts(recipe), recipe.evaluation.max_examples):
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        counts["heldout_documents"] += 1
+        counts["heldout_bytes"] += len(text.encode())
+        counts["heldout_tokens"] += len(ids)
+        counts["same_ids"] += ids == processor.encode(text)
+        counts["round_trips"] += tokenizer.decode(ids) == text
+    return counts
+
+
+def _peak_rss_mib() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / MIB if sys.platform == "darwin" else peak * 1024 / MIB
+
+
+def _show(screen: Screen, recipe: Recipe, folder: PhaseFolder) -> None:
+    assert recipe.tokenizer is not None
+    result, settings = folder.result(), recipe.tokenizer
+    heldout = result["heldout_documents"]
+    screen.say(f"vocabulary  {result['tokens']:,} tokens, {settings.kind}")
+    screen.say(
+        f"read        {result['documents']:,} documents, {result['bytes']:,} bytes; trained on "
+        f"{min(result['sentences'], settings.max_sentences):,} of {result['sentences']:,} pieces of text"
+    )
+    if heldout:
+        screen.say(
+            f"held out    {result['heldout_bytes'] / result['heldout_tokens']:.3f} bytes per token; of {heldout:,} "
+            f"documents {result['round_trips']:,} come back as they were, {result['same_ids']:,} have the ids that "
+            "SentencePiece gives"
+        )
+    else:
+        screen.say("held out    no documents; raise data.heldout_fraction or give data.evaluation")
+    screen.say(f"took        {result['seconds']:.1f} s, at most {result['peak_rss_mib']:.0f} MiB of memory")
+    screen.say(f"tokenizer   {folder.path}")
