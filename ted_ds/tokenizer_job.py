@@ -9,15 +9,15 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import sentencepiece
 from transformers import AutoTokenizer
 
 from ted_ds.config.load import load_recipe
-from ted_ds.config.schema import Recipe, Source
-from ted_ds.data.corpora import is_heldout, read_rows
-from ted_ds.data.sources import data_files
+from ted_ds.config.schema import Recipe
+from ted_ds.data.reading.listing import DataListing, Listing, list_data
+from ted_ds.data.rows import RowReader
 from ted_ds.data.tokenizer_training import train_tokenizer
 from ted_ds.errors import ConfigError
 from ted_ds.models.sentencepiece_model import MODEL_FILE
@@ -39,63 +39,68 @@ def train_from_recipe(recipe_path: str, overrides: Sequence[str]) -> None:
         raise ConfigError(f"{recipe_path}: no tokenizer section; add one, such as tokenizer: {{vocab_size: 32000}}")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("a tokenizer is trained by one process; run this verb without the deepspeed launcher")
+    listing = list_data(recipe.data)
     inputs = {
         **recipe.model_dump(
             mode="json",
-            include={"tokenizer": True, "seed": True, "data": {"train", "evaluation", "heldout_fraction"}},
+            include={"tokenizer": True, "seed": True, "data": {"train", "evaluation", "heldout_fraction", "cleaning"}},
         ),
         "text_column": recipe.task.text_column,
-        "data_files": data_files(recipe.data),
+        "data_files": listing.sizes(),
     }
     folder = PhaseFolder(recipe.output_dir / FOLDER, inputs)
     screen = Screen(shown=True)
     if folder.is_complete():
         screen.say(f"tokenizer: complete, skipped; the same as in {folder.path}")
     else:
-        folder.write(lambda unfinished: _train(recipe, unfinished))
+        folder.write(lambda unfinished: _train(recipe, listing, unfinished))
     _show(screen, recipe, folder)
 
 
-def training_texts(recipe: Recipe) -> Iterator[str]:
-    """One pass over the documents a run of this recipe would train on, from the sources in turn."""
-    keep_all = recipe.data.evaluation is not None
-    for text in _in_turn(recipe.data.train, recipe.task.text_column):
-        if keep_all or not is_heldout(text, recipe.data.heldout_fraction):
+def training_texts(recipe: Recipe, listing: DataListing) -> Iterator[str]:
+    """One pass over the documents a run of this recipe would train on, from the sources in turn.
+
+    Raises:
+        DataError: Too many records cannot be used.
+    """
+    return _in_turn(recipe, listing.train, "train" if listing.evaluation is None else "all")
+
+
+def heldout_texts(recipe: Recipe, listing: DataListing) -> Iterator[str]:
+    """The documents such a run would be scored on.
+
+    Raises:
+        DataError: Too many records cannot be used.
+    """
+    if listing.evaluation is None:
+        return _in_turn(recipe, listing.train, "heldout")
+    return _in_turn(recipe, listing.evaluation, "all")
+
+
+def _in_turn(recipe: Recipe, sources: Sequence[Listing], split: Literal["train", "heldout", "all"]) -> Iterator[str]:
+    reader = RowReader(recipe.data, [recipe.task.text_column])
+    streams = [reader.texts(source, split) for source in sources]
+    for text in itertools.chain.from_iterable(itertools.zip_longest(*streams)):
+        if text is not None:
             yield text
+    reader.judge(is_complete=True)
 
 
-def heldout_texts(recipe: Recipe) -> Iterator[str]:
-    """The documents such a run would be scored on."""
-    if recipe.data.evaluation is not None:
-        yield from _in_turn(recipe.data.evaluation, recipe.task.text_column)
-        return
-    for text in _in_turn(recipe.data.train, recipe.task.text_column):
-        if is_heldout(text, recipe.data.heldout_fraction):
-            yield text
-
-
-def _in_turn(sources: Sequence[Source], text_column: str) -> Iterator[str]:
-    streams = [read_rows(source, [text_column]) for source in sources]
-    for row in itertools.chain.from_iterable(itertools.zip_longest(*streams)):
-        if row is not None and row[text_column].strip():
-            yield row[text_column]
-
-
-def _train(recipe: Recipe, folder: Path) -> dict[str, Any]:
+def _train(recipe: Recipe, listing: DataListing, folder: Path) -> dict[str, Any]:
     assert recipe.tokenizer is not None
     started = time.monotonic()
-    reading = train_tokenizer(training_texts(recipe), recipe.tokenizer, seed=recipe.seed, folder=folder)
+    reading = train_tokenizer(training_texts(recipe, listing), recipe.tokenizer, seed=recipe.seed, folder=folder)
     seconds = time.monotonic() - started
-    return {**vars(reading), "seconds": seconds, "peak_rss_mib": _peak_rss_mib(), **_measure(recipe, folder)}
+    return {**vars(reading), "seconds": seconds, "peak_rss_mib": _peak_rss_mib(), **_measure(recipe, listing, folder)}
 
 
-def _measure(recipe: Recipe, folder: Path) -> dict[str, int]:
+def _measure(recipe: Recipe, listing: DataListing, folder: Path) -> dict[str, int]:
     """The tokenizer as others will load it, on held-out documents."""
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / MODEL_FILE))
     counts = {"tokens": len(tokenizer)}
     counts |= dict.fromkeys(("heldout_documents", "heldout_bytes", "heldout_tokens", "same_ids", "round_trips"), 0)
-    for text in itertools.islice(heldout_texts(recipe), recipe.evaluation.max_examples):
+    for text in itertools.islice(heldout_texts(recipe, listing), recipe.evaluation.max_examples):
         ids = tokenizer.encode(text, add_special_tokens=False)
         counts["heldout_documents"] += 1
         counts["heldout_bytes"] += len(text.encode())

@@ -12,13 +12,12 @@ from transformers import PreTrainedTokenizerBase
 
 from ted_ds.config.data import Data
 from ted_ds.config.tasks import CausalLm, HeadTask, Task
-from ted_ds.data.bad_records import too_many
-from ted_ds.data.cleaning import Cleaner, is_heldout
+from ted_ds.data.cleaning import is_heldout
 from ted_ds.data.labels import Label, label_columns, read_label
 from ted_ds.data.loader import Collator
 from ted_ds.data.packing import pack, predicts_something
-from ted_ds.data.reading.listing import DataListing, Listing, empty_files, read_in_order
-from ted_ds.data.reading.records import BadRecord
+from ted_ds.data.reading.listing import DataListing, Listing
+from ted_ds.data.rows import RowReader
 from ted_ds.data.samples import Sample
 from ted_ds.data.stream.corpus_stream import CorpusStream
 from ted_ds.data.stream.documents import LaneDocuments
@@ -45,13 +44,13 @@ class LabelledData:
         Raises:
             DataError: A label is wrong, too many rows are, or a split is empty.
         """
-        reader = _RowReader(data, task)
-        rows = [row for source in listing.train for row in reader.labelled(source)]
+        reader = RowReader(data, [task.text_column, *label_columns(task)])
+        rows = [row for source in listing.train for row in _labelled(reader, task, source)]
         if listing.evaluation is None:
             kept = [row for row in rows if not is_heldout(row[0], data.heldout_fraction)]
             heldout = [row for row in rows if is_heldout(row[0], data.heldout_fraction)]
         else:
-            kept, heldout = rows, [row for source in listing.evaluation for row in reader.labelled(source)]
+            kept, heldout = rows, [row for source in listing.evaluation for row in _labelled(reader, task, source)]
         reader.judge(is_complete=True)
         self.bad_records = reader.bad
         _refuse_empty(data, kept, heldout)
@@ -88,7 +87,7 @@ class CausalLmData:
         self._encode = DocumentEncoder(tokenizer)
         separator: Any = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.pad_token_id
         self._separator = int(separator)
-        reader = _RowReader(data, task)
+        reader = RowReader(data, [task.text_column])
         self._refuse_unreadable(reader)
         sources = listing.train if listing.evaluation is None else listing.evaluation
         # order does not matter here, but one source must not crowd out the others: take as many from each
@@ -131,7 +130,7 @@ class CausalLmData:
             state=state,
         )
 
-    def _refuse_unreadable(self, reader: _RowReader) -> None:
+    def _refuse_unreadable(self, reader: RowReader) -> None:
         """A wrong source fails here, before anything is written."""
         settings = replace(self.settings(seed=0, num_lanes=1), shuffle_bytes=0)
         for index, (units, source) in enumerate(zip(make_units(settings), self._listing.train, strict=True)):
@@ -139,12 +138,9 @@ class CausalLmData:
             if LaneDocuments(settings, index, 0, self._encode, units=units).next() is None:
                 raise DataError(f"{source.name}: no documents are left to read; the files are empty or all is held out")
 
-    def _heldout(self, reader: _RowReader, source: Listing) -> Iterator[Sample]:
-        cleaner = Cleaner(self._data.cleaning.model_copy(update={"deduplicate": False}), heldout_fraction=0.0)
-        everything = self._listing.evaluation is not None
-        texts = (row[self._task.text_column] for _, row in reader.rows(source))
-        wanted = (t for t in texts if cleaner.keeps(t) and (everything or is_heldout(t, self._data.heldout_fraction)))
-        tokens = (self._encode([text])[0] for text in wanted)
+    def _heldout(self, reader: RowReader, source: Listing) -> Iterator[Sample]:
+        texts = reader.texts(source, "heldout" if self._listing.evaluation is None else "all")
+        tokens = (self._encode([text])[0] for text in texts)
         isolate = self._task.packing.isolate_documents
         for sequence in pack(tokens, length=self._task.sequence_length, separator=self._separator):
             if predicts_something(sequence, isolate_documents=isolate):
@@ -167,39 +163,9 @@ def open_task_data(
     return LabelledData(data, task, tokenizer, listing, max_heldout=max_heldout)
 
 
-class _RowReader:
-    """Reads rows in file order, and keeps the list of those that cannot be used."""
-
-    def __init__(self, data: Data, task: Task) -> None:
-        self._data, self._task = data, task
-        self._columns = [task.text_column] if isinstance(task, CausalLm) else [task.text_column, *label_columns(task)]
-        self.bad: list[BadRecord] = []
-        self._num_good = 0
-
-    def rows(self, source: Listing) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Rows of a source, and their numbers in it from 1."""
-        self.bad += [record for record in empty_files(source) if record not in self.bad]
-        max_bytes = int(self._data.cleaning.max_document_mib * 2**20)
-        for number, row in read_in_order(source, self._columns, max_bytes=max_bytes, report=self.bad.append):
-            self._num_good += 1
-            yield number, row
-
-    def labelled(self, source: Listing) -> Iterator[tuple[str, Label]]:
-        """Texts and labels of a source."""
-        assert not isinstance(self._task, CausalLm)
-        for number, row in self.rows(source):
-            yield row[self._task.text_column], read_label(self._task, row, where=f"{source.name}: row {number}")
-
-    def judge(self, *, is_complete: bool) -> None:
-        """Make sure that not too many rows are bad.
-
-        Raises:
-            DataError: They are.
-        """
-        num_read = self._num_good + len(self.bad)
-        reason = too_many(len(self.bad), num_read, self.bad, self._data.bad_records, is_complete=is_complete)
-        if reason is not None:
-            raise DataError(reason)
+def _labelled(reader: RowReader, task: HeadTask, source: Listing) -> Iterator[tuple[str, Label]]:
+    for number, row in reader.rows(source):
+        yield row[task.text_column], read_label(task, row, where=f"{source.name}: row {number}")
 
 
 def _tokenise(rows: Sequence[tuple[str, Label]], task: HeadTask, tokenizer: PreTrainedTokenizerBase) -> list[Sample]:

@@ -17,11 +17,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from ted_ds.data.corpora import documents, is_heldout, read_rows
 from transformers import PreTrainedTokenizerFast
 
 from ted_ds.config.data import Data, Source
 from ted_ds.config.tasks import CausalLm, SequenceClassification
-from ted_ds.data.corpora import documents, is_heldout, read_rows
 from ted_ds.data.labels import Label
 from ted_ds.data.loader import Batch, Collator, evaluation_batches, training_steps
 from ted_ds.data.packing import pack

@@ -22,6 +22,7 @@ from ted_ds.cli import main
 from ted_ds.config.load import load_recipe
 from ted_ds.config.schema import TokenizerTraining
 from ted_ds.contracts import refuse_different_tokenizers
+from ted_ds.data.reading.listing import list_data
 from ted_ds.data.tokenizer_training import Reading, cut_into_sentences, draw_sample, train_tokenizer
 from ted_ds.data.tokenizers import read_vocabulary
 from ted_ds.errors import CheckpointError, DataError
@@ -309,13 +310,20 @@ def test_the_verb_trains_without_deepspeed_skips_and_refuses(recipe_file, tmp_pa
 
 def test_what_is_held_out_is_not_read(recipe_file) -> None:
     recipe = load_recipe(recipe_file)
-    train, heldout = set(training_texts(recipe)), set(heldout_texts(recipe))
+    train, heldout = (
+        set(training_texts(recipe, list_data(recipe.data))),
+        set(heldout_texts(recipe, list_data(recipe.data))),
+    )
     assert train
     assert heldout
     assert not train & heldout
     assert train | heldout == set(words(150))
     given = load_recipe(recipe_file, [f"data.evaluation=[{{path: {recipe_file.parent / 'train.jsonl'}}}]"])
-    assert set(training_texts(given)) == set(heldout_texts(given)) == set(words(150))
+    assert (
+        set(training_texts(given, list_data(given.data)))
+        == set(heldout_texts(given, list_data(given.data)))
+        == set(words(150))
+    )
 
 
 def test_sources_are_read_in_turn(recipe_file) -> None:
@@ -328,7 +336,7 @@ def test_sources_are_read_in_turn(recipe_file) -> None:
             "data.heldout_fraction=1e-9",
         ],
     )
-    texts, first = list(training_texts(recipe)), list(words(150))
+    texts, first = list(training_texts(recipe, list_data(recipe.data))), list(words(150))
     assert texts[:5] == [first[0], "first", first[1], first[2], "second"]
     assert len(texts) == 152
 

@@ -81,10 +81,12 @@ class LaneWorkers:
                 self.num_restarts += 1
                 self._start()
                 continue
-            failed = [part for part in parts if isinstance(part, str)]
-            if failed:
-                raise DataError(failed[0])
-            items = sorted((item for part in parts for item in part), key=lambda item: item.lane)
+            items: list[LaneItem] = []
+            for part in parts:
+                if isinstance(part, str):
+                    raise DataError(part)
+                items += part
+            items.sort(key=lambda item: item.lane)
             self._states.update((item.lane, item.state) for item in items)
             return items
         raise DataError(

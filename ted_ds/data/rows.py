@@ -1,0 +1,60 @@
+"""Rows of sources in file order, with the list of those that cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+from ted_ds.config.data import Data
+from ted_ds.data.bad_records import too_many
+from ted_ds.data.cleaning import Cleaner, is_heldout
+from ted_ds.data.reading.listing import Listing, empty_files, read_in_order
+from ted_ds.data.reading.records import BadRecord
+from ted_ds.errors import DataError
+
+
+class RowReader:
+    """Reads sources whole and in order: labelled sets, held-out documents, the text a tokenizer is trained on."""
+
+    def __init__(self, data: Data, columns: Sequence[str]) -> None:
+        """Read ``columns``, the first of which is the text."""
+        self._data, self._columns = data, columns
+        self._num_good = 0
+        self.bad: list[BadRecord] = []
+
+    def rows(self, source: Listing) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Rows of a source, and their numbers in it from 1.
+
+        Raises:
+            DataError: The first row lacks a column.
+        """
+        self.bad += [record for record in empty_files(source) if record not in self.bad]
+        max_bytes = int(self._data.cleaning.max_document_mib * 2**20)
+        for number, row in read_in_order(source, self._columns, max_bytes=max_bytes, report=self.bad.append):
+            self._num_good += 1
+            yield number, row
+
+    def texts(self, source: Listing, split: Literal["train", "heldout", "all"]) -> Iterator[str]:
+        """Documents of a source that are long enough; copies are not left out.
+
+        Raises:
+            DataError: As :meth:`rows`.
+        """
+        cleaner = Cleaner(self._data.cleaning.model_copy(update={"deduplicate": False}), heldout_fraction=0)
+        for _, row in self.rows(source):
+            text = row[self._columns[0]]
+            if cleaner.keeps(text) and (
+                split == "all" or is_heldout(text, self._data.heldout_fraction) == (split == "heldout")
+            ):
+                yield text
+
+    def judge(self, *, is_complete: bool) -> None:
+        """Make sure that not too many rows are bad; ``is_complete`` once all there are have been read.
+
+        Raises:
+            DataError: They are.
+        """
+        num_read = self._num_good + len(self.bad)
+        reason = too_many(len(self.bad), num_read, self.bad, self._data.bad_records, is_complete=is_complete)
+        if reason is not None:
+            raise DataError(reason)
