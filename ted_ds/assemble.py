@@ -14,8 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ted_ds.config.deepspeed import complete, read_deepspeed_json, zero_stage
 from ted_ds.config.schema import PhasePlan, Recipe
 from ted_ds.config.tasks import CausalLm, HeadTask, LabelledTask, SequenceClassification
+from ted_ds.data.labelled_stream import LabelledStream
 from ted_ds.data.loader import Batch, Collator, evaluation_batches, training_steps
-from ted_ds.data.tasks import TaskData
+from ted_ds.data.tasks import LabelledData, TaskData
 from ted_ds.errors import TedError
 from ted_ds.evaluation.scoring import evaluate
 from ted_ds.models.families import family_of
@@ -161,6 +162,20 @@ class Assembly:
 
     def training_batches(self, plan: PhasePlan) -> Iterator[list[Batch]]:
         """This rank's microbatches of each step of a phase."""
+        if isinstance(self.data, LabelledData):
+            return LabelledStream(
+                samples=self.data.train,
+                collate=self.collate,
+                seed=self.recipe.seed,
+                global_batch_size=plan.global_batch_size,
+                micro_batch_size=plan.micro_batch_size,
+                micro_batch_tokens=plan.micro_batch_tokens,
+                grouping_window_steps=self.recipe.data.length_grouping.window_steps,
+                rank=self.world.rank,
+                world_size=self.world.size,
+                state=None,
+            )
+        assert plan.micro_batch_size is not None  # the recipe refuses a token budget for packed sequences
         return training_steps(
             self.data.train_samples(self.recipe.seed),
             self.collate,

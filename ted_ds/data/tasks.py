@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,16 +44,8 @@ class LabelledData:
         else:
             kept, heldout = rows, [row for source in data.evaluation for row in _labelled_rows(source, task)]
         _refuse_empty(data, kept, heldout)
-        self._train = _tokenise(kept, task, tokenizer)
+        self.train = _tokenise(kept, task, tokenizer)
         self.heldout = _tokenise(heldout[:max_heldout], task, tokenizer)
-
-    def train_samples(self, seed: int) -> Iterator[Sample]:
-        """An endless stream of samples; each epoch is a new permutation."""
-        for epoch in itertools.count():
-            order = list(range(len(self._train)))
-            random.Random(f"{seed} {epoch}").shuffle(order)
-            for index in order:
-                yield self._train[index]
 
 
 class CausalLmData:
