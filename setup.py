@@ -43,7 +43,7 @@ setup(
     ],
     extras_require={
         "demo": ["gguf>=0.19"],
-        "dev": ["import-linter", "pyright[nodejs]", "pytest", "pytest-timeout", "pyyaml", "ruff"],
+        "dev": ["hypothesis", "import-linter", "pyright[nodejs]", "pytest", "pytest-timeout", "pyyaml", "ruff"],
     },
     entry_points={"console_scripts": ["ted-ds=ted_ds.cli:entry"]},
 )

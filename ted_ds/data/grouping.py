@@ -56,8 +56,8 @@ def by_token_budget(
         world_size: Ranks.
 
     Returns:
-        Of each rank, as many microbatches as of every other, as places of rows. Every row is there once; a None is an
-        empty row, which fills up a round where every row has a microbatch of its own and ranks are still left over.
+        Of each rank, as many microbatches as of every other, as places of rows. Every row is there once. A None is an
+        empty row: a microbatch for a rank that is left over when every row already has a microbatch of its own.
 
     Raises:
         ValueError: A row alone is larger than the budget.
@@ -74,24 +74,22 @@ def by_token_budget(
     cut = _cut(padded, capacities[level])
 
     def size(rows: range) -> int:
-        return len(rows) * padded[rows.start]
+        return len(rows) * padded[rows[0]] if rows else 0
 
-    while len(cut) % world_size and any(len(rows) > 1 for rows in cut):
-        largest = max((rows for rows in cut if len(rows) > 1), key=size)
+    while len(cut) % world_size:
+        largest = max(cut, key=lambda rows: (len(rows) > 1, size(rows)))
         half = -(-len(largest) // 2)
         cut[cut.index(largest)] = largest[:half]
-        cut.append(largest[half:])
+        cut.append(largest[half:])  # nothing, where every row is alone
     cut.sort(key=size, reverse=True)
     of_ranks: list[list[list[int | None]]] = [[] for _ in range(world_size)]
     loads = [0] * world_size
     for start in range(0, len(cut), world_size):
         # the largest of a round goes to the rank with the least so far
-        for rank, rows in zip(sorted(range(world_size), key=loads.__getitem__), cut[start : start + world_size]):
-            of_ranks[rank].append([descending[row] for row in rows])
+        by_load = sorted(range(world_size), key=loads.__getitem__)
+        for rank, rows in zip(by_load, cut[start : start + world_size], strict=True):
+            of_ranks[rank].append([descending[row] for row in rows] or [None])
             loads[rank] += size(rows)
-    rounds = -(-len(cut) // world_size)
-    for microbatches in of_ranks:
-        microbatches += [[None]] * (rounds - len(microbatches))
     return of_ranks
 
 

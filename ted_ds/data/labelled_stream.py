@@ -46,9 +46,9 @@ class LabelledStream(Iterator[list[Batch]]):
             collate: Makes batches of samples.
             seed: Decides the permutations.
             global_batch_size: Samples per step over all ranks, which it divides over.
-            micro_batch_size: Samples per microbatch; divides a rank's share of a step. None with ``micro_batch_tokens``.
-            micro_batch_tokens: Most padded tokens per microbatch, at least the longest sample's. None with
-                ``micro_batch_size``.
+            micro_batch_size: Samples per microbatch; divides a rank's share of a step.
+            micro_batch_tokens: Most padded tokens per microbatch, at least the longest sample's; exactly one of the two
+                is None.
             grouping_window_steps: Of how many consecutive steps the samples are regrouped by length; 1 is none.
             rank: This rank.
             world_size: All ranks; may be another number than the state was taken on.
