@@ -14,10 +14,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ted_ds.config.deepspeed import complete, read_deepspeed_json, zero_stage
 from ted_ds.config.schema import PhasePlan, Recipe
 from ted_ds.config.tasks import CausalLm, HeadTask, LabelledTask, SequenceClassification
-from ted_ds.data.loader import Batch, Collator, evaluation_batches, training_steps
+from ted_ds.data.bad_records import Ledger, too_many
+from ted_ds.data.labelled_stream import LabelledStream
+from ted_ds.data.loader import Batch, Collator, evaluation_batches
 from ted_ds.data.reading.listing import DataListing
-from ted_ds.data.tasks import CausalLmData, TaskData
-from ted_ds.errors import TedError
+from ted_ds.data.reading.records import BadRecord
+from ted_ds.data.stream.corpus_stream import CorpusStream
+from ted_ds.data.tasks import LabelledData, TaskData
+from ted_ds.errors import DataError, TedError
 from ted_ds.evaluation.scoring import evaluate
 from ted_ds.models.families import family_of
 from ted_ds.models.files import ModelFacts, read_model_facts
@@ -53,6 +57,7 @@ class Assembly:
         self.tokenizer, self.listing, self.data = tokenizer, listing, data
         self.screen = screen
         self.tracker: Tracker | None = None  # opened on rank 0 once there is something to write
+        self.ledger: Ledger | None = None  # likewise
         self.deepspeed_json = read_deepspeed_json(recipe.deepspeed)
         self.dtype = DTYPES[recipe.precision]
         assert plan.teacher is not None  # both are known once their files are here
@@ -161,26 +166,31 @@ class Assembly:
         finally:
             engine.release()
 
-    def training_batches(self, plan: PhasePlan, *, num_workers: int) -> Iterator[list[Batch]]:
-        """This rank's microbatches of each step of a phase; ``num_workers`` processes read ahead."""
-        if isinstance(self.data, CausalLmData):
-            return self.data.stream(
-                self.collate,
+    def training_batches(self, plan: PhasePlan, *, num_workers: int) -> LabelledStream | CorpusStream:
+        """This rank's microbatches of each step of a phase; ``num_workers`` processes read a corpus ahead."""
+        if isinstance(self.data, LabelledData):
+            return LabelledStream(
+                samples=self.data.train,
+                collate=self.collate,
                 seed=self.recipe.seed,
                 global_batch_size=plan.global_batch_size,
                 micro_batch_size=plan.micro_batch_size,
+                micro_batch_tokens=plan.micro_batch_tokens,
+                grouping_window_steps=self.recipe.data.length_grouping.window_steps,
                 rank=self.world.rank,
                 world_size=self.world.size,
-                num_workers=num_workers,
-                timeout_s=self.recipe.collective_timeout_s,
+                state=None,
             )
-        return training_steps(
-            self.data.train_samples(self.recipe.seed),
+        assert plan.micro_batch_size is not None  # the recipe refuses a token budget for packed sequences
+        return self.data.stream(
             self.collate,
+            seed=self.recipe.seed,
             global_batch_size=plan.global_batch_size,
             micro_batch_size=plan.micro_batch_size,
             rank=self.world.rank,
             world_size=self.world.size,
+            num_workers=num_workers,
+            timeout_s=self.recipe.collective_timeout_s,
         )
 
     def train(self, phase: str, engine: TrainableEngine, objective: Objective, plan: PhasePlan) -> dict[str, float]:
@@ -190,7 +200,8 @@ class Assembly:
         started = time.monotonic()
         last: dict[str, float] = {}
 
-        def log(step: int, values: Mapping[str, float]) -> None:
+        def log(step: int, report: Mapping[str, float]) -> None:
+            values = {**report, **self._look_at_data(batches)}
             last.update(values)
             if self.tracker is not None:
                 self.tracker.log(phase, step, values)
@@ -212,7 +223,33 @@ class Assembly:
             )
         finally:
             self.screen.stop()
+            batches.close()
         return {**last, "perf/tokens_per_s": tokens_per_s}
+
+    def _look_at_data(self, batches: LabelledStream | CorpusStream) -> dict[str, float]:
+        """What all ranks have read so far; records that were skipped are listed.
+
+        Raises:
+            DataError: They are too many; on every rank.
+        """
+        parts = self.world.gather((batches.progress(), batches.take_bad_records()))
+        totals: dict[str, float] = {}
+        for numbers, _ in parts:
+            for name, value in numbers.items():
+                totals[name] = totals.get(name, 0) + value
+        bad = [record for _, of_rank in parts for record in of_rank]
+        num_read = int(sum(value for name, value in totals.items() if name.endswith("/records")))
+        self.world.on_main(lambda: self._list_bad_records(bad, num_read))
+        return totals
+
+    def _list_bad_records(self, bad: Sequence[BadRecord], num_read: int) -> None:
+        if self.ledger is None:
+            return
+        self.ledger.add(bad)
+        limits = self.recipe.data.bad_records
+        reason = too_many(len(self.ledger), num_read, self.ledger.some(), limits, is_complete=False)
+        if reason is not None:
+            raise DataError(f"{reason}. All are listed in {self.ledger.path}")
 
     # --- evaluation ---------------------------------------------------------------------------------------------
 

@@ -144,7 +144,9 @@ class Chain:
         return {
             "model": self._identity(model),
             # how the global batch is cut up and sharded does not decide the result: a requeued run may change it
-            "plan": plan.model_dump(mode="json", exclude={"micro_batch_size"}) if plan is not None else None,
+            "plan": None
+            if plan is None
+            else plan.model_dump(mode="json", exclude={"micro_batch_size", "micro_batch_tokens"}),
             "deepspeed": {key: self._assembly.deepspeed_json.get(key) for key in ("optimizer", "scheduler")},
             "data_files": self._assembly.listing.sizes(),
             **self._recipe.model_dump(

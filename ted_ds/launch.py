@@ -12,6 +12,7 @@ from ted_ds.chain import Chain
 from ted_ds.config.load import load_recipe
 from ted_ds.config.schema import Recipe
 from ted_ds.contracts import refuse_different_tokenizers
+from ted_ds.data.bad_records import Ledger
 from ted_ds.data.reading.listing import list_data
 from ted_ds.data.tasks import open_task_data
 from ted_ds.doctor import Doctor
@@ -113,6 +114,8 @@ def _open_output(recipe: Recipe, world: World, assembly: Assembly) -> None:
                 mode=recipe.tracking.wandb,
                 config=recipe.model_dump(mode="json"),
             )
+            assembly.ledger = Ledger(recipe.output_dir)
+            assembly.ledger.add(assembly.data.bad_records)
     with world.together():
         if not recipe.output_dir.is_dir():
             raise ConfigError(

@@ -223,11 +223,15 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
         lines.append(f"layers    student<-teacher {pairs}, matched in {plan.filter_dim} dimensions")
     lines.append(f"phases    {' > '.join(plan.phases)}")
     for path, phase in recipe.phase_plans().items():
-        accumulation = phase.global_batch_size // (phase.micro_batch_size * num_ranks)
+        if phase.micro_batch_size is not None:
+            accumulation = phase.global_batch_size // (phase.micro_batch_size * num_ranks)
+            cut = f"{accumulation} microbatches x {phase.micro_batch_size}"
+        else:
+            cut = f"microbatches of at most {phase.micro_batch_tokens:,} padded tokens"
         tokens = phase.max_steps * phase.global_batch_size * recipe.task.sequence_length
         lines.append(
             f"{path:16} {phase.max_steps} steps x {phase.global_batch_size} sequences = "
-            f"{num_ranks} ranks x {accumulation} microbatches x {phase.micro_batch_size}; at most {tokens:,} tokens"
+            f"{num_ranks} ranks x {cut}; at most {tokens:,} tokens"
         )
     lines.append(f"output    {recipe.output_dir}")
     return "\n".join(lines)

@@ -10,7 +10,7 @@ import torch
 from ted_ds.assemble import Assembly
 from ted_ds.config.tasks import CausalLm, LabelledTask, MultiLabelClassification, Regression
 from ted_ds.data.loader import evaluation_batches
-from ted_ds.data.tasks import Sample
+from ted_ds.data.samples import Sample
 from ted_ds.errors import CheckpointError
 from ted_ds.models.files import weight_files
 from ted_ds.runtime.frozen import FrozenModel

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
-TESTS = ["tests/parity", "tests/distributed/test_matrix.py"]
+TESTS = ["tests/parity", "tests/distributed/test_matrix.py", "tests/distributed/test_variable_microbatches.py"]
 
 
 class Mutation(NamedTuple):
@@ -64,7 +64,9 @@ MUTATIONS = {
     "global_count": Mutation(
         "runtime/engine.py",
         "self._world.sum_on_host(counts)",
-        "counts.clone()",
+        "own = counts[: len(names)].clone()\n"
+        "        self._world.sum_on_host(counts)\n"
+        "        counts[: len(names)] = own",
         "each rank divides by its own count",
     ),
     "microbatch_count": Mutation(
@@ -85,6 +87,12 @@ MUTATIONS = {
         "scale_wrt_gas=False",
         "scale_wrt_gas=True",
         "DeepSpeed divides by the number of microbatches as well",
+    ),
+    "fixed_accumulation": Mutation(
+        "runtime/engine.py",
+        "self.engine.set_gradient_accumulation_boundary(index == len(micro) - 1)",
+        "pass",
+        "DeepSpeed steps after the same number of microbatches each time",
     ),
     "filter_all_reduce": Mutation(
         "models/student.py",

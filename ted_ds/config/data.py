@@ -70,6 +70,14 @@ class Padding(Section):
     """Pad to the longest sequence's length, rounded up to a multiple of this; 8 suits tensor cores."""
 
 
+class LengthGrouping(Section):
+    """Steps of texts of similar length, so that little is padded. Each step keeps its number of examples."""
+
+    window_steps: int = Field(default=1, gt=0)
+    """The examples of this many consecutive steps are sorted by length and cut into steps, whose order is shuffled; 1
+    leaves every step as it is."""
+
+
 class Cleaning(Section):
     """Which documents of a corpus are left out."""
 
@@ -105,6 +113,7 @@ class Data(Section):
     cleaning: Cleaning = Cleaning()
     bad_records: BadRecords = BadRecords()
     padding: Padding = Padding()
+    length_grouping: LengthGrouping = LengthGrouping()
 
     @model_validator(mode="after")
     def _some_source_has_weight(self) -> Data:

@@ -102,15 +102,19 @@ def complete(
         ConfigError: A value contradicts the recipe, or the batch does not divide over the ranks.
     """
     messages: list[str] = []
-    per_pass = plan.micro_batch_size * world_size
+    # Under a token budget the number and size of microbatches differ from step to step, and the engine says which is
+    # the last (runtime/engine.py); DeepSpeed only asks that its three values fit together.
+    micro_batch_size = plan.micro_batch_size or 1
+    per_pass = micro_batch_size * world_size
     if plan.global_batch_size % per_pass:
+        into = f"into microbatches of {micro_batch_size} on" if plan.micro_batch_size is not None else "over"
         messages.append(
-            f"{plan_path}.global_batch_size: {plan.global_batch_size} does not divide into microbatches of "
-            f"{plan.micro_batch_size} on {world_size} ranks; use a multiple of {per_pass}"
+            f"{plan_path}.global_batch_size: {plan.global_batch_size} does not divide {into} {world_size} ranks; use a "
+            f"multiple of {per_pass}"
         )
     owned: dict[str, Any] = {
         "train_batch_size": plan.global_batch_size,
-        "train_micro_batch_size_per_gpu": plan.micro_batch_size,
+        "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": plan.global_batch_size // per_pass,
         "gradient_clipping": plan.gradient_clipping,
         "optimizer.params.lr": plan.learning_rate,

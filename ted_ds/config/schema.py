@@ -32,8 +32,10 @@ class PhasePlan(Section):
     """Peak learning rate."""
     global_batch_size: int = Field(gt=0)
     """Sequences or examples per optimizer step, over all ranks and microbatches."""
-    micro_batch_size: int = Field(gt=0)
+    micro_batch_size: int | None = Field(default=None, gt=0)
     """Sequences or examples per rank and forward pass."""
+    micro_batch_tokens: int | None = Field(default=None, gt=0)
+    """Instead: most tokens per rank and forward pass, padding included; for tasks whose texts differ in length."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps of linear warm-up from 0 to ``learning_rate``."""
     schedule: Literal["linear", "cosine", "constant", "deepspeed"] = "linear"
@@ -49,7 +51,9 @@ class PhasePlan(Section):
     def _steps_and_batches_fit(self) -> PhasePlan:
         if self.warmup_steps >= self.max_steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) must be smaller than max_steps ({self.max_steps})")
-        if self.global_batch_size % self.micro_batch_size:
+        if (self.micro_batch_size is None) == (self.micro_batch_tokens is None):
+            raise ValueError("give exactly one of micro_batch_size (examples) and micro_batch_tokens (padded tokens)")
+        if self.micro_batch_size is not None and self.global_batch_size % self.micro_batch_size:
             raise ValueError(
                 f"global_batch_size ({self.global_batch_size}) must be a multiple of "
                 f"micro_batch_size ({self.micro_batch_size})"
@@ -242,6 +246,31 @@ class Recipe(Section):
     def _temperature_softens_something(self) -> Recipe:
         if self.task.kind == "regression" and "temperature" in self.distill.model_fields_set:
             raise ValueError("distill.temperature: regression outputs are compared as numbers; remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _lengths_differ(self) -> Recipe:
+        if self.task.kind == "causal_lm" and self.data.length_grouping.window_steps > 1:
+            raise ValueError(
+                f"data.length_grouping.window_steps: {self.data.length_grouping.window_steps}: the packed sequences of "
+                "a causal_lm all have one length; remove it"
+            )
+        multiple = self.data.padding.multiple_of
+        longest = -(-self.task.sequence_length // multiple) * multiple
+        for path, plan in self.phase_plans().items():
+            if plan.micro_batch_tokens is None:
+                continue
+            given = f"{path}.micro_batch_tokens: {plan.micro_batch_tokens}"
+            if self.task.kind == "causal_lm":
+                raise ValueError(
+                    f"{given}: the packed sequences of a causal_lm all have one length; use micro_batch_size"
+                )
+            if plan.micro_batch_tokens < longest:
+                padded = f", padded to {longest}" if longest > self.task.sequence_length else ""
+                raise ValueError(
+                    f"{given}: a text of task.max_length ({self.task.sequence_length}{padded}) would not fit; use "
+                    f"{longest} or more"
+                )
         return self
 
     def phase_plans(self) -> dict[str, PhasePlan]:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ted_ds.data.grouping import interleaved
 from ted_ds.data.samples import Sample
 from ted_ds.numerics.losses import IGNORED_LABEL
 
@@ -119,11 +120,6 @@ class Collator:
         return torch.tensor([[math.nan] * self.num_outputs if label is None else label for label in given])
 
 
-def microbatches(rows: Sequence[Sample | None], collate: Collator, size: int) -> list[Batch]:
-    """Consecutive rows, ``size`` at a time."""
-    return [collate(rows[begin : begin + size]) for begin in range(0, len(rows), size)]
-
-
 def training_steps(
     samples: Iterator[Sample],
     collate: Collator,
@@ -135,13 +131,13 @@ def training_steps(
 ) -> Iterator[list[Batch]]:
     """For each step, this rank's microbatches of the step's global batch.
 
-    Step s holds samples ``s * global_batch_size`` onwards, on any number of ranks: only who computes what differs.
-    Where samples end, the last step is filled up with empty rows.
+    Step s holds samples ``s * global_batch_size`` onwards, on any number of ranks: only who computes what differs (see
+    :func:`~ted_ds.data.grouping.interleaved`). Where samples end, the last step is filled up with empty rows.
     """
     while real := list(itertools.islice(samples, global_batch_size)):
         step: list[Sample | None] = [*real, *[None] * (global_batch_size - len(real))]
-        micro = [step[i : i + micro_batch_size] for i in range(0, global_batch_size, micro_batch_size)]
-        yield [collate(one) for one in micro[rank::world_size]]
+        share = interleaved(step, micro_batch_size=micro_batch_size, rank=rank, world_size=world_size)
+        yield [collate(one) for one in share]
 
 
 def evaluation_batches(

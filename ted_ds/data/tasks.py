@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -54,16 +53,8 @@ class LabelledData:
         reader.judge(is_complete=True)
         self.bad_records = reader.bad
         _refuse_empty(data, kept, heldout)
-        self._train = _tokenise(kept, task, tokenizer)
+        self.train = _tokenise(kept, task, tokenizer)
         self.heldout = _tokenise(heldout[:max_heldout], task, tokenizer)
-
-    def train_samples(self, seed: int) -> Iterator[Sample]:
-        """An endless stream of samples; each epoch is a new permutation."""
-        for epoch in itertools.count():
-            order = list(range(len(self._train)))
-            random.Random(f"{seed} {epoch}").shuffle(order)
-            for index in order:
-                yield self._train[index]
 
 
 class CausalLmData:

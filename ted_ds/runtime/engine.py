@@ -11,7 +11,7 @@ import functools
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from ted_ds.data.loader import Batch
-from ted_ds.errors import CheckpointError, ConfigError, TedError
+from ted_ds.errors import CheckpointError, ConfigError, DataError, TedError
 from ted_ds.numerics.objective import combine
 from ted_ds.runtime.nonfinite import FiniteWatch, SkippedStep, drop_gradients, explain, skip_nonfinite_gradients
 from ted_ds.runtime.sharding import all_finite, release_engine
@@ -45,6 +45,12 @@ class Objective(Protocol):
     def totals(self, forward: Callable[..., Any], batch: Batch) -> Mapping[str, Tensor]:
         """Each term's fp32 sum over a microbatch, with graph; ``forward`` is the trainable module's."""
         ...
+
+
+class DataExhausted(DataError):
+    """No rank has a token left to train on; raised on all of them, before any forward pass."""
+
+    agreed = True
 
 
 class TrainableEngine:
@@ -92,8 +98,8 @@ class TrainableEngine:
             raise ConfigError(f"DeepSpeed config: {error}") from error
         skip_nonfinite_gradients(self.engine)
         self._watch = FiniteWatch(watched, world.device)
-        self._step = _StepSums({}, {}, 0)
-        self._pending = _StepSums({}, {}, 0)
+        self._step = _StepSums()
+        self._pending = _StepSums()
 
     @property
     def num_steps(self) -> int:
@@ -107,6 +113,7 @@ class TrainableEngine:
             Why the step was skipped, on every rank; None when it was taken.
 
         Raises:
+            DataExhausted: There is none left; on every rank.
             TedError: The data failed on some rank; raised on all of them.
         """
         self.accumulate(batches, objective)
@@ -115,14 +122,18 @@ class TrainableEngine:
     def accumulate(self, batches: Iterator[Sequence[Batch]], objective: Objective) -> None:
         """Take the next microbatches and accumulate the gradient of their loss.
 
+        Their number may differ from step to step; every rank must have as many as the others.
+
         Raises:
+            DataExhausted: There is none left: no microbatch of any rank holds a token; on every rank.
             TedError: The data failed on some rank; raised on all of them.
         """
-        micro, counts, num_tokens = self._next_microbatches(batches, objective)
-        on_device = {name: count.to(self._world.device, torch.float32) for name, count in counts.items()}
+        micro, self._step = self._next_microbatches(batches, objective)
+        on_device = {name: count.to(self._world.device, torch.float32) for name, count in self._step.counts.items()}
         self._watch.reset()
-        self._step = _StepSums({}, counts, num_tokens)
         for index, batch in enumerate(micro):
+            # DeepSpeed would count microbatches itself, and take every step after the same number of them
+            self.engine.set_gradient_accumulation_boundary(index == len(micro) - 1)
             totals = objective.totals(self.engine, batch.to(self._world.device))
             loss = combine(totals, on_device, objective.weights)
             self._step.add(totals)
@@ -164,8 +175,8 @@ class TrainableEngine:
 
     def _next_microbatches(
         self, batches: Iterator[Sequence[Batch]], objective: Objective
-    ) -> tuple[list[Batch], dict[str, Tensor], int]:
-        """This rank's microbatches, and the counts and tokens of the step over all ranks."""
+    ) -> tuple[list[Batch], _StepSums]:
+        """This rank's microbatches, and what is counted of the step over all ranks."""
         failure: TedError | None = None
         micro: list[Batch] = []
         try:
@@ -173,23 +184,30 @@ class TrainableEngine:
         except TedError as error:
             failure = error
         names = list(objective.weights)
-        counts = torch.zeros(len(names) + 2, dtype=torch.float64)
+        counts = torch.zeros(len(names) + 3, dtype=torch.float64)
         for batch in micro:
             one = objective.counts(batch)
-            counts[:-2] += torch.stack([one[name].double() for name in names])
-            counts[-2] += batch.kept_tokens.sum()
+            counts[:-3] += torch.stack([one[name].double() for name in names])
+            counts[-3] += batch.kept_tokens.sum()
+            counts[-2] += batch.kept_tokens.numel()
         counts[-1] = failure is not None
         self._world.sum_on_host(counts)  # batches are still on the host: no wait for the device
         if counts[-1]:
             with self._world.together():
                 if failure is not None:
                     raise failure
-        return micro, {name: counts[i] for i, name in enumerate(names)}, int(counts[-2])
+        num_tokens, num_positions = (int(count) for count in counts[-3:-1])
+        if not num_tokens:  # a text has at least one: all of this is filler
+            raise DataExhausted(
+                "data.train: no rank has anything left to train on; give it more data, or lower max_steps"
+            )
+        of_terms = {name: counts[i] for i, name in enumerate(names)}
+        return micro, _StepSums(counts=of_terms, num_tokens=num_tokens, num_positions=num_positions)
 
     def report(self, objective: Objective) -> dict[str, float]:
         """Mean of each term since the last report, over all ranks and the steps taken; one synchronisation.
 
-        Without terms where every step was skipped.
+        Without terms, and without the share of padding, where every step was skipped.
         """
         report: dict[str, float] = {}
         if self._pending.totals:
@@ -205,7 +223,9 @@ class TrainableEngine:
         if norm is not None and math.isfinite(norm):
             report["train/gradient_norm"] = float(norm)
         report["train/tokens"] = self._pending.num_tokens
-        self._pending = _StepSums({}, {}, 0)
+        if self._pending.num_positions:
+            report["train/padding"] = 1 - self._pending.num_tokens / self._pending.num_positions
+        self._pending = _StepSums()
         return report
 
     def weights_are_finite(self) -> bool:
@@ -232,9 +252,11 @@ class TrainableEngine:
 class _StepSums:
     """Loss terms of one or more steps: this rank's sums, everybody's counts."""
 
-    totals: dict[str, Tensor]
-    counts: dict[str, Tensor]
-    num_tokens: int
+    totals: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, Tensor] = field(default_factory=dict)
+    num_tokens: int = 0
+    num_positions: int = 0
+    """With padding and empty rows."""
 
     def add(self, totals: Mapping[str, Tensor]) -> None:
         """Add a microbatch's sums, without their graph."""
@@ -247,6 +269,7 @@ class _StepSums:
         for name, count in step.counts.items():
             self.counts[name] = self.counts.get(name, 0) + count
         self.num_tokens += step.num_tokens
+        self.num_positions += step.num_positions
 
 
 def _make_empty(folder: Path) -> None:

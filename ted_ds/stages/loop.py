@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ted_ds.data.loader import Batch
 from ted_ds.errors import NumericsError
-from ted_ds.runtime.engine import Objective, TrainableEngine
+from ted_ds.runtime.engine import DataExhausted, Objective, TrainableEngine
 
 
 def train(
@@ -25,6 +25,8 @@ def train(
 ) -> float:
     """Run ``max_steps`` optimizer steps and report at every ``log_every_steps``-th and the last.
 
+    Where the data ends before, so does the phase, with what it has.
+
     Args:
         engine: What trains.
         batches: This rank's microbatches of each step.
@@ -40,32 +42,47 @@ def train(
         Tokens per second over all ranks, without the first logging interval when there are more (start-up).
 
     Raises:
-        TedError: The data or the numbers went wrong; on every rank.
+        TedError: The data or the numbers went wrong, or there is no data for even one step; on every rank.
     """
+    intervals: list[tuple[float, float]] = []
     started = time.monotonic()
-    timed_tokens, timed_s = 0.0, 0.0
-    last_taken, bad_in_a_row = 0, 0
+
+    def report(step: int) -> None:
+        nonlocal started
+        values = engine.report(objective)
+        intervals.append((values["train/tokens"], time.monotonic() - started))
+        started = time.monotonic()
+        log(step, {**values, "perf/tokens_per_s": intervals[-1][0] / intervals[-1][1]})
+
+    last_taken, bad_in_a_row, reason = 0, 0, ""
     for step in range(1, max_steps + 1):
-        skipped = engine.step(batches, objective)
+        try:
+            skipped = engine.step(batches, objective)
+        except DataExhausted:
+            if step == 1:
+                raise
+            say(f"  data exhausted after step {step - 1} of {max_steps}")
+            if last_taken < step - 1 and _is_lost(engine, last_taken):
+                raise _cannot_go_on(engine, last_good, step - 1, last_taken, reason) from None
+            if (step - 1) % log_every_steps:
+                report(step - 1)
+            break
         if skipped is None:
             last_taken, bad_in_a_row = step, 0
         else:
-            bad_in_a_row += not skipped.is_scale_search
-            say(f"  step {step} skipped, {step - last_taken} in a row: {skipped.reason}")
-            at_the_end = step == max_steps and (last_taken == 0 or not engine.weights_are_finite())
-            if bad_in_a_row > max_consecutive_skips or at_the_end:
-                raise _cannot_go_on(engine, last_good, step, last_taken, skipped.reason)
-        if step % log_every_steps and step != max_steps:
-            continue
-        report = engine.report(objective)
-        now = time.monotonic()
-        report["perf/tokens_per_s"] = report["train/tokens"] / (now - started)
-        if step > log_every_steps or step == max_steps:
-            timed_tokens += report["train/tokens"]
-            timed_s += now - started
-        started = now
-        log(step, report)
-    return timed_tokens / timed_s
+            bad_in_a_row, reason = bad_in_a_row + (not skipped.is_scale_search), skipped.reason
+            say(f"  step {step} skipped, {step - last_taken} in a row: {reason}")
+            if bad_in_a_row > max_consecutive_skips or (step == max_steps and _is_lost(engine, last_taken)):
+                raise _cannot_go_on(engine, last_good, step, last_taken, reason)
+        if step % log_every_steps == 0 or step == max_steps:
+            report(step)
+    timed = intervals[1:] or intervals
+    return sum(tokens for tokens, _ in timed) / sum(seconds for _, seconds in timed)
+
+
+def _is_lost(engine: TrainableEngine, last_taken: int) -> bool:
+    """Whether a phase whose last step was skipped has nothing to show. Every rank must call it."""
+    return last_taken == 0 or not engine.weights_are_finite()
 
 
 def _cannot_go_on(engine: TrainableEngine, last_good: Path, step: int, last_taken: int, reason: str) -> NumericsError:

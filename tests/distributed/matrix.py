@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from ted_ds.config.deepspeed import complete
 from ted_ds.config.schema import PhasePlan
 from ted_ds.data.loader import Collator, training_steps
-from ted_ds.data.tasks import Sample
+from ted_ds.data.samples import Sample
 from ted_ds.models.families import family_of
 from ted_ds.models.heads import classification_probes, lm_probes
 from ted_ds.models.loading import DTYPES

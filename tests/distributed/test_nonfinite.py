@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ted_ds.data.loader import Collator, training_steps
-from ted_ds.data.tasks import Sample
+from ted_ds.data.samples import Sample
 from ted_ds.errors import DataError, NumericsError
 from ted_ds.models.student import FilteredModel
 from ted_ds.numerics.layer_map import layer_names

@@ -12,7 +12,7 @@ import torch
 from ted_ds.config.deepspeed import complete
 from ted_ds.config.schema import PhasePlan
 from ted_ds.data.loader import Collator, training_steps
-from ted_ds.data.tasks import Sample
+from ted_ds.data.samples import Sample
 from ted_ds.models.families import family_of
 from ted_ds.models.heads import classification_probes, lm_probes
 from ted_ds.models.loading import DTYPES, load_model
@@ -36,11 +36,14 @@ WEIGHTS = {"task_weight": 0.7, "kl_weight": 1.3, "temperature": 2.0, "feature_we
 
 
 def samples(kind: str) -> list[Sample]:
-    """Texts of uneven length; one microbatch has a single real token per row, so that its LM labels are all ignored."""
+    """Texts of uneven length; one microbatch has a single real token per row, so that its LM labels are all ignored.
+
+    (Rows 2 and 3 on one rank, 1 and 3 on two.)
+    """
     generator = torch.Generator().manual_seed(5)
     made = []
     for index in range(GLOBAL_BATCH * NUM_STEPS):
-        length = 1 if index in (2, 3) else int(torch.randint(2, 14, (1,), generator=generator))
+        length = 1 if index in (1, 2, 3) else int(torch.randint(2, 14, (1,), generator=generator))
         ids = torch.randint(5, VOCAB_SIZE, (length,), generator=generator).tolist()
         made.append(Sample(ids, None if kind == "causal_lm" else index % len(LABELS)))
     return made

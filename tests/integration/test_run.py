@@ -143,8 +143,11 @@ def test_a_changed_recipe_does_not_silently_reuse_old_phases(lm_run):
 
 def test_classification_under_zero3_with_a_sharded_teacher(tmp_path):
     recipe = write_run(tmp_path, kind="sequence_classification")
-    outcome = deepspeed("run", str(recipe), ZERO3, f"teacher.finetune={FINETUNE}")
+    by_tokens = FINETUNE.replace("micro_batch_size: 2", "micro_batch_tokens: 32")
+    grouped = "data.length_grouping.window_steps=2"
+    outcome = deepspeed("run", str(recipe), ZERO3, f"teacher.finetune={by_tokens}", grouped)
     assert outcome.code == 0, outcome.output
+    assert all(0 <= line["train/padding"] < 1 for line in metrics(tmp_path) if "train/tokens" in line)
     assert "ZeRO-3 sharded; per rank" in outcome.output
     results = json.loads((tmp_path / "run" / "evaluate" / "evaluation.json").read_text())
     assert set(results) == {"teacher", "student before", "student after"}

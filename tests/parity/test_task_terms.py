@@ -14,7 +14,7 @@ from ted_ds.assemble import _collator, _head_config
 from ted_ds.config.schema import Recipe
 from ted_ds.config.tasks import CausalLm
 from ted_ds.data.loader import Batch, Collator
-from ted_ds.data.tasks import Sample
+from ted_ds.data.samples import Sample
 from ted_ds.models.families import family_of
 from ted_ds.models.student import FilteredModel
 from ted_ds.models.taps import TappedModel

@@ -5,8 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.tiny import write_run
+
+# the same cases every time, nothing written beside the tests, and no limit that a busy machine would break
+settings.register_profile("ted_ds", derandomize=True, database=None, deadline=None)
+settings.load_profile("ted_ds")
 
 
 @pytest.fixture(scope="session")

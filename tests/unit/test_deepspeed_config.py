@@ -293,6 +293,21 @@ def test_a_batch_that_does_not_divide_over_the_ranks_is_refused(ranks: int, mult
     )
 
 
+BY_TOKENS = PLAN.model_copy(update={"micro_batch_size": None, "micro_batch_tokens": 1024})
+
+
+@pytest.mark.parametrize(("ranks", "accumulation"), [(1, 32), (4, 8)])
+def test_a_token_budget_gives_deepspeed_values_that_fit_together(ranks: int, accumulation: int) -> None:
+    result = completed({"optimizer": OPTIMIZER}, plan=BY_TOKENS, ranks=ranks)
+    names = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    assert [result[name] for name in names] == [32, 1, accumulation]
+
+
+def test_under_a_token_budget_too_the_batch_divides_over_the_ranks() -> None:
+    message = refusal({"optimizer": OPTIMIZER}, plan=BY_TOKENS, ranks=3)
+    assert message == "distill.global_batch_size: 32 does not divide over 3 ranks; use a multiple of 3"
+
+
 def test_a_scheduler_block_needs_the_schedule_deepspeed() -> None:
     message = refusal({"optimizer": OPTIMIZER, "scheduler": SCHEDULER})
     assert "distill.schedule: 'linear': use 'deepspeed' exactly when zero.json has a scheduler block" in message

@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss, matthews_corrcoe
 from torch import Tensor
 
 from ted_ds.data.loader import Batch, Collator, evaluation_batches
-from ted_ds.data.tasks import Sample
+from ted_ds.data.samples import Sample
 from ted_ds.evaluation.scoring import SCORERS, evaluate
 
 NUM_OUTPUTS = 3

@@ -120,6 +120,13 @@ def test_the_description_tells_models_layers_phases_and_batches(lm_run: Path) ->
     assert "2 steps x 4 sequences = 2 ranks x 1 microbatches x 2; at most 128 tokens" in text
 
 
+def test_the_description_tells_a_token_budget(classification_run: Path) -> None:
+    by_tokens = ["distill.micro_batch_size=null", "distill.micro_batch_tokens=2048"]
+    recipe = load_recipe(classification_run / "recipe.yaml", by_tokens)
+    text = describe(recipe, make_plan(recipe, num_ranks=2), num_ranks=2)
+    assert "2 steps x 4 sequences = 2 ranks x microbatches of at most 2,048 padded tokens; at most 128 tokens" in text
+
+
 # --- model files ------------------------------------------------------------------------------------------------------
 
 

@@ -56,6 +56,9 @@ def test_a_minimal_recipe_is_read_with_its_defaults(path: Path) -> None:
         ("task.sequence_lenght=8", "task.sequence_lenght", "sequence_length"),
         ("student.from_teacher.block=[0]", "student.from_teacher.block", "blocks"),
         ("data.pading={}", "data.pading", "padding"),
+        ("data.length_groupin={}", "data.length_groupin", "length_grouping"),
+        ("data.length_grouping.window=2", "data.length_grouping.window", "window_steps"),
+        ("distill.micro_batch_token=64", "distill.micro_batch_token", "micro_batch_tokens"),
         ("data.padding.sides=left", "data.padding.sides", "side"),
         ("data.padding.multiple=8", "data.padding.multiple", "multiple_of"),
         ("task.packing.isolate_document=false", "task.packing.isolate_document", "isolate_documents"),
@@ -230,6 +233,23 @@ def test_a_recipe_is_frozen(path: Path) -> None:
             ["filters.student.global_batch_size=5"],
             "filters.student: global_batch_size (5) must be a multiple of micro_batch_size (2)",
         ),
+        (
+            ["distill.micro_batch_tokens=64"],
+            "distill: give exactly one of micro_batch_size (examples) and micro_batch_tokens (padded tokens)",
+        ),
+        (
+            ["filters.teacher.micro_batch_size=null"],
+            "filters.teacher: give exactly one of micro_batch_size (examples) and micro_batch_tokens (padded tokens)",
+        ),
+        (
+            ["distill.micro_batch_size=null", "distill.micro_batch_tokens=64"],
+            "distill.micro_batch_tokens: 64: the packed sequences of a causal_lm all have one length; use "
+            "micro_batch_size",
+        ),
+        (
+            ["data.length_grouping.window_steps=2"],
+            "data.length_grouping.window_steps: 2: the packed sequences of a causal_lm all have one length; remove it",
+        ),
         (["student.path=x"], "student: give exactly one of path and from_teacher"),
         (["student.from_teacher=null"], "student: give exactly one of path and from_teacher"),
         (["student.from_teacher.blocks=[3,0]"], "blocks must be ascending and distinct, got [3, 0]"),
@@ -251,6 +271,20 @@ def test_a_rule_between_keys_is_enforced(path: Path, overrides: list[str], phras
 def test_labels_must_be_distinct(tmp_path: Path, kind: str) -> None:
     path = write_task(tmp_path, {**task_dict(kind), "labels": ["a", "a"]})
     assert refusal(path) == f"{path}: task: labels must be distinct, got ['a', 'a']"
+
+
+@pytest.mark.parametrize("multiple_of", [1, 12])
+def test_a_token_budget_holds_the_longest_text(tmp_path: Path, multiple_of: int) -> None:
+    path = write_recipe(tmp_path / "recipe.yaml", recipe_dict(tmp_path, kind="sequence_classification"))
+    overrides = [f"data.padding.multiple_of={multiple_of}", "data.length_grouping.window_steps=4"]
+    overrides += ["filters.student.micro_batch_size=null"]
+    longest, padded = (16, "") if multiple_of == 1 else (24, ", padded to 24")
+    assert refusal(path, *overrides, f"filters.student.micro_batch_tokens={longest - 1}") == (
+        f"{path}: filters.student.micro_batch_tokens: {longest - 1}: a text of task.max_length (16{padded}) would not "
+        f"fit; use {longest} or more"
+    )
+    recipe = load_recipe(path, [*overrides, f"filters.student.micro_batch_tokens={longest}"])
+    assert recipe.phase_plans()["filters.student"].micro_batch_tokens == longest
 
 
 def test_kd_needs_a_weight_of_its_predictions(path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ted_ds.data.loader import Batch, Collator, microbatches
+from ted_ds.data.loader import Batch, Collator
 from ted_ds.data.reading.records import BadRecord
 from ted_ds.data.stream.documents import Encoder
 from ted_ds.data.stream.settings import StreamSettings
@@ -56,7 +56,8 @@ class CorpusStream(Iterator[list[Batch]]):
         self._step += 1
         for item in items:
             self._bad += item.bad
-        return microbatches([item.sample for item in items], self._collate, self._micro_batch_size)
+        rows, size = [item.sample for item in items], self._micro_batch_size
+        return [self._collate(rows[begin : begin + size]) for begin in range(0, len(rows), size)]
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's lanes after the last step given out, as JSON; see :func:`merge_states`."""
