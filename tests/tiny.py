@@ -162,7 +162,7 @@ def recipe_dict(folder: Path, *, kind: str = "causal_lm", method: str = "ted", s
         "deepspeed": str(ROOT / "ds_configs" / "deepspeed" / "zero1.json"),
         "precision": "fp32",
         "task": task_dict(kind),
-        "data": {"train": [{"path": str(folder / "train.jsonl")}], "heldout_fraction": 0.2},
+        "data": {"train": [{"path": str(folder / "train.jsonl")}], "heldout_fraction": 0.2, "workers": 0},
         "teacher": {"path": str(folder / "teacher")},
         "student": {"from_teacher": {"blocks": [0, 3]}},
         "filters": {"teacher": {**plan}, "student": {**plan}},

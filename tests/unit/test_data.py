@@ -7,7 +7,6 @@ import gzip
 import itertools
 import json
 import random
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,19 +16,22 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from ted_ds.data.corpora import documents, is_heldout, read_rows
 from transformers import PreTrainedTokenizerFast
 
 from ted_ds.config.data import Data, Source
 from ted_ds.config.tasks import CausalLm, SequenceClassification
+from ted_ds.data.cleaning import is_heldout
 from ted_ds.data.labels import Label
 from ted_ds.data.loader import Batch, Collator, evaluation_batches, training_steps
 from ted_ds.data.packing import pack
-from ted_ds.data.sources import locate
-from ted_ds.data.tasks import CausalLmData, LabelledData, Sample, open_task_data
+from ted_ds.data.reading.listing import list_data, list_source, read_in_order
+from ted_ds.data.reading.records import BadRecord
+from ted_ds.data.samples import Sample
+from ted_ds.data.sources import locate, names_hub
+from ted_ds.data.tasks import CausalLmData, LabelledData, open_task_data
 from ted_ds.errors import DataError
 from ted_ds.numerics.losses import IGNORED_LABEL, kept_labels
-from tests.tiny import LABELS, WORDS, texts, write_corpus, write_labelled, write_rows, write_tokenizer
+from tests.tiny import LABELS, WORDS, texts, write_labelled, write_rows, write_tokenizer
 
 EOS = 1
 TASK = SequenceClassification(kind="sequence_classification", labels=[*LABELS], max_length=8)
@@ -46,7 +48,18 @@ def encoder_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTok
 
 
 def rows_of(path: Path, *columns: str, **options: Any) -> list[dict]:
-    return list(read_rows(Source(path=str(path), **options), columns or ("text",)))
+    """Rows of a source in order; the first bad one is an error."""
+    bad: list[BadRecord] = []
+    listing = list_source(Source(path=str(path), **options))
+    rows = read_in_order(listing, columns or ("text",), max_bytes=2**20, report=bad.append)
+    found = [{name: row[name] for name in columns or ("text",)} for _, row in rows]
+    if bad:
+        raise DataError(f"{bad[0].file}: {bad[0].position}: {bad[0].fault}")
+    return found
+
+
+def opened(kind: Any, data: Data, *arguments: Any, max_heldout: int) -> Any:
+    return kind(data, *arguments, list_data(data), max_heldout=max_heldout)
 
 
 def refusal(path: Path, *columns: str) -> str:
@@ -97,9 +110,10 @@ def test_a_format_that_is_given_counts_more_than_the_ending(tmp_path: Path) -> N
     assert locate(Source(path=str(tmp_path / "a.data"), format="text")) == ("text", [str(tmp_path / "a.data")])
 
 
-def test_a_hub_name_has_no_files() -> None:
-    assert locate(Source(path="org/name")) == ("hub", [])
-    assert locate(Source(path="anything at all", format="hub")) == ("hub", [])
+def test_a_hub_name_is_told_from_a_path() -> None:
+    assert names_hub(Source(path="org/name"))
+    assert names_hub(Source(path="anything at all", format="hub"))
+    assert not names_hub(Source(path="org/name.jsonl"))
 
 
 @pytest.mark.parametrize("path", ["none.jsonl", "data/none.txt.gz", "/none", "./none", "../none", "none/*.csv"])
@@ -240,7 +254,7 @@ def split_of(
 ) -> tuple[Counter[tuple[int, ...]], Counter[tuple[int, ...]]]:
     """Token ids of one epoch of training rows, and of the held-out rows."""
     source = Data(train=[Source(path=str(path))], **data)
-    one = LabelledData(source, TASK, tokenizer, max_heldout=1000)
+    one = opened(LabelledData, source, TASK, tokenizer, max_heldout=1000)
     return Counter(tuple(s.input_ids) for s in one.train), Counter(tuple(s.input_ids) for s in one.heldout)
 
 
@@ -267,7 +281,7 @@ def test_evaluation_data_of_its_own_leaves_all_training_rows_for_training(
     train = write_labelled(tmp_path / "train.jsonl", 20)
     evaluation = write_labelled(tmp_path / "evaluation.jsonl", 12, seed=1)
     data = Data(train=[Source(path=str(train))], evaluation=[Source(path=str(evaluation))])
-    one = LabelledData(data, TASK, tokenizer, max_heldout=1000)
+    one = opened(LabelledData, data, TASK, tokenizer, max_heldout=1000)
     assert len(one.heldout) == 12
     assert Counter(tuple(s.input_ids) for s in one.train) == Counter(
         tuple(tokenizer(text)["input_ids"][:8]) for text in texts(20)
@@ -282,7 +296,9 @@ def test_labels_may_be_names_or_ids(tmp_path: Path, tokenizer: PreTrainedTokeniz
     rows = [json.loads(line) for line in names.read_text(encoding="utf-8").splitlines()]
     ids = write_rows(tmp_path / "ids.jsonl", [{**row, "label": LABELS.index(row["label"])} for row in rows])
     samples = [
-        LabelledData(Data(train=[Source(path=str(path))], heldout_fraction=0.3), TASK, tokenizer, max_heldout=99)
+        opened(
+            LabelledData, Data(train=[Source(path=str(path))], heldout_fraction=0.3), TASK, tokenizer, max_heldout=99
+        )
         for path in (names, ids)
     ]
     assert samples[0].heldout == samples[1].heldout
@@ -295,7 +311,7 @@ def test_an_unknown_label_is_refused_with_its_row(
 ) -> None:
     path = write_rows(tmp_path / "a.jsonl", [{"text": "ba", "label": label} for label in (known, unknown)])
     with pytest.raises(DataError, match=rf"a\.jsonl: row 2: label {unknown!r} is unknown; use one of \['negative'"):
-        LabelledData(Data(train=[Source(path=str(path))]), TASK, tokenizer, max_heldout=10)
+        opened(LabelledData, Data(train=[Source(path=str(path))]), TASK, tokenizer, max_heldout=10)
 
 
 def test_long_texts_are_cut_with_their_special_tokens_kept(
@@ -303,7 +319,7 @@ def test_long_texts_are_cut_with_their_special_tokens_kept(
 ) -> None:
     path = write_labelled(tmp_path / "a.jsonl", 60)
     data = Data(train=[Source(path=str(path))], heldout_fraction=0.5)
-    one = open_task_data(data, TASK, encoder_tokenizer, max_heldout=99)
+    one = open_task_data(data, TASK, encoder_tokenizer, list_data(data), max_heldout=99)
     lengths = [len(sample.input_ids) for sample in one.heldout]
     assert max(lengths) == 8
     assert min(lengths) < 8
@@ -314,7 +330,7 @@ def test_long_texts_are_cut_with_their_special_tokens_kept(
 
 def test_at_most_max_heldout_rows_are_kept(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     data = Data(train=[Source(path=str(write_labelled(tmp_path / "a.jsonl")))], heldout_fraction=0.5)
-    assert len(LabelledData(data, TASK, tokenizer, max_heldout=3).heldout) == 3
+    assert len(opened(LabelledData, data, TASK, tokenizer, max_heldout=3).heldout) == 3
 
 
 @pytest.mark.parametrize(
@@ -326,7 +342,7 @@ def test_an_empty_split_is_refused(
 ) -> None:
     data = Data(train=[Source(path=str(write_labelled(tmp_path / "a.jsonl", 10)))], heldout_fraction=fraction)
     with pytest.raises(DataError, match=phrase):
-        LabelledData(data, TASK, tokenizer, max_heldout=10)
+        opened(LabelledData, data, TASK, tokenizer, max_heldout=10)
 
 
 # --- causal LM --------------------------------------------------------------------------------------------------------
@@ -388,7 +404,7 @@ def lm_data(
 ) -> CausalLmData:
     sources = Data(train=[Source(path=str(path)) for path in paths], **data)
     task = CausalLm(kind="causal_lm", sequence_length=length)
-    return CausalLmData(sources, task, tokenizer, max_heldout=max_heldout)
+    return opened(CausalLmData, sources, task, tokenizer, max_heldout=max_heldout)
 
 
 def test_training_and_heldout_documents_are_apart_and_together_all(
@@ -397,8 +413,18 @@ def test_training_and_heldout_documents_are_apart_and_together_all(
     path = write_rows(tmp_path / "a.jsonl", [{"text": word} for word in WORDS])
     one = lm_data([path], tokenizer, heldout_fraction=0.3)
     heldout = {sample.input_ids[0] for sample in one.heldout}
-    epoch = itertools.islice(one.train_samples(seed=0), len(WORDS) - len(heldout))
-    train = {sample.input_ids[0] for sample in epoch}
+    stream = one.stream(
+        Collator(pad_id=0, labels="tokens"),
+        seed=0,
+        global_batch_size=1,
+        micro_batch_size=1,
+        rank=0,
+        world_size=1,
+        num_workers=0,
+        timeout_s=60,
+    )
+    epoch = itertools.islice(stream, len(WORDS) - len(heldout))
+    train = {int(batches[0].input_ids[0, 0]) for batches in epoch}
     assert all(sample.input_ids[1] == EOS and sample.label is None for sample in one.heldout)
     assert not train & heldout
     assert train | heldout == {tokenizer.get_vocab()[word] for word in WORDS}
@@ -410,59 +436,6 @@ def test_heldout_sequences_come_from_every_source(tmp_path: Path, tokenizer: Pre
     one = lm_data([large, small], tokenizer, length=3, max_heldout=6, heldout_fraction=0.5)
     firsts = Counter(tokenizer.convert_ids_to_tokens(sample.input_ids)[0] for sample in one.heldout)
     assert firsts == {"ba": 3, "zu": 3}
-
-
-def drawn(sources: Sequence[Source], count: int, *, seed: int = 0, buffer: int = 1000) -> list[str]:
-    stream = documents(sources, text_column="text", keep=lambda _: True, seed=seed, shuffle_buffer=buffer)
-    return list(itertools.islice(stream, count))
-
-
-def test_documents_are_shuffled_anew_each_epoch_and_repeat_by_seed(tmp_path: Path) -> None:
-    source = Source(path=str(write_corpus(tmp_path / "a.jsonl", 30)))
-    twice = drawn([source], 60)
-    assert Counter(twice[:30]) == Counter(twice[30:]) == Counter(texts(30))
-    assert twice[:30] != twice[30:]
-    assert twice[:30] != texts(30)
-    assert drawn([source], 60) == twice
-    assert drawn([source], 60, seed=1) != twice
-
-
-def test_documents_are_mixed_by_weight(tmp_path: Path) -> None:
-    sources = [
-        Source(path=str(write_rows(tmp_path / f"{name}.jsonl", [{"text": name}] * 300)), weight=weight)
-        for name, weight in (("a", 3.0), ("b", 1.0))
-    ]
-    counts = Counter(drawn(sources, 300))
-    assert abs(counts["a"] / 300 - 0.75) < 4 * (0.75 * 0.25 / 300) ** 0.5
-
-
-def test_a_mixture_reads_every_source_whole(tmp_path: Path) -> None:
-    sources = [
-        Source(path=str(write_rows(tmp_path / f"{name}.jsonl", [{"text": f"{name}{i}"} for i in range(size)])))
-        for name, size in (("a", 40), ("b", 5))
-    ]
-    assert set(drawn(sources, 150)) == {f"a{i}" for i in range(40)} | {f"b{i}" for i in range(5)}
-
-
-def test_blank_documents_are_left_out(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("one\n\n   \ntwo\n", encoding="utf-8")
-    assert set(drawn([Source(path=str(tmp_path / "a.txt"))], 8)) == {"one", "two"}
-
-
-def test_a_corpus_of_which_nothing_is_kept_is_refused(tmp_path: Path) -> None:
-    path = write_corpus(tmp_path / "a.jsonl", 5)
-    stream = documents([Source(path=str(path))], text_column="text", keep=lambda _: False, seed=0, shuffle_buffer=10)
-    with pytest.raises(DataError, match=r"a\.jsonl: no documents are left to read; the files are empty or all is held"):
-        next(stream)
-
-
-def test_a_wrong_row_of_a_shuffled_stream_is_named_as_it_stands_in_the_file(tmp_path: Path) -> None:
-    rows = [{"text": None if number == 71 else "ba"} for number in range(1, 101)]
-    source = Source(path=str(write_rows(tmp_path / "a.jsonl", rows)))
-    with pytest.raises(DataError) as caught:
-        drawn([source], 100)
-    assert "no value in column 'text'" in str(caught.value)
-    assert re.findall(r": row (\d+)", str(caught.value)) in ([], ["71"])
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
