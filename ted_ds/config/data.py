@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ted_ds.config.section import Section
 
-WeightPoint = tuple[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=0)]]
+WeightPoint = tuple[int, float]
 
 
 def weight_at(weight: float | str | Sequence[tuple[int, float]], step: int) -> float:
@@ -43,7 +44,7 @@ class Source(Section):
     """Configuration of a Hugging Face dataset."""
     split: str = "train"
     """Split of a Hugging Face dataset, or of a folder that ``save_to_disk`` wrote."""
-    weight: Annotated[float, Field(gt=0)] | Literal["size"] | list[WeightPoint] = 1.0
+    weight: float | str | tuple[WeightPoint, ...] = 1.0
     """Corpora: relative share of the tokens; ``size``: the bytes of its files; or ``[[step, weight], ...]``, between
     which it changes linearly. Task data is used whole."""
     epochs: int | None = Field(default=None, gt=0)
@@ -51,15 +52,24 @@ class Source(Section):
     max_tokens: int | None = Field(default=None, gt=0)
     """Corpora: after about how many tokens it ends (each place in the global batch counts its share)."""
 
-    @model_validator(mode="after")
-    def _weight_points_ascend(self) -> Source:
-        if isinstance(self.weight, list):
-            steps = [step for step, _ in self.weight]
-            if not steps or steps != sorted(set(steps)):
-                raise ValueError(f"weight: [step, weight] points must have ascending steps, got {self.weight}")
-            if not any(weight for _, weight in self.weight):
-                raise ValueError("weight: one of the points must be above 0")
-        return self
+    @field_validator("weight", mode="before")
+    @classmethod
+    def _weight_is_one_of_three(cls, weight: Any) -> Any:
+        """One rule in words, where a union would give a message per member."""
+        if isinstance(weight, list | tuple):
+            points = [tuple(point) if isinstance(point, list | tuple) else () for point in weight]
+            steps = [
+                point[0] for point in points if len(point) == 2 and all(map(_is_number, point)) and min(point) >= 0
+            ]
+            if steps and len(steps) == len(points) and steps == sorted(set(steps)) and any(w for _, w in points):
+                return tuple(points)
+        elif weight == "size" or (_is_number(weight) and weight > 0):
+            return weight
+        raise ValueError("must be a number above 0, size, or [[step, weight], ...] with ascending steps")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class Padding(Section):
@@ -117,7 +127,7 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _some_source_has_weight(self) -> Data:
-        points = {step for one in self.train if isinstance(one.weight, list) for step, _ in one.weight}
+        points = {step for one in self.train if isinstance(one.weight, tuple) for step, _ in one.weight}
         for step in sorted({0, *points}):
             if not any(weight_at(one.weight, step) for one in self.train):
                 raise ValueError(f"train: at step {step} every source has weight 0")

@@ -194,7 +194,7 @@ def test_a_folder_in_hub_form_is_read_by_split(tmp_path: Path) -> None:
 
 def test_a_hub_split_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     write_rows(tmp_path / "train.jsonl", [{"text": "a"}])
-    with pytest.raises(DataError, match=r"cannot be read: .*test"):
+    with pytest.raises(DataError, match="no split 'test'; it has train"):
         rows_of(tmp_path, format="hub", split="test")
 
 
@@ -206,7 +206,8 @@ def test_files_without_the_text_column_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("row", [{"label": 1}, {"text": None, "label": 1}])
 def test_a_row_without_text_is_refused_by_its_number(tmp_path: Path, row: dict) -> None:
     path = write_rows(tmp_path / "a.jsonl", [{"text": "a", "label": 1}, {"text": "b", "label": 1}, row])
-    assert refusal(path) == f"{path}: row 3: no value in column 'text'; every row needs one"
+    fault = "no value in column 'text'; every row needs one" if "text" in row else "no column 'text'; it has label"
+    assert refusal(path) == f"{path}: row 3: {fault}"
 
 
 def test_a_row_whose_text_is_no_text_is_refused(tmp_path: Path) -> None:
@@ -214,7 +215,7 @@ def test_a_row_whose_text_is_no_text_is_refused(tmp_path: Path) -> None:
     assert refusal(path) == f"{path}: row 1: column 'text' holds 5; it must be text"
 
 
-@pytest.mark.parametrize(("name", "content"), [("a.jsonl", ""), ("a.txt", ""), ("a.csv", "text\n")])
+@pytest.mark.parametrize(("name", "content"), [("a.jsonl", ""), ("a.txt", "")])
 def test_an_empty_file_is_refused(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")
     assert refusal(tmp_path / name) == f"{tmp_path / name}: empty; give at least one row"
@@ -224,7 +225,7 @@ def test_an_empty_file_is_refused(tmp_path: Path, name: str, content: str) -> No
 def test_a_malformed_json_line_is_refused(tmp_path: Path, line: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a"}\n' + line + "\n", encoding="utf-8")
-    assert refusal(path).startswith(f"{path}: cannot be read: JSON parse error")
+    assert refusal(path).startswith(f"{path}: row 2: not JSON in UTF-8: ")
 
 
 def test_a_damaged_parquet_file_is_refused(tmp_path: Path) -> None:

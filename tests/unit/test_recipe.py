@@ -93,7 +93,7 @@ def test_a_key_of_the_other_task_kind_is_refused_and_not_suggested(path: Path) -
         ("distill.betas=[0.9,1.5]", "distill.betas[1]: 1.5: Input should be less than 1"),
         ("distill.method=tad", "distill.method: 'tad': Input should be 'sft', 'kd', 'lwd' or 'ted'"),
         ("data.train=[]", "data.train: []: List should have at least 1 item"),
-        ("data.train[0].weight=0", "data.train[0].weight: 0: Input should be greater than 0"),
+        ("data.train[0].weight=0", "data.train[0].weight: 0: must be a number above 0, size, or [[step"),
         ("name=a b", "name: 'a b': String should match pattern"),
         ("data.padding.side=both", "data.padding.side: 'both': Input should be 'right' or 'left'"),
         ("data.padding.multiple_of=0", "data.padding.multiple_of: 0: Input should be greater than 0"),

@@ -74,7 +74,7 @@ def stream_settings(
         SourceSettings(
             name,
             listing,
-            float(listing.num_bytes) if source.weight == "size" else source.weight,
+            float(listing.num_bytes) if isinstance(source.weight, str) else source.weight,
             source.epochs,
             source.max_tokens,
         )
