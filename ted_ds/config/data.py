@@ -57,7 +57,7 @@ class Source(Section):
     def _weight_is_one_of_three(cls, weight: Any) -> Any:
         """One rule in words, where a union would give a message per member."""
         if isinstance(weight, list | tuple):
-            points = [tuple(point) if isinstance(point, list | tuple) else () for point in weight]
+            points: list[Any] = [tuple(point) if isinstance(point, list | tuple) else () for point in weight]
             steps = [
                 point[0] for point in points if len(point) == 2 and all(map(_is_number, point)) and min(point) >= 0
             ]
