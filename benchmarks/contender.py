@@ -41,9 +41,9 @@ class Contender:
     missing: str | None = None
     """The package it lacks."""
     first_batch_s: float = 0.0
-    """From its first statement after imports to its first batch."""
+    """Without the loading of packages."""
     converted_s: float = 0.0
-    """For rewriting the corpus before."""
+    """For rewriting the corpus before that."""
     versions: dict[str, str] = field(default_factory=dict)
     windows: list[Window] = field(default_factory=list)
 
@@ -63,20 +63,28 @@ class Contender:
             self._process.kill()
             self._process.wait()
 
-    def meet(self) -> bool:
-        """Wait for its first batch; False where its package is not installed."""
-        answer = self._answer()
-        self.missing = answer.pop("missing", None)
-        for name, value in answer.items():
-            setattr(self, name, value)
+    def is_ready(self) -> bool:
+        """Wait until it has loaded its packages; False where one is not installed."""
+        self._note(self._answer())
         return self.missing is None
+
+    def begin(self) -> None:
+        """Let it make its first batch."""
+        self._note(self._ask({}))
 
     def run(self, *, seconds: float = 0.0, tokens: int = 0) -> Window:
         """Let it run for so long, and until so many tokens."""
-        assert self._process.stdin is not None
-        print(json.dumps({"seconds": seconds, "tokens": tokens}), file=self._process.stdin, flush=True)
-        self.windows.append(Window(**self._answer()))
+        self.windows.append(Window(**self._ask({"seconds": seconds, "tokens": tokens})))
         return self.windows[-1]
+
+    def _note(self, answer: dict[str, Any]) -> None:
+        for name, value in answer.items():
+            setattr(self, name, value)
+
+    def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        print(json.dumps(order), file=self._process.stdin, flush=True)
+        return self._answer()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None

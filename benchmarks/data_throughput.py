@@ -41,19 +41,20 @@ class Plan:
     """How much is measured."""
 
     corpus_bytes: int
+    workers: tuple[int, ...]
+    """Beside the process that takes the batches: a contest for each."""
     rounds: int
     window_s: float
     """Long enough in full mode for every lane to read more than one shuffle window."""
     shuffle_mib: float
     memory_bytes: tuple[int, ...]
-    memory_workers: tuple[int, ...]
     memory_tokens: int
     resume_steps: tuple[int, int]
     resume_repeats: int
 
 
-FULL = Plan(100 * MB, 7, 8.0, 16, (10 * MB, 100 * MB, 2000 * MB), (0, 1), 8 * MB, (10, 1_000_000), 9)
-QUICK = Plan(10 * MB, 3, 0.6, 1, (10 * MB, 60 * MB), (0,), MB // 2, (10, 20_000), 5)
+FULL = Plan(100 * MB, (0, 1), 7, 8.0, 16, (10 * MB, 100 * MB, 2000 * MB), 8 * MB, (10, 1_000_000), 9)
+QUICK = Plan(10 * MB, (0,), 5, 0.6, 1, (10 * MB, 60 * MB), MB // 2, (10, 20_000), 5)
 
 
 def main() -> None:
@@ -97,7 +98,7 @@ def measure(plan: Plan, folder: Path, mosaicml_python: str | None) -> tuple[list
 def _speed(plan: Plan, spec: Spec, mosaicml_python: str | None) -> tuple[Table, list[Claim], dict[str, str]]:
     rows, claims = [], []
     versions = installed(["ted_ds", "torch", "tokenizers"])
-    for num_workers in (0, 1):
+    for num_workers in plan.workers:
         contenders = _contest(plan, replace(spec, num_workers=num_workers), mosaicml_python)
         ours, others = contenders[0], [one for one in contenders[1:] if one.missing is None]
         where = "one worker" if num_workers else "in process"
@@ -123,7 +124,11 @@ def _contest(plan: Plan, spec: Spec, mosaicml_python: str | None) -> list[Conten
         if module == "mosaicml" and mosaicml_python is not None:
             contenders[-1].python = mosaicml_python
     with ExitStack() as stack:
-        running = [one for one in contenders if stack.enter_context(one).meet()]  # start one by one, then all wait
+        for one in contenders:  # all load their packages at the same time, but make their first batches in turn
+            stack.enter_context(one)
+        running = [one for one in contenders if one.is_ready()]
+        for one in running:
+            one.begin()
         for round_number in range(plan.rounds):
             shift = round_number % len(running)
             for one in running[shift:] + running[:shift]:
@@ -161,13 +166,14 @@ def _resume(plan: Plan, spec: Spec) -> tuple[Table, Claim]:
 
 
 def _memory(plan: Plan, spec: Spec, corpus: Corpus, folder: Path) -> tuple[Table, list[Claim]]:
-    peaks: dict[int, list[float]] = {num_workers: [] for num_workers in plan.memory_workers}
+    peaks: dict[int, list[float]] = {num_workers: [] for num_workers in plan.workers}
     for size in plan.memory_bytes:
         file = corpus.write(folder / "input.jsonl", size)
         for num_workers, of_sizes in peaks.items():
             sized = replace(spec, file=str(file), num_workers=num_workers)
             with Contender(OURS, "ted_stream", sized) as one:
-                one.meet()
+                one.is_ready()
+                one.begin()
                 of_sizes.append(one.run(tokens=plan.memory_tokens).peak_mib)
     names = {0: "in process", 1: "one worker and the process that it is for"}
     rows = [[names[n], *(f"{peak:.1f}" for peak in of_sizes)] for n, of_sizes in peaks.items()]

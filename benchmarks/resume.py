@@ -30,11 +30,12 @@ def resume_seconds(spec: Spec, steps: Sequence[int], *, repeats: int) -> dict[in
         expected[number] = next(stream)[0].input_ids
         taken += 1
     seconds: dict[int, list[float]] = {number: [] for number in steps}
-    for _ in range(repeats):
+    for repeat in range(repeats + 1):
         for number, state in states.items():
             started = time.perf_counter()
             batch = next(open_stream(data, spec, state))[0]
-            seconds[number].append(time.perf_counter() - started)
+            if repeat > 0:  # the first warms up
+                seconds[number].append(time.perf_counter() - started)
             if not torch.equal(batch.input_ids, expected[number]):
                 raise RuntimeError(f"after step {number}: the resumed stream gives other tokens")
     return {number: median(times) for number, times in seconds.items()}

@@ -20,7 +20,10 @@ UNTIMED_BATCHES = 4
 
 
 def main(name: str, spec: Spec) -> None:
-    """Give the first batch, then batches for as long or as many tokens as each line says; end with the input."""
+    """Load what it needs, then do what each line says; end with the input.
+
+    ``{}`` is answered by the first batch, all other lines by batches for as long or as many tokens as they say.
+    """
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no answer
 
@@ -37,6 +40,8 @@ def main(name: str, spec: Spec) -> None:
         answer(missing=error.name)
         return
     torch.set_num_threads(1)
+    answer(versions=installed(module.PACKAGES))
+    sys.stdin.readline()
     converted_s = 0.0
     if hasattr(module, "convert") and not Path(spec.shards).exists():
         started = time.perf_counter()
@@ -45,7 +50,7 @@ def main(name: str, spec: Spec) -> None:
     started = time.perf_counter()
     batches = module.batches(spec)
     next(batches)
-    answer(first_batch_s=time.perf_counter() - started, converted_s=converted_s, versions=installed(module.PACKAGES))
+    answer(first_batch_s=time.perf_counter() - started, converted_s=converted_s)
     for line in sys.stdin:
         order = json.loads(line)
         tokens, seconds = _consume(batches, spec, seconds=order["seconds"], tokens=order["tokens"])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from benchmarks.contenders import Spec
 from ted_ds.config.data import Data, Source
@@ -23,7 +25,9 @@ def open_data(spec: Spec) -> CausalLmData:
     """The corpus, checked as at the start of a run."""
     data = Data(train=[Source(path=spec.file)], shuffle_mib=spec.shuffle_mib)
     task = CausalLm(kind="causal_lm", sequence_length=spec.sequence_length)
-    return CausalLmData(data, task, AutoTokenizer.from_pretrained(spec.tokenizer), list_data(data), max_heldout=1)
+    backend = Tokenizer.from_file(str(Path(spec.tokenizer) / "tokenizer.json"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=backend.id_to_token(spec.end_id))
+    return CausalLmData(data, task, tokenizer, list_data(data), max_heldout=1)
 
 
 def open_stream(data: CausalLmData, spec: Spec, state: Mapping[str, Any] | None = None) -> CorpusStream:
