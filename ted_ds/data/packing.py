@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 PackedSequence = tuple[list[int], list[int]]
 """Token ids, and the lengths of the pieces of documents they are made of, in order."""
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A run of a document's tokens."""
 
     origin: Any
@@ -24,8 +22,8 @@ class Piece:
         """The first ``length`` tokens, and the rest."""
         if len(self.tokens) <= length:
             return self, None
-        head = replace(self, tokens=self.tokens[:length])
-        return head, replace(self, begin=self.begin + length, tokens=self.tokens[length:])
+        head = Piece(self.origin, self.begin, self.tokens[:length])
+        return head, Piece(self.origin, self.begin + length, self.tokens[length:])
 
 
 class Packer:

@@ -12,6 +12,10 @@ from ted_ds.errors import CheckpointError
 from ted_ds.models.sentencepiece_model import pieces_by_id, read_sentencepiece
 
 
+CACHED_WORDS = 100_000
+"""Words whose tokens are kept: a corpus has more than the library's 10,000, and each other one is merged anew."""
+
+
 class DocumentEncoder:
     """Documents to ids, whole and without special tokens around them; can be sent to another process."""
 
@@ -22,6 +26,18 @@ class DocumentEncoder:
             self._fast = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
             self._fast.no_truncation()  # some models' files cut at what the model was trained with
             self._fast.no_padding()
+            self._widen_cache()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Arrive in another process; the cache's size does not travel along."""
+        self.__dict__.update(state)
+        if self._slow is None:
+            self._widen_cache()
+
+    def _widen_cache(self) -> None:
+        resize = getattr(self._fast.model, "_resize_cache", None)  # models that merge nothing have no cache
+        if resize is not None:
+            resize(CACHED_WORDS)
 
     def __call__(self, texts: list[str]) -> list[list[int]]:
         """The ids of each text."""

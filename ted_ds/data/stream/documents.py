@@ -134,14 +134,11 @@ class LaneDocuments:
 
     def _tokenise(self) -> None:
         """Make the next documents of the window ready."""
-        chosen: list[tuple[Reference, str]] = []
-        num_characters = 0
-        for reference, text in self._window[self._taken :]:
-            chosen.append((reference, text))
-            num_characters += len(text)
-            if num_characters >= CHARACTERS_AT_ONCE:
-                break
-        self._ready.extend(self._documents(chosen))
+        end, num_characters = self._taken, 0
+        while end < len(self._window) and num_characters < CHARACTERS_AT_ONCE:
+            num_characters += len(self._window[end][1])
+            end += 1
+        self._ready.extend(self._documents(self._window[self._taken : end]))
 
     def _documents(self, texts: Sequence[tuple[Reference, str]]) -> list[Document]:
         encoded = self._encode([text for _, text in texts])

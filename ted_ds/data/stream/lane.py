@@ -63,6 +63,7 @@ class Lane:
         self._is_over: list[bool] = [one["over"] if one else False for one in of_sources]
         self._credits: list[float] = [one["credit"] for one in of_sources] if state else first_credits(settings, lane)
         self._step: int = state["step"] if state else 0
+        self._shares: list[float] | None = None  # of this step, once they are asked for
         self._packer = Packer(
             self._draw, length=settings.sequence_length, method=settings.packing, window=settings.packing_window
         )
@@ -81,7 +82,7 @@ class Lane:
             if predicts_something(sequence, isolate_documents=self._settings.isolate_documents):
                 sample = Sample(sequence[0], document_lengths=sequence[1])
                 break
-        self._step += 1
+        self._step, self._shares = self._step + 1, None
         bad = [record for documents in self._documents for record in documents.bad]
         for documents in self._documents:
             documents.bad = []
@@ -102,21 +103,26 @@ class Lane:
 
     def _draw(self) -> Piece | None:
         while True:
-            shares = shares_at(self._settings, self._step, [not over for over in self._is_over])
+            if self._shares is None:
+                self._shares = shares_at(self._settings, self._step, [not over for over in self._is_over])
+            shares = self._shares
             source = most_due(self._credits, shares)
             if source is None:
                 return None
             document = self._documents[source].next()
             if document is None:
-                self._is_over[source] = True
+                self._end_source(source)
                 continue
             num_tokens = len(document.tokens)
             settle(self._credits, shares, source, num_tokens)
             self._tokens[source] += num_tokens
             budget = self._settings.sources[source].max_tokens
             if budget is not None and self._tokens[source] * self._settings.num_lanes >= budget:
-                self._is_over[source] = True
+                self._end_source(source)
             return Piece((source, *document.reference), 0, document.tokens)
+
+    def _end_source(self, source: int) -> None:
+        self._is_over[source], self._shares = True, None
 
     def _restored(self, pool: list[list[int]]) -> list[Piece]:
         """The packer's pieces, read again."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 Element = TypeVar("Element")
+HASH_BYTES = 8
 NUM_ROUNDS = 6
 SMALLEST_HALF_BITS = 3
 
@@ -14,7 +15,7 @@ SMALLEST_HALF_BITS = 3
 def hash_of(*words: object) -> int:
     """64 bits of a hash over words, the same on every machine and for ever."""
     text = " ".join(map(str, words))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=HASH_BYTES).digest(), "big")
 
 
 def uniform(*words: object) -> float:
@@ -24,8 +25,14 @@ def uniform(*words: object) -> float:
 
 def shuffled(elements: Sequence[Element], *words: object) -> list[Element]:
     """The elements in an order that the words decide."""
-    order = sorted(range(len(elements)), key=lambda index: hash_of(*words, index))
-    return [elements[index] for index in order]
+    begun = hashlib.blake2b((" ".join(map(str, words)) + " ").encode(), digest_size=HASH_BYTES)
+
+    def key(index: int) -> bytes:  # in the order of hash_of(*words, index), whose beginning is hashed only once
+        ended = begun.copy()
+        ended.update(str(index).encode())
+        return ended.digest()
+
+    return [elements[index] for index in sorted(range(len(elements)), key=key)]
 
 
 def permuted(index: int, size: int, *words: object) -> int:
