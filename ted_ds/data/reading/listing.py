@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ted_ds.config.data import Data, Source
-from ted_ds.data.reading.bytes import compression_of, decompressed_chunks, open_filesystem, read_range
+from ted_ds.data.reading.bytes import DAMAGED, compression_of, decompressed_chunks, open_filesystem, read_range
 from ted_ds.data.reading.extents import DataFile, Extent, ExtentTable
 from ted_ds.data.reading.lines import read_csv, read_json_lines, read_text_blocks, read_text_lines
 from ted_ds.data.reading.records import START, BadRecord, Item, Position, column_fault
 from ted_ds.data.reading.tables import arrow_file, parquet_metadata, read_arrow, read_parquet
 from ted_ds.data.reading.whole import read_json_array, read_text_file
-from ted_ds.data.sources import is_remote, locate
+from ted_ds.data.sources import is_remote, locate, without_query
 from ted_ds.errors import DataError
 
 EXTENT_BYTES = 2**18
@@ -81,39 +81,48 @@ def list_source(source: Source) -> Listing:
         DataError: It is not there, is empty, or of no known format.
     """
     kind, urls = locate(source)
-    try:
-        with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-            files = tuple(pool.map(functools.partial(_describe, kind, source.documents), urls))
-    except Exception as error:  # file systems and Parquet raise their own types
-        raise DataError(f"{source.path}: cannot be read: {error}") from error
+    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
+        files = tuple(pool.map(functools.partial(_described, kind, source.documents), urls))
     if not any(file.size for file in files):
         raise DataError(f"{source.path}: empty; give at least one row")
     return Listing(source.path, kind, source.documents, files)
 
 
+def _described(kind: str, documents: str, url: str) -> DataFile:
+    try:
+        return _describe(kind, documents, url)
+    except Exception as error:  # file systems, Parquet and Arrow raise their own types
+        raise DataError(f"{url}: cannot be read: {' '.join(str(error).split())[:300]}") from error
+
+
 def _describe(kind: str, documents: str, url: str) -> DataFile:
     filesystem, path = open_filesystem(url)
-    size = int(filesystem.size(path))
+    size = filesystem.size(path)
+    if size is None:
+        raise DataError("its server does not tell its size")
     if size == 0:
         return DataFile(url, 0)
     if kind == "parquet":
         return DataFile(url, size, "row_groups", parquet_metadata(url).num_row_groups)
     if kind == "arrow":
         return DataFile(url, size, "rows", len(arrow_file(url)))
-    is_array = kind == "json" and _is_array(url)
+    is_array = kind == "json" and _is_array(url, size)
     from_start = compression_of(url) is not None or kind == "csv" or (kind == "text" and documents == "file")
     return DataFile(url, size, "file" if from_start or is_array else "bytes", is_array=is_array)
 
 
-def _is_array(url: str) -> bool:
+def _is_array(url: str, size: int) -> bool:
     compression = compression_of(url)
-    stem = url.removesuffix(compression) if compression else url
-    if not stem.endswith(".json"):
+    if not without_query(url).removesuffix(compression or "").endswith(".json"):
         return False
     if compression is None:
-        head = read_range(url, 0, 64)
+        head = read_range(url, 0, min(size, 64))
     else:
-        head = next((chunk.data for chunk in decompressed_chunks(url, compression, block=0, skip=0)), b"")
+        try:
+            first = next(decompressed_chunks(url, compression, size, block=0, skip=0), None)
+        except DAMAGED:
+            return False  # a fault once it is read
+        head = first.data if first else b""
     return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
 
 
@@ -124,20 +133,21 @@ def read_extent(
 
     What cannot be read any further ends with a fault; over a network it is tried several times first.
     """
-    attempts = REMOTE_ATTEMPTS if is_remote(extent.url) else 1
-    for attempt in range(1, attempts + 1):
+    attempts_left = REMOTE_ATTEMPTS if is_remote(extent.url) else 1
+    while attempts_left:
+        attempts_left -= 1
         try:
             for item in _reader(listing, extent, columns, max_bytes)(start):
                 start = item.end
-                fault = item.fault or column_fault(item.row, columns)
+                fault = item.fault or column_fault(item.row, columns, max_bytes=max_bytes)
                 yield Item(item.start, item.end, item.row if fault is None else {}, fault)
             return
         except Exception as error:  # file systems, decompressors and readers raise their own types
-            if attempt == attempts or isinstance(error, FileNotFoundError):
+            if not attempts_left or isinstance(error, FileNotFoundError):
                 reason = " ".join(str(error).split())[:300] or type(error).__name__
                 yield Item(start, start, {}, f"cannot be read from here on: {reason}")
                 return
-            time.sleep(REMOTE_WAIT_S * attempt)
+            time.sleep(REMOTE_WAIT_S * (REMOTE_ATTEMPTS - attempts_left))
 
 
 def _reader(
@@ -171,7 +181,7 @@ def describe_position(extent: Extent, item: Item, listing: Listing) -> str:
     if extent.file.is_array:
         return f"element {position.ordinal + 1}"
     after = f" after that of byte {position.block} decompressed" if compression_of(extent.url) else ""
-    return f"byte {position.offset}{after}"
+    return f"byte {max(position.offset, extent.start)}{after}"
 
 
 def read_in_order(
