@@ -22,6 +22,10 @@ DECOMPRESSED_CHUNK_BYTES = 2**20
 LONGEST_ZSTD_WINDOW = 2**31
 
 
+class DamagedData(Exception):
+    """Compressed data that is none, or has no end."""
+
+
 class Chunk(NamedTuple):
     """Consecutive bytes of a file."""
 
@@ -84,8 +88,6 @@ DECOMPRESSORS: dict[str, Callable[[], Any]] = {
     ".xz": lzma.LZMADecompressor,
     ".zst": _zstd,
 }
-DAMAGED = (EOFError, lzma.LZMAError, zlib.error, zstandard.ZstdError)
-"""What their decompressors raise (bzip2: an OSError)."""
 PADDED = (".gz", ".xz")
 """Zeros may follow a member."""
 
@@ -122,7 +124,8 @@ def decompressed_chunks(url: str, compression: str, size: int, *, block: int, sk
     """A compressed file's bytes from ``skip`` bytes into the member or frame that starts at byte ``block``.
 
     Raises:
-        EOFError: The file is truncated, or has become shorter than ``size`` bytes.
+        DamagedData: It cannot be decompressed from here on.
+        EOFError: The file has become shorter than ``size`` bytes.
     """
     filesystem, path = open_filesystem(url)
     with filesystem.open(path, "rb", block_size=CHUNK_BYTES) as file:
@@ -136,7 +139,7 @@ def decompressed_chunks(url: str, compression: str, size: int, *, block: int, sk
             decompressor = DECOMPRESSORS[compression]()
             while not decompressor.eof:
                 if not taken:
-                    raise EOFError(f"truncated: the {compression} data starting at byte {block} has no end")
+                    raise DamagedData(f"truncated: the {compression} data starting at byte {block} has no end")
                 for data in _decompressed(decompressor, taken):
                     if offset + len(data) > skip:
                         yield Chunk(block, max(offset, skip), data[max(skip - offset, 0) :])
@@ -149,9 +152,12 @@ def decompressed_chunks(url: str, compression: str, size: int, *, block: int, sk
 
 
 def _decompressed(decompressor: Any, data: bytes) -> Iterator[bytes]:
-    if not hasattr(decompressor, "needs_input"):
-        yield decompressor.decompress(data)
-        return
-    yield decompressor.decompress(data, DECOMPRESSED_CHUNK_BYTES)
-    while not decompressor.needs_input and not decompressor.eof:
-        yield decompressor.decompress(b"", DECOMPRESSED_CHUNK_BYTES)
+    try:
+        if not hasattr(decompressor, "needs_input"):
+            yield decompressor.decompress(data)
+            return
+        yield decompressor.decompress(data, DECOMPRESSED_CHUNK_BYTES)
+        while not decompressor.needs_input and not decompressor.eof:
+            yield decompressor.decompress(b"", DECOMPRESSED_CHUNK_BYTES)
+    except (OSError, lzma.LZMAError, zlib.error, zstandard.ZstdError) as error:  # OSError: bz2
+        raise DamagedData(str(error)) from error

@@ -27,11 +27,16 @@ LOOK_BACK_BYTES = 2**16
 
 
 class Line(NamedTuple):
-    """A line without its end, or None in the place of one that is too long to hold; where it and the next one start."""
+    """A line without its end."""
 
     start: tuple[int, int]
+    """Block and offset."""
     end: tuple[int, int]
+    """Where the next one starts."""
     data: bytes | None
+    """None for one that is too long to hold."""
+    num_quotes: int
+    """Of one that is too long, for CSV."""
 
 
 def split_lines(chunks: Iterable[Chunk], *, max_bytes: int) -> Iterator[Line]:
@@ -39,7 +44,7 @@ def split_lines(chunks: Iterable[Chunk], *, max_bytes: int) -> Iterator[Line]:
     start: tuple[int, int] | None = None
     end = (0, 0)
     pieces: list[bytes] = []
-    size = 0
+    size = num_quotes = 0
     for block, offset, data in chunks:
         begin = 0
         while begin < len(data):
@@ -50,16 +55,17 @@ def split_lines(chunks: Iterable[Chunk], *, max_bytes: int) -> Iterator[Line]:
             if size <= max_bytes:
                 pieces.append(data[begin:stop])
             else:
+                num_quotes += sum(piece.count(b'"') for piece in pieces) + data.count(b'"', begin, stop)
                 pieces.clear()
             end = (block, offset + stop)
             if newline < 0:
                 break
             end = (block, offset + newline + 1)
-            yield Line(start, end, b"".join(pieces) if size <= max_bytes else None)
-            start, pieces, size = None, [], 0
+            yield Line(start, end, b"".join(pieces) if size <= max_bytes else None, num_quotes)
+            start, pieces, size, num_quotes = None, [], 0, 0
             begin = newline + 1
     if start is not None:
-        yield Line(start, end, b"".join(pieces) if size <= max_bytes else None)
+        yield Line(start, end, b"".join(pieces) if size <= max_bytes else None, num_quotes)
 
 
 def extent_lines(extent: Extent, start: Position, *, max_bytes: int, past_end: bool = False) -> Iterator[Line]:
@@ -209,8 +215,9 @@ class _TooLong(csv.Error):
 class _RowLines(Iterator[str]):
     """Lines as text for :mod:`csv`, which remembers those of the current row."""
 
-    def __init__(self, lines: Iterator[Line], *, max_bytes: int) -> None:
-        self._lines, self._max_bytes = lines, max_bytes
+    def __init__(self, extent: Extent, start: Position, *, max_bytes: int) -> None:
+        self._extent, self._max_bytes = extent, max_bytes
+        self._lines = extent_lines(extent, start, max_bytes=max_bytes)
         self._again: collections.deque[Line] = collections.deque()
         self.row: list[Line] = []
         self._size = 0
@@ -218,8 +225,8 @@ class _RowLines(Iterator[str]):
     def __next__(self) -> str:
         line = self._again.popleft() if self._again else next(self._lines)
         self.row.append(line)
-        self._size += len(line.data or b"")
-        if line.data is None or self._size > self._max_bytes:
+        self._size += len(line.data or b"") + 1
+        if line.data is None or self._size > self._max_bytes + 1:
             raise _TooLong(too_long(self._max_bytes))
         # bytes that are no UTF-8 become half surrogate pairs, which the check of the column finds
         return line.data.decode(errors="surrogateescape") + "\n"
@@ -229,15 +236,36 @@ class _RowLines(Iterator[str]):
 
         Raises:
             csv.Error: Its lines are no row. The next one begins with the second of them: who knows how many there are
-                in what a quote without its end seems to hold.
+                in what a quote without its end seems to hold. Or the row is too long, and goes on to where its last
+                quote ends.
         """
         self.row, self._size = [], 0
         try:
             return next(csv.reader(self, strict=True), None)
+        except _TooLong:
+            self._skip_quoted()
+            raise
         except csv.Error:
             self._again.extendleft(reversed(self.row[1:]))
             del self.row[1:]
             raise
+
+    def _skip_quoted(self) -> None:
+        """Pass over the rest of a row that is too long."""
+        num_quotes = sum(map(_num_quotes, self.row))
+        del self.row[1:-1]
+        while num_quotes % 2:
+            line = self._again.popleft() if self._again else next(self._lines, None)
+            if line is None:  # the quote has no end
+                del self.row[1:]
+                self._lines = extent_lines(self._extent, Position(1, *self.row[0].end), max_bytes=self._max_bytes)
+                return
+            self.row[1:] = [line]
+            num_quotes += _num_quotes(line)
+
+
+def _num_quotes(line: Line) -> int:
+    return line.num_quotes if line.data is None else line.data.count(b'"')
 
 
 def read_csv(extent: Extent, start: Position, columns: Sequence[str], *, max_bytes: int) -> Iterator[Item]:
@@ -245,16 +273,15 @@ def read_csv(extent: Extent, start: Position, columns: Sequence[str], *, max_byt
 
     All but the first of ``columns``, which is the text, are read as JSON numbers or lists where they are some.
     """
-    csv.field_size_limit(max_bytes)
-    first = _RowLines(extent_lines(extent, START, max_bytes=max_bytes), max_bytes=max_bytes)
+    csv.field_size_limit(max_bytes + 1)
+    lines = _RowLines(extent, START, max_bytes=max_bytes)
     header: list[str] | None = []
     while header == []:
-        header = first.next_row()
+        header = lines.next_row()
     if header is None:
         return
-    if start == START:
-        start = Position(0, *first.row[-1].end)
-    lines = _RowLines(extent_lines(extent, start, max_bytes=max_bytes), max_bytes=max_bytes)
+    if start != START:
+        lines = _RowLines(extent, start, max_bytes=max_bytes)
     ordinal = start.ordinal
     while True:
         row, fault = None, None

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ted_ds.config.data import Data, Source
-from ted_ds.data.reading.bytes import DAMAGED, compression_of, decompressed_chunks, open_filesystem, read_range
+from ted_ds.data.reading.bytes import DamagedData, compression_of, decompressed_chunks, open_filesystem, read_range
 from ted_ds.data.reading.extents import DataFile, Extent, ExtentTable
 from ted_ds.data.reading.lines import read_csv, read_json_lines, read_text_blocks, read_text_lines
 from ted_ds.data.reading.records import START, BadRecord, Item, Position, column_fault
-from ted_ds.data.reading.tables import arrow_file, parquet_metadata, read_arrow, read_parquet
+from ted_ds.data.reading.tables import arrow_file, parquet_metadata, read_arrow, read_parquet, read_remote_arrow
 from ted_ds.data.reading.whole import read_json_array, read_text_file
 from ted_ds.data.sources import is_remote, locate, without_query
 from ted_ds.errors import DataError
@@ -104,6 +104,8 @@ def _describe(kind: str, documents: str, url: str) -> DataFile:
         return DataFile(url, 0)
     if kind == "parquet":
         return DataFile(url, size, "row_groups", parquet_metadata(url).num_row_groups)
+    if kind == "arrow" and is_remote(url):
+        return DataFile(url, size, "file")
     if kind == "arrow":
         return DataFile(url, size, "rows", len(arrow_file(url)))
     is_array = kind == "json" and _is_array(url, size)
@@ -120,7 +122,7 @@ def _is_array(url: str, size: int) -> bool:
     else:
         try:
             first = next(decompressed_chunks(url, compression, size, block=0, skip=0), None)
-        except DAMAGED:
+        except DamagedData:
             return False  # a fault once it is read
         head = first.data if first else b""
     return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
@@ -133,9 +135,10 @@ def read_extent(
 
     What cannot be read any further ends with a fault; over a network it is tried several times first.
     """
-    attempts_left = REMOTE_ATTEMPTS if is_remote(extent.url) else 1
-    while attempts_left:
-        attempts_left -= 1
+    attempts = REMOTE_ATTEMPTS if is_remote(extent.url) else 1
+    num_failed = 0
+    while True:
+        tried_from = start
         try:
             for item in _reader(listing, extent, columns, max_bytes)(start):
                 start = item.end
@@ -143,11 +146,12 @@ def read_extent(
                 yield Item(item.start, item.end, item.row if fault is None else {}, fault)
             return
         except Exception as error:  # file systems, decompressors and readers raise their own types
-            if not attempts_left or isinstance(error, FileNotFoundError):
+            num_failed = num_failed + 1 if start == tried_from else 1
+            if num_failed == attempts or isinstance(error, FileNotFoundError):
                 reason = " ".join(str(error).split())[:300] or type(error).__name__
                 yield Item(start, start, {}, f"cannot be read from here on: {reason}")
                 return
-            time.sleep(REMOTE_WAIT_S * (REMOTE_ATTEMPTS - attempts_left))
+            time.sleep(REMOTE_WAIT_S * num_failed)
 
 
 def _reader(
@@ -156,7 +160,8 @@ def _reader(
     if listing.format == "parquet":
         return lambda start: read_parquet(extent, start, columns)
     if listing.format == "arrow":
-        return lambda start: read_arrow(extent, start, columns)
+        read = read_remote_arrow if extent.file.division == "file" else read_arrow
+        return lambda start: read(extent, start, columns)
     if listing.format == "csv":
         return lambda start: read_csv(extent, start, columns, max_bytes=max_bytes)
     if listing.format == "json" and extent.file.is_array:
@@ -177,7 +182,7 @@ def describe_position(extent: Extent, item: Item, listing: Listing) -> str:
     if listing.format == "parquet":
         return f"row group {extent.start}, row {position.offset + 1}"
     if listing.format == "arrow":
-        return f"row {extent.start + position.offset + 1}"
+        return f"row {position.ordinal + 1 + (extent.start if extent.file.division == 'rows' else 0)}"
     if extent.file.is_array:
         return f"element {position.ordinal + 1}"
     after = f" after that of byte {position.block} decompressed" if compression_of(extent.url) else ""

@@ -16,6 +16,7 @@ from ted_ds.data.reading.extents import Extent
 from ted_ds.data.reading.records import Item, Position
 
 ROWS_AT_ONCE = 256
+ARROW_MAGIC = b"ARROW1\0\0"
 BYTES_AT_ONCE = 2**22
 """Of rows on average."""
 
@@ -66,6 +67,35 @@ def read_arrow(extent: Extent, start: Position, columns: Sequence[str]) -> Itera
     for first in range(extent.start + start.offset, extent.end, ROWS_AT_ONCE):
         rows = table.fast_slice(first, min(ROWS_AT_ONCE, extent.end - first)).select([*columns])
         yield from _items(rows, first - extent.start, columns)
+
+
+def read_remote_arrow(extent: Extent, start: Position, columns: Sequence[str]) -> Iterator[Item]:
+    """A record per row of a whole Arrow file, batch after batch; one with a footer is a stream behind eight bytes."""
+    filesystem, path = open_filesystem(extent.url)
+    with filesystem.open(path, "rb", block_size=BYTES_AT_ONCE) as file:
+        if file.read(len(ARROW_MAGIC)) != ARROW_MAGIC:
+            file.seek(0)
+        reader = pyarrow.ipc.open_stream(file)
+        names, ordinal = reader.schema.names, start.ordinal
+        if start.block and not any(pyarrow.types.is_dictionary(kind) for kind in reader.schema.types):
+            file.seek(start.block)
+        while True:
+            block = file.tell()
+            try:
+                batch = reader.read_next_batch()
+            except StopIteration:
+                return
+            if block < start.block:
+                continue
+            first = start.offset if block == start.block else 0
+            if set(columns) <= set(names):
+                items = _items(batch.slice(first), first, columns)
+            else:
+                items = _without_columns(names, first, len(batch))
+            for item in items:
+                here, there = (Position(ordinal + i, block, item.start.offset + i) for i in (0, 1))
+                ordinal += 1
+                yield Item(here, there, item.row, item.fault)
 
 
 def _without_columns(present: Sequence[str], first: int, end: int) -> Iterator[Item]:
