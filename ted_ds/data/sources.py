@@ -124,7 +124,8 @@ def _remote_files(source: Source) -> list[str]:
                 path = f"{path.rstrip('/')}/{source.split}"
             found = _of_folder(path, filesystem.find(path))
         elif glob.has_magic(path):
-            found = [file for file in filesystem.glob(path) if not filesystem.isdir(file)]
+            matches = filesystem.glob(path, detail=True).items()
+            found = [file for file, facts in matches if facts["type"] == "file" and "/." not in file]
         else:
             found = [path] if filesystem.exists(path) else []
         files = sorted(filesystem.unstrip_protocol(name) for name in found)

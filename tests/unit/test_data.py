@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 import itertools
 import json
 import random
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from ted_ds.config.data import Data, Source
 from ted_ds.config.tasks import CausalLm, SequenceClassification
-from ted_ds.data.corpora import documents, is_heldout, read_rows
 from ted_ds.data.labels import Label
 from ted_ds.data.loader import Batch, Collator, evaluation_batches, training_steps
 from ted_ds.data.packing import pack
-from ted_ds.data.sources import locate
+from ted_ds.data.reading.listing import list_data
 from ted_ds.data.tasks import CausalLmData, LabelledData, Sample, open_task_data
 from ted_ds.errors import DataError
 from ted_ds.numerics.losses import IGNORED_LABEL, kept_labels
-from tests.tiny import LABELS, WORDS, texts, write_corpus, write_labelled, write_rows, write_tokenizer
+from tests.tiny import LABELS, WORDS, texts, write_labelled, write_rows, write_tokenizer
 
 EOS = 1
 TASK = SequenceClassification(kind="sequence_classification", labels=[*LABELS], max_length=8)
@@ -45,194 +39,7 @@ def encoder_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTok
     return write_tokenizer(tmp_path_factory.mktemp("encoder_tokenizer"), encoder=True)
 
 
-def rows_of(path: Path, *columns: str, **options: Any) -> list[dict]:
-    return list(read_rows(Source(path=str(path), **options), columns or ("text",)))
-
-
-def refusal(path: Path, *columns: str) -> str:
-    with pytest.raises(DataError) as caught:
-        rows_of(path, *columns)
-    return str(caught.value)
-
-
-# --- where files are --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("a.json", "json"),
-        ("a.jsonl", "json"),
-        ("a.csv", "csv"),
-        ("a.parquet", "parquet"),
-        ("a.txt", "text"),
-        ("a.jsonl.gz", "json"),
-        ("a.txt.zst", "text"),
-        ("a.b.csv.bz2", "csv"),
-    ],
-)
-def test_a_format_is_told_by_the_ending(tmp_path: Path, name: str, expected: str) -> None:
-    (tmp_path / name).touch()
-    assert locate(Source(path=str(tmp_path / name))) == (expected, [str(tmp_path / name)])
-
-
-def test_a_folder_gives_its_data_files_in_order_and_no_others(tmp_path: Path) -> None:
-    for name in ("b.jsonl", "sub/a.jsonl", "README.md"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert locate(Source(path=str(tmp_path))) == ("json", [str(tmp_path / "b.jsonl"), str(tmp_path / "sub/a.jsonl")])
-
-
-def test_a_glob_gives_the_files_that_match_in_order(tmp_path: Path) -> None:
-    for name in ("part-2.csv", "part-1.csv", "other.csv"):
-        (tmp_path / name).touch()
-    assert locate(Source(path=str(tmp_path / "part-*.csv"))) == (
-        "csv",
-        [str(tmp_path / "part-1.csv"), str(tmp_path / "part-2.csv")],
-    )
-
-
-def test_a_format_that_is_given_counts_more_than_the_ending(tmp_path: Path) -> None:
-    (tmp_path / "a.data").touch()
-    assert locate(Source(path=str(tmp_path / "a.data"), format="text")) == ("text", [str(tmp_path / "a.data")])
-
-
-def test_a_hub_name_has_no_files() -> None:
-    assert locate(Source(path="org/name")) == ("hub", [])
-    assert locate(Source(path="anything at all", format="hub")) == ("hub", [])
-
-
-@pytest.mark.parametrize("path", ["none.jsonl", "data/none.txt.gz", "/none", "./none", "../none", "none/*.csv"])
-def test_a_path_with_nothing_there_is_refused_and_no_hub_name(path: str) -> None:
-    with pytest.raises(DataError, match="no such data file or folder"):
-        locate(Source(path=path))
-
-
-def test_a_folder_without_data_files_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "README.md").touch()
-    with pytest.raises(DataError, match=r"this folder holds no data files; known endings: \.json, "):
-        locate(Source(path=str(tmp_path)))
-
-
-def test_a_mix_of_formats_is_refused(tmp_path: Path) -> None:
-    for name in ("a.csv", "b.jsonl"):
-        (tmp_path / name).touch()
-    with pytest.raises(DataError, match="cannot tell one format from the endings of its files; set format: json, csv"):
-        locate(Source(path=str(tmp_path)))
-
-
-def test_an_unknown_ending_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.data").touch()
-    with pytest.raises(DataError, match="cannot tell one format"):
-        locate(Source(path=str(tmp_path / "a.data")))
-
-
-# --- reading rows -----------------------------------------------------------------------------------------------------
-
-
-def test_json_lines_plain_and_compressed_are_read(tmp_path: Path) -> None:
-    rows = [{"text": "one", "label": 0}, {"text": "zwei, drei", "label": 1}]
-    plain = write_rows(tmp_path / "a.jsonl", rows)
-    packed = tmp_path / "a.jsonl.gz"
-    packed.write_bytes(gzip.compress(plain.read_bytes()))
-    assert rows_of(plain, "text", "label") == rows_of(packed, "text", "label") == rows
-
-
-def test_a_json_list_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    path.write_text(json.dumps([{"text": "one"}, {"text": "two"}]), encoding="utf-8")
-    assert rows_of(path) == [{"text": "one"}, {"text": "two"}]
-
-
-def test_csv_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([["text", "label", "extra"], ['a, "b"\nc', 1, "x"], ["d", 0, "y"]])
-    assert rows_of(path, "text", "label") == [{"text": 'a, "b"\nc', "label": 1}, {"text": "d", "label": 0}]
-
-
-@pytest.mark.parametrize("word", ["null", "NA", "None", "nan"])
-def test_a_csv_text_that_looks_like_nothing_is_still_text(tmp_path: Path, word: str) -> None:
-    path = tmp_path / "a.csv"
-    path.write_text(f"text,label\n{word},1\n", encoding="utf-8")
-    assert rows_of(path) == [{"text": word}]
-
-
-def test_parquet_is_read(tmp_path: Path) -> None:
-    pyarrow.parquet.write_table(pyarrow.table({"text": ["one", "two"], "label": [1, 0]}), tmp_path / "a.parquet")
-    assert rows_of(tmp_path / "a.parquet", "text", "label") == [
-        {"text": "one", "label": 1},
-        {"text": "two", "label": 0},
-    ]
-
-
-def test_text_files_are_read_line_by_line(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("one\n\ntwo words\n", encoding="utf-8")
-    assert rows_of(tmp_path / "a.txt") == [{"text": "one"}, {"text": ""}, {"text": "two words"}]
-
-
-def test_a_folder_in_hub_form_is_read_by_split(tmp_path: Path) -> None:
-    write_rows(tmp_path / "train.jsonl", [{"text": "a"}])
-    write_rows(tmp_path / "test.jsonl", [{"text": "b"}])
-    assert rows_of(tmp_path, format="hub") == [{"text": "a"}]
-    assert rows_of(tmp_path, format="hub", split="test") == [{"text": "b"}]
-
-
-def test_a_hub_split_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    write_rows(tmp_path / "train.jsonl", [{"text": "a"}])
-    with pytest.raises(DataError, match=r"cannot be read: .*test"):
-        rows_of(tmp_path, format="hub", split="test")
-
-
-def test_files_without_the_text_column_are_refused(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "a.jsonl", [{"body": "a", "label": 1}])
-    assert refusal(path).startswith(f"{path}: row 1: no column 'text'; it has body, label. Set task.text_column")
-
-
-@pytest.mark.parametrize("row", [{"label": 1}, {"text": None, "label": 1}])
-def test_a_row_without_text_is_refused_by_its_number(tmp_path: Path, row: dict) -> None:
-    path = write_rows(tmp_path / "a.jsonl", [{"text": "a", "label": 1}, {"text": "b", "label": 1}, row])
-    assert refusal(path) == f"{path}: row 3: no value in column 'text'; every row needs one"
-
-
-def test_a_row_whose_text_is_no_text_is_refused(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "a.jsonl", [{"text": 5}])
-    assert refusal(path) == f"{path}: row 1: column 'text' holds 5; it must be text"
-
-
-@pytest.mark.parametrize(("name", "content"), [("a.jsonl", ""), ("a.txt", ""), ("a.csv", "text\n")])
-def test_an_empty_file_is_refused(tmp_path: Path, name: str, content: str) -> None:
-    (tmp_path / name).write_text(content, encoding="utf-8")
-    assert refusal(tmp_path / name) == f"{tmp_path / name}: empty; give at least one row"
-
-
-@pytest.mark.parametrize("line", ["hello", '{"text": "b"', "\x00"])
-def test_a_malformed_json_line_is_refused(tmp_path: Path, line: str) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"text": "a"}\n' + line + "\n", encoding="utf-8")
-    assert refusal(path).startswith(f"{path}: cannot be read: JSON parse error")
-
-
-def test_a_damaged_parquet_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.parquet").write_bytes(b"junk")
-    assert "a.parquet: cannot be read: " in refusal(tmp_path / "a.parquet")
-
-
 # --- the held-out split -----------------------------------------------------------------------------------------------
-
-
-def test_the_heldout_share_is_near_the_fraction() -> None:
-    many = [f"text number {index}" for index in range(5000)]
-    for fraction in (0.05, 0.2, 0.5):
-        share = sum(is_heldout(text, fraction) for text in many) / len(many)
-        deviation = (fraction * (1 - fraction) / len(many)) ** 0.5
-        assert abs(share - fraction) < 4 * deviation
-
-
-def test_a_larger_fraction_keeps_every_text_that_a_smaller_one_holds_out() -> None:
-    many = [f"text number {index}" for index in range(500)]
-    small, large = ({text for text in many if is_heldout(text, fraction)} for fraction in (0.1, 0.3))
-    assert small < large
 
 
 def split_of(
@@ -240,7 +47,7 @@ def split_of(
 ) -> tuple[Counter[tuple[int, ...]], Counter[tuple[int, ...]]]:
     """Token ids of one epoch of training rows, and of the held-out rows."""
     source = Data(train=[Source(path=str(path))], **data)
-    one = LabelledData(source, TASK, tokenizer, max_heldout=1000)
+    one = LabelledData(source, TASK, tokenizer, list_data(source), max_heldout=1000)
     num_rows = len(path.read_text(encoding="utf-8").splitlines())
     train = itertools.islice(one.train_samples(seed=0), num_rows - len(one.heldout))
     return Counter(tuple(s.input_ids) for s in train), Counter(tuple(s.input_ids) for s in one.heldout)
@@ -269,7 +76,7 @@ def test_evaluation_data_of_its_own_leaves_all_training_rows_for_training(
     train = write_labelled(tmp_path / "train.jsonl", 20)
     evaluation = write_labelled(tmp_path / "evaluation.jsonl", 12, seed=1)
     data = Data(train=[Source(path=str(train))], evaluation=[Source(path=str(evaluation))])
-    one = LabelledData(data, TASK, tokenizer, max_heldout=1000)
+    one = LabelledData(data, TASK, tokenizer, list_data(data), max_heldout=1000)
     assert len(one.heldout) == 12
     epoch = Counter(tuple(s.input_ids) for s in itertools.islice(one.train_samples(seed=0), 20))
     assert epoch == Counter(tuple(tokenizer(text)["input_ids"][:8]) for text in texts(20))
@@ -282,10 +89,8 @@ def test_labels_may_be_names_or_ids(tmp_path: Path, tokenizer: PreTrainedTokeniz
     names = write_labelled(tmp_path / "names.jsonl")
     rows = [json.loads(line) for line in names.read_text(encoding="utf-8").splitlines()]
     ids = write_rows(tmp_path / "ids.jsonl", [{**row, "label": LABELS.index(row["label"])} for row in rows])
-    samples = [
-        LabelledData(Data(train=[Source(path=str(path))], heldout_fraction=0.3), TASK, tokenizer, max_heldout=99)
-        for path in (names, ids)
-    ]
+    of_both = [Data(train=[Source(path=str(path))], heldout_fraction=0.3) for path in (names, ids)]
+    samples = [LabelledData(data, TASK, tokenizer, list_data(data), max_heldout=99) for data in of_both]
     assert samples[0].heldout == samples[1].heldout
     assert {sample.label for sample in samples[0].heldout} == {0, 1}
 
@@ -295,8 +100,9 @@ def test_an_unknown_label_is_refused_with_its_row(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, known: str | int, unknown: str | int
 ) -> None:
     path = write_rows(tmp_path / "a.jsonl", [{"text": "ba", "label": label} for label in (known, unknown)])
+    data = Data(train=[Source(path=str(path))])
     with pytest.raises(DataError, match=rf"a\.jsonl: row 2: label {unknown!r} is unknown; use one of \['negative'"):
-        LabelledData(Data(train=[Source(path=str(path))]), TASK, tokenizer, max_heldout=10)
+        LabelledData(data, TASK, tokenizer, list_data(data), max_heldout=10)
 
 
 def test_long_texts_are_cut_with_their_special_tokens_kept(
@@ -304,7 +110,7 @@ def test_long_texts_are_cut_with_their_special_tokens_kept(
 ) -> None:
     path = write_labelled(tmp_path / "a.jsonl", 60)
     data = Data(train=[Source(path=str(path))], heldout_fraction=0.5)
-    one = open_task_data(data, TASK, encoder_tokenizer, max_heldout=99)
+    one = open_task_data(data, TASK, encoder_tokenizer, list_data(data), max_heldout=99)
     lengths = [len(sample.input_ids) for sample in one.heldout]
     assert max(lengths) == 8
     assert min(lengths) < 8
@@ -317,7 +123,7 @@ def test_each_epoch_is_a_new_permutation_of_all_rows_and_a_seed_repeats_them(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     data = Data(train=[Source(path=str(write_labelled(tmp_path / "a.jsonl", 40)))], heldout_fraction=0.2)
-    one = LabelledData(data, TASK, tokenizer, max_heldout=99)
+    one = LabelledData(data, TASK, tokenizer, list_data(data), max_heldout=99)
     size = 40 - len(one.heldout)
 
     def epochs(seed: int) -> list[list[tuple[int, ...]]]:
@@ -333,7 +139,7 @@ def test_each_epoch_is_a_new_permutation_of_all_rows_and_a_seed_repeats_them(
 
 def test_at_most_max_heldout_rows_are_kept(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     data = Data(train=[Source(path=str(write_labelled(tmp_path / "a.jsonl")))], heldout_fraction=0.5)
-    assert len(LabelledData(data, TASK, tokenizer, max_heldout=3).heldout) == 3
+    assert len(LabelledData(data, TASK, tokenizer, list_data(data), max_heldout=3).heldout) == 3
 
 
 @pytest.mark.parametrize(
@@ -345,7 +151,7 @@ def test_an_empty_split_is_refused(
 ) -> None:
     data = Data(train=[Source(path=str(write_labelled(tmp_path / "a.jsonl", 10)))], heldout_fraction=fraction)
     with pytest.raises(DataError, match=phrase):
-        LabelledData(data, TASK, tokenizer, max_heldout=10)
+        LabelledData(data, TASK, tokenizer, list_data(data), max_heldout=10)
 
 
 # --- causal LM --------------------------------------------------------------------------------------------------------
@@ -407,7 +213,7 @@ def lm_data(
 ) -> CausalLmData:
     sources = Data(train=[Source(path=str(path)) for path in paths], **data)
     task = CausalLm(kind="causal_lm", sequence_length=length)
-    return CausalLmData(sources, task, tokenizer, max_heldout=max_heldout)
+    return CausalLmData(sources, task, tokenizer, list_data(sources), max_heldout=max_heldout)
 
 
 def test_training_and_heldout_documents_are_apart_and_together_all(
@@ -416,8 +222,18 @@ def test_training_and_heldout_documents_are_apart_and_together_all(
     path = write_rows(tmp_path / "a.jsonl", [{"text": word} for word in WORDS])
     one = lm_data([path], tokenizer, heldout_fraction=0.3)
     heldout = {sample.input_ids[0] for sample in one.heldout}
-    epoch = itertools.islice(one.train_samples(seed=0), len(WORDS) - len(heldout))
-    train = {sample.input_ids[0] for sample in epoch}
+    stream = one.stream(
+        Collator(pad_id=0, labels="tokens"),
+        seed=0,
+        global_batch_size=1,
+        micro_batch_size=1,
+        rank=0,
+        world_size=1,
+        num_workers=0,
+        timeout_s=60,
+    )
+    epoch = itertools.islice(stream, len(WORDS) - len(heldout))
+    train = {int(batch.input_ids[0, 0]) for step in epoch for batch in step}
     assert all(sample.input_ids[1] == EOS and sample.label is None for sample in one.heldout)
     assert not train & heldout
     assert train | heldout == {tokenizer.get_vocab()[word] for word in WORDS}
@@ -429,59 +245,6 @@ def test_heldout_sequences_come_from_every_source(tmp_path: Path, tokenizer: Pre
     one = lm_data([large, small], tokenizer, length=3, max_heldout=6, heldout_fraction=0.5)
     firsts = Counter(tokenizer.convert_ids_to_tokens(sample.input_ids)[0] for sample in one.heldout)
     assert firsts == {"ba": 3, "zu": 3}
-
-
-def drawn(sources: Sequence[Source], count: int, *, seed: int = 0, buffer: int = 1000) -> list[str]:
-    stream = documents(sources, text_column="text", keep=lambda _: True, seed=seed, shuffle_buffer=buffer)
-    return list(itertools.islice(stream, count))
-
-
-def test_documents_are_shuffled_anew_each_epoch_and_repeat_by_seed(tmp_path: Path) -> None:
-    source = Source(path=str(write_corpus(tmp_path / "a.jsonl", 30)))
-    twice = drawn([source], 60)
-    assert Counter(twice[:30]) == Counter(twice[30:]) == Counter(texts(30))
-    assert twice[:30] != twice[30:]
-    assert twice[:30] != texts(30)
-    assert drawn([source], 60) == twice
-    assert drawn([source], 60, seed=1) != twice
-
-
-def test_documents_are_mixed_by_weight(tmp_path: Path) -> None:
-    sources = [
-        Source(path=str(write_rows(tmp_path / f"{name}.jsonl", [{"text": name}] * 300)), weight=weight)
-        for name, weight in (("a", 3.0), ("b", 1.0))
-    ]
-    counts = Counter(drawn(sources, 300))
-    assert abs(counts["a"] / 300 - 0.75) < 4 * (0.75 * 0.25 / 300) ** 0.5
-
-
-def test_a_mixture_reads_every_source_whole(tmp_path: Path) -> None:
-    sources = [
-        Source(path=str(write_rows(tmp_path / f"{name}.jsonl", [{"text": f"{name}{i}"} for i in range(size)])))
-        for name, size in (("a", 40), ("b", 5))
-    ]
-    assert set(drawn(sources, 150)) == {f"a{i}" for i in range(40)} | {f"b{i}" for i in range(5)}
-
-
-def test_blank_documents_are_left_out(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("one\n\n   \ntwo\n", encoding="utf-8")
-    assert set(drawn([Source(path=str(tmp_path / "a.txt"))], 8)) == {"one", "two"}
-
-
-def test_a_corpus_of_which_nothing_is_kept_is_refused(tmp_path: Path) -> None:
-    path = write_corpus(tmp_path / "a.jsonl", 5)
-    stream = documents([Source(path=str(path))], text_column="text", keep=lambda _: False, seed=0, shuffle_buffer=10)
-    with pytest.raises(DataError, match=r"a\.jsonl: no documents are left to read; the files are empty or all is held"):
-        next(stream)
-
-
-def test_a_wrong_row_of_a_shuffled_stream_is_named_as_it_stands_in_the_file(tmp_path: Path) -> None:
-    rows = [{"text": None if number == 71 else "ba"} for number in range(1, 101)]
-    source = Source(path=str(write_rows(tmp_path / "a.jsonl", rows)))
-    with pytest.raises(DataError) as caught:
-        drawn([source], 100)
-    assert "no value in column 'text'" in str(caught.value)
-    assert re.findall(r": row (\d+)", str(caught.value)) in ([], ["71"])
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from ted_ds.config.data import Data, Source
 from ted_ds.config.tasks import MultiLabelClassification, Regression, SequenceClassification, SoftLabelClassification
 from ted_ds.data.labels import label_columns, read_label
 from ted_ds.data.loader import Collator
+from ted_ds.data.reading.listing import list_data
 from ted_ds.data.tasks import LabelledData
 from ted_ds.errors import DataError
 from tests.tiny import texts, write_rows, write_tokenizer
@@ -142,7 +143,7 @@ def test_the_target_that_is_wrong_is_named_by_its_column() -> None:
 def open_rows(folder: Path, task: Any, rows: list[dict[str, Any]]) -> LabelledData:
     path = write_rows(folder / "a.jsonl", rows)
     data = Data(train=[Source(path=str(path))], heldout_fraction=0.3)
-    return LabelledData(data, task, write_tokenizer(folder / "tokenizer"), max_heldout=100)
+    return LabelledData(data, task, write_tokenizer(folder / "tokenizer"), list_data(data), max_heldout=100)
 
 
 VALUES = {
@@ -218,4 +219,4 @@ def test_a_text_without_tokens_is_refused(tmp_path):
     source = Source(path=str(write_rows(tmp_path / "a.jsonl", [{"text": " ", "label": 0}])))
     data = Data(train=[source], evaluation=[source])
     with pytest.raises(DataError, match="column 'text': ' ' has no tokens to predict anything from"):
-        LabelledData(data, ONE, tokenizer, max_heldout=9)
+        LabelledData(data, ONE, tokenizer, list_data(data), max_heldout=9)

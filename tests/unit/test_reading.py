@@ -43,7 +43,7 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     ".zst": zstandard.ZstdCompressor().compress,
 }
 property_test = settings(
-    deadline=None, max_examples=80, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=50, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
@@ -738,7 +738,7 @@ def huge_files() -> Iterator[tuple[str, dict[str, Any], bytes, list[str]]]:
     yield (
         ".txt",
         {"documents": "block"},
-        b"one\n\n" + (b"a" * 1023 + b"\n") * (HUGE // 2**10) + b"\nthree",
+        b"one\n\n" + (b"a" * 2**14 + b"\n") * (HUGE // 2**14) + b"\nthree",
         ["one", "three"],
     )
     yield ".txt", {"documents": "file"}, fill, []
@@ -763,7 +763,7 @@ def test_a_document_of_50_mib_is_skipped_and_never_held(new_file: Any, case: int
         tracemalloc.stop()
     assert [item.row["text"] for item in found if item.fault is None] == texts
     assert [item.fault for item in found if item.fault is not None] == [TOO_LONG]
-    assert peak < 12 * MIB
+    assert peak < 20 * MIB
 
 
 @pytest.mark.parametrize("ending", ["", ".zst"])

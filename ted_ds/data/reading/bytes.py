@@ -15,8 +15,8 @@ from ted_ds.data.sources import without_query
 
 CHUNK_BYTES = 2**18
 COMPRESSED_CHUNK_BYTES = 2**16
-SLICE_BYTES = 2**8
-"""Decompressed at a time: of these, zstd makes 8 MiB at the most, and gzip 256 KiB."""
+SLICE_BYTES = {".gz": 2**12, ".bz2": 2**12, ".xz": 2**12, ".zst": 2**8}
+"""Decompressed at a time: of these, gzip makes 4 MiB at the most, and zstd 8."""
 DECOMPRESSED_CHUNK_BYTES = 2**20
 """What bzip2 and xz, which can be told, make at a time."""
 LONGEST_ZSTD_WINDOW = 2**31
@@ -100,16 +100,16 @@ def compression_of(url: str) -> str | None:
 class _Compressed:
     """What is left of a compressed file, some bytes at a time."""
 
-    def __init__(self, file: Any, at: int) -> None:
+    def __init__(self, file: Any, at: int, slice_bytes: int) -> None:
         file.seek(at)
-        self._file, self._data, self._place = file, b"", 0
+        self._file, self._slice_bytes, self._data, self._place = file, slice_bytes, b"", 0
         self.at = at
 
     def take(self) -> bytes:
         """The next bytes; none at the end."""
         if self._place == len(self._data):
             self._data, self._place = self._file.read(COMPRESSED_CHUNK_BYTES), 0
-        taken = self._data[self._place : self._place + SLICE_BYTES]
+        taken = self._data[self._place : self._place + self._slice_bytes]
         self._place += len(taken)
         self.at += len(taken)
         return taken
@@ -129,7 +129,7 @@ def decompressed_chunks(url: str, compression: str, size: int, *, block: int, sk
     """
     filesystem, path = open_filesystem(url)
     with filesystem.open(path, "rb", block_size=CHUNK_BYTES) as file:
-        source = _Compressed(file, block)
+        source = _Compressed(file, block, SLICE_BYTES[compression])
         while taken := source.take():
             if compression in PADDED and source.at > len(taken):
                 source.give_back(len(taken.lstrip(b"\0")))

@@ -178,10 +178,10 @@ def _starts_inside_block(extent: Extent, max_bytes: int) -> bool:
         return False
     end = begin = first.start[1] - 1  # of the line before
     while begin > 0 and end - begin <= max_bytes:
-        at = max(0, begin - LOOK_BACK_BYTES)
+        at = begin - LOOK_BACK_BYTES if begin - LOOK_BACK_BYTES >= len(BYTE_ORDER_MARK) else 0
         data = read_range(extent.url, at, begin)
         if at == 0:
-            data = b" " * (len(data) - len(_without_mark(data))) + _without_mark(data)
+            data = _without_mark(data).rjust(len(data))
         newline = data.rfind(b"\n")
         if data[newline + 1 :].strip():
             return True
