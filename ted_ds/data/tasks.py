@@ -88,8 +88,8 @@ class CausalLmData:
         self._encode = DocumentEncoder(tokenizer)
         separator: Any = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.pad_token_id
         self._separator = int(separator)
+        self._refuse_unreadable()
         reader = _RowReader(data, task)
-        self._refuse_unreadable(reader)
         sources = listing.train if listing.evaluation is None else listing.evaluation
         # order does not matter here, but one source must not crowd out the others: take as many from each
         per_source = -(-max_heldout // len(sources))
@@ -131,11 +131,11 @@ class CausalLmData:
             state=state,
         )
 
-    def _refuse_unreadable(self, reader: _RowReader) -> None:
+    def _refuse_unreadable(self) -> None:
         """A wrong source fails here, before anything is written."""
         settings = replace(self.settings(seed=0, num_lanes=1), shuffle_bytes=0)
         for index, (units, source) in enumerate(zip(make_units(settings), self._listing.train, strict=True)):
-            next(reader.rows(source), None)  # knows best what is wrong with a first row
+            next(_RowReader(self._data, self._task).rows(source), None)  # knows best what is wrong with a first row
             if LaneDocuments(settings, index, 0, self._encode, units=units).next() is None:
                 raise DataError(f"{source.name}: no documents are left to read; the files are empty or all is held out")
 
@@ -180,7 +180,9 @@ class _RowReader:
         """Rows of a source, and their numbers in it from 1."""
         self.bad += [record for record in empty_files(source) if record not in self.bad]
         max_bytes = int(self._data.cleaning.max_document_mib * 2**20)
-        for number, row in read_in_order(source, self._columns, max_bytes=max_bytes, report=self.bad.append):
+        by_number = not isinstance(self._task, CausalLm)  # a corpus is read as a stream, too, and listed once
+        rows = read_in_order(source, self._columns, max_bytes=max_bytes, report=self.bad.append, by_number=by_number)
+        for number, row in rows:
             self._num_good += 1
             yield number, row
 

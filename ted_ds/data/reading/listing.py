@@ -190,9 +190,16 @@ def describe_position(extent: Extent, item: Item, listing: Listing) -> str:
 
 
 def read_in_order(
-    listing: Listing, columns: Sequence[str], *, max_bytes: int, report: Callable[[BadRecord], None]
+    listing: Listing,
+    columns: Sequence[str],
+    *,
+    max_bytes: int,
+    report: Callable[[BadRecord], None],
+    by_number: bool = True,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows of a source in file order, each with its number in its source from 1; bad ones are reported.
+
+    ``by_number`` names those of a single file by their numbers; else all are named as a stream names them.
 
     Raises:
         DataError: The first record of the source lacks a column.
@@ -211,13 +218,9 @@ def read_in_order(
                     "task.target_columns"
                 )
             else:
-                report(
-                    BadRecord(
-                        extent.url,
-                        f"row {number}" if len(listing.files) == 1 else describe_position(extent, item, listing),
-                        item.fault,
-                    )
-                )
+                has_number = by_number and len(listing.files) == 1
+                position = f"row {number}" if has_number else describe_position(extent, item, listing)
+                report(BadRecord(extent.url, position, item.fault))
 
 
 def empty_files(listing: Listing) -> list[BadRecord]:
