@@ -118,7 +118,8 @@ def _remote_files(source: Source) -> list[str]:
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
         if url.startswith(WEB) and not glob.has_magic(without_query(url)) and not path.endswith("/"):
-            found = [path] if filesystem.exists(path) else []  # to ask whether it is a folder would fetch it
+            filesystem.info(path)  # to ask whether it is a folder, or just exists, would fetch it
+            found = [path]
         elif filesystem.isdir(path):
             if filesystem.exists(f"{path.rstrip('/')}/dataset_dict.json"):
                 path = f"{path.rstrip('/')}/{source.split}"
@@ -131,6 +132,8 @@ def _remote_files(source: Source) -> list[str]:
         files = sorted(filesystem.unstrip_protocol(name) for name in found)
     except DataError:
         raise
+    except FileNotFoundError:
+        files = []
     except Exception as error:  # file systems raise their own types; ImportError says what to install
         raise DataError(f"{url}: cannot be listed: {error}") from error
     if not files:
