@@ -22,6 +22,7 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "accelerate>=1.10",  # transformers needs it to load under ZeRO-3
+        "aiohttp>=3.10",  # fsspec reads http:// with it
         "datasets>=4.0",
         "deepspeed>=0.19",
         "huggingface_hub>=1.0",

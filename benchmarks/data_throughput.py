@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,7 +59,9 @@ QUICK = Plan(10 * MB, (0,), 5, 0.6, 1, (10 * MB, 60 * MB), MB // 2, (10, 20_000)
 def main() -> None:
     """Measure and report."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.data_throughput", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="smaller files and shorter windows; within 50 s on 2 cores")
+    parser.add_argument(
+        "--quick", action="store_true", help="smaller files and shorter windows; within 50 s on 2 cores"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the claims there as well")
     parser.add_argument(
         "--mosaicml-python",
@@ -113,7 +114,11 @@ def _speed(plan: Plan, spec: Spec, mosaicml_python: str | None) -> tuple[Table, 
         of_rank = median(window.rate for window in ours.windows) / QUICKSTART_TOKENS_PER_S
         claims.append(at_least(f"tokens/s beside a quickstart's rank, {where}", of_rank, 10))
     columns = ["reads, tokenises, packs", "tokens/s", "beside ted_ds", "first batch, s", "peak memory, MiB"]
-    return table(f"{plan.corpus_bytes // MB} MB, {SEQUENCES} x {SEQUENCE_LENGTH} tokens", columns, rows), claims, versions
+    return (
+        table(f"{plan.corpus_bytes // MB} MB, {SEQUENCES} x {SEQUENCE_LENGTH} tokens", columns, rows),
+        claims,
+        versions,
+    )
 
 
 def _contest(plan: Plan, spec: Spec, mosaicml_python: str | None) -> list[Contender]:

@@ -40,7 +40,9 @@ def at_most(name: str, value: float, bound: float) -> Claim:
 
 def hardware() -> dict[str, Any]:
     """The machine; of its cores only those this process may use."""
-    cpu = next((line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
+    cpu = next(
+        (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), ""
+    )
     memory_kib = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {"cpu": cpu or platform.processor(), "cores": cores, "memory_gib": round(memory_kib / 2**20, 1)}

@@ -20,7 +20,7 @@ class Ledger:
     """The list of skipped records in the output folder, each once, over all phases and restarts. On one rank only."""
 
     def __init__(self, folder: Path) -> None:
-        """Take up the list that is there.
+        """Take up the list that is there, without a last line that was only half written.
 
         Raises:
             CheckpointError: It is damaged.
@@ -28,7 +28,11 @@ class Ledger:
         self.path = folder / LEDGER_FILE
         self._known: set[BadRecord] = set()
         if self.path.is_file():
-            for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), start=1):
+            content = self.path.read_bytes()
+            whole = content[: content.rfind(b"\n") + 1]
+            if whole != content:
+                self.path.write_bytes(whole)
+            for number, line in enumerate(whole.splitlines(), start=1):
                 try:
                     self._known.add(BadRecord(**json.loads(line)))
                 except (ValueError, TypeError) as error:

@@ -16,9 +16,12 @@ from ted_ds.errors import DataError
 class RowReader:
     """Reads sources whole and in order: labelled sets, held-out documents, the text a tokenizer is trained on."""
 
-    def __init__(self, data: Data, columns: Sequence[str]) -> None:
-        """Read ``columns``, the first of which is the text."""
-        self._data, self._columns = data, columns
+    def __init__(self, data: Data, columns: Sequence[str], *, by_number: bool = True) -> None:
+        """Read ``columns``, the first of which is the text.
+
+        ``by_number`` names the bad rows of a single file by their numbers; else all are named as a stream names them.
+        """
+        self._data, self._columns, self._by_number = data, columns, by_number
         self._num_good = 0
         self.bad: list[BadRecord] = []
 
@@ -30,7 +33,9 @@ class RowReader:
         """
         self.bad += [record for record in empty_files(source) if record not in self.bad]
         max_bytes = int(self._data.cleaning.max_document_mib * 2**20)
-        for number, row in read_in_order(source, self._columns, max_bytes=max_bytes, report=self.bad.append):
+        for number, row in read_in_order(
+            source, self._columns, max_bytes=max_bytes, report=self.bad.append, by_number=self._by_number
+        ):
             self._num_good += 1
             yield number, row
 

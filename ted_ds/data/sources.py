@@ -19,6 +19,8 @@ FORMAT_OF_ENDING = {
     ".txt": "text",
     ".arrow": "arrow",
 }
+NOTES_OF_DATASETS = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
+WEB = ("http://", "https://")
 COMPRESSION_ENDINGS = (".gz", ".zst", ".bz2", ".xz")
 HUB_NAME = re.compile(r"^\w[\w.-]*(/\w[\w.-]*)?$")
 FORMAT_OF_BUILDER = {"json": "json", "csv": "csv", "parquet": "parquet", "text": "text", "arrow": "arrow"}
@@ -30,6 +32,14 @@ def is_remote(path: str) -> bool:
     return "://" in path and not path.startswith("file://")
 
 
+def without_query(url: str) -> str:
+    """A path, or a URL up to what ends its file's name: that of an archive it is in, or a query."""
+    if "://" not in url:
+        return url
+    url = next(part for part in url.split("::") if "://" in part)
+    return re.split(r"[?#]", url)[0] if url.startswith(WEB) else url
+
+
 def locate(source: Source) -> tuple[str, list[str]]:
     """The format of a source, and its files in a fixed order.
 
@@ -38,24 +48,42 @@ def locate(source: Source) -> tuple[str, list[str]]:
     Raises:
         DataError: Nothing is there, a folder holds no data files, or the format cannot be told.
     """
-    if is_remote(source.path):
-        return _format(source, _remote_files(source.path))
     if names_hub(source):
         return _hub_files(source)
-    where = source.path.removeprefix("file://")
-    path = Path(where)
+    if is_remote(source.path):
+        return _format(source, _remote_files(source))
+    try:
+        return _format(source, _local_files(source))
+    except OSError as error:
+        raise DataError(f"{source.path}: cannot be listed: {error.strerror or error}") from error
+
+
+def _local_files(source: Source) -> list[str]:
+    path = Path(source.path.removeprefix("file://"))
     if path.is_dir():
         path = _split_folder(path, source.split)
-        files = sorted(str(file) for file in path.rglob("*") if file.is_file() and _format_of(str(file)) is not None)
-        if not files:
-            raise DataError(f"{path}: this folder holds no data files; known endings: {', '.join(FORMAT_OF_ENDING)}")
-    elif path.is_file():
-        files = [where]
-    else:
-        files = sorted(glob.glob(where, recursive=True))
-        if not files:
-            raise DataError(f"{path}: no such data file or folder")
-    return _format(source, files)
+        return _of_folder(str(path), [str(file) for file in path.rglob("*") if file.is_file()])
+    if path.is_file():
+        return [str(path)]
+    files = sorted(file for file in glob.glob(str(path), recursive=True) if Path(file).is_file())
+    if not files:
+        raise DataError(f"{path}: no such data file or folder")
+    return files
+
+
+def _of_folder(folder: str, files: Sequence[str]) -> list[str]:
+    """The data files among all files of a folder; hidden ones and what ``datasets`` notes beside its own are none."""
+    inside = {file: file.removeprefix(folder).lstrip("/").split("/") for file in files}
+    data = [
+        file
+        for file, parts in inside.items()
+        if _format_of(file) is not None
+        and parts[-1] not in NOTES_OF_DATASETS
+        and not any(part.startswith(".") for part in parts)
+    ]
+    if not data:
+        raise DataError(f"{folder}: this folder holds no data files; known endings: {', '.join(FORMAT_OF_ENDING)}")
+    return sorted(data)
 
 
 def names_hub(source: Source) -> bool:
@@ -83,18 +111,29 @@ def _split_folder(path: Path, split: str) -> Path:
     return path / split
 
 
-def _remote_files(url: str) -> list[str]:
+def _remote_files(source: Source) -> list[str]:
     import fsspec
 
+    url = source.path
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
-        if filesystem.isdir(path):
-            found = [name for name in filesystem.find(path) if _format_of(name) is not None]
+        if url.startswith(WEB) and not glob.has_magic(without_query(url)) and not path.endswith("/"):
+            filesystem.info(path)  # to ask whether it is a folder, or just exists, would fetch it
+            found = [path]
+        elif filesystem.isdir(path):
+            if filesystem.exists(f"{path.rstrip('/')}/dataset_dict.json"):
+                path = f"{path.rstrip('/')}/{source.split}"
+            found = _of_folder(path, filesystem.find(path))
         elif glob.has_magic(path):
-            found = filesystem.glob(path)
+            matches = filesystem.glob(path, detail=True).items()
+            found = [file for file, facts in matches if facts["type"] == "file" and "/." not in file]
         else:
             found = [path] if filesystem.exists(path) else []
         files = sorted(filesystem.unstrip_protocol(name) for name in found)
+    except DataError:
+        raise
+    except FileNotFoundError:
+        files = []
     except Exception as error:  # file systems raise their own types; ImportError says what to install
         raise DataError(f"{url}: cannot be listed: {error}") from error
     if not files:
@@ -137,6 +176,7 @@ def _format(source: Source, files: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _format_of(file: str) -> str | None:
+    file = without_query(file)
     for ending in COMPRESSION_ENDINGS:
         file = file.removesuffix(ending)
     return FORMAT_OF_ENDING.get(Path(file).suffix)

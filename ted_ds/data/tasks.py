@@ -78,8 +78,8 @@ class CausalLmData:
         self._encode = DocumentEncoder(tokenizer)
         separator: Any = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.pad_token_id
         self._separator = int(separator)
-        reader = RowReader(data, [task.text_column])
-        self._refuse_unreadable(reader)
+        self._refuse_unreadable()
+        reader = self._reader()
         sources = listing.train if listing.evaluation is None else listing.evaluation
         # order does not matter here, but one source must not crowd out the others: take as many from each
         per_source = -(-max_heldout // len(sources))
@@ -121,13 +121,17 @@ class CausalLmData:
             state=state,
         )
 
-    def _refuse_unreadable(self, reader: RowReader) -> None:
+    def _refuse_unreadable(self) -> None:
         """A wrong source fails here, before anything is written."""
         settings = replace(self.settings(seed=0, num_lanes=1), shuffle_bytes=0)
         for index, (units, source) in enumerate(zip(make_units(settings), self._listing.train, strict=True)):
-            next(reader.rows(source), None)  # knows best what is wrong with a first row
+            next(self._reader().rows(source), None)  # knows best what is wrong with a first row
             if LaneDocuments(settings, index, 0, self._encode, units=units).next() is None:
                 raise DataError(f"{source.name}: no documents are left to read; the files are empty or all is held out")
+
+    def _reader(self) -> RowReader:
+        # a corpus is read as a stream, too, which names a record by its position: each is listed once
+        return RowReader(self._data, [self._task.text_column], by_number=False)
 
     def _heldout(self, reader: RowReader, source: Listing) -> Iterator[Sample]:
         texts = reader.texts(source, "heldout" if self._listing.evaluation is None else "all")

@@ -11,7 +11,6 @@ from tokenizers import Tokenizer
 from ted_ds.errors import CheckpointError
 from ted_ds.models.sentencepiece_model import pieces_by_id, read_sentencepiece
 
-
 CACHED_WORDS = 100_000
 """Words whose tokens are kept: a corpus has more than the library's 10,000, and each other one is merged anew."""
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 import itertools
 import json
 import random
@@ -12,8 +10,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -24,10 +20,8 @@ from ted_ds.data.cleaning import is_heldout
 from ted_ds.data.labels import Label
 from ted_ds.data.loader import Batch, Collator, evaluation_batches, training_steps
 from ted_ds.data.packing import pack
-from ted_ds.data.reading.listing import list_data, list_source, read_in_order
-from ted_ds.data.reading.records import BadRecord
+from ted_ds.data.reading.listing import list_data
 from ted_ds.data.samples import Sample
-from ted_ds.data.sources import locate, names_hub
 from ted_ds.data.tasks import CausalLmData, LabelledData, open_task_data
 from ted_ds.errors import DataError
 from ted_ds.numerics.losses import IGNORED_LABEL, kept_labels
@@ -47,190 +41,8 @@ def encoder_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTok
     return write_tokenizer(tmp_path_factory.mktemp("encoder_tokenizer"), encoder=True)
 
 
-def rows_of(path: Path, *columns: str, **options: Any) -> list[dict]:
-    """Rows of a source in order; the first bad one is an error."""
-    bad: list[BadRecord] = []
-    listing = list_source(Source(path=str(path), **options))
-    rows = read_in_order(listing, columns or ("text",), max_bytes=2**20, report=bad.append)
-    found = [{name: row[name] for name in columns or ("text",)} for _, row in rows]
-    if bad:
-        raise DataError(f"{bad[0].file}: {bad[0].position}: {bad[0].fault}")
-    return found
-
-
 def opened(kind: Any, data: Data, *arguments: Any, max_heldout: int) -> Any:
     return kind(data, *arguments, list_data(data), max_heldout=max_heldout)
-
-
-def refusal(path: Path, *columns: str) -> str:
-    with pytest.raises(DataError) as caught:
-        rows_of(path, *columns)
-    return str(caught.value)
-
-
-# --- where files are --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("a.json", "json"),
-        ("a.jsonl", "json"),
-        ("a.csv", "csv"),
-        ("a.parquet", "parquet"),
-        ("a.txt", "text"),
-        ("a.jsonl.gz", "json"),
-        ("a.txt.zst", "text"),
-        ("a.b.csv.bz2", "csv"),
-    ],
-)
-def test_a_format_is_told_by_the_ending(tmp_path: Path, name: str, expected: str) -> None:
-    (tmp_path / name).touch()
-    assert locate(Source(path=str(tmp_path / name))) == (expected, [str(tmp_path / name)])
-
-
-def test_a_folder_gives_its_data_files_in_order_and_no_others(tmp_path: Path) -> None:
-    for name in ("b.jsonl", "sub/a.jsonl", "README.md"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert locate(Source(path=str(tmp_path))) == ("json", [str(tmp_path / "b.jsonl"), str(tmp_path / "sub/a.jsonl")])
-
-
-def test_a_glob_gives_the_files_that_match_in_order(tmp_path: Path) -> None:
-    for name in ("part-2.csv", "part-1.csv", "other.csv"):
-        (tmp_path / name).touch()
-    assert locate(Source(path=str(tmp_path / "part-*.csv"))) == (
-        "csv",
-        [str(tmp_path / "part-1.csv"), str(tmp_path / "part-2.csv")],
-    )
-
-
-def test_a_format_that_is_given_counts_more_than_the_ending(tmp_path: Path) -> None:
-    (tmp_path / "a.data").touch()
-    assert locate(Source(path=str(tmp_path / "a.data"), format="text")) == ("text", [str(tmp_path / "a.data")])
-
-
-def test_a_hub_name_is_told_from_a_path() -> None:
-    assert names_hub(Source(path="org/name"))
-    assert names_hub(Source(path="anything at all", format="hub"))
-    assert not names_hub(Source(path="org/name.jsonl"))
-
-
-@pytest.mark.parametrize("path", ["none.jsonl", "data/none.txt.gz", "/none", "./none", "../none", "none/*.csv"])
-def test_a_path_with_nothing_there_is_refused_and_no_hub_name(path: str) -> None:
-    with pytest.raises(DataError, match="no such data file or folder"):
-        locate(Source(path=path))
-
-
-def test_a_folder_without_data_files_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "README.md").touch()
-    with pytest.raises(DataError, match=r"this folder holds no data files; known endings: \.json, "):
-        locate(Source(path=str(tmp_path)))
-
-
-def test_a_mix_of_formats_is_refused(tmp_path: Path) -> None:
-    for name in ("a.csv", "b.jsonl"):
-        (tmp_path / name).touch()
-    with pytest.raises(DataError, match="cannot tell one format from the endings of its files; set format: json, csv"):
-        locate(Source(path=str(tmp_path)))
-
-
-def test_an_unknown_ending_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.data").touch()
-    with pytest.raises(DataError, match="cannot tell one format"):
-        locate(Source(path=str(tmp_path / "a.data")))
-
-
-# --- reading rows -----------------------------------------------------------------------------------------------------
-
-
-def test_json_lines_plain_and_compressed_are_read(tmp_path: Path) -> None:
-    rows = [{"text": "one", "label": 0}, {"text": "zwei, drei", "label": 1}]
-    plain = write_rows(tmp_path / "a.jsonl", rows)
-    packed = tmp_path / "a.jsonl.gz"
-    packed.write_bytes(gzip.compress(plain.read_bytes()))
-    assert rows_of(plain, "text", "label") == rows_of(packed, "text", "label") == rows
-
-
-def test_a_json_list_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    path.write_text(json.dumps([{"text": "one"}, {"text": "two"}]), encoding="utf-8")
-    assert rows_of(path) == [{"text": "one"}, {"text": "two"}]
-
-
-def test_csv_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([["text", "label", "extra"], ['a, "b"\nc', 1, "x"], ["d", 0, "y"]])
-    assert rows_of(path, "text", "label") == [{"text": 'a, "b"\nc', "label": 1}, {"text": "d", "label": 0}]
-
-
-@pytest.mark.parametrize("word", ["null", "NA", "None", "nan"])
-def test_a_csv_text_that_looks_like_nothing_is_still_text(tmp_path: Path, word: str) -> None:
-    path = tmp_path / "a.csv"
-    path.write_text(f"text,label\n{word},1\n", encoding="utf-8")
-    assert rows_of(path) == [{"text": word}]
-
-
-def test_parquet_is_read(tmp_path: Path) -> None:
-    pyarrow.parquet.write_table(pyarrow.table({"text": ["one", "two"], "label": [1, 0]}), tmp_path / "a.parquet")
-    assert rows_of(tmp_path / "a.parquet", "text", "label") == [
-        {"text": "one", "label": 1},
-        {"text": "two", "label": 0},
-    ]
-
-
-def test_text_files_are_read_line_by_line(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("one\n\ntwo words\n", encoding="utf-8")
-    assert rows_of(tmp_path / "a.txt") == [{"text": "one"}, {"text": ""}, {"text": "two words"}]
-
-
-def test_a_folder_in_hub_form_is_read_by_split(tmp_path: Path) -> None:
-    write_rows(tmp_path / "train.jsonl", [{"text": "a"}])
-    write_rows(tmp_path / "test.jsonl", [{"text": "b"}])
-    assert rows_of(tmp_path, format="hub") == [{"text": "a"}]
-    assert rows_of(tmp_path, format="hub", split="test") == [{"text": "b"}]
-
-
-def test_a_hub_split_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    write_rows(tmp_path / "train.jsonl", [{"text": "a"}])
-    with pytest.raises(DataError, match="no split 'test'; it has train"):
-        rows_of(tmp_path, format="hub", split="test")
-
-
-def test_files_without_the_text_column_are_refused(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "a.jsonl", [{"body": "a", "label": 1}])
-    assert refusal(path).startswith(f"{path}: row 1: no column 'text'; it has body, label. Set task.text_column")
-
-
-@pytest.mark.parametrize("row", [{"label": 1}, {"text": None, "label": 1}])
-def test_a_row_without_text_is_refused_by_its_number(tmp_path: Path, row: dict) -> None:
-    path = write_rows(tmp_path / "a.jsonl", [{"text": "a", "label": 1}, {"text": "b", "label": 1}, row])
-    fault = "no value in column 'text'; every row needs one" if "text" in row else "no column 'text'; it has label"
-    assert refusal(path) == f"{path}: row 3: {fault}"
-
-
-def test_a_row_whose_text_is_no_text_is_refused(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "a.jsonl", [{"text": 5}])
-    assert refusal(path) == f"{path}: row 1: column 'text' holds 5; it must be text"
-
-
-@pytest.mark.parametrize(("name", "content"), [("a.jsonl", ""), ("a.txt", "")])
-def test_an_empty_file_is_refused(tmp_path: Path, name: str, content: str) -> None:
-    (tmp_path / name).write_text(content, encoding="utf-8")
-    assert refusal(tmp_path / name) == f"{tmp_path / name}: empty; give at least one row"
-
-
-@pytest.mark.parametrize("line", ["hello", '{"text": "b"', "\x00"])
-def test_a_malformed_json_line_is_refused(tmp_path: Path, line: str) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"text": "a"}\n' + line + "\n", encoding="utf-8")
-    assert refusal(path).startswith(f"{path}: row 2: not JSON in UTF-8: ")
-
-
-def test_a_damaged_parquet_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.parquet").write_bytes(b"junk")
-    assert "a.parquet: cannot be read: " in refusal(tmp_path / "a.parquet")
 
 
 # --- the held-out split -----------------------------------------------------------------------------------------------

@@ -11,9 +11,19 @@ from typing import Any, NamedTuple
 import fsspec
 import zstandard
 
+from ted_ds.data.sources import without_query
+
 CHUNK_BYTES = 2**18
-COMPRESSED_CHUNK_BYTES = 2**16  # expands many times over
+COMPRESSED_CHUNK_BYTES = 2**16
+SLICE_BYTES = {".gz": 2**12, ".bz2": 2**12, ".xz": 2**12, ".zst": 2**8}
+"""Decompressed at a time: of these, gzip makes 4 MiB at the most, and zstd 8."""
+DECOMPRESSED_CHUNK_BYTES = 2**20
+"""What bzip2 and xz, which can be told, make at a time."""
 LONGEST_ZSTD_WINDOW = 2**31
+
+
+class DamagedData(Exception):
+    """Compressed data that is none, or has no end."""
 
 
 class Chunk(NamedTuple):
@@ -28,22 +38,39 @@ class Chunk(NamedTuple):
 
 def open_filesystem(url: str) -> tuple[Any, str]:
     """The file system of a URL or local path, and the path on it."""
+    if "://" not in url:
+        return fsspec.filesystem("file"), url  # in a URL, "::" would join several
     return fsspec.core.url_to_fs(url)
 
 
 def read_range(url: str, start: int, end: int) -> bytes:
-    """The bytes from ``start`` to ``end`` (not included), or to the end of the file; nothing more is fetched."""
+    """The bytes from ``start`` to ``end`` (not included), fewer where the file ends before; nothing more is fetched.
+
+    Raises:
+        OSError: The server sends what it was not asked for.
+    """
+    if end <= start:
+        return b""
     filesystem, path = open_filesystem(url)
-    return filesystem.cat_file(path, start=start, end=end) if end > start else b""
+    data = filesystem.cat_file(path, start=start, end=end)
+    if len(data) > end - start:
+        raise OSError(f"{len(data)} bytes came instead of bytes {start} to {end}; the server must support ranges")
+    return data
 
 
-def plain_chunks(url: str, start: int, size: int, *, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
-    """A file's bytes from ``start`` to its ``size``."""
-    for begin in range(start, size, chunk_bytes):
-        data = read_range(url, begin, min(begin + chunk_bytes, size))
-        if not data:
-            raise EOFError(f"the file ends at byte {begin}; it had {size} bytes when the run started")
-        yield Chunk(0, begin, data)
+def plain_chunks(url: str, start: int, end: int, *, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
+    """A file's bytes from ``start`` to ``end``.
+
+    Raises:
+        EOFError: The file ends before; what there is of it has been given.
+    """
+    for begin in range(start, end, chunk_bytes):
+        wanted = min(chunk_bytes, end - begin)
+        data = read_range(url, begin, begin + wanted)
+        if data:
+            yield Chunk(0, begin, data)
+        if len(data) < wanted:
+            raise EOFError(f"the file ends at byte {begin + len(data)}; it was longer when the run started")
 
 
 def _gzip() -> Any:
@@ -61,35 +88,76 @@ DECOMPRESSORS: dict[str, Callable[[], Any]] = {
     ".xz": lzma.LZMADecompressor,
     ".zst": _zstd,
 }
+PADDED = (".gz", ".xz")
+"""Zeros may follow a member."""
 
 
 def compression_of(url: str) -> str | None:
     """The compression ending of a file's name; None where it has none."""
-    return next((ending for ending in DECOMPRESSORS if url.endswith(ending)), None)
+    return next((ending for ending in DECOMPRESSORS if without_query(url).endswith(ending)), None)
 
 
-def decompressed_chunks(url: str, compression: str, *, block: int, skip: int) -> Iterator[Chunk]:
+class _Compressed:
+    """What is left of a compressed file, some bytes at a time."""
+
+    def __init__(self, file: Any, at: int, slice_bytes: int) -> None:
+        file.seek(at)
+        self._file, self._slice_bytes, self._data, self._place = file, slice_bytes, b"", 0
+        self.at = at
+
+    def take(self) -> bytes:
+        """The next bytes; none at the end."""
+        if self._place == len(self._data):
+            self._data, self._place = self._file.read(COMPRESSED_CHUNK_BYTES), 0
+        taken = self._data[self._place : self._place + self._slice_bytes]
+        self._place += len(taken)
+        self.at += len(taken)
+        return taken
+
+    def give_back(self, count: int) -> None:
+        """Have the last ``count`` bytes of those just taken come again."""
+        self._place -= count
+        self.at -= count
+
+
+def decompressed_chunks(url: str, compression: str, size: int, *, block: int, skip: int) -> Iterator[Chunk]:
     """A compressed file's bytes from ``skip`` bytes into the member or frame that starts at byte ``block``.
 
     Raises:
-        EOFError: The file is truncated.
+        DamagedData: It cannot be decompressed from here on.
+        EOFError: The file has become shorter than ``size`` bytes.
     """
     filesystem, path = open_filesystem(url)
     with filesystem.open(path, "rb", block_size=CHUNK_BYTES) as file:
-        file.seek(block)
-        data = file.read(COMPRESSED_CHUNK_BYTES)
-        while data:
-            decompressor, offset, read = DECOMPRESSORS[compression](), 0, len(data)
+        source = _Compressed(file, block, SLICE_BYTES[compression])
+        while taken := source.take():
+            if compression in PADDED and source.at > len(taken):
+                source.give_back(len(taken.lstrip(b"\0")))
+                if not (taken := taken.lstrip(b"\0") and source.take()):
+                    continue
+            block, offset = source.at - len(taken), 0
+            decompressor = DECOMPRESSORS[compression]()
             while not decompressor.eof:
-                if not data:
-                    raise EOFError(f"truncated: the {compression} data starting at byte {block} has no end")
-                out = decompressor.decompress(data)
-                if offset + len(out) > skip:
-                    yield Chunk(block, max(offset, skip), out[max(skip - offset, 0) :])
-                offset += len(out)
-                data = b"" if decompressor.eof else file.read(COMPRESSED_CHUNK_BYTES)
-                read += len(data)
-            rest = decompressor.unused_data
-            block += read - len(rest)
+                if not taken:
+                    raise DamagedData(f"truncated: the {compression} data starting at byte {block} has no end")
+                for data in _decompressed(decompressor, taken):
+                    if offset + len(data) > skip:
+                        yield Chunk(block, max(offset, skip), data[max(skip - offset, 0) :])
+                    offset += len(data)
+                taken = b"" if decompressor.eof else source.take()
+            source.give_back(len(decompressor.unused_data))
             skip = max(skip - offset, 0)
-            data = rest or file.read(COMPRESSED_CHUNK_BYTES)
+        if source.at < size:
+            raise EOFError(f"the file ends at byte {source.at}; it was longer when the run started")
+
+
+def _decompressed(decompressor: Any, data: bytes) -> Iterator[bytes]:
+    try:
+        if not hasattr(decompressor, "needs_input"):
+            yield decompressor.decompress(data)
+            return
+        yield decompressor.decompress(data, DECOMPRESSED_CHUNK_BYTES)
+        while not decompressor.needs_input and not decompressor.eof:
+            yield decompressor.decompress(b"", DECOMPRESSED_CHUNK_BYTES)
+    except (OSError, lzma.LZMAError, zlib.error, zstandard.ZstdError) as error:  # OSError: bz2
+        raise DamagedData(str(error)) from error

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import csv
 import itertools
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ted_ds.data.reading.bytes import (
@@ -18,19 +19,24 @@ from ted_ds.data.reading.bytes import (
     read_range,
 )
 from ted_ds.data.reading.extents import Extent
-from ted_ds.data.reading.records import START, Item, Position
+from ted_ds.data.reading.records import START, Item, Position, too_long
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 LOOK_BACK_BYTES = 2**16
-"""How far before an extent to look for the start of a line, to know whether it is blank; a longer one is not."""
+"""How much to read at a time before an extent, to know whether the line there is blank."""
 
 
 class Line(NamedTuple):
-    """A line without its end, or None in the place of one that is too long to hold; where it and the next one start."""
+    """A line without its end."""
 
     start: tuple[int, int]
+    """Block and offset."""
     end: tuple[int, int]
+    """Where the next one starts."""
     data: bytes | None
+    """None for one that is too long to hold."""
+    num_quotes: int
+    """Of one that is too long, for CSV."""
 
 
 def split_lines(chunks: Iterable[Chunk], *, max_bytes: int) -> Iterator[Line]:
@@ -38,7 +44,7 @@ def split_lines(chunks: Iterable[Chunk], *, max_bytes: int) -> Iterator[Line]:
     start: tuple[int, int] | None = None
     end = (0, 0)
     pieces: list[bytes] = []
-    size = 0
+    size = num_quotes = 0
     for block, offset, data in chunks:
         begin = 0
         while begin < len(data):
@@ -46,16 +52,20 @@ def split_lines(chunks: Iterable[Chunk], *, max_bytes: int) -> Iterator[Line]:
             newline = data.find(b"\n", begin)
             stop = len(data) if newline < 0 else newline
             size += stop - begin
-            pieces = [*pieces, data[begin:stop]] if size <= max_bytes else []
+            if size <= max_bytes:
+                pieces.append(data[begin:stop])
+            else:
+                num_quotes += sum(piece.count(b'"') for piece in pieces) + data.count(b'"', begin, stop)
+                pieces.clear()
             end = (block, offset + stop)
             if newline < 0:
                 break
             end = (block, offset + newline + 1)
-            yield Line(start, end, b"".join(pieces) if size <= max_bytes else None)
-            start, pieces, size = None, [], 0
+            yield Line(start, end, b"".join(pieces) if size <= max_bytes else None, num_quotes)
+            start, pieces, size, num_quotes = None, [], 0, 0
             begin = newline + 1
     if start is not None:
-        yield Line(start, end, b"".join(pieces) if size <= max_bytes else None)
+        yield Line(start, end, b"".join(pieces) if size <= max_bytes else None, num_quotes)
 
 
 def extent_lines(extent: Extent, start: Position, *, max_bytes: int, past_end: bool = False) -> Iterator[Line]:
@@ -65,32 +75,37 @@ def extent_lines(extent: Extent, start: Position, *, max_bytes: int, past_end: b
     """
     compression = compression_of(extent.url)
     if compression is not None:  # one extent, the whole file
-        chunks: Iterator[Chunk] = decompressed_chunks(extent.url, compression, block=start.block, skip=start.offset)
+        block, skip = start.block, start.offset
+        chunks: Iterator[Chunk] = decompressed_chunks(extent.url, compression, extent.size, block=block, skip=skip)
     else:
-        chunks = _plain_from_first_line(extent, start)
+        chunks = _plain_from_first_line(extent, start, past_end=past_end)
     for line in split_lines(chunks, max_bytes=max_bytes):
         if compression is None and not past_end and line.start[1] >= extent.end:
             return
         yield line if line.start != (0, 0) or line.data is None else line._replace(data=_without_mark(line.data))
 
 
-def _plain_from_first_line(extent: Extent, start: Position) -> Iterator[Chunk]:
+def _plain_from_first_line(extent: Extent, start: Position, *, past_end: bool) -> Iterator[Chunk]:
     """Chunks from the first line that starts in the extent at or after a position."""
+    url, end = extent.url, extent.end
     begin = extent.start if start == START else start.offset
-    look_from = begin - 1 if start == START and begin > 0 else begin
-    head = read_range(extent.url, look_from, min(max(extent.end, look_from + 1), extent.size))
-    if look_from < begin:
-        newline = head.find(b"\n")
-        if newline < 0:
-            return  # one long line, which started before
-        begin = look_from + newline + 1
-        head = head[newline + 1 :]
-    if begin >= extent.end:
+    if begin >= end:
         return
-    if head:
-        yield Chunk(0, begin, head)
-    # what follows the extent is the rest of one line, as a rule a short one
-    yield from plain_chunks(extent.url, begin + len(head), extent.size, chunk_bytes=CHUNK_BYTES // 16)
+    looks_back = start == START and begin > 0  # for the end of the line before
+    found, complete = not looks_back, False
+    for _, offset, data in plain_chunks(url, begin - looks_back, end, chunk_bytes=CHUNK_BYTES + looks_back):
+        skipped = 0 if found else data.find(b"\n") + 1
+        found = found or skipped > 0
+        if found and skipped < len(data):
+            complete = data.endswith(b"\n")
+            yield Chunk(0, offset + skipped, data[skipped:])
+        elif found:
+            complete = True
+    if found and (past_end or not complete):
+        # the rest of a line, as a rule a short one
+        middle = min(end + CHUNK_BYTES // 16, extent.size)
+        yield from plain_chunks(url, end, middle)
+        yield from plain_chunks(url, middle, extent.size)
 
 
 def _without_mark(data: bytes) -> bytes:
@@ -106,10 +121,10 @@ def read_json_lines(extent: Extent, start: Position, columns: Sequence[str], *, 
         here, there = Position(ordinal, *line.start), Position(ordinal + 1, *line.end)
         ordinal += 1
         if line.data is None:
-            yield Item(here, there, {}, _too_long(max_bytes))
+            yield Item(here, there, {}, too_long(max_bytes))
             continue
         try:
-            row = json.loads(line.data)
+            row = json.loads(line.data.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
             yield Item(here, there, {}, f"not JSON in UTF-8: {error}")
             continue
@@ -132,7 +147,7 @@ def read_text_blocks(extent: Extent, start: Position, *, max_bytes: int) -> Iter
     inside = start == START and _starts_inside_block(extent, max_bytes)
     lines = extent_lines(extent, start, max_bytes=max_bytes, past_end=True)
     plain = compression_of(extent.url) is None
-    for is_block, of_block in itertools.groupby(lines, key=lambda line: line.data is None or bool(line.data.strip())):
+    for is_block, of_block in itertools.groupby(lines, key=_is_text):
         first = next(of_block)
         if plain and first.start[1] >= extent.end:
             return
@@ -159,50 +174,98 @@ def _starts_inside_block(extent: Extent, max_bytes: int) -> bool:
     if extent.start == 0:
         return False
     first = next(extent_lines(extent, START, max_bytes=max_bytes), None)
-    if first is None or first.data is None or not first.data.strip():
+    if first is None or not _is_text(first):
         return False
-    begin = first.start[1]
-    before = read_range(extent.url, max(0, begin - LOOK_BACK_BYTES), begin - 1)
-    return bool(before[before.rfind(b"\n") + 1 :].strip())
+    end = begin = first.start[1] - 1  # of the line before
+    while begin > 0 and end - begin <= max_bytes:
+        at = begin - LOOK_BACK_BYTES if begin - LOOK_BACK_BYTES >= len(BYTE_ORDER_MARK) else 0
+        data = read_range(extent.url, at, begin)
+        if at == 0:
+            data = _without_mark(data).rjust(len(data))
+        newline = data.rfind(b"\n")
+        if data[newline + 1 :].strip():
+            return True
+        begin = at + newline + 1
+        if newline >= 0:
+            break
+    return end - begin > max_bytes  # as blank as it may be
+
+
+def _is_text(line: Line) -> bool:
+    """Whether a line is part of a block: it is not blank, or too long to know."""
+    return line.data is None or bool(line.data.strip())
 
 
 def _text_item(here: Position, there: Position, data: bytes | None, max_bytes: int) -> Item:
     if data is None:
-        return Item(here, there, {}, _too_long(max_bytes))
+        return Item(here, there, {}, too_long(max_bytes))
     try:
         return Item(here, there, {"text": data.decode().removesuffix("\r")})
     except UnicodeDecodeError as error:
         return Item(here, there, {}, f"not UTF-8: {error}")
 
 
-def _too_long(max_bytes: int) -> str:
-    return f"longer than {max_bytes / 2**20:g} MiB (data.cleaning.max_document_mib)"
-
-
 # --- CSV --------------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Decoded:
-    """Lines as text for :mod:`csv`, with how far they were read."""
+class _TooLong(csv.Error):
+    pass
 
-    lines: Iterator[Line]
-    end: tuple[int, int]
-    start: tuple[int, int] | None = None
-    """Of the row's first line."""
-    too_long: bool = False
 
-    def forget(self) -> None:
-        """A new row begins."""
-        self.start, self.too_long = None, False
+class _RowLines(Iterator[str]):
+    """Lines as text for :mod:`csv`, which remembers those of the current row."""
 
-    def __iter__(self) -> Iterator[str]:
-        for line in self.lines:
-            self.start = self.start or line.start
-            self.end = line.end
-            self.too_long |= line.data is None
-            # bytes that are no UTF-8 become half surrogate pairs, which the check of the column finds
-            yield (line.data or b"").decode(errors="surrogateescape") + "\n"
+    def __init__(self, extent: Extent, start: Position, *, max_bytes: int) -> None:
+        self._extent, self._max_bytes = extent, max_bytes
+        self._lines = extent_lines(extent, start, max_bytes=max_bytes)
+        self._again: collections.deque[Line] = collections.deque()
+        self.row: list[Line] = []
+        self._size = 0
+
+    def __next__(self) -> str:
+        line = self._again.popleft() if self._again else next(self._lines)
+        self.row.append(line)
+        self._size += len(line.data or b"") + 1
+        if line.data is None or self._size > self._max_bytes + 1:
+            raise _TooLong(too_long(self._max_bytes))
+        # bytes that are no UTF-8 become half surrogate pairs, which the check of the column finds
+        return line.data.decode(errors="surrogateescape") + "\n"
+
+    def next_row(self) -> list[str] | None:
+        """The next row, empty for a blank line; None where there are no more.
+
+        Raises:
+            csv.Error: Its lines are no row. The next one begins with the second of them: who knows how many there are
+                in what a quote without its end seems to hold. Or the row is too long, and goes on to where its last
+                quote ends.
+        """
+        self.row, self._size = [], 0
+        try:
+            return next(csv.reader(self, strict=True), None)
+        except _TooLong:
+            self._skip_quoted()
+            raise
+        except csv.Error:
+            self._again.extendleft(reversed(self.row[1:]))
+            del self.row[1:]
+            raise
+
+    def _skip_quoted(self) -> None:
+        """Pass over the rest of a row that is too long."""
+        num_quotes = sum(map(_num_quotes, self.row))
+        del self.row[1:-1]
+        while num_quotes % 2:
+            line = self._again.popleft() if self._again else next(self._lines, None)
+            if line is None:  # the quote has no end
+                del self.row[1:]
+                self._lines = extent_lines(self._extent, Position(1, *self.row[0].end), max_bytes=self._max_bytes)
+                return
+            self.row[1:] = [line]
+            num_quotes += _num_quotes(line)
+
+
+def _num_quotes(line: Line) -> int:
+    return line.num_quotes if line.data is None else line.data.count(b'"')
 
 
 def read_csv(extent: Extent, start: Position, columns: Sequence[str], *, max_bytes: int) -> Iterator[Item]:
@@ -210,50 +273,42 @@ def read_csv(extent: Extent, start: Position, columns: Sequence[str], *, max_byt
 
     All but the first of ``columns``, which is the text, are read as JSON numbers or lists where they are some.
     """
-    csv.field_size_limit(max_bytes)
-    header_lines = _Decoded(extent_lines(extent, START, max_bytes=max_bytes), end=(0, 0))
-    header = next(csv.reader(iter(header_lines), strict=True), None)
+    csv.field_size_limit(max_bytes + 1)
+    lines = _RowLines(extent, START, max_bytes=max_bytes)
+    header: list[str] | None = []
+    while header == []:
+        header = lines.next_row()
     if header is None:
         return
-    if start == START:
-        start = Position(0, *header_lines.end)
-    decoded = _Decoded(extent_lines(extent, start, max_bytes=max_bytes), end=(start.block, start.offset))
-    source = iter(decoded)
+    if start != START:
+        lines = _RowLines(extent, start, max_bytes=max_bytes)
     ordinal = start.ordinal
     while True:
-        rows = csv.reader(source, strict=True)
-        while True:
-            decoded.forget()
-            fault = None
-            row: list[str] = []
-            try:
-                row = next(rows)
-            except StopIteration:
+        row, fault = None, None
+        try:
+            row = lines.next_row()
+            if row is None:
                 return
-            except csv.Error as error:
-                fault = f"not CSV: {error}"
-            if decoded.too_long:
-                fault = _too_long(max_bytes)
-            if fault is None and not row:
+            if not row:
                 continue  # a blank line
-            if fault is None and len(row) != len(header):
+            if len(row) != len(header):
                 fault = f"{len(row)} values for the {len(header)} columns of the first row"
-            assert decoded.start is not None  # a row has a line
-            here, there = Position(ordinal, *decoded.start), Position(ordinal + 1, *decoded.end)
-            ordinal += 1
-            if fault is not None:
-                yield Item(here, there, {}, fault)
-                break  # what the reader remembers of a broken row must not reach the next
-            named = dict(zip(header, row, strict=True))
-            wanted = {
-                name: _value(named[name]) if i else named[name] for i, name in enumerate(columns) if name in named
-            }
-            yield Item(here, there, wanted if len(wanted) == len(columns) else named)
+        except csv.Error as error:
+            fault = str(error) if isinstance(error, _TooLong) else f"not CSV: {error}"
+        here, there = Position(ordinal, *lines.row[0].start), Position(ordinal + 1, *lines.row[-1].end)
+        ordinal += 1
+        if row is None or fault is not None:
+            yield Item(here, there, {}, fault)
+            continue
+        named = dict(zip(header, row, strict=True))
+        wanted = {name: _value(named[name]) if i else named[name] for i, name in enumerate(columns) if name in named}
+        yield Item(here, there, wanted if len(wanted) == len(columns) else named)
 
 
 def _value(text: str) -> Any:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
-    return value if isinstance(value, int | float | list) else text
+    is_number = type(value) is int or (type(value) is float and math.isfinite(value))
+    return value if is_number or isinstance(value, list) else text

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ted_ds.config.data import Data, Source
-from ted_ds.data.reading.bytes import compression_of, decompressed_chunks, open_filesystem, read_range
+from ted_ds.data.reading.bytes import DamagedData, compression_of, decompressed_chunks, open_filesystem, read_range
 from ted_ds.data.reading.extents import DataFile, Extent, ExtentTable
 from ted_ds.data.reading.lines import read_csv, read_json_lines, read_text_blocks, read_text_lines
 from ted_ds.data.reading.records import START, BadRecord, Item, Position, column_fault
-from ted_ds.data.reading.tables import arrow_file, parquet_metadata, read_arrow, read_parquet
+from ted_ds.data.reading.tables import arrow_file, parquet_metadata, read_arrow, read_parquet, read_remote_arrow
 from ted_ds.data.reading.whole import read_json_array, read_text_file
-from ted_ds.data.sources import is_remote, locate
+from ted_ds.data.sources import is_remote, locate, without_query
 from ted_ds.errors import DataError
 
 EXTENT_BYTES = 2**18
@@ -81,39 +81,50 @@ def list_source(source: Source) -> Listing:
         DataError: It is not there, is empty, or of no known format.
     """
     kind, urls = locate(source)
-    try:
-        with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-            files = tuple(pool.map(functools.partial(_describe, kind, source.documents), urls))
-    except Exception as error:  # file systems and Parquet raise their own types
-        raise DataError(f"{source.path}: cannot be read: {error}") from error
+    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
+        files = tuple(pool.map(functools.partial(_described, kind, source.documents), urls))
     if not any(file.size for file in files):
         raise DataError(f"{source.path}: empty; give at least one row")
     return Listing(source.path, kind, source.documents, files)
 
 
+def _described(kind: str, documents: str, url: str) -> DataFile:
+    try:
+        return _describe(kind, documents, url)
+    except Exception as error:  # file systems, Parquet and Arrow raise their own types
+        raise DataError(f"{url}: cannot be read: {' '.join(str(error).split())[:300]}") from error
+
+
 def _describe(kind: str, documents: str, url: str) -> DataFile:
     filesystem, path = open_filesystem(url)
-    size = int(filesystem.size(path))
+    size = filesystem.size(path)
+    if size is None:
+        raise DataError("its server does not tell its size")
     if size == 0:
         return DataFile(url, 0)
     if kind == "parquet":
         return DataFile(url, size, "row_groups", parquet_metadata(url).num_row_groups)
+    if kind == "arrow" and is_remote(url):
+        return DataFile(url, size, "file")
     if kind == "arrow":
         return DataFile(url, size, "rows", len(arrow_file(url)))
-    is_array = kind == "json" and _is_array(url)
+    is_array = kind == "json" and _is_array(url, size)
     from_start = compression_of(url) is not None or kind == "csv" or (kind == "text" and documents == "file")
     return DataFile(url, size, "file" if from_start or is_array else "bytes", is_array=is_array)
 
 
-def _is_array(url: str) -> bool:
+def _is_array(url: str, size: int) -> bool:
     compression = compression_of(url)
-    stem = url.removesuffix(compression) if compression else url
-    if not stem.endswith(".json"):
+    if not without_query(url).removesuffix(compression or "").endswith(".json"):
         return False
     if compression is None:
-        head = read_range(url, 0, 64)
+        head = read_range(url, 0, min(size, 64))
     else:
-        head = next((chunk.data for chunk in decompressed_chunks(url, compression, block=0, skip=0)), b"")
+        try:
+            first = next(decompressed_chunks(url, compression, size, block=0, skip=0), None)
+        except DamagedData:
+            return False  # a fault once it is read
+        head = first.data if first else b""
     return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
 
 
@@ -125,19 +136,22 @@ def read_extent(
     What cannot be read any further ends with a fault; over a network it is tried several times first.
     """
     attempts = REMOTE_ATTEMPTS if is_remote(extent.url) else 1
-    for attempt in range(1, attempts + 1):
+    num_failed = 0
+    while True:
+        tried_from = start
         try:
             for item in _reader(listing, extent, columns, max_bytes)(start):
                 start = item.end
-                fault = item.fault or column_fault(item.row, columns)
+                fault = item.fault or column_fault(item.row, columns, max_bytes=max_bytes)
                 yield Item(item.start, item.end, item.row if fault is None else {}, fault)
             return
         except Exception as error:  # file systems, decompressors and readers raise their own types
-            if attempt == attempts or isinstance(error, FileNotFoundError):
+            num_failed = num_failed + 1 if start == tried_from else 1
+            if num_failed == attempts or isinstance(error, FileNotFoundError):
                 reason = " ".join(str(error).split())[:300] or type(error).__name__
                 yield Item(start, start, {}, f"cannot be read from here on: {reason}")
                 return
-            time.sleep(REMOTE_WAIT_S * attempt)
+            time.sleep(REMOTE_WAIT_S * num_failed)
 
 
 def _reader(
@@ -146,7 +160,8 @@ def _reader(
     if listing.format == "parquet":
         return lambda start: read_parquet(extent, start, columns)
     if listing.format == "arrow":
-        return lambda start: read_arrow(extent, start, columns)
+        read = read_remote_arrow if extent.file.division == "file" else read_arrow
+        return lambda start: read(extent, start, columns)
     if listing.format == "csv":
         return lambda start: read_csv(extent, start, columns, max_bytes=max_bytes)
     if listing.format == "json" and extent.file.is_array:
@@ -167,17 +182,24 @@ def describe_position(extent: Extent, item: Item, listing: Listing) -> str:
     if listing.format == "parquet":
         return f"row group {extent.start}, row {position.offset + 1}"
     if listing.format == "arrow":
-        return f"row {extent.start + position.offset + 1}"
+        return f"row {position.ordinal + 1 + (extent.start if extent.file.division == 'rows' else 0)}"
     if extent.file.is_array:
         return f"element {position.ordinal + 1}"
     after = f" after that of byte {position.block} decompressed" if compression_of(extent.url) else ""
-    return f"byte {position.offset}{after}"
+    return f"byte {max(position.offset, extent.start)}{after}"
 
 
 def read_in_order(
-    listing: Listing, columns: Sequence[str], *, max_bytes: int, report: Callable[[BadRecord], None]
+    listing: Listing,
+    columns: Sequence[str],
+    *,
+    max_bytes: int,
+    report: Callable[[BadRecord], None],
+    by_number: bool = True,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows of a source in file order, each with its number in its source from 1; bad ones are reported.
+
+    ``by_number`` names those of a single file by their numbers; else all are named as a stream names them.
 
     Raises:
         DataError: The first record of the source lacks a column.
@@ -196,13 +218,9 @@ def read_in_order(
                     "task.target_columns"
                 )
             else:
-                report(
-                    BadRecord(
-                        extent.url,
-                        f"row {number}" if len(listing.files) == 1 else describe_position(extent, item, listing),
-                        item.fault,
-                    )
-                )
+                has_number = by_number and len(listing.files) == 1
+                position = f"row {number}" if has_number else describe_position(extent, item, listing)
+                report(BadRecord(extent.url, position, item.fault))
 
 
 def empty_files(listing: Listing) -> list[BadRecord]:

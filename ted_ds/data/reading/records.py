@@ -41,19 +41,26 @@ class BadRecord(NamedTuple):
     fault: str
 
 
-def column_fault(row: dict[str, Any], columns: Sequence[str]) -> str | None:
+def column_fault(row: dict[str, Any], columns: Sequence[str], *, max_bytes: int) -> str | None:
     """What is wrong with a row of which ``columns`` are wanted, the first of them as text; None if nothing is."""
     for column in columns:
         if column not in row:
-            return f"no column {column!r}; it has {', '.join(map(str, row)) or 'none'}"
+            present = ", ".join(map(str, row)).encode(errors="backslashreplace").decode()
+            return f"no column {column!r}; it has {present or 'none'}"
         if row[column] is None:
             return f"no value in column {column!r}; every row needs one"
     text = row[columns[0]]
     if not isinstance(text, str):
         return f"column {columns[0]!r} holds {text!r:.50}; it must be text"
+    size = len(text)
     if not text.isascii():
         try:
-            text.encode()
+            size = len(text.encode())
         except UnicodeEncodeError:
             return f"column {columns[0]!r}: not valid Unicode (wrong encoding, or half a surrogate pair); use UTF-8"
-    return None
+    return too_long(max_bytes) if size > max_bytes else None
+
+
+def too_long(max_bytes: int) -> str:
+    """What is wrong with a longer record."""
+    return f"longer than {max_bytes / 2**20:g} MiB (data.cleaning.max_document_mib)"

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
-from datasets import Dataset
+from datasets.table import InMemoryTable, MemoryMappedTable, Table
 
 from ted_ds.data.reading.bytes import open_filesystem
 from ted_ds.data.reading.extents import Extent
 from ted_ds.data.reading.records import Item, Position
 
 ROWS_AT_ONCE = 256
+ARROW_MAGIC = b"ARROW1\0\0"
+BYTES_AT_ONCE = 2**22
+"""Of rows on average."""
 
 
 @functools.lru_cache(maxsize=256)
@@ -27,39 +33,85 @@ def read_parquet(extent: Extent, start: Position, columns: Sequence[str]) -> Ite
     """A record per row of a row group, of which only ``columns`` are read, some rows at a time."""
     metadata = parquet_metadata(extent.url)
     present = metadata.schema.to_arrow_schema().names
+    group = metadata.row_group(extent.start)
     if not set(columns) <= set(present):
-        yield Item(start, start, dict.fromkeys(present), None)
+        yield from _without_columns(present, start.offset, group.num_rows)
         return
+    num_rows = max(1, min(ROWS_AT_ONCE, BYTES_AT_ONCE * group.num_rows // max(group.total_byte_size, 1)))
     filesystem, path = open_filesystem(extent.url)
     with filesystem.open(path, "rb") as stream, pyarrow.parquet.ParquetFile(stream, metadata=metadata) as file:
         row = 0
-        for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[*range(extent.start, extent.end)], columns=[*columns]):
+        for batch in file.iter_batches(num_rows, row_groups=[extent.start], columns=[*columns]):
             first = row
             row += len(batch)
             if row > start.offset:
                 skipped = max(start.offset - first, 0)
-                yield from _items(batch.slice(skipped).to_pydict(), first + skipped, columns)
+                yield from _items(batch.slice(skipped), first + skipped, columns)
 
 
 @functools.lru_cache(maxsize=64)
-def arrow_file(path: str) -> Dataset:
-    """A memory-mapped Arrow file."""
-    return Dataset.from_file(path)
+def arrow_file(path: str) -> Table:
+    """A memory-mapped Arrow file, of the streaming format (as ``datasets`` writes it) or the one with a footer."""
+    try:
+        return MemoryMappedTable.from_file(path)
+    except pyarrow.ArrowInvalid:
+        return InMemoryTable(pyarrow.ipc.open_file(pyarrow.memory_map(path)).read_all())
 
 
 def read_arrow(extent: Extent, start: Position, columns: Sequence[str]) -> Iterator[Item]:
     """A record per row of a range of rows."""
     table = arrow_file(extent.url)
     if not set(columns) <= set(table.column_names):
-        yield Item(start, start, dict.fromkeys(table.column_names), None)
+        yield from _without_columns(table.column_names, start.offset, extent.end - extent.start)
         return
-    table = table.select_columns([*columns])
     for first in range(extent.start + start.offset, extent.end, ROWS_AT_ONCE):
-        rows = table[first : min(first + ROWS_AT_ONCE, extent.end)]
+        rows = table.fast_slice(first, min(ROWS_AT_ONCE, extent.end - first)).select([*columns])
         yield from _items(rows, first - extent.start, columns)
 
 
-def _items(rows: dict[str, list], first: int, columns: Sequence[str]) -> Iterator[Item]:
-    for index, values in enumerate(zip(*(rows[name] for name in columns), strict=True), start=first):
+def read_remote_arrow(extent: Extent, start: Position, columns: Sequence[str]) -> Iterator[Item]:
+    """A record per row of a whole Arrow file, batch after batch; one with a footer is a stream behind eight bytes."""
+    filesystem, path = open_filesystem(extent.url)
+    with filesystem.open(path, "rb", block_size=BYTES_AT_ONCE) as file:
+        if file.read(len(ARROW_MAGIC)) != ARROW_MAGIC:
+            file.seek(0)
+        reader = pyarrow.ipc.open_stream(file)
+        names, ordinal = reader.schema.names, start.ordinal
+        if start.block and not any(pyarrow.types.is_dictionary(kind) for kind in reader.schema.types):
+            file.seek(start.block)
+        while True:
+            block = file.tell()
+            try:
+                batch = reader.read_next_batch()
+            except StopIteration:
+                return
+            if block < start.block:
+                continue
+            first = start.offset if block == start.block else 0
+            if set(columns) <= set(names):
+                items = _items(batch.slice(first), first, columns)
+            else:
+                items = _without_columns(names, first, len(batch))
+            for item in items:
+                here, there = (Position(ordinal + i, block, item.start.offset + i) for i in (0, 1))
+                ordinal += 1
+                yield Item(here, there, item.row, item.fault)
+
+
+def _without_columns(present: Sequence[str], first: int, end: int) -> Iterator[Item]:
+    for index in range(first, end):
+        yield Item(Position(index, 0, index), Position(index + 1, 0, index + 1), dict.fromkeys(present))
+
+
+def _items(rows: Any, first: int, columns: Sequence[str]) -> Iterator[Item]:
+    """A record per row of a batch or table, one by one so that a value that is none harms no other row."""
+    arrays = [rows.column(name) for name in columns]
+    for row in range(len(rows)):
+        index = first + row
         here, there = Position(index, 0, index), Position(index + 1, 0, index + 1)
-        yield Item(here, there, dict(zip(columns, values, strict=True)))
+        try:
+            values = {name: array[row].as_py() for name, array in zip(columns, arrays, strict=True)}
+        except (ValueError, ArithmeticError) as error:  # UnicodeDecodeError, pyarrow.ArrowInvalid, OverflowError
+            yield Item(here, there, {}, f"a value cannot be read: {error}")
+            continue
+        yield Item(here, there, values)

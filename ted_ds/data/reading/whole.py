@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ted_ds.data.reading.bytes import compression_of, decompressed_chunks, plain_chunks
 from ted_ds.data.reading.extents import Extent
-from ted_ds.data.reading.records import START, Item, Position
+from ted_ds.data.reading.records import START, Item, Position, too_long
 
 LARGEST_ARRAY_BYTES = 2**26
 
@@ -20,7 +20,7 @@ def read_json_array(extent: Extent, start: Position) -> Iterator[Item]:
         yield Item(start, start, {}, fault)
         return
     try:
-        rows = json.loads(data)
+        rows = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         yield Item(start, start, {}, f"not JSON in UTF-8: {error}")
         return
@@ -37,7 +37,7 @@ def read_text_file(extent: Extent, start: Position, *, max_bytes: int) -> Iterat
     end = Position(1, 0, 0)
     data = _whole(extent, max_bytes)
     if data is None:
-        yield Item(START, end, {}, f"longer than {max_bytes / 2**20:g} MiB (data.cleaning.max_document_mib)")
+        yield Item(START, end, {}, too_long(max_bytes))
         return
     try:
         yield Item(START, end, {"text": data.decode("utf-8-sig")})
@@ -51,7 +51,7 @@ def _whole(extent: Extent, max_bytes: int) -> bytes | None:
     if compression is None:
         chunks = plain_chunks(extent.url, 0, extent.size)
     else:
-        chunks = decompressed_chunks(extent.url, compression, block=0, skip=0)
+        chunks = decompressed_chunks(extent.url, compression, extent.size, block=0, skip=0)
     pieces, size = [], 0
     for chunk in chunks:
         pieces.append(chunk.data)
