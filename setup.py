@@ -38,12 +38,12 @@ setup(
         "sentencepiece>=0.2",
         "tokenizers>=0.22",
         "torch>=2.6",
-        "torchdata>=0.11",
         "transformers>=5.0",
         "wandb>=0.20",
         "zstandard>=0.23",
     ],
     extras_require={
+        "benchmarks": ["torchdata>=0.11"],  # a rival; the other, mosaicml-streaming, needs an environment of its own
         "demo": ["gguf>=0.19"],
         "dev": ["hypothesis", "import-linter", "pyright[nodejs]", "pytest", "pytest-timeout", "pyyaml", "ruff"],
     },

@@ -20,6 +20,7 @@ from ted_ds.data.loader import Batch, Collator, evaluation_batches
 from ted_ds.data.reading.listing import DataListing
 from ted_ds.data.reading.records import BadRecord
 from ted_ds.data.stream.corpus_stream import CorpusStream
+from ted_ds.data.stream.state_file import write_stream_state
 from ted_ds.data.tasks import LabelledData, TaskData
 from ted_ds.errors import DataError, TedError
 from ted_ds.evaluation.scoring import evaluate
@@ -217,7 +218,7 @@ class Assembly:
                 max_steps=plan.max_steps,
                 log_every_steps=self.recipe.tracking.log_every_steps,
                 max_consecutive_skips=self.recipe.max_consecutive_skips,
-                last_good=self.recipe.output_dir / f"{phase}.last_good",
+                save=lambda: self._save(engine, batches, self.recipe.output_dir / f"{phase}.last_good"),
                 log=log,
                 say=self.screen.say,
             )
@@ -225,6 +226,13 @@ class Assembly:
             self.screen.stop()
             batches.close()
         return {**last, "perf/tokens_per_s": tokens_per_s}
+
+    def _save(self, engine: TrainableEngine, batches: LabelledStream | CorpusStream, folder: Path) -> Path:
+        """Keep what trains, and the place in its data. Every rank must call it."""
+        engine.save(folder)
+        states = self.world.gather(batches.state_dict())
+        self.world.on_main(lambda: write_stream_state(folder, states))
+        return folder
 
     def _look_at_data(self, batches: LabelledStream | CorpusStream) -> dict[str, float]:
         """What all ranks have read so far; records that were skipped are listed.

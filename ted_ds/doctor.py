@@ -15,12 +15,11 @@ from torch import Tensor
 from ted_ds.assemble import Assembly
 from ted_ds.assemble_stages import StageTwo, build_stage_two
 from ted_ds.chain import Chain
-from ted_ds.config.tasks import CausalLm, LabelledTask, Regression
+from ted_ds.config.tasks import LabelledTask
 from ted_ds.contracts import broken_contracts
 from ted_ds.data.loader import Batch
 from ted_ds.errors import TedError
 from ted_ds.models.loading import load_tokenizer
-from ted_ds.numerics.losses import kept_labels
 from ted_ds.phases import model_identity
 from ted_ds.plan import model_sides
 from ted_ds.preflight import heldout_guess, vet_knowledge, vet_weights
@@ -29,7 +28,7 @@ from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.runtime.sharding import collect_garbage, whole_parameters
 from ted_ds.stages.distill import DistillObjective
 from ted_ds.vetting.baseline import NUM_EXAMPLES
-from ted_ds.vetting.batch_text import LEGEND, batch_as_text
+from ted_ds.vetting.batch_text import first_batch
 from ted_ds.vetting.verdict import Status, Verdict, failures
 
 MARKS = {"pass": "pass", "warn": "WARN", "fail": "FAIL", "skip": "skip"}
@@ -73,7 +72,8 @@ class Doctor:
                     "stage II", lambda: self._look_at_stage_two(teacher, student, batch, is_ready=teacher_is_ready)
                 )
         self._show_layer_map()
-        self._show_batch(batch)
+        for line in first_batch(batch, self._build.tokenizer, self._recipe.task):
+            self._build.screen.say(line)
         rows = [(one.check, MARKS[one.status], one.detail) for one in self._verdicts]
         self._build.screen.table(f"{self._recipe.name}: doctor", ("check", "verdict", "detail"), rows, numbers=False)
         failed = failures(self._verdicts)
@@ -335,16 +335,6 @@ class Doctor:
             for student, teacher in self._build.plan.layer_pairs
         ]
         self._build.screen.table("layer map", ("student", "width", "teacher", "width", "matched in"), rows)
-
-    def _show_batch(self, batch: Batch) -> None:
-        task = self._recipe.task
-        names = task.target_columns if isinstance(task, Regression) else getattr(task, "labels", [])
-        causal_lm = isinstance(task, CausalLm)
-        lines = batch_as_text(batch, self._build.tokenizer, token_labels=causal_lm, label_names=names)
-        kept, tokens = int(kept_labels(batch.labels).sum()), int(batch.kept_tokens.sum())
-        self._build.screen.say(f"first microbatch: {tokens} tokens, {kept} labels kept of {batch.labels.numel()}")
-        for line in [*lines, LEGEND]:
-            self._build.screen.say(f"  {line}")
 
 
 def _bytes(tensor: Tensor) -> bytes:

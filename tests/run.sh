@@ -7,8 +7,8 @@ make_environment demo,dev
 use_cpu
 export HF_HUB_OFFLINE=1 WANDB_MODE=offline
 
-ruff format --check ted_ds tests setup.py
-ruff check ted_ds tests setup.py
+ruff format --check ted_ds benchmarks tests setup.py
+ruff check ted_ds benchmarks tests setup.py
 pyright
 lint-imports
 python -m pytest "$@"

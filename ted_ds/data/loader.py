@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ted_ds.data.grouping import interleaved
 from ted_ds.data.samples import Sample
 from ted_ds.numerics.losses import IGNORED_LABEL
 
@@ -118,26 +116,6 @@ class Collator:
         if self.labels == "class":
             return torch.tensor([IGNORED_LABEL if label is None else label for label in given])
         return torch.tensor([[math.nan] * self.num_outputs if label is None else label for label in given])
-
-
-def training_steps(
-    samples: Iterator[Sample],
-    collate: Collator,
-    *,
-    global_batch_size: int,
-    micro_batch_size: int,
-    rank: int,
-    world_size: int,
-) -> Iterator[list[Batch]]:
-    """For each step, this rank's microbatches of the step's global batch.
-
-    Step s holds samples ``s * global_batch_size`` onwards, on any number of ranks: only who computes what differs (see
-    :func:`~ted_ds.data.grouping.interleaved`). Where samples end, the last step is filled up with empty rows.
-    """
-    while real := list(itertools.islice(samples, global_batch_size)):
-        step: list[Sample | None] = [*real, *[None] * (global_batch_size - len(real))]
-        share = interleaved(step, micro_batch_size=micro_batch_size, rank=rank, world_size=world_size)
-        yield [collate(one) for one in share]
 
 
 def evaluation_batches(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ted_ds.data.loader import Batch
-from ted_ds.errors import NumericsError
+from ted_ds.errors import DataError, NumericsError
 from ted_ds.runtime.engine import DataExhausted, Objective, TrainableEngine
 
 
@@ -19,7 +19,7 @@ def train(
     max_steps: int,
     log_every_steps: int,
     max_consecutive_skips: int,
-    last_good: Path,
+    save: Callable[[], Path],
     log: Callable[[int, Mapping[str, float]], None],
     say: Callable[[str], None],
 ) -> float:
@@ -34,7 +34,7 @@ def train(
         max_steps: Optimizer steps, skipped ones included.
         log_every_steps: How often to report.
         max_consecutive_skips: How many steps in a row may be skipped for a number that is not finite.
-        last_good: Where to put the last good state when there are more.
+        save: Keeps the state that the phase is left in where it cannot go on; returns where it is.
         log: Takes each report.
         say: Takes messages to the user.
 
@@ -52,7 +52,16 @@ def train(
         values = engine.report(objective)
         intervals.append((values["train/tokens"], time.monotonic() - started))
         started = time.monotonic()
-        log(step, {**values, "perf/tokens_per_s": intervals[-1][0] / intervals[-1][1]})
+        try:
+            log(step, {**values, "perf/tokens_per_s": intervals[-1][0] / intervals[-1][1]})
+        except DataError as error:
+            if not error.agreed:
+                raise  # of this rank alone: the others are elsewhere
+            if not engine.weights_are_finite():
+                raise
+            stopped = DataError(f"{error}. The state after step {step} is in {save()}")
+            stopped.agreed = True
+            raise stopped from error
 
     last_taken, bad_in_a_row, reason = 0, 0, ""
     for step in range(1, max_steps + 1):
@@ -63,7 +72,7 @@ def train(
                 raise
             say(f"  data exhausted after step {step - 1} of {max_steps}")
             if last_taken < step - 1 and _is_lost(engine, last_taken):
-                raise _cannot_go_on(engine, last_good, step - 1, last_taken, reason) from None
+                raise _cannot_go_on(engine, save, step - 1, last_taken, reason) from None
             if (step - 1) % log_every_steps:
                 report(step - 1)
             break
@@ -73,7 +82,7 @@ def train(
             bad_in_a_row, reason = bad_in_a_row + (not skipped.is_scale_search), skipped.reason
             say(f"  step {step} skipped, {step - last_taken} in a row: {reason}")
             if bad_in_a_row > max_consecutive_skips or (step == max_steps and _is_lost(engine, last_taken)):
-                raise _cannot_go_on(engine, last_good, step, last_taken, reason)
+                raise _cannot_go_on(engine, save, step, last_taken, reason)
         if step % log_every_steps == 0 or step == max_steps:
             report(step)
     timed = intervals[1:] or intervals
@@ -85,10 +94,11 @@ def _is_lost(engine: TrainableEngine, last_taken: int) -> bool:
     return last_taken == 0 or not engine.weights_are_finite()
 
 
-def _cannot_go_on(engine: TrainableEngine, last_good: Path, step: int, last_taken: int, reason: str) -> NumericsError:
+def _cannot_go_on(
+    engine: TrainableEngine, save: Callable[[], Path], step: int, last_taken: int, reason: str
+) -> NumericsError:
     if engine.weights_are_finite():
-        engine.save(last_good)
-        left = f"the state after step {last_taken}, the last that was taken, is in {last_good}"
+        left = f"the state after step {last_taken}, the last that was taken, is in {save()}"
     else:
         left = "the weights themselves are not finite and were not saved"
     error = NumericsError(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from ted_ds.config.tasks import CausalLm, Regression, Task
 from ted_ds.data.loader import Batch
 from ted_ds.numerics.losses import kept_labels
 
@@ -14,23 +15,25 @@ MOST_TOKENS = 256
 LEGEND = "‹token›: read, not predicted   ║ a document ends   [pad xN]: padding"
 
 
-def batch_as_text(
-    batch: Batch, tokenizer: PreTrainedTokenizerBase, *, token_labels: bool, label_names: Sequence[str], rows: int = 2
-) -> list[str]:
-    """The first rows of a batch, one line each.
+def first_batch(batch: Batch, tokenizer: PreTrainedTokenizerBase, task: Task, *, num_rows: int = 2) -> list[str]:
+    """Lines on a batch: how much of it is learned, its first rows, and how to read them.
 
     Args:
         batch: On the CPU.
         tokenizer: Made its tokens.
-        token_labels: Whether the labels are next tokens.
-        label_names: Names of classes or outputs, otherwise.
-        rows: How many.
+        task: Says what the labels are.
+        num_rows: How many rows to show.
     """
-    return [
+    token_labels = isinstance(task, CausalLm)
+    label_names = task.target_columns if isinstance(task, Regression) else getattr(task, "labels", [])
+    kept, tokens = int(kept_labels(batch.labels).sum()), int(batch.kept_tokens.sum())
+    rows = [
         _tokens(batch, row, tokenizer, token_labels)
         + ("" if token_labels else f"  -> {_label(batch, row, label_names)}")
-        for row in range(min(rows, len(batch.input_ids)))
+        for row in range(min(num_rows, len(batch.input_ids)))
     ]
+    heading = f"first microbatch: {tokens} tokens, {kept} labels kept of {batch.labels.numel()}"
+    return [heading, *(f"  {line}" for line in [*rows, LEGEND])]
 
 
 def _tokens(batch: Batch, row: int, tokenizer: PreTrainedTokenizerBase, token_labels: bool) -> str:

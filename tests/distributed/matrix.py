@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from ted_ds.config.deepspeed import complete
 from ted_ds.config.schema import PhasePlan
-from ted_ds.data.loader import Collator, training_steps
+from ted_ds.data.loader import Collator
 from ted_ds.data.samples import Sample
 from ted_ds.models.families import family_of
 from ted_ds.models.heads import classification_probes, lm_probes
@@ -34,6 +34,7 @@ from ted_ds.runtime.frozen import FrozenModel, frozen_engine_config
 from ted_ds.stages.distill import DistillObjective
 from ted_ds.stages.learn_filters import FilterObjective
 from tests.dist import run_ranks
+from tests.distributed.steps import training_steps
 from tests.distributed.training import (
     FILTER_DIM,
     HIDDEN,

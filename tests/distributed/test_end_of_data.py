@@ -11,7 +11,7 @@ from ted_ds.numerics.task_terms import TASK_TERMS
 from ted_ds.stages.finetune import FinetuneObjective
 from ted_ds.stages.loop import train
 from tests.dist import run_ranks
-from tests.distributed.test_nonfinite import one_sample
+from tests.distributed.test_nonfinite import one_sample, saved
 from tests.distributed.training import config, load_tapped, start_engine
 from tests.tiny import write_model
 
@@ -55,7 +55,7 @@ def train_to_the_end(world, folder, stage, num_steps, log_every_steps, bad_from,
             max_steps=MAX_STEPS,
             log_every_steps=log_every_steps,
             max_consecutive_skips=MAX_STEPS,
-            last_good=folder / "last_good",
+            save=lambda: saved(engine, folder),
             log=lambda step, values: logged.append((step, values["train/tokens"])),
             say=said.append,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ted_ds.data.loader import Collator, training_steps
+from ted_ds.data.loader import Collator
 from ted_ds.data.samples import Sample
 from ted_ds.errors import DataError, NumericsError
 from ted_ds.models.student import FilteredModel
@@ -17,6 +17,7 @@ from ted_ds.runtime.sharding import full_state_dict
 from ted_ds.stages.distill import DistillObjective
 from ted_ds.stages.loop import train
 from tests.dist import run_ranks
+from tests.distributed.steps import training_steps
 from tests.distributed.training import (
     STUDENT_LAYERS,
     TEACHER_LAYERS,
@@ -51,6 +52,11 @@ def steps_of(world, numbers):
     return training_steps(
         samples, collate, global_batch_size=8, micro_batch_size=2, rank=world.rank, world_size=world.size
     )
+
+
+def saved(engine, folder):
+    engine.save(folder / "last_good")
+    return folder / "last_good"
 
 
 class Fault:
@@ -198,7 +204,7 @@ def train_and_end_in_skips(world, folder, good_steps):
             max_steps=4,
             log_every_steps=1,
             max_consecutive_skips=9,
-            last_good=folder / "last_good",
+            save=lambda: saved(engine, folder),
             log=lambda *_: None,
             say=lambda _: None,
         )
@@ -244,7 +250,7 @@ def train_until_it_stops(world, folder, stage, max_skips, broken_weights):
             max_steps=20,
             log_every_steps=1,
             max_consecutive_skips=max_skips,
-            last_good=folder / "last_good",
+            save=lambda: saved(engine, folder),
             log=lambda step, values: said.append((step, values["train/skipped_steps"])),
             say=said.append,
         )

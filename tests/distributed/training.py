@@ -11,7 +11,7 @@ import torch
 
 from ted_ds.config.deepspeed import complete
 from ted_ds.config.schema import PhasePlan
-from ted_ds.data.loader import Collator, training_steps
+from ted_ds.data.loader import Collator
 from ted_ds.data.samples import Sample
 from ted_ds.models.families import family_of
 from ted_ds.models.heads import classification_probes, lm_probes
@@ -27,6 +27,7 @@ from ted_ds.runtime.world import World
 from ted_ds.stages.distill import DistillObjective
 from ted_ds.stages.finetune import FinetuneObjective
 from ted_ds.stages.learn_filters import FilterObjective
+from tests.distributed.steps import training_steps
 from tests.tiny import LABELS, ROOT, VOCAB_SIZE
 
 GLOBAL_BATCH, MICRO_BATCH, NUM_STEPS = 8, 2, 3

@@ -18,7 +18,7 @@ from ted_ds.config.data import Data, Source
 from ted_ds.config.tasks import CausalLm, SequenceClassification
 from ted_ds.data.cleaning import is_heldout
 from ted_ds.data.labels import Label
-from ted_ds.data.loader import Batch, Collator, evaluation_batches, training_steps
+from ted_ds.data.loader import Batch, Collator, evaluation_batches
 from ted_ds.data.packing import pack
 from ted_ds.data.reading.listing import list_data
 from ted_ds.data.samples import Sample
@@ -385,68 +385,6 @@ def rows_in(batches: Sequence[Batch]) -> list[tuple[int, ...]]:
 def numbered_samples(count: int | None = None) -> Iterator[Sample]:
     numbers = itertools.count(1) if count is None else range(1, count + 1)
     return (sample_of(*[number] * (1 + number % 3), label=number % 2) for number in numbers)
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-@pytest.mark.parametrize("micro_batch_size", [1, 2])
-def test_the_ranks_together_hold_the_same_global_batches_on_any_number_of_ranks(
-    world_size: int, micro_batch_size: int
-) -> None:
-    steps_of_rank = [
-        list(
-            itertools.islice(
-                training_steps(
-                    numbered_samples(),
-                    Collator(pad_id=0, labels="class"),
-                    global_batch_size=8,
-                    micro_batch_size=micro_batch_size,
-                    rank=rank,
-                    world_size=world_size,
-                ),
-                3,
-            )
-        )
-        for rank in range(world_size)
-    ]
-    wanted = [tuple(sample.input_ids) for sample in numbered_samples(24)]
-    for step in range(3):
-        microbatches = [steps[step] for steps in steps_of_rank]
-        assert {len(one) for one in microbatches} == {8 // micro_batch_size // world_size}
-        for rank, one in enumerate(microbatches):
-            assert rows_in(one) == wanted[8 * step : 8 * step + 8][rank::world_size]
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-@pytest.mark.parametrize("micro_batch_size", [1, 2])
-@pytest.mark.parametrize("count", [1, 7, 8, 13])
-def test_where_samples_end_the_last_step_is_filled_with_empty_rows(
-    world_size: int, micro_batch_size: int, count: int
-) -> None:
-    steps_of_rank = [
-        list(
-            training_steps(
-                numbered_samples(count),
-                Collator(pad_id=0, labels="class"),
-                global_batch_size=8,
-                micro_batch_size=micro_batch_size,
-                rank=rank,
-                world_size=world_size,
-            )
-        )
-        for rank in range(world_size)
-    ]
-    assert {len(steps) for steps in steps_of_rank} == {-(-count // 8)}
-    batches = [batch for steps in steps_of_rank for step in steps for batch in step]
-    assert {len(batch.labels) for batch in batches} == {micro_batch_size}
-    assert len(batches) == -(-count // 8) * 8 // micro_batch_size
-    held = [
-        tuple(ids[kept].tolist())
-        for batch in batches
-        for ids, kept in zip(batch.input_ids, batch.kept_tokens, strict=True)
-        if kept.any()
-    ]
-    assert sorted(held) == sorted(tuple(sample.input_ids) for sample in numbered_samples(count))
-    assert sum(int(kept_labels(batch.labels).sum()) for batch in batches) == count
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
