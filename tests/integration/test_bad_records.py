@@ -1,0 +1,90 @@
+"""A corpus with bad records under the launcher: they are skipped and listed; too many end the run at a checkpoint."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import torch
+
+from ted_ds.config.load import load_recipe
+from ted_ds.data.loader import Collator
+from ted_ds.data.reading.listing import list_data
+from ted_ds.data.tasks import CausalLmData
+from ted_ds.models.loading import load_tokenizer
+from tests.integration.launching import deepspeed, ranks
+from tests.tiny import texts, write_corpus, write_run
+
+SMALL_WINDOWS = "data.shuffle_mib=0.002"
+
+
+def write_bad_run(folder, bad_rows):
+    """A run whose corpus has, in these rows, what is no JSON."""
+    recipe = write_run(folder)
+    lines = [json.dumps({"text": text}) for text in texts(200)]
+    for row in bad_rows:
+        lines[row - 1] = '{"text": '
+    (folder / "train.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    evaluation = write_corpus(folder / "evaluation.jsonl", 20, seed=1)
+    return str(recipe), [f"data.evaluation=[{{path: {evaluation}}}]", SMALL_WINDOWS]
+
+
+def listed(folder):
+    return [json.loads(line) for line in (folder / "run" / "bad_records.jsonl").read_text().splitlines()]
+
+
+def stream_of(recipe, world_size, rank, state=None):
+    tokenizer = load_tokenizer(Path(recipe.teacher.path))
+    data = CausalLmData(recipe.data, recipe.task, tokenizer, list_data(recipe.data), max_heldout=8)
+    return data.stream(
+        Collator(pad_id=0, labels="tokens"),
+        seed=recipe.seed,
+        global_batch_size=4,
+        micro_batch_size=4 // world_size,
+        rank=rank,
+        world_size=world_size,
+        num_workers=0,
+        timeout_s=60,
+        state=state,
+    )
+
+
+def test_a_few_are_skipped_and_listed_once_with_file_and_position(tmp_path):
+    recipe, arguments = write_bad_run(tmp_path, [5, 150])
+    limits = "data.bad_records={max_fraction: 1, max_count: 2}"
+    outcome = deepspeed("run", recipe, *arguments, limits, "distill.method=kd", "distill.max_steps=60")
+    assert outcome.code == 0, outcome.output
+    records = listed(tmp_path)
+    assert len(records) == 2, "though both phases and more than one epoch read them"
+    assert {record["file"] for record in records} == {str(tmp_path / "train.jsonl")}
+    lines = (tmp_path / "train.jsonl").read_bytes().splitlines(keepends=True)
+    starts = {f"byte {sum(map(len, lines[: row - 1]))}" for row in (5, 150)}
+    assert {record["position"] for record in records} == starts
+    assert all(record["fault"].startswith("not JSON in UTF-8") for record in records)
+
+
+def test_too_many_stop_every_rank_at_a_checkpoint_from_which_the_data_goes_on(tmp_path):
+    path, arguments = write_bad_run(tmp_path, range(20, 200, 9))
+    arguments += ["data.bad_records={max_fraction: 1, max_count: 4}", "filters.teacher.max_steps=500"]
+    outcomes = ranks(2, ["run", path, *arguments])
+    everything = "".join(outcome.output for outcome in outcomes)
+    assert [outcome.code for outcome in outcomes] == [2, 2], everything
+    assert "Traceback" not in everything
+    saved = tmp_path / "run" / "filters_teacher.last_good"
+    assert everything.count("more than data.bad_records allows (max_fraction 1, max_count 4)") == 1
+    assert f"is in {saved}" in everything
+    assert not (tmp_path / "run" / "filters_teacher").exists()
+    assert len(listed(tmp_path)) > 4
+
+    state = json.loads((saved / "stream.json").read_text())
+    assert f"The state after step {state['step']} " in everything
+    assert (saved / "latest").read_text() == f"step_{state['step']}"
+    assert state["step"] > 0
+    recipe = load_recipe(tmp_path / "recipe.yaml", arguments)
+    for world_size in (1, 2, 4):
+        for rank in range(world_size):
+            never_stopped = itertools.islice(stream_of(recipe, world_size, rank), state["step"], state["step"] + 40)
+            resumed = itertools.islice(stream_of(recipe, world_size, rank, state), 40)
+            for one, other in zip(never_stopped, resumed, strict=True):
+                assert all(torch.equal(a.input_ids, b.input_ids) for a, b in zip(one, other, strict=True))
