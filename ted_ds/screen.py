@@ -14,6 +14,7 @@ SHOWN_VALUES = {
     "loss/task": "task",
     "loss/kl_teacher_student": "kl",
     "loss/feature_mse": "feature mse",
+    "train/padding": "padding",
     "perf/tokens_per_s": "tok/s",
 }
 

@@ -21,7 +21,7 @@ from ted_ds.data.samples import Sample
 from ted_ds.data.stream.corpus_stream import CorpusStream
 from ted_ds.data.stream.documents import LaneDocuments
 from ted_ds.data.stream.lane import make_units
-from ted_ds.data.stream.settings import StreamSettings, stream_settings
+from ted_ds.data.stream.settings import StreamSettings, source_names, stream_settings
 from ted_ds.data.tokenizers import DocumentEncoder
 from ted_ds.errors import DataError
 
@@ -56,6 +56,10 @@ class LabelledData:
         self.train = _tokenise(kept, task, tokenizer)
         self.heldout = _tokenise(heldout[:max_heldout], task, tokenizer)
 
+    def describe(self, _world_size: int) -> str:
+        """How much there is."""
+        return f"{len(self.train)} training examples, held by every rank"
+
 
 class CausalLmData:
     """Documents, streamed and packed."""
@@ -88,6 +92,18 @@ class CausalLmData:
         self.bad_records = reader.bad
         _refuse_empty(data, [None], self.heldout)
         self.heldout = self.heldout[:max_heldout]
+
+    def describe(self, world_size: int) -> str:
+        """The sources and their sizes, and what each rank holds of them."""
+        names = source_names([source.path for source in self._data.train])
+        sources = ", ".join(
+            f"{name} ({len(listing.files)} files, {listing.num_bytes / 2**20:.1f} MiB)"
+            for name, listing in zip(names, self._listing.train, strict=True)
+        )
+        return (
+            f"{sources}; about {self._data.shuffle_mib / world_size:.4g} MiB of text held to shuffle per rank, "
+            f"{self._data.workers} workers each"
+        )
 
     def settings(self, *, seed: int, num_lanes: int) -> StreamSettings:
         """What decides the training stream with ``num_lanes`` sequences per step."""

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections import Counter
 
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+from ted_ds.config.data import Data, Source
+from ted_ds.config.tasks import CausalLm
+from ted_ds.data.cleaning import is_heldout
+from ted_ds.data.loader import Collator
+from ted_ds.data.reading.listing import list_data
+from ted_ds.data.tasks import CausalLmData
+from ted_ds.data.tokenizers import DocumentEncoder
 from ted_ds.demo_assets import prepare
 from ted_ds.models.files import read_model_facts
 
@@ -53,3 +62,38 @@ def test_preparing_again_changes_nothing(assets):
     before = {path: path.stat().st_mtime_ns for path in assets.rglob("*")}
     prepare(assets)
     assert {path: path.stat().st_mtime_ns for path in assets.rglob("*")} == before
+
+
+@pytest.mark.parametrize("name", ["kjv", pytest.param("imdb", marks=pytest.mark.slow)])
+def test_an_epoch_of_a_real_corpus_holds_each_document_once_and_none_that_is_held_out(assets, name):
+    texts = [json.loads(line)["text"] for line in (assets / f"{name}.jsonl").read_bytes().splitlines()]
+    tokenizer = AutoTokenizer.from_pretrained(assets / "smollm2-135m")
+    data = Data(train=[Source(path=str(assets / f"{name}.jsonl"), epochs=1)], heldout_fraction=0.05)
+    task = CausalLm(kind="causal_lm", sequence_length=1024)
+    opened = CausalLmData(data, task, tokenizer, list_data(data), max_heldout=1)
+    stream = opened.stream(
+        Collator(pad_id=0, labels="tokens"),
+        seed=17,
+        global_batch_size=8,
+        micro_batch_size=8,
+        rank=0,
+        world_size=1,
+        num_workers=0,
+        timeout_s=60,
+    )
+    lanes: list[list[int]] = [[] for _ in range(8)]
+    for (batch,) in stream:
+        if not batch.kept_tokens.any():
+            break
+        for lane, ids, kept in zip(lanes, batch.input_ids, batch.kept_tokens, strict=True):
+            lane.extend(ids[kept].tolist())
+
+    trained: Counter[tuple[int, ...]] = Counter()
+    for lane in lanes:
+        ends = [place for place, token in enumerate(lane) if token == tokenizer.eos_token_id]
+        trained.update(tuple(lane[start + 1 : end]) for start, end in itertools.pairwise([-1, *ends]))
+    encode = DocumentEncoder(tokenizer)
+    heldout, rest = ([text for text in texts if is_heldout(text, 0.05) == side] for side in (True, False))
+    assert 0.03 < len(heldout) / len(texts) < 0.07
+    assert trained == Counter(map(tuple, encode(rest)))
+    assert not trained.keys() & set(map(tuple, encode(heldout)))

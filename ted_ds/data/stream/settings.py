@@ -69,7 +69,7 @@ def stream_settings(
     data: Data, task: CausalLm, listings: tuple[Listing, ...], *, seed: int, num_lanes: int, separator: int
 ) -> StreamSettings:
     """The training stream of a recipe, with ``num_lanes`` sequences per step."""
-    names = _names([source.path for source in data.train])
+    names = source_names([source.path for source in data.train])
     sources = tuple(
         SourceSettings(
             name,
@@ -97,7 +97,7 @@ def stream_settings(
     )
 
 
-def _names(paths: list[str]) -> list[str]:
+def source_names(paths: list[str]) -> list[str]:
     """Short names for sources, distinct from each other."""
     names: list[str] = []
     for path in paths:
