@@ -230,8 +230,15 @@ class Assembly:
     def _save(self, engine: TrainableEngine, batches: LabelledStream | CorpusStream, folder: Path) -> Path:
         """Keep what trains, and the place in its data. Every rank must call it."""
         engine.save(folder)
-        states = self.world.gather(batches.state_dict())
-        self.world.on_main(lambda: write_stream_state(folder, states))
+        step = min(self.world.gather(batches.step))  # where one rank could not make the next, others may have
+        parts = self.world.gather((batches.state_dict(step), batches.take_bad_records()))
+
+        def write() -> None:
+            if self.ledger is not None:
+                self.ledger.add(record for _, of_rank in parts for record in of_rank)
+            write_stream_state(folder, [state for state, _ in parts])
+
+        self.world.on_main(write)
         return folder
 
     def _look_at_data(self, batches: LabelledStream | CorpusStream) -> dict[str, float]:

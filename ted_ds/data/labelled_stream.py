@@ -89,9 +89,19 @@ class LabelledStream(Iterator[list[Batch]]):
         self._step += 1
         return batches
 
-    def state_dict(self) -> dict[str, Any]:
-        """What is needed to go on after the steps handed out so far: plain JSON, the same on every rank."""
-        return {"version": VERSION, "kind": "labelled", "step": self._step, **self._identity}
+    @property
+    def step(self) -> int:
+        """How many steps have been given out."""
+        return self._step
+
+    def state_dict(self, step: int | None = None) -> dict[str, Any]:
+        """What is needed to go on after the steps given out, or after ``step``: JSON, the same on every rank."""
+        return {
+            "version": VERSION,
+            "kind": "labelled",
+            "step": self._step if step is None else step,
+            **self._identity,
+        }
 
     def progress(self) -> dict[str, float]:
         """This rank's share of ``data/epoch``, passes over the samples; sums over ranks are those of the run."""

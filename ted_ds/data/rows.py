@@ -29,12 +29,12 @@ class RowReader:
         """Rows of a source, and their numbers in it from 1.
 
         Raises:
-            DataError: The first row lacks a column.
+            DataError: The first row lacks a column, or more rows are bad than may be.
         """
         self.bad += [record for record in empty_files(source) if record not in self.bad]
         max_bytes = int(self._data.cleaning.max_document_mib * 2**20)
         for number, row in read_in_order(
-            source, self._columns, max_bytes=max_bytes, report=self.bad.append, by_number=self._by_number
+            source, self._columns, max_bytes=max_bytes, report=self._skip, by_number=self._by_number
         ):
             self._num_good += 1
             yield number, row
@@ -52,6 +52,11 @@ class RowReader:
                 split == "all" or is_heldout(text, self._data.heldout_fraction) == (split == "heldout")
             ):
                 yield text
+
+    def _skip(self, record: BadRecord) -> None:
+        self.bad.append(record)
+        if len(self.bad) > self._data.bad_records.max_count:
+            self.judge(is_complete=False)
 
     def judge(self, *, is_complete: bool) -> None:
         """Make sure that not too many rows are bad; ``is_complete`` once all there are have been read.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from ted_ds.data.loader import Batch
 from ted_ds.errors import DataError, NumericsError
@@ -55,13 +56,7 @@ def train(
         try:
             log(step, {**values, "perf/tokens_per_s": intervals[-1][0] / intervals[-1][1]})
         except DataError as error:
-            if not error.agreed:
-                raise  # of this rank alone: the others are elsewhere
-            if not engine.weights_are_finite():
-                raise
-            stopped = DataError(f"{error}. The state after step {step} is in {save()}")
-            stopped.agreed = True
-            raise stopped from error
+            _stop_for_data(engine, save, step, error)
 
     last_taken, bad_in_a_row, reason = 0, 0, ""
     for step in range(1, max_steps + 1):
@@ -76,6 +71,8 @@ def train(
             if (step - 1) % log_every_steps:
                 report(step - 1)
             break
+        except DataError as error:
+            _stop_for_data(engine, save, step - 1, error)
         if skipped is None:
             last_taken, bad_in_a_row = step, 0
         else:
@@ -92,6 +89,16 @@ def train(
 def _is_lost(engine: TrainableEngine, last_taken: int) -> bool:
     """Whether a phase whose last step was skipped has nothing to show. Every rank must call it."""
     return last_taken == 0 or not engine.weights_are_finite()
+
+
+def _stop_for_data(engine: TrainableEngine, save: Callable[[], Path], step: int, error: DataError) -> NoReturn:
+    """Raise the data's error, once the state after ``step`` is kept."""
+    # what one rank alone raises, the others do not know of; a state without a step is none
+    if not error.agreed or step == 0 or not engine.weights_are_finite():
+        raise error
+    stopped = DataError(f"{error}. The state after step {step} is in {save()}")
+    stopped.agreed = True
+    raise stopped from error
 
 
 def _cannot_go_on(

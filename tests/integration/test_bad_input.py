@@ -81,14 +81,14 @@ def test_a_file_missing_on_one_rank_only(tmp_path, zero):
     [
         ([], "train.jsonl: "),
         ([{"body": "ba be"}], "no column 'text'; it has body"),
-        ([*({"text": text} for text in texts(20)), {"text": None}], "row 21: no value in column 'text'"),
+        ([*({"text": text} for text in texts(20)), {"text": None}], "no value in column 'text'; every row needs one"),
     ],
     ids=["empty", "no-text-column", "row-without-text"],
 )
 def test_data_that_is_wrong(tmp_path, rows, message):
     write_run(tmp_path)
     write_rows(tmp_path / "train.jsonl", rows)
-    check_refused(tmp_path, [], message)
+    check_refused(tmp_path, ["data.bad_records.max_count=0"], message)
 
 
 def test_a_label_nobody_knows(tmp_path):

@@ -44,6 +44,7 @@ class CorpusStream(Iterator[list[Batch]]):
         states = {} if state is None else _lane_states(state, settings, lanes)
         self._step = 0 if state is None else int(state["step"])
         self._workers = LaneWorkers(settings, encode, lanes, states, num_workers=num_workers, timeout_s=timeout_s)
+        self._before: tuple[int, dict[int, dict[str, Any]]] = (self._step, {})
         self._bad: list[BadRecord] = []
 
     def __next__(self) -> list[Batch]:
@@ -52,20 +53,35 @@ class CorpusStream(Iterator[list[Batch]]):
         Raises:
             DataError: See :class:`LaneWorkers`.
         """
+        before = (self._step, self._workers.states())
         items = self._workers.next()
+        self._before = before
         self._step += 1
         for item in items:
             self._bad += item.bad
         rows, size = [item.sample for item in items], self._micro_batch_size
         return [self._collate(rows[begin : begin + size]) for begin in range(0, len(rows), size)]
 
-    def state_dict(self) -> dict[str, Any]:
-        """This rank's lanes after the last step given out, as JSON; see :func:`merge_states`."""
-        lanes = {str(lane): state for lane, state in self._workers.states().items()}
+    @property
+    def step(self) -> int:
+        """How many steps have been given out."""
+        return self._step
+
+    def state_dict(self, step: int | None = None) -> dict[str, Any]:
+        """This rank's lanes as JSON, after the last step given out or after ``step``; see :func:`merge_states`.
+
+        Raises:
+            ValueError: ``step`` is neither the last one nor the one before.
+        """
+        places = {self._before[0]: self._before[1], self._step: self._workers.states()}
+        step = self._step if step is None else step
+        if step not in places:
+            raise ValueError(f"the place after step {step} is not kept, only those after {sorted(places)}")
+        lanes = {str(lane): state for lane, state in places[step].items()}
         return {
             "version": STATE_VERSION,
             "kind": "corpus",
-            "step": self._step,
+            "step": step,
             "stream": self._settings.fingerprint(),
             "lanes": lanes,
         }
@@ -86,7 +102,8 @@ class CorpusStream(Iterator[list[Batch]]):
 
     def take_bad_records(self) -> list[BadRecord]:
         """Records that were skipped since the last call."""
-        bad, self._bad = self._bad, []
+        bad = [*self._bad, *self._workers.bad]
+        self._bad, self._workers.bad = [], []
         return bad
 
     def close(self) -> None:

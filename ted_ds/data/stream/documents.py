@@ -21,7 +21,6 @@ OVERHEAD_BYTES = 256
 """What a held document costs beside its text."""
 SMALLEST_WINDOW_BYTES = 2**14
 PATIENCE_UNITS = 64
-MOST_FAULTS_AT_ONCE = 1000
 
 
 class Reference(NamedTuple):
@@ -72,7 +71,7 @@ class LaneDocuments:
         self._next: tuple[int, Position, int] | None = None  # where the next window starts; None: nothing is loaded
         self._window: list[tuple[Reference, str]] = []
         self._ready: collections.deque[Document] = collections.deque()
-        self.bad: list[BadRecord] = []
+        self._bad: dict[BadRecord, None] = {}  # each once, though an epoch may be read again
 
     def state(self) -> dict[str, Any]:
         """Where it is, as JSON."""
@@ -104,8 +103,7 @@ class LaneDocuments:
             self._unit, self._at, self._num_read, self._taken = unit, at, num_read, 0
             self._load()
             if self._unit - empty_since > max(PATIENCE_UNITS, 4 * len(self._units)):
-                where = self._source.listing.name
-                raise DataError(f"{where}: no documents are left to read; the files are empty or all is held out")
+                raise DataError(self._nothing_left())
         self._tokenise()
         self._taken += 1
         return self._ready.popleft()
@@ -131,6 +129,18 @@ class LaneDocuments:
                 url = self._units.unit(self._lane, reference.unit).extent.url
                 raise DataError(f"{url}: cannot go on: the document at {reference[2:]} cannot be read any more")
         return self._documents([(reference, found[reference]) for reference in references])
+
+    def take_bad(self) -> list[BadRecord]:
+        """Records that were skipped since the last call."""
+        bad, self._bad = [*self._bad], {}
+        return bad
+
+    def _nothing_left(self) -> str:
+        why = "the files are empty or all is held out"
+        if self._bad:
+            one = next(iter(self._bad))
+            why = f"{len(self._bad)} records cannot be used, such as {one.file}: {one.position}: {one.fault}"
+        return f"{self._source.listing.name}: no documents are left to read; {why}"
 
     def _tokenise(self) -> None:
         """Make the next documents of the window ready."""
@@ -186,8 +196,10 @@ class LaneDocuments:
     def _report(self, unit: Unit, item: Item) -> None:
         assert item.fault is not None
         place = describe_position(unit.extent, item, self._source.listing)
-        self.bad.append(BadRecord(unit.extent.url, place, item.fault))
-        if len(self.bad) > MOST_FAULTS_AT_ONCE:
+        self._bad[BadRecord(unit.extent.url, place, item.fault)] = None
+        limit = self._settings.most_bad_records
+        if len(self._bad) > limit:
             raise DataError(
-                f"{unit.extent.url}: {place}: {item.fault}: {len(self.bad)} records in a row, or nearly, cannot be used"
+                f"{unit.extent.url}: {place}: {item.fault}. Bad records on the way to one sequence: {len(self._bad)}, "
+                f"more than data.bad_records allows (max_count {limit}); mend them, or raise the limit"
             )

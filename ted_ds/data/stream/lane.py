@@ -83,10 +83,11 @@ class Lane:
                 sample = Sample(sequence[0], document_lengths=sequence[1])
                 break
         self._step, self._shares = self._step + 1, None
-        bad = [record for documents in self._documents for record in documents.bad]
-        for documents in self._documents:
-            documents.bad = []
-        return LaneItem(self._lane, sample, self.state(), bad)
+        return LaneItem(self._lane, sample, self.state(), self.take_bad())
+
+    def take_bad(self) -> list[BadRecord]:
+        """Records that were skipped since the last sequence."""
+        return [record for documents in self._documents for record in documents.take_bad()]
 
     def state(self) -> dict[str, Any]:
         """Where the lane is, as JSON."""

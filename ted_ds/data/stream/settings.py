@@ -57,10 +57,12 @@ class StreamSettings:
     cleaning: Cleaning
     heldout_fraction: float
     """Of documents that are left out; 0 where held-out data has sources of its own."""
+    most_bad_records: int
+    """On the way to one sequence; decides no content."""
 
     def fingerprint(self) -> dict[str, Any]:
         """What a state must have been saved with; files by name and size, so that a corpus may move."""
-        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "most_bad_records"}
         sources = [source.fingerprint() for source in self.sources]
         return json.loads(json.dumps(own | {"cleaning": self.cleaning.model_dump(), "sources": sources}))
 
@@ -94,6 +96,7 @@ def stream_settings(
         temperature=data.mixture_temperature,
         cleaning=data.cleaning,
         heldout_fraction=0.0 if data.evaluation is not None else data.heldout_fraction,
+        most_bad_records=data.bad_records.max_count,
     )
 
 

@@ -6,10 +6,11 @@ import multiprocessing
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from ted_ds.data.reading.records import BadRecord
 from ted_ds.data.stream.documents import Encoder
 from ted_ds.data.stream.lane import Lane, LaneItem, make_units
 from ted_ds.data.stream.settings import StreamSettings
@@ -18,6 +19,14 @@ from ted_ds.errors import DataError
 STEPS_AHEAD = 2
 RESTARTS_PER_STEP = 3
 CHECK_INTERVAL_S = 2.0
+
+
+class LaneFailure(NamedTuple):
+    """What a worker gives in the place of a step that cannot be made."""
+
+    message: str
+    bad: list[BadRecord]
+    """Found on the way to it."""
 
 
 class LaneDataset(IterableDataset):
@@ -29,10 +38,11 @@ class LaneDataset(IterableDataset):
         """Nothing is opened yet: that happens in the process that iterates."""
         self._settings, self._encode, self._lanes, self._states = settings, encode, lanes, states
 
-    def __iter__(self) -> Iterator[list[LaneItem] | str]:
-        """For each step its items, endlessly; a message in the place of a step that cannot be made."""
+    def __iter__(self) -> Iterator[list[LaneItem] | LaneFailure]:
+        """For each step its items, endlessly."""
         worker = get_worker_info()
         chosen = self._lanes if worker is None else self._lanes[worker.id :: worker.num_workers]
+        lanes: list[Lane] = []
         try:
             units = make_units(self._settings)
             lanes = [
@@ -41,8 +51,9 @@ class LaneDataset(IterableDataset):
             while True:
                 yield [lane.next() for lane in lanes]
         except DataError as error:  # as a value: torch would wrap it in a traceback
+            bad = [record for lane in lanes for record in lane.take_bad()]
             while True:
-                yield str(error)
+                yield LaneFailure(str(error), bad)
 
 
 class LaneWorkers:
@@ -63,6 +74,7 @@ class LaneWorkers:
         self._states = dict(states)
         self._num_workers, self._timeout_s = min(num_workers, len(lanes)), timeout_s
         self.num_restarts = 0
+        self.bad: list[BadRecord] = []  # found on the way to a step that could not be made
         self._start()
 
     def next(self) -> list[LaneItem]:
@@ -83,8 +95,9 @@ class LaneWorkers:
                 continue
             items: list[LaneItem] = []
             for part in parts:
-                if isinstance(part, str):
-                    raise DataError(part)
+                if isinstance(part, LaneFailure):
+                    self.bad += part.bad
+                    raise DataError(part.message)
                 items += part
             items.sort(key=lambda item: item.lane)
             self._states.update((item.lane, item.state) for item in items)
@@ -102,7 +115,7 @@ class LaneWorkers:
         """End the workers."""
         self._iterator = iter(())
 
-    def _next_part(self) -> list[LaneItem] | str:
+    def _next_part(self) -> list[LaneItem] | LaneFailure:
         """What the next worker in turn made."""
         give_up_at = time.monotonic() + self._timeout_s
         while True:
