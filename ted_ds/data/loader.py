@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -76,22 +77,20 @@ class Collator:
         """Pad to one length; a ``None`` is a row of one padding token of which nothing is kept."""
         longest = max(len(sample.input_ids) if sample else 1 for sample in samples)
         shape = (len(samples), -(-longest // self.multiple_of) * self.multiple_of)
-        input_ids = torch.full(shape, self.pad_id)
-        kept_tokens = torch.zeros(shape, dtype=torch.bool)
-        next_tokens = torch.full(shape, IGNORED_LABEL)
-        position_ids = torch.zeros(shape, dtype=torch.long)
+        # filled in NumPy, which takes a list and a short slice in a tenth of torch's time
+        ids, kept = np.full(shape, self.pad_id, dtype=np.int64), np.zeros(shape, dtype=bool)
+        following, positions = np.full(shape, IGNORED_LABEL, dtype=np.int64), np.zeros(shape, dtype=np.int64)
         for row, sample in enumerate(samples):
-            ids = sample.input_ids if sample else []
-            end = shape[1] if self.side == "left" else len(ids)
-            place = slice(end - len(ids), end)
-            input_ids[row, place] = torch.tensor(ids, dtype=torch.long)
-            kept_tokens[row, place] = True
-            start = place.start
+            own = sample.input_ids if sample else []
+            end = shape[1] if self.side == "left" else len(own)
+            start = end - len(own)
+            ids[row, start:end] = own
+            kept[row, start:end] = True
             for length in self._pieces(sample):
-                piece = input_ids[row, start : start + length]
-                next_tokens[row, start : start + length - 1] = piece[1:]
-                position_ids[row, start : start + length] = torch.arange(length)
+                following[row, start : start + length - 1] = ids[row, start + 1 : start + length]
+                positions[row, start : start + length] = np.arange(length)
                 start += length
+        input_ids, kept_tokens, next_tokens, position_ids = map(torch.from_numpy, (ids, kept, following, positions))
         attention_mask = kept_tokens.long()
         attention_mask[~kept_tokens.any(1), -1 if self.side == "left" else 0] = 1  # no key at all: softmax is NaN
         positions_differ = self.isolate_documents or self.side == "left"

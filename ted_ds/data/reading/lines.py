@@ -124,7 +124,7 @@ def read_json_lines(extent: Extent, start: Position, columns: Sequence[str], *, 
             yield Item(here, there, {}, too_long(max_bytes))
             continue
         try:
-            row = json.loads(line.data.decode("utf-8-sig"))
+            row = json.loads(str(_without_mark(line.data), "utf-8"))
         except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
             yield Item(here, there, {}, f"not JSON in UTF-8: {error}")
             continue
