@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import time
 import warnings
@@ -43,6 +44,8 @@ class LaneDataset(IterableDataset):
         worker = get_worker_info()
         chosen = self._lanes if worker is None else self._lanes[worker.id :: worker.num_workers]
         lanes: list[Lane] = []
+        if worker is not None:
+            gc.freeze()  # what was imported is no garbage: the collector need not look through it again and again
         try:
             units = make_units(self._settings)
             lanes = [
