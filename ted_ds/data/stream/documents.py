@@ -15,8 +15,8 @@ from ted_ds.data.stream.units import Unit, Units
 from ted_ds.errors import DataError
 
 Encoder = Callable[[list[str]], list[list[int]]]
-CHARACTERS_AT_ONCE = 2**14
-"""Tokenised together: enough to keep the tokenizer busy, little enough for a lane to start soon."""
+CHARACTERS_AT_ONCE, FEWEST_CHARACTERS_AT_ONCE = 2**20, 2**14
+"""Tokenised together by all lanes: the more, the faster, but a first batch waits for it, and its tokens are held."""
 OVERHEAD_BYTES = 256
 """What a held document costs beside its text."""
 SMALLEST_WINDOW_BYTES = 2**14
@@ -63,6 +63,7 @@ class LaneDocuments:
         self._window_bytes = max(
             settings.shuffle_bytes // (settings.num_lanes * len(settings.sources)), SMALLEST_WINDOW_BYTES
         )
+        self._characters_at_once = max(CHARACTERS_AT_ONCE // settings.num_lanes, FEWEST_CHARACTERS_AT_ONCE)
         self._unit: int = state["unit"] if state else 0
         self._at = Position(*state["at"]) if state else START
         self._taken: int = state["taken"] if state else 0
@@ -145,7 +146,7 @@ class LaneDocuments:
     def _tokenise(self) -> None:
         """Make the next documents of the window ready."""
         end, num_characters = self._taken, 0
-        while end < len(self._window) and num_characters < CHARACTERS_AT_ONCE:
+        while end < len(self._window) and num_characters < self._characters_at_once:
             num_characters += len(self._window[end][1])
             end += 1
         self._ready.extend(self._documents(self._window[self._taken : end]))

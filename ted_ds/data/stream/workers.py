@@ -133,18 +133,22 @@ class LaneWorkers:
 
     def _start(self) -> None:
         dataset = LaneDataset(self._settings, self._encode, self._lanes, self._states)
-        options: dict[str, Any] = {}
-        if self._num_workers:
-            # forked from a clean process: this one has threads, communicators and maybe a CUDA context
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload([__name__])
-            options = {
-                "num_workers": self._num_workers,
-                "prefetch_factor": STEPS_AHEAD,
-                "multiprocessing_context": context,
-                "timeout": min(CHECK_INTERVAL_S, self._timeout_s),  # only then does torch look whether they live
-            }
-        self._iterator = iter(DataLoader(dataset, batch_size=None, collate_fn=_as_is, **options))
+        if not self._num_workers:
+            self._iterator = iter(dataset)
+            return
+        # forked from a clean process: this one has threads, communicators and maybe a CUDA context
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        loader = DataLoader(
+            dataset,
+            batch_size=None,
+            collate_fn=_as_is,
+            num_workers=self._num_workers,
+            prefetch_factor=STEPS_AHEAD,
+            multiprocessing_context=context,
+            timeout=min(CHECK_INTERVAL_S, self._timeout_s),  # only then does torch look whether they live
+        )
+        self._iterator = iter(loader)
 
 
 def _as_is(part: Any) -> Any:
