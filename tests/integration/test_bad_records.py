@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from ted_ds.config.load import load_recipe
-from ted_ds.data.loader import Collator
 from ted_ds.data.reading.listing import list_data
 from ted_ds.data.tasks import CausalLmData
 from ted_ds.models.loading import load_tokenizer
 from tests.integration.launching import deepspeed, ranks
+from tests.streams import open_stream
 from tests.tiny import texts, write_corpus, write_run
 
 SMALL_WINDOWS = "data.shuffle_mib=0.002"  # that is, the smallest there are: 16 KiB for each lane
@@ -38,17 +38,7 @@ def listed(folder):
 def stream_of(recipe, world_size, rank, state=None):
     tokenizer = load_tokenizer(Path(recipe.teacher.path))
     data = CausalLmData(recipe.data, recipe.task, tokenizer, list_data(recipe.data), max_heldout=8)
-    return data.stream(
-        Collator(pad_id=0, labels="tokens"),
-        seed=recipe.seed,
-        global_batch_size=4,
-        micro_batch_size=4 // world_size,
-        rank=rank,
-        world_size=world_size,
-        num_workers=0,
-        timeout_s=60,
-        state=state,
-    )
+    return open_stream(data, num_lanes=4, seed=recipe.seed, rank=rank, world_size=world_size, state=state)
 
 
 def test_a_few_are_skipped_and_listed_once_with_file_and_position(tmp_path):

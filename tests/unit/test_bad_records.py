@@ -11,11 +11,11 @@ import pytest
 from ted_ds.config.data import BadRecords, Data, Source
 from ted_ds.config.tasks import CausalLm, SequenceClassification
 from ted_ds.data.bad_records import FEWEST_JUDGED, LEDGER_FILE, Ledger, too_many
-from ted_ds.data.loader import Collator
 from ted_ds.data.reading.listing import list_data
 from ted_ds.data.reading.records import BadRecord
 from ted_ds.data.tasks import CausalLmData, LabelledData, open_task_data
 from ted_ds.errors import CheckpointError, DataError
+from tests.streams import open_stream
 from tests.tiny import texts, write_rows, write_tokenizer
 
 ONE, TWO, THREE = (BadRecord("a.jsonl", f"byte {number}", "no JSON") for number in (1, 2, 3))
@@ -164,16 +164,7 @@ def test_a_corpus_goes_on_without_a_bad_row_and_lists_it_once(tmp_path: Path, nu
 def test_a_corpus_is_named_alike_when_it_is_opened_and_when_it_is_streamed(tmp_path: Path) -> None:
     data = opened(tmp_path, "causal_lm", write_with_bad_row(tmp_path / "a.jsonl"), bad_records={"max_fraction": 0.1})
     assert isinstance(data, CausalLmData)
-    stream = data.stream(
-        Collator(pad_id=0, labels="tokens"),
-        seed=0,
-        global_batch_size=1,
-        micro_batch_size=1,
-        rank=0,
-        world_size=1,
-        num_workers=0,
-        timeout_s=60,
-    )
+    stream = open_stream(data)
     next(stream)
     assert stream.take_bad_records() == data.bad_records != []
 

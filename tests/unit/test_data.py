@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerFast
 
 from ted_ds.config.data import Data, Source
 from ted_ds.config.tasks import CausalLm, SequenceClassification
-from ted_ds.data.cleaning import is_heldout
 from ted_ds.data.labels import Label
 from ted_ds.data.loader import Batch, Collator, evaluation_batches
 from ted_ds.data.packing import pack
@@ -25,6 +24,7 @@ from ted_ds.data.samples import Sample
 from ted_ds.data.tasks import CausalLmData, LabelledData, open_task_data
 from ted_ds.errors import DataError
 from ted_ds.numerics.losses import IGNORED_LABEL, kept_labels
+from tests.streams import open_stream
 from tests.tiny import LABELS, WORDS, texts, write_labelled, write_rows, write_tokenizer
 
 EOS = 1
@@ -46,20 +46,6 @@ def opened(kind: Any, data: Data, *arguments: Any, max_heldout: int) -> Any:
 
 
 # --- the held-out split -----------------------------------------------------------------------------------------------
-
-
-def test_the_heldout_share_is_near_the_fraction() -> None:
-    many = [f"text number {index}" for index in range(5000)]
-    for fraction in (0.05, 0.2, 0.5):
-        share = sum(is_heldout(text, fraction) for text in many) / len(many)
-        deviation = (fraction * (1 - fraction) / len(many)) ** 0.5
-        assert abs(share - fraction) < 4 * deviation
-
-
-def test_a_larger_fraction_keeps_every_text_that_a_smaller_one_holds_out() -> None:
-    many = [f"text number {index}" for index in range(500)]
-    small, large = ({text for text in many if is_heldout(text, fraction)} for fraction in (0.1, 0.3))
-    assert small < large
 
 
 def split_of(
@@ -226,16 +212,7 @@ def test_training_and_heldout_documents_are_apart_and_together_all(
     path = write_rows(tmp_path / "a.jsonl", [{"text": word} for word in WORDS])
     one = lm_data([path], tokenizer, heldout_fraction=0.3)
     heldout = {sample.input_ids[0] for sample in one.heldout}
-    stream = one.stream(
-        Collator(pad_id=0, labels="tokens"),
-        seed=0,
-        global_batch_size=1,
-        micro_batch_size=1,
-        rank=0,
-        world_size=1,
-        num_workers=0,
-        timeout_s=60,
-    )
+    stream = open_stream(one)
     epoch = itertools.islice(stream, len(WORDS) - len(heldout))
     train = {int(batches[0].input_ids[0, 0]) for batches in epoch}
     assert all(sample.input_ids[1] == EOS and sample.label is None for sample in one.heldout)

@@ -1,0 +1,33 @@
+"""Training streams of opened corpora, made in the test's own process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ted_ds.data.loader import Collator
+from ted_ds.data.stream.corpus_stream import CorpusStream
+from ted_ds.data.tasks import CausalLmData
+
+
+def open_stream(
+    data: CausalLmData,
+    *,
+    num_lanes: int = 1,
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    state: Mapping[str, Any] | None = None,
+) -> CorpusStream:
+    """One rank's steps, each in one microbatch."""
+    return data.stream(
+        Collator(pad_id=0, labels="tokens"),
+        seed=seed,
+        global_batch_size=num_lanes,
+        micro_batch_size=num_lanes // world_size,
+        rank=rank,
+        world_size=world_size,
+        num_workers=0,
+        timeout_s=60,
+        state=state,
+    )
