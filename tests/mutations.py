@@ -107,8 +107,8 @@ MUTATIONS = {
     ),
     "next_token": Mutation(
         "data/loader.py",
-        "next_tokens[row, start : start + length - 1] = piece[1:]",
-        "next_tokens[row, start : start + length] = piece",
+        "following[row, start : start + length - 1] = ids[row, start + 1 : start + length]",
+        "following[row, start : start + length] = ids[row, start : start + length]",
         "labels are not shifted",
     ),
     "boundary": Mutation(
