@@ -585,6 +585,45 @@ def test_workers_make_the_same_stream_and_the_same_states(tmp_path: Path, world_
     again.close()
 
 
+@pytest.mark.slow
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 99),
+    packing=st.sampled_from(["wrap", "best_fit"]),
+    weights=st.tuples(st.sampled_from([0.3, 1.0, 4.0]), st.sampled_from([0.3, 1.0, 4.0])),
+    worlds=st.lists(st.sampled_from([1, 2, 4]), min_size=3, max_size=3),
+    workers=st.lists(st.integers(0, 3), min_size=3, max_size=3),
+    stops=st.tuples(st.integers(0, 14), st.integers(0, 14)),
+)
+def test_stop_and_resume_is_never_stopped_whatever_the_number_of_workers(
+    tmp_path: Path,
+    seed: int,
+    packing: str,
+    weights: tuple[float, float],
+    worlds: list[int],
+    workers: list[int],
+    stops: tuple[int, int],
+) -> None:
+    paths = [
+        write_texts(tmp_path / "a.jsonl.zst", numbered(120)),
+        write_texts(tmp_path / "b.parquet", numbered(50, first=500)),
+    ]
+    of = make_settings(
+        paths, num_lanes=4, seed=seed, packing=packing, sources=[{"weight": weight} for weight in weights]
+    )
+    whole = Run(of)
+    counts = (*stops, 6)
+    expected = whole.steps(sum(counts))
+    parts, state = [], None
+    for world, processes, count in zip(worlds, workers, counts, strict=True):
+        run = Run(of, world_size=world, workers=processes, state=state)
+        parts += run.steps(count)
+        state = run.state()
+        run.close()
+    assert parts == expected
+    assert state == whole.state()
+
+
 def worker_pids() -> set[int]:
     """Python processes whose environment or parents show that this process started them, other than itself."""
     pids = set()
