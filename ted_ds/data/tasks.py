@@ -97,12 +97,12 @@ class CausalLmData:
         """The sources and their sizes, and what each rank holds of them."""
         names = source_names([source.path for source in self._data.train])
         sources = ", ".join(
-            f"{name} ({len(listing.files)} files, {listing.num_bytes / 2**20:.1f} MiB)"
+            f"{name} {listing.num_bytes / 2**20:.1f} MiB"
             for name, listing in zip(names, self._listing.train, strict=True)
         )
         return (
             f"{sources}; about {self._data.shuffle_mib / world_size:.4g} MiB of text held to shuffle per rank, "
-            f"{self._data.workers} workers each"
+            f"workers per rank: {self._data.workers}"
         )
 
     def settings(self, *, seed: int, num_lanes: int) -> StreamSettings:
