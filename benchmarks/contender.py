@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple, Self
 from benchmarks.contenders import Spec
 from benchmarks.report import ROOT
 
+ANSWER_LIMIT_S = 600
 LAST_WAIT_S = 20
 
 
@@ -88,6 +90,8 @@ class Contender:
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
+        if not select.select([self._process.stdout], [], [], ANSWER_LIMIT_S)[0]:
+            raise RuntimeError(f"{self.name}: no answer for {ANSWER_LIMIT_S} s; run it alone to see where it waits")
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"{self.name}: its process ended with exit code {self._process.wait()}; see above")

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ted_ds.config.deepspeed import complete, read_deepspeed_json, zero_stage
 from ted_ds.config.schema import PhasePlan, Recipe
 from ted_ds.config.tasks import CausalLm, HeadTask, LabelledTask, SequenceClassification
-from ted_ds.data.bad_records import Ledger, too_many
+from ted_ds.data.bad_records import Ledger
 from ted_ds.data.labelled_stream import LabelledStream
 from ted_ds.data.loader import Batch, Collator, evaluation_batches
 from ted_ds.data.reading.listing import DataListing
@@ -198,6 +198,8 @@ class Assembly:
         """Run the phase's steps; returns its tokens per second and last report."""
         seed_everything(self.recipe.seed, phase=phase, rank=self.world.rank)
         batches = self.training_batches(plan, num_workers=self.recipe.data.workers)
+        if self.ledger is not None:
+            self.ledger.begin_phase()
         started = time.monotonic()
         last: dict[str, float] = {}
 
@@ -261,10 +263,9 @@ class Assembly:
         if self.ledger is None:
             return
         self.ledger.add(bad)
-        limits = self.recipe.data.bad_records
-        reason = too_many(len(self.ledger), num_read, self.ledger.some(), limits, is_complete=False)
+        reason = self.ledger.judge(num_read, self.recipe.data.bad_records)
         if reason is not None:
-            raise DataError(f"{reason}. All are listed in {self.ledger.path}")
+            raise DataError(reason)
 
     # --- evaluation ---------------------------------------------------------------------------------------------
 

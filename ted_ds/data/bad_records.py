@@ -27,6 +27,7 @@ class Ledger:
         """
         self.path = folder / LEDGER_FILE
         self._known: set[BadRecord] = set()
+        self._of_phase: set[BadRecord] = set()
         if self.path.is_file():
             content = self.path.read_bytes()
             whole = content[: content.rfind(b"\n") + 1]
@@ -41,8 +42,14 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._known)
 
+    def begin_phase(self) -> None:
+        """Judge by what is added from now on: a phase's records are counted from its beginning, too."""
+        self._of_phase = set()
+
     def add(self, records: Iterable[BadRecord]) -> None:
         """Write down those that are new."""
+        records = [*records]
+        self._of_phase.update(records)
         new = [record for record in dict.fromkeys(records) if record not in self._known]
         if new:
             self._known.update(new)
@@ -52,6 +59,13 @@ class Ledger:
     def some(self) -> list[BadRecord]:
         """A few of them."""
         return sorted(self._known)[:SHOWN]
+
+    def judge(self, num_read: int, limits: BadRecords) -> str | None:
+        """Why a run should stop, when its phase has read so many records; None if it should not."""
+        # the limit of their number is for all phases together, a share is one of what the phase itself has read
+        num_bad = len(self) if len(self) > limits.max_count else len(self._of_phase)
+        reason = too_many(num_bad, num_read, sorted(self._of_phase) or self.some(), limits, is_complete=False)
+        return None if reason is None else f"{reason}. All are listed in {self.path}"
 
 
 def too_many(

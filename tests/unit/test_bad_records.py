@@ -200,3 +200,19 @@ def test_bad_rows_of_several_files_are_named_by_their_place_in_the_file(tmp_path
     paths = [write_with_bad_row(folder / name, 2) for name in ("a.jsonl", "b.jsonl")]
     data = opened(tmp_path, kind, folder, bad_records={"max_fraction": 0.1})
     assert data.bad_records == [BadRecord(str(path), f"byte {start_of_row(path, 2)}", FAULT) for path in paths]
+
+
+def test_a_phase_is_judged_by_its_own_share_and_all_phases_by_their_number(tmp_path: Path) -> None:
+    limits = BadRecords(max_fraction=0.001, max_count=600)
+    records = [BadRecord("a", f"byte {number}", "broken") for number in range(601)]
+    ledger = Ledger(tmp_path)
+    ledger.begin_phase()
+    ledger.add(records[:500])
+    assert ledger.judge(1_000_000, limits) is None
+    assert "500 of 2000 records" in (ledger.judge(2000, limits) or "")
+    ledger.begin_phase()
+    assert ledger.judge(2000, limits) is None, "none of these 2000 was bad"
+    ledger.add(records[:3])
+    assert "3 of 2000 records" in (ledger.judge(2000, limits) or "")
+    ledger.add(records)
+    assert "601 of 9000000 records" in (ledger.judge(9_000_000, limits) or "")
