@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,9 @@ from ted_ds.data.bad_records import Ledger
 from ted_ds.data.labelled_stream import LabelledStream
 from ted_ds.data.loader import Batch, Collator, evaluation_batches
 from ted_ds.data.reading.listing import DataListing
-from ted_ds.data.reading.records import BadRecord
 from ted_ds.data.stream.corpus_stream import CorpusStream
-from ted_ds.data.stream.state_file import write_stream_state
 from ted_ds.data.tasks import LabelledData, TaskData
-from ted_ds.errors import DataError, TedError
+from ted_ds.errors import StoppedOnRequest, TedError
 from ted_ds.evaluation.scoring import evaluate
 from ted_ds.models.families import family_of
 from ted_ds.models.files import ModelFacts, read_model_facts
@@ -31,12 +28,12 @@ from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.task_terms import TASK_TERMS
 from ted_ds.plan import Plan, shards_frozen_models
 from ted_ds.runtime.determinism import seed_everything
-from ted_ds.runtime.engine import Objective, TrainableEngine
+from ted_ds.runtime.engine import TrainableEngine
 from ted_ds.runtime.frozen import FrozenModel, frozen_engine_config
+from ted_ds.runtime.preemption import StopNow, StopRequests
 from ted_ds.runtime.sharding import full_state_dict, sharded_loading
 from ted_ds.runtime.world import World
 from ted_ds.screen import Screen
-from ted_ds.stages.loop import train
 from ted_ds.tracking import Tracker
 
 
@@ -53,12 +50,16 @@ class Assembly:
         listing: DataListing,
         data: TaskData,
         screen: Screen,
+        stops: StopRequests,
+        run_id: str,
     ) -> None:
         self.recipe, self.plan, self.world = recipe, plan, world
         self.tokenizer, self.listing, self.data = tokenizer, listing, data
         self.screen = screen
         self.tracker: Tracker | None = None  # opened on rank 0 once there is something to write
         self.ledger: Ledger | None = None  # likewise
+        self.stops = stops
+        self.run_id = run_id
         self.deepspeed_json = read_deepspeed_json(recipe.deepspeed)
         self.dtype = DTYPES[recipe.precision]
         assert plan.teacher is not None  # both are known once their files are here
@@ -85,6 +86,7 @@ class Assembly:
         engine_config = frozen_engine_config(self.deepspeed_json, self.recipe.precision) if sharded else None
         tapped = self._tapped(path, layers, engine_config, new_head_allowed=new_head_allowed)
         frozen = FrozenModel(tapped, device=self.world.device, engine_config=engine_config)
+        self.world.bound_waits()
         held = self.world.gather(frozen.num_parameters_held)
         self.screen.say(
             f"  {path}: {frozen.num_parameters:,} parameters, {'ZeRO-3 sharded' if sharded else 'whole on each rank'}; "
@@ -167,8 +169,13 @@ class Assembly:
         finally:
             engine.release()
 
-    def training_batches(self, plan: PhasePlan, *, num_workers: int) -> LabelledStream | CorpusStream:
-        """This rank's microbatches of each step of a phase; ``num_workers`` processes read a corpus ahead."""
+    def training_batches(
+        self, plan: PhasePlan, *, num_workers: int, state: Mapping[str, Any] | None = None
+    ) -> LabelledStream | CorpusStream:
+        """This rank's microbatches of each step of a phase, from the first or from a state on.
+
+        ``num_workers`` processes read a corpus ahead.
+        """
         if isinstance(self.data, LabelledData):
             return LabelledStream(
                 samples=self.data.train,
@@ -180,7 +187,7 @@ class Assembly:
                 grouping_window_steps=self.recipe.data.length_grouping.window_steps,
                 rank=self.world.rank,
                 world_size=self.world.size,
-                state=None,
+                state=state,
             )
         assert plan.micro_batch_size is not None  # the recipe refuses a token budget for packed sequences
         return self.data.stream(
@@ -192,85 +199,37 @@ class Assembly:
             world_size=self.world.size,
             num_workers=num_workers,
             timeout_s=self.recipe.collective_timeout_s,
+            state=state,
         )
 
-    def train(self, phase: str, engine: TrainableEngine, objective: Objective, plan: PhasePlan) -> dict[str, float]:
-        """Run the phase's steps; returns its tokens per second and last report."""
-        seed_everything(self.recipe.seed, phase=phase, rank=self.world.rank)
-        batches = self.training_batches(plan, num_workers=self.recipe.data.workers)
-        if self.ledger is not None:
-            self.ledger.begin_phase()
-        started = time.monotonic()
-        last: dict[str, float] = {}
+    # --- stopping -----------------------------------------------------------------------------------------------
 
-        def log(step: int, report: Mapping[str, float]) -> None:
-            values = {**report, **self._look_at_data(batches)}
-            last.update(values)
-            if self.tracker is not None:
-                self.tracker.log(phase, step, values)
-            elapsed = time.monotonic() - started
-            self.screen.update(step, values, remaining_s=elapsed / step * (plan.max_steps - step))
-
-        self.screen.start(phase, plan.max_steps)
-        try:
-            tokens_per_s = train(
-                engine,
-                batches,
-                objective,
-                max_steps=plan.max_steps,
-                log_every_steps=self.recipe.tracking.log_every_steps,
-                max_consecutive_skips=self.recipe.max_consecutive_skips,
-                save=lambda: self._save(engine, batches, self.recipe.output_dir / f"{phase}.last_good"),
-                log=log,
-                say=self.screen.say,
-            )
-        finally:
-            self.screen.stop()
-            batches.close()
-        return {**last, "perf/tokens_per_s": tokens_per_s}
-
-    def _save(self, engine: TrainableEngine, batches: LabelledStream | CorpusStream, folder: Path) -> Path:
-        """Keep what trains, and the place in its data. Every rank must call it."""
-        engine.save(folder)
-        step = min(self.world.gather(batches.step))  # where one rank could not make the next, others may have
-        parts = self.world.gather((batches.state_dict(step), batches.take_bad_records()))
-
-        def write() -> None:
-            if self.ledger is not None:
-                self.ledger.add(record for _, of_rank in parts for record in of_rank)
-            write_stream_state(folder, [state for state, _ in parts])
-
-        self.world.on_main(write)
-        return folder
-
-    def _look_at_data(self, batches: LabelledStream | CorpusStream) -> dict[str, float]:
-        """What all ranks have read so far; records that were skipped are listed.
+    def stop_if_asked(self) -> None:
+        """End here where any rank was asked to stop. Every rank must call it.
 
         Raises:
-            DataError: They are too many; on every rank.
+            StopNow: On every rank.
         """
-        parts = self.world.gather((batches.progress(), batches.take_bad_records()))
-        totals: dict[str, float] = {}
-        for numbers, _ in parts:
-            for name, value in numbers.items():
-                totals[name] = totals.get(name, 0) + value
-        bad = [record for _, of_rank in parts for record in of_rank]
-        num_read = int(sum(value for name, value in totals.items() if name.endswith("/records")))
-        self.world.on_main(lambda: self._list_bad_records(bad, num_read))
-        return totals
+        if self.world.highest(self.stops.reason is not None)[0]:
+            raise StopNow
 
-    def _list_bad_records(self, bad: Sequence[BadRecord], num_read: int) -> None:
-        if self.ledger is None:
-            return
-        self.ledger.add(bad)
-        reason = self.ledger.judge(num_read, self.recipe.data.bad_records)
-        if reason is not None:
-            raise DataError(reason)
+    def stopped(self, where: str, saved: str) -> StoppedOnRequest:
+        """The error to leave with once everything is saved. Every rank must call it."""
+        reasons = {
+            f"{reason} (rank {rank})" for rank, reason in enumerate(self.world.gather(self.stops.reason)) if reason
+        }
+        return StoppedOnRequest(
+            f"stopped on {', '.join(sorted(reasons))} {where}. {saved}. Start the same command again to go on"
+        )
 
     # --- evaluation ---------------------------------------------------------------------------------------------
 
     def evaluate(self, forward: Any) -> tuple[list[dict[str, float]], float]:
-        """Held-out metrics of each logits tensor that ``forward(batch)`` returns, and tokens per second."""
+        """Held-out metrics of each logits tensor that ``forward(batch)`` returns, and tokens per second.
+
+        Raises:
+            StopNow: Any rank was asked to stop; on every rank.
+        """
         batches: Iterator[Batch] = evaluation_batches(
             self.data.heldout,
             self.collate,
@@ -279,7 +238,12 @@ class Assembly:
             world_size=self.world.size,
         )
         return evaluate(
-            forward, batches, task=self.recipe.task.kind, gather=self.world.gather, device=self.world.device
+            forward,
+            batches,
+            task=self.recipe.task.kind,
+            gather=self.world.gather,
+            device=self.world.device,
+            before_batch=self.stop_if_asked,
         )
 
 

@@ -21,8 +21,10 @@ from ted_ds.models.filter_files import save_filters
 from ted_ds.phases import PhaseFolder, model_identity
 from ted_ds.preflight import act_on, vet_knowledge, vet_weights
 from ted_ds.runtime.frozen import FrozenModel
+from ted_ds.runtime.preemption import StopNow
 from ted_ds.runtime.sharding import collect_garbage
 from ted_ds.stages.finetune import FinetuneObjective
+from ted_ds.train_phase import PhaseTraining, checkpoints_of
 
 MODEL_FOLDER = "model"
 UNDECIDING_DATA_KEYS = {"padding", "workers", "bad_records"}
@@ -44,8 +46,8 @@ class Chain:
         """The wanted phases from the first that is not complete; writes nothing.
 
         Raises:
-            CheckpointError: A phase before them is not complete, was completed with other settings, or its place is
-                taken.
+            CheckpointError: A phase before them is not complete, was completed or begun with other settings, or its
+                place is taken.
         """
         phases = self._assembly.plan.phases
         last = max((phases.index(phase) for phase in wanted if phase in phases), default=-1)
@@ -60,6 +62,8 @@ class Chain:
         complete = folder.is_complete()
         if not complete and phase not in wanted:
             raise CheckpointError(f"{folder.path}: phase {phase} is not complete; do it first, or all: ted-ds run")
+        if not complete:
+            checkpoints_of(self._assembly, folder).refuse_others()
         return complete
 
     def vet_files(self) -> None:
@@ -78,15 +82,21 @@ class Chain:
         Raises:
             TedError: The same on every rank.
         """
+        build = self._assembly
         for phase in phases:
-            folder = self._assembly.world.on_main(functools.partial(self.folder, phase))
-            if self._assembly.world.on_main(folder.is_complete):
-                self._assembly.screen.say(f"{phase}: complete, skipped")
-                continue
-            self._assembly.screen.say(f"{phase} -> {folder.path}")
-            work: Callable[[PhaseFolder], None] = getattr(self, f"_{phase}")
-            work(folder)
-            collect_garbage()
+            folder = build.world.on_main(functools.partial(self.folder, phase))
+            try:
+                build.stop_if_asked()
+                if build.world.on_main(folder.is_complete):
+                    build.screen.say(f"{phase}: complete, skipped")
+                else:
+                    build.screen.say(f"{phase} -> {folder.path}")
+                    work: Callable[[PhaseFolder], None] = getattr(self, f"_{phase}")
+                    work(folder)
+                    collect_garbage()
+            except StopNow:
+                raise build.stopped(f"in {phase}", "It has no steps to save; phases before it are complete") from None
+            build.world.on_main(checkpoints_of(build, folder).retire)
 
     # --- where things are -----------------------------------------------------------------------------------------
 
@@ -200,7 +210,8 @@ class Chain:
         config = build.engine_config(plan, plan_path)
         tapped = build.trainable_model(origin, config)
         with build.engine(tapped, config, plan, watched=tapped.named_layers()) as engine:
-            result = build.train(folder.path.name, engine, FinetuneObjective(build.terms), plan)
+            training = PhaseTraining(build, folder, engine, plan, forward=lambda batch: engine.engine(batch.inputs)[:1])
+            result = training.run(FinetuneObjective(build.terms))
             state = build.whole_state(tapped.model)
 
         def write(place: Path) -> dict[str, Any]:
@@ -241,20 +252,20 @@ class Chain:
         if side == "teacher":
             self._vet_teacher(stage.body)
         with build.engine(stage.probes, config, plan, watched=stage.watched) as engine:
-            result = build.train(folder.path.name, engine, stage.objective, plan)
-            engine.engine.eval()
-            metrics, _ = build.evaluate(
-                lambda batch: engine.engine(stage.body(batch.inputs, with_logits=False)[1], batch.attention_mask)
+            training = PhaseTraining(
+                build,
+                folder,
+                engine,
+                plan,
+                forward=lambda batch: engine.engine(
+                    stage.body(batch.inputs, with_logits=False)[1], batch.attention_mask
+                ),
+                outputs=stage.names,
             )
+            result = training.run(stage.objective)
             state = build.whole_state(stage.bank)
         stage.body.release()
-        of_filter = dict(zip(stage.names, metrics, strict=True))
-        for name, values in of_filter.items():
-            shown = "  ".join(f"{metric} {value:.4g}" for metric, value in values.items() if "num_" not in metric)
-            build.screen.say(f"  filter of {side} {name}: {shown}")
-        if build.tracker is not None:
-            scores = {f"eval/{m}/{name}": v for name, values in of_filter.items() for m, v in values.items()}
-            build.tracker.log(folder.path.name, plan.max_steps, scores)
+        of_filter = dict(zip(stage.names, training.scores, strict=True))
 
         def write(place: Path) -> dict[str, Any]:
             save_filters(place, state, layers=stage.bank.layers, dim=self._dim, kind=filters.kind)
@@ -272,7 +283,8 @@ class Chain:
         if stage.teacher is not None:
             self._vet_teacher(stage.teacher)
         with build.engine(stage.module, config, plan, watched=stage.watched) as engine:
-            result = build.train(folder.path.name, engine, stage.objective, plan)
+            training = PhaseTraining(build, folder, engine, plan, forward=lambda batch: engine.engine(batch.inputs)[:1])
+            result = training.run(stage.objective)
             state = build.whole_state(stage.student.model)
             filter_state = build.whole_state(stage.bank)
         if stage.teacher is not None:
@@ -297,6 +309,7 @@ class Chain:
             del model
             collect_garbage()
         if build.tracker is not None:
+            build.tracker.rewind("evaluate", -1)
             for name, values in results.items():
                 build.tracker.log("evaluate", 0, {f"{name.replace(' ', '_')}/{key}": v for key, v in values.items()})
 

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 from ted_ds import __version__
-from ted_ds.errors import TedError
+from ted_ds.errors import StoppedOnRequest, TedError
 
 PHASES_OF_VERB = {
     "finetune": ("finetune_teacher", "cut_student", "finetune_student"),
@@ -88,7 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run_phases(options.recipe, options.overrides, PHASES_OF_VERB[options.verb])
     except TedError as error:
         if os.environ.get("RANK", "0") == "0" or not error.agreed:
-            print(f"ted-ds {options.verb}: error:\n{error}", file=sys.stderr)
+            kind = "" if isinstance(error, StoppedOnRequest) else "error:\n"
+            print(f"ted-ds {options.verb}: {kind}{error}", file=sys.stderr)
         return error.exit_code
     return 0
 

@@ -1,11 +1,13 @@
-"""The errors a user can cause.
+"""The errors a run can end with.
 
     TedError                 exit code 2, one message, no traceback
     ├── ConfigError          the recipe or the DeepSpeed JSON is wrong
     ├── TopologyError        ranks, batch sizes and sharding do not fit together
     ├── DataError            a data file or a row of it is wrong
-    ├── CheckpointError      a model, filter or phase folder is missing, damaged or of another run
-    └── NumericsError        a loss became NaN or infinite
+    ├── CheckpointError      a model, filter, checkpoint or phase folder is missing, damaged or of another run
+    ├── NumericsError        a loss became NaN or infinite
+    ├── StoppedOnRequest     exit code 75: a signal or the wall-clock budget; start the same command to go on
+    └── RankLostError        exit code 76: another rank died or hangs; start the same command to go on
 
 Each message says where the mistake is, what was given, the rule, and what to do:
 ``recipe.yaml: layer_map.pairs[3]: teacher block 33 does not exist (the model has 32 blocks); use 1..32``.
@@ -18,7 +20,7 @@ from collections.abc import Sequence
 
 
 class TedError(Exception):
-    """A mistake the user can mend; the command line prints it without a traceback and exits with 2."""
+    """The command line prints it without a traceback and exits with its code: 2 where the user can mend something."""
 
     exit_code = 2
     agreed = False
@@ -38,11 +40,24 @@ class DataError(TedError):
 
 
 class CheckpointError(TedError):
-    """A model, filter or phase folder is missing, damaged, or belongs to another run."""
+    """A model, filter, checkpoint or phase folder is missing, damaged, or belongs to another run."""
 
 
 class NumericsError(TedError):
     """A loss became NaN or infinite."""
+
+
+class StoppedOnRequest(TedError):
+    """All ranks agreed to stop, and what they had is saved: no mistake, and to be started again."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
+    agreed = True
+
+
+class RankLostError(TedError):
+    """Another rank no longer answers."""
+
+    exit_code = 76  # EX_PROTOCOL of sysexits.h: the other side broke off
 
 
 def raise_all(messages: Sequence[str], kind: type[TedError] = ConfigError) -> None:

@@ -16,11 +16,13 @@ from ted_ds.data.bad_records import Ledger
 from ted_ds.data.reading.listing import list_data
 from ted_ds.data.tasks import open_task_data
 from ted_ds.doctor import Doctor
-from ted_ds.errors import ConfigError
+from ted_ds.errors import ConfigError, RankLostError, StoppedOnRequest
 from ted_ds.evaluation.scoring import SCORERS
 from ted_ds.models.loading import fetch, load_tokenizer
 from ted_ds.plan import Plan, make_plan
-from ted_ds.runtime.world import World
+from ted_ds.run_folder import begin_run, mark_stopped, new_run_id, read_run_id
+from ted_ds.runtime.preemption import StopRequests
+from ted_ds.runtime.world import World, is_lost_rank
 from ted_ds.screen import Screen
 from ted_ds.tracking import METRICS_FILE, Tracker
 
@@ -32,10 +34,29 @@ def run_phases(recipe_path: str, overrides: Sequence[str], wanted: Sequence[str]
 
     Raises:
         TedError: The same on every rank. Before the first phase starts nothing has been written.
+        RankLostError: On the ranks that are left, when one of them died or hangs.
     """
     started = time.monotonic()
-    assembly, chain = _prepare(recipe_path, overrides, contracts_hold=True)
+    stops = StopRequests()
+    with stops.listening():
+        try:
+            _run_phases(recipe_path, overrides, wanted, stops, started)
+        except RuntimeError as error:
+            if not is_lost_rank(error):
+                raise
+            raise RankLostError(
+                f"rank {os.environ.get('RANK', '0')}: another rank died or hangs, or the network to it is cut; its own "
+                f"output says more. What was seen here: {str(error).splitlines()[0]:.300}. Start the same command "
+                "again to go on from the newest checkpoint"
+            ) from error
+
+
+def _run_phases(
+    recipe_path: str, overrides: Sequence[str], wanted: Sequence[str], stops: StopRequests, started: float
+) -> None:
+    assembly, chain = _prepare(recipe_path, overrides, contracts_hold=True, stops=stops)
     recipe, world, screen = assembly.recipe, assembly.world, assembly.screen
+    stops.limit(recipe.stop_after_minutes, started_at=started)
     _greet(assembly)
     phases = chain.pending(wanted)
     try:
@@ -45,9 +66,27 @@ def run_phases(recipe_path: str, overrides: Sequence[str], wanted: Sequence[str]
             chain.run(phases)
         if world.is_main:
             _show_results(screen, recipe, chain, assembly.tracker, time.monotonic() - started)
+    except StoppedOnRequest as stop:
+        _leave_stopped(assembly, stop)
+        raise
     finally:
         if assembly.tracker is not None:
             assembly.tracker.close()
+
+
+def _leave_stopped(assembly: Assembly, stop: StoppedOnRequest) -> None:
+    """Leave the sign for the launcher, and say how long it took; then all ranks exit together.
+
+    (The first one out makes many a launcher kill the others.)
+    """
+    world, tracker = assembly.world, assembly.tracker
+    if tracker is not None:
+        tracker.close()
+        assembly.tracker = None
+    seconds = max(one or 0.0 for one in world.gather(assembly.stops.seconds_since))
+    about = {"message": str(stop), "exit_code": stop.exit_code, "seconds_from_request": round(seconds, 2)}
+    world.on_main(lambda: mark_stopped(assembly.recipe.output_dir, about))
+    assembly.screen.say(f"stopped {seconds:.1f} s after the request")
 
 
 def examine(recipe_path: str, overrides: Sequence[str]) -> bool:
@@ -59,18 +98,21 @@ def examine(recipe_path: str, overrides: Sequence[str]) -> bool:
     Raises:
         TedError: There is nothing to look at; the same on every rank.
     """
-    assembly, chain = _prepare(recipe_path, overrides, contracts_hold=False)
+    assembly, chain = _prepare(recipe_path, overrides, contracts_hold=False, stops=StopRequests())
     _greet(assembly)
     return Doctor(assembly, chain).examine()
 
 
-def _prepare(recipe_path: str, overrides: Sequence[str], *, contracts_hold: bool) -> tuple[Assembly, Chain]:
+def _prepare(
+    recipe_path: str, overrides: Sequence[str], *, contracts_hold: bool, stops: StopRequests
+) -> tuple[Assembly, Chain]:
     """Everything up to the first use of a model's weights.
 
     Args:
         recipe_path: The recipe.
         overrides: Changes to it.
         contracts_hold: Whether models that break a contract (:mod:`ted_ds.contracts`) are refused.
+        stops: Takes requests to stop.
     """
     recipe: Recipe | None = None
     failure: Exception | None = None
@@ -99,7 +141,18 @@ def _prepare(recipe_path: str, overrides: Sequence[str], *, contracts_hold: bool
     assert tokenizer is not None
     assert data is not None
     screen = Screen(shown=world.is_main)
-    assembly = Assembly(recipe, plan, world, tokenizer=tokenizer, listing=listing, data=data, screen=screen)
+    output_dir = recipe.output_dir
+    assembly = Assembly(
+        recipe,
+        plan,
+        world,
+        tokenizer=tokenizer,
+        listing=listing,
+        data=data,
+        screen=screen,
+        stops=stops,
+        run_id=world.on_main(lambda: read_run_id(output_dir) or new_run_id()),
+    )
     return assembly, Chain(assembly, teacher=teacher, student=student)
 
 
@@ -109,11 +162,13 @@ def _open_output(recipe: Recipe, world: World, assembly: Assembly) -> None:
         if world.is_main:
             assembly.tracker = Tracker(
                 recipe.output_dir,
+                run_id=assembly.run_id,
                 name=recipe.name,
                 project=recipe.tracking.project,
                 mode=recipe.tracking.wandb,
                 config=recipe.model_dump(mode="json"),
             )
+            begin_run(recipe.output_dir, assembly.run_id)
             assembly.ledger = Ledger(recipe.output_dir)
             assembly.ledger.add(assembly.data.bad_records)
     with world.together():

@@ -58,7 +58,7 @@ class PhaseFolder:
         if not (self.path / MANIFEST).is_file():
             raise CheckpointError(f"{self.path}: is in the way, and no completed phase; move it away")
         manifest = self._manifest()
-        differing = _differences(manifest["inputs"], json.loads(json.dumps(self.inputs)))
+        differing = differences(manifest["inputs"], json.loads(json.dumps(self.inputs)))
         if differing:
             raise CheckpointError(
                 f"{self.path}: was completed with other settings: {'; '.join(differing[:5])}. "
@@ -103,13 +103,14 @@ class PhaseFolder:
             shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """What differs between two nested dicts of inputs, in words; models are the same by their hash."""
     if isinstance(old, dict) and isinstance(new, dict):
         if "sha256" in old and old["sha256"] == new.get("sha256"):
             return []  # the same model, though its folder may have moved
         return [
             difference
             for key in sorted(old.keys() | new.keys())
-            for difference in _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+            for difference in differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
         ]
     return [] if old == new else [f"{path} was {old!r}, now {new!r}"]

@@ -21,15 +21,18 @@ WANDB_HOST = "api.wandb.ai"
 class Tracker:
     """Writes each record to ``metrics.jsonl`` and to one W&B run."""
 
-    def __init__(self, folder: Path, *, name: str, project: str, mode: str, config: Mapping[str, Any]) -> None:
-        """Open both. ``mode`` is ``auto``, ``online``, ``offline`` or ``disabled``.
+    def __init__(
+        self, folder: Path, *, run_id: str, name: str, project: str, mode: str, config: Mapping[str, Any]
+    ) -> None:
+        """Open both. ``mode`` is ``auto``, ``online``, ``offline`` or ``disabled``; a known ``run_id`` is continued.
 
         Raises:
             ConfigError: The folder cannot be written.
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = (folder / METRICS_FILE).open("a", encoding="utf-8")
+            self._path = folder / METRICS_FILE
+            self._file = self._path.open("a", encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"output_dir: {folder}: cannot be written: {error}") from error
         self.mode = wandb_mode(mode)
@@ -39,9 +42,25 @@ class Tracker:
             dir=str(folder),
             config=dict(config),
             mode=self.mode,  # type: ignore[arg-type]
+            id=run_id,
+            resume="allow" if self.mode == "online" else None,  # elsewhere there is nothing to look it up in
             settings=wandb.Settings(silent=True, console="off"),
         )
         self._phases: set[str] = set()
+
+    def rewind(self, phase: str, step: int, scored_step: int = 0) -> None:
+        """Forget what the file says of a phase beyond a step, and of its scores beyond another: it comes again.
+
+        A half-written last line goes, too.
+        """
+        self._file.close()
+        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and not _is_beyond(line, phase, step, scored_step)]
+        if kept != lines:
+            beside = self._path.with_name(f".{METRICS_FILE}")
+            beside.write_text("".join(kept), encoding="utf-8")
+            beside.replace(self._path)
+        self._file = self._path.open("a", encoding="utf-8")
 
     def log(self, phase: str, step: int, values: Mapping[str, float]) -> None:
         """Record a phase's values at a step (optimizer steps, from 1; 0 for results of the phase as a whole)."""
@@ -62,6 +81,12 @@ class Tracker:
         """Finish both."""
         self._file.close()
         self._wandb.finish()
+
+
+def _is_beyond(line: str, phase: str, step: int, scored_step: int) -> bool:
+    record = json.loads(line)
+    is_score = any(name.startswith("eval/") for name in record)
+    return record["phase"] == phase and record["step"] > (scored_step if is_score else step)
 
 
 def wandb_mode(mode: str) -> str:

@@ -18,8 +18,10 @@ from collections.abc import Callable
 from typing import Any
 
 TIMEOUT_S = 120.0
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["ted_ds.runtime.engine", "ted_ds.runtime.frozen", "transformers.models.auto"])
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    ["ted_ds.launch", "transformers.models.auto", "transformers.models.llama.modeling_llama"]
+)
 
 
 def run_ranks(
@@ -30,12 +32,10 @@ def run_ranks(
     Raises:
         AssertionError: A rank failed, died, or did not end in time; shows its traceback.
     """
-    results: Any = _CONTEXT.Queue()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    results: Any = CONTEXT.Queue()
+    port = free_port()
     ranks = [
-        _CONTEXT.Process(target=_rank, args=(rank, world_size, port, function, arguments, results), daemon=True)
+        CONTEXT.Process(target=_rank, args=(rank, world_size, port, function, arguments, results), daemon=True)
         for rank in range(world_size)
     ]
     for process in ranks:
@@ -47,6 +47,13 @@ def run_ranks(
             process.join(2)
             if process.is_alive():
                 process.kill()
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _collect(ranks: list[Any], results: Any, deadline: float) -> list[Any]:

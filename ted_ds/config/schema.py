@@ -165,7 +165,10 @@ class Distill(PhasePlan):
 
 
 class Evaluation(Section):
-    """How much is scored."""
+    """How much is scored, and when."""
+
+    every_steps: int | None = Field(default=None, gt=0)
+    """Also during training, after every so many steps; unset: when a phase is over."""
 
     max_examples: int = Field(default=1000, gt=0)
     """Held-out examples, or packed sequences, that are scored."""
@@ -180,6 +183,23 @@ class Tracking(Section):
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """``auto``: online when an API key is set, else offline. A JSONL of the same numbers is always written."""
     log_every_steps: int = Field(default=10, gt=0)
+
+
+class Checkpoint(Section):
+    """When the state of a phase is saved, so that a run that was stopped goes on, and what is kept."""
+
+    every_steps: int | None = Field(default=None, gt=0)
+    """After every so many optimizer steps."""
+    every_minutes: float | None = Field(default=30.0, gt=0)
+    """And when so much time has passed since the last one; null: not by time."""
+    keep_last: int = Field(default=2, gt=0)
+    """How many of the newest to keep while the phase runs; a finished phase needs none."""
+    keep_every_steps: int | None = Field(default=None, gt=0)
+    """Also keep those whose step is a multiple of this, for good."""
+    keep_best: bool = True
+    """Also keep that with the best held-out score, for good; needs ``evaluation.every_steps``."""
+    asynchronous: bool = True
+    """Write while training goes on; it needs host memory for a copy of this rank's part."""
 
 
 class TokenizerTraining(Section):
@@ -225,6 +245,10 @@ class Recipe(Section):
     distill: Distill
     evaluation: Evaluation = Evaluation()
     tracking: Tracking = Tracking()
+    checkpoint: Checkpoint = Checkpoint()
+    stop_after_minutes: float | None = Field(default=None, gt=0)
+    """Save and stop after so much wall-clock time, with the exit code for "start me again" (75); set it below a batch
+    system's limit by what a step and a save take."""
     tokenizer: TokenizerTraining | None = None
     """Read by ``ted-ds tokenizer train`` alone."""
     max_consecutive_skips: int = Field(default=5, ge=0)
@@ -232,7 +256,8 @@ class Recipe(Section):
     preflight: Literal["refuse", "warn"] = "refuse"
     """What to do when the teacher or its weights fail the checks before the first step (see ``ted-ds doctor``)."""
     collective_timeout_s: float = Field(default=1800, ge=1)
-    """How long a rank waits for the others before it gives up."""
+    """How long a rank waits for the others, or for a disk, before it gives up; then the run ends, and the same command
+    goes on from the last checkpoint."""
 
     @model_validator(mode="after")
     def _ted_has_filters(self) -> Recipe:
@@ -240,6 +265,16 @@ class Recipe(Section):
             raise ValueError("distill.method: ted needs a filters section (Stage I)")
         if self.distill.method == "kd" and self.distill.kl_weight == 0:
             raise ValueError("distill.method: kd needs a kl_weight above 0; without a teacher it is sft")
+        return self
+
+    @model_validator(mode="after")
+    def _archived_checkpoints_are_saved(self) -> Recipe:
+        saved, kept = self.checkpoint.every_steps, self.checkpoint.keep_every_steps
+        if kept is not None and (saved is None or kept % saved):
+            raise ValueError(
+                f"checkpoint.keep_every_steps ({kept}) must be a multiple of checkpoint.every_steps ({saved}): only "
+                "what is saved can be kept"
+            )
         return self
 
     @model_validator(mode="after")

@@ -42,9 +42,13 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._known)
 
-    def begin_phase(self) -> None:
-        """Judge by what is added from now on: a phase's records are counted from its beginning, too."""
-        self._of_phase = set()
+    def begin_phase(self, found: Iterable[BadRecord] = ()) -> None:
+        """Judge by what is added from now on, and what was ``found`` before a checkpoint of the phase."""
+        self._of_phase = set(found)
+
+    def of_phase(self) -> list[BadRecord]:
+        """Those of the phase that runs."""
+        return sorted(self._of_phase)
 
     def add(self, records: Iterable[BadRecord]) -> None:
         """Write down those that are new."""

@@ -19,6 +19,7 @@ class SingleLabel:
     """Accuracy, macro F1 and Matthews correlation; the loss is cross-entropy per example."""
 
     headline = "accuracy"
+    higher_is_better = True
 
     def observe(self, logits: Tensor, labels: Tensor) -> Observation:
         """Predicted and given class ids."""
@@ -52,6 +53,7 @@ class MultiLabel:
     """Micro and macro F1 at a probability of one half, exact matches; the loss is binary cross-entropy per label."""
 
     headline = "f1_micro"
+    higher_is_better = True
 
     def observe(self, logits: Tensor, labels: Tensor) -> Observation:
         """Which labels are predicted and which hold, row by row."""

@@ -17,6 +17,7 @@ class LanguageModel:
     """Perplexity; the loss is in nats per token."""
 
     headline = "perplexity"
+    higher_is_better = False
 
     def observe(self, logits: Tensor, labels: Tensor) -> Observation:
         """Sum and count of a batch."""

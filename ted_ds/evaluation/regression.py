@@ -19,6 +19,7 @@ class RegressionScores:
     """Mean squared error, and Pearson's and Spearman's correlation, averaged over targets."""
 
     headline = "pearson"
+    higher_is_better = True
 
     def observe(self, outputs: Tensor, targets: Tensor) -> Observation:
         """Outputs and targets, row by row."""

@@ -1,12 +1,17 @@
-"""Seeds."""
+"""Seeds, and the state of the random number generators."""
 
 from __future__ import annotations
 
+import base64
 import random
 import zlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
+from deepspeed.accelerator import get_accelerator
+from torch import Tensor
 
 
 def seed_everything(seed: int, *, phase: str, rank: int = 0) -> None:
@@ -18,3 +23,42 @@ def seed_everything(seed: int, *, phase: str, rank: int = 0) -> None:
     random.seed(mixed)
     np.random.seed(mixed)
     torch.manual_seed(mixed)
+
+
+def random_state() -> dict[str, Any]:
+    """Where this rank's generators are (Python, numpy, torch, and the device's), as JSON."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    version, numbers, gauss_next = random.getstate()
+    return {
+        "python": [version, list(numbers), gauss_next],
+        "numpy": [str(kind), np.asarray(keys).tolist(), position, has_gauss, gauss],
+        "torch": _encoded(torch.get_rng_state()),
+        "device": _encoded(_accelerator().get_rng_state()) if _has_generator() else None,
+    }
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Put the generators where :func:`random_state` found them."""
+    version, numbers, gauss_next = state["python"]
+    random.setstate((version, tuple(numbers), gauss_next))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(_decoded(state["torch"]))
+    if state["device"] is not None and _has_generator():
+        _accelerator().set_rng_state(_decoded(state["device"]))
+
+
+def _accelerator() -> Any:
+    return get_accelerator()
+
+
+def _has_generator() -> bool:
+    return _accelerator().device_name() != "cpu"  # there it is torch's own
+
+
+def _encoded(state: Tensor) -> str:
+    return base64.b64encode(state.cpu().numpy().tobytes()).decode()
+
+
+def _decoded(text: str) -> Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import math
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +22,9 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from ted_ds.data.loader import Batch
-from ted_ds.errors import CheckpointError, ConfigError, DataError, TedError
+from ted_ds.errors import ConfigError, DataError, TedError
 from ted_ds.numerics.objective import combine
+from ted_ds.runtime.checkpoints.engine_state import layout_of, load_states, reshard, take_states
 from ted_ds.runtime.nonfinite import FiniteWatch, SkippedStep, drop_gradients, explain, skip_nonfinite_gradients
 from ted_ds.runtime.sharding import all_finite, release_engine
 from ted_ds.runtime.world import World
@@ -87,15 +87,19 @@ class TrainableEngine:
             num_warmup_steps=warmup_steps,
             num_training_steps=max_steps,
         )
+        groups = _parameter_groups(module, weight_decay)
+        names = {id(parameter): name for name, parameter in module.named_parameters()}
+        self._trained_names = [[names[id(parameter)] for parameter in group["params"]] for group in groups]
         # its annotations are narrower than what it documents and takes: parameter groups, and any callable
         arguments: dict[str, Any] = {
-            "model_parameters": _parameter_groups(module, weight_decay),
+            "model_parameters": groups,
             "lr_scheduler": make_schedule if schedule != "deepspeed" else None,
         }
         try:
             self.engine, *_ = deepspeed.initialize(model=module, config=dict(config), **arguments)
         except ValidationError as error:  # of the sections that DeepSpeed checks itself
             raise ConfigError(f"DeepSpeed config: {error}") from error
+        world.bound_waits()
         skip_nonfinite_gradients(self.engine)
         self._watch = FiniteWatch(watched, world.device)
         self._step = _StepSums()
@@ -232,14 +236,52 @@ class TrainableEngine:
         """Whether no weight on any rank is NaN or infinite. Every rank must call it."""
         return all(self._world.gather(all_finite(self._module)))
 
-    def save(self, folder: Path) -> None:
-        """Write weights, optimizer and schedule as a DeepSpeed checkpoint in place of ``folder``. Every rank must call.
+    # --- checkpoints ------------------------------------------------------------------------------------------------
 
-        Raises:
-            TedError: The folder cannot be made; on every rank.
-        """
-        self._world.on_main(functools.partial(_make_empty, folder))
-        self.engine.save_checkpoint(str(folder), tag=f"step_{self.num_steps}")
+    @property
+    def layout(self) -> dict[str, Any]:
+        """Ranks, ZeRO stage and optimizer: what decides which files there are."""
+        return layout_of(self.engine)
+
+    def states(self, folder: Path) -> dict[Path, Any]:
+        """Copies of weights, optimizer and schedule, by their file in ``folder``. Every rank must call it."""
+        return take_states(self.engine, folder)
+
+    def load(self, folder: Path) -> None:
+        """Take up :meth:`states` that were written on this layout. Every rank must call it."""
+        load_states(self.engine, folder)
+
+    def states_from(self, folder: Path, layout: Mapping[str, Any], place: Path) -> dict[Path, Any]:
+        """The states in ``folder``, written on another layout, as this one would have written them into ``place``."""
+        return reshard(self.engine, folder, layout, place, self._trained_names)
+
+    def unreported(self) -> dict[str, Any]:
+        """This rank's sums since the last report, as JSON; waits for the device."""
+        pending = self._pending
+        return {
+            "totals": {name: float(total) for name, total in pending.totals.items()},
+            "counts": {name: float(count) for name, count in pending.counts.items()},
+            "num_tokens": pending.num_tokens,
+            "num_positions": pending.num_positions,
+        }
+
+    def go_on_reporting(self, of_ranks: Sequence[Mapping[str, Any]]) -> None:
+        """Take up the sums that all ranks had, however many there were."""
+        mine = of_ranks[self._world.rank : self._world.rank + 1]
+        if len(of_ranks) != self._world.size:
+            mine = of_ranks if self._world.is_main else []
+        names = of_ranks[0]["totals"]
+        device = self._world.device
+        self._pending = _StepSums(
+            totals={
+                name: torch.tensor(sum(one["totals"][name] for one in mine), dtype=torch.float64, device=device)
+                for name in names
+            },
+            # what everybody knows of all ranks
+            counts={name: torch.tensor(of_ranks[0]["counts"][name], dtype=torch.float64) for name in names},
+            num_tokens=of_ranks[0]["num_tokens"],
+            num_positions=of_ranks[0]["num_positions"],
+        )
 
     def release(self) -> None:
         """Free the engine, its optimizer state and hooks."""
@@ -270,15 +312,6 @@ class _StepSums:
             self.counts[name] = self.counts.get(name, 0) + count
         self.num_tokens += step.num_tokens
         self.num_positions += step.num_positions
-
-
-def _make_empty(folder: Path) -> None:
-    try:
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be written: {error}") from error
 
 
 def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

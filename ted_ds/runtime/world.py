@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ class World:
     device: torch.device
     control: Any
     """A gloo group for messages between ranks; tensors go through the default group."""
+    timeout_s: float = 1800.0
+    """How long any collective may wait for the others."""
 
     @classmethod
     def join(cls, timeout_s: float) -> World:
@@ -62,7 +65,7 @@ class World:
         deepspeed.init_distributed(accelerator.communication_backend_name(), timeout=timeout, verbose=False)
         device = torch.device(accelerator.current_device_name())
         control = dist.new_group(backend="gloo", timeout=timeout)
-        return cls(dist.get_rank(), dist.get_world_size(), device, control)
+        return cls(dist.get_rank(), dist.get_world_size(), device, control, timeout_s)
 
     @property
     def is_main(self) -> bool:
@@ -89,6 +92,22 @@ class World:
         """The sum over ranks of a CPU tensor, in place, without waiting for the device."""
         dist.all_reduce(values, group=self.control)
         return values
+
+    def highest(self, *values: int) -> list[int]:
+        """The largest over ranks of each value, on every rank, without waiting for the device."""
+        numbers = torch.tensor(values, dtype=torch.int64)
+        dist.all_reduce(numbers, op=dist.ReduceOp.MAX, group=self.control)
+        return numbers.tolist()
+
+    def bound_waits(self) -> None:
+        """Give every group of ranks this world's time limit.
+
+        DeepSpeed makes groups without one, which would wait half an hour for a rank that hangs. To be called after
+        each engine is made.
+        """
+        # torch has no public way to do it to a group that is there
+        for group in dist.distributed_c10d._world.pg_map:
+            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=self.timeout_s), group)
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, on every rank."""
@@ -132,6 +151,21 @@ class World:
                 result[0] = work()
         dist.broadcast_object_list(result, src=0, group=self.control)
         return result[0]
+
+
+BROKEN_CONNECTION = re.compile(
+    r"connection (closed|reset|refused)|broken pipe|timed out|timeout|connect\b.*fail|remote (rank|process)|"
+    r"(socket|network|peer|store).*(error|closed|fail)|ncclRemoteError|ncclSystemError",
+    re.IGNORECASE,
+)
+
+
+def is_lost_rank(error: BaseException) -> bool:
+    """Whether an error of torch's says that another rank died, hangs, or cannot be reached."""
+    if isinstance(error, dist.DistNetworkError | dist.DistStoreError):
+        return True
+    # gloo raises plain RuntimeErrors
+    return isinstance(error, RuntimeError) and BROKEN_CONNECTION.search(str(error)) is not None
 
 
 def _free_port() -> int:

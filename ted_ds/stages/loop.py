@@ -1,46 +1,92 @@
-"""When things happen in a training phase: step, log, skip, stop."""
+"""When things happen in a training phase: step, log, evaluate, save, skip, stop."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from ted_ds.data.loader import Batch
 from ted_ds.errors import DataError, NumericsError
 from ted_ds.runtime.engine import DataExhausted, Objective, TrainableEngine
 
 
+@dataclass
+class Progress:
+    """How far a phase is: what the loop itself has to know to go on."""
+
+    step: int = 0
+    """Steps behind it, skipped ones included."""
+    last_taken: int = 0
+    """The last that was not skipped."""
+    bad_in_a_row: int = 0
+    """Steps skipped since, but for those that only searched fp16's loss scale."""
+    evaluated: int = 0
+    """The last step after which the held-out data was scored."""
+    num_tokens: int = 0
+    """Learned from up to the last report, over all ranks."""
+    report: dict[str, float] = field(default_factory=dict)
+    """The last one."""
+
+
+class Surroundings(Protocol):
+    """What the loop asks of the run around it; every rank must call all of it."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Take a report."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Take a message to the user."""
+        ...
+
+    def evaluate(self, progress: Progress) -> None:
+        """Score the held-out data."""
+        ...
+
+    def between_steps(self, progress: Progress) -> None:
+        """Save, or stop, if that is due."""
+        ...
+
+    def save(self, progress: Progress) -> Path:
+        """Keep the state the phase is left in where it cannot go on; returns where it is."""
+        ...
+
+
 def train(
     engine: TrainableEngine,
     batches: Iterator[Sequence[Batch]],
     objective: Objective,
+    surroundings: Surroundings,
     *,
+    progress: Progress,
     max_steps: int,
     log_every_steps: int,
+    evaluate_every_steps: int | None,
+    evaluate_last: bool,
     max_consecutive_skips: int,
-    save: Callable[[], Path],
-    log: Callable[[int, Mapping[str, float]], None],
-    say: Callable[[str], None],
 ) -> float:
-    """Run ``max_steps`` optimizer steps and report at every ``log_every_steps``-th and the last.
+    """Run optimizer steps up to ``max_steps`` and report at every ``log_every_steps``-th and the last.
 
     Where the data ends before, so does the phase, with what it has.
 
     Args:
         engine: What trains.
-        batches: This rank's microbatches of each step.
+        batches: This rank's microbatches of each step, after those behind ``progress``.
         objective: What it trains for.
+        surroundings: Takes reports, saves, and stops.
+        progress: Where to begin; kept up to date.
         max_steps: Optimizer steps, skipped ones included.
         log_every_steps: How often to report.
+        evaluate_every_steps: How often to score the held-out data; None for not at all.
+        evaluate_last: Whether to do so after the last step in any case.
         max_consecutive_skips: How many steps in a row may be skipped for a number that is not finite.
-        save: Keeps the state that the phase is left in where it cannot go on; returns where it is.
-        log: Takes each report.
-        say: Takes messages to the user.
 
     Returns:
-        Tokens per second over all ranks, without the first logging interval when there are more (start-up).
+        Tokens per second over all ranks, without the first logging interval when there are more (start-up); 0 where
+        nothing was left to do.
 
     Raises:
         TedError: The data or the numbers went wrong, or there is no data for even one step; on every rank.
@@ -48,69 +94,90 @@ def train(
     intervals: list[tuple[float, float]] = []
     started = time.monotonic()
 
-    def report(step: int) -> None:
+    def report() -> None:
         nonlocal started
         values = engine.report(objective)
         intervals.append((values["train/tokens"], time.monotonic() - started))
         started = time.monotonic()
+        progress.num_tokens += int(values["train/tokens"])
+        values["train/total_tokens"] = progress.num_tokens
+        progress.report = {**values, "perf/tokens_per_s": intervals[-1][0] / intervals[-1][1]}
         try:
-            log(step, {**values, "perf/tokens_per_s": intervals[-1][0] / intervals[-1][1]})
+            surroundings.log(progress.step, progress.report)
         except DataError as error:
-            _stop_for_data(engine, save, step, error)
+            _stop_for_data(engine, surroundings, progress, error)
 
-    last_taken, bad_in_a_row, reason = 0, 0, ""
-    for step in range(1, max_steps + 1):
+    def evaluate_if_due(last: int) -> None:
+        due = evaluate_every_steps is not None and progress.step % evaluate_every_steps == 0
+        if (due or (evaluate_last and progress.step == last)) and 0 < progress.step != progress.evaluated:
+            surroundings.evaluate(progress)
+            progress.evaluated = progress.step
+
+    evaluate_if_due(max_steps)  # a stop may have come before it
+    reason = ""
+    while progress.step < max_steps:
+        surroundings.between_steps(progress)
         try:
             skipped = engine.step(batches, objective)
         except DataExhausted:
-            if step == 1:
+            if progress.step == 0:
                 raise
-            say(f"  data exhausted after step {step - 1} of {max_steps}")
-            if last_taken < step - 1 and _is_lost(engine, last_taken):
-                raise _cannot_go_on(engine, save, step - 1, last_taken, reason) from None
-            if (step - 1) % log_every_steps:
-                report(step - 1)
+            surroundings.say(f"  data exhausted after step {progress.step} of {max_steps}")
+            if progress.last_taken < progress.step and _is_lost(engine, progress):
+                raise _cannot_go_on(engine, surroundings, progress, reason) from None
+            if progress.step % log_every_steps:
+                report()
+            evaluate_if_due(progress.step)
             break
         except DataError as error:
-            _stop_for_data(engine, save, step - 1, error)
+            _stop_for_data(engine, surroundings, progress, error)
+        progress.step += 1
         if skipped is None:
-            last_taken, bad_in_a_row = step, 0
+            progress.last_taken, progress.bad_in_a_row = progress.step, 0
         else:
-            bad_in_a_row, reason = bad_in_a_row + (not skipped.is_scale_search), skipped.reason
-            say(f"  step {step} skipped, {step - last_taken} in a row: {reason}")
-            if bad_in_a_row > max_consecutive_skips or (step == max_steps and _is_lost(engine, last_taken)):
-                raise _cannot_go_on(engine, save, step, last_taken, reason)
-        if step % log_every_steps == 0 or step == max_steps:
-            report(step)
+            progress.bad_in_a_row += not skipped.is_scale_search
+            reason = skipped.reason
+            in_a_row = progress.step - progress.last_taken
+            surroundings.say(f"  step {progress.step} skipped, {in_a_row} in a row: {reason}")
+            if progress.bad_in_a_row > max_consecutive_skips or (
+                progress.step == max_steps and _is_lost(engine, progress)
+            ):
+                raise _cannot_go_on(engine, surroundings, progress, reason)
+        if progress.step % log_every_steps == 0 or progress.step == max_steps:
+            report()
+        evaluate_if_due(max_steps)
     timed = intervals[1:] or intervals
-    return sum(tokens for tokens, _ in timed) / sum(seconds for _, seconds in timed)
+    return sum(tokens for tokens, _ in timed) / sum(seconds for _, seconds in timed) if timed else 0.0
 
 
-def _is_lost(engine: TrainableEngine, last_taken: int) -> bool:
+def _is_lost(engine: TrainableEngine, progress: Progress) -> bool:
     """Whether a phase whose last step was skipped has nothing to show. Every rank must call it."""
-    return last_taken == 0 or not engine.weights_are_finite()
+    return progress.last_taken == 0 or not engine.weights_are_finite()
 
 
-def _stop_for_data(engine: TrainableEngine, save: Callable[[], Path], step: int, error: DataError) -> NoReturn:
-    """Raise the data's error, once the state after ``step`` is kept."""
+def _stop_for_data(
+    engine: TrainableEngine, surroundings: Surroundings, progress: Progress, error: DataError
+) -> NoReturn:
+    """Raise the data's error, once the state after the last step is kept."""
     # what one rank alone raises, the others do not know of; a state without a step is none
-    if not error.agreed or step == 0 or not engine.weights_are_finite():
+    if not error.agreed or progress.step == 0 or not engine.weights_are_finite():
         raise error
-    stopped = DataError(f"{error}. The state after step {step} is in {save()}")
+    stopped = DataError(f"{error}. The state after step {progress.step} is in {surroundings.save(progress)}")
     stopped.agreed = True
     raise stopped from error
 
 
 def _cannot_go_on(
-    engine: TrainableEngine, save: Callable[[], Path], step: int, last_taken: int, reason: str
+    engine: TrainableEngine, surroundings: Surroundings, progress: Progress, reason: str
 ) -> NumericsError:
     if engine.weights_are_finite():
-        left = f"the state after step {last_taken}, the last that was taken, is in {save()}"
+        place = surroundings.save(progress)
+        left = f"the state after step {progress.last_taken}, the last that was taken, is in {place}"
     else:
         left = "the weights themselves are not finite and were not saved"
     error = NumericsError(
-        f"{step - last_taken} steps in a row were skipped; step {step}: {reason}. {left}. Lower the learning "
-        "rate, use precision bf16 or fp32, or look at these steps' data (ted-ds doctor)"
+        f"{progress.step - progress.last_taken} steps in a row were skipped; step {progress.step}: {reason}. {left}. "
+        "Lower the learning rate, use precision bf16 or fp32, or look at these steps' data (ted-ds doctor)"
     )
     error.agreed = True  # the reason was gathered from all ranks
     return error

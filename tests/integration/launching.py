@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from tests.dist import free_port
 
 BIN = Path(sys.executable).parent
 TIMEOUT_S = 240
@@ -64,12 +65,6 @@ def ranks(count: int, arguments: Sequence[str]) -> list[Outcome]:
             process.kill()
     seconds = time.monotonic() - started
     return [Outcome(p.returncode, output, seconds) for p, output in zip(processes, outputs, strict=True)]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _finish(command: list[str], **variables: str) -> Outcome:

@@ -12,6 +12,11 @@ from ted_ds.data.stream.corpus_stream import merge_states
 STREAM_FILE = "stream.json"
 
 
-def write_stream_state(folder: Path, states: Sequence[Mapping[str, Any]]) -> None:
-    """Write the states of all ranks as one, from which any number of ranks can go on. On one rank only."""
-    (folder / STREAM_FILE).write_text(json.dumps(merge_states(states)) + "\n", encoding="utf-8")
+def stream_state_text(states: Sequence[Mapping[str, Any]]) -> str:
+    """The states of all ranks as one, from which any number of ranks can go on."""
+    return json.dumps(merge_states(states)) + "\n"
+
+
+def read_stream_state(folder: Path) -> dict[str, Any]:
+    """The state of the stream in a checkpoint."""
+    return json.loads((folder / STREAM_FILE).read_text(encoding="utf-8"))

@@ -1,0 +1,301 @@
+"""When a checkpoint begins, when all ranks have written it, and which one to go on from. Every rank calls everything.
+
+A save has three parts: the ranks copy their states (training waits), each writes its files in a thread (training goes
+on), and at the first step boundary where all are done rank 0 puts the checkpoint in its place.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ted_ds.errors import CheckpointError
+from ted_ds.phases import differences
+from ted_ds.runtime.checkpoints.folders import CheckpointFolders, FileRecord, Retention, cannot_write
+from ted_ds.runtime.checkpoints.writer import BackgroundWrite, relative
+from ted_ds.runtime.engine import TrainableEngine
+from ted_ds.runtime.world import World
+
+STATE_FILE = "state.json"
+RANKS_FOLDER = "ranks"
+RESHARDED_FOLDER = ".resharded"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint to go on from."""
+
+    folder: Path
+    step: int
+    state: Mapping[str, Any]
+    """What is said once for all ranks."""
+    of_ranks: Sequence[Mapping[str, Any]]
+    """What each rank that saved it said."""
+
+
+class Checkpoints:
+    """The checkpoints of one phase of one run."""
+
+    def __init__(
+        self,
+        root: Path,
+        world: World,
+        *,
+        run_id: str,
+        inputs: Mapping[str, Any],
+        retention: Retention,
+        say: Callable[[str], None],
+    ) -> None:
+        """Keep them in ``root``.
+
+        Args:
+            root: Of this phase alone.
+            world: The ranks.
+            run_id: Whose they are.
+            inputs: What decides the phase's result; a checkpoint of other inputs is refused.
+            retention: Which to keep.
+            say: Takes messages to the user.
+        """
+        self.folders = CheckpointFolders(root)
+        self._world, self._run_id, self._retention, self._say = world, run_id, retention, say
+        self._inputs = json.loads(json.dumps(inputs))
+        self._write: BackgroundWrite | None = None
+        self._step = 0
+        self._best: int | None = None
+        self.stalled_s = 0.0
+        """How long training has waited for checkpoints in all."""
+
+    # --- saving -----------------------------------------------------------------------------------------------------
+
+    def begin(
+        self,
+        engine: TrainableEngine,
+        step: int,
+        *,
+        state: Mapping[str, Any],
+        of_rank: Mapping[str, Any],
+        texts: Mapping[str, str],
+        best: int | None,
+    ) -> None:
+        """Copy what is to be saved, and begin to write; an earlier checkpoint is finished first.
+
+        Args:
+            engine: What trains.
+            step: The step that was taken last.
+            state: What is said once for all ranks, as JSON; rank 0's counts.
+            of_rank: What this rank says, as JSON.
+            texts: More files, by name; rank 0's count.
+            best: The step with the best score, which retention may keep.
+
+        Raises:
+            CheckpointError: It cannot be written, or the earlier one could not; on every rank.
+        """
+        self.finish()
+        started = time.monotonic()
+        folder = self._world.on_main(functools.partial(self._begin, step))
+        rank = self._world.rank
+        files = {folder / RANKS_FOLDER / f"rank_{rank:05d}.json": json.dumps(of_rank)}
+        if self._world.is_main:
+            whole = {**state, "num_ranks": self._world.size, "layout": engine.layout}
+            files[folder / STATE_FILE] = json.dumps(whole, indent=1) + "\n"
+            files |= {folder / name: text for name, text in texts.items()}
+        self._write = BackgroundWrite(engine.states(folder), files)
+        self._step, self._best = step, best
+        self.stalled_s += time.monotonic() - started
+
+    def _begin(self, step: int) -> Path:
+        folder = self.folders.begin(step)
+        (folder / RANKS_FOLDER).mkdir()
+        return folder
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether this rank still writes."""
+        return self._write is not None and not self._write.is_done
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a checkpoint was begun and is not yet in its place; the same on every rank."""
+        return self._write is not None
+
+    def commit(self) -> None:
+        """Put the checkpoint in its place, once no rank writes any more.
+
+        Raises:
+            CheckpointError: Some rank could not write; on every rank. The earlier checkpoints are untouched.
+        """
+        assert self._write is not None
+        started = time.monotonic()
+        write, self._write = self._write, None
+        place = self.folders.path(self._step)
+        try:
+            with self._world.together():
+                if write.failure is not None:
+                    raise CheckpointError(cannot_write(place, write.failure)) from write.failure
+            folder = self.folders.unfinished(self._step)
+            parts = self._world.gather(dict(relative(write.records(), folder)))
+            known = {name: record for part in parts for name, record in part.items()}
+            self._world.on_main(functools.partial(self._commit, known))
+        except CheckpointError:
+            self._world.on_main(self._remove_unfinished)  # a full disk needs the room
+            raise
+        self.stalled_s += time.monotonic() - started
+
+    def _commit(self, known: Mapping[str, FileRecord]) -> None:
+        about = {"run": self._run_id, "inputs": self._inputs}
+        self.folders.commit(self._step, known, about)
+        self.folders.prune(self._retention.kept(self.folders.steps(), self._best))
+
+    def _remove_unfinished(self) -> None:
+        shutil.rmtree(self.folders.unfinished(self._step), ignore_errors=True)
+
+    def finish(self) -> None:
+        """Wait for a checkpoint that is being written, and put it in its place.
+
+        Raises:
+            CheckpointError: It could not be written, or the disk does not answer in time; on every rank.
+        """
+        if self._write is None:
+            return
+        started = time.monotonic()
+        # well before the others give up on this rank
+        in_time = self._write.wait(0.8 * self._world.timeout_s)
+        self.stalled_s += time.monotonic() - started
+        with self._world.together():
+            if not in_time:
+                raise CheckpointError(cannot_write(self.folders.path(self._step), TimeoutError("the disk hangs")))
+        self.commit()
+
+    # --- going on ---------------------------------------------------------------------------------------------------
+
+    def newest(self) -> Saved | None:
+        """The newest checkpoint that is whole, verified to the last byte; damaged ones are named and put aside.
+
+        Raises:
+            CheckpointError: It was made with other settings, or by another run; on every rank.
+        """
+        steps = self._world.on_main(self._cleaned)
+        lost: int | None = None
+        for step in reversed(steps):
+            # every rank reads a share of the bytes
+            parts = self._world.gather(self.folders.faults(step, part=self._world.rank, num_parts=self._world.size))
+            faults = list(dict.fromkeys(fault for part in parts for fault in part))
+            if not faults:
+                self._world.on_main(functools.partial(self.refuse_others, step))
+                if lost is not None:
+                    self._say(f"  WARN going on from step {step}: at least {lost - step} steps are lost and done again")
+                return self._world.on_main(functools.partial(self._read, step))
+            lost = step if lost is None else lost
+            aside = self._world.on_main(functools.partial(self._put_aside, step))
+            self._say(f"  WARN damaged checkpoint, skipped and moved to {aside}: {'; '.join(faults[:3])}")
+        if lost is not None:
+            self._say(f"  WARN no checkpoint is whole: the phase starts anew, at least {lost} steps are lost")
+        return None
+
+    def _cleaned(self) -> list[int]:
+        self.folders.clean()
+        fault = self.folders.latest_fault()
+        if fault is not None:
+            self._say(f"  WARN {fault}; the newest checkpoint that is whole is taken")
+        return self.folders.steps()
+
+    def _put_aside(self, step: int) -> Path:
+        folder = self.folders.path(step)
+        aside = folder.with_name(f"{folder.name}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        return folder.replace(aside)
+
+    def refuse_others(self, step: int | None = None) -> None:
+        """Make sure that the newest checkpoint, or that of ``step``, is of this run and of the same inputs. One rank.
+
+        Raises:
+            CheckpointError: It is not.
+        """
+        if step is None:
+            steps = self.folders.steps()
+            if not steps:
+                return
+            step = steps[-1]
+            if self.folders.faults(step, part=1, num_parts=2**31):  # the manifest alone; the rest is seen later
+                return
+        manifest, folder = self.folders.manifest(step), self.folders.path(step)
+        if manifest["run"] != self._run_id:
+            raise CheckpointError(
+                f"{folder}: is of another run ({manifest['run']}, this is {self._run_id}), and a run loads only what "
+                f"it wrote itself; move {self.folders.root} away, or put run.json back"
+            )
+        differing = differences(manifest["inputs"], self._inputs)
+        if differing:
+            raise CheckpointError(
+                f"{folder}: was taken with other settings: {'; '.join(differing[:5])}. Restore them to go on from it, "
+                f"remove {self.folders.root} to start the phase anew, or choose another output_dir"
+            )
+
+    def _read(self, step: int) -> Saved:
+        folder = self.folders.path(step)
+        state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        ranks = [folder / RANKS_FOLDER / f"rank_{rank:05d}.json" for rank in range(state["num_ranks"])]
+        of_ranks = [json.loads(file.read_text(encoding="utf-8")) for file in ranks]
+        return Saved(folder, step, state, of_ranks)
+
+    def load(self, engine: TrainableEngine, saved: Saved) -> None:
+        """Give a new engine the state of a checkpoint, rewritten where it was saved on another layout.
+
+        Raises:
+            CheckpointError: It cannot be rewritten; on every rank.
+        """
+        if saved.state["layout"] == engine.layout:
+            engine.load(saved.folder)
+            return
+        then, now = saved.state["layout"], engine.layout
+        changes = ", ".join(f"{key} {then[key]} -> {now[key]}" for key in now if then.get(key) != now[key])
+        self._say(f"  another layout than the checkpoint's: {changes}")
+        if then["inner_optimizer"] != now["inner_optimizer"]:
+            raise CheckpointError(
+                f"{saved.folder}: was taken with {then['inner_optimizer']}, this run steps with "
+                f"{now['inner_optimizer']}; use the same optimizer"
+            )
+        place = self.folders.root / RESHARDED_FOLDER
+        self._world.on_main(functools.partial(self._empty, place))
+        write = BackgroundWrite(engine.states_from(saved.folder, then, place), {})
+        write.wait(0.8 * self._world.timeout_s)
+        with self._world.together():
+            if write.failure is not None or not write.is_done:
+                reason = write.failure or TimeoutError("the disk hangs")
+                raise CheckpointError(cannot_write(place, reason))
+        engine.load(place)
+        self._world.gather(None)  # until all have read it
+        self._world.on_main(functools.partial(shutil.rmtree, place))
+
+    def _empty(self, place: Path) -> None:
+        try:
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir(parents=True)
+        except OSError as error:
+            raise CheckpointError(cannot_write(place, error)) from error
+
+    # --- the end of the phase ---------------------------------------------------------------------------------------
+
+    def retire(self) -> None:
+        """Remove what was only kept to go on, once the phase is complete. On one rank only."""
+        steps = self.folders.steps()
+        keep = self._retention.archived(steps, self._best_of(steps))
+        if keep:
+            self.folders.clean()
+            self.folders.prune(keep)
+        else:
+            self.folders.remove_all()
+
+    def _best_of(self, steps: Sequence[int]) -> int | None:
+        for step in reversed(steps):
+            file = self.folders.path(step) / STATE_FILE
+            if file.is_file():
+                best = json.loads(file.read_text(encoding="utf-8")).get("best")
+                return best["step"] if best else None
+        return None

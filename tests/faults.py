@@ -1,0 +1,102 @@
+"""What can go wrong in a rank of a run (``tests/runs.py``), set up in its process before it starts."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def signal_at(rank: int, place: str, occurrence: int, number: int, on_ranks: tuple[int, ...] = (0,)) -> None:
+    """Send this process a signal at the n-th time that it comes to a place, counted over all phases.
+
+    Places: ``step`` and ``backward`` of training, ``save`` (training copies its states), ``file`` (half of a
+    checkpoint's file is written), ``commit`` (before each thing that puts a checkpoint in its place), ``evaluation``
+    (between two batches), ``result`` (a phase's result is being written).
+    """
+    if rank in on_ranks:
+        counter = itertools.count(1)
+
+        def arrive() -> None:
+            if next(counter) == occurrence:
+                os.kill(os.getpid(), number)
+
+        PLACES[place](arrive)
+
+
+def _at_step(arrive: Callable[[], None]) -> None:
+    from ted_ds.runtime.engine import TrainableEngine
+
+    _before(TrainableEngine, "step", arrive)
+
+
+def _at_backward(arrive: Callable[[], None]) -> None:
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    _before(DeepSpeedEngine, "backward", arrive)
+
+
+def _at_save(arrive: Callable[[], None]) -> None:
+    from ted_ds.runtime.checkpoints.writer import SnapshotEngine
+
+    _before(SnapshotEngine, "save", arrive)
+
+
+def _at_evaluation(arrive: Callable[[], None]) -> None:
+    from ted_ds.assemble import Assembly
+
+    _before(Assembly, "stop_if_asked", arrive)
+
+
+def _at_result(arrive: Callable[[], None]) -> None:
+    from ted_ds.phases import PhaseFolder
+
+    _before(PhaseFolder, "write", arrive)
+
+
+def _at_commit(arrive: Callable[[], None]) -> None:
+    from ted_ds.runtime.checkpoints import folders
+
+    _before(folders, "write_durably", arrive)
+    _before(folders, "_sync_folder", arrive)
+    _before(folders.CheckpointFolders, "_remove", arrive)
+
+
+def _at_file(arrive: Callable[[], None]) -> None:
+    from ted_ds.runtime.checkpoints import writer
+
+    write = writer._write_file
+
+    @functools.wraps(write)
+    def half(file: Path, content: Any) -> Any:
+        record = write(file, content)
+        os.truncate(file, record.num_bytes // 2)
+        arrive()
+        return write(file, content)
+
+    writer._write_file = half
+
+
+PLACES = {
+    "step": _at_step,
+    "backward": _at_backward,
+    "save": _at_save,
+    "file": _at_file,
+    "commit": _at_commit,
+    "evaluation": _at_evaluation,
+    "result": _at_result,
+}
+
+
+def _before(owner: Any, name: str, arrive: Callable[[], None]) -> None:
+    plain = getattr(owner, name)
+
+    @functools.wraps(plain)
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        arrive()
+        return plain(*arguments, **options)
+
+    setattr(owner, name, wrapped)
