@@ -32,7 +32,7 @@ def evaluate(
     task: str,
     gather: Gather,
     device: torch.device,
-    before_batch: Callable[[], None],
+    before_batch: Callable[[], None] | None = None,
 ) -> tuple[list[dict[str, float]], float]:
     """Score each logits tensor that ``forward`` returns (one for a model, one per filter in Stage I).
 
@@ -42,7 +42,7 @@ def evaluate(
         task: The kind of task.
         gather: Every rank's value, on every rank.
         device: Where ``forward`` runs.
-        before_batch: Called before each batch; every rank has as many. It may raise to break off.
+        before_batch: Called before each batch, of which every rank has as many; it may raise to break off.
 
     Returns:
         The metrics of each output, and tokens per second over all ranks.
@@ -51,7 +51,8 @@ def evaluate(
     observed: list[list[Any]] = []
     num_tokens, started = 0, time.monotonic()
     for batch in batches:
-        before_batch()
+        if before_batch is not None:
+            before_batch()
         on_device = batch.to(device)
         outputs = forward(on_device)
         observed.append([scorer.observe(logits, on_device.labels) for logits in outputs])

@@ -9,10 +9,9 @@ from ted_ds.data.loader import Collator
 from ted_ds.errors import DataError, NumericsError
 from ted_ds.numerics.task_terms import TASK_TERMS
 from ted_ds.stages.finetune import FinetuneObjective
-from ted_ds.stages.loop import train
 from tests.dist import run_ranks
-from tests.distributed.test_nonfinite import one_sample, saved
-from tests.distributed.training import config, load_tapped, start_engine
+from tests.distributed.test_nonfinite import one_sample
+from tests.distributed.training import Recorder, config, load_tapped, start_engine, train_on
 from tests.tiny import write_model
 
 MAX_STEPS = 9
@@ -45,23 +44,23 @@ def train_to_the_end(world, folder, stage, num_steps, log_every_steps, bad_from,
     if broken_weights:
         with torch.no_grad():
             next(module.parameters()).fill_(torch.nan)
-    said, logged, failure, agreed = [], [], None, None
+    recorder = Recorder(engine, folder / "last_good")
+    failure, agreed = None, None
     speed = 0.0
     try:
-        speed = train(
+        speed = train_on(
             engine,
             steps_then_filler(world, num_steps),
             objective,
+            recorder,
             max_steps=MAX_STEPS,
             log_every_steps=log_every_steps,
             max_consecutive_skips=MAX_STEPS,
-            save=lambda: saved(engine, folder),
-            log=lambda step, values: logged.append((step, values["train/tokens"])),
-            say=said.append,
         )
     except (DataError, NumericsError) as error:
         failure, agreed = str(error), error.agreed
-    return said, logged, speed, len(passes), failure, agreed
+    logged = [(step, values["train/tokens"]) for step, values in recorder.reports]
+    return recorder.said, logged, speed, len(passes), failure, agreed
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])

@@ -15,18 +15,19 @@ from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.runtime.nonfinite import Sighting, explain
 from ted_ds.runtime.sharding import full_state_dict
 from ted_ds.stages.distill import DistillObjective
-from ted_ds.stages.loop import train
 from tests.dist import run_ranks
 from tests.distributed.steps import training_steps
 from tests.distributed.training import (
     STUDENT_LAYERS,
     TEACHER_LAYERS,
     WEIGHTS,
+    Recorder,
     config,
     load_tapped,
     start_engine,
     student_bank,
     teacher_bank,
+    train_on,
 )
 from tests.tiny import VOCAB_SIZE, write_model
 
@@ -52,11 +53,6 @@ def steps_of(world, numbers):
     return training_steps(
         samples, collate, global_batch_size=8, micro_batch_size=2, rank=world.rank, world_size=world.size
     )
-
-
-def saved(engine, folder):
-    engine.save(folder / "last_good")
-    return folder / "last_good"
 
 
 class Fault:
@@ -196,18 +192,9 @@ def train_and_end_in_skips(world, folder, good_steps):
             fault.armed = number > good_steps
             yield step
 
+    recorder = Recorder(engine, folder / "last_good")
     try:
-        train(
-            engine,
-            batches(),
-            objective,
-            max_steps=4,
-            log_every_steps=1,
-            max_consecutive_skips=9,
-            save=lambda: saved(engine, folder),
-            log=lambda *_: None,
-            say=lambda _: None,
-        )
+        train_on(engine, batches(), objective, recorder, max_steps=4, max_consecutive_skips=9)
     except NumericsError as error:
         return str(error)
     return None
@@ -236,41 +223,30 @@ def train_until_it_stops(world, folder, stage, max_skips, broken_weights):
             fault.armed = number >= BAD_STEP
             yield step
 
-    said = []
+    recorder = Recorder(engine, folder / "last_good")
     good = None
     if broken_weights:
         with torch.no_grad():
             for parameter in module.bank.parameters():
                 getattr(parameter, "ds_tensor", parameter).fill_(torch.nan)
     try:
-        train(
-            engine,
-            batches(),
-            objective,
-            max_steps=20,
-            log_every_steps=1,
-            max_consecutive_skips=max_skips,
-            save=lambda: saved(engine, folder),
-            log=lambda step, values: said.append((step, values["train/skipped_steps"])),
-            say=said.append,
-        )
+        train_on(engine, batches(), objective, recorder, max_steps=20, max_consecutive_skips=max_skips)
     except NumericsError as error:
         good = full_state_dict(module, keep=True)
-        return str(error), error.agreed, said, good
+        reports = [(step, values["train/skipped_steps"]) for step, values in recorder.reports]
+        return str(error), error.agreed, reports, recorder.said, good
     return None
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_too_many_in_a_row_stop_every_rank_and_leave_the_last_good_state(tmp_path, stage):
     write_models(tmp_path)
-    for text, agreed, said, weights in run_ranks(train_until_it_stops, 2, tmp_path, stage, 2, False):
+    for text, agreed, reports, said, weights in run_ranks(train_until_it_stops, 2, tmp_path, stage, 2, False):
         assert agreed
         assert text.startswith("3 steps in a row were skipped; step 4: loss/task, loss/kl_teacher_student")
         assert f"the state after step 1, the last that was taken, is in {tmp_path / 'last_good'}" in text
-        assert [line for line in said if isinstance(line, tuple)] == [(1, 0), (2, 1), (3, 2)]
-        assert [line.split(":")[0] for line in said if isinstance(line, str)] == [
-            f"  step {1 + n} skipped, {n} in a row" for n in (1, 2, 3)
-        ]
+        assert reports == [(1, 0), (2, 1), (3, 2)]
+        assert [line.split(":")[0] for line in said] == [f"  step {1 + n} skipped, {n} in a row" for n in (1, 2, 3)]
         assert all(bool(value.isfinite().all()) for value in weights.values())
     saved = run_ranks(load_last_good, 2, tmp_path, stage)
     for name, value in weights.items():
@@ -279,7 +255,7 @@ def test_too_many_in_a_row_stop_every_rank_and_leave_the_last_good_state(tmp_pat
 
 def load_last_good(world, folder, stage):
     engine, _, _, module = start(world, folder, stage, "fp32", "none")
-    engine.engine.load_checkpoint(str(folder / "last_good"))
+    engine.load(folder / "last_good")
     return full_state_dict(module, keep=True)
 
 

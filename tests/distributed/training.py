@@ -27,6 +27,7 @@ from ted_ds.runtime.world import World
 from ted_ds.stages.distill import DistillObjective
 from ted_ds.stages.finetune import FinetuneObjective
 from ted_ds.stages.learn_filters import FilterObjective
+from ted_ds.stages.loop import Progress, train
 from tests.distributed.steps import training_steps
 from tests.tiny import LABELS, ROOT, VOCAB_SIZE
 
@@ -117,6 +118,38 @@ def batches(world: World, kind: str):
         rank=world.rank,
         world_size=world.size,
     )
+
+
+class Recorder:
+    """What the training loop asks of the run around it, kept in lists; a state is saved in ``folder``."""
+
+    def __init__(self, engine: TrainableEngine, folder: Path) -> None:
+        self._engine, self._folder = engine, folder
+        self.reports: list[tuple[int, Any]] = []
+        self.said: list[str] = []
+
+    def log(self, step: int, values: Any) -> None:
+        self.reports.append((step, values))
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def evaluate(self, progress: Progress) -> None:
+        raise AssertionError("no evaluation was asked for")
+
+    def between_steps(self, progress: Progress) -> None:
+        pass
+
+    def save(self, progress: Progress) -> Path:
+        for file, state in self._engine.states(self._folder).items():
+            torch.save(state, file)
+        return self._folder
+
+
+def train_on(engine: TrainableEngine, steps: Any, objective: Any, recorder: Recorder, **settings: Any) -> float:
+    """The training loop, from the first step on."""
+    values = {"log_every_steps": 1, "evaluate_every_steps": None, "evaluate_last": False, "progress": Progress()}
+    return train(engine, steps, objective, recorder, **{**values, **settings})
 
 
 def start_engine(

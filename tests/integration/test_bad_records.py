@@ -80,7 +80,7 @@ def test_too_many_stop_every_rank_at_a_checkpoint_from_which_the_data_goes_on(tm
     everything = "".join(outcome.output for outcome in outcomes)
     assert [outcome.code for outcome in outcomes] == [2, 2], everything
     assert "Traceback" not in everything
-    saved = tmp_path / "run" / "filters_teacher.last_good"
+    (saved,) = (tmp_path / "run" / "checkpoints" / "filters_teacher").glob("step_*")
     assert everything.count(message) == 1
     assert f"is in {saved}" in everything
     assert not (tmp_path / "run" / "filters_teacher").exists()
@@ -88,7 +88,8 @@ def test_too_many_stop_every_rank_at_a_checkpoint_from_which_the_data_goes_on(tm
 
     state = json.loads((saved / "stream.json").read_text())
     assert f"The state after step {state['step']} " in everything
-    assert (saved / "latest").read_text() == f"step_{state['step']}"
+    assert (saved.parent / "latest").read_text() == f"{saved.name}\n"
+    assert saved.name == f"step_{state['step']:08d}"
     assert state["step"] > 0
     recipe = load_recipe(tmp_path / "recipe.yaml", arguments)
     for world_size in (1, 2, 4):

@@ -17,7 +17,7 @@ def lines_of(folder: Path) -> list[dict]:
 
 
 def opened(folder: Path, mode: str) -> Tracker:
-    return Tracker(folder, name="tiny", project="ted_ds_tests", mode=mode, config={"seed": 1})
+    return Tracker(folder, run_id="0123abcd", name="tiny", project="ted_ds_tests", mode=mode, config={"seed": 1})
 
 
 @pytest.fixture
