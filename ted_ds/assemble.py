@@ -215,11 +215,11 @@ class Assembly:
 
     def stopped(self, where: str, saved: str) -> StoppedOnRequest:
         """The error to leave with once everything is saved. Every rank must call it."""
-        reasons = {
-            f"{reason} (rank {rank})" for rank, reason in enumerate(self.world.gather(self.stops.reason)) if reason
-        }
+        reasons = [(rank, reason) for rank, reason in enumerate(self.world.gather(self.stops.reason)) if reason]
+        (first, reason), *others = reasons
+        ranks = f"rank {first}" + (f" and {len(others)} more" if others else "")
         return StoppedOnRequest(
-            f"stopped on {', '.join(sorted(reasons))} {where}. {saved}. Start the same command again to go on"
+            f"stopped on {reason} ({ranks}) {where}. {saved}. Start the same command again to go on"
         )
 
     # --- evaluation ---------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from ted_ds.evaluation.scoring import SCORERS
 from ted_ds.models.loading import fetch, load_tokenizer
 from ted_ds.plan import Plan, make_plan
 from ted_ds.run_folder import begin_run, mark_stopped, new_run_id, read_run_id
-from ted_ds.runtime.preemption import StopRequests
+from ted_ds.runtime.preemption import StopRequests, shielded
 from ted_ds.runtime.world import World, is_lost_rank
 from ted_ds.screen import Screen
 from ted_ds.tracking import METRICS_FILE, Tracker
@@ -160,14 +160,15 @@ def _open_output(recipe: Recipe, world: World, assembly: Assembly) -> None:
     """Create the output folder with the tracker in it, and make sure that every rank sees it."""
     with world.together():
         if world.is_main:
-            assembly.tracker = Tracker(
-                recipe.output_dir,
-                run_id=assembly.run_id,
-                name=recipe.name,
-                project=recipe.tracking.project,
-                mode=recipe.tracking.wandb,
-                config=recipe.model_dump(mode="json"),
-            )
+            with shielded():
+                assembly.tracker = Tracker(
+                    recipe.output_dir,
+                    run_id=assembly.run_id,
+                    name=recipe.name,
+                    project=recipe.tracking.project,
+                    mode=recipe.tracking.wandb,
+                    config=recipe.model_dump(mode="json"),
+                )
             begin_run(recipe.output_dir, assembly.run_id)
             assembly.ledger = Ledger(recipe.output_dir)
             assembly.ledger.add(assembly.data.bad_records)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import netrc
 import os
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ class Tracker:
             settings=wandb.Settings(silent=True, console="off"),
         )
         self._phases: set[str] = set()
+        self._wandb_failed = False
 
     def rewind(self, phase: str, step: int, scored_step: int = 0) -> None:
         """Forget what the file says of a phase beyond a step, and of its scores beyond another: it comes again.
@@ -67,6 +69,9 @@ class Tracker:
         record = {"time": round(time.time(), 3), "phase": phase, "step": step, **values}
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+        self._to_wandb(lambda: self._log_to_wandb(phase, step, values))
+
+    def _log_to_wandb(self, phase: str, step: int, values: Mapping[str, float]) -> None:
         if phase not in self._phases:  # each phase counts its own steps
             self._phases.add(phase)
             self._wandb.define_metric(f"{phase}/step")
@@ -75,12 +80,25 @@ class Tracker:
 
     def summarise(self, values: Mapping[str, Any]) -> None:
         """Final values of the run."""
-        self._wandb.summary.update(dict(values))
+        self._to_wandb(lambda: self._wandb.summary.update(dict(values)))
 
     def close(self) -> None:
         """Finish both."""
         self._file.close()
-        self._wandb.finish()
+        self._to_wandb(self._wandb.finish)
+
+    def _to_wandb(self, call: Callable[[], object]) -> None:
+        """Call W&B. A service that breaks is no reason to lose a run: it is said once, and the file has all numbers."""
+        if self._wandb_failed:
+            return
+        try:
+            call()
+        except Exception as error:
+            self._wandb_failed = True
+            print(
+                f"WARN W&B no longer answers ({error!r:.200}); the run goes on, all numbers are in {self._path}",
+                file=sys.stderr,
+            )
 
 
 def _is_beyond(line: str, phase: str, step: int, scored_step: int) -> bool:

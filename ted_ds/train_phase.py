@@ -22,7 +22,7 @@ from ted_ds.runtime.checkpoints.folders import Retention
 from ted_ds.runtime.checkpoints.saving import Checkpoints, Saved
 from ted_ds.runtime.determinism import random_state, restore_random_state, seed_everything
 from ted_ds.runtime.engine import Objective, TrainableEngine
-from ted_ds.runtime.preemption import StopNow
+from ted_ds.runtime.preemption import StopNow, shielded
 from ted_ds.stages.loop import Progress, train
 
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -76,11 +76,12 @@ class PhaseTraining:
         seed_everything(build.recipe.seed, phase=self._phase, rank=build.world.rank)
         self._checkpoints = checkpoints_of(build, folder)
         saved = self._checkpoints.newest()
-        self._batches = build.training_batches(
-            plan,
-            num_workers=build.recipe.data.workers,
-            state=None if saved is None else read_stream_state(saved.folder),
-        )
+        with shielded():
+            self._batches = build.training_batches(
+                plan,
+                num_workers=build.recipe.data.workers,
+                state=None if saved is None else read_stream_state(saved.folder),
+            )
         found: list[BadRecord] = []
         if saved is not None:
             found = self._go_on(saved)

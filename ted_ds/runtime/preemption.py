@@ -1,4 +1,4 @@
-"""Requests to stop: signals, and a wall-clock budget.
+"""Requests to stop: signals, a wall-clock budget, and a launcher that has gone.
 
 A rank that is asked only takes note; all ranks stop together at the next boundary (:meth:`World.highest`).
 """
@@ -12,11 +12,15 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 SAME_REQUEST_S = 2.0
 """A launcher passes one request on several times: Ctrl-C reaches a rank from the terminal as SIGINT, and then from
 the deepspeed launcher as SIGTERM, twice. Signals that follow the first within this time are the same request."""
+
+
+LAUNCHERS = ("deepspeed/launcher/launch.py", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run")
 
 
 class StopNow(Exception):
@@ -29,6 +33,8 @@ class StopRequests:
     def __init__(self) -> None:
         self._stop_at: float | None = None
         self._signal: tuple[str, float] | None = None
+        self._launcher = _launcher()
+        self._gone_at: float | None = None
 
     def limit(self, minutes: float | None, *, started_at: float) -> None:
         """Ask to stop so many minutes after ``started_at`` on the monotonic clock; None: never."""
@@ -41,13 +47,17 @@ class StopRequests:
             return self._signal[0]
         if self._stop_at is not None and time.monotonic() >= self._stop_at:
             return "stop_after_minutes"
+        if self._launcher != () and self._launcher != _launcher():
+            self._gone_at = self._gone_at or time.monotonic()
+            return "end of the launcher"
         return None
 
     @property
     def seconds_since(self) -> float | None:
-        """Time since the signal, or since the budget was used up."""
-        if self._signal is not None:
-            return time.monotonic() - self._signal[1]
+        """Time since the signal, since the launcher was missed, or since the budget was used up."""
+        noticed = self._signal[1] if self._signal is not None else self._gone_at
+        if noticed is not None:
+            return time.monotonic() - noticed
         if self._stop_at is not None and time.monotonic() >= self._stop_at:
             return time.monotonic() - self._stop_at
         return None
@@ -86,6 +96,37 @@ class StopRequests:
         elif now - self._signal[1] > SAME_REQUEST_S:
             os.write(2, f"ted-ds: second {signal.Signals(number).name}: ends at once, nothing is saved\n".encode())
             os._exit(128 + number)
+
+
+@contextlib.contextmanager
+def shielded() -> Iterator[None]:
+    """Processes started in this block do not get the signals that mean a stop.
+
+    Launchers send them to all descendants; data workers and W&B's service are still needed to stop well. They end with
+    this process.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _launcher() -> tuple[int, ...]:
+    """The processes of the launcher above this one; empty where none is known, or none can be seen.
+
+    A ``deepspeed`` on one node dies of SIGTERM and leaves its helper and all ranks running, which nobody expects.
+    """
+    parent = os.getppid()
+    try:
+        command = Path(f"/proc/{parent}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        if not any(name in command for name in LAUNCHERS):
+            return ()
+        status = Path(f"/proc/{parent}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ()
+    # after the name in parentheses: state, and the parent's parent
+    return (parent, int(status.rpartition(")")[2].split()[1]))
 
 
 def _noted(_number: int, _frame: object) -> None:

@@ -1,0 +1,176 @@
+"""Checkpoints on the disk: manifests that notice every damage, atomic places, retention."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ted_ds.errors import CheckpointError
+from ted_ds.runtime.checkpoints.folders import LATEST_FILE, MANIFEST_FILE, CheckpointFolders, FileRecord, Retention
+
+CONTENT = {
+    "engine/mp_rank_00_model_states.pt": b"weights" * 100,
+    "engine/zero_pp_rank_0_mp_rank_00_optim_states.pt": b"moments" * 50,
+    "ranks/rank_00000.json": b'{"random": 1}',
+    "state.json": b'{"step": 7}',
+    "stream.json": b'{"lanes": {}}',
+    "zero_to_fp32.py": b"print()\n",
+}
+
+
+def write(folders, step):
+    place = folders.begin(step)
+    known = {}
+    for name, content in CONTENT.items():
+        (place / name).parent.mkdir(exist_ok=True)
+        (place / name).write_bytes(content)
+        known[name] = FileRecord(len(content), hashlib.sha256(content).hexdigest())
+    del known["zero_to_fp32.py"]  # DeepSpeed copies it itself: it is read and added
+    folders.commit(step, known, {"run": "abc", "inputs": {}})
+
+
+@pytest.fixture
+def folders(tmp_path):
+    folders = CheckpointFolders(tmp_path / "distill")
+    write(folders, 7)
+    return folders
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def truncate(file):
+    os.truncate(file, file.stat().st_size - 1)
+
+
+def empty(file):
+    os.truncate(file, 0)
+
+
+def delete(file):
+    file.unlink()
+
+
+def test_a_checkpoint_is_listed_named_and_without_fault(folders):
+    assert folders.steps() == [7]
+    assert folders.faults(7) == []
+    assert folders.latest_fault() is None
+    assert (folders.root / LATEST_FILE).read_text() == "step_00000007\n"
+    assert set(folders.manifest(7)["files"]) == set(CONTENT)
+    assert not list(folders.root.glob(".*"))
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, empty, delete])
+@pytest.mark.parametrize("name", [*CONTENT, MANIFEST_FILE])
+def test_every_damage_of_every_file_is_seen(folders, name, damage):
+    damage(folders.path(7) / name)
+    (fault,) = folders.faults(7)
+    assert fault.startswith(str(folders.path(7) / name))
+
+
+def test_every_single_byte_of_the_manifest_counts(folders):
+    file = folders.path(7) / MANIFEST_FILE
+    content = file.read_bytes()
+    for place in range(len(content)):
+        for bit in (1, 0x80):
+            broken = bytearray(content)
+            broken[place] ^= bit
+            file.write_bytes(broken)
+            assert folders.faults(7), f"byte {place}: {bytes(broken[place - 5 : place + 5])!r}"
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, empty, delete])
+def test_the_name_of_the_latest_is_checked_too(folders, damage):
+    file = folders.root / LATEST_FILE
+    damage(file)
+    assert str(file) in folders.latest_fault()
+
+
+def test_an_unlisted_file_is_a_fault(folders):
+    (folders.path(7) / "engine" / "mp_rank_01_model_states.pt").write_bytes(b"not ours")
+    (fault,) = folders.faults(7)
+    assert "mp_rank_01_model_states.pt: is not in the manifest" in fault
+
+
+def test_a_checkpoint_under_another_step_is_a_fault(folders):
+    folders.path(7).rename(folders.path(8))
+    (fault,) = folders.faults(8)
+    assert "is that of step 7" in fault
+
+
+def test_ranks_share_the_reading_and_together_see_everything(folders):
+    for name in CONTENT:
+        flip(folders.path(7) / name)
+    found = [fault for part in range(3) for fault in folders.faults(7, part=part, num_parts=3)]
+    assert sorted(found) == sorted(folders.faults(7))
+    assert len(found) == len(CONTENT)
+
+
+def test_a_file_that_did_not_arrive_whole_is_not_committed(tmp_path):
+    folders = CheckpointFolders(tmp_path)
+    place = folders.begin(3)
+    (place / "state.json").write_bytes(b"{}")
+    with pytest.raises(CheckpointError, match=r"state\.json did not arrive whole"):
+        folders.commit(3, {"state.json": FileRecord(3, "0" * 64)}, {})
+    assert folders.steps() == []
+
+
+def test_what_is_half_written_or_half_removed_is_no_checkpoint_and_is_cleaned(folders):
+    folders.begin(9)
+    (folders.root / ".step_00000005.removing").mkdir()
+    assert folders.steps() == [7]
+    folders.clean()
+    assert sorted(entry.name for entry in folders.root.iterdir()) == [LATEST_FILE, "step_00000007"]
+
+
+def test_a_place_that_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"step_00000001: cannot be written: .*untouched"):
+        CheckpointFolders(tmp_path / "file").begin(1)
+
+
+def test_files_have_the_permissions_of_the_users_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        folders = CheckpointFolders(tmp_path / "distill")
+        write(folders, 1)
+    finally:
+        os.umask(before)
+    for entry in folders.root.rglob("*"):
+        expected = 0o750 if entry.is_dir() else 0o640
+        assert stat.S_IMODE(entry.stat().st_mode) == expected, entry
+
+
+def test_pruning_keeps_what_it_is_told_and_names_the_newest_of_it(folders):
+    for step in (8, 9):
+        write(folders, step)
+    folders.prune({7, 8})
+    assert folders.steps() == [7, 8]
+    assert folders.latest_fault() is None
+    assert (folders.root / LATEST_FILE).read_text() == "step_00000008\n"
+    assert folders.faults(7) == folders.faults(8) == []
+
+
+@given(
+    steps=st.sets(st.integers(1, 60), min_size=1),
+    best=st.none() | st.integers(1, 60),
+    keep_last=st.integers(1, 4),
+    every=st.none() | st.integers(1, 10),
+    keep_best=st.booleans(),
+)
+def test_retention_keeps_the_last_the_archived_and_the_best(steps, best, keep_last, every, keep_best):
+    kept = Retention(keep_last, every, keep_best).kept(steps, best)
+    assert max(steps) in kept
+    assert kept <= steps
+    expected = set(sorted(steps)[-keep_last:])
+    expected |= {step for step in steps if every is not None and step % every == 0}
+    expected |= {best} & steps if keep_best else set()
+    assert kept == expected
