@@ -202,6 +202,24 @@ class Assembly:
             state=state,
         )
 
+    # --- numbers ------------------------------------------------------------------------------------------------
+
+    def track(self, phase: str, step: int, values: Mapping[str, float]) -> None:
+        """Write numbers down. Every rank must call it: a disk that is full ends all of them.
+
+        Raises:
+            TedError: They cannot be written; on every rank.
+        """
+        with self.world.together():
+            if self.tracker is not None:
+                self.tracker.log(phase, step, values)
+
+    def rewind_tracker(self, phase: str, step: int, scored_step: int = 0) -> None:
+        """Forget the numbers of a phase that come again; see :meth:`Tracker.rewind`. Every rank must call it."""
+        with self.world.together():
+            if self.tracker is not None:
+                self.tracker.rewind(phase, step, scored_step)
+
     # --- stopping -----------------------------------------------------------------------------------------------
 
     def stop_if_asked(self) -> None:

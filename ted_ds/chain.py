@@ -11,6 +11,7 @@ from typing import Any
 
 from ted_ds.assemble import Assembly
 from ted_ds.assemble_stages import build_stage_one, build_stage_two
+from ted_ds.config.redaction import without_secrets
 from ted_ds.config.schema import PhasePlan
 from ted_ds.config.tasks import CausalLm
 from ted_ds.errors import CheckpointError
@@ -55,7 +56,13 @@ class Chain:
             if not self._assembly.world.on_main(functools.partial(self._is_complete, phase, wanted)):
                 return [phase for phase in phases[index:] if phase in wanted]
             self._assembly.screen.say(f"{phase}: complete, skipped")
+            self._retire_checkpoints(self.folder(phase))
         return []
+
+    def _retire_checkpoints(self, folder: PhaseFolder) -> None:
+        """Remove the checkpoints of a complete phase that were only kept to go on."""
+        checkpoints = checkpoints_of(self._assembly, folder)
+        self._assembly.world.on_main(lambda: checkpoints.retire(folder.result().get("best")))
 
     def _is_complete(self, phase: str, wanted: Sequence[str]) -> bool:
         folder = self.folder(phase)
@@ -96,7 +103,7 @@ class Chain:
                     collect_garbage()
             except StopNow:
                 raise build.stopped(f"in {phase}", "It has no steps to save; phases before it are complete") from None
-            build.world.on_main(checkpoints_of(build, folder).retire)
+            self._retire_checkpoints(folder)
 
     # --- where things are -----------------------------------------------------------------------------------------
 
@@ -114,8 +121,10 @@ class Chain:
             "distill": self._distill_inputs,
             "evaluate": lambda: {
                 "models": {name: self._identity(path) for name, path in self._evaluated().items()},
-                **self._recipe.model_dump(
-                    mode="json", include={"evaluation", "data", "task"}, exclude={"data": UNDECIDING_DATA_KEYS}
+                **without_secrets(
+                    self._recipe.model_dump(
+                        mode="json", include={"evaluation", "data", "task"}, exclude={"data": UNDECIDING_DATA_KEYS}
+                    )
                 ),
             },
             "export": lambda: {"student": self._identity(self._distilled())},
@@ -159,8 +168,10 @@ class Chain:
             else plan.model_dump(mode="json", exclude={"micro_batch_size", "micro_batch_tokens"}),
             "deepspeed": {key: self._assembly.deepspeed_json.get(key) for key in ("optimizer", "scheduler")},
             "data_files": self._assembly.listing.sizes(),
-            **self._recipe.model_dump(
-                mode="json", include={"task", "data", "seed", "precision"}, exclude={"data": UNDECIDING_DATA_KEYS}
+            **without_secrets(
+                self._recipe.model_dump(
+                    mode="json", include={"task", "data", "seed", "precision"}, exclude={"data": UNDECIDING_DATA_KEYS}
+                )
             ),
         }
 
@@ -308,10 +319,9 @@ class Chain:
             model.release()
             del model
             collect_garbage()
-        if build.tracker is not None:
-            build.tracker.rewind("evaluate", -1)
-            for name, values in results.items():
-                build.tracker.log("evaluate", 0, {f"{name.replace(' ', '_')}/{key}": v for key, v in values.items()})
+        build.rewind_tracker("evaluate", -1)
+        for name, values in results.items():
+            build.track("evaluate", 0, {f"{name.replace(' ', '_')}/{key}": v for key, v in values.items()})
 
         def write(place: Path) -> dict[str, Any]:
             (place / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

@@ -10,6 +10,7 @@ from pathlib import Path
 from ted_ds.assemble import Assembly
 from ted_ds.chain import Chain
 from ted_ds.config.load import load_recipe
+from ted_ds.config.redaction import without_secrets
 from ted_ds.config.schema import Recipe
 from ted_ds.contracts import refuse_different_tokenizers
 from ted_ds.data.bad_records import Ledger
@@ -79,14 +80,19 @@ def _leave_stopped(assembly: Assembly, stop: StoppedOnRequest) -> None:
 
     (The first one out makes many a launcher kill the others.)
     """
-    world, tracker = assembly.world, assembly.tracker
+    world, tracker, screen = assembly.world, assembly.tracker, assembly.screen
+    seconds = max(one or 0.0 for one in world.gather(assembly.stops.seconds_since))
+    about = {"message": str(stop), "exit_code": stop.exit_code, "seconds_from_request": round(seconds, 2)}
+    if world.is_main:
+        try:
+            mark_stopped(assembly.recipe.output_dir, about)
+        except OSError as error:  # what counts is saved
+            screen.say(f"WARN {assembly.recipe.output_dir}: stopped.json cannot be written: {error}")
     if tracker is not None:
         tracker.close()
         assembly.tracker = None
     seconds = max(one or 0.0 for one in world.gather(assembly.stops.seconds_since))
-    about = {"message": str(stop), "exit_code": stop.exit_code, "seconds_from_request": round(seconds, 2)}
-    world.on_main(lambda: mark_stopped(assembly.recipe.output_dir, about))
-    assembly.screen.say(f"stopped {seconds:.1f} s after the request")
+    screen.say(f"stopped {seconds:.1f} s after the request")
 
 
 def examine(recipe_path: str, overrides: Sequence[str]) -> bool:
@@ -167,7 +173,7 @@ def _open_output(recipe: Recipe, world: World, assembly: Assembly) -> None:
                     name=recipe.name,
                     project=recipe.tracking.project,
                     mode=recipe.tracking.wandb,
-                    config=recipe.model_dump(mode="json"),
+                    config=without_secrets(recipe.model_dump(mode="json")),
                 )
             begin_run(recipe.output_dir, assembly.run_id)
             assembly.ledger = Ledger(recipe.output_dir)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,15 @@ def file_sha256(file: Path) -> str:
     """SHA-256 of a file's bytes."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sync(place: Path) -> None:
+    """Wait until a file's content, or a folder's entries, are on the disk: a cut of power does not lose them."""
+    descriptor = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def model_identity(folder: Path) -> dict[str, str]:
@@ -96,7 +106,10 @@ class PhaseFolder:
             listed = {str(f.relative_to(unfinished)): (f.stat().st_size, file_sha256(f)) for f in files}
             manifest = {"inputs": self.inputs, "files": listed, "result": result}
             (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+            for place in (*unfinished.rglob("*"), unfinished):  # its checkpoints are removed after it
+                sync(place)
             unfinished.replace(self.path)
+            sync(self.path.parent)
         except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
             raise CheckpointError(f"{self.path}: cannot be written: {error}") from error
         finally:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ted_ds.errors import CheckpointError
+from ted_ds.phases import sync
 
 RUN_FILE = "run.json"
 STOPPED_FILE = "stopped.json"
@@ -41,7 +42,10 @@ def begin_run(output_dir: Path, run_id: str) -> None:
     """Say whose the folder is, and that it runs. On one rank only."""
     file = output_dir / RUN_FILE
     if not file.is_file():
-        file.write_text(json.dumps({"run_id": run_id}) + "\n", encoding="utf-8")
+        beside = file.with_name(f".{RUN_FILE}")
+        beside.write_text(json.dumps({"run_id": run_id}) + "\n", encoding="utf-8")
+        sync(beside)
+        beside.replace(file)
     (output_dir / STOPPED_FILE).unlink(missing_ok=True)
 
 

@@ -6,6 +6,7 @@ import json
 import netrc
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ import wandb
 from ted_ds.errors import ConfigError
 
 METRICS_FILE = "metrics.jsonl"
+FINISH_TIMEOUT_S = 20.0
 WANDB_HOST = "api.wandb.ai"
 
 
@@ -85,7 +87,12 @@ class Tracker:
     def close(self) -> None:
         """Finish both."""
         self._file.close()
-        self._to_wandb(self._wandb.finish)
+        # it may want to upload something first, on a network that is down
+        thread = threading.Thread(target=self._to_wandb, args=(self._wandb.finish,), daemon=True)
+        thread.start()
+        thread.join(FINISH_TIMEOUT_S)
+        if thread.is_alive():
+            print(f"WARN W&B does not finish within {FINISH_TIMEOUT_S:g} s: left behind", file=sys.stderr)
 
     def _to_wandb(self, call: Callable[[], object]) -> None:
         """Call W&B. A service that breaks is no reason to lose a run: it is said once, and the file has all numbers."""

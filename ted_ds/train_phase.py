@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -87,13 +88,12 @@ class PhaseTraining:
             found = self._go_on(saved)
         if build.ledger is not None:
             build.ledger.begin_phase(found)
-        if build.tracker is not None:
-            build.tracker.rewind(self._phase, self._progress.step, self._progress.evaluated)
+        build.rewind_tracker(self._phase, self._progress.step, self._progress.evaluated)
         self._saved_step, self._saved_at = self._progress.step, time.monotonic()
         self._started, self._first_step = time.monotonic(), self._progress.step
 
-    def run(self, objective: Objective) -> dict[str, float]:
-        """Train to the end; returns the last report and tokens per second.
+    def run(self, objective: Objective) -> dict[str, Any]:
+        """Train to the end; returns the last report, tokens per second, and which step scored best.
 
         Raises:
             StoppedOnRequest: A rank was asked to stop; everything is saved.
@@ -118,7 +118,8 @@ class PhaseTraining:
         finally:
             build.screen.stop()
             self._batches.close()
-        return {**self._progress.report, **({"perf/tokens_per_s": tokens_per_s} if tokens_per_s else {})}
+        speed = {"perf/tokens_per_s": tokens_per_s} if tokens_per_s else {}
+        return {**self._progress.report, **speed, **({"best": self._best} if self._best else {})}
 
     # --- what the loop asks for -------------------------------------------------------------------------------------
 
@@ -126,10 +127,9 @@ class PhaseTraining:
         """Write a report down, with what the data says."""
         whole = {**values, **self._look_at_data()}
         self._progress.report = whole
-        if self._build.tracker is not None:
-            self._build.tracker.log(self._phase, step, whole)
+        self._build.track(self._phase, step, whole)
         elapsed = time.monotonic() - self._started
-        remaining_s = elapsed / (step - self._first_step) * (self._plan.max_steps - step)
+        remaining_s = elapsed / max(step - self._first_step, 1) * (self._plan.max_steps - step)
         self._build.screen.update(step, whole, remaining_s=remaining_s)
 
     def say(self, text: str) -> None:
@@ -153,14 +153,12 @@ class PhaseTraining:
         value = sum(metrics[scorer.headline] for metrics in self.scores) / len(self.scores)
         if not self._outputs:
             build.screen.say(f"  {self._phase} {progress.step}, held-out {scorer.headline}: {value:.4g}")
-        better = self._best is None or (value > self._best["value"]) == scorer.higher_is_better
-        if better and (self._best is None or value != self._best["value"]):
+        gain = 0.0 if self._best is None else value - self._best["value"]
+        if math.isfinite(value) and (self._best is None or (gain > 0 if scorer.higher_is_better else gain < 0)):
             self._best = {"metric": scorer.headline, "value": value, "step": progress.step}
-        if build.tracker is not None:
-            names = [f"/{name}" for name in self._outputs] or [""]
-            pairs = zip(names, self.scores, strict=True)
-            scores = {f"eval/{metric}{name}": v for name, metrics in pairs for metric, v in metrics.items()}
-            build.tracker.log(self._phase, progress.step, scores)
+        pairs = zip([f"/{name}" for name in self._outputs] or [""], self.scores, strict=True)
+        scores = {f"eval/{metric}{name}": v for name, metrics in pairs for metric, v in metrics.items()}
+        build.track(self._phase, progress.step, scores)
 
     def between_steps(self, progress: Progress) -> None:
         """Finish what is written, save what is due, stop if any rank was asked to."""
@@ -172,14 +170,17 @@ class PhaseTraining:
             self._checkpoints.commit()
         if stop:
             self._stop(progress)
-        if save:
+        if save and not self._engine.weights_are_finite():  # it would push out a better one
+            self.say(f"  WARN the weights after step {progress.step} are not finite; they are not saved")
+        elif save:
             self._begin_save(progress)
             if not build.recipe.checkpoint.asynchronous:
                 self._checkpoints.finish()
 
     def save(self, progress: Progress) -> Path:
-        """Save, and wait until it is on the disk."""
-        self._begin_save(progress)
+        """Save, unless that is done, and wait until it is on the disk."""
+        if progress.step != self._saved_step:
+            self._begin_save(progress)
         self._checkpoints.finish()
         return self._checkpoints.folders.path(progress.step)
 
@@ -187,7 +188,7 @@ class PhaseTraining:
 
     def _is_due(self, progress: Progress) -> bool:
         settings = self._build.recipe.checkpoint
-        if progress.step == self._saved_step:
+        if progress.step == self._saved_step or progress.last_taken < progress.step:
             return False
         by_steps = settings.every_steps is not None and progress.step % settings.every_steps == 0
         minutes = (time.monotonic() - self._saved_at) / 60

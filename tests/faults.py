@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,37 @@ def _at_file(arrive: Callable[[], None]) -> None:
         return write(file, content)
 
     writer._write_file = half
+
+
+def limit_files_at_save(_rank: int, occurrence: int, num_bytes: int) -> None:
+    """From the n-th file that training copies for a checkpoint on, the system refuses longer files."""
+    counter = itertools.count(1)
+
+    def arrive() -> None:
+        if next(counter) == occurrence:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
+
+    _at_save(arrive)
+
+
+def fill_disk_at_save(rank: int, occurrence: int, filler: str) -> None:
+    """Fill the disk that ``filler`` is on, to the last byte, when training copies its n-th file for a checkpoint."""
+    if rank:
+        return
+    counter = itertools.count(1)
+
+    def arrive() -> None:
+        if next(counter) == occurrence:
+            with contextlib.suppress(OSError), Path(filler).open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+
+    _at_save(arrive)
+
+
+def with_environment(_rank: int, **variables: str) -> None:
+    """Set variables of the environment."""
+    os.environ.update(variables)
 
 
 PLACES = {

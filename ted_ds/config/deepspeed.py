@@ -31,7 +31,9 @@ KNOWN_TOP_LEVEL_KEYS = frozenset(
 TYPED_SECTION_KEYS = ("type", "params", "legacy_fusion")
 SECTIONS = ("bf16", "fp16", "optimizer", "scheduler", "zero_optimization")
 # Known to DeepSpeed, but they change who holds which data or how a step runs, which is not ours to ignore.
-UNSUPPORTED_KEYS = frozenset({"autotuning", "data_efficiency", "pipeline", "tensor_parallel"})
+UNSUPPORTED_KEYS = frozenset({"autotuning", "checkpoint", "data_efficiency", "pipeline", "tensor_parallel"})
+# ted_ds writes checkpoints in its own way, which these would change behind its back.
+UNSUPPORTED_ZERO_KEYS = frozenset({"elastic_checkpoint", "load_from_fp32_weights", "pipeline_loading_checkpoint"})
 
 
 def read_deepspeed_json(path: Path) -> dict[str, Any]:
@@ -54,6 +56,13 @@ def read_deepspeed_json(path: Path) -> dict[str, Any]:
     messages += [
         f"{path}: {key}: not supported by ted_ds; remove it" for key in sorted(UNSUPPORTED_KEYS & config.keys())
     ]
+    if isinstance(config.get("zero_optimization"), dict):
+        messages += [
+            f"{path}: zero_optimization.{key}: not supported by ted_ds, which saves and loads in its own way; remove it"
+            for key in sorted(UNSUPPORTED_ZERO_KEYS & config["zero_optimization"].keys())
+        ]
+    if isinstance(config.get("comet"), dict) and "api_key" in config["comet"]:
+        messages.append(f"{path}: comet.api_key: secrets do not belong into files; set $COMET_API_KEY and remove it")
     if str(config.get("gradient_allreduce_op")).lower() == "sum":
         messages.append(
             f"{path}: gradient_allreduce_op: {config['gradient_allreduce_op']!r}: ted_ds divides each loss once by its "

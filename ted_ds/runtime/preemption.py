@@ -20,7 +20,9 @@ SAME_REQUEST_S = 2.0
 the deepspeed launcher as SIGTERM, twice. Signals that follow the first within this time are the same request."""
 
 
-LAUNCHERS = ("deepspeed/launcher/launch.py", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run")
+DEEPSPEED_HELPER = ("deepspeed/launcher/launch.py", "deepspeed.launcher.launch")
+"""Between ``deepspeed`` and the ranks."""
+TORCHRUN = ("torchrun", "torch.distributed.run")
 
 
 class StopNow(Exception):
@@ -47,10 +49,9 @@ class StopRequests:
             return self._signal[0]
         if self._stop_at is not None and time.monotonic() >= self._stop_at:
             return "stop_after_minutes"
-        if self._launcher != () and self._launcher != _launcher():
-            self._gone_at = self._gone_at or time.monotonic()
-            return "end of the launcher"
-        return None
+        if self._gone_at is None and self._launcher and not _still_there(self._launcher):
+            self._gone_at = time.monotonic()
+        return "end of the launcher" if self._gone_at is not None else None
 
     @property
     def seconds_since(self) -> float | None:
@@ -93,7 +94,7 @@ class StopRequests:
         now = time.monotonic()
         if self._signal is None:
             self._signal = (signal.Signals(number).name, now)
-        elif now - self._signal[1] > SAME_REQUEST_S:
+        elif not self._launcher or now - self._signal[1] > SAME_REQUEST_S:
             os.write(2, f"ted-ds: second {signal.Signals(number).name}: ends at once, nothing is saved\n".encode())
             os._exit(128 + number)
 
@@ -113,20 +114,33 @@ def shielded() -> Iterator[None]:
 
 
 def _launcher() -> tuple[int, ...]:
-    """The processes of the launcher above this one; empty where none is known, or none can be seen.
+    """The launcher's processes above this one, the nearest first; empty where none is known, or none can be seen.
 
-    A ``deepspeed`` on one node dies of SIGTERM and leaves its helper and all ranks running, which nobody expects.
+    Of ``deepspeed``, both: on one node it dies of SIGTERM and leaves its helper and all ranks running, which nobody
+    expects.
     """
-    parent = os.getppid()
+    helper = os.getppid()
     try:
-        command = Path(f"/proc/{parent}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        if not any(name in command for name in LAUNCHERS):
-            return ()
-        status = Path(f"/proc/{parent}/stat").read_text(encoding="utf-8", errors="replace")
+        command = Path(f"/proc/{helper}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        if any(name in command for name in DEEPSPEED_HELPER):
+            return (helper, _parent_of(helper))
     except OSError:
         return ()
-    # after the name in parentheses: state, and the parent's parent
-    return (parent, int(status.rpartition(")")[2].split()[1]))
+    return (helper,) if any(name in command for name in TORCHRUN) else ()
+
+
+def _still_there(launcher: tuple[int, ...]) -> bool:
+    if os.getppid() != launcher[0]:
+        return False
+    try:
+        return len(launcher) == 1 or _parent_of(launcher[0]) == launcher[1]
+    except OSError:  # it cannot be told now: nothing to stop for
+        return True
+
+
+def _parent_of(process: int) -> int:
+    status = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+    return int(status.rpartition(")")[2].split()[1])  # after the name in parentheses: state, parent
 
 
 def _noted(_number: int, _frame: object) -> None:

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
-from ted_ds.errors import TedError, TopologyError
+from ted_ds.errors import CheckpointError, TedError, TopologyError
 
 Result = TypeVar("Result")
 # set by srun, by mpirun, and by other MPI launchers
@@ -62,7 +62,14 @@ class World:
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         if accelerator.device_name() == "cuda":
             accelerator.set_device(local_rank)
-        deepspeed.init_distributed(accelerator.communication_backend_name(), timeout=timeout, verbose=False)
+        backend = accelerator.communication_backend_name()
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT")
+        if attempt is not None:
+            # torchrun may keep its store over a restart, and in it the addresses of the ranks that died
+            store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+            own = dist.distributed_c10d.PrefixStore(f"attempt_{attempt}", store)
+            dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=timeout)
+        deepspeed.init_distributed(backend, timeout=timeout, verbose=False)
         device = torch.device(accelerator.current_device_name())
         control = dist.new_group(backend="gloo", timeout=timeout)
         return cls(dist.get_rank(), dist.get_world_size(), device, control, timeout_s)
@@ -127,6 +134,8 @@ class World:
         error: Exception | None = None
         try:
             yield
+        except OSError as caught:  # a full or broken disk is no defect of ours
+            error = CheckpointError(f"the file system refuses: {caught}")
         except Exception as caught:  # whatever it is, the other ranks must hear of it
             error = caught
         outcomes = self.gather(None if error is None else (type(error), str(error)))
@@ -154,9 +163,9 @@ class World:
 
 
 BROKEN_CONNECTION = re.compile(
-    r"connection (closed|reset|refused)|broken pipe|timed out|timeout|connect\b.*fail|remote (rank|process)|"
-    r"(socket|network|peer|store).*(error|closed|fail)|ncclRemoteError|ncclSystemError",
-    re.IGNORECASE,
+    r"connection (closed|reset|refused) by|gloo.*(read|write) error|(timed out|timeout) waiting|wait timeout|"
+    r"connectFullMesh failed|socket closed|ncclRemoteError|ncclSystemError|watchdog .*timeout",
+    re.IGNORECASE | re.DOTALL,
 )
 
 

@@ -23,6 +23,8 @@ class Progress:
     """The last that was not skipped."""
     bad_in_a_row: int = 0
     """Steps skipped since, but for those that only searched fp16's loss scale."""
+    reported: int = 0
+    """The last step after which there was a report."""
     evaluated: int = 0
     """The last step after which the held-out data was scored."""
     num_tokens: int = 0
@@ -99,6 +101,7 @@ def train(
         values = engine.report(objective)
         intervals.append((values["train/tokens"], time.monotonic() - started))
         started = time.monotonic()
+        progress.reported = progress.step
         progress.num_tokens += int(values["train/tokens"])
         values["train/total_tokens"] = progress.num_tokens
         progress.report = {**values, "perf/tokens_per_s": intervals[-1][0] / intervals[-1][1]}
@@ -125,7 +128,7 @@ def train(
             surroundings.say(f"  data exhausted after step {progress.step} of {max_steps}")
             if progress.last_taken < progress.step and _is_lost(engine, progress):
                 raise _cannot_go_on(engine, surroundings, progress, reason) from None
-            if progress.step % log_every_steps:
+            if progress.reported < progress.step:
                 report()
             evaluate_if_due(progress.step)
             break
@@ -177,7 +180,8 @@ def _cannot_go_on(
         left = "the weights themselves are not finite and were not saved"
     error = NumericsError(
         f"{progress.step - progress.last_taken} steps in a row were skipped; step {progress.step}: {reason}. {left}. "
-        "Lower the learning rate, use precision bf16 or fp32, or look at these steps' data (ted-ds doctor)"
+        "Look at these steps' data (ted-ds doctor), lower the learning rate, or use precision bf16 or fp32; with other "
+        "settings the phase starts anew, once its checkpoints are removed. max_consecutive_skips may be raised to go on"
     )
     error.agreed = True  # the reason was gathered from all ranks
     return error

@@ -17,21 +17,13 @@ from pathlib import Path
 import pytest
 
 from tests.faults import signal_at
-from tests.runs import Run, differences, run, traces
+from tests.runs import Run, differences, run, traces, with_dropout
 from tests.tiny import write_run
 
 NUM_STEPS = {"finetune_student": 3, "filters_teacher": 3, "filters_student": 3, "distill": 8}
 RANKS = 2
 ALL_STEPS = sum(NUM_STEPS.values())
 STOPPED, KILLED = 75, -signal.SIGKILL
-
-
-def with_dropout(recipe: Path) -> Path:
-    """Every model of the run drops one in ten activations."""
-    config = recipe.parent / "teacher" / "config.json"
-    values = json.loads(config.read_text())
-    config.write_text(json.dumps({**values, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}))
-    return recipe
 
 
 class Killing:
@@ -78,7 +70,11 @@ class Killing:
         before = last_step(broken.output(0))
         output = run(arguments, num_ranks=RANKS)
         count["resumed"] += 1
-        count["steps lost"] += steps_lost(before, output)
+        lost = steps_lost(before, output)
+        # saved every two steps; a save is in its place at the next boundary but one at the latest
+        assert lost <= 4, (before, output)
+        count["steps lost"] += lost
+        count["went on from a checkpoint"] += "going on after step" in output
         wrong = differences(self._whole, traces(place))
         count["mismatches"] += bool(wrong)
         assert not wrong, wrong
@@ -87,7 +83,7 @@ class Killing:
         return True
 
     def table(self) -> str:
-        columns = ("kills", "resumed", "steps lost", "mismatches")
+        columns = ("kills", "resumed", "went on from a checkpoint", "steps lost", "mismatches")
         lines = [f"| what | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
         for what, count in self.counts.items():
             lines.append(f"| {what} | {' | '.join(str(count[column]) for column in columns)} |")
@@ -122,7 +118,7 @@ def test_a_kill_at_a_step(killing):
     assert killing.inject("kill -9 at a step", "step", ALL_STEPS - 3, number=signal.SIGKILL, on_ranks=(1,))
 
 
-@pytest.mark.parametrize(("place", "occurrence"), [("backward", 15), ("save", 4), ("evaluation", 12), ("result", 3)])
+@pytest.mark.parametrize(("place", "occurrence"), [("backward", 15), ("evaluation", 12)])
 def test_a_request_to_stop(killing, place, occurrence):
     assert killing.inject(f"SIGTERM, {place}", place, occurrence, number=signal.SIGTERM)
 

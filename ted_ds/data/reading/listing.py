@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ted_ds.config.data import Data, Source
+from ted_ds.config.redaction import without_secrets
 from ted_ds.data.reading.bytes import DamagedData, compression_of, decompressed_chunks, open_filesystem, read_range
 from ted_ds.data.reading.extents import DataFile, Extent, ExtentTable
 from ted_ds.data.reading.lines import read_csv, read_json_lines, read_text_blocks, read_text_lines
@@ -61,7 +62,8 @@ class DataListing:
 
     def sizes(self) -> dict[str, int]:
         """Every data file and its size in bytes: tells a phase that its data has changed, without reading it."""
-        return {file.url: file.size for one in (*self.train, *(self.evaluation or ())) for file in one.files}
+        files = [file for one in (*self.train, *(self.evaluation or ())) for file in one.files]
+        return {without_secrets(file.url): file.size for file in files}
 
 
 def list_data(data: Data) -> DataListing:
@@ -220,9 +222,10 @@ def read_in_order(
             else:
                 has_number = by_number and len(listing.files) == 1
                 position = f"row {number}" if has_number else describe_position(extent, item, listing)
-                report(BadRecord(extent.url, position, item.fault))
+                report(BadRecord(without_secrets(extent.url), position, item.fault))
 
 
 def empty_files(listing: Listing) -> list[BadRecord]:
     """Files of a source in which there is nothing."""
-    return [BadRecord(file.url, "byte 0", "the file is empty") for file in listing.files if file.size == 0]
+    empty = [without_secrets(file.url) for file in listing.files if file.size == 0]
+    return [BadRecord(url, "byte 0", "the file is empty") for url in empty]

@@ -6,6 +6,7 @@ import collections
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from ted_ds.config.redaction import without_secrets
 from ted_ds.data.cleaning import Cleaner
 from ted_ds.data.reading.listing import describe_position, read_extent
 from ted_ds.data.reading.records import START, BadRecord, Item, Position
@@ -197,7 +198,7 @@ class LaneDocuments:
     def _report(self, unit: Unit, item: Item) -> None:
         assert item.fault is not None
         place = describe_position(unit.extent, item, self._source.listing)
-        self._bad[BadRecord(unit.extent.url, place, item.fault)] = None
+        self._bad[BadRecord(without_secrets(unit.extent.url), place, item.fault)] = None
         limit = self._settings.most_bad_records
         if len(self._bad) > limit:
             raise DataError(

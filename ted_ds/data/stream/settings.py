@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ted_ds.config.data import Cleaning, Data
+from ted_ds.config.redaction import without_secrets
 from ted_ds.config.tasks import CausalLm
 from ted_ds.data.reading.listing import Listing
 
@@ -31,7 +32,8 @@ class SourceSettings:
         """What decides its documents and their order."""
         own = {field.name: getattr(self, field.name) for field in fields(self)}
         listing = self.listing
-        files = [(file.url.rpartition("/")[2], file.size, file.num_pieces) for file in listing.files]
+        names = [without_secrets(file.url).rpartition("/")[2] for file in listing.files]
+        files = [(name, file.size, file.num_pieces) for name, file in zip(names, listing.files, strict=True)]
         digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
         return own | {"listing": [listing.format, listing.text_documents, len(files), digest]}
 

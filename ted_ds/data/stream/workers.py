@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ted_ds.data.reading.records import BadRecord
@@ -147,6 +148,7 @@ class LaneWorkers:
             prefetch_factor=STEPS_AHEAD,
             multiprocessing_context=context,
             timeout=min(CHECK_INTERVAL_S, self._timeout_s),  # only then does torch look whether they live
+            generator=torch.Generator(),  # or each start would draw from the one that dropout draws from
         )
         self._iterator = iter(loader)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,20 @@ def layout_of(engine: Any) -> dict[str, Any]:
         "num_ranks": int(engine.dp_world_size),
         "optimizer": type(engine.optimizer).__name__,
         "inner_optimizer": type(getattr(engine.optimizer, "optimizer", engine.optimizer)).__name__,
+        "order": _order_of(engine),
     }
+
+
+def _order_of(engine: Any) -> str:
+    """A hash of which parameter is where in the optimizer's flat tensors: settings of ZeRO change it."""
+    names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
+    optimizer = engine.optimizer
+    groups: Any = []
+    for attribute in ("round_robin_bit16_groups", "bf16_groups", "fp16_groups"):
+        groups = groups or getattr(optimizer, attribute, [])
+    order = [[names[id(parameter)] for parameter in group] for group in groups]
+    paddings = getattr(optimizer, "round_robin_bit16_padding", None)
+    return hashlib.sha256(f"{order} {paddings}".encode()).hexdigest()[:16]
 
 
 def take_states(engine: Any, folder: Path) -> dict[Path, Any]:
@@ -42,6 +56,7 @@ def take_states(engine: Any, folder: Path) -> dict[Path, Any]:
     """
     storage = SnapshotEngine()
     engine.checkpoint_engine = storage
+    engine._copy_recovery_script = lambda _place: None  # it would be written on the side; DeepSpeed's package has it
     engine.save_checkpoint(str(folder), tag=ENGINE_FOLDER, save_latest=False, exclude_frozen_parameters=True)
     return storage.take()
 

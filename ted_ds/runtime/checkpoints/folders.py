@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ted_ds.errors import CheckpointError
-from ted_ds.phases import file_sha256
+from ted_ds.phases import file_sha256, sync
 
 MANIFEST_FILE = "manifest.json"
 LATEST_FILE = "latest"
@@ -103,6 +103,10 @@ class CheckpointFolders:
     def clean(self) -> None:
         """Remove what an interrupted run left half written or half removed."""
         if self.root.is_dir():
+            for entry in self.root.glob(".*.replaced"):  # killed between two renames: the old one is still good
+                place = entry.with_name(entry.name[1:].removesuffix(".replaced"))
+                if not place.exists():
+                    entry.replace(place)
             for entry in self.root.iterdir():
                 if entry.name.startswith(".") and entry.is_dir():
                     shutil.rmtree(entry)
@@ -135,9 +139,11 @@ class CheckpointFolders:
         """
         folder = self.unfinished(step)
         try:
-            files: dict[str, FileRecord] = {}
+            files = dict(known)
             for name in _files_in(folder):
-                files[name] = known.get(name) or FileRecord((folder / name).stat().st_size, file_sha256(folder / name))
+                if name not in files:
+                    sync(folder / name)
+                    files[name] = FileRecord((folder / name).stat().st_size, file_sha256(folder / name))
             wrong = [name for name in known if _size_of(folder / name) != known[name].num_bytes]
             if wrong:
                 raise CheckpointError(f"{folder}: {', '.join(sorted(wrong))} did not arrive whole on the disk")
@@ -149,11 +155,14 @@ class CheckpointFolders:
             }
             write_durably(folder / MANIFEST_FILE, _manifest_text(content))
             for place in {folder, *(path.parent for path in folder.rglob("*"))}:
-                _sync_folder(place)
-            self._remove(step)  # only ever of an earlier attempt that went on from before it
+                sync(place)
+            replaced = self.root / f".{self.path(step).name}.replaced"
+            if self.path(step).exists():
+                self.path(step).replace(replaced)
             folder.replace(self.path(step))
-            _sync_folder(self.root)
+            sync(self.root)
             self._name_latest(step)
+            shutil.rmtree(replaced, ignore_errors=True)
         except OSError as error:
             raise CheckpointError(cannot_write(self.path(step), error)) from error
 
@@ -170,7 +179,7 @@ class CheckpointFolders:
         beside = self.root / f".{LATEST_FILE}"
         write_durably(beside, self.path(step).name + "\n")
         beside.replace(self.root / LATEST_FILE)
-        _sync_folder(self.root)
+        sync(self.root)
 
     def remove_all(self) -> None:
         """Remove the whole folder."""
@@ -225,7 +234,8 @@ class CheckpointFolders:
         except CheckpointError as error:
             return [str(error)]
         found = []
-        for name in sorted(listed)[part::num_parts]:
+        by_size = sorted(listed, key=lambda name: (-listed[name].num_bytes, name))
+        for name in by_size[part::num_parts]:
             fault = _fault_of(folder / name, listed[name])
             if fault:
                 found.append(f"{folder / name}: {fault}")
@@ -250,12 +260,15 @@ def write_durably(file: Path, text: str) -> None:
 
 
 def _fault_of(file: Path, record: FileRecord) -> str | None:
-    size = _size_of(file)
-    if size is None:
-        return "is missing"
-    if size != record.num_bytes:
-        return f"has {size:,} bytes, not {record.num_bytes:,}"
-    return None if file_sha256(file) == record.sha256 else "its SHA-256 differs"
+    try:
+        size = _size_of(file)
+        if size is None:
+            return "is missing"
+        if size != record.num_bytes:
+            return f"has {size:,} bytes, not {record.num_bytes:,}"
+        return None if file_sha256(file) == record.sha256 else "its SHA-256 differs"
+    except OSError as error:
+        return f"cannot be read ({error})"
 
 
 def _size_of(file: Path) -> int | None:
@@ -270,12 +283,3 @@ def _manifest_text(content: Mapping[str, Any]) -> str:
     """With a checksum of its own: a digit that flips in it is seen like one in any other file."""
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return json.dumps({**content, "sha256": digest}, indent=1) + "\n"
-
-
-def _sync_folder(folder: Path) -> None:
-    """Wait until a folder's entries are on the disk, so that a cut of power does not lose a rename."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -150,7 +150,10 @@ class Checkpoints:
     def _commit(self, known: Mapping[str, FileRecord]) -> None:
         about = {"run": self._run_id, "inputs": self._inputs}
         self.folders.commit(self._step, known, about)
-        self.folders.prune(self._retention.kept(self.folders.steps(), self._best))
+        try:
+            self.folders.prune(self._retention.kept(self.folders.steps(), self._best))
+        except OSError as error:  # the new one is safe: no reason to stop
+            self._say(f"  WARN {self.folders.root}: old checkpoints cannot be removed: {error}")
 
     def _remove_unfinished(self) -> None:
         shutil.rmtree(self.folders.unfinished(self._step), ignore_errors=True)
@@ -222,7 +225,9 @@ class Checkpoints:
             if not steps:
                 return
             step = steps[-1]
-            if self.folders.faults(step, part=1, num_parts=2**31):  # the manifest alone; the rest is seen later
+            try:
+                self.folders.manifest(step)
+            except CheckpointError:  # damaged: :meth:`newest` says so, and takes another
                 return
         manifest, folder = self.folders.manifest(step), self.folders.path(step)
         if manifest["run"] != self._run_id:
@@ -282,20 +287,14 @@ class Checkpoints:
 
     # --- the end of the phase ---------------------------------------------------------------------------------------
 
-    def retire(self) -> None:
-        """Remove what was only kept to go on, once the phase is complete. On one rank only."""
-        steps = self.folders.steps()
-        keep = self._retention.archived(steps, self._best_of(steps))
+    def retire(self, best: Mapping[str, Any] | None) -> None:
+        """Remove what was only kept to go on, once the phase is complete. On one rank only.
+
+        ``best`` is the phase's best score; where that came last, the phase's result has it.
+        """
+        keep = self._retention.archived(self.folders.steps(), best["step"] if best else None)
         if keep:
             self.folders.clean()
             self.folders.prune(keep)
         else:
             self.folders.remove_all()
-
-    def _best_of(self, steps: Sequence[int]) -> int | None:
-        for step in reversed(steps):
-            file = self.folders.path(step) / STATE_FILE
-            if file.is_file():
-                best = json.loads(file.read_text(encoding="utf-8")).get("best")
-                return best["step"] if best else None
-        return None
