@@ -103,8 +103,8 @@ class StopRequests:
 def shielded() -> Iterator[None]:
     """Processes started in this block do not get the signals that mean a stop.
 
-    Launchers send them to all descendants; data workers and W&B's service are still needed to stop well. They end with
-    this process.
+    Launchers send them to all descendants, but data workers are still needed to stop well. They end with this process.
+    (W&B's service takes SIGTERM all the same; the tracker does without it.)
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:

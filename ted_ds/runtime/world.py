@@ -16,6 +16,7 @@ import deepspeed.ops
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from torch.distributed.rendezvous import rendezvous
 
 from ted_ds.errors import CheckpointError, TedError, TopologyError
 
@@ -66,7 +67,7 @@ class World:
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT")
         if attempt is not None:
             # torchrun may keep its store over a restart, and in it the addresses of the ranks that died
-            store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+            store, rank, size = next(rendezvous("env://", timeout=timeout))
             own = dist.distributed_c10d.PrefixStore(f"attempt_{attempt}", store)
             dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=timeout)
         deepspeed.init_distributed(backend, timeout=timeout, verbose=False)

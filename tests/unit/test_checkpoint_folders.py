@@ -174,3 +174,27 @@ def test_retention_keeps_the_last_the_archived_and_the_best(steps, best, keep_la
     expected |= {step for step in steps if every is not None and step % every == 0}
     expected |= {best} & steps if keep_best else set()
     assert kept == expected
+
+
+def test_a_step_that_is_saved_again_is_never_missing(folders):
+    """Killed between the two renames, the old one is put back."""
+    place = folders.begin(7)
+    (place / "state.json").write_bytes(b"new")
+    folders.path(7).replace(folders.root / ".step_00000007.replaced")
+    folders.clean()
+    assert folders.steps() == [7]
+    assert folders.faults(7) == []
+    write(folders, 7)
+    assert folders.faults(7) == []
+    assert not list(folders.root.glob(".*"))
+
+
+def test_a_file_that_cannot_be_read_is_a_fault(folders, monkeypatch):
+    from ted_ds.runtime.checkpoints import folders as module
+
+    def unreadable(_file):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(module, "file_sha256", unreadable)
+    assert all("cannot be read ([Errno 5] Input/output error)" in fault for fault in folders.faults(7))
+    assert len(folders.faults(7)) == len(CONTENT)

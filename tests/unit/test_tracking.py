@@ -103,3 +103,37 @@ def test_an_offline_run_is_really_written(tmp_path: Path) -> None:
     for name in (b"distill/loss/total", b"distill/step", b"student_after/perplexity", b"ted_ds_tests"):
         assert name in content
     assert len(lines_of(tmp_path)) == 1
+
+
+def test_what_comes_again_is_forgotten_and_a_half_written_line_too(tmp_path: Path) -> None:
+    tracker = opened(tmp_path, "disabled")
+    tracker.log("finetune", 9, {"loss/total": 1.0})
+    for step in (1, 2, 3):
+        tracker.log("distill", step, {"loss/total": 1.0})
+        tracker.log("distill", step, {"eval/accuracy": 1.0})
+    tracker.close()
+    with (tmp_path / METRICS_FILE).open("a") as file:
+        file.write('{"phase": "dist')
+    tracker = opened(tmp_path, "disabled")
+    tracker.rewind("distill", 2, 1)  # the score after step 2 was not yet known when the state was saved
+    tracker.log("distill", 3, {"loss/total": 2.0})
+    tracker.close()
+    found = [(line["phase"], line["step"], "eval/accuracy" in line) for line in lines_of(tmp_path)]
+    expected = [("finetune", 9, False), ("distill", 1, False), ("distill", 1, True), ("distill", 2, False)]
+    assert found == [*expected, ("distill", 3, False)]
+
+
+def test_a_service_that_breaks_is_said_once_and_the_file_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracker = opened(tmp_path, "disabled")
+
+    def broken(_values: object) -> None:
+        raise ConnectionResetError("Connection lost")
+
+    monkeypatch.setattr(tracker._wandb, "log", broken)
+    for step in (1, 2):
+        tracker.log("distill", step, {"loss/total": 1.0})
+    tracker.close()
+    assert [line["step"] for line in lines_of(tmp_path)] == [1, 2]
+    assert capsys.readouterr().err.count("W&B no longer answers") == 1

@@ -1,0 +1,133 @@
+"""Signals and budgets: noted once, and the second request ends the process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ted_ds.runtime.preemption import STOP_SIGNALS, StopRequests, shielded
+
+LISTEN = """
+import os, signal, sys, time
+from ted_ds.runtime.preemption import StopRequests
+stops = StopRequests()
+with stops.listening():
+    print("listening", flush=True)
+    {body}
+"""
+
+
+def listening(body):
+    process = subprocess.Popen([sys.executable, "-c", LISTEN.format(body=body)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "listening\n"
+    return process
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_each_signal_is_a_reason_and_does_not_end_the_process(number):
+    stops = StopRequests()
+    before = signal.getsignal(number)
+    with stops.listening():
+        assert stops.reason is None
+        assert stops.seconds_since is None
+        os.kill(os.getpid(), number)
+        wait_until(lambda: stops.reason is not None)
+        assert stops.reason == number.name
+        assert 0 <= stops.seconds_since < 5
+    assert signal.getsignal(number) is before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_budget_is_a_reason_once_it_is_used_up():
+    stops = StopRequests()
+    stops.limit(None, started_at=time.monotonic() - 1e6)
+    assert stops.reason is None
+    stops.limit(1.0, started_at=time.monotonic() - 59)
+    assert stops.reason is None
+    stops.limit(1.0, started_at=time.monotonic() - 61)
+    assert stops.reason == "stop_after_minutes"
+    assert 0.9 < stops.seconds_since < 6
+
+
+def test_a_signal_is_noted_while_the_main_thread_is_in_code_that_does_not_return():
+    # Python runs a handler only between two of its own instructions; here there is none for minutes
+    process = listening("import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)")
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(10) == 128 + signal.SIGUSR1
+
+
+def test_without_a_launcher_a_second_signal_ends_the_process_at_once():
+    process = listening("time.sleep(60)")
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 128 + signal.SIGINT
+
+
+def test_under_a_launcher_what_follows_at_once_is_the_same_request(tmp_path):
+    # what torchrun's command line looks like from below
+    launcher = tmp_path / "torchrun"
+    launcher.write_text("import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', sys.argv[1]]))")
+    body = "time.sleep(0.5); print(stops.reason, flush=True); time.sleep(2); print('alive', flush=True); time.sleep(60)"
+    code = LISTEN.format(body="print(os.getpid(), flush=True); " + body)
+    process = subprocess.Popen([sys.executable, str(launcher), code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "listening\n"
+    rank = int(process.stdout.readline())
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
+        os.kill(rank, number)
+        time.sleep(0.05)
+    assert process.stdout.readline() == "SIGINT\n"
+    assert process.stdout.readline() == "alive\n"
+    os.kill(rank, signal.SIGTERM)
+    assert process.wait(10) == 128 + signal.SIGTERM
+
+
+def test_a_launcher_that_is_gone_is_a_reason(tmp_path):
+    launcher = tmp_path / "torchrun"
+    launcher.write_text("import subprocess, sys; subprocess.call([sys.executable, '-c', sys.argv[1]])")
+    found = tmp_path / "found"
+    body = f"""print(stops.reason, flush=True)
+    while stops.reason is None: time.sleep(0.02)
+    open({str(found)!r}, "w").write(stops.reason)"""
+    process = subprocess.Popen(
+        [sys.executable, str(launcher), LISTEN.format(body=body)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "listening\n"
+    assert process.stdout.readline() == "None\n"
+    process.kill()
+    process.wait()
+    wait_until(lambda: found.exists() and found.read_text() == "end of the launcher")
+
+
+def test_a_shell_is_no_launcher():
+    # a run that was started with nohup outlives its shell
+    script = f"{sys.executable} -c '{LISTEN.format(body='time.sleep(1); print(stops.reason, flush=True)')}' & exit 0"
+    done = subprocess.run(["sh", "-c", script], stdout=subprocess.PIPE, text=True, timeout=20)
+    assert done.stdout.splitlines() == ["listening", "None"]
+
+
+def test_shielded_processes_do_not_hear_of_it():
+    with shielded():
+        process = subprocess.Popen(
+            [sys.executable, "-c", "print('here', flush=True); import time; time.sleep(0.5)"], stdout=subprocess.PIPE
+        )
+    assert process.stdout.readline() == b"here\n"
+    for number in STOP_SIGNALS:
+        process.send_signal(number)
+    assert process.wait(10) == 0
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(STOP_SIGNALS)

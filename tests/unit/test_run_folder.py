@@ -1,0 +1,48 @@
+"""What the output folder says of the run as a whole, and what may be written down of a recipe."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ted_ds.config.redaction import without_secrets
+from ted_ds.errors import CheckpointError
+from ted_ds.run_folder import begin_run, mark_stopped, new_run_id, read_run_id
+
+
+def test_a_run_keeps_its_id(tmp_path):
+    assert read_run_id(tmp_path) is None
+    first, second = new_run_id(), new_run_id()
+    assert first != second
+    begin_run(tmp_path, first)
+    begin_run(tmp_path, second)
+    assert read_run_id(tmp_path) == first
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"run_id": 7}', '{"run_id": "../x"}'])
+def test_a_damaged_id_is_said(tmp_path, content):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"run\.json: .*restore it, or choose another output_dir"):
+        read_run_id(tmp_path)
+
+
+def test_the_sign_of_a_stop_goes_when_the_run_goes_on(tmp_path):
+    begin_run(tmp_path, "a1")
+    mark_stopped(tmp_path, {"exit_code": 75})
+    assert json.loads((tmp_path / "stopped.json").read_text()) == {"exit_code": 75}
+    begin_run(tmp_path, "a1")
+    assert not (tmp_path / "stopped.json").exists()
+
+
+def test_addresses_lose_users_passwords_and_signatures():
+    recipe = {
+        "path": "https://me:secret@host:8080/a/b.jsonl?X-Amz-Signature=secret#x",
+        "list": ["s3://key:secret@bucket/x.parquet", "local/file?name.txt", 3, None],
+        "https://u:secret@host/c": {"size": 1},
+    }
+    clean = without_secrets(recipe)
+    assert "secret" not in json.dumps(clean)
+    assert clean["path"] == "https://host:8080/a/b.jsonl"
+    assert clean["list"] == ["s3://bucket/x.parquet", "local/file?name.txt", 3, None]
+    assert clean["https://host/c"] == {"size": 1}
