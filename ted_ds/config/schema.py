@@ -201,6 +201,15 @@ class Checkpoint(Section):
     asynchronous: bool = True
     """Write while training goes on; it needs host memory for a copy of this rank's part."""
 
+    @model_validator(mode="after")
+    def _archived_ones_are_saved(self) -> Checkpoint:
+        if self.keep_every_steps is not None and (self.every_steps is None or self.keep_every_steps % self.every_steps):
+            raise ValueError(
+                f"keep_every_steps ({self.keep_every_steps}) must be a multiple of every_steps ({self.every_steps}): "
+                "only what is saved can be kept"
+            )
+        return self
+
 
 class TokenizerTraining(Section):
     """A tokenizer to train on the training documents: ``ted-ds tokenizer train``."""
@@ -265,16 +274,6 @@ class Recipe(Section):
             raise ValueError("distill.method: ted needs a filters section (Stage I)")
         if self.distill.method == "kd" and self.distill.kl_weight == 0:
             raise ValueError("distill.method: kd needs a kl_weight above 0; without a teacher it is sft")
-        return self
-
-    @model_validator(mode="after")
-    def _archived_checkpoints_are_saved(self) -> Recipe:
-        saved, kept = self.checkpoint.every_steps, self.checkpoint.keep_every_steps
-        if kept is not None and (saved is None or kept % saved):
-            raise ValueError(
-                f"checkpoint.keep_every_steps ({kept}) must be a multiple of checkpoint.every_steps ({saved}): only "
-                "what is saved can be kept"
-            )
         return self
 
     @model_validator(mode="after")
