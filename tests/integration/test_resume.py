@@ -12,6 +12,7 @@ import signal
 
 import pytest
 
+from ted_ds.runtime.checkpoints.folders import CheckpointFolders
 from tests.faults import signal_at
 from tests.runs import Run, copy_run, differences, run, traces, with_dropout
 from tests.tiny import ROOT, write_run
@@ -173,6 +174,36 @@ def test_damaged_ones_are_named_and_put_aside_and_the_one_before_is_taken(stoppe
     assert f"{checkpoints / 'step_00000004' / 'manifest.json'}: is missing" in output
     assert "going on from step 3: at least 2 steps are lost and done again" in output
     assert differences(expected, traces(checkpoints.parent.parent)) == []
+
+
+DAMAGES = {
+    "one bit flipped": lambda content: (
+        content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 1]) + content[len(content) // 2 + 1 :]
+    ),
+    "last byte cut off": lambda content: content[:-1],
+    "emptied": lambda content: b"",
+    "deleted": lambda content: None,
+}
+
+
+def test_every_damage_of_every_file_of_a_real_checkpoint_is_seen(stopped):
+    """Prints the table of docs/checkpoints.md."""
+    folders = CheckpointFolders(begin_again(stopped)[0])
+    files = sorted(file for file in folders.path(5).rglob("*") if file.is_file())
+    assert len(files) == 8
+    print("| file | " + " | ".join(DAMAGES) + " |")
+    for file in [*files, folders.root / "latest"]:
+        seen = []
+        content = file.read_bytes()
+        for damage, change in DAMAGES.items():
+            broken = change(content)
+            file.unlink() if broken is None else file.write_bytes(broken)
+            faults = [folders.latest_fault()] if file.name == "latest" else folders.faults(5)
+            assert len(faults) == 1, (file, damage)
+            seen.append(faults[0].removeprefix(f"{file}: "))
+        file.write_bytes(content)
+        print(f"| `{file.relative_to(folders.root)}` | " + " | ".join(seen) + " |")
+    assert folders.faults(5) == []
 
 
 def test_without_a_whole_one_the_phase_starts_anew(stopped):

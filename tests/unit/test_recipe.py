@@ -103,7 +103,10 @@ def test_a_key_of_the_other_task_kind_is_refused_and_not_suggested(path: Path) -
         ("task.packing.isolate_documents=2", "task.packing.isolate_documents: 2: Input should be a valid boolean"),
         ("checkpoint.every_steps=0", "checkpoint.every_steps: 0: Input should be greater than 0"),
         ("checkpoint.keep_last=0", "checkpoint.keep_last: 0: Input should be greater than 0"),
-        ("checkpoint.keep_every_steps=10", "checkpoint: keep_every_steps (10) must be a multiple of every_steps (None)"),
+        (
+            "checkpoint.keep_every_steps=10",
+            "checkpoint: keep_every_steps (10) must be a multiple of every_steps (None)",
+        ),
         ("stop_after_minutes=0", "stop_after_minutes: 0: Input should be greater than 0"),
         ("max_consecutive_skips=-1", "max_consecutive_skips: -1: Input should be greater than or equal to 0"),
         ("preflight=ignore", "preflight: 'ignore': Input should be 'refuse' or 'warn'"),
