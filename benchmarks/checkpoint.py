@@ -48,7 +48,7 @@ class Size(NamedTuple):
     rounds: int
 
 
-SIZES = {False: Size(768, 12, 32_000, 7), True: Size(384, 6, 16_000, 7)}
+SIZES = {False: Size(512, 8, 32_000, 7), True: Size(256, 6, 16_000, 7)}
 CONFIG = {"optimizer": {"type": "AdamW", "params": {"torch_adam": True}}, "zero_optimization": {"stage": 1}}
 
 
@@ -129,7 +129,7 @@ def measure(training: Training, rounds: int) -> tuple[dict[str, Cost], int]:
     num_bytes = sum(record.num_bytes for record in folder.manifest(folder.steps()[-1])["files"].values())
     step_s = training.steps(3, save=None)[0] / 3
     _, write_s = training.steps(1, save="waiting")
-    count = max(4, int(4 * write_s / step_s) + 3)  # many enough that it is written before they end
+    count = max(4, int(2.5 * write_s / step_s) + 3)  # many enough that it is written before they end
     plain: list[float] = []
     measured: dict[str, list[tuple[float, float]]] = {"waiting": [], "beside": []}
     for _ in range(rounds):
