@@ -48,7 +48,7 @@ class Size(NamedTuple):
     rounds: int
 
 
-SIZES = {False: Size(512, 8, 32_000, 7), True: Size(128, 4, 16_000, 7)}
+SIZES = {False: Size(512, 8, 32_000, 7), True: Size(192, 4, 16_000, 7)}
 CONFIG = {"optimizer": {"type": "AdamW", "params": {"torch_adam": True}}, "zero_optimization": {"stage": 1}}
 
 

@@ -45,9 +45,10 @@ def run_phases(recipe_path: str, overrides: Sequence[str], wanted: Sequence[str]
         except RuntimeError as error:
             if not is_lost_rank(error):
                 raise
+            seen = str(error).splitlines()[0].partition(". This is typically")[0]
             raise RankLostError(
                 f"rank {os.environ.get('RANK', '0')}: another rank died or hangs, or the network to it is cut; its own "
-                f"output says more. What was seen here: {str(error).splitlines()[0]:.300}. Start the same command "
+                f"output says more. What was seen here: {seen:.300}. Start the same command "
                 "again to go on from the newest checkpoint"
             ) from error
 
