@@ -164,8 +164,8 @@ class World:
 
 
 BROKEN_CONNECTION = re.compile(
-    r"connection (closed|reset|refused) by|gloo.*(read|write) error|(timed out|timeout) waiting|wait timeout|broken pipe|"
-    r"connectFullMesh failed|socket closed|ncclRemoteError|ncclSystemError|watchdog .*timeout",
+    r"connection (closed|reset|refused) by|gloo.*(read|write) error|broken pipe|(timed out|timeout) waiting|"
+    r"wait timeout|connectFullMesh failed|socket closed|ncclRemoteError|ncclSystemError|watchdog .*timeout",
     re.IGNORECASE | re.DOTALL,
 )
 
