@@ -280,7 +280,7 @@ class Chain:
 
         def write(place: Path) -> dict[str, Any]:
             save_filters(place, state, layers=stage.bank.layers, dim=self._dim, kind=filters.kind)
-            return {**result, **of_filter}
+            return {**result, "filters": of_filter}
 
         build.world.on_main(functools.partial(folder.write, write))
 

@@ -201,7 +201,7 @@ class Doctor:
             folder = self._chain.folder(f"filters_{side}")
             folder.is_complete()
             result = folder.result()
-            return {name: values["loss"] for name, values in result.items() if isinstance(values, dict)}
+            return {name: values["loss"] for name, values in result["filters"].items()}
 
         losses = self._world.on_main(scores)
         guess = heldout_guess(self._build)

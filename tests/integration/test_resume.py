@@ -93,6 +93,29 @@ def test_with_an_offloaded_optimizer_and_a_schedule_of_deepspeeds(tmp_path):
     resume_from_each(tmp_path, arguments, (3,))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "family"), [("causal_lm", "gpt2"), ("sequence_classification", "bert")])
+def test_stopped_after_every_second_step_of_every_phase_under_zero3(tmp_path, kind, family):
+    """With a sharded teacher, and LM heads that stay frozen beside the filters."""
+    recipe = with_dropout(write_run(tmp_path, kind=kind, family=family))
+    finetune = "{max_steps: 3, learning_rate: 1e-3, global_batch_size: 4, micro_batch_size: 1}"
+    both = [f"{side}.finetune={finetune}" for side in ("teacher", "student")]
+    steps = [f"{phase}.max_steps=3" for phase in ("filters.teacher", "filters.student", "distill")]
+    arguments = ["run", str(recipe), stage(3), *both, *steps, "tracking.log_every_steps=2"]
+    run([*arguments, f"output_dir={tmp_path / 'whole'}"])
+    num_stops = 0
+    while True:
+        stopping = Run(arguments, fault=signal_at, fault_arguments=("step", 2, signal.SIGTERM, (num_stops % 2,)))
+        codes = stopping.wait()
+        if codes == [0, 0]:
+            break
+        assert codes == [STOPPED, STOPPED], stopping.output()
+        num_stops += 1
+        assert num_stops < 20
+    assert num_stops >= 7
+    assert differences(traces(tmp_path / "whole"), traces(tmp_path / "run")) == []
+
+
 # --- another layout ---------------------------------------------------------------------------------------------------
 
 TOLERANCE = {"fp32": 2e-5, "bf16": 5e-3}
