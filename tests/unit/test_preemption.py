@@ -22,8 +22,24 @@ with stops.listening():
 """
 
 
-def listening(body):
-    process = subprocess.Popen([sys.executable, "-c", LISTEN.format(body=body)], stdout=subprocess.PIPE, text=True)
+@pytest.fixture
+def start():
+    """Start a process that prints to a pipe; whatever becomes of the test, it is killed."""
+    started = []
+
+    def begin(*command):
+        started.append(subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def listening(start, body):
+    process = start("-c", LISTEN.format(body=body))
     assert process.stdout.readline() == "listening\n"
     return process
 
@@ -61,9 +77,9 @@ def test_a_budget_is_a_reason_once_it_is_used_up():
     assert 0.9 < stops.seconds_since < 6
 
 
-def test_a_signal_is_noted_while_the_main_thread_is_in_code_that_does_not_return():
+def test_a_signal_is_noted_while_the_main_thread_is_in_code_that_does_not_return(start):
     # Python runs a handler only between two of its own instructions; here there is none for minutes
-    process = listening("import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)")
+    process = listening(start, "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**8)")
     process.send_signal(signal.SIGTERM)
     time.sleep(0.5)
     assert process.poll() is None
@@ -71,21 +87,21 @@ def test_a_signal_is_noted_while_the_main_thread_is_in_code_that_does_not_return
     assert process.wait(10) == 128 + signal.SIGUSR1
 
 
-def test_without_a_launcher_a_second_signal_ends_the_process_at_once():
-    process = listening("time.sleep(60)")
+def test_without_a_launcher_a_second_signal_ends_the_process_at_once(start):
+    process = listening(start, "time.sleep(60)")
     process.send_signal(signal.SIGINT)
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     assert process.wait(10) == 128 + signal.SIGINT
 
 
-def test_under_a_launcher_what_follows_at_once_is_the_same_request(tmp_path):
+def test_under_a_launcher_what_follows_at_once_is_the_same_request(start, tmp_path):
     # what torchrun's command line looks like from below
     launcher = tmp_path / "torchrun"
     launcher.write_text("import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', sys.argv[1]]))")
     body = "time.sleep(0.5); print(stops.reason, flush=True); time.sleep(2); print('alive', flush=True); time.sleep(60)"
     code = LISTEN.format(body="print(os.getpid(), flush=True); " + body)
-    process = subprocess.Popen([sys.executable, str(launcher), code], stdout=subprocess.PIPE, text=True)
+    process = start(str(launcher), code)
     assert process.stdout.readline() == "listening\n"
     rank = int(process.stdout.readline())
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
@@ -97,16 +113,14 @@ def test_under_a_launcher_what_follows_at_once_is_the_same_request(tmp_path):
     assert process.wait(10) == 128 + signal.SIGTERM
 
 
-def test_a_launcher_that_is_gone_is_a_reason(tmp_path):
+def test_a_launcher_that_is_gone_is_a_reason(start, tmp_path):
     launcher = tmp_path / "torchrun"
     launcher.write_text("import subprocess, sys; subprocess.call([sys.executable, '-c', sys.argv[1]])")
     found = tmp_path / "found"
     body = f"""print(stops.reason, flush=True)
     while stops.reason is None: time.sleep(0.02)
     open({str(found)!r}, "w").write(stops.reason)"""
-    process = subprocess.Popen(
-        [sys.executable, str(launcher), LISTEN.format(body=body)], stdout=subprocess.PIPE, text=True
-    )
+    process = start(str(launcher), LISTEN.format(body=body))
     assert process.stdout.readline() == "listening\n"
     assert process.stdout.readline() == "None\n"
     process.kill()
@@ -121,12 +135,10 @@ def test_a_shell_is_no_launcher():
     assert done.stdout.splitlines() == ["listening", "None"]
 
 
-def test_shielded_processes_do_not_hear_of_it():
+def test_shielded_processes_do_not_hear_of_it(start):
     with shielded():
-        process = subprocess.Popen(
-            [sys.executable, "-c", "print('here', flush=True); import time; time.sleep(0.5)"], stdout=subprocess.PIPE
-        )
-    assert process.stdout.readline() == b"here\n"
+        process = start("-c", "print('here', flush=True); import time; time.sleep(0.5)")
+    assert process.stdout.readline() == "here\n"
     for number in STOP_SIGNALS:
         process.send_signal(number)
     assert process.wait(10) == 0
