@@ -200,6 +200,9 @@ class PhaseTraining:
         where = f"after step {progress.step} of {self._phase}"
         if progress.step == 0:
             raise self._build.stopped(f"before the first step of {self._phase}", "There was nothing to save")
+        if progress.step != self._saved_step and not self._engine.weights_are_finite():
+            self._checkpoints.finish()
+            raise self._build.stopped(where, "The weights are not finite and were not saved; checkpoints before stay")
         started = time.monotonic()
         place = self.save(progress)
         raise self._build.stopped(where, f"The state is in {place}, saved in {time.monotonic() - started:.1f} s")

@@ -225,11 +225,10 @@ class Checkpoints:
             if not steps:
                 return
             step = steps[-1]
-            try:
-                self.folders.manifest(step)
-            except CheckpointError:  # damaged: :meth:`newest` says so, and takes another
-                return
-        manifest, folder = self.folders.manifest(step), self.folders.path(step)
+        try:
+            manifest, folder = self.folders.manifest(step), self.folders.path(step)
+        except CheckpointError:  # damaged: :meth:`newest` says so, and takes another
+            return
         if manifest["run"] != self._run_id:
             raise CheckpointError(
                 f"{folder}: is of another run ({manifest['run']}, this is {self._run_id}), and a run loads only what "
@@ -259,8 +258,11 @@ class Checkpoints:
             engine.load(saved.folder)
             return
         then, now = saved.state["layout"], engine.layout
-        changes = ", ".join(f"{key} {then[key]} -> {now[key]}" for key in now if then.get(key) != now[key])
-        self._say(f"  another layout than the checkpoint's: {changes}")
+        changed = [f"{key} {then[key]} -> {now[key]}" for key in now if key != "order" and then[key] != now[key]]
+        # the order of parameters, a hash, follows from the others, or from settings of ZeRO
+        self._say(
+            f"  another layout than the checkpoint's: {', '.join(changed) or 'its flat tensors are in another order'}"
+        )
         if then["inner_optimizer"] != now["inner_optimizer"]:
             raise CheckpointError(
                 f"{saved.folder}: was taken with {then['inner_optimizer']}, this run steps with "
