@@ -7,6 +7,7 @@ import functools
 import itertools
 import os
 import resource
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,26 @@ def fill_disk_at_save(rank: int, occurrence: int, filler: str) -> None:
                     file.write(bytes(4096))
 
     _at_save(arrive)
+
+
+def spoil_weights_and_stop(_rank: int, occurrence: int) -> None:
+    """Before the n-th step, counted over all phases, every weight becomes NaN and the run is asked to stop."""
+    import torch
+
+    from ted_ds.runtime.engine import TrainableEngine
+
+    plain, counter = TrainableEngine.step, itertools.count(1)
+
+    @functools.wraps(plain)
+    def step(self: TrainableEngine, *arguments: Any) -> Any:
+        if next(counter) == occurrence:
+            with torch.no_grad():
+                for parameter in self.engine.module.parameters():
+                    parameter.fill_(torch.nan)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, *arguments)
+
+    TrainableEngine.step = step
 
 
 def with_environment(_rank: int, **variables: str) -> None:

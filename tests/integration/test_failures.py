@@ -14,7 +14,7 @@ import time
 import psutil
 import pytest
 
-from tests.faults import fill_disk_at_save, limit_files_at_save, with_environment
+from tests.faults import fill_disk_at_save, limit_files_at_save, spoil_weights_and_stop, with_environment
 from tests.integration.launching import BIN, environment, free_port
 from tests.runs import Run, differences, run, traces
 from tests.tiny import ROOT, write_run
@@ -112,7 +112,7 @@ def test_the_deepspeed_launcher_is_stopped_with_wandb_and_workers_running(tmp_pa
         time.sleep(0.5)
         output = log.read_text()
         assert reason in output
-        assert f'File "{ROOT}' not in output, "a traceback of ours"
+        assert f'File "{ROOT / "ted_ds"}' not in output, "a traceback of ours"
         # (the launcher also ends W&B's service, which no mask protects: that is said, and stops nothing)
         (checkpoint,) = (tmp_path / "run" / "checkpoints" / "distill").glob("step_*")
         assert f"The state is in {checkpoint}" in output
@@ -148,6 +148,16 @@ def goes_on(whole, output_dir, step):
 def test_a_disk_that_refuses_leaves_the_checkpoint_before(whole, tmp_path):
     # two files a rank and save; the third save fails
     assert interrupted(whole, tmp_path / "run", limit_files_at_save, 6, 40_000) == [4]
+    goes_on(whole, tmp_path / "run", 4)
+
+
+def test_a_stop_does_not_save_weights_that_are_not_finite(whole, tmp_path):
+    recipe, _ = whole
+    arguments = ["run", str(recipe), *SAVING, f"output_dir={tmp_path / 'run'}"]
+    # four steps of the filters, and the sixth of distill; saved are 2, 4
+    output = run(arguments, codes=75, fault=spoil_weights_and_stop, fault_arguments=(10,))
+    assert output.count("The weights are not finite and were not saved; checkpoints before stay") == 1
+    assert (tmp_path / "run" / "checkpoints" / "distill" / "latest").read_text() == "step_00000004\n"
     goes_on(whole, tmp_path / "run", 4)
 
 
