@@ -64,7 +64,7 @@ def _at_commit(arrive: Callable[[], None]) -> None:
     from ted_ds.runtime.checkpoints import folders
 
     _before(folders, "write_durably", arrive)
-    _before(folders, "_sync_folder", arrive)
+    _before(folders, "sync", arrive)
     _before(folders.CheckpointFolders, "_remove", arrive)
 
 
