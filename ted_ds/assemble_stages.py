@@ -98,7 +98,7 @@ class StageTwo:
     """The student and its filters as the one trainable module."""
     teacher: FrozenModel | None
     """None for ``sft``."""
-    teacher_filters: nn.Module | None
+    teacher_filters: FilterBank | None
     """None where no layers are matched."""
     objective: Objective
 
@@ -155,7 +155,7 @@ def build_stage_two(
     return StageTwo(tapped, bank, kind, FilteredModel(tapped, bank), frozen, teacher_filters, objective)
 
 
-def _distill_objective(build: Assembly, teacher: FrozenModel, teacher_filters: nn.Module | None) -> DistillObjective:
+def _distill_objective(build: Assembly, teacher: FrozenModel, teacher_filters: FilterBank | None) -> DistillObjective:
     """The recipe's Stage II objective with this teacher."""
     plan = build.recipe.distill
     return DistillObjective(
@@ -173,7 +173,7 @@ def _distill_objective(build: Assembly, teacher: FrozenModel, teacher_filters: n
     )
 
 
-def _filter_banks(build: Assembly, folders: Mapping[str, Path | None]) -> tuple[FilterBank, nn.Module | None, str]:
+def _filter_banks(build: Assembly, folders: Mapping[str, Path | None]) -> tuple[FilterBank, FilterBank | None, str]:
     """The student's filters, the teacher's (None: no layers are matched), and the kind of the student's."""
     recipe, layers = build.recipe, build.layers("student")
     width, dim = build.facts("student").hidden_size, build.plan.filter_dim
@@ -184,7 +184,7 @@ def _filter_banks(build: Assembly, folders: Mapping[str, Path | None]) -> tuple[
         return bank, teacher_bank, recipe.filters.kind
     if recipe.distill.method == "lwd":
         seed_everything(recipe.seed, phase="lwd")
-        return FilterBank(layers, width, dim), IdentityFilters(), "linear"
+        return FilterBank(layers, width, dim), IdentityFilters(layers), "linear"
     return FilterBank((), width, width), None, "linear"
 
 

@@ -22,6 +22,7 @@ from ted_ds.models.filter_files import save_filters
 from ted_ds.phases import PhaseFolder, model_identity
 from ted_ds.preflight import act_on, vet_knowledge, vet_weights
 from ted_ds.runtime.frozen import FrozenModel
+from ted_ds.runtime.outputs import engine_outputs, frozen_outputs, probe_outputs
 from ted_ds.runtime.preemption import StopNow
 from ted_ds.runtime.sharding import collect_garbage
 from ted_ds.stages.finetune import FinetuneObjective
@@ -221,7 +222,7 @@ class Chain:
         config = build.engine_config(plan, plan_path)
         tapped = build.trainable_model(origin, config)
         with build.engine(tapped, config, plan, watched=tapped.named_layers()) as engine:
-            training = PhaseTraining(build, folder, engine, plan, forward=lambda batch: engine.engine(batch.inputs)[:1])
+            training = PhaseTraining(build, folder, engine, plan, forward=engine_outputs(engine))
             result = training.run(FinetuneObjective(build.terms))
             state = build.whole_state(tapped.model)
 
@@ -268,9 +269,7 @@ class Chain:
                 folder,
                 engine,
                 plan,
-                forward=lambda batch: engine.engine(
-                    stage.body(batch.inputs, with_logits=False)[1], batch.attention_mask
-                ),
+                forward=probe_outputs(engine, stage.body),
                 outputs=stage.names,
             )
             result = training.run(stage.objective)
@@ -294,7 +293,7 @@ class Chain:
         if stage.teacher is not None:
             self._vet_teacher(stage.teacher)
         with build.engine(stage.module, config, plan, watched=stage.watched) as engine:
-            training = PhaseTraining(build, folder, engine, plan, forward=lambda batch: engine.engine(batch.inputs)[:1])
+            training = PhaseTraining(build, folder, engine, plan, forward=engine_outputs(engine))
             result = training.run(stage.objective)
             state = build.whole_state(stage.student.model)
             filter_state = build.whole_state(stage.bank)
@@ -314,7 +313,7 @@ class Chain:
         results: dict[str, dict[str, float]] = {}
         for name, path in self._evaluated().items():
             model = build.frozen_model(path, new_head_allowed=True)
-            metrics, tokens_per_s = build.evaluate(lambda batch, model=model: (model(batch.inputs)[0],))
+            metrics, tokens_per_s = build.evaluate(frozen_outputs(model))
             results[name] = {**metrics[0], "perf/tokens_per_s": tokens_per_s, "num_parameters": model.num_parameters}
             model.release()
             del model

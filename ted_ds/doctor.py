@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +19,7 @@ from ted_ds.contracts import broken_contracts
 from ted_ds.data.loader import Batch
 from ted_ds.errors import TedError
 from ted_ds.models.loading import load_tokenizer
+from ted_ds.models.student import match_with
 from ted_ds.phases import model_identity
 from ted_ds.plan import model_sides
 from ted_ds.preflight import heldout_guess, vet_knowledge, vet_weights
@@ -259,13 +259,16 @@ class Doctor:
         objective = stage.objective
         assert isinstance(objective, DistillObjective)
         twin = self._build.frozen_model(teacher, self._build.layers("teacher"), new_head_allowed=head_may_be_new)
-        filters = copy.deepcopy(stage.teacher_filters)
+        states: dict[int, Tensor] = {}
+        losses: list[Tensor] = []
 
-        def forward(inputs: dict[str, Tensor]) -> tuple[Tensor | None, tuple[Tensor, ...]]:
-            logits, states = twin(inputs)
-            return logits, filters(states) if filters is not None else ()
+        def forward(inputs: dict[str, Tensor], learn: Callable[..., Tensor]) -> Tensor:
+            match = match_with(stage.teacher_filters or stage.bank, states)
+            twin(inputs, lambda own: losses.append(learn(own, match)), on_state=states.__setitem__)
+            return losses[0]
 
-        totals, counts = objective.totals(forward, batch), objective.counts(batch)
+        counts = objective.counts(batch)
+        _, totals = objective.loss(forward, batch, counts)
         twin.release()
         left = {name: float(totals[name] / counts[name].clamp(min=1)) for name in totals if name != "loss/task"}
         everywhere = {name: max((one[name] for one in self._world.gather(left)), key=abs) for name in left}

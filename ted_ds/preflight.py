@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ted_ds.assemble import Assembly
 from ted_ds.config.tasks import CausalLm, LabelledTask, MultiLabelClassification, Regression
@@ -13,6 +14,7 @@ from ted_ds.data.loader import evaluation_batches
 from ted_ds.data.samples import Sample
 from ted_ds.errors import CheckpointError
 from ted_ds.models.files import weight_files
+from ted_ds.models.predictions import Predictions
 from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.vetting.baseline import NUM_EXAMPLES, Example, Guess, judge_against_guess, make_guess, read_examples
 from ted_ds.vetting.verdict import Verdict
@@ -54,9 +56,12 @@ def _vet_on(build: Assembly, name: str, model: FrozenModel, heldout: Sequence[Sa
         world_size=world.size,
     ):
         on_device = batch.to(world.device)
-        logits, _ = model(on_device.inputs)
-        assert logits is not None
-        examples += read_examples(logits, on_device.labels, build.terms, classes=classes)
+
+        def read(predictions: Predictions | None, labels: Tensor = on_device.labels) -> None:
+            assert predictions is not None
+            examples.extend(read_examples(predictions, labels, build.terms, classes=classes))
+
+        model(on_device.inputs, read)
     everything = [example for of_rank in world.gather(examples) for example in of_rank]
     labels = task.labels if isinstance(task, LabelledTask) else []
     return judge_against_guess(name, everything, heldout_guess(build), labels=labels)

@@ -57,8 +57,8 @@ MUTATIONS = {
     ),
     "feature_mask": Mutation(
         "stages/distill.py",
-        "keep=batch.kept_tokens,",
-        "keep=batch.attention_mask.bool(),",
+        "kept_rows(batch.kept_tokens)",
+        "kept_rows(batch.attention_mask.bool())",
         "the token an empty row attends to is matched",
     ),
     "global_count": Mutation(
@@ -71,9 +71,10 @@ MUTATIONS = {
     ),
     "microbatch_count": Mutation(
         "runtime/engine.py",
-        "loss = combine(totals, on_device, objective.weights)",
-        "own = objective.counts(batch)\n"
-        "            loss = combine(totals, {n: own[n].float() for n in totals}, objective.weights) / len(micro)",
+        "loss, totals = objective.loss(self.engine, batch.to(self._world.device), on_device)",
+        "own = {name: one.float() for name, one in objective.counts(batch).items()}\n"
+        "            loss, totals = objective.loss(self.engine, batch.to(self._world.device), own)\n"
+        "            loss = loss / len(micro)",
         "a mean of the microbatches' means",
     ),
     "world_size": Mutation(
@@ -131,8 +132,8 @@ MUTATIONS = {
     ),
     "shared_ids": Mutation(
         "stages/distill.py",
-        "shared = slice(self._num_shared_ids)",
-        "shared = slice(None)",
+        "LossWeights(task_weight, prediction_weight, temperature, num_shared_ids)",
+        "LossWeights(task_weight, prediction_weight, temperature)",
         "padded ids take part in the KL",
     ),
 }

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ted_ds.numerics.losses import cross_entropy_sum, kept_labels
+from ted_ds.numerics.losses import kept_labels
 
 Observation = tuple[float, int]
 """Summed cross-entropy, and the number of predicted tokens."""
@@ -19,9 +19,9 @@ class LanguageModel:
     headline = "perplexity"
     higher_is_better = False
 
-    def observe(self, logits: Tensor, labels: Tensor) -> Observation:
+    def observe(self, cross_entropy_sum: Tensor, labels: Tensor) -> Observation:
         """Sum and count of a batch."""
-        return float(cross_entropy_sum(logits, labels)), int(kept_labels(labels).sum())
+        return float(cross_entropy_sum), int(kept_labels(labels).sum())
 
     def score(self, observations: Sequence[Observation]) -> dict[str, float]:
         """The loss and its exponential, over everything observed."""

@@ -34,7 +34,9 @@ def evaluate(
     device: torch.device,
     before_batch: Callable[[], None] | None = None,
 ) -> tuple[list[dict[str, float]], float]:
-    """Score each logits tensor that ``forward`` returns (one for a model, one per filter in Stage I).
+    """Score each output that ``forward`` returns (one for a model, one per filter in Stage I).
+
+    An output is a tensor of logits; for causal LM it is the summed cross-entropy.
 
     Args:
         forward: Runs a batch.
@@ -55,7 +57,7 @@ def evaluate(
             before_batch()
         on_device = batch.to(device)
         outputs = forward(on_device)
-        observed.append([scorer.observe(logits, on_device.labels) for logits in outputs])
+        observed.append([scorer.observe(output, on_device.labels) for output in outputs])
         num_tokens += int(batch.kept_tokens.sum())
     tokens_per_s = sum(gather(num_tokens / (time.monotonic() - started)))
     everywhere = [one for rank in gather(observed) for one in rank]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -14,14 +14,16 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from ted_ds.errors import CheckpointError
 from ted_ds.models.families import family_of
 from ted_ds.models.files import weight_files
+from ted_ds.models.predictions import DensePredictions, Predictions, VocabularyHead, VocabularyPredictions
 from ted_ds.numerics.filters import INITIAL_STD, FilterBank, PooledClassifier, pool
+
+Result = TypeVar("Result")
+Prober = Callable[[int, Tensor, Tensor], Predictions]
+"""Of a place in the layer map, its state ``[batch, seq, hidden]`` and the attention mask."""
 
 
 class FilterProbes(nn.Module):
-    """A filter bank and one head per filter: K independent probes on a frozen body.
-
-    ``forward`` takes the tapped states and returns one logits tensor per filter.
-    """
+    """A filter bank and one head per filter: K independent probes on a frozen body."""
 
     def __init__(self, bank: FilterBank, heads: Sequence[nn.Module], *, pooling: str | None) -> None:
         super().__init__()
@@ -29,12 +31,21 @@ class FilterProbes(nn.Module):
         self.heads = nn.ModuleList(heads)
         self.pooling = pooling
 
-    def forward(self, states: Sequence[Tensor], attention_mask: Tensor) -> tuple[Tensor, ...]:
-        """Logits of each filter, in the order of the layer map."""
-        features = self.bank(states)
+    def forward(self, then: Callable[[Prober], Result]) -> Result:
+        """What ``then`` makes of these probes, within this forward pass."""
+        return then(self.predict)
+
+    def predict(self, place: int, state: Tensor, attention_mask: Tensor) -> Predictions:
+        """What the filter and head of a place in the layer map read out of its state."""
+        features = self.bank.filters[place](state)
         if self.pooling is not None:
-            features = tuple(pool(one, attention_mask, how=self.pooling) for one in features)
-        return tuple(head(one) for head, one in zip(self.heads, features, strict=True))
+            features = pool(features, attention_mask, how=self.pooling)
+        head = self.heads[place]
+        if isinstance(head, VocabularyHead):
+            return VocabularyPredictions(features, head)
+        if isinstance(head, FrozenLmHead):
+            return VocabularyPredictions(head(features), head.lm_head)
+        return DensePredictions(head(features))
 
 
 class FrozenLmHead(nn.Module):
@@ -43,17 +54,18 @@ class FrozenLmHead(nn.Module):
     The norm and head are shared by all probes; only the map (``dim -> hidden``) trains.
     """
 
-    def __init__(self, dim: int, hidden_size: int, output: nn.Module) -> None:
+    def __init__(self, dim: int, hidden_size: int, norm: nn.Module, lm_head: VocabularyHead) -> None:
         super().__init__()
         self.to_hidden = nn.Linear(dim, hidden_size) if dim != hidden_size else nn.Identity()
         if isinstance(self.to_hidden, nn.Linear):
             nn.init.eye_(self.to_hidden.weight)
             nn.init.zeros_(self.to_hidden.bias)
-        self.output = output
+        self.norm = norm
+        self.lm_head = lm_head
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits ``[batch, seq, vocab]`` of features ``[batch, seq, dim]``."""
-        return self.output(self.to_hidden(features))
+        """What the LM head takes, ``[batch, seq, hidden]``, of features ``[batch, seq, dim]``."""
+        return self.norm(self.to_hidden(features))
 
 
 def classification_probes(bank: FilterBank, *, dim: int, num_labels: int, pooling: str) -> FilterProbes:
@@ -68,18 +80,20 @@ def lm_probes(bank: FilterBank, *, dim: int, model_path: Path, kind: str, dtype:
     if kind == "new":
         heads = [_new_lm_head(dim, config.vocab_size) for _ in bank.layers]
     else:
-        output = load_lm_output(model_path, dtype).requires_grad_(False)
-        heads = [FrozenLmHead(dim, config.hidden_size, output) for _ in bank.layers]
+        norm, lm_head = load_lm_output(model_path, dtype)
+        norm.requires_grad_(False)
+        lm_head.requires_grad_(False)
+        heads = [FrozenLmHead(dim, config.hidden_size, norm, lm_head) for _ in bank.layers]
     return FilterProbes(bank, heads, pooling=None)
 
 
-def _new_lm_head(dim: int, vocab_size: int) -> nn.Linear:
-    head = nn.Linear(dim, vocab_size, bias=False)
+def _new_lm_head(dim: int, vocab_size: int) -> VocabularyHead:
+    head = VocabularyHead(dim, vocab_size, bias=False)
     nn.init.normal_(head.weight, std=INITIAL_STD)
     return head
 
 
-def load_lm_output(model_path: Path, dtype: torch.dtype) -> nn.Sequential:
+def load_lm_output(model_path: Path, dtype: torch.dtype) -> tuple[nn.Module, VocabularyHead]:
     """A copy of a model's final norm and LM head, read from its files.
 
     From the files, not from a live model: that one may be sharded over the ranks.
@@ -110,6 +124,6 @@ def load_lm_output(model_path: Path, dtype: torch.dtype) -> nn.Sequential:
                 state[wanted[name]] = weights.get_tensor(name).to(dtype)
     if state.keys() != set(wanted.values()):
         raise CheckpointError(f"{model_path}: its files lack {', '.join(wanted)}; the filter heads need them")
-    output = nn.Sequential(norm, head)
-    output.load_state_dict(state, assign=True)  # the skeleton has no memory of its own
-    return output
+    # the skeleton has no memory of its own
+    nn.Sequential(norm, head).load_state_dict(state, assign=True)
+    return norm, VocabularyHead.of(head)

@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from torch import Tensor, nn
 
+from ted_ds.models.predictions import Predictions
 from ted_ds.models.taps import TappedModel
+from ted_ds.numerics.filters import FilterBank, Match
+
+Result = TypeVar("Result")
+Matcher = Callable[[int, Match], Tensor]
+"""The layer-wise term of a place in the layer map."""
+
+
+def match_with(bank: FilterBank, states: Sequence[Tensor] | Mapping[int, Tensor]) -> Matcher:
+    """Compares these student states, by their place in the layer map, through these filters."""
+    return lambda place, match: bank.filters[place](states[place], match)
 
 
 class FilteredModel(nn.Module):
     """A tapped model with its filters behind it; one ``forward``, so that an engine sees one module."""
 
-    def __init__(self, tapped: TappedModel, bank: nn.Module) -> None:
+    def __init__(self, tapped: TappedModel, bank: FilterBank) -> None:
         super().__init__()
         self.tapped = tapped
         self.bank = bank
 
-    def forward(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Logits, and the filtered states in the order of the layer map."""
-        logits, states = self.tapped(inputs)
-        return logits, self.bank(states)
+    def forward(
+        self, inputs: Mapping[str, Tensor], then: Callable[[Predictions | None, Matcher], Result] | None = None
+    ) -> Result | tuple[Tensor, tuple[Tensor, ...]]:
+        """What ``then`` makes of the predictions and what compares the states, within this forward pass.
+
+        Without it: logits, and the filtered states in the order of the layer map.
+        """
+        if then is None:
+            logits, states = self.tapped(inputs)
+            return logits, self.bank(states)
+        return self.tapped(inputs, lambda predictions, states: then(predictions, match_with(self.bank, states)))

@@ -1,19 +1,24 @@
-"""A transformers model whose forward pass also returns the states of chosen layers, and of no others."""
+"""A transformers model that hands over the states of chosen layers, and of no others, as soon as they exist."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ted_ds.models.families import Family
+from ted_ds.models.predictions import DensePredictions, Predictions, VocabularyHead, VocabularyPredictions
 from ted_ds.numerics.layer_map import layer_names
+
+Result = TypeVar("Result")
+OnState = Callable[[int, Tensor], None]
+"""Takes the place of a layer in the layer map, and its state ``[batch, seq, hidden]``."""
 
 
 class TappedModel(nn.Module):
-    """Runs ``model`` unchanged and captures the outputs of ``layers``.
+    """Runs ``model`` unchanged and taps the outputs of ``layers``.
 
     Layers are numbered as in :mod:`ted_ds.numerics.layer_map`: 0 is the embedding output, i the output of block i
     counted from 1. The last block's state is taken *before* the final norm. Transformers places activation
@@ -34,40 +39,82 @@ class TappedModel(nn.Module):
         """Names of weights that no file holds: they start random."""
         self.layers = tuple(layers)
         self._captured: dict[int, Tensor] = {}
+        self._on_state: OnState | None = None
         self._family = family
+        self._has_lm_head = model.get_output_embeddings() is not None
+        if self._has_lm_head:
+            self._install_lm_head()
         modules = list(self.named_layers().values())
         for layer in sorted(set(self.layers)):
-            modules[layer].register_forward_hook(self._capture(layer))
+            modules[layer].register_forward_hook(self._tap(layer))
 
     def named_layers(self) -> dict[str, nn.Module]:
         """Every layer's module by its name, from the embeddings to the last block."""
         modules = [self._family.embed(self.model), *self._family.blocks(self.model)]
         return dict(zip(layer_names(range(len(modules))), modules, strict=True))
 
-    def _capture(self, layer: int) -> Callable[[nn.Module, Any, Any], None]:
+    def _install_lm_head(self) -> None:
+        head, path = self._family.head(self.model), self._family.lm_head_path
+        assert isinstance(head, nn.Linear), f"the LM head of a {self.model.config.model_type} is no linear layer"
+        assert path is not None
+        parent, _, name = path.rpartition(".")
+        setattr(self.model.get_submodule(parent), name, VocabularyHead.of(head))
+
+    def _tap(self, layer: int) -> Callable[[nn.Module, Any, Any], None]:
+        places = [place for place, other in enumerate(self.layers) if other == layer]
+
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            self._captured[layer] = output[0] if isinstance(output, tuple) else output
+            state: Tensor = output[0] if isinstance(output, tuple) else output
+            if self._on_state is None:
+                self._captured[layer] = state
+                return
+            for place in places:
+                self._on_state(place, state)
 
         return hook
 
     def forward(
-        self, inputs: Mapping[str, Tensor], with_logits: bool = True
-    ) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+        self,
+        inputs: Mapping[str, Tensor],
+        then: Callable[[Predictions | None, tuple[Tensor, ...]], Result] | None = None,
+        *,
+        with_predictions: bool = True,
+        on_state: OnState | None = None,
+    ) -> Result | tuple[Tensor, tuple[Tensor, ...]]:
         """Run the model on ``inputs``: ``input_ids`` and what goes with them, all ``[batch, seq]``.
 
+        Args:
+            inputs: What the model takes.
+            then: Gets the predictions and the states, within this forward pass, where an engine that shards the
+                weights has them at hand.
+            with_predictions: Whether to compute what the predictions need beyond the states; else they are None.
+            on_state: Gets each tapped state as soon as it exists, and nothing keeps it then.
+
         Returns:
-            The logits (``[batch, seq, vocab]`` or ``[batch, labels]``), None without ``with_logits``; and the
-            states ``[batch, seq, hidden]`` in the order of ``layers``.
+            What ``then`` returns. Without it, the plain logits (``[batch, seq, vocab]`` or ``[batch, labels]``), and
+            the states ``[batch, seq, hidden]`` in the order of ``layers`` (none where ``on_state`` took them).
         """
         arguments: dict[str, Any] = dict(inputs)
         if getattr(self.model.config, "use_cache", False):
             arguments["use_cache"] = False
-        logits = None
+        self._on_state = on_state
         try:
-            if with_logits:
+            predictions: Predictions | None = None
+            logits: Tensor | None = None
+            if then is None:
                 logits = self.model(**arguments).logits
+            elif with_predictions and not self._has_lm_head:
+                predictions = DensePredictions(self.model(**arguments).logits)
             else:
-                self.model.base_model(**arguments)
-            return logits, tuple(self._captured[layer] for layer in self.layers)
+                hidden = self.model.base_model(**arguments).last_hidden_state
+                if with_predictions:
+                    head: Any = self._family.head(self.model)
+                    predictions = VocabularyPredictions(hidden, head)
+            states = tuple(self._captured[layer] for layer in self.layers) if on_state is None else ()
         finally:
             self._captured.clear()
+            self._on_state = None
+        if then is None:
+            assert logits is not None
+            return logits, states
+        return then(predictions, states)

@@ -3,15 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ted_ds.numerics.fused import Layers, apply_layers, filter_mse_sum
+
 INITIAL_STD = 0.02
 
 
-class Filter(nn.Module):
+@dataclass(frozen=True)
+class Match:
+    """What a student's filtered states are compared with."""
+
+    teacher_states: Float[Tensor, "batch seq teacher_hidden"]
+    teacher_filter: AnyFilter
+    rows: Tensor | None
+    """Which of the flattened tokens are kept; None for all."""
+    normalise: bool = False
+    """Bring each token's features to mean 0 and variance 1 first."""
+
+
+class AnyFilter(nn.Module):
+    """Maps a block's output into the space in which both sides are compared."""
+
+    def layers(self) -> Layers:
+        """Weight and bias of each affine layer, with GELU in between."""
+        raise NotImplementedError
+
+    def forward(self, states: Float[Tensor, "batch seq hidden"], match: Match | None = None) -> Tensor:
+        """Filter the states, in the filter's own precision: ``[batch, seq, dim]``.
+
+        With a ``match``: the sum over kept tokens of the mean squared difference instead, without ever having that.
+        """
+        layers = self.layers()
+        if match is None:
+            return apply_layers(states.to(layers[0][0].dtype) if layers else states, layers)
+        return filter_mse_sum(
+            states,
+            match.teacher_states,
+            student_filter=layers,
+            teacher_filter=match.teacher_filter.layers(),
+            rows=match.rows,
+            normalise=match.normalise,
+        )
+
+
+class Filter(AnyFilter):
     """An affine map ``hidden_size -> dim`` (``linear``), or with one hidden layer and GELU (``mlp``).
 
     Weights start as N(0, 0.02) with zero bias (the reference's), or, for ``identity``, as the identity on the
@@ -20,22 +60,31 @@ class Filter(nn.Module):
 
     def __init__(self, hidden_size: int, dim: int, *, kind: str = "linear", initialisation: str = "normal") -> None:
         super().__init__()
-        if kind == "linear":
-            layers: list[nn.Module] = [nn.Linear(hidden_size, dim)]
-        else:
-            layers = [nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, dim)]
-        self.map = nn.Sequential(*layers)
-        for layer in self.map:
-            if isinstance(layer, nn.Linear):
-                if initialisation == "identity":
-                    nn.init.eye_(layer.weight)
-                else:
-                    nn.init.normal_(layer.weight, std=INITIAL_STD)
-                nn.init.zeros_(layer.bias)
+        # all of a filter's weights are its own, not of modules within: ZeRO-3 then has them together in its forward
+        self.hidden_weight = nn.Parameter(torch.empty(hidden_size, hidden_size)) if kind == "mlp" else None
+        self.hidden_bias = nn.Parameter(torch.zeros(hidden_size)) if kind == "mlp" else None
+        self.weight = nn.Parameter(torch.empty(dim, hidden_size))
+        self.bias = nn.Parameter(torch.zeros(dim))
+        for weight in (self.hidden_weight, self.weight):
+            if weight is not None and initialisation == "identity":
+                nn.init.eye_(weight)
+            elif weight is not None:
+                nn.init.normal_(weight, std=INITIAL_STD)
 
-    def forward(self, states: Float[Tensor, "batch seq hidden"]) -> Float[Tensor, "batch seq dim"]:
-        """Filter the states, in the filter's own precision."""
-        return self.map(states.to(next(self.map.parameters()).dtype))
+    def layers(self) -> Layers:
+        """One, or two."""
+        last = (self.weight, self.bias)
+        if self.hidden_weight is None or self.hidden_bias is None:
+            return [last]
+        return [(self.hidden_weight, self.hidden_bias), last]
+
+
+class IdentityFilter(AnyFilter):
+    """No filter."""
+
+    def layers(self) -> Layers:
+        """None."""
+        return []
 
 
 class FilterBank(nn.Module):
@@ -64,12 +113,13 @@ class FilterBank(nn.Module):
         return tuple(one(state) for one, state in zip(self.filters, states, strict=True))
 
 
-class IdentityFilters(nn.Module):
-    """No filter at all: the teacher's side of layer-wise distillation (``lwd``)."""
+class IdentityFilters(FilterBank):
+    """No filters at all: the teacher's side of layer-wise distillation (``lwd``)."""
 
-    def forward(self, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The states themselves."""
-        return tuple(states)
+    def __init__(self, layers: Sequence[int]) -> None:
+        super().__init__((), 0, 0)
+        self.layers = tuple(layers)
+        self.filters = nn.ModuleList(IdentityFilter() for _ in self.layers)
 
 
 class PooledClassifier(nn.Module):

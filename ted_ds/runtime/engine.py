@@ -23,7 +23,6 @@ from transformers import get_scheduler
 
 from ted_ds.data.loader import Batch
 from ted_ds.errors import ConfigError, DataError, TedError
-from ted_ds.numerics.objective import combine
 from ted_ds.runtime.checkpoints.engine_state import layout_of, load_states, reshard, take_states
 from ted_ds.runtime.nonfinite import FiniteWatch, SkippedStep, drop_gradients, explain, skip_nonfinite_gradients
 from ted_ds.runtime.sharding import all_finite, release_engine
@@ -42,8 +41,13 @@ class Objective(Protocol):
         """What a microbatch adds to each term's count; known before the forward pass."""
         ...
 
-    def totals(self, forward: Callable[..., Any], batch: Batch) -> Mapping[str, Tensor]:
-        """Each term's fp32 sum over a microbatch, with graph; ``forward`` is the trainable module's."""
+    def loss(
+        self, forward: Callable[..., Any], batch: Batch, counts: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """A microbatch's share of the step's loss, with graph, and each term's fp32 sum over it, without.
+
+        ``forward`` is the trainable module's; ``counts`` are those of the whole global batch.
+        """
         ...
 
 
@@ -138,8 +142,7 @@ class TrainableEngine:
         for index, batch in enumerate(micro):
             # DeepSpeed would count microbatches itself, and take every step after the same number of them
             self.engine.set_gradient_accumulation_boundary(index == len(micro) - 1)
-            totals = objective.totals(self.engine, batch.to(self._world.device))
-            loss = combine(totals, on_device, objective.weights)
+            loss, totals = objective.loss(self.engine, batch.to(self._world.device), on_device)
             self._step.add(totals)
             if index == len(micro) - 1:
                 # a loss that is not finite on one rank may have a finite gradient: let the step be skipped all the same

@@ -5,7 +5,7 @@ It never meets an optimizer or a checkpoint; whoever needs to name it uses its p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import deepspeed
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ted_ds.config.deepspeed import zero_stage
 from ted_ds.models.loading import num_parameters
-from ted_ds.models.taps import TappedModel
+from ted_ds.models.predictions import Predictions
+from ted_ds.models.taps import OnState, TappedModel
 from ted_ds.runtime.sharding import parameters_held, release_engine
 
 
@@ -54,12 +55,47 @@ class FrozenModel:
         self.num_parameters = num_parameters(tapped)
         self.num_parameters_held = parameters_held(tapped)
 
-    @torch.no_grad()
     def __call__(
-        self, inputs: Mapping[str, Tensor], *, with_logits: bool = True
-    ) -> tuple[Tensor | None, tuple[Tensor, ...]]:
-        """Logits (None without ``with_logits``) and tapped states, without gradient."""
-        return self._module(inputs, with_logits)
+        self,
+        inputs: Mapping[str, Tensor],
+        then: Callable[[Predictions | None], None] | None = None,
+        *,
+        with_predictions: bool = True,
+        on_state: OnState | None = None,
+        states_are_saved: bool = False,
+    ) -> None:
+        """Run it without gradient, and hand over what it finds, within its forward pass.
+
+        Args:
+            inputs: What the model takes.
+            then: Gets the predictions.
+            with_predictions: Whether to compute what those need beyond the states; else they are None.
+            on_state: Gets each tapped state as soon as it exists.
+            states_are_saved: Whether what it does with them saves them for a backward pass, which tensors made in
+                inference mode do not allow.
+        """
+        with_grad = torch.is_grad_enabled()
+
+        def outside(work: Callable[..., None]) -> Callable[..., None]:
+            def run(*arguments: Any) -> None:
+                with torch.inference_mode(False), torch.set_grad_enabled(with_grad):
+                    work(*arguments)
+
+            return run
+
+        def hand_over(predictions: Predictions | None, _: Any) -> None:
+            if then is not None:
+                outside(then)(predictions)
+
+        # ZeRO-3 gathers into tensors that live on, which inference mode would mark for good
+        is_sharded = self._engine is not None
+        with torch.no_grad() if is_sharded or states_are_saved else torch.inference_mode():
+            self._module(
+                inputs,
+                hand_over,
+                with_predictions=with_predictions and then is not None,
+                on_state=None if on_state is None else outside(on_state),
+            )
 
     def trained(self) -> list[str]:
         """Names of its parameters that would train or hold a gradient: none, if it is frozen."""

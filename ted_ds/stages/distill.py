@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ted_ds.data.loader import Batch
+from ted_ds.models.predictions import LossWeights, Predictions
+from ted_ds.models.student import Matcher
+from ted_ds.numerics.chunks import kept_rows
+from ted_ds.numerics.filters import FilterBank, Match
 from ted_ds.numerics.layer_map import layer_names
-from ted_ds.numerics.losses import feature_mse_sum
+from ted_ds.numerics.objective import combine
 from ted_ds.numerics.task_terms import TaskTerms
 from ted_ds.runtime.frozen import FrozenModel
 
@@ -32,7 +35,7 @@ class DistillObjective:
         terms: TaskTerms,
         *,
         teacher: FrozenModel,
-        teacher_filters: nn.Module | None,
+        teacher_filters: FilterBank | None,
         student_layers: Sequence[int],
         task_weight: float,
         kl_weight: float,
@@ -61,14 +64,15 @@ class DistillObjective:
         self._terms = terms
         self._teacher = teacher
         self._teacher_filters = teacher_filters
-        self._temperature = temperature
         self._normalise_features = normalise_features
-        self._num_shared_ids = num_shared_ids
         self._needs_predictions = kl_weight > 0
         layers = student_layers if teacher_filters is not None else ()
         self._feature_names = [f"loss/feature_mse/{name}" for name in layer_names(layers)]
         per_pair = feature_weight / (len(layers) if feature_reduction == "mean" and layers else 1)
         prediction_weight = kl_weight * terms.prediction_scale(temperature)
+        self._loss_weights = LossWeights(task_weight, prediction_weight, temperature, num_shared_ids)
+        # task and prediction term have one count, and their gradients are computed together
+        self._weights_of_sums = {TASK: 1.0, **dict.fromkeys(self._feature_names, per_pair)}
         self.weights: Mapping[str, float] = {
             TASK: task_weight,
             **({terms.prediction_name: prediction_weight} if self._needs_predictions else {}),
@@ -80,24 +84,42 @@ class DistillObjective:
         kept, tokens = self._terms.kept(batch.labels).sum(), batch.kept_tokens.sum()
         return {name: tokens if name in self._feature_names else kept for name in self.weights}
 
-    def totals(self, forward: Callable[..., Any], batch: Batch) -> dict[str, Tensor]:
-        """All terms of a microbatch; ``forward`` is the filtered student's."""
-        teacher_logits, teacher_states = self._teacher(batch.inputs, with_logits=self._needs_predictions)
-        student_logits, student_features = forward(batch.inputs)
-        totals = {TASK: self._terms.loss_sum(student_logits, batch.labels)}
-        if teacher_logits is not None:
-            shared = slice(self._num_shared_ids)
-            totals[self._terms.prediction_name] = self._terms.prediction_sum(
-                student_logits[..., shared],
-                teacher_logits[..., shared],
-                self._terms.kept(batch.labels),
-                self._temperature,
+    def loss(
+        self, forward: Callable[..., Any], batch: Batch, counts: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """A microbatch's share of the step's loss, and each term's sum; ``forward`` is the filtered student's.
+
+        The student goes first, as its states stay for its backward pass anyway: each of the teacher's is compared as
+        soon as it exists, and freed.
+        """
+        rows = kept_rows(batch.kept_tokens) if self._feature_names else None
+        totals: dict[str, Tensor] = {}
+
+        def learn(student: Predictions, match: Matcher) -> Tensor:
+            sums: dict[str, Tensor] = {}
+
+            def compare_states(place: int, state: Tensor) -> None:
+                assert self._teacher_filters is not None
+                teacher_filter: Any = self._teacher_filters.filters[place]
+                name = self._feature_names[place]
+                sums[name] = match(place, Match(state, teacher_filter, rows, self._normalise_features))
+                totals[name] = sums[name].detach()
+
+            def compare_predictions(teacher: Predictions | None) -> None:
+                losses = student.losses(self._terms, batch.labels, self._loss_weights, teacher)
+                sums[TASK] = losses.weighted
+                totals[TASK] = losses.task
+                if losses.prediction is not None:
+                    totals[self._terms.prediction_name] = losses.prediction
+
+            self._teacher(
+                batch.inputs,
+                compare_predictions,
+                with_predictions=self._needs_predictions,
+                on_state=compare_states,
             )
-        if self._teacher_filters is not None:
-            with torch.no_grad():
-                teacher_features = self._teacher_filters(teacher_states)
-            for name, student, teacher in zip(self._feature_names, student_features, teacher_features, strict=True):
-                totals[name] = feature_mse_sum(
-                    student, teacher, keep=batch.kept_tokens, normalise=self._normalise_features
-                )
-        return totals
+            own_counts = {name: counts[name] for name in self._weights_of_sums}
+            return combine(sums, own_counts, self._weights_of_sums)
+
+        loss = forward(batch.inputs, learn)
+        return loss, {name: totals[name] for name in self.weights}

@@ -8,7 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from ted_ds.data.loader import Batch
+from ted_ds.models.predictions import LossWeights, Predictions
+from ted_ds.numerics.objective import combine
 from ted_ds.numerics.task_terms import TaskTerms
+
+TASK = "loss/task"
 
 
 class FinetuneObjective:
@@ -16,13 +20,21 @@ class FinetuneObjective:
 
     def __init__(self, terms: TaskTerms, task_weight: float = 1.0) -> None:
         self._terms = terms
-        self.weights: Mapping[str, float] = {"loss/task": task_weight}
+        self.weights: Mapping[str, float] = {TASK: task_weight}
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Kept labels."""
-        return {"loss/task": self._terms.kept(batch.labels).sum()}
+        return {TASK: self._terms.kept(batch.labels).sum()}
 
-    def totals(self, forward: Callable[..., Any], batch: Batch) -> dict[str, Tensor]:
-        """The task loss; ``forward`` is a tapped model's."""
-        logits, _ = forward(batch.inputs)
-        return {"loss/task": self._terms.loss_sum(logits, batch.labels)}
+    def loss(
+        self, forward: Callable[..., Any], batch: Batch, counts: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """A microbatch's share of the step's loss, and its sum; ``forward`` is a tapped or filtered model's."""
+        totals: dict[str, Tensor] = {}
+
+        def learn(predictions: Predictions, _: Any) -> Tensor:
+            losses = predictions.losses(self._terms, batch.labels, LossWeights())
+            totals[TASK] = losses.task
+            return combine({TASK: losses.weighted}, counts, self.weights)
+
+        return forward(batch.inputs, learn), totals

@@ -8,7 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from ted_ds.data.loader import Batch
+from ted_ds.models.heads import Prober
+from ted_ds.models.predictions import LossWeights
 from ted_ds.numerics.layer_map import layer_names
+from ted_ds.numerics.objective import combine
 from ted_ds.numerics.task_terms import TaskTerms
 from ted_ds.runtime.frozen import FrozenModel
 
@@ -25,8 +28,22 @@ class FilterObjective:
         """Kept labels, the same for each filter."""
         return dict.fromkeys(self._names, self._terms.kept(batch.labels).sum())
 
-    def totals(self, forward: Callable[..., Any], batch: Batch) -> dict[str, Tensor]:
-        """The task loss of each filter's head; ``forward`` is the probes'."""
-        _, states = self._body(batch.inputs, with_logits=False)
-        logits = forward(states, batch.attention_mask)
-        return {name: self._terms.loss_sum(one, batch.labels) for name, one in zip(self._names, logits, strict=True)}
+    def loss(
+        self, forward: Callable[..., Any], batch: Batch, counts: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """A microbatch's share of the step's loss, and the sum of each filter's; ``forward`` is the probes'."""
+        totals: dict[str, Tensor] = {}
+
+        def learn(predict: Prober) -> Tensor:
+            sums: dict[str, Tensor] = {}
+
+            def probe(place: int, state: Tensor) -> None:
+                predictions = predict(place, state, batch.attention_mask)
+                losses = predictions.losses(self._terms, batch.labels, LossWeights())
+                sums[self._names[place]], totals[self._names[place]] = losses.weighted, losses.task
+
+            self._body(batch.inputs, on_state=probe, states_are_saved=True)
+            return combine(sums, counts, self.weights)
+
+        loss = forward(learn)
+        return loss, {name: totals[name] for name in self.weights}

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from ted_ds.models.predictions import DensePredictions, Predictions
 from ted_ds.numerics.task_terms import TaskTerms
 from ted_ds.vetting.verdict import Verdict
 
@@ -38,25 +39,19 @@ class Example:
     label: int | None
 
 
-def read_examples(logits: Tensor, labels: Tensor, terms: TaskTerms, *, classes: bool) -> list[Example]:
+def read_examples(predictions: Predictions, labels: Tensor, terms: TaskTerms, *, classes: bool) -> list[Example]:
     """The kept examples of a batch; ``classes`` where the task has one label per example, hard or soft."""
     examples = []
-    for row in range(len(logits)):
-        one_logits, one_labels = logits[row : row + 1], labels[row : row + 1]
+    for row, loss in enumerate(predictions.task_sums(terms, labels)):
+        one_labels = labels[row : row + 1]
         count = int(terms.kept(one_labels).sum())
         if not count:
             continue
-        label = None
-        if classes:
+        prediction = label = None
+        if classes and isinstance(predictions, DensePredictions):
+            prediction = int(predictions.logits[row].argmax())
             label = int(one_labels.argmax()) if one_labels.is_floating_point() else int(one_labels)
-        examples.append(
-            Example(
-                float(terms.loss_sum(one_logits, one_labels)),
-                count,
-                int(one_logits.argmax()) if classes else None,
-                label,
-            )
-        )
+        examples.append(Example(loss, count, prediction, label))
     return examples
 
 

@@ -44,6 +44,7 @@ from tests.distributed.training import (
     raw_config,
     start_engine,
 )
+from tests.plain import probe_logits
 from tests.tiny import LABELS, ROOT, VOCAB_SIZE, write_model
 
 GLOBAL_BATCH = ROW_LENGTH = 16
@@ -389,7 +390,9 @@ def reference(place: Path, what: str, kind: str, family: str, precision: str) ->
             teacher_logits, states = teacher(inputs)
         module.zero_grad()
         if what == "filters":
-            losses = [plain_task(kind, logits, labels) for logits in module(states, inputs["attention_mask"])]
+            losses = [
+                plain_task(kind, logits, labels) for logits in probe_logits(module, states, inputs["attention_mask"])
+            ]
             values = {f"loss/task/layer_{i:02d}": one for i, one in zip(TEACHER_LAYERS, losses, strict=True)}
             weights = dict.fromkeys(values, 1 / len(values))
         else:

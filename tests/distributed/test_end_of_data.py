@@ -32,15 +32,15 @@ def train_to_the_end(world, folder, stage, num_steps, log_every_steps, bad_from,
     module = load_tapped(folder, "causal_lm", (), shard=shard)
     engine = start_engine(world, module, ds_config, max_steps=MAX_STEPS)
     objective = FinetuneObjective(TASK_TERMS["causal_lm"])
-    plain, passes = objective.totals, []
+    plain, passes = objective.loss, []
 
-    def totals(forward, batch):
+    def loss(*arguments):
         passes.append(1)
-        terms = plain(forward, batch)
-        is_bad = len(passes) > 2 * bad_from
-        return {name: total * (torch.nan if is_bad else 1.0) for name, total in terms.items()}
+        share, terms = plain(*arguments)
+        factor = torch.nan if len(passes) > 2 * bad_from else 1.0
+        return share * factor, {name: total * factor for name, total in terms.items()}
 
-    objective.totals = totals  # type: ignore[method-assign]
+    objective.loss = loss  # type: ignore[method-assign]
     if broken_weights:
         with torch.no_grad():
             next(module.parameters()).fill_(torch.nan)

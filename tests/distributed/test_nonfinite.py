@@ -65,15 +65,15 @@ class Fault:
         if what in ("output", "gradient"):
             inside = student.model.model.layers[0].mlp
             inside.register_forward_hook(self.break_output if what == "output" else self.break_gradient)
-        plain = objective.totals
+        plain = objective.loss
 
-        def totals(forward, batch):
-            terms = plain(forward, batch)
+        def loss(*arguments):
+            share, terms = plain(*arguments)
             if self.armed and what == "term":  # not finite, and yet with a finite gradient
                 terms["loss/kl_teacher_student"] = terms["loss/kl_teacher_student"] + torch.inf
-            return terms
+            return share, terms
 
-        objective.totals = totals
+        objective.loss = loss
 
     def break_output(self, _module, _inputs, output):
         return output * (torch.nan if self.armed else 1.0)

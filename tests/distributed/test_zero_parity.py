@@ -24,6 +24,7 @@ from tests.distributed.training import (
     student_bank,
     teacher_bank,
 )
+from tests.plain import probe_logits
 from tests.tiny import LABELS, write_model
 
 # weights of size ~0.3 after 3 fp32 steps; worst difference seen over all cases below: 1.2e-6
@@ -67,7 +68,7 @@ def plain_loss(what: str, kind: str, modules: dict[str, Any], step: list[Any]) -
     with torch.no_grad():
         teacher_logits, states = modules["teacher"](inputs)
     if what == "filters":
-        outputs = modules["probes"](states, inputs["attention_mask"])
+        outputs = probe_logits(modules["probes"], states, inputs["attention_mask"])
         losses = [F.cross_entropy(one.flatten(0, -2), labels.flatten()) for one in outputs]
         return sum(losses[1:], losses[0]) / len(losses), {
             f"loss/task/layer_{layer:02d}": loss.item() for layer, loss in zip(TEACHER_LAYERS, losses, strict=True)

@@ -14,6 +14,7 @@ from ted_ds.models.loading import load_model
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank
 from ted_ds.plan import CAUSAL_LM_TYPES, KNOWN_TYPES
+from tests.plain import logits_of, probe_logits
 from tests.tiny import LABELS, VOCAB_SIZE, write_model
 
 NUM_BLOCKS = 4
@@ -67,6 +68,28 @@ def test_head_of_the_final_norm_of_the_last_block_is_the_logits(tmp_path, model_
         torch.testing.assert_close(family.head(model)(family.final_norm(model)(last)), logits, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("model_type", CAUSAL_LM_TYPES)
+def test_the_head_of_the_predictions_gives_the_logits(tmp_path, model_type):
+    # a family whose forward does more than that between its last hidden states and its logits would fail this
+    tapped = TappedModel(load(tmp_path, model_type), family_of(model_type))
+    with torch.no_grad():
+        logits, _ = tapped(batch())
+        torch.testing.assert_close(tapped(batch(), lambda own, _: logits_of(own)), logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "bert"])
+def test_states_are_handed_over_in_the_order_of_the_blocks_and_not_kept(tmp_path, model_type):
+    tapped = TappedModel(load(tmp_path, model_type, classify=True), family_of(model_type), [3, 1, 3])
+    taken = []
+    with torch.no_grad():
+        _, expected = tapped(batch())
+        states = tapped(batch(), lambda _, states: states, on_state=lambda *one: taken.append(one))
+    assert states == ()
+    assert [place for place, _ in taken] == [1, 0, 2]
+    assert all(torch.equal(state, expected[place]) for place, state in taken)
+    assert tapped._on_state is None
+
+
 @pytest.mark.parametrize("model_type", KNOWN_TYPES)
 def test_embeddings_then_blocks_are_what_the_model_runs(tmp_path, model_type):
     model = load(tmp_path, model_type, classify=True)
@@ -84,19 +107,19 @@ def test_embeddings_then_blocks_are_what_the_model_runs(tmp_path, model_type):
 def test_only_mapped_layers_are_kept_and_none_after_the_forward(tmp_path, model_type):
     tapped = TappedModel(load(tmp_path, model_type, classify=True), family_of(model_type), [2])
     with torch.no_grad():
-        _, states = tapped(batch(), with_logits=False)
+        states = tapped(batch(), lambda _, states: states, with_predictions=False)
     assert len(states) == 1
     assert tapped._captured == {}
 
 
-@pytest.mark.parametrize("with_logits", [True, False])
+@pytest.mark.parametrize("with_predictions", [True, False])
 @pytest.mark.parametrize("model_type", ["llama", "bert"])
-def test_states_are_the_same_without_logits(tmp_path, model_type, with_logits):
+def test_states_are_the_same_without_predictions(tmp_path, model_type, with_predictions):
     tapped = TappedModel(load(tmp_path, model_type, classify=True), family_of(model_type), [1, NUM_BLOCKS])
     with torch.no_grad():
         _, expected = tapped(batch())
-        logits, states = tapped(batch(), with_logits)
-    assert (logits is not None) == with_logits
+        predictions, states = tapped(batch(), lambda *both: both, with_predictions=with_predictions)
+    assert (predictions is not None) == with_predictions
     for one, other in zip(states, expected, strict=True):
         assert torch.equal(one, other)
 
@@ -127,10 +150,10 @@ def test_lm_output_read_from_files_is_the_models_own(tmp_path, model_type, tied)
         tmp_path, head=None, dtype=torch.float32, new_head_allowed=False, context=contextlib.nullcontext()
     )
     model.eval()
-    output = load_lm_output(tmp_path, torch.float32)
+    norm, head = load_lm_output(tmp_path, torch.float32)
     with torch.no_grad():
         logits, (last,) = TappedModel(model, family_of(model_type), [NUM_BLOCKS])(batch())
-        torch.testing.assert_close(output(last), logits, rtol=0, atol=0)
+        torch.testing.assert_close(head(norm(last)), logits, rtol=0, atol=0)
 
 
 def test_identity_filters_on_the_last_layer_with_the_frozen_head_are_the_model_itself(tmp_path):
@@ -139,7 +162,7 @@ def test_identity_filters_on_the_last_layer_with_the_frozen_head_are_the_model_i
     probes = lm_probes(bank, dim=16, model_path=tmp_path, kind="frozen", dtype=torch.float32)
     with torch.no_grad():
         logits, states = TappedModel(model, family_of("llama"), [NUM_BLOCKS])(batch())
-        (probed,) = probes(states, batch()["attention_mask"])
+        (probed,) = probe_logits(probes, states, batch()["attention_mask"])
     torch.testing.assert_close(probed, logits, rtol=1e-6, atol=1e-6)
 
 

@@ -20,6 +20,7 @@ from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank
 from ted_ds.numerics.losses import IGNORED_LABEL, cross_entropy_sum, kept_labels
 from ted_ds.plan import CAUSAL_LM_TYPES
+from tests.plain import probe_logits
 from tests.tiny import VOCAB_SIZE, model_config
 
 EOS = 1
@@ -255,6 +256,6 @@ def test_a_filters_head_reads_a_text_padded_on_the_left_as_on_the_right(pooling:
         batch = Collator(PAD, "class", side=side)(samples)
         _, *states = run(model, batch.inputs)
         with torch.no_grad():
-            results.append([one[:4] for one in probes(states, batch.attention_mask)])
-            assert all(one.isfinite().all() for one in probes(states, batch.attention_mask))
+            results.append([one[:4] for one in probe_logits(probes, states, batch.attention_mask)])
+            assert all(one.isfinite().all() for one in probe_logits(probes, states, batch.attention_mask))
     assert worst_difference(*results) <= 1e-12

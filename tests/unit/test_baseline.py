@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from ted_ds.models.predictions import DensePredictions
 from ted_ds.numerics.task_terms import TASK_TERMS
 from ted_ds.vetting.baseline import Guess, judge_against_guess, make_guess, read_examples
 
@@ -17,7 +18,7 @@ KIND = "sequence_classification"
 def verdict_on(probabilities, labels):
     """Of a classifier that predicts these probabilities."""
     logits = torch.tensor(np.log(np.maximum(probabilities, 1e-9)))
-    examples = read_examples(logits, torch.tensor(labels), TASK_TERMS[KIND], classes=True)
+    examples = read_examples(DensePredictions(logits), torch.tensor(labels), TASK_TERMS[KIND], classes=True)
     names = [f"name {index}" for index in range(logits.shape[1])]
     guess = make_guess(KIND, num_outputs=logits.shape[1], labels=labels)
     return judge_against_guess("teacher", examples, guess, labels=names)
@@ -98,7 +99,9 @@ def test_guesses():
 
 
 def test_targets_that_do_not_vary_cannot_be_guessed_worse():
-    examples = read_examples(torch.zeros(64, 1), torch.ones(64, 1), TASK_TERMS["regression"], classes=False)
+    examples = read_examples(
+        DensePredictions(torch.zeros(64, 1)), torch.ones(64, 1), TASK_TERMS["regression"], classes=False
+    )
     guess = make_guess("regression", num_outputs=1, labels=[[1.0]] * 64)
     verdict = judge_against_guess("teacher", examples, guess, labels=[])
     assert (verdict.status, guess) == ("skip", Guess(0.0, "the mean"))

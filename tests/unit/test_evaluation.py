@@ -16,6 +16,7 @@ from torch import Tensor
 from ted_ds.data.loader import Batch, Collator, evaluation_batches
 from ted_ds.data.samples import Sample
 from ted_ds.evaluation.scoring import SCORERS, evaluate
+from ted_ds.numerics.losses import cross_entropy_sum
 
 NUM_OUTPUTS = 3
 COUNT = 23
@@ -119,7 +120,9 @@ def test_tokens_have_a_perplexity() -> None:
     labels[1, 2:] = labels[3] = -100
     kept = labels != -100
     loss = log_loss(labels[kept], logits[kept].double().softmax(-1), labels=range(9))
-    assert score("causal_lm", logits, labels, size=1) == {
+    scorer = SCORERS["causal_lm"]
+    observed = [scorer.observe(cross_entropy_sum(logits[row], labels[row]), labels[row]) for row in range(len(labels))]
+    assert scorer.score(observed) == {
         "perplexity": pytest.approx(math.exp(loss), rel=1e-6),
         "loss": pytest.approx(loss, rel=1e-6),
         "num_tokens": 6 + 2 + 6,
@@ -127,8 +130,8 @@ def test_tokens_have_a_perplexity() -> None:
 
 
 def test_a_perplexity_that_no_number_holds_is_a_large_one() -> None:
-    logits, labels = torch.tensor([[[0.0, 5000.0]]]), torch.tensor([[0]])
-    scores = score("causal_lm", logits, labels)
+    scorer = SCORERS["causal_lm"]
+    scores = scorer.score([scorer.observe(torch.tensor(5000.0), torch.tensor([[0]]))])
     assert scores["loss"] == 5000
     assert scores["perplexity"] == math.exp(700)
 

@@ -1,0 +1,47 @@
+"""Contenders timed in turns, so that a noisy machine is noisy for all of them."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+
+import torch
+
+
+def in_turns(
+    contenders: Mapping[str, Callable[[], object]], *, rounds: int, seconds: float = 0.0
+) -> dict[str, list[float]]:
+    """Seconds of each contender in each round, after a round that does not count.
+
+    Args:
+        contenders: By name. Each waits for its device.
+        rounds: How many count.
+        seconds: Within a round a contender is repeated until so much time has passed; the mean counts.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(rounds + 1):
+        for name, work in contenders.items():
+            gc.collect()
+            count, started = 0, time.perf_counter()
+            while count == 0 or time.perf_counter() - started < seconds:
+                work()
+                synchronise()
+                count += 1
+            if number:
+                taken[name].append((time.perf_counter() - started) / count)
+    return taken
+
+
+def synchronise() -> None:
+    """Wait for the device."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def ratio(taken: Mapping[str, list[float]], name: str, *others: str) -> float:
+    """The median over rounds of a contender's time beside the sum of others' in the same round."""
+    return median(
+        one / sum(beside) for one, *beside in zip(taken[name], *(taken[other] for other in others), strict=True)
+    )

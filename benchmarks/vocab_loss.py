@@ -1,0 +1,167 @@
+"""What cross-entropy and KL over a vocabulary cost: chunk by chunk from hidden states, or from all logits.
+
+    python -m benchmarks.vocab_loss [--quick] [--json FILE]
+
+Forward and backward of task loss + KL to a teacher, from last hidden states and both LM heads, with gradients of the
+student's hidden states and head. ``eager`` makes both models' logits and uses torch's own losses in fp32. Peaks are
+those of processes of their own, above what the inputs and gradients take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+from benchmarks.report import Claim, at_most, installed, publish, table
+from benchmarks.timing import in_turns, ratio
+from ted_ds.numerics.vocabulary import TeacherPredictions, VocabularyTargets, vocabulary_losses
+
+TEMPERATURE, KL_WEIGHT = 2.0, 4.0
+SLOWER_GOAL, FLAT_GOAL = 1.05, 1.25
+
+
+class Shape(NamedTuple):
+    """Tokens, ids, and the width of both models."""
+
+    tokens: int
+    vocab: int
+    hidden: int
+    dtype: str
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.tokens:,} x {self.vocab:,}, width {self.hidden}, {self.dtype}"
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+GRID = {
+    False: [
+        Shape(tokens, vocab, hidden, dtype)
+        for vocab, hidden in ((32_000, 768), (50_257, 768), (152_064, 896))
+        for tokens in (256, 1024, 2048)
+        for dtype in DTYPES
+    ]
+    + [Shape(8192, 32_000, 768, "bf16"), Shape(8192, 152_064, 896, "bf16")],
+    True: [Shape(tokens, 32_000, 256, dtype) for tokens in (256, 1024) for dtype in DTYPES],
+}
+# both grow eightfold in tokens or vocabulary
+MEMORY = {
+    False: [Shape(1024, 32_000, 768, "bf16"), Shape(8192, 32_000, 768, "bf16"), Shape(8192, 152_064, 768, "bf16")],
+    True: [Shape(1024, 16_000, 256, "bf16"), Shape(8192, 16_000, 256, "bf16")],
+}
+
+
+def work_of(shape: Shape, contender: str, device: torch.device) -> Callable[[], None]:
+    """Forward and backward of one contender."""
+    generator = torch.Generator().manual_seed(0)
+    dtype = DTYPES[shape.dtype]
+
+    def normal(*size: int, std: float = 1.0) -> torch.Tensor:
+        return (torch.randn(*size, generator=generator) * std).to(device, dtype)
+
+    hidden = normal(shape.tokens, shape.hidden).requires_grad_()
+    weight = normal(shape.vocab, shape.hidden, std=0.05).requires_grad_()
+    teacher_hidden = normal(shape.tokens, shape.hidden)
+    teacher_weight = normal(shape.vocab, shape.hidden, std=0.05)
+    labels = torch.randint(shape.vocab, (shape.tokens,), generator=generator).to(device)
+
+    def eager() -> None:
+        with torch.no_grad():
+            teacher_logits = F.linear(teacher_hidden, teacher_weight).float()
+        logits = F.linear(hidden, weight).float()
+        task = F.cross_entropy(logits, labels, reduction="sum")
+        mine, theirs = (F.log_softmax(one / TEMPERATURE, -1) for one in (logits, teacher_logits))
+        kl = F.kl_div(mine, theirs, reduction="sum", log_target=True)
+        (task + KL_WEIGHT * kl).backward()
+
+    def fused() -> None:
+        teacher = TeacherPredictions(
+            teacher_hidden, teacher_weight, None, TEMPERATURE, KL_WEIGHT
+        )
+        weighted, *_ = vocabulary_losses(hidden, weight, None, VocabularyTargets(labels, 1.0, teacher))
+        weighted.backward()
+
+    def forget(run: Callable[[], None]) -> Callable[[], None]:
+        def step() -> None:
+            hidden.grad = weight.grad = None
+            run()
+
+        return step
+
+    return forget({"eager": eager, "fused": fused}[contender])
+
+
+def peak_bytes(shape: Shape, contender: str) -> int:
+    """The most memory a process needs for one step beyond what it had before, inputs and gradients included."""
+    command = [sys.executable, "-m", "benchmarks.vocab_loss", "--peak-of", contender, *map(str, shape)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return int(done.stdout.split()[-1])
+
+
+def print_peak(contender: str, shape: Shape, device: torch.device) -> None:
+    """In the process of its own: measure one step."""
+    work = work_of(shape, contender, device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        print(torch.cuda.max_memory_allocated() - before)
+        return
+    before = _status_kib("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    work()
+    print((_status_kib("VmHWM") - before) * 1024)
+
+
+def _status_kib(key: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
+def main() -> None:
+    """Measure, and publish."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="smaller shapes; ends within 50 s on 2 cores")
+    parser.add_argument("--json", type=Path, help="write the claims here")
+    parser.add_argument("--peak-of", nargs=5, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    if options.peak_of:
+        contender, tokens, vocab, hidden, dtype = options.peak_of
+        print_peak(contender, Shape(int(tokens), int(vocab), int(hidden), dtype), device)
+        return
+    rows, slower = [], {}
+    for shape in GRID[options.quick]:
+        work = {name: work_of(shape, name, device) for name in ("eager", "fused")}
+        taken = in_turns(work, rounds=7, seconds=0.2)
+        slower[shape.name] = ratio(taken, "fused", "eager")
+        times = [f"{median(taken[name]) * 1000:,.0f}" for name in work]
+        rows.append([shape.name, *times, f"{slower[shape.name]:.2f}"])
+    memory_rows, peaks = [], []
+    for shape in MEMORY[options.quick]:
+        inputs = 2 * shape.hidden * (shape.tokens + shape.vocab)  # 16-bit gradients stay; fp32 sums of one as well
+        eager, fused = (peak_bytes(shape, name) - inputs for name in ("eager", "fused"))
+        peaks.append(fused - 4 * shape.hidden * shape.vocab)
+        memory_rows.append([shape.name, f"{eager / 2**20:,.0f}", f"{fused / 2**20:,.0f}", f"{eager / fused:.1f}"])
+    claims: list[Claim] = [at_most(f"time, fused / eager: {name}", value, SLOWER_GOAL) for name, value in slower.items()]
+    claims.append(at_most("working memory, largest / smallest shape", max(peaks) / max(peaks[0], 1), FLAT_GOAL))
+    tables = [
+        table("forward and backward, median of 7", ["tokens x ids", "eager, ms", "fused, ms", "ratio"], rows),
+        table("peak above inputs and gradients", ["tokens x ids", "eager, MiB", "fused, MiB", "eager / fused"], memory_rows),
+    ]
+    publish(tables, claims, versions=installed(("torch",)), json_path=options.json)
+
+
+if __name__ == "__main__":
+    main()

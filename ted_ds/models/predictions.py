@@ -1,0 +1,165 @@
+"""What a model predicts, as losses and scores read it: logits where they are few, else what its LM head would take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ted_ds.numerics.task_terms import TaskTerms
+from ted_ds.numerics.vocabulary import TeacherPredictions, VocabularyTargets, vocabulary_losses
+
+
+class VocabularyHead(nn.Linear):
+    """An LM head that lends its weights to whoever computes with them, instead of computing all logits.
+
+    They are lent within its forward call, where an engine that shards them has them whole.
+    """
+
+    @classmethod
+    def of(cls, linear: nn.Linear) -> VocabularyHead:
+        """The same head; the weights are shared."""
+        with torch.device("meta"):
+            head = cls(linear.in_features, linear.out_features, bias=linear.bias is not None)
+        head.weight, head.bias = linear.weight, linear.bias
+        return head
+
+    def forward(
+        self,
+        input: Tensor,
+        use: Callable[[Tensor, Tensor | None], tuple[Tensor, ...]] | None = None,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Logits of states; or what ``use`` makes of weight and bias."""
+        return super().forward(input) if use is None else use(self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """How a student's predictions are weighed."""
+
+    task: float = 1.0
+    prediction: float = 0.0
+    """With the square of the temperature in it, where that belongs."""
+    temperature: float = 1.0
+    num_shared_ids: int | None = None
+    """Of a vocabulary, the first so many that both models have."""
+
+
+@dataclass(frozen=True)
+class PredictionLosses:
+    """Sums over kept labels."""
+
+    weighted: Tensor
+    """With graph."""
+    task: Tensor
+    prediction: Tensor | None = None
+    """None without a teacher."""
+
+
+class Predictions(Protocol):
+    """What a model predicts of a batch."""
+
+    def losses(
+        self, terms: TaskTerms, labels: Tensor, weights: LossWeights, teacher: Predictions | None = None
+    ) -> PredictionLosses:
+        """The task loss, and the prediction term where there is a teacher (with predictions of the same class)."""
+        ...
+
+    def outputs(self, labels: Tensor) -> Tensor:
+        """What scores are computed from."""
+        ...
+
+    def task_sums(self, terms: TaskTerms, labels: Tensor) -> list[float]:
+        """The task loss of each row."""
+        ...
+
+
+@dataclass(frozen=True)
+class DensePredictions(Predictions):
+    """A logit or number per label."""
+
+    logits: Tensor
+
+    def losses(
+        self, terms: TaskTerms, labels: Tensor, weights: LossWeights, teacher: Predictions | None = None
+    ) -> PredictionLosses:
+        """See :class:`Predictions`."""
+        task = terms.loss_sum(self.logits, labels)
+        if teacher is None:
+            return PredictionLosses(weights.task * task, task.detach())
+        assert isinstance(teacher, DensePredictions)
+        kept = terms.kept(labels)
+        prediction = terms.prediction_sum(self.logits, teacher.logits, kept, weights.temperature)
+        return PredictionLosses(
+            weights.task * task + weights.prediction * prediction, task.detach(), prediction.detach()
+        )
+
+    def outputs(self, labels: Tensor) -> Tensor:  # noqa: ARG002 - as the others
+        """The logits."""
+        return self.logits
+
+    def task_sums(self, terms: TaskTerms, labels: Tensor) -> list[float]:
+        """The task loss of each row."""
+        return [float(terms.loss_sum(self.logits[row : row + 1], labels[row : row + 1])) for row in range(len(labels))]
+
+
+@dataclass(frozen=True)
+class VocabularyPredictions(Predictions):
+    """A causal LM's last hidden states, and its head; their logits never exist all at once."""
+
+    hidden: Tensor
+    head: VocabularyHead
+
+    def losses(
+        self,
+        terms: TaskTerms,  # noqa: ARG002 - as the others
+        labels: Tensor,
+        weights: LossWeights,
+        teacher: Predictions | None = None,
+    ) -> PredictionLosses:
+        """Cross-entropy, and the KL where there is a teacher: those of ``causal_lm``."""
+        if teacher is None:
+            weighted, task, _ = self._read(VocabularyTargets(labels, weights.task))
+            return PredictionLosses(weighted, task)
+        assert isinstance(teacher, VocabularyPredictions)
+        found: list[PredictionLosses] = []
+
+        def with_both(teacher_weight: Tensor, teacher_bias: Tensor | None) -> tuple[Tensor, ...]:
+            targets = TeacherPredictions(
+                teacher.hidden,
+                teacher_weight,
+                teacher_bias,
+                weights.temperature,
+                weights.prediction,
+                weights.num_shared_ids,
+            )
+            found.append(PredictionLosses(*self._read(VocabularyTargets(labels, weights.task, targets))))
+            # what a sharded teacher's module returns with a graph, its engine would fetch weights for in backward
+            return ()
+
+        teacher.head(teacher.hidden, with_both)
+        return found[0]
+
+    def outputs(self, labels: Tensor) -> Tensor:
+        """The sum of the cross-entropies."""
+        return self._read(VocabularyTargets(labels))[1]
+
+    def task_sums(self, terms: TaskTerms, labels: Tensor) -> list[float]:  # noqa: ARG002 - as the others
+        """The cross-entropy of each row."""
+
+        def by_row(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
+            return tuple(
+                vocabulary_losses(hidden, weight, bias, VocabularyTargets(row))[1]
+                for hidden, row in zip(self.hidden, labels, strict=True)
+            )
+
+        return [float(one) for one in self.head(self.hidden, by_row)]
+
+    def _read(self, targets: VocabularyTargets) -> tuple[Tensor, Tensor, Tensor]:
+        weighted, cross_entropy, kl = self.head(
+            self.hidden, lambda weight, bias: vocabulary_losses(self.hidden, weight, bias, targets)
+        )
+        return weighted, cross_entropy, kl

@@ -1,0 +1,198 @@
+"""The layer-wise term of a pair, chunk by chunk, against the plain formula in fp64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ted_ds.numerics import chunks
+from ted_ds.numerics.chunks import kept_rows
+from ted_ds.numerics.filters import Filter, FilterBank, IdentityFilter, Match
+from ted_ds.numerics.fused import apply_layers, filter_mse_sum
+from ted_ds.numerics.losses import feature_mse_sum
+from tests.parity.test_vocabulary import Largest, gradcheck
+
+HIDDEN, TEACHER_HIDDEN, DIM = 12, 20, 16
+# of each gradient's norm; 16-bit filters cancel where both sides are alike
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+
+
+@pytest.fixture(autouse=True)
+def many_small_chunks(monkeypatch):
+    monkeypatch.setattr(chunks, "LEAST_ROWS", 5)
+
+
+def layers_of(kind: str, width: int, dim: int, dtype: torch.dtype, seed: int) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def affine(rows: int, columns: int) -> tuple[Tensor, Tensor]:
+        weight, bias = (
+            torch.randn(*shape, generator=generator, dtype=torch.float64) * 0.3 for shape in ((rows, columns), (rows,))
+        )
+        return weight.to(dtype).requires_grad_(), bias.to(dtype).requires_grad_()
+
+    return {
+        "identity": lambda: [],
+        "linear": lambda: [affine(dim, width)],
+        "mlp": lambda: [affine(width, width), affine(dim, width)],
+    }[kind]()
+
+
+class Case:
+    def __init__(
+        self,
+        num_tokens: int,
+        *,
+        student: str = "linear",
+        teacher: str = "linear",
+        keep: str = "some",
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
+        generator = torch.Generator().manual_seed(7)
+        dim = TEACHER_HIDDEN if teacher == "identity" else DIM
+
+        def states(width: int) -> Tensor:
+            return torch.randn(2, num_tokens, width, generator=generator, dtype=torch.float64).to(dtype)
+
+        self.student_states = states(HIDDEN).requires_grad_()
+        self.teacher_states = states(TEACHER_HIDDEN)
+        self.student = layers_of(student, HIDDEN, dim, dtype, 1)
+        self.teacher = layers_of(teacher, TEACHER_HIDDEN, dim, dtype, 2)
+        self.keep = torch.ones(2, num_tokens, dtype=torch.bool)
+        if keep == "some":
+            self.keep = torch.rand(2, num_tokens, generator=generator) < 0.6
+        elif keep == "none":
+            self.keep[:] = False
+
+    def fused(self, *, normalise: bool = False, size: int = 1) -> list[Tensor]:
+        """The sum, and the gradients of 1.7 times it."""
+        total = filter_mse_sum(
+            self.student_states,
+            self.teacher_states,
+            student_filter=self.student,
+            teacher_filter=self.teacher,
+            rows=kept_rows(self.keep),
+            normalise=normalise,
+            max_chunk_bytes=size,
+        )
+        trained = [self.student_states, *(one for layer in self.student for one in layer)]
+        return [total, *torch.autograd.grad(1.7 * total, trained)]
+
+    def plain(self, *, normalise: bool = False) -> list[Tensor]:
+        flat = [self.student_states, *(one for layer in self.student for one in layer)]
+        leaves = [one.detach().double().requires_grad_() for one in flat]
+        states, *rest = leaves
+        mine = apply_layers(states, list(zip(rest[::2], rest[1::2], strict=True)))
+        theirs = apply_layers(self.teacher_states.double(), [(w.double(), b.double()) for w, b in self.teacher])
+        if normalise:
+            mine, theirs = (torch.nn.functional.layer_norm(one, one.shape[-1:]) for one in (mine, theirs))
+        total = (mine - theirs.detach())[self.keep].square().mean(-1).sum()
+        return [total, *torch.autograd.grad(1.7 * total, leaves)]
+
+
+def assert_same(got: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
+    for one, other in zip(got, expected, strict=True):
+        assert (one.double() - other).norm() <= tolerance * max(other.norm().item(), 1e-6)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("keep", ["all", "some", "none"])
+@pytest.mark.parametrize("num_tokens", [1, 3, 47, 123])
+def test_sums_and_gradients_are_those_of_all_features(num_tokens, keep, dtype):
+    case = Case(num_tokens, keep=keep, dtype=dtype)
+    assert_same(case.fused(), case.plain(), TOLERANCE[dtype])
+    if keep == "none":
+        assert case.fused()[0].item() == 0
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.parametrize("teacher", ["identity", "linear", "mlp"])
+@pytest.mark.parametrize("student", ["linear", "mlp"])
+def test_every_kind_of_filter(student, teacher, normalise):
+    case = Case(23, student=student, teacher=teacher)
+    # the plain losses of a chunk are fp32
+    affine = student == "linear" and teacher != "mlp" and not normalise
+    assert_same(case.fused(normalise=normalise), case.plain(normalise=normalise), 1e-12 if affine else 2e-6)
+
+
+@pytest.mark.parametrize("size", [1, 700, 10**6])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_size_of_a_chunk_changes_nothing(size, dtype):
+    case = Case(123, dtype=dtype)
+    assert_same(case.fused(size=size), case.plain(), TOLERANCE[dtype])
+
+
+def test_gradcheck():
+    case = Case(3)
+    weight, bias = case.student[0]
+
+    def total(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        filters: dict[str, Any] = {"student_filter": [(weight, bias)], "teacher_filter": case.teacher}
+        return filter_mse_sum(states, case.teacher_states, **filters, rows=kept_rows(case.keep))
+
+    assert gradcheck(total, (case.student_states, weight, bias))
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_what_is_not_kept_is_never_read(kind):
+    case = Case(23, student=kind)
+    expected = case.plain()
+    with torch.no_grad():
+        case.student_states[~case.keep] = torch.nan
+        case.teacher_states[~case.keep] = torch.inf
+    got = case.fused()
+    assert_same(got, expected, 2e-6)
+    assert got[1][~case.keep].abs().max() == 0
+
+
+def test_a_second_backward_is_refused_and_not_wrong():
+    case = Case(5)
+    total = filter_mse_sum(
+        case.student_states, case.teacher_states, student_filter=case.student, teacher_filter=case.teacher
+    )
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="used up by the first backward"):
+        total.backward()
+
+
+def test_autocast_computes_in_its_precision_and_keeps_the_weights():
+    case = Case(47, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = case.fused()
+    assert all(one.dtype == torch.float32 for one in got)
+    assert_same(got, case.plain(), TOLERANCE[torch.bfloat16])
+
+
+def test_filtered_states_of_all_tokens_never_exist():
+    case = Case(400, keep="all")
+    with Largest() as plain:
+        case.plain()
+    with Largest() as fused:
+        case.fused()
+    assert plain.numel >= 2 * 400 * DIM
+    # the gradient of the student's states, and views of the teacher's
+    assert fused.numel <= 2 * 400 * max(HIDDEN, TEACHER_HIDDEN)
+    with Largest() as fused:
+        Case(400, keep="all").fused(size=5 * DIM * 8)
+    assert fused.numel <= 2 * 400 * TEACHER_HIDDEN
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_a_filter_module_matches_as_its_features_differ(kind):
+    torch.manual_seed(0)
+    mine = Filter(HIDDEN, DIM, kind=kind)
+    theirs = FilterBank([1], TEACHER_HIDDEN, DIM, kind=kind).filters[0]
+    states, teacher_states = torch.randn(2, 9, HIDDEN), torch.randn(2, 9, TEACHER_HIDDEN)
+    keep = torch.rand(2, 9) < 0.5
+    total = mine(states, Match(teacher_states, theirs, kept_rows(keep)))
+    torch.testing.assert_close(total, feature_mse_sum(mine(states), theirs(teacher_states), keep=keep))
+
+
+def test_two_sides_without_filters_are_compared_as_they_are():
+    states, teacher_states = torch.randn(2, 9, HIDDEN), torch.randn(2, 9, HIDDEN)
+    total = IdentityFilter()(states, Match(teacher_states, IdentityFilter(), None))
+    keep = torch.ones(2, 9, dtype=torch.bool)
+    torch.testing.assert_close(total, feature_mse_sum(states, teacher_states, keep=keep))

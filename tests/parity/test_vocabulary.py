@@ -1,0 +1,304 @@
+"""Cross-entropy and KL from hidden states, chunk by chunk, against the plain losses of all logits in fp64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ted_ds.numerics import chunks, vocabulary
+from ted_ds.numerics.losses import cross_entropy_sum, kept_labels, kl_divergence_sum
+from ted_ds.numerics.vocabulary import TeacherPredictions, VocabularyTargets, vocabulary_losses
+
+HIDDEN, TEACHER_HIDDEN = 12, 20
+# of each gradient's norm; the worst seen were 3e-15, 3e-7, 5e-3, 8e-4
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+
+
+@pytest.fixture(autouse=True)
+def many_small_chunks(monkeypatch):
+    """Chunks of at least 5 rows, of which 2 at a time are brought to fp32."""
+    monkeypatch.setattr(chunks, "LEAST_ROWS", 5)
+    monkeypatch.setattr(vocabulary, "BLOCK_BYTES", {"cpu": 2 * 31 * 8, "cuda": 2 * 31 * 8})
+    monkeypatch.setattr(vocabulary, "GRADIENT_ROWS", 7)
+
+
+class Case:
+    """Random states, heads and labels of ``num_tokens`` tokens in two rows."""
+
+    def __init__(
+        self,
+        num_tokens: int,
+        *,
+        dtype: torch.dtype = torch.float64,
+        vocab: int = 31,
+        teacher_vocab: int = 31,
+        keep: str = "some",
+        bias: bool = False,
+        seed: int = 0,
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int, std: float = 1.0) -> Tensor:
+            return (torch.randn(*shape, generator=generator, dtype=torch.float64) * std).to(dtype)
+
+        self.hidden = normal(2, num_tokens, HIDDEN).requires_grad_()
+        self.weight = normal(vocab, HIDDEN, std=0.4).requires_grad_()
+        self.bias = normal(vocab).requires_grad_() if bias else None
+        self.teacher_hidden = normal(2, num_tokens, TEACHER_HIDDEN)
+        self.teacher_weight = normal(teacher_vocab, TEACHER_HIDDEN, std=0.4)
+        self.labels = torch.randint(min(vocab, teacher_vocab), (2, num_tokens), generator=generator)
+        if keep == "some":
+            self.labels[torch.rand(2, num_tokens, generator=generator) < 0.4] = -100
+        elif keep == "none":
+            self.labels[:] = -100
+
+    @property
+    def trained(self) -> list[Tensor]:
+        return [one for one in (self.hidden, self.weight, self.bias) if one is not None]
+
+    def targets(self, *, weights: tuple[float, float], temperature: float, shared: int | None, size: int) -> Any:
+        teacher = TeacherPredictions(
+            self.teacher_hidden, self.teacher_weight, None, temperature, weights[1], shared
+        )
+        return VocabularyTargets(self.labels, weights[0], teacher, max_chunk_bytes=size)
+
+    def fused(
+        self,
+        *,
+        weights: tuple[float, float] = (0.7, 2.5),
+        temperature: float = 2.0,
+        shared: int | None = None,
+        size: int = 1,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The three sums, and the gradients of 1.3 times the first."""
+        targets = self.targets(weights=weights, temperature=temperature, shared=shared, size=size)
+        sums = vocabulary_losses(self.hidden, self.weight, self.bias, targets)
+        return list(sums), list(torch.autograd.grad(1.3 * sums[0], self.trained))
+
+    def plain(
+        self, *, weights: tuple[float, float] = (0.7, 2.5), temperature: float = 2.0, shared: int | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The same from all logits, in fp64 throughout."""
+        leaves = [one.detach().double().requires_grad_() for one in self.trained]
+        hidden, weight, *bias = leaves
+        logits = F.linear(hidden, weight, bias[0] if bias else None)
+        teacher_logits = F.linear(self.teacher_hidden.double(), self.teacher_weight.double())
+        kept = kept_labels(self.labels)
+        # (the plain losses are fp32; these are their formulas in fp64)
+        task = F.cross_entropy(logits[kept], self.labels[kept], reduction="sum")
+        mine = F.log_softmax(logits[kept][:, :shared] / temperature, -1)
+        theirs = F.log_softmax(teacher_logits[kept][:, :shared] / temperature, -1)
+        kl = F.kl_div(mine, theirs, reduction="sum", log_target=True)
+        weighted = weights[0] * task + weights[1] * kl
+        return [weighted, task, kl], list(torch.autograd.grad(1.3 * weighted, leaves))
+
+
+def assert_same(got: Any, expected: Any, tolerance: float) -> None:
+    for one, other in zip([*got[0], *got[1]], [*expected[0], *expected[1]], strict=True):
+        assert (one.double() - other).norm() <= tolerance * max(other.norm().item(), 1e-6)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("keep", ["all", "some", "none"])
+@pytest.mark.parametrize("num_tokens", [1, 3, 47, 123])
+def test_sums_and_gradients_are_those_of_all_logits(num_tokens, keep, dtype):
+    case = Case(num_tokens, keep=keep, dtype=dtype)
+    assert_same(case.fused(), case.plain(), TOLERANCE[dtype])
+    if keep == "none":
+        assert [one.item() for one in case.fused()[0]] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("size", [1, 6 * 2 * 31 * 8, 10**6])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_size_of_a_chunk_changes_nothing(size, dtype):
+    case = Case(47, dtype=dtype)
+    assert_same(case.fused(size=size), case.plain(), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 5.0])
+@pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0), (0.3, 40.0), (1e-3, 1e-6), (0.0, 0.0)])
+def test_any_weights_and_temperature(weights, temperature):
+    case = Case(13)
+    arguments = {"weights": weights, "temperature": temperature}
+    assert_same(case.fused(**arguments), case.plain(**arguments), 1e-12)
+
+
+@pytest.mark.parametrize(("vocab", "teacher_vocab", "shared"), [(31, 40, 31), (40, 31, 31), (40, 50, 29), (31, 31, 30)])
+def test_vocabularies_that_are_padded_differently(vocab, teacher_vocab, shared):
+    case = Case(13, vocab=vocab, teacher_vocab=teacher_vocab)
+    case.labels.clamp_(max=shared - 1)
+    assert_same(case.fused(shared=shared), case.plain(shared=shared), 1e-12)
+
+
+def test_a_padded_id_of_high_probability_does_not_hide_the_others():
+    case = Case(5, vocab=40, dtype=torch.float32)
+    with torch.no_grad():
+        case.weight[35] = case.hidden.flatten(0, 1)[0] * 100  # exp of the distance to it is 0 in fp32
+    assert_same(case.fused(shared=31), case.plain(shared=31), 1e-5)
+
+
+def test_a_head_with_a_bias():
+    case = Case(13, bias=True)
+    assert_same(case.fused(), case.plain(), 1e-12)
+
+
+def test_a_student_that_is_its_teacher_has_no_kl_at_all():
+    case = Case(47, dtype=torch.float32)
+    case.teacher_hidden, case.teacher_weight = case.hidden.detach(), case.weight.detach()
+    sums, gradients = case.fused(weights=(0.0, 1.0))
+    assert abs(sums[2].item()) < 1e-5
+    assert all(one.abs().max() < 1e-6 for one in gradients)
+
+
+def test_without_a_teacher_it_is_the_cross_entropy():
+    case = Case(47)
+    weighted, task, kl = vocabulary_losses(case.hidden, case.weight, None, VocabularyTargets(case.labels, 0.5))
+    expected = cross_entropy_sum(F.linear(case.hidden, case.weight), case.labels)
+    torch.testing.assert_close(task, expected.double(), rtol=1e-6, atol=0)
+    assert weighted.item() == 0.5 * task.item()
+    assert kl.item() == 0
+    wanted = torch.autograd.grad(0.5 * expected, case.trained)
+    for one, other in zip(torch.autograd.grad(weighted, case.trained), wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_the_plain_losses_are_its_twins():
+    case = Case(47, dtype=torch.float32)
+    logits, teacher_logits = F.linear(case.hidden, case.weight), F.linear(case.teacher_hidden, case.teacher_weight)
+    (_, task, kl), _ = case.fused(temperature=3.0)
+    assert task.item() == pytest.approx(cross_entropy_sum(logits, case.labels).item(), rel=1e-5)
+    twin = kl_divergence_sum(logits, teacher_logits, keep=kept_labels(case.labels), temperature=3.0)
+    assert kl.item() == pytest.approx(twin.item(), rel=1e-5)
+
+
+class Recomputed(torch.autograd.Function):
+    """A function of which each backward pass makes a new graph: gradcheck goes backward more than once."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Any, *inputs: Tensor) -> Tensor:
+        ctx.function, ctx.inputs = function, inputs
+        return function(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        with torch.enable_grad():
+            leaves = [one.detach().requires_grad_() for one in ctx.inputs]
+            return None, *torch.autograd.grad(ctx.function(*leaves), leaves, upstream)
+
+
+def gradcheck(function: Any, inputs: Any) -> bool:
+    return torch.autograd.gradcheck(lambda *given: Recomputed.apply(function, *given), tuple(inputs))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_gradcheck(bias):
+    case = Case(3, bias=bias, keep="all")
+
+    def weighted(*trained: Tensor) -> Tensor:
+        hidden, weight, *rest = trained
+        targets = case.targets(weights=(0.7, 2.5), temperature=2.0, shared=None, size=1)
+        return vocabulary_losses(hidden, weight, rest[0] if rest else None, targets)[0]
+
+    assert gradcheck(weighted, case.trained)
+
+
+def test_what_is_not_kept_is_never_read():
+    case = Case(23)
+    ignored = case.labels == -100
+    expected = case.plain()
+    with torch.no_grad():
+        case.hidden[ignored] = torch.nan
+        case.teacher_hidden[ignored] = torch.inf
+    sums, gradients = case.fused()
+    assert_same((sums, gradients), expected, 1e-12)
+    assert gradients[0][ignored].abs().max() == 0
+
+
+def test_only_what_is_asked_for_gets_a_gradient():
+    case = Case(5)
+    case.weight.requires_grad_(False)
+    weighted, *_ = vocabulary_losses(case.hidden, case.weight, None, VocabularyTargets(case.labels))
+    (gradient,) = torch.autograd.grad(weighted, [case.hidden])
+    assert gradient.shape == case.hidden.shape
+    with torch.no_grad():
+        weighted, *_ = vocabulary_losses(case.hidden, case.weight, None, VocabularyTargets(case.labels))
+    assert not weighted.requires_grad
+
+
+def test_gradients_add_up_over_microbatches_and_uses_of_a_tied_weight():
+    cases = [Case(7, seed=seed) for seed in (1, 2)]
+    weight = cases[0].weight
+    for case in cases:
+        case.weight = weight
+        targets = case.targets(weights=(0.7, 2.5), temperature=2.0, shared=None, size=1)
+        embedded = F.embedding(case.labels.clamp(min=0), weight)  # the same weight, on the other side of the model
+        (vocabulary_losses(embedded + case.hidden, weight, None, targets)[0]).backward()
+    expected = torch.zeros_like(weight)
+    for case in cases:
+        leaf = weight.detach().clone().requires_grad_()
+        embedded = F.embedding(case.labels.clamp(min=0), leaf) + case.hidden.detach()
+        logits, kept = F.linear(embedded, leaf), case.labels != -100
+        teacher_logits = F.linear(case.teacher_hidden, case.teacher_weight)
+        task = F.cross_entropy(logits[kept], case.labels[kept], reduction="sum")
+        both = [F.log_softmax(one[kept] / 2.0, -1) for one in (logits, teacher_logits)]
+        kl = F.kl_div(*both, reduction="sum", log_target=True)
+        expected += torch.autograd.grad(0.7 * task + 2.5 * kl, leaf)[0]
+    assert weight.grad is not None
+    torch.testing.assert_close(weight.grad, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_a_second_backward_is_refused_and_not_wrong():
+    case = Case(5)
+    weighted, *_ = vocabulary_losses(case.hidden, case.weight, None, VocabularyTargets(case.labels))
+    weighted.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="used up by the first backward"):
+        weighted.backward()
+
+
+@pytest.mark.parametrize("scale", [2.0**16, 2.0**-20])
+def test_loss_scales_and_small_shares_neither_overflow_nor_vanish_in_fp16(scale):
+    case = Case(47, dtype=torch.float16)
+    targets = case.targets(weights=(1e-4, 3e-4), temperature=2.0, shared=None, size=1)
+    weighted, *_ = vocabulary_losses(case.hidden, case.weight, None, targets)
+    gradients = torch.autograd.grad(weighted * scale, case.trained)
+    _, expected = case.plain(weights=(1e-4 * scale / 1.3, 3e-4 * scale / 1.3))
+    if scale > 1:
+        for one, other in zip(gradients, expected, strict=True):
+            assert (one.double() - other).norm() < 3e-3 * other.norm()
+    else:  # too small for fp16 itself, and still not NaN
+        assert all(one.isfinite().all() for one in gradients)
+
+
+def test_autocast_computes_in_its_precision_and_keeps_the_weights():
+    case = Case(47, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = case.fused()
+    assert all(one.dtype == torch.float32 for one in got[1])
+    assert_same(got, case.plain(), TOLERANCE[torch.bfloat16])
+
+
+class Largest(TorchDispatchMode):
+    """The largest tensor that any operation made."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        result = function(*arguments, **(keywords or {}))
+        if isinstance(result, Tensor):
+            self.numel = max(self.numel, result.numel())
+        return result
+
+
+def test_the_logits_of_all_tokens_never_exist():
+    case = Case(200, vocab=31, keep="all")
+    with Largest() as plain:
+        case.plain()
+    with Largest() as fused:
+        case.fused()
+    assert plain.numel == 2 * 200 * 31
+    assert fused.numel == 2 * 200 * TEACHER_HIDDEN  # the teacher's states
