@@ -23,8 +23,9 @@ class Outcome(NamedTuple):
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """The tests' environment, without what a launcher sets."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")}
+    """The tests' environment, without what a launcher sets, or W&B's service of a test in this process."""
+    left_out = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "WANDB_SERVICE")
+    kept = {key: value for key, value in os.environ.items() if key not in left_out}
     return {**kept, "PATH": f"{BIN}:{os.environ['PATH']}", **changes}
 
 
