@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from benchmarks.report import Claim, at_most, installed, publish, table
+from benchmarks.report import at_most, installed, publish, table
 from benchmarks.timing import in_turns, ratio
 from ted_ds.numerics.vocabulary import TeacherPredictions, VocabularyTargets, vocabulary_losses
 
@@ -85,9 +85,7 @@ def work_of(shape: Shape, contender: str, device: torch.device) -> Callable[[], 
         (task + KL_WEIGHT * kl).backward()
 
     def fused() -> None:
-        teacher = TeacherPredictions(
-            teacher_hidden, teacher_weight, None, TEMPERATURE, KL_WEIGHT
-        )
+        teacher = TeacherPredictions(teacher_hidden, teacher_weight, None, TEMPERATURE, KL_WEIGHT)
         weighted, *_ = vocabulary_losses(hidden, weight, None, VocabularyTargets(labels, 1.0, teacher))
         weighted.backward()
 
@@ -154,11 +152,15 @@ def main() -> None:
         eager, fused = (peak_bytes(shape, name) - inputs for name in ("eager", "fused"))
         peaks.append(fused - 4 * shape.hidden * shape.vocab)
         memory_rows.append([shape.name, f"{eager / 2**20:,.0f}", f"{fused / 2**20:,.0f}", f"{eager / fused:.1f}"])
-    claims: list[Claim] = [at_most(f"time, fused / eager: {name}", value, SLOWER_GOAL) for name, value in slower.items()]
+    claims = [at_most(f"time, fused / eager: {name}", value, SLOWER_GOAL) for name, value in slower.items()]
     claims.append(at_most("working memory, largest / smallest shape", max(peaks) / max(peaks[0], 1), FLAT_GOAL))
     tables = [
         table("forward and backward, median of 7", ["tokens x ids", "eager, ms", "fused, ms", "ratio"], rows),
-        table("peak above inputs and gradients", ["tokens x ids", "eager, MiB", "fused, MiB", "eager / fused"], memory_rows),
+        table(
+            "peak above inputs and gradients",
+            ["tokens x ids", "eager, MiB", "fused, MiB", "eager / fused"],
+            memory_rows,
+        ),
     ]
     publish(tables, claims, versions=installed(("torch",)), json_path=options.json)
 

@@ -21,6 +21,7 @@ from ted_ds.data.stream.corpus_stream import CorpusStream
 from ted_ds.data.tasks import LabelledData, TaskData
 from ted_ds.errors import StoppedOnRequest, TedError
 from ted_ds.evaluation.scoring import evaluate
+from ted_ds.models.execution import checkpoint_activations, compile_blocks
 from ted_ds.models.families import family_of
 from ted_ds.models.files import ModelFacts, read_model_facts
 from ted_ds.models.loading import DTYPES, load_model
@@ -94,9 +95,19 @@ class Assembly:
         )
         return frozen
 
+    def drop_beyond_taps(self, frozen: FrozenModel) -> None:
+        """Free what no matched layer needs of a frozen model that is not asked for predictions."""
+        dropped = self.world.gather(frozen.drop_beyond_taps())
+        if any(dropped):
+            freed = ", ".join(f"{count:,}" for count in dropped)
+            self.screen.say(f"  parameters that no matched layer needs, freed per rank: {freed}")
+
     def trainable_model(self, path: Path, config: Mapping[str, Any], layers: Sequence[int] = ()) -> TappedModel:
         """A tapped model to be trained under a completed DeepSpeed config; ZeRO-3 shards it as it loads."""
-        return self._tapped(path, layers, config if zero_stage(config) == 3 else None, new_head_allowed=True)
+        tapped = self._tapped(path, layers, config if zero_stage(config) == 3 else None, new_head_allowed=True)
+        if self.recipe.activation_checkpointing:
+            checkpoint_activations(tapped.model)
+        return tapped
 
     def _tapped(
         self, path: Path, layers: Sequence[int], shard_config: Mapping[str, Any] | None, *, new_head_allowed: bool
@@ -115,6 +126,7 @@ class Assembly:
                 dtype=self.dtype,
                 new_head_allowed=new_head_allowed,
                 context=sharded_loading(shard_config) if shard_config else contextlib.nullcontext(),
+                attention=self.recipe.attention,
             )
         except TedError as error:
             failure = error
@@ -124,7 +136,10 @@ class Assembly:
         assert loaded is not None
         model, fresh = loaded
         model.config.pad_token_id = self.tokenizer.pad_token_id  # decoders find the token they classify by it
-        return TappedModel(model, family_of(model.config.model_type), layers, fresh_parameters=fresh)
+        family = family_of(model.config.model_type)
+        if self.recipe.torch_compile and shard_config is None:
+            compile_blocks(model, family)
+        return TappedModel(model, family, layers, fresh_parameters=fresh)
 
     def save_model(self, model: PreTrainedModel, state: dict[str, Any], folder: Path) -> None:
         """Write a plain transformers folder; ``state`` holds the whole weights by the model's own names."""

@@ -263,6 +263,7 @@ class Chain:
         stage = build_stage_one(build, side, model)
         if side == "teacher":
             self._vet_teacher(stage.body)
+        build.drop_beyond_taps(stage.body)
         with build.engine(stage.probes, config, plan, watched=stage.watched) as engine:
             training = PhaseTraining(
                 build,
@@ -292,6 +293,8 @@ class Chain:
         )
         if stage.teacher is not None:
             self._vet_teacher(stage.teacher)
+            if plan.kl_weight == 0:
+                build.drop_beyond_taps(stage.teacher)
         with build.engine(stage.module, config, plan, watched=stage.watched) as engine:
             training = PhaseTraining(build, folder, engine, plan, forward=engine_outputs(engine))
             result = training.run(stage.objective)

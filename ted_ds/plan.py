@@ -19,6 +19,7 @@ from ted_ds.numerics.layer_map import LayerPairs, make_layer_map
 
 Result = TypeVar("Result")
 CAUSAL_LM_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gpt2")
+EAGER_ATTENTION_TYPES = ("deberta-v2",)
 KNOWN_TYPES = (*CAUSAL_LM_TYPES, "bert", "deberta-v2")
 PHASES = (
     "finetune_teacher",
@@ -121,6 +122,15 @@ def _check_deepspeed(recipe: Recipe, num_ranks: int, attempt: Callable[[str, Cal
     config = attempt("deepspeed", lambda: read_deepspeed_json(recipe.deepspeed))
     if not isinstance(config, dict):
         return
+    if recipe.torch_compile and zero_stage(config) == 3:
+
+        def refuse_compile() -> None:
+            raise ConfigError(
+                f"torch_compile: {recipe.deepspeed} shards weights (ZeRO-3), which are gathered inside the blocks that "
+                "would be compiled; use ZeRO stage 0, 1 or 2, or remove it"
+            )
+
+        attempt("", refuse_compile)
     for path, plan in recipe.phase_plans().items():
         attempt(
             "",
@@ -158,6 +168,8 @@ def _check_model(recipe: Recipe, facts: ModelFacts) -> None:
         raise ConfigError(f"model type {facts.model_type!r} is not supported; use one of {', '.join(KNOWN_TYPES)}")
     if isinstance(recipe.task, CausalLm) and facts.model_type not in CAUSAL_LM_TYPES:
         raise ConfigError(f"a {facts.model_type} is no causal LM; use one of {', '.join(CAUSAL_LM_TYPES)}")
+    if recipe.attention in ("sdpa", "flash") and facts.model_type in EAGER_ATTENTION_TYPES:
+        raise ConfigError(f"a {facts.model_type} has no {recipe.attention} attention; use attention: auto")
     key = "sequence_length" if isinstance(recipe.task, CausalLm) else "max_length"
     multiple = recipe.data.padding.multiple_of
     longest = -(-recipe.task.sequence_length // multiple) * multiple

@@ -245,6 +245,13 @@ class Recipe(Section):
     deepspeed: Path
     """DeepSpeed JSON of all trained phases."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    attention: Literal["auto", "eager", "sdpa", "flash"] = "auto"
+    """How both models compute attention: ``auto`` is what transformers chooses; ``flash`` needs a GPU, the flash-attn
+    package and 16-bit precision."""
+    activation_checkpointing: bool = False
+    """Keep only each trained block's input for the backward pass and compute the rest again: less memory, more time."""
+    torch_compile: bool = False
+    """Compile the blocks of models that are whole on every rank (not ZeRO-3) with ``torch.compile``."""
     task: Task = Field(discriminator="kind")
     data: Data
     teacher: Teacher
@@ -274,6 +281,12 @@ class Recipe(Section):
             raise ValueError("distill.method: ted needs a filters section (Stage I)")
         if self.distill.method == "kd" and self.distill.kl_weight == 0:
             raise ValueError("distill.method: kd needs a kl_weight above 0; without a teacher it is sft")
+        return self
+
+    @model_validator(mode="after")
+    def _flash_is_for_16_bits(self) -> Recipe:
+        if self.attention == "flash" and self.precision == "fp32":
+            raise ValueError("attention: flash needs precision bf16 or fp16; use sdpa with fp32")
         return self
 
     @model_validator(mode="after")

@@ -24,6 +24,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from ted_ds.errors import CheckpointError, ConfigError
+from ted_ds.models.execution import ATTENTION
 from ted_ds.models.sentencepiece_model import MODEL_FILE, convert, read_sentencepiece, refuse_other_ids, special_tokens
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,6 +57,7 @@ def load_model(
     dtype: torch.dtype,
     new_head_allowed: bool,
     context: AbstractContextManager[Any],
+    attention: str = "auto",
 ) -> tuple[PreTrainedModel, list[str]]:
     """Load the model of a local folder from safetensors.
 
@@ -66,12 +68,14 @@ def load_model(
         dtype: Of the weights.
         new_head_allowed: Whether such a head may be missing from the files and start random.
         context: What to build under (a ZeRO-3 context shards the weights as they are read).
+        attention: One of :data:`~ted_ds.models.execution.ATTENTION`.
 
     Returns:
         The model, and the names of its head's weights that the files lack: they start random.
 
     Raises:
         CheckpointError: A weight is missing from the files, or they cannot be read.
+        ConfigError: This kind of attention is not installed.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -80,8 +84,17 @@ def load_model(
     try:
         with context:
             model, report = auto.from_pretrained(
-                path, dtype=dtype, use_safetensors=True, output_loading_info=True, local_files_only=True, **(head or {})
+                path,
+                dtype=dtype,
+                attn_implementation=ATTENTION[attention],
+                use_safetensors=True,
+                output_loading_info=True,
+                local_files_only=True,
+                **(head or {}),
             )
+    except ImportError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"attention: {attention} does not work here: {reason}; use sdpa") from error
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: cannot be loaded as a {kind}: {error}") from error
     missing = sorted(report["missing_keys"])

@@ -42,6 +42,7 @@ class TappedModel(nn.Module):
         self._on_state: OnState | None = None
         self._family = family
         self._has_lm_head = model.get_output_embeddings() is not None
+        self._can_predict = True
         if self._has_lm_head:
             self._install_lm_head()
         modules = list(self.named_layers().values())
@@ -53,12 +54,34 @@ class TappedModel(nn.Module):
         modules = [self._family.embed(self.model), *self._family.blocks(self.model)]
         return dict(zip(layer_names(range(len(modules))), modules, strict=True))
 
+    def drop_beyond_taps(self) -> list[nn.Module]:
+        """Leave out the blocks above the last tapped layer, and an LM head of its own; returns what was dropped.
+
+        There are no predictions afterwards.
+        """
+        blocks = self._family.blocks(self.model)
+        kept = max(self.layers)
+        dropped = list(blocks[kept:])
+        del blocks[kept:]
+        self.model.config.num_hidden_layers = kept
+        head = self.model.get_output_embeddings()
+        embeddings: Any = self.model.get_input_embeddings()
+        if isinstance(head, VocabularyHead) and head.weight is not embeddings.weight:
+            dropped.append(head)
+            self._put_lm_head(nn.Identity())
+        self._can_predict = False
+        return dropped
+
     def _install_lm_head(self) -> None:
-        head, path = self._family.head(self.model), self._family.lm_head_path
+        head = self._family.head(self.model)
         assert isinstance(head, nn.Linear), f"the LM head of a {self.model.config.model_type} is no linear layer"
+        self._put_lm_head(VocabularyHead.of(head))
+
+    def _put_lm_head(self, head: nn.Module) -> None:
+        path = self._family.lm_head_path
         assert path is not None
         parent, _, name = path.rpartition(".")
-        setattr(self.model.get_submodule(parent), name, VocabularyHead.of(head))
+        setattr(self.model.get_submodule(parent), name, head)
 
     def _tap(self, layer: int) -> Callable[[nn.Module, Any, Any], None]:
         places = [place for place, other in enumerate(self.layers) if other == layer]
@@ -97,6 +120,7 @@ class TappedModel(nn.Module):
         arguments: dict[str, Any] = dict(inputs)
         if getattr(self.model.config, "use_cache", False):
             arguments["use_cache"] = False
+        assert self._can_predict or (then is not None and not with_predictions), "its head was dropped"
         self._on_state = on_state
         try:
             predictions: Predictions | None = None

@@ -22,7 +22,7 @@ from ted_ds.numerics.losses import kept_labels
 BLOCK_BYTES = {"cpu": 3 * MIB, "cuda": 64 * MIB}
 """Logits brought to fp32 at a time: on the CPU what stays in its caches, on a GPU enough to keep it busy."""
 HEAD_ROWS = {"cpu": 1024}
-"""Of a head, multiplied at a time: on the CPU a block that stays in its caches makes logits a quarter faster in fp32."""
+"""Of a head, multiplied at a time: a block that stays in the caches of a CPU makes its fp32 logits a quarter faster."""
 GRADIENT_ROWS = 16384
 """Of the vocabulary, whose 16-bit gradient of a chunk is made before it is added up in fp32."""
 

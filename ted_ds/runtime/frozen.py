@@ -16,7 +16,7 @@ from ted_ds.config.deepspeed import zero_stage
 from ted_ds.models.loading import num_parameters
 from ted_ds.models.predictions import Predictions
 from ted_ds.models.taps import OnState, TappedModel
-from ted_ds.runtime.sharding import parameters_held, release_engine
+from ted_ds.runtime.sharding import empty_parameters, forget_order_of_modules, parameters_held, release_engine
 
 
 def frozen_engine_config(config: Mapping[str, Any], precision: str) -> dict[str, Any]:
@@ -42,6 +42,7 @@ class FrozenModel:
     def __init__(self, tapped: TappedModel, *, device: torch.device, engine_config: Mapping[str, Any] | None) -> None:
         """Host ``tapped``: sharded by an engine of its own, or whole where ``engine_config`` is None."""
         tapped.requires_grad_(False).eval()
+        self._tapped: TappedModel | None = tapped
         self._engine: Any = None
         if engine_config is None:
             self._module: nn.Module = tapped.to(device)
@@ -97,6 +98,23 @@ class FrozenModel:
                 on_state=None if on_state is None else outside(on_state),
             )
 
+    def drop_beyond_taps(self) -> int:
+        """Give back what no tapped state needs; it cannot predict afterwards. Every rank must call it.
+
+        Returns:
+            The number of parameters this rank held of it.
+        """
+        assert self._tapped is not None, "released"
+        dropped = self._tapped.drop_beyond_taps()
+        count = sum(parameters_held(module) for module in dropped)
+        for module in dropped:
+            empty_parameters(module)
+        if self._engine is not None:
+            forget_order_of_modules(self._engine)
+        self.named_layers = self._tapped.named_layers()
+        self.num_parameters_held -= count
+        return count
+
     def trained(self) -> list[str]:
         """Names of its parameters that would train or hold a gradient: none, if it is frozen."""
         return [n for n, p in self._module.named_parameters() if p.requires_grad or p.grad is not None]
@@ -106,5 +124,5 @@ class FrozenModel:
         if self._engine is not None:
             release_engine(self._engine)
             self._engine = None
-        self._module = nn.Identity()
+        self._module, self._tapped = nn.Identity(), None
         self.named_layers = {}

@@ -55,14 +55,27 @@ def release_engine(engine: Any) -> None:
     FWD_MODULE_STACK[:] = [one for one in FWD_MODULE_STACK if one is not module]
     # and under ZeRO-3, once it has stepped, engine and parameters keep each other alive where Python's collector does
     # not see it: empty them, so that only hollow objects stay behind
+    empty_parameters(module)
+    if optimizer is not None:
+        vars(optimizer).clear()
+    vars(engine).clear()
+
+
+def empty_parameters(module: nn.Module) -> None:
+    """Free a module's weights, whole or sharded, whoever still holds the module."""
+    parameter: Any
     for parameter in module.parameters():
         parameter.data = torch.empty(0, dtype=parameter.dtype)
         parameter.grad = None
         if hasattr(parameter, "ds_tensor"):
             parameter.ds_tensor = torch.empty(0, dtype=parameter.dtype)
-    if optimizer is not None:
-        vars(optimizer).clear()
-    vars(engine).clear()
+
+
+def forget_order_of_modules(engine: Any) -> None:
+    """Make ZeRO-3 learn anew which module follows which: it fetches weights ahead, also of modules that are gone."""
+    coordinator = engine.optimizer.get_param_coordinator()
+    if not coordinator.is_invalid_trace():
+        coordinator._invalidate_trace()
 
 
 def collect_garbage() -> None:

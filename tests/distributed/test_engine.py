@@ -6,7 +6,7 @@ import gc
 
 import pytest
 import torch
-from transformers import get_scheduler
+from transformers import AutoModelForCausalLM, get_scheduler
 
 from ted_ds.numerics.task_terms import TASK_TERMS
 from ted_ds.runtime.frozen import FrozenModel, frozen_engine_config
@@ -15,6 +15,7 @@ from ted_ds.stages.finetune import FinetuneObjective
 from tests.dist import run_ranks
 from tests.distributed.test_zero_parity import whole_batch
 from tests.distributed.training import NUM_STEPS, batches, config, load_tapped, samples, start_engine
+from tests.plain import run_frozen
 from tests.tiny import write_model
 
 # large eps: where a gradient is nearly zero, Adam would otherwise turn rounding into steps of size lr
@@ -123,3 +124,40 @@ def test_a_released_engine_gives_its_memory_back(tmp_path, stage):
     for before, during, after in run_ranks(bytes_around_release, 2, tmp_path, stage):
         assert during - before > 1_000_000
         assert after - before < 0.02 * (during - before)
+
+
+def states_after_dropping(world, folder, stage):
+    """Tapped states before and after what is above them is dropped, and the parameters held."""
+    shard = frozen_engine_config(config(3, world.size, 0.0), "fp32") if stage == 3 else None
+    if shard is not None:
+        shard["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    tapped = load_tapped(folder, "causal_lm", (2, 1), shard=shard)
+    frozen = FrozenModel(tapped, device=world.device, engine_config=shard)
+    inputs = next(batches(world, "causal_lm"))[0].inputs
+    _, before = run_frozen(frozen, inputs)
+    held = [frozen.num_parameters_held]
+    dropped = frozen.drop_beyond_taps()
+    held.append(frozen.num_parameters_held)
+    after: dict[int, torch.Tensor] = {}
+    for _ in range(3):
+        frozen(inputs, on_state=after.__setitem__)
+    same = all(torch.equal(after[place], state) for place, state in enumerate(before))
+    names = list(frozen.named_layers)
+    frozen.release()
+    return same, held, dropped, names
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("stage", [0, 3])
+def test_what_no_tapped_layer_needs_is_dropped(tmp_path, stage, tied):
+    write_model(tmp_path, "llama", blocks=5, tie_word_embeddings=tied)
+    results = run_ranks(states_after_dropping, 2, tmp_path, stage)
+    state = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
+    above = tuple(f"model.layers.{block}." for block in (2, 3, 4))
+    gone = sum(weight.numel() for name, weight in state.items() if name.startswith(above))
+    gone += 0 if tied else state["lm_head.weight"].numel()
+    for same, (before, after), dropped, names in results:
+        assert same
+        assert before - after == dropped
+        assert dropped == pytest.approx(gone / (2 if stage == 3 else 1), rel=0.01)
+        assert names == ["layer_00", "layer_01", "layer_02"]

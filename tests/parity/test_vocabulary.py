@@ -62,9 +62,7 @@ class Case:
         return [one for one in (self.hidden, self.weight, self.bias) if one is not None]
 
     def targets(self, *, weights: tuple[float, float], temperature: float, shared: int | None, size: int) -> Any:
-        teacher = TeacherPredictions(
-            self.teacher_hidden, self.teacher_weight, None, temperature, weights[1], shared
-        )
+        teacher = TeacherPredictions(self.teacher_hidden, self.teacher_weight, None, temperature, weights[1], shared)
         return VocabularyTargets(self.labels, weights[0], teacher, max_chunk_bytes=size)
 
     def fused(
