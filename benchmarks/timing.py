@@ -21,9 +21,9 @@ def in_turns(
         seconds: Within a round a contender is repeated until so much time has passed; the mean counts.
     """
     taken: dict[str, list[float]] = {name: [] for name in contenders}
+    gc.collect()
     for number in range(rounds + 1):
         for name, work in contenders.items():
-            gc.collect()
             count, started = 0, time.perf_counter()
             while count == 0 or time.perf_counter() - started < seconds:
                 work()

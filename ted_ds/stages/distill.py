@@ -116,7 +116,7 @@ class DistillObjective:
                 batch.inputs,
                 compare_predictions,
                 with_predictions=self._needs_predictions,
-                on_state=compare_states,
+                on_state=compare_states if self._feature_names else None,
             )
             own_counts = {name: counts[name] for name in self._weights_of_sums}
             return combine(sums, own_counts, self._weights_of_sums)

@@ -1,0 +1,74 @@
+"""What a distillation step takes beside its floor, and beside the plain way to write it.
+
+    python -m benchmarks.step_time [--quick] [--json FILE] [--only TEXT]
+
+*Floor* is a forward pass of the teacher and a step of the student alone, each by itself. *By hand* is the plain way:
+``output_hidden_states``, whole logits, a ``nn.Linear`` per filter, torch's losses. All take turns in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from benchmarks.report import at_most, installed, publish, table
+from benchmarks.steps import DTYPES, METHODS, SHAPES, ByHand, ByTedDs, Shape
+from benchmarks.timing import in_turns, ratio
+
+FLOOR_GOAL, HAND_GOAL = 1.10, 0.85
+ROUNDS = 7
+
+
+def measure(shape: Shape, dtype: str, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each contender in each round."""
+    by_hand, by_ted_ds = ByHand(shape, DTYPES[dtype], device), ByTedDs(shape, DTYPES[dtype], device)
+    contenders = {
+        "teacher": by_hand.run_teacher,
+        "student": by_hand.train_student,
+        "by hand": by_hand.distill,
+        **{method: by_ted_ds.method(method) for method in METHODS},
+    }
+    return in_turns(contenders, rounds=ROUNDS)
+
+
+def main() -> None:
+    """Measure, and publish."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="smaller shapes; ends within 50 s on 2 cores")
+    parser.add_argument("--json", type=Path, help="write the claims here")
+    parser.add_argument("--only", default="", help="shapes and precisions whose name holds this text")
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    rows, claims = [], []
+    for shape in SHAPES[options.quick]:
+        for dtype in DTYPES:
+            name = f"{shape.name} {dtype}"
+            if options.only not in name:
+                continue
+            taken = measure(shape, dtype, device)
+            rows.append([f"{name}, {shape.tokens}", *(f"{median(times) * 1000:,.0f}" for times in taken.values())])
+            to_floor = ratio(taken, "ted", "teacher", "student")
+            to_hand = ratio(taken, "ted", "by hand")
+            rows[-1] += [f"{to_floor:.2f}", f"{to_hand:.2f}"]
+            claims.append(at_most(f"ted / floor: {name}", to_floor, FLOOR_GOAL))
+            if shape.is_lm:
+                claims.append(at_most(f"ted / by hand: {name}", to_hand, HAND_GOAL))
+    names = ["teacher", "student", "by hand", *METHODS, "ted / (teacher + student)", "ted / by hand"]
+    title = f"milliseconds of a step, median of {ROUNDS}"
+    cases, values = [row[0] for row in rows], [row[1:] for row in rows]
+    packages = ("torch", "transformers")
+    publish(
+        [table(title, ["", *cases], [[name, *of_name] for name, *of_name in zip(names, *values, strict=True)])],
+        claims,
+        versions=installed(packages),
+        json_path=options.json,
+    )
+
+
+if __name__ == "__main__":
+    main()

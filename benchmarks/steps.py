@@ -1,0 +1,242 @@
+"""Training steps to compare: of a student alone, of distillation by hand, and of distillation by ted_ds.
+
+All on models of random weights, with AdamW on the weights as they are, without DeepSpeed: what differs is the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    DebertaV2Config,
+    GPT2Config,
+    LlamaConfig,
+    PretrainedConfig,
+)
+
+from ted_ds.data.loader import Batch
+from ted_ds.models.families import family_of
+from ted_ds.models.student import FilteredModel
+from ted_ds.models.taps import TappedModel
+from ted_ds.numerics.filters import FilterBank, IdentityFilters
+from ted_ds.numerics.layer_map import make_layer_map
+from ted_ds.numerics.task_terms import TASK_TERMS
+from ted_ds.runtime.frozen import FrozenModel
+from ted_ds.stages.distill import DistillObjective
+from ted_ds.stages.finetune import FinetuneObjective
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+METHODS = ("sft", "kd", "lwd", "ted")
+TEMPERATURE = 2.0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A teacher, a student, and the batch of a step."""
+
+    name: str
+    teacher: PretrainedConfig
+    student: PretrainedConfig
+    rows: int
+    tokens_per_row: int
+
+    @property
+    def tokens(self) -> str:
+        """Of a step."""
+        return f"{self.rows} x {self.tokens_per_row}"
+
+    @property
+    def is_lm(self) -> bool:
+        """Whether it predicts tokens; else labels."""
+        return self.teacher.model_type in ("gpt2", "llama")
+
+
+def _gpt2(blocks: int, width: int, vocab: int) -> GPT2Config:
+    ends = {"bos_token_id": vocab - 1, "eos_token_id": vocab - 1, "loss_type": "ForCausalLM"}
+    return GPT2Config(n_layer=blocks, n_embd=width, n_head=width // 64, vocab_size=vocab, **ends)
+
+
+def _llama(blocks: int, width: int, inner: int, heads: int, key_heads: int, vocab: int) -> LlamaConfig:
+    return LlamaConfig(
+        num_hidden_layers=blocks,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
+        vocab_size=vocab,
+        tie_word_embeddings=True,
+    )
+
+
+def _deberta(blocks: int, width: int, vocab: int) -> DebertaV2Config:
+    config: Any = DebertaV2Config  # its signature does not tell all it takes
+    return config(
+        num_hidden_layers=blocks,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_attention_heads=width // 64,
+        vocab_size=vocab,
+        relative_attention=True,
+        position_buckets=256,
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+        pos_att_type=["p2c", "c2p"],
+        position_biased_input=False,
+        num_labels=3,
+    )
+
+
+SHAPES = {
+    False: [
+        Shape("GPT-2 12>6", _gpt2(12, 768, 50_257), _gpt2(6, 768, 50_257), 4, 512),
+        Shape(
+            "SmolLM2 30>10",
+            _llama(30, 576, 1536, 9, 3, 49_152),
+            _llama(10, 576, 1536, 9, 3, 49_152),
+            4,
+            512,
+        ),
+        Shape("DeBERTa-v3 base>xsmall", _deberta(12, 768, 128_100), _deberta(12, 384, 128_100), 8, 64),
+    ],
+    True: [
+        Shape("GPT-2 type 4>2", _gpt2(4, 256, 32_000), _gpt2(2, 256, 32_000), 2, 256),
+        Shape("DeBERTa-v3 type 256>128", _deberta(4, 256, 8000), _deberta(4, 128, 8000), 8, 64),
+    ],
+}
+
+
+def new_model(shape: Shape, config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> Any:
+    """A model of random weights in training mode."""
+    auto: Any = AutoModelForCausalLM if shape.is_lm else AutoModelForSequenceClassification
+    with torch.device(device):
+        return auto.from_config(config, dtype=dtype).train()
+
+
+def new_batch(shape: Shape, device: torch.device) -> Batch:
+    """Full rows of random tokens."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, shape.teacher.vocab_size, (shape.rows, shape.tokens_per_row), generator=generator)
+    labels = torch.full_like(ids, -100)
+    labels[:, :-1] = ids[:, 1:]
+    if not shape.is_lm:
+        labels = torch.randint(3, (shape.rows,), generator=generator)
+    return Batch(ids, torch.ones_like(ids), labels, torch.ones_like(ids, dtype=torch.bool)).to(device)
+
+
+def _adam(*modules: nn.Module) -> Any:
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    return torch.optim.AdamW(parameters, lr=1e-6, fused=True)
+
+
+def _step(loss: Tensor, optimizer: Any) -> None:
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _layer_pairs(shape: Shape) -> tuple[tuple[int, int], ...]:
+    return make_layer_map(
+        "uniform",
+        num_student_blocks=shape.student.num_hidden_layers,
+        num_teacher_blocks=shape.teacher.num_hidden_layers,
+    )
+
+
+class ByHand:
+    """The floor's two parts, and the plain way to distill."""
+
+    def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device, *, with_filters: bool = True) -> None:
+        self._pairs, self._is_lm = _layer_pairs(shape), shape.is_lm
+        self.teacher = new_model(shape, shape.teacher, dtype, device).requires_grad_(False).eval()
+        self.student = new_model(shape, shape.student, dtype, device)
+        self._batch = new_batch(shape, device)
+        dim = shape.teacher.hidden_size
+        widths = (shape.student.hidden_size, dim) if with_filters else ()
+        with torch.device(device):
+            self._filters = [nn.ModuleList(nn.Linear(width, dim) for _ in self._pairs).to(dtype) for width in widths]
+        self._optimizer = _adam(self.student, *self._filters[:1])
+
+    def run_teacher(self) -> None:
+        """The teacher's forward pass."""
+        with torch.no_grad():
+            self.teacher(**self._batch.inputs)
+
+    def train_student(self) -> None:
+        """A step of the student alone, with transformers' own loss."""
+        labels = self._batch.input_ids if self._is_lm else self._batch.labels
+        _step(self.student(**self._batch.inputs, labels=labels).loss, self._optimizer)
+
+    def distill(self) -> None:
+        """A step of task loss, KL and filtered layers, as one writes it down."""
+        own, theirs = self._filters
+        with torch.no_grad():
+            teacher = self.teacher(**self._batch.inputs, output_hidden_states=True)
+            wanted = [one(teacher.hidden_states[t]) for one, (_, t) in zip(theirs, self._pairs, strict=True)]
+        student = self.student(**self._batch.inputs, output_hidden_states=True)
+        labels = self._batch.labels.flatten()
+        logits, teacher_logits = student.logits.flatten(0, -2).float(), teacher.logits.flatten(0, -2).float()
+        loss = F.cross_entropy(logits, labels)
+        loss = loss + TEMPERATURE**2 * F.kl_div(
+            F.log_softmax(logits / TEMPERATURE, -1),
+            F.log_softmax(teacher_logits / TEMPERATURE, -1),
+            reduction="batchmean",
+            log_target=True,
+        )
+        for one, target, (s, _) in zip(own, wanted, self._pairs, strict=True):
+            loss = loss + F.mse_loss(one(student.hidden_states[s]), target) / len(self._pairs)
+        _step(loss, self._optimizer)
+
+
+class ByTedDs:
+    """Steps of each method as a run takes them, without the engine."""
+
+    def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
+        pairs, family = _layer_pairs(shape), family_of(shape.teacher.model_type)
+        teacher = new_model(shape, shape.teacher, dtype, device)
+        self._teacher = FrozenModel(
+            TappedModel(teacher, family, [t for _, t in pairs]), device=device, engine_config=None
+        )
+        student = TappedModel(new_model(shape, shape.student, dtype, device), family, [s for s, _ in pairs])
+        dim = shape.teacher.hidden_size
+        with torch.device(device):
+            bank = FilterBank([s for s, _ in pairs], shape.student.hidden_size, dim).to(dtype)
+            self._teacher_bank = FilterBank([t for _, t in pairs], dim, dim).to(dtype).requires_grad_(False)
+        self._module = FilteredModel(student, bank).train()
+        self._batch = new_batch(shape, device)
+        self._terms = TASK_TERMS["causal_lm" if shape.is_lm else "sequence_classification"]
+        self._student_layers = [s for s, _ in pairs]
+        self._optimizer = _adam(self._module)
+
+    def method(self, name: str) -> Callable[[], None]:
+        """A step of a method; ``ted`` is with the KL."""
+        objective: Any = FinetuneObjective(self._terms)
+        if name != "sft":
+            objective = DistillObjective(
+                self._terms,
+                teacher=self._teacher,
+                teacher_filters=None if name == "kd" else self._filters(name),
+                student_layers=self._student_layers,
+                task_weight=1.0,
+                kl_weight=0.0 if name == "lwd" else 1.0,
+                temperature=TEMPERATURE,
+                feature_weight=1.0,
+                feature_reduction="mean",
+                normalise_features=False,
+            )
+        counts = {name: count.float() for name, count in objective.counts(self._batch).items()}
+
+        def step() -> None:
+            loss, _ = objective.loss(self._module, self._batch, counts)
+            _step(loss, self._optimizer)
+
+        return step
+
+    def _filters(self, method: str) -> FilterBank:
+        return self._teacher_bank if method == "ted" else IdentityFilters(self._teacher_bank.layers)
