@@ -152,15 +152,19 @@ def _layer_pairs(shape: Shape) -> tuple[tuple[int, int], ...]:
 class ByHand:
     """The floor's two parts, and the plain way to distill."""
 
-    def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device, *, with_filters: bool = True) -> None:
+    def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device, *, with_teacher: bool = True) -> None:
         self._pairs, self._is_lm = _layer_pairs(shape), shape.is_lm
-        self.teacher = new_model(shape, shape.teacher, dtype, device).requires_grad_(False).eval()
         self.student = new_model(shape, shape.student, dtype, device)
         self._batch = new_batch(shape, device)
-        dim = shape.teacher.hidden_size
-        widths = (shape.student.hidden_size, dim) if with_filters else ()
-        with torch.device(device):
-            self._filters = [nn.ModuleList(nn.Linear(width, dim) for _ in self._pairs).to(dtype) for width in widths]
+        self._filters: list[nn.ModuleList] = []
+        if with_teacher:
+            self.teacher = new_model(shape, shape.teacher, dtype, device).requires_grad_(False).eval()
+            dim = shape.teacher.hidden_size
+            with torch.device(device):
+                self._filters = [
+                    nn.ModuleList(nn.Linear(width, dim) for _ in self._pairs).to(dtype)
+                    for width in (shape.student.hidden_size, dim)
+                ]
         self._optimizer = _adam(self.student, *self._filters[:1])
 
     def run_teacher(self) -> None:

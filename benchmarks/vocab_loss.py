@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -21,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
+from benchmarks.memory import in_own_process, peak_of
 from benchmarks.report import at_most, installed, publish, table
 from benchmarks.timing import in_turns, ratio
 from ted_ds.numerics.vocabulary import TeacherPredictions, VocabularyTargets, vocabulary_losses
@@ -101,29 +100,7 @@ def work_of(shape: Shape, contender: str, device: torch.device) -> Callable[[], 
 
 def peak_bytes(shape: Shape, contender: str) -> int:
     """The most memory a process needs for one step beyond what it had before, inputs and gradients included."""
-    command = [sys.executable, "-m", "benchmarks.vocab_loss", "--peak-of", contender, *map(str, shape)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return int(done.stdout.split()[-1])
-
-
-def print_peak(contender: str, shape: Shape, device: torch.device) -> None:
-    """In the process of its own: measure one step."""
-    work = work_of(shape, contender, device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        work()
-        print(torch.cuda.max_memory_allocated() - before)
-        return
-    before = _status_kib("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    work()
-    print((_status_kib("VmHWM") - before) * 1024)
-
-
-def _status_kib(key: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+    return in_own_process("benchmarks.vocab_loss", "--peak-of", contender, *map(str, shape))
 
 
 def main() -> None:
@@ -137,7 +114,8 @@ def main() -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     if options.peak_of:
         contender, tokens, vocab, hidden, dtype = options.peak_of
-        print_peak(contender, Shape(int(tokens), int(vocab), int(hidden), dtype), device)
+        shape = Shape(int(tokens), int(vocab), int(hidden), dtype)
+        print(peak_of(work_of(shape, contender, device)))
         return
     rows, slower = [], {}
     for shape in GRID[options.quick]:

@@ -136,6 +136,36 @@ MUTATIONS = {
         "LossWeights(task_weight, prediction_weight, temperature)",
         "padded ids take part in the KL",
     ),
+    "vocabulary_temperature": Mutation(
+        "numerics/vocabulary.py",
+        "of_kl = teacher.weight / (self._job.unit * teacher.temperature)",
+        "of_kl = teacher.weight / self._job.unit",
+        "the gradient of the chunked KL is that of another temperature",
+    ),
+    "vocabulary_chunks": Mutation(
+        "numerics/vocabulary.py",
+        "beta=0 if is_first else 1",
+        "beta=0",
+        "the head learns from the last chunk alone",
+    ),
+    "vocabulary_unit": Mutation(
+        "numerics/vocabulary.py",
+        "scale = upstream * ctx.unit",
+        "scale = upstream",
+        "the chunked losses forget what their gradients were divided by",
+    ),
+    "fused_difference": Mutation(
+        "numerics/fused.py",
+        "difference.addmm_(teacher, teacher_weight.T, alpha=-1)",
+        "difference.addmm_(teacher, teacher_weight.T)",
+        "the layer-wise term is of a sum and not of a difference",
+    ),
+    "fused_mean": Mutation(
+        "numerics/fused.py",
+        "difference *= 2 / dim",
+        "difference *= 2",
+        "the gradient of the layer-wise term is that of a sum over dimensions",
+    ),
 }
 
 
