@@ -40,6 +40,8 @@ def load_filters(folder: Path, *, layers: tuple[int, ...], hidden_size: int, dim
     bank = FilterBank(layers, hidden_size, dim, kind=kind)
     shapes = {name: tuple(tensor.shape) for name, tensor in bank.state_dict().items()}
     if shapes != {name: tuple(tensor.shape) for name, tensor in state.items()}:
-        raise CheckpointError(f"{file}: its tensors do not fit a model of width {hidden_size}; learn it anew: ted-ds filters")
+        raise CheckpointError(
+            f"{file}: its tensors do not fit a model of width {hidden_size}; learn them anew: ted-ds filters"
+        )
     bank.load_state_dict(state)
     return bank
