@@ -19,7 +19,8 @@ from ted_ds.contracts import broken_contracts
 from ted_ds.data.loader import Batch
 from ted_ds.errors import TedError
 from ted_ds.models.loading import load_tokenizer
-from ted_ds.models.student import match_with
+from ted_ds.numerics.filters import Match
+from ted_ds.numerics.losses import feature_mse_sum
 from ted_ds.phases import model_identity
 from ted_ds.plan import model_sides
 from ted_ds.preflight import heldout_guess, vet_knowledge, vet_weights
@@ -262,8 +263,11 @@ class Doctor:
         states: dict[int, Tensor] = {}
         losses: list[Tensor] = []
 
+        def match(place: int, match: Match) -> Tensor:  # by the plain formula: nothing at all is left of equal features
+            own, theirs = (match.teacher_filter(state) for state in (states[place], match.teacher_states))
+            return feature_mse_sum(own, theirs, keep=batch.kept_tokens, normalise=match.normalise)
+
         def forward(inputs: dict[str, Tensor], learn: Callable[..., Tensor]) -> Tensor:
-            match = match_with(stage.teacher_filters or stage.bank, states)
             twin(inputs, lambda own: losses.append(learn(own, match)), on_state=states.__setitem__)
             return losses[0]
 

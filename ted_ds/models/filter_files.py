@@ -41,7 +41,8 @@ def load_filters(folder: Path, *, layers: tuple[int, ...], hidden_size: int, dim
     shapes = {name: tuple(tensor.shape) for name, tensor in bank.state_dict().items()}
     if shapes != {name: tuple(tensor.shape) for name, tensor in state.items()}:
         raise CheckpointError(
-            f"{file}: its tensors do not fit a model of width {hidden_size}; learn them anew: ted-ds filters"
+            f"{file}: its tensors do not fit a model of width {hidden_size}, or are named as by an earlier version; "
+            f"remove {folder} and learn them anew: ted-ds filters"
         )
     bank.load_state_dict(state)
     return bank

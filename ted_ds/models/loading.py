@@ -93,6 +93,8 @@ def load_model(
                 **(head or {}),
             )
     except ImportError as error:
+        if attention != "flash":
+            raise
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"attention: {attention} does not work here: {reason}; use sdpa") from error
     except (OSError, ValueError, RuntimeError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from torch import Tensor, nn
@@ -14,11 +14,6 @@ from ted_ds.numerics.filters import FilterBank, Match
 Result = TypeVar("Result")
 Matcher = Callable[[int, Match], Tensor]
 """The layer-wise term of a place in the layer map."""
-
-
-def match_with(bank: FilterBank, states: Sequence[Tensor] | Mapping[int, Tensor]) -> Matcher:
-    """Compares these student states, by their place in the layer map, through these filters."""
-    return lambda place, match: bank.filters[place](states[place], match)
 
 
 class FilteredModel(nn.Module):
@@ -39,4 +34,8 @@ class FilteredModel(nn.Module):
         if then is None:
             logits, states = self.tapped(inputs)
             return logits, self.bank(states)
-        return self.tapped(inputs, lambda predictions, states: then(predictions, match_with(self.bank, states)))
+
+        def compare(predictions: Predictions | None, states: tuple[Tensor, ...]) -> Result:
+            return then(predictions, lambda place, match: self.bank.filters[place](states[place], match))
+
+        return self.tapped(inputs, compare)

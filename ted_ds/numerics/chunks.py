@@ -10,6 +10,8 @@ from torch import Tensor
 MIB = 2**20
 HOST_BYTES = 512 * MIB
 """On the CPU: large enough that one more matrix product costs nothing beside its work."""
+SCALED_ROWS = 4096
+"""Brought to fp32 at a time to be scaled."""
 LEAST_ROWS = 64
 """Fewer leave a matrix product waiting for its weights."""
 
@@ -45,6 +47,29 @@ def select_rows(values: Tensor, rows: Tensor | None) -> Tensor:
     """``[*batch, last]`` as ``[kept rows, last]``; what is not kept, NaN too, is neither read nor passed a gradient."""
     flat = values.reshape(-1, values.shape[-1])
     return flat if rows is None else flat.index_select(0, rows)
+
+
+def scale_rows(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """``values * scale`` as ``dtype``, multiplied in fp32 at least; in the place of ``values`` where that fits.
+
+    (A GPU would round a scale on the device to 16 bits before it multiplies 16-bit values by it, and a loss scale may
+    be more than fp16 holds.)
+    """
+    if values.dtype not in (torch.float16, torch.bfloat16):
+        scaled = values.mul_(scale)
+        return scaled.to(dtype)
+    result = values if values.dtype == dtype else torch.empty_like(values, dtype=dtype)
+    for start in range(0, len(values), SCALED_ROWS):
+        rows = slice(start, start + SCALED_ROWS)
+        result[rows] = values[rows].float() * scale
+    return result
+
+
+def product_of_gradients(left: Tensor, right: Tensor) -> Tensor:
+    """``left^T right``, a sum over tokens; in fp32 for fp16, whose sums no loss scale keeps from overflowing."""
+    if left.dtype == torch.float16:
+        left, right = left.float(), right.float()
+    return left.T @ right
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:

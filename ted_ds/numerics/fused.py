@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from ted_ds.numerics.chunks import MIB, compute_dtype, rows_per_chunk, select_rows
+from ted_ds.numerics.chunks import MIB, compute_dtype, product_of_gradients, rows_per_chunk, scale_rows, select_rows
 from ted_ds.numerics.losses import feature_mse_sum
 
 Layers = Sequence[tuple[Tensor, Tensor]]
@@ -130,7 +130,7 @@ class _FilterMse(torch.autograd.Function):
         if gradients is None:
             raise RuntimeError("the gradients of a filter loss were used up by the first backward pass")
         return tuple(
-            None if one is None else one.mul_(upstream).to(dtype)
+            None if one is None else scale_rows(one, upstream, dtype)
             for one, dtype in zip(gradients, ctx.dtypes, strict=True)
         )
 
@@ -157,7 +157,7 @@ def _affine(student: Tensor, teacher: Tensor, parameters: Sequence[Tensor], teac
         loss,
         difference @ weight if job.needs[0] else None,
         (
-            difference.T @ student if job.needs[1] else None,
+            product_of_gradients(difference, student) if job.needs[1] else None,
             difference.sum(0, dtype=job.exact) if job.needs[2] else None,
         ),
     )

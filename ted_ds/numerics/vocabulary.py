@@ -9,14 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ted_ds.numerics.chunks import MIB, chunk_bytes, compute_dtype, kept_rows, rows_per_chunk, select_rows
+from ted_ds.numerics.chunks import (
+    MIB,
+    chunk_bytes,
+    compute_dtype,
+    kept_rows,
+    product_of_gradients,
+    rows_per_chunk,
+    scale_rows,
+    select_rows,
+)
 from ted_ds.numerics.losses import kept_labels
 
 BLOCK_BYTES = {"cpu": 3 * MIB, "cuda": 64 * MIB}
@@ -127,19 +136,13 @@ class _VocabularyLosses(torch.autograd.Function):
         if gradients is None:
             raise RuntimeError("the gradients of a vocabulary loss were used up by the first backward pass")
         scale = upstream * ctx.unit
-        return *(None if one is None else one.scaled(scale) for one in gradients), None
+        return *(None if one is None else scale_rows(one.values, scale, one.dtype) for one in gradients), None
 
 
-@dataclass
-class _Gradient:
+class _Gradient(NamedTuple):
     values: Tensor
     dtype: torch.dtype
-
-    def scaled(self, scale: Tensor) -> Tensor:
-        if self.values.dtype == self.dtype:
-            return self.values.mul_(scale)
-        result = torch.empty_like(self.values, dtype=self.dtype)
-        return torch.mul(self.values, scale, out=result)
+    """To be handed out as."""
 
 
 def _walk(
@@ -155,7 +158,7 @@ def _walk(
     size = rows_per_chunk(num_rows, ids * dtype.itemsize, job.max_chunk_bytes)
     is_split = size < num_rows
     of_hidden = torch.empty_like(hidden, dtype=dtype) if job.needs[0] else None
-    sums_dtype = job.exact if is_split else dtype
+    sums_dtype = job.exact if is_split or dtype == torch.float16 else dtype
     of_weight = torch.zeros(weight.shape, dtype=sums_dtype, device=device) if job.needs[1] else None
     of_bias = torch.zeros(vocab, dtype=job.exact, device=device) if job.needs[2] else None
     sums = torch.zeros(2, dtype=job.exact, device=device)
@@ -205,7 +208,7 @@ def _add_product(total: Tensor, logits: Tensor, states: Tensor, *, is_first: boo
         torch.addmm(total, logits.T, states, beta=0 if is_first else 1, out=total)
         return
     for ids in _slices(total.shape[0], GRADIENT_ROWS):
-        total[ids] += logits[:, ids].T @ states
+        total[ids] += product_of_gradients(logits[:, ids], states)
 
 
 class _Blocks:

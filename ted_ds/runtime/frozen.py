@@ -76,10 +76,17 @@ class FrozenModel:
                 inference mode do not allow.
         """
         with_grad = torch.is_grad_enabled()
+        # called from within a trained model's forward, and still in its own precision, as in evaluation
+        device = next(iter(inputs.values())).device.type
+        autocast = {"enabled": torch.is_autocast_enabled(device), "dtype": torch.get_autocast_dtype(device)}
 
         def outside(work: Callable[..., None]) -> Callable[..., None]:
             def run(*arguments: Any) -> None:
-                with torch.inference_mode(False), torch.set_grad_enabled(with_grad):
+                with (
+                    torch.inference_mode(False),
+                    torch.set_grad_enabled(with_grad),
+                    torch.autocast(device, **autocast),
+                ):
                     work(*arguments)
 
             return run
@@ -90,7 +97,8 @@ class FrozenModel:
 
         # ZeRO-3 gathers into tensors that live on, which inference mode would mark for good
         is_sharded = self._engine is not None
-        with torch.no_grad() if is_sharded or states_are_saved else torch.inference_mode():
+        without_graph = torch.no_grad() if is_sharded or states_are_saved else torch.inference_mode()
+        with without_graph, torch.autocast(device, enabled=False):
             self._module(
                 inputs,
                 hand_over,

@@ -196,3 +196,24 @@ def test_two_sides_without_filters_are_compared_as_they_are():
     total = IdentityFilter()(states, Match(teacher_states, IdentityFilter(), None))
     keep = torch.ones(2, 9, dtype=torch.bool)
     torch.testing.assert_close(total, feature_mse_sum(states, teacher_states, keep=keep))
+
+
+def test_fp16_sums_over_outliers_do_not_overflow():
+    case = Case(8, teacher="identity", dtype=torch.float16, keep="all")
+    with torch.no_grad():
+        case.student_states[..., 0] = 1500
+        case.teacher_states[..., 0] = 2500
+    filters = {"student_filter": case.student, "teacher_filter": []}
+    total = filter_mse_sum(case.student_states, case.teacher_states, **filters)
+    share = 1 / case.keep.numel() / 1000
+    trained = [case.student_states, *(one for layer in case.student for one in layer)]
+    gradients = torch.autograd.grad(1.7 * total * share, trained)
+    for one, other in zip(gradients, case.plain()[1:], strict=True):
+        assert (one.double() - other * share).norm() < 4e-3 * (other * share).norm()
+
+
+def test_a_scale_that_fp16_does_not_hold_scales_fp16():
+    values = torch.tensor([[1e-4, 0.0]], dtype=torch.float16)
+    assert chunks.scale_rows(values, torch.tensor(2.0**20), torch.float16).tolist() == [
+        [pytest.approx(1e-4 * 2**20, rel=1e-3), 0]
+    ]

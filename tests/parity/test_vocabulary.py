@@ -300,3 +300,19 @@ def test_the_logits_of_all_tokens_never_exist():
         case.fused()
     assert plain.numel == 2 * 200 * 31
     assert fused.numel == 2 * 200 * TEACHER_HIDDEN  # the teacher's states
+
+
+def test_fp16_sums_over_many_tokens_do_not_overflow():
+    case = Case(3000, dtype=torch.float16, keep="all")
+    with torch.no_grad():
+        case.hidden[..., 0] = 40
+        case.labels[:] = 3
+    got, expected = case.fused(size=10**9), case.plain()  # one chunk
+    share = 1 / case.labels.numel()  # as the step divides
+    targets = case.targets(weights=(0.7, 2.5), temperature=2.0, shared=None, size=10**9)
+    weighted, *_ = vocabulary_losses(case.hidden, case.weight, None, targets)
+    gradients = torch.autograd.grad(1.3 * weighted * share, case.trained)
+    assert got[0][0].isfinite()
+    assert (expected[1][1].abs().max() > 65504).item()
+    for one, other in zip(gradients, expected[1], strict=True):
+        assert (one.double() - other * share).norm() < 3e-3 * (other * share).norm()
