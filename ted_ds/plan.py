@@ -122,15 +122,7 @@ def _check_deepspeed(recipe: Recipe, num_ranks: int, attempt: Callable[[str, Cal
     config = attempt("deepspeed", lambda: read_deepspeed_json(recipe.deepspeed))
     if not isinstance(config, dict):
         return
-    if recipe.torch_compile and zero_stage(config) == 3:
-
-        def refuse_compile() -> None:
-            raise ConfigError(
-                f"torch_compile: {recipe.deepspeed} shards weights (ZeRO-3), which are gathered inside the blocks that "
-                "would be compiled; use ZeRO stage 0, 1 or 2, or remove it"
-            )
-
-        attempt("", refuse_compile)
+    attempt("torch_compile", lambda: _check_compile(recipe, config))
     for path, plan in recipe.phase_plans().items():
         attempt(
             "",
@@ -142,6 +134,14 @@ def _check_deepspeed(recipe: Recipe, num_ranks: int, attempt: Callable[[str, Cal
                 world_size=num_ranks,
                 source=recipe.deepspeed,
             ),
+        )
+
+
+def _check_compile(recipe: Recipe, config: dict[str, object]) -> None:
+    if recipe.torch_compile and zero_stage(config) == 3:
+        raise ConfigError(
+            f"{recipe.deepspeed} shards weights (ZeRO-3), which are gathered inside the blocks that would be compiled; "
+            "use ZeRO stage 0, 1 or 2, or remove it"
         )
 
 

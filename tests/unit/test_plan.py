@@ -300,6 +300,28 @@ def test_padding_on_the_left_is_refused_for_an_encoder(
     ]
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "flash"])
+def test_a_model_without_that_attention_is_refused(classification_run: Path, tmp_path: Path, attention: str) -> None:
+    encoder = write_model(tmp_path / "encoder", "deberta-v2", labels=LABELS)
+    overrides = (f"teacher.path={encoder}", "precision=bf16", "deepspeed=ds_configs/deepspeed/zero1.json")
+    message = f"teacher.path: a deberta-v2 has no {attention} attention; use attention: auto"
+    assert refusal(classification_run, *overrides, f"attention={attention}") == message
+    assert plan(classification_run, *overrides, "attention=eager").teacher is not None
+
+
+def test_flash_attention_in_fp32_is_refused(lm_run: Path) -> None:
+    with pytest.raises(ConfigError, match="attention: flash needs precision bf16 or fp16; use sdpa with fp32"):
+        plan(lm_run, "attention=flash", "precision=fp32")
+
+
+def test_compiled_blocks_under_zero3_are_refused(lm_run: Path) -> None:
+    zero3 = ROOT / "ds_configs" / "deepspeed" / "zero3.json"
+    message = refusal(lm_run, "torch_compile=true", f"deepspeed={zero3}")
+    assert message.startswith(f"torch_compile: {zero3} shards weights (ZeRO-3)")
+    assert message.endswith("use ZeRO stage 0, 1 or 2, or remove it")
+    plan(lm_run, "torch_compile=true", "activation_checkpointing=true")
+
+
 @pytest.mark.parametrize("model_type", CAUSAL_LM_TYPES)
 def test_padding_on_the_left_suits_every_decoder(
     lm_run: Path, classification_run: Path, tmp_path: Path, model_type: str
