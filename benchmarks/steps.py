@@ -212,33 +212,37 @@ class ByTedDs:
         with torch.device(device):
             bank = FilterBank([s for s, _ in pairs], shape.student.hidden_size, dim).to(dtype)
             self._teacher_bank = FilterBank([t for _, t in pairs], dim, dim).to(dtype).requires_grad_(False)
-        self._module = FilteredModel(student, bank).train()
-        self._batch = new_batch(shape, device)
+        self.module = FilteredModel(student, bank).train()
+        self.batch = new_batch(shape, device)
         self._terms = TASK_TERMS["causal_lm" if shape.is_lm else "sequence_classification"]
         self._student_layers = [s for s, _ in pairs]
-        self._optimizer = _adam(self._module)
+        self._optimizer = _adam(self.module)
+
+    def objective(self, method: str) -> Any:
+        """What a method trains for; ``ted`` is with the KL."""
+        if method == "sft":
+            return FinetuneObjective(self._terms)
+        return DistillObjective(
+            self._terms,
+            teacher=self._teacher,
+            teacher_filters=None if method == "kd" else self._filters(method),
+            student_layers=self._student_layers,
+            task_weight=1.0,
+            kl_weight=0.0 if method == "lwd" else 1.0,
+            temperature=TEMPERATURE,
+            feature_weight=1.0,
+            feature_reduction="mean",
+            normalise_features=False,
+        )
 
     def method(self, name: str) -> Callable[[], None]:
-        """A step of a method; ``ted`` is with the KL."""
-        objective: Any = FinetuneObjective(self._terms)
-        if name != "sft":
-            objective = DistillObjective(
-                self._terms,
-                teacher=self._teacher,
-                teacher_filters=None if name == "kd" else self._filters(name),
-                student_layers=self._student_layers,
-                task_weight=1.0,
-                kl_weight=0.0 if name == "lwd" else 1.0,
-                temperature=TEMPERATURE,
-                feature_weight=1.0,
-                feature_reduction="mean",
-                normalise_features=False,
-            )
-        counts = {name: count.float() for name, count in objective.counts(self._batch).items()}
+        """A step of a method, without an engine."""
+        objective, optimizer = self.objective(name), self._optimizer
+        counts = {name: count.float() for name, count in objective.counts(self.batch).items()}
 
         def step() -> None:
-            loss, _ = objective.loss(self._module, self._batch, counts)
-            _step(loss, self._optimizer)
+            loss, _ = objective.loss(self.module, self.batch, counts)
+            _step(loss, optimizer)
 
         return step
 

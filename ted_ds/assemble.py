@@ -258,7 +258,7 @@ class Assembly:
     # --- evaluation ---------------------------------------------------------------------------------------------
 
     def evaluate(self, forward: Any) -> tuple[list[dict[str, float]], float]:
-        """Held-out metrics of each logits tensor that ``forward(batch)`` returns, and tokens per second.
+        """Held-out metrics of each output of ``forward(batch)`` (:mod:`ted_ds.runtime.outputs`), and tokens per second.
 
         Raises:
             StopNow: Any rank was asked to stop; on every rank.

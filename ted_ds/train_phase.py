@@ -62,7 +62,7 @@ class PhaseTraining:
             folder: The phase's.
             engine: What trains, new.
             plan: How.
-            forward: The logits to score of a held-out batch.
+            forward: What to score of a held-out batch (:mod:`ted_ds.runtime.outputs`).
             outputs: Their names where there are several, which are then scored at the end in any case.
 
         Raises:

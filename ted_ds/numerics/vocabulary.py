@@ -167,7 +167,7 @@ def _walk(
     if teacher is not None:
         teacher_shape = (len(logits_buffer), teacher.head_weight.shape[0])
         teacher_buffer = torch.empty(teacher_shape, dtype=teacher.head_weight.dtype, device=device)
-    blocks = _Blocks(vocab, job, device)
+    blocks = _Blocks(len(logits_buffer), vocab, job, device)
     for start in range(0, num_rows, size):
         chunk = slice(start, min(start + size, num_rows))
         states = hidden[chunk].to(dtype)
@@ -214,10 +214,10 @@ def _add_product(total: Tensor, logits: Tensor, states: Tensor, *, is_first: boo
 class _Blocks:
     """Brings logits to fp32 a few rows at a time, sums their losses, and puts their gradient in their place."""
 
-    def __init__(self, vocab: int, job: _Job, device: torch.device) -> None:
+    def __init__(self, num_rows: int, vocab: int, job: _Job, device: torch.device) -> None:
         self._job = job
         num_bytes = BLOCK_BYTES.get(device.type, BLOCK_BYTES["cuda"])
-        self._rows = max(1, num_bytes // (vocab * job.exact.itemsize))
+        self._rows = max(1, min(num_rows, num_bytes // (vocab * job.exact.itemsize)))
         self._student = torch.empty(self._rows, vocab, dtype=job.exact, device=device)
         self._softened, self._target = torch.empty_like(self._student), torch.empty_like(self._student)
 

@@ -35,10 +35,13 @@ def train_and_save(world, folder, stage, precision):
     engine = start_engine(world, module, ds_config, precision=precision)
     batch = Batch(**INPUTS, labels=INPUTS["input_ids"], kept_tokens=INPUTS["attention_mask"].bool())
     objective = FinetuneObjective(TASK_TERMS["causal_lm"])
-    objective.totals = lambda forward, batch: {  # the filters must take part, as in distillation
-        "loss/task": (outputs := forward(batch.inputs))[0].float().sum() * 1e-2
-        + sum(one.float().sum() for one in outputs[1]) * 1e-2
-    }
+
+    def loss(forward, _batch, _counts):  # the filters must take part, as in distillation
+        logits, features = forward(batch.inputs)
+        total = (logits.float().sum() + sum(one.float().sum() for one in features)) * 1e-2
+        return total, {"loss/task": total.detach()}
+
+    objective.loss = loss  # type: ignore[method-assign]
     steps = iter([[batch] * (8 // (2 * world.size))] * 2)
     for _ in range(2):
         engine.step(steps, objective)

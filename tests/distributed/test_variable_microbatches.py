@@ -104,13 +104,13 @@ def run_steps(world, folder, stage, precision, offload):
         normalise_features=False,
         **WEIGHTS,
     )
-    plain_totals, bad = objective.totals, torch.zeros(())
+    plain_loss, bad = objective.loss, torch.zeros(())
 
-    def totals(forward, batch):
-        terms = plain_totals(forward, batch)
-        return {**terms, "loss/task": terms["loss/task"] + bad}
+    def loss(*arguments):
+        share, terms = plain_loss(*arguments)
+        return share + bad, {**terms, "loss/task": terms["loss/task"] + bad}
 
-    objective.totals = totals  # type: ignore[method-assign]
+    objective.loss = loss  # type: ignore[method-assign]
     engine = start_engine(world, module, ds_config, precision=precision)
     steps = []
     for step in range(len(LENGTHS)):

@@ -156,6 +156,32 @@ def test_classification_under_zero3_with_a_sharded_teacher(tmp_path):
     assert model.config.id2label == {0: "negative", 1: "positive"}
 
 
+def test_blocks_that_no_matched_layer_needs_are_freed_in_shards_too(tmp_path):
+    recipe = write_run(tmp_path)
+    early = "layer_map={kind: explicit, pairs: [[1, 1], [2, 2]]}"
+    outcome = deepspeed("run", str(recipe), ZERO3, early, "distill.kl_weight=0")
+    assert outcome.code == 0, outcome.output
+    # the teacher's last blocks in Stage I and Stage II; and in Stage I the student's LM head, whose weights are its own
+    assert outcome.output.count("parameters that no matched layer needs, freed per rank: ") == 3
+    assert (tmp_path / "run" / "export" / "config.json").is_file()
+
+
+@pytest.mark.slow
+def test_settings_of_how_blocks_run_work_together(tmp_path):
+    recipe = write_run(tmp_path)
+    zero2 = f"deepspeed={ROOT / 'ds_configs' / 'deepspeed' / 'zero2.json'}"
+    settings = ("attention=sdpa", "activation_checkpointing=true", "torch_compile=true")
+    reports = []
+    for name, chosen in (("plain", ("attention=eager",)), ("all", settings)):
+        outcome = deepspeed("run", str(recipe), zero2, "precision=bf16", f"output_dir={tmp_path / name}", *chosen)
+        assert outcome.code == 0, outcome.output
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        reports.append([line for line in map(json.loads, lines) if "loss/total" in line])
+    assert len(reports[0]) == len(reports[1]) > 0
+    for plain, other in zip(*reports, strict=True):
+        assert other["loss/total"] == pytest.approx(plain["loss/total"], rel=2e-2)  # of bf16
+
+
 @pytest.mark.parametrize("method", ["sft", "kd", "lwd"])
 def test_baselines_are_the_same_run_with_a_switch(tmp_path, method):
     recipe = write_run(tmp_path, method=method)

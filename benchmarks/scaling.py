@@ -1,0 +1,145 @@
+"""How much of a second rank's work arrives: tokens per second at one and two ranks, as much work for each.
+
+    python -m benchmarks.scaling [--quick] [--json FILE]
+
+Every rank is a process of its own, bound to one core, with one thread. Two of them train together under ZeRO-2, one by
+itself; the two runs take turns. The step is TED with KL, through the engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from benchmarks.report import at_least, installed, publish, table
+from benchmarks.steps import DTYPES, SHAPES, ByTedDs, Shape
+from ted_ds.config.deepspeed import complete
+from ted_ds.config.schema import PhasePlan
+from ted_ds.runtime.engine import TrainableEngine
+from ted_ds.runtime.world import World
+
+GOAL, ROUNDS = 0.9, 7
+STEPS = {False: 2, True: 4}
+CONFIG = {"optimizer": {"type": "AdamW", "params": {"torch_adam": True}}, "zero_optimization": {"stage": 2}}
+
+
+def work(shape: Shape, dtype: str) -> None:
+    """One rank: for each line of input, take so many steps and print how long they took."""
+    torch.set_num_threads(1)
+    world = World.join(600)
+    torch.manual_seed(0)
+    models = ByTedDs(shape, DTYPES[dtype], world.device)
+    plan = PhasePlan(
+        max_steps=10**6, learning_rate=1e-6, global_batch_size=shape.rows * world.size, micro_batch_size=shape.rows
+    )
+    engine = TrainableEngine(
+        models.module,
+        config=complete(
+            CONFIG, plan, plan_path="plan", precision=dtype, world_size=world.size, source=Path("benchmark")
+        ),
+        schedule="constant",
+        warmup_steps=0,
+        max_steps=plan.max_steps,
+        weight_decay=0.0,
+        dtype=DTYPES[dtype],
+        world=world,
+        watched={},
+    )
+    objective, batches = models.objective("ted"), itertools.repeat([models.batch])
+    for line in sys.stdin:
+        started = time.perf_counter()
+        for _ in range(int(line)):
+            engine.step(batches, objective)
+        print(time.perf_counter() - started, flush=True)
+
+
+class Ranks:
+    """Processes that train together and wait for orders."""
+
+    def __init__(self, shape: Shape, dtype: str, count: int) -> None:
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            port = found.getsockname()[1]
+        cores = sorted(os.sched_getaffinity(0))
+        self._processes = []
+        for rank in range(count):
+            command = ["taskset", "-c", str(cores[rank])]
+            command += [sys.executable, "-m", "benchmarks.scaling", "--rank-of", shape.name, dtype]
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_SIZE": count}
+            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+            environment = {**os.environ, **{name: str(value) for name, value in place.items()}}
+            self._processes.append(
+                subprocess.Popen(
+                    command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+                )
+            )
+
+    def steps(self, count: int) -> float:
+        """Take steps; the seconds of the slowest rank."""
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.write(f"{count}\n")
+        return max(self._seconds(process) for process in self._processes)
+
+    def _seconds(self, process: subprocess.Popen[str]) -> float:
+        assert process.stdout is not None
+        for line in process.stdout:
+            try:
+                return float(line)
+            except ValueError:
+                continue  # what DeepSpeed prints
+        raise RuntimeError(f"a rank ended with {process.wait()}")
+
+    def stop(self) -> None:
+        """End them."""
+        for process in self._processes:
+            process.kill()
+
+
+def main() -> None:
+    """Measure, and publish."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="smaller shapes; ends within 50 s on 2 cores")
+    parser.add_argument("--json", type=Path, help="write the claims here")
+    parser.add_argument("--rank-of", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.rank_of:
+        name, dtype = options.rank_of
+        work(next(shape for shapes in SHAPES.values() for shape in shapes if shape.name == name), dtype)
+        return
+    shape, dtype, count = SHAPES[options.quick][0], "bf16", STEPS[options.quick]
+    groups = {1: Ranks(shape, dtype, 1), 2: Ranks(shape, dtype, 2)}
+    try:
+        for ranks in groups.values():
+            ranks.steps(1)
+        taken = {size: [] for size in groups}
+        for _ in range(ROUNDS):
+            for size, ranks in groups.items():
+                taken[size].append(ranks.steps(count) / count)
+    finally:
+        for ranks in groups.values():
+            ranks.stop()
+    tokens = shape.rows * shape.tokens_per_row
+    rows = [
+        [f"{size} x 1 core", f"{median(seconds) * 1000:,.0f}", f"{size * tokens / median(seconds):,.0f}"]
+        for size, seconds in taken.items()
+    ]
+    efficiency = median(alone / together for alone, together in zip(taken[1], taken[2], strict=True))
+    title = f"{shape.name} {dtype}, {shape.tokens} tokens a rank and step, median of {ROUNDS}"
+    claims = [at_least(f"weak scaling, 2 ranks: {shape.name} {dtype}", efficiency, GOAL)]
+    packages = ("torch", "deepspeed", "transformers")
+    shown = table(title, ["ranks", "ms a step", "tokens/s"], rows)
+    publish([shown], claims, versions=installed(packages), json_path=options.json)
+
+
+if __name__ == "__main__":
+    main()
