@@ -131,9 +131,9 @@ MUTATIONS = {
         "positions count the padding on the left",
     ),
     "shared_ids": Mutation(
-        "stages/distill.py",
-        "LossWeights(task_weight, prediction_weight, temperature, num_shared_ids)",
-        "LossWeights(task_weight, prediction_weight, temperature)",
+        "numerics/vocabulary.py",
+        "shared = slice(teacher.num_shared_ids)",
+        "shared = slice(min(student.shape[1], teacher_logits.shape[1]))",
         "padded ids take part in the KL",
     ),
     "vocabulary_temperature": Mutation(
