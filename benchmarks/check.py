@@ -25,6 +25,7 @@ from benchmarks.report import ROOT, hardware, table
 NAMES = ("step_time", "step_memory", "vocab_loss")
 RESULTS = ROOT / "benchmarks" / "results"
 ALLOWED = 0.10
+TIMEOUT_S = 900
 
 
 def machine() -> str:
@@ -36,7 +37,7 @@ def machine() -> str:
 def measure(name: str, place: Path) -> dict[str, Any]:
     """Run a benchmark's quick form, and keep its JSON at ``place``."""
     command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--json", str(place)]
-    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL, timeout=TIMEOUT_S)
     return json.loads(place.read_text(encoding="utf-8"))
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+TIMEOUT_S = 900
+
 
 def peak_of(work: Callable[[], object], *, since: int | None = None) -> int:
     """The most bytes in use while ``work`` runs, beyond what was in use before it (or beyond ``since``)."""
@@ -33,7 +35,7 @@ def in_own_process(module: str, *arguments: str) -> int:
     """The number that ``python -m module arguments`` prints last, with glibc's allocator as it comes."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=kept)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=kept, timeout=TIMEOUT_S)
     return int(done.stdout.split()[-1])
 
 

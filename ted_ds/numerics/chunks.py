@@ -78,3 +78,8 @@ def compute_dtype(weight: Tensor) -> torch.dtype:
     if torch.is_autocast_enabled(device) and weight.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     return weight.dtype
+
+
+def exact_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What sums over chunks, and exponentials, are computed in where products are computed in ``dtype``."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -16,7 +16,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from ted_ds.numerics.chunks import MIB, compute_dtype, product_of_gradients, rows_per_chunk, scale_rows, select_rows
+from ted_ds.numerics.chunks import (
+    MIB,
+    compute_dtype,
+    exact_dtype,
+    product_of_gradients,
+    rows_per_chunk,
+    scale_rows,
+    select_rows,
+)
 from ted_ds.numerics.losses import feature_mse_sum
 
 Layers = Sequence[tuple[Tensor, Tensor]]
@@ -82,11 +90,6 @@ class _Job:
     """Of the products."""
 
     @property
-    def exact(self) -> torch.dtype:
-        """What sums over chunks are kept in."""
-        return torch.float64 if self.dtype == torch.float64 else torch.float32
-
-    @property
     def is_affine(self) -> bool:
         """Whether the difference of the filtered states is one affine map of both states."""
         return len(self.needs) == 3 and len(self.teacher_filter) < 2 and not self.normalise
@@ -100,10 +103,10 @@ class _FilterMse(torch.autograd.Function):
         teacher_filter = [(weight.to(job.dtype), bias.to(job.dtype)) for weight, bias in job.teacher_filter]
         of_states = torch.empty_like(states, dtype=job.dtype) if job.needs[0] else None
         of_parameters = [
-            torch.zeros(one.shape, dtype=job.exact, device=device) if needed else None
+            torch.zeros(one.shape, dtype=exact_dtype(job.dtype), device=device) if needed else None
             for one, needed in zip(parameters, job.needs[1:], strict=True)
         ]
-        total = torch.zeros((), dtype=job.exact, device=device)
+        total = torch.zeros((), dtype=exact_dtype(job.dtype), device=device)
         dim = parameters[-1].shape[0] if parameters else states.shape[-1]
         width = dim * (1 if job.is_affine else 8)  # what autograd keeps of the plain formula
         size = rows_per_chunk(states.shape[0], width * job.dtype.itemsize, job.max_chunk_bytes)
@@ -149,7 +152,7 @@ def _affine(student: Tensor, teacher: Tensor, parameters: Sequence[Tensor], teac
         difference = torch.addmm(bias, student, weight.T)
         difference -= teacher
     dim = difference.shape[1]
-    loss = torch.linalg.vector_norm(difference, dtype=job.exact).square() / dim
+    loss = torch.linalg.vector_norm(difference, dtype=exact_dtype(job.dtype)).square() / dim
     if not any(job.needs):
         return loss, None, (None, None)
     difference *= 2 / dim
@@ -158,7 +161,7 @@ def _affine(student: Tensor, teacher: Tensor, parameters: Sequence[Tensor], teac
         difference @ weight if job.needs[0] else None,
         (
             product_of_gradients(difference, student) if job.needs[1] else None,
-            difference.sum(0, dtype=job.exact) if job.needs[2] else None,
+            difference.sum(0, dtype=exact_dtype(job.dtype)) if job.needs[2] else None,
         ),
     )
 

@@ -20,6 +20,7 @@ from ted_ds.numerics.chunks import (
     MIB,
     chunk_bytes,
     compute_dtype,
+    exact_dtype,
     kept_rows,
     product_of_gradients,
     rows_per_chunk,
@@ -116,7 +117,7 @@ class _Job:
     @property
     def exact(self) -> torch.dtype:
         """What sums and exponentials are computed in."""
-        return torch.float64 if self.dtype == torch.float64 else torch.float32
+        return exact_dtype(self.dtype)
 
 
 class _VocabularyLosses(torch.autograd.Function):

@@ -19,8 +19,7 @@ from ted_ds.numerics.layer_map import layer_names
 from ted_ds.numerics.objective import combine
 from ted_ds.numerics.task_terms import TaskTerms
 from ted_ds.runtime.frozen import FrozenModel
-
-TASK = "loss/task"
+from ted_ds.stages.finetune import TASK
 
 
 class DistillObjective:
