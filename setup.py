@@ -29,6 +29,7 @@ setup(
         "jaxtyping>=0.3",
         "numpy>=2.0",
         "omegaconf>=2.3",
+        "psutil>=6.0",
         "protobuf>=5.26",  # sentencepiece describes its model files with it
         "pydantic>=2.11",
         "pyyaml>=6.0",
@@ -45,6 +46,7 @@ setup(
     extras_require={
         "benchmarks": ["torchdata>=0.11"],  # a rival; the other, mosaicml-streaming, needs an environment of its own
         "demo": ["gguf>=0.19"],
+        "int8": ["torchao>=0.18"],
         "dev": ["hypothesis", "import-linter", "pyright[nodejs]", "pytest", "pytest-timeout", "pyyaml", "ruff"],
     },
     entry_points={"console_scripts": ["ted-ds=ted_ds.cli:entry"]},

@@ -21,16 +21,20 @@ from ted_ds.data.stream.corpus_stream import CorpusStream
 from ted_ds.data.tasks import LabelledData, TaskData
 from ted_ds.errors import StoppedOnRequest, TedError
 from ted_ds.evaluation.scoring import evaluate
+from ted_ds.hosting import IN_WORDS, SHARDED_HOSTS, Hosting
+from ted_ds.memory import gib
 from ted_ds.models.execution import checkpoint_activations, compile_blocks
 from ted_ds.models.families import family_of
 from ted_ds.models.files import ModelFacts, read_model_facts
 from ted_ds.models.loading import DTYPES, load_model
+from ted_ds.models.quantised import quantise_blocks
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.task_terms import TASK_TERMS
-from ted_ds.plan import Plan, shards_frozen_models
+from ted_ds.plan import Plan
+from ted_ds.run_folder import Run
 from ted_ds.runtime.determinism import seed_everything
 from ted_ds.runtime.engine import TrainableEngine
-from ted_ds.runtime.frozen import FrozenModel, frozen_engine_config
+from ted_ds.runtime.frozen import FrozenModel, cpu_offload, frozen_engine_config, nvme_offload
 from ted_ds.runtime.preemption import StopNow, StopRequests
 from ted_ds.runtime.sharding import full_state_dict, sharded_loading
 from ted_ds.runtime.world import World
@@ -52,7 +56,8 @@ class Assembly:
         data: TaskData,
         screen: Screen,
         stops: StopRequests,
-        run_id: str,
+        run: Run,
+        hosting: Hosting,
     ) -> None:
         self.recipe, self.plan, self.world = recipe, plan, world
         self.tokenizer, self.listing, self.data = tokenizer, listing, data
@@ -60,7 +65,7 @@ class Assembly:
         self.tracker: Tracker | None = None  # opened on rank 0 once there is something to write
         self.ledger: Ledger | None = None  # likewise
         self.stops = stops
-        self.run_id = run_id
+        self.run, self.hosting = run, hosting
         self.deepspeed_json = read_deepspeed_json(recipe.deepspeed)
         self.dtype = DTYPES[recipe.precision]
         assert plan.teacher is not None  # both are known once their files are here
@@ -81,19 +86,41 @@ class Assembly:
 
     # --- models -------------------------------------------------------------------------------------------------
 
-    def frozen_model(self, path: Path, layers: Sequence[int] = (), *, new_head_allowed: bool = False) -> FrozenModel:
-        """A frozen, tapped model, whole or sharded as the recipe says."""
-        sharded = shards_frozen_models(self.recipe, self.deepspeed_json)
-        engine_config = frozen_engine_config(self.deepspeed_json, self.recipe.precision) if sharded else None
-        tapped = self._tapped(path, layers, engine_config, new_head_allowed=new_head_allowed)
+    def frozen_model(
+        self, side: str, path: Path, layers: Sequence[int] = (), *, new_head_allowed: bool = False
+    ) -> FrozenModel:
+        """A frozen, tapped model: the ``teacher`` on its host, the ``student`` whole or sharded like it."""
+        host = self.hosting.host
+        if side == "student":
+            host = "zero3" if self.hosting.is_sharded else "replica"
+        engine_config = self._frozen_engine_config(host) if host in SHARDED_HOSTS else None
+        tapped = self._tapped(path, layers, engine_config, new_head_allowed=new_head_allowed, in_8_bits=host == "int8")
         frozen = FrozenModel(tapped, device=self.world.device, engine_config=engine_config)
         self.world.bound_waits()
-        held = self.world.gather(frozen.num_parameters_held)
+        held = self.world.gather((frozen.num_parameters_held, frozen.bytes_held))
         self.screen.say(
-            f"  {path}: {frozen.num_parameters:,} parameters, {'ZeRO-3 sharded' if sharded else 'whole on each rank'}; "
-            f"per rank {', '.join(f'{count:,}' for count in held)}"
+            f"  {path}: {frozen.num_parameters:,} parameters, {IN_WORDS[host]}; per rank "
+            f"{', '.join(f'{count:,}' for count, _ in held)}, at most {gib(max(size for _, size in held))}"
         )
         return frozen
+
+    def _frozen_engine_config(self, host: str) -> dict[str, Any]:
+        offload: dict[str, Any] | None = None
+        if host == "cpu_offload":
+            offload = cpu_offload()
+        elif host == "nvme_offload":
+            assert self.recipe.teacher.offload_dir is not None
+            offload = nvme_offload(
+                self.recipe.teacher.offload_dir / "teacher", max(self.teacher_facts.parameters.sizes)
+            )
+        return frozen_engine_config(self.deepspeed_json, self.recipe.precision, offload=offload)
+
+    def share(self, frozen: FrozenModel, module: nn.Module) -> None:
+        """Keep once what a frozen model and the module beside it have in common; before an engine takes that."""
+        shared = self.world.gather(frozen.share_with(module))
+        if any(shared):
+            counts = ", ".join(f"{count:,}" for count in shared)
+            self.screen.say(f"  parameters equal on both sides, kept once; per rank {counts}")
 
     def drop_beyond_taps(self, frozen: FrozenModel) -> None:
         """Free what no matched layer needs of a frozen model that is not asked for predictions."""
@@ -102,15 +129,26 @@ class Assembly:
             freed = ", ".join(f"{count:,}" for count in dropped)
             self.screen.say(f"  parameters that no matched layer needs, freed per rank: {freed}")
 
-    def trainable_model(self, path: Path, config: Mapping[str, Any], layers: Sequence[int] = ()) -> TappedModel:
+    def trainable_model(
+        self, side: str, path: Path, config: Mapping[str, Any], layers: Sequence[int] = ()
+    ) -> TappedModel:
         """A tapped model to be trained under a completed DeepSpeed config; ZeRO-3 shards it as it loads."""
         tapped = self._tapped(path, layers, config if zero_stage(config) == 3 else None, new_head_allowed=True)
         if self.recipe.activation_checkpointing:
             checkpoint_activations(tapped.model)
+        if side == "student" and self.recipe.student.freeze_embeddings:
+            embeddings: Any = tapped.model.get_input_embeddings()
+            embeddings.requires_grad_(False)
         return tapped
 
     def _tapped(
-        self, path: Path, layers: Sequence[int], shard_config: Mapping[str, Any] | None, *, new_head_allowed: bool
+        self,
+        path: Path,
+        layers: Sequence[int],
+        shard_config: Mapping[str, Any] | None,
+        *,
+        new_head_allowed: bool,
+        in_8_bits: bool = False,
     ) -> TappedModel:
         task = self.recipe.task
         # a new head must start the same on every rank and, by its own seed, in every phase that needs one
@@ -137,6 +175,8 @@ class Assembly:
         model, fresh = loaded
         model.config.pad_token_id = self.tokenizer.pad_token_id  # decoders find the token they classify by it
         family = family_of(model.config.model_type)
+        if in_8_bits:
+            quantise_blocks(model, family, self.world.device)
         if self.recipe.torch_compile and shard_config is None:
             compile_blocks(model, family)
         return TappedModel(model, family, layers, fresh_parameters=fresh)

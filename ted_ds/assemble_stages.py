@@ -54,7 +54,7 @@ def build_stage_one(build: Assembly, side: str, model: Path) -> StageOne:
         TedError: The model cannot be loaded; on every rank.
     """
     layers = build.layers(side)
-    body = build.frozen_model(model, layers, new_head_allowed=True)
+    body = build.frozen_model(side, model, layers, new_head_allowed=True)
     bank = fresh_filters(build, side)
     probes: FilterProbes | None = None
     with build.world.together():
@@ -139,14 +139,14 @@ def build_stage_two(
     """
     plan = build.recipe.distill
     student_layers, teacher_layers = build.layers("student"), build.layers("teacher")
-    tapped = build.trainable_model(student, config, student_layers)
+    tapped = build.trainable_model("student", student, config, student_layers)
     banks: Any = None
     with build.world.together():
         banks = _filter_banks(build, filters)
     bank, teacher_filters, kind = banks
-    frozen = (
-        None if plan.method == "sft" else build.frozen_model(teacher, teacher_layers, new_head_allowed=new_head_allowed)
-    )
+    frozen = None
+    if plan.method != "sft":
+        frozen = build.frozen_model("teacher", teacher, teacher_layers, new_head_allowed=new_head_allowed)
     objective: Objective = (
         FinetuneObjective(build.terms, plan.task_weight)
         if frozen is None

@@ -116,12 +116,16 @@ class Chain:
                 "teacher": self._identity(self.teacher_path()),
                 "blocks": self._recipe.student.from_teacher and self._recipe.student.from_teacher.blocks,
             },
-            "finetune_student": lambda: self._training_inputs(self._recipe.student.finetune, self.student_start_path()),
+            "finetune_student": lambda: {
+                **self._training_inputs(self._recipe.student.finetune, self.student_start_path()),
+                **self._frozen_part(),
+            },
             "filters_teacher": lambda: self._filter_inputs("teacher", self.teacher_path()),
             "filters_student": lambda: self._filter_inputs("student", self.student_path()),
             "distill": self._distill_inputs,
             "evaluate": lambda: {
                 "models": {name: self._identity(path) for name, path in self._evaluated().items()},
+                **self._in_8_bits(),
                 **without_secrets(
                     self._recipe.model_dump(
                         mode="json", include={"evaluation", "data", "task"}, exclude={"data": UNDECIDING_DATA_KEYS}
@@ -182,17 +186,30 @@ class Chain:
         shape = filters.model_dump(mode="json", include={"kind", "initialisation", "lm_head", "pooling"})
         plan = filters.teacher if side == "teacher" else filters.student
         layers = list(self._assembly.layers(side))
-        return {**self._training_inputs(plan, model), "filters": {**shape, "layers": layers, "dim": self._dim}}
+        hosted = self._in_8_bits() if side == "teacher" else {}
+        return {
+            **self._training_inputs(plan, model),
+            "filters": {**shape, "layers": layers, "dim": self._dim},
+            **hosted,
+        }
 
     def _distill_inputs(self) -> dict[str, Any]:
         inputs = self._training_inputs(self._recipe.distill, self.student_path())
         inputs["teacher"] = self._identity(self.teacher_path())
+        inputs |= self._in_8_bits() | self._frozen_part()
         inputs["layer_pairs"] = [list(pair) for pair in self._assembly.plan.layer_pairs]
         if self._recipe.distill.method == "ted":
             for side in ("teacher", "student"):
                 manifest = self._output / f"filters_{side}" / "phase.json"
                 inputs[f"filters_{side}"] = json.loads(manifest.read_text(encoding="utf-8"))["files"]
         return inputs
+
+    def _in_8_bits(self) -> dict[str, str]:
+        """What to know of a teacher whose weights are not its files'; no other host makes a difference."""
+        return {"teacher_weights": "int8"} if self._assembly.hosting.host == "int8" else {}
+
+    def _frozen_part(self) -> dict[str, bool]:
+        return {"freeze_embeddings": True} if self._recipe.student.freeze_embeddings else {}
 
     @property
     def _dim(self) -> int:
@@ -211,16 +228,16 @@ class Chain:
 
     def _finetune_teacher(self, folder: PhaseFolder) -> None:
         assert self._recipe.teacher.finetune is not None
-        self._finetune(folder, "teacher.finetune", self._recipe.teacher.finetune, self.teacher_origin)
+        self._finetune(folder, "teacher", self._recipe.teacher.finetune, self.teacher_origin)
 
     def _finetune_student(self, folder: PhaseFolder) -> None:
         assert self._recipe.student.finetune is not None
-        self._finetune(folder, "student.finetune", self._recipe.student.finetune, self.student_start_path())
+        self._finetune(folder, "student", self._recipe.student.finetune, self.student_start_path())
 
-    def _finetune(self, folder: PhaseFolder, plan_path: str, plan: PhasePlan, origin: Path) -> None:
+    def _finetune(self, folder: PhaseFolder, side: str, plan: PhasePlan, origin: Path) -> None:
         build = self._assembly
-        config = build.engine_config(plan, plan_path)
-        tapped = build.trainable_model(origin, config)
+        config = build.engine_config(plan, f"{side}.finetune")
+        tapped = build.trainable_model(side, origin, config)
         with build.engine(tapped, config, plan, watched=tapped.named_layers()) as engine:
             training = PhaseTraining(build, folder, engine, plan, forward=engine_outputs(engine))
             result = training.run(FinetuneObjective(build.terms))
@@ -264,6 +281,7 @@ class Chain:
         if side == "teacher":
             self._vet_teacher(stage.body)
         build.drop_beyond_taps(stage.body)
+        build.share(stage.body, stage.probes)
         with build.engine(stage.probes, config, plan, watched=stage.watched) as engine:
             training = PhaseTraining(
                 build,
@@ -295,6 +313,7 @@ class Chain:
             self._vet_teacher(stage.teacher)
             if plan.kl_weight == 0:
                 build.drop_beyond_taps(stage.teacher)
+            build.share(stage.teacher, stage.module)
         with build.engine(stage.module, config, plan, watched=stage.watched) as engine:
             training = PhaseTraining(build, folder, engine, plan, forward=engine_outputs(engine))
             result = training.run(stage.objective)
@@ -315,7 +334,7 @@ class Chain:
         build = self._assembly
         results: dict[str, dict[str, float]] = {}
         for name, path in self._evaluated().items():
-            model = build.frozen_model(path, new_head_allowed=True)
+            model = build.frozen_model("teacher" if name == "teacher" else "student", path, new_head_allowed=True)
             metrics, tokens_per_s = build.evaluate(frozen_outputs(model))
             results[name] = {**metrics[0], "perf/tokens_per_s": tokens_per_s, "num_parameters": model.num_parameters}
             model.release()

@@ -68,14 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.verb == "check":
             from ted_ds.config.load import load_recipe
+            from ted_ds.hosting import describe_memory
             from ted_ds.plan import describe, make_plan
 
             recipe = load_recipe(options.recipe, options.overrides)
-            print(
-                describe(
-                    recipe, make_plan(recipe, num_ranks=options.ranks, source=options.recipe), num_ranks=options.ranks
-                )
-            )
+            plan = make_plan(recipe, num_ranks=options.ranks, source=options.recipe)
+            print(describe(recipe, plan, num_ranks=options.ranks))
+            print(describe_memory(recipe, plan, num_ranks=options.ranks), end="")
         elif options.verb == "tokenizer":
             from ted_ds.tokenizer_job import train_from_recipe  # neither torch nor deepspeed is needed
 

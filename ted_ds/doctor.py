@@ -215,7 +215,7 @@ class Doctor:
     # --- models -------------------------------------------------------------------------------------------------
 
     def _look_at_student(self, path: Path, *, is_ready: bool) -> None:
-        model = self._build.frozen_model(path, new_head_allowed=True)
+        model = self._build.frozen_model("student", path, new_head_allowed=True)
         verdict = vet_knowledge(self._build, "student", model)
         self._look_at_fresh("student", model)
         model.release()
@@ -259,7 +259,8 @@ class Doctor:
         """A student that is the teacher, loaded once more, with the teacher's filters, has nothing to learn from it."""
         objective = stage.objective
         assert isinstance(objective, DistillObjective)
-        twin = self._build.frozen_model(teacher, self._build.layers("teacher"), new_head_allowed=head_may_be_new)
+        layers = self._build.layers("teacher")
+        twin = self._build.frozen_model("teacher", teacher, layers, new_head_allowed=head_may_be_new)
         states: dict[int, Tensor] = {}
         losses: list[Tensor] = []
 

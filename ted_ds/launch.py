@@ -19,9 +19,10 @@ from ted_ds.data.tasks import open_task_data
 from ted_ds.doctor import Doctor
 from ted_ds.errors import ConfigError, RankLostError, StoppedOnRequest
 from ted_ds.evaluation.scoring import SCORERS
+from ted_ds.host_teacher import host_teacher
 from ted_ds.models.loading import fetch, load_tokenizer
 from ted_ds.plan import Plan, make_plan
-from ted_ds.run_folder import begin_run, mark_stopped, new_run_id, read_run_id
+from ted_ds.run_folder import begin_run, mark_stopped, new_run, read_run
 from ted_ds.runtime.preemption import StopRequests, shielded
 from ted_ds.runtime.world import World, is_lost_rank
 from ted_ds.screen import Screen
@@ -149,6 +150,8 @@ def _prepare(
     assert data is not None
     screen = Screen(shown=world.is_main)
     output_dir = recipe.output_dir
+    run = world.on_main(lambda: read_run(output_dir) or new_run())
+    run, hosting = host_teacher(recipe, plan, run, world)
     assembly = Assembly(
         recipe,
         plan,
@@ -158,7 +161,8 @@ def _prepare(
         data=data,
         screen=screen,
         stops=stops,
-        run_id=world.on_main(lambda: read_run_id(output_dir) or new_run_id()),
+        run=run,
+        hosting=hosting,
     )
     return assembly, Chain(assembly, teacher=teacher, student=student)
 
@@ -170,13 +174,13 @@ def _open_output(recipe: Recipe, world: World, assembly: Assembly) -> None:
             with shielded():
                 assembly.tracker = Tracker(
                     recipe.output_dir,
-                    run_id=assembly.run_id,
+                    run_id=assembly.run.run_id,
                     name=recipe.name,
                     project=recipe.tracking.project,
                     mode=recipe.tracking.wandb,
                     config=without_secrets(recipe.model_dump(mode="json")),
                 )
-            begin_run(recipe.output_dir, assembly.run_id)
+            begin_run(recipe.output_dir, assembly.run)
             assembly.ledger = Ledger(recipe.output_dir)
             assembly.ledger.add(assembly.data.bad_records)
     with world.together():
@@ -220,6 +224,7 @@ def _greet(assembly: Assembly) -> None:
     screen.say(f"phases: {' > '.join(plan.phases)}")
     if plan.layer_pairs:
         screen.say(f"layers, student<-teacher: {' '.join(f'{s}<-{t}' for s, t in plan.layer_pairs)}")
+    screen.say(f"teacher: {assembly.hosting.host}, {assembly.hosting.why}")
 
 
 def _show_results(screen: Screen, recipe: Recipe, chain: Chain, tracker: Tracker | None, seconds: float) -> None:

@@ -145,12 +145,6 @@ def _check_compile(recipe: Recipe, config: dict[str, object]) -> None:
         )
 
 
-def shards_frozen_models(recipe: Recipe, config: dict[str, object]) -> bool:
-    """Whether frozen models are ZeRO-3 sharded."""
-    hosting = recipe.teacher.hosting
-    return hosting == "sharded" or (hosting == "auto" and zero_stage(config) == 3)
-
-
 def _cut_facts(recipe: Recipe, teacher: ModelFacts) -> ModelFacts:
     cut = recipe.student.from_teacher
     assert cut is not None
@@ -160,7 +154,7 @@ def _cut_facts(recipe: Recipe, teacher: ModelFacts) -> ModelFacts:
             f"block {outside[0]} does not exist (the teacher has {teacher.num_blocks} blocks, numbered from 0); "
             f"use 0..{teacher.num_blocks - 1}"
         )
-    return replace(teacher, num_blocks=len(cut.blocks))
+    return replace(teacher, num_blocks=len(cut.blocks), parameters=teacher.parameters.cut(cut.blocks))
 
 
 def _check_model(recipe: Recipe, facts: ModelFacts) -> None:

@@ -35,7 +35,7 @@ def checkpoints_of(build: Assembly, folder: PhaseFolder) -> Checkpoints:
     return Checkpoints(
         folder.path.parent / CHECKPOINTS_FOLDER / folder.path.name,
         build.world,
-        run_id=build.run_id,
+        run_id=build.run.run_id,
         inputs=folder.inputs,
         retention=Retention(settings.keep_last, settings.keep_every_steps, settings.keep_best),
         say=build.screen.say,
@@ -224,7 +224,7 @@ class PhaseTraining:
             progress.step,
             state={
                 "phase": self._phase,
-                "run_id": self._build.run_id,
+                "run_id": self._build.run.run_id,
                 "progress": asdict(progress),
                 "scores": self.scores,
                 "best": self._best,

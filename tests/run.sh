@@ -5,6 +5,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launchers/environment.sh
 make_environment demo,dev
 use_cpu
+# beside the environment: transformers imports torchao wherever it is installed, which takes seconds in every process
+if [ ! -d "$TED_DS_VENV/optional" ]; then
+    "$TED_DS_VENV/bin/pip" install --quiet --no-deps --target "$TED_DS_VENV/optional" "torchao==0.18.0"
+fi
 export HF_HUB_OFFLINE=1 WANDB_MODE=offline
 
 ruff format --check ted_ds benchmarks tests setup.py

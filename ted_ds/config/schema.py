@@ -68,9 +68,21 @@ class Teacher(Section):
     """Local folder or Hugging Face name of the teacher."""
     finetune: PhasePlan | None = None
     """Train the teacher on the task first (Stage 0)."""
-    hosting: Literal["auto", "replicated", "sharded"] = "auto"
-    """Weights of frozen models (the teacher; in Stage I and evaluation the student too): whole on every rank, or
-    ZeRO-3 sharded; ``auto`` shards them when the DeepSpeed JSON says stage 3."""
+    host: Literal["auto", "replica", "int8", "zero3", "cpu_offload", "nvme_offload"] = "auto"
+    """Where its weights are: whole on every rank (``replica``); whole, its blocks' matrices in 8 bits (``int8``, needs
+    torchao); in ZeRO-3 shards of an engine of its own (``zero3``), which wait in host memory (``cpu_offload``) or on a
+    disk (``nvme_offload``); ``auto`` takes the first of these that fits, for the whole run. In Stage I and evaluation a
+    frozen student is whole or sharded likewise."""
+    offload_dir: Path | None = None
+    """A folder on a fast disk of each node, for ``nvme_offload``."""
+
+    @model_validator(mode="after")
+    def _offload_has_a_place(self) -> Teacher:
+        if (self.host == "nvme_offload") and self.offload_dir is None:
+            raise ValueError("host: nvme_offload needs offload_dir, a folder on a fast disk of each node")
+        if self.host not in ("auto", "nvme_offload") and self.offload_dir is not None:
+            raise ValueError(f"offload_dir: host: {self.host} does not use it; remove it")
+        return self
 
 
 class CutFromTeacher(Section):
@@ -95,6 +107,9 @@ class Student(Section):
     """Cut the student out of the teacher instead."""
     finetune: PhasePlan | None = None
     """Train the student on the task before Stage I (Stage 0)."""
+    freeze_embeddings: bool = False
+    """Leave the token embeddings as they are, and an LM head that is tied to them: no gradients or optimizer state of
+    them, and, while both models are whole on a rank, one copy of them for a student cut out of its teacher."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Student:

@@ -3,14 +3,62 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import struct
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ted_ds.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000
+BLOCK = re.compile(r"(?:^|\.)(?:h|layers?)\.(\d+)\.")
+# in many files, but no parameters
+BUFFERS = (".attn.bias", ".attn.masked_bias", "position_ids", "rotary_emb.inv_freq")
+TIED_BY_DEFAULT = ("gpt2", "bert", "deberta-v2")
+LM_HEADS = ("lm_head.", "embed_out.", "cls.", "lm_predictions.", "mask_predictions.")
+
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """A model's parameters, by where they are."""
+
+    of_blocks: tuple[tuple[Shape, ...], ...]
+    embeddings: int
+    """How many the token embeddings have."""
+    lm_head: int
+    """Of an LM head of its own; 0 where that is the embeddings, or where there is none."""
+    others: tuple[Shape, ...]
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        in_blocks = sum(math.prod(shape) for block in self.of_blocks for shape in block)
+        return in_blocks + self.embeddings + self.lm_head + sum(map(math.prod, self.others))
+
+    @property
+    def in_matrices_of_blocks(self) -> int:
+        """Those of the blocks' linear maps, without biases and norms."""
+        return sum(math.prod(shape) for block in self.of_blocks for shape in block if len(shape) == 2)
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many each of them has."""
+        shapes = [*(shape for block in self.of_blocks for shape in block), *self.others]
+        return [self.embeddings, *([self.lm_head] if self.lm_head else []), *map(math.prod, shapes)]
+
+    def cut(self, blocks: Sequence[int]) -> Parameters:
+        """Of a model with these blocks only."""
+        return replace(self, of_blocks=tuple(self.of_blocks[block] for block in blocks))
+
+    def as_classifier(self) -> Parameters:
+        """Of a model without its LM head."""
+        return replace(self, lm_head=0)
 
 
 @dataclass(frozen=True)
@@ -20,6 +68,7 @@ class ModelFacts:
     model_type: str
     num_blocks: int
     hidden_size: int
+    num_heads: int
     vocab_size: int
     max_positions: int
     labels: tuple[str, ...] | None
@@ -27,6 +76,7 @@ class ModelFacts:
     num_labels: int | None
     """None where the config does not say."""
     architectures: tuple[str, ...]
+    parameters: Parameters
 
 
 def read_model_facts(folder: Path) -> ModelFacts:
@@ -38,17 +88,18 @@ def read_model_facts(folder: Path) -> ModelFacts:
     file = folder / "config.json"
     if not file.is_file():
         raise CheckpointError(f"{folder}: no config.json here; give a transformers model folder")
+    shapes: dict[str, Shape] = {}
     try:
         config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        facts = _facts(config)
+        _facts(config, shapes)  # what is wrong with it comes before what is wrong with the weights
     except (ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{file}: not a transformers model config ({error!r})") from error
     for weights in weight_files(folder):
-        _check_whole(weights)
-    return facts
+        shapes |= _read_shapes(weights)
+    return _facts(config, shapes)
 
 
-def _facts(config: dict[str, Any]) -> ModelFacts:
+def _facts(config: dict[str, Any], shapes: Mapping[str, Shape]) -> ModelFacts:
     def first(*names: str) -> Any:
         return next(config[name] for name in names if config.get(name) is not None)
 
@@ -60,14 +111,35 @@ def _facts(config: dict[str, Any]) -> ModelFacts:
             model_type=config["model_type"],
             num_blocks=first("num_hidden_layers", "n_layer"),
             hidden_size=first("hidden_size", "n_embd"),
+            num_heads=first("num_attention_heads", "n_head"),
             vocab_size=config["vocab_size"],
             max_positions=first("max_position_embeddings", "n_positions"),
             labels=labels if labels and any(name != f"LABEL_{i}" for i, name in enumerate(labels)) else None,
             num_labels=len(labels) or (2 if classifies else None),  # transformers leaves its default of two out
             architectures=tuple(config.get("architectures") or ()),
+            parameters=_sort(shapes, first("num_hidden_layers", "n_layer"), config),
         )
     except StopIteration as error:
-        raise KeyError("depth, width or longest sequence is missing") from error
+        raise KeyError("depth, width, attention heads or longest sequence is missing") from error
+
+
+def _sort(shapes: Mapping[str, Shape], num_blocks: int, config: Mapping[str, Any]) -> Parameters:
+    of_blocks: list[list[Shape]] = [[] for _ in range(num_blocks)]
+    embeddings, lm_head, others = 0, 0, []
+    is_tied = config.get("tie_word_embeddings", config.get("model_type") in TIED_BY_DEFAULT)
+    for name, shape in shapes.items():
+        block = BLOCK.search(name)
+        if name.endswith(BUFFERS):
+            continue
+        if block is not None and int(block[1]) < num_blocks:
+            of_blocks[int(block[1])].append(shape)
+        elif name.startswith(LM_HEADS):
+            lm_head += 0 if is_tied and len(shape) == 2 else math.prod(shape)
+        elif len(shape) == 2 and shape[0] == config["vocab_size"]:
+            embeddings += math.prod(shape)
+        else:
+            others.append(shape)
+    return Parameters(tuple(map(tuple, of_blocks)), embeddings, lm_head, tuple(others))
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -95,7 +167,8 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def _check_whole(file: Path) -> None:
+def _read_shapes(file: Path) -> dict[str, Shape]:
+    """The shapes of a file's tensors; makes sure that it is whole."""
     size = file.stat().st_size
     try:
         with file.open("rb") as weights:
@@ -103,10 +176,13 @@ def _check_whole(file: Path) -> None:
             if not 0 < header_size <= min(size, MAX_HEADER_BYTES):
                 raise ValueError("impossible header size")
             header = json.loads(weights.read(header_size))
-        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        header.pop("__metadata__", None)
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
     except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise CheckpointError(f"{file}: damaged or not a safetensors file ({error})") from error
     if size != 8 + header_size + end:
         raise CheckpointError(
             f"{file}: {size} bytes, but its header describes {8 + header_size + end}; it is damaged: copy it again"
         )
+    return shapes

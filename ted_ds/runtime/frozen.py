@@ -6,26 +6,49 @@ It never meets an optimizer or a checkpoint; whoever needs to name it uses its p
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 
 from ted_ds.config.deepspeed import zero_stage
+from ted_ds.errors import TopologyError
 from ted_ds.models.loading import num_parameters
 from ted_ds.models.predictions import Predictions
+from ted_ds.models.sharing import share_equal
 from ted_ds.models.taps import OnState, TappedModel
-from ted_ds.runtime.sharding import empty_parameters, forget_order_of_modules, parameters_held, release_engine
+from ted_ds.runtime.sharding import (
+    bytes_held,
+    empty_parameters,
+    forget_order_of_modules,
+    parameters_held,
+    release_engine,
+)
+
+SMALLEST_OFFLOAD_BUFFER = 1_000_000
+"""Parameters."""
 
 
-def frozen_engine_config(config: Mapping[str, Any], precision: str) -> dict[str, Any]:
+def frozen_engine_config(
+    config: Mapping[str, Any], precision: str, *, offload: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The DeepSpeed config of a sharded frozen model: ZeRO-3 without an optimizer.
 
-    Takes over the trainable engine's ZeRO-3 settings (buckets, parameter offload), if it has any.
+    Takes over the trainable engine's ZeRO-3 settings (buckets, thresholds), if it has any.
+
+    Args:
+        config: The trainable engine's.
+        precision: Of the weights.
+        offload: Where shards wait while they are not needed; None for on the device.
     """
     zero = dict(config.get("zero_optimization") or {}) if zero_stage(config) == 3 else {}
     zero.pop("offload_optimizer", None)
+    zero.pop("offload_param", None)
+    if offload is not None:
+        zero["offload_param"] = dict(offload)
     result: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "steps_per_print": config.get("steps_per_print", 2**31 - 1),
@@ -34,6 +57,41 @@ def frozen_engine_config(config: Mapping[str, Any], precision: str) -> dict[str,
     if precision != "fp32":
         result[precision] = {"enabled": True}
     return result
+
+
+def cpu_offload() -> dict[str, Any]:
+    """To host memory."""
+    return {"device": "cpu", "pin_memory": _can_pin()}
+
+
+def nvme_offload(folder: Path, largest_parameter: int) -> dict[str, Any]:
+    """To files in a folder on a disk of each node; each buffer must hold the largest parameter."""
+    return {
+        "device": "nvme",
+        "nvme_path": str(folder),
+        "pin_memory": _can_pin(),
+        "buffer_size": max(largest_parameter, SMALLEST_OFFLOAD_BUFFER),
+    }
+
+
+def refuse_without_async_io() -> None:
+    """Make sure that DeepSpeed can read and write a disk beside other work.
+
+    Raises:
+        TopologyError: It cannot.
+    """
+    accelerator: Any = get_accelerator()
+    builder = accelerator.create_op_builder("AsyncIOBuilder")
+    if builder is None or not builder.is_compatible(verbose=False):
+        raise TopologyError(
+            "teacher.host: nvme_offload needs DeepSpeed's async_io, which cannot be built here: install libaio with "
+            "its headers (libaio-dev), or use cpu_offload"
+        )
+
+
+def _can_pin() -> bool:
+    accelerator: Any = get_accelerator()
+    return accelerator.device_name() != "cpu"
 
 
 class FrozenModel:
@@ -55,6 +113,7 @@ class FrozenModel:
         """Its layers by name, from input to output."""
         self.num_parameters = num_parameters(tapped)
         self.num_parameters_held = parameters_held(tapped)
+        self.bytes_held = bytes_held(tapped)
 
     def __call__(
         self,
@@ -105,6 +164,11 @@ class FrozenModel:
                 with_predictions=with_predictions and then is not None,
                 on_state=None if on_state is None else outside(on_state),
             )
+
+    def share_with(self, module: nn.Module) -> int:
+        """Keep weights that equal ones ``module`` does not train only once; returns how many parameters those are."""
+        assert self._tapped is not None, "released"
+        return share_equal(self._tapped, module)
 
     def drop_beyond_taps(self) -> int:
         """Give back what no tapped state needs; it cannot predict afterwards. Every rank must call it.

@@ -14,6 +14,8 @@ from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 from torch import nn
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
+from ted_ds.models.quantised import stored_bytes
+
 
 @contextlib.contextmanager
 def sharded_loading(config: Mapping[str, Any]) -> Iterator[None]:
@@ -92,6 +94,16 @@ def parameters_held(module: nn.Module) -> int:
         held += parameter.data.numel()  # 0 for a sharded one that is not resident
         shard = getattr(parameter, "ds_tensor", None)
         held += shard.numel() if shard is not None else 0
+    return held
+
+
+def bytes_held(module: nn.Module) -> int:
+    """Bytes of what :func:`parameters_held` counts."""
+    held = 0
+    for parameter in module.parameters():
+        held += stored_bytes(parameter)
+        shard = getattr(parameter, "ds_tensor", None)
+        held += stored_bytes(shard) if shard is not None else 0
     return held
 
 

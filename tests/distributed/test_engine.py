@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, get_scheduler
 
 from ted_ds.numerics.task_terms import TASK_TERMS
-from ted_ds.runtime.frozen import FrozenModel, frozen_engine_config
+from ted_ds.runtime.frozen import FrozenModel, cpu_offload, frozen_engine_config
 from ted_ds.runtime.sharding import collect_garbage, full_state_dict
 from ted_ds.stages.finetune import FinetuneObjective
 from tests.dist import run_ranks
@@ -124,6 +124,30 @@ def test_a_released_engine_gives_its_memory_back(tmp_path, stage):
     for before, during, after in run_ranks(bytes_around_release, 2, tmp_path, stage):
         assert during - before > 1_000_000
         assert after - before < 0.02 * (during - before)
+
+
+def offloaded_states(world, folder):
+    """Tapped states of a model that is whole on each rank, and of one whose shards wait in host memory."""
+    found = []
+    for offload in (None, cpu_offload()):
+        shard = None
+        if offload is not None:
+            shard = frozen_engine_config(config(3, world.size, 0.0), "fp32", offload=offload)
+            shard["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        tapped = load_tapped(folder, "causal_lm", (2, 1), shard=shard)
+        frozen = FrozenModel(tapped, device=world.device, engine_config=shard)
+        inputs = next(batches(world, "causal_lm"))[0].inputs
+        found.append([run_frozen(frozen, inputs)[1] for _ in range(2)])
+        frozen.release()
+    return found
+
+
+def test_a_teacher_in_host_memory_gives_the_same_states(tmp_path):
+    write_model(tmp_path, "llama", blocks=4)
+    for whole, offloaded in run_ranks(offloaded_states, 2, tmp_path):
+        for states in offloaded:
+            for got, expected in zip(states, whole[0], strict=True):
+                torch.testing.assert_close(got, expected)
 
 
 def states_after_dropping(world, folder, stage):

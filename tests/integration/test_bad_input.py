@@ -104,6 +104,15 @@ def test_tasks_started_without_ranks_are_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_hosts_that_this_machine_lacks(tmp_path):
+    write_run(tmp_path)
+    check_refused(tmp_path, ["teacher.host=int8"], "teacher.host: int8 needs torchao, which is not installed here: pip")
+    accelerator = get_accelerator()
+    if not accelerator.create_op_builder("AsyncIOBuilder").is_compatible(verbose=False):
+        on_disk = ["teacher.host=nvme_offload", f"teacher.offload_dir={tmp_path}/disk"]
+        check_refused(tmp_path, on_disk, "needs DeepSpeed's async_io, which cannot be built here: install libaio with")
+
+
 def test_a_typo_inside_a_section_of_the_deepspeed_json(tmp_path):
     recipe = write_run(tmp_path)
     config = json.loads((ROOT / "ds_configs" / "deepspeed" / "zero2.json").read_text())

@@ -101,7 +101,7 @@ def test_stopped_after_every_second_step_of_every_phase_under_zero3(tmp_path, ki
     finetune = "{max_steps: 3, learning_rate: 1e-3, global_batch_size: 4, micro_batch_size: 1}"
     both = [f"{side}.finetune={finetune}" for side in ("teacher", "student")]
     steps = [f"{phase}.max_steps=3" for phase in ("filters.teacher", "filters.student", "distill")]
-    arguments = ["run", str(recipe), stage(3), *both, *steps, "tracking.log_every_steps=2"]
+    arguments = ["run", str(recipe), stage(3), "teacher.host=zero3", *both, *steps, "tracking.log_every_steps=2"]
     run([*arguments, f"output_dir={tmp_path / 'whole'}"])
     num_stops = 0
     while True:

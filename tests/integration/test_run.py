@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from ted_ds.phases import model_identity
 from tests.integration.launching import alone, deepspeed, environment
+from tests.optional import MISSING, OPTIONAL
 from tests.tiny import ROOT, write_run
 
 ZERO3 = f"deepspeed={ROOT / 'ds_configs' / 'deepspeed' / 'zero3.json'}"
@@ -145,7 +146,7 @@ def test_classification_under_zero3_with_a_sharded_teacher(tmp_path):
     recipe = write_run(tmp_path, kind="sequence_classification")
     by_tokens = FINETUNE.replace("micro_batch_size: 2", "micro_batch_tokens: 32")
     grouped = "data.length_grouping.window_steps=2"
-    outcome = deepspeed("run", str(recipe), ZERO3, f"teacher.finetune={by_tokens}", grouped)
+    outcome = deepspeed("run", str(recipe), ZERO3, "teacher.host=zero3", f"teacher.finetune={by_tokens}", grouped)
     assert outcome.code == 0, outcome.output
     assert all(0 <= line["train/padding"] < 1 for line in metrics(tmp_path) if "train/tokens" in line)
     assert "ZeRO-3 sharded; per rank" in outcome.output
@@ -159,11 +160,39 @@ def test_classification_under_zero3_with_a_sharded_teacher(tmp_path):
 def test_blocks_that_no_matched_layer_needs_are_freed_in_shards_too(tmp_path):
     recipe = write_run(tmp_path)
     early = "layer_map={kind: explicit, pairs: [[1, 1], [2, 2]]}"
-    outcome = deepspeed("run", str(recipe), ZERO3, early, "distill.kl_weight=0")
+    outcome = deepspeed("run", str(recipe), ZERO3, "teacher.host=zero3", early, "distill.kl_weight=0")
     assert outcome.code == 0, outcome.output
     # the teacher's last blocks in Stage I and Stage II; and in Stage I the student's LM head, whose weights are its own
     assert outcome.output.count("parameters that no matched layer needs, freed per rank: ") == 3
     assert (tmp_path / "run" / "export" / "config.json").is_file()
+
+
+def test_a_teacher_in_8_bits_and_frozen_embeddings(tmp_path):
+    if not OPTIONAL.is_dir():
+        pytest.skip(MISSING)
+    recipe = write_run(tmp_path)
+    arguments = ("run", str(recipe), "teacher.host=int8", "student.freeze_embeddings=true")
+    outcome = alone(*arguments, PYTHONPATH=str(OPTIONAL))
+    assert outcome.code == 0, outcome.output
+    assert "whole on each rank, its blocks in 8 bits; per rank" in outcome.output
+    assert "parameters equal on both sides, kept once; per rank" in outcome.output
+    teacher, student = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / folder).get_input_embeddings().weight
+        for folder in ("teacher", "run/export")
+    )
+    assert torch.equal(teacher, student)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["teacher_host"] is None
+    # 8 bits are not the same teacher
+    again = alone("run", str(recipe), "teacher.host=replica", "student.freeze_embeddings=true")
+    assert again.code == 2
+    assert "filters_teacher: was completed with other settings: teacher_weights was 'int8', now None" in again.output
+
+
+def test_a_host_that_was_chosen_is_kept(lm_run):
+    folder, first, again = lm_run
+    assert "teacher: replica, " in first.output
+    assert "teacher: replica, as when this run began (teacher.host: auto)" in again.output
+    assert json.loads((folder / "run" / "run.json").read_text())["teacher_host"] == "replica"
 
 
 @pytest.mark.slow

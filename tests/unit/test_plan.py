@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from ted_ds.config.deepspeed import complete, read_deepspeed_json
 from ted_ds.config.load import load_recipe
 from ted_ds.errors import ConfigError
-from ted_ds.plan import CAUSAL_LM_TYPES, Plan, describe, make_plan, shards_frozen_models
+from ted_ds.plan import CAUSAL_LM_TYPES, Plan, describe, make_plan
 from tests.tiny import LABELS, ROOT, WORDS, write_model, write_tokenizer
 
 SHIPPED = sorted((ROOT / "ds_configs" / "recipes").glob("*.yaml"))
@@ -97,17 +97,6 @@ def test_hub_names_leave_the_facts_open(lm_run: Path) -> None:
     assert result.student is None
     assert result.layer_pairs == ()
     assert result.phases[-1] == "export"
-
-
-@pytest.mark.parametrize(
-    ("hosting", "stage", "sharded"),
-    [("auto", 3, True), ("auto", 2, False), ("sharded", 1, True), ("replicated", 3, False)],
-)
-def test_frozen_models_are_sharded_as_asked_or_as_the_student_is(
-    lm_run: Path, hosting: str, stage: int, sharded: bool
-) -> None:
-    recipe = load_recipe(lm_run / "recipe.yaml", [f"teacher.hosting={hosting}"])
-    assert shards_frozen_models(recipe, {"zero_optimization": {"stage": stage}}) is sharded
 
 
 def test_the_description_tells_models_layers_phases_and_batches(lm_run: Path) -> None:

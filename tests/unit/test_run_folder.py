@@ -3,35 +3,43 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from ted_ds.config.redaction import without_secrets
 from ted_ds.errors import CheckpointError
-from ted_ds.run_folder import begin_run, mark_stopped, new_run_id, read_run_id
+from ted_ds.run_folder import Run, begin_run, mark_stopped, new_run, read_run
 
 
-def test_a_run_keeps_its_id(tmp_path):
-    assert read_run_id(tmp_path) is None
-    first, second = new_run_id(), new_run_id()
-    assert first != second
+def test_a_run_keeps_its_id_and_its_teachers_host(tmp_path):
+    assert read_run(tmp_path) is None
+    first, second = new_run(), new_run()
+    assert first.run_id != second.run_id
     begin_run(tmp_path, first)
-    begin_run(tmp_path, second)
-    assert read_run_id(tmp_path) == first
+    assert read_run(tmp_path) == first
+    hosted = replace(first, teacher_host="int8")
+    begin_run(tmp_path, hosted)
+    assert read_run(tmp_path) == hosted
+
+
+def test_a_folder_of_before_there_were_hosts_is_read(tmp_path):
+    (tmp_path / "run.json").write_text('{"run_id": "a1"}')
+    assert read_run(tmp_path) == Run("a1", None)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"run_id": 7}', '{"run_id": "../x"}'])
 def test_a_damaged_id_is_said(tmp_path, content):
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"run\.json: .*restore it, or choose another output_dir"):
-        read_run_id(tmp_path)
+        read_run(tmp_path)
 
 
 def test_the_sign_of_a_stop_goes_when_the_run_goes_on(tmp_path):
-    begin_run(tmp_path, "a1")
+    begin_run(tmp_path, Run("a1"))
     mark_stopped(tmp_path, {"exit_code": 75})
     assert json.loads((tmp_path / "stopped.json").read_text()) == {"exit_code": 75}
-    begin_run(tmp_path, "a1")
+    begin_run(tmp_path, Run("a1"))
     assert not (tmp_path / "stopped.json").exists()
 
 

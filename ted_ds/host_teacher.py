@@ -1,0 +1,48 @@
+"""Where this run keeps its teacher: as the recipe says, as the run began, or the first host that fits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ted_ds.config.deepspeed import read_deepspeed_json
+from ted_ds.config.schema import Recipe
+from ted_ds.hosting import Hosting, choose_host
+from ted_ds.models.quantised import has_torchao, refuse_without_torchao
+from ted_ds.plan import Plan
+from ted_ds.run_folder import Run
+from ted_ds.runtime.free_memory import free_device_bytes, free_host_bytes
+from ted_ds.runtime.frozen import refuse_without_async_io
+from ted_ds.runtime.world import World
+
+
+def host_teacher(recipe: Recipe, plan: Plan, run: Run, world: World) -> tuple[Run, Hosting]:
+    """Decide, and remember a decision that was this program's. Every rank must call it.
+
+    A run that is started again keeps it, whatever is free then: 8 bits are not the same teacher.
+
+    Raises:
+        TedError: The host lacks what it needs here; on every rank.
+    """
+    if recipe.teacher.host != "auto":
+        hosting = Hosting(recipe.teacher.host, "as the recipe says")
+        run = replace(run, teacher_host=None)
+    elif run.teacher_host is not None:
+        hosting = Hosting(run.teacher_host, "as when this run began (teacher.host: auto)")
+    else:
+        hosting = choose_host(
+            recipe,
+            plan,
+            read_deepspeed_json(recipe.deepspeed),
+            world_size=world.size,
+            free_device=free_device_bytes(world),
+            free_host=free_host_bytes(world),
+            device_is_host=world.device.type == "cpu",
+            torchao_is_there=all(world.gather(has_torchao())),
+        )
+        run = replace(run, teacher_host=hosting.host)
+    with world.together():
+        if hosting.host == "int8":
+            refuse_without_torchao()
+        if hosting.host == "nvme_offload":
+            refuse_without_async_io()
+    return run, hosting

@@ -1,0 +1,142 @@
+"""What a phase holds in memory on each rank, by arithmetic: weights, gradients, optimizer state, the teacher.
+
+How many bytes DeepSpeed holds for a parameter is written down here as it was measured: ``benchmarks/zero_memory.py``
+holds this against the tensors of real engines.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ted_ds.config.deepspeed import zero_stage
+from ted_ds.models.files import ModelFacts, Parameters
+
+ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+STATES_BYTES = 8
+"""Of the two fp32 moments of an Adam-like optimizer."""
+MASTER_BYTES = 4
+"""Of the fp32 weights that the optimizer updates."""
+PERSISTENCE_THRESHOLD = 100_000
+"""ZeRO-3 keeps smaller parameters whole on every rank (DeepSpeed's default)."""
+ROW_SCALE_BYTES = 5
+"""Of a quantised matrix's row: a scale in fp32 and a zero point."""
+BLOCK_ACTIVATIONS = 34
+"""Bytes at 16 bits that a transformer block of the usual width keeps for its backward pass, by token and hidden unit,
+attention scores left out (Korthikanti et al. 2022, arXiv:2205.05198, equation 1)."""
+SCORE_ACTIVATIONS = 5
+"""And by token, head and position attended to, where attention scores are kept (the same equation)."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Bytes of one rank for what an engine trains, between accumulating gradients and the optimizer's step."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    """The moments, and the fp32 weights where there is a copy of them."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.parameters + self.gradients + self.optimizer
+
+
+def trained_bytes(
+    sizes: Sequence[int], *, config: Mapping[str, Any], precision: str, world_size: int, num_frozen: int = 0
+) -> Trained:
+    """What an engine of DeepSpeed holds on the rank that holds most.
+
+    Args:
+        sizes: Of each trained parameter, in the module's order.
+        config: The DeepSpeed JSON.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        world_size: Data-parallel ranks.
+        num_frozen: Parameters of the same module that do not train.
+    """
+    count, item, stage = sum(sizes), ITEM_BYTES[precision], zero_stage(config)
+    states = STATES_BYTES if "adam" in config["optimizer"]["type"].lower() else 0
+    share = math.ceil(count / world_size)
+    if stage == 0:
+        return Trained((count + num_frozen) * item, count * 4, count * states)
+    if stage == 3:
+        kept_whole = sum(size for size in sizes if size < _persistence_threshold(config)) if world_size > 1 else 0
+        parameters = (share + math.ceil(num_frozen / world_size) + kept_whole) * item
+        # fp32 weights are their own master copy
+        return Trained(parameters, share * 4, share * (states + (MASTER_BYTES if item == 2 else 0)))
+    gradients = _overlapping_share(sizes, world_size) * 4
+    if stage == 1 and precision == "bf16":  # an optimizer of its own, which sums whole gradients beside the model's
+        gradients = count * (4 + item)
+    return Trained((count + num_frozen) * item, gradients, share * (states + MASTER_BYTES))
+
+
+def frozen_bytes(parameters: Parameters, *, host: str, precision: str, world_size: int) -> int:
+    """What a frozen model holds on a rank's device, between its forward passes.
+
+    Args:
+        parameters: The model's.
+        host: One of :data:`ted_ds.config.schema.TEACHER_HOSTS` but ``auto``.
+        precision: Of its weights.
+        world_size: Ranks that share it.
+    """
+    item, total = ITEM_BYTES[precision], parameters.total
+    if host == "replica":
+        return total * item
+    if host == "int8":
+        matrices = [shape for block in parameters.of_blocks for shape in block if len(shape) == 2]
+        scales = ROW_SCALE_BYTES * sum(shape[0] for shape in matrices)
+        quantised = parameters.in_matrices_of_blocks
+        return (total - quantised) * item + quantised + scales
+    kept_whole = sum(size for size in parameters.sizes if size < PERSISTENCE_THRESHOLD)
+    if host == "zero3":
+        return (math.ceil(total / world_size) + (kept_whole if world_size > 1 else 0)) * item
+    return kept_whole * item  # offloaded
+
+
+def activation_bytes(
+    facts: ModelFacts, *, tokens: int, row_tokens: int, precision: str, keeps_scores: bool, checkpointing: bool
+) -> int:
+    """About what a model keeps of a microbatch for its backward pass; the losses add little.
+
+    Args:
+        facts: The model's.
+        tokens: Of the microbatch, padding included.
+        row_tokens: Of one sequence.
+        precision: Of the activations.
+        keeps_scores: Whether attention keeps its scores (eager attention).
+        checkpointing: Whether only the blocks' inputs are kept.
+    """
+    scale = ITEM_BYTES[precision] / 2
+    of_block = BLOCK_ACTIVATIONS * tokens * facts.hidden_size
+    if keeps_scores:
+        of_block += SCORE_ACTIVATIONS * tokens * facts.num_heads * row_tokens
+    if checkpointing:
+        return int(scale * (2 * facts.num_blocks * tokens * facts.hidden_size + of_block))
+    return int(scale * facts.num_blocks * of_block)
+
+
+def gib(size: float) -> str:
+    """Bytes for people."""
+    return f"{size / 2**30:.3g} GiB" if size >= 2**30 else f"{size / 2**20:.3g} MiB"
+
+
+def _persistence_threshold(config: Mapping[str, Any]) -> float:
+    value = config["zero_optimization"].get("stage3_param_persistence_threshold", PERSISTENCE_THRESHOLD)
+    return PERSISTENCE_THRESHOLD if value == "auto" else value
+
+
+def _overlapping_share(sizes: Sequence[int], world_size: int) -> int:
+    """The most that one rank's share of the flattened parameters touches, parameters on its borders counted whole.
+
+    Their gradients are kept as views, which keep the whole of them.
+    """
+    share = math.ceil(sum(sizes) / world_size)
+    held, start = [0] * world_size, 0
+    for size in sizes:
+        for rank in range(start // share, (start + size - 1) // share + 1):
+            held[rank] += size
+        start += size
+    return max(held)

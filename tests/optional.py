@@ -1,0 +1,9 @@
+"""Packages that ted_ds can do without. ``tests/run.sh`` installs them beside the environment, not into it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+OPTIONAL = Path(sys.prefix) / "optional"
+MISSING = f"{OPTIONAL} is not there; bash tests/run.sh makes it"

@@ -1,0 +1,136 @@
+"""Weights in 8 bits predict nearly what they did before; weights that two models share are kept once."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from ted_ds.errors import ConfigError
+from ted_ds.models.families import family_of
+from ted_ds.models.loading import load_model
+from ted_ds.models.quantised import quantise_blocks, stored_bytes
+from ted_ds.models.taps import TappedModel
+from ted_ds.runtime.frozen import FrozenModel
+from ted_ds.runtime.sharding import bytes_held, parameters_held
+from tests.optional import MISSING, OPTIONAL
+from tests.parity.test_task_terms import batch_of
+from tests.tiny import LABELS, write_model
+
+CPU = torch.device("cpu")
+KINDS = {
+    "llama": "causal_lm",
+    "gpt2": "causal_lm",
+    "bert": "sequence_classification",
+    "deberta-v2": "sequence_classification",
+}
+
+
+@pytest.fixture
+def torchao(monkeypatch):
+    """As if it were installed."""
+    if not OPTIONAL.is_dir():
+        pytest.skip(MISSING)
+    monkeypatch.syspath_prepend(OPTIONAL)
+
+
+def load(folder, kind, dtype=torch.float32):
+    head = None if kind == "causal_lm" else {"num_labels": 2}
+    return load_model(folder, head=head, dtype=dtype, new_head_allowed=False, context=contextlib.nullcontext())[0]
+
+
+def logits_and_states(model, family, kind):
+    tapped = TappedModel(model, family, [2, 4]).eval()
+    with torch.no_grad():
+        logits, states = tapped(batch_of(kind).inputs)
+    return [logits, *states]
+
+
+@pytest.mark.parametrize("model_type", KINDS)
+def test_a_quantised_model_predicts_nearly_the_same_in_less_memory(tmp_path, torchao, model_type):
+    kind, family = KINDS[model_type], family_of(model_type)
+    labels = None if kind == "causal_lm" else LABELS
+    write_model(tmp_path, model_type, blocks=4, hidden=64, labels=labels)
+    plain = logits_and_states(load(tmp_path, kind), family, kind)
+    model = load(tmp_path, kind)
+    matrices = [p for p in family.blocks(model).parameters() if p.dim() == 2]
+    num_in_matrices, before = sum(p.numel() for p in matrices), bytes_held(model)
+    num_rows = sum(len(p.t() if model_type == "gpt2" else p) for p in matrices)
+    quantise_blocks(model, family, CPU)
+    # 3 of 4 bytes are gone, but for a scale and a zero point of 5 bytes a row
+    assert before - bytes_held(model) == 3 * num_in_matrices - 5 * num_rows
+    assert parameters_held(model) * 4 == before
+    for got, wanted in zip(logits_and_states(model, family, kind), plain, strict=True):
+        assert 0 < (got - wanted).norm() < 0.04 * wanted.norm()  # worst seen: 0.023
+
+
+def test_a_quantised_teacher_gives_up_what_no_layer_needs(tmp_path, torchao):
+    write_model(tmp_path, "gpt2", blocks=4)
+    model, family = load(tmp_path, "causal_lm"), family_of("gpt2")
+    quantise_blocks(model, family, CPU)
+    frozen = FrozenModel(TappedModel(model, family, [1]), device=CPU, engine_config=None)
+    states: dict[int, torch.Tensor] = {}
+    inputs = batch_of("causal_lm").inputs
+    frozen(inputs, on_state=states.__setitem__, with_predictions=False)
+    before = states.pop(0)
+    held = frozen.num_parameters_held
+    assert frozen.drop_beyond_taps() > 0.5 * held
+    frozen(inputs, on_state=states.__setitem__, with_predictions=False)
+    assert torch.equal(states[0], before)
+
+
+def test_8_bits_without_torchao_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    write_model(tmp_path, "gpt2")
+    with pytest.raises(ConfigError, match=r"int8 needs torchao, which is not installed here: pip install 'ted_ds\[int"):
+        quantise_blocks(load(tmp_path, "causal_lm"), family_of("gpt2"), CPU)
+
+
+def test_bytes_of_a_plain_parameter_are_its_own():
+    assert stored_bytes(torch.zeros(3, 5, dtype=torch.bfloat16)) == 30
+
+
+# --- kept once --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """A frozen teacher, and a student of the same weights."""
+    write_model(tmp_path, "llama")
+    family = family_of("llama")
+    teacher = FrozenModel(TappedModel(load(tmp_path, "causal_lm"), family, [4]), device=CPU, engine_config=None)
+    return teacher, TappedModel(load(tmp_path, "causal_lm"), family, [4])
+
+
+def memory_of(module: nn.Module) -> set[int]:
+    return {parameter.data_ptr() for parameter in module.parameters()}
+
+
+def test_frozen_embeddings_are_kept_once_until_they_are_released(pair):
+    teacher, student = pair
+    embeddings = student.model.get_input_embeddings().requires_grad_(False)
+    inputs = batch_of("causal_lm").inputs
+    found = []
+    teacher(inputs, lambda predictions: found.append(predictions.hidden.clone()))
+    assert teacher.share_with(student) == embeddings.weight.numel()
+    assert teacher.share_with(student) == 0  # once is enough
+    assert memory_of(teacher._tapped) & memory_of(student) == {embeddings.weight.data_ptr()}
+    teacher(inputs, lambda predictions: found.append(predictions.hidden.clone()))
+    assert torch.equal(*found)
+    teacher.release()
+    assert embeddings.weight.numel() > 0
+
+
+def test_weights_that_train_or_differ_are_not_shared(pair):
+    teacher, student = pair
+    assert teacher.share_with(student) == 0  # everything trains
+    student.requires_grad_(False)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(1e-3)
+    assert teacher.share_with(student) == 0
+    student.bfloat16()
+    assert teacher.share_with(student) == 0

@@ -1,0 +1,230 @@
+"""What a phase needs on a rank, and where the teacher goes in what is left."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ted_ds.config.load import load_recipe
+from ted_ds.errors import ConfigError
+from ted_ds.hosting import Hosting, choose_host, describe_memory, phase_memories
+from ted_ds.memory import Trained, activation_bytes, frozen_bytes, gib, trained_bytes
+from ted_ds.models.files import Parameters, read_model_facts
+from ted_ds.models.loading import load_model, num_parameters
+from ted_ds.plan import make_plan
+from tests.tiny import LABELS, write_model, write_run
+
+ADAM = {"optimizer": {"type": "AdamW"}}
+SIZES = [1000, *[10] * 100]
+
+
+def trained(stage, precision, ranks, sizes=SIZES, optimizer="AdamW", **rest):
+    config = {"optimizer": {"type": optimizer}, "zero_optimization": {"stage": stage, **rest}}
+    return trained_bytes(sizes, config=config, precision=precision, world_size=ranks)
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision", "ranks", "expected"),
+    [
+        (0, "fp32", 2, Trained(8000, 8000, 16000)),
+        (1, "fp32", 1, Trained(8000, 8000, 24000)),
+        (1, "fp32", 2, Trained(8000, 4000, 12000)),
+        (2, "bf16", 2, Trained(4000, 4000, 12000)),
+        (1, "bf16", 2, Trained(4000, 12000, 12000)),
+        (3, "fp32", 2, Trained(4000 + 8000, 4000, 8000)),
+        (3, "bf16", 1, Trained(4000, 8000, 24000)),
+    ],
+)
+def test_bytes_of_what_trains(stage, precision, ranks, expected):
+    assert trained(stage, precision, ranks) == expected
+
+
+def test_small_parameters_stay_whole_under_zero3_as_its_threshold_says():
+    assert trained(3, "bf16", 2, stage3_param_persistence_threshold=0).parameters == 2000
+    assert trained(3, "bf16", 2, stage3_param_persistence_threshold=11).parameters == 2000 + 2000
+
+
+def test_a_parameter_on_the_border_of_two_ranks_keeps_its_gradient_whole_on_both():
+    assert trained(2, "fp32", 4).gradients == 4000  # half of all is one parameter, which two ranks share
+    assert trained(2, "fp32", 2, sizes=[600, 600, 600]).gradients == 4 * 1200
+
+
+def test_an_optimizer_without_moments_needs_its_master_weights_alone():
+    assert trained(2, "bf16", 1, optimizer="SGD").optimizer == 8000
+
+
+PARAMETERS = Parameters((((100, 30), (100,)), ((100, 30), (100,))), 200_000, 0, ((30,),))
+
+
+@pytest.mark.parametrize(
+    ("host", "ranks", "expected"),
+    [
+        ("replica", 4, 2 * 206_230),
+        ("int8", 4, 2 * 200_230 + 6000 + 5 * 200),
+        ("zero3", 4, 2 * (51_558 + 6230)),
+        ("zero3", 1, 2 * 206_230),
+        ("cpu_offload", 4, 2 * 6230),
+    ],
+)
+def test_bytes_of_a_teacher(host, ranks, expected):
+    assert frozen_bytes(PARAMETERS, host=host, precision="bf16", world_size=ranks) == expected
+
+
+def test_recomputed_activations_are_fewer(lm_run):
+    facts = read_model_facts(lm_run / "teacher")
+    shape = {"tokens": 64, "row_tokens": 16, "precision": "bf16"}
+    plain = activation_bytes(facts, **shape, keeps_scores=False, checkpointing=False)
+    assert plain == 4 * 34 * 64 * 16
+    assert activation_bytes(facts, **shape, keeps_scores=True, checkpointing=False) == plain + 4 * 5 * 64 * 2 * 16
+    recomputed = activation_bytes(facts, **shape, keeps_scores=False, checkpointing=True)
+    assert recomputed == 4 * 2 * 64 * 16 + plain // 4
+
+
+# --- what files say of parameters -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "deberta-v2"])
+def test_parameters_are_counted_from_the_files(tmp_path, family):
+    is_lm = family in ("llama", "gpt2")
+    write_model(tmp_path, family, blocks=3, labels=None if is_lm else LABELS)
+    model, _ = load_model(
+        tmp_path,
+        head=None if is_lm else {"num_labels": 2},
+        dtype=torch.float32,
+        new_head_allowed=False,
+        context=contextlib.nullcontext(),
+    )
+    found = read_model_facts(tmp_path).parameters
+    assert found.total == num_parameters(model)
+    assert sum(found.sizes) == found.total
+    assert found.embeddings == model.get_input_embeddings().weight.numel()
+    assert found.cut([0, 2]).total < found.total
+
+
+def test_buffers_and_tied_heads_in_files_are_no_parameters(tmp_path):
+    write_model(tmp_path, "gpt2", blocks=1)
+    before = read_model_facts(tmp_path).parameters
+    state = load_file(tmp_path / "model.safetensors")
+    state["transformer.h.0.attn.bias"] = torch.zeros(1, 1, 64, 64)
+    state["lm_head.weight"] = state["transformer.wte.weight"].clone()
+    save_file(state, tmp_path / "model.safetensors")
+    assert read_model_facts(tmp_path).parameters == before
+
+
+# --- the choice -------------------------------------------------------------------------------------------------------
+
+
+def choose(run, free_device, *overrides, ranks=2, free_host=10**12, device_is_host=False, torchao_is_there=True):
+    recipe = load_recipe(run / "recipe.yaml", overrides)
+    return choose_host(
+        recipe,
+        make_plan(recipe, num_ranks=ranks),
+        ADAM | {"zero_optimization": {"stage": 2}},
+        world_size=ranks,
+        free_device=free_device,
+        free_host=free_host,
+        device_is_host=device_is_host,
+        torchao_is_there=torchao_is_there,
+    )
+
+
+@pytest.fixture(scope="module")
+def large_run(tmp_path_factory):
+    """A teacher whose blocks outweigh all else, and a student of one of them."""
+    folder = tmp_path_factory.mktemp("large")
+    write_run(folder)
+    write_model(folder / "teacher", "llama", blocks=4, hidden=512)
+    return folder
+
+
+SMALL_STUDENT = ("student.from_teacher.blocks=[0]", "layer_map.num_pairs=1", "filters.dim=8", "distill.kl_weight=1")
+
+
+def test_the_first_host_that_fits_is_taken(large_run):
+    def beside(host):
+        recipe = load_recipe(large_run / "recipe.yaml", SMALL_STUDENT)
+        plan = make_plan(recipe, num_ranks=2)
+        config = ADAM | {"zero_optimization": {"stage": 2}}
+        phases = phase_memories(recipe, plan, config, world_size=2, host=host)
+        assert plan.teacher is not None
+        own = frozen_bytes(plan.teacher.parameters, host=host, precision="fp32", world_size=2)
+        return own + max(one.total for one in phases if one.hosts_teacher)
+
+    needed = {host: beside(host) for host in ("replica", "int8", "zero3", "cpu_offload")}
+    assert needed["replica"] > needed["zero3"] > needed["int8"] > needed["cpu_offload"]
+    plenty = choose(large_run, needed["replica"] / 0.9 + 1, *SMALL_STUDENT)
+    assert plenty.host == "replica"
+    assert "free per rank" in plenty.why
+    short = needed["replica"] / 0.9 - 1
+    assert choose(large_run, short, *SMALL_STUDENT).host == "int8"
+    without = choose(large_run, short, *SMALL_STUDENT, torchao_is_there=False)
+    assert without.host == "zero3"
+    assert "replica: " in without.why
+    assert "int8: torchao is not installed" in without.why
+    alone = choose(large_run, short, *SMALL_STUDENT, torchao_is_there=False, ranks=1)
+    assert alone.host == "cpu_offload"
+    assert "zero3: one rank has nobody to share with" in alone.why
+    less = needed["int8"] / 0.9 - 1
+    assert choose(large_run, less, *SMALL_STUDENT).host == "cpu_offload"
+    on_disk = (*SMALL_STUDENT, "teacher.offload_dir=/disk")
+    assert choose(large_run, less, *on_disk, free_host=1000).host == "nvme_offload"
+    assert choose(large_run, less, *on_disk, device_is_host=True).host == "nvme_offload"
+
+
+def test_where_nothing_fits_the_smallest_is_taken_and_said(large_run):
+    nothing = choose(large_run, 1000, *SMALL_STUDENT, device_is_host=True)
+    assert nothing.host == "int8"
+    assert nothing.why.startswith("nothing fits into 0.000954 MiB free per rank, this is least: replica: ")
+    assert "cpu_offload: the device is the host" in nothing.why
+
+
+@pytest.mark.parametrize(("host", "is_sharded"), [("replica", False), ("int8", False), ("zero3", True)])
+def test_which_hosts_shard(host, is_sharded):
+    assert Hosting(host, "").is_sharded is is_sharded
+
+
+def test_the_memory_is_described_by_phase(lm_run):
+    recipe = load_recipe(lm_run / "recipe.yaml", ["teacher.host=zero3"])
+    text = describe_memory(recipe, make_plan(recipe, num_ranks=2), num_ranks=2)
+    phases = [line.split()[1] for line in text.splitlines()]
+    assert phases == ["filters_teacher", "filters_student", "distill", "teacher,"]
+    assert "+ activations about " in text
+    assert text.splitlines()[-1].startswith("memory    teacher, per rank: zero3 ")
+
+
+def test_frozen_embeddings_need_no_gradient(lm_run):
+    def distill(*overrides):
+        recipe = load_recipe(lm_run / "recipe.yaml", overrides)
+        config = ADAM | {"zero_optimization": {"stage": 0}}
+        plan = make_plan(recipe)
+        assert plan.student is not None
+        return phase_memories(recipe, plan, config, world_size=1)[-1].trained, plan.student.parameters.embeddings
+
+    (all_train, count), (frozen, _) = distill(), distill("student.freeze_embeddings=true")
+    assert all_train.parameters == frozen.parameters
+    assert all_train.gradients - frozen.gradients == 4 * count
+    assert all_train.optimizer - frozen.optimizer == 8 * count
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["teacher.host=nvme_offload"], "needs offload_dir, a folder on a fast disk of each node"),
+        (
+            ["teacher.host=replica", "teacher.offload_dir=/disk"],
+            "offload_dir: host: replica does not use it; remove it",
+        ),
+        (["teacher.host=disk"], "'replica', 'int8', 'zero3', 'cpu_offload' or 'nvme_offload'"),
+    ],
+)
+def test_hosts_that_make_no_sense_are_refused(lm_run, overrides, message):
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(lm_run / "recipe.yaml", overrides)
+    assert message in str(caught.value)
+
+
+def test_sizes_for_people():
+    assert [gib(size) for size in (3 * 2**30, 2**29, 100)] == ["3 GiB", "512 MiB", "9.54e-05 MiB"]
