@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from statistics import median
 
 import torch
 
+from benchmarks.ranks import Ranks, answer_orders
 from benchmarks.report import at_least, installed, publish, table
 from benchmarks.steps import DTYPES, SHAPES, ByTedDs, Shape
 from ted_ds.config.deepspeed import complete
@@ -33,7 +30,7 @@ CONFIG = {"optimizer": {"type": "AdamW", "params": {"torch_adam": True}}, "zero_
 
 
 def work(shape: Shape, dtype: str) -> None:
-    """One rank: for each line of input, take so many steps and print how long they took."""
+    """One rank: take as many steps as it is told to, and say how long they took."""
     torch.set_num_threads(1)
     world = World.join(600)
     torch.manual_seed(0)
@@ -55,54 +52,14 @@ def work(shape: Shape, dtype: str) -> None:
         watched={},
     )
     objective, batches = models.objective("ted"), itertools.repeat([models.batch])
-    for line in sys.stdin:
+
+    def steps(count: str) -> float:
         started = time.perf_counter()
-        for _ in range(int(line)):
+        for _ in range(int(count)):
             engine.step(batches, objective)
-        print(time.perf_counter() - started, flush=True)
+        return time.perf_counter() - started
 
-
-class Ranks:
-    """Processes that train together and wait for orders."""
-
-    def __init__(self, shape: Shape, dtype: str, count: int) -> None:
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            port = found.getsockname()[1]
-        cores = sorted(os.sched_getaffinity(0))
-        self._processes = []
-        for rank in range(count):
-            command = ["taskset", "-c", str(cores[rank])]
-            command += [sys.executable, "-m", "benchmarks.scaling", "--rank-of", shape.name, dtype]
-            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_SIZE": count}
-            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-            environment = {**os.environ, **{name: str(value) for name, value in place.items()}}
-            self._processes.append(
-                subprocess.Popen(
-                    command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-                )
-            )
-
-    def steps(self, count: int) -> float:
-        """Take steps; the seconds of the slowest rank."""
-        for process in self._processes:
-            assert process.stdin is not None
-            process.stdin.write(f"{count}\n")
-        return max(self._seconds(process) for process in self._processes)
-
-    def _seconds(self, process: subprocess.Popen[str]) -> float:
-        assert process.stdout is not None
-        for line in process.stdout:
-            try:
-                return float(line)
-            except ValueError:
-                continue  # what DeepSpeed prints
-        raise RuntimeError(f"a rank ended with {process.wait()}")
-
-    def stop(self) -> None:
-        """End them."""
-        for process in self._processes:
-            process.kill()
+    answer_orders(steps)
 
 
 def main() -> None:
@@ -117,14 +74,15 @@ def main() -> None:
         work(next(shape for shapes in SHAPES.values() for shape in shapes if shape.name == name), dtype)
         return
     shape, dtype, count = SHAPES[options.quick][0], "bf16", STEPS[options.quick]
-    groups = {1: Ranks(shape, dtype, 1), 2: Ranks(shape, dtype, 2)}
+    arguments = ("--rank-of", shape.name, dtype)
+    groups = {size: Ranks("benchmarks.scaling", arguments, size, one_core_each=True) for size in (1, 2)}
     try:
         for ranks in groups.values():
-            ranks.steps(1)
+            ranks.ask("1")
         taken = {size: [] for size in groups}
         for _ in range(ROUNDS):
             for size, ranks in groups.items():
-                taken[size].append(ranks.steps(count) / count)
+                taken[size].append(max(ranks.ask(str(count))) / count)
     finally:
         for ranks in groups.values():
             ranks.stop()

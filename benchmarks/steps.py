@@ -5,7 +5,7 @@ All on models of random weights, with AdamW on the weights as they are, without 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,8 @@ class Shape:
         return self.teacher.model_type in ("gpt2", "llama")
 
 
-def _gpt2(blocks: int, width: int, vocab: int) -> GPT2Config:
+def gpt2(blocks: int, width: int, vocab: int) -> GPT2Config:
+    """GPT-2's shape."""
     ends = {"bos_token_id": vocab - 1, "eos_token_id": vocab - 1, "loss_type": "ForCausalLM"}
     return GPT2Config(n_layer=blocks, n_embd=width, n_head=width // 64, vocab_size=vocab, **ends)
 
@@ -95,7 +96,7 @@ def _deberta(blocks: int, width: int, vocab: int) -> DebertaV2Config:
 
 SHAPES = {
     False: [
-        Shape("GPT-2 12>6", _gpt2(12, 768, 50_257), _gpt2(6, 768, 50_257), 4, 512),
+        Shape("GPT-2 12>6", gpt2(12, 768, 50_257), gpt2(6, 768, 50_257), 4, 512),
         Shape(
             "SmolLM2 30>10",
             _llama(30, 576, 1536, 9, 3, 49_152),
@@ -106,7 +107,7 @@ SHAPES = {
         Shape("DeBERTa-v3 base>xsmall", _deberta(12, 768, 128_100), _deberta(12, 384, 128_100), 8, 64),
     ],
     True: [
-        Shape("GPT-2 type 4>2", _gpt2(4, 256, 32_000), _gpt2(2, 256, 32_000), 2, 256),
+        Shape("GPT-2 type 4>2", gpt2(4, 256, 32_000), gpt2(2, 256, 32_000), 2, 256),
         Shape("DeBERTa-v3 type 256>128", _deberta(4, 256, 8000), _deberta(4, 128, 8000), 8, 64),
     ],
 }
@@ -201,17 +202,27 @@ class ByHand:
 class ByTedDs:
     """Steps of each method as a run takes them, without the engine."""
 
-    def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        load: Callable[[str], Any] | None = None,
+        teacher_config: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Models of random weights, or those that ``load`` gives for "teacher" and "student"."""
         pairs, family = _layer_pairs(shape), family_of(shape.teacher.model_type)
-        teacher = new_model(shape, shape.teacher, dtype, device)
-        self._teacher = FrozenModel(
-            TappedModel(teacher, family, [t for _, t in pairs]), device=device, engine_config=None
-        )
-        student = TappedModel(new_model(shape, shape.student, dtype, device), family, [s for s, _ in pairs])
+        sides = {"teacher": shape.teacher, "student": shape.student}
+        make = load or (lambda side: new_model(shape, sides[side], dtype, device))
+        tapped_teacher = TappedModel(make("teacher"), family, [t for _, t in pairs])
+        self.teacher = FrozenModel(tapped_teacher, device=device, engine_config=teacher_config)
+        self.teacher_parameters = tapped_teacher.parameters
+        student = TappedModel(make("student"), family, [s for s, _ in pairs])
         dim = shape.teacher.hidden_size
         with torch.device(device):
             bank = FilterBank([s for s, _ in pairs], shape.student.hidden_size, dim).to(dtype)
-            self._teacher_bank = FilterBank([t for _, t in pairs], dim, dim).to(dtype).requires_grad_(False)
+            self.teacher_filters = FilterBank([t for _, t in pairs], dim, dim).to(dtype).requires_grad_(False)
         self.module = FilteredModel(student, bank).train()
         self.batch = new_batch(shape, device)
         self._terms = TASK_TERMS["causal_lm" if shape.is_lm else "sequence_classification"]
@@ -224,7 +235,7 @@ class ByTedDs:
             return FinetuneObjective(self._terms)
         return DistillObjective(
             self._terms,
-            teacher=self._teacher,
+            teacher=self.teacher,
             teacher_filters=None if method == "kd" else self._filters(method),
             student_layers=self._student_layers,
             task_weight=1.0,
@@ -247,4 +258,4 @@ class ByTedDs:
         return step
 
     def _filters(self, method: str) -> FilterBank:
-        return self._teacher_bank if method == "ted" else IdentityFilters(self._teacher_bank.layers)
+        return self.teacher_filters if method == "ted" else IdentityFilters(self.teacher_filters.layers)

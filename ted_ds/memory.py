@@ -37,7 +37,7 @@ class Trained:
     parameters: int
     gradients: int
     optimizer: int
-    """The moments, and the fp32 weights where there is a copy of them."""
+    """The moments, and above stage 0 the fp32 copy of the weights that it updates."""
 
     @property
     def total(self) -> int:
@@ -65,9 +65,8 @@ def trained_bytes(
     if stage == 3:
         kept_whole = sum(size for size in sizes if size < _persistence_threshold(config)) if world_size > 1 else 0
         parameters = (share + math.ceil(num_frozen / world_size) + kept_whole) * item
-        # fp32 weights are their own master copy
-        return Trained(parameters, share * 4, share * (states + (MASTER_BYTES if item == 2 else 0)))
-    gradients = _overlapping_share(sizes, world_size) * 4
+        return Trained(parameters, share * 4, share * (states + MASTER_BYTES))
+    gradients = (_overlapping_share(sizes, world_size) if precision == "fp32" else share) * 4
     if stage == 1 and precision == "bf16":  # an optimizer of its own, which sums whole gradients beside the model's
         gradients = count * (4 + item)
     return Trained((count + num_frozen) * item, gradients, share * (states + MASTER_BYTES))
@@ -131,7 +130,7 @@ def _persistence_threshold(config: Mapping[str, Any]) -> float:
 def _overlapping_share(sizes: Sequence[int], world_size: int) -> int:
     """The most that one rank's share of the flattened parameters touches, parameters on its borders counted whole.
 
-    Their gradients are kept as views, which keep the whole of them.
+    Gradients in fp32 are kept as views, which keep the whole of them.
     """
     share = math.ceil(sum(sizes) / world_size)
     held, start = [0] * world_size, 0

@@ -34,3 +34,13 @@ def test_what_is_worse_once_is_measured_again(monkeypatch):
     ]
     monkeypatch.setattr(check, "measure", lambda _name, _place: measured.pop(0))
     assert check.check("step_time", recorded) == {"memory": (0.5, 0.8)}
+
+
+@pytest.mark.slow
+def test_the_plans_memory_is_what_engines_hold(tmp_path):
+    place = tmp_path / "zero_memory.json"
+    command = [sys.executable, "-m", "benchmarks.zero_memory", "--quick", "--json", str(place)]
+    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL, timeout=300)
+    claims = json.loads(place.read_text())["claims"]
+    assert len(claims) == 7
+    assert [claim["name"] for claim in claims if not claim["holds"]] == []

@@ -34,7 +34,7 @@ def trained(stage, precision, ranks, sizes=SIZES, optimizer="AdamW", **rest):
         (1, "fp32", 2, Trained(8000, 4000, 12000)),
         (2, "bf16", 2, Trained(4000, 4000, 12000)),
         (1, "bf16", 2, Trained(4000, 12000, 12000)),
-        (3, "fp32", 2, Trained(4000 + 8000, 4000, 8000)),
+        (3, "fp32", 2, Trained(4000 + 8000, 4000, 12000)),
         (3, "bf16", 1, Trained(4000, 8000, 24000)),
     ],
 )
@@ -50,6 +50,7 @@ def test_small_parameters_stay_whole_under_zero3_as_its_threshold_says():
 def test_a_parameter_on_the_border_of_two_ranks_keeps_its_gradient_whole_on_both():
     assert trained(2, "fp32", 4).gradients == 4000  # half of all is one parameter, which two ranks share
     assert trained(2, "fp32", 2, sizes=[600, 600, 600]).gradients == 4 * 1200
+    assert trained(2, "bf16", 2, sizes=[600, 600, 600]).gradients == 4 * 900  # copied to fp32, without the rest
 
 
 def test_an_optimizer_without_moments_needs_its_master_weights_alone():
