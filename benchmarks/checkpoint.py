@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.report import at_most, installed, publish, table
 from ted_ds.config.deepspeed import complete
-from ted_ds.config.schema import PhasePlan
+from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.data.loader import Batch
 from ted_ds.models.families import family_of
 from ted_ds.models.taps import TappedModel

@@ -20,7 +20,7 @@ from benchmarks.ranks import Ranks, answer_orders
 from benchmarks.report import at_least, installed, publish, table
 from benchmarks.steps import DTYPES, SHAPES, ByTedDs, Shape
 from ted_ds.config.deepspeed import complete
-from ted_ds.config.schema import PhasePlan
+from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.runtime.engine import TrainableEngine
 from ted_ds.runtime.world import World
 

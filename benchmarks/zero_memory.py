@@ -24,7 +24,7 @@ from benchmarks.ranks import Ranks, answer_orders
 from benchmarks.report import at_most, installed, publish, table
 from benchmarks.steps import DTYPES, ByTedDs, Shape, gpt2, new_model
 from ted_ds.config.deepspeed import complete
-from ted_ds.config.schema import PhasePlan
+from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.memory import Trained, frozen_bytes, trained_bytes
 from ted_ds.models.files import read_model_facts
 from ted_ds.models.loading import load_model

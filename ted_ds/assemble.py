@@ -11,7 +11,8 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ted_ds.config.deepspeed import complete, read_deepspeed_json, zero_stage
-from ted_ds.config.schema import PhasePlan, Recipe
+from ted_ds.config.phase_plan import PhasePlan
+from ted_ds.config.schema import Recipe
 from ted_ds.config.tasks import CausalLm, HeadTask, LabelledTask, SequenceClassification
 from ted_ds.data.bad_records import Ledger
 from ted_ds.data.labelled_stream import LabelledStream

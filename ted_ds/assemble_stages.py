@@ -21,7 +21,7 @@ from ted_ds.numerics.layer_map import layer_names
 from ted_ds.runtime.determinism import seed_everything
 from ted_ds.runtime.engine import Objective
 from ted_ds.runtime.frozen import FrozenModel
-from ted_ds.stages.distill import DistillObjective
+from ted_ds.stages.distill import DistillObjective, Teacher
 from ted_ds.stages.finetune import FinetuneObjective
 from ted_ds.stages.learn_filters import FilterObjective
 
@@ -97,7 +97,7 @@ class StageTwo:
     module: FilteredModel
     """The student and its filters as the one trainable module."""
     teacher: FrozenModel | None
-    """None for ``sft``."""
+    """None for ``sft``, and where a cache knows what it would say."""
     teacher_filters: FilterBank | None
     """None where no layers are matched."""
     objective: Objective
@@ -122,6 +122,7 @@ def build_stage_two(
     student: Path,
     filters: Mapping[str, Path | None],
     new_head_allowed: bool = False,
+    cached: Teacher | None = None,
 ) -> StageTwo:
     """The student, its teacher and the filters of both. Every rank must call it.
 
@@ -133,6 +134,7 @@ def build_stage_two(
         filters: For ``ted``: the folders of the ``student``'s and the ``teacher``'s learned filters; None for fresh
             ones, as Stage I starts with.
         new_head_allowed: Whether the teacher's head may start random, as before its fine-tuning.
+        cached: What knows the teacher's predictions and filtered states; then the teacher itself is not loaded.
 
     Raises:
         TedError: A model or filter cannot be loaded; on every rank.
@@ -140,22 +142,26 @@ def build_stage_two(
     plan = build.recipe.distill
     student_layers, teacher_layers = build.layers("student"), build.layers("teacher")
     tapped = build.trainable_model("student", student, config, student_layers)
-    banks: Any = None
+    bank: FilterBank | None = None
+    teacher_filters: FilterBank | None = None
     with build.world.together():
-        banks = _filter_banks(build, filters)
-    bank, teacher_filters, kind = banks
+        bank = _student_bank(build, filters["student"])
+        teacher_filters = _no_filters(build) if cached is not None else teacher_bank(build, filters["teacher"])
+    assert bank is not None
+    kind = build.recipe.filters.kind if plan.method == "ted" and build.recipe.filters is not None else "linear"
     frozen = None
-    if plan.method != "sft":
+    if plan.method != "sft" and cached is None:
         frozen = build.frozen_model("teacher", teacher, teacher_layers, new_head_allowed=new_head_allowed)
+    teaching = cached or frozen
     objective: Objective = (
         FinetuneObjective(build.terms, plan.task_weight)
-        if frozen is None
-        else _distill_objective(build, frozen, teacher_filters)
+        if teaching is None
+        else _distill_objective(build, teaching, teacher_filters)
     )
     return StageTwo(tapped, bank, kind, FilteredModel(tapped, bank), frozen, teacher_filters, objective)
 
 
-def _distill_objective(build: Assembly, teacher: FrozenModel, teacher_filters: FilterBank | None) -> DistillObjective:
+def _distill_objective(build: Assembly, teacher: Teacher, teacher_filters: FilterBank | None) -> DistillObjective:
     """The recipe's Stage II objective with this teacher."""
     plan = build.recipe.distill
     return DistillObjective(
@@ -173,19 +179,33 @@ def _distill_objective(build: Assembly, teacher: FrozenModel, teacher_filters: F
     )
 
 
-def _filter_banks(build: Assembly, folders: Mapping[str, Path | None]) -> tuple[FilterBank, FilterBank | None, str]:
-    """The student's filters, the teacher's (None: no layers are matched), and the kind of the student's."""
+def _student_bank(build: Assembly, folder: Path | None) -> FilterBank:
     recipe, layers = build.recipe, build.layers("student")
-    width, dim = build.facts("student").hidden_size, build.plan.filter_dim
+    width = build.facts("student").hidden_size
     if recipe.distill.method == "ted":
-        assert recipe.filters is not None
-        bank, teacher_bank = (_filters(build, side, folders[side]) for side in ("student", "teacher"))
-        teacher_bank.to(build.world.device, build.dtype).requires_grad_(False).eval()
-        return bank, teacher_bank, recipe.filters.kind
+        return _filters(build, "student", folder)
     if recipe.distill.method == "lwd":
         seed_everything(recipe.seed, phase="lwd")
-        return FilterBank(layers, width, dim), IdentityFilters(layers), "linear"
-    return FilterBank((), width, width), None, "linear"
+        return FilterBank(layers, width, build.plan.filter_dim)
+    return FilterBank((), width, width)
+
+
+def teacher_bank(build: Assembly, folder: Path | None) -> FilterBank | None:
+    """The teacher's filters on the device, frozen: those learned, or none at all; None where no layers are matched.
+
+    Raises:
+        TedError: They cannot be loaded.
+    """
+    if build.recipe.distill.method != "ted":
+        return _no_filters(build)
+    bank = _filters(build, "teacher", folder)
+    return bank.to(build.world.device, build.dtype).requires_grad_(False).eval()
+
+
+def _no_filters(build: Assembly) -> FilterBank | None:
+    """The identity for each pair of layers; None where no layers are matched."""
+    layers = build.layers("teacher")
+    return IdentityFilters(layers) if layers else None
 
 
 def _filters(build: Assembly, side: str, folder: Path | None) -> FilterBank:

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from ted_ds.assemble import Assembly
 from ted_ds.assemble_stages import StageTwo, build_stage_two
-from ted_ds.chain import Chain
+from ted_ds.chain import cut_student
 from ted_ds.config.tasks import LabelledTask
 from ted_ds.contracts import broken_contracts
 from ted_ds.data.loader import Batch
 from ted_ds.errors import TedError
+from ted_ds.layout import Layout
 from ted_ds.models.loading import load_tokenizer
 from ted_ds.numerics.filters import Match
 from ted_ds.numerics.losses import feature_mse_sum
@@ -42,8 +43,8 @@ LARGEST_SELF_LOSS = 1e-6
 class Doctor:
     """Examines one recipe on one world of ranks; writes nothing that stays."""
 
-    def __init__(self, assembly: Assembly, chain: Chain) -> None:
-        self._build, self._chain = assembly, chain
+    def __init__(self, assembly: Assembly, layout: Layout) -> None:
+        self._build, self._layout = assembly, layout
         self._recipe, self._world = assembly.recipe, assembly.world
         self._verdicts: list[Verdict] = []
 
@@ -58,7 +59,7 @@ class Doctor:
             batch = next(self._first_batches())[0]
         assert batch is not None
         teacher_is_ready = self._is_done("finetune_teacher", wanted=self._recipe.teacher.finetune is not None)
-        teacher = self._chain.teacher_path() if teacher_is_ready else self._chain.teacher_origin
+        teacher = self._layout.teacher_path() if teacher_is_ready else self._layout.teacher_origin
         with self._student(teacher) as (student, student_is_ready):
             broken = self._look_at_contracts(student)
             for name, path in (("teacher", teacher), ("student", student)):
@@ -91,7 +92,7 @@ class Doctor:
         if not self._world.on_main((self._recipe.output_dir / phase).exists):
             return False
         try:
-            return self._world.on_main(lambda: self._chain.folder(phase).is_complete())
+            return self._world.on_main(lambda: self._layout.folder(phase).is_complete())
         except TedError as error:
             self._add(phase, "fail", str(error))
             return False
@@ -114,10 +115,10 @@ class Doctor:
     @contextlib.contextmanager
     def _student(self, teacher: Path) -> Iterator[tuple[Path, bool]]:
         """The student as it is now, and whether it is past Stage 0; cut for the time being where it must be."""
-        start = self._chain.student_start_path()
+        start = self._layout.student_start_path()
         tuned = self._recipe.student.finetune is not None
         if tuned and self._is_done("finetune_student", wanted=True):
-            yield self._chain.student_path(), True
+            yield self._layout.student_path(), True
             return
         if self._world.on_main(start.is_dir):
             yield start, not tuned
@@ -128,7 +129,7 @@ class Doctor:
 
         def cut() -> None:
             place.parent.mkdir(parents=True, exist_ok=True)
-            self._chain.cut_student(teacher, place)
+            cut_student(self._build, teacher, place)
 
         try:
             self._world.on_main(cut)
@@ -141,7 +142,7 @@ class Doctor:
                         place.parent.rmdir()
 
     def _look_at_contracts(self, student: Path) -> Mapping[str, list[str]]:
-        teacher = self._chain.teacher_origin
+        teacher = self._layout.teacher_origin
         facts = self._build.plan.teacher, self._build.plan.student
         of_teacher = self._recipe.student.from_teacher is not None
         sides = model_sides(self._recipe, teacher, facts[0], teacher if of_teacher else student, facts[1])
@@ -199,7 +200,7 @@ class Doctor:
 
     def _look_at_learned(self, side: str, check: str) -> None:
         def scores() -> dict[str, float]:
-            folder = self._chain.folder(f"filters_{side}")
+            folder = self._layout.folder(f"filters_{side}")
             folder.is_complete()
             result = folder.result()
             return {name: values["loss"] for name, values in result["filters"].items()}

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ted_ds.config.deepspeed import read_deepspeed_json
-from ted_ds.config.schema import Filters, PhasePlan, Recipe
+from ted_ds.config.phase_plan import PhasePlan
+from ted_ds.config.schema import Filters, Recipe
 from ted_ds.config.tasks import CausalLm
 from ted_ds.memory import Trained, activation_bytes, frozen_bytes, gib, trained_bytes
 from ted_ds.models.files import ModelFacts, Parameters

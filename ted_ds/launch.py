@@ -19,7 +19,9 @@ from ted_ds.data.tasks import open_task_data
 from ted_ds.doctor import Doctor
 from ted_ds.errors import ConfigError, RankLostError, StoppedOnRequest
 from ted_ds.evaluation.scoring import SCORERS
+from ted_ds.fill_cache import refuse_large_cache
 from ted_ds.host_teacher import host_teacher
+from ted_ds.layout import Layout
 from ted_ds.models.loading import fetch, load_tokenizer
 from ted_ds.plan import Plan, make_plan
 from ted_ds.run_folder import begin_run, mark_stopped, new_run, read_run
@@ -57,7 +59,8 @@ def run_phases(recipe_path: str, overrides: Sequence[str], wanted: Sequence[str]
 def _run_phases(
     recipe_path: str, overrides: Sequence[str], wanted: Sequence[str], stops: StopRequests, started: float
 ) -> None:
-    assembly, chain = _prepare(recipe_path, overrides, contracts_hold=True, stops=stops)
+    assembly, layout = _prepare(recipe_path, overrides, contracts_hold=True, stops=stops)
+    chain = Chain(assembly, layout)
     recipe, world, screen = assembly.recipe, assembly.world, assembly.screen
     stops.limit(recipe.stop_after_minutes, started_at=started)
     _greet(assembly)
@@ -106,14 +109,14 @@ def examine(recipe_path: str, overrides: Sequence[str]) -> bool:
     Raises:
         TedError: There is nothing to look at; the same on every rank.
     """
-    assembly, chain = _prepare(recipe_path, overrides, contracts_hold=False, stops=StopRequests())
+    assembly, layout = _prepare(recipe_path, overrides, contracts_hold=False, stops=StopRequests())
     _greet(assembly)
-    return Doctor(assembly, chain).examine()
+    return Doctor(assembly, layout).examine()
 
 
 def _prepare(
     recipe_path: str, overrides: Sequence[str], *, contracts_hold: bool, stops: StopRequests
-) -> tuple[Assembly, Chain]:
+) -> tuple[Assembly, Layout]:
     """Everything up to the first use of a model's weights.
 
     Args:
@@ -164,7 +167,9 @@ def _prepare(
         run=run,
         hosting=hosting,
     )
-    return assembly, Chain(assembly, teacher=teacher, student=student)
+    with world.together():
+        refuse_large_cache(assembly)
+    return assembly, Layout(assembly, teacher=teacher, student=student)
 
 
 def _open_output(recipe: Recipe, world: World, assembly: Assembly) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from ted_ds.assemble import Assembly
-from ted_ds.config.schema import PhasePlan
+from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.data.loader import Batch
 from ted_ds.data.reading.records import BadRecord
 from ted_ds.data.stream.state_file import STREAM_FILE, read_stream_state, stream_state_text

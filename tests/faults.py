@@ -18,7 +18,8 @@ def signal_at(rank: int, place: str, occurrence: int, number: int, on_ranks: tup
 
     Places: ``step`` and ``backward`` of training, ``save`` (training copies its states), ``file`` (half of a
     checkpoint's file is written), ``commit`` (before each thing that puts a checkpoint in its place), ``evaluation``
-    (between two batches), ``result`` (a phase's result is being written).
+    (between two batches), ``result`` (a phase's result is being written), ``cache`` (a record of the
+    teacher's cache is being written).
     """
     if rank in on_ranks:
         counter = itertools.count(1)
@@ -58,6 +59,12 @@ def _at_result(arrive: Callable[[], None]) -> None:
     from ted_ds.phases import PhaseFolder
 
     _before(PhaseFolder, "write", arrive)
+
+
+def _at_cache(arrive: Callable[[], None]) -> None:
+    from ted_ds.teacher_cache.store import PartWriter
+
+    _before(PartWriter, "add", arrive)
 
 
 def _at_commit(arrive: Callable[[], None]) -> None:
@@ -140,6 +147,7 @@ PLACES = {
     "save": _at_save,
     "file": _at_file,
     "commit": _at_commit,
+    "cache": _at_cache,
     "evaluation": _at_evaluation,
     "result": _at_result,
 }

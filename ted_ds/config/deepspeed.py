@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ted_ds.config.schema import PhasePlan
+from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.errors import raise_all
 
 # What DeepSpeed 0.19 reads at the top level; tests/unit/test_deepspeed_config.py holds it against its source.

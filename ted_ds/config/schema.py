@@ -12,110 +12,14 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from ted_ds.config.data import Data
+from ted_ds.config.pair import Student, Teacher
+from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.section import Section
 from ted_ds.config.tasks import Task
 
 NUM_SPECIAL_TOKENS = 4
 """Of a trained tokenizer: unknown, begin, end, padding."""
 NUM_BYTES = 256
-
-
-class PhasePlan(Section):
-    """How one phase trains: its steps, batch and optimizer values.
-
-    These values are the recipe's: the DeepSpeed JSON takes them where it says ``"auto"``.
-    """
-
-    max_steps: int = Field(gt=0)
-    """Optimizer steps."""
-    learning_rate: float = Field(gt=0)
-    """Peak learning rate."""
-    global_batch_size: int = Field(gt=0)
-    """Sequences or examples per optimizer step, over all ranks and microbatches."""
-    micro_batch_size: int | None = Field(default=None, gt=0)
-    """Sequences or examples per rank and forward pass."""
-    micro_batch_tokens: int | None = Field(default=None, gt=0)
-    """Instead: most tokens per rank and forward pass, padding included; for tasks whose texts differ in length."""
-    warmup_steps: int = Field(default=0, ge=0)
-    """Steps of linear warm-up from 0 to ``learning_rate``."""
-    schedule: Literal["linear", "cosine", "constant", "deepspeed"] = "linear"
-    """Shape after warm-up; ``deepspeed`` leaves it to the ``scheduler`` block of the DeepSpeed JSON."""
-    gradient_clipping: float = Field(default=1.0, ge=0)
-    """Largest global gradient norm; 0 switches clipping off."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """Decay of parameters with two or more dimensions; biases and norms are not decayed."""
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    eps: float = Field(default=1e-8, gt=0)
-
-    @model_validator(mode="after")
-    def _steps_and_batches_fit(self) -> PhasePlan:
-        if self.warmup_steps >= self.max_steps:
-            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be smaller than max_steps ({self.max_steps})")
-        if (self.micro_batch_size is None) == (self.micro_batch_tokens is None):
-            raise ValueError("give exactly one of micro_batch_size (examples) and micro_batch_tokens (padded tokens)")
-        if self.micro_batch_size is not None and self.global_batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"global_batch_size ({self.global_batch_size}) must be a multiple of "
-                f"micro_batch_size ({self.micro_batch_size})"
-            )
-        return self
-
-
-class Teacher(Section):
-    """The model to learn from."""
-
-    path: str = Field(min_length=1)
-    """Local folder or Hugging Face name of the teacher."""
-    finetune: PhasePlan | None = None
-    """Train the teacher on the task first (Stage 0)."""
-    host: Literal["auto", "replica", "int8", "zero3", "cpu_offload", "nvme_offload"] = "auto"
-    """Where its weights are: whole on every rank (``replica``); whole, its blocks' matrices in 8 bits (``int8``, needs
-    torchao); in ZeRO-3 shards of an engine of its own (``zero3``), which wait in host memory (``cpu_offload``) or on a
-    disk (``nvme_offload``); ``auto`` takes the first of these that fits, for the whole run. In Stage I and evaluation a
-    frozen student is whole or sharded likewise."""
-    offload_dir: Path | None = None
-    """A folder on a fast disk of each node, for ``nvme_offload``."""
-
-    @model_validator(mode="after")
-    def _offload_has_a_place(self) -> Teacher:
-        if (self.host == "nvme_offload") and self.offload_dir is None:
-            raise ValueError("host: nvme_offload needs offload_dir, a folder on a fast disk of each node")
-        if self.host not in ("auto", "nvme_offload") and self.offload_dir is not None:
-            raise ValueError(f"offload_dir: host: {self.host} does not use it; remove it")
-        return self
-
-
-class CutFromTeacher(Section):
-    """Which blocks of the teacher become the student."""
-
-    blocks: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
-    """Blocks of the teacher to copy, numbered from 0 as in its parameter names."""
-
-    @model_validator(mode="after")
-    def _ascending(self) -> CutFromTeacher:
-        if sorted(set(self.blocks)) != self.blocks:
-            raise ValueError(f"blocks must be ascending and distinct, got {self.blocks}")
-        return self
-
-
-class Student(Section):
-    """The model that learns."""
-
-    path: str | None = Field(default=None, min_length=1)
-    """Local folder or Hugging Face name of a pretrained student."""
-    from_teacher: CutFromTeacher | None = None
-    """Cut the student out of the teacher instead."""
-    finetune: PhasePlan | None = None
-    """Train the student on the task before Stage I (Stage 0)."""
-    freeze_embeddings: bool = False
-    """Leave the token embeddings as they are, and an LM head that is tied to them: no gradients or optimizer state of
-    them, and, while both models are whole on a rank, one copy of them for a student cut out of its teacher."""
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> Student:
-        if (self.path is None) == (self.from_teacher is None):
-            raise ValueError("give exactly one of path and from_teacher")
-        return self
 
 
 LayerPair = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
@@ -296,6 +200,16 @@ class Recipe(Section):
             raise ValueError("distill.method: ted needs a filters section (Stage I)")
         if self.distill.method == "kd" and self.distill.kl_weight == 0:
             raise ValueError("distill.method: kd needs a kl_weight above 0; without a teacher it is sft")
+        return self
+
+    @model_validator(mode="after")
+    def _cached_examples_come_again(self) -> Recipe:
+        if self.teacher.cache is not None and self.task.kind == "causal_lm":
+            raise ValueError(
+                "teacher.cache: the packed sequences of a causal_lm do not come again; remove it (it is for task data)"
+            )
+        if self.teacher.cache is not None and self.distill.method == "sft":
+            raise ValueError("teacher.cache: distill.method: sft has no teacher; remove it")
         return self
 
     @model_validator(mode="after")

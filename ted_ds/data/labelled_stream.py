@@ -18,6 +18,15 @@ from ted_ds.errors import DataError
 VERSION = 1
 
 
+def samples_sha256(samples: Sequence[Sample]) -> str:
+    """A hash of the tokens and labels of a set, in its order."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(array("q", [len(sample.input_ids), *sample.input_ids]).tobytes())
+        digest.update(repr(sample.label).encode())
+    return digest.hexdigest()
+
+
 class LabelledStream(Iterator[list[Batch]]):
     """This rank's microbatches of each step, without end.
 
@@ -154,13 +163,9 @@ class LabelledStream(Iterator[list[Batch]]):
     @functools.cached_property
     def _identity(self) -> dict[str, Any]:
         """What must be the same for the steps to be the same."""
-        digest = hashlib.sha256()
-        for sample in self._samples:
-            digest.update(array("q", [len(sample.input_ids), *sample.input_ids]).tobytes())
-            digest.update(repr(sample.label).encode())
         return {
             "num_samples": len(self._samples),
-            "samples_sha256": digest.hexdigest(),
+            "samples_sha256": samples_sha256(self._samples),
             "seed": self._seed,
             "global_batch_size": self._global_batch_size,
             "grouping_window_steps": self._window_steps,

@@ -33,6 +33,8 @@ class Batch:
     """Each token's place in its document; None where it is its place in the row."""
     isolated: bool = False
     """Whether documents in one row are kept apart."""
+    samples: tuple[int, ...] = ()
+    """The place of each row's example in a labelled training set; -1 for an empty row, or without such a set."""
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device."""
@@ -101,6 +103,7 @@ class Collator:
             kept_tokens,
             position_ids if positions_differ else None,
             self.isolate_documents,
+            tuple(-1 if sample is None else sample.index for sample in samples),
         )
 
     def _pieces(self, sample: Sample | None) -> Sequence[int]:

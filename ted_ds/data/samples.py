@@ -17,3 +17,5 @@ class Sample:
     """None where the labels are the tokens themselves."""
     document_lengths: Sequence[int] = ()
     """Tokens of each document in a packed sequence."""
+    index: int = -1
+    """Its place in a labelled training set; -1 elsewhere."""

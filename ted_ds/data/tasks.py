@@ -53,7 +53,7 @@ class LabelledData:
         reader.judge(is_complete=True)
         self.bad_records = reader.bad
         _refuse_empty(data, kept, heldout)
-        self.train = _tokenise(kept, task, tokenizer)
+        self.train = [replace(sample, index=index) for index, sample in enumerate(_tokenise(kept, task, tokenizer))]
         self.heldout = _tokenise(heldout[:max_heldout], task, tokenizer)
 
     def describe(self, _world_size: int) -> str:

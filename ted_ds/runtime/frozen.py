@@ -15,6 +15,7 @@ from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 
 from ted_ds.config.deepspeed import zero_stage
+from ted_ds.data.loader import Batch
 from ted_ds.errors import TopologyError
 from ted_ds.models.loading import num_parameters
 from ted_ds.models.predictions import Predictions
@@ -164,6 +165,17 @@ class FrozenModel:
                 with_predictions=with_predictions and then is not None,
                 on_state=None if on_state is None else outside(on_state),
             )
+
+    def teach(
+        self,
+        batch: Batch,
+        then: Callable[[Predictions | None], None],
+        *,
+        with_predictions: bool,
+        on_state: OnState | None,
+    ) -> None:
+        """Run it on a batch; see :class:`ted_ds.stages.distill.Teacher`."""
+        self(batch.inputs, then, with_predictions=with_predictions, on_state=on_state)
 
     def share_with(self, module: nn.Module) -> int:
         """Keep weights that equal ones ``module`` does not train only once; returns how many parameters those are."""

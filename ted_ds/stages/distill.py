@@ -6,7 +6,7 @@ The baselines are this same code: ``sft`` has no teacher, ``kd`` no filters, ``l
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -18,8 +18,22 @@ from ted_ds.numerics.filters import FilterBank, Match
 from ted_ds.numerics.layer_map import layer_names
 from ted_ds.numerics.objective import combine
 from ted_ds.numerics.task_terms import TaskTerms
-from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.stages.finetune import TASK
+
+
+class Teacher(Protocol):
+    """What a student learns from: a model that runs, or what one said before."""
+
+    def teach(
+        self,
+        batch: Batch,
+        then: Callable[[Predictions | None], None],
+        *,
+        with_predictions: bool,
+        on_state: Callable[[int, Tensor], None] | None,
+    ) -> None:
+        """Hand over each state, by its place in the layer map, and then the predictions (None without them)."""
+        ...
 
 
 class DistillObjective:
@@ -33,7 +47,7 @@ class DistillObjective:
         self,
         terms: TaskTerms,
         *,
-        teacher: FrozenModel,
+        teacher: Teacher,
         teacher_filters: FilterBank | None,
         student_layers: Sequence[int],
         task_weight: float,
@@ -48,8 +62,8 @@ class DistillObjective:
 
         Args:
             terms: What the task loss and the prediction term are.
-            teacher: Tapped at the teacher's side of the layer map.
-            teacher_filters: In the order of the layer map; None for ``kd``.
+            teacher: Gives states at the teacher's side of the layer map.
+            teacher_filters: What those still have to go through, in the order of the layer map; None for ``kd``.
             student_layers: The student's side of the layer map, for the names of the terms.
             task_weight: Weight of the task loss.
             kl_weight: Weight of the KL term.
@@ -111,8 +125,8 @@ class DistillObjective:
                 if losses.prediction is not None:
                     totals[self._terms.prediction_name] = losses.prediction
 
-            self._teacher(
-                batch.inputs,
+            self._teacher.teach(
+                batch,
                 compare_predictions,
                 with_predictions=self._needs_predictions,
                 on_state=compare_states if self._feature_names else None,

@@ -21,7 +21,7 @@ import torch
 from torch.nn import functional as F
 
 from ted_ds.config.deepspeed import complete
-from ted_ds.config.schema import PhasePlan
+from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.data.loader import Collator
 from ted_ds.data.samples import Sample
 from ted_ds.models.families import family_of

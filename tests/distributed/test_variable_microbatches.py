@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ted_ds.config.deepspeed import complete
-from ted_ds.config.schema import PhasePlan
+from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.data.grouping import by_token_budget
 from ted_ds.data.loader import Collator
 from ted_ds.data.samples import Sample

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ted_ds.config.deepspeed import complete
-from ted_ds.config.schema import PhasePlan
+from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.data.loader import Collator
 from ted_ds.data.samples import Sample
 from ted_ds.models.families import family_of

@@ -116,6 +116,26 @@ def test_stopped_after_every_second_step_of_every_phase_under_zero3(tmp_path, ki
     assert differences(traces(tmp_path / "whole"), traces(tmp_path / "run")) == []
 
 
+def test_a_run_with_a_cached_teacher_goes_on_from_anywhere(tmp_path):
+    recipe = with_dropout(write_run(tmp_path, kind="sequence_classification"))
+    steps = [f"{phase}.max_steps=2" for phase in ("filters.teacher", "filters.student")]
+    cached = ("teacher.cache={max_gib: 1, precision: int8}", "distill.max_steps=40", "distill.micro_batch_size=1")
+    arguments = ["run", str(recipe), *cached, *steps, "checkpoint.every_steps=10"]
+    run([*arguments, f"output_dir={tmp_path / 'whole'}"])
+    killed = Run(arguments, fault=signal_at, fault_arguments=("cache", 9, signal.SIGKILL, (1,)))
+    assert killed.wait()[1] == -signal.SIGKILL
+    for place, occurrence in (("cache", 9), ("step", 9)):  # the latter in Stage II: there is nothing before it left
+        stopping = Run(arguments, fault=signal_at, fault_arguments=(place, occurrence, signal.SIGTERM))
+        assert stopping.wait() == [STOPPED, STOPPED], stopping.output()
+    before = sorted((tmp_path / "run" / "teacher_cache").glob("*/*"))
+    assert [file.name for file in before if file.suffix == ".bin"] == ["part_00000.bin", "part_00001.bin"]
+    output = run(arguments)
+    assert "going on after step 9 of 40" in output
+    assert f"{tmp_path}/teacher: " in output  # to be evaluated
+    assert output.count(f"{tmp_path}/teacher: ") == 1
+    assert differences(traces(tmp_path / "whole"), traces(tmp_path / "run")) == []
+
+
 # --- another layout ---------------------------------------------------------------------------------------------------
 
 TOLERANCE = {"fp32": 2e-5, "bf16": 5e-3}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -23,8 +24,12 @@ FINETUNE = "{max_steps: 2, learning_rate: 1e-3, global_batch_size: 4, micro_batc
 BOTH_FINETUNED = (f"student.finetune={FINETUNE}", f"teacher.finetune={FINETUNE}")
 
 
+def read_metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
 def metrics(folder):
-    return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    return read_metrics(folder / "run")
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +191,36 @@ def test_a_teacher_in_8_bits_and_frozen_embeddings(tmp_path):
     again = alone("run", str(recipe), "teacher.host=replica", "student.freeze_embeddings=true")
     assert again.code == 2
     assert "filters_teacher: was completed with other settings: teacher_weights was 'int8', now None" in again.output
+
+
+CACHED = ("teacher.cache.max_gib=1", "distill.max_steps=40", "distill.micro_batch_size=1")
+
+
+def test_a_teacher_in_a_cache_runs_over_each_example_once(tmp_path):
+    recipe = write_run(tmp_path, kind="sequence_classification")
+    outcome = deepspeed("run", str(recipe), *CACHED)
+    assert outcome.code == 0, outcome.output
+    assert re.search(
+        r"teacher cache: \d+ examples, [\d.e-]+ MiB in .*/run/teacher_cache, each seen [\d.]+ times", outcome.output
+    )
+    # loaded in Stage I, to fill the cache, and to be evaluated: not beside the student
+    assert outcome.output.count(f"{tmp_path}/teacher: ") == 3
+    assert not (tmp_path / "run" / "teacher_cache").exists()
+    live = deepspeed("run", str(recipe), *CACHED[1:], f"output_dir={tmp_path / 'live'}")
+    assert live.code == 0, live.output
+    first, second = (
+        next(line for line in read_metrics(tmp_path / name) if line["phase"] == "distill") for name in ("run", "live")
+    )
+    for name in ("loss/kl_teacher_student", "loss/feature_mse"):
+        assert first[name] == pytest.approx(second[name], rel=1e-2)
+
+
+def test_a_cache_that_would_be_too_large_is_refused(tmp_path):
+    recipe = write_run(tmp_path, kind="sequence_classification")
+    outcome = alone("run", str(recipe), "teacher.cache.max_gib=1e-9")
+    assert outcome.code == 2
+    assert "teacher.cache.max_gib: 1e-09 is less than the " in outcome.output
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_host_that_was_chosen_is_kept(lm_run):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
+
+import pytest
 
 from benchmarks import check
-from benchmarks.report import at_least, at_most
+from benchmarks.report import ROOT, at_least, at_most
 
 
 def content(*claims):

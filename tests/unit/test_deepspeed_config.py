@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ted_ds.config.deepspeed import KNOWN_TOP_LEVEL_KEYS, complete, read_deepspeed_json, zero_stage
-from ted_ds.config.schema import PhasePlan
+from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.errors import ConfigError
 from tests.tiny import ROOT
 

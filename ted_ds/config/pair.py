@@ -1,0 +1,83 @@
+"""The recipe's ``teacher`` and ``student`` sections: which models, where their weights are, and what trains of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from ted_ds.config.phase_plan import PhasePlan
+from ted_ds.config.section import Section
+
+
+class TeacherCache(Section):
+    """Keep what the teacher says of each training example of a task, so that it runs over them once."""
+
+    max_gib: float = Field(gt=0)
+    """The most it may take on disk; a larger one is refused before anything starts."""
+    precision: Literal["bf16", "int8"] = "bf16"
+    """Of the filtered states; ``int8`` has a scale per token. Predictions are kept in fp32."""
+    dir: Path | None = None
+    """A folder that all nodes share, in which runs find each other's caches; unset: in ``output_dir``, until Stage II
+    is complete."""
+
+
+class Teacher(Section):
+    """The model to learn from."""
+
+    path: str = Field(min_length=1)
+    """Local folder or Hugging Face name of the teacher."""
+    finetune: PhasePlan | None = None
+    """Train the teacher on the task first (Stage 0)."""
+    host: Literal["auto", "replica", "int8", "zero3", "cpu_offload", "nvme_offload"] = "auto"
+    """Where its weights are: whole on every rank (``replica``); whole, its blocks' matrices in 8 bits (``int8``, needs
+    torchao); in ZeRO-3 shards of an engine of its own (``zero3``), which wait in host memory (``cpu_offload``) or on a
+    disk (``nvme_offload``); ``auto`` takes the first of these that fits, for the whole run. In Stage I and evaluation a
+    frozen student is whole or sharded likewise."""
+    offload_dir: Path | None = None
+    """A folder on a fast disk of each node, for ``nvme_offload``."""
+
+    cache: TeacherCache | None = None
+    """For task data that is seen several times; unset: the teacher runs beside the student in every step."""
+
+    @model_validator(mode="after")
+    def _offload_has_a_place(self) -> Teacher:
+        if (self.host == "nvme_offload") and self.offload_dir is None:
+            raise ValueError("host: nvme_offload needs offload_dir, a folder on a fast disk of each node")
+        if self.host not in ("auto", "nvme_offload") and self.offload_dir is not None:
+            raise ValueError(f"offload_dir: host: {self.host} does not use it; remove it")
+        return self
+
+
+class CutFromTeacher(Section):
+    """Which blocks of the teacher become the student."""
+
+    blocks: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    """Blocks of the teacher to copy, numbered from 0 as in its parameter names."""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> CutFromTeacher:
+        if sorted(set(self.blocks)) != self.blocks:
+            raise ValueError(f"blocks must be ascending and distinct, got {self.blocks}")
+        return self
+
+
+class Student(Section):
+    """The model that learns."""
+
+    path: str | None = Field(default=None, min_length=1)
+    """Local folder or Hugging Face name of a pretrained student."""
+    from_teacher: CutFromTeacher | None = None
+    """Cut the student out of the teacher instead."""
+    finetune: PhasePlan | None = None
+    """Train the student on the task before Stage I (Stage 0)."""
+    freeze_embeddings: bool = False
+    """Leave the token embeddings as they are, and an LM head that is tied to them: no gradients or optimizer state of
+    them, and, while both models are whole on a rank, one copy of them for a student cut out of its teacher."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Student:
+        if (self.path is None) == (self.from_teacher is None):
+            raise ValueError("give exactly one of path and from_teacher")
+        return self

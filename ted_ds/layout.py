@@ -1,0 +1,136 @@
+"""Where the phases of a run put their results, and what each of these depends on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ted_ds.assemble import Assembly
+from ted_ds.config.phase_plan import PhasePlan
+from ted_ds.config.redaction import without_secrets
+from ted_ds.phases import PhaseFolder, model_identity
+
+MODEL_FOLDER = "model"
+UNDECIDING_DATA_KEYS = {"padding", "workers", "bad_records"}
+"""What may change in ``data`` without a change in results."""
+
+
+class Layout:
+    """The folders of one run, from the models it starts with to the student it exports."""
+
+    def __init__(self, assembly: Assembly, *, teacher: Path, student: Path | None) -> None:
+        """Start from the teacher's folder and the student's (None where it is cut from the teacher)."""
+        self._assembly, self._recipe = assembly, assembly.recipe
+        self._output = assembly.recipe.output_dir
+        self.teacher_origin, self.student_origin = teacher, student
+        self._identities: dict[Path, dict[str, str]] = {}
+
+    def folder(self, phase: str) -> PhaseFolder:
+        """Where a phase puts its result, and what that depends on."""
+        inputs: dict[str, Callable[[], dict[str, Any]]] = {
+            "finetune_teacher": lambda: self._training_inputs(self._recipe.teacher.finetune, self.teacher_origin),
+            "cut_student": lambda: {
+                "teacher": self.identity(self.teacher_path()),
+                "blocks": self._recipe.student.from_teacher and self._recipe.student.from_teacher.blocks,
+            },
+            "finetune_student": lambda: {
+                **self._training_inputs(self._recipe.student.finetune, self.student_start_path()),
+                **self._frozen_part(),
+            },
+            "filters_teacher": lambda: self._filter_inputs("teacher", self.teacher_path()),
+            "filters_student": lambda: self._filter_inputs("student", self.student_path()),
+            "distill": self._distill_inputs,
+            "evaluate": lambda: {
+                "models": {name: self.identity(path) for name, path in self.evaluated_paths().items()},
+                **self._in_8_bits(),
+                **without_secrets(
+                    self._recipe.model_dump(
+                        mode="json", include={"evaluation", "data", "task"}, exclude={"data": UNDECIDING_DATA_KEYS}
+                    )
+                ),
+            },
+            "export": lambda: {"student": self.identity(self.distilled_path())},
+        }
+        return PhaseFolder(self._output / phase, inputs[phase]())
+
+    def teacher_path(self) -> Path:
+        """The teacher that Stage I and II read."""
+        tuned = self._recipe.teacher.finetune is not None
+        return self._output / "finetune_teacher" / MODEL_FOLDER if tuned else self.teacher_origin
+
+    def student_start_path(self) -> Path:
+        """The student before any training."""
+        return self.student_origin or self._output / "cut_student" / MODEL_FOLDER
+
+    def student_path(self) -> Path:
+        """The student that Stage I and II read."""
+        tuned = self._recipe.student.finetune is not None
+        return self._output / "finetune_student" / MODEL_FOLDER if tuned else self.student_start_path()
+
+    def distilled_path(self) -> Path:
+        """The student after Stage II."""
+        return self._output / "distill" / MODEL_FOLDER
+
+    def evaluated_paths(self) -> dict[str, Path]:
+        """The models that the evaluation compares, by name."""
+        models = {"teacher": self.teacher_path(), "student before": self.student_start_path()}
+        if self._recipe.student.finetune is not None:
+            models["student fine-tuned"] = self.student_path()
+        return {**models, "student after": self.distilled_path()}
+
+    def identity(self, folder: Path) -> dict[str, str]:
+        """What names a model (:func:`ted_ds.phases.model_identity`), computed once."""
+        if folder not in self._identities:
+            self._identities[folder] = model_identity(folder)
+        return self._identities[folder]
+
+    def _training_inputs(self, plan: PhasePlan | None, model: Path) -> dict[str, Any]:
+        return {
+            "model": self.identity(model),
+            # how the global batch is cut up and sharded does not decide the result: a requeued run may change it
+            "plan": None
+            if plan is None
+            else plan.model_dump(mode="json", exclude={"micro_batch_size", "micro_batch_tokens"}),
+            "deepspeed": {key: self._assembly.deepspeed_json.get(key) for key in ("optimizer", "scheduler")},
+            "data_files": self._assembly.listing.sizes(),
+            **without_secrets(
+                self._recipe.model_dump(
+                    mode="json", include={"task", "data", "seed", "precision"}, exclude={"data": UNDECIDING_DATA_KEYS}
+                )
+            ),
+        }
+
+    def _filter_inputs(self, side: str, model: Path) -> dict[str, Any]:
+        filters = self._recipe.filters
+        assert filters is not None
+        shape = filters.model_dump(mode="json", include={"kind", "initialisation", "lm_head", "pooling"})
+        plan = filters.teacher if side == "teacher" else filters.student
+        layers = list(self._assembly.layers(side))
+        hosted = self._in_8_bits() if side == "teacher" else {}
+        return {
+            **self._training_inputs(plan, model),
+            "filters": {**shape, "layers": layers, "dim": self._assembly.plan.filter_dim},
+            **hosted,
+        }
+
+    def _distill_inputs(self) -> dict[str, Any]:
+        inputs = self._training_inputs(self._recipe.distill, self.student_path())
+        inputs["teacher"] = self.identity(self.teacher_path())
+        inputs |= self._in_8_bits() | self._frozen_part()
+        if self._recipe.teacher.cache is not None:
+            inputs["teacher_cache"] = self._recipe.teacher.cache.precision
+        inputs["layer_pairs"] = [list(pair) for pair in self._assembly.plan.layer_pairs]
+        if self._recipe.distill.method == "ted":
+            for side in ("teacher", "student"):
+                manifest = self._output / f"filters_{side}" / "phase.json"
+                inputs[f"filters_{side}"] = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        return inputs
+
+    def _in_8_bits(self) -> dict[str, str]:
+        """What to know of a teacher whose weights are not its files'; no other host makes a difference."""
+        return {"teacher_weights": "int8"} if self._assembly.hosting.host == "int8" else {}
+
+    def _frozen_part(self) -> dict[str, bool]:
+        return {"freeze_embeddings": True} if self._recipe.student.freeze_embeddings else {}

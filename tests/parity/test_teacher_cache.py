@@ -1,0 +1,187 @@
+"""A teacher read from its cache teaches what the one that runs does, up to the rounding of what is kept."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from ted_ds.data.loader import Collator
+from ted_ds.data.samples import Sample
+from ted_ds.errors import CheckpointError
+from ted_ds.models.families import family_of
+from ted_ds.models.student import FilteredModel
+from ted_ds.models.taps import TappedModel
+from ted_ds.numerics.filters import FilterBank, IdentityFilters
+from ted_ds.numerics.task_terms import TASK_TERMS
+from ted_ds.runtime.frozen import FrozenModel
+from ted_ds.stages.distill import DistillObjective
+from ted_ds.teacher_cache.cached import CachedTeacher
+from ted_ds.teacher_cache.store import PartWriter, Reader, Record, finish, is_complete
+from tests.parity.test_hosts import load
+from tests.tiny import LABELS, write_model
+
+CPU, KIND, DIM = torch.device("cpu"), "sequence_classification", 6
+TEACHER_LAYERS, STUDENT_LAYERS = (2, 4), (1, 2)
+SAMPLES = [
+    Sample(list(range(5, 5 + length)), label=length % 2, index=index) for index, length in enumerate((7, 1, 12, 3))
+]
+
+
+def states_of(record: Record, tokens: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(tokens)
+    states = [torch.randn(tokens, record.dim, generator=generator) * 10**layer for layer in range(record.num_layers)]
+    for one in states:
+        one[0] = 0  # has no scale of its own
+    return states
+
+
+@pytest.mark.parametrize(("layers", "dim", "outputs"), [*itertools.product((0, 1, 3), (1, 5), (0, 1, 3))])
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize("tokens", [1, 7])
+def test_a_record_comes_back(layers, dim, outputs, precision, tokens):
+    record = Record(layers, dim, outputs, precision)
+    given, states = torch.randn(outputs) if outputs else None, states_of(record, tokens)
+    packed = record.pack(given, states)
+    assert len(packed) == record.num_bytes(tokens)
+    assert len(packed) % 8 == 0
+    array = torch.frombuffer(bytearray(packed), dtype=torch.uint8).numpy() if packed else torch.empty(0).byte().numpy()
+    got_outputs, got = record.unpack(array, tokens)
+    assert torch.equal(got_outputs, torch.zeros(0) if given is None else given)
+    assert got.shape == (layers, tokens, dim)
+    for one, wanted in zip(got, states, strict=True):
+        if precision == "bf16":
+            assert torch.equal(one, wanted.bfloat16())
+        else:  # half a step of each token's own scale
+            assert bool(((one - wanted).abs() <= wanted.abs().amax(-1, keepdim=True) / 127 * 0.5001).all())
+
+
+def fill(folder, record, *, num_parts=3):
+    """A cache of all samples, one to a part in turn."""
+    unfinished = folder / "unfinished"
+    unfinished.mkdir()
+    writers = [PartWriter(unfinished, rank, record) for rank in range(num_parts)]
+    for sample in SAMPLES:
+        tokens = len(sample.input_ids)
+        writers[sample.index % 2].add(
+            sample.index, torch.full((3,), float(sample.index)), states_of(record, tokens), tokens=tokens
+        )
+    for writer in writers:
+        writer.close()
+    finish(unfinished, folder / "cache", record, about={}, num_parts=num_parts)
+    return folder / "cache"
+
+
+def test_a_cache_is_read_in_any_order(tmp_path):
+    record = Record(2, DIM, 3, "bf16")
+    place = fill(tmp_path, record)
+    assert is_complete(place)
+    reader = Reader(place, record)
+    assert len(reader) == len(SAMPLES)
+    for index in (2, 0, 3, 1, 2):
+        outputs, states = reader.read(index)
+        assert outputs.tolist() == [index] * 3
+        assert torch.equal(states, torch.stack(states_of(record, len(SAMPLES[index].input_ids))).bfloat16())
+
+
+def cut_short(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("name", ["part_00000.bin", "part_00001.npz", "cache.json"])
+@pytest.mark.parametrize("damage", [cut_short, lambda file: file.unlink()], ids=["short", "gone"])
+def test_a_damaged_cache_is_said(tmp_path, name, damage):
+    record = Record(2, DIM, 3, "int8")
+    place = fill(tmp_path, record)
+    damage(place / name)
+    with pytest.raises(CheckpointError, match=r"the teacher's cache is damaged .*remove it, and it is filled again"):
+        Reader(place, record)
+
+
+def test_a_cache_of_another_shape_is_said(tmp_path):
+    place = fill(tmp_path, Record(2, DIM, 3, "int8"))
+    with pytest.raises(CheckpointError, match=r"damaged .its records are"):
+        Reader(place, Record(2, DIM, 3, "bf16"))
+
+
+# --- in a step --------------------------------------------------------------------------------------------------------
+
+
+class Rounded:
+    """A teacher that runs, with its filters, and rounds the features as the cache does."""
+
+    def __init__(self, frozen: FrozenModel, bank: FilterBank) -> None:
+        self._frozen, self._bank = frozen, bank
+
+    def teach(self, batch, then, *, with_predictions, on_state):
+        def rounded(place, state):
+            on_state(place, self._bank.filters[place](state).bfloat16().to(state.dtype))
+
+        self._frozen.teach(
+            batch, then, with_predictions=with_predictions, on_state=rounded if on_state is not None else None
+        )
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("with_layers", [True, False], ids=["ted", "kd"])
+def test_a_cached_teacher_gives_the_same_loss_and_gradients(tmp_path, side, with_layers):
+    family = family_of("gpt2" if side == "left" else "bert")
+    for name, blocks in (("teacher", 4), ("student", 2)):
+        write_model(tmp_path / name, family.model_types[0], blocks=blocks, labels=LABELS, seed=blocks)
+    layers = (TEACHER_LAYERS, STUDENT_LAYERS) if with_layers else ((), ())
+    teacher = FrozenModel(
+        TappedModel(load(tmp_path / "teacher", KIND), family, layers[0]), device=CPU, engine_config=None
+    )
+    torch.manual_seed(0)
+    bank, own = (FilterBank(of_side, 16, DIM) for of_side in layers)
+    bank.requires_grad_(False)
+    student = FilteredModel(TappedModel(load(tmp_path / "student", KIND), family, layers[1]), own).train()
+    collate = Collator(0, "class", side=side)
+    rounded = Rounded(teacher, bank)
+    record = Record(len(bank.layers), DIM if with_layers else 0, 2, "bf16")
+    (tmp_path / "unfinished").mkdir()
+    writer = PartWriter(tmp_path / "unfinished", 0, record)
+    for sample in SAMPLES:  # each by itself: other padding than in the step
+        states, outputs = {}, []
+        rounded.teach(
+            collate([sample]),
+            lambda predictions, outputs=outputs: outputs.append(predictions.logits),
+            with_predictions=True,
+            on_state=states.__setitem__ if with_layers else None,
+        )
+        kept = [states[place][0] for place in sorted(states)]
+        writer.add(sample.index, outputs[0][0], kept, tokens=len(sample.input_ids))
+    writer.close()
+    finish(tmp_path / "unfinished", tmp_path / "cache", record, about={}, num_parts=1)
+    cached = CachedTeacher(Reader(tmp_path / "cache", record), dtype=torch.float32, side=side)
+
+    def step(teaching, samples):
+        objective = DistillObjective(
+            TASK_TERMS[KIND],
+            teacher=teaching,
+            teacher_filters=IdentityFilters(layers[0]) if with_layers else None,
+            student_layers=layers[1],
+            task_weight=1.0,
+            kl_weight=0.5,
+            temperature=2.0,
+            feature_weight=2.0,
+            feature_reduction="mean",
+            normalise_features=False,
+        )
+        batch = collate(samples)
+        student.zero_grad()
+        loss, _ = objective.loss(student, batch, objective.counts(batch))
+        loss.backward()
+        return loss.item(), [p.grad.clone() for p in student.parameters() if p.grad is not None]
+
+    for samples in (SAMPLES[::-1], [None, SAMPLES[2], None]):
+        got, wanted = step(cached, samples), step(rounded, samples)
+        assert got[0] == pytest.approx(wanted[0], rel=1e-5)
+        assert len(got[1]) == len(wanted[1]) > 10
+        for one, other in zip(got[1], wanted[1], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    loss, gradients = step(cached, [None, None])
+    assert loss == 0
+    assert not any(gradient.any() for gradient in gradients)
