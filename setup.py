@@ -30,6 +30,7 @@ setup(
         "numpy>=2.0",
         "omegaconf>=2.3",
         "psutil>=6.0",
+        "packaging>=24.0",
         "protobuf>=5.26",  # sentencepiece describes its model files with it
         "pydantic>=2.11",
         "pyyaml>=6.0",

@@ -35,7 +35,7 @@ from ted_ds.plan import Plan
 from ted_ds.run_folder import Run
 from ted_ds.runtime.determinism import seed_everything
 from ted_ds.runtime.engine import TrainableEngine
-from ted_ds.runtime.frozen import FrozenModel, cpu_offload, frozen_engine_config, nvme_offload
+from ted_ds.runtime.frozen import FrozenModel, frozen_engine_config, offload_to
 from ted_ds.runtime.preemption import StopNow, StopRequests
 from ted_ds.runtime.sharding import full_state_dict, sharded_loading
 from ted_ds.runtime.world import World
@@ -94,7 +94,10 @@ class Assembly:
         host = self.hosting.host
         if side == "student":
             host = "zero3" if self.hosting.is_sharded else "replica"
-        engine_config = self._frozen_engine_config(host) if host in SHARDED_HOSTS else None
+        engine_config: dict[str, Any] | None = None
+        if host in SHARDED_HOSTS:
+            offload = offload_to(host, self.recipe.teacher.offload_dir, max(self.teacher_facts.parameters.sizes))
+            engine_config = frozen_engine_config(self.deepspeed_json, self.recipe.precision, offload=offload)
         tapped = self._tapped(path, layers, engine_config, new_head_allowed=new_head_allowed, in_8_bits=host == "int8")
         frozen = FrozenModel(tapped, device=self.world.device, engine_config=engine_config)
         self.world.bound_waits()
@@ -105,19 +108,13 @@ class Assembly:
         )
         return frozen
 
-    def _frozen_engine_config(self, host: str) -> dict[str, Any]:
-        offload: dict[str, Any] | None = None
-        if host == "cpu_offload":
-            offload = cpu_offload()
-        elif host == "nvme_offload":
-            assert self.recipe.teacher.offload_dir is not None
-            offload = nvme_offload(
-                self.recipe.teacher.offload_dir / "teacher", max(self.teacher_facts.parameters.sizes)
-            )
-        return frozen_engine_config(self.deepspeed_json, self.recipe.precision, offload=offload)
-
     def share(self, frozen: FrozenModel, module: nn.Module) -> None:
         """Keep once what a frozen model and the module beside it have in common; before an engine takes that."""
+        if zero_stage(self.deepspeed_json) == 3:  # the engine will shard its own
+            return
+        for parameter in module.parameters():
+            if not parameter.requires_grad:  # the engine would bring it to the device only later
+                parameter.data = parameter.data.to(self.world.device)
         shared = self.world.gather(frozen.share_with(module))
         if any(shared):
             counts = ", ".join(f"{count:,}" for count in shared)

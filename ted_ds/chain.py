@@ -205,7 +205,10 @@ class Chain:
             build,
             teacher=self._layout.teacher_path(),
             filters=filters["teacher"],
-            depends_on={name: folder.inputs.get(name) for name in ("teacher", "teacher_weights", "filters_teacher")},
+            depends_on={
+                "teacher": folder.inputs["teacher"]["sha256"],  # wherever it is
+                **{name: folder.inputs.get(name) for name in ("teacher_weights", "filters_teacher")},
+            },
             vet=self._vet_teacher,
         )
         stage = build_stage_two(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -20,20 +21,19 @@ from ted_ds.config.tasks import CausalLm
 from ted_ds.data.labelled_stream import samples_sha256
 from ted_ds.data.samples import Sample
 from ted_ds.data.tasks import LabelledData
-from ted_ds.errors import ConfigError
+from ted_ds.errors import CheckpointError, ConfigError
 from ted_ds.memory import gib
 from ted_ds.models.predictions import Predictions
 from ted_ds.numerics.filters import FilterBank
 from ted_ds.runtime.frozen import FrozenModel
+from ted_ds.runtime.preemption import StopNow
 from ted_ds.runtime.sharding import collect_garbage
 from ted_ds.teacher_cache.cached import CachedTeacher
-from ted_ds.teacher_cache.store import PartWriter, Reader, Record, finish, is_complete
+from ted_ds.teacher_cache.store import PartWriter, Reader, Record, finish, is_complete, read_about, written
 
 CACHE_FOLDER = "teacher_cache"
 NUM_REPORTS = 10
 """Of how far it is filled."""
-FEWEST_PASSES = 2
-"""Over the examples; below, the teacher would not run less often."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +75,20 @@ def plan_cache(build: Assembly) -> CachePlan | None:
     )
 
 
-def refuse_large_cache(build: Assembly) -> None:
-    """Make sure, before anything starts, that the cache may be as large as it will be, and fits on the disk.
+def refuse_useless_cache(build: Assembly) -> None:
+    """Make sure, before anything starts, that the cache will be used, may be as large as it gets, and fits on the disk.
 
     Raises:
-        ConfigError: It may not, or does not.
+        ConfigError: It will not, may not, or does not.
     """
     plan, settings = plan_cache(build), build.recipe.teacher.cache
     if plan is None or settings is None:
         return
+    if plan.passes <= 1:
+        raise ConfigError(
+            f"teacher.cache: Stage II sees {plan.passes:.2g} of {len(plan.samples):,} examples, none of them twice; "
+            "remove it, or raise distill.max_steps"
+        )
     if plan.num_bytes > settings.max_gib * 2**30:
         fewer = "precision: int8, " if settings.precision == "bf16" else ""
         raise ConfigError(
@@ -92,8 +97,10 @@ def refuse_large_cache(build: Assembly) -> None:
             "remove teacher.cache"
         )
     there = next(folder for folder in (plan.root, *plan.root.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(there).free
-    if plan.num_bytes > free and not any(map(is_complete, there.glob("*"))):
+    own = sum(file.stat().st_size for folder in _unfinished(build, plan.root) for file in folder.iterdir())
+    free = shutil.disk_usage(there).free + own
+    whole = [place for place in plan.root.glob("*") if is_complete(place)]
+    if plan.num_bytes > free and not any(_same_examples(plan, read_about(place)) for place in whole):
         raise ConfigError(f"teacher.cache: {gib(plan.num_bytes)} do not fit into the {gib(free)} free in {there}")
 
 
@@ -115,7 +122,7 @@ def cached_teacher(
         vet: Takes the teacher before it fills the cache.
 
     Returns:
-        None where the recipe asks for no cache, or examples are seen too seldom for one.
+        None where the recipe asks for no cache.
 
     Raises:
         StopNow: Any rank was asked to stop while it was filled; on every rank.
@@ -123,10 +130,6 @@ def cached_teacher(
     """
     plan, world = plan_cache(build), build.world
     if plan is None:
-        return None
-    build.screen.say(f"  {plan}")
-    if plan.passes < FEWEST_PASSES:
-        build.screen.say("  not used: the teacher runs as often without it")
         return None
     about = _about(build, plan, depends_on)
     place = plan.root / hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
@@ -137,15 +140,29 @@ def cached_teacher(
         if not is_complete(place):
             raise ConfigError(f"teacher.cache.dir: {place} was written by other ranks and is not seen here; share it")
         reader = Reader(place, plan.record)
+        if len(reader) != len(plan.samples):
+            raise CheckpointError(f"{place}: the teacher's cache lacks examples; remove it, and it is filled again")
     assert reader is not None
     return CachedTeacher(reader, dtype=build.dtype, side=build.recipe.data.padding.side)
 
 
 def retire_cache(build: Assembly) -> None:
-    """Remove this run's own cache; one in a folder that runs share stays. On one rank only."""
+    """Remove this run's own cache; of one in a folder that runs share, what is unfinished. On one rank only."""
     settings = build.recipe.teacher.cache
-    if settings is not None and settings.dir is None:
-        shutil.rmtree(build.recipe.output_dir / CACHE_FOLDER, ignore_errors=True)
+    if settings is None:
+        return
+    own = build.recipe.output_dir / CACHE_FOLDER
+    for folder in [own] if settings.dir is None else _unfinished(build, settings.dir):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unfinished(build: Assembly, root: Path) -> list[Path]:
+    """What this run began to fill."""
+    return list(root.glob(f".*.{build.run.run_id}"))
+
+
+def _same_examples(plan: CachePlan, about: Mapping[str, Any]) -> bool:
+    return about.get("samples_sha256") == samples_sha256(plan.samples) and about.get("record") == str(plan.record)
 
 
 def _about(build: Assembly, plan: CachePlan, depends_on: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,6 +174,7 @@ def _about(build: Assembly, plan: CachePlan, depends_on: Mapping[str, Any]) -> d
         "record": str(plan.record),
         "precision": recipe.precision,
         "method": recipe.distill.method,
+        "preflight": recipe.preflight,  # a teacher that was only warned of is not for a run that would refuse it
         **depends_on,
     }
 
@@ -172,60 +190,69 @@ def _fill(
     about: dict[str, Any],
     vet: Callable[[FrozenModel], None],
 ) -> None:
-    """Run the teacher over all examples, each rank over its share, in batches that any number of ranks would make."""
-    world, unfinished = build.world, place.with_name(f".{place.name}.unfinished")
+    """Run the teacher over all examples, each rank over its share, in batches that any number of ranks would make.
 
-    def prepare() -> None:
-        retire_cache(build)  # what another teacher, filters or data left here
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
+    Where it is stopped, it goes on the next time with the examples that are left.
+    """
+    world, unfinished = build.world, place.with_name(f".{place.name}.{build.run.run_id}")
 
-    world.on_main(prepare)
+    def prepare() -> set[int]:
+        for other in (build.recipe.output_dir / CACHE_FOLDER).glob("*"):  # of another teacher, or other filters or data
+            if other != unfinished:
+                shutil.rmtree(other, ignore_errors=True)
+        unfinished.mkdir(parents=True, exist_ok=True)
+        return written(unfinished)
+
+    done = world.on_main(prepare)
+    size = build.recipe.evaluation.micro_batch_size
+    # the longest first: what does not fit into memory shows at once
+    by_length = sorted(plan.samples, key=lambda sample: (-len(sample.input_ids), sample.index))
+    shares = [by_length[start : start + size] for start in range(0, len(by_length), size)]
+    shares = [share for share in shares if not done.issuperset(sample.index for sample in share)]
+    rounds = -(-len(shares) // world.size)  # as many on every rank, which a sharded teacher needs
     bank: FilterBank | None = None
+    writer: PartWriter | None = None
     with world.together():
         bank = teacher_bank(build, filters)
+        writer = PartWriter(unfinished, f"{secrets.token_hex(4)}_{world.rank:05d}", plan.record)
+    assert writer is not None
     frozen = build.frozen_model("teacher", teacher, build.layers("teacher"))
     vet(frozen)
     if not plan.record.num_outputs:
         build.drop_beyond_taps(frozen)
-    writer: PartWriter | None = None
-    with world.together():
-        writer = PartWriter(unfinished, world.rank, plan.record)
-    assert writer is not None
-    size = build.recipe.evaluation.micro_batch_size
-    by_length = sorted(plan.samples, key=lambda sample: (len(sample.input_ids), sample.index))
-    shares = [by_length[start : start + size] for start in range(0, len(by_length), size)]
-    rounds = -(-len(shares) // world.size)  # as many on every rank, which a sharded teacher needs
     build.screen.start("teacher cache", rounds)
     started = time.monotonic()
     try:
         for number in range(rounds):
             build.stop_if_asked()
-            mine = shares[number * world.size + world.rank :][:1]
-            _run_teacher(build, frozen, bank, mine[0] if mine else [], writer, size, plan.record)
+            mine = number * world.size + world.rank
+            share = shares[mine] if mine < len(shares) else []
+            answers = _ask(build, frozen, bank, share, with_predictions=plan.record.num_outputs > 0)
+            with world.together():  # a disk may be full
+                for sample, (outputs, states) in zip(share, answers, strict=True):
+                    writer.add(sample.index, outputs, states, tokens=len(sample.input_ids))
             if (number + 1) % -(-rounds // NUM_REPORTS) == 0:
                 elapsed = time.monotonic() - started
                 build.screen.update(number + 1, {}, remaining_s=elapsed / (number + 1) * (rounds - number - 1))
+    except StopNow:  # every rank is here
         with world.together():
             writer.close()
+        raise
     finally:
         build.screen.stop()
         frozen.release()
+    with world.together():
+        writer.close()
     del frozen
     collect_garbage()
-    world.on_main(lambda: finish(unfinished, place, plan.record, about=about, num_parts=world.size))
+    world.on_main(lambda: finish(unfinished, place, plan.record, about=about))
 
 
-def _run_teacher(
-    build: Assembly,
-    frozen: FrozenModel,
-    bank: FilterBank | None,
-    samples: list[Sample],
-    writer: PartWriter,
-    rows: int,
-    record: Record,
-) -> None:
-    """Write down what the teacher says of one microbatch."""
+def _ask(
+    build: Assembly, frozen: FrozenModel, bank: FilterBank | None, samples: list[Sample], *, with_predictions: bool
+) -> list[tuple[Tensor | None, list[Tensor]]]:
+    """What the teacher says of a microbatch's examples: predictions ``[outputs]``, and states ``[tokens, dim]``."""
+    rows = build.recipe.evaluation.micro_batch_size
     batch = build.collate([*samples, *[None] * (rows - len(samples))]).to(build.world.device)
     states: dict[int, Tensor] = {}
     outputs: list[Tensor] = []
@@ -241,14 +268,13 @@ def _run_teacher(
     frozen.teach(
         batch,
         keep_outputs,
-        with_predictions=record.num_outputs > 0,
-        on_state=keep_state if record.num_layers else None,
+        with_predictions=with_predictions,
+        on_state=keep_state if bank is not None else None,
     )
-    for row, sample in enumerate(samples):
-        kept = batch.kept_tokens[row]
-        writer.add(
-            sample.index,
+    return [
+        (
             outputs[0][row] if outputs else None,
-            [states[place][row][kept] for place in sorted(states)],
-            tokens=len(sample.input_ids),
+            [states[place][row][batch.kept_tokens[row]] for place in sorted(states)],
         )
+        for row in range(len(samples))
+    ]

@@ -11,7 +11,7 @@ from ted_ds.config.deepspeed import read_deepspeed_json
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.schema import Filters, Recipe
 from ted_ds.config.tasks import CausalLm
-from ted_ds.memory import Trained, activation_bytes, frozen_bytes, gib, trained_bytes
+from ted_ds.memory import Trained, activation_bytes, bucket_bytes, frozen_bytes, gib, on_device, trained_bytes
 from ted_ds.models.files import ModelFacts, Parameters
 from ted_ds.plan import EAGER_ATTENTION_TYPES, Plan
 
@@ -53,11 +53,13 @@ class PhaseMemory:
     hosts_teacher: bool
     frozen: int
     """Other weights that do not train: a frozen student in Stage I, the teacher's filters in Stage II."""
+    buckets: int
+    """DeepSpeed's buffers for communication, on a device that is not the host."""
 
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return self.trained.total + self.activations + self.frozen
+    def total(self, config: Mapping[str, Any], *, device_is_host: bool) -> int:
+        """All of it that is on the device."""
+        trained = self.trained if device_is_host else on_device(self.trained, config)
+        return trained.total + self.activations + self.frozen + (0 if device_is_host else self.buckets)
 
 
 def phase_memories(
@@ -83,6 +85,7 @@ def phase_memories(
                 num_frozen=rest.pop("num_frozen", 0),
             ),
             _activations(recipe, training, body) if trains_body else 0,
+            buckets=bucket_bytes(config, recipe.precision),
             **rest,
         )
 
@@ -90,9 +93,18 @@ def phase_memories(
     for side, one in (("teacher", teacher), ("student", student)):
         tuning = (recipe.teacher if side == "teacher" else recipe.student).finetune
         if tuning is not None:
-            body = facts_of[side]
+            sizes, num_frozen = _trained_sizes(recipe, side, one)
             found.append(
-                of(f"finetune_{side}", tuning, one.sizes, body=body, trains_body=True, hosts_teacher=False, frozen=0)
+                of(
+                    f"finetune_{side}",
+                    tuning,
+                    sizes,
+                    body=facts_of[side],
+                    trains_body=True,
+                    hosts_teacher=False,
+                    frozen=0,
+                    num_frozen=num_frozen,
+                )
             )
     if recipe.distill.method == "ted":
         assert filters is not None
@@ -118,19 +130,15 @@ def phase_memories(
     if recipe.distill.method == "ted":
         width = Parameters((), 0, 0, tuple((size,) for size in _bank_sizes(plan, plan.teacher, kind)))
         of_teacher = frozen_bytes(width, host="replica", precision=recipe.precision, world_size=1)
-    sizes = [*student.sizes, *_bank_sizes(plan, plan.student, kind)]
-    num_frozen = 0
-    if recipe.student.freeze_embeddings:
-        sizes.remove(student.embeddings)
-        num_frozen = student.embeddings
+    sizes, num_frozen = _trained_sizes(recipe, "student", student)
     found.append(
         of(
             "distill",
             recipe.distill,
-            sizes,
+            [*sizes, *_bank_sizes(plan, plan.student, kind)],
             body=plan.student,
             trains_body=True,
-            hosts_teacher=recipe.distill.method != "sft",
+            hosts_teacher=recipe.distill.method != "sft" and recipe.teacher.cache is None,
             frozen=of_teacher,
             num_frozen=num_frozen,
         )
@@ -148,6 +156,7 @@ def choose_host(
     free_host: int,
     device_is_host: bool,
     torchao_is_there: bool,
+    began_whole: bool = False,
 ) -> Hosting:
     """The first host whose device memory, beside the phase that needs most, is free.
 
@@ -160,12 +169,19 @@ def choose_host(
         free_host: Free bytes of host memory for a rank.
         device_is_host: Whether the device is the CPU: then there is nothing to offload to but a disk.
         torchao_is_there: Whether it is installed.
+        began_whole: Whether phases may be complete that saw the teacher's own weights: then 8 bits are out.
     """
     assert plan.teacher is not None
     teacher = _with_head(recipe, plan.teacher)
+    whole = frozen_bytes(teacher, host="replica", precision=recipe.precision, world_size=world_size)
+    # a whole model comes to a device through host memory
+    cannot_load = None
+    if not device_is_host and whole > USABLE * free_host:
+        cannot_load = f"to load {gib(whole)} on each rank does not fit into {gib(free_host)} of host memory"
+    no_int8 = "the run began without it" if began_whole else None if torchao_is_there else "torchao is not installed"
     impossible: dict[str, Callable[[], str | None]] = {
-        "replica": lambda: None,
-        "int8": lambda: None if torchao_is_there else "torchao is not installed",
+        "replica": lambda: cannot_load,
+        "int8": lambda: no_int8 or cannot_load,
         "zero3": lambda: None if world_size > 1 else "one rank has nobody to share with",
         "cpu_offload": lambda: _no_cpu_offload(recipe, teacher, world_size, free_host, device_is_host=device_is_host),
         "nvme_offload": lambda: None if recipe.teacher.offload_dir else "teacher.offload_dir is not set",
@@ -177,10 +193,13 @@ def choose_host(
             left_out.append(f"{host}: {reason}")
             continue
         phases = phase_memories(recipe, plan, config, world_size=world_size, host=host)
-        busiest = max((one for one in phases if one.hosts_teacher), key=lambda one: one.total, default=None)
+        totals = {
+            one.phase: one.total(config, device_is_host=device_is_host) for one in phases if one.hosts_teacher
+        } or {"evaluation": 0}
         own = frozen_bytes(teacher, host=host, precision=recipe.precision, world_size=world_size)
-        beside = busiest.total if busiest is not None else 0
-        where = f"{gib(own)} beside about {gib(beside)} of {busiest.phase if busiest is not None else 'evaluation'}"
+        busiest = max(totals, key=lambda phase: totals[phase])
+        beside = totals[busiest]
+        where = f"{gib(own)} beside about {gib(beside)} of {busiest}"
         if own + beside <= USABLE * free_device:
             because = f"; {'; '.join(left_out)}" if left_out else ""
             return Hosting(host, f"{where}, {gib(free_device)} free per rank{because}")
@@ -201,7 +220,7 @@ def describe_memory(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
     sizes = {
         one: frozen_bytes(teacher, host=one, precision=recipe.precision, world_size=num_ranks)
         for one in hosts
-        if (one != "zero3" or num_ranks > 1) and (one != "nvme_offload" or recipe.teacher.offload_dir)
+        if one == host or ((one != "zero3" or num_ranks > 1) and (one != "nvme_offload" or recipe.teacher.offload_dir))
     }
     lines = []
     for one in phase_memories(recipe, plan, config, world_size=num_ranks, host=hosts[0]):
@@ -211,6 +230,7 @@ def describe_memory(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
             f"optimizer {gib(one.trained.optimizer)}",
         ]
         parts += [f"activations about {gib(one.activations)}"] if one.activations else []
+        parts += [f"buffers {gib(one.buckets)} on a GPU"] if one.buckets else []
         parts += ["teacher"] if one.hosts_teacher else []
         lines.append(f"memory    {one.phase:16} {' + '.join(parts)}")
     choice = " (the first that fits)" if host == "auto" else ""
@@ -230,6 +250,15 @@ def _no_cpu_offload(
 
 def _with_head(recipe: Recipe, facts: ModelFacts) -> Parameters:
     return facts.parameters if isinstance(recipe.task, CausalLm) else facts.parameters.as_classifier()
+
+
+def _trained_sizes(recipe: Recipe, side: str, model: Parameters) -> tuple[list[int], int]:
+    """Sizes of a model's parameters that train, and how many do not."""
+    sizes = model.sizes
+    if side == "teacher" or not recipe.student.freeze_embeddings:
+        return sizes, 0
+    sizes.remove(model.embeddings)
+    return sizes, model.embeddings
 
 
 def _bank_sizes(plan: Plan, facts: ModelFacts, kind: str) -> list[int]:

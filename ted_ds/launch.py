@@ -19,7 +19,7 @@ from ted_ds.data.tasks import open_task_data
 from ted_ds.doctor import Doctor
 from ted_ds.errors import ConfigError, RankLostError, StoppedOnRequest
 from ted_ds.evaluation.scoring import SCORERS
-from ted_ds.fill_cache import refuse_large_cache
+from ted_ds.fill_cache import plan_cache, refuse_useless_cache
 from ted_ds.host_teacher import host_teacher
 from ted_ds.layout import Layout
 from ted_ds.models.loading import fetch, load_tokenizer
@@ -67,6 +67,8 @@ def _run_phases(
     phases = chain.pending(wanted)
     try:
         if phases:
+            if "distill" in phases:
+                _expect_cache(assembly)
             chain.vet_files()
             _open_output(recipe, world, assembly)
             chain.run(phases)
@@ -78,6 +80,15 @@ def _run_phases(
     finally:
         if assembly.tracker is not None:
             assembly.tracker.close()
+
+
+def _expect_cache(assembly: Assembly) -> None:
+    """Say what the teacher's cache will take, or refuse it."""
+    with assembly.world.together():
+        refuse_useless_cache(assembly)
+    expected = plan_cache(assembly)
+    if expected is not None:
+        assembly.screen.say(str(expected))
 
 
 def _leave_stopped(assembly: Assembly, stop: StoppedOnRequest) -> None:
@@ -153,8 +164,9 @@ def _prepare(
     assert data is not None
     screen = Screen(shown=world.is_main)
     output_dir = recipe.output_dir
-    run = world.on_main(lambda: read_run(output_dir) or new_run())
-    run, hosting = host_teacher(recipe, plan, run, world)
+    before = world.on_main(lambda: read_run(output_dir))
+    run = before or world.on_main(new_run)
+    run, hosting = host_teacher(recipe, plan, run, world, run_is_old=before is not None)
     assembly = Assembly(
         recipe,
         plan,
@@ -167,8 +179,6 @@ def _prepare(
         run=run,
         hosting=hosting,
     )
-    with world.together():
-        refuse_large_cache(assembly)
     return assembly, Layout(assembly, teacher=teacher, student=student)
 
 

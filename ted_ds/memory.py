@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ted_ds.config.deepspeed import zero_stage
@@ -21,6 +21,8 @@ MASTER_BYTES = 4
 """Of the fp32 weights that the optimizer updates."""
 PERSISTENCE_THRESHOLD = 100_000
 """ZeRO-3 keeps smaller parameters whole on every rank (DeepSpeed's default)."""
+BUCKET_SIZE = 500_000_000
+"""Numbers in a bucket of gradients (DeepSpeed's default)."""
 ROW_SCALE_BYTES = 5
 """Of a quantised matrix's row: a scale in fp32 and a zero point."""
 BLOCK_ACTIVATIONS = 34
@@ -48,7 +50,7 @@ class Trained:
 def trained_bytes(
     sizes: Sequence[int], *, config: Mapping[str, Any], precision: str, world_size: int, num_frozen: int = 0
 ) -> Trained:
-    """What an engine of DeepSpeed holds on the rank that holds most.
+    """What an engine of DeepSpeed holds on the rank that holds most, in device and host memory together.
 
     Args:
         sizes: Of each trained parameter, in the module's order.
@@ -72,12 +74,35 @@ def trained_bytes(
     return Trained((count + num_frozen) * item, gradients, share * (states + MASTER_BYTES))
 
 
+def on_device(trained: Trained, config: Mapping[str, Any]) -> Trained:
+    """What of it is on the device, where that is not the host: the rest is offloaded."""
+    zero = config.get("zero_optimization") or {}
+    if (zero.get("offload_param") or {}).get("device", "none") != "none":
+        trained = replace(trained, parameters=0)
+    if (zero.get("offload_optimizer") or {}).get("device", "none") != "none":
+        trained = replace(trained, gradients=0, optimizer=0)
+    return trained
+
+
+def bucket_bytes(config: Mapping[str, Any], precision: str) -> int:
+    """DeepSpeed's buffers for gradients on their way between ranks, which do not depend on the model's size.
+
+    On a CPU they cost nothing until they are filled.
+    """
+    zero, stage = config.get("zero_optimization") or {}, zero_stage(config)
+    if stage == 0 or (stage == 1 and precision == "bf16") or not zero.get("contiguous_gradients", True):
+        return 0
+    size = zero.get("reduce_bucket_size", BUCKET_SIZE)
+    overlaps = zero.get("overlap_comm", False)
+    return int(BUCKET_SIZE if size == "auto" else size) * ITEM_BYTES[precision] * (2 if overlaps and stage < 3 else 1)
+
+
 def frozen_bytes(parameters: Parameters, *, host: str, precision: str, world_size: int) -> int:
     """What a frozen model holds on a rank's device, between its forward passes.
 
     Args:
         parameters: The model's.
-        host: One of :data:`ted_ds.config.schema.TEACHER_HOSTS` but ``auto``.
+        host: One of :data:`ted_ds.hosting.HOSTS`.
         precision: Of its weights.
         world_size: Ranks that share it.
     """

@@ -6,10 +6,11 @@ Products are still computed in the model's precision. Embeddings, norms, biases 
 from __future__ import annotations
 
 import importlib
-import importlib.util
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+from packaging.version import Version
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -17,23 +18,34 @@ from transformers.pytorch_utils import Conv1D
 from ted_ds.errors import ConfigError
 from ted_ds.models.families import Family
 
+OLDEST = Version("0.18")
+"""Version of torchao."""
+
 
 def has_torchao() -> bool:
-    """Whether it is installed."""
-    return importlib.util.find_spec("torchao") is not None
+    """Whether a version that is new enough is installed."""
+    try:
+        return Version(version("torchao")) >= OLDEST
+    except PackageNotFoundError:
+        return False
 
 
 def refuse_without_torchao() -> None:
-    """Make sure that torchao is there.
+    """Make sure that torchao is there, and works.
 
     Raises:
-        ConfigError: It is not.
+        ConfigError: It is not, or does not.
     """
     if not has_torchao():
         raise ConfigError(
-            "teacher.host: int8 needs torchao, which is not installed here: pip install 'ted_ds[int8]'; or use another "
-            "host"
+            f"teacher.host: int8 needs torchao {OLDEST} or newer, which is not installed here: pip install "
+            "'ted_ds[int8]'; or use another host"
         )
+    try:
+        _torchao()
+    except (ImportError, OSError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"teacher.host: int8: torchao does not work here: {reason}; use another host") from error
 
 
 def quantise_blocks(model: PreTrainedModel, family: Family, device: torch.device) -> None:
@@ -43,11 +55,13 @@ def quantise_blocks(model: PreTrainedModel, family: Family, device: torch.device
         ConfigError: torchao is not installed.
     """
     refuse_without_torchao()
-    torchao: Any = importlib.import_module("torchao.quantization")  # an optional package, and slow to import
+    torchao = _torchao()
+    # it would change settings of the compiler for the student, too
+    config = torchao.Int8WeightOnlyConfig(set_inductor_config=False)
     for block in family.blocks(model):
         block.requires_grad_(False).to(device)
         _as_linear(block)
-        torchao.quantize_(block, torchao.Int8WeightOnlyConfig())
+        torchao.quantize_(block, config)
 
 
 def stored_bytes(parameter: torch.Tensor) -> int:
@@ -56,6 +70,10 @@ def stored_bytes(parameter: torch.Tensor) -> int:
     if parts is None:
         return parameter.numel() * parameter.element_size()
     return sum(stored_bytes(getattr(parameter, name)) for name in parts()[0])
+
+
+def _torchao() -> Any:
+    return importlib.import_module("torchao.quantization")  # an optional package, and slow to import
 
 
 def _as_linear(module: nn.Module) -> None:

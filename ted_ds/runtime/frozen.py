@@ -5,6 +5,8 @@ It never meets an optimizer or a checkpoint; whoever needs to name it uses its p
 
 from __future__ import annotations
 
+import secrets
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,27 +52,38 @@ def frozen_engine_config(
     zero.pop("offload_param", None)
     if offload is not None:
         zero["offload_param"] = dict(offload)
+    how_to_read = {"aio": config["aio"]} if "aio" in config else {}
     result: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "steps_per_print": config.get("steps_per_print", 2**31 - 1),
         "zero_optimization": {**zero, "stage": 3},
+        **how_to_read,
     }
     if precision != "fp32":
         result[precision] = {"enabled": True}
     return result
 
 
-def cpu_offload() -> dict[str, Any]:
-    """To host memory."""
-    return {"device": "cpu", "pin_memory": _can_pin()}
+def offload_to(host: str, folder: Path | None, largest_parameter: int) -> dict[str, Any] | None:
+    """Where the shards of a frozen model wait on a host: DeepSpeed's ``offload_param``; None for on the device.
 
-
-def nvme_offload(folder: Path, largest_parameter: int) -> dict[str, Any]:
-    """To files in a folder on a disk of each node; each buffer must hold the largest parameter."""
+    Args:
+        host: One of :data:`ted_ds.hosting.SHARDED_HOSTS`.
+        folder: On a disk of each node, for ``nvme_offload``. Each process makes a folder of its own in it: DeepSpeed
+            clears the one it is given, and names its files alike in every engine.
+        largest_parameter: Which a buffer must hold.
+    """
+    accelerator: Any = get_accelerator()
+    pin_memory = accelerator.device_name() != "cpu"
+    if host == "cpu_offload":
+        return {"device": "cpu", "pin_memory": pin_memory}
+    if host != "nvme_offload":
+        return None
+    assert folder is not None  # as the recipe says
     return {
         "device": "nvme",
-        "nvme_path": str(folder),
-        "pin_memory": _can_pin(),
+        "nvme_path": str(folder / f"ted_ds_{secrets.token_hex(8)}"),
+        "pin_memory": pin_memory,
         "buffer_size": max(largest_parameter, SMALLEST_OFFLOAD_BUFFER),
     }
 
@@ -90,22 +103,20 @@ def refuse_without_async_io() -> None:
         )
 
 
-def _can_pin() -> bool:
-    accelerator: Any = get_accelerator()
-    return accelerator.device_name() != "cpu"
-
-
 class FrozenModel:
     """A tapped model in eval mode, without gradients."""
 
     def __init__(self, tapped: TappedModel, *, device: torch.device, engine_config: Mapping[str, Any] | None) -> None:
         """Host ``tapped``: sharded by an engine of its own, or whole where ``engine_config`` is None."""
         tapped.requires_grad_(False).eval()
+        self._files: str | None = None
+        """Where its weights are, if that is a disk."""
         self._tapped: TappedModel | None = tapped
         self._engine: Any = None
         if engine_config is None:
             self._module: nn.Module = tapped.to(device)
         else:
+            self._files = engine_config["zero_optimization"].get("offload_param", {}).get("nvme_path")
             self._engine, *_ = deepspeed.initialize(model=tapped, config=dict(engine_config))
             self._module = self._engine
             self._module.eval()
@@ -208,5 +219,7 @@ class FrozenModel:
         if self._engine is not None:
             release_engine(self._engine)
             self._engine = None
+        if self._files is not None:
+            shutil.rmtree(self._files, ignore_errors=True)
         self._module, self._tapped = nn.Identity(), None
         self.named_layers = {}

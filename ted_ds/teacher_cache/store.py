@@ -1,11 +1,13 @@
-"""The files of a cache: one record per example, in one part per rank that wrote, read through memory maps.
+"""The files of a cache: one record per example, in parts that ranks wrote, read through memory maps.
 
-A cache is written beside its place and renamed when it is whole: it is there completely, or not at all.
+A part counts once its index is there. A cache is written beside its place, over as many attempts as it takes, and
+renamed when it is whole: it is there completely, or not at all.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -82,10 +84,10 @@ class Record:
 
 
 class PartWriter:
-    """Writes the records of one rank, one after the other."""
+    """Writes the records of one rank, one after the other, as a part with a name of its own."""
 
-    def __init__(self, folder: Path, rank: int, record: Record) -> None:
-        self._record, self._file = record, _part(folder, rank)
+    def __init__(self, folder: Path, name: str, record: Record) -> None:
+        self._record, self._file = record, folder / f"{name}.bin"
         self._stream = self._file.open("wb")
         self._samples: list[int] = []
         self._lengths: list[int] = []
@@ -102,17 +104,37 @@ class PartWriter:
         """Make sure that all of it, and where it is, is on the disk."""
         self._stream.close()
         sync(self._file)
-        index = self._file.with_suffix(".npz")
-        np.savez(index, samples=np.array(self._samples, np.int64), lengths=np.array(self._lengths, np.int64))
-        sync(index)
+        unfinished = self._file.with_suffix(".unfinished")
+        with unfinished.open("wb") as index:
+            np.savez(index, samples=np.array(self._samples, np.int64), lengths=np.array(self._lengths, np.int64))
+        sync(unfinished)
+        unfinished.replace(self._file.with_suffix(".npz"))
 
 
-def finish(folder: Path, place: Path, record: Record, *, about: dict[str, Any], num_parts: int) -> None:
+def written(folder: Path) -> set[int]:
+    """The examples that earlier attempts have written; what they left without an index is removed. On one rank only."""
+    found: set[int] = set()
+    for part in folder.glob("*.bin"):
+        index = part.with_suffix(".npz")
+        if not index.is_file():
+            part.unlink()
+            continue
+        samples, _ = _read_index(index)
+        found.update(samples)
+    return found
+
+
+def finish(folder: Path, place: Path, record: Record, *, about: dict[str, Any]) -> None:
     """Put a cache that all ranks have written into ``folder`` in its place. On one rank only."""
-    manifest = {"about": about, "record": asdict(record), "num_parts": num_parts}
+    parts = sorted(index.stem for index in folder.glob("*.npz"))
+    manifest = {"about": about, "record": asdict(record), "parts": parts}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     sync(folder / MANIFEST)
     sync(folder)
+    if is_complete(place):  # another run was faster
+        shutil.rmtree(folder)
+        return
+    shutil.rmtree(place, ignore_errors=True)
     folder.replace(place)
     sync(place.parent)
 
@@ -120,6 +142,14 @@ def finish(folder: Path, place: Path, record: Record, *, about: dict[str, Any], 
 def is_complete(place: Path) -> bool:
     """Whether there is a whole cache."""
     return (place / MANIFEST).is_file()
+
+
+def read_about(place: Path) -> dict[str, Any]:
+    """What a whole cache says of itself; nothing where it is damaged."""
+    try:
+        return dict(json.loads((place / MANIFEST).read_text(encoding="utf-8"))["about"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 class Reader:
@@ -138,16 +168,15 @@ class Reader:
             manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
             if manifest["record"] != asdict(record):
                 raise ValueError(f"its records are {manifest['record']}")
-            for rank in range(manifest["num_parts"]):
-                self._open(_part(place, rank))
+            for name in manifest["parts"]:
+                self._open(place / f"{name}.bin")
         except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
             raise CheckpointError(
                 f"{place}: the teacher's cache is damaged ({error}); remove it, and it is filled again"
             ) from error
 
     def _open(self, part: Path) -> None:
-        with part.with_suffix(".npz").open("rb") as file, np.load(file, allow_pickle=False) as index:
-            samples, lengths = index["samples"].tolist(), index["lengths"].tolist()
+        samples, lengths = _read_index(part.with_suffix(".npz"))
         ends = np.cumsum([0, *map(self.record.num_bytes, lengths)]).tolist()
         if part.stat().st_size != ends[-1]:
             raise ValueError(f"{part.name} has {part.stat().st_size} bytes, its index describes {ends[-1]}")
@@ -166,5 +195,7 @@ class Reader:
         return len(self._where)
 
 
-def _part(folder: Path, rank: int) -> Path:
-    return folder / f"part_{rank:05d}.bin"
+def _read_index(file: Path) -> tuple[list[int], list[int]]:
+    """The examples of a part, and their tokens."""
+    with file.open("rb") as opened, np.load(opened, allow_pickle=False) as index:
+        return index["samples"].tolist(), index["lengths"].tolist()

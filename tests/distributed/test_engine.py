@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, get_scheduler
 
 from ted_ds.numerics.task_terms import TASK_TERMS
-from ted_ds.runtime.frozen import FrozenModel, cpu_offload, frozen_engine_config
+from ted_ds.runtime.frozen import FrozenModel, frozen_engine_config, offload_to
 from ted_ds.runtime.sharding import collect_garbage, full_state_dict
 from ted_ds.stages.finetune import FinetuneObjective
 from tests.dist import run_ranks
@@ -129,7 +129,7 @@ def test_a_released_engine_gives_its_memory_back(tmp_path, stage):
 def offloaded_states(world, folder):
     """Tapped states of a model that is whole on each rank, and of one whose shards wait in host memory."""
     found = []
-    for offload in (None, cpu_offload()):
+    for offload in (None, offload_to("cpu_offload", None, 0)):
         shard = None
         if offload is not None:
             shard = frozen_engine_config(config(3, world.size, 0.0), "fp32", offload=offload)

@@ -106,7 +106,11 @@ def test_tasks_started_without_ranks_are_refused(tmp_path):
 
 def test_hosts_that_this_machine_lacks(tmp_path):
     write_run(tmp_path)
-    check_refused(tmp_path, ["teacher.host=int8"], "teacher.host: int8 needs torchao, which is not installed here: pip")
+    check_refused(
+        tmp_path,
+        ["teacher.host=int8"],
+        "teacher.host: int8 needs torchao 0.18 or newer, which is not installed here: pip",
+    )
     accelerator = get_accelerator()
     if not accelerator.create_op_builder("AsyncIOBuilder").is_compatible(verbose=False):
         on_disk = ["teacher.host=nvme_offload", f"teacher.offload_dir={tmp_path}/disk"]

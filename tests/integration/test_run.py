@@ -217,9 +217,15 @@ def test_a_teacher_in_a_cache_runs_over_each_example_once(tmp_path):
 
 def test_a_cache_that_would_be_too_large_is_refused(tmp_path):
     recipe = write_run(tmp_path, kind="sequence_classification")
-    outcome = alone("run", str(recipe), "teacher.cache.max_gib=1e-9")
+    outcome = alone("run", str(recipe), "teacher.cache.max_gib=1e-9", *CACHED[1:])
     assert outcome.code == 2
     assert "teacher.cache.max_gib: 1e-09 is less than the " in outcome.output
+    assert not (tmp_path / "run").exists()
+    outcome = alone("run", str(recipe), "teacher.cache.max_gib=1")
+    assert outcome.code == 2
+    assert re.search(
+        r"teacher.cache: Stage II sees 0.\d+ of \d+ examples, none of them twice; remove it", outcome.output
+    )
     assert not (tmp_path / "run").exists()
 
 

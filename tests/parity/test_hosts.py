@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import sys
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
 from torch import nn
 
 from ted_ds.errors import ConfigError
+from ted_ds.models import quantised
 from ted_ds.models.families import family_of
 from ted_ds.models.loading import load_model
 from ted_ds.models.quantised import quantise_blocks, stored_bytes
@@ -82,11 +83,27 @@ def test_a_quantised_teacher_gives_up_what_no_layer_needs(tmp_path, torchao):
     assert torch.equal(states[0], before)
 
 
+def missing(name):
+    raise PackageNotFoundError(name)
+
+
 def test_8_bits_without_torchao_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torchao", None)
+    monkeypatch.setattr(quantised, "version", missing)
     write_model(tmp_path, "gpt2")
-    with pytest.raises(ConfigError, match=r"int8 needs torchao, which is not installed here: pip install 'ted_ds\[int"):
+    with pytest.raises(
+        ConfigError, match=r"torchao 0.18 or newer, which is not installed here: pip install 'ted_ds\[int"
+    ):
         quantise_blocks(load(tmp_path, "causal_lm"), family_of("gpt2"), CPU)
+
+
+def broken():
+    raise ImportError("undefined symbol\nmore")
+
+
+def test_a_torchao_that_does_not_work_is_said(torchao, monkeypatch):
+    monkeypatch.setattr(quantised, "_torchao", broken)
+    with pytest.raises(ConfigError, match="torchao does not work here: undefined symbol; use another host"):
+        quantised.refuse_without_torchao()
 
 
 def test_bytes_of_a_plain_parameter_are_its_own():

@@ -19,7 +19,7 @@ from ted_ds.numerics.task_terms import TASK_TERMS
 from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.stages.distill import DistillObjective
 from ted_ds.teacher_cache.cached import CachedTeacher
-from ted_ds.teacher_cache.store import PartWriter, Reader, Record, finish, is_complete
+from ted_ds.teacher_cache.store import PartWriter, Reader, Record, finish, is_complete, read_about, written
 from tests.parity.test_hosts import load
 from tests.tiny import LABELS, write_model
 
@@ -62,7 +62,7 @@ def fill(folder, record, *, num_parts=3):
     """A cache of all samples, one to a part in turn."""
     unfinished = folder / "unfinished"
     unfinished.mkdir()
-    writers = [PartWriter(unfinished, rank, record) for rank in range(num_parts)]
+    writers = [PartWriter(unfinished, f"part_{rank}", record) for rank in range(num_parts)]
     for sample in SAMPLES:
         tokens = len(sample.input_ids)
         writers[sample.index % 2].add(
@@ -70,7 +70,7 @@ def fill(folder, record, *, num_parts=3):
         )
     for writer in writers:
         writer.close()
-    finish(unfinished, folder / "cache", record, about={}, num_parts=num_parts)
+    finish(unfinished, folder / "cache", record, about={"a": 1})
     return folder / "cache"
 
 
@@ -78,6 +78,7 @@ def test_a_cache_is_read_in_any_order(tmp_path):
     record = Record(2, DIM, 3, "bf16")
     place = fill(tmp_path, record)
     assert is_complete(place)
+    assert read_about(place) == {"a": 1}
     reader = Reader(place, record)
     assert len(reader) == len(SAMPLES)
     for index in (2, 0, 3, 1, 2):
@@ -86,11 +87,36 @@ def test_a_cache_is_read_in_any_order(tmp_path):
         assert torch.equal(states, torch.stack(states_of(record, len(SAMPLES[index].input_ids))).bfloat16())
 
 
+def test_a_stopped_attempt_leaves_what_it_finished(tmp_path):
+    record = Record(0, 0, 3, "bf16")
+    for name, sample in (("first", 2), ("second", 0)):
+        writer = PartWriter(tmp_path, name, record)
+        writer.add(sample, torch.zeros(3), [], tokens=5)
+        writer.close()
+    killed = PartWriter(tmp_path, "killed", record)
+    killed.add(1, torch.zeros(3), [], tokens=5)
+    killed._stream.close()
+    assert written(tmp_path) == {0, 2}
+    assert not (tmp_path / "killed.bin").exists()
+
+
+def test_the_first_of_two_runs_that_fill_a_cache_is_kept(tmp_path):
+    record = Record(2, DIM, 3, "bf16")
+    place = fill(tmp_path, record)
+    inode = place.stat().st_ino
+    assert fill(tmp_path, record) == place
+    assert place.stat().st_ino == inode
+    assert not (tmp_path / "unfinished").exists()
+    (place / "cache.json").unlink()  # one that is not whole is no hindrance
+    assert is_complete(fill(tmp_path, record))
+    assert place.stat().st_ino != inode
+
+
 def cut_short(file):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("name", ["part_00000.bin", "part_00001.npz", "cache.json"])
+@pytest.mark.parametrize("name", ["part_0.bin", "part_1.npz", "cache.json"])
 @pytest.mark.parametrize("damage", [cut_short, lambda file: file.unlink()], ids=["short", "gone"])
 def test_a_damaged_cache_is_said(tmp_path, name, damage):
     record = Record(2, DIM, 3, "int8")
@@ -142,7 +168,7 @@ def test_a_cached_teacher_gives_the_same_loss_and_gradients(tmp_path, side, with
     rounded = Rounded(teacher, bank)
     record = Record(len(bank.layers), DIM if with_layers else 0, 2, "bf16")
     (tmp_path / "unfinished").mkdir()
-    writer = PartWriter(tmp_path / "unfinished", 0, record)
+    writer = PartWriter(tmp_path / "unfinished", "part", record)
     for sample in SAMPLES:  # each by itself: other padding than in the step
         states, outputs = {}, []
         rounded.teach(
@@ -154,7 +180,7 @@ def test_a_cached_teacher_gives_the_same_loss_and_gradients(tmp_path, side, with
         kept = [states[place][0] for place in sorted(states)]
         writer.add(sample.index, outputs[0][0], kept, tokens=len(sample.input_ids))
     writer.close()
-    finish(tmp_path / "unfinished", tmp_path / "cache", record, about={}, num_parts=1)
+    finish(tmp_path / "unfinished", tmp_path / "cache", record, about={})
     cached = CachedTeacher(Reader(tmp_path / "cache", record), dtype=torch.float32, side=side)
 
     def step(teaching, samples):

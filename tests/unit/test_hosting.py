@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from ted_ds.config.load import load_recipe
 from ted_ds.errors import ConfigError
 from ted_ds.hosting import Hosting, choose_host, describe_memory, phase_memories
-from ted_ds.memory import Trained, activation_bytes, frozen_bytes, gib, trained_bytes
+from ted_ds.memory import Trained, activation_bytes, bucket_bytes, frozen_bytes, gib, on_device, trained_bytes
 from ted_ds.models.files import Parameters, read_model_facts
 from ted_ds.models.loading import load_model, num_parameters
 from ted_ds.plan import make_plan
@@ -55,6 +55,31 @@ def test_a_parameter_on_the_border_of_two_ranks_keeps_its_gradient_whole_on_both
 
 def test_an_optimizer_without_moments_needs_its_master_weights_alone():
     assert trained(2, "bf16", 1, optimizer="SGD").optimizer == 8000
+
+
+def test_what_is_offloaded_is_not_on_the_device():
+    whole = Trained(3, 5, 7)
+    offload = {"offload_optimizer": {"device": "cpu"}}
+    assert on_device(whole, {"zero_optimization": {"offload_optimizer": {"device": "none"}}}) == whole
+    assert on_device(whole, {"zero_optimization": offload}) == Trained(3, 0, 0)
+    both = {**offload, "offload_param": {"device": "nvme"}}
+    assert on_device(whole, {"zero_optimization": both}) == Trained(0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision", "settings", "expected"),
+    [
+        (0, "fp32", {}, 0),
+        (1, "bf16", {}, 0),
+        (2, "bf16", {}, 10**9),
+        (2, "bf16", {"overlap_comm": True}, 2 * 10**9),
+        (2, "fp32", {"reduce_bucket_size": 1000}, 4000),
+        (2, "fp32", {"contiguous_gradients": False}, 0),
+        (3, "bf16", {"overlap_comm": True, "reduce_bucket_size": "auto"}, 10**9),
+    ],
+)
+def test_bytes_of_buckets(stage, precision, settings, expected):
+    assert bucket_bytes({"zero_optimization": {"stage": stage, **settings}}, precision) == expected
 
 
 PARAMETERS = Parameters((((100, 30), (100,)), ((100, 30), (100,))), 200_000, 0, ((30,),))
@@ -118,7 +143,7 @@ def test_buffers_and_tied_heads_in_files_are_no_parameters(tmp_path):
 # --- the choice -------------------------------------------------------------------------------------------------------
 
 
-def choose(run, free_device, *overrides, ranks=2, free_host=10**12, device_is_host=False, torchao_is_there=True):
+def choose(run, free_device, *overrides, ranks=2, free_host=10**12, **situation):
     recipe = load_recipe(run / "recipe.yaml", overrides)
     return choose_host(
         recipe,
@@ -127,8 +152,7 @@ def choose(run, free_device, *overrides, ranks=2, free_host=10**12, device_is_ho
         world_size=ranks,
         free_device=free_device,
         free_host=free_host,
-        device_is_host=device_is_host,
-        torchao_is_there=torchao_is_there,
+        **{"device_is_host": False, "torchao_is_there": True, **situation},
     )
 
 
@@ -152,7 +176,7 @@ def test_the_first_host_that_fits_is_taken(large_run):
         phases = phase_memories(recipe, plan, config, world_size=2, host=host)
         assert plan.teacher is not None
         own = frozen_bytes(plan.teacher.parameters, host=host, precision="fp32", world_size=2)
-        return own + max(one.total for one in phases if one.hosts_teacher)
+        return own + max(one.total(config, device_is_host=False) for one in phases if one.hosts_teacher)
 
     needed = {host: beside(host) for host in ("replica", "int8", "zero3", "cpu_offload")}
     assert needed["replica"] > needed["zero3"] > needed["int8"] > needed["cpu_offload"]
@@ -170,9 +194,17 @@ def test_the_first_host_that_fits_is_taken(large_run):
     assert "zero3: one rank has nobody to share with" in alone.why
     less = needed["int8"] / 0.9 - 1
     assert choose(large_run, less, *SMALL_STUDENT).host == "cpu_offload"
+    tight = choose(large_run, needed["replica"] / 0.9 + 1, *SMALL_STUDENT, free_host=1000)
+    assert tight.host == "zero3"
+    assert "replica: to load " in tight.why
+    old = choose(large_run, short, *SMALL_STUDENT, began_whole=True)
+    assert old.host == "zero3"
+    assert "int8: the run began without it" in old.why
     on_disk = (*SMALL_STUDENT, "teacher.offload_dir=/disk")
     assert choose(large_run, less, *on_disk, free_host=1000).host == "nvme_offload"
-    assert choose(large_run, less, *on_disk, device_is_host=True).host == "nvme_offload"
+    on_cpu = choose(large_run, less - 2 * 10**9 / 0.9, *on_disk, device_is_host=True)  # where buckets cost nothing
+    assert on_cpu.host == "nvme_offload"
+    assert "cpu_offload: the device is the host" in on_cpu.why
 
 
 def test_where_nothing_fits_the_smallest_is_taken_and_said(large_run):
@@ -194,6 +226,18 @@ def test_the_memory_is_described_by_phase(lm_run):
     assert phases == ["filters_teacher", "filters_student", "distill", "teacher,"]
     assert "+ activations about " in text
     assert text.splitlines()[-1].startswith("memory    teacher, per rank: zero3 ")
+
+
+def test_a_cached_teacher_is_not_beside_the_student(classification_run):
+    recipe = load_recipe(classification_run / "recipe.yaml", ["teacher.cache.max_gib=1"])
+    text = describe_memory(recipe, make_plan(recipe), num_ranks=1)
+    beside = {line.split()[1]: line.endswith("+ teacher") for line in text.splitlines()}
+    assert beside == {"filters_teacher": True, "filters_student": False, "distill": False, "teacher,": False}
+
+
+def test_one_rank_has_a_sharded_teacher_for_itself(lm_run):
+    recipe = load_recipe(lm_run / "recipe.yaml", ["teacher.host=zero3"])
+    assert " per rank: zero3 " in describe_memory(recipe, make_plan(recipe), num_ranks=1)
 
 
 def test_frozen_embeddings_need_no_gradient(lm_run):
