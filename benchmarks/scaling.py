@@ -28,7 +28,7 @@ from ted_ds.runtime.world import World
 
 GOAL, ROUNDS = 0.9, 7
 ALONE, SIDE_BY_SIDE, TOGETHER = "1 rank", "2 separate ranks", "2 ranks together"
-STEPS = {False: 2, True: 4}
+STEPS = {False: 2, True: 3}
 CONFIG = {"optimizer": {"type": "AdamW", "params": {"torch_adam": True}}, "zero_optimization": {"stage": 2}}
 
 

@@ -138,6 +138,13 @@ def test_a_run_with_a_cached_teacher_goes_on_from_anywhere(tmp_path):
     assert differences(traces(tmp_path / "whole"), traces(tmp_path / "run")) == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_embeddings_that_stay_frozen(tmp_path, number):
+    recipe = with_dropout(write_run(tmp_path, family="gpt2"))
+    resume_from_each(tmp_path, seven_steps(recipe, stage(number), "student.freeze_embeddings=true"), (4,))
+
+
 # --- another layout ---------------------------------------------------------------------------------------------------
 
 TOLERANCE = {"fp32": 2e-5, "bf16": 5e-3}
