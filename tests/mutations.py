@@ -166,6 +166,18 @@ MUTATIONS = {
         "difference *= 2",
         "the gradient of the layer-wise term is that of a sum over dimensions",
     ),
+    "cache_side": Mutation(
+        "teacher_cache/cached.py",
+        'start = length - len(own) if self._side == "left" else 0',
+        "start = 0",
+        "cached states of left-padded rows stand at the padding",
+    ),
+    "cache_scale": Mutation(
+        "teacher_cache/store.py",
+        ".reshape(shape) * scales",
+        ".reshape(shape).float()",
+        "cached states of 8 bits go without their scales",
+    ),
 }
 
 
