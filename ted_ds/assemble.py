@@ -22,7 +22,7 @@ from ted_ds.data.stream.corpus_stream import CorpusStream
 from ted_ds.data.tasks import LabelledData, TaskData
 from ted_ds.errors import StoppedOnRequest, TedError
 from ted_ds.evaluation.scoring import evaluate
-from ted_ds.hosting import IN_WORDS, SHARDED_HOSTS, Hosting
+from ted_ds.hosting import IN_WORDS, Hosting
 from ted_ds.memory import gib
 from ted_ds.models.execution import checkpoint_activations, compile_blocks
 from ted_ds.models.families import family_of
@@ -31,6 +31,7 @@ from ted_ds.models.loading import DTYPES, load_model
 from ted_ds.models.quantised import quantise_blocks
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.task_terms import TASK_TERMS
+from ted_ds.phase_memory import SHARDED_HOSTS
 from ted_ds.plan import Plan
 from ted_ds.run_folder import Run
 from ted_ds.runtime.determinism import seed_everything

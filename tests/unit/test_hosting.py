@@ -10,10 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from ted_ds.config.load import load_recipe
 from ted_ds.errors import ConfigError
-from ted_ds.hosting import Hosting, choose_host, describe_memory, phase_memories
+from ted_ds.hosting import Hosting, choose_host, describe_memory
 from ted_ds.memory import Trained, activation_bytes, bucket_bytes, frozen_bytes, gib, on_device, trained_bytes
 from ted_ds.models.files import Parameters, read_model_facts
 from ted_ds.models.loading import load_model, num_parameters
+from ted_ds.phase_memory import phase_memories
 from ted_ds.plan import make_plan
 from tests.tiny import LABELS, write_model, write_run
 

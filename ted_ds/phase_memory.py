@@ -1,0 +1,178 @@
+"""What each phase of a run needs on a rank, by the arithmetic of :mod:`ted_ds.memory`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ted_ds.config.phase_plan import PhasePlan
+from ted_ds.config.schema import Filters, Recipe
+from ted_ds.config.tasks import CausalLm
+from ted_ds.memory import ITEM_BYTES, Trained, activation_bytes, bucket_bytes, frozen_bytes, on_device, trained_bytes
+from ted_ds.models.files import ModelFacts, Parameters
+from ted_ds.plan import EAGER_ATTENTION_TYPES, Plan
+
+SHARDED_HOSTS = ("zero3", "cpu_offload", "nvme_offload")
+"""Of the teacher's hosts, those where an engine of ZeRO-3 holds its weights."""
+
+
+@dataclass(frozen=True)
+class PhaseMemory:
+    """What a phase needs on the rank that needs most, but for the teacher's weights."""
+
+    phase: str
+    trained: Trained
+    activations: int
+    """About."""
+    hosts_teacher: bool
+    frozen: int
+    """Other weights that do not train: a frozen student in Stage I, the teacher's filters in Stage II."""
+    buckets: int
+    """DeepSpeed's buffers for communication, on a device that is not the host."""
+
+    def total(self, config: Mapping[str, Any], *, device_is_host: bool) -> int:
+        """All of it that is on the device."""
+        trained = self.trained if device_is_host else on_device(self.trained, config)
+        return trained.total + self.activations + self.frozen + (0 if device_is_host else self.buckets)
+
+
+def phase_memories(
+    recipe: Recipe, plan: Plan, config: Mapping[str, Any], *, world_size: int, host: str = "replica"
+) -> list[PhaseMemory]:
+    """What the phases that train need, in order; none while a model is not fetched yet.
+
+    Args:
+        recipe: The recipe.
+        plan: Its plan.
+        config: The DeepSpeed JSON.
+        world_size: Ranks.
+        host: Of the teacher: a frozen student is sharded where it is.
+    """
+    if plan.teacher is None or plan.student is None:
+        return []
+    pair = _Pair(recipe, plan, config, world_size, {"teacher": plan.teacher, "student": plan.student})
+    sides = ("teacher", "student")
+    found = [pair.finetuning(side, tuning) for side in sides if (tuning := pair.tuning(side)) is not None]
+    if recipe.distill.method == "ted" and recipe.filters is not None:
+        found += [pair.learning_filters(side, recipe.filters, host) for side in sides]
+    return [*found, pair.distilling()]
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Both models in a run."""
+
+    recipe: Recipe
+    plan: Plan
+    config: Mapping[str, Any]
+    world_size: int
+    facts: Mapping[str, ModelFacts]
+
+    def tuning(self, side: str) -> PhasePlan | None:
+        """How a side is fine-tuned, if it is."""
+        return (self.recipe.teacher if side == "teacher" else self.recipe.student).finetune
+
+    def finetuning(self, side: str, tuning: PhasePlan) -> PhaseMemory:
+        """Stage 0."""
+        sizes, num_frozen = self._trained_sizes(side)
+        activations = _activations(self.recipe, tuning, self.facts[side])
+        return self._phase(f"finetune_{side}", sizes, num_frozen, activations=activations)
+
+    def learning_filters(self, side: str, filters: Filters, host: str) -> PhaseMemory:
+        """Stage I; what its small heads keep for their backward pass is left out."""
+        heads, num_frozen = self._heads(side, filters)
+        frozen = 0
+        if side == "student":
+            student_host = "zero3" if host in SHARDED_HOSTS else "replica"
+            frozen = frozen_bytes(
+                self._parameters(side), host=student_host, precision=self.recipe.precision, world_size=self.world_size
+            )
+        return self._phase(
+            f"filters_{side}",
+            [*self._filters(side), *heads],
+            num_frozen,
+            hosts_teacher=side == "teacher",
+            frozen=frozen,
+        )
+
+    def distilling(self) -> PhaseMemory:
+        """Stage II."""
+        sizes, num_frozen = self._trained_sizes("student")
+        with_filters = self.recipe.distill.method == "ted"
+        return self._phase(
+            "distill",
+            [*sizes, *self._filters("student")],
+            num_frozen,
+            activations=_activations(self.recipe, self.recipe.distill, self.facts["student"]),
+            hosts_teacher=self.recipe.distill.method != "sft" and self.recipe.teacher.cache is None,
+            frozen=sum(self._filters("teacher")) * ITEM_BYTES[self.recipe.precision] if with_filters else 0,
+        )
+
+    def _phase(
+        self,
+        name: str,
+        sizes: list[int],
+        num_frozen: int,
+        *,
+        activations: int = 0,
+        hosts_teacher: bool = False,
+        frozen: int = 0,
+    ) -> PhaseMemory:
+        trained = trained_bytes(
+            sizes,
+            config=self.config,
+            precision=self.recipe.precision,
+            world_size=self.world_size,
+            num_frozen=num_frozen,
+        )
+        buckets = bucket_bytes(self.config, self.recipe.precision)
+        return PhaseMemory(name, trained, activations, hosts_teacher, frozen, buckets)
+
+    def _parameters(self, side: str) -> Parameters:
+        return with_head(self.recipe, self.facts[side])
+
+    def _trained_sizes(self, side: str) -> tuple[list[int], int]:
+        """Sizes of a model's parameters that train, and how many do not."""
+        model = self._parameters(side)
+        sizes = model.sizes
+        if side == "teacher" or not self.recipe.student.freeze_embeddings:
+            return sizes, 0
+        sizes.remove(model.embeddings)
+        return sizes, model.embeddings
+
+    def _filters(self, side: str) -> list[int]:
+        """Of one side, as :class:`ted_ds.numerics.filters.FilterBank` has them."""
+        filters, width, dim = self.recipe.filters, self.facts[side].hidden_size, self.plan.filter_dim
+        is_mlp = self.recipe.distill.method == "ted" and filters is not None and filters.kind == "mlp"
+        one = [*([width * width, width] if is_mlp else []), dim * width, dim]
+        return one * len(self.plan.layer_pairs)
+
+    def _heads(self, side: str, filters: Filters) -> tuple[list[int], int]:
+        """Sizes of Stage I's trained heads, and what the shared frozen one has (:mod:`ted_ds.models.heads`)."""
+        model, facts, task = self._parameters(side), self.facts[side], self.recipe.task
+        dim, width, count = self.plan.filter_dim, facts.hidden_size, len(self.plan.layer_pairs)
+        if not isinstance(task, CausalLm):
+            return [dim * dim, dim, dim * task.num_outputs, task.num_outputs] * count, 0
+        if filters.lm_head == "new":
+            return [dim * facts.vocab_size] * count, 0
+        to_hidden = [dim * width, width] * count if dim != width else []
+        return to_hidden, (model.lm_head or model.embeddings) + width
+
+
+def with_head(recipe: Recipe, facts: ModelFacts) -> Parameters:
+    """A model's parameters as the task uses it: a classifier goes without the LM head."""
+    return facts.parameters if isinstance(recipe.task, CausalLm) else facts.parameters.as_classifier()
+
+
+def _activations(recipe: Recipe, training: PhasePlan, facts: ModelFacts) -> int:
+    row = recipe.task.sequence_length
+    tokens = training.micro_batch_tokens or (training.micro_batch_size or 1) * row
+    return activation_bytes(
+        facts,
+        tokens=tokens,
+        row_tokens=row,
+        precision=recipe.precision,
+        keeps_scores=recipe.attention == "eager" or facts.model_type in EAGER_ATTENTION_TYPES,
+        checkpointing=recipe.activation_checkpointing,
+    )
