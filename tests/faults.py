@@ -90,15 +90,15 @@ def _at_file(arrive: Callable[[], None]) -> None:
     writer._write_file = half
 
 
-def limit_files_at_save(_rank: int, occurrence: int, num_bytes: int) -> None:
-    """From the n-th file that training copies for a checkpoint on, the system refuses longer files."""
+def limit_files_at(_rank: int, place: str, occurrence: int, num_bytes: int) -> None:
+    """From the n-th time that this process comes to a place (:func:`signal_at`) on, the system refuses longer files."""
     counter = itertools.count(1)
 
     def arrive() -> None:
         if next(counter) == occurrence:
             resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
 
-    _at_save(arrive)
+    PLACES[place](arrive)
 
 
 def fill_disk_at_save(rank: int, occurrence: int, filler: str) -> None:

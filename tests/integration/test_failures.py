@@ -14,7 +14,7 @@ import time
 import psutil
 import pytest
 
-from tests.faults import fill_disk_at_save, limit_files_at_save, spoil_weights_and_stop, with_environment
+from tests.faults import fill_disk_at_save, limit_files_at, spoil_weights_and_stop, with_environment
 from tests.integration.launching import BIN, environment, free_port
 from tests.runs import Run, differences, run, traces
 from tests.tiny import ROOT, write_run
@@ -147,7 +147,7 @@ def goes_on(whole, output_dir, step):
 
 def test_a_disk_that_refuses_leaves_the_checkpoint_before(whole, tmp_path):
     # two files a rank and save; the third save fails
-    assert interrupted(whole, tmp_path / "run", limit_files_at_save, 6, 40_000) == [4]
+    assert interrupted(whole, tmp_path / "run", limit_files_at, "save", 6, 40_000) == [4]
     goes_on(whole, tmp_path / "run", 4)
 
 

@@ -13,7 +13,7 @@ import signal
 import pytest
 
 from ted_ds.runtime.checkpoints.folders import CheckpointFolders
-from tests.faults import signal_at
+from tests.faults import limit_files_at, signal_at
 from tests.runs import Run, copy_run, differences, run, traces, with_dropout
 from tests.tiny import ROOT, write_run
 
@@ -136,6 +136,15 @@ def test_a_run_with_a_cached_teacher_goes_on_from_anywhere(tmp_path):
     assert f"{tmp_path}/teacher: " in output  # to be evaluated
     assert output.count(f"{tmp_path}/teacher: ") == 1
     assert differences(traces(tmp_path / "whole"), traces(tmp_path / "run")) == []
+
+
+def test_a_disk_that_refuses_the_teachers_cache_ends_all_ranks(tmp_path):
+    recipe = write_run(tmp_path, kind="sequence_classification", method="lwd")
+    arguments = ["run", str(recipe), "teacher.cache.max_gib=1", "distill.max_steps=40", "distill.micro_batch_size=1"]
+    output = run(arguments, codes=2, fault=limit_files_at, fault_arguments=("cache", 3, 10_000))
+    assert output.count("the file system refuses: [Errno 27] File too large") == 1
+    assert "Traceback" not in output
+    assert "step 40 of 40" not in run(arguments)
 
 
 @pytest.mark.slow
