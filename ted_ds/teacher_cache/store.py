@@ -27,6 +27,8 @@ ALIGNMENT = 8
 NUMBER_BYTES, SCALE_BYTES = 4, 4
 STATE_BYTES = {"bf16": 2, "int8": 1}
 INT8_MAX = 127
+DAMAGED = (OSError, ValueError, KeyError, TypeError, BadZipFile)
+"""What reading a file raises that is missing or damaged."""
 
 
 @dataclass(frozen=True)
@@ -116,11 +118,11 @@ def written(folder: Path) -> set[int]:
     found: set[int] = set()
     for part in folder.glob("*.bin"):
         index = part.with_suffix(".npz")
-        if not index.is_file():
+        try:
+            found.update(_read_index(index)[0])
+        except DAMAGED:
+            index.unlink(missing_ok=True)
             part.unlink()
-            continue
-        samples, _ = _read_index(index)
-        found.update(samples)
     return found
 
 
@@ -148,7 +150,7 @@ def read_about(place: Path) -> dict[str, Any]:
     """What a whole cache says of itself; nothing where it is damaged."""
     try:
         return dict(json.loads((place / MANIFEST).read_text(encoding="utf-8"))["about"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except DAMAGED:
         return {}
 
 
@@ -170,7 +172,7 @@ class Reader:
                 raise ValueError(f"its records are {manifest['record']}")
             for name in manifest["parts"]:
                 self._open(place / f"{name}.bin")
-        except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
+        except DAMAGED as error:
             raise CheckpointError(
                 f"{place}: the teacher's cache is damaged ({error}); remove it, and it is filled again"
             ) from error

@@ -93,11 +93,15 @@ def test_a_stopped_attempt_leaves_what_it_finished(tmp_path):
         writer = PartWriter(tmp_path, name, record)
         writer.add(sample, torch.zeros(3), [], tokens=5)
         writer.close()
+    broken = PartWriter(tmp_path, "broken", record)
+    broken.add(3, torch.zeros(3), [], tokens=5)
+    broken.close()
+    cut_short(tmp_path / "broken.npz")
     killed = PartWriter(tmp_path, "killed", record)
     killed.add(1, torch.zeros(3), [], tokens=5)
     killed._stream.close()
     assert written(tmp_path) == {0, 2}
-    assert not (tmp_path / "killed.bin").exists()
+    assert sorted(file.stem for file in tmp_path.iterdir()) == ["first", "first", "second", "second"]
 
 
 def test_the_first_of_two_runs_that_fill_a_cache_is_kept(tmp_path):
