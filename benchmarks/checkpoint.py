@@ -10,7 +10,6 @@ take in all, in which the writer competes for the same cores.
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 import time
@@ -22,7 +21,7 @@ from typing import NamedTuple
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.report import at_most, installed, publish, table
+from benchmarks.report import at_most, installed, option_parser, publish, table
 from ted_ds.config.deepspeed import complete
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.data.loader import Batch
@@ -148,9 +147,7 @@ def measure(training: Training, rounds: int) -> tuple[dict[str, Cost], int]:
 
 def main() -> None:
     """Measure, and publish."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a smaller model; ends within 50 s on 2 cores")
-    parser.add_argument("--json", type=Path, help="write the claims here")
+    parser = option_parser(__doc__, quick="a smaller model")
     parser.add_argument("--folder", type=Path, help="where checkpoints are written (default: the temporary folder)")
     options = parser.parse_args()
     size = SIZES[options.quick]

@@ -9,7 +9,6 @@ labels and the positions within documents.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from contextlib import ExitStack
@@ -23,7 +22,7 @@ from transformers import AutoTokenizer
 from benchmarks.contender import Contender
 from benchmarks.contenders import Spec
 from benchmarks.corpus import Corpus, prepare_tokenizer
-from benchmarks.report import Claim, at_least, at_most, installed, publish, table
+from benchmarks.report import Claim, at_least, at_most, installed, option_parser, publish, table
 from benchmarks.resume import resume_seconds
 
 MB = 10**6
@@ -58,11 +57,7 @@ QUICK = Plan(10 * MB, (0,), 5, 0.6, 1, (10 * MB, 60 * MB), MB // 2, (10, 20_000)
 
 def main() -> None:
     """Measure and report."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.data_throughput", description=__doc__)
-    parser.add_argument(
-        "--quick", action="store_true", help="smaller files and shorter windows; within 50 s on 2 cores"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the claims there as well")
+    parser = option_parser(__doc__, quick="smaller files and shorter windows")
     parser.add_argument(
         "--mosaicml-python",
         metavar="PYTHON",

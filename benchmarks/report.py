@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -36,6 +37,14 @@ def at_least(name: str, value: float, bound: float) -> Claim:
 def at_most(name: str, value: float, bound: float) -> Claim:
     """A claim that a value is not above a bound."""
     return Claim(name, value, f"<= {bound:g}", value <= bound)
+
+
+def option_parser(description: str | None, *, quick: str = "smaller shapes") -> argparse.ArgumentParser:
+    """The options that every benchmark has; ``quick`` says what its quick form leaves out."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help=f"{quick}; ends within 50 s on 2 cores")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the claims there as well")
+    return parser
 
 
 def hardware() -> dict[str, Any]:

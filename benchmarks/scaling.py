@@ -18,7 +18,7 @@ from statistics import median
 import torch
 
 from benchmarks.ranks import Ranks, answer_orders
-from benchmarks.report import at_least, installed, publish, table
+from benchmarks.report import at_least, installed, option_parser, publish, table
 from benchmarks.steps import DTYPES, SHAPES, ByTedDs, Shape
 from benchmarks.timing import ratio
 from ted_ds.config.deepspeed import complete
@@ -67,9 +67,7 @@ def work(shape: Shape, dtype: str) -> None:
 
 def main() -> None:
     """Measure, and publish."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="smaller shapes; ends within 50 s on 2 cores")
-    parser.add_argument("--json", type=Path, help="write the claims here")
+    parser = option_parser(__doc__)
     parser.add_argument("--rank-of", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rank_of:

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 
 import torch
 
 from benchmarks.memory import in_own_process, in_use, peak_of
-from benchmarks.report import at_most, installed, publish, table
+from benchmarks.report import at_most, installed, option_parser, publish, table
 from benchmarks.steps import DTYPES, SHAPES, ByHand, ByTedDs, Shape, new_model
 
 NEEDED_GOAL, HAND_GOAL = 1.15, 0.5
@@ -42,9 +41,7 @@ def _two_steps(shape: Shape, dtype: torch.dtype, case: str, device: torch.device
 
 def main() -> None:
     """Measure, and publish."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="smaller shapes; ends within 50 s on 2 cores")
-    parser.add_argument("--json", type=Path, help="write the claims here")
+    parser = option_parser(__doc__)
     parser.add_argument("--peak-of", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

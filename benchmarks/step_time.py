@@ -8,14 +8,12 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-from pathlib import Path
 from statistics import median
 
 import torch
 
-from benchmarks.report import at_most, installed, publish, table
+from benchmarks.report import at_most, installed, option_parser, publish, table
 from benchmarks.steps import DTYPES, METHODS, SHAPES, ByHand, ByTedDs, Shape
 from benchmarks.timing import in_turns, ratio
 
@@ -37,9 +35,7 @@ def measure(shape: Shape, dtype: str, device: torch.device) -> dict[str, list[fl
 
 def main() -> None:
     """Measure, and publish."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="smaller shapes; ends within 50 s on 2 cores")
-    parser.add_argument("--json", type=Path, help="write the claims here")
+    parser = option_parser(__doc__)
     parser.add_argument("--only", default="", help="shapes and precisions whose name holds this text")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
@@ -20,7 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.memory import in_own_process, peak_of
-from benchmarks.report import at_most, installed, publish, table
+from benchmarks.report import at_most, installed, option_parser, publish, table
 from benchmarks.timing import in_turns, ratio
 from ted_ds.numerics.vocabulary import TeacherPredictions, VocabularyTargets, vocabulary_losses
 
@@ -109,9 +108,7 @@ def peak_bytes(shape: Shape, contender: str) -> int:
 
 def main() -> None:
     """Measure, and publish."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="smaller shapes; ends within 50 s on 2 cores")
-    parser.add_argument("--json", type=Path, help="write the claims here")
+    parser = option_parser(__doc__)
     parser.add_argument("--peak-of", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks.ranks import Ranks, answer_orders
-from benchmarks.report import at_most, installed, publish, table
+from benchmarks.report import at_most, installed, option_parser, publish, table
 from benchmarks.steps import DTYPES, ByTedDs, Shape, gpt2, new_model
 from ted_ds.config.deepspeed import complete
 from ted_ds.config.phase_plan import PhasePlan
@@ -153,9 +153,7 @@ def _storages(tensors: Iterable[Any]) -> dict[int, int]:
 
 def main() -> None:
     """Measure, and publish."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two ranks alone; ends within 50 s on 2 cores")
-    parser.add_argument("--json", type=Path, help="write the claims here")
+    parser = option_parser(__doc__, quick="two ranks alone")
     parser.add_argument("--rank-of", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rank_of:
