@@ -89,6 +89,8 @@ def main() -> int:
         rows += [[claim, f"{b:.3f}", f"{a:.3f}"] for claim, (b, a) in check(name, recorded).items()]
     if rows:
         console.print(table("more than 10 % worse than recorded", ["claim", "recorded", "now"], rows))
+    elif not options.record:
+        console.print("no claim is 10 % worse than recorded")
     return 1 if rows else 0
 
 
