@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,16 +73,16 @@ def choose_host(
     if not device_is_host and whole > USABLE * free_host:
         cannot_load = f"to load {gib(whole)} on each rank does not fit into {gib(free_host)} of host memory"
     no_int8 = "the run began without it" if began_whole else None if torchao_is_there else "torchao is not installed"
-    impossible: dict[str, Callable[[], str | None]] = {
-        "replica": lambda: cannot_load,
-        "int8": lambda: no_int8 or cannot_load,
-        "zero3": lambda: None if world_size > 1 else "one rank has nobody to share with",
-        "cpu_offload": lambda: _no_cpu_offload(recipe, teacher, world_size, free_host, device_is_host=device_is_host),
-        "nvme_offload": lambda: None if recipe.teacher.offload_dir else "teacher.offload_dir is not set",
+    impossible: dict[str, str | None] = {
+        "replica": cannot_load,
+        "int8": no_int8 or cannot_load,
+        "zero3": None if world_size > 1 else "one rank has nobody to share with",
+        "cpu_offload": _no_cpu_offload(recipe, teacher, world_size, free_host, device_is_host=device_is_host),
+        "nvme_offload": None if recipe.teacher.offload_dir else "teacher.offload_dir is not set",
     }
     left_out, least = [], ("replica", math.inf)
     for host in HOSTS:
-        reason = impossible[host]()
+        reason = impossible[host]
         if reason is not None:
             left_out.append(f"{host}: {reason}")
             continue

@@ -173,8 +173,7 @@ def test_blocks_that_no_matched_layer_needs_are_freed_in_shards_too(tmp_path):
 
 
 def test_a_teacher_in_8_bits_and_frozen_embeddings(tmp_path):
-    if not OPTIONAL.is_dir():
-        pytest.skip(MISSING)
+    assert OPTIONAL.is_dir(), MISSING
     recipe = write_run(tmp_path)
     arguments = ("run", str(recipe), "teacher.host=int8", "student.freeze_embeddings=true")
     outcome = alone(*arguments, PYTHONPATH=str(OPTIONAL))

@@ -33,8 +33,7 @@ KINDS = {
 @pytest.fixture
 def torchao(monkeypatch):
     """As if it were installed."""
-    if not OPTIONAL.is_dir():
-        pytest.skip(MISSING)
+    assert OPTIONAL.is_dir(), MISSING
     monkeypatch.syspath_prepend(OPTIONAL)
 
 

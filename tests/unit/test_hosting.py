@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from ted_ds.config.load import load_recipe
-from ted_ds.errors import ConfigError
+from ted_ds.errors import CheckpointError, ConfigError
+from ted_ds.host_teacher import host_teacher
 from ted_ds.hosting import Hosting, choose_host, describe_memory
 from ted_ds.memory import Trained, activation_bytes, bucket_bytes, frozen_bytes, gib, on_device, trained_bytes
 from ted_ds.models.files import Parameters, read_model_facts
 from ted_ds.models.loading import load_model, num_parameters
 from ted_ds.phase_memory import phase_memories
 from ted_ds.plan import make_plan
+from ted_ds.run_folder import Run
 from tests.tiny import LABELS, write_model, write_run
 
 ADAM = {"optimizer": {"type": "AdamW"}}
@@ -206,6 +210,22 @@ def test_the_first_host_that_fits_is_taken(large_run):
     on_cpu = choose(large_run, less - 2 * 10**9 / 0.9, *on_disk, device_is_host=True)  # where buckets cost nothing
     assert on_cpu.host == "nvme_offload"
     assert "cpu_offload: the device is the host" in on_cpu.why
+
+
+@pytest.mark.parametrize(
+    ("host", "error", "message"),
+    [
+        ("disk", CheckpointError, "run.json: teacher_host: 'disk' is none of replica, int8, zero3, "),
+        ("nvme_offload", ConfigError, "'nvme_offload' needs teacher.offload_dir, which is no longer set; restore it"),
+    ],
+)
+def test_a_kept_host_that_is_none_is_refused_by_all_ranks_alike(lm_run, host, error, message):
+    recipe = load_recipe(lm_run / "recipe.yaml")
+    alone: Any = SimpleNamespace(size=1)
+    with pytest.raises(error) as caught:
+        host_teacher(recipe, make_plan(recipe), Run("a1", host), alone, run_is_old=True)
+    assert message in str(caught.value)
+    assert caught.value.agreed
 
 
 def test_where_nothing_fits_the_smallest_is_taken_and_said(large_run):
