@@ -7,7 +7,8 @@ the plain transformers forward.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import nn
 
@@ -30,6 +31,15 @@ class Family:
     """The LM head; None where the family is not a causal LM."""
     pooled_token: str
     """Which kept token classification reads: ``first`` or ``last``."""
+    arrival_path: str
+    """The module in whose place the state from the pipeline stage before is put in (:mod:`ted_ds.models.partial`)."""
+    before_blocks: Mapping[str, Literal["added", "passed", "left out"]] = field(default_factory=dict)
+    """Other modules that only a model with embeddings runs: what they put out is added to the state, or they pass it on
+    changed, or they may be left out."""
+    behind_blocks: tuple[str, ...] = ()
+    """Modules of the body that only a model with its output runs."""
+    blocks_return_tuples: bool = False
+    """Whether a block returns its state as the first of a tuple."""
 
     def embed(self, model: nn.Module) -> nn.Module:
         """The module whose output is hidden state 0."""
@@ -64,6 +74,8 @@ FAMILIES = (
         final_norm_path="model.norm",
         lm_head_path="lm_head",
         pooled_token="last",
+        arrival_path="model.embed_tokens",
+        behind_blocks=("model.norm",),
     ),
     Family(
         model_types=("gpt2",),
@@ -72,6 +84,9 @@ FAMILIES = (
         final_norm_path="transformer.ln_f",
         lm_head_path="lm_head",
         pooled_token="last",
+        arrival_path="transformer.wte",
+        before_blocks={"transformer.wpe": "added", "transformer.drop": "passed"},
+        behind_blocks=("transformer.ln_f",),
     ),
     Family(
         model_types=("bert",),
@@ -80,6 +95,8 @@ FAMILIES = (
         final_norm_path=None,
         lm_head_path=None,
         pooled_token="first",
+        arrival_path="bert.embeddings",
+        behind_blocks=("bert.pooler",),
     ),
     Family(
         model_types=("deberta-v2",),
@@ -88,6 +105,9 @@ FAMILIES = (
         final_norm_path=None,
         lm_head_path=None,
         pooled_token="first",
+        arrival_path="deberta.embeddings",
+        before_blocks={"deberta.encoder.conv": "left out"},
+        blocks_return_tuples=True,
     ),
 )
 FAMILY_OF: Mapping[str, Family] = {name: family for family in FAMILIES for name in family.model_types}

@@ -31,6 +31,12 @@ class FilterProbes(nn.Module):
         self.heads = nn.ModuleList(heads)
         self.pooling = pooling
 
+    def keep(self, places: Sequence[int]) -> None:
+        """Drop the filters and heads of other places in the layer map than these."""
+        self.bank.keep(places)
+        for place in set(range(len(self.heads))) - set(places):
+            self.heads[place] = nn.Identity()
+
     def forward(self, then: Callable[[Prober], Result]) -> Result:
         """What ``then`` makes of these probes, within this forward pass."""
         return then(self.predict)

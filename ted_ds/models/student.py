@@ -24,6 +24,11 @@ class FilteredModel(nn.Module):
         self.tapped = tapped
         self.bank = bank
 
+    @property
+    def aliases(self) -> dict[str, str]:
+        """See :class:`TappedModel`."""
+        return {f"tapped.{name}": f"tapped.{first}" for name, first in self.tapped.aliases.items()}
+
     def forward(
         self, inputs: Mapping[str, Tensor], then: Callable[[Predictions | None, Matcher], Result] | None = None
     ) -> Result | tuple[Tensor, tuple[Tensor, ...]]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ted_ds.models.families import Family
+from ted_ds.models.partial import Arrival, keep_share
 from ted_ds.models.predictions import DensePredictions, Predictions, VocabularyHead, VocabularyPredictions
+from ted_ds.models.share import Share
 from ted_ds.numerics.layer_map import layer_names
 
 Result = TypeVar("Result")
@@ -23,6 +26,9 @@ class TappedModel(nn.Module):
     Layers are numbered as in :mod:`ted_ds.numerics.layer_map`: 0 is the embedding output, i the output of block i
     counted from 1. The last block's state is taken *before* the final norm. Transformers places activation
     checkpointing inside a block's call, so a tap fires once per forward pass, outside the recomputation.
+
+    It may be a ``share`` of a model only: the state from before its blocks then has to :meth:`arrive` before each
+    forward pass, and that behind them is in ``leaving`` afterwards.
     """
 
     def __init__(
@@ -32,33 +38,71 @@ class TappedModel(nn.Module):
         layers: Sequence[int] = (),
         *,
         fresh_parameters: Sequence[str] = (),
+        share: Share | None = None,
+        places: Sequence[int] | None = None,
     ) -> None:
+        """Tap ``layers``.
+
+        Args:
+            model: What to run; cut down in place to its share.
+            family: Where its parts are.
+            layers: One side of the layer map.
+            fresh_parameters: Names of weights that no file holds.
+            share: What to keep of the model; None for all of it.
+            places: Which places in the layer map are tapped here; None for all.
+        """
         super().__init__()
+        self.share = share or Share.whole(len(family.blocks(model)))
+        first_names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self._arrival: Arrival | None = keep_share(model, family, self.share)
+        self.aliases = {
+            f"model.{name}": f"model.{first_names[id(parameter)]}"
+            for name, parameter in model.named_parameters()
+            if first_names[id(parameter)] != name
+        }
+        """Names here of weights that have another one, earlier in the whole model, which they are tied to."""
+        self.leaving: Tensor | None = None
+        """Behind the last block ``[batch, seq, hidden]``, after a forward pass of a share without output."""
         self.model = model
         self.fresh_parameters = tuple(fresh_parameters)
         """Names of weights that no file holds: they start random."""
         self.layers = tuple(layers)
+        self._places = frozenset(range(len(self.layers)) if places is None else places)
         self._captured: dict[int, Tensor] = {}
         self._on_state: OnState | None = None
         self._family = family
-        self._has_lm_head = model.get_output_embeddings() is not None
-        self._can_predict = True
+        self._has_lm_head = self.share.has_output and model.get_output_embeddings() is not None
+        self._can_predict = self.share.has_output
         if self._has_lm_head:
             self._install_lm_head()
-        modules = list(self.named_layers().values())
-        for layer in sorted(set(self.layers)):
+        modules = self._modules_of_layers()
+        for layer in sorted({self.layers[place] for place in self._places}):
             modules[layer].register_forward_hook(self._tap(layer))
 
     def named_layers(self) -> dict[str, nn.Module]:
-        """Every layer's module by its name, from the embeddings to the last block."""
-        modules = [self._family.embed(self.model), *self._family.blocks(self.model)]
-        return dict(zip(layer_names(range(len(modules))), modules, strict=True))
+        """Every layer's module by its name, from the embeddings to the last block; of a share, those it computes."""
+        modules = self._modules_of_layers()
+        if not self.share.has_embeddings:
+            del modules[self.share.start]
+        return dict(zip(layer_names([*modules]), modules.values(), strict=True))
+
+    def _modules_of_layers(self) -> dict[int, nn.Module]:
+        """What puts out each layer's state here; the arriving one is put out by what stands for the embeddings."""
+        blocks = list(self._family.blocks(self.model))[self.share.start : self.share.stop]
+        return dict(enumerate([self._family.embed(self.model), *blocks], start=self.share.start))
+
+    def arrive(self, state: Tensor) -> None:
+        """Take the state of layer ``share.start``, ``[batch, seq, hidden]``, for the next forward pass."""
+        assert self._arrival is not None, "it has embeddings of its own"
+        self._arrival.state = state
 
     def drop_beyond_taps(self) -> list[nn.Module]:
         """Leave out the blocks above the last tapped layer, and an LM head of its own; returns what was dropped.
 
-        There are no predictions afterwards.
+        There are no predictions afterwards. A share of a model has been cut there already.
         """
+        if not (self.share.has_embeddings and self.share.has_output):
+            return []
         blocks = self._family.blocks(self.model)
         kept = max(self.layers)
         dropped = list(blocks[kept:])
@@ -70,6 +114,7 @@ class TappedModel(nn.Module):
             dropped.append(head)
             self._put_lm_head(nn.Identity())
         self._can_predict = False
+        self.share = replace(self.share, stop=kept)
         return dropped
 
     def _install_lm_head(self) -> None:
@@ -84,7 +129,7 @@ class TappedModel(nn.Module):
         setattr(self.model.get_submodule(parent), name, head)
 
     def _tap(self, layer: int) -> Callable[[nn.Module, Any, Any], None]:
-        places = [place for place, other in enumerate(self.layers) if other == layer]
+        places = [place for place, other in enumerate(self.layers) if other == layer and place in self._places]
 
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
             state: Tensor = output[0] if isinstance(output, tuple) else output
@@ -115,12 +160,14 @@ class TappedModel(nn.Module):
 
         Returns:
             What ``then`` returns. Without it, the plain logits (``[batch, seq, vocab]`` or ``[batch, labels]``), and
-            the states ``[batch, seq, hidden]`` in the order of ``layers`` (none where ``on_state`` took them).
+            the states ``[batch, seq, hidden]`` in the order of ``layers`` (none where ``on_state`` took them). A share
+            without output has no predictions; of other places in the layer map, the state is None.
         """
         arguments: dict[str, Any] = dict(inputs)
         if getattr(self.model.config, "use_cache", False):
             arguments["use_cache"] = False
-        assert self._can_predict or (then is not None and not with_predictions), "its head was dropped"
+        with_predictions = with_predictions and self.share.has_output
+        assert self._can_predict or (then is not None and not with_predictions), "its head is not here"
         self._on_state = on_state
         try:
             predictions: Predictions | None = None
@@ -131,13 +178,18 @@ class TappedModel(nn.Module):
                 predictions = DensePredictions(self.model(**arguments).logits)
             else:
                 hidden = self.model.base_model(**arguments).last_hidden_state
+                self.leaving = None if self.share.has_output else hidden
                 if with_predictions:
                     head: Any = self._family.head(self.model)
                     predictions = VocabularyPredictions(hidden, head)
-            states = tuple(self._captured[layer] for layer in self.layers) if on_state is None else ()
+            states: Any = ()
+            if on_state is None:
+                states = tuple(self._captured.get(layer) for layer in self.layers)
         finally:
             self._captured.clear()
             self._on_state = None
+            if self._arrival is not None:
+                self._arrival.state = None
         if then is None:
             assert logits is not None
             return logits, states

@@ -112,6 +112,11 @@ class FilterBank(nn.Module):
         """Filter the states of ``self.layers``; a length mismatch is an error."""
         return tuple(one(state) for one, state in zip(self.filters, states, strict=True))
 
+    def keep(self, places: Sequence[int]) -> None:
+        """Drop the filters of other places in the layer map than these."""
+        for place in set(range(len(self.filters))) - set(places):
+            self.filters[place] = nn.Identity()
+
 
 class IdentityFilters(FilterBank):
     """No filters at all: the teacher's side of layer-wise distillation (``lwd``)."""

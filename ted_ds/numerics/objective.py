@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 
 def combine(totals: Mapping[str, Tensor], counts: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """``sum over terms of weight * total / global count``: this rank's and microbatch's share of the step's loss.
 
-    Added up over ranks and microbatches it is the loss of the whole global batch, however that is cut up.
+    Added up over ranks and microbatches it is the loss of the whole global batch, however that is cut up. Without terms,
+    as on a pipeline stage that has none, it is 0.
 
     Args:
         totals: fp32 sums over this microbatch, with graph.
@@ -23,5 +25,7 @@ def combine(totals: Mapping[str, Tensor], counts: Mapping[str, Tensor], weights:
     """
     if not totals.keys() == counts.keys() == weights.keys():
         raise ValueError(f"terms differ: totals {[*totals]}, counts {[*counts]}, weights {[*weights]}")
+    if not totals:
+        return torch.zeros(())
     shares = [weights[name] * totals[name] / counts[name].clamp(min=1) for name in totals]
     return sum(shares[1:], start=shares[0])

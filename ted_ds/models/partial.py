@@ -1,0 +1,89 @@
+"""A transformers model cut down to the blocks of one pipeline stage.
+
+What is not here is replaced by what passes states on, so that the model's own forward still makes the masks, positions
+and relative embeddings that its blocks need, and names of parameters stay those of the whole model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ted_ds.models.families import Family
+from ted_ds.models.share import Share
+
+
+class Arrival(nn.Module):
+    """Stands for the embeddings: puts out the state that came from the stage before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state: Tensor | None = None
+        """``[batch, seq, hidden]``; to be set before each forward pass."""
+
+    def forward(self, *_: Any, **__: Any) -> Tensor:
+        """The state."""
+        assert self.state is not None, "no state has arrived"
+        return self.state
+
+
+class Nothing(nn.Module):
+    """Stands for embeddings that are added: they are in the state that arrives."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """A zero that takes on the type of what it is added to."""
+        return torch.zeros((), device=ids.device)
+
+
+class AbsentBlock(nn.Module):
+    """Stands for a block of another stage."""
+
+    def __init__(self, *, returns_tuple: bool) -> None:
+        super().__init__()
+        self._returns_tuple = returns_tuple
+
+    def forward(self, state: Tensor, *_: Any, **__: Any) -> Tensor | tuple[Tensor, None]:
+        """The state as it is, in the form in which the family's blocks return it."""
+        return (state, None) if self._returns_tuple else state
+
+
+def keep_share(model: PreTrainedModel, family: Family, share: Share) -> Arrival | None:
+    """Drop what other stages hold.
+
+    Returns:
+        What takes the arriving state, where the embeddings are elsewhere.
+    """
+    blocks = family.blocks(model)
+    for index in range(len(blocks)):
+        if not share.start <= index < share.stop:
+            blocks[index] = AbsentBlock(returns_tuple=family.blocks_return_tuples)
+    if not share.has_output:
+        body = model.base_model
+        for name, child in list(model.named_children()):
+            if child is not body:
+                setattr(model, name, nn.Identity())
+        for path in family.behind_blocks:
+            if _has(model, path):
+                _put(model, path, nn.Identity())
+    if share.has_embeddings:
+        return None
+    arrival = Arrival()
+    _put(model, family.arrival_path, arrival)
+    for path, kind in family.before_blocks.items():
+        if _has(model, path):
+            stand_ins = {"added": Nothing, "passed": nn.Identity, "left out": lambda: None}
+            _put(model, path, stand_ins[kind]())
+    return arrival
+
+
+def _has(model: nn.Module, path: str) -> bool:
+    parent, _, name = path.rpartition(".")
+    return isinstance(getattr(model.get_submodule(parent), name, None), nn.Module)
+
+
+def _put(model: nn.Module, path: str, module: nn.Module | None) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)

@@ -1,0 +1,115 @@
+"""Models cut into shares, run one after the other, against the whole model: states, predictions, gradients, names."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ted_ds.models.families import family_of
+from ted_ds.models.predictions import LossWeights
+from ted_ds.models.share import Share
+from ted_ds.models.taps import TappedModel
+from ted_ds.numerics.task_terms import TASK_TERMS
+from ted_ds.plan import CAUSAL_LM_TYPES, KNOWN_TYPES
+from tests.parity.test_families import NUM_BLOCKS, batch, load
+
+CUTS = ([2], [1, 3], [1, 2, 3], [4], [0])
+
+
+def shares_of(cuts):
+    borders = [0, *cuts, NUM_BLOCKS]
+    last = len(borders) - 2
+    return [
+        Share(start, stop, has_embeddings=index == 0, has_output=index == last)
+        for index, (start, stop) in enumerate(zip(borders, borders[1:], strict=False))
+    ]
+
+
+def run_through(parts, inputs, taken):
+    state = None
+    for part in parts:
+        if state is not None:
+            part.arrive(state)
+        taps = {}
+        predictions = part(inputs, lambda predictions, _: predictions, on_state=taps.__setitem__)
+        taken.update(taps)
+        state = part.leaving
+    return predictions
+
+
+def loss_of(predictions, labels):
+    terms = TASK_TERMS["causal_lm" if labels.dim() == 2 else "sequence_classification"]
+    return predictions.losses(terms, labels, LossWeights()).weighted
+
+
+@pytest.mark.parametrize("cuts", CUTS, ids=str)
+@pytest.mark.parametrize(
+    ("model_type", "classify"), [*((one, True) for one in KNOWN_TYPES), *((one, False) for one in CAUSAL_LM_TYPES)]
+)
+def test_shares_in_a_row_are_the_whole_model(tmp_path, model_type, classify, cuts):
+    family, layers = family_of(model_type), [0, 2, NUM_BLOCKS]
+    whole = TappedModel(load(tmp_path, model_type, classify=classify), family, layers)
+    labels = torch.zeros(3, dtype=torch.long) if classify else batch()["input_ids"].clone()
+    for part in (whole.model, inputs := batch()):
+        if isinstance(part, torch.nn.Module):
+            part.config.pad_token_id = 0
+    expected_states = {}
+    expected = whole(inputs, lambda predictions, _: predictions, on_state=expected_states.__setitem__)
+    loss_of(expected, labels).backward()
+    gradients = {name: p.grad for name, p in whole.named_parameters()}
+
+    parts = []
+    for share in shares_of(cuts):
+        here = [
+            place
+            for place, layer in enumerate(layers)
+            if share.start < layer <= share.stop or (layer == 0 and share.has_embeddings)
+        ]
+        model = load(tmp_path, model_type, classify=classify)
+        model.config.pad_token_id = 0
+        parts.append(TappedModel(model, family, layers, share=share, places=here))
+    states = {}
+    predictions = run_through(parts, inputs, states)
+    assert states.keys() == expected_states.keys()
+    for place, state in states.items():
+        torch.testing.assert_close(state, expected_states[place], rtol=0, atol=0)
+    torch.testing.assert_close(predictions.outputs(labels), expected.outputs(labels), rtol=0, atol=0)
+
+    loss_of(predictions, labels).backward()
+    found = {}
+    for part in parts:
+        for name, parameter in part.named_parameters():
+            if parameter.grad is not None:
+                name = part.aliases.get(name, name)
+                found[name] = found.get(name, 0) + parameter.grad
+    assert found.keys() == {name for name, gradient in gradients.items() if gradient is not None}
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, gradients[name], rtol=1e-5, atol=1e-6 * float(gradients[name].abs().max()))
+
+
+def test_a_share_without_embeddings_taps_the_state_that_arrives(tmp_path):
+    part = TappedModel(
+        load(tmp_path, "gpt2"), family_of("gpt2"), [1, 2], share=Share(2, 3, False, False), places=[1]
+    )
+    arriving, taken = torch.randn(3, 9, part.model.config.n_embd), {}
+    part.arrive(arriving)
+    part(batch(), lambda *_: None, on_state=taken.__setitem__)
+    assert taken.keys() == {1}
+    torch.testing.assert_close(taken[1], arriving, rtol=0, atol=0)
+    assert part.leaving.shape == arriving.shape
+    assert not torch.equal(part.leaving, arriving)
+    assert [*part.named_layers()] == ["layer_03"]
+    assert all(".h.2." in name for name, _ in part.named_parameters())
+
+
+def test_a_share_keeps_only_its_own_parameters(tmp_path):
+    whole = load(tmp_path, "deberta-v2", classify=True)
+    first_names = {name for name, _ in whole.named_parameters()}
+    names = []
+    for share in shares_of([1, 3]):
+        part = TappedModel(load(tmp_path, "deberta-v2", classify=True), family_of("deberta-v2"), share=share)
+        names.append({name.removeprefix("model.") for name, _ in part.named_parameters()})
+    shared = {"deberta.encoder.rel_embeddings.weight", "deberta.encoder.LayerNorm.weight"}
+    assert set.union(*names) == first_names
+    assert {name for one, other in ((0, 1), (1, 2), (0, 2)) for name in names[one] & names[other]} >= shared
+    assert not any(".layer.0." in name for name in names[1] | names[2])
