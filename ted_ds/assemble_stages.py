@@ -19,11 +19,12 @@ from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank, IdentityFilters
 from ted_ds.numerics.layer_map import layer_names
 from ted_ds.runtime.determinism import seed_everything
-from ted_ds.runtime.engine import Objective
 from ted_ds.runtime.frozen import FrozenModel
-from ted_ds.stages.distill import DistillObjective, Teacher
+from ted_ds.runtime.step_runner import Objective
+from ted_ds.stages.distill import AbsentTeacher, DistillObjective, Teacher
 from ted_ds.stages.finetune import FinetuneObjective
 from ted_ds.stages.learn_filters import FilterObjective
+from ted_ds.staging import Stage
 
 
 @dataclass
@@ -53,14 +54,17 @@ def build_stage_one(build: Assembly, side: str, model: Path) -> StageOne:
     Raises:
         TedError: The model cannot be loaded; on every rank.
     """
-    layers = build.layers(side)
-    body = build.frozen_model(side, model, layers, new_head_allowed=True)
+    layers, stage = build.layers(side), build.stage(f"filters_{side}")
+    body = build.models.frozen(side, model, layers, stage=stage, new_head_allowed=True)
     bank = fresh_filters(build, side)
     probes: FilterProbes | None = None
     with build.world.together():
         probes = _probes(build, bank, model, build.facts(side).model_type)
     assert probes is not None
-    return StageOne(body, bank, probes, FilterObjective(build.terms, body, layers), layer_names(layers))
+    places = None if stage is None else stage.places
+    if places is not None:
+        probes.keep(places)
+    return StageOne(body, bank, probes, FilterObjective(build.terms, body, layers, places), layer_names(layers))
 
 
 def fresh_filters(build: Assembly, side: str) -> FilterBank:
@@ -141,28 +145,33 @@ def build_stage_two(
     """
     plan = build.recipe.distill
     student_layers, teacher_layers = build.layers("student"), build.layers("teacher")
-    tapped = build.trainable_model("student", student, config, student_layers)
+    stage = build.stage("distill")
+    tapped = build.models.trained("student", student, config, student_layers, stage=stage)
     bank: FilterBank | None = None
     teacher_filters: FilterBank | None = None
     with build.world.together():
         bank = _student_bank(build, filters["student"])
         teacher_filters = _no_filters(build) if cached is not None else teacher_bank(build, filters["teacher"])
     assert bank is not None
+    if stage is not None:
+        bank.keep(stage.places)
     kind = build.recipe.filters.kind if plan.method == "ted" and build.recipe.filters is not None else "linear"
     frozen = None
-    if plan.method != "sft" and cached is None:
-        frozen = build.frozen_model("teacher", teacher, teacher_layers, new_head_allowed=new_head_allowed)
-    teaching = cached or frozen
+    if plan.method != "sft" and cached is None and (stage is None or stage.shares["teacher"] is not None):
+        frozen = build.models.frozen("teacher", teacher, teacher_layers, stage=stage, new_head_allowed=new_head_allowed)
+    teaching: Teacher = cached or frozen or AbsentTeacher()
     objective: Objective = (
         FinetuneObjective(build.terms, plan.task_weight)
-        if teaching is None
-        else _distill_objective(build, teaching, teacher_filters)
+        if plan.method == "sft"
+        else _distill_objective(build, teaching, teacher_filters, stage)
     )
     return StageTwo(tapped, bank, kind, FilteredModel(tapped, bank), frozen, teacher_filters, objective)
 
 
-def _distill_objective(build: Assembly, teacher: Teacher, teacher_filters: FilterBank | None) -> DistillObjective:
-    """The recipe's Stage II objective with this teacher."""
+def _distill_objective(
+    build: Assembly, teacher: Teacher, teacher_filters: FilterBank | None, stage: Stage | None
+) -> DistillObjective:
+    """The recipe's Stage II objective with this teacher; in a pipeline, what of it is here."""
     plan = build.recipe.distill
     return DistillObjective(
         build.terms,
@@ -176,6 +185,8 @@ def _distill_objective(build: Assembly, teacher: Teacher, teacher_filters: Filte
         feature_reduction=plan.feature_reduction,
         normalise_features=plan.normalise_features,
         num_shared_ids=build.num_shared_ids,
+        places=None if stage is None else stage.places,
+        has_output=stage is None or stage is build.plan.stages["distill"][-1],
     )
 
 
@@ -223,4 +234,6 @@ def _filters(build: Assembly, side: str, folder: Path | None) -> FilterBank:
 
 
 def _named(what: str, names: Iterable[str], modules: Iterable[nn.Module]) -> dict[str, nn.Module]:
-    return {f"{what} {name}": module for name, module in zip(names, modules, strict=True)}
+    named = {f"{what} {name}": module for name, module in zip(names, modules, strict=True)}
+    # other stages of a pipeline have the others
+    return {name: module for name, module in named.items() if not isinstance(module, nn.Identity)}

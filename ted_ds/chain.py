@@ -117,10 +117,16 @@ class Chain:
     def _dim(self) -> int:
         return self._assembly.plan.filter_dim
 
-    def _vet_teacher(self, teacher: FrozenModel) -> None:
-        """Make sure, once a run, that the teacher has something to teach."""
+    def _vet_teacher(self, teacher: FrozenModel | None) -> None:
+        """Make sure, once a run, that the teacher has something to teach; None stands for one this stage has not."""
         if not self._teacher_is_vetted:
-            verdict = vet_knowledge(self._assembly, "teacher", teacher)
+            models = self._assembly.models
+            is_whole = all(self._assembly.world.gather(teacher is not None and teacher.tapped.share.is_whole))
+            whole = teacher if is_whole else models.frozen("teacher", self._layout.teacher_path())
+            assert whole is not None
+            verdict = vet_knowledge(self._assembly, "teacher", whole)
+            if whole is not teacher:
+                whole.release()
             if verdict.status == "fail" and self._recipe.teacher.finetune is not None:  # its weights are no surprise
                 verdict = replace(verdict, status="warn", detail=f"{verdict.detail} Or fine-tune it for longer")
             act_on(self._assembly, verdict)
@@ -139,14 +145,15 @@ class Chain:
     def _finetune(self, folder: PhaseFolder, side: str, plan: PhasePlan, origin: Path) -> None:
         build = self._assembly
         config = build.engine_config(plan, f"{side}.finetune")
-        tapped = build.trainable_model(side, origin, config)
-        with build.engine(tapped, config, plan, watched=tapped.named_layers()) as engine:
+        phase = f"finetune_{side}"
+        tapped = build.models.trained(side, origin, config, stage=build.stage(phase))
+        with build.engine(phase, tapped, config, plan, watched=tapped.named_layers(), trained=tapped) as engine:
             training = PhaseTraining(build, folder, engine, plan, forward=engine_outputs(engine))
             result = training.run(FinetuneObjective(build.terms))
-            state = build.whole_state(tapped.model)
+            state = build.models.whole_state(tapped)
 
         def write(place: Path) -> dict[str, Any]:
-            build.save_model(tapped.model, state, place / MODEL_FOLDER)
+            build.models.save(tapped, state, place / MODEL_FOLDER)
             return result
 
         build.world.on_main(functools.partial(folder.write, write))
@@ -175,9 +182,11 @@ class Chain:
         stage = build_stage_one(build, side, model)
         if side == "teacher":
             self._vet_teacher(stage.body)
-        build.drop_beyond_taps(stage.body)
-        build.share(stage.body, stage.probes)
-        with build.engine(stage.probes, config, plan, watched=stage.watched) as engine:
+        build.models.drop_beyond_taps(stage.body)
+        build.models.share(stage.body, stage.probes)
+        with build.engine(
+            f"filters_{side}", stage.probes, config, plan, watched=stage.watched, frozen=stage.body
+        ) as engine:
             training = PhaseTraining(
                 build,
                 folder,
@@ -187,7 +196,7 @@ class Chain:
                 outputs=stage.names,
             )
             result = training.run(stage.objective)
-            state = build.whole_state(stage.bank)
+            state = build.models.whole_state(stage.bank)
         stage.body.release()
         of_filter = dict(zip(stage.names, training.scores, strict=True))
 
@@ -219,21 +228,30 @@ class Chain:
             filters=filters,
             cached=cached,
         )
-        if stage.teacher is not None:
+        if plan.method != "sft" and cached is None:
             self._vet_teacher(stage.teacher)
+        if stage.teacher is not None:
             if plan.kl_weight == 0:
-                build.drop_beyond_taps(stage.teacher)
-            build.share(stage.teacher, stage.module)
-        with build.engine(stage.module, config, plan, watched=stage.watched) as engine:
+                build.models.drop_beyond_taps(stage.teacher)
+            build.models.share(stage.teacher, stage.module)
+        with build.engine(
+            "distill",
+            stage.module,
+            config,
+            plan,
+            watched=stage.watched,
+            trained=stage.student,
+            frozen=stage.teacher,
+        ) as engine:
             training = PhaseTraining(build, folder, engine, plan, forward=engine_outputs(engine))
             result = training.run(stage.objective)
-            state = build.whole_state(stage.student.model)
-            filter_state = build.whole_state(stage.bank)
+            state = build.models.whole_state(stage.student)
+            filter_state = build.models.whole_state(stage.bank)
         if stage.teacher is not None:
             stage.teacher.release()
 
         def write(place: Path) -> dict[str, Any]:
-            build.save_model(stage.student.model, state, place / MODEL_FOLDER)
+            build.models.save(stage.student, state, place / MODEL_FOLDER)
             if filter_state:
                 save_filters(place, filter_state, layers=stage.bank.layers, dim=self._dim, kind=stage.filter_kind)
             return {**result, "teacher": self._layout.identity(self._layout.teacher_path())}
@@ -244,7 +262,7 @@ class Chain:
         build = self._assembly
         results: dict[str, dict[str, float]] = {}
         for name, path in self._layout.evaluated_paths().items():
-            model = build.frozen_model("teacher" if name == "teacher" else "student", path, new_head_allowed=True)
+            model = build.models.frozen("teacher" if name == "teacher" else "student", path, new_head_allowed=True)
             metrics, tokens_per_s = build.evaluate(frozen_outputs(model))
             results[name] = {**metrics[0], "perf/tokens_per_s": tokens_per_s, "num_parameters": model.num_parameters}
             model.release()

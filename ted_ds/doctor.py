@@ -216,7 +216,7 @@ class Doctor:
     # --- models -------------------------------------------------------------------------------------------------
 
     def _look_at_student(self, path: Path, *, is_ready: bool) -> None:
-        model = self._build.frozen_model("student", path, new_head_allowed=True)
+        model = self._build.models.frozen("student", path, new_head_allowed=True)
         verdict = vet_knowledge(self._build, "student", model)
         self._look_at_fresh("student", model)
         model.release()
@@ -250,7 +250,8 @@ class Doctor:
                 verdict = Verdict(verdict.check, "skip", f"{verdict.detail}; teacher.finetune is still to come")
             self._verdicts.append(verdict)
             self._distil_into_itself(stage, teacher, batch.to(self._world.device), head_may_be_new=not is_ready)
-        with build.engine(stage.module, config, plan, watched=stage.watched) as engine:
+        with build.engine("distill", stage.module, config, plan, watched=stage.watched) as engine:
+            assert isinstance(engine, TrainableEngine)  # a pair is examined without a pipeline
             self._take_a_step(engine, stage)
         if stage.teacher is not None:
             stage.teacher.release()
@@ -261,7 +262,7 @@ class Doctor:
         objective = stage.objective
         assert isinstance(objective, DistillObjective)
         layers = self._build.layers("teacher")
-        twin = self._build.frozen_model("teacher", teacher, layers, new_head_allowed=head_may_be_new)
+        twin = self._build.models.frozen("teacher", teacher, layers, new_head_allowed=head_may_be_new)
         states: dict[int, Tensor] = {}
         losses: list[Tensor] = []
 

@@ -216,10 +216,10 @@ def _fill(
         bank = teacher_bank(build, filters)
         writer = PartWriter(unfinished, f"{secrets.token_hex(4)}_{world.rank:05d}", plan.record)
     assert writer is not None
-    frozen = build.frozen_model("teacher", teacher, build.layers("teacher"))
+    frozen = build.models.frozen("teacher", teacher, build.layers("teacher"))
     vet(frozen)
     if not plan.record.num_outputs:
-        build.drop_beyond_taps(frozen)
+        build.models.drop_beyond_taps(frozen)
     build.screen.start("teacher cache", rounds)
     started = time.monotonic()
     try:

@@ -120,13 +120,13 @@ def examine(recipe_path: str, overrides: Sequence[str]) -> bool:
     Raises:
         TedError: There is nothing to look at; the same on every rank.
     """
-    assembly, layout = _prepare(recipe_path, overrides, contracts_hold=False, stops=StopRequests())
+    assembly, layout = _prepare(recipe_path, overrides, contracts_hold=False, in_pipeline=False, stops=StopRequests())
     _greet(assembly)
     return Doctor(assembly, layout).examine()
 
 
 def _prepare(
-    recipe_path: str, overrides: Sequence[str], *, contracts_hold: bool, stops: StopRequests
+    recipe_path: str, overrides: Sequence[str], *, contracts_hold: bool, in_pipeline: bool = True, stops: StopRequests
 ) -> tuple[Assembly, Layout]:
     """Everything up to the first use of a model's weights.
 
@@ -134,17 +134,23 @@ def _prepare(
         recipe_path: The recipe.
         overrides: Changes to it.
         contracts_hold: Whether models that break a contract (:mod:`ted_ds.contracts`) are refused.
+        in_pipeline: Whether the recipe's pipeline is used.
         stops: Takes requests to stop.
     """
     recipe: Recipe | None = None
     failure: Exception | None = None
     try:
         recipe = load_recipe(recipe_path, overrides)
+        if not in_pipeline:
+            recipe = recipe.without_pipeline()
         num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
         make_plan(recipe, num_ranks=num_ranks, source=recipe_path, contracts_hold=contracts_hold)
     except Exception as error:  # a defect of ours on one rank must not leave the others waiting either
         failure = error
-    world = World.join(recipe.collective_timeout_s if recipe is not None else JOIN_TIMEOUT_S)
+    timeout_s, num_stages = JOIN_TIMEOUT_S, 1
+    if recipe is not None and failure is None:  # which includes that the stages divide the ranks
+        timeout_s, num_stages = recipe.collective_timeout_s, recipe.pipeline.stages
+    world = World.join(timeout_s, num_stages)
     with world.together():
         if failure is not None:
             raise failure

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ted_ds.config.deepspeed import complete, read_deepspeed_json, zero_stage
 from ted_ds.config.schema import Recipe
@@ -16,6 +16,7 @@ from ted_ds.data.sources import HUB_NAME, is_remote, locate, names_hub
 from ted_ds.errors import ConfigError, TedError
 from ted_ds.models.files import ModelFacts, read_model_facts
 from ted_ds.numerics.layer_map import LayerPairs, make_layer_map
+from ted_ds.staging import Stage, plan_stages
 
 Result = TypeVar("Result")
 CAUSAL_LM_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gpt2")
@@ -44,6 +45,8 @@ class Plan:
     layer_pairs: LayerPairs
     filter_dim: int
     """Width in which layers are matched; 0 where nothing is matched."""
+    stages: Mapping[str, tuple[Stage, ...]]
+    """The pipeline stages of each phase that trains, one where there is no pipeline; empty while a model is unknown."""
 
 
 def local_model(path: str) -> Path | None:
@@ -65,7 +68,7 @@ def make_plan(recipe: Recipe, *, num_ranks: int = 1, source: str = "recipe", con
 
     Args:
         recipe: The recipe.
-        num_ranks: Data-parallel ranks the batches must divide over.
+        num_ranks: Ranks the batches must divide over, once they are divided by the pipeline's stages.
         source: The recipe's file, for messages.
         contracts_hold: Whether models that break a contract (:mod:`ted_ds.contracts`) are a mistake.
 
@@ -113,9 +116,13 @@ def make_plan(recipe: Recipe, *, num_ranks: int = 1, source: str = "recipe", con
         layer_pairs = attempt("", lambda: _layer_pairs(recipe, student, teacher)) or ()
         own_dim = recipe.filters.dim if recipe.filters and recipe.distill.method == "ted" else None
         filter_dim = own_dim or teacher.hidden_size
+    stages: Mapping[str, tuple[Stage, ...]] = {}
+    if not problems and teacher is not None and student is not None:
+        facts = {"student": student, "teacher": teacher}
+        stages = attempt("", lambda: plan_stages(recipe, facts, layer_pairs, filter_dim)) or {}
     if problems:
         raise ConfigError("\n".join(f"{source}: {problem}" for problem in problems))
-    return Plan(_phases(recipe), teacher, student, layer_pairs, filter_dim)
+    return Plan(_phases(recipe), teacher, student, layer_pairs, filter_dim, stages)
 
 
 def _check_deepspeed(recipe: Recipe, num_ranks: int, attempt: Callable[[str, Callable[[], object]], object]) -> None:
@@ -123,6 +130,7 @@ def _check_deepspeed(recipe: Recipe, num_ranks: int, attempt: Callable[[str, Cal
     if not isinstance(config, dict):
         return
     attempt("torch_compile", lambda: _check_compile(recipe, config))
+    attempt("pipeline.stages", lambda: _check_pipeline(recipe, config, num_ranks))
     for path, plan in recipe.phase_plans().items():
         attempt(
             "",
@@ -131,17 +139,38 @@ def _check_deepspeed(recipe: Recipe, num_ranks: int, attempt: Callable[[str, Cal
                 plan,
                 plan_path=path,
                 precision=recipe.precision,
-                world_size=num_ranks,
+                world_size=max(num_ranks // recipe.pipeline.stages, 1),
                 source=recipe.deepspeed,
             ),
         )
 
 
-def _check_compile(recipe: Recipe, config: dict[str, object]) -> None:
+def _check_compile(recipe: Recipe, config: dict[str, Any]) -> None:
     if recipe.torch_compile and zero_stage(config) == 3:
         raise ConfigError(
             f"{recipe.deepspeed} shards weights (ZeRO-3), which are gathered inside the blocks that would be compiled; "
             "use ZeRO stage 0, 1 or 2, or remove it"
+        )
+
+
+def _check_pipeline(recipe: Recipe, config: dict[str, Any], num_ranks: int) -> None:
+    num_stages = recipe.pipeline.stages
+    if num_stages == 1:
+        return
+    if num_ranks % num_stages:
+        raise ConfigError(
+            f"{num_stages} stages do not divide {num_ranks} ranks; use as many stages as ranks, or a divisor"
+        )
+    if zero_stage(config) > 1:
+        raise ConfigError(
+            f"{num_stages} stages, but {recipe.deepspeed} has ZeRO stage {zero_stage(config)}: DeepSpeed's pipelines "
+            "work with ZeRO stage 0 and 1; use ds_configs/deepspeed/zero1.json"
+        )
+    offload = (config.get("zero_optimization") or {}).get("offload_optimizer") or {}
+    if offload.get("device", "none") != "none":
+        raise ConfigError(
+            f"{num_stages} stages, but {recipe.deepspeed} offloads the optimizer, which is not supported with a "
+            "pipeline; remove offload_optimizer"
         )
 
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
-from torch import Tensor
-
 from ted_ds.assemble import Assembly
 from ted_ds.config.phase_plan import PhasePlan
-from ted_ds.data.loader import Batch
 from ted_ds.data.reading.records import BadRecord
 from ted_ds.data.stream.state_file import STREAM_FILE, read_stream_state, stream_state_text
 from ted_ds.errors import DataError
@@ -22,8 +19,9 @@ from ted_ds.phases import PhaseFolder
 from ted_ds.runtime.checkpoints.folders import Retention
 from ted_ds.runtime.checkpoints.saving import Checkpoints, Saved
 from ted_ds.runtime.determinism import random_state, restore_random_state, seed_everything
-from ted_ds.runtime.engine import Objective, TrainableEngine
+from ted_ds.runtime.outputs import Outputs
 from ted_ds.runtime.preemption import StopNow, shielded
+from ted_ds.runtime.step_runner import Objective, StepRunner
 from ted_ds.stages.loop import Progress, train
 
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -49,10 +47,10 @@ class PhaseTraining:
         self,
         build: Assembly,
         folder: PhaseFolder,
-        engine: TrainableEngine,
+        engine: StepRunner,
         plan: PhasePlan,
         *,
-        forward: Callable[[Batch], tuple[Tensor, ...]],
+        forward: Outputs,
         outputs: Sequence[str] = (),
     ) -> None:
         """Prepare, and load the newest checkpoint if there is one.
@@ -139,13 +137,10 @@ class PhaseTraining:
     def evaluate(self, progress: Progress) -> None:
         """Score the held-out data, and remember the best."""
         build = self._build
-        self._engine.engine.eval()
         try:
-            self.scores, _ = build.evaluate(self._forward)
+            self.scores, _ = build.evaluate(self._forward, in_pipeline=True)
         except StopNow:
             self._stop(progress)
-        finally:
-            self._engine.engine.train()
         for name, metrics in zip(self._outputs, self.scores, strict=False):
             shown = "  ".join(f"{metric} {value:.4g}" for metric, value in metrics.items() if "num_" not in metric)
             build.screen.say(f"  {self._phase}, {name}: {shown}")
@@ -231,7 +226,7 @@ class PhaseTraining:
                 "bad_records": bad_records,
             },
             of_rank={"random": random_state(), "unreported": self._engine.unreported()},
-            texts={STREAM_FILE: stream_state_text([state for state, _ in parts])},
+            texts={STREAM_FILE: stream_state_text([state for state, _ in parts if state is not None])},
             best=self._best["step"] if self._best else None,
         )
         self._saved_step, self._saved_at = progress.step, time.monotonic()

@@ -7,7 +7,7 @@ Models are frozen and refuse unknown keys. Rules that need a file, a model or th
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -130,6 +130,14 @@ class Checkpoint(Section):
         return self
 
 
+class Pipeline(Section):
+    """Pipeline parallelism: student and teacher are cut into stages, one rank each (times data parallelism)."""
+
+    stages: int = Field(default=1, gt=0)
+    """How many; a stage holds student blocks and the teacher blocks they are matched with. The other ranks repeat the
+    stages for more data (data parallelism): ranks = stages x replicas."""
+
+
 class TokenizerTraining(Section):
     """A tokenizer to train on the training documents: ``ted-ds tokenizer train``."""
 
@@ -163,6 +171,7 @@ class Recipe(Section):
     output_dir: Path
     deepspeed: Path
     """DeepSpeed JSON of all trained phases."""
+    pipeline: Pipeline = Pipeline()
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     attention: Literal["auto", "eager", "sdpa", "flash"] = "auto"
     """How both models compute attention: ``auto`` is what transformers chooses; ``flash`` needs a GPU, the flash-attn
@@ -213,6 +222,20 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _stages_hold_the_teacher(self) -> Recipe:
+        if self.pipeline.stages > 1 and self.teacher.cache is not None:
+            raise ValueError(
+                "teacher.cache: with pipeline.stages above 1 each stage runs its blocks of the teacher; remove one of "
+                "the two"
+            )
+        if self.pipeline.stages > 1 and self.teacher.host not in ("auto", "replica", "int8"):
+            raise ValueError(
+                f"teacher.host: {self.teacher.host}: with pipeline.stages above 1 each stage holds its own blocks of "
+                "the teacher; use auto, replica or int8"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _flash_is_for_16_bits(self) -> Recipe:
         if self.attention == "flash" and self.precision == "fp32":
             raise ValueError("attention: flash needs precision bf16 or fp16; use sdpa with fp32")
@@ -248,6 +271,23 @@ class Recipe(Section):
                     f"{longest} or more"
                 )
         return self
+
+    def without_pipeline(self) -> Recipe:
+        """The same on as many ranks without stages, each with its own data: batches are larger by so much."""
+        stages = self.pipeline.stages
+
+        def larger(plan: PhasePlan) -> PhasePlan:
+            return plan.model_copy(update={"global_batch_size": plan.global_batch_size * stages})
+
+        parts: dict[str, Any] = {"distill": larger(self.distill), "pipeline": Pipeline()}
+        for name in ("teacher", "student"):
+            part: Teacher | Student = getattr(self, name)
+            if part.finetune is not None:
+                parts[name] = part.model_copy(update={"finetune": larger(part.finetune)})
+        if self.filters is not None:
+            both = {side: larger(getattr(self.filters, side)) for side in ("teacher", "student")}
+            parts["filters"] = self.filters.model_copy(update=both)
+        return self.model_copy(update=parts)
 
     def phase_plans(self) -> dict[str, PhasePlan]:
         """The plans this recipe will run, by their path in the recipe."""

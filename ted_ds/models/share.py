@@ -17,6 +17,11 @@ class Share:
     has_output: bool
     """Whether what comes after the last block is here: final norm and head."""
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is left to other stages."""
+        return self.has_embeddings and self.has_output
+
     @classmethod
     def whole(cls, num_blocks: int) -> Share:
         """All of a model."""

@@ -101,7 +101,7 @@ class TappedModel(nn.Module):
 
         There are no predictions afterwards. A share of a model has been cut there already.
         """
-        if not (self.share.has_embeddings and self.share.has_output):
+        if not self.share.is_whole:
             return []
         blocks = self._family.blocks(self.model)
         kept = max(self.layers)

@@ -11,8 +11,8 @@ from torch import Tensor
 def combine(totals: Mapping[str, Tensor], counts: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """``sum over terms of weight * total / global count``: this rank's and microbatch's share of the step's loss.
 
-    Added up over ranks and microbatches it is the loss of the whole global batch, however that is cut up. Without terms,
-    as on a pipeline stage that has none, it is 0.
+    Added up over ranks and microbatches it is the loss of the whole global batch, however that is cut up. It is 0
+    without terms, as on a pipeline stage that has none.
 
     Args:
         totals: fp32 sums over this microbatch, with graph.

@@ -188,10 +188,15 @@ class FrozenModel:
         """Run it on a batch; see :class:`ted_ds.stages.distill.Teacher`."""
         self(batch.inputs, then, with_predictions=with_predictions, on_state=on_state)
 
+    @property
+    def tapped(self) -> TappedModel:
+        """What is run."""
+        assert self._tapped is not None, "released"
+        return self._tapped
+
     def share_with(self, module: nn.Module) -> int:
         """Keep weights that equal ones ``module`` does not train only once; returns how many parameters those are."""
-        assert self._tapped is not None, "released"
-        return share_equal(self._tapped, module)
+        return share_equal(self.tapped, module)
 
     def drop_beyond_taps(self) -> int:
         """Give back what no tapped state needs; it cannot predict afterwards. Every rank must call it.
@@ -199,14 +204,13 @@ class FrozenModel:
         Returns:
             The number of parameters this rank held of it.
         """
-        assert self._tapped is not None, "released"
-        dropped = self._tapped.drop_beyond_taps()
+        dropped = self.tapped.drop_beyond_taps()
         count = sum(parameters_held(module) for module in dropped)
         for module in dropped:
             empty_parameters(module)
         if self._engine is not None:
             forget_order_of_modules(self._engine)
-        self.named_layers = self._tapped.named_layers()
+        self.named_layers = self.tapped.named_layers()
         self.num_parameters_held -= count
         return count
 

@@ -1,45 +1,54 @@
-"""What evaluation scores of a batch, from an engine or a frozen model."""
+"""What evaluation scores of a batch, from an engine or a frozen model: outputs by their place in the layer map."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
 from ted_ds.data.loader import Batch
 from ted_ds.models.heads import Prober
 from ted_ds.models.predictions import Predictions
-from ted_ds.runtime.engine import TrainableEngine
 from ted_ds.runtime.frozen import FrozenModel
+from ted_ds.runtime.step_runner import StepRunner
 
-Outputs = Callable[[Batch], tuple[Tensor, ...]]
+Outputs = Callable[[Batch], dict[int, Tensor]]
+"""One output, numbered 0, of a model; one for each filter in Stage I."""
 
 
-def engine_outputs(engine: TrainableEngine) -> Outputs:
+def engine_outputs(engine: StepRunner) -> Outputs:
     """Of the tapped or filtered model that an engine trains."""
-    return lambda batch: engine.engine(batch.inputs, lambda predictions, _: (predictions.outputs(batch.labels),))
+
+    def read(forward: Callable[..., Any], batch: Batch) -> dict[int, Tensor]:
+        def learn(predictions: Predictions | None, _: Any) -> dict[int, Tensor]:
+            return {} if predictions is None else {0: predictions.outputs(batch.labels)}
+
+        return forward(batch.inputs, learn)
+
+    return lambda batch: engine.look(batch, read)
 
 
 def frozen_outputs(model: FrozenModel) -> Outputs:
     """Of a frozen model."""
 
-    def forward(batch: Batch) -> tuple[Tensor, ...]:
-        found: list[Tensor] = []
+    def forward(batch: Batch) -> dict[int, Tensor]:
+        found: dict[int, Tensor] = {}
 
         def read(predictions: Predictions | None) -> None:
             assert predictions is not None
-            found.append(predictions.outputs(batch.labels))
+            found[0] = predictions.outputs(batch.labels)
 
         model(batch.inputs, read)
-        return tuple(found)
+        return found
 
     return forward
 
 
-def probe_outputs(engine: TrainableEngine, body: FrozenModel) -> Outputs:
-    """Of each probe that an engine trains on a frozen body, in the order of the layer map."""
+def probe_outputs(engine: StepRunner, body: FrozenModel) -> Outputs:
+    """Of each probe that an engine trains on a frozen body."""
 
-    def forward(batch: Batch) -> tuple[Tensor, ...]:
+    def read(forward: Callable[..., Any], batch: Batch) -> dict[int, Tensor]:
         found: dict[int, Tensor] = {}
 
         def learn(predict: Prober) -> None:
@@ -48,7 +57,7 @@ def probe_outputs(engine: TrainableEngine, body: FrozenModel) -> Outputs:
 
             body(batch.inputs, on_state=probe)
 
-        engine.engine(learn)
-        return tuple(found[place] for place in sorted(found))
+        forward(learn)
+        return found
 
-    return forward
+    return lambda batch: engine.look(batch, read)

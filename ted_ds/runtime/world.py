@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -36,16 +36,21 @@ class World:
     """A gloo group for messages between ranks; tensors go through the default group."""
     timeout_s: float = 1800.0
     """How long any collective may wait for the others."""
+    num_stages: int = 1
+    """Pipeline stages. Ranks are numbered stage by stage, so that those of one stage, which sum up gradients, are
+    neighbours."""
 
     @classmethod
-    def join(cls, timeout_s: float) -> World:
+    def join(cls, timeout_s: float, num_stages: int = 1) -> World:
         """Meet the other ranks that the launcher started; a process started alone is a world of one.
 
         Args:
             timeout_s: How long any collective may wait for the others.
+            num_stages: Pipeline stages to divide them into.
 
         Raises:
-            TopologyError: Several tasks were started, but not by a launcher that gives them ranks.
+            TopologyError: Several tasks were started, but not by a launcher that gives them ranks; or the stages do
+                not divide them.
         """
         if "RANK" not in os.environ:
             tasks = next((name for name in TASK_COUNTS if int(os.environ.get(name, "1")) > 1), None)
@@ -73,12 +78,36 @@ class World:
         deepspeed.init_distributed(backend, timeout=timeout, verbose=False)
         device = torch.device(accelerator.current_device_name())
         control = dist.new_group(backend="gloo", timeout=timeout)
-        return cls(dist.get_rank(), dist.get_world_size(), device, control, timeout_s)
+        if dist.get_world_size() % num_stages:
+            raise TopologyError(
+                f"pipeline.stages: {num_stages} stages do not divide {dist.get_world_size()} ranks; use a divisor"
+            )
+        return cls(dist.get_rank(), dist.get_world_size(), device, control, timeout_s, num_stages)
 
     @property
     def is_main(self) -> bool:
         """Whether this rank writes files and the screen."""
         return self.rank == 0
+
+    @property
+    def num_replicas(self) -> int:
+        """How many ranks read different data: all of them where there is no pipeline."""
+        return self.size // self.num_stages
+
+    @property
+    def replica(self) -> int:
+        """Which data this rank works on."""
+        return self.rank % self.num_replicas
+
+    @property
+    def stage(self) -> int:
+        """Which stage of the pipeline this rank is."""
+        return self.rank // self.num_replicas
+
+    @property
+    def reads_data(self) -> bool:
+        """Whether this rank reads the training data: the first of a pipeline does, and passes it on."""
+        return self.stage == 0
 
     def check_precision(self, precision: str) -> None:
         """Make sure that the device computes in ``fp32``, ``bf16`` or ``fp16``.
@@ -122,6 +151,23 @@ class World:
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value, group=self.control)
         return values
+
+    def collect_stages(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The tensors of all stages, by name, on rank 0; one is on its way at a time. Every rank must call it.
+
+        Those of the first replica are taken; names that several stages have must stand for equal tensors.
+        """
+        about = self.gather([(name, tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()])
+        collected = dict(state) if self.is_main else {}
+        for rank in range(self.num_replicas, self.size, self.num_replicas):
+            for name, shape, dtype in about[rank]:
+                if self.rank == rank:
+                    as_bytes = state[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+                    dist.send(as_bytes, 0, group=self.control)
+                elif self.is_main:
+                    collected[name] = torch.empty(shape, dtype=dtype)
+                    dist.recv(collected[name].reshape(-1).view(torch.uint8), rank, group=self.control)
+        return collected
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:

@@ -36,6 +36,22 @@ class Teacher(Protocol):
         ...
 
 
+class AbsentTeacher:
+    """What a pipeline stage without any of the teacher's blocks learns from."""
+
+    def teach(
+        self,
+        batch: Batch,  # noqa: ARG002 - as the others
+        then: Callable[[Predictions | None], None],
+        *,
+        with_predictions: bool,
+        on_state: Callable[[int, Tensor], None] | None,  # noqa: ARG002 - as the others
+    ) -> None:
+        """Nothing to hand over."""
+        assert not with_predictions, "a stage that needs predictions has the teacher's output"
+        then(None)
+
+
 class DistillObjective:
     """``task + kl_weight * T^2 * KL(teacher || student; T) + feature_weight * mean over pairs of MSE``.
 
@@ -57,6 +73,8 @@ class DistillObjective:
         feature_reduction: str,
         normalise_features: bool,
         num_shared_ids: int | None = None,
+        places: Sequence[int] | None = None,
+        has_output: bool = True,
     ) -> None:
         """Weigh the terms.
 
@@ -73,6 +91,8 @@ class DistillObjective:
             normalise_features: Compare features after normalising each token's.
             num_shared_ids: For causal LM, the number of ids the tokenizer has. The prediction term is over these
                 alone: vocabularies of one family are padded to different sizes, and no token has a padded id.
+            places: Which places in the layer map are compared here (on this pipeline stage); None for all.
+            has_output: Whether the predictions are made here.
         """
         self._terms = terms
         self._teacher = teacher
@@ -84,8 +104,10 @@ class DistillObjective:
         per_pair = feature_weight / (len(layers) if feature_reduction == "mean" and layers else 1)
         prediction_weight = kl_weight * terms.prediction_scale(temperature)
         self._loss_weights = LossWeights(task_weight, prediction_weight, temperature, num_shared_ids)
+        self._compares = bool(self._feature_names)
+        here = self._feature_names if places is None or not self._compares else [self._feature_names[p] for p in places]
         # task and prediction term have one count, and their gradients are computed together
-        self._weights_of_sums = {TASK: 1.0, **dict.fromkeys(self._feature_names, per_pair)}
+        self._weights_of_sums = {**({TASK: 1.0} if has_output else {}), **dict.fromkeys(here, per_pair)}
         self.weights: Mapping[str, float] = {
             TASK: task_weight,
             **({terms.prediction_name: prediction_weight} if self._needs_predictions else {}),
@@ -105,10 +127,10 @@ class DistillObjective:
         The student goes first, as its states stay for its backward pass anyway: each of the teacher's is compared as
         soon as it exists, and freed.
         """
-        rows = kept_rows(batch.kept_tokens) if self._feature_names else None
+        rows = kept_rows(batch.kept_tokens) if self._compares else None
         totals: dict[str, Tensor] = {}
 
-        def learn(student: Predictions, match: Matcher) -> Tensor:
+        def learn(student: Predictions | None, match: Matcher) -> Tensor:
             sums: dict[str, Tensor] = {}
 
             def compare_states(place: int, state: Tensor) -> None:
@@ -119,6 +141,8 @@ class DistillObjective:
                 totals[name] = sums[name].detach()
 
             def compare_predictions(teacher: Predictions | None) -> None:
+                if student is None:  # they are made on the last stage of a pipeline
+                    return
                 losses = student.losses(self._terms, batch.labels, self._loss_weights, teacher)
                 sums[TASK] = losses.weighted
                 totals[TASK] = losses.task
@@ -128,11 +152,11 @@ class DistillObjective:
             self._teacher.teach(
                 batch,
                 compare_predictions,
-                with_predictions=self._needs_predictions,
-                on_state=compare_states if self._feature_names else None,
+                with_predictions=self._needs_predictions and student is not None,
+                on_state=compare_states if self._compares else None,
             )
             own_counts = {name: counts[name] for name in self._weights_of_sums}
             return combine(sums, own_counts, self._weights_of_sums)
 
         loss = forward(batch.inputs, learn)
-        return loss, {name: totals[name] for name in self.weights}
+        return loss, {name: totals[name] for name in self.weights if name in totals}

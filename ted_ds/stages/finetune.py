@@ -32,7 +32,9 @@ class FinetuneObjective:
         """A microbatch's share of the step's loss, and its sum; ``forward`` is a tapped or filtered model's."""
         totals: dict[str, Tensor] = {}
 
-        def learn(predictions: Predictions, _: Any) -> Tensor:
+        def learn(predictions: Predictions | None, _: Any) -> Tensor:
+            if predictions is None:  # they are made on the last stage of a pipeline
+                return combine({}, {}, {})
             losses = predictions.losses(self._terms, batch.labels, LossWeights())
             totals[TASK] = losses.task
             return combine({TASK: losses.weighted}, counts, self.weights)

@@ -19,8 +19,19 @@ from ted_ds.runtime.frozen import FrozenModel
 class FilterObjective:
     """The mean over filters of each one's task loss: K independent probes."""
 
-    def __init__(self, terms: TaskTerms, body: FrozenModel, layers: Sequence[int]) -> None:
+    def __init__(
+        self, terms: TaskTerms, body: FrozenModel, layers: Sequence[int], places: Sequence[int] | None = None
+    ) -> None:
+        """Read filters on the states of ``body``.
+
+        Args:
+            terms: What the task loss is.
+            body: Gives the states.
+            layers: Its side of the layer map.
+            places: Which places in the layer map are here; None for all.
+        """
         self._terms, self._body = terms, body
+        self._places = range(len(layers)) if places is None else places
         self._names = [f"loss/task/{name}" for name in layer_names(layers)]
         self.weights: Mapping[str, float] = dict.fromkeys(self._names, 1.0 / len(self._names))
 
@@ -43,7 +54,8 @@ class FilterObjective:
                 sums[self._names[place]], totals[self._names[place]] = losses.weighted, losses.task
 
             self._body(batch.inputs, on_state=probe, states_are_saved=True)
-            return combine(sums, counts, self.weights)
+            here = [self._names[place] for place in self._places]
+            return combine(sums, {name: counts[name] for name in here}, {name: self.weights[name] for name in here})
 
         loss = forward(learn)
-        return loss, {name: totals[name] for name in self.weights}
+        return loss, {name: totals[name] for name in self.weights if name in totals}

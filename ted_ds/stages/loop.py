@@ -10,7 +10,7 @@ from typing import NoReturn, Protocol
 
 from ted_ds.data.loader import Batch
 from ted_ds.errors import DataError, NumericsError
-from ted_ds.runtime.engine import DataExhausted, Objective, TrainableEngine
+from ted_ds.runtime.step_runner import DataExhausted, Objective, StepRunner
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Surroundings(Protocol):
 
 
 def train(
-    engine: TrainableEngine,
+    engine: StepRunner,
     batches: Iterator[Sequence[Batch]],
     objective: Objective,
     surroundings: Surroundings,
@@ -153,14 +153,12 @@ def train(
     return sum(tokens for tokens, _ in timed) / sum(seconds for _, seconds in timed) if timed else 0.0
 
 
-def _is_lost(engine: TrainableEngine, progress: Progress) -> bool:
+def _is_lost(engine: StepRunner, progress: Progress) -> bool:
     """Whether a phase whose last step was skipped has nothing to show. Every rank must call it."""
     return progress.last_taken == 0 or not engine.weights_are_finite()
 
 
-def _stop_for_data(
-    engine: TrainableEngine, surroundings: Surroundings, progress: Progress, error: DataError
-) -> NoReturn:
+def _stop_for_data(engine: StepRunner, surroundings: Surroundings, progress: Progress, error: DataError) -> NoReturn:
     """Raise the data's error, once the state after the last step is kept."""
     # what one rank alone raises, the others do not know of; a state without a step is none
     if not error.agreed or progress.step == 0 or not engine.weights_are_finite():
@@ -170,9 +168,7 @@ def _stop_for_data(
     raise stopped from error
 
 
-def _cannot_go_on(
-    engine: TrainableEngine, surroundings: Surroundings, progress: Progress, reason: str
-) -> NumericsError:
+def _cannot_go_on(engine: StepRunner, surroundings: Surroundings, progress: Progress, reason: str) -> NumericsError:
     if engine.weights_are_finite():
         place = surroundings.save(progress)
         left = f"the state after step {progress.last_taken}, the last that was taken, is in {place}"

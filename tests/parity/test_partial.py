@@ -88,9 +88,7 @@ def test_shares_in_a_row_are_the_whole_model(tmp_path, model_type, classify, cut
 
 
 def test_a_share_without_embeddings_taps_the_state_that_arrives(tmp_path):
-    part = TappedModel(
-        load(tmp_path, "gpt2"), family_of("gpt2"), [1, 2], share=Share(2, 3, False, False), places=[1]
-    )
+    part = TappedModel(load(tmp_path, "gpt2"), family_of("gpt2"), [1, 2], share=Share(2, 3, False, False), places=[1])
     arriving, taken = torch.randn(3, 9, part.model.config.n_embd), {}
     part.arrive(arriving)
     part(batch(), lambda *_: None, on_state=taken.__setitem__)

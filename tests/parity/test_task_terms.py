@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from ted_ds.assemble import _collator, _head_config
+from ted_ds.assemble import _collator
+from ted_ds.assemble_models import _head_config
 from ted_ds.config.schema import Recipe
 from ted_ds.config.tasks import CausalLm
 from ted_ds.data.loader import Batch, Collator

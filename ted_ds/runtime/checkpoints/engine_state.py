@@ -26,20 +26,19 @@ ENGINE_FOLDER = "engine"
 """DeepSpeed's tag, a folder in the checkpoint."""
 
 
-def layout_of(engine: Any) -> dict[str, Any]:
-    """What must be equal for DeepSpeed to load its own files."""
+def layout_of(engine: Any, names: Mapping[int, str]) -> dict[str, Any]:
+    """What must be equal for DeepSpeed to load its own files; ``names`` are those of parameters, by their id."""
     return {
         "zero_stage": int(engine.zero_optimization_stage()),
         "num_ranks": int(engine.dp_world_size),
         "optimizer": type(engine.optimizer).__name__,
         "inner_optimizer": type(getattr(engine.optimizer, "optimizer", engine.optimizer)).__name__,
-        "order": _order_of(engine),
+        "order": _order_of(engine, names),
     }
 
 
-def _order_of(engine: Any) -> str:
+def _order_of(engine: Any, names: Mapping[int, str]) -> str:
     """A hash of which parameter is where in the optimizer's flat tensors: settings of ZeRO change it."""
-    names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
     optimizer = engine.optimizer
     groups: Any = []
     for attribute in ("round_robin_bit16_groups", "bf16_groups", "fp16_groups"):

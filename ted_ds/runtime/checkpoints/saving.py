@@ -19,7 +19,7 @@ from ted_ds.errors import CheckpointError
 from ted_ds.phases import differences
 from ted_ds.runtime.checkpoints.folders import CheckpointFolders, FileRecord, Retention, cannot_write
 from ted_ds.runtime.checkpoints.writer import BackgroundWrite, relative
-from ted_ds.runtime.engine import TrainableEngine
+from ted_ds.runtime.step_runner import StepRunner
 from ted_ds.runtime.world import World
 
 STATE_FILE = "state.json"
@@ -75,7 +75,7 @@ class Checkpoints:
 
     def begin(
         self,
-        engine: TrainableEngine,
+        engine: StepRunner,
         step: int,
         *,
         state: Mapping[str, Any],
@@ -248,7 +248,7 @@ class Checkpoints:
         of_ranks = [json.loads(file.read_text(encoding="utf-8")) for file in ranks]
         return Saved(folder, step, state, of_ranks)
 
-    def load(self, engine: TrainableEngine, saved: Saved) -> None:
+    def load(self, engine: StepRunner, saved: Saved) -> None:
         """Give a new engine the state of a checkpoint, rewritten where it was saved on another layout.
 
         Raises:

@@ -1,0 +1,22 @@
+"""Which engine trains: one of a pipeline, or one that has the whole module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ted_ds.runtime.cargo import Waybill
+from ted_ds.runtime.engine import TrainableEngine
+from ted_ds.runtime.pipeline import PipelineRunner, Travellers
+from ted_ds.runtime.step_runner import StepRunner
+from ted_ds.runtime.world import World
+
+
+def start_runner(
+    module: nn.Module, *, world: World, travellers: Travellers, waybill: Waybill, **settings: Any
+) -> StepRunner:
+    """The engine for this world; ``travellers`` and ``waybill`` are a pipeline's, the rest is :class:`StepRunner`'s."""
+    if world.num_stages > 1:
+        return PipelineRunner(module, world=world, travellers=travellers, waybill=waybill, **settings)
+    return TrainableEngine(module, world=world, **settings)

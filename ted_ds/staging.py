@@ -1,0 +1,252 @@
+"""Which pipeline stage holds which blocks: cut where the slowest stage is fastest, and where the layer map allows it.
+
+A layer-wise loss is computed where both its layers are, so a border between stages must not separate a pair: the
+teacher's blocks up to the last partner of a student block before the border lie before it too, and no partner of a
+later block does. Where the layer map leaves a choice (blocks without a partner, layers matched sparsely), either side
+may take them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ted_ds.config.schema import Recipe
+from ted_ds.config.tasks import CausalLm
+from ted_ds.errors import ConfigError
+from ted_ds.models.files import ModelFacts
+from ted_ds.models.share import Share
+from ted_ds.numerics.layer_map import LayerPairs
+
+FORWARD, LEARN, RECOMPUTED = 1, 3, 4
+"""Passes through a matrix: forward; with the gradients of input and weights; with activations computed once more."""
+MOST_CHOICES = 33
+"""Of where to cut the teacher, for one cut of the student: where no layers are matched, any would do."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage of a phase holds."""
+
+    shares: Mapping[str, Share | None]
+    """Of the ``student`` and the ``teacher``; None where it has nothing of it."""
+    places: tuple[int, ...]
+    """In the layer map: whose filters and losses are here."""
+    cost: float
+    """Operations (multiply-adds counted twice) per token of a training step."""
+
+
+def whole_stage(facts: Mapping[str, ModelFacts], num_pairs: int) -> Stage:
+    """Everything on one stage: no pipeline."""
+    shares = {side: Share.whole(one.num_blocks) for side, one in facts.items()}
+    return Stage(shares, tuple(range(num_pairs)), 0.0)
+
+
+def plan_stages(
+    recipe: Recipe, facts: Mapping[str, ModelFacts], pairs: LayerPairs, filter_dim: int
+) -> dict[str, tuple[Stage, ...]]:
+    """The stages of every phase that trains, from input to output.
+
+    Raises:
+        ConfigError: A phase cannot be cut into so many.
+    """
+    num_stages = recipe.pipeline.stages
+    stages: dict[str, tuple[Stage, ...]] = {}
+    for phase, sides in _phases(recipe).items():
+        if num_stages == 1:
+            stages[phase] = (whole_stage({side: facts[side] for side in facts if side in sides}, len(pairs)),)
+        else:
+            stages[phase] = _Cutter(recipe, facts, pairs, filter_dim, phase, sides).cut(num_stages)
+    return stages
+
+
+def _phases(recipe: Recipe) -> dict[str, tuple[str, ...]]:
+    """The models in each phase that trains, the one that sets its pace first."""
+    found: dict[str, tuple[str, ...]] = {}
+    if recipe.teacher.finetune is not None:
+        found["finetune_teacher"] = ("teacher",)
+    if recipe.student.finetune is not None:
+        found["finetune_student"] = ("student",)
+    if recipe.distill.method == "ted":
+        found |= {"filters_teacher": ("teacher",), "filters_student": ("student",)}
+    found["distill"] = ("student",) if recipe.distill.method == "sft" else ("student", "teacher")
+    return found
+
+
+class _Cutter:
+    """Cuts the models of one phase."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        facts: Mapping[str, ModelFacts],
+        pairs: LayerPairs,
+        filter_dim: int,
+        phase: str,
+        sides: Sequence[str],
+    ) -> None:
+        self._recipe, self._phase, self._sides, self._dim = recipe, phase, sides, filter_dim
+        self._facts = facts
+        self._own = facts[sides[0]]
+        self._is_filters = phase.startswith("filters_")
+        self._other = facts[sides[1]] if len(sides) > 1 else None
+        self._causal = isinstance(recipe.task, CausalLm)
+        # the layers of each place on the side that sets the pace, and on the other
+        column = 1 if sides[0] == "teacher" else 0
+        with_pairs = self._is_filters or self._other is not None
+        self._own_layers = [pair[column] for pair in pairs] if with_pairs else []
+        self._other_layers = [pair[1] for pair in pairs] if self._other is not None else []
+        # what no matched layer needs does not run where there are no predictions
+        self._own_end = max(self._own_layers) if self._is_filters else self._own.num_blocks
+        self._predicts = self._other is not None and recipe.distill.kl_weight > 0
+        self._other_end = 0
+        if self._other is not None:
+            self._other_end = self._other.num_blocks if self._predicts else max(self._other_layers, default=0)
+        trained = FORWARD if self._is_filters else RECOMPUTED if recipe.activation_checkpointing else LEARN
+        self._own_blocks = [trained * cost for cost in self._before_each_block(self._own)]
+        self._other_blocks = self._before_each_block(self._other) if self._other is not None else [0.0]
+
+    def cut(self, num_stages: int) -> tuple[Stage, ...]:
+        """The best cut.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        stations = self._stations()
+        costs = np.array([self._cost_before(*station) for station in stations])
+        chosen = _best_path(stations, costs, num_stages)
+        if chosen is None:
+            raise ConfigError(self._refusal(num_stages))
+        path = [stations[index] for index in chosen]
+        return tuple(
+            self._stage(path[index], path[index + 1], is_last=index == num_stages - 1) for index in range(num_stages)
+        )
+
+    def _stations(self) -> list[tuple[int, int]]:
+        """Where a border may be, as blocks of each model before it; the first is the start and the last the end."""
+        # a stage of nothing but the head makes sense where that is work
+        last = self._own_end if self._causal and not self._is_filters else self._own_end - 1
+        found = [(0, 0)]
+        for own in range(1, last + 1):
+            lowest, highest = self._range(own)
+            count = min(highest - lowest + 1, MOST_CHOICES)
+            if count > 0:
+                found += [(own, int(other)) for other in np.linspace(lowest, highest, count).round()]
+        return [*found, (self._own_end, self._other_end)]
+
+    def _range(self, own: int) -> tuple[int, int]:
+        """The fewest and the most teacher blocks before a border behind this student block; none if that is less."""
+        pairs = list(zip(self._own_layers, self._other_layers, strict=False))
+        lowest = max((other for layer, other in pairs if layer <= own), default=0)
+        highest = min((other for layer, other in pairs if layer > own), default=self._other_end)
+        return lowest, highest
+
+    def _refusal(self, num_stages: int) -> str:
+        crossing = [
+            f"{a[0]}<-{a[1]} and {b[0]}<-{b[1]}"
+            for a in zip(self._own_layers, self._other_layers, strict=False)
+            for b in zip(self._own_layers, self._other_layers, strict=False)
+            if a[0] < b[0] and a[1] > b[1]
+        ]
+        most = len({station[0] for station in self._stations()[1:-1]}) + 1
+        reason = (
+            f"the pairs {crossing[0]} cross, and a stage must hold both layers of a pair"
+            if crossing
+            else f"{self._own_end} blocks of the {self._sides[0]} take part"
+        )
+        return (
+            f"pipeline.stages: {num_stages}: {self._phase} can be cut into at most {most}: {reason}; use fewer stages"
+            + (", or a layer map in which later student layers have later teacher layers" if crossing else "")
+        )
+
+    def _stage(self, before: tuple[int, int], behind: tuple[int, int], *, is_last: bool) -> Stage:
+        is_first = before == (0, 0)
+        has_output = is_last and not self._is_filters
+        shares: dict[str, Share | None] = {self._sides[0]: Share(before[0], behind[0], is_first, has_output)}
+        if self._other is not None:
+            other = Share(before[1], behind[1], is_first, is_last and self._predicts)
+            needed = other.stop < self._other_end or before[1] < self._other_end or other.has_output
+            # its last state may still be matched further on
+            matched = any(
+                layer == before[1] and own > before[0]
+                for own, layer in zip(self._own_layers, self._other_layers, strict=True)
+            )
+            shares[self._sides[1]] = other if needed or matched or is_first else None
+        places = tuple(
+            place
+            for place, layer in enumerate(self._own_layers)
+            if before[0] < layer <= behind[0] or (is_first and layer == 0)
+        )
+        cost = self._cost_before(*behind) - self._cost_before(*before)
+        return Stage(shares, places, cost)
+
+    # --- costs ------------------------------------------------------------------------------------------------------
+
+    def _cost_before(self, own: int, other: int) -> float:
+        """Operations per token of everything before a border; the heads count where everything is before it."""
+        cost = self._own_blocks[own] + self._other_blocks[other]
+        cost += sum(self._of_pair() for layer in self._own_layers if layer <= own and own > 0)
+        if (own, other) == (self._own_end, self._other_end):
+            cost += self._of_heads()
+        return cost
+
+    def _before_each_block(self, facts: ModelFacts) -> list[float]:
+        """Of a forward pass through the blocks before each block, and through all of them."""
+        attention = 2 * facts.hidden_size * self._recipe.task.sequence_length  # scores, and what they weigh
+        cost = [0.0]
+        for block in facts.parameters.of_blocks:
+            matrices = sum(math.prod(shape) for shape in block if len(shape) == 2)
+            cost.append(cost[-1] + 2.0 * (matrices + attention))
+        return cost
+
+    def _of_heads(self) -> float:
+        if not self._causal or self._is_filters:
+            return 0.0
+        cost = LEARN * _lm_head(self._own)
+        if self._other is not None and self._predicts:
+            cost += FORWARD * _lm_head(self._other)
+        return cost
+
+    def _of_pair(self) -> float:
+        """A pair's filters, and in Stage I the head on one of them."""
+        own = 2.0 * self._own.hidden_size * self._dim
+        if self._other is not None:
+            return LEARN * own + FORWARD * 2.0 * self._other.hidden_size * self._dim
+        learn_without_input = 2
+        cost = learn_without_input * own
+        if self._causal and self._recipe.filters is not None:
+            cost += (LEARN if self._recipe.filters.lm_head == "new" else 2) * _lm_head(self._own)
+        return cost
+
+
+def _lm_head(facts: ModelFacts) -> float:
+    return 2.0 * (facts.parameters.lm_head or facts.parameters.embeddings)
+
+
+def _best_path(stations: Sequence[tuple[int, int]], costs: np.ndarray, num_stages: int) -> list[int] | None:
+    """The stations from the first to the last, with the smallest largest cost between two; None if there are too few.
+
+    Costs before a station grow with it, so the cost between two is a difference.
+    """
+    own, other = (np.array(column) for column in zip(*stations, strict=True))
+    end = len(stations) - 1
+    follows = (own[:, None] < own[None, :]) & (other[:, None] <= other[None, :])
+    follows[:, end] = other <= other[end]
+    follows[end, :] = False
+    between = np.where(follows, costs[None, :] - costs[:, None], np.inf)
+    best = np.full(len(stations), np.inf)
+    best[0] = 0.0
+    steps: list[np.ndarray] = []
+    for _ in range(num_stages):
+        slowest = np.maximum(best[:, None], between)
+        steps.append(slowest.argmin(axis=0))
+        best = slowest.min(axis=0)
+    if not np.isfinite(best[end]):
+        return None
+    path = [end]
+    for step in reversed(steps):
+        path.append(int(step[path[-1]]))
+    return path[::-1]
