@@ -17,19 +17,17 @@ from typing import Any
 
 import torch
 from deepspeed.pipe import PipelineModule, TiedLayerSpec
+from deepspeed.utils import groups
 from torch import Tensor, nn
 
 from ted_ds.config.deepspeed import zero_stage
 from ted_ds.data.loader import Batch
 from ted_ds.models.taps import TappedModel
 from ted_ds.runtime.cargo import Cargo, Waybill
-from ted_ds.runtime.checkpoints.engine_state import layout_of
+from ted_ds.runtime.checkpoints.engine_state import STAND_IN, layout_of
 from ted_ds.runtime.nonfinite import SkippedStep
 from ted_ds.runtime.step_runner import Objective, Seen, StepRunner
 from ted_ds.runtime.world import World
-
-ANCHOR = "anchor"
-"""Begins the name of a parameter that no model has (:class:`StageModule`)."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class StageModule(nn.Module):
         self.module = module
         trains = any(parameter.requires_grad for parameter in module.parameters())
         # an optimizer needs something to train, also where no filter is; it stays where it is, as its gradient is 0
-        self.anchor = None if trains else nn.Parameter(torch.zeros(1, dtype=dtype))
+        self.stand_in = None if trains else nn.Parameter(torch.zeros(1, dtype=dtype))
         self._models, self._waybill = (travellers,), waybill  # in a tuple: frozen weights are no part of the engine
         self._is_first, self._is_last = world.stage == 0, world.stage == world.num_stages - 1
         self.work: Callable[[Batch], Tensor | None] | None = None
@@ -78,8 +76,8 @@ class StageModule(nn.Module):
         loss = torch.zeros((), device=cargo[-1].device) if own is None else own
         if loss_before is not None:
             loss = loss + loss_before
-        if self.anchor is not None:
-            loss = loss + 0.0 * self.anchor.sum()
+        if self.stand_in is not None:
+            loss = loss + 0.0 * self.stand_in.sum()
         if self._is_last:
             return loss if self.close is None else self.close(loss)
         if torch.is_grad_enabled() and not loss.requires_grad:
@@ -144,18 +142,18 @@ class PipelineRunner(StepRunner):
         self._layout = {**parts[0][0], "order": orders, "stages": names}
 
     def _engine_module(self) -> nn.Module:
-        if self._stage.anchor is not None:
-            self._names[id(self._stage.anchor)] = f"{ANCHOR}_{self._world.stage}"
+        if self._stage.stand_in is not None:
+            self._names[id(self._stage.stand_in)] = f"{STAND_IN}_{self._world.stage}"
         own = {self._names[id(p)]: p for p in self._stage.parameters() if p.requires_grad}
         of_stages = self._world.gather(list(own))[:: self._world.num_replicas]
         holders: dict[str, tuple[int, ...]] = {}
         for stage, names in enumerate(of_stages):
             holders |= {name: (*holders.get(name, ()), stage) for name in names}
-        groups = sorted({stages for stages in holders.values() if len(stages) > 1})
+        sharing = sorted({stages for stages in holders.values() if len(stages) > 1})
         layers: list[Any] = []
         for stage in range(self._world.num_stages):
             is_here = stage == self._world.stage
-            for group in groups:
+            for group in sharing:
                 tied = sorted(name for name, stages in holders.items() if stages == group)
                 weights = {f"weight_{index}": own[name] for index, name in enumerate(tied)} if is_here else {}
                 layers.append(
@@ -230,6 +228,12 @@ class PipelineRunner(StepRunner):
         if self._world.reads_data:
             return ((self._waybill.load(batch), nothing) for batch in micro)
         return itertools.repeat((None, nothing))
+
+    def release(self) -> None:
+        """Free the engine; engines that are made afterwards have all ranks as their replicas again."""
+        super().release()
+        del self._stage
+        groups.mpu = None  # DeepSpeed keeps the last engine's grid for all that follow
 
     @property
     def layout(self) -> dict[str, Any]:

@@ -230,7 +230,7 @@ class StepRunner(ABC):
 
     def states_from(self, folder: Path, layout: Mapping[str, Any], place: Path) -> dict[Path, Any]:
         """The states in ``folder``, written on another layout, as this one would have written them into ``place``."""
-        return reshard(self.engine, folder, layout, place, self._trained_names)
+        return reshard(self.engine, folder, layout, place, self._names, self._trained_names)
 
     def unreported(self) -> dict[str, Any]:
         """This rank's sums since the last report, as JSON; waits for the device."""

@@ -8,22 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ted_ds.runtime.checkpoints.resharding import (
     WEIGHT,
     Fragment,
     Shards,
+    fill_counters,
     fill_flat_groups,
-    fill_model_states,
+    fill_weights,
     fill_whole_optimizer,
     open_shards,
+    own_name,
     partitions_of,
 )
 from ted_ds.runtime.checkpoints.writer import SnapshotEngine
 
 ENGINE_FOLDER = "engine"
 """DeepSpeed's tag, a folder in the checkpoint."""
+STAND_IN = "stand_in"
+"""Begins the name of a parameter that no model has: what an optimizer gets where there is nothing to train."""
 
 
 def layout_of(engine: Any, names: Mapping[int, str]) -> dict[str, Any]:
@@ -70,35 +74,50 @@ def load_states(engine: Any, folder: Path) -> None:
 
 
 def reshard(
-    engine: Any, folder: Path, layout: Mapping[str, Any], place: Path, groups: Sequence[Sequence[str]]
+    engine: Any,
+    folder: Path,
+    layout: Mapping[str, Any],
+    place: Path,
+    names: Mapping[int, str],
+    groups: Sequence[Sequence[str]],
 ) -> dict[Path, Any]:
     """What this rank would have written into ``place``, had it trained what is in ``folder``. Every rank must call it.
+
+    What no checkpoint holds (:data:`STAND_IN`) stays as it is.
 
     Args:
         engine: A new engine, on the layout that is wanted.
         folder: A checkpoint.
         layout: The one it was written on.
         place: Where the result will be loaded from.
+        names: Of the parameters here, by their id.
         groups: The names of the trained parameters in the optimizer's groups.
     """
-    names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
-    old, shards = open_shards(folder / ENGINE_FOLDER, layout["zero_stage"], groups)
+    old, shards = open_shards(folder / ENGINE_FOLDER, layout, groups)
     states = take_states(engine, place)
-    shapes = {name: getattr(p, "ds_shape", p.shape) for name, p in engine.module.named_parameters()}
-    for content in states.values():
-        if "module" in content:
-            aliases = _first_names(engine.module)
-            trained = {name for group in groups for name in group}
+    shapes = {names[id(p)]: getattr(p, "ds_shape", p.shape) for p in engine.module.parameters()}
+    missing = [n for group in groups for n in group if not (shards.knows(n) or n.startswith(STAND_IN))]
+    if missing:
+        raise ValueError(f"{folder}: {missing[0]} and {len(missing) - 1} more are not in the checkpoint")
+    trained = {name for group in groups for name in group if shards.knows(name)}
+    # tied weights have several names in a module's state
+    every = engine.module.named_parameters(remove_duplicate=False)
+    first = {own_name(name): names[id(parameter)] for name, parameter in every}
 
-            def whole(name: str, aliases: Mapping[str, str] = aliases, trained: set[str] = trained) -> Tensor | None:
-                first = aliases.get(name)
-                return shards.read(first, WEIGHT, 0, shapes[first].numel()) if first in trained else None
+    def whole(name: str) -> Tensor | None:
+        known = first.get(own_name(name))
+        return shards.read(known, WEIGHT, 0, shapes[known].numel()) if known in trained else None
 
-            fill_model_states(content, old, whole)
+    for file, content in states.items():
+        if "optimizer_state_dict" in content:
+            _fill_optimizer(engine, content["optimizer_state_dict"], shards, names, folder, layout)
+        elif file.name.startswith("layer_"):  # of a pipeline
+            fill_weights(content, whole)
+        else:
+            fill_weights(content["module"] or {}, whole)
+            fill_counters(content, old)
             if content["optimizer"] is not None:
                 fill_whole_optimizer(content["optimizer"], shards, [{n: shapes[n] for n in group} for group in groups])
-        else:
-            _fill_optimizer(engine, content["optimizer_state_dict"], shards, names, folder, layout)
     return states
 
 
@@ -121,13 +140,17 @@ def _fill_optimizer(
         ]
         fill_flat_groups(content["optimizer_state_dict"], content["fp32_flat_groups"], shards, fragments)
         return
+    ids = {name: id(parameter) for name, parameter in engine.module.named_parameters()}
     starts = {
         names[id(p)]: p._hp_mapping.lp_fragment_address.start
         for p in engine.module.parameters()
         if getattr(p, "_hp_mapping", None) is not None
     }
     fragments = [
-        [Fragment(name, address.start, starts[name], address.numel) for name, address in addresses.items()]
+        [
+            Fragment(names[ids[name]], address.start, starts[names[ids[name]]], address.numel)
+            for name, address in addresses.items()
+        ]
         for addresses in content["param_slice_mappings"]
     ]
     weights = content["single_partition_of_fp32_groups"]
@@ -146,10 +169,3 @@ def _loss_scaling(folder: Path, layout: Mapping[str, Any]) -> dict[str, Any]:
     (first, *_) = sorted(folder.glob("*rank_0_*optim_states.pt"))
     saved = torch.load(first, map_location="cpu", mmap=True, weights_only=False)["optimizer_state_dict"]
     return {key: saved[key] for key in ("loss_scaler", "dynamic_loss_scale", "overflow") if key in saved}
-
-
-def _first_names(module: nn.Module) -> dict[str, str]:
-    """For each name in the module's state, the first name of that parameter: tied ones have several."""
-    first = {id(parameter): name for name, parameter in module.named_parameters()}
-    every = module.named_parameters(remove_duplicate=False)
-    return {name: first[id(parameter)] for name, parameter in every}

@@ -9,6 +9,7 @@ Old shards are mapped into memory, not read whole, and one fragment of one param
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-MODEL_FILES, OPTIMIZER_FILES = "*model_states.pt", "*optim_states.pt"
+MODEL_FILES, OPTIMIZER_FILES = "model_states.pt", "optim_states.pt"
+LAYER_FILES = "layer_*-model_states.pt"
+"""Of a pipeline: weights, each layer's in a file."""
+PIPELINE_PREFIX = re.compile(r"^(\d+\.)?module\.")
 WEIGHT = "fp32"
 """Beside the optimizer's own keys (``exp_avg``, ...), the fp32 weights."""
 
@@ -42,6 +46,10 @@ class Shards(Protocol):
         """Settings of the parameter groups, without their parameters."""
         ...
 
+    def knows(self, name: str) -> bool:
+        """Whether a parameter is in it."""
+        ...
+
     def keys(self, name: str) -> list[str]:
         """What is kept of a parameter, element by element."""
         ...
@@ -55,32 +63,87 @@ class Shards(Protocol):
         ...
 
 
-def open_shards(folder: Path, stage: int, names_by_group: Sequence[Sequence[str]]) -> tuple[dict[str, Any], Shards]:
+def open_shards(
+    folder: Path, layout: Mapping[str, Any], names_by_group: Sequence[Sequence[str]]
+) -> tuple[dict[str, Any], Shards]:
     """The model states of the first rank, and the optimizer state of all of them.
 
     Args:
         folder: DeepSpeed's files.
-        stage: The ZeRO stage they were written under.
-        names_by_group: The trained parameters, as the optimizer numbers them; stage 0 does not name them.
+        layout: What they were written on.
+        names_by_group: The trained parameters, as the optimizer numbers them where there is no pipeline; stage 0 does
+            not name them.
     """
-    models = [_mapped(file) for file in sorted(folder.glob(MODEL_FILES), key=_rank_of)]
-    optimizers = [_mapped(file)["optimizer_state_dict"] for file in sorted(folder.glob(OPTIMIZER_FILES), key=_rank_of)]
-    if stage == 0:
-        return models[0], _WholeState(models[0], names_by_group)
-    if stage == 3:
+    of_stages = [
+        _open_stage(folder, layout["zero_stage"], groups, number if "stages" in layout else None)
+        for number, groups in enumerate(layout.get("stages", [names_by_group]))
+    ]
+    return of_stages[0][0], _Stages([shards for _, shards in of_stages])
+
+
+def _open_stage(
+    folder: Path, zero_stage: int, names_by_group: Sequence[Sequence[str]], number: int | None
+) -> tuple[dict[str, Any], Shards]:
+    prefix = "*" if number is None else f"*mp_rank_{number:02d}_"
+    models = [_mapped(file) for file in sorted(folder.glob(prefix + MODEL_FILES), key=_rank_of)]
+    files = sorted(folder.glob(prefix + OPTIMIZER_FILES), key=_rank_of)
+    optimizers = [_mapped(file)["optimizer_state_dict"] for file in files]
+    if zero_stage == 0:
+        weights = models[0]["module"]
+        if number is not None:
+            files = folder.glob(LAYER_FILES)
+            weights = {own_name(name): weight for file in files for name, weight in _mapped(file).items()}
+        return models[0], _WholeState(models[0]["optimizer"], weights, names_by_group)
+    if zero_stage == 3:
         return models[0], _PartitionedParameters(optimizers, models[0]["param_shapes"])
     return models[0], _PartitionedGroups(optimizers)
+
+
+def own_name(name: str) -> str:
+    """A parameter's name without what a pipeline puts before it."""
+    return PIPELINE_PREFIX.sub("", name)
+
+
+class _Stages:
+    """The stages of a pipeline, or the only one; a weight that several have is taken from the first."""
+
+    def __init__(self, stages: Sequence[Shards]) -> None:
+        self._stages = stages
+        groups = [group for stage in stages for group in stage.groups]
+        self.groups = [group for index, group in enumerate(groups) if group not in groups[:index]]
+
+    def knows(self, name: str) -> bool:
+        return any(stage.knows(name) for stage in self._stages)
+
+    def keys(self, name: str) -> list[str]:
+        return self._of(name).keys(name)
+
+    def scalars(self, name: str) -> dict[str, Any]:
+        return self._of(name).scalars(name)
+
+    def read(self, name: str, key: str, start: int, length: int) -> Tensor:
+        return self._of(name).read(name, key, start, length)
+
+    def _of(self, name: str) -> Shards:
+        for stage in self._stages:
+            if stage.knows(name):
+                return stage
+        raise ValueError(f"{name} is not in the checkpoint")
 
 
 class _WholeState:
     """Stage 0: every rank has everything, and the first saved it."""
 
-    def __init__(self, model: Mapping[str, Any], names_by_group: Sequence[Sequence[str]]) -> None:
-        optimizer = model["optimizer"]
+    def __init__(
+        self, optimizer: Mapping[str, Any], weights: Mapping[str, Tensor], names_by_group: Sequence[Sequence[str]]
+    ) -> None:
         self.groups = _without_parameters(optimizer["param_groups"])
         names = [name for group in names_by_group for name in group]
         self._state = {name: optimizer["state"].get(index, {}) for index, name in enumerate(names)}
-        self._weights = model["module"]
+        self._weights = weights
+
+    def knows(self, name: str) -> bool:
+        return name in self._state and name in self._weights
 
     def keys(self, name: str) -> list[str]:
         shape = self._weights[name].shape
@@ -100,6 +163,9 @@ class _Fragments:
     def __init__(self, groups: Sequence[Mapping[str, Any]]) -> None:
         self.groups = groups
         self._pieces: dict[str, list[tuple[Fragment, Mapping[str, Any]]]] = {}
+
+    def knows(self, name: str) -> bool:
+        return name in self._pieces
 
     def add(self, fragment: Fragment, flat: Mapping[str, Any]) -> None:
         """Know of a fragment of the tensors in ``flat``."""
@@ -137,7 +203,8 @@ class _PartitionedGroups(_Fragments):
             weights = optimizer["single_partition_of_fp32_groups"]
             for index, addresses in enumerate(optimizer["param_slice_mappings"]):
                 flat = {**of_rank["state"].get(index, {}), WEIGHT: weights[index]}
-                for name, address in addresses.items():
+                for long_name, address in addresses.items():
+                    name = own_name(long_name)
                     self.add(Fragment(name, address.start, behind.get(name, 0), address.numel), flat)
                     behind[name] = behind.get(name, 0) + address.numel
 
@@ -169,18 +236,21 @@ def partitions_of(sizes: Mapping[str, int], rank: int, num_ranks: int) -> Iterat
 # --- filling what the new engine would write ------------------------------------------------------------------------
 
 
-def fill_model_states(states: dict[str, Any], old: Mapping[str, Any], whole: Callable[[str], Tensor | None]) -> None:
-    """Put the old run's weights and counters in place of the new engine's.
+def fill_weights(weights: dict[str, Tensor], whole: Callable[[str], Tensor | None]) -> None:
+    """Put the old run's weights in place of the new engine's.
 
     Args:
-        states: What the new engine would write.
-        old: The model states of the old run.
-        whole: The weights of a parameter by its name in the module; None for what did not train.
+        weights: What the new engine would write.
+        whole: The weights of a parameter by its name there; None for what did not train.
     """
-    for name, tensor in states["module"].items():
-        weights = whole(name) if tensor.numel() else None  # ZeRO-3 leaves only the names here
-        if weights is not None:
-            states["module"][name] = weights.reshape(tensor.shape).to(tensor.dtype)
+    for name, tensor in weights.items():
+        value = whole(name) if tensor.numel() else None  # ZeRO-3 leaves only the names here
+        if value is not None:
+            weights[name] = value.reshape(tensor.shape).to(tensor.dtype)
+
+
+def fill_counters(states: dict[str, Any], old: Mapping[str, Any]) -> None:
+    """Put the old run's schedule and counters in place of the new engine's, among the model states."""
     for key in ("lr_scheduler", "skipped_steps", "global_steps", "global_samples"):
         states[key] = old[key]
 
@@ -190,6 +260,8 @@ def fill_whole_optimizer(optimizer: dict[str, Any], shards: Shards, shapes: Sequ
     _settle_groups(optimizer["param_groups"], shards)
     sizes = {name: shape for group in shapes for name, shape in group.items()}
     for index, (name, shape) in enumerate(sizes.items()):
+        if not shards.knows(name):
+            continue
         of_parameter = {key: shards.read(name, key, 0, shape.numel()).reshape(shape) for key in shards.keys(name)}
         optimizer["state"][index] = {**shards.scalars(name), **of_parameter}
 
@@ -206,7 +278,8 @@ def fill_flat_groups(
         fragments: What of which parameter is where in each group.
     """
     _settle_groups(optimizer["param_groups"], shards)
-    for index, (flat, pieces) in enumerate(zip(weights, fragments, strict=True)):
+    for index, (flat, of_group) in enumerate(zip(weights, fragments, strict=True)):
+        pieces = [piece for piece in of_group if shards.knows(piece.name)]
         for piece in pieces:
             flat[piece.place : piece.place + piece.length] = shards.read(piece.name, WEIGHT, piece.start, piece.length)
         if not pieces:
@@ -221,8 +294,8 @@ def fill_flat_groups(
 
 
 def _settle_groups(groups: Sequence[dict[str, Any]], shards: Shards) -> None:
-    for group, old in zip(groups, shards.groups, strict=True):
-        group.update(old)
+    for group in groups:  # they differ by their decay alone, and a stage of a pipeline may lack one
+        group.update(next(old for old in shards.groups if old["weight_decay"] == group["weight_decay"]))
 
 
 def _own(scalars: Mapping[str, Any]) -> dict[str, Any]:

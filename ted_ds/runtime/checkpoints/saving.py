@@ -258,8 +258,9 @@ class Checkpoints:
             engine.load(saved.folder)
             return
         then, now = saved.state["layout"], engine.layout
-        changed = [f"{key} {then[key]} -> {now[key]}" for key in now if key != "order" and then[key] != now[key]]
-        # the order of parameters, a hash, follows from the others, or from settings of ZeRO
+        before, after = ({**one, "stages": len(one.get("stages", [0])), "order": ""} for one in (then, now))
+        changed = [f"{key} {before[key]} -> {after[key]}" for key in after if before[key] != after[key]]
+        # the order of parameters, a hash, follows from the others, from where stages were cut, or from settings of ZeRO
         self._say(
             f"  another layout than the checkpoint's: {', '.join(changed) or 'its flat tensors are in another order'}"
         )
