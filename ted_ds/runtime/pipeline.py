@@ -168,7 +168,8 @@ class PipelineRunner(StepRunner):
                     else functools.partial(_pass_by, None)
                 )
             layers.append(self._stage if is_here else nn.Identity())
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints its layers
+        # it prints its layers, and broadcasts weights as if that had a gradient
+        with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
             # as many layers for each stage, so that "uniform" cuts where the stages are
             whole = PipelineModule(
                 layers, num_stages=self._world.num_stages, partition_method="uniform", dynamic_shape=True

@@ -1,41 +1,238 @@
-"""Stages of tiny models on real ranks, and what they train."""
+"""Phases of tiny runs, a few SGD steps each: on a pipeline, under ZeRO, and by formulas in one fp64 process."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from deepspeed.utils import safe_get_full_grad
+from torch.nn import functional as F
 
-from ted_ds.config.deepspeed import complete
-from ted_ds.data.loader import Collator
-from ted_ds.models.families import family_of
-from ted_ds.models.share import Share
-from ted_ds.models.student import FilteredModel
-from ted_ds.models.taps import TappedModel
-from ted_ds.numerics.filters import FilterBank
-from ted_ds.numerics.task_terms import TASK_TERMS
-from ted_ds.runtime.cargo import Waybill
-from ted_ds.runtime.frozen import FrozenModel
-from ted_ds.runtime.pipeline import PipelineRunner, Travellers
-from ted_ds.runtime.sharding import full_state_dict
-from ted_ds.stages.distill import AbsentTeacher, DistillObjective
+from ted_ds.assemble_stages import build_stage_one, build_stage_two
+from ted_ds.launch import _prepare
+from ted_ds.runtime.outputs import engine_outputs, probe_outputs
+from ted_ds.runtime.preemption import StopRequests
+from ted_ds.runtime.step_runner import StepRunner
 from ted_ds.stages.finetune import FinetuneObjective
-from ted_ds.stages.learn_filters import FilterObjective
-from tests.distributed.steps import training_steps
-from tests.distributed.training import (
-    FILTER_DIM,
-    GLOBAL_BATCH,
-    HIDDEN,
-    MICRO_BATCH,
-    NUM_STEPS,
-    STUDENT_LAYERS,
-    TEACHER_LAYERS,
-    WEIGHTS,
-    load_tapped,
-    plan,
-    raw_config,
-    samples,
-)
+from tests.plain import probe_logits
+from tests.tiny import LABELS, ROOT, recipe_dict, write_corpus, write_labelled, write_model, write_recipe
+
+NUM_STEPS = 5
+MAPS: dict[str, dict[str, Any]] = {
+    "uniform": {"kind": "uniform"},
+    "distilgpt2": {"kind": "distilgpt2"},
+    "last": {"kind": "last"},
+    # embeddings, a teacher layer that two student layers share, and student layers without a partner
+    "explicit": {"kind": "explicit", "pairs": [[0, 0], [1, 3], [2, 3], [4, 7]]},
+}
+FAMILIES = {"llama": "causal_lm", "gpt2": "causal_lm", "bert": "sequence_classification"}
+FAMILIES["deberta-v2"] = "sequence_classification"
+
+
+class Layout(NamedTuple):
+    stages: int
+    replicas: int
+    zero: int
+
+
+PLAIN = Layout(1, 1, 0)
+
+
+class Case(NamedTuple):
+    family: str
+    layer_map: str
+    phase: str
+    clipping: float
+    changes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "-".join([self.family, self.layer_map, self.phase, f"clip{self.clipping:g}", *self.changes])
+
+
+class Trained(NamedTuple):
+    """What rank 0 knows of a case, but for gradients: each rank has its own."""
+
+    reports: list[dict[str, float]]
+    gradients: dict[str, torch.Tensor]
+    weights: dict[str, torch.Tensor]
+    scores: list[dict[str, float]]
+
+
+def write_pair(folder: Path, family: str) -> None:
+    """A teacher of 8 blocks, a narrower student of 4, data and a recipe in ``folder``."""
+    kind = FAMILIES[family]
+    labels = LABELS if kind != "causal_lm" else None
+    folder.mkdir(parents=True)
+    write_model(folder / "teacher", family, blocks=8, hidden=24, labels=labels, seed=1)
+    tied = {"tie_word_embeddings": True} if family == "llama" else {}
+    write_model(folder / "student", family, blocks=4, hidden=16, labels=labels, seed=2, **tied)
+    if kind == "causal_lm":
+        write_corpus(folder / "train.jsonl", 200)
+    else:
+        write_labelled(folder / "train.jsonl", 120)
+    for stage in (0, 1):
+        config = json.loads((ROOT / "ds_configs" / "deepspeed" / f"zero{stage}.json").read_text())
+        # Adam would hide a wrong scale of the gradient
+        config |= {"optimizer": {"type": "SGD", "params": {"lr": "auto"}}, "zero_allow_untested_optimizer": True}
+        (folder / f"zero{stage}.json").write_text(json.dumps(config))
+    for name, layer_map in MAPS.items():
+        recipe = recipe_dict(folder, kind=kind, steps=NUM_STEPS) | {"layer_map": layer_map}
+        recipe |= {"student": {"path": str(folder / "student"), "finetune": recipe["filters"]["teacher"]}}
+        recipe["filters"]["dim"] = 12
+        if kind == "causal_lm":
+            recipe["task"] |= {"packing": {"isolate_documents": False}}
+        plans = (recipe["distill"], *(recipe["filters"][side] for side in ("teacher", "student")))
+        for plan in (*plans, recipe["student"]["finetune"]):
+            plan |= {"global_batch_size": 8, "micro_batch_size": 2, "learning_rate": 0.2, "schedule": "constant"}
+        recipe["distill"] |= {"task_weight": 0.7, "kl_weight": 1.3, "temperature": 2.0, "feature_weight": 3.0}
+        write_recipe(folder / f"{name}.yaml", recipe)
+
+
+def open_case(folder: Path, case: Case, layout: Layout) -> Any:
+    """The assembly of a case."""
+    plans = ["distill", "filters.teacher", "filters.student", "student.finetune"]
+    overrides = [
+        f"deepspeed={folder / case.family / f'zero{layout.zero}.json'}",
+        f"pipeline.stages={layout.stages}",
+        *(f"{plan}.gradient_clipping={case.clipping}" for plan in plans),
+        *case.changes,
+    ]
+    recipe = folder / case.family / f"{case.layer_map}.yaml"
+    build, _ = _prepare(str(recipe), overrides, contracts_hold=True, stops=StopRequests())
+    return build
+
+
+def models_of(folder: Path, case: Case) -> dict[str, Path]:
+    return {side: folder / case.family / side for side in ("teacher", "student")}
+
+
+def train(_world: Any, folder: Path, layout: Layout, cases: list[Case]) -> list[Trained]:
+    """Train each case for a few steps."""
+    return [train_one(open_case(folder, case, layout), models_of(folder, case), case) for case in cases]
+
+
+def train_one(build: Any, models: dict[str, Path], case: Case) -> Trained:
+    plan_path = {"distill": "distill", "finetune_student": "student.finetune"}.get(
+        case.phase, case.phase.replace("_", ".")
+    )
+    plan = build.recipe.phase_plans()[plan_path]
+    config = build.engine_config(plan, plan_path)
+    if case.phase == "distill":
+        stage: Any = build_stage_two(build, config, **models, filters={"teacher": None, "student": None})
+        module, objective = stage.module, stage.objective
+        passing = {"trained": stage.student, "frozen": stage.teacher}
+    elif case.phase == "finetune_student":
+        module = build.models.trained("student", models["student"], config, stage=build.stage(case.phase))
+        objective, passing = FinetuneObjective(build.terms), {"trained": module}
+    else:
+        side = case.phase.removeprefix("filters_")
+        stage = build_stage_one(build, side, models[side])
+        build.models.drop_beyond_taps(stage.body)
+        module, objective, passing = stage.probes, stage.objective, {"frozen": stage.body}
+    reports, gradients = [], {}
+    with build.engine(case.phase, module, config, plan, watched={}, **passing) as engine:
+        record_first_gradients(engine, gradients)
+        steps = build.training_batches(plan, num_workers=0)
+        for _ in range(NUM_STEPS):
+            assert engine.step(steps, objective) is None
+            reports.append(engine.report(objective))
+        is_stage_one = case.phase.startswith("filters_")
+        outputs = probe_outputs(engine, passing["frozen"]) if is_stage_one else engine_outputs(engine)
+        scores, _ = build.evaluate(outputs, in_pipeline=True)
+        weights = build.models.whole_state(module)
+    return Trained(reports, gradients, weights, scores)
+
+
+def record_first_gradients(engine: StepRunner, found: dict[str, torch.Tensor]) -> None:
+    """Keep what the optimizer is given in the first step, before it is clipped."""
+    optimizer = engine.engine.optimizer
+    plain_step = optimizer.step
+
+    def step(*arguments: Any, **more: Any) -> Any:
+        for parameter in engine.engine.module.parameters():
+            name = engine._names[id(parameter)]
+            if parameter.requires_grad and name not in found:
+                gradient = safe_get_full_grad(parameter)
+                assert gradient is not None, name
+                found[name] = gradient.detach().float().reshape(parameter.shape).clone()
+        return plain_step(*arguments, **more)
+
+    optimizer.step = step
+
+
+# --- by formulas --------------------------------------------------------------------------------------------------
+
+
+def plain_train(_world: Any, folder: Path, cases: list[Case]) -> list[Trained]:
+    """The same in fp64, from the formulas, with torch's own losses, whole batches, and SGD written out."""
+    return [_plain_one(open_case(folder, case, PLAIN), models_of(folder, case), case) for case in cases]
+
+
+def _plain_one(build: Any, models: dict[str, Path], case: Case) -> Trained:
+    recipe, plan = build.recipe, build.recipe.distill
+    stage = build_stage_two(build, build.engine_config(plan, "distill"), **models, filters=dict.fromkeys(models))
+    student, bank = stage.student.double(), stage.bank.double()
+    teacher, teacher_bank = stage.teacher.tapped.double(), stage.teacher_filters.double()
+    trained = {f"tapped.{name}": one for name, one in student.named_parameters()}
+    trained |= {f"bank.{name}": one for name, one in bank.named_parameters()}
+    if case.phase != "distill":
+        side = case.phase.removeprefix("filters_")
+        one = build_stage_one(build, side, models[side])
+        probes, body = one.probes.double(), one.body.tapped.double()
+        trained = {name: p for name, p in probes.named_parameters() if p.requires_grad}
+    reports, gradients = [], {}
+    steps = build.training_batches(plan, num_workers=0)
+    for _ in range(NUM_STEPS):
+        batches = list(next(steps))
+        inputs, labels, kept = _joined(batches)
+        counted = labels != -100
+        if case.phase == "distill":
+            logits, states = student(inputs)
+            with torch.no_grad():
+                theirs, teacher_states = teacher(inputs)
+            features = list(zip(bank(states), teacher_bank(teacher_states), strict=True))
+            mse = [(own - other).square().mean(-1)[kept].mean() for own, other in features]
+            task = F.cross_entropy(logits[counted], labels[counted])
+            heat = plan.temperature
+            softened = [F.log_softmax(one[counted] / heat, -1) for one in (logits, theirs)]
+            kl = F.kl_div(*softened, log_target=True, reduction="batchmean")
+            loss = plan.task_weight * task + plan.kl_weight * heat**2 * kl + plan.feature_weight * sum(mse) / len(mse)
+            report = {"loss/task": task, "loss/kl_teacher_student": kl, "loss/feature_mse": sum(mse) / len(mse)}
+        else:
+            with torch.no_grad():
+                _, states = body(inputs)
+            losses = [
+                F.cross_entropy(one[counted], labels[counted])
+                for one in probe_logits(probes, states, inputs["attention_mask"])
+            ]
+            loss = sum(losses) / len(losses)
+            report = {"loss/task": loss}
+        loss.backward()
+        report["loss/total"] = loss
+        reports.append({name: value.item() for name, value in report.items()})
+        norm = torch.stack([p.grad.square().sum() for p in trained.values() if p.grad is not None]).sum().sqrt()
+        factor = min(1.0, case.clipping / float(norm)) if case.clipping else 1.0
+        for name, parameter in trained.items():
+            if parameter.grad is None:
+                continue
+            gradients.setdefault(name, parameter.grad.clone())
+            parameter.data -= recipe.distill.learning_rate * factor * parameter.grad
+            parameter.grad = None
+    weights = {name: parameter.detach() for name, parameter in trained.items()}
+    return Trained(reports, gradients, weights, [])
+
+
+def _joined(batches: list[Any]) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+    """Microbatches of one step as one, padded on the right to one length."""
+    longest = max(batch.input_ids.shape[1] for batch in batches)
+
+    def padded(tensor: torch.Tensor, value: int) -> torch.Tensor:
+        return F.pad(tensor, (0, longest - tensor.shape[1]), value=value) if tensor.dim() == 2 else tensor
+
+    ids = torch.cat([padded(batch.input_ids, 0) for batch in batches])
+    mask = torch.cat([padded(batch.attention_mask, 0) for batch in batches])
+    labels = torch.cat([padded(batch.labels, -100) for batch in batches])
+    kept = torch.cat([padded(batch.kept_tokens.long(), 0) for batch in batches]).bool()
+    return {"input_ids": ids, "attention_mask": mask}, labels, kept

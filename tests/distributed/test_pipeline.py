@@ -1,0 +1,117 @@
+"""Pipelines of 2 and 3 stages and of 2 x 2 ranks, against ZeRO on one rank and against formulas in one fp64 process."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.dist import run_ranks
+from tests.distributed.pipelines import FAMILIES, MAPS, PLAIN, Case, Layout, plain_train, train, write_pair
+
+LAYOUTS = (Layout(2, 1, 0), Layout(2, 1, 1), Layout(3, 1, 1), Layout(3, 1, 0), Layout(2, 2, 1), Layout(2, 2, 0))
+CLIPPING = 0.05
+TOLERANCE = 1e-5
+"""Relative, of fp32: loss terms each, gradients and weights by their largest number."""
+
+
+SIDES = ("teacher", "student")
+SAMPLE = {
+    "llama": (Layout(2, 1, 0), [("last", "distill", CLIPPING), ("last", "filters_student", CLIPPING)]),
+    "gpt2": (Layout(3, 1, 1), [("explicit", "distill", 0.0), ("explicit", "filters_teacher", CLIPPING)]),
+    "bert": (Layout(2, 2, 0), [("distilgpt2", "distill", CLIPPING)]),
+    "deberta-v2": (Layout(2, 2, 1), [("uniform", "distill", CLIPPING)]),
+}
+
+
+def all_cases(family):
+    distill = [Case(family, one, "distill", clipping) for one in MAPS for clipping in (0.0, CLIPPING)]
+    filters = [Case(family, one, f"filters_{side}", CLIPPING) for one in ("last", "explicit") for side in SIDES]
+    return [*distill, *filters]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pairs")
+    for family in FAMILIES:
+        write_pair(folder / family, family)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def references(pairs):
+    """Of cases: what they come to by formulas, and under ZeRO-0 on one rank."""
+    made = {}
+
+    def of(cases):
+        new = [case for case in cases if case not in made]
+        if new:
+            (plain,) = run_ranks(plain_train, 1, pairs, new, timeout_s=300)
+            (zero,) = run_ranks(train, 1, pairs, PLAIN, new, timeout_s=300)
+            made.update(zip(new, zip(plain, zero, strict=True), strict=True))
+        return [made[case] for case in cases]
+
+    return of
+
+
+def close(found, expected, what):
+    found, expected = found.double(), expected.double()
+    scale = max(float(expected.abs().max()), 1e-30)
+    error = float((found - expected).abs().max()) / scale
+    assert error <= TOLERANCE, f"{what}: off by {error:.2g} of its largest"
+
+
+def compare(case, found, gradients, plain, zero):
+    for step, (report, expected) in enumerate(zip(found.reports, plain.reports, strict=True)):
+        for name, value in expected.items():
+            got = report.get(name, report["loss/total"])
+            assert got == pytest.approx(value, rel=TOLERANCE), (str(case), step, name)
+    for step, (report, expected) in enumerate(zip(found.reports, zero.reports, strict=True)):
+        for name in expected:
+            if name.startswith("loss/"):
+                assert report[name] == pytest.approx(expected[name], rel=TOLERANCE), (str(case), step, name)
+    for of_rank in gradients:
+        assert of_rank.keys() <= zero.gradients.keys() | {"stand_in_0", "stand_in_1", "stand_in_2"}
+    for name, expected in zero.gradients.items():
+        here = [of_rank[name] for of_rank in gradients if name in of_rank]
+        assert here, f"{case}: nobody trains {name}"
+        for one in here:
+            close(one, expected, f"{case}, gradient of {name}, ZeRO")
+            if name in plain.gradients:
+                close(one, plain.gradients[name], f"{case}, gradient of {name}, formulas")
+    for name, expected in zero.weights.items():
+        close(found.weights[name], expected, f"{case}, {name} after {len(found.reports)} steps")
+        if name in plain.weights:
+            close(found.weights[name], plain.weights[name], f"{case}, {name} after steps, formulas")
+    assert found.weights.keys() == zero.weights.keys()
+    assert len(found.scores) == len(zero.scores)
+    for got, expected in zip(found.scores, zero.scores, strict=True):
+        assert got == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda one: "x".join(map(str, one)))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pipeline_trains_like_one_process(pairs, references, family, layout):
+    cases = [one for index, one in enumerate(all_cases(family)) if (index + layout.zero) % 2 == 0 or layout.stages == 3]
+    results = run_ranks(train, layout.stages * layout.replicas, pairs, layout, cases, timeout_s=300)
+    for index, case in enumerate(cases):
+        plain, zero = references(family)[case]
+        compare(case, results[0][index], [of_rank[index].gradients for of_rank in results], plain, zero)
+
+
+def check(pairs, references, layout, cases):
+    results = run_ranks(train, layout.stages * layout.replicas, pairs, layout, cases, timeout_s=300)
+    for index, (case, (plain, zero)) in enumerate(zip(cases, references(cases), strict=True)):
+        compare(case, results[0][index], [of_rank[index].gradients for of_rank in results], plain, zero)
+
+
+@pytest.mark.parametrize("family", SAMPLE)
+def test_each_family_trains_on_a_pipeline_like_one_process(pairs, references, family):
+    layout, chosen = SAMPLE[family]
+    check(pairs, references, layout, [Case(family, *one) for one in chosen])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda one: "x".join(map(str, one)))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_map_and_layout_trains_like_one_process(pairs, references, family, layout):
+    check(pairs, references, layout, all_cases(family))
