@@ -154,18 +154,18 @@ class PipelineRunner(StepRunner):
         for stage in range(self._world.num_stages):
             is_here = stage == self._world.stage
             for group in sharing:
+                if stage not in group:
+                    layers.append(functools.partial(_pass_by, None))
+                    continue
                 tied = sorted(name for name, stages in holders.items() if stages == group)
-                weights = {f"weight_{index}": own[name] for index, name in enumerate(tied)} if is_here else {}
                 layers.append(
                     TiedLayerSpec(
                         "stages_" + "_".join(map(str, group)),
                         _TiedWeights,
-                        weights,
+                        {f"weight_{index}": own[name] for index, name in enumerate(tied)} if is_here else {},
                         forward_fn=_pass_by,
                         tied_weight_attr=[f"weight_{index}" for index in range(len(tied))],
                     )
-                    if stage in group
-                    else functools.partial(_pass_by, None)
                 )
             layers.append(self._stage if is_here else nn.Identity())
         # it prints its layers, and broadcasts weights as if that had a gradient

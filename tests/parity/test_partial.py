@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -21,7 +23,7 @@ def shares_of(cuts):
     last = len(borders) - 2
     return [
         Share(start, stop, has_embeddings=index == 0, has_output=index == last)
-        for index, (start, stop) in enumerate(zip(borders, borders[1:], strict=False))
+        for index, (start, stop) in enumerate(itertools.pairwise(borders))
     ]
 
 
