@@ -31,7 +31,11 @@ def host_teacher(recipe: Recipe, plan: Plan, run: Run, world: World, *, run_is_o
     Raises:
         TedError: The host lacks what it needs here; on every rank.
     """
-    if recipe.teacher.host != "auto":
+    if recipe.pipeline.stages > 1:
+        kept_in_8_bits = recipe.teacher.host == "auto" and run.teacher_host == "int8"
+        host = "int8" if kept_in_8_bits or recipe.teacher.host == "int8" else "replica"
+        hosting = Hosting(host, f"its blocks on the {recipe.pipeline.stages} stages of a pipeline")
+    elif recipe.teacher.host != "auto":
         hosting = Hosting(recipe.teacher.host, "as the recipe says")
         run = replace(run, teacher_host=None)
     elif run.teacher_host is not None:

@@ -13,6 +13,7 @@ from ted_ds.memory import frozen_bytes, gib
 from ted_ds.models.files import Parameters
 from ted_ds.phase_memory import SHARDED_HOSTS, phase_memories, with_head
 from ted_ds.plan import Plan
+from ted_ds.stage_memory import describe_stages
 
 HOSTS = ("replica", "int8", "zero3", "cpu_offload", "nvme_offload")
 """From the fastest to the smallest."""
@@ -109,6 +110,8 @@ def describe_memory(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
     if plan.teacher is None or plan.student is None:
         return ""
     config, host = read_deepspeed_json(recipe.deepspeed), recipe.teacher.host
+    if recipe.pipeline.stages > 1:
+        return describe_stages(recipe, plan, config, num_ranks=num_ranks)
     hosts = HOSTS if host == "auto" else (host,)
     teacher = with_head(recipe, plan.teacher)
     sizes = {

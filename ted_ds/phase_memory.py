@@ -142,22 +142,39 @@ class _Pair:
         return sizes, model.embeddings
 
     def _filters(self, side: str) -> list[int]:
-        """Of one side, as :class:`ted_ds.numerics.filters.FilterBank` has them."""
-        filters, width, dim = self.recipe.filters, self.facts[side].hidden_size, self.plan.filter_dim
-        is_mlp = self.recipe.distill.method == "ted" and filters is not None and filters.kind == "mlp"
-        one = [*([width * width, width] if is_mlp else []), dim * width, dim]
-        return one * len(self.plan.layer_pairs)
+        return filter_sizes(self.recipe, self.plan, side) * len(self.plan.layer_pairs)
 
     def _heads(self, side: str, filters: Filters) -> tuple[list[int], int]:
-        """Sizes of Stage I's trained heads, and what the shared frozen one has (:mod:`ted_ds.models.heads`)."""
-        model, facts, task = self._parameters(side), self.facts[side], self.recipe.task
-        dim, width, count = self.plan.filter_dim, facts.hidden_size, len(self.plan.layer_pairs)
-        if not isinstance(task, CausalLm):
-            return [dim * dim, dim, dim * task.num_outputs, task.num_outputs] * count, 0
-        if filters.lm_head == "new":
-            return [dim * facts.vocab_size] * count, 0
-        to_hidden = [dim * width, width] * count if dim != width else []
-        return to_hidden, (model.lm_head or model.embeddings) + width
+        of_one, num_frozen = head_sizes(self.recipe, self.plan, side, filters)
+        return of_one * len(self.plan.layer_pairs), num_frozen
+
+
+def filter_sizes(recipe: Recipe, plan: Plan, side: str) -> list[int]:
+    """Of the parameters of one filter of a side (:class:`ted_ds.numerics.filters.Filter`)."""
+    filters, width, dim = recipe.filters, facts_of(plan, side).hidden_size, plan.filter_dim
+    is_mlp = recipe.distill.method == "ted" and filters is not None and filters.kind == "mlp"
+    return [*([width * width, width] if is_mlp else []), dim * width, dim]
+
+
+def head_sizes(recipe: Recipe, plan: Plan, side: str, filters: Filters) -> tuple[list[int], int]:
+    """Sizes of what one of Stage I's heads trains, and what the frozen one has that they share.
+
+    See :mod:`ted_ds.models.heads`.
+    """
+    facts, task = facts_of(plan, side), recipe.task
+    model, dim, width = with_head(recipe, facts), plan.filter_dim, facts.hidden_size
+    if not isinstance(task, CausalLm):
+        return [dim * dim, dim, dim * task.num_outputs, task.num_outputs], 0
+    if filters.lm_head == "new":
+        return [dim * facts.vocab_size], 0
+    return [dim * width, width] if dim != width else [], (model.lm_head or model.embeddings) + width
+
+
+def facts_of(plan: Plan, side: str) -> ModelFacts:
+    """A model's facts, which must be known."""
+    facts = plan.teacher if side == "teacher" else plan.student
+    assert facts is not None
+    return facts
 
 
 def with_head(recipe: Recipe, facts: ModelFacts) -> Parameters:
@@ -173,6 +190,11 @@ def _activations(recipe: Recipe, training: PhasePlan, facts: ModelFacts) -> int:
         tokens=tokens,
         row_tokens=row,
         precision=recipe.precision,
-        keeps_scores=recipe.attention == "eager" or facts.model_type in EAGER_ATTENTION_TYPES,
+        keeps_scores=keeps_scores(recipe, facts),
         checkpointing=recipe.activation_checkpointing,
     )
+
+
+def keeps_scores(recipe: Recipe, facts: ModelFacts) -> bool:
+    """Whether a model's attention keeps its scores for the backward pass."""
+    return recipe.attention == "eager" or facts.model_type in EAGER_ATTENTION_TYPES

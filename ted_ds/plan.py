@@ -22,6 +22,14 @@ Result = TypeVar("Result")
 CAUSAL_LM_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gpt2")
 EAGER_ATTENTION_TYPES = ("deberta-v2",)
 KNOWN_TYPES = (*CAUSAL_LM_TYPES, "bert", "deberta-v2")
+PLAN_OF_PHASE = {
+    "finetune_teacher": "teacher.finetune",
+    "finetune_student": "student.finetune",
+    "filters_teacher": "filters.teacher",
+    "filters_student": "filters.student",
+    "distill": "distill",
+}
+"""Where the recipe says how a phase trains."""
 PHASES = (
     "finetune_teacher",
     "cut_student",
@@ -164,7 +172,7 @@ def _check_pipeline(recipe: Recipe, config: dict[str, Any], num_ranks: int) -> N
     if zero_stage(config) > 1:
         raise ConfigError(
             f"{num_stages} stages, but {recipe.deepspeed} has ZeRO stage {zero_stage(config)}: DeepSpeed's pipelines "
-            "work with ZeRO stage 0 and 1; use ds_configs/deepspeed/zero1.json"
+            "work with ZeRO stage 0 or 1; use ds_configs/deepspeed/zero1.json"
         )
     offload = (config.get("zero_optimization") or {}).get("offload_optimizer") or {}
     if offload.get("device", "none") != "none":
@@ -257,16 +265,18 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
         pairs = " ".join(f"{s}<-{t}" for s, t in plan.layer_pairs)
         lines.append(f"layers    student<-teacher {pairs}, matched in {plan.filter_dim} dimensions")
     lines.append(f"phases    {' > '.join(plan.phases)}")
+    replicas = max(num_ranks // recipe.pipeline.stages, 1)
+    readers = f"{replicas} " + ("ranks" if recipe.pipeline.stages == 1 else "in parallel")
     for path, phase in recipe.phase_plans().items():
         if phase.micro_batch_size is not None:
-            accumulation = phase.global_batch_size // (phase.micro_batch_size * num_ranks)
+            accumulation = phase.global_batch_size // (phase.micro_batch_size * replicas)
             cut = f"{accumulation} microbatches x {phase.micro_batch_size}"
         else:
             cut = f"microbatches of at most {phase.micro_batch_tokens:,} padded tokens"
         tokens = phase.max_steps * phase.global_batch_size * recipe.task.sequence_length
         lines.append(
             f"{path:16} {phase.max_steps} steps x {phase.global_batch_size} sequences = "
-            f"{num_ranks} ranks x {cut}; at most {tokens:,} tokens"
+            f"{readers} x {cut}; at most {tokens:,} tokens"
         )
     lines.append(f"output    {recipe.output_dir}")
     return "\n".join(lines)

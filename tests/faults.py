@@ -33,8 +33,10 @@ def signal_at(rank: int, place: str, occurrence: int, number: int, on_ranks: tup
 
 def _at_step(arrive: Callable[[], None]) -> None:
     from ted_ds.runtime.engine import TrainableEngine
+    from ted_ds.runtime.pipeline import PipelineRunner
 
     _before(TrainableEngine, "step", arrive)
+    _before(PipelineRunner, "step", arrive)
 
 
 def _at_backward(arrive: Callable[[], None]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ted_ds.errors import CheckpointError
+from ted_ds.models.share import Share
 
 MAX_HEADER_BYTES = 100_000_000
 BLOCK = re.compile(r"(?:^|\.)(?:h|layers?)\.(\d+)\.")
@@ -50,11 +51,26 @@ class Parameters:
     def sizes(self) -> list[int]:
         """How many each of them has."""
         shapes = [*(shape for block in self.of_blocks for shape in block), *self.others]
-        return [self.embeddings, *([self.lm_head] if self.lm_head else []), *map(math.prod, shapes)]
+        return [size for size in (self.embeddings, self.lm_head, *map(math.prod, shapes)) if size]
 
     def cut(self, blocks: Sequence[int]) -> Parameters:
         """Of a model with these blocks only."""
         return replace(self, of_blocks=tuple(self.of_blocks[block] for block in blocks))
+
+    def of_share(self, share: Share, *, predicts_tokens: bool) -> Parameters:
+        """Of a pipeline stage; small ones outside of blocks are counted where the embeddings are.
+
+        An LM head tied to the embeddings is kept where it is used, too, if the model ``predicts_tokens``.
+        """
+        output = self.lm_head
+        if predicts_tokens and not output and not share.has_embeddings:
+            output = self.embeddings
+        return Parameters(
+            self.of_blocks[share.start : share.stop],
+            self.embeddings if share.has_embeddings else 0,
+            output if share.has_output else 0,
+            self.others if share.has_embeddings else (),
+        )
 
     def as_classifier(self) -> Parameters:
         """Of a model without its LM head."""

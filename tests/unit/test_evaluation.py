@@ -241,9 +241,9 @@ def test_ranks_together_score_every_example_once_and_count_its_tokens_alone(task
         pad_id=0, labels="class" if task == "sequence_classification" else "numbers", num_outputs=NUM_OUTPUTS
     )
 
-    def forward(batch: Batch) -> tuple[Tensor, ...]:
+    def forward(batch: Batch) -> dict[int, Tensor]:
         logits = table[batch.input_ids[:, 0]]
-        return logits, -logits
+        return {0: logits, 1: -logits}
 
     def of_rank(rank: int, gather: Any) -> Any:
         batches = evaluation_batches(samples, collate, micro_batch_size=4, rank=rank, world_size=world_size)
@@ -265,9 +265,9 @@ def test_tokens_per_second_count_neither_padding_nor_empty_rows() -> None:
     samples = [Sample([5] * length, 0) for length in (3, 1, 2)]
     batches = evaluation_batches(samples, Collator(pad_id=0, labels="class"), micro_batch_size=2, rank=0, world_size=1)
 
-    def forward(batch: Batch) -> tuple[Tensor, ...]:
+    def forward(batch: Batch) -> dict[int, Tensor]:
         time.sleep(0.05)
-        return (torch.zeros(len(batch.labels), 2),)
+        return {0: torch.zeros(len(batch.labels), 2)}
 
     started = time.monotonic()
     _, tokens_per_s = evaluate(
@@ -278,3 +278,28 @@ def test_tokens_per_second_count_neither_padding_nor_empty_rows() -> None:
         device=torch.device("cpu"),
     )
     assert (3 + 1 + 2) / (time.monotonic() - started) <= tokens_per_s <= (3 + 1 + 2) / 0.1
+
+
+def test_stages_of_a_pipeline_have_an_output_each_and_the_first_counts_tokens() -> None:
+    samples = [Sample([5] * length, length % 2) for length in (3, 1, 2)]
+    collate = Collator(pad_id=0, labels="class")
+    logits = torch.tensor([[0.0, 1.0], [0.0, 1.0]])
+
+    def of_stage(number: int, gather: Any) -> Any:
+        batches = evaluation_batches(samples, collate, micro_batch_size=2, rank=0, world_size=1)
+        return evaluate(
+            lambda _: {number: logits if number else -logits},
+            batches,
+            task="sequence_classification",
+            gather=gather,
+            device=torch.device("cpu"),
+            counts_tokens=number == 0,
+        )
+
+    parts: dict[int, list[Any]] = {1: [], 0: []}
+    for number, seen in parts.items():
+        of_stage(number, lambda value, seen=seen: seen.append(value) or [value])
+    assert parts[1][0] == 0 < parts[0][0]
+    rounds = iter(zip(parts[0], parts[1], strict=True))
+    scores, _ = of_stage(1, lambda _: list(next(rounds)))
+    assert [one["accuracy"] for one in scores] == [pytest.approx(1 / 3), pytest.approx(2 / 3)]

@@ -1,0 +1,167 @@
+"""What the stages of a pipeline hold, do and send, by arithmetic: the table of ``ted-ds check``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ted_ds.config.phase_plan import PhasePlan
+from ted_ds.config.schema import Recipe
+from ted_ds.config.tasks import CausalLm
+from ted_ds.memory import ITEM_BYTES, activation_bytes, frozen_bytes, gib, trained_bytes
+from ted_ds.models.share import Share
+from ted_ds.phase_memory import facts_of, filter_sizes, head_sizes, keeps_scores, with_head
+from ted_ds.plan import PLAN_OF_PHASE, Plan
+from ted_ds.staging import Stage
+
+INTEGER_ROWS = 5
+"""Of every token beside its states, as 32-bit integers: id, mask, whether it is kept, label, position if isolated."""
+
+
+@dataclass(frozen=True)
+class StageNeeds:
+    """Of one stage, on each of its ranks, in bytes."""
+
+    weights: int
+    """That train, with gradients and optimizer state, and the frozen teacher's."""
+    activations: int
+    """Of all microbatches that are under way at once."""
+
+    @property
+    def total(self) -> int:
+        """Both."""
+        return self.weights + self.activations
+
+
+def stage_needs(
+    recipe: Recipe, plan: Plan, config: Mapping[str, Any], phase: str, *, num_replicas: int
+) -> list[StageNeeds]:
+    """What each stage of a phase needs. Both models must be known."""
+    stages = plan.stages[phase]
+    return [_needs(recipe, plan, config, phase, index, stages, num_replicas) for index in range(len(stages))]
+
+
+def _needs(
+    recipe: Recipe,
+    plan: Plan,
+    config: Mapping[str, Any],
+    phase: str,
+    index: int,
+    stages: Sequence[Stage],
+    num_replicas: int,
+) -> StageNeeds:
+    stage, training = stages[index], recipe.phase_plans()[PLAN_OF_PHASE[phase]]
+    trained_side, frozen_side = sides_of(phase)
+    sizes: list[int] = []
+    activations, frozen, num_frozen = 0, 0, 0
+    for side in (trained_side, frozen_side):
+        share = stage.shares.get(side) if side is not None else None
+        if side is None or share is None:
+            continue
+        facts = facts_of(plan, side)
+        parameters = with_head(recipe, facts).of_share(share, predicts_tokens=isinstance(recipe.task, CausalLm))
+        if side == frozen_side:
+            host = "int8" if side == "teacher" and recipe.teacher.host == "int8" else "replica"
+            frozen += frozen_bytes(parameters, host=host, precision=recipe.precision, world_size=1)
+            continue
+        sizes += parameters.sizes
+        here = replace(facts, num_blocks=share.stop - share.start)
+        row = recipe.task.sequence_length
+        activations = activation_bytes(
+            here,
+            tokens=micro_tokens(recipe, training),
+            row_tokens=row,
+            precision=recipe.precision,
+            keeps_scores=keeps_scores(recipe, facts),
+            checkpointing=recipe.activation_checkpointing,
+        ) * min(len(stages) - index, num_microbatches(training, num_replicas))
+    if stage.places:
+        of_filters = trained_side or frozen_side or "student"
+        per_pair = len(stage.places)
+        sizes += filter_sizes(recipe, plan, of_filters) * per_pair
+        if trained_side is None and recipe.filters is not None:
+            heads, shared = head_sizes(recipe, plan, of_filters, recipe.filters)
+            sizes += heads * per_pair
+            num_frozen = shared
+        elif recipe.distill.method == "ted":
+            frozen += sum(filter_sizes(recipe, plan, "teacher")) * per_pair * ITEM_BYTES[recipe.precision]
+    trained = trained_bytes(
+        sizes or [1], config=config, precision=recipe.precision, world_size=num_replicas, num_frozen=num_frozen
+    )
+    return StageNeeds(trained.total + frozen, activations)
+
+
+def sides_of(phase: str) -> tuple[str | None, str | None]:
+    """Which model trains in a phase, and which is frozen beside it."""
+    if phase.startswith("finetune_"):
+        return phase.removeprefix("finetune_"), None
+    if phase.startswith("filters_"):
+        return None, phase.removeprefix("filters_")
+    return "student", "teacher"
+
+
+def num_microbatches(training: PhasePlan, num_replicas: int) -> int:
+    """Of a step; at least one for each example of a token budget's would do."""
+    return max(training.global_batch_size // ((training.micro_batch_size or 1) * num_replicas), 1)
+
+
+def micro_tokens(recipe: Recipe, training: PhasePlan) -> int:
+    """Of the largest microbatch, padding included."""
+    return training.micro_batch_tokens or (training.micro_batch_size or 1) * recipe.task.sequence_length
+
+
+def sent_bytes(recipe: Recipe, plan: Plan, phase: str, border: int) -> int:
+    """What crosses a border for each microbatch, both ways: states there, the gradient back."""
+    trained_side, frozen_side = sides_of(phase)
+    item = ITEM_BYTES[recipe.precision]
+    per_token = 4 * INTEGER_ROWS
+    if trained_side is not None:
+        per_token += 2 * item * facts_of(plan, trained_side).hidden_size
+    if frozen_side is not None and plan.stages[phase][border + 1].shares.get(frozen_side) is not None:
+        per_token += item * facts_of(plan, frozen_side).hidden_size
+    return per_token * micro_tokens(recipe, recipe.phase_plans()[PLAN_OF_PHASE[phase]])
+
+
+def describe_stages(recipe: Recipe, plan: Plan, config: Mapping[str, Any], *, num_ranks: int) -> str:
+    """The stages of every phase that trains, in words, for ``ted-ds check``."""
+    num_stages = recipe.pipeline.stages
+    num_replicas = max(num_ranks // num_stages, 1)
+    pipelines = "1 pipeline" if num_replicas == 1 else f"{num_replicas} pipelines"
+    lines = []
+    for phase, stages in plan.stages.items():
+        training = recipe.phase_plans()[PLAN_OF_PHASE[phase]]
+        count = num_microbatches(training, num_replicas)
+        about = "" if training.micro_batch_size is not None else "up to "
+        mean = sum(stage.cost for stage in stages) / num_stages
+        sent = max(sent_bytes(recipe, plan, phase, border) for border in range(num_stages - 1))
+        lines.append(
+            f"stages    {phase:16} {pipelines} of {num_stages} stages, {about}{count} microbatches: a stage waits "
+            f"{bubble(num_stages, count):.1%} of a step, slowest stage {max(s.cost for s in stages) / mean:.2f} x the "
+            f"mean, {gib(sent)} across a border per microbatch"
+        )
+        needs = stage_needs(recipe, plan, config, phase, num_replicas=num_replicas)
+        for index, (stage, need) in enumerate(zip(stages, needs, strict=True)):
+            held = [f"{side} {_in_words(share)}" for side, share in stage.shares.items() if share is not None]
+            pairs = " ".join(f"{s}<-{t}" for s, t in (plan.layer_pairs[place] for place in stage.places))
+            work = stage.cost / (mean * num_stages)
+            lines.append(
+                f"  stage {index}  {'; '.join([*held, *([f'pairs {pairs}'] if pairs else [])])}; {work:.0%} of the "
+                f"work; weights {gib(need.weights)}"
+                + (f" + activations about {gib(need.activations)}" if need.activations else "")
+            )
+    return "".join(f"{line}\n" for line in lines)
+
+
+def bubble(num_stages: int, num_micro: int) -> float:
+    """The share of a step in which a stage waits, if all take as long (Huang et al. 2019, arXiv:1811.06965)."""
+    return (num_stages - 1) / (num_micro + num_stages - 1)
+
+
+def _in_words(share: Share) -> str:
+    parts = ["embeddings"] if share.has_embeddings else []
+    if share.stop > share.start:
+        parts.append(
+            f"blocks {share.start + 1}-{share.stop}" if share.stop > share.start + 1 else f"block {share.stop}"
+        )
+    return " + ".join([*parts, *(["output"] if share.has_output else [])]) or "passing through"
