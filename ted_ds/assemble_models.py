@@ -190,7 +190,8 @@ class ModelMaker:
         if self._world.num_stages > 1:  # its own parts are not all of them
             with torch.device("meta"):
                 whole = type(model)(model.config)
-            whole.generation_config = model.generation_config
+            if model.can_generate():
+                whole.generation_config = model.generation_config
             model = whole
         own_names = {name.removeprefix("model."): weight for name, weight in state.items()}
         model.save_pretrained(folder, state_dict=own_names)

@@ -21,10 +21,11 @@ def engine_outputs(engine: StepRunner) -> Outputs:
     """Of the tapped or filtered model that an engine trains."""
 
     def read(forward: Callable[..., Any], batch: Batch) -> dict[int, Tensor]:
-        def learn(predictions: Predictions | None, _: Any) -> dict[int, Tensor]:
-            return {} if predictions is None else {0: predictions.outputs(batch.labels)}
+        # ZeRO-3 looks through what its modules return, and knows tuples
+        def learn(predictions: Predictions | None, _: Any) -> tuple[Tensor, ...]:
+            return () if predictions is None else (predictions.outputs(batch.labels),)
 
-        return forward(batch.inputs, learn)
+        return dict(enumerate(forward(batch.inputs, learn)))
 
     return lambda batch: engine.look(batch, read)
 

@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from tests.faults import signal_at
-from tests.integration.test_resume import SAVE_ALL, STOPPED, go_back, resume_from_each, seven_steps, stage
+from tests.integration.test_resume import STOPPED, resume_from_each, seven_steps, stage
 from tests.runs import run, traces, with_dropout
 from tests.tiny import write_run
 
@@ -31,19 +31,6 @@ def test_a_pipeline_with_dropout_goes_on_bit_by_bit(tmp_path, number, precision,
     recipe = with_dropout(write_run(tmp_path, family="gpt2"))
     arguments = seven_steps(recipe, stage(number), f"precision={precision}", "pipeline.stages=2")
     resume_from_each(tmp_path, arguments, steps, num_ranks=num_ranks)
-
-
-def test_other_layouts_export_what_a_pipeline_trained_to_the_last_bit(tmp_path):
-    recipe = write_run(tmp_path, family="gpt2")
-    base = ["run", str(recipe), "distill.max_steps=3", THREE_BLOCKS, *SAVE_ALL]
-    run([*base, stage(1), "pipeline.stages=3"], num_ranks=3)
-    trained = traces(tmp_path / "run")["weights"]
-    for num_ranks, changes in ((2, [stage(3)]), (1, [stage(0)]), (4, [stage(1), "pipeline.stages=2"])):
-        go_back(tmp_path / "run", 3)
-        output = run([*base, *changes], num_ranks=num_ranks)
-        assert "another layout than the checkpoint's" in output
-        assert "going on after step 3 of 3" in output
-        assert traces(tmp_path / "run")["weights"] == trained
 
 
 def changing_layouts(tmp_path, precision, chain):
