@@ -62,7 +62,7 @@ MUTATIONS = {
         "the token an empty row attends to is matched",
     ),
     "global_count": Mutation(
-        "runtime/engine.py",
+        "runtime/step_runner.py",
         "self._world.sum_on_host(counts)",
         "own = counts[: len(names)].clone()\n"
         "        self._world.sum_on_host(counts)\n"

@@ -29,6 +29,8 @@ from ted_ds.runtime.nonfinite import SkippedStep
 from ted_ds.runtime.step_runner import Objective, Seen, StepRunner
 from ted_ds.runtime.world import World
 
+STAND_IN_SHAPES = {"matrix": (1, 1), "vector": (1,)}
+
 
 @dataclass(frozen=True)
 class Travellers:
@@ -50,9 +52,13 @@ class StageModule(nn.Module):
     ) -> None:
         super().__init__()
         self.module = module
-        trains = any(parameter.requires_grad for parameter in module.parameters())
-        # an optimizer needs something to train, also where no filter is; it stays where it is, as its gradient is 0
-        self.stand_in = None if trains else nn.Parameter(torch.zeros(1, dtype=dtype))
+        # ZeRO sums up the norm of each parameter group over the stages: all must have as many, also where no filter is
+        kinds = {_kind(parameter) for parameter in module.parameters() if parameter.requires_grad}
+        missing = set().union(*world.gather(kinds)) - kinds
+        self.stand_ins = nn.ParameterDict(
+            {kind: nn.Parameter(torch.zeros(STAND_IN_SHAPES[kind], dtype=dtype)) for kind in sorted(missing)}
+        )
+        """Their gradient is 0, so they stay where they are."""
         self._models, self._waybill = (travellers,), waybill  # in a tuple: frozen weights are no part of the engine
         self._is_first, self._is_last = world.stage == 0, world.stage == world.num_stages - 1
         self.work: Callable[[Batch], Tensor | None] | None = None
@@ -76,8 +82,8 @@ class StageModule(nn.Module):
         loss = torch.zeros((), device=cargo[-1].device) if own is None else own
         if loss_before is not None:
             loss = loss + loss_before
-        if self.stand_in is not None:
-            loss = loss + 0.0 * self.stand_in.sum()
+        for stand_in in self.stand_ins.values():
+            loss = loss + 0.0 * stand_in.sum()
         if self._is_last:
             return loss if self.close is None else self.close(loss)
         if torch.is_grad_enabled() and not loss.requires_grad:
@@ -88,6 +94,10 @@ class StageModule(nn.Module):
             models.trained.leaving if models.trained is not None else None,
             models.frozen.leaving if models.frozen is not None and models.frozen_goes_on else None,
         )
+
+
+def _kind(parameter: nn.Parameter) -> str:
+    return "matrix" if parameter.dim() >= 2 else "vector"
 
 
 class _TiedWeights(nn.Module):
@@ -142,8 +152,8 @@ class PipelineRunner(StepRunner):
         self._layout = {**parts[0][0], "order": orders, "stages": names}
 
     def _engine_module(self) -> nn.Module:
-        if self._stage.stand_in is not None:
-            self._names[id(self._stage.stand_in)] = f"{STAND_IN}_{self._world.stage}"
+        for kind, stand_in in self._stage.stand_ins.items():
+            self._names[id(stand_in)] = f"{STAND_IN}_{self._world.stage}_{kind}"
         own = {self._names[id(p)]: p for p in self._stage.parameters() if p.requires_grad}
         of_stages = self._world.gather(list(own))[:: self._world.num_replicas]
         holders: dict[str, tuple[int, ...]] = {}

@@ -236,3 +236,40 @@ def _joined(batches: list[Any]) -> tuple[dict[str, torch.Tensor], torch.Tensor, 
     labels = torch.cat([padded(batch.labels, -100) for batch in batches])
     kept = torch.cat([padded(batch.kept_tokens.long(), 0) for batch in batches]).bool()
     return {"input_ids": ids, "attention_mask": mask}, labels, kept
+
+
+# --- numbers that go wrong ----------------------------------------------------------------------------------------
+
+
+def train_with_a_bad_step(world: Any, folder: Path, layout: Layout, case: Case, what: str) -> Any:
+    """Three steps, the second with a bad number on stage 0 of replica 0; why it was skipped, and weights around it."""
+    build = open_case(folder, case, layout)
+    plan = build.recipe.distill
+    config = build.engine_config(plan, "distill")
+    models = models_of(folder, case)
+    stage = build_stage_two(build, config, **models, filters={"teacher": None, "student": None})
+    armed = [False]
+    objective, bad_here = stage.objective, world.rank == 0
+    plain_loss = objective.loss
+
+    def loss(forward: Any, batch: Any, counts: Any) -> Any:
+        value, totals = plain_loss(forward, batch, counts)
+        if not (armed[0] and bad_here):
+            return value, totals
+        if what == "loss":  # its gradient is finite
+            name = next(iter(totals))
+            return value + torch.full_like(value, torch.inf).detach(), {**totals, name: totals[name] + torch.inf}
+        return value + (value - value.detach()).abs().sqrt(), totals  # 0, and its gradient is not finite
+
+    objective.loss = loss  # type: ignore[method-assign]
+    skipped, weights = [], []
+    with build.engine(
+        "distill", stage.module, config, plan, watched=stage.watched, trained=stage.student, frozen=stage.teacher
+    ) as engine:
+        steps = build.training_batches(plan, num_workers=0)
+        for step in range(3):
+            armed[0] = step == 1
+            skipped.append(engine.step(steps, objective))
+            weights.append(build.models.whole_state(stage.module))
+        report = engine.report(objective)
+    return skipped, weights, report
