@@ -7,6 +7,7 @@ import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -70,9 +71,8 @@ class Doctor:
                     self._add(check, "skip", "a token without an embedding would end this in a crash")
             else:
                 self._attempt("student", lambda: self._look_at_student(student, is_ready=student_is_ready))
-                self._attempt(
-                    "stage II", lambda: self._look_at_stage_two(teacher, student, batch, is_ready=teacher_is_ready)
-                )
+                look = self._look_at_stage_two
+                self._attempt("stage II", lambda: look(teacher, student, batch, is_ready=teacher_is_ready))
         self._show_layer_map()
         for line in first_batch(batch, self._build.tokenizer, self._recipe.task):
             self._build.screen.say(line)
@@ -251,8 +251,7 @@ class Doctor:
             self._verdicts.append(verdict)
             self._distil_into_itself(stage, teacher, batch.to(self._world.device), head_may_be_new=not is_ready)
         with build.engine("distill", stage.module, config, plan, watched=stage.watched) as engine:
-            assert isinstance(engine, TrainableEngine)  # a pair is examined without a pipeline
-            self._take_a_step(engine, stage)
+            self._take_a_step(cast(TrainableEngine, engine), stage)  # a pair is examined without a pipeline
         if stage.teacher is not None:
             stage.teacher.release()
 
