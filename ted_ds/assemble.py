@@ -133,10 +133,14 @@ class Assembly:
             trained: The model in ``module``; None in Stage I.
             frozen: The model beside it.
         """
+        here, *behind = self.plan.stages[phase][self.world.stage :]
+        frozen_side = "student" if phase == "filters_student" else "teacher"
         engine = start_runner(
             module,
             travellers=Travellers(
-                trained, None if frozen is None else frozen.tapped, frozen_goes_on=self._frozen_goes_on(phase)
+                trained,
+                frozen.tapped if frozen is not None and frozen_side in here.runs else None,
+                frozen_goes_on=bool(behind) and frozen_side in behind[0].runs,
             ),
             waybill=Waybill(
                 has_trained=not phase.startswith("filters_"),
@@ -156,12 +160,6 @@ class Assembly:
             yield engine
         finally:
             engine.release()
-
-    def _frozen_goes_on(self, phase: str) -> bool:
-        """Whether the stage behind this one has something of the phase's frozen model."""
-        behind = self.plan.stages[phase][self.world.stage + 1 :]
-        side = "student" if phase == "filters_student" else "teacher"
-        return bool(behind) and behind[0].shares.get(side) is not None
 
     def training_batches(
         self, plan: PhasePlan, *, num_workers: int, state: Mapping[str, Any] | None = None

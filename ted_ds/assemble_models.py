@@ -189,7 +189,8 @@ class ModelMaker:
         model = tapped.model
         if self._world.num_stages > 1:  # its own parts are not all of them
             with torch.device("meta"):
-                whole = type(model)(model.config)
+                whole: Any = type(model)(model.config)
+            whole.to(model.dtype)  # which its config.json says
             if model.can_generate():
                 whole.generation_config = model.generation_config
             model = whole

@@ -155,11 +155,14 @@ def build_stage_two(
     assert bank is not None
     if stage is not None:
         bank.keep(stage.places)
+        if teacher_filters is not None:
+            teacher_filters.keep(stage.places)
     kind = build.recipe.filters.kind if plan.method == "ted" and build.recipe.filters is not None else "linear"
     frozen = None
-    if plan.method != "sft" and cached is None and (stage is None or stage.shares["teacher"] is not None):
+    if plan.method != "sft" and cached is None:  # on every stage: to load it is to communicate
         frozen = build.models.frozen("teacher", teacher, teacher_layers, stage=stage, new_head_allowed=new_head_allowed)
-    teaching: Teacher = cached or frozen or AbsentTeacher()
+    runs_here = frozen if stage is None or "teacher" in stage.runs else None
+    teaching: Teacher = cached or runs_here or AbsentTeacher()
     objective: Objective = (
         FinetuneObjective(build.terms, plan.task_weight)
         if plan.method == "sft"

@@ -241,7 +241,7 @@ def _greet(assembly: Assembly) -> None:
         f"{recipe.name}: {recipe.task.kind} by {recipe.distill.method} on {world.size} x {world.device.type}, "
         f"{len(assembly.data.heldout)} held-out sequences"
     )
-    screen.say(f"data: {assembly.data.describe(world.size)}")
+    screen.say(f"data: {assembly.data.describe(world.num_replicas)}")
     screen.say(f"phases: {' > '.join(plan.phases)}")
     if plan.layer_pairs:
         screen.say(f"layers, student<-teacher: {' '.join(f'{s}<-{t}' for s, t in plan.layer_pairs)}")

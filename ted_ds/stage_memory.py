@@ -56,9 +56,9 @@ def _needs(
     sizes: list[int] = []
     activations, frozen, num_frozen = 0, 0, 0
     for side in (trained_side, frozen_side):
-        share = stage.shares.get(side) if side is not None else None
-        if side is None or share is None:
+        if side is None or side not in stage.runs:
             continue
+        share = stage.shares[side]
         facts = facts_of(plan, side)
         parameters = with_head(recipe, facts).of_share(share, predicts_tokens=isinstance(recipe.task, CausalLm))
         if side == frozen_side:
@@ -118,7 +118,8 @@ def sent_bytes(recipe: Recipe, plan: Plan, phase: str, border: int) -> int:
     per_token = 4 * INTEGER_ROWS
     if trained_side is not None:
         per_token += 2 * item * facts_of(plan, trained_side).hidden_size
-    if frozen_side is not None and plan.stages[phase][border + 1].shares.get(frozen_side) is not None:
+    if frozen_side in plan.stages[phase][border + 1].runs:
+        assert frozen_side is not None
         per_token += item * facts_of(plan, frozen_side).hidden_size
     return per_token * micro_tokens(recipe, recipe.phase_plans()[PLAN_OF_PHASE[phase]])
 
@@ -142,7 +143,7 @@ def describe_stages(recipe: Recipe, plan: Plan, config: Mapping[str, Any], *, nu
         )
         needs = stage_needs(recipe, plan, config, phase, num_replicas=num_replicas)
         for index, (stage, need) in enumerate(zip(stages, needs, strict=True)):
-            held = [f"{side} {_in_words(share)}" for side, share in stage.shares.items() if share is not None]
+            held = [f"{side} {_in_words(share)}" for side, share in stage.shares.items() if side in stage.runs]
             pairs = " ".join(f"{s}<-{t}" for s, t in (plan.layer_pairs[place] for place in stage.places))
             work = stage.cost / (mean * num_stages)
             lines.append(

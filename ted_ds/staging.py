@@ -31,8 +31,10 @@ MOST_CHOICES = 33
 class Stage:
     """What one stage of a phase holds."""
 
-    shares: Mapping[str, Share | None]
-    """Of the ``student`` and the ``teacher``; None where it has nothing of it."""
+    shares: Mapping[str, Share]
+    """Of the ``student`` and the ``teacher``; without blocks where there are none for it."""
+    runs: frozenset[str]
+    """The sides whose states pass it: of a teacher that no later stage needs, there are none."""
     places: tuple[int, ...]
     """In the layer map: whose filters and losses are here."""
     cost: float
@@ -42,7 +44,7 @@ class Stage:
 def whole_stage(facts: Mapping[str, ModelFacts], num_pairs: int) -> Stage:
     """Everything on one stage: no pipeline."""
     shares = {side: Share.whole(one.num_blocks) for side, one in facts.items()}
-    return Stage(shares, tuple(range(num_pairs)), 0.0)
+    return Stage(shares, frozenset(shares), tuple(range(num_pairs)), 0.0)
 
 
 def plan_stages(
@@ -115,6 +117,8 @@ class _Cutter:
         Raises:
             ConfigError: There is none.
         """
+        if self._is_filters:  # each stage runs a block, also where the layer map ends before
+            self._own_end = max(self._own_end, min(num_stages, self._own.num_blocks))
         stations = self._stations()
         costs = np.array([self._cost_before(*station) for station in stations])
         chosen = _best_path(stations, costs, num_stages)
@@ -165,7 +169,8 @@ class _Cutter:
     def _stage(self, before: tuple[int, int], behind: tuple[int, int], *, is_last: bool) -> Stage:
         is_first = before == (0, 0)
         has_output = is_last and not self._is_filters
-        shares: dict[str, Share | None] = {self._sides[0]: Share(before[0], behind[0], is_first, has_output)}
+        shares = {self._sides[0]: Share(before[0], behind[0], is_first, has_output)}
+        runs = {self._sides[0]}
         if self._other is not None:
             other = Share(before[1], behind[1], is_first, is_last and self._predicts)
             needed = other.stop < self._other_end or before[1] < self._other_end or other.has_output
@@ -174,14 +179,16 @@ class _Cutter:
                 layer == before[1] and own > before[0]
                 for own, layer in zip(self._own_layers, self._other_layers, strict=True)
             )
-            shares[self._sides[1]] = other if needed or matched or is_first else None
+            shares[self._sides[1]] = other
+            if needed or matched or is_first:
+                runs.add(self._sides[1])
         places = tuple(
             place
             for place, layer in enumerate(self._own_layers)
             if before[0] < layer <= behind[0] or (is_first and layer == 0)
         )
         cost = self._cost_before(*behind) - self._cost_before(*before)
-        return Stage(shares, places, cost)
+        return Stage(shares, frozenset(runs), places, cost)
 
     # --- costs ------------------------------------------------------------------------------------------------------
 

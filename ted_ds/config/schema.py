@@ -228,6 +228,11 @@ class Recipe(Section):
                 "teacher.cache: with pipeline.stages above 1 each stage runs its blocks of the teacher; remove one of "
                 "the two"
             )
+        if self.pipeline.stages > 1 and self.precision == "fp16":
+            raise ValueError(
+                "precision: fp16: with pipeline.stages above 1 DeepSpeed does not sum up the gradients of tied weights "
+                "there; use bf16 or fp32"
+            )
         if self.pipeline.stages > 1 and self.teacher.host not in ("auto", "replica", "int8"):
             raise ValueError(
                 f"teacher.host: {self.teacher.host}: with pipeline.stages above 1 each stage holds its own blocks of "

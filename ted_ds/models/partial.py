@@ -68,12 +68,13 @@ def keep_share(model: PreTrainedModel, family: Family, share: Share) -> Arrival 
         for path in family.behind_blocks:
             if _has(model, path):
                 _put(model, path, nn.Identity())
-    if share.has_embeddings:
-        return None
-    arrival = Arrival()
-    _put(model, family.arrival_path, arrival)
+    arrival = None if share.has_embeddings else Arrival()
+    if arrival is not None:
+        _put(model, family.arrival_path, arrival)
     for path, kind in family.before_blocks.items():
-        if _has(model, path):
+        # what is left out belongs to the first block, the rest to the embeddings
+        is_here = share.start == 0 < share.stop if kind == "left out" else share.has_embeddings
+        if not is_here and _has(model, path):
             stand_ins = {"added": Nothing, "passed": nn.Identity, "left out": lambda: None}
             _put(model, path, stand_ins[kind]())
     return arrival

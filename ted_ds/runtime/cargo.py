@@ -2,8 +2,8 @@
 
 DeepSpeed gives every float tensor it receives a gradient and wants one back for it, and it runs backward once for each
 of them, through the whole of a stage's graph. So there is one: the student's state, with one number behind it that
-stands for the losses of the stages before. The teacher's state has no gradient and travels as integers of its width;
-so do labels that are numbers. Integers come behind the float: DeepSpeed's receive buffers keep their order of types.
+stands for the losses of the stages before. The teacher's state has no gradient and travels as bytes; labels that are
+numbers travel as integers. Integers come behind the float: DeepSpeed's receive buffers keep their order of types.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from torch import Tensor
 from ted_ds.data.loader import Batch
 
 Cargo = tuple[Tensor, ...]
-INTEGERS = {2: torch.int16, 4: torch.int32}
-"""By the width of a float in bytes."""
 
 
 class _Couple(torch.autograd.Function):
@@ -84,7 +82,7 @@ class Waybill:
         coupled: Tensor = _Couple.apply(loss, trained)
         as_integers = []
         if frozen is not None:
-            as_integers = [frozen.detach().contiguous().view(INTEGERS[frozen.element_size()])]
+            as_integers = [frozen.detach().contiguous().view(torch.uint8)]  # NCCL knows no integers of 16 bits
         return coupled, *as_integers, *cargo[-2:]
 
     def unload(self, cargo: Cargo, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor | None]:

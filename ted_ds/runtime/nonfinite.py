@@ -100,7 +100,8 @@ def _describe(of_ranks: Sequence[Sighting]) -> str:
         first = next((sighting.outputs[0] for sighting in of_ranks if sighting.outputs), None)
         begun = f"it begins in the output of {first}" if first else "the outputs of all layers are finite"
         return f"{', '.join(terms)} not finite on rank {ranks}; {begun}"
-    last = next((sighting.gradients[-1] for sighting in of_ranks if sighting.gradients), None)
+    # in a pipeline, it comes back from the last stages to the first
+    last = next((sighting.gradients[-1] for sighting in reversed(of_ranks) if sighting.gradients), None)
     begun = f"it begins in what comes back to the output of {last}" if last else "those between layers are finite"
     return f"the gradient is not finite, though the loss is; {begun}"
 

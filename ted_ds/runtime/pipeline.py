@@ -59,6 +59,7 @@ class StageModule(nn.Module):
             {kind: nn.Parameter(torch.zeros(STAND_IN_SHAPES[kind], dtype=dtype)) for kind in sorted(missing)}
         )
         """Their gradient is 0, so they stay where they are."""
+        self._dtype = dtype
         self._models, self._waybill = (travellers,), waybill  # in a tuple: frozen weights are no part of the engine
         self._is_first, self._is_last = world.stage == 0, world.stage == world.num_stages - 1
         self.work: Callable[[Batch], Tensor | None] | None = None
@@ -72,14 +73,13 @@ class StageModule(nn.Module):
         assert self.work is not None, "nothing to do"
         loss_before: Tensor | None = None
         if not self._is_first:
-            dtype = models.frozen.model.dtype if models.frozen is not None else torch.float32
-            loss_before, trained, frozen = self._waybill.unload(cargo, dtype)
+            loss_before, trained, frozen = self._waybill.unload(cargo, self._dtype)
             for model, state in ((models.trained, trained), (models.frozen, frozen)):
                 if model is not None:
                     assert state is not None
                     model.arrive(state)
         own = self.work(self._waybill.batch(cargo))
-        loss = torch.zeros((), device=cargo[-1].device) if own is None else own
+        loss = (torch.zeros(()) if own is None else own).to(cargo[-1].device)
         if loss_before is not None:
             loss = loss + loss_before
         for stand_in in self.stand_ins.values():
@@ -266,7 +266,7 @@ def step_by_whole_gradient(engine: Any, world: World, *, max_norm: float) -> Non
         gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
         # a tied weight has the same gradient on all its stages, and counts on the first
         counted = [p.grad for p in trained if p.grad is not None and not p.ds_pipe_replicated]
-        squares = torch.stack([gradient.float().square().sum() for gradient in counted] or [torch.zeros(())]).sum()
+        squares = torch.stack([gradient.float().square().sum() for gradient in counted]).sum()
         norm = float((world.sum(squares) / world.num_replicas).sqrt())  # replicas have the same
         optimizer.overflow, optimizer._global_grad_norm = not math.isfinite(norm), norm
         if optimizer.overflow:

@@ -24,7 +24,6 @@ WORST = {"fp32": 2e-5, "bf16": 5e-3}
         (1, "bf16", 2, (5,)),
         pytest.param(0, "fp32", 2, (1, 4, 6), marks=pytest.mark.slow),
         pytest.param(1, "fp32", 4, (1, 4, 6), marks=pytest.mark.slow),
-        pytest.param(1, "fp16", 2, (1, 4, 6), marks=pytest.mark.slow),
     ],
 )
 def test_a_pipeline_with_dropout_goes_on_bit_by_bit(tmp_path, number, precision, num_ranks, steps):

@@ -111,8 +111,14 @@ def test_stages_hold_everything_once_and_both_layers_of_each_pair(run):
 
 def test_without_kl_the_teachers_last_blocks_are_nowhere(run):
     stages = cut(run, (4, 16, 100, 2048), (8, 24, 100, 9000), ((1, 2), (2, 4)), 2, "distill.kl_weight=0")
-    assert max(stage.shares["teacher"].stop for stage in stages if stage.shares["teacher"]) == 4
-    assert not any(stage.shares["teacher"].has_output for stage in stages if stage.shares["teacher"])
+    assert max(stage.shares["teacher"].stop for stage in stages) == 4
+    assert not any(stage.shares["teacher"].has_output for stage in stages)
+
+
+def test_a_teacher_that_is_done_passes_no_further(run):
+    pairs = ((1, 2), (2, 4))
+    stages = cut(run, (4, 16, 100, 2048), (8, 24, 100, 9000), pairs, 4, "distill.kl_weight=0")
+    assert ["teacher" in stage.runs for stage in stages] == [True, True, False, False]
 
 
 def test_stage_one_needs_no_block_above_the_last_filter(run):
@@ -153,6 +159,7 @@ def test_more_stages_than_blocks_are_refused(run):
             "pipelines work with ZeRO stage 0 or 1",
         ),
         (["pipeline.stages=2", "teacher.host=zero3"], 2, "use auto, replica or int8"),
+        (["pipeline.stages=2", "precision=fp16"], 2, "use bf16 or fp32"),
         (["pipeline.stages=0"], 2, "pipeline.stages"),
         (["pipeline.stage=2"], 2, "pipeline.stage"),
         (["pipeline.stages=2"], 12, "4 does not divide into microbatches of 2 on 6 ranks"),
