@@ -26,7 +26,7 @@ from ted_ds.models.taps import TappedModel
 from ted_ds.runtime.cargo import Cargo, Waybill
 from ted_ds.runtime.checkpoints.engine_state import STAND_IN, layout_of
 from ted_ds.runtime.nonfinite import SkippedStep
-from ted_ds.runtime.step_runner import Objective, Seen, StepRunner
+from ted_ds.runtime.step_runner import Objective, Seen, StepRunner, group_of
 from ted_ds.runtime.world import World
 
 STAND_IN_SHAPES = {"matrix": (1, 1), "vector": (1,)}
@@ -53,7 +53,7 @@ class StageModule(nn.Module):
         super().__init__()
         self.module = module
         # ZeRO sums up the norm of each parameter group over the stages: all must have as many, also where no filter is
-        kinds = {_kind(parameter) for parameter in module.parameters() if parameter.requires_grad}
+        kinds = {group_of(parameter) for parameter in module.parameters() if parameter.requires_grad}
         missing = set().union(*world.gather(kinds)) - kinds
         self.stand_ins = nn.ParameterDict(
             {kind: nn.Parameter(torch.zeros(STAND_IN_SHAPES[kind], dtype=dtype)) for kind in sorted(missing)}
@@ -94,10 +94,6 @@ class StageModule(nn.Module):
             models.trained.leaving if models.trained is not None else None,
             models.frozen.leaving if models.frozen is not None and models.frozen_goes_on else None,
         )
-
-
-def _kind(parameter: nn.Parameter) -> str:
-    return "matrix" if parameter.dim() >= 2 else "vector"
 
 
 class _TiedWeights(nn.Module):

@@ -270,11 +270,15 @@ class StepRunner(ABC):
         del self.engine, self._module
 
 
+def group_of(parameter: nn.Parameter) -> str:
+    """The optimizer's group of a parameter: weight decay is for matrices."""
+    return "matrix" if len(getattr(parameter, "ds_shape", parameter.shape)) >= 2 else "vector"
+
+
 def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    dimensions = [len(getattr(parameter, "ds_shape", parameter.shape)) for parameter in trainable]
-    matrices = [p for p, d in zip(trainable, dimensions, strict=True) if d >= 2]
-    vectors = [p for p, d in zip(trainable, dimensions, strict=True) if d < 2]
+    matrices = [parameter for parameter in trainable if group_of(parameter) == "matrix"]
+    vectors = [parameter for parameter in trainable if group_of(parameter) == "vector"]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
