@@ -90,7 +90,7 @@ class ModelMaker:
         if host in SHARDED_HOSTS:
             offload = offload_to(host, self._recipe.teacher.offload_dir, self._largest_of_teacher)
             engine_config = frozen_engine_config(self._deepspeed_json, self._recipe.precision, offload=offload)
-        model, fresh = self._load(path, engine_config, new_head_allowed=new_head_allowed)
+        model, fresh = self._load(path, engine_config, share, new_head_allowed=new_head_allowed)
         tapped = self._tap(model, fresh, layers, share, stage)
         if host == "int8":
             quantise_blocks(tapped.model, family_of(model.config.model_type), self._world.device)
@@ -128,13 +128,15 @@ class ModelMaker:
         self, side: str, path: Path, config: Mapping[str, Any], layers: Sequence[int] = (), *, stage: Stage | None
     ) -> TappedModel:
         """A tapped model to be trained under a completed DeepSpeed config; ZeRO-3 shards it as it loads."""
-        model, fresh = self._load(path, config if zero_stage(config) == 3 else None, new_head_allowed=True)
+        share = _share(stage, side)
+        shard_config = config if zero_stage(config) == 3 else None
+        model, fresh = self._load(path, shard_config, share, new_head_allowed=True)
         if self._recipe.activation_checkpointing:
             checkpoint_activations(model)
         if side == "student" and self._recipe.student.freeze_embeddings:
             embeddings: Any = model.get_input_embeddings()
             embeddings.requires_grad_(False)
-        return self._tap(model, fresh, layers, _share(stage, side), stage)
+        return self._tap(model, fresh, layers, share, stage)
 
     def _tap(
         self, model: PreTrainedModel, fresh: Sequence[str], layers: Sequence[int], share: Share | None, stage: Any
@@ -144,9 +146,9 @@ class ModelMaker:
         return TappedModel(model, family, layers, fresh_parameters=fresh, share=share, places=places)
 
     def _load(
-        self, path: Path, shard_config: Mapping[str, Any] | None, *, new_head_allowed: bool
+        self, path: Path, shard_config: Mapping[str, Any] | None, share: Share | None, *, new_head_allowed: bool
     ) -> tuple[PreTrainedModel, list[str]]:
-        """A whole model, and the names of its head's weights that start random."""
+        """A model with the blocks of its share, and the names of its head's weights that start random."""
         task = self._recipe.task
         # a new head must start the same on every rank and, by its own seed, in every phase that needs one
         seed_everything(self._recipe.seed, phase="model")
@@ -162,6 +164,7 @@ class ModelMaker:
                 new_head_allowed=new_head_allowed,
                 context=sharded_loading(shard_config) if shard_config else contextlib.nullcontext(),
                 attention=self._recipe.attention,
+                share=share,
             )
         except TedError as error:
             failure = error

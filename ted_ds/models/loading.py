@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -14,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from tokenizers import AddedToken
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -25,7 +27,10 @@ from transformers.utils import logging as transformers_logging
 
 from ted_ds.errors import CheckpointError, ConfigError
 from ted_ds.models.execution import ATTENTION
+from ted_ds.models.families import family_of
+from ted_ds.models.partial import load_with_blocks_of
 from ted_ds.models.sentencepiece_model import MODEL_FILE, convert, read_sentencepiece, refuse_other_ids, special_tokens
+from ted_ds.models.share import Share
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TOKENIZER_FILE = "tokenizer.json"
@@ -58,6 +63,7 @@ def load_model(
     new_head_allowed: bool,
     context: AbstractContextManager[Any],
     attention: str = "auto",
+    share: Share | None = None,
 ) -> tuple[PreTrainedModel, list[str]]:
     """Load the model of a local folder from safetensors.
 
@@ -69,6 +75,7 @@ def load_model(
         new_head_allowed: Whether such a head may be missing from the files and start random.
         context: What to build under (a ZeRO-3 context shards the weights as they are read).
         attention: One of :data:`~ted_ds.models.execution.ATTENTION`.
+        share: What a pipeline stage needs of it: blocks of others are not read; None for all.
 
     Returns:
         The model, and the names of its head's weights that the files lack: they start random.
@@ -83,14 +90,20 @@ def load_model(
     kind = "causal LM" if head is None else "sequence classifier"
     try:
         with context:
-            model, report = auto.from_pretrained(
+            config = AutoConfig.from_pretrained(path, local_files_only=True, **(head or {}))
+            load = auto.from_pretrained
+            if share is not None:
+                with torch.device("meta"):
+                    kind = type(auto.from_config(config))
+                load = functools.partial(load_with_blocks_of, kind, family_of(config.model_type), share)
+            model, report = load(
                 path,
+                config=config,
                 dtype=dtype,
                 attn_implementation=ATTENTION[attention],
                 use_safetensors=True,
                 output_loading_info=True,
                 local_files_only=True,
-                **(head or {}),
             )
     except ImportError as error:
         if attention != "flash":

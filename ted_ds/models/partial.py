@@ -50,16 +50,29 @@ class AbsentBlock(nn.Module):
         return (state, None) if self._returns_tuple else state
 
 
+def load_with_blocks_of(kind: type[PreTrainedModel], family: Family, share: Share, *arguments: Any, **more: Any) -> Any:
+    """``kind.from_pretrained(*arguments, **more)``, which neither reads nor allocates blocks of other stages.
+
+    All else is loaded, as weights may be tied to it, and left to :func:`keep_share`.
+    """
+
+    def init(self: PreTrainedModel, *own: Any, **named: Any) -> None:
+        kind.__init__(self, *own, **named)
+        _leave_out_blocks(self, family, share)
+
+    result = type(kind.__name__, (kind,), {"__init__": init}).from_pretrained(*arguments, **more)
+    model = result[0] if isinstance(result, tuple) else result
+    model.__class__ = kind  # others make more of it, and write its name down
+    return result
+
+
 def keep_share(model: PreTrainedModel, family: Family, share: Share) -> Arrival | None:
     """Drop what other stages hold.
 
     Returns:
         What takes the arriving state, where the embeddings are elsewhere.
     """
-    blocks = family.blocks(model)
-    for index in range(len(blocks)):
-        if not share.start <= index < share.stop:
-            blocks[index] = AbsentBlock(returns_tuple=family.blocks_return_tuples)
+    _leave_out_blocks(model, family, share)
     if not share.has_output:
         body = model.base_model
         for name, child in list(model.named_children()):
@@ -78,6 +91,13 @@ def keep_share(model: PreTrainedModel, family: Family, share: Share) -> Arrival 
             stand_ins = {"added": Nothing, "passed": nn.Identity, "left out": lambda: None}
             _put(model, path, stand_ins[kind]())
     return arrival
+
+
+def _leave_out_blocks(model: PreTrainedModel, family: Family, share: Share) -> None:
+    blocks = family.blocks(model)
+    for index in range(len(blocks)):
+        if not share.start <= index < share.stop:
+            blocks[index] = AbsentBlock(returns_tuple=family.blocks_return_tuples)
 
 
 def _has(model: nn.Module, path: str) -> bool:

@@ -20,15 +20,16 @@ from tests.tiny import LABELS, VOCAB_SIZE, write_model
 NUM_BLOCKS = 4
 
 
-def load(folder, model_type, *, classify=False, dtype=torch.float32):
+def load(folder, model_type, *, classify=False, dtype=torch.float32, share=None, **config):
     labels = [*LABELS] if classify else None
-    write_model(folder, model_type, blocks=NUM_BLOCKS, labels=labels)
+    write_model(folder, model_type, blocks=NUM_BLOCKS, labels=labels, **config)
     model, _ = load_model(
         folder,
         head={"num_labels": len(LABELS)} if classify else None,
         dtype=dtype,
         new_head_allowed=False,
         context=contextlib.nullcontext(),
+        share=share,
     )
     return model.eval()
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from ted_ds.errors import CheckpointError
 from ted_ds.models.families import family_of
+from ted_ds.models.loading import load_model
 from ted_ds.models.predictions import LossWeights
 from ted_ds.models.share import Share
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.task_terms import TASK_TERMS
 from ted_ds.plan import CAUSAL_LM_TYPES, KNOWN_TYPES
 from tests.parity.test_families import NUM_BLOCKS, batch, load
+from tests.tiny import LABELS, write_model
 
 CUTS = ([2], [1, 3], [1, 2, 3], [4], [0])
 
@@ -46,11 +51,16 @@ def loss_of(predictions, labels):
 
 @pytest.mark.parametrize("cuts", CUTS, ids=str)
 @pytest.mark.parametrize(
-    ("model_type", "classify"), [*((one, True) for one in KNOWN_TYPES), *((one, False) for one in CAUSAL_LM_TYPES)]
+    ("model_type", "classify", "config"),
+    [
+        *((one, True, {}) for one in KNOWN_TYPES),
+        *((one, False, {}) for one in CAUSAL_LM_TYPES),
+        ("deberta-v2", True, {"conv_kernel_size": 3}),  # as its larger versions have it
+    ],
 )
-def test_shares_in_a_row_are_the_whole_model(tmp_path, model_type, classify, cuts):
+def test_shares_in_a_row_are_the_whole_model(tmp_path, model_type, classify, config, cuts):
     family, layers = family_of(model_type), [0, 2, NUM_BLOCKS]
-    whole = TappedModel(load(tmp_path, model_type, classify=classify), family, layers)
+    whole = TappedModel(load(tmp_path, model_type, classify=classify, **config), family, layers)
     labels = torch.zeros(3, dtype=torch.long) if classify else batch()["input_ids"].clone()
     for part in (whole.model, inputs := batch()):
         if isinstance(part, torch.nn.Module):
@@ -67,7 +77,7 @@ def test_shares_in_a_row_are_the_whole_model(tmp_path, model_type, classify, cut
             for place, layer in enumerate(layers)
             if share.start < layer <= share.stop or (layer == 0 and share.has_embeddings)
         ]
-        model = load(tmp_path, model_type, classify=classify)
+        model = load(tmp_path, model_type, classify=classify, share=share, **config)
         model.config.pad_token_id = 0
         parts.append(TappedModel(model, family, layers, share=share, places=here))
     states = {}
@@ -87,6 +97,43 @@ def test_shares_in_a_row_are_the_whole_model(tmp_path, model_type, classify, cut
     assert found.keys() == {name for name, gradient in gradients.items() if gradient is not None}
     for name, gradient in found.items():
         torch.testing.assert_close(gradient, gradients[name], rtol=1e-5, atol=1e-6 * float(gradients[name].abs().max()))
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "deberta-v2"])
+def test_blocks_of_other_stages_are_not_read(tmp_path, model_type):
+    classify, family = model_type not in CAUSAL_LM_TYPES, family_of(model_type)
+    whole = load(tmp_path, model_type, classify=classify)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    lost = next(name for name in weights if f"{family.blocks_path.rpartition('.')[2]}.2." in name)
+    save_file({name: weight for name, weight in weights.items() if name != lost}, file, {"format": "pt"})
+
+    def load_share(share):
+        head = {"num_labels": len(LABELS)} if classify else None
+        settings = {"dtype": torch.float32, "new_head_allowed": False, "context": contextlib.nullcontext()}
+        return load_model(tmp_path, head=head, share=share, **settings)[0]
+
+    share = Share(0, 2, has_embeddings=True, has_output=False)
+    part = load_share(share)
+    assert type(part) is type(whole)
+    assert sum("absent" in type(block).__name__.lower() for block in family.blocks(part)) == NUM_BLOCKS - 2
+    for name, parameter in part.named_parameters():
+        torch.testing.assert_close(parameter, whole.get_parameter(name), rtol=0, atol=0)
+    with pytest.raises(CheckpointError, match=r"1 weights are missing from the files"):
+        load_share(Share(2, 4, has_embeddings=False, has_output=True))
+
+
+@pytest.mark.parametrize("share", [*shares_of([2]), None], ids=["first", "last", "whole"])
+def test_a_new_head_starts_the_same_on_every_stage(tmp_path, share):
+    write_model(tmp_path, "llama", blocks=NUM_BLOCKS)
+    heads = []
+    for one in (share, None):
+        torch.manual_seed(5)
+        settings = {"dtype": torch.float32, "new_head_allowed": True, "context": contextlib.nullcontext()}
+        model, fresh = load_model(tmp_path, head={"num_labels": len(LABELS)}, share=one, **settings)
+        assert fresh == ["score.weight"]
+        heads.append(model.score.weight)
+    torch.testing.assert_close(*heads, rtol=0, atol=0)
 
 
 def test_a_share_without_embeddings_taps_the_state_that_arrives(tmp_path):
