@@ -61,7 +61,7 @@ def load_with_blocks_of(kind: type[PreTrainedModel], family: Family, share: Shar
         _leave_out_blocks(self, family, share)
 
     result = type(kind.__name__, (kind,), {"__init__": init}).from_pretrained(*arguments, **more)
-    model = result[0] if isinstance(result, tuple) else result
+    model: Any = result[0] if isinstance(result, tuple) else result
     model.__class__ = kind  # others make more of it, and write its name down
     return result
 

@@ -22,7 +22,7 @@ from transformers import get_scheduler
 
 from ted_ds.data.loader import Batch
 from ted_ds.errors import ConfigError, DataError, TedError
-from ted_ds.runtime.checkpoints.engine_state import layout_of, load_states, reshard, take_states
+from ted_ds.runtime.checkpoints.engine_state import SavedEngine, layout_of, load_states, take_states
 from ted_ds.runtime.nonfinite import FiniteWatch, SkippedStep, drop_gradients, explain
 from ted_ds.runtime.sharding import all_finite, release_engine
 from ted_ds.runtime.step_sums import StepSums
@@ -229,8 +229,21 @@ class StepRunner(ABC):
         load_states(self.engine, folder)
 
     def states_from(self, folder: Path, layout: Mapping[str, Any], place: Path) -> dict[Path, Any]:
-        """The states in ``folder``, written on another layout, as this one would have written them into ``place``."""
-        return reshard(self.engine, folder, layout, place, self._names, self._trained_names)
+        """The states in ``folder``, written on another layout, as this one would have written them into ``place``.
+
+        Every rank must call it.
+
+        Raises:
+            CheckpointError: They are not whole; on every rank.
+        """
+        saved: SavedEngine | None = None
+        with self._world.together():
+            saved = SavedEngine(folder, layout, self._trained_names)
+        assert saved is not None
+        states = self.states(place)
+        with self._world.together():
+            saved.fill(states, self.engine, self._names)
+        return states
 
     def unreported(self) -> dict[str, Any]:
         """This rank's sums since the last report, as JSON; waits for the device."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
+from ted_ds.errors import CheckpointError
 from ted_ds.numerics.task_terms import TASK_TERMS
 from ted_ds.runtime.checkpoints.folders import Retention
 from ted_ds.runtime.checkpoints.saving import Checkpoints
@@ -118,3 +121,17 @@ def test_another_optimizers_state_goes_along(tmp_path):
         for found in run_ranks(load_elsewhere, 1, tmp_path, stage, "fp32", SGD, None):
             for name, value in expected[0].items():
                 assert torch.equal(found[0][name], value), name
+
+
+def refuse(world, folder):
+    with pytest.raises(CheckpointError) as refused:
+        load_elsewhere(world, folder, 3, "fp32", ADAM, None)
+    return str(refused.value)
+
+
+def test_a_checkpoint_of_fewer_parameters_is_refused_on_every_rank(tmp_path):
+    write_model(tmp_path, "llama", blocks=1)
+    run_ranks(train_and_save, 2, tmp_path, 1, "fp32", ADAM)
+    write_model(tmp_path, "llama", blocks=2)
+    for message in run_ranks(refuse, 2, tmp_path):
+        assert re.search(r"step_00000003: lacks 9 parameters that train here \(model\.model\.layers\.1\.", message)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ted_ds.errors import CheckpointError
 from ted_ds.runtime.checkpoints.resharding import (
     WEIGHT,
     Fragment,
@@ -73,52 +74,60 @@ def load_states(engine: Any, folder: Path) -> None:
         raise ValueError(f"{folder / ENGINE_FOLDER}: DeepSpeed finds nothing to load")
 
 
-def reshard(
-    engine: Any,
-    folder: Path,
-    layout: Mapping[str, Any],
-    place: Path,
-    names: Mapping[int, str],
-    groups: Sequence[Sequence[str]],
-) -> dict[Path, Any]:
-    """What this rank would have written into ``place``, had it trained what is in ``folder``. Every rank must call it.
+class SavedEngine:
+    """What a checkpoint holds of an engine on another layout."""
 
-    What no checkpoint holds (:data:`STAND_IN`) stays as it is.
+    def __init__(self, folder: Path, layout: Mapping[str, Any], groups: Sequence[Sequence[str]]) -> None:
+        """Open its files; they are read later.
 
-    Args:
-        engine: A new engine, on the layout that is wanted.
-        folder: A checkpoint.
-        layout: The one it was written on.
-        place: Where the result will be loaded from.
-        names: Of the parameters here, by their id.
-        groups: The names of the trained parameters in the optimizer's groups.
-    """
-    old, shards = open_shards(folder / ENGINE_FOLDER, layout, groups)
-    states = take_states(engine, place)
-    shapes = {names[id(p)]: getattr(p, "ds_shape", p.shape) for p in engine.module.parameters()}
-    missing = [n for group in groups for n in group if not (shards.knows(n) or n.startswith(STAND_IN))]
-    if missing:
-        raise ValueError(f"{folder}: {missing[0]} and {len(missing) - 1} more are not in the checkpoint")
-    trained = {name for group in groups for name in group if shards.knows(name)}
-    # tied weights have several names in a module's state
-    every = engine.module.named_parameters(remove_duplicate=False)
-    first = {own_name(name): names[id(parameter)] for name, parameter in every}
+        Args:
+            folder: A checkpoint.
+            layout: The one it was written on.
+            groups: The names of the parameters this rank trains, in the optimizer's groups.
 
-    def whole(name: str) -> Tensor | None:
-        known = first.get(own_name(name))
-        return shards.read(known, WEIGHT, 0, shapes[known].numel()) if known in trained else None
+        Raises:
+            CheckpointError: It lacks one of them.
+        """
+        self._folder, self._layout, self._groups = folder, layout, groups
+        self._states, self._shards = open_shards(folder / ENGINE_FOLDER, layout, groups)
+        wanted = [name for group in groups for name in group if not name.startswith(STAND_IN)]
+        missing = [name for name in wanted if not self._shards.knows(name)]
+        if missing:
+            raise CheckpointError(f"{folder}: lacks {len(missing)} parameters that train here ({missing[0]}, ...)")
 
-    for file, content in states.items():
-        if "optimizer_state_dict" in content:
-            _fill_optimizer(engine, content["optimizer_state_dict"], shards, names, folder, layout)
-        elif file.name.startswith("layer_"):  # of a pipeline
-            fill_weights(content, whole)
-        else:
-            fill_weights(content["module"] or {}, whole)
-            fill_counters(content, old)
-            if content["optimizer"] is not None:
-                fill_whole_optimizer(content["optimizer"], shards, [{n: shapes[n] for n in group} for group in groups])
-    return states
+    def fill(self, states: dict[Path, Any], engine: Any, names: Mapping[int, str]) -> None:
+        """Put what was saved in the place of what this rank would write now.
+
+        What no checkpoint holds (:data:`STAND_IN`) stays as it is.
+
+        Args:
+            states: Of a new engine, on the layout that is wanted (:func:`take_states`).
+            engine: That engine.
+            names: Of its parameters, by their id.
+        """
+        shards, groups = self._shards, self._groups
+        shapes = {names[id(p)]: getattr(p, "ds_shape", p.shape) for p in engine.module.parameters()}
+        trained = {name for group in groups for name in group if shards.knows(name)}
+        # tied weights have several names in a module's state
+        every = engine.module.named_parameters(remove_duplicate=False)
+        first = {own_name(name): names[id(parameter)] for name, parameter in every}
+
+        def whole(name: str) -> Tensor | None:
+            known = first.get(own_name(name))
+            return shards.read(known, WEIGHT, 0, shapes[known].numel()) if known in trained else None
+
+        for file, content in states.items():
+            if "optimizer_state_dict" in content:
+                scaling = _loss_scaling(self._folder / ENGINE_FOLDER, self._layout)
+                _fill_optimizer(engine, content["optimizer_state_dict"], shards, names, scaling)
+            elif file.name.startswith("layer_"):  # of a pipeline
+                fill_weights(content, whole)
+            else:
+                fill_weights(content["module"] or {}, whole)
+                fill_counters(content, self._states)
+                if content["optimizer"] is not None:
+                    sizes = [{name: shapes[name] for name in group} for group in groups]
+                    fill_whole_optimizer(content["optimizer"], shards, sizes)
 
 
 def _fill_optimizer(
@@ -126,10 +135,9 @@ def _fill_optimizer(
     content: dict[str, Any],
     shards: Shards,
     names: Mapping[int, str],
-    folder: Path,
-    layout: Mapping[str, Any],
+    scaling: Mapping[str, Any],
 ) -> None:
-    for key, value in _loss_scaling(folder / ENGINE_FOLDER, layout).items():
+    for key, value in scaling.items():
         if key in content:
             content[key] = value
     if "fp32_flat_groups" in content:
