@@ -12,6 +12,9 @@ from torch.nn import functional as F
 
 from ted_ds.assemble_stages import build_stage_one, build_stage_two
 from ted_ds.launch import _prepare
+from ted_ds.plan import PLAN_OF_PHASE
+from ted_ds.runtime.checkpoints.engine_state import STAND_IN
+from ted_ds.runtime.checkpoints.resharding import own_name
 from ted_ds.runtime.outputs import engine_outputs, probe_outputs
 from ted_ds.runtime.preemption import StopRequests
 from ted_ds.runtime.step_runner import StepRunner
@@ -113,36 +116,75 @@ def train(_world: Any, folder: Path, layout: Layout, cases: list[Case]) -> list[
     return [train_one(open_case(folder, case, layout), models_of(folder, case), case) for case in cases]
 
 
-def train_one(build: Any, models: dict[str, Path], case: Case) -> Trained:
-    plan_path = {"distill": "distill", "finetune_student": "student.finetune"}.get(
-        case.phase, case.phase.replace("_", ".")
-    )
+class Prepared(NamedTuple):
+    """What a case trains, and how."""
+
+    module: Any
+    objective: Any
+    passing: dict[str, Any]
+    """The models of ``build.engine``."""
+    plan: Any
+    config: dict[str, Any]
+    watched: dict[str, Any]
+
+
+def prepare(build: Any, models: dict[str, Path], case: Case) -> Prepared:
+    plan_path = PLAN_OF_PHASE[case.phase]
     plan = build.recipe.phase_plans()[plan_path]
     config = build.engine_config(plan, plan_path)
     if case.phase == "distill":
         stage: Any = build_stage_two(build, config, **models, filters={"teacher": None, "student": None})
-        module, objective = stage.module, stage.objective
         passing = {"trained": stage.student, "frozen": stage.teacher}
-    elif case.phase == "finetune_student":
+        return Prepared(stage.module, stage.objective, passing, plan, config, stage.watched)
+    if case.phase == "finetune_student":
         module = build.models.trained("student", models["student"], config, stage=build.stage(case.phase))
-        objective, passing = FinetuneObjective(build.terms), {"trained": module}
-    else:
-        side = case.phase.removeprefix("filters_")
-        stage = build_stage_one(build, side, models[side])
-        build.models.drop_beyond_taps(stage.body)
-        module, objective, passing = stage.probes, stage.objective, {"frozen": stage.body}
+        return Prepared(module, FinetuneObjective(build.terms), {"trained": module}, plan, config, {})
+    side = case.phase.removeprefix("filters_")
+    stage = build_stage_one(build, side, models[side])
+    build.models.drop_beyond_taps(stage.body)
+    return Prepared(stage.probes, stage.objective, {"frozen": stage.body}, plan, config, stage.watched)
+
+
+def open_engine(build: Any, case: Case, prepared: Prepared) -> Any:
+    return build.engine(
+        case.phase,
+        prepared.module,
+        prepared.config,
+        prepared.plan,
+        watched=prepared.watched,
+        **prepared.passing,
+    )
+
+
+def train_one(build: Any, models: dict[str, Path], case: Case) -> Trained:
+    prepared = prepare(build, models, case)
+    objective = prepared.objective
     reports, gradients = [], {}
-    with build.engine(case.phase, module, config, plan, watched={}, **passing) as engine:
+    with open_engine(build, case, prepared) as engine:
         record_first_gradients(engine, gradients)
-        steps = build.training_batches(plan, num_workers=0)
+        steps = build.training_batches(prepared.plan, num_workers=0)
         for _ in range(NUM_STEPS):
             assert engine.step(steps, objective) is None
             reports.append(engine.report(objective))
         is_stage_one = case.phase.startswith("filters_")
-        outputs = probe_outputs(engine, passing["frozen"]) if is_stage_one else engine_outputs(engine)
+        outputs = probe_outputs(engine, prepared.passing["frozen"]) if is_stage_one else engine_outputs(engine)
         scores, _ = build.evaluate(outputs, in_pipeline=True)
-        weights = build.models.whole_state(module)
+        weights = build.models.whole_state(prepared.module)
     return Trained(reports, gradients, weights, scores)
+
+
+def saved_weights(_world: Any, folder: Path, layout: Layout, case: Case) -> tuple[set[str], set[str]]:
+    """The weights this rank would write into a checkpoint, and those it trains."""
+    build = open_case(folder, case, layout)
+    prepared = prepare(build, models_of(folder, case), case)
+    with open_engine(build, case, prepared) as engine:
+        states = engine.states(folder)
+        trained = {name for group in engine._trained_names for name in group if not name.startswith(STAND_IN)}
+    found: set[str] = set()
+    for file, content in states.items():
+        weights = content if file.name.startswith("layer_") else content.get("module")
+        found |= {own_name(name) for name in weights or ()}
+    return {name for name in found if "stand_ins" not in name}, trained
 
 
 def record_first_gradients(engine: StepRunner, found: dict[str, torch.Tensor]) -> None:
@@ -244,12 +286,9 @@ def _joined(batches: list[Any]) -> tuple[dict[str, torch.Tensor], torch.Tensor, 
 def train_with_a_bad_step(world: Any, folder: Path, layout: Layout, case: Case, what: str) -> Any:
     """Three steps, the second with a bad number on stage 0 of replica 0; why it was skipped, and weights around it."""
     build = open_case(folder, case, layout)
-    plan = build.recipe.distill
-    config = build.engine_config(plan, "distill")
-    models = models_of(folder, case)
-    stage = build_stage_two(build, config, **models, filters={"teacher": None, "student": None})
+    prepared = prepare(build, models_of(folder, case), case)
     armed = [False]
-    objective, bad_here = stage.objective, world.rank == 0
+    objective, bad_here = prepared.objective, world.rank == 0
     plain_loss = objective.loss
 
     def loss(forward: Any, batch: Any, counts: Any) -> Any:
@@ -263,13 +302,11 @@ def train_with_a_bad_step(world: Any, folder: Path, layout: Layout, case: Case, 
 
     objective.loss = loss  # type: ignore[method-assign]
     skipped, weights = [], []
-    with build.engine(
-        "distill", stage.module, config, plan, watched=stage.watched, trained=stage.student, frozen=stage.teacher
-    ) as engine:
-        steps = build.training_batches(plan, num_workers=0)
+    with open_engine(build, case, prepared) as engine:
+        steps = build.training_batches(prepared.plan, num_workers=0)
         for step in range(3):
             armed[0] = step == 1
             skipped.append(engine.step(steps, objective))
-            weights.append(build.models.whole_state(stage.module))
+            weights.append(build.models.whole_state(prepared.module))
         report = engine.report(objective)
     return skipped, weights, report

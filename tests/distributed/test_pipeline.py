@@ -13,6 +13,7 @@ from tests.distributed.pipelines import (
     Case,
     Layout,
     plain_train,
+    saved_weights,
     train,
     train_with_a_bad_step,
     write_pair,
@@ -158,3 +159,13 @@ def test_a_number_that_is_not_finite_on_one_stage_makes_all_of_them_skip(pairs, 
     first, second, third = results[0][1]
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert any(not torch.equal(second[name], third[name]) for name in first)
+
+
+@pytest.mark.parametrize("layout", [PLAIN, Layout(1, 2, 1), Layout(2, 1, 1)], ids=lambda one: "x".join(map(str, one)))
+def test_a_checkpoint_of_stage_one_holds_what_trains_and_not_the_frozen_head_of_each_filter(pairs, layout):
+    case = Case("gpt2", "uniform", "filters_teacher", 0.0)
+    saved = run_ranks(saved_weights, layout.stages * layout.replicas, pairs, layout, case)
+    assert any(found for found, _ in saved)
+    for found, trained in saved:
+        assert not found or found == trained
+        assert all("lm_head" not in name and "norm" not in name for name in found)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 
 import pytest
 
-from tests.faults import signal_at
-from tests.integration.test_resume import STOPPED, resume_from_each, seven_steps, stage
+from tests.integration.test_resume import resume_from_each, seven_steps
+from tests.layouts import TOLERANCE, Layout, change_layouts, zero_stage
 from tests.runs import run, traces, with_dropout
 from tests.tiny import write_run
 
 THREE_BLOCKS = "student.from_teacher.blocks=[0, 1, 3]"
-WORST = {"fp32": 2e-5, "bf16": 5e-3}
-"""Relative; see docs/checkpoints.md."""
+ONE_PAIR = "layer_map={kind: explicit, pairs: [[1, 1]]}"
 
 
 @pytest.mark.parametrize(
@@ -28,54 +26,25 @@ WORST = {"fp32": 2e-5, "bf16": 5e-3}
 )
 def test_a_pipeline_with_dropout_goes_on_bit_by_bit(tmp_path, number, precision, num_ranks, steps):
     recipe = with_dropout(write_run(tmp_path, family="gpt2"))
-    arguments = seven_steps(recipe, stage(number), f"precision={precision}", "pipeline.stages=2")
+    arguments = seven_steps(recipe, zero_stage(number), f"precision={precision}", "pipeline.stages=2")
     resume_from_each(tmp_path, arguments, steps, num_ranks=num_ranks)
 
 
-def changing_layouts(tmp_path, precision, chain):
-    """(ranks, ZeRO stage, pipeline stages) in turns, three steps each, against a run on the first one to the end."""
-    recipe = write_run(tmp_path, family="gpt2")
-    micro = [f"{phase}.micro_batch_size=1" for phase in ("distill", "filters.teacher", "filters.student")]
-    base = ["run", str(recipe), f"precision={precision}", "distill.weight_decay=0.1", *micro, THREE_BLOCKS]
-    base += [f"distill.max_steps={3 * len(chain)}"]
-
-    def layout(turn):
-        _, zero, stages = chain[turn]
-        return [*base, stage(zero), f"pipeline.stages={stages}"]
-
-    run(layout(0), num_ranks=chain[0][0])
-    expected = traces(tmp_path / "run")["reports"]
-    shutil.rmtree(tmp_path / "run")
-    num_before = 4  # steps of the filters
-    for turn, (num_ranks, *_) in enumerate(chain):
-        options = {}
-        if turn < len(chain) - 1:
-            arrivals = (num_before if turn == 0 else 0) + 3
-            options = {"codes": STOPPED, "fault": signal_at, "fault_arguments": ("step", arrivals, signal.SIGTERM)}
-        output = run(layout(turn), num_ranks=num_ranks, **options)
-        assert ("another layout than the checkpoint's" in output) == (turn > 0)
-    found = traces(tmp_path / "run")["reports"]
-    assert [(one["phase"], one["step"]) for one in found] == [(one["phase"], one["step"]) for one in expected]
-    worst = 0.0
-    for one, other in zip(expected, found, strict=True):
-        for name in one.keys() & other.keys():
-            if name.startswith(("data/", "train/tokens", "train/total")):
-                assert one[name] == pytest.approx(other[name], rel=1e-9), name  # the data itself is exact
-            elif isinstance(one[name], float):
-                worst = max(worst, abs(one[name] - other[name]) / max(abs(one[name]), 1e-6))
-    return worst
-
-
 @pytest.mark.parametrize(
-    ("precision", "chain"),
+    ("precision", "chain", "stops", "changes"),
     [
-        ("fp32", [(2, 1, 2), (2, 3, 1), (3, 0, 3), (4, 1, 2)]),
-        pytest.param("bf16", [(2, 1, 2), (2, 3, 1), (3, 1, 3), (4, 1, 2)], marks=pytest.mark.slow),
-        pytest.param("fp32", [(1, 2, 1), (3, 1, 3), (2, 0, 2), (2, 0, 1)], marks=pytest.mark.slow),
+        # the first stop is in Stage I
+        ("fp32", [(2, 1, 2), (2, 3, 1), (3, 0, 3), (4, 1, 2)], (1, 6, 3), []),
+        # stages without a filter have a stand-in for it
+        pytest.param(
+            "fp32", [(2, 1, 2), (2, 1, 1), (3, 1, 3), (2, 1, 2)], (1, 2, 1), [ONE_PAIR], marks=pytest.mark.slow
+        ),
+        pytest.param("bf16", [(2, 1, 2), (2, 3, 1), (3, 1, 3), (4, 1, 2)], (), [], marks=pytest.mark.slow),
+        pytest.param("fp32", [(1, 2, 1), (3, 1, 3), (2, 0, 2), (2, 0, 1)], (), [], marks=pytest.mark.slow),
     ],
 )
-def test_pipelines_go_on_from_other_layouts_within_rounding(tmp_path, precision, chain):
-    assert changing_layouts(tmp_path, precision, chain) <= WORST[precision]
+def test_pipelines_go_on_from_other_layouts_within_rounding(tmp_path, precision, chain, stops, changes):
+    change_layouts(tmp_path, precision, [Layout(*one) for one in chain], THREE_BLOCKS, *changes, stops=stops)
 
 
 @pytest.mark.parametrize(
@@ -102,11 +71,13 @@ def test_a_run_on_two_pipelines_of_two_stages_is_the_run_on_two_ranks(tmp_path, 
     run([*arguments, "pipeline.stages=2"], num_ranks=4)
     found = traces(tmp_path / "run")
     assert found["weights"].keys() == expected["weights"].keys()
-    worst = WORST["bf16" if "precision=bf16" in changes else "fp32"]
+    worst = TOLERANCE["bf16" if "precision=bf16" in changes else "fp32"]
     for one, other in zip(expected["reports"], found["reports"], strict=True):
         assert one.keys() == other.keys()
         for name, value in one.items():
             if isinstance(value, float):
-                assert other[name] == pytest.approx(value, rel=worst, abs=1e-6), (one["phase"], one["step"], name)
+                # a correlation near zero is a difference of larger numbers
+                bound = pytest.approx(value, rel=worst, abs=worst if name.endswith("/pearson") else 1e-6)
+                assert other[name] == bound, (one["phase"], one["step"], name)
     student = json.loads((tmp_path / "run" / "export" / "config.json").read_text())
     assert student.get("num_hidden_layers", student.get("n_layer")) == 2

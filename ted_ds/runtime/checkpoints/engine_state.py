@@ -62,7 +62,15 @@ def take_states(engine: Any, folder: Path) -> dict[Path, Any]:
     engine.checkpoint_engine = storage
     engine._copy_recovery_script = lambda _place: None  # it would be written on the side; DeepSpeed's package has it
     engine.save_checkpoint(str(folder), tag=ENGINE_FOLDER, save_latest=False, exclude_frozen_parameters=True)
-    return storage.take()
+    taken = storage.take()
+    # it excludes one that is in several places, as the LM head of all filters, from the first of them only
+    every = engine.module.named_parameters(remove_duplicate=False)
+    frozen = {own_name(name) for name, parameter in every if not parameter.requires_grad}
+    for file, content in taken.items():
+        weights = content if file.name.startswith("layer_") else content.get("module")
+        for name in [name for name in weights or () if own_name(name) in frozen]:
+            del weights[name]
+    return taken
 
 
 def load_states(engine: Any, folder: Path) -> None:

@@ -29,6 +29,10 @@ class SnapshotEngine(CheckpointEngine):
         super().__init__()
         self._taken: dict[Path, Any] = {}
 
+    def preserves_storage_sharing(self) -> bool:
+        """Not as DeepSpeed means it, which then copies every tensor first: copies share what the originals do."""
+        return False
+
     def create(self, info: CheckpointCommitInfo) -> None:
         """Nothing to prepare."""
 
