@@ -2,9 +2,8 @@
 
     python -m benchmarks.pipeline [--quick] [--json FILE]
 
-The same models, global batch and microbatches for all; they take turns, each rank on a core of its own. How long a
-stage waits is taken from steps of different length: what one more microbatch adds is what the slowest stage takes for
-it, and the rest of a step, without the optimizer's, is waiting.
+The same models, global batch and microbatches for all; they take turns, each rank on a core of its own. What a stage
+does not work in a step, by its processor time, it waits.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from transformers import PreTrainedTokenizerFast
 from benchmarks.memory import peak_of
 from benchmarks.ranks import Ranks, answer_orders
 from benchmarks.report import ROOT, Claim, at_most, installed, option_parser, publish, table
-from benchmarks.steps import SHAPES, Shape, new_model
+from benchmarks.steps import SHAPES, Shape, gpt2, new_model
 from benchmarks.timing import ratio
 from ted_ds.assemble_stages import build_stage_two
 from ted_ds.data.samples import Sample
@@ -35,7 +34,9 @@ from ted_ds.launch import _prepare
 from ted_ds.runtime.preemption import StopRequests
 from ted_ds.stage_memory import bubble
 
-ROUNDS = 5
+ROUNDS = 3
+TOKENS = 256
+"""Of a microbatch."""
 NUM_STAGES = 2
 FEW, MANY = 2, 8
 """Microbatches of a step."""
@@ -46,6 +47,8 @@ CONTENDERS = {
 }
 PIPELINE, ZERO_1, ZERO_3 = CONTENDERS
 WORDS = ["[UNK]", "[END]", *(f"word{index}" for index in range(100))]
+SMALL = Shape("GPT-2 type 8>4", gpt2(8, 256, 4000), gpt2(4, 256, 4000), 1, TOKENS)
+"""For the quick form; its vocabulary leaves the stages something to balance."""
 BALANCE_GOAL, BYTES_GOAL = 1.1, 1.05
 
 
@@ -67,7 +70,7 @@ def write_pair(folder: Path, shape: Shape) -> Path:
         "precision": "fp32",
         "task": {
             "kind": "causal_lm",
-            "sequence_length": shape.tokens_per_row,
+            "sequence_length": TOKENS,
             "packing": {"isolate_documents": False},
         },
         "data": {"train": [{"path": str(folder / "train.jsonl")}], "heldout_fraction": 0.2, "workers": 0},
@@ -102,17 +105,14 @@ def work(folder: Path, name: str) -> None:
     with build.engine(
         "distill", stage.module, config, plan, watched={}, trained=stage.student, frozen=stage.teacher
     ) as engine:
-        optimizer_s = _time_optimizer(engine.engine.optimizer)
 
         def step(count: int) -> dict[str, float]:
             mine = count // build.world.num_replicas if build.world.reads_data else 0
             before = dict(sent)
-            optimizer_s.clear()
-            started = time.perf_counter()
+            started, worked = time.perf_counter(), time.process_time()
             engine.step(itertools.repeat([batch] * mine), stage.objective)
-            seconds = time.perf_counter() - started
-            bytes_sent = sent["bytes"] - before["bytes"]
-            return {"seconds": seconds, "optimizer": sum(optimizer_s), "sent": bytes_sent / count}
+            seconds, work_s = time.perf_counter() - started, time.process_time() - worked
+            return {"seconds": seconds, "work": work_s, "sent": (sent["bytes"] - before["bytes"]) / count}
 
         def obey(order: str) -> Any:
             what, count = order.split()
@@ -138,19 +138,6 @@ def _count_sent() -> dict[str, int]:
     return sent
 
 
-def _time_optimizer(optimizer: Any) -> list[float]:
-    plain_step, taken = optimizer.step, []
-
-    def step(*arguments: Any, **more: Any) -> Any:
-        started = time.perf_counter()
-        result = plain_step(*arguments, **more)
-        taken.append(time.perf_counter() - started)
-        return result
-
-    optimizer.step = step
-    return taken
-
-
 def main() -> None:
     """Measure, and publish."""
     parser = option_parser(__doc__)
@@ -159,7 +146,15 @@ def main() -> None:
     if options.rank_of:
         work(Path(options.rank_of[0]), options.rank_of[1])
         return
-    shape = SHAPES[options.quick][0]
+    tables: list[Any] = []
+    claims: list[Claim] = []
+    for shape in [SMALL] if options.quick else [shape for shape in SHAPES[False] if shape.is_lm]:
+        for found, of_shape in zip((tables, claims), _measure(shape, 2 if options.quick else ROUNDS), strict=True):
+            found += of_shape
+    publish(tables, claims, versions=installed(_PACKAGES), json_path=options.json)
+
+
+def _measure(shape: Shape, rounds: int) -> tuple[list[Any], list[Claim]]:
     with tempfile.TemporaryDirectory() as folder:
         recipe = write_pair(Path(folder), shape)
         groups = {
@@ -167,13 +162,12 @@ def main() -> None:
             for name in CONTENDERS
         }
         try:
-            answers = _in_turns(groups, 2 if options.quick else ROUNDS)
+            answers = _in_turns(groups, rounds)
             memory = {name: ranks.ask(f"memory {MANY}") for name, ranks in groups.items()}
         finally:
             for ranks in groups.values():
                 ranks.stop()
-        planned = _planned(recipe)
-    publish(*_report(shape, answers, memory, planned), versions=installed(_PACKAGES), json_path=options.json)
+        return _report(shape, answers, memory, _planned(recipe))
 
 
 _PACKAGES = ("torch", "deepspeed", "transformers")
@@ -202,6 +196,11 @@ def _planned(recipe: Path) -> list[float]:
     return [stage.cost / mean for stage in stages]
 
 
+def _parts_at_work(found: list[list[dict[str, float]]]) -> list[float]:
+    """In what part of a step each stage works, by its processor time."""
+    return [median(one[rank]["work"] / one[rank]["seconds"] for one in found) for rank in range(NUM_STAGES)]
+
+
 def _report(
     shape: Shape, answers: Answers, memory: dict[str, list[int]], planned: list[float]
 ) -> tuple[list[Any], list[Claim]]:
@@ -215,17 +214,17 @@ def _report(
         ]
         for name, seconds in taken.items()
     ]
-    times = {count: median(slowest[PIPELINE, count]) for count in (FEW, MANY)}
-    optimizer = median(max(rank["optimizer"] for rank in one) for one in answers[PIPELINE, MANY])
-    of_one = (times[MANY] - times[FEW]) / (MANY - FEW)
-    waiting = {count: 1 - count * of_one / (times[count] - optimizer) for count in (FEW, MANY)}
-    item, tokens = 4, shape.tokens_per_row
-    least = item * tokens * (2 * shape.student.hidden_size + shape.teacher.hidden_size)
+    busy = {count: _parts_at_work(answers[PIPELINE, count]) for count in (FEW, MANY)}
+    waiting = {count: 1 - sum(parts) / NUM_STAGES for count, parts in busy.items()}
+    imbalance = max(busy[MANY]) / (sum(busy[MANY]) / NUM_STAGES)
+    item = 4
+    least = item * TOKENS * (2 * shape.student.hidden_size + shape.teacher.hidden_size)
     sent = sum(rank["sent"] for rank in answers[PIPELINE, MANY][-1])
     case = f"{shape.name} fp32"
     waits = [
         [
             str(count),
+            ", ".join(f"{part:.0%}" for part in busy[count]),
             f"{waiting[count]:.1%}",
             f"{bubble(NUM_STAGES, count):.1%}",
             f"{sent / 2**20:.2f}",
@@ -233,22 +232,27 @@ def _report(
         ]
         for count in (FEW, MANY)
     ]
+    columns = ["microbatches", "stages work", "they wait", "by formula", "MiB sent per microbatch", "at least"]
     tables = [
         table(
-            f"{case}, {MANY} microbatches of {tokens} tokens, median of {len(taken[PIPELINE])}",
+            f"{case}, {MANY} microbatches of {TOKENS} tokens, median of {len(taken[PIPELINE])}",
             ["layout", "ms a step", "MiB at most on each rank"],
             rows,
         ),
-        table("the pipeline", ["microbatches", "waits", "by formula", "MiB sent per microbatch", "at least"], waits),
+        table(f"{case}, the pipeline", columns, waits),
     ]
     claims = [
         at_most(f"planned slowest stage / mean: {case}", max(planned), BALANCE_GOAL),
+        at_most(f"measured slowest stage / mean: {case}", imbalance, BALANCE_GOAL),
         at_most(f"bytes sent / least: {case}", sent / least, BYTES_GOAL),
         at_most(f"pipeline / ZeRO-3, time: {case}", ratio(taken, PIPELINE, ZERO_3), 1.0),
         at_most(f"pipeline / ZeRO-1, time: {case}", ratio(taken, PIPELINE, ZERO_1), 1.0),
         at_most(f"pipeline / ZeRO-3, memory: {case}", max(memory[PIPELINE]) / max(memory[ZERO_3]), 1.0),
         at_most(f"pipeline / ZeRO-1, memory: {case}", max(memory[PIPELINE]) / max(memory[ZERO_1]), 1.0),
-        at_most(f"waiting - formula, {MANY} microbatches: {case}", waiting[MANY] - bubble(NUM_STAGES, MANY), 0.1),
+        *(
+            at_most(f"|waiting - formula|, {count} microbatches: {case}", abs(share - bubble(NUM_STAGES, count)), 0.1)
+            for count, share in waiting.items()
+        ),
     ]
     return tables, claims
 
