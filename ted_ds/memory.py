@@ -84,17 +84,18 @@ def on_device(trained: Trained, config: Mapping[str, Any]) -> Trained:
     return trained
 
 
-def bucket_bytes(config: Mapping[str, Any], precision: str) -> int:
+def bucket_bytes(config: Mapping[str, Any], precision: str, *, in_pipeline: bool = False) -> int:
     """DeepSpeed's buffers for gradients on their way between ranks, which do not depend on the model's size.
 
-    On a CPU they cost nothing until they are filled.
+    On a CPU they cost nothing until they are filled. In a pipeline they never overlap with backward, and there is a
+    second one beside the first, which stays empty.
     """
     zero, stage = config.get("zero_optimization") or {}, zero_stage(config)
     if stage == 0 or (stage == 1 and precision == "bf16") or not zero.get("contiguous_gradients", True):
         return 0
     size = zero.get("reduce_bucket_size", BUCKET_SIZE)
-    overlaps = zero.get("overlap_comm", False)
-    return int(BUCKET_SIZE if size == "auto" else size) * ITEM_BYTES[precision] * (2 if overlaps and stage < 3 else 1)
+    is_double = in_pipeline or (zero.get("overlap_comm", False) and stage < 3)
+    return int(BUCKET_SIZE if size == "auto" else size) * ITEM_BYTES[precision] * (2 if is_double else 1)
 
 
 def frozen_bytes(parameters: Parameters, *, host: str, precision: str, world_size: int) -> int:

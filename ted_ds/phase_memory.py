@@ -133,13 +133,7 @@ class _Pair:
         return with_head(self.recipe, self.facts[side])
 
     def _trained_sizes(self, side: str) -> tuple[list[int], int]:
-        """Sizes of a model's parameters that train, and how many do not."""
-        model = self._parameters(side)
-        sizes = model.sizes
-        if side == "teacher" or not self.recipe.student.freeze_embeddings:
-            return sizes, 0
-        sizes.remove(model.embeddings)
-        return sizes, model.embeddings
+        return trained_sizes(self.recipe, side, self._parameters(side))
 
     def _filters(self, side: str) -> list[int]:
         return filter_sizes(self.recipe, self.plan, side) * len(self.plan.layer_pairs)
@@ -147,6 +141,20 @@ class _Pair:
     def _heads(self, side: str, filters: Filters) -> tuple[list[int], int]:
         of_one, num_frozen = head_sizes(self.recipe, self.plan, side, filters)
         return of_one * len(self.plan.layer_pairs), num_frozen
+
+
+def trained_sizes(recipe: Recipe, side: str, model: Parameters, *, frozen_head: int = 0) -> tuple[list[int], int]:
+    """Sizes of a model's parameters that train, and how many do not.
+
+    ``frozen_head`` are those of a head that is the embeddings, where a pipeline has them a second time.
+    """
+    sizes = model.sizes
+    if side == "teacher" or not recipe.student.freeze_embeddings:
+        return sizes, 0
+    frozen = [size for size in (model.embeddings, frozen_head) if size]
+    for size in frozen:
+        sizes.remove(size)
+    return sizes, sum(frozen)
 
 
 def filter_sizes(recipe: Recipe, plan: Plan, side: str) -> list[int]:

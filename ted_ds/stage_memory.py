@@ -9,9 +9,9 @@ from typing import Any
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.schema import Recipe
 from ted_ds.config.tasks import CausalLm
-from ted_ds.memory import ITEM_BYTES, activation_bytes, frozen_bytes, gib, trained_bytes
+from ted_ds.memory import ITEM_BYTES, activation_bytes, bucket_bytes, frozen_bytes, gib, trained_bytes
 from ted_ds.models.share import Share
-from ted_ds.phase_memory import facts_of, filter_sizes, head_sizes, keeps_scores, with_head
+from ted_ds.phase_memory import facts_of, filter_sizes, head_sizes, keeps_scores, trained_sizes, with_head
 from ted_ds.plan import PLAN_OF_PHASE, Plan
 from ted_ds.staging import Stage
 
@@ -26,12 +26,9 @@ class StageNeeds:
     weights: int
     """That train, with gradients and optimizer state, and the frozen teacher's."""
     activations: int
-    """Of all microbatches that are under way at once."""
-
-    @property
-    def total(self) -> int:
-        """Both."""
-        return self.weights + self.activations
+    """Of all microbatches that are under way at once, and what they came with and leave behind; about."""
+    buckets: int
+    """DeepSpeed's buffers for communication, on a device that is not the host."""
 
 
 def stage_needs(
@@ -55,6 +52,8 @@ def _needs(
     trained_side, frozen_side = sides_of(phase)
     sizes: list[int] = []
     activations, frozen, num_frozen = 0, 0, 0
+    under_way = min(len(stages) - index, num_microbatches(training, num_replicas))
+    borders = [border for border in (index - 1, index) if 0 <= border < len(stages) - 1]
     for side in (trained_side, frozen_side):
         if side is None or side not in stage.runs:
             continue
@@ -65,7 +64,8 @@ def _needs(
             host = "int8" if side == "teacher" and recipe.teacher.host == "int8" else "replica"
             frozen += frozen_bytes(parameters, host=host, precision=recipe.precision, world_size=1)
             continue
-        sizes += parameters.sizes
+        is_tied = not with_head(recipe, facts).lm_head
+        sizes, num_frozen = trained_sizes(recipe, side, parameters, frozen_head=parameters.lm_head if is_tied else 0)
         here = replace(facts, num_blocks=share.stop - share.start)
         row = recipe.task.sequence_length
         activations = activation_bytes(
@@ -75,7 +75,7 @@ def _needs(
             precision=recipe.precision,
             keeps_scores=keeps_scores(recipe, facts),
             checkpointing=recipe.activation_checkpointing,
-        ) * min(len(stages) - index, num_microbatches(training, num_replicas))
+        )
     if stage.places:
         of_filters = trained_side or frozen_side or "student"
         per_pair = len(stage.places)
@@ -83,13 +83,15 @@ def _needs(
         if trained_side is None and recipe.filters is not None:
             heads, shared = head_sizes(recipe, plan, of_filters, recipe.filters)
             sizes += heads * per_pair
-            num_frozen = shared
+            num_frozen += shared
         elif recipe.distill.method == "ted":
             frozen += sum(filter_sizes(recipe, plan, "teacher")) * per_pair * ITEM_BYTES[recipe.precision]
     trained = trained_bytes(
         sizes or [1], config=config, precision=recipe.precision, world_size=num_replicas, num_frozen=num_frozen
     )
-    return StageNeeds(trained.total + frozen, activations)
+    activations += sum(_forward_bytes(recipe, plan, phase, border) for border in borders)
+    buckets = bucket_bytes(config, recipe.precision, in_pipeline=True)
+    return StageNeeds(trained.total + frozen, activations * under_way, buckets)
 
 
 def sides_of(phase: str) -> tuple[str | None, str | None]:
@@ -113,15 +115,23 @@ def micro_tokens(recipe: Recipe, training: PhasePlan) -> int:
 
 def sent_bytes(recipe: Recipe, plan: Plan, phase: str, border: int) -> int:
     """What crosses a border for each microbatch, both ways: states there, the gradient back."""
+    trained_side, _ = sides_of(phase)
+    forward = _forward_bytes(recipe, plan, phase, border)
+    return forward + (_state_bytes(recipe, plan, phase, trained_side) if trained_side is not None else 0)
+
+
+def _forward_bytes(recipe: Recipe, plan: Plan, phase: str, border: int) -> int:
     trained_side, frozen_side = sides_of(phase)
-    item = ITEM_BYTES[recipe.precision]
-    per_token = 4 * INTEGER_ROWS
-    if trained_side is not None:
-        per_token += 2 * item * facts_of(plan, trained_side).hidden_size
-    if frozen_side in plan.stages[phase][border + 1].runs:
-        assert frozen_side is not None
-        per_token += item * facts_of(plan, frozen_side).hidden_size
-    return per_token * micro_tokens(recipe, recipe.phase_plans()[PLAN_OF_PHASE[phase]])
+    passing = [trained_side] if trained_side is not None else []
+    if frozen_side is not None and frozen_side in plan.stages[phase][border + 1].runs:
+        passing.append(frozen_side)
+    integers = 4 * INTEGER_ROWS * micro_tokens(recipe, recipe.phase_plans()[PLAN_OF_PHASE[phase]])
+    return integers + sum(_state_bytes(recipe, plan, phase, side) for side in passing)
+
+
+def _state_bytes(recipe: Recipe, plan: Plan, phase: str, side: str) -> int:
+    tokens = micro_tokens(recipe, recipe.phase_plans()[PLAN_OF_PHASE[phase]])
+    return ITEM_BYTES[recipe.precision] * facts_of(plan, side).hidden_size * tokens
 
 
 def describe_stages(recipe: Recipe, plan: Plan, config: Mapping[str, Any], *, num_ranks: int) -> str:
@@ -149,7 +159,8 @@ def describe_stages(recipe: Recipe, plan: Plan, config: Mapping[str, Any], *, nu
             lines.append(
                 f"  stage {index}  {'; '.join([*held, *([f'pairs {pairs}'] if pairs else [])])}; {work:.0%} of the "
                 f"work; weights {gib(need.weights)}"
-                + (f" + activations about {gib(need.activations)}" if need.activations else "")
+                f" + activations about {gib(need.activations)}"
+                + (f" + buffers {gib(need.buckets)} on a GPU" if need.buckets else "")
             )
     return "".join(f"{line}\n" for line in lines)
 

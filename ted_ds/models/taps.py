@@ -28,7 +28,7 @@ class TappedModel(nn.Module):
     checkpointing inside a block's call, so a tap fires once per forward pass, outside the recomputation.
 
     It may be a ``share`` of a model only: the state from before its blocks then has to :meth:`arrive` before each
-    forward pass, and that behind them is in ``leaving`` afterwards.
+    forward pass, and that behind them may :meth:`leave` afterwards.
     """
 
     def __init__(
@@ -61,8 +61,7 @@ class TappedModel(nn.Module):
             if first_names[id(parameter)] != name
         }
         """Names here of weights that have another one, earlier in the whole model, which they are tied to."""
-        self.leaving: Tensor | None = None
-        """Behind the last block ``[batch, seq, hidden]``, after a forward pass of a share without output."""
+        self._leaving: Tensor | None = None
         self.model = model
         self.fresh_parameters = tuple(fresh_parameters)
         """Names of weights that no file holds: they start random."""
@@ -95,6 +94,14 @@ class TappedModel(nn.Module):
         """Take the state of layer ``share.start``, ``[batch, seq, hidden]``, for the next forward pass."""
         assert self._arrival is not None, "it has embeddings of its own"
         self._arrival.state = state
+
+    def leave(self) -> Tensor | None:
+        """Give away the state behind the last block, ``[batch, seq, hidden]``, after a pass of a share without output.
+
+        It is kept no longer; None where there was no pass since.
+        """
+        state, self._leaving = self._leaving, None
+        return state
 
     def drop_beyond_taps(self) -> list[nn.Module]:
         """Leave out the blocks above the last tapped layer, and an LM head of its own; returns what was dropped.
@@ -178,7 +185,7 @@ class TappedModel(nn.Module):
                 predictions = DensePredictions(self.model(**arguments).logits)
             else:
                 hidden = self.model.base_model(**arguments).last_hidden_state
-                self.leaving = None if self.share.has_output else hidden
+                self._leaving = None if self.share.has_output else hidden
                 if with_predictions:
                     head: Any = self._family.head(self.model)
                     predictions = VocabularyPredictions(hidden, head)

@@ -17,6 +17,8 @@ from torch import Tensor
 from ted_ds.data.loader import Batch
 
 Cargo = tuple[Tensor, ...]
+DID_NOT_RUN = torch.zeros(1, dtype=torch.uint8)
+"""In the place of a frozen model's state in evaluation: DeepSpeed's receive buffers keep their number, too."""
 
 
 class _Couple(torch.autograd.Function):
@@ -77,17 +79,19 @@ class Waybill:
             cargo: What came.
             loss: Of this stage and those before, with graph.
             trained: The trained model's state ``[batch, seq, hidden]``, with graph; None in Stage I.
-            frozen: The frozen model's; None where the next stage has none of it.
+            frozen: The frozen model's, or :data:`DID_NOT_RUN`; None where the next stage has none of it.
         """
         coupled: Tensor = _Couple.apply(loss, trained)
         as_integers = []
         if frozen is not None:
-            as_integers = [frozen.detach().contiguous().view(torch.uint8)]  # NCCL knows no integers of 16 bits
+            as_bytes = frozen.detach().contiguous().view(torch.uint8)  # NCCL knows no integers of 16 bits
+            as_integers = [as_bytes.to(coupled.device)]
         return coupled, *as_integers, *cargo[-2:]
 
     def unload(self, cargo: Cargo, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """What came from the stage before: its loss, the trained model's state, and the frozen one's."""
+        """What came from the stage before: its loss, the trained model's state, and the frozen one's, if it ran."""
         coupled, *frozen = cargo[:-2]
         shape = cargo[-2].shape[1:]
         trained = coupled[:-1].view(*shape, -1) if self.has_trained else None
-        return coupled[-1].float(), trained, frozen[0].view(dtype) if frozen else None
+        frozen_ran = frozen and frozen[0].dim() > DID_NOT_RUN.dim()
+        return coupled[-1].float(), trained, frozen[0].view(dtype) if frozen_ran else None

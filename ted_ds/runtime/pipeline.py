@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ted_ds.config.deepspeed import zero_stage
 from ted_ds.data.loader import Batch
 from ted_ds.models.taps import TappedModel
-from ted_ds.runtime.cargo import Cargo, Waybill
+from ted_ds.runtime.cargo import DID_NOT_RUN, Cargo, Waybill
 from ted_ds.runtime.checkpoints.engine_state import STAND_IN, layout_of
 from ted_ds.runtime.nonfinite import SkippedStep
 from ted_ds.runtime.step_runner import Objective, Seen, StepRunner, group_of
@@ -75,8 +75,7 @@ class StageModule(nn.Module):
         if not self._is_first:
             loss_before, trained, frozen = self._waybill.unload(cargo, self._dtype)
             for model, state in ((models.trained, trained), (models.frozen, frozen)):
-                if model is not None:
-                    assert state is not None
+                if model is not None and state is not None:  # evaluation leaves the frozen one out
                     model.arrive(state)
         own = self.work(self._waybill.batch(cargo))
         loss = (torch.zeros(()) if own is None else own).to(cargo[-1].device)
@@ -88,12 +87,12 @@ class StageModule(nn.Module):
             return loss if self.close is None else self.close(loss)
         if torch.is_grad_enabled() and not loss.requires_grad:
             loss = loss.detach().requires_grad_()  # DeepSpeed wants a gradient of what is passed on
-        return self._waybill.pass_on(
-            cargo,
-            loss,
-            models.trained.leaving if models.trained is not None else None,
-            models.frozen.leaving if models.frozen is not None and models.frozen_goes_on else None,
-        )
+        frozen_state = None
+        if models.frozen is not None and models.frozen_goes_on:
+            state = models.frozen.leave()
+            frozen_state = DID_NOT_RUN if state is None else state
+        trained_state = models.trained.leave() if models.trained is not None else None
+        return self._waybill.pass_on(cargo, loss, trained_state, frozen_state)
 
 
 class _TiedWeights(nn.Module):

@@ -283,12 +283,12 @@ def _joined(batches: list[Any]) -> tuple[dict[str, torch.Tensor], torch.Tensor, 
 # --- numbers that go wrong ----------------------------------------------------------------------------------------
 
 
-def train_with_a_bad_step(world: Any, folder: Path, layout: Layout, case: Case, what: str) -> Any:
-    """Three steps, the second with a bad number on stage 0 of replica 0; why it was skipped, and weights around it."""
+def train_with_a_bad_step(world: Any, folder: Path, layout: Layout, case: Case, what: str, bad_rank: int) -> Any:
+    """Three steps, the second with a bad number on one rank; why it was skipped, and weights around it."""
     build = open_case(folder, case, layout)
     prepared = prepare(build, models_of(folder, case), case)
     armed = [False]
-    objective, bad_here = prepared.objective, world.rank == 0
+    objective, bad_here = prepared.objective, world.rank == bad_rank
     plain_loss = objective.loss
 
     def loss(forward: Any, batch: Any, counts: Any) -> Any:

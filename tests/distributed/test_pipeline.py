@@ -143,19 +143,26 @@ def test_every_map_and_layout_trains_like_one_process(pairs, references, family,
     check(pairs, references, layout, all_cases(family))
 
 
-@pytest.mark.parametrize("layout", [Layout(2, 1, 0), Layout(2, 2, 1)], ids=lambda one: "x".join(map(str, one)))
-@pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_a_number_that_is_not_finite_on_one_stage_makes_all_of_them_skip(pairs, layout, what):
+@pytest.mark.parametrize(
+    ("layout", "what", "bad_rank", "origin"),
+    [
+        (Layout(2, 1, 0), "loss", 0, "loss/feature_mse/layer_01 not finite on rank 0"),
+        (Layout(2, 1, 1), "loss", 1, "not finite on rank 1"),
+        (Layout(2, 2, 1), "loss", 3, "not finite on rank 3"),
+        (Layout(2, 2, 1), "gradient", 0, ""),
+        (Layout(2, 1, 0), "gradient", 1, ""),
+    ],
+)
+def test_a_number_that_is_not_finite_on_one_stage_makes_all_of_them_skip(pairs, layout, what, bad_rank, origin):
     case = Case("llama", "uniform", "distill", 0.0)
-    results = run_ranks(train_with_a_bad_step, layout.stages * layout.replicas, pairs, layout, case, what)
+    results = run_ranks(train_with_a_bad_step, layout.stages * layout.replicas, pairs, layout, case, what, bad_rank)
     for skipped, _, report in results:
         assert [one is not None for one in skipped] == [False, True, False]
         assert report["train/skipped_steps"] == 1
         assert all(torch.tensor(value).isfinite() for value in report.values())
     reasons = {skipped[1].reason for skipped, *_ in results}
     assert len(reasons) == 1
-    if what == "loss":
-        assert "loss/feature_mse/layer_01 not finite on rank 0" in reasons.pop()
+    assert origin in reasons.pop()
     first, second, third = results[0][1]
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert any(not torch.equal(second[name], third[name]) for name in first)

@@ -57,6 +57,7 @@ def test_pipelines_go_on_from_other_layouts_within_rounding(tmp_path, precision,
         pytest.param("llama", "causal_lm", ["distill.kl_weight=0", "layer_map.kind=last"], marks=pytest.mark.slow),
         pytest.param("gpt2", "causal_lm", ["student.freeze_embeddings=true"], marks=pytest.mark.slow),
         pytest.param("bert", "sequence_classification", ["TOKENS"], marks=pytest.mark.slow),
+        pytest.param("llama", "causal_lm", ["teacher.host=int8"], marks=pytest.mark.slow),
     ],
 )
 def test_a_run_on_two_pipelines_of_two_stages_is_the_run_on_two_ranks(tmp_path, family, kind, changes):
@@ -75,6 +76,8 @@ def test_a_run_on_two_pipelines_of_two_stages_is_the_run_on_two_ranks(tmp_path, 
     for one, other in zip(expected["reports"], found["reports"], strict=True):
         assert one.keys() == other.keys()
         for name, value in one.items():
+            if name.startswith("teacher/") and "teacher.host=int8" in changes:
+                continue  # a pipeline's is evaluated as its files have it
             if isinstance(value, float):
                 # a correlation near zero is a difference of larger numbers
                 bound = pytest.approx(value, rel=worst, abs=worst if name.endswith("/pearson") else 1e-6)

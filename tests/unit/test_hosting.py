@@ -76,6 +76,7 @@ def test_what_is_offloaded_is_not_on_the_device():
     [
         (0, "fp32", {}, 0),
         (1, "bf16", {}, 0),
+        (1, "fp32", {"reduce_bucket_size": 1000}, 4000),
         (2, "bf16", {}, 10**9),
         (2, "bf16", {"overlap_comm": True}, 2 * 10**9),
         (2, "fp32", {"reduce_bucket_size": 1000}, 4000),
@@ -84,7 +85,10 @@ def test_what_is_offloaded_is_not_on_the_device():
     ],
 )
 def test_bytes_of_buckets(stage, precision, settings, expected):
-    assert bucket_bytes({"zero_optimization": {"stage": stage, **settings}}, precision) == expected
+    config = {"zero_optimization": {"stage": stage, **settings}}
+    assert bucket_bytes(config, precision) == expected
+    if stage == 1:
+        assert bucket_bytes(config, precision, in_pipeline=True) == 2 * expected
 
 
 PARAMETERS = Parameters((((100, 30), (100,)), ((100, 30), (100,))), 200_000, 0, ((30,),))

@@ -7,13 +7,14 @@ import itertools
 
 import pytest
 
+from ted_ds.config.deepspeed import read_deepspeed_json
 from ted_ds.config.load import load_recipe
 from ted_ds.errors import ConfigError
 from ted_ds.hosting import describe_memory
 from ted_ds.models.files import Parameters, read_model_facts
 from ted_ds.models.share import Share
 from ted_ds.plan import make_plan
-from ted_ds.stage_memory import bubble, sent_bytes
+from ted_ds.stage_memory import bubble, sent_bytes, stage_needs
 from ted_ds.staging import plan_stages
 from tests.tiny import ROOT, write_run
 
@@ -191,6 +192,28 @@ def test_what_crosses_a_border_is_counted(run):
     tokens, width = 2 * 16, 16
     assert sent_bytes(recipe, plan, "distill", 0) == tokens * (2 * 4 * width + 4 * width + 5 * 4)
     assert sent_bytes(recipe, plan, "filters_teacher", 0) == tokens * (4 * width + 5 * 4)
+
+
+def test_frozen_embeddings_have_neither_gradient_nor_moments_on_any_stage(run):
+    recipe = load_recipe(run, ["pipeline.stages=2"])
+    plan, config = make_plan(recipe, num_ranks=2), read_deepspeed_json(recipe.deepspeed)
+    tied = dataclasses.replace(plan.student.parameters, lm_head=0)  # the last stage has them, too
+    plan = dataclasses.replace(plan, student=dataclasses.replace(plan.student, parameters=tied))
+    frozen = recipe.model_copy(update={"student": recipe.student.model_copy(update={"freeze_embeddings": True})})
+    before, after = (stage_needs(one, plan, config, "distill", num_replicas=1) for one in (recipe, frozen))
+    gradient_and_moments = 4 + 8 + (4 if config["zero_optimization"]["stage"] else 0)
+    saved = plan.student.parameters.embeddings * gradient_and_moments
+    assert [one.weights - other.weights for one, other in zip(before, after, strict=True)] == [saved, saved]
+
+
+def test_what_waits_for_its_backward_pass_is_counted_with_what_it_came_with(run):
+    recipe = load_recipe(run, ["pipeline.stages=2", "distill.micro_batch_size=1", "distill.global_batch_size=4"])
+    plan, config = make_plan(recipe, num_ranks=2), read_deepspeed_json(recipe.deepspeed)
+    first, last = stage_needs(recipe, plan, config, "distill", num_replicas=1)
+    tokens, width = 16, 16
+    crossing = tokens * (4 * width + 4 * width + 5 * 4)
+    of_block = 2 * 34 * tokens * width  # fp32
+    assert (first.activations, last.activations) == (2 * (of_block + crossing), of_block + crossing)
 
 
 def test_the_bubble_is_that_of_gpipe():
