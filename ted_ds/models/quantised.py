@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from packaging.version import Version
 from torch import nn
+from torch.nn.functional import linear as torch_linear
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -62,6 +63,19 @@ def quantise_blocks(model: PreTrainedModel, family: Family, device: torch.device
         block.requires_grad_(False).to(device)
         _as_linear(block)
         torchao.quantize_(block, config)
+        for module in block.modules():
+            if type(module) is nn.Linear:
+                module.__class__ = _QuantisedLinear
+
+
+class _QuantisedLinear(nn.Linear):
+    """A linear map by torch's own function, also where a ZeRO-3 engine has put another in its place.
+
+    (That one, for training, transposes the weight, which torchao's have no way to do.)
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return torch_linear(input, self.weight, self.bias)
 
 
 def stored_bytes(parameter: torch.Tensor) -> int:

@@ -56,7 +56,8 @@ def frozen_engine_config(
     result: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "steps_per_print": config.get("steps_per_print", 2**31 - 1),
-        "zero_optimization": {**zero, "stage": 3},
+        # its linear map for training would take the place of torch's in this process, for good
+        "zero_optimization": {**zero, "stage": 3, "memory_efficient_linear": False},
         **how_to_read,
     }
     if precision != "fp32":

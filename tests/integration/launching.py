@@ -29,10 +29,10 @@ def environment(**changes: str) -> dict[str, str]:
     return {**kept, "PATH": f"{BIN}:{os.environ['PATH']}", **changes}
 
 
-def deepspeed(*arguments: str, num_ranks: int = 2) -> Outcome:
+def deepspeed(*arguments: str, num_ranks: int = 2, **variables: str) -> Outcome:
     """``deepspeed --num_gpus N --module ted_ds ...``."""
     command = [str(BIN / "deepspeed"), "--num_gpus", str(num_ranks), "--master_port", str(free_port())]
-    return _finish([*command, "--module", "ted_ds", *arguments])
+    return _finish([*command, "--module", "ted_ds", *arguments], **variables)
 
 
 def alone(*arguments: str, **variables: str) -> Outcome:

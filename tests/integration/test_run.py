@@ -172,6 +172,15 @@ def test_blocks_that_no_matched_layer_needs_are_freed_in_shards_too(tmp_path):
     assert (tmp_path / "run" / "export" / "config.json").is_file()
 
 
+def test_a_teacher_in_8_bits_beside_a_sharded_student(tmp_path):
+    """ZeRO-3 puts its own linear map in the place of torch's, and torchao has none of its kind."""
+    assert OPTIONAL.is_dir(), MISSING
+    arguments = ("run", str(write_run(tmp_path)), "teacher.host=int8", ZERO3)
+    outcome = alone(*arguments, PYTHONPATH=str(OPTIONAL))
+    assert outcome.code == 0, outcome.output
+    assert "its blocks in 8 bits" in outcome.output
+
+
 def test_a_teacher_in_8_bits_and_frozen_embeddings(tmp_path):
     assert OPTIONAL.is_dir(), MISSING
     recipe = write_run(tmp_path)
