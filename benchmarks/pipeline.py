@@ -219,7 +219,7 @@ def _report(
     imbalance = max(busy[MANY]) / (sum(busy[MANY]) / NUM_STAGES)
     item = 4
     least = item * TOKENS * (2 * shape.student.hidden_size + shape.teacher.hidden_size)
-    sent = sum(rank["sent"] for rank in answers[PIPELINE, MANY][-1])
+    sent = {count: sum(rank["sent"] for rank in answers[PIPELINE, count][-1]) for count in (FEW, MANY)}
     case = f"{shape.name} fp32"
     waits = [
         [
@@ -227,7 +227,7 @@ def _report(
             ", ".join(f"{part:.0%}" for part in busy[count]),
             f"{waiting[count]:.1%}",
             f"{bubble(NUM_STAGES, count):.1%}",
-            f"{sent / 2**20:.2f}",
+            f"{sent[count] / 2**20:.2f}",
             f"{least / 2**20:.2f}",
         ]
         for count in (FEW, MANY)
@@ -244,7 +244,7 @@ def _report(
     claims = [
         at_most(f"planned slowest stage / mean: {case}", max(planned), BALANCE_GOAL),
         at_most(f"measured slowest stage / mean: {case}", imbalance, BALANCE_GOAL),
-        at_most(f"bytes sent / least: {case}", sent / least, BYTES_GOAL),
+        at_most(f"bytes sent / least: {case}", sent[MANY] / least, BYTES_GOAL),
         at_most(f"pipeline / ZeRO-3, time: {case}", ratio(taken, PIPELINE, ZERO_3), 1.0),
         at_most(f"pipeline / ZeRO-1, time: {case}", ratio(taken, PIPELINE, ZERO_1), 1.0),
         at_most(f"pipeline / ZeRO-3, memory: {case}", max(memory[PIPELINE]) / max(memory[ZERO_3]), 1.0),

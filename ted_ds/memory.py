@@ -122,9 +122,16 @@ def frozen_bytes(parameters: Parameters, *, host: str, precision: str, world_siz
 
 
 def activation_bytes(
-    facts: ModelFacts, *, tokens: int, row_tokens: int, precision: str, keeps_scores: bool, checkpointing: bool
+    facts: ModelFacts,
+    *,
+    tokens: int,
+    row_tokens: int,
+    precision: str,
+    keeps_scores: bool,
+    checkpointing: bool,
+    under_way: int = 1,
 ) -> int:
-    """About what a model keeps of a microbatch for its backward pass; the losses add little.
+    """About what a model keeps of its microbatches for their backward pass; the losses add little.
 
     Args:
         facts: The model's.
@@ -132,15 +139,17 @@ def activation_bytes(
         row_tokens: Of one sequence.
         precision: Of the activations.
         keeps_scores: Whether attention keeps its scores (eager attention).
-        checkpointing: Whether only the blocks' inputs are kept.
+        checkpointing: Whether only the blocks' inputs are kept; then those of one block are there for a while.
+        under_way: Microbatches that wait for it at once.
     """
     scale = ITEM_BYTES[precision] / 2
     of_block = BLOCK_ACTIVATIONS * tokens * facts.hidden_size
     if keeps_scores:
         of_block += SCORE_ACTIVATIONS * tokens * facts.num_heads * row_tokens
     if checkpointing:
-        return int(scale * (2 * facts.num_blocks * tokens * facts.hidden_size + of_block))
-    return int(scale * facts.num_blocks * of_block)
+        inputs = 2 * facts.num_blocks * tokens * facts.hidden_size
+        return int(scale * (under_way * inputs + (of_block if facts.num_blocks else 0)))
+    return int(scale * under_way * facts.num_blocks * of_block)
 
 
 def gib(size: float) -> str:

@@ -75,6 +75,7 @@ def _needs(
             precision=recipe.precision,
             keeps_scores=keeps_scores(recipe, facts),
             checkpointing=recipe.activation_checkpointing,
+            under_way=under_way,
         )
     if stage.places:
         of_filters = trained_side or frozen_side or "student"
@@ -89,9 +90,9 @@ def _needs(
     trained = trained_bytes(
         sizes or [1], config=config, precision=recipe.precision, world_size=num_replicas, num_frozen=num_frozen
     )
-    activations += sum(_forward_bytes(recipe, plan, phase, border) for border in borders)
+    activations += under_way * sum(_forward_bytes(recipe, plan, phase, border) for border in borders)
     buckets = bucket_bytes(config, recipe.precision, in_pipeline=True)
-    return StageNeeds(trained.total + frozen, activations * under_way, buckets)
+    return StageNeeds(trained.total + frozen, activations, buckets)
 
 
 def sides_of(phase: str) -> tuple[str | None, str | None]:

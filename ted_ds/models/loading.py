@@ -94,8 +94,8 @@ def load_model(
             load = auto.from_pretrained
             if share is not None:
                 with torch.device("meta"):
-                    kind = type(auto.from_config(config))
-                load = functools.partial(load_with_blocks_of, kind, family_of(config.model_type), share)
+                    model_class = type(auto.from_config(config))
+                load = functools.partial(load_with_blocks_of, model_class, family_of(config.model_type), share)
             model, report = load(
                 path,
                 config=config,

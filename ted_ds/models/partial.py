@@ -60,7 +60,10 @@ def load_with_blocks_of(kind: type[PreTrainedModel], family: Family, share: Shar
         kind.__init__(self, *own, **named)
         _leave_out_blocks(self, family, share)
 
-    result = type(kind.__name__, (kind,), {"__init__": init}).from_pretrained(*arguments, **more)
+    # transformers treats classes of other modules than its own as custom code
+    result = type(kind.__name__, (kind,), {"__init__": init, "__module__": kind.__module__}).from_pretrained(
+        *arguments, **more
+    )
     model: Any = result[0] if isinstance(result, tuple) else result
     model.__class__ = kind  # others make more of it, and write its name down
     return result

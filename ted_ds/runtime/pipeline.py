@@ -88,9 +88,10 @@ class StageModule(nn.Module):
         if torch.is_grad_enabled() and not loss.requires_grad:
             loss = loss.detach().requires_grad_()  # DeepSpeed wants a gradient of what is passed on
         frozen_state = None
-        if models.frozen is not None and models.frozen_goes_on:
-            state = models.frozen.leave()
-            frozen_state = DID_NOT_RUN if state is None else state
+        if models.frozen is not None:
+            state = models.frozen.leave()  # also where nobody waits for it
+            if models.frozen_goes_on:
+                frozen_state = DID_NOT_RUN if state is None else state
         trained_state = models.trained.leave() if models.trained is not None else None
         return self._waybill.pass_on(cargo, loss, trained_state, frozen_state)
 

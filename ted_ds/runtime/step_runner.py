@@ -217,8 +217,9 @@ class StepRunner(ABC):
 
     @property
     def layout(self) -> dict[str, Any]:
-        """Ranks, ZeRO stage and optimizer: what decides which files there are."""
-        return layout_of(self.engine, self._names)
+        """Ranks, ZeRO stage and optimizer: what decides which files there are, and how to read them elsewhere."""
+        layout = layout_of(self.engine, self._names)
+        return {**layout, "names": self._trained_names} if layout["zero_stage"] == 0 else layout
 
     def states(self, folder: Path) -> dict[Path, Any]:
         """Copies of weights, optimizer and schedule, by their file in ``folder``. Every rank must call it."""

@@ -87,8 +87,12 @@ def test_what_is_offloaded_is_not_on_the_device():
 def test_bytes_of_buckets(stage, precision, settings, expected):
     config = {"zero_optimization": {"stage": stage, **settings}}
     assert bucket_bytes(config, precision) == expected
-    if stage == 1:
-        assert bucket_bytes(config, precision, in_pipeline=True) == 2 * expected
+
+
+def test_a_pipeline_has_two_buckets_and_no_overlap():
+    config = {"zero_optimization": {"stage": 1, "overlap_comm": True, "reduce_bucket_size": 1000}}
+    assert bucket_bytes(config, "fp32", in_pipeline=True) == 8000
+    assert bucket_bytes(config, "bf16", in_pipeline=True) == 0
 
 
 PARAMETERS = Parameters((((100, 30), (100,)), ((100, 30), (100,))), 200_000, 0, ((30,),))

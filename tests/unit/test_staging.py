@@ -214,6 +214,10 @@ def test_what_waits_for_its_backward_pass_is_counted_with_what_it_came_with(run)
     crossing = tokens * (4 * width + 4 * width + 5 * 4)
     of_block = 2 * 34 * tokens * width  # fp32
     assert (first.activations, last.activations) == (2 * (of_block + crossing), of_block + crossing)
+    # of microbatches that wait only the blocks' inputs, and one block is computed anew at a time
+    sparing = recipe.model_copy(update={"activation_checkpointing": True})
+    first, _ = stage_needs(sparing, plan, config, "distill", num_replicas=1)
+    assert first.activations == 2 * (2 * 2 * tokens * width + crossing) + of_block
 
 
 def test_the_bubble_is_that_of_gpipe():

@@ -97,7 +97,7 @@ class SavedEngine:
             CheckpointError: It lacks one of them.
         """
         self._folder, self._layout, self._groups = folder, layout, groups
-        self._states, self._shards = open_shards(folder / ENGINE_FOLDER, layout, groups)
+        self._states, self._shards = open_shards(folder / ENGINE_FOLDER, layout)
         wanted = [name for group in groups for name in group if not name.startswith(STAND_IN)]
         missing = [name for name in wanted if not self._shards.knows(name)]
         if missing:

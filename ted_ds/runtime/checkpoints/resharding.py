@@ -18,6 +18,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ted_ds.errors import CheckpointError
+
 MODEL_FILES, OPTIMIZER_FILES = "model_states.pt", "optim_states.pt"
 LAYER_FILES = "layer_*-model_states.pt"
 """Of a pipeline: weights, each layer's in a file."""
@@ -63,20 +65,25 @@ class Shards(Protocol):
         ...
 
 
-def open_shards(
-    folder: Path, layout: Mapping[str, Any], names_by_group: Sequence[Sequence[str]]
-) -> tuple[dict[str, Any], Shards]:
+def open_shards(folder: Path, layout: Mapping[str, Any]) -> tuple[dict[str, Any], Shards]:
     """The model states of the first rank, and the optimizer state of all of them.
 
     Args:
         folder: DeepSpeed's files.
-        layout: What they were written on.
-        names_by_group: The trained parameters, as the optimizer numbers them where there is no pipeline; stage 0 does
-            not name them.
+        layout: What they were written on. Stage 0 numbers its parameters, and its files do not name them: ``names``
+            does, or in a pipeline ``stages``.
+
+    Raises:
+        CheckpointError: They are not named.
     """
+    if layout["zero_stage"] == 0 and not layout.keys() & {"names", "stages"}:
+        raise CheckpointError(
+            f"{folder}: does not name its parameters, as an earlier version of ted_ds wrote it: go on with as many "
+            "ranks under ZeRO-0"
+        )
     of_stages = [
         _open_stage(folder, layout["zero_stage"], groups, number if "stages" in layout else None)
-        for number, groups in enumerate(layout.get("stages", [names_by_group]))
+        for number, groups in enumerate(layout.get("stages", [layout.get("names", [])]))
     ]
     return of_stages[0][0], _Stages([shards for _, shards in of_stages])
 

@@ -254,12 +254,14 @@ class Checkpoints:
         Raises:
             CheckpointError: It cannot be rewritten; on every rank.
         """
-        if saved.state["layout"] == engine.layout:
+        then, now = saved.state["layout"], engine.layout
+        if then == {key: now[key] for key in now if key != "names" or key in then}:  # their order says as much
             engine.load(saved.folder)
             return
-        then, now = saved.state["layout"], engine.layout
         before, after = ({**one, "stages": len(one.get("stages", [0])), "order": ""} for one in (then, now))
-        changed = [f"{key} {before[key]} -> {after[key]}" for key in after if before[key] != after[key]]
+        changed = [
+            f"{key} {before[key]} -> {after[key]}" for key in after if key != "names" and before[key] != after[key]
+        ]
         # the order of parameters, a hash, follows from the others, from where stages were cut, or from settings of ZeRO
         self._say(
             f"  another layout than the checkpoint's: {', '.join(changed) or 'its flat tensors are in another order'}"
