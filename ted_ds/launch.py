@@ -26,6 +26,7 @@ from ted_ds.models.loading import fetch, load_tokenizer
 from ted_ds.plan import Plan, make_plan
 from ted_ds.run_folder import begin_run, mark_stopped, new_run, read_run
 from ted_ds.runtime.preemption import StopRequests, shielded
+from ted_ds.runtime.rendezvous import find_ranks
 from ted_ds.runtime.world import World, is_lost_rank
 from ted_ds.screen import Screen
 from ted_ds.tracking import METRICS_FILE, Tracker
@@ -137,6 +138,7 @@ def _prepare(
         in_pipeline: Whether the recipe's pipeline is used.
         stops: Takes requests to stop.
     """
+    find_ranks()
     recipe: Recipe | None = None
     failure: Exception | None = None
     try:

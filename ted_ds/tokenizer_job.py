@@ -22,6 +22,7 @@ from ted_ds.data.tokenizer_training import train_tokenizer
 from ted_ds.errors import ConfigError
 from ted_ds.models.sentencepiece_model import MODEL_FILE
 from ted_ds.phases import PhaseFolder
+from ted_ds.runtime.rendezvous import rendezvous_variables
 from ted_ds.screen import Screen
 
 FOLDER = "tokenizer"
@@ -37,8 +38,8 @@ def train_from_recipe(recipe_path: str, overrides: Sequence[str]) -> None:
     recipe = load_recipe(recipe_path, overrides)
     if recipe.tokenizer is None:
         raise ConfigError(f"{recipe_path}: no tokenizer section; add one, such as tokenizer: {{vocab_size: 32000}}")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("a tokenizer is trained by one process; run this verb without the deepspeed launcher")
+    if int(rendezvous_variables(os.environ).get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("a tokenizer is trained by one process; run this verb without a launcher")
     listing = list_data(recipe.data)
     inputs = {
         **recipe.model_dump(

@@ -21,8 +21,6 @@ from torch.distributed.rendezvous import rendezvous
 from ted_ds.errors import CheckpointError, TedError, TopologyError
 
 Result = TypeVar("Result")
-# set by srun, by mpirun, and by other MPI launchers
-TASK_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
 @dataclass(frozen=True)
@@ -44,21 +42,16 @@ class World:
     def join(cls, timeout_s: float, num_stages: int = 1) -> World:
         """Meet the other ranks that the launcher started; a process started alone is a world of one.
 
+        What launchers leave behind is for :func:`ted_ds.runtime.rendezvous.find_ranks` to read first.
+
         Args:
             timeout_s: How long any collective may wait for the others.
             num_stages: Pipeline stages to divide them into.
 
         Raises:
-            TopologyError: Several tasks were started, but not by a launcher that gives them ranks; or the stages do
-                not divide them.
+            TopologyError: The stages do not divide the ranks.
         """
         if "RANK" not in os.environ:
-            tasks = next((name for name in TASK_COUNTS if int(os.environ.get(name, "1")) > 1), None)
-            if tasks is not None:
-                raise TopologyError(
-                    f"${tasks} is {os.environ[tasks]}, but $RANK is not set: each task would train alone and write the "
-                    "same output; start with the deepspeed launcher or torchrun"
-                )
             alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
             os.environ.update(alone, MASTER_PORT=str(_free_port()))
         # DeepSpeed would compile a shared-memory op that only its inference uses, and needs ninja and g++ for it

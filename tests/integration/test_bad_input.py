@@ -98,9 +98,9 @@ def test_a_label_nobody_knows(tmp_path):
 
 
 def test_tasks_started_without_ranks_are_refused(tmp_path):
-    outcome = alone("run", str(write_run(tmp_path)), SLURM_STEP_NUM_TASKS="2")
+    outcome = alone("run", str(write_run(tmp_path)), PMI_SIZE="2")
     assert outcome.code == 2
-    assert "$SLURM_STEP_NUM_TASKS is 2, but $RANK is not set" in outcome.output
+    assert "$PMI_SIZE is 2, but $RANK is not set" in outcome.output
     assert not (tmp_path / "run").exists()
 
 

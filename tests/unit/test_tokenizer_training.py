@@ -372,9 +372,11 @@ def test_without_heldout_documents_it_says_so(recipe_file, capsys) -> None:
 
 
 def test_several_ranks_are_refused(recipe_file, capsys, monkeypatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    ranks = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in ranks.items():
+        monkeypatch.setenv(name, value)
     assert main(["tokenizer", "train", str(recipe_file)]) == 2
-    assert "run this verb without the deepspeed launcher" in capsys.readouterr().err
+    assert "run this verb without a launcher" in capsys.readouterr().err
 
 
 # --- a SentencePiece model alone -----------------------------------------------------------------------------------
