@@ -32,6 +32,7 @@ def test_a_pipeline_with_dropout_goes_on_bit_by_bit(tmp_path, number, precision,
     resume_from_each(tmp_path, arguments, steps, num_ranks=num_ranks)
 
 
+@pytest.mark.timeout(600)  # five runs
 @pytest.mark.parametrize(
     ("precision", "chain", "stops", "changes"),
     [
@@ -49,6 +50,7 @@ def test_pipelines_go_on_from_other_layouts_within_rounding(tmp_path, precision,
     change_layouts(tmp_path, precision, [Layout(*one) for one in chain], THREE_BLOCKS, *changes, stops=stops)
 
 
+@pytest.mark.timeout(600)  # two runs, one of four ranks
 @pytest.mark.parametrize(
     ("family", "kind", "changes"),
     [
