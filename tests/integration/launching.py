@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ class Outcome(NamedTuple):
 
 def environment(**changes: str) -> dict[str, str]:
     """The tests' environment, without what a launcher sets, or W&B's service of a test in this process."""
-    left_out = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "WANDB_SERVICE")
+    left_out = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "WANDB_SERVICE")
     kept = {key: value for key, value in os.environ.items() if key not in left_out}
     return {**kept, "PATH": f"{BIN}:{os.environ['PATH']}", **changes}
 
@@ -40,19 +40,33 @@ def alone(*arguments: str, **variables: str) -> Outcome:
     return _finish([sys.executable, "-m", "ted_ds", *arguments], **variables)
 
 
-def ranks(count: int, arguments: Sequence[str]) -> list[Outcome]:
-    """One process a rank, as a launcher starts them, but each one's exit code is seen."""
+def by_torch(rank: int, count: int, port: str) -> dict[str, str]:
+    """What ``deepspeed`` and ``torchrun`` tell a rank."""
+    own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+    return {**own, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+
+
+def by_srun(rank: int, count: int, job: str) -> dict[str, str]:
+    """What ``srun`` tells a task."""
+    own = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_STEP_NUM_TASKS": str(count)}
+    return {**own, "SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_ID": job, "SLURM_STEP_ID": "0"}
+
+
+def by_mpirun(rank: int, count: int, job: str) -> dict[str, str]:
+    """What OpenMPI's ``mpirun`` tells a process."""
+    whole = {"RANK": str(rank), "LOCAL_RANK": str(rank), "SIZE": str(count), "LOCAL_SIZE": str(count)}
+    return {**{f"OMPI_COMM_WORLD_{name}": value for name, value in whole.items()}, "PMIX_NAMESPACE": job}
+
+
+def ranks(
+    count: int, arguments: Sequence[str], *, told: Callable[[int, int, str], dict[str, str]] = by_torch
+) -> list[Outcome]:
+    """One process a rank, as a launcher starts them, but each one's exit code is seen; ``told`` are its variables."""
     port, started = str(free_port()), time.monotonic()
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "ted_ds", *arguments],
-            env=environment(
-                RANK=str(rank),
-                LOCAL_RANK=str(rank),
-                WORLD_SIZE=str(count),
-                MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=port,
-            ),
+            env=environment(**told(rank, count, port)),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

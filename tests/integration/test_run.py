@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from ted_ds.phases import model_identity
-from tests.integration.launching import alone, deepspeed, environment
+from tests.integration.launching import alone, by_mpirun, by_srun, deepspeed, environment, ranks
 from tests.optional import MISSING, OPTIONAL
 from tests.tiny import ROOT, write_run
 
@@ -170,6 +170,15 @@ def test_blocks_that_no_matched_layer_needs_are_freed_in_shards_too(tmp_path):
     # the teacher's last blocks in Stage I and Stage II; and in Stage I the student's LM head, whose weights are its own
     assert outcome.output.count("parameters that no matched layer needs, freed per rank: ") == 3
     assert (tmp_path / "run" / "export" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("told", [by_srun, by_mpirun])
+def test_tasks_of_other_launchers_are_ranks(tmp_path, told):
+    arguments = ["run", str(write_run(tmp_path)), "distill.method=sft", "distill.max_steps=1"]
+    first, second = ranks(2, arguments, told=told)
+    assert first.code == second.code == 0, first.output + second.output
+    assert "sft on 2 x cpu" in first.output
+    assert "2 x cpu" not in second.output
 
 
 def test_a_teacher_in_8_bits_beside_a_sharded_student(tmp_path):
