@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.dist import CONTEXT, free_port
 
-TIMEOUT_S = 280.0
+TIMEOUT_S = 180.0
 TIMINGS = ("time", "perf/tokens_per_s")
 """What differs between two runs that are the same."""
 
