@@ -120,7 +120,7 @@ class Assembly:
         *,
         watched: Mapping[str, nn.Module],
         trained: TappedModel | None = None,
-        frozen: FrozenModel | None = None,
+        frozen: Mapping[str, FrozenModel] = {},
     ) -> Iterator[StepRunner]:
         """The one trainable engine of a phase, released at the end.
 
@@ -131,19 +131,18 @@ class Assembly:
             plan: How it trains.
             watched: See :class:`StepRunner`.
             trained: The model in ``module``; None in Stage I.
-            frozen: The model beside it.
+            frozen: The models beside it, by side.
         """
         here, *behind = self.plan.stages[phase][self.world.stage :]
-        frozen_side = "student" if phase == "filters_student" else "teacher"
         engine = start_runner(
             module,
             travellers=Travellers(
                 trained,
-                frozen.tapped if frozen is not None and frozen_side in here.runs else None,
-                frozen_goes_on=bool(behind) and frozen_side in behind[0].runs,
+                {side: frozen[side].tapped for side in sorted(frozen) if side in here.runs},
+                going_on=behind[0].runs if behind else (),
             ),
             waybill=Waybill(
-                has_trained=not phase.startswith("filters_"),
+                has_trained=trained is not None,
                 labels_are_numbers=self.collate.labels == "numbers",
                 isolated=self.collate.isolate_documents,
             ),

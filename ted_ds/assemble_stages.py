@@ -13,58 +13,98 @@ from ted_ds.assemble import Assembly
 from ted_ds.config.tasks import CausalLm
 from ted_ds.models.families import family_of
 from ted_ds.models.filter_files import load_filters
-from ted_ds.models.heads import FilterProbes, classification_probes, lm_probes
+from ted_ds.models.heads import FilterProbes, ProbesOfModels, classification_probes, lm_probes
 from ted_ds.models.student import FilteredModel
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank, IdentityFilters
 from ted_ds.numerics.layer_map import layer_names
 from ted_ds.runtime.determinism import seed_everything
 from ted_ds.runtime.frozen import FrozenModel
-from ted_ds.runtime.step_runner import Objective
+from ted_ds.runtime.outputs import Outputs, probe_outputs
+from ted_ds.runtime.step_runner import Objective, StepRunner
 from ted_ds.stages.distill import AbsentTeacher, DistillObjective, Teacher
 from ted_ds.stages.finetune import FinetuneObjective
-from ted_ds.stages.learn_filters import FilterObjective
-from ted_ds.staging import Stage
+from ted_ds.stages.learn_filters import FilterObjective, FilterObjectives
+from ted_ds.staging import FILTER_PHASES, Stage
+
+
+@dataclass
+class Probed:
+    """A frozen model, with filters to be learned on it."""
+
+    body: FrozenModel
+    runs: bool
+    """Whether this pipeline stage has something of it."""
+    bank: FilterBank
+    probes: FilterProbes
+    prefix: str
+    """Of the names of its filters, where those of the other model are learned, too."""
+
+    @property
+    def names(self) -> list[str]:
+        """Of its filters, in the order of the layer map."""
+        return [f"{self.prefix}{name}" for name in layer_names(self.bank.layers)]
 
 
 @dataclass
 class StageOne:
-    """Filters to be learned on one model."""
+    """Filters to be learned on one model, or on both."""
 
-    body: FrozenModel
-    bank: FilterBank
-    probes: FilterProbes
-    objective: FilterObjective
-    names: list[str]
-    """Of the filters, in the order of the layer map."""
+    sides: dict[str, Probed]
+    module: ProbesOfModels
+    objective: FilterObjectives
 
     @property
     def watched(self) -> dict[str, nn.Module]:
         """Where to look for the origin of a number that is not finite."""
-        return {
-            **self.body.named_layers,
-            **_named("filter of", self.names, self.bank.filters),
-            **_named("head of", self.names, self.probes.heads),
-        }
+        found: dict[str, nn.Module] = {}
+        for one in self.sides.values():
+            found |= {f"{one.prefix}{name}": layer for name, layer in one.body.named_layers.items()}
+            found |= _named("filter of", one.names, one.bank.filters) | _named("head of", one.names, one.probes.heads)
+        return found
+
+    def outputs(self, engine: StepRunner) -> Outputs:
+        """What to score of a held-out batch while ``engine`` trains: each filter, in the order of :attr:`names`."""
+        bodies = [(side, one.body if one.runs else None) for side, one in self.sides.items()]
+        return probe_outputs(engine, bodies, len(next(iter(self.sides.values())).names))
+
+    @property
+    def names(self) -> list[str]:
+        """Of all filters."""
+        return [name for one in self.sides.values() for name in one.names]
 
 
-def build_stage_one(build: Assembly, side: str, model: Path) -> StageOne:
-    """A frozen body with fresh filters at its side of the layer map and a head on each. Every rank must call it.
+def build_stage_one(build: Assembly, phase: str, models: Mapping[str, Path]) -> StageOne:
+    """Frozen bodies with fresh filters at their side of the layer map and a head on each. Every rank must call it.
+
+    Args:
+        build: The run's assembly.
+        phase: One of Stage I.
+        models: The folder of each side.
 
     Raises:
-        TedError: The model cannot be loaded; on every rank.
+        TedError: A model cannot be loaded; on every rank.
     """
-    layers, stage = build.layers(side), build.stage(f"filters_{side}")
-    body = build.models.frozen(side, model, layers, stage=stage, new_head_allowed=True)
-    bank = fresh_filters(build, side)
-    probes: FilterProbes | None = None
-    with build.world.together():
-        probes = _probes(build, bank, model, build.facts(side).model_type)
-    assert probes is not None
+    stage = build.stage(phase)
     places = None if stage is None else stage.places
-    if places is not None:
-        probes.keep(places)
-    return StageOne(body, bank, probes, FilterObjective(build.terms, body, layers, places), layer_names(layers))
+    sides: dict[str, Probed] = {}
+    objectives: dict[str, FilterObjective] = {}
+    for side in FILTER_PHASES[phase]:
+        layers = build.layers(side)
+        body = build.models.frozen(side, models[side], layers, stage=stage, new_head_allowed=True)
+        bank = fresh_filters(build, side)
+        probes: FilterProbes | None = None
+        with build.world.together():
+            probes = _probes(build, bank, models[side], build.facts(side).model_type)
+        assert probes is not None
+        if places is not None:
+            probes.keep(places)
+        prefix = f"{side}/" if len(FILTER_PHASES[phase]) > 1 else ""
+        sides[side] = Probed(body, stage is None or side in stage.runs, bank, probes, prefix)
+        objectives[side] = FilterObjective(build.terms, body, layers, places, prefix=prefix)
+    module = ProbesOfModels({side: one.probes for side, one in sides.items()})
+    running = [side for side, one in sides.items() if one.runs]
+    return StageOne(sides, module, FilterObjectives(objectives, here=running))
 
 
 def fresh_filters(build: Assembly, side: str) -> FilterBank:

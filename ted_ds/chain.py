@@ -16,14 +16,16 @@ from ted_ds.config.tasks import CausalLm
 from ted_ds.errors import CheckpointError
 from ted_ds.export import export_student
 from ted_ds.fill_cache import cached_teacher, retire_cache
-from ted_ds.layout import MODEL_FOLDER, Layout
+from ted_ds.layout import MODEL_FOLDER, Layout, filters_subfolder
 from ted_ds.models.cutting import cut
 from ted_ds.models.families import family_of
 from ted_ds.models.filter_files import save_filters
+from ted_ds.numerics.layer_map import layer_names
 from ted_ds.phases import PhaseFolder
+from ted_ds.plan import PLAN_OF_PHASE
 from ted_ds.preflight import act_on, vet_knowledge, vet_weights
 from ted_ds.runtime.frozen import FrozenModel
-from ted_ds.runtime.outputs import engine_outputs, frozen_outputs, probe_outputs
+from ted_ds.runtime.outputs import engine_outputs, frozen_outputs
 from ted_ds.runtime.preemption import StopNow
 from ted_ds.runtime.sharding import collect_garbage
 from ted_ds.stages.finetune import FinetuneObjective
@@ -169,39 +171,44 @@ class Chain:
         self._assembly.world.on_main(functools.partial(folder.write, write))
 
     def _filters_teacher(self, folder: PhaseFolder) -> None:
-        self._learn_filters(folder, "teacher", self._layout.teacher_path())
+        self._learn_filters(folder, "filters_teacher")
 
     def _filters_student(self, folder: PhaseFolder) -> None:
-        self._learn_filters(folder, "student", self._layout.student_path())
+        self._learn_filters(folder, "filters_student")
 
-    def _learn_filters(self, folder: PhaseFolder, side: str, model: Path) -> None:
+    def _filters_both(self, folder: PhaseFolder) -> None:
+        self._learn_filters(folder, "filters_both")
+
+    def _learn_filters(self, folder: PhaseFolder, phase: str) -> None:
         build, filters = self._assembly, self._recipe.filters
         assert filters is not None
-        plan = filters.teacher if side == "teacher" else filters.student
-        config = build.engine_config(plan, f"filters.{side}")
-        stage = build_stage_one(build, side, model)
-        if side == "teacher":
-            self._vet_teacher(stage.body)
-        build.models.drop_beyond_taps(stage.body)
-        build.models.share(stage.body, stage.probes)
-        with build.engine(
-            f"filters_{side}", stage.probes, config, plan, watched=stage.watched, frozen=stage.body
-        ) as engine:
-            training = PhaseTraining(
-                build,
-                folder,
-                engine,
-                plan,
-                forward=probe_outputs(engine, stage.body),
-                outputs=stage.names,
-            )
+        plan_path = PLAN_OF_PHASE[phase]
+        plan = self._recipe.phase_plans()[plan_path]
+        config = build.engine_config(plan, plan_path)
+        models = {"teacher": self._layout.teacher_path(), "student": self._layout.student_path()}
+        stage = build_stage_one(build, phase, models)
+        if "teacher" in stage.sides:
+            self._vet_teacher(stage.sides["teacher"].body)
+        for one in stage.sides.values():
+            build.models.drop_beyond_taps(one.body)
+            build.models.share(one.body, one.probes)
+        bodies = {side: one.body for side, one in stage.sides.items()}
+        with build.engine(phase, stage.module, config, plan, watched=stage.watched, frozen=bodies) as engine:
+            training = PhaseTraining(build, folder, engine, plan, forward=stage.outputs(engine), outputs=stage.names)
             result = training.run(stage.objective)
-            state = build.models.whole_state(stage.bank)
-        stage.body.release()
-        of_filter = dict(zip(stage.names, training.scores, strict=True))
+            states = {side: build.models.whole_state(one.bank) for side, one in stage.sides.items()}
+        for body in bodies.values():
+            body.release()
+        scores = iter(training.scores)
+        of_filter = {
+            side: {name: next(scores) for name in layer_names(one.bank.layers)} for side, one in stage.sides.items()
+        }
 
         def write(place: Path) -> dict[str, Any]:
-            save_filters(place, state, layers=stage.bank.layers, dim=self._dim, kind=filters.kind)
+            for side, one in stage.sides.items():
+                subfolder = place / filters_subfolder(phase, side)
+                subfolder.mkdir(exist_ok=True)
+                save_filters(subfolder, states[side], layers=one.bank.layers, dim=self._dim, kind=filters.kind)
             return {**result, "filters": of_filter}
 
         build.world.on_main(functools.partial(folder.write, write))
@@ -209,7 +216,8 @@ class Chain:
     def _distill(self, folder: PhaseFolder) -> None:
         build, plan = self._assembly, self._recipe.distill
         config = build.engine_config(plan, "distill")
-        filters = {side: self._output / f"filters_{side}" for side in ("student", "teacher")}
+        with_filters = plan.method == "ted"
+        filters = {side: self._layout.filters_path(side) if with_filters else None for side in ("student", "teacher")}
         cached = cached_teacher(
             build,
             teacher=self._layout.teacher_path(),
@@ -241,7 +249,7 @@ class Chain:
             plan,
             watched=stage.watched,
             trained=stage.student,
-            frozen=stage.teacher,
+            frozen={} if stage.teacher is None else {"teacher": stage.teacher},
         ) as engine:
             training = PhaseTraining(build, folder, engine, plan, forward=engine_outputs(engine))
             result = training.run(stage.objective)

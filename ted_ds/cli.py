@@ -13,7 +13,7 @@ from ted_ds.errors import StoppedOnRequest, TedError
 
 PHASES_OF_VERB = {
     "finetune": ("finetune_teacher", "cut_student", "finetune_student"),
-    "filters": ("filters_teacher", "filters_student"),
+    "filters": ("filters_teacher", "filters_student", "filters_both"),
     "distill": ("distill",),
     "evaluate": ("evaluate",),
     "export": ("export",),

@@ -192,7 +192,7 @@ class Doctor:
             return
         for side in ("teacher", "student"):
             check = f"filters of {side}"
-            path = self._recipe.output_dir / f"filters_{side}"
+            path = self._layout.filters_path(side)
             if not self._world.on_main(path.exists):
                 self._add(check, "skip", "not learned yet; ted-ds filters does it, fresh ones stand in here")
                 continue
@@ -200,10 +200,9 @@ class Doctor:
 
     def _look_at_learned(self, side: str, check: str) -> None:
         def scores() -> dict[str, float]:
-            folder = self._layout.folder(f"filters_{side}")
+            folder = self._layout.folder(self._layout.filters_phase(side))
             folder.is_complete()
-            result = folder.result()
-            return {name: values["loss"] for name, values in result["filters"].items()}
+            return {name: values["loss"] for name, values in folder.result()["filters"][side].items()}
 
         losses = self._world.on_main(scores)
         guess = heldout_guess(self._build)
@@ -239,7 +238,8 @@ class Doctor:
         folders: dict[str, Path | None] = {}
         for side in ("teacher", "student"):
             unusable = any(v.check == f"filters of {side}" and v.status in ("fail", "skip") for v in self._verdicts)
-            folders[side] = None if unusable else self._recipe.output_dir / f"filters_{side}"
+            learned = self._recipe.distill.method == "ted" and not unusable
+            folders[side] = self._layout.filters_path(side) if learned else None
         stage = build_stage_two(
             build, config, teacher=teacher, student=student, filters=folders, new_head_allowed=not is_ready
         )

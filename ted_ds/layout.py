@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,18 @@ from typing import Any
 from ted_ds.assemble import Assembly
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.redaction import without_secrets
-from ted_ds.phases import PhaseFolder, model_identity
+from ted_ds.phases import MANIFEST, PhaseFolder, model_identity
+from ted_ds.plan import PLAN_OF_PHASE
+from ted_ds.staging import FILTER_PHASES, filter_phases
 
 MODEL_FOLDER = "model"
 UNDECIDING_DATA_KEYS = {"padding", "workers", "bad_records"}
 """What may change in ``data`` without a change in results."""
+
+
+def filters_subfolder(phase: str, side: str) -> str:
+    """Where in its result a phase of Stage I puts a side's filters."""
+    return side if len(FILTER_PHASES[phase]) > 1 else "."
 
 
 class Layout:
@@ -30,17 +38,16 @@ class Layout:
     def folder(self, phase: str) -> PhaseFolder:
         """Where a phase puts its result, and what that depends on."""
         inputs: dict[str, Callable[[], dict[str, Any]]] = {
-            "finetune_teacher": lambda: self._training_inputs(self._recipe.teacher.finetune, self.teacher_origin),
+            "finetune_teacher": lambda: self._training_inputs(self._recipe.teacher.finetune, model=self.teacher_origin),
             "cut_student": lambda: {
                 "teacher": self.identity(self.teacher_path()),
                 "blocks": self._recipe.student.from_teacher and self._recipe.student.from_teacher.blocks,
             },
             "finetune_student": lambda: {
-                **self._training_inputs(self._recipe.student.finetune, self.student_start_path()),
+                **self._training_inputs(self._recipe.student.finetune, model=self.student_start_path()),
                 **self._frozen_part(),
             },
-            "filters_teacher": lambda: self._filter_inputs("teacher", self.teacher_path()),
-            "filters_student": lambda: self._filter_inputs("student", self.student_path()),
+            **{name: functools.partial(self._filter_inputs, name) for name in FILTER_PHASES},
             "distill": self._distill_inputs,
             "evaluate": lambda: {
                 "models": {name: self.identity(path) for name, path in self.evaluated_paths().items()},
@@ -80,15 +87,24 @@ class Layout:
             models["student fine-tuned"] = self.student_path()
         return {**models, "student after": self.distilled_path()}
 
+    def filters_phase(self, side: str) -> str:
+        """The phase that learns a side's filters."""
+        return next(phase for phase in filter_phases(self._recipe) if side in FILTER_PHASES[phase])
+
+    def filters_path(self, side: str) -> Path:
+        """Where Stage I leaves a side's filters."""
+        phase = self.filters_phase(side)
+        return self._output / phase / filters_subfolder(phase, side)
+
     def identity(self, folder: Path) -> dict[str, str]:
         """What names a model (:func:`ted_ds.phases.model_identity`), computed once."""
         if folder not in self._identities:
             self._identities[folder] = model_identity(folder)
         return self._identities[folder]
 
-    def _training_inputs(self, plan: PhasePlan | None, model: Path) -> dict[str, Any]:
+    def _training_inputs(self, plan: PhasePlan | None, **models: Path) -> dict[str, Any]:
         return {
-            "model": self.identity(model),
+            **{name: self.identity(model) for name, model in models.items()},
             # how the global batch is cut up and sharded does not decide the result: a requeued run may change it
             "plan": None
             if plan is None
@@ -102,21 +118,22 @@ class Layout:
             ),
         }
 
-    def _filter_inputs(self, side: str, model: Path) -> dict[str, Any]:
+    def _filter_inputs(self, phase: str) -> dict[str, Any]:
         filters = self._recipe.filters
         assert filters is not None
         shape = filters.model_dump(mode="json", include={"kind", "initialisation", "lm_head", "pooling"})
-        plan = filters.teacher if side == "teacher" else filters.student
-        layers = list(self._assembly.layers(side))
-        hosted = self._in_8_bits() if side == "teacher" else {}
+        sides = FILTER_PHASES[phase]
+        paths = {"teacher": self.teacher_path, "student": self.student_path}
+        models = {side: paths[side]() for side in sides}
+        layers = {side: list(self._assembly.layers(side)) for side in sides}
         return {
-            **self._training_inputs(plan, model),
+            **self._training_inputs(self._recipe.phase_plans()[PLAN_OF_PHASE[phase]], **models),
             "filters": {**shape, "layers": layers, "dim": self._assembly.plan.filter_dim},
-            **hosted,
+            **(self._in_8_bits() if "teacher" in sides else {}),
         }
 
     def _distill_inputs(self) -> dict[str, Any]:
-        inputs = self._training_inputs(self._recipe.distill, self.student_path())
+        inputs = self._training_inputs(self._recipe.distill, model=self.student_path())
         inputs["teacher"] = self.identity(self.teacher_path())
         inputs |= self._in_8_bits() | self._frozen_part()
         if self._recipe.teacher.cache is not None:
@@ -124,9 +141,15 @@ class Layout:
         inputs["layer_pairs"] = [list(pair) for pair in self._assembly.plan.layer_pairs]
         if self._recipe.distill.method == "ted":
             for side in ("teacher", "student"):
-                manifest = self._output / f"filters_{side}" / "phase.json"
-                inputs[f"filters_{side}"] = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+                inputs[f"filters_{side}"] = self._filter_files(side)
         return inputs
+
+    def _filter_files(self, side: str) -> dict[str, Any]:
+        """Size and hash of a side's learned filters."""
+        phase = self.filters_phase(side)
+        files = json.loads((self._output / phase / MANIFEST).read_text(encoding="utf-8"))["files"]
+        place = self.filters_path(side).relative_to(self._output / phase)
+        return {Path(name).name: hashed for name, hashed in files.items() if Path(name).parent == place}
 
     def _in_8_bits(self) -> dict[str, str]:
         """What to know of a teacher whose weights are not its files'; no other host makes a difference."""

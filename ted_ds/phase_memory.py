@@ -12,6 +12,7 @@ from ted_ds.config.tasks import CausalLm
 from ted_ds.memory import ITEM_BYTES, Trained, activation_bytes, bucket_bytes, frozen_bytes, on_device, trained_bytes
 from ted_ds.models.files import ModelFacts, Parameters
 from ted_ds.plan import EAGER_ATTENTION_TYPES, Plan
+from ted_ds.staging import FILTER_PHASES, filter_phases
 
 SHARDED_HOSTS = ("zero3", "cpu_offload", "nvme_offload")
 """Of the teacher's hosts, those where an engine of ZeRO-3 holds its weights."""
@@ -54,8 +55,8 @@ def phase_memories(
     pair = _Pair(recipe, plan, config, world_size, {"teacher": plan.teacher, "student": plan.student})
     sides = ("teacher", "student")
     found = [pair.finetuning(side, tuning) for side in sides if (tuning := pair.tuning(side)) is not None]
-    if recipe.distill.method == "ted" and recipe.filters is not None:
-        found += [pair.learning_filters(side, recipe.filters, host) for side in sides]
+    if recipe.filters is not None:
+        found += [pair.learning_filters(phase, recipe.filters, host) for phase in filter_phases(recipe)]
     return [*found, pair.distilling()]
 
 
@@ -79,20 +80,24 @@ class _Pair:
         activations = _activations(self.recipe, tuning, self.facts[side])
         return self._phase(f"finetune_{side}", sizes, num_frozen, activations=activations)
 
-    def learning_filters(self, side: str, filters: Filters, host: str) -> PhaseMemory:
+    def learning_filters(self, phase: str, filters: Filters, host: str) -> PhaseMemory:
         """Stage I; what its small heads keep for their backward pass is left out."""
-        heads, num_frozen = self._heads(side, filters)
+        sides = FILTER_PHASES[phase]
+        of_heads = {side: self._heads(side, filters) for side in sides}
         frozen = 0
-        if side == "student":
+        if "student" in sides:
             student_host = "zero3" if host in SHARDED_HOSTS else "replica"
             frozen = frozen_bytes(
-                self._parameters(side), host=student_host, precision=self.recipe.precision, world_size=self.world_size
+                self._parameters("student"),
+                host=student_host,
+                precision=self.recipe.precision,
+                world_size=self.world_size,
             )
         return self._phase(
-            f"filters_{side}",
-            [*self._filters(side), *heads],
-            num_frozen,
-            hosts_teacher=side == "teacher",
+            phase,
+            [size for side, (heads, _) in of_heads.items() for size in (*self._filters(side), *heads)],
+            sum(num_frozen for _, num_frozen in of_heads.values()),
+            hosts_teacher="teacher" in sides,
             frozen=frozen,
         )
 

@@ -16,7 +16,7 @@ from ted_ds.data.sources import HUB_NAME, is_remote, locate, names_hub
 from ted_ds.errors import ConfigError, TedError
 from ted_ds.models.files import ModelFacts, read_model_facts
 from ted_ds.numerics.layer_map import LayerPairs, make_layer_map
-from ted_ds.staging import Stage, plan_stages
+from ted_ds.staging import FILTER_PHASES, Stage, filter_phases, plan_stages
 
 Result = TypeVar("Result")
 CAUSAL_LM_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gpt2")
@@ -27,6 +27,7 @@ PLAN_OF_PHASE = {
     "finetune_student": "student.finetune",
     "filters_teacher": "filters.teacher",
     "filters_student": "filters.student",
+    "filters_both": "filters.both",
     "distill": "distill",
 }
 """Where the recipe says how a phase trains."""
@@ -36,6 +37,7 @@ PHASES = (
     "finetune_student",
     "filters_teacher",
     "filters_student",
+    "filters_both",
     "distill",
     "evaluate",
     "export",
@@ -247,8 +249,7 @@ def _phases(recipe: Recipe) -> tuple[str, ...]:
         "finetune_teacher": recipe.teacher.finetune is None,
         "cut_student": recipe.student.from_teacher is None,
         "finetune_student": recipe.student.finetune is None,
-        "filters_teacher": recipe.distill.method != "ted",
-        "filters_student": recipe.distill.method != "ted",
+        **{phase: phase not in filter_phases(recipe) for phase in FILTER_PHASES},
     }
     return tuple(phase for phase in PHASES if not left_out.get(phase, False))
 

@@ -13,7 +13,7 @@ from ted_ds.memory import ITEM_BYTES, activation_bytes, bucket_bytes, frozen_byt
 from ted_ds.models.share import Share
 from ted_ds.phase_memory import facts_of, filter_sizes, head_sizes, keeps_scores, trained_sizes, with_head
 from ted_ds.plan import PLAN_OF_PHASE, Plan
-from ted_ds.staging import Stage
+from ted_ds.staging import FILTER_PHASES, Stage, sides_of
 
 INTEGER_ROWS = 5
 """Of every token beside its states, as 32-bit integers: id, mask, whether it is kept, label, position if isolated."""
@@ -49,18 +49,16 @@ def _needs(
     num_replicas: int,
 ) -> StageNeeds:
     stage, training = stages[index], recipe.phase_plans()[PLAN_OF_PHASE[phase]]
-    trained_side, frozen_side = sides_of(phase)
+    _, frozen_sides = sides_of(phase)
     sizes: list[int] = []
     activations, frozen, num_frozen = 0, 0, 0
     under_way = min(len(stages) - index, num_microbatches(training, num_replicas))
     borders = [border for border in (index - 1, index) if 0 <= border < len(stages) - 1]
-    for side in (trained_side, frozen_side):
-        if side is None or side not in stage.runs:
-            continue
+    for side in sorted(stage.runs):
         share = stage.shares[side]
         facts = facts_of(plan, side)
         parameters = with_head(recipe, facts).of_share(share, predicts_tokens=isinstance(recipe.task, CausalLm))
-        if side == frozen_side:
+        if side in frozen_sides:
             host = "int8" if side == "teacher" and recipe.teacher.host == "int8" else "replica"
             frozen += frozen_bytes(parameters, host=host, precision=recipe.precision, world_size=1)
             continue
@@ -78,14 +76,14 @@ def _needs(
             under_way=under_way,
         )
     if stage.places:
-        of_filters = trained_side or frozen_side or "student"
         per_pair = len(stage.places)
-        sizes += filter_sizes(recipe, plan, of_filters) * per_pair
-        if trained_side is None and recipe.filters is not None:
-            heads, shared = head_sizes(recipe, plan, of_filters, recipe.filters)
-            sizes += heads * per_pair
-            num_frozen += shared
-        elif recipe.distill.method == "ted":
+        for side in FILTER_PHASES.get(phase, ("student",)):
+            sizes += filter_sizes(recipe, plan, side) * per_pair
+            if phase in FILTER_PHASES and recipe.filters is not None:
+                heads, shared = head_sizes(recipe, plan, side, recipe.filters)
+                sizes += heads * per_pair
+                num_frozen += shared
+        if phase == "distill" and recipe.distill.method == "ted":
             frozen += sum(filter_sizes(recipe, plan, "teacher")) * per_pair * ITEM_BYTES[recipe.precision]
     trained = trained_bytes(
         sizes or [1], config=config, precision=recipe.precision, world_size=num_replicas, num_frozen=num_frozen
@@ -93,15 +91,6 @@ def _needs(
     activations += under_way * sum(_forward_bytes(recipe, plan, phase, border) for border in borders)
     buckets = bucket_bytes(config, recipe.precision, in_pipeline=True)
     return StageNeeds(trained.total + frozen, activations, buckets)
-
-
-def sides_of(phase: str) -> tuple[str | None, str | None]:
-    """Which model trains in a phase, and which is frozen beside it."""
-    if phase.startswith("finetune_"):
-        return phase.removeprefix("finetune_"), None
-    if phase.startswith("filters_"):
-        return None, phase.removeprefix("filters_")
-    return "student", "teacher"
 
 
 def num_microbatches(training: PhasePlan, num_replicas: int) -> int:
@@ -122,10 +111,9 @@ def sent_bytes(recipe: Recipe, plan: Plan, phase: str, border: int) -> int:
 
 
 def _forward_bytes(recipe: Recipe, plan: Plan, phase: str, border: int) -> int:
-    trained_side, frozen_side = sides_of(phase)
+    trained_side, frozen_sides = sides_of(phase)
     passing = [trained_side] if trained_side is not None else []
-    if frozen_side is not None and frozen_side in plan.stages[phase][border + 1].runs:
-        passing.append(frozen_side)
+    passing += [side for side in frozen_sides if side in plan.stages[phase][border + 1].runs]
     integers = 4 * INTEGER_ROWS * micro_tokens(recipe, recipe.phase_plans()[PLAN_OF_PHASE[phase]])
     return integers + sum(_state_bytes(recipe, plan, phase, side) for side in passing)
 

@@ -23,6 +23,12 @@ from ted_ds.numerics.layer_map import LayerPairs
 
 FORWARD, LEARN, RECOMPUTED = 1, 3, 4
 """Passes through a matrix: forward; with the gradients of input and weights; with activations computed once more."""
+FILTER_PHASES: Mapping[str, tuple[str, ...]] = {
+    "filters_teacher": ("teacher",),
+    "filters_student": ("student",),
+    "filters_both": ("student", "teacher"),
+}
+"""Of Stage I, with the models whose filters they learn."""
 MOST_CHOICES = 33
 """Of where to cut the teacher, for one cut of the student: where no layers are matched, any would do."""
 
@@ -39,6 +45,20 @@ class Stage:
     """In the layer map: whose filters and losses are here."""
     cost: float
     """Operations (multiply-adds counted twice) per token of a training step."""
+
+
+def filter_phases(recipe: Recipe) -> list[str]:
+    """The phases of Stage I that a recipe has."""
+    if recipe.distill.method != "ted" or recipe.filters is None:
+        return []
+    return [f"filters_{name}" for name in recipe.filters.plans]
+
+
+def sides_of(phase: str) -> tuple[str | None, tuple[str, ...]]:
+    """Which model trains in a phase, and which are frozen beside it."""
+    if phase.startswith("finetune_"):
+        return phase.removeprefix("finetune_"), ()
+    return (None, FILTER_PHASES[phase]) if phase in FILTER_PHASES else ("student", ("teacher",))
 
 
 def whole_stage(facts: Mapping[str, ModelFacts], num_pairs: int) -> Stage:
@@ -72,8 +92,7 @@ def _phases(recipe: Recipe) -> dict[str, tuple[str, ...]]:
         found["finetune_teacher"] = ("teacher",)
     if recipe.student.finetune is not None:
         found["finetune_student"] = ("student",)
-    if recipe.distill.method == "ted":
-        found |= {"filters_teacher": ("teacher",), "filters_student": ("student",)}
+    found |= {phase: FILTER_PHASES[phase] for phase in filter_phases(recipe)}
     found["distill"] = ("student",) if recipe.distill.method == "sft" else ("student", "teacher")
     return found
 
@@ -93,7 +112,7 @@ class _Cutter:
         self._recipe, self._phase, self._sides, self._dim = recipe, phase, sides, filter_dim
         self._facts = facts
         self._own = facts[sides[0]]
-        self._is_filters = phase.startswith("filters_")
+        self._is_filters = phase in FILTER_PHASES
         self._other = facts[sides[1]] if len(sides) > 1 else None
         self._causal = isinstance(recipe.task, CausalLm)
         # the layers of each place on the side that sets the pace, and on the other
@@ -103,7 +122,7 @@ class _Cutter:
         self._other_layers = [pair[1] for pair in pairs] if self._other is not None else []
         # what no matched layer needs does not run where there are no predictions
         self._own_end = max(self._own_layers) if self._is_filters else self._own.num_blocks
-        self._predicts = self._other is not None and recipe.distill.kl_weight > 0
+        self._predicts = self._other is not None and not self._is_filters and recipe.distill.kl_weight > 0
         self._other_end = 0
         if self._other is not None:
             self._other_end = self._other.num_blocks if self._predicts else max(self._other_layers, default=0)
@@ -218,15 +237,21 @@ class _Cutter:
         return cost
 
     def _of_pair(self) -> float:
-        """A pair's filters, and in Stage I the head on one of them."""
-        own = 2.0 * self._own.hidden_size * self._dim
-        if self._other is not None:
-            return LEARN * own + FORWARD * 2.0 * self._other.hidden_size * self._dim
+        """A pair's filters, and in Stage I the heads on them."""
+        if self._is_filters:
+            return sum(self._of_probe(self._facts[side]) for side in self._sides)
+        cost = LEARN * self._of_filter(self._own)
+        return cost if self._other is None else cost + FORWARD * self._of_filter(self._other)
+
+    def _of_probe(self, facts: ModelFacts) -> float:
         learn_without_input = 2
-        cost = learn_without_input * own
+        cost = learn_without_input * self._of_filter(facts)
         if self._causal and self._recipe.filters is not None:
-            cost += (LEARN if self._recipe.filters.lm_head == "new" else 2) * _lm_head(self._own)
+            cost += (LEARN if self._recipe.filters.lm_head == "new" else 2) * _lm_head(facts)
         return cost
+
+    def _of_filter(self, facts: ModelFacts) -> float:
+        return 2.0 * facts.hidden_size * self._dim
 
 
 def _lm_head(facts: ModelFacts) -> float:

@@ -54,7 +54,9 @@ def change_layouts(
     ``stops`` are the steps, of any phase, until each stop; without it, three of the last phase.
     """
     recipe = write_run(folder, family="gpt2")
-    micro = [f"{phase}.micro_batch_size=1" for phase in ("distill", "filters.teacher", "filters.student")]
+    in_one_pass = any(change.startswith("filters={both") for change in changes)
+    phases = ("distill", *(() if in_one_pass else ("filters.teacher", "filters.student")))
+    micro = [f"{phase}.micro_batch_size=1" for phase in phases]
     base = ["run", str(recipe), f"precision={precision}", "distill.weight_decay=0.1", *micro, *changes]
     base += [f"distill.max_steps={3 * len(chain)}"]
     stops = stops or [2 * FILTER_STEPS + 3, *[3] * (len(chain) - 2)]

@@ -56,8 +56,26 @@ class Filters(Section):
     pooling: Literal["model", "mean"] = "model"
     """Classification: what a filter's head reads: the token the model itself classifies by (the reference), or the mean
     over tokens. In lower layers that one token may hold nothing yet: the run prints each filter's score."""
-    teacher: PhasePlan
-    student: PhasePlan
+    teacher: PhasePlan | None = None
+    student: PhasePlan | None = None
+    both: PhasePlan | None = None
+    """Instead of the two: the filters of both models in one pass over the data."""
+
+    @model_validator(mode="after")
+    def _each_side_once(self) -> Filters:
+        given = [*self.plans]
+        if given not in (["teacher", "student"], ["both"]):
+            raise ValueError(
+                f"give both (teacher and student learn in one pass), or teacher and student (a phase each); given: "
+                f"{' and '.join(given) or 'none of them'}"
+            )
+        return self
+
+    @property
+    def plans(self) -> dict[str, PhasePlan]:
+        """What is trained, by its key here."""
+        plans = {"teacher": self.teacher, "student": self.student, "both": self.both}
+        return {name: plan for name, plan in plans.items() if plan is not None}
 
     @model_validator(mode="after")
     def _identity_is_linear(self) -> Filters:
@@ -290,14 +308,14 @@ class Recipe(Section):
             if part.finetune is not None:
                 parts[name] = part.model_copy(update={"finetune": larger(part.finetune)})
         if self.filters is not None:
-            both = {side: larger(getattr(self.filters, side)) for side in ("teacher", "student")}
-            parts["filters"] = self.filters.model_copy(update=both)
+            plans = {name: larger(plan) for name, plan in self.filters.plans.items()}
+            parts["filters"] = self.filters.model_copy(update=plans)
         return self.model_copy(update=parts)
 
     def phase_plans(self) -> dict[str, PhasePlan]:
         """The plans this recipe will run, by their path in the recipe."""
         plans = {"teacher.finetune": self.teacher.finetune, "student.finetune": self.student.finetune}
         if self.distill.method == "ted" and self.filters is not None:
-            plans |= {"filters.teacher": self.filters.teacher, "filters.student": self.filters.student}
+            plans |= {f"filters.{name}": plan for name, plan in self.filters.plans.items()}
         plans["distill"] = self.distill
         return {path: plan for path, plan in plans.items() if plan is not None}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,6 +52,18 @@ class FilterProbes(nn.Module):
         if isinstance(head, FrozenLmHead):
             return VocabularyPredictions(head(features), head.lm_head)
         return DensePredictions(head(features))
+
+
+class ProbesOfModels(nn.Module):
+    """The one trainable module of Stage I: the probes of each model whose filters are learned."""
+
+    def __init__(self, sides: Mapping[str, FilterProbes]) -> None:
+        super().__init__()
+        self.sides = nn.ModuleDict(dict(sides))
+
+    def forward(self, then: Callable[[Mapping[str, Any]], Result]) -> Result:
+        """What ``then`` makes of the probes by side, within this forward pass."""
+        return then(dict(self.sides.items()))
 
 
 class FrozenLmHead(nn.Module):

@@ -8,6 +8,7 @@ numbers travel as integers. Integers come behind the float: DeepSpeed's receive 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,26 +73,24 @@ class Waybill:
             self.isolated,
         )
 
-    def pass_on(self, cargo: Cargo, loss: Tensor, trained: Tensor | None, frozen: Tensor | None) -> Cargo:
+    def pass_on(self, cargo: Cargo, loss: Tensor, trained: Tensor | None, frozen: Sequence[Tensor]) -> Cargo:
         """What goes to the next stage.
 
         Args:
             cargo: What came.
             loss: Of this stage and those before, with graph.
             trained: The trained model's state ``[batch, seq, hidden]``, with graph; None in Stage I.
-            frozen: The frozen model's, or :data:`DID_NOT_RUN`; None where the next stage has none of it.
+            frozen: Of the frozen models that the next stage has something of, or :data:`DID_NOT_RUN`.
         """
         coupled: Tensor = _Couple.apply(loss, trained)
-        as_integers = []
-        if frozen is not None:
-            as_bytes = frozen.detach().contiguous().view(torch.uint8)  # NCCL knows no integers of 16 bits
-            as_integers = [as_bytes.to(coupled.device)]
-        return coupled, *as_integers, *cargo[-2:]
+        # NCCL knows no integers of 16 bits
+        as_bytes = [state.detach().contiguous().view(torch.uint8).to(coupled.device) for state in frozen]
+        return coupled, *as_bytes, *cargo[-2:]
 
-    def unload(self, cargo: Cargo, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """What came from the stage before: its loss, the trained model's state, and the frozen one's, if it ran."""
+    def unload(self, cargo: Cargo, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
+        """What came from the stage before: its loss, the trained model's state, and of each frozen one that ran."""
         coupled, *frozen = cargo[:-2]
         shape = cargo[-2].shape[1:]
         trained = coupled[:-1].view(*shape, -1) if self.has_trained else None
-        frozen_ran = frozen and frozen[0].dim() > DID_NOT_RUN.dim()
-        return coupled[-1].float(), trained, frozen[0].view(dtype) if frozen_ran else None
+        states = [one.view(dtype) if one.dim() > DID_NOT_RUN.dim() else None for one in frozen]
+        return coupled[-1].float(), trained, states

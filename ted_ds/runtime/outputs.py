@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from ted_ds.data.loader import Batch
-from ted_ds.models.heads import Prober
+from ted_ds.models.heads import FilterProbes, Prober
 from ted_ds.models.predictions import Predictions
 from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.runtime.step_runner import StepRunner
@@ -46,15 +47,26 @@ def frozen_outputs(model: FrozenModel) -> Outputs:
     return forward
 
 
-def probe_outputs(engine: StepRunner, body: FrozenModel) -> Outputs:
-    """Of each probe that an engine trains on a frozen body."""
+def probe_outputs(engine: StepRunner, bodies: Sequence[tuple[str, FrozenModel | None]], num_places: int) -> Outputs:
+    """Of each probe that an engine trains on frozen models: those of the first, then those of the next.
+
+    Args:
+        engine: Trains them, as one :class:`ted_ds.models.heads.ProbesOfModels`.
+        bodies: The models by side; None where this pipeline stage has nothing of one.
+        num_places: In the layer map.
+    """
 
     def read(forward: Callable[..., Any], batch: Batch) -> dict[int, Tensor]:
         found: dict[int, Tensor] = {}
 
-        def learn(predict: Prober) -> None:
+        def learn(probes: Mapping[str, FilterProbes]) -> None:
+            for index, (side, body) in enumerate(bodies):
+                if body is not None:
+                    probes[side](functools.partial(read_one, body, index * num_places))
+
+        def read_one(body: FrozenModel, first: int, predict: Prober) -> None:
             def probe(place: int, state: Tensor) -> None:
-                found[place] = predict(place, state, batch.attention_mask).outputs(batch.labels)
+                found[first + place] = predict(place, state, batch.attention_mask).outputs(batch.labels)
 
             body(batch.inputs, on_state=probe)
 

@@ -11,7 +11,7 @@ import functools
 import io
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,10 +38,10 @@ class Travellers:
 
     trained: TappedModel | None
     """None in Stage I, which trains nothing but filters and heads."""
-    frozen: TappedModel | None
-    """None in Stage 0, and where this stage has nothing of the teacher."""
-    frozen_goes_on: bool
-    """Whether the next stage has something of it."""
+    frozen: Mapping[str, TappedModel]
+    """By side, in the order of the cargo; none in Stage 0, and where this stage has nothing of the teacher."""
+    going_on: Collection[str]
+    """The frozen ones that the next stage has something of."""
 
 
 class StageModule(nn.Module):
@@ -74,8 +74,8 @@ class StageModule(nn.Module):
         loss_before: Tensor | None = None
         if not self._is_first:
             loss_before, trained, frozen = self._waybill.unload(cargo, self._dtype)
-            for model, state in ((models.trained, trained), (models.frozen, frozen)):
-                if model is not None and state is not None:  # evaluation leaves the frozen one out
+            for model, state in ((models.trained, trained), *zip(models.frozen.values(), frozen, strict=True)):
+                if model is not None and state is not None:  # evaluation leaves the teacher out
                     model.arrive(state)
         own = self.work(self._waybill.batch(cargo))
         loss = (torch.zeros(()) if own is None else own).to(cargo[-1].device)
@@ -87,13 +87,10 @@ class StageModule(nn.Module):
             return loss if self.close is None else self.close(loss)
         if torch.is_grad_enabled() and not loss.requires_grad:
             loss = loss.detach().requires_grad_()  # DeepSpeed wants a gradient of what is passed on
-        frozen_state = None
-        if models.frozen is not None:
-            state = models.frozen.leave()  # also where nobody waits for it
-            if models.frozen_goes_on:
-                frozen_state = DID_NOT_RUN if state is None else state
+        left = {side: model.leave() for side, model in models.frozen.items()}  # also where nobody waits for it
+        going_on = [DID_NOT_RUN if state is None else state for side, state in left.items() if side in models.going_on]
         trained_state = models.trained.leave() if models.trained is not None else None
-        return self._waybill.pass_on(cargo, loss, trained_state, frozen_state)
+        return self._waybill.pass_on(cargo, loss, trained_state, going_on)
 
 
 class _TiedWeights(nn.Module):

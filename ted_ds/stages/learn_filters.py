@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -20,7 +20,13 @@ class FilterObjective:
     """The mean over filters of each one's task loss: K independent probes."""
 
     def __init__(
-        self, terms: TaskTerms, body: FrozenModel, layers: Sequence[int], places: Sequence[int] | None = None
+        self,
+        terms: TaskTerms,
+        body: FrozenModel,
+        layers: Sequence[int],
+        places: Sequence[int] | None = None,
+        *,
+        prefix: str = "",
     ) -> None:
         """Read filters on the states of ``body``.
 
@@ -29,10 +35,11 @@ class FilterObjective:
             body: Gives the states.
             layers: Its side of the layer map.
             places: Which places in the layer map are here; None for all.
+            prefix: Before each layer, in the names of the terms.
         """
         self._terms, self._body = terms, body
         self._places = range(len(layers)) if places is None else places
-        self._names = [f"loss/task/{name}" for name in layer_names(layers)]
+        self._names = [f"loss/task/{prefix}{name}" for name in layer_names(layers)]
         self.weights: Mapping[str, float] = dict.fromkeys(self._names, 1.0 / len(self._names))
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
@@ -59,3 +66,33 @@ class FilterObjective:
 
         loss = forward(learn)
         return loss, {name: totals[name] for name in self.weights if name in totals}
+
+
+class FilterObjectives:
+    """The sum over models of the objective of each one's filters, on the same batch."""
+
+    def __init__(self, sides: Mapping[str, FilterObjective], *, here: Collection[str]) -> None:
+        """Learn the filters of each side; ``here`` are those that run on this pipeline stage."""
+        self._sides, self._here = sides, here
+        self.weights: Mapping[str, float] = {n: w for side in sides.values() for n, w in side.weights.items()}
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Kept labels, the same for each filter."""
+        return {name: count for side in self._sides.values() for name, count in side.counts(batch).items()}
+
+    def loss(
+        self, forward: Callable[..., Any], batch: Batch, counts: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See :class:`FilterObjective`; ``forward`` is that of :class:`ted_ds.models.heads.ProbesOfModels`."""
+        totals: dict[str, Tensor] = {}
+
+        def learn(probes: Mapping[str, Callable[..., Any]]) -> Tensor:
+            losses = []
+            for side, objective in self._sides.items():
+                if side in self._here:
+                    loss, of_side = objective.loss(probes[side], batch, counts)
+                    losses.append(loss)
+                    totals.update(of_side)
+            return sum(losses[1:], start=losses[0])
+
+        return forward(learn), totals

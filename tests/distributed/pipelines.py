@@ -15,7 +15,7 @@ from ted_ds.launch import _prepare
 from ted_ds.plan import PLAN_OF_PHASE
 from ted_ds.runtime.checkpoints.engine_state import STAND_IN
 from ted_ds.runtime.checkpoints.resharding import own_name
-from ted_ds.runtime.outputs import engine_outputs, probe_outputs
+from ted_ds.runtime.outputs import engine_outputs
 from ted_ds.runtime.preemption import StopRequests
 from ted_ds.runtime.step_runner import StepRunner
 from ted_ds.stages.finetune import FinetuneObjective
@@ -91,18 +91,22 @@ def write_pair(folder: Path, family: str) -> None:
             plan |= {"global_batch_size": 8, "micro_batch_size": 2, "learning_rate": 0.2, "schedule": "constant"}
         recipe["distill"] |= {"task_weight": 0.7, "kl_weight": 1.3, "temperature": 2.0, "feature_weight": 3.0}
         write_recipe(folder / f"{name}.yaml", recipe)
+        filters = {"dim": 12, "both": recipe["filters"]["teacher"]}
+        write_recipe(folder / f"{name}-both.yaml", recipe | {"filters": filters})
 
 
 def open_case(folder: Path, case: Case, layout: Layout) -> Any:
     """The assembly of a case."""
-    plans = ["distill", "filters.teacher", "filters.student", "student.finetune"]
+    in_one_pass = case.phase == "filters_both"
+    of_filters = ["filters.both"] if in_one_pass else ["filters.teacher", "filters.student"]
+    plans = ["distill", *of_filters, "student.finetune"]
     overrides = [
         f"deepspeed={folder / case.family / f'zero{layout.zero}.json'}",
         f"pipeline.stages={layout.stages}",
         *(f"{plan}.gradient_clipping={case.clipping}" for plan in plans),
         *case.changes,
     ]
-    recipe = folder / case.family / f"{case.layer_map}.yaml"
+    recipe = folder / case.family / f"{case.layer_map}{'-both' if in_one_pass else ''}.yaml"
     build, _ = _prepare(str(recipe), overrides, contracts_hold=True, stops=StopRequests())
     return build
 
@@ -126,6 +130,8 @@ class Prepared(NamedTuple):
     plan: Any
     config: dict[str, Any]
     watched: dict[str, Any]
+    outputs: Any
+    """What to score while an engine trains it."""
 
 
 def prepare(build: Any, models: dict[str, Path], case: Case) -> Prepared:
@@ -134,15 +140,16 @@ def prepare(build: Any, models: dict[str, Path], case: Case) -> Prepared:
     config = build.engine_config(plan, plan_path)
     if case.phase == "distill":
         stage: Any = build_stage_two(build, config, **models, filters={"teacher": None, "student": None})
-        passing = {"trained": stage.student, "frozen": stage.teacher}
-        return Prepared(stage.module, stage.objective, passing, plan, config, stage.watched)
+        passing = {"trained": stage.student, "frozen": {"teacher": stage.teacher}}
+        return Prepared(stage.module, stage.objective, passing, plan, config, stage.watched, engine_outputs)
     if case.phase == "finetune_student":
         module = build.models.trained("student", models["student"], config, stage=build.stage(case.phase))
-        return Prepared(module, FinetuneObjective(build.terms), {"trained": module}, plan, config, {})
-    side = case.phase.removeprefix("filters_")
-    stage = build_stage_one(build, side, models[side])
-    build.models.drop_beyond_taps(stage.body)
-    return Prepared(stage.probes, stage.objective, {"frozen": stage.body}, plan, config, stage.watched)
+        return Prepared(module, FinetuneObjective(build.terms), {"trained": module}, plan, config, {}, engine_outputs)
+    stage = build_stage_one(build, case.phase, models)
+    bodies = {side: one.body for side, one in stage.sides.items()}
+    for body in bodies.values():
+        build.models.drop_beyond_taps(body)
+    return Prepared(stage.module, stage.objective, {"frozen": bodies}, plan, config, stage.watched, stage.outputs)
 
 
 def open_engine(build: Any, case: Case, prepared: Prepared) -> Any:
@@ -166,9 +173,7 @@ def train_one(build: Any, models: dict[str, Path], case: Case) -> Trained:
         for _ in range(NUM_STEPS):
             assert engine.step(steps, objective) is None
             reports.append(engine.report(objective))
-        is_stage_one = case.phase.startswith("filters_")
-        outputs = probe_outputs(engine, prepared.passing["frozen"]) if is_stage_one else engine_outputs(engine)
-        scores, _ = build.evaluate(outputs, in_pipeline=True)
+        scores, _ = build.evaluate(prepared.outputs(engine), in_pipeline=True)
         weights = build.models.whole_state(prepared.module)
     return Trained(reports, gradients, weights, scores)
 
@@ -220,10 +225,9 @@ def _plain_one(build: Any, models: dict[str, Path], case: Case) -> Trained:
     trained = {f"tapped.{name}": one for name, one in student.named_parameters()}
     trained |= {f"bank.{name}": one for name, one in bank.named_parameters()}
     if case.phase != "distill":
-        side = case.phase.removeprefix("filters_")
-        one = build_stage_one(build, side, models[side])
-        probes, body = one.probes.double(), one.body.tapped.double()
-        trained = {name: p for name, p in probes.named_parameters() if p.requires_grad}
+        one = build_stage_one(build, case.phase, models)
+        bodies = {side: probed.body.tapped.double() for side, probed in one.sides.items()}
+        trained = {name: p for name, p in one.module.double().named_parameters() if p.requires_grad}
     reports, gradients = [], {}
     steps = build.training_batches(plan, num_workers=0)
     for _ in range(NUM_STEPS):
@@ -243,14 +247,16 @@ def _plain_one(build: Any, models: dict[str, Path], case: Case) -> Trained:
             loss = plan.task_weight * task + plan.kl_weight * heat**2 * kl + plan.feature_weight * sum(mse) / len(mse)
             report = {"loss/task": task, "loss/kl_teacher_student": kl, "loss/feature_mse": sum(mse) / len(mse)}
         else:
-            with torch.no_grad():
-                _, states = body(inputs)
-            losses = [
-                F.cross_entropy(one[counted], labels[counted])
-                for one in probe_logits(probes, states, inputs["attention_mask"])
-            ]
-            loss = sum(losses) / len(losses)
-            report = {"loss/task": loss}
+            loss = torch.zeros((), dtype=torch.float64)
+            for side, body in bodies.items():
+                with torch.no_grad():
+                    _, states = body(inputs)
+                losses = [
+                    F.cross_entropy(logits[counted], labels[counted])
+                    for logits in probe_logits(one.sides[side].probes, states, inputs["attention_mask"])
+                ]
+                loss = loss + sum(losses) / len(losses)
+            report = {"loss/total": loss}
         loss.backward()
         report["loss/total"] = loss
         reports.append({name: value.item() for name, value in report.items()})

@@ -27,18 +27,18 @@ SMALLEST = 1e-7
 """What is left of a KL between predictions that nearly agree is a difference of much larger numbers."""
 
 
-SIDES = ("teacher", "student")
+STAGE_ONE = ("filters_teacher", "filters_student", "filters_both")
 SAMPLE = {
     "llama": (Layout(2, 1, 1), [("last", "distill", CLIPPING), ("last", "filters_student", CLIPPING)]),
     "gpt2": (Layout(3, 1, 0), [("explicit", "distill", 0.0), ("explicit", "filters_teacher", CLIPPING)]),
-    "bert": (Layout(2, 2, 0), [("distilgpt2", "distill", CLIPPING)]),
+    "bert": (Layout(2, 2, 0), [("distilgpt2", "distill", CLIPPING), ("explicit", "filters_both", CLIPPING)]),
     "deberta-v2": (Layout(2, 2, 1), [("uniform", "distill", CLIPPING)]),
 }
 
 
 def all_cases(family):
     distill = [Case(family, one, "distill", clipping) for one in MAPS for clipping in (0.0, CLIPPING)]
-    filters = [Case(family, one, f"filters_{side}", CLIPPING) for one in ("last", "explicit") for side in SIDES]
+    filters = [Case(family, one, phase, CLIPPING) for one in ("last", "explicit") for phase in STAGE_ONE]
     return [*distill, *filters]
 
 

@@ -15,6 +15,7 @@ from tests.runs import run, traces, with_dropout
 from tests.tiny import write_run
 
 THREE_BLOCKS = "student.from_teacher.blocks=[0, 1, 3]"
+ONE_PASS = "filters={both: {max_steps: 2, learning_rate: 1e-3, global_batch_size: 4, micro_batch_size: 1}}"
 ONE_PAIR = "layer_map={kind: explicit, pairs: [[1, 1]]}"
 
 
@@ -36,7 +37,9 @@ def test_a_pipeline_with_dropout_goes_on_bit_by_bit(tmp_path, number, precision,
     ("precision", "chain", "stops", "changes"),
     [
         # the first stop is in Stage I
-        ("fp32", [(2, 1, 2), (2, 0, 1), (3, 0, 3), (4, 1, 2)], (1, 6, 3), []),
+        ("fp32", [(2, 1, 2), (2, 0, 1), (3, 0, 3), (4, 1, 2)], (1, 4, 3), [ONE_PASS]),
+        pytest.param("fp32", [(2, 1, 2), (2, 0, 1), (3, 0, 3), (4, 1, 2)], (1, 6, 3), [], marks=pytest.mark.slow),
+        pytest.param("fp32", [(2, 3, 1), (3, 1, 3), (2, 2, 1)], (1, 4), [ONE_PASS], marks=pytest.mark.slow),
         # stages without a filter have a stand-in for it
         pytest.param(
             "fp32", [(2, 1, 2), (2, 1, 1), (3, 1, 3), (2, 1, 2)], (1, 2, 1), [ONE_PAIR], marks=pytest.mark.slow

@@ -268,6 +268,16 @@ def test_a_recipe_is_frozen(path: Path) -> None:
         (["layer_map.kind=last", "layer_map.num_pairs=1"], "layer_map: num_pairs goes with kind: uniform, not last"),
         (["filters=null"], "distill.method: ted needs a filters section (Stage I)"),
         (
+            ["filters.student=null"],
+            "filters: give both (teacher and student learn in one pass), or teacher and student (a phase each); "
+            "given: teacher",
+        ),
+        (["filters.teacher=null", "filters.student=null"], "given: none of them"),
+        (
+            ["filters.both={max_steps: 2, learning_rate: 1e-3, global_batch_size: 4, micro_batch_size: 2}"],
+            "given: teacher and student and both",
+        ),
+        (
             ["filters.kind=mlp", "filters.initialisation=identity"],
             "filters: initialisation: identity goes with kind: linear",
         ),

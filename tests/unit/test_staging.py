@@ -21,6 +21,7 @@ from tests.tiny import ROOT, write_run
 # blocks, width, vocabulary, parameters in a block's matrices
 GPT2, DISTILGPT2 = (12, 768, 50257, 12 * 768**2), (6, 768, 50257, 12 * 768**2)
 SMOLLM2, SMALLER = (30, 576, 49152, 3_540_000), (10, 576, 49152, 3_540_000)
+FILTERS_BOTH = "filters={both: {max_steps: 2, learning_rate: 1e-3, global_batch_size: 4, micro_batch_size: 2}}"
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +128,21 @@ def test_stage_one_needs_no_block_above_the_last_filter(run):
     assert stages[-1].shares == {"teacher": Share(stages[0].shares["teacher"].stop, 6, False, False)}
 
 
+def test_stage_one_of_both_models_is_cut_like_the_pairs(run):
+    student, teacher, pairs = (4, 16, 100, 2048), (8, 24, 100, 9000), ((1, 2), (2, 4), (3, 6))
+    stages = cut(run, student, teacher, pairs, 2, FILTERS_BOTH, phase="filters_both")
+    assert stages[-1].shares["student"].stop == 3
+    assert stages[-1].shares["teacher"].stop == 6
+    assert not any(share.has_output for stage in stages for share in stage.shares.values())
+    assert all(stage.runs == {"student", "teacher"} for stage in stages)
+    assert sorted(place for stage in stages for place in stage.places) == [0, 1, 2]
+    alone = {
+        side: sum(stage.cost for stage in cut(run, student, teacher, pairs, 2, phase=f"filters_{side}"))
+        for side in ("student", "teacher")
+    }
+    assert sum(stage.cost for stage in stages) == pytest.approx(sum(alone.values()))
+
+
 def test_a_map_that_crosses_is_cut_where_it_does_not(run):
     # 1<-4 and 2<-2 cross: both are on one stage
     stages = cut(run, (4, 16, 100, 2048), (8, 24, 100, 9000), ((1, 4), (2, 2), (4, 8)), 2)
@@ -192,6 +208,9 @@ def test_what_crosses_a_border_is_counted(run):
     tokens, width = 2 * 16, 16
     assert sent_bytes(recipe, plan, "distill", 0) == tokens * (2 * 4 * width + 4 * width + 5 * 4)
     assert sent_bytes(recipe, plan, "filters_teacher", 0) == tokens * (4 * width + 5 * 4)
+    recipe = load_recipe(run, ["pipeline.stages=2", FILTERS_BOTH])
+    plan = make_plan(recipe, num_ranks=2)
+    assert sent_bytes(recipe, plan, "filters_both", 0) == tokens * (2 * 4 * width + 5 * 4)
 
 
 def test_frozen_embeddings_have_neither_gradient_nor_moments_on_any_stage(run):
