@@ -103,7 +103,7 @@ def work(folder: Path, name: str) -> None:
     batch = build.collate([Sample(tokens, None)])
     sent = _count_sent()
     with build.engine(
-        "distill", stage.module, config, plan, watched={}, trained=stage.student, frozen=stage.teacher
+        "distill", stage.module, config, plan, watched={}, trained=stage.student, frozen={"teacher": stage.teacher}
     ) as engine:
 
         def step(count: int) -> dict[str, float]:
