@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Makes the virtual environment that quickstart.sh and tests/run.sh run in. Sourced, from the repository's root.
 #
 #   TED_DS_VENV    where it is made             (default: .venv)

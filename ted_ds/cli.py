@@ -7,9 +7,12 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from ted_ds import __version__
 from ted_ds.errors import StoppedOnRequest, TedError
+from ted_ds.launching.own_log import open_log
+from ted_ds.launching.records import LOG_DIR, log_folder
 
 PHASES_OF_VERB = {
     "finetune": ("finetune_teacher", "cut_student", "finetune_student"),
@@ -19,6 +22,7 @@ PHASES_OF_VERB = {
     "export": ("export",),
 }
 PHASES_OF_VERB["run"] = tuple(phase for phases in PHASES_OF_VERB.values() for phase in phases)
+VERBS_OF_RANKS = (*PHASES_OF_VERB, "doctor")
 HELP_OF_VERB = {
     "run": "all phases; those already complete are skipped",
     "finetune": "Stage 0: train teacher and student on the task, cut the student out of the teacher",
@@ -28,6 +32,7 @@ HELP_OF_VERB = {
     "export": "write the student as a plain transformers folder",
     "doctor": "is this pair sane? Looks at weights, labels, tokens, filters and one real step; exit code 1 if not",
     "tokenizer": "train a tokenizer on the training documents; needs no GPU and no teacher",
+    "supervise": "start a launcher's command again until its run is complete; rank by rank logs, no rank left behind",
     "check": "every mistake in the recipe at once, and the plan; needs no GPU and no torch",
 }
 
@@ -41,6 +46,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb, help_text in HELP_OF_VERB.items():
         one = verbs.add_parser(verb, help=help_text, description=help_text)
+        if verb == "supervise":
+            _add_supervise(one)
+            continue
         if verb == "tokenizer":
             one.add_argument("action", choices=["train"], help="what to do")
         one.add_argument("recipe", help="a YAML recipe, e.g. one of ds_configs/recipes")
@@ -49,11 +57,43 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
             one.add_argument("--ranks", type=_positive, default=1, help="ranks the batches must divide over")
     # argparse closes the list of overrides at the first option: what follows one comes back as unknown
     options, rest = parser.parse_known_args(arguments)
+    if options.verb == "supervise":
+        return options
     unknown = [word for word in rest if word.startswith("-") or "=" not in word]
     if unknown:
         parser.error(f"unknown arguments: {' '.join(unknown)}")
     options.overrides += rest
     return options
+
+
+def _add_supervise(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--logs", type=Path, default=Path("logs"), help="a folder that all hosts see (default: logs)")
+    one.add_argument("--restarts", type=int, default=100, help="at most so many (default: 100)")
+    one.add_argument(
+        "--grace", type=float, default=60.0, metavar="S", help="how long others may go on once a rank ended (60 s)"
+    )
+    one.add_argument("--hostfile", type=Path, help="of a launcher over ssh; {hostfile} in its command becomes a copy")
+    one.add_argument("--min-hosts", type=_positive, help="so many of them will do (default: all)")
+    one.add_argument(
+        "--host-wait", type=float, default=300.0, metavar="S", help="how long to wait for the others (300 s)"
+    )
+    one.add_argument("--slurm", action="store_true", help="as the script of a Slurm job, which it requeues")
+    one.add_argument("command", nargs="+", help="a launcher's command, after --")
+
+
+def _supervise(options: argparse.Namespace) -> int:
+    from ted_ds.launching.supervise import Settings, Supervisor
+
+    settings = Settings(
+        options.logs,
+        options.restarts,
+        options.grace,
+        hostfile=options.hostfile,
+        min_hosts=options.min_hosts,
+        host_wait_s=options.host_wait,
+        in_slurm=options.slurm,
+    )
+    return Supervisor(options.command, settings).run()
 
 
 def _positive(text: str) -> int:
@@ -66,6 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit code."""
     options = parse(arguments)
     try:
+        if options.verb == "supervise":
+            return _supervise(options)
         if options.verb == "check":
             from ted_ds.config.load import load_recipe
             from ted_ds.hosting import describe_memory
@@ -86,7 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return 0 if examine(options.recipe, options.overrides) else 1
             run_phases(options.recipe, options.overrides, PHASES_OF_VERB[options.verb])
     except TedError as error:
-        if os.environ.get("RANK", "0") == "0" or not error.agreed:
+        # one rank prints what all say, or each into a file of its own
+        if os.environ.get("RANK", "0") == "0" or not error.agreed or log_folder(os.environ) is not None:
             kind = "" if isinstance(error, StoppedOnRequest) else "error:\n"
             print(f"ted-ds {options.verb}: {kind}{error}", file=sys.stderr)
         return error.exit_code
@@ -98,6 +141,12 @@ def entry() -> None:
 
     Ends it at once where torch was at work: the teardown of its threads aborts about one normal exit in ten.
     """
+    verb = parse().verb
+    try:
+        log = open_log() if verb in VERBS_OF_RANKS else None
+    except OSError as error:
+        print(f"ted-ds {verb}: error:\n${LOG_DIR}: cannot be written: {error}", file=sys.stderr)
+        sys.exit(2)
     try:
         code = main()
     except KeyboardInterrupt:
@@ -105,6 +154,8 @@ def entry() -> None:
     except Exception:
         traceback.print_exc()
         code = 1
+    if log is not None:
+        log.close(code)
     sys.stdout.flush()
     sys.stderr.flush()
     if "torch" in sys.modules:

@@ -1,4 +1,4 @@
-"""Requests to stop: signals, a wall-clock budget, and a launcher that has gone.
+"""Requests to stop: signals, a file beside the ranks' logs, a wall-clock budget, and a launcher that has gone.
 
 A rank that is asked only takes note; all ranks stop together at the next boundary (:meth:`World.highest`).
 """
@@ -6,6 +6,7 @@ A rank that is asked only takes note; all ranks stop together at the next bounda
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import socket
@@ -14,12 +15,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from ted_ds.launching.own_log import note_request
+from ted_ds.launching.records import STOP_FILE, log_folder
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 SAME_REQUEST_S = 2.0
 """A launcher passes one request on several times: Ctrl-C reaches a rank from the terminal as SIGINT, and then from
 the deepspeed launcher as SIGTERM, twice. Signals that follow the first within this time are the same request."""
-
-
+LOOK_EVERY_S = 1.0
+"""For the file that asks to stop."""
 DEEPSPEED_HELPER = ("deepspeed/launcher/launch.py", "deepspeed.launcher.launch")
 """Between ``deepspeed`` and the ranks."""
 TORCHRUN = ("torchrun", "torch.distributed.run")
@@ -37,6 +41,11 @@ class StopRequests:
         self._signal: tuple[str, float] | None = None
         self._launcher = _launcher()
         self._gone_at: float | None = None
+        logs = log_folder(os.environ)
+        # one rank looks, as a file system of many nodes should not be asked by all
+        self._stop_file = logs / STOP_FILE if logs is not None and os.environ.get("RANK", "0") == "0" else None
+        self._looked_at = -math.inf
+        self._file_seen_at: float | None = None
 
     def limit(self, minutes: float | None, *, started_at: float) -> None:
         """Ask to stop so many minutes after ``started_at`` on the monotonic clock; None: never."""
@@ -49,6 +58,8 @@ class StopRequests:
             return self._signal[0]
         if self._stop_at is not None and time.monotonic() >= self._stop_at:
             return "stop_after_minutes"
+        if self._file_is_there():
+            return f"the file {self._stop_file}"
         if self._gone_at is None and self._launcher and not _still_there(self._launcher):
             self._gone_at = time.monotonic()
         return "end of the launcher" if self._gone_at is not None else None
@@ -56,12 +67,20 @@ class StopRequests:
     @property
     def seconds_since(self) -> float | None:
         """Time since the signal, since the launcher was missed, or since the budget was used up."""
-        noticed = self._signal[1] if self._signal is not None else self._gone_at
+        noticed = self._signal[1] if self._signal is not None else self._file_seen_at or self._gone_at
         if noticed is not None:
             return time.monotonic() - noticed
         if self._stop_at is not None and time.monotonic() >= self._stop_at:
             return time.monotonic() - self._stop_at
         return None
+
+    def _file_is_there(self) -> bool:
+        now = time.monotonic()
+        if self._stop_file is not None and self._file_seen_at is None and now - self._looked_at >= LOOK_EVERY_S:
+            self._looked_at = now
+            if self._stop_file.exists():
+                self._file_seen_at = now
+        return self._file_seen_at is not None
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -94,6 +113,7 @@ class StopRequests:
         now = time.monotonic()
         if self._signal is None:
             self._signal = (signal.Signals(number).name, now)
+            note_request(self._signal[0])
         elif not self._launcher or now - self._signal[1] > SAME_REQUEST_S:
             os.write(2, f"ted-ds: second {signal.Signals(number).name}: ends at once, nothing is saved\n".encode())
             os._exit(128 + number)

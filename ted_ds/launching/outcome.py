@@ -1,0 +1,80 @@
+"""What became of an attempt, from what its ranks left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ted_ds.errors import RankLostError, StoppedOnRequest
+from ted_ds.launching.records import RankRecord, log_file, read_records
+
+COMPLETE, STOPPED, RANK_LOST = 0, StoppedOnRequest.exit_code, RankLostError.exit_code
+NUM_LINES = 20
+MOST_BYTES = 16_384
+"""Of a log, from its end, where those lines are looked for."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended."""
+
+    code: int
+    """0 complete; 75 stopped on request and 76 a rank was lost: start it again; anything else: mend something first."""
+    text: str
+    """The same in words, with the last lines of the rank that failed first."""
+
+
+def outcome_of(folder: Path, launcher_code: int) -> Outcome:
+    """What became of the attempt in a folder, whose launcher ended with a code.
+
+    A rank that saw another one go (76) is not what failed. A rank that died without a word is, unless it had been asked
+    to stop before: launchers end the others of its host.
+    """
+    records = read_records(folder)
+    if not records:
+        said = f"the launcher ended with exit code {launcher_code}" if launcher_code else "the launcher just ended"
+        return Outcome(launcher_code or 1, f"no rank has started: {said}; its output says more")
+    failed = sorted(
+        (one for one in records if one.code not in (None, COMPLETE, STOPPED, RANK_LOST)), key=lambda one: one.ended or 0
+    )
+    if failed:
+        first = failed[0]
+        assert first.code is not None
+        return Outcome(first.code, _about(folder, first, f"ended with exit code {first.code}"))
+    codes = [one.code for one in records]
+    if STOPPED in codes:  # they agree on it
+        return Outcome(STOPPED, "stopped on request; what there was is saved")
+    missing = sorted(set(range(max(one.num_ranks for one in records))) - {one.rank for one in records})
+    if records[0].rank == 0 and codes[0] == COMPLETE:
+        return Outcome(COMPLETE, "complete")
+    silent = [one for one in records if one.code is None]
+    if not silent:
+        which = f"; of rank {_some(missing)} there is nothing in {folder}" if missing else ""
+        return Outcome(RANK_LOST, f"the ranks lost each other{which}")
+    first = min(silent, key=lambda one: (one.asked_at is not None, one.asked_at or _last_printed(folder, one)))
+    return Outcome(RANK_LOST, _about(folder, first, "died or hangs"))
+
+
+def _some(ranks: Sequence[int]) -> str:
+    shown = ", ".join(map(str, ranks[:8]))
+    return shown if len(ranks) <= 8 else f"{shown} and {len(ranks) - 8} others"
+
+
+def _last_printed(folder: Path, record: RankRecord) -> float:
+    try:
+        return log_file(folder, record.rank).stat().st_mtime
+    except OSError:
+        return record.began
+
+
+def _about(folder: Path, record: RankRecord, what: str) -> str:
+    file = log_file(folder, record.rank)
+    lines = [f"rank {record.rank} on {record.host} was the first to fail: it {what}. Its last lines, of {file}:"]
+    try:
+        with file.open("rb") as log:
+            log.seek(max(file.stat().st_size - MOST_BYTES, 0))
+            lines += log.read().decode(errors="replace").splitlines()[-NUM_LINES:] or ["(nothing)"]
+    except OSError as error:
+        lines.append(f"(cannot be read: {error})")
+    return "\n    ".join(lines)

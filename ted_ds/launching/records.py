@@ -1,0 +1,110 @@
+"""What each rank of an attempt leaves in its log folder: what it printed, who it is, and how it ended.
+
+Exit codes get lost between a rank and whoever started it: ``srun --kill-on-bad-exit`` ends the others, ``deepspeed``
+replaces them, a batch system sees those of a script. Files do not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+LOG_DIR = "TED_DS_LOG_DIR"
+"""The variable that names the folder of an attempt, on all hosts; without it, ranks print where they were started."""
+STOP_FILE = "stop"
+"""Where it is there, the ranks save and stop."""
+RANK_VARIABLES = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
+"""Of the launchers, what says which rank a process is."""
+SIZE_VARIABLES = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+
+
+@dataclass(frozen=True)
+class RankRecord:
+    """Who a rank is, and how it ended; times are seconds since 1970, by its own clock."""
+
+    rank: int
+    num_ranks: int
+    host: str
+    process: int
+    began: float
+    asked: str | None = None
+    """The first signal it got."""
+    asked_at: float | None = None
+    ended: float | None = None
+    code: int | None = None
+    """None while it runs, and where it died without a word."""
+
+    def write(self, folder: Path) -> None:
+        """Put it into an attempt's folder, in the place of the one before."""
+        file = folder / f"rank_{self.rank:05d}.json"
+        beside = file.with_name(f".{file.name}")
+        beside.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+        beside.replace(file)
+
+
+def read_records(folder: Path) -> list[RankRecord]:
+    """Those of an attempt, by rank."""
+    files = sorted(folder.glob("rank_*.json"))
+    return [RankRecord(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
+
+
+def log_file(folder: Path, rank: int) -> Path:
+    """What a rank printed."""
+    return folder / f"rank_{rank:05d}.log"
+
+
+def log_folder(environment: Mapping[str, str]) -> Path | None:
+    """The folder of this attempt; None where nobody asked for one."""
+    name = environment.get(LOG_DIR)
+    return Path(name) if name else None
+
+
+def told_number(environment: Mapping[str, str], names: tuple[str, ...], default: int) -> int:
+    """The first of some variables that is a number: all that is known before a launcher's variables are checked."""
+    return next((int(environment[name]) for name in names if environment.get(name, "").isdecimal()), default)
+
+
+class OwnRecord:
+    """The record of this process."""
+
+    def __init__(self, folder: Path) -> None:
+        """Write down who this is.
+
+        Raises:
+            OSError: The folder cannot be written.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._record = RankRecord(
+            told_number(os.environ, RANK_VARIABLES, 0),
+            told_number(os.environ, SIZE_VARIABLES, 1),
+            socket.gethostname(),
+            os.getpid(),
+            time.time(),
+        )
+        self._record.write(folder)
+
+    @property
+    def rank(self) -> int:
+        """Which this is."""
+        return self._record.rank
+
+    def asked(self, signal_name: str) -> None:
+        """A signal came; what else comes is not written down."""
+        self._update(asked=signal_name, asked_at=time.time())
+
+    def ended(self, code: int) -> None:
+        """This is the end."""
+        self._update(ended=time.time(), code=code)
+
+    def _update(self, **changes: object) -> None:
+        self._record = replace(self._record, **changes)  # type: ignore[arg-type]
+        try:
+            self._record.write(self._folder)
+        except OSError as error:  # what counts is elsewhere
+            os.write(2, f"WARN {self._folder}: rank {self.rank} cannot say how it ended: {error}\n".encode())
