@@ -262,7 +262,7 @@ def test_filters_of_another_checkpoint(sound, tmp_path):
     assert not healthy
     assert failed(found) == {"filters of teacher"}
     assert "was completed with other settings" in found["filters of teacher"][1]
-    assert "model.sha256 was" in found["filters of teacher"][1]
+    assert "teacher.sha256 was" in found["filters of teacher"][1]
 
 
 def test_filters_that_were_changed_since(sound, tmp_path):

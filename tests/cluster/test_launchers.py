@@ -1,0 +1,92 @@
+"""The launchers on hosts of their own, over ssh and under Slurm: all leave the student of one node."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from tests.cluster.runs import local, multinode, slurm, weights
+from tests.tiny import ROOT, write_run
+
+pytestmark = pytest.mark.cluster
+SHORTENED = [
+    "filters.teacher.max_steps=3",
+    "filters.student.max_steps=3",
+    "distill.max_steps=4",
+    "distill.warmup_steps=1",
+    "evaluation.max_examples=32",
+]
+
+
+def finish(job, code=0):
+    assert job.wait() == code, job.text()[-6000:]
+    return job
+
+
+def test_ssh_and_slurm_leave_the_student_of_one_node(cluster, shared):
+    recipe = write_run(shared, kind="sequence_classification", family="bert")
+    found = {}
+    for name, launch in (("local", local), ("ssh", multinode), ("slurm", slurm)):
+        (shared / name).mkdir()
+        run = shared / name / "run"
+        job = finish(launch(cluster, shared / name, 2, ["run", str(recipe), f"output_dir={run}"]))
+        found[name] = weights(run)
+        records = job.records()
+        assert [one.code for one in records] == [0, 0]
+        assert len({one.host for one in records}) == (1 if name == "local" else 2)
+        assert "distill 2/2" in job.printed(0)
+        assert "distill 2/2" in job.text()
+        assert "distill 2/2" not in job.printed(1)
+        assert len(list((run / "wandb").glob("offline-run-*"))) == 1
+    assert found["ssh"] == found["local"]
+    assert found["slurm"] == found["local"]
+
+
+def test_a_bad_recipe_is_neither_started_again_nor_requeued(cluster, shared):
+    recipe = write_run(shared, kind="sequence_classification", family="bert")
+    for launch in (multinode, slurm):
+        folder = shared / launch.__name__
+        folder.mkdir()
+        started = time.monotonic()
+        job = finish(launch(cluster, folder, 2, ["run", str(recipe), "distill.max_stepz=3"]), code=2)
+        assert time.monotonic() - started < 60
+        assert "distill.max_stepz" in job.text()
+        assert "was the first to fail: it ended with exit code 2" in job.text()
+        assert len(job.attempts()) == 1
+    assert job.state() == "FAILED"
+    assert job.restarts() == 0
+
+
+def test_a_study_is_an_array_of_runs_in_one_group(cluster, shared):
+    recipe = write_run(shared, kind="sequence_classification", family="bert")
+    study = shared / "study.txt"
+    study.write_text("".join(f"output_dir={shared}/run{n} distill.learning_rate={n}e-3\n" for n in (1, 2)))
+    job = slurm(cluster, shared, 1, ["run", str(recipe)], ["--array=1-2"], TED_DS_STUDY=str(study))
+    deadline = time.monotonic() + 200
+    while cluster.run("login", ["squeue", "--noheader"]).stdout.strip():
+        assert time.monotonic() < deadline, job.text()[-4000:]
+        time.sleep(0.5)
+    assert weights(shared / "run1") != weights(shared / "run2")
+    for n in (1, 2):
+        (file,) = (shared / f"run{n}" / "wandb").glob("offline-run-*/*.wandb")
+        assert f"ted_ds-{job.number}".encode() in file.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_quickstarts_recipe_leaves_the_student_of_one_node(cluster, shared, count):
+    recipe = str(ROOT / "ds_configs" / "recipes" / "minilm_rotten_tomatoes.yaml")
+    found = {}
+    launchers = {"local": local, "ssh": multinode, **({"slurm": slurm} if count == 2 else {})}
+    for name, launch in launchers.items():
+        (shared / name).mkdir()
+        run = shared / name / "run"
+        job = launch(cluster, shared / name, count, ["run", recipe, f"output_dir={run}", *SHORTENED])
+        assert job.wait(600) == 0, job.text()[-6000:]
+        found[name] = weights(run)
+        print(name, json.dumps(found[name], indent=1))
+    for name in launchers:
+        assert found[name] == found["local"], name
