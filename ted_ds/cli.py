@@ -70,7 +70,7 @@ def _add_supervise(one: argparse.ArgumentParser) -> None:
     one.add_argument("--logs", type=Path, default=Path("logs"), help="a folder that all hosts see (default: logs)")
     one.add_argument("--restarts", type=int, default=100, help="at most so many (default: 100)")
     one.add_argument(
-        "--grace", type=float, default=60.0, metavar="S", help="how long others may go on once a rank ended (60 s)"
+        "--grace", type=float, default=30.0, metavar="S", help="how long others may go on once a rank ended (30 s)"
     )
     one.add_argument("--hostfile", type=Path, help="of a launcher over ssh; {hostfile} in its command becomes a copy")
     one.add_argument("--min-hosts", type=_positive, help="so many of them will do (default: all)")

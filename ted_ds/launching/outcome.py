@@ -50,8 +50,10 @@ def outcome_of(folder: Path, launcher_code: int) -> Outcome:
         return Outcome(COMPLETE, "complete")
     silent = [one for one in records if one.code is None]
     if not silent:
-        which = f"; of rank {_some(missing)} there is nothing in {folder}" if missing else ""
-        return Outcome(RANK_LOST, f"the ranks lost each other{which}")
+        last = max(records, key=lambda one: one.ended or 0)
+        which = f"of rank {_some(missing)} there is nothing in {folder}" if missing else ""
+        which = which or f"the last to say so was rank {last.rank} on {last.host}"  # woken by the end of the others
+        return Outcome(RANK_LOST, f"the ranks lost each other; {which}")
     first = min(silent, key=lambda one: (one.asked_at is not None, one.asked_at or _last_printed(folder, one)))
     return Outcome(RANK_LOST, _about(folder, first, "died or hangs"))
 

@@ -17,6 +17,7 @@ BIN = Path(sys.executable).parent
 PROGRAMS = ("unshare", "nsenter", "ip", "/usr/sbin/sshd", "ssh", "ssh-keygen", "pdsh")
 SLURM_PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "scontrol", "scancel")
 PACKAGES = "openssh-server openssh-client pdsh munge slurmctld slurmd slurm-client"
+TOLD = ("DS_", "OMP_", "HF_", "TOKENIZERS_", "WANDB_", "MALLOC_", "PYTHONWARNINGS")
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -98,12 +99,8 @@ class Cluster:
         assert done.returncode == 0, done.stderr
 
     def _on(self, host: str, command: Sequence[str], variables: dict[str, str]) -> list[str]:
-        told = {
-            name: value
-            for name, value in os.environ.items()
-            if name.startswith(("DS_", "OMP_", "HF_", "TOKENIZERS_", "WANDB_", "MALLOC_", "PYTHONWARNINGS"))
-        }
-        told |= {"TED_DS_VENV": str(BIN.parent), **variables}
+        told = {name: value for name, value in os.environ.items() if name.startswith(TOLD)}
+        told |= {"TED_DS_VENV": str(BIN.parent), "PYTHONPATH": str(ROOT), **variables}
         words = [f"{name}={value}" for name, value in told.items()]
         return ["bash", str(HERE / "hosts.sh"), "exec", host, "env", f"--chdir={ROOT}", *words, *command]
 
