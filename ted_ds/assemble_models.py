@@ -19,13 +19,14 @@ from ted_ds.hosting import IN_WORDS, Hosting
 from ted_ds.memory import gib
 from ted_ds.models.execution import checkpoint_activations, compile_blocks
 from ted_ds.models.families import family_of
-from ted_ds.models.files import read_model_facts
+from ted_ds.models.files import read_ahead, read_model_facts
 from ted_ds.models.loading import DTYPES, load_model
 from ted_ds.models.quantised import quantise_blocks
 from ted_ds.models.share import Share
 from ted_ds.models.taps import TappedModel
 from ted_ds.phase_memory import SHARDED_HOSTS
 from ted_ds.runtime.determinism import seed_everything
+from ted_ds.runtime.free_memory import free_host_bytes
 from ted_ds.runtime.frozen import FrozenModel, frozen_engine_config, offload_to
 from ted_ds.runtime.sharding import full_state_dict, sharded_loading
 from ted_ds.runtime.world import World
@@ -154,6 +155,9 @@ class ModelMaker:
         seed_everything(self._recipe.seed, phase="model")
         with self._world.together():  # a sharded load communicates: make sure first that every rank can read it
             read_model_facts(path)
+        if shard_config is None and share is None:  # else ranks read different parts, or one rank reads for all
+            free = free_host_bytes(self._world)
+            self._world.first_on_host(lambda: read_ahead(path, free))
         loaded: tuple[PreTrainedModel, list[str]] | None = None
         failure: TedError | None = None
         try:

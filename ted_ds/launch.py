@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from ted_ds.agreement import refuse_other_files, refuse_other_settings
 from ted_ds.assemble import Assembly
 from ted_ds.chain import Chain
 from ted_ds.config.load import load_recipe
@@ -157,12 +158,14 @@ def _prepare(
         if failure is not None:
             raise failure
     assert recipe is not None
+    refuse_other_settings(world, recipe)
     with world.together():
         world.check_precision(recipe.precision)
     recipe, plan, teacher, student = _resolve_models(recipe, recipe_path, world, contracts_hold=contracts_hold)
     tokenizer, data = None, None
     wanted = recipe.data
     listing = world.on_main(lambda: list_data(wanted))  # once, and the same for all
+    refuse_other_files(world, {"teacher": teacher, "student": student}, listing)
     with world.together():
         tokenizer = load_tokenizer(teacher)
         if student is not None and contracts_hold:
@@ -221,6 +224,8 @@ def _resolve_models(
     teacher: Path | None = None
     student: Path | None = None
     plan: Plan | None = None
+    names = [name for name in (recipe.teacher.path, recipe.student.path) if name is not None]
+    world.first_on_host(lambda: [fetch(name) for name in names])  # the others find it there
     with world.together():
         teacher = fetch(recipe.teacher.path)
         student = fetch(recipe.student.path) if recipe.student.path is not None else None

@@ -15,6 +15,7 @@ from ted_ds.errors import CheckpointError
 from ted_ds.models.share import Share
 
 MAX_HEADER_BYTES = 100_000_000
+READ_AT_ONCE = 1 << 24
 BLOCK = re.compile(r"(?:^|\.)(?:h|layers?)\.(\d+)\.")
 # in many files, but no parameters
 BUFFERS = (".attn.bias", ".attn.masked_bias", "position_ids", "rotary_emb.inv_freq")
@@ -181,6 +182,20 @@ def weight_files(folder: Path) -> list[Path]:
         if not file.is_file():
             raise CheckpointError(f"{file}: missing, but {index.name} names it")
     return files
+
+
+def read_ahead(folder: Path, most_bytes: int) -> None:
+    """Bring a model's weights into the system's memory of files, where the ranks of a host then find them.
+
+    Nothing is read if they are larger than ``most_bytes``: the first would be gone before the last came.
+    """
+    files = weight_files(folder)
+    if sum(file.stat().st_size for file in files) > most_bytes:
+        return
+    for file in files:
+        with file.open("rb", buffering=0) as weights:
+            while weights.read(READ_AT_ONCE):
+                pass
 
 
 def _read_shapes(file: Path) -> dict[str, Shape]:

@@ -37,6 +37,8 @@ class World:
     num_stages: int = 1
     """Pipeline stages. Ranks are numbered stage by stage, so that those of one stage, which sum up gradients, are
     neighbours."""
+    hosts: tuple[str, ...] = ("",)
+    """Each rank's."""
 
     @classmethod
     def join(cls, timeout_s: float, num_stages: int = 1) -> World:
@@ -75,12 +77,19 @@ class World:
             raise TopologyError(
                 f"pipeline.stages: {num_stages} stages do not divide {dist.get_world_size()} ranks; use a divisor"
             )
-        return cls(dist.get_rank(), dist.get_world_size(), device, control, timeout_s, num_stages)
+        hosts: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(hosts, socket.gethostname(), group=control)
+        return cls(dist.get_rank(), dist.get_world_size(), device, control, timeout_s, num_stages, tuple(hosts))
 
     @property
     def is_main(self) -> bool:
         """Whether this rank writes files and the screen."""
         return self.rank == 0
+
+    @property
+    def is_first_on_host(self) -> bool:
+        """Whether this rank does what need be done but once on its host."""
+        return self.hosts[self.rank] not in self.hosts[: self.rank]
 
     @property
     def num_replicas(self) -> int:
@@ -191,6 +200,16 @@ class World:
         agreed = next(iter(failed.values()))[0](message)
         agreed.agreed = True
         raise agreed from error
+
+    def first_on_host(self, work: Callable[[], object]) -> None:
+        """Do ``work`` on one rank of each host while the others wait, no longer than for any collective.
+
+        Raises:
+            TedError: It failed somewhere; on every rank.
+        """
+        with self.together():
+            if self.is_first_on_host:
+                work()
 
     def on_main(self, work: Callable[[], Result]) -> Result:
         """Do ``work`` on rank 0 and give its result to every rank; its failure is everybody's."""

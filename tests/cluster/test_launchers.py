@@ -90,3 +90,25 @@ def test_the_quickstarts_recipe_leaves_the_student_of_one_node(cluster, shared, 
         print(name, json.dumps(found[name], indent=1))
     for name in launchers:
         assert found[name] == found["local"], name
+
+
+def test_hosts_that_see_other_things_are_named(cluster, shared):
+    recipe = write_run(shared, kind="sequence_classification", family="bert")
+    other, script = shared / "other.yaml", f"mount --bind {shared}/other.yaml {recipe}"
+    other.write_text(recipe.read_text().replace("learning_rate: 0.001", "learning_rate: 0.002"))
+    weights_there = shared / "teacher" / "model.safetensors"
+    try:
+        assert cluster.run("node2", ["bash", "-c", script]).returncode == 0
+        job = finish(multinode(cluster, shared, 2, ["run", str(recipe)]), code=2)
+        assert "hosts do not agree" in job.text()
+        assert "recipe distill.learning_rate: 0.001 on node1; 0.002 on node2" in job.text()
+        cluster.run("node2", ["umount", str(recipe)])
+        content = bytearray(weights_there.read_bytes())
+        content[-1] ^= 1
+        (shared / "other.safetensors").write_bytes(content)
+        cluster.run("node2", ["mount", "--bind", str(shared / "other.safetensors"), str(weights_there)])
+        job = finish(multinode(cluster, shared, 2, ["run", str(recipe)]), code=2)
+        assert "teacher model.safetensors: " in job.text()
+        assert not (shared / "run").exists()
+    finally:
+        cluster.run("node2", ["umount", str(recipe), str(weights_there)])

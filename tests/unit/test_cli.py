@@ -29,7 +29,7 @@ def ted_ds(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 
 def test_verbs_cover_all_phases_in_order() -> None:
     assert PHASES_OF_VERB["run"] == PHASES
-    assert HELP_OF_VERB.keys() == PHASES_OF_VERB.keys() | {"check", "doctor", "tokenizer"}
+    assert HELP_OF_VERB.keys() == PHASES_OF_VERB.keys() | {"check", "doctor", "supervise", "tokenizer"}
 
 
 def test_the_launchers_local_rank_is_accepted_before_the_verb() -> None:

@@ -1,0 +1,135 @@
+"""Do all hosts see the same? Compared before a run begins: what differs would train another model, or hang.
+
+Ranks of one host share its files and packages; hosts with file systems or environments of their own may not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ted_ds import __version__
+from ted_ds.config.deepspeed import read_deepspeed_json
+from ted_ds.config.redaction import without_secrets
+from ted_ds.config.schema import Recipe
+from ted_ds.data.reading.listing import DataListing
+from ted_ds.data.sources import is_remote
+from ted_ds.errors import ConfigError
+from ted_ds.runtime.world import World
+
+PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "safetensors", "numpy", "sentencepiece")
+"""Whose versions may change what is computed, or what ranks say to each other."""
+MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
+LOOKED_AT = 1 << 20
+"""Bytes of a model's file from its beginning, and from its end: all of it is hashed later, where it is read."""
+MOST_SHOWN = 6
+
+View = Mapping[str, str]
+"""What a host sees, by what it is called."""
+
+
+def refuse_other_settings(world: World, recipe: Recipe) -> None:
+    """Make sure that all ranks have one recipe and the same packages. Every rank must call it.
+
+    Raises:
+        ConfigError: They have not; on every rank.
+    """
+    view = {f"package {name}": _version_of(name) for name in PACKAGES}
+    view |= {"package ted_ds": __version__, "python": platform.python_version()}
+    view |= {f"recipe {key}": value for key, value in _flat(without_secrets(recipe.model_dump(mode="json"))).items()}
+    view |= {f"{recipe.deepspeed} {key}": value for key, value in _flat(read_deepspeed_json(recipe.deepspeed)).items()}
+    _refuse(world, view)
+
+
+def refuse_other_files(world: World, models: Mapping[str, Path | None], listing: DataListing) -> None:
+    """Make sure that all hosts see the same models and data; one rank of each looks. Every rank must call it.
+
+    Of a model's file, its size and both ends are compared; of data, the size.
+
+    Raises:
+        ConfigError: They do not; on every rank.
+    """
+    view: dict[str, str] = {}
+
+    def look() -> None:
+        for side, folder in models.items():
+            if folder is not None:
+                view.update(_look_at_model(side, folder))
+        sources = (*listing.train, *(listing.evaluation or ()))
+        local = [file.url for source in sources for file in source.files if not is_remote(file.url)]
+        view.update({f"data {url}": _size_of(Path(url.removeprefix("file://"))) for url in local})
+
+    world.first_on_host(look)
+    _refuse(world, view if world.is_first_on_host else None)
+
+
+def _version_of(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _flat(value: Any, path: str = "") -> dict[str, str]:
+    if isinstance(value, Mapping):
+        parts = [_flat(one, f"{path}.{key}" if path else str(key)) for key, one in value.items()]
+        return {key: text for part in parts for key, text in part.items()}
+    return {path: repr(value)}
+
+
+def _look_at_model(side: str, folder: Path) -> dict[str, str]:
+    files = sorted({file for pattern in MODEL_FILES for file in folder.glob(pattern)})
+    found = {}
+    for file in files:
+        size = file.stat().st_size
+        with file.open("rb") as content:
+            digest = hashlib.sha256(content.read(LOOKED_AT))
+            content.seek(max(size - LOOKED_AT, 0))
+            digest.update(content.read())
+        found[f"{side} {file.name}"] = f"{size:,} bytes, {digest.hexdigest()[:12]}"
+    return found
+
+
+def _size_of(file: Path) -> str:
+    return f"{file.stat().st_size:,} bytes" if file.is_file() else "no such file"
+
+
+def _refuse(world: World, view: View | None) -> None:
+    views = [(host, one) for host, one in zip(world.hosts, world.gather(view), strict=True) if one is not None]
+    differing = differences_between(views)
+    with world.together():
+        if differing:
+            more = len(differing) - MOST_SHOWN
+            raise ConfigError(
+                "hosts do not agree:\n"
+                + "\n".join(differing[:MOST_SHOWN])
+                + (f"\nand {more} others" if more > 0 else "")
+                + "\nuse one environment, recipe and set of files on all of them"
+            )
+
+
+def differences_between(views: Sequence[tuple[str, View]]) -> list[str]:
+    """What differs, with who sees what; what most see comes first.
+
+    Args:
+        views: Of each rank, or of one on each host, with its host.
+    """
+    names = sorted({name for _, view in views for name in view})
+    found = []
+    for name in names:
+        hosts_of: dict[str, list[str]] = {}
+        for host, view in views:
+            hosts_of.setdefault(view.get(name, "not there"), []).append(host)
+        if len(hosts_of) > 1:
+            by_number = sorted(hosts_of.items(), key=lambda item: -len(item[1]))
+            found.append(f"{name}: " + "; ".join(f"{value} on {_some(hosts)}" for value, hosts in by_number))
+    return found
+
+
+def _some(hosts: Sequence[str]) -> str:
+    distinct = list(dict.fromkeys(hosts))
+    return ", ".join(distinct[:3]) + (f" and {len(distinct) - 3} others" if len(distinct) > 3 else "")

@@ -1,0 +1,85 @@
+"""What became of an attempt, told from what its ranks left."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import pytest
+
+from ted_ds.launching.outcome import outcome_of
+from ted_ds.launching.records import LOG_DIR, OwnRecord, RankRecord, log_file, read_records
+
+
+def write(folder, *codes, **changes):
+    for rank, code in enumerate(codes):
+        ended = None if code is None else 100.0 - rank
+        record = RankRecord(rank, len(codes), f"host{rank}", 1000 + rank, 1.0, ended=ended, code=code)
+        replace(record, **changes.get(f"of_{rank}", {})).write(folder)
+        log_file(folder, rank).write_text("".join(f"rank {rank} line {number}\n" for number in range(50)))
+
+
+@pytest.mark.parametrize(
+    ("codes", "code", "text"),
+    [
+        ((0, 0), 0, "complete"),
+        ((75, 75), 75, "stopped on request; what there was is saved"),
+        ((75, None), 75, "stopped on request; what there was is saved"),  # the launcher was quicker
+        ((0, None), 0, "complete"),
+        ((76, None, 76), 76, "rank 1 on host1 was the first to fail: it died or hangs. Its last lines"),
+        ((76, 1, 76), 1, "rank 1 on host1 was the first to fail: it ended with exit code 1."),
+        ((2, 2), 2, "rank 1 on host1 was the first to fail: it ended with exit code 2."),  # 1 s before rank 0
+        ((None, 139), 139, "rank 1 on host1 was the first to fail: it ended with exit code 139."),
+        ((76, 76), 76, "the ranks lost each other; the last to say so was rank 0 on host0"),
+        ((), 3, "no rank has started: the launcher ended with exit code 3; its output says more"),
+    ],
+)
+def test_the_outcome_is_what_the_ranks_say(tmp_path, codes, code, text):
+    write(tmp_path, *codes)
+    outcome = outcome_of(tmp_path, 3)
+    assert outcome.code == code
+    assert outcome.text.startswith(text)
+
+
+def test_the_last_lines_of_the_first_that_failed_are_shown(tmp_path):
+    write(tmp_path, 76, None)
+    lines = outcome_of(tmp_path, 1).text.splitlines()
+    assert [line.strip() for line in lines[1:]] == [f"rank 1 line {number}" for number in range(30, 50)]
+
+
+def test_a_rank_that_the_launcher_ended_is_not_what_failed(tmp_path):
+    asked = {"asked": "SIGTERM", "asked_at": 50.0}
+    write(tmp_path, None, None, None, of_0=asked, of_2=asked)
+    assert outcome_of(tmp_path, 1).text.startswith("rank 1 on host1")
+
+
+def test_a_rank_of_which_there_is_nothing_is_named(tmp_path):
+    write(tmp_path, 76)
+    RankRecord(0, 4, "host0", 1, 1.0, ended=2.0, code=76).write(tmp_path)
+    assert f"of rank 1, 2, 3 there is nothing in {tmp_path}" in outcome_of(tmp_path, 1).text
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"RANK": "3", "WORLD_SIZE": "8", "SLURM_PROCID": "0"},
+        {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8"},
+        {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "8"},
+    ],
+)
+def test_a_rank_knows_itself_by_each_launchers_variables(tmp_path, monkeypatch, variables):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    own = OwnRecord(tmp_path / "new")
+    own.asked("SIGUSR1")
+    own.ended(75)
+    (record,) = read_records(tmp_path / "new")
+    assert (record.rank, record.num_ranks, record.process) == (3, 8, os.getpid())
+    assert (record.asked, record.code) == ("SIGUSR1", 75)
+    assert record.began <= record.asked_at <= record.ended
+
+
+def test_the_variable_is_what_launchers_pass_on():
+    assert LOG_DIR == "TED_DS_LOG_DIR"

@@ -1,0 +1,126 @@
+"""``ted-ds supervise`` starts again what should be, passes on the rest, and leaves no process behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.tiny import ROOT
+
+RANK = """
+import json, os, socket, sys, time
+from pathlib import Path
+from ted_ds.launching.records import OwnRecord, log_folder
+codes = Path("codes")
+code, *rest = codes.read_text().split()
+codes.write_text(" ".join(rest))
+own = OwnRecord(log_folder(os.environ))
+if code == "waits":
+    while not (log_folder(os.environ) / "stop").exists():
+        time.sleep(0.05)
+    code = "75"
+if code == "hangs":
+    time.sleep(600)
+if code == "ends":  # and its launcher does not
+    own.ended(76)
+    time.sleep(600)
+if code != "dies":
+    own.ended(int(code))
+os._exit(int(code) if code.isdecimal() else 137)
+"""
+"""A launcher that is its only rank, and ends with one code after the other."""
+
+
+def start(folder, codes, *options):
+    (folder / "codes").write_text(" ".join(map(str, codes)))
+    command = [sys.executable, "-m", "ted_ds", "supervise", *options, "--", sys.executable, "-c", RANK]
+    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env={**environment, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process):
+    _, said = process.communicate(timeout=60)
+    return process.returncode, said
+
+
+def left(folder):
+    return (folder / "codes").read_text().split()
+
+
+@pytest.mark.parametrize(
+    ("codes", "code", "num_left"),
+    [([0, 9], 0, 1), ([75, 75, 0], 0, 0), ([76, "dies", 0, 9], 0, 1), ([75, 2, 9], 2, 1), ([1, 9], 1, 1)],
+)
+def test_it_starts_again_what_was_stopped_or_lost(tmp_path, codes, code, num_left):
+    found, said = finish(start(tmp_path, codes))
+    assert (found, len(left(tmp_path))) == (code, num_left), said
+    assert len(list((tmp_path / "logs").glob("attempt_*"))) == len(codes) - num_left
+
+
+def test_it_gives_up(tmp_path):
+    code, said = finish(start(tmp_path, [75] * 5, "--restarts", "2"))
+    assert (code, len(left(tmp_path))) == (75, 2)
+    assert "given up after 2 restarts" in said
+
+
+def test_a_request_is_a_file_for_the_ranks_and_nothing_is_started_again(tmp_path):
+    process = start(tmp_path, ["waits", 0])
+    attempt = tmp_path / "logs" / "attempt_0001"
+    wait_for(attempt / "rank_00000.json")
+    process.send_signal(signal.SIGTERM)
+    code, said = finish(process)
+    assert (code, left(tmp_path)) == (75, ["0"]), said
+    assert (attempt / "stop").exists()
+
+
+def test_a_launcher_that_waits_for_a_rank_that_has_ended_is_ended(tmp_path):
+    started = time.monotonic()
+    code, said = finish(start(tmp_path, ["ends", 0], "--grace", "1"))
+    assert code == 0, said
+    assert "a rank ended 1 s ago and the launcher still waits: ending it" in said
+    assert time.monotonic() - started < 45
+
+
+def test_a_second_request_ends_a_rank_that_hangs(tmp_path):
+    process = start(tmp_path, ["hangs", 0])
+    wait_for(tmp_path / "logs" / "attempt_0001" / "rank_00000.json")
+    process.send_signal(signal.SIGINT)
+    time.sleep(2.5)
+    process.send_signal(signal.SIGINT)
+    code, said = finish(process)
+    assert (code, left(tmp_path)) == (76, ["0"]), said
+    assert "second request: ends at once" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["supervise"], "the following arguments are required: command"),
+        (["supervise", "--", "no_such_program"], "no_such_program: cannot be started"),
+        (["supervise", "--hostfile", "none", "--", "true"], "none: cannot be read as a hostfile"),
+        (["supervise", "--logs", "/proc/x", "--", "true"], "--logs: /proc/x: cannot be written"),
+    ],
+)
+def test_it_says_what_is_wrong(tmp_path, words, message):
+    done = subprocess.run([sys.executable, "-m", "ted_ds", *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def wait_for(file):
+    deadline = time.monotonic() + 30
+    while not file.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
