@@ -55,6 +55,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         one.add_argument("overrides", nargs="*", metavar="a.b=value", help="change a value of the recipe")
         if verb == "check":
             one.add_argument("--ranks", type=_positive, default=1, help="ranks the batches must divide over")
+            one.add_argument(
+                "--link-gbit", type=float, help="of each rank to other hosts: what a step sends, in Gbit/s"
+            )
+            one.add_argument("--tflops", type=float, default=400.0, help="what each rank computes a second (400)")
     # argparse closes the list of overrides at the first option: what follows one comes back as unknown
     options, rest = parser.parse_known_args(arguments)
     if options.verb == "supervise":
@@ -109,6 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.verb == "supervise":
             return _supervise(options)
         if options.verb == "check":
+            from ted_ds.communication import Link, describe_traffic
             from ted_ds.config.load import load_recipe
             from ted_ds.hosting import describe_memory
             from ted_ds.plan import describe, make_plan
@@ -117,6 +122,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             plan = make_plan(recipe, num_ranks=options.ranks, source=options.recipe)
             print(describe(recipe, plan, num_ranks=options.ranks))
             print(describe_memory(recipe, plan, num_ranks=options.ranks), end="")
+            if options.link_gbit is not None:
+                link = Link(options.link_gbit, options.tflops)
+                print(describe_traffic(recipe, plan, link, num_ranks=options.ranks), end="")
         elif options.verb == "tokenizer":
             from ted_ds.tokenizer_job import train_from_recipe  # neither torch nor deepspeed is needed
 

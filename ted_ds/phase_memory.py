@@ -23,6 +23,8 @@ class PhaseMemory:
     """What a phase needs on the rank that needs most, but for the teacher's weights."""
 
     phase: str
+    num_trained: int
+    """Parameters."""
     trained: Trained
     activations: int
     """About."""
@@ -132,7 +134,7 @@ class _Pair:
             num_frozen=num_frozen,
         )
         buckets = bucket_bytes(self.config, self.recipe.precision)
-        return PhaseMemory(name, trained, activations, hosts_teacher, frozen, buckets)
+        return PhaseMemory(name, sum(sizes), trained, activations, hosts_teacher, frozen, buckets)
 
     def _parameters(self, side: str) -> Parameters:
         return with_head(self.recipe, self.facts[side])

@@ -85,6 +85,13 @@ def plan_stages(
     return stages
 
 
+def operations_per_token(
+    recipe: Recipe, facts: Mapping[str, ModelFacts], pairs: LayerPairs, filter_dim: int, phase: str
+) -> float:
+    """Operations (multiply-adds counted twice) per token of a phase's training step, over all stages."""
+    return _Cutter(recipe, facts, pairs, filter_dim, phase, _phases(recipe)[phase]).whole_cost()
+
+
 def _phases(recipe: Recipe) -> dict[str, tuple[str, ...]]:
     """The models in each phase that trains, the one that sets its pace first."""
     found: dict[str, tuple[str, ...]] = {}
@@ -147,6 +154,10 @@ class _Cutter:
         return tuple(
             self._stage(path[index], path[index + 1], is_last=index == num_stages - 1) for index in range(num_stages)
         )
+
+    def whole_cost(self) -> float:
+        """Operations per token of everything."""
+        return self._cost_before(self._own_end, self._other_end)
 
     def _stations(self) -> list[tuple[int, int]]:
         """Where a border may be, as blocks of each model before it; the first is the start and the last the end."""

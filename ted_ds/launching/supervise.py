@@ -55,6 +55,7 @@ class Supervisor:
     def __init__(self, command: Sequence[str], settings: Settings) -> None:
         self._command, self._settings = list(command), settings
         self._num_requests, self._requested_at = 0, 0.0
+        self._first_signal: int | None = None
 
     def run(self) -> int:
         """The exit code: 0 complete, 75 stopped on request, 76 a rank was lost; else what a rank failed with.
@@ -129,7 +130,9 @@ class Supervisor:
         return folder
 
     def _leave_stopped(self, folder: Path) -> None:
-        if not self._num_requests and any(one.asked == "SIGTERM" for one in read_records(folder)):
+        of_ranks = [] if self._num_requests else read_records(folder)
+        # the time limit is announced by SIGUSR1
+        if self._first_signal == signal.SIGTERM or any(one.asked == "SIGTERM" for one in of_ranks):
             wait_for_slurm(self._say)
         else:
             requeue(self._settings.restarts, self._say)
@@ -140,8 +143,9 @@ class Supervisor:
         while time.monotonic() < until and not self._num_requests:
             time.sleep(0.1)
 
-    def _take(self, _number: int, _frame: object) -> None:
+    def _take(self, number: int, _frame: object) -> None:
         now = time.monotonic()
+        self._first_signal = self._first_signal or number
         if self._num_requests == 0 or now - self._requested_at > SAME_REQUEST_S:
             self._num_requests += 1
             self._requested_at = now

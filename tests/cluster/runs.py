@@ -87,10 +87,13 @@ class Job:
         return log_file(self.attempts()[attempt], rank).read_text(errors="replace")
 
     def _shown(self, pattern: str) -> str:
-        shown = self.cluster.run("login", ["scontrol", "show", "job", self.number]).stdout
-        found = re.search(pattern, shown)
-        assert found is not None, shown
-        return found[1]
+        for _ in range(5):  # a controller that is busy does not answer
+            done = self.cluster.run("login", ["scontrol", "show", "job", self.number])
+            found = re.search(pattern, done.stdout)
+            if found is not None:
+                return found[1]
+            time.sleep(2)
+        raise AssertionError(f"Slurm does not say {pattern} of job {self.number}: {done.stdout}{done.stderr}")
 
 
 def local(cluster: Cluster, folder: Path, count: int, arguments: Sequence[str], **variables: str) -> Job:

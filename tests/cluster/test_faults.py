@@ -166,7 +166,7 @@ def test_a_cancelled_job_stays_cancelled(cluster, shared):
 def test_a_disk_that_is_full_on_one_host(cluster, shared, expected, launch):
     job = start(launch, cluster, shared)
     host = job.records()[1].host
-    run, small = shared / "run", "/run/small"
+    run, small = shared / "run", f"/run/small_{shared.name}"
     full = (
         f"mkdir {small} && mount -t tmpfs -o size=64k tmpfs {small} && mkdir {small}/upper {small}/work && "
         f"{{ dd if=/dev/zero of={small}/filler bs=1k 2>/dev/null; "
