@@ -24,15 +24,18 @@ RING = {
 }
 """Of the tensor that is whole, each rank sends (W - 1) / W times this."""
 
+INPUTS = ("input", "input_tensor", "input_list")
+OUTPUTS = ("tensor", "output_tensor", "tensor_list")
+
 
 def count_sent(world: Any, stage: int) -> float:
     sent, counting = [0.0], [False]
 
     def whole(name: str, given: tuple[Any, ...], named: dict[str, Any]) -> int:
-        if name.startswith("reduce_scatter"):
-            tensors = given[1] if len(given) > 1 else named.get("input", named.get("input_list"))
-        else:
-            tensors = given[0] if given else next(named[key] for key in ("tensor", "output_tensor", "tensor_list"))
+        number, keys = (
+            (1, ("input", "input_tensor", "input_list")) if name.startswith("reduce_scatter") else (0, OUTPUTS)
+        )
+        tensors = given[number] if len(given) > number else next(named[key] for key in keys if key in named)
         each = tensors if isinstance(tensors, list) else [tensors]
         return sum(one.numel() * one.element_size() for one in each)
 
