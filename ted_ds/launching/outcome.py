@@ -46,7 +46,8 @@ def outcome_of(folder: Path, launcher_code: int) -> Outcome:
     if STOPPED in codes:  # they agree on it
         return Outcome(STOPPED, "stopped on request; what there was is saved")
     missing = sorted(set(range(max(one.num_ranks for one in records))) - {one.rank for one in records})
-    if records[0].rank == 0 and codes[0] == COMPLETE:
+    # of some hosts there may be nothing here, where each has a folder of its own
+    if all(code == COMPLETE for code in codes) or (records[0].rank == 0 and codes[0] == COMPLETE):
         return Outcome(COMPLETE, "complete")
     silent = [one for one in records if one.code is None]
     if not silent:
