@@ -56,12 +56,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         if verb == "check":
             one.add_argument("--ranks", type=_positive, default=1, help="ranks the batches must divide over")
             one.add_argument(
-                "--link-gbit", type=float, help="of each rank to other hosts: what a step sends, in Gbit/s"
+                "--link-gbit", type=_speed, help="of each rank to other hosts: what a step sends, in Gbit/s"
             )
-            one.add_argument("--tflops", type=float, default=400.0, help="what each rank computes a second (400)")
+            one.add_argument("--tflops", type=_speed, default=400.0, help="what each rank computes a second (400)")
     # argparse closes the list of overrides at the first option: what follows one comes back as unknown
     options, rest = parser.parse_known_args(arguments)
     if options.verb == "supervise":
+        if rest:
+            parser.error(f"unknown arguments: {' '.join(rest)}; the launcher's command goes after --")
         return options
     unknown = [word for word in rest if word.startswith("-") or "=" not in word]
     if unknown:
@@ -77,6 +79,7 @@ def _add_supervise(one: argparse.ArgumentParser) -> None:
         "--grace", type=float, default=30.0, metavar="S", help="how long others may go on once a rank ended (30 s)"
     )
     one.add_argument("--hostfile", type=Path, help="of a launcher over ssh; {hostfile} in its command becomes a copy")
+    one.add_argument("--exclude", action="append", default=[], metavar="HOST", help="of the hostfile, to leave out")
     one.add_argument("--min-hosts", type=_positive, help="so many of them will do (default: all)")
     one.add_argument(
         "--host-wait", type=float, default=300.0, metavar="S", help="how long to wait for the others (300 s)"
@@ -93,11 +96,18 @@ def _supervise(options: argparse.Namespace) -> int:
         options.restarts,
         options.grace,
         hostfile=options.hostfile,
+        excluded=tuple(options.exclude),
         min_hosts=options.min_hosts,
         host_wait_s=options.host_wait,
         in_slurm=options.slurm,
     )
     return Supervisor(options.command, settings).run()
+
+
+def _speed(text: str) -> float:
+    if not float(text) > 0:
+        raise argparse.ArgumentTypeError(f"{text}: use more than 0")
+    return float(text)
 
 
 def _positive(text: str) -> int:
@@ -159,6 +169,8 @@ def entry() -> None:
         code = main()
     except KeyboardInterrupt:
         code = 130
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
     except Exception:
         traceback.print_exc()
         code = 1

@@ -17,7 +17,7 @@ from ted_ds.config.schema import Recipe
 from ted_ds.memory import ITEM_BYTES, gib
 from ted_ds.phase_memory import SHARDED_HOSTS, facts_of, phase_memories, with_head
 from ted_ds.plan import PLAN_OF_PHASE, Plan
-from ted_ds.staging import operations_per_token
+from ted_ds.staging import operations_per_token, sides_of
 
 REUSED = 1_000_000_000
 """Parameters that ZeRO-3 keeps gathered from forward to backward (DeepSpeed's default ``stage3_max_live_parameters``
@@ -74,9 +74,11 @@ def phase_traffic(recipe: Recipe, plan: Plan, config: Mapping[str, Any], *, num_
         sent = sent_by_engine(
             one.num_trained, stage=zero_stage(config), item_bytes=item, num_ranks=num_ranks, num_micro=num_micro
         )
-        if one.hosts_teacher and host in SHARDED_HOSTS:
-            teacher = with_head(recipe, facts_of(plan, "teacher")).total
-            sent += num_micro * teacher * item * (num_ranks - 1) / num_ranks
+        _, frozen_sides = sides_of(one.phase)
+        for side in frozen_sides if host in SHARDED_HOSTS else ():
+            if side == "teacher" and not one.hosts_teacher:  # a cache speaks for it
+                continue
+            sent += num_micro * with_head(recipe, facts_of(plan, side)).total * item * (num_ranks - 1) / num_ranks
         facts = {side: facts_of(plan, side) for side in ("student", "teacher")}
         per_token = operations_per_token(recipe, facts, plan.layer_pairs, plan.filter_dim, one.phase)
         found.append(Traffic(one.phase, sent, per_token * share * row))
@@ -87,6 +89,10 @@ def describe_traffic(recipe: Recipe, plan: Plan, link: Link, *, num_ranks: int) 
     """The same in words, with the time it takes if nothing overlaps and if everything does."""
     config = read_deepspeed_json(recipe.deepspeed)
     host = "replica" if recipe.teacher.host == "auto" else recipe.teacher.host
+    if recipe.pipeline.stages > 1 or plan.teacher is None or plan.student is None:
+        return (
+            "network   not computed on a pipeline (what crosses its borders is above), nor before models are fetched\n"
+        )
     lines = []
     for one in phase_traffic(recipe, plan, config, num_ranks=num_ranks, host=host):
         work, send = one.seconds(link)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import os
 import re
 import shlex
 import subprocess
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ted_ds.errors import ConfigError, TopologyError
-from ted_ds.launching.records import LOG_DIR, RankRecord
+from ted_ds.launching.records import LOG_DIR
 
 SSH = ("ssh", "-n", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", "-o", "ServerAliveInterval=5")
 SSH_TIMEOUT_S = 20.0
@@ -23,7 +22,7 @@ PASSED_ON = re.compile(
     r"(TED_DS|HF|TRANSFORMERS|TOKENIZERS|OMP|MKL|MALLOC|DS|TORCH|NCCL|GLOO|FI|UCX|WANDB)_\w+|PATH|LD_LIBRARY_PATH|LANG"
 )
 """Variables that reach the ranks of other hosts."""
-SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD")
+SECRET = re.compile(r"KEY|TOKEN(?!IZERS)|SECRET|PASSWORD")
 """Those that do not: a command line, which every user of a host can read, is how they would travel."""
 OWN_FILE = ".deepspeed_env"
 
@@ -80,6 +79,8 @@ def wait_for_hosts(
             return there
         if time.monotonic() >= deadline or is_over():
             said = "; ".join(f"{name}: {reason}" for name, reason in silent.items())
+            if is_over():
+                return there
             if len(there) < at_least:
                 raise TopologyError(
                     f"{len(there)} of {len(hosts)} hosts answer over ssh, at least {at_least} must ({said}); mend or "
@@ -120,6 +121,7 @@ def write_environment(file: Path, environment: Mapping[str, str], own_folder: Pa
     for own in (Path.home() / OWN_FILE, own_folder / OWN_FILE):
         if own.is_file():  # deepspeed fails on a line without =
             lines += [line for line in own.read_text(encoding="utf-8").splitlines() if "=" in line]
+    file.touch(mode=0o600)  # the user's own file may hold what others should not read
     file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
@@ -128,30 +130,42 @@ def _quoted(value: str) -> str:
     return re.sub(r'([\\"$`])', r"\\\1", value)
 
 
-def end_ranks(records: Sequence[RankRecord], folder: Path, own_host: str, say: Callable[[str], None]) -> None:
-    """Kill what is left of an attempt's ranks, on every host; a process of another is never hit."""
-    left: dict[str, list[RankRecord]] = {}
-    for record in records:
-        if record.ended is None:
-            left.setdefault(record.host, []).append(record)
-    if not left:
-        return
+def end_ranks(hosts: Sequence[str], folder: Path, *, grace_s: float, say: Callable[[str], None]) -> None:
+    """Wait for what is left of an attempt's ranks, then kill it, on this host and on others; nothing else is hit.
+
+    Args:
+        hosts: The others, as ssh knows them.
+        folder: The attempt's, which its processes have in their environment.
+        grace_s: How long they may still save and end.
+        say: Takes messages.
+    """
+    until = time.monotonic() + grace_s
+    places = [None, *hosts]
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
-        results = pool.map(lambda host: _end_on(host, left[host], folder, is_here=host == own_host), left)
-    for host, failure in zip(left, results, strict=True):
-        if failure:
-            say(f"WARN {host}: ranks may be left there: {failure}")
+        while time.monotonic() < until and any(number for number in pool.map(lambda one: _find(one, folder), places)):
+            time.sleep(1.0)
+        for host, number in zip(places, pool.map(lambda one: _find(one, folder, kill=True), places), strict=True):
+            if number is None:
+                say(f"WARN {host}: does not answer: ranks may be left there")
+            elif number:
+                say(f"{host or 'this host'}: {number} processes of the attempt were left, and killed")
 
 
-def _end_on(host: str, records: Sequence[RankRecord], folder: Path, *, is_here: bool) -> str | None:
+def _find(host: str | None, folder: Path, *, kill: bool = False) -> int | None:
+    """The number of an attempt's processes on a host, None for this one; None where that cannot be told."""
     mark = shlex.quote(f"{LOG_DIR}={folder}")
-    is_ours = "tr '\\0' '\\n' < /proc/{0}/environ 2>/dev/null | grep -qxF {1}"
-    script = "; ".join(f"if {is_ours.format(one.process, mark)}; then kill -9 {one.process}; fi" for one in records)
-    command = ["bash", "-c", script] if is_here else [*SSH, host, script]
+    script = (
+        "n=0; for e in /proc/[0-9]*/environ; do "
+        f"if tr '\\0' '\\n' < $e 2>/dev/null | grep -qxF {mark}; then n=$((n + 1)); "
+        + ("p=${e#/proc/}; kill -9 ${p%/environ}; " if kill else "")
+        + "fi; done; echo $n"
+    )
+    # whatever the user's shell there is
+    command = ["bash", "-c", script] if host is None else [*SSH, host, f"bash -c {shlex.quote(script)}"]
     try:
-        done = subprocess.run(  # noqa: S603 - numbers, and a path that is quoted
-            command, capture_output=True, text=True, timeout=SSH_TIMEOUT_S, check=False, env=dict(os.environ)
+        done = subprocess.run(  # noqa: S603 - a path that is quoted
+            command, capture_output=True, text=True, timeout=SSH_TIMEOUT_S, check=False
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return str(error)
-    return None if done.returncode == 0 else done.stderr.strip() or f"exit code {done.returncode}"
+        return int(done.stdout.split()[-1])
+    except (OSError, subprocess.TimeoutExpired, ValueError, IndexError):
+        return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ted_ds.errors import RankLostError, StoppedOnRequest
-from ted_ds.launching.records import RankRecord, log_file, read_records
+from ted_ds.launching.records import RankRecord, log_file, read_records, record_file
 
 COMPLETE, STOPPED, RANK_LOST = 0, StoppedOnRequest.exit_code, RankLostError.exit_code
 NUM_LINES = 20
@@ -23,6 +23,9 @@ class Outcome:
     """0 complete; 75 stopped on request and 76 a rank was lost: start it again; anything else: mend something first."""
     text: str
     """The same in words, with the last lines of the rank that failed first."""
+    missing: tuple[int, ...] = ()
+    """Ranks that left no record."""
+    has_records: bool = True
 
 
 def outcome_of(folder: Path, launcher_code: int) -> Outcome:
@@ -34,12 +37,11 @@ def outcome_of(folder: Path, launcher_code: int) -> Outcome:
     records = read_records(folder)
     if not records:
         said = f"the launcher ended with exit code {launcher_code}" if launcher_code else "the launcher just ended"
-        return Outcome(launcher_code or 1, f"no rank has started: {said}; its output says more")
-    failed = sorted(
-        (one for one in records if one.code not in (None, COMPLETE, STOPPED, RANK_LOST)), key=lambda one: one.ended or 0
-    )
+        code = launcher_code if launcher_code >= 0 else 128 - launcher_code
+        return Outcome(code or 1, f"no rank has started: {said}; its output says more", has_records=False)
+    failed = [one for one in records if one.code not in (None, COMPLETE, STOPPED, RANK_LOST)]
     if failed:
-        first = failed[0]
+        first = min(failed, key=lambda one: _written(record_file(folder, one.rank), one))
         assert first.code is not None
         return Outcome(first.code, _about(folder, first, f"ended with exit code {first.code}"))
     codes = [one.code for one in records]
@@ -51,11 +53,13 @@ def outcome_of(folder: Path, launcher_code: int) -> Outcome:
         return Outcome(COMPLETE, "complete")
     silent = [one for one in records if one.code is None]
     if not silent:
-        last = max(records, key=lambda one: one.ended or 0)
+        last = max(records, key=lambda one: _written(record_file(folder, one.rank), one))
         which = f"of rank {_some(missing)} there is nothing in {folder}" if missing else ""
         which = which or f"the last to say so was rank {last.rank} on {last.host}"  # woken by the end of the others
-        return Outcome(RANK_LOST, f"the ranks lost each other; {which}")
-    first = min(silent, key=lambda one: (one.asked_at is not None, one.asked_at or _last_printed(folder, one)))
+        return Outcome(RANK_LOST, f"the ranks lost each other; {which}", tuple(missing))
+    first = min(
+        silent, key=lambda one: (one.asked_at is not None, one.asked_at or _written(log_file(folder, one.rank), one))
+    )
     return Outcome(RANK_LOST, _about(folder, first, "died or hangs"))
 
 
@@ -64,9 +68,10 @@ def _some(ranks: Sequence[int]) -> str:
     return shown if len(ranks) <= 8 else f"{shown} and {len(ranks) - 8} others"
 
 
-def _last_printed(folder: Path, record: RankRecord) -> float:
+def _written(file: Path, record: RankRecord) -> float:
+    """When a rank last wrote a file, by the clock of the file system: hosts' own clocks differ."""
     try:
-        return log_file(folder, record.rank).stat().st_mtime
+        return file.stat().st_mtime
     except OSError:
         return record.began
 

@@ -6,6 +6,7 @@ replaces them, a batch system sees those of a script. Files do not.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -43,16 +44,25 @@ class RankRecord:
 
     def write(self, folder: Path) -> None:
         """Put it into an attempt's folder, in the place of the one before."""
-        file = folder / f"rank_{self.rank:05d}.json"
+        file = record_file(folder, self.rank)
         beside = file.with_name(f".{file.name}")
         beside.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
         beside.replace(file)
 
 
+def record_file(folder: Path, rank: int) -> Path:
+    """The record of a rank."""
+    return folder / f"rank_{rank:05d}.json"
+
+
 def read_records(folder: Path) -> list[RankRecord]:
-    """Those of an attempt, by rank."""
-    files = sorted(folder.glob("rank_*.json"))
-    return [RankRecord(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    """Those of an attempt, by rank; one that cannot be read just now is left out."""
+    found = []
+    for file in sorted(folder.glob("rank_*.json")):
+        # a network's file system may have none of it while it is replaced
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            found.append(RankRecord(**json.loads(file.read_text(encoding="utf-8"))))
+    return found
 
 
 def log_file(folder: Path, rank: int) -> Path:
@@ -78,9 +88,9 @@ class OwnRecord:
         """Write down who this is.
 
         Raises:
-            OSError: The folder cannot be written.
+            OSError: The folder is not there, or cannot be written. (It is made by who starts the ranks: one that is
+                made here would be this host's own.)
         """
-        folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._record = RankRecord(
             told_number(os.environ, RANK_VARIABLES, 0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shlex
 import signal
@@ -11,17 +12,19 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ted_ds.errors import ConfigError
-from ted_ds.launching.attempt import run_attempt
+from ted_ds.launching.attempt import Attempt
 from ted_ds.launching.hosts import Host, read_hostfile, wait_for_hosts, write_environment
 from ted_ds.launching.outcome import RANK_LOST, STOPPED, Outcome
-from ted_ds.launching.records import LOG_DIR, read_records
+from ted_ds.launching.records import LOG_DIR, STOP_FILE, read_records
 from ted_ds.launching.slurm import requeue, wait_for_slurm
 
-REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+MOST_WITHOUT_RECORD = 3
+"""Attempts in a row in which the same ranks left nothing: their host does not see the logs."""
 SAME_REQUEST_S = 2.0
 """Signals that follow within it are the same request: a terminal, a batch system and a wrapper each pass one on."""
 HOSTFILE_MARK, PORT_MARK = "{hostfile}", "{port}"
@@ -41,6 +44,8 @@ class Settings:
     grace_s: float
     hostfile: Path | None = None
     """Of a launcher that goes over ssh."""
+    excluded: tuple[str, ...] = ()
+    """Hosts of the hostfile to leave out."""
     min_hosts: int | None = None
     """How many of them will do; None for all."""
     host_wait_s: float = 0.0
@@ -64,20 +69,29 @@ class Supervisor:
             TedError: It cannot be started at all.
         """
         for number in REQUESTS:
-            signal.signal(number, self._take)
-        hosts = read_hostfile(self._settings.hostfile) if self._settings.hostfile is not None else None
-        if hosts is not None and not any(HOSTFILE_MARK in word for word in self._command):
-            raise ConfigError(f"--hostfile: the command does not have {HOSTFILE_MARK} where the launcher's goes")
-        restart, short_in_a_row = 0, 0
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                signal.signal(number, self._take)
+        hosts = self._hosts()
+        restart, short_in_a_row, without_record = 0, 0, 0
+        missing: tuple[int, ...] = ()
         while True:
             started = time.monotonic()
             folder, outcome = self._attempt(hosts)
             self._say(f"{folder}: {outcome.text}")
+            if not outcome.has_records and (restart or self._num_requests):  # those before had: another may, too
+                outcome = replace(outcome, code=RANK_LOST)
             if outcome.code not in (STOPPED, RANK_LOST):
                 return outcome.code
-            if outcome.code == STOPPED and self._settings.in_slurm:
+            if outcome.code == STOPPED and not self._num_requests and (folder / STOP_FILE).exists():
+                return STOPPED  # it was put there by hand
+            if self._settings.in_slurm and (outcome.code == STOPPED or self._num_requests):
                 self._leave_stopped(folder)
                 return STOPPED
+            without_record = without_record + 1 if outcome.missing and outcome.missing == missing else 1
+            missing = outcome.missing
+            if missing and without_record == MOST_WITHOUT_RECORD:
+                self._say(f"given up: {without_record} times there was nothing of the same ranks; see --logs")
+                return outcome.code
             short_in_a_row = short_in_a_row + 1 if time.monotonic() - started < SHORT_S else 0
             if restart < self._settings.restarts and outcome.code == RANK_LOST:
                 self._pause(min(2.0 ** (short_in_a_row - 1), LONGEST_WAIT_S) if short_in_a_row else 0.0)
@@ -89,10 +103,25 @@ class Supervisor:
             restart += 1
             self._say(f"restart {restart} of at most {self._settings.restarts}")
 
+    def _hosts(self) -> list[Host] | None:
+        settings = self._settings
+        if settings.hostfile is None:
+            return None
+        if not any(HOSTFILE_MARK in word for word in self._command):
+            raise ConfigError(f"--hostfile: the command does not have {HOSTFILE_MARK} where the launcher's goes")
+        hosts = read_hostfile(settings.hostfile)
+        unknown = set(settings.excluded) - {host.name for host in hosts}
+        if unknown:
+            raise ConfigError(f"--exclude: {settings.hostfile} has no {', '.join(sorted(unknown))}")
+        kept = [host for host in hosts if host.name not in settings.excluded]
+        if not kept:
+            raise ConfigError(f"--exclude: leaves no host of {settings.hostfile}")
+        return kept
+
     def _attempt(self, hosts: Sequence[Host] | None) -> tuple[Path, Outcome]:
         folder = self._new_folder()
         environment = {**os.environ, LOG_DIR: str(folder), "PYTHONUNBUFFERED": "1"}
-        command = self._command
+        command, there = self._command, None
         if hosts is not None:
             there = wait_for_hosts(
                 hosts,
@@ -101,6 +130,8 @@ class Supervisor:
                 say=self._say,
                 is_over=lambda: self._num_requests > 0,
             )
+            if self._num_requests:
+                return folder, Outcome(STOPPED, "stopped on request before it began")
             own_hostfile, variables = folder / "hostfile", folder / "environment"
             own_hostfile.write_text("".join(f"{host.line}\n" for host in there), encoding="utf-8")
             write_environment(variables, environment, Path.cwd())
@@ -108,32 +139,36 @@ class Supervisor:
             command = [word.replace(HOSTFILE_MARK, str(own_hostfile)) for word in command]
         command = [word.replace(PORT_MARK, str(_free_port())) for word in command]
         self._say(f"{folder}: {shlex.join(command)}")
-        outcome = run_attempt(
+        attempt = Attempt(
             command,
             folder,
             environment,
+            hosts=None if there is None else [host.name for host in there],
             grace_s=self._settings.grace_s,
-            requests=lambda: self._num_requests,
             say=self._say,
         )
-        return folder, outcome
+        return folder, attempt.wait(lambda: self._num_requests)
 
     def _new_folder(self) -> Path:
         logs = self._settings.logs.absolute()
         try:
             logs.mkdir(parents=True, exist_ok=True)
-            number = max((int(one.name.partition("_")[2]) for one in logs.glob("attempt_[0-9]*")), default=0) + 1
-            folder = logs / f"attempt_{number:04d}"
-            folder.mkdir()
+            names = [re.fullmatch(r"attempt_(\d+)", one.name) for one in logs.iterdir()]
+            number = max((int(name[1]) for name in names if name), default=0)
+            while True:
+                number += 1
+                folder = logs / f"attempt_{number:04d}"
+                with contextlib.suppress(FileExistsError):  # another run took it just now
+                    folder.mkdir()
+                    return folder
         except OSError as error:
             raise ConfigError(f"--logs: {logs}: cannot be written: {error}") from error
-        return folder
 
     def _leave_stopped(self, folder: Path) -> None:
         of_ranks = [] if self._num_requests else read_records(folder)
         # the time limit is announced by SIGUSR1
         if self._first_signal == signal.SIGTERM or any(one.asked == "SIGTERM" for one in of_ranks):
-            wait_for_slurm(self._say)
+            wait_for_slurm(lambda: self._num_requests, self._say)
         else:
             requeue(self._settings.restarts, self._say)
 

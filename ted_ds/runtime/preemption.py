@@ -79,8 +79,9 @@ class StopRequests:
         now = time.monotonic()
         if self._stop_file is not None and self._file_seen_at is None and now - self._looked_at >= LOOK_EVERY_S:
             self._looked_at = now
-            if self._stop_file.exists():
-                self._file_seen_at = now
+            with contextlib.suppress(OSError):  # the next time, then
+                if self._stop_file.exists():
+                    self._file_seen_at = now
         return self._file_seen_at is not None
 
     @contextlib.contextmanager

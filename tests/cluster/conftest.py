@@ -45,3 +45,11 @@ def shared():
     folder.mkdir(parents=True)
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say it where nobody overlooks it."""
+    reason = why_not()
+    if reason is not None:
+        terminalreporter.section("THE CLUSTER TESTS WERE NOT RUN", red=True, bold=True)
+        terminalreporter.line(reason)

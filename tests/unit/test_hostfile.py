@@ -47,10 +47,12 @@ def test_keys_do_not_travel_and_values_arrive_as_they_are(tmp_path, monkeypatch)
     (tmp_path / ".deepspeed_env").write_text("\n# no assignment\nNCCL_DEBUG=WARN\n")
     odd = 'a "b" $HOME `c` \\d'
     given = {"WANDB_API_KEY": "x", "HF_TOKEN": "y", "NCCL_DEBUG": "INFO", "HF_ODD": odd, "PATH": "/bin", "OTHER": "1"}
+    given["TOKENIZERS_PARALLELISM"] = "false"
     file = tmp_path / "environment"
     write_environment(file, given, tmp_path / "elsewhere")
     exported = [line.split("=", maxsplit=1) for line in file.read_text().splitlines()]
-    assert [name for name, _ in exported] == ["HF_ODD", "NCCL_DEBUG", "PATH", "NCCL_DEBUG"]
+    assert [name for name, _ in exported] == ["HF_ODD", "NCCL_DEBUG", "PATH", "TOKENIZERS_PARALLELISM", "NCCL_DEBUG"]
+    assert file.stat().st_mode & 0o777 == 0o600
     # as deepspeed writes them into the command of each host
     script = "; ".join(f'export {name}="{value}"' for name, value in exported) + '; echo "$HF_ODD|$NCCL_DEBUG"'
     shown = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from ted_ds.launching.outcome import outcome_of
-from ted_ds.launching.records import LOG_DIR, OwnRecord, RankRecord, log_file, read_records
+from ted_ds.launching.records import LOG_DIR, OwnRecord, RankRecord, log_file, read_records, record_file
 
 
 def write(folder, *codes, **changes):
@@ -16,6 +16,7 @@ def write(folder, *codes, **changes):
         ended = None if code is None else 100.0 - rank
         record = RankRecord(rank, len(codes), f"host{rank}", 1000 + rank, 1.0, ended=ended, code=code)
         replace(record, **changes.get(f"of_{rank}", {})).write(folder)
+        os.utime(record_file(folder, rank), (100.0 - rank, 100.0 - rank))
         log_file(folder, rank).write_text("".join(f"rank {rank} line {number}\n" for number in range(50)))
 
 
@@ -72,6 +73,7 @@ def test_a_rank_knows_itself_by_each_launchers_variables(tmp_path, monkeypatch, 
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
+    (tmp_path / "new").mkdir()
     own = OwnRecord(tmp_path / "new")
     own.asked("SIGUSR1")
     own.ended(75)
@@ -79,6 +81,17 @@ def test_a_rank_knows_itself_by_each_launchers_variables(tmp_path, monkeypatch, 
     assert (record.rank, record.num_ranks, record.process) == (3, 8, os.getpid())
     assert (record.asked, record.code) == ("SIGUSR1", 75)
     assert record.began <= record.asked_at <= record.ended
+
+
+def test_a_folder_that_is_not_there_is_not_made(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        OwnRecord(tmp_path / "of another host")
+
+
+def test_a_record_that_cannot_be_read_just_now_is_left_out(tmp_path):
+    write(tmp_path, 0, 0)
+    record_file(tmp_path, 1).write_text('{"rank": 1')
+    assert [one.rank for one in read_records(tmp_path)] == [0]
 
 
 def test_the_variable_is_what_launchers_pass_on():

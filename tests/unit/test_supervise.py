@@ -109,7 +109,9 @@ def test_a_second_request_ends_a_rank_that_hangs(tmp_path):
     [
         (["supervise"], "the following arguments are required: command"),
         (["supervise", "--", "no_such_program"], "no_such_program: cannot be started"),
-        (["supervise", "--hostfile", "none", "--", "true"], "none: cannot be read as a hostfile"),
+        (["supervise", "--hostfile", "none", "--", "true", "{hostfile}"], "none: cannot be read as a hostfile"),
+        (["supervise", "--hostfile", "none", "--", "true"], "the command does not have {hostfile} where"),
+        (["supervise", "--in-slurm", "--", "true"], "unknown arguments: --in-slurm"),
         (["supervise", "--logs", "/proc/x", "--", "true"], "--logs: /proc/x: cannot be written"),
     ],
 )
