@@ -12,11 +12,16 @@ from tests.tiny import ROOT, write_run
 
 pytestmark = pytest.mark.cluster
 SHORTENED = [
-    "filters.teacher.max_steps=3",
-    "filters.student.max_steps=3",
+    *(
+        f"{phase}.{key}"
+        for phase in ("teacher.finetune", "student.finetune")
+        for key in ("max_steps=3", "warmup_steps=1")
+    ),
+    *(f"filters.{side}.{key}" for side in ("teacher", "student") for key in ("max_steps=3", "warmup_steps=1")),
     "distill.max_steps=4",
     "distill.warmup_steps=1",
     "evaluation.max_examples=32",
+    "preflight=warn",  # a teacher of three steps has nothing to teach
 ]
 
 
@@ -72,6 +77,25 @@ def test_a_study_is_an_array_of_runs_in_one_group(cluster, shared):
     for n in (1, 2):
         (file,) = (shared / f"run{n}" / "wandb").glob("offline-run-*/*.wandb")
         assert f"ted_ds-{job.number}".encode() in file.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_task_of_an_array_requeues_itself_alone(cluster, shared):
+    recipe = write_run(shared, kind="sequence_classification", family="bert")
+    study = shared / "study.txt"
+    study.write_text("".join(f"output_dir={shared}/run{n} distill.max_steps={100 * n}\n" for n in (1, 2)))
+    # the last task has the number of the whole array
+    job = slurm(cluster, shared, 1, ["run", str(recipe)], ["--array=1-2"], TED_DS_STUDY=str(study))
+    job.wait_for("distill 20/200")
+    cluster.run("login", ["scancel", "--batch", "--signal=USR1", f"{job.number}_2"])
+    job.wait_for(f"requeue job {job.number}_2, restart 1")
+    deadline = time.monotonic() + 200
+    while cluster.run("login", ["squeue", "--noheader"]).stdout.strip():
+        assert time.monotonic() < deadline, job.text()[-4000:]
+        time.sleep(1)
+    assert [(shared / f"run{n}" / "export").is_dir() for n in (1, 2)] == [True, True]
+    attempts = {place.name: len(list(place.iterdir())) for place in job.logs.iterdir()}
+    assert sorted(attempts.values()) == [1, 2], attempts
 
 
 @pytest.mark.slow
