@@ -74,7 +74,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def _add_supervise(one: argparse.ArgumentParser) -> None:
     one.add_argument("--logs", type=Path, default=Path("logs"), help="a folder that all hosts see (default: logs)")
-    one.add_argument("--restarts", type=int, default=100, help="at most so many (default: 100)")
+    one.add_argument("--restarts", type=_count, default=100, help="at most so many (default: 100)")
     one.add_argument(
         "--grace", type=float, default=30.0, metavar="S", help="how long others may go on once a rank ended (30 s)"
     )
@@ -102,6 +102,12 @@ def _supervise(options: argparse.Namespace) -> int:
         in_slurm=options.slurm,
     )
     return Supervisor(options.command, settings).run()
+
+
+def _count(text: str) -> int:
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"{text}: use 0 or more")
+    return int(text)
 
 
 def _speed(text: str) -> float:
