@@ -11,15 +11,9 @@ from tests.cluster.runs import local, multinode, slurm, weights
 from tests.tiny import ROOT, write_run
 
 pytestmark = pytest.mark.cluster
+PHASES = ("teacher.finetune", "student.finetune", "filters.teacher", "filters.student", "distill")
 SHORTENED = [
-    *(
-        f"{phase}.{key}"
-        for phase in ("teacher.finetune", "student.finetune")
-        for key in ("max_steps=3", "warmup_steps=1")
-    ),
-    *(f"filters.{side}.{key}" for side in ("teacher", "student") for key in ("max_steps=3", "warmup_steps=1")),
-    "distill.max_steps=4",
-    "distill.warmup_steps=1",
+    *(f"{phase}.{key}" for phase in PHASES for key in ("max_steps=3", "warmup_steps=1", "micro_batch_size=8")),
     "evaluation.max_examples=32",
     "preflight=warn",  # a teacher of three steps has nothing to teach
 ]
