@@ -69,7 +69,8 @@ class Supervisor:
             TedError: It cannot be started at all.
         """
         for number in REQUESTS:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            # nohup ignores that a terminal closes; what shells start with & ignores SIGINT, which is then meant
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._take)
         hosts = self._hosts()
         restart, short_in_a_row, without_record = 0, 0, 0
