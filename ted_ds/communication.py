@@ -89,10 +89,6 @@ def describe_traffic(recipe: Recipe, plan: Plan, link: Link, *, num_ranks: int) 
     """The same in words, with the time it takes if nothing overlaps and if everything does."""
     config = read_deepspeed_json(recipe.deepspeed)
     host = "replica" if recipe.teacher.host == "auto" else recipe.teacher.host
-    if recipe.pipeline.stages > 1 or plan.teacher is None or plan.student is None:
-        return (
-            "network   not computed on a pipeline (what crosses its borders is above), nor before models are fetched\n"
-        )
     lines = []
     for one in phase_traffic(recipe, plan, config, num_ranks=num_ranks, host=host):
         work, send = one.seconds(link)
@@ -102,4 +98,5 @@ def describe_traffic(recipe: Recipe, plan: Plan, link: Link, *, num_ranks: int) 
             f"{link.gbit:g} Gbit/s; work {work:.3g} s at {link.tflops:g} TFLOP/s; {lowest:.0%} of a step is work where "
             f"nothing overlaps, {highest:.0%} where all does"
         )
-    return "".join(f"{line}\n" for line in lines)
+    nothing = "network   not computed on a pipeline (what crosses its borders is above), nor before models are fetched"
+    return "".join(f"{line}\n" for line in lines or [nothing])

@@ -91,7 +91,9 @@ class Supervisor:
             without_record = without_record + 1 if outcome.missing and outcome.missing == missing else 1
             missing = outcome.missing
             if missing and without_record == MOST_WITHOUT_RECORD:
-                self._say(f"given up: {without_record} times there was nothing of the same ranks; see --logs")
+                self._say(
+                    f"given up: {without_record} times the same ranks left nothing; give --logs a folder all hosts see"
+                )
                 return outcome.code
             short_in_a_row = short_in_a_row + 1 if time.monotonic() - started < SHORT_S else 0
             if restart < self._settings.restarts and outcome.code == RANK_LOST:
