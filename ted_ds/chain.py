@@ -29,6 +29,7 @@ from ted_ds.runtime.outputs import engine_outputs, frozen_outputs
 from ted_ds.runtime.preemption import StopNow
 from ted_ds.runtime.sharding import collect_garbage
 from ted_ds.stages.finetune import FinetuneObjective
+from ted_ds.staging import FILTER_PHASES
 from ted_ds.train_phase import PhaseTraining, checkpoints_of
 
 
@@ -108,7 +109,8 @@ class Chain:
                     build.screen.say(f"{phase}: complete, skipped")
                 else:
                     build.screen.say(f"{phase} -> {folder.path}")
-                    work: Callable[[PhaseFolder], None] = getattr(self, f"_{phase}")
+                    name = "learn_filters" if phase in FILTER_PHASES else phase
+                    work: Callable[[PhaseFolder], None] = getattr(self, f"_{name}")
                     work(folder)
                     collect_garbage()
             except StopNow:
@@ -170,17 +172,8 @@ class Chain:
 
         self._assembly.world.on_main(functools.partial(folder.write, write))
 
-    def _filters_teacher(self, folder: PhaseFolder) -> None:
-        self._learn_filters(folder, "filters_teacher")
-
-    def _filters_student(self, folder: PhaseFolder) -> None:
-        self._learn_filters(folder, "filters_student")
-
-    def _filters_both(self, folder: PhaseFolder) -> None:
-        self._learn_filters(folder, "filters_both")
-
-    def _learn_filters(self, folder: PhaseFolder, phase: str) -> None:
-        build, filters = self._assembly, self._recipe.filters
+    def _learn_filters(self, folder: PhaseFolder) -> None:
+        build, filters, phase = self._assembly, self._recipe.filters, folder.path.name
         assert filters is not None
         plan_path = PLAN_OF_PHASE[phase]
         plan = self._recipe.phase_plans()[plan_path]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ted_ds import __version__
@@ -76,13 +77,13 @@ def _add_supervise(one: argparse.ArgumentParser) -> None:
     one.add_argument("--logs", type=Path, default=Path("logs"), help="a folder that all hosts see (default: logs)")
     one.add_argument("--restarts", type=_count, default=100, help="at most so many (default: 100)")
     one.add_argument(
-        "--grace", type=float, default=30.0, metavar="S", help="how long others may go on once a rank ended (30 s)"
+        "--grace", type=_seconds, default=30.0, metavar="S", help="how long others may go on once a rank ended (30 s)"
     )
     one.add_argument("--hostfile", type=Path, help="of a launcher over ssh; {hostfile} in its command becomes a copy")
     one.add_argument("--exclude", action="append", default=[], metavar="HOST", help="of the hostfile, to leave out")
     one.add_argument("--min-hosts", type=_positive, help="so many of them will do (default: all)")
     one.add_argument(
-        "--host-wait", type=float, default=300.0, metavar="S", help="how long to wait for the others (300 s)"
+        "--host-wait", type=_seconds, default=300.0, metavar="S", help="how long to wait for the others (300 s)"
     )
     one.add_argument("--slurm", action="store_true", help="as the script of a Slurm job, which it requeues")
     one.add_argument("command", nargs="+", help="a launcher's command, after --")
@@ -104,27 +105,31 @@ def _supervise(options: argparse.Namespace) -> int:
     return Supervisor(options.command, settings).run()
 
 
-def _count(text: str) -> int:
-    if int(text) < 0:
-        raise argparse.ArgumentTypeError(f"{text}: use 0 or more")
-    return int(text)
+def _number(kind: Callable[[str], float], holds: Callable[[float], bool], rule: str) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and holds(value)):
+            raise argparse.ArgumentTypeError(f"{text}: use {rule}")
+        return value
+
+    return read
 
 
-def _speed(text: str) -> float:
-    if not float(text) > 0:
-        raise argparse.ArgumentTypeError(f"{text}: use more than 0")
-    return float(text)
-
-
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: use 1 or more")
-    return int(text)
+_count = _number(int, lambda value: value >= 0, "a whole number, 0 or more")
+_positive = _number(int, lambda value: value >= 1, "a whole number, 1 or more")
+_seconds = _number(float, lambda value: value >= 0, "0 or more seconds")
+_speed = _number(float, lambda value: value > 0, "more than 0")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit code."""
-    options = parse(arguments)
+    return _dispatch(parse(arguments))
+
+
+def _dispatch(options: argparse.Namespace) -> int:
     try:
         if options.verb == "supervise":
             return _supervise(options)
@@ -165,14 +170,14 @@ def entry() -> None:
 
     Ends it at once where torch was at work: the teardown of its threads aborts about one normal exit in ten.
     """
-    verb = parse().verb
+    options = parse()
     try:
-        log = open_log() if verb in VERBS_OF_RANKS else None
+        log = open_log() if options.verb in VERBS_OF_RANKS else None
     except OSError as error:
-        print(f"ted-ds {verb}: error:\n${LOG_DIR}: cannot be written: {error}", file=sys.stderr)
+        print(f"ted-ds {options.verb}: error:\n${LOG_DIR}: cannot be written: {error}", file=sys.stderr)
         sys.exit(2)
     try:
-        code = main()
+        code = _dispatch(options)
     except KeyboardInterrupt:
         code = 130
     except SystemExit as error:

@@ -15,15 +15,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from ted_ds.launching.starters import Told
+
 LOG_DIR = "TED_DS_LOG_DIR"
 """The variable that names the folder of an attempt, on all hosts; without it, ranks print where they were started."""
 STOP_FILE = "stop"
 """Where it is there, the ranks save and stop."""
-RANK_VARIABLES = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
-"""Of the launchers, what says which rank a process is."""
-LOCAL_RANK_VARIABLES = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK")
-"""Which of its host."""
-SIZE_VARIABLES = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
 
 @dataclass(frozen=True)
@@ -76,11 +73,6 @@ def log_folder(environment: Mapping[str, str]) -> Path | None:
     return Path(name) if name else None
 
 
-def told_number(environment: Mapping[str, str], names: tuple[str, ...], default: int) -> int:
-    """The first of some variables that is a number: all that is known before a launcher's variables are checked."""
-    return next((int(environment[name]) for name in names if environment.get(name, "").isdecimal()), default)
-
-
 class OwnRecord:
     """The record of this process."""
 
@@ -92,13 +84,8 @@ class OwnRecord:
                 made here would be this host's own.)
         """
         self._folder = folder
-        self._record = RankRecord(
-            told_number(os.environ, RANK_VARIABLES, 0),
-            told_number(os.environ, SIZE_VARIABLES, 1),
-            socket.gethostname(),
-            os.getpid(),
-            time.time(),
-        )
+        told = Told.by(os.environ)
+        self._record = RankRecord(told.rank, told.num_ranks, socket.gethostname(), os.getpid(), time.time())
         self._record.write(folder)
 
     @property

@@ -19,9 +19,14 @@ def job_id(environment: Mapping[str, str]) -> str:
     return environment.get("SLURM_JOB_ID", "")
 
 
+def num_restarts(environment: Mapping[str, str]) -> int:
+    """How often this job was put back into the queue."""
+    return int(environment.get("SLURM_RESTART_COUNT", "0"))
+
+
 def requeue(restarts: int, say: Callable[[str], None]) -> None:
     """Put this job back into the queue, unless that was done often enough; Slurm then ends this process."""
-    job, count = job_id(os.environ), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    job, count = job_id(os.environ), num_restarts(os.environ)
     if count >= restarts:
         say(f"given up after {count} restarts of the job")
         return

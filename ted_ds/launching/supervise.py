@@ -20,7 +20,8 @@ from ted_ds.launching.attempt import Attempt
 from ted_ds.launching.hosts import Host, read_hostfile, wait_for_hosts, write_environment
 from ted_ds.launching.outcome import RANK_LOST, STOPPED, Outcome
 from ted_ds.launching.records import LOG_DIR, STOP_FILE, read_records
-from ted_ds.launching.slurm import requeue, wait_for_slurm
+from ted_ds.launching.slurm import num_restarts, requeue, wait_for_slurm
+from ted_ds.launching.starters import FIRST_PORT, NUM_PORTS
 
 REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 MOST_WITHOUT_RECORD = 3
@@ -29,7 +30,6 @@ SAME_REQUEST_S = 2.0
 """Signals that follow within it are the same request: a terminal, a batch system and a wrapper each pass one on."""
 HOSTFILE_MARK, PORT_MARK = "{hostfile}", "{port}"
 """What the command has where the attempt's own go."""
-FIRST_PORT, NUM_PORTS = 20_000, 10_000
 SHORT_S, LONGEST_WAIT_S = 60.0, 60.0
 """After attempts that ended sooner, one waits ever longer before the next: 1, 2, 4, ... s."""
 
@@ -79,7 +79,8 @@ class Supervisor:
             started = time.monotonic()
             folder, outcome = self._attempt(hosts)
             self._say(f"{folder}: {outcome.text}")
-            if not outcome.has_records and (restart or self._num_requests):  # those before had: another may, too
+            is_first = restart == 0 and not (self._settings.in_slurm and num_restarts(os.environ))
+            if not outcome.has_records and (self._num_requests or not is_first):  # those before had: another may, too
                 outcome = replace(outcome, code=RANK_LOST)
             if outcome.code not in (STOPPED, RANK_LOST):
                 return outcome.code

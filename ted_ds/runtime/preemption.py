@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ted_ds.launching.own_log import note_request
-from ted_ds.launching.records import LOCAL_RANK_VARIABLES, STOP_FILE, log_folder, told_number
+from ted_ds.launching.records import STOP_FILE, log_folder
+from ted_ds.launching.starters import Told
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 SAME_REQUEST_S = 2.0
@@ -43,7 +44,7 @@ class StopRequests:
         self._gone_at: float | None = None
         logs = log_folder(os.environ)
         # one rank of each host looks, as a file system of many nodes should not be asked by all
-        looks = told_number(os.environ, LOCAL_RANK_VARIABLES, 0) == 0
+        looks = Told.by(os.environ).local_rank == 0
         self._stop_file = logs / STOP_FILE if logs is not None and looks else None
         self._looked_at = -math.inf
         self._file_seen_at: float | None = None

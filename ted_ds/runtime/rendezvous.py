@@ -12,38 +12,16 @@ import socket
 import subprocess
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import psutil
 
 from ted_ds.errors import TopologyError
+from ted_ds.launching.starters import FIRST_PORT, MPIRUN, NUM_PORTS, SRUN, TASK_STARTERS, TORCH, Starter
 
-FIRST_PORT, NUM_PORTS = 20_000, 10_000
-"""Where the ports of jobs lie whose launcher gives none: below those that Linux hands out by itself."""
 ASK_SLURM_TIMEOUT_S = 30.0
 GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 
 
-@dataclass(frozen=True)
-class Starter:
-    """What starts a task for each rank; the names of its variables."""
-
-    command: str
-    rank: str
-    size: str
-    local_rank: str
-    local_size: str
-
-
-SRUN = Starter("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
-MPIRUN = Starter(
-    "mpirun",
-    "OMPI_COMM_WORLD_RANK",
-    "OMPI_COMM_WORLD_SIZE",
-    "OMPI_COMM_WORLD_LOCAL_RANK",
-    "OMPI_COMM_WORLD_LOCAL_SIZE",
-)
-STARTERS = (SRUN, MPIRUN)
 UNTRANSLATED = ("PMI_SIZE",)
 """Set by other MPI launchers, whose tasks would each train alone."""
 
@@ -72,7 +50,7 @@ def rendezvous_variables(environment: Mapping[str, str]) -> dict[str, str]:
     Raises:
         TopologyError: Variables are missing or contradict each other; the message names them.
     """
-    starter = next((one for one in STARTERS if _number(environment, one.size, 1) > 1), None)
+    starter = next((one for one in TASK_STARTERS if _number(environment, one.size, 1) > 1), None)
     if "RANK" in environment:
         return _by_torch(environment, starter)
     if starter is not None:
@@ -222,7 +200,7 @@ def network_variables(environment: Mapping[str, str]) -> dict[str, str]:
 
 def _is_one_host(environment: Mapping[str, str]) -> bool:
     size = environment.get("WORLD_SIZE", "1")
-    local_sizes = ("LOCAL_SIZE", "LOCAL_WORLD_SIZE", MPIRUN.local_size)  # of deepspeed, torchrun, mpirun
+    local_sizes = ("LOCAL_SIZE", TORCH.local_size, MPIRUN.local_size)  # of deepspeed, torchrun, mpirun
     return (
         size == "1"
         or any(environment.get(name) == size for name in local_sizes)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ted_ds.launching.records import RankRecord, log_file, read_records
+from ted_ds.launching.records import LOG_DIR, RankRecord, log_file, read_records
 from ted_ds.phases import file_sha256
 from tests.cluster.simulation import Cluster
 
@@ -108,6 +108,17 @@ def multinode(cluster: Cluster, folder: Path, count: int, arguments: Sequence[st
     hostfile.write_text("".join(f"node{number} slots=1\n" for number in range(1, count + 1)))
     command = ["bash", "launchers/multinode.sh", str(hostfile), *arguments]
     return _start(cluster, "login", folder, command, variables)
+
+
+def mpirun(cluster: Cluster, folder: Path, count: int, arguments: Sequence[str]) -> Job:
+    """OpenMPI's launcher on two hosts of so many ranks together."""
+    slots = f"node1:{count // 2},node2:{count // 2}"
+    passed = ("PATH", "PYTHONPATH", "DS_ACCELERATOR", "OMP_NUM_THREADS", "HF_HUB_OFFLINE", "WANDB_MODE", LOG_DIR)
+    words = [word for name in passed for word in ("-x", name)]
+    words += ["-x", "MASTER_ADDR=node1", "-x", "MASTER_PORT={port}"]
+    command = ["ted-ds", "supervise", "--logs", str(folder / "logs"), "--"]
+    command += ["mpirun", "--allow-run-as-root", "--host", slots, *words, "python", "-u", "-m", "ted_ds", *arguments]
+    return _start(cluster, "login", folder, command, {})
 
 
 def _start(cluster: Cluster, host: str, folder: Path, command: Sequence[str], variables: dict[str, str]) -> Job:

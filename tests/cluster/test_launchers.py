@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.cluster.runs import local, multinode, slurm, weights
+from tests.cluster.runs import local, mpirun, multinode, slurm, weights
 from tests.tiny import ROOT, write_run
 
 pytestmark = pytest.mark.cluster
@@ -41,6 +41,44 @@ def test_ssh_and_slurm_leave_the_student_of_one_node(cluster, shared):
         assert len(list((run / "wandb").glob("offline-run-*"))) == 1
     assert found["ssh"] == found["local"]
     assert found["slurm"] == found["local"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_torchrun_on_each_node_and_mpirun_leave_the_student_of_one_node(cluster, shared):
+    recipe = write_run(shared, kind="sequence_classification", family="bert")
+
+    def torchrun(cluster, folder, count, arguments):
+        return slurm(cluster, folder, 2, arguments, TED_DS_PER_NODE=str(count // 2))
+
+    found = {}
+    for name, launch in (("local", local), ("torchrun", torchrun), ("mpirun", mpirun)):
+        (shared / name).mkdir()
+        run = shared / name / "run"
+        job = finish(launch(cluster, shared / name, 4, ["run", str(recipe), f"output_dir={run}"]))
+        found[name] = weights(run)
+        hosts = ["node1"] * 4 if name == "local" else ["node1", "node1", "node2", "node2"]
+        assert [(one.rank, one.code, one.host) for one in job.records()] == [(n, 0, hosts[n]) for n in range(4)]
+        assert "distill 2/2" in job.text()
+    assert found["torchrun"] == found["local"]
+    assert found["mpirun"] == found["local"]
+
+
+@pytest.mark.slow
+def test_torchrun_on_each_node_ends_with_a_bad_recipe_and_goes_on_after_a_lost_rank(cluster, shared):
+    recipe = write_run(shared, kind="sequence_classification", family="bert")
+    (shared / "bad").mkdir()
+    words = ["run", str(recipe), "distill.max_stepz=3"]
+    job = finish(slurm(cluster, shared / "bad", 2, words, TED_DS_PER_NODE="1"), code=2)
+    assert "distill.max_stepz" in job.text()
+    assert (len(job.attempts()), job.restarts()) == (1, 0)
+    words = ["run", str(recipe), "distill.max_steps=100", "checkpoint.every_steps=10"]
+    job = slurm(cluster, shared, 2, words, TED_DS_PER_NODE="1")
+    job.wait_for("distill 20/100")
+    cluster.kill("node2", "KILL", job.records()[1].process)
+    assert job.wait() == 0, job.text()[-4000:]
+    assert len(job.attempts()) == 2
+    assert "restart 1 of at most" in job.text()
 
 
 def test_a_bad_recipe_is_neither_started_again_nor_requeued(cluster, shared):

@@ -113,12 +113,24 @@ def test_a_second_request_ends_a_rank_that_hangs(tmp_path):
         (["supervise", "--hostfile", "none", "--", "true"], "the command does not have {hostfile} where"),
         (["supervise", "--in-slurm", "--", "true"], "unknown arguments: --in-slurm"),
         (["supervise", "--logs", "/proc/x", "--", "true"], "--logs: /proc/x: cannot be written"),
+        (["supervise", "--grace", "-1", "--", "true"], "--grace: -1: use 0 or more seconds"),
+        (["supervise", "--host-wait", "soon", "--", "true"], "--host-wait: soon: use 0 or more seconds"),
+        (["supervise", "--restarts", "1.5", "--", "true"], "--restarts: 1.5: use a whole number, 0 or more"),
     ],
 )
 def test_it_says_what_is_wrong(tmp_path, words, message):
     done = subprocess.run([sys.executable, "-m", "ted_ds", *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     assert message in done.stderr
+
+
+@pytest.mark.parametrize(("requeued", "code"), [("0", 1), ("2", 76)])
+def test_a_start_without_ranks_is_final_only_the_first_time(tmp_path, requeued, code):
+    command = [sys.executable, "-m", "ted_ds", "supervise", "--slurm", "--restarts", "0", "--", "true"]
+    environment = {**os.environ, "SLURM_RESTART_COUNT": requeued}  # an earlier start of the job had ranks
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert "no rank has started" in done.stderr
 
 
 def wait_for(file):
