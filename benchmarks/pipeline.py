@@ -8,7 +8,6 @@ does not work in a step, by its processor time, it waits.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import itertools
 import json
@@ -24,7 +23,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.memory import peak_of
-from benchmarks.ranks import Ranks, answer_orders
+from benchmarks.ranks import Orders, Ranks
 from benchmarks.report import ROOT, Claim, at_most, installed, option_parser, publish, table
 from benchmarks.steps import SHAPES, Shape, gpt2, new_model
 from benchmarks.timing import ratio
@@ -83,9 +82,8 @@ def write_pair(folder: Path, shape: Shape) -> Path:
     return recipe
 
 
-def work(folder: Path, name: str) -> None:
+def work(folder: Path, name: str, orders: Orders) -> None:
     """One rank: steps of as many microbatches as it is told to."""
-    torch.set_num_threads(1)
     zero, changes = CONTENDERS[name]
     json_path = ROOT / "ds_configs" / "deepspeed" / f"zero{zero}.json"
     arguments = (str(folder / "recipe.yaml"), [f"deepspeed={json_path}", *changes])
@@ -100,6 +98,7 @@ def work(folder: Path, name: str) -> None:
         filters={"teacher": None, "student": None},
     )
     tokens = torch.randint(5, 100, (length,), generator=torch.Generator().manual_seed(build.world.replica)).tolist()
+    assert stage.teacher is not None
     batch = build.collate([Sample(tokens, None)])
     sent = _count_sent()
     with build.engine(
@@ -121,7 +120,7 @@ def work(folder: Path, name: str) -> None:
                 return peak_of(lambda: step(int(count)), since=0)
             return step(int(count))
 
-        answer_orders(obey)
+        orders.answer(obey)
 
 
 def _count_sent() -> dict[str, int]:
@@ -140,12 +139,8 @@ def _count_sent() -> dict[str, int]:
 
 def main() -> None:
     """Measure, and publish."""
-    parser = option_parser(__doc__)
-    parser.add_argument("--rank-of", nargs=2, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.rank_of:
-        work(Path(options.rank_of[0]), options.rank_of[1])
-        return
+    options = option_parser(__doc__).parse_args()
+    torch.set_num_threads(1)  # ranks are copies of this process
     tables: list[Any] = []
     claims: list[Claim] = []
     for shape in [SMALL] if options.quick else [shape for shape in SHAPES[False] if shape.is_lm]:
@@ -157,10 +152,7 @@ def main() -> None:
 def _measure(shape: Shape, rounds: int) -> tuple[list[Any], list[Claim]]:
     with tempfile.TemporaryDirectory() as folder:
         recipe = write_pair(Path(folder), shape)
-        groups = {
-            name: Ranks("benchmarks.pipeline", ("--rank-of", folder, name), 2, one_core_each=True)
-            for name in CONTENDERS
-        }
+        groups = {name: Ranks(work, (Path(folder), name), 2, one_core_each=True) for name in CONTENDERS}
         try:
             answers = _in_turns(groups, rounds)
             memory = {name: ranks.ask(f"memory {MANY}") for name, ranks in groups.items()}

@@ -9,7 +9,6 @@ that uses both cores could win back. The three take turns. The step is TED with 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from statistics import median
 
 import torch
 
-from benchmarks.ranks import Ranks, answer_orders
+from benchmarks.ranks import Orders, Ranks
 from benchmarks.report import at_least, installed, option_parser, publish, table
 from benchmarks.steps import DTYPES, SHAPES, ByTedDs, Shape
 from benchmarks.timing import ratio
@@ -32,9 +31,8 @@ STEPS = {False: 2, True: 3}
 CONFIG = {"optimizer": {"type": "AdamW", "params": {"torch_adam": True}}, "zero_optimization": {"stage": 2}}
 
 
-def work(shape: Shape, dtype: str) -> None:
+def work(shape: Shape, dtype: str, orders: Orders) -> None:
     """One rank: take as many steps as it is told to, and say how long they took."""
-    torch.set_num_threads(1)
     world = World.join(600)
     torch.manual_seed(0)
     models = ByTedDs(shape, DTYPES[dtype], world.device)
@@ -62,22 +60,15 @@ def work(shape: Shape, dtype: str) -> None:
             engine.step(batches, objective)
         return time.perf_counter() - started
 
-    answer_orders(steps)
+    orders.answer(steps)
 
 
 def main() -> None:
     """Measure, and publish."""
-    parser = option_parser(__doc__)
-    parser.add_argument("--rank-of", nargs=2, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.rank_of:
-        name, dtype = options.rank_of
-        work(next(shape for shapes in SHAPES.values() for shape in shapes if shape.name == name), dtype)
-        return
+    options = option_parser(__doc__).parse_args()
     shape, dtype, count = SHAPES[options.quick][0], "bf16", STEPS[options.quick]
-    arguments = ("--rank-of", shape.name, dtype)
     first, second, both = groups = [
-        Ranks("benchmarks.scaling", arguments, size, one_core_each=True, first_core=core)
+        Ranks(work, (shape, dtype), size, one_core_each=True, first_core=core)
         for size, core in ((1, 0), (1, 1), (2, 0))
     ]
     contenders = {ALONE: [first], SIDE_BY_SIDE: [first, second], TOGETHER: [both]}

@@ -9,7 +9,6 @@ bytes of the rank that holds most, so any machine gives the same numbers.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gc
 import itertools
@@ -20,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.ranks import Ranks, answer_orders
+from benchmarks.ranks import Orders, Ranks
 from benchmarks.report import at_most, installed, option_parser, publish, table
 from benchmarks.steps import DTYPES, ByTedDs, Shape, gpt2, new_model
 from ted_ds.config.deepspeed import complete
@@ -56,11 +55,10 @@ def write_models(folder: Path) -> None:
         new_model(SHAPE, config, torch.float32, torch.device("cpu")).save_pretrained(folder / side)
 
 
-def work(folder: Path) -> None:
+def work(folder: Path, orders: Orders) -> None:
     """One rank: for each case, the bytes of each part, and what the plan says of them."""
-    torch.set_num_threads(1)
     world = World.join(600)
-    answer_orders(lambda case: measure(world, folder, *_parse(case)))
+    orders.answer(lambda case: measure(world, folder, *_parse(case)))
 
 
 def _parse(case: str) -> tuple[int, str, str]:
@@ -153,17 +151,13 @@ def _storages(tensors: Iterable[Any]) -> dict[int, int]:
 
 def main() -> None:
     """Measure, and publish."""
-    parser = option_parser(__doc__, quick="two ranks alone")
-    parser.add_argument("--rank-of", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.rank_of:
-        work(options.rank_of)
-        return
+    options = option_parser(__doc__, quick="two ranks alone").parse_args()
+    torch.set_num_threads(1)  # ranks are copies of this process
     rows, claims = [], []
     with tempfile.TemporaryDirectory() as folder:
         write_models(Path(folder))
         for count in RANKS[options.quick]:
-            ranks = Ranks("benchmarks.zero_memory", ("--rank-of", folder), count)
+            ranks = Ranks(work, (Path(folder),), count)
             try:
                 for case in CASES:
                     stage, precision, host = _parse(case)
