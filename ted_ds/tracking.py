@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import wandb
-
 from ted_ds.errors import ConfigError
 
 METRICS_FILE = "metrics.jsonl"
@@ -32,6 +30,8 @@ class Tracker:
         Raises:
             ConfigError: The folder cannot be written.
         """
+        import wandb  # on this rank alone: it takes most of a second, and reads hundreds of files
+
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._path = folder / METRICS_FILE

@@ -20,7 +20,13 @@ from typing import Any
 TIMEOUT_S = 120.0
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["ted_ds.launch", "transformers.models.auto", "transformers.models.llama.modeling_llama"]
+    [
+        "ted_ds.launch",
+        "wandb",
+        "sklearn.metrics",
+        "transformers.models.auto",
+        "transformers.models.llama.modeling_llama",
+    ]
 )
 
 

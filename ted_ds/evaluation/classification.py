@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from torch import Tensor
 
 from ted_ds.numerics.losses import binary_cross_entropy_sum, cross_entropy_sum, kept_labels, soft_cross_entropy_sum
@@ -29,11 +28,11 @@ class SingleLabel:
     def score(self, observations: Sequence[Observation]) -> dict[str, float]:
         """Metrics over everything observed."""
         predictions, labels, loss = _joined(observations)
-        f1: Any = f1_score  # its stub allows only "warn" for zero_division
+        metrics = _sklearn_metrics()
         return {
-            "accuracy": float(accuracy_score(labels, predictions)),
-            "f1_macro": float(f1(labels, predictions, average="macro", zero_division=0)),
-            "matthews_correlation": float(matthews_corrcoef(labels, predictions)),
+            "accuracy": float(metrics.accuracy_score(labels, predictions)),
+            "f1_macro": float(metrics.f1_score(labels, predictions, average="macro", zero_division=0)),
+            "matthews_correlation": float(metrics.matthews_corrcoef(labels, predictions)),
             "loss": loss / len(labels),
             "num_examples": len(labels),
         }
@@ -64,11 +63,11 @@ class MultiLabel:
     def score(self, observations: Sequence[Observation]) -> dict[str, float]:
         """Metrics over everything observed."""
         predictions, labels, loss = _joined(observations)
-        f1: Any = f1_score
+        metrics = _sklearn_metrics()
         return {
-            "f1_micro": float(f1(labels, predictions, average="micro", zero_division=0)),
-            "f1_macro": float(f1(labels, predictions, average="macro", zero_division=0)),
-            "exact_match": float(accuracy_score(labels, predictions)),
+            "f1_micro": float(metrics.f1_score(labels, predictions, average="micro", zero_division=0)),
+            "f1_macro": float(metrics.f1_score(labels, predictions, average="macro", zero_division=0)),
+            "exact_match": float(metrics.accuracy_score(labels, predictions)),
             "loss": loss / np.asarray(labels).size,
             "num_examples": len(labels),
         }
@@ -78,3 +77,10 @@ def _joined(observations: Sequence[Observation]) -> tuple[np.ndarray, np.ndarray
     predictions = np.asarray([one for observation in observations for one in observation[0]])
     labels = np.asarray([one for observation in observations for one in observation[1]])
     return predictions, labels, sum(observation[2] for observation in observations)
+
+
+def _sklearn_metrics() -> Any:
+    """Imported where something is scored: it takes most of a second, on every rank of every run."""
+    from sklearn import metrics
+
+    return metrics
