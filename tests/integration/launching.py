@@ -1,4 +1,4 @@
-"""Start real runs in real processes, as a user does."""
+"""Start real runs in real processes: as a user does, or forked where how they start is not what is tested."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.dist import free_port
+from tests.runs import Run
 
 BIN = Path(sys.executable).parent
 TIMEOUT_S = 240
@@ -38,6 +39,25 @@ def deepspeed(*arguments: str, num_ranks: int = 2, **variables: str) -> Outcome:
 def alone(*arguments: str, **variables: str) -> Outcome:
     """``python -m ted_ds ...`` without a launcher."""
     return _finish([sys.executable, "-m", "ted_ds", *arguments], **variables)
+
+
+def forked(*arguments: str, num_ranks: int = 1) -> Outcome:
+    """``ted-ds ...`` on some ranks, started in a moment; all must end alike."""
+    outcomes = forked_ranks(num_ranks, arguments)
+    output = "".join(outcome.output for outcome in outcomes)
+    assert len({outcome.code for outcome in outcomes}) == 1, output
+    return Outcome(outcomes[0].code, output, outcomes[0].seconds)
+
+
+def forked_ranks(count: int, arguments: Sequence[str]) -> list[Outcome]:
+    """The same, of each rank."""
+    started = time.monotonic()
+    run = Run(arguments, num_ranks=count)
+    codes = run.wait(TIMEOUT_S)
+    seconds = time.monotonic() - started
+    found = [Outcome(-1 if code is None else code, run.output(rank), seconds) for rank, code in enumerate(codes)]
+    assert None not in codes, "".join(outcome.output for outcome in found)
+    return found
 
 
 def by_torch(rank: int, count: int, port: str) -> dict[str, str]:

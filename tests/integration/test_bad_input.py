@@ -1,4 +1,4 @@
-"""Wrong input under the launcher: one clear message, exit code 2 on every rank, in seconds, nothing written."""
+"""Wrong input: one clear message, exit code 2 on every rank, in seconds, nothing written."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import shutil
 import pytest
 from deepspeed.accelerator import get_accelerator
 
-from tests.integration.launching import alone, deepspeed, ranks
+from tests.integration.launching import alone, deepspeed, forked, forked_ranks
 from tests.tiny import ROOT, texts, write_labelled, write_model, write_rows, write_run
 
+SECONDS = 30
 # starting Python, torch and deepspeed on two shared cores is most of it
-SECONDS = 60
+LAUNCHED_SECONDS = 60
 ZERO3 = f"deepspeed={ROOT / 'ds_configs' / 'deepspeed' / 'zero3.json'}"
 
 
 def check_refused(folder, arguments, message, *, count=2):
     """Every rank exits with 2, the message is printed once, and no output folder appears."""
-    outcomes = ranks(count, ["run", str(folder / "recipe.yaml"), *arguments])
+    outcomes = forked_ranks(count, ["run", str(folder / "recipe.yaml"), *arguments])
     everything = "".join(outcome.output for outcome in outcomes)
     assert [outcome.code for outcome in outcomes] == [2] * count, everything
     assert everything.count(message) == 1, everything
@@ -122,7 +123,7 @@ def test_a_typo_inside_a_section_of_the_deepspeed_json(tmp_path):
     config = json.loads((ROOT / "ds_configs" / "deepspeed" / "zero2.json").read_text())
     config["zero_optimization"]["overlap_com"] = True
     (tmp_path / "ds.json").write_text(json.dumps(config))
-    outcome = alone("run", str(recipe), f"deepspeed={tmp_path / 'ds.json'}")
+    outcome = forked("run", str(recipe), f"deepspeed={tmp_path / 'ds.json'}")
     assert outcome.code == 2
     assert "overlap_com" in outcome.output
     assert "Traceback" not in outcome.output
@@ -131,7 +132,7 @@ def test_a_typo_inside_a_section_of_the_deepspeed_json(tmp_path):
 def test_a_precision_the_device_lacks(tmp_path):
     write_run(tmp_path, method="sft")
     if get_accelerator().is_fp16_supported():
-        assert alone("run", str(tmp_path / "recipe.yaml"), "precision=fp16").code == 0
+        assert forked("run", str(tmp_path / "recipe.yaml"), "precision=fp16").code == 0
     else:
         check_refused(tmp_path, ["precision=fp16"], "precision: fp16 is not supported by this cpu")
 
@@ -141,4 +142,4 @@ def test_the_launcher_passes_the_exit_code_on(tmp_path):
     outcome = deepspeed("run", str(tmp_path / "recipe.yaml"), "seed=minus one")
     assert outcome.code == 2
     assert outcome.output.count("seed: 'minus one'") == 1
-    assert outcome.seconds < SECONDS
+    assert outcome.seconds < LAUNCHED_SECONDS

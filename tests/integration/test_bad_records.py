@@ -1,4 +1,4 @@
-"""A corpus with bad records under the launcher: they are skipped and listed; too many end the run at a checkpoint."""
+"""A corpus with bad records: they are skipped and listed; too many end the run at a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ted_ds.config.load import load_recipe
 from ted_ds.data.reading.listing import list_data
 from ted_ds.data.tasks import CausalLmData
 from ted_ds.models.loading import load_tokenizer
-from tests.integration.launching import deepspeed, ranks
+from tests.integration.launching import forked, forked_ranks
 from tests.streams import open_stream
 from tests.tiny import texts, write_corpus, write_run
 
@@ -46,11 +46,13 @@ def test_a_few_are_skipped_and_listed_once_with_file_and_position(tmp_path):
     limits = "data.bad_records={max_fraction: 1, max_count: 2}"
     two_epochs = [
         "distill.method=kd",
-        "distill.max_steps=700",
+        "distill.max_steps=175",
+        "distill.global_batch_size=16",
+        "distill.micro_batch_size=8",
         "task.sequence_length=64",
-        "tracking.log_every_steps=50",
+        "tracking.log_every_steps=25",
     ]
-    outcome = deepspeed("run", recipe, *arguments, *two_epochs, limits)
+    outcome = forked("run", recipe, *arguments, *two_epochs, limits, num_ranks=2)
     assert outcome.code == 0, outcome.output
     records = listed(tmp_path)
     assert len(records) == 2, "though each was read twice"
@@ -76,7 +78,7 @@ def test_too_many_stop_every_rank_at_a_checkpoint_from_which_the_data_goes_on(tm
         "filters.teacher.max_steps=3000",
         "tracking.log_every_steps=10",
     ]
-    outcomes = ranks(2, ["run", path, *arguments])
+    outcomes = forked_ranks(2, ["run", path, *arguments])
     everything = "".join(outcome.output for outcome in outcomes)
     assert [outcome.code for outcome in outcomes] == [2, 2], everything
     assert "Traceback" not in everything

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from ted_ds.phases import model_identity
-from tests.integration.launching import alone, by_mpirun, by_srun, deepspeed, environment, ranks
+from tests.integration.launching import alone, by_mpirun, by_srun, deepspeed, environment, forked, ranks
 from tests.optional import MISSING, OPTIONAL
 from tests.tiny import ROOT, write_run
 
@@ -125,7 +125,7 @@ def test_the_teacher_is_named_by_path_and_hash_and_not_copied(lm_run):
 
 def test_another_cut_of_the_batch_or_another_stage_is_the_same_run(lm_run):
     folder, _, _ = lm_run
-    outcome = alone(
+    outcome = forked(
         "run",
         str(folder / "recipe.yaml"),
         *(one.replace("micro_batch_size: 2", "micro_batch_size: 1") for one in BOTH_FINETUNED),
@@ -137,7 +137,7 @@ def test_another_cut_of_the_batch_or_another_stage_is_the_same_run(lm_run):
 
 def test_a_changed_recipe_does_not_silently_reuse_old_phases(lm_run):
     folder, _, _ = lm_run
-    outcome = alone(
+    outcome = forked(
         "run",
         str(folder / "recipe.yaml"),
         *BOTH_FINETUNED,
@@ -151,7 +151,9 @@ def test_classification_under_zero3_with_a_sharded_teacher(tmp_path):
     recipe = write_run(tmp_path, kind="sequence_classification")
     by_tokens = FINETUNE.replace("micro_batch_size: 2", "micro_batch_tokens: 32")
     grouped = "data.length_grouping.window_steps=2"
-    outcome = deepspeed("run", str(recipe), ZERO3, "teacher.host=zero3", f"teacher.finetune={by_tokens}", grouped)
+    outcome = forked(
+        "run", str(recipe), ZERO3, "teacher.host=zero3", f"teacher.finetune={by_tokens}", grouped, num_ranks=2
+    )
     assert outcome.code == 0, outcome.output
     assert all(0 <= line["train/padding"] < 1 for line in metrics(tmp_path) if "train/tokens" in line)
     assert "ZeRO-3 sharded; per rank" in outcome.output
@@ -165,7 +167,7 @@ def test_classification_under_zero3_with_a_sharded_teacher(tmp_path):
 def test_blocks_that_no_matched_layer_needs_are_freed_in_shards_too(tmp_path):
     recipe = write_run(tmp_path)
     early = "layer_map={kind: explicit, pairs: [[1, 1], [2, 2]]}"
-    outcome = deepspeed("run", str(recipe), ZERO3, "teacher.host=zero3", early, "distill.kl_weight=0")
+    outcome = forked("run", str(recipe), ZERO3, "teacher.host=zero3", early, "distill.kl_weight=0", num_ranks=2)
     assert outcome.code == 0, outcome.output
     # the teacher's last blocks in Stage I and Stage II; and in Stage I the student's LM head, whose weights are its own
     assert outcome.output.count("parameters that no matched layer needs, freed per rank: ") == 3
@@ -205,7 +207,7 @@ def test_a_teacher_in_8_bits_and_frozen_embeddings(tmp_path):
     assert torch.equal(teacher, student)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["teacher_host"] is None
     # 8 bits are not the same teacher
-    again = alone("run", str(recipe), "teacher.host=replica", "student.freeze_embeddings=true")
+    again = forked("run", str(recipe), "teacher.host=replica", "student.freeze_embeddings=true")
     assert again.code == 2
     assert "filters_teacher: was completed with other settings: teacher_weights was 'int8', now None" in again.output
 
@@ -215,7 +217,7 @@ CACHED = ("teacher.cache.max_gib=1", "distill.max_steps=40", "distill.micro_batc
 
 def test_a_teacher_in_a_cache_runs_over_each_example_once(tmp_path):
     recipe = write_run(tmp_path, kind="sequence_classification")
-    outcome = deepspeed("run", str(recipe), *CACHED)
+    outcome = forked("run", str(recipe), *CACHED, num_ranks=2)
     assert outcome.code == 0, outcome.output
     assert re.search(
         r"teacher cache: \d+ examples, [\d.e-]+ MiB in .*/run/teacher_cache, each seen [\d.]+ times", outcome.output
@@ -223,7 +225,7 @@ def test_a_teacher_in_a_cache_runs_over_each_example_once(tmp_path):
     # loaded in Stage I, to fill the cache, and to be evaluated: not beside the student
     assert outcome.output.count(f"{tmp_path}/teacher: ") == 3
     assert not (tmp_path / "run" / "teacher_cache").exists()
-    live = deepspeed("run", str(recipe), *CACHED[1:], f"output_dir={tmp_path / 'live'}")
+    live = forked("run", str(recipe), *CACHED[1:], f"output_dir={tmp_path / 'live'}", num_ranks=2)
     assert live.code == 0, live.output
     first, second = (
         next(line for line in read_metrics(tmp_path / name) if line["phase"] == "distill") for name in ("run", "live")
@@ -234,11 +236,11 @@ def test_a_teacher_in_a_cache_runs_over_each_example_once(tmp_path):
 
 def test_a_cache_that_would_be_too_large_is_refused(tmp_path):
     recipe = write_run(tmp_path, kind="sequence_classification")
-    outcome = alone("run", str(recipe), "teacher.cache.max_gib=1e-9", *CACHED[1:])
+    outcome = forked("run", str(recipe), "teacher.cache.max_gib=1e-9", *CACHED[1:])
     assert outcome.code == 2
     assert "teacher.cache.max_gib: 1e-09 is less than the " in outcome.output
     assert not (tmp_path / "run").exists()
-    outcome = alone("run", str(recipe), "teacher.cache.max_gib=1")
+    outcome = forked("run", str(recipe), "teacher.cache.max_gib=1")
     assert outcome.code == 2
     assert re.search(
         r"teacher.cache: Stage II sees 0.\d+ of \d+ examples, none of them twice; remove it", outcome.output
@@ -260,7 +262,9 @@ def test_settings_of_how_blocks_run_work_together(tmp_path):
     settings = ("attention=sdpa", "activation_checkpointing=true", "torch_compile=true")
     reports = []
     for name, chosen in (("plain", ("attention=eager",)), ("all", settings)):
-        outcome = deepspeed("run", str(recipe), zero2, "precision=bf16", f"output_dir={tmp_path / name}", *chosen)
+        outcome = forked(
+            "run", str(recipe), zero2, "precision=bf16", f"output_dir={tmp_path / name}", *chosen, num_ranks=2
+        )
         assert outcome.code == 0, outcome.output
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         reports.append([line for line in map(json.loads, lines) if "loss/total" in line])
@@ -272,7 +276,7 @@ def test_settings_of_how_blocks_run_work_together(tmp_path):
 @pytest.mark.parametrize("method", ["sft", "kd", "lwd"])
 def test_baselines_are_the_same_run_with_a_switch(tmp_path, method):
     recipe = write_run(tmp_path, method=method)
-    outcome = alone("run", str(recipe))
+    outcome = forked("run", str(recipe))
     assert outcome.code == 0, outcome.output
     terms = {name for record in metrics(tmp_path) if record["phase"] == "distill" for name in record}
     assert ("loss/kl_teacher_student" in terms) == (method in ("kd", "lwd"))
@@ -283,13 +287,13 @@ def test_baselines_are_the_same_run_with_a_switch(tmp_path, method):
 @pytest.mark.parametrize("family", ["gpt2", "deberta-v2"])
 def test_other_families_run_the_chain_under_zero3(tmp_path, family):
     kind = "causal_lm" if family == "gpt2" else "sequence_classification"
-    outcome = deepspeed("run", str(write_run(tmp_path, kind=kind, family=family)), ZERO3)
+    outcome = forked("run", str(write_run(tmp_path, kind=kind, family=family)), ZERO3, num_ranks=2)
     assert outcome.code == 0, outcome.output
 
 
 def test_a_teacher_layer_can_be_matched_twice(tmp_path):
     recipe = write_run(tmp_path)
-    outcome = alone("run", str(recipe), "layer_map={kind: explicit, pairs: [[1, 3], [2, 3]]}")
+    outcome = forked("run", str(recipe), "layer_map={kind: explicit, pairs: [[1, 3], [2, 3]]}")
     assert outcome.code == 0, outcome.output
     terms = {name for record in metrics(tmp_path) for name in record}
     assert {"loss/task/layer_03", "loss/task/layer_03_2"} <= terms
@@ -297,12 +301,12 @@ def test_a_teacher_layer_can_be_matched_twice(tmp_path):
 
 def test_verbs_one_by_one_are_the_run(tmp_path):
     recipe = str(write_run(tmp_path))
-    early = alone("distill", recipe)
+    early = forked("distill", recipe)
     assert early.code == 2
     assert "phase cut_student is not complete" in early.output
     assert not (tmp_path / "run").exists()
     for verb in ("finetune", "filters", "distill", "evaluate", "export"):
-        outcome = alone(verb, recipe)
+        outcome = forked(verb, recipe)
         assert outcome.code == 0, outcome.output
     assert (tmp_path / "run" / "export" / "model.safetensors").is_file()
 
@@ -318,6 +322,6 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     process.wait(30)
     assert (tmp_path / "run" / "filters_student" / "phase.json").exists()
     assert not (tmp_path / "run" / "distill").exists()
-    outcome = alone("run", recipe)
+    outcome = forked("run", recipe)
     assert outcome.code == 0, outcome.output
     assert outcome.output.count("complete, skipped") == 3
