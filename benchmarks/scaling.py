@@ -27,7 +27,7 @@ from ted_ds.runtime.world import World
 
 GOAL, ROUNDS = 0.9, 7
 ALONE, SIDE_BY_SIDE, TOGETHER = "1 rank", "2 separate ranks", "2 ranks together"
-STEPS = {False: 2, True: 3}
+STEPS = 2
 CONFIG = {"optimizer": {"type": "AdamW", "params": {"torch_adam": True}}, "zero_optimization": {"stage": 2}}
 
 
@@ -66,7 +66,7 @@ def work(shape: Shape, dtype: str, orders: Orders) -> None:
 def main() -> None:
     """Measure, and publish."""
     options = option_parser(__doc__).parse_args()
-    shape, dtype, count = SHAPES[options.quick][0], "bf16", STEPS[options.quick]
+    shape, dtype, count = SHAPES[options.quick][0], "bf16", STEPS
     first, second, both = groups = [
         Ranks(work, (shape, dtype), size, one_core_each=True, first_core=core)
         for size, core in ((1, 0), (1, 1), (2, 0))
