@@ -24,6 +24,7 @@ CONTEXT.set_forkserver_preload(
         "ted_ds.launch",
         "wandb",
         "sklearn.metrics",
+        "deepspeed.runtime.zero.muon.muon_optimizer",  # with a large part of torch, at the start of each engine
         "transformers.models.auto",
         "transformers.models.llama.modeling_llama",
     ]
