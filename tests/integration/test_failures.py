@@ -145,6 +145,7 @@ def goes_on(whole, output_dir, step):
     assert differences(expected, traces(output_dir)) == []
 
 
+@pytest.mark.slow
 def test_a_disk_that_refuses_leaves_the_checkpoint_before(whole, tmp_path):
     # two files a rank and save; the third save fails
     assert interrupted(whole, tmp_path / "run", limit_files_at, "save", 6, 40_000) == [4]

@@ -40,7 +40,7 @@ def lm_run(tmp_path_factory):
     arguments = ("run", str(recipe), *BOTH_FINETUNED)
     first = deepspeed(*arguments)
     assert first.code == 0, first.output
-    return folder, first, deepspeed(*arguments)
+    return folder, first, forked(*arguments, num_ranks=2)
 
 
 def test_every_phase_leaves_a_manifest(lm_run):
@@ -174,7 +174,7 @@ def test_blocks_that_no_matched_layer_needs_are_freed_in_shards_too(tmp_path):
     assert (tmp_path / "run" / "export" / "config.json").is_file()
 
 
-@pytest.mark.parametrize("told", [by_srun, by_mpirun])
+@pytest.mark.parametrize("told", [by_mpirun, pytest.param(by_srun, marks=pytest.mark.slow)])
 def test_tasks_of_other_launchers_are_ranks(tmp_path, told):
     arguments = ["run", str(write_run(tmp_path)), "distill.method=sft", "distill.max_steps=1"]
     first, second = ranks(2, arguments, told=told)
@@ -183,6 +183,7 @@ def test_tasks_of_other_launchers_are_ranks(tmp_path, told):
     assert "2 x cpu" not in second.output
 
 
+@pytest.mark.slow
 def test_a_teacher_in_8_bits_beside_a_sharded_student(tmp_path):
     """ZeRO-3 puts its own linear map in the place of torch's, and torchao has none of its kind."""
     assert OPTIONAL.is_dir(), MISSING
@@ -311,6 +312,7 @@ def test_verbs_one_by_one_are_the_run(tmp_path):
     assert (tmp_path / "run" / "export" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     recipe = str(write_run(tmp_path))
     slow = [sys.executable, "-m", "ted_ds", "run", recipe, "distill.max_steps=100000"]
