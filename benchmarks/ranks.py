@@ -55,7 +55,7 @@ class Ranks:
         self._processes, self._connections = [], []
         for rank in range(count):
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_SIZE": count}
-            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             core = cores[first_core + rank] if one_core_each else None
             own, theirs = copies.Pipe()
             process = copies.Process(target=_be_a_rank, args=(place, core, work, arguments, theirs), daemon=True)
