@@ -120,6 +120,8 @@ class Supervisor:
         kept = [host for host in hosts if host.name not in settings.excluded]
         if not kept:
             raise ConfigError(f"--exclude: leaves no host of {settings.hostfile}")
+        if (settings.min_hosts or 0) > len(kept):
+            raise ConfigError(f"--min-hosts: {settings.min_hosts} is more than the {len(kept)} of {settings.hostfile}")
         return kept
 
     def _attempt(self, hosts: Sequence[Host] | None) -> tuple[Path, Outcome]:

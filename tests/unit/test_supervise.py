@@ -111,6 +111,14 @@ def test_a_second_request_ends_a_rank_that_hangs(tmp_path):
         (["supervise", "--", "no_such_program"], "no_such_program: cannot be started"),
         (["supervise", "--hostfile", "none", "--", "true", "{hostfile}"], "none: cannot be read as a hostfile"),
         (["supervise", "--hostfile", "none", "--", "true"], "the command does not have {hostfile} where"),
+        (
+            ["supervise", "--hostfile", "hosts", "--min-hosts", "3", "--", "true", "{hostfile}"],
+            "3 is more than the 2 of",
+        ),
+        (
+            ["supervise", "--hostfile", "hosts", "--exclude", "b", "--", "true", "{hostfile}"],
+            "--exclude: hosts has no b",
+        ),
         (["supervise", "--in-slurm", "--", "true"], "unknown arguments: --in-slurm"),
         (["supervise", "--logs", "/proc/x", "--", "true"], "--logs: /proc/x: cannot be written"),
         (["supervise", "--grace", "-1", "--", "true"], "--grace: -1: use 0 or more seconds"),
@@ -119,6 +127,7 @@ def test_a_second_request_ends_a_rank_that_hangs(tmp_path):
     ],
 )
 def test_it_says_what_is_wrong(tmp_path, words, message):
+    (tmp_path / "hosts").write_text("node1 slots=1\nnode2 slots=1\n")
     done = subprocess.run([sys.executable, "-m", "ted_ds", *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     assert message in done.stderr
