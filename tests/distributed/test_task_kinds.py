@@ -87,6 +87,7 @@ def test_models_padded_to_different_vocabularies_distil(tmp_path, teacher_rows, 
         assert not torch.equal(before[:VOCAB_SIZE], after[:VOCAB_SIZE])
 
 
+@pytest.mark.slow
 def test_rows_made_otherwise_make_the_same_run(tmp_path):
     made = {}
     for name, override in {"right": "seed=0", "left": "data.padding={side: left, multiple_of: 8}"}.items():

@@ -52,16 +52,17 @@ def test_pipelines_go_on_from_other_layouts_within_rounding(tmp_path, precision,
     change_layouts(tmp_path, precision, [Layout(*one) for one in chain], THREE_BLOCKS, *changes, stops=stops)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "kind", "changes"),
     [
         ("deberta-v2", "sequence_classification", ["precision=bf16", "activation_checkpointing=true"]),
-        pytest.param("bert", "multi_label_classification", ["distill.method=lwd"], marks=pytest.mark.slow),
-        pytest.param("bert", "regression", ["distill.method=kd"], marks=pytest.mark.slow),
-        pytest.param("llama", "sequence_classification", ["distill.method=sft"], marks=pytest.mark.slow),
-        pytest.param("llama", "causal_lm", ["distill.kl_weight=0", "layer_map.kind=last"], marks=pytest.mark.slow),
-        pytest.param("gpt2", "causal_lm", ["student.freeze_embeddings=true"], marks=pytest.mark.slow),
-        pytest.param("bert", "sequence_classification", ["TOKENS"], marks=pytest.mark.slow),
+        ("bert", "multi_label_classification", ["distill.method=lwd"]),
+        ("bert", "regression", ["distill.method=kd"]),
+        ("llama", "sequence_classification", ["distill.method=sft"]),
+        ("llama", "causal_lm", ["distill.kl_weight=0", "layer_map.kind=last"]),
+        ("gpt2", "causal_lm", ["student.freeze_embeddings=true"]),
+        ("bert", "sequence_classification", ["TOKENS"]),
     ],
 )
 def test_a_run_on_two_pipelines_of_two_stages_is_the_run_on_two_ranks(tmp_path, family, kind, changes):

@@ -112,6 +112,7 @@ def test_stopped_after_every_second_step_of_every_phase_under_zero3(tmp_path, ki
     assert differences(traces(tmp_path / "whole"), traces(tmp_path / "run")) == []
 
 
+@pytest.mark.slow
 def test_a_run_with_a_cached_teacher_goes_on_from_anywhere(tmp_path):
     recipe = with_dropout(write_run(tmp_path, kind="sequence_classification"))
     steps = [f"{phase}.max_steps=2" for phase in ("filters.teacher", "filters.student")]
