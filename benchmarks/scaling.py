@@ -66,7 +66,7 @@ def work(shape: Shape, dtype: str, orders: Orders) -> None:
 def main() -> None:
     """Measure, and publish."""
     options = option_parser(__doc__).parse_args()
-    shape, dtype, count = SHAPES[options.quick][0], "bf16", STEPS
+    shape, dtype = SHAPES[options.quick][0], "bf16"
     first, second, both = groups = [
         Ranks(work, (shape, dtype), size, one_core_each=True, first_core=core)
         for size, core in ((1, 0), (1, 1), (2, 0))
@@ -79,8 +79,8 @@ def main() -> None:
         for _ in range(ROUNDS):
             for name, at_once in contenders.items():
                 for ranks in at_once:
-                    ranks.tell(str(count))
-                taken[name].append(max(max(ranks.answers()) for ranks in at_once) / count)
+                    ranks.tell(str(STEPS))
+                taken[name].append(max(max(ranks.answers()) for ranks in at_once) / STEPS)
     finally:
         for ranks in groups:
             ranks.stop()

@@ -121,7 +121,10 @@ class Supervisor:
         if not kept:
             raise ConfigError(f"--exclude: leaves no host of {settings.hostfile}")
         if (settings.min_hosts or 0) > len(kept):
-            raise ConfigError(f"--min-hosts: {settings.min_hosts} is more than the {len(kept)} of {settings.hostfile}")
+            raise ConfigError(
+                f"--min-hosts: {settings.min_hosts} is more than the {len(kept)} of {settings.hostfile}; lower it, or "
+                "add hosts"
+            )
         return kept
 
     def _attempt(self, hosts: Sequence[Host] | None) -> tuple[Path, Outcome]:
