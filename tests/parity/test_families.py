@@ -163,7 +163,7 @@ def test_identity_filters_on_the_last_layer_with_the_frozen_head_are_the_model_i
     probes = lm_probes(bank, dim=16, model_path=tmp_path, kind="frozen", dtype=torch.float32)
     with torch.no_grad():
         logits, states = TappedModel(model, family_of("llama"), [NUM_BLOCKS])(batch())
-        (probed,) = probe_logits(probes, states, batch()["attention_mask"])
+        (probed,) = probe_logits(probes, states, batch())
     torch.testing.assert_close(probed, logits, rtol=1e-6, atol=1e-6)
 
 
