@@ -43,10 +43,16 @@ def batch():
 
 
 @pytest.mark.parametrize(
-    ("model_type", "classify"), [(name, True) for name in KNOWN_TYPES] + [(name, False) for name in CAUSAL_LM_TYPES]
+    ("model_type", "classify", "config"),
+    [
+        *((name, True, {}) for name in KNOWN_TYPES),
+        *((name, False, {}) for name in CAUSAL_LM_TYPES),
+        ("deberta-v2", True, {"conv_kernel_size": 3}),  # puts out layer 1 in the place of the first block
+        ("deberta-v2", True, {"conv_kernel_size": 5, "conv_act": "gelu"}),
+    ],
 )
-def test_taps_are_the_hidden_states_and_leave_the_logits_alone(tmp_path, model_type, classify):
-    model = load(tmp_path, model_type, classify=classify)
+def test_taps_are_the_hidden_states_and_leave_the_logits_alone(tmp_path, model_type, classify, config):
+    model = load(tmp_path, model_type, classify=classify, **config)
     family = family_of(model_type)
     with torch.no_grad():
         plain = model(**batch(), output_hidden_states=True)
