@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from ted_ds.config.deepspeed import complete, read_deepspeed_json, zero_stage
 from ted_ds.config.schema import Recipe
 from ted_ds.config.tasks import CausalLm
+from ted_ds.data.first_rows import FirstRows, first_rows
 from ted_ds.data.sources import is_remote, locate, names_hub
 from ted_ds.errors import TedError
 from ted_ds.models.files import ModelFacts
@@ -62,12 +63,18 @@ def check_deepspeed(recipe: Recipe, num_ranks: int, mistakes: Mistakes) -> None:
         )
 
 
-def check_data(recipe: Recipe, mistakes: Mistakes) -> None:
-    """Local sources; those of a hub or another file system only once the run starts."""
+def check_data(recipe: Recipe, mistakes: Mistakes) -> dict[str, FirstRows]:
+    """Every source, by its place in the recipe: its files, and what their first rows say."""
+    looked_at = {}
     for part, sources in (("train", recipe.data.train), ("evaluation", recipe.data.evaluation or [])):
         for index, one in enumerate(sources):
-            if not is_remote(one.path) and not names_hub(one):
-                mistakes.attempt(f"data.{part}[{index}].path", functools.partial(locate, one))
+            place = f"data.{part}[{index}]"
+            is_here = not is_remote(one.path) and not names_hub(one)
+            if is_here and mistakes.attempt(f"{place}.path", functools.partial(locate, one)) is None:
+                continue
+            looked_at[place] = first_rows(one, recipe.task, cleaning=recipe.data.cleaning)
+            mistakes.add(place, *looked_at[place].problems)
+    return looked_at
 
 
 def _compile_mistakes(recipe: Recipe, config: dict[str, Any]) -> Iterator[str]:

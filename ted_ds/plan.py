@@ -9,6 +9,7 @@ from pathlib import Path
 from ted_ds.config.load import draft_mistakes, load_draft
 from ted_ds.config.schema import Recipe
 from ted_ds.contracts import Side, broken_contracts
+from ted_ds.data.first_rows import FirstRows
 from ted_ds.data.sources import HUB_NAME
 from ted_ds.errors import ConfigError, raise_all
 from ted_ds.mistakes import Mistakes, check_data, check_deepspeed, check_model
@@ -51,6 +52,8 @@ class Plan:
     """Width in which layers are matched; 0 where nothing is matched."""
     stages: Mapping[str, tuple[Stage, ...]]
     """The pipeline stages of each phase that trains, one where there is no pipeline; empty while a model is unknown."""
+    data: Mapping[str, FirstRows]
+    """The first rows of each source, by its place in the recipe."""
 
 
 def local_model(path: str) -> Path | None:
@@ -121,7 +124,7 @@ def plan_recipe(
 
 def _lay_out(recipe: Recipe, mistakes: Mistakes, *, num_ranks: int, contracts_hold: bool) -> Plan:
     check_deepspeed(recipe, num_ranks, mistakes)
-    check_data(recipe, mistakes)
+    data = check_data(recipe, mistakes)
     if recipe.output_dir.exists() and not recipe.output_dir.is_dir():
         mistakes.add("output_dir", f"{recipe.output_dir} is a file; give a folder")
 
@@ -153,7 +156,7 @@ def _lay_out(recipe: Recipe, mistakes: Mistakes, *, num_ranks: int, contracts_ho
     if not mistakes.found and teacher is not None and student is not None:
         facts = {"student": student, "teacher": teacher}
         stages = mistakes.attempt("", lambda: plan_stages(recipe, facts, layer_pairs, filter_dim)) or {}
-    return Plan(_phases(recipe), teacher, student, layer_pairs, filter_dim, stages)
+    return Plan(_phases(recipe), teacher, student, layer_pairs, filter_dim, stages, data)
 
 
 def _cut_facts(recipe: Recipe, teacher: ModelFacts) -> ModelFacts:
@@ -217,6 +220,7 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
     if plan.layer_pairs:
         pairs = " ".join(f"{s}<-{t}" for s, t in plan.layer_pairs)
         lines.append(f"layers    student<-teacher {pairs}, matched in {plan.filter_dim} dimensions")
+    lines += [f"{place} {rows}" for place, rows in plan.data.items()]
     lines.append(f"phases    {' > '.join(plan.phases)}")
     replicas = max(num_ranks // recipe.pipeline.stages, 1)
     readers = f"{replicas} " + ("ranks" if recipe.pipeline.stages == 1 else "in parallel")

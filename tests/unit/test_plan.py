@@ -451,6 +451,27 @@ def test_a_recipe_without_a_known_task_is_refused_for_what_is_known(lm_run: Path
         plan_recipe(str(lm_run / "recipe.yaml"), ["task.kind=poetry", "distill.kl_wieght=2"])
 
 
+def test_a_row_that_a_run_would_refuse_is_refused_with_the_other_mistakes(
+    classification_run: Path, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "ba", "label": "joyful"}\n{"text": "be", "label": "dull"}\n', encoding="utf-8")
+    message = refusal(classification_run, f"data.train[0].path={rows}", "deepspeed=/none.json")
+    assert f"data.train[0]: {rows}: row 1: label 'joyful' is unknown" in message
+    assert "deepspeed: /none.json" in message
+    other = refusal(classification_run, f"data.evaluation=[{{path: {rows}}}]", "task.text_column=sentence")
+    assert "data.evaluation[0]: " in other
+    assert "no column 'sentence'; it has text, label" in other
+    assert "data.train[0]: " in other
+
+
+def test_the_plan_shows_what_the_data_hold(classification_run: Path) -> None:
+    recipe = load_recipe(classification_run / "recipe.yaml")
+    text = describe(recipe, make_plan(recipe), num_ranks=1)
+    assert "data.train[0] first " in text
+    assert "text (text), label (" in text
+
+
 def test_several_mistakes_of_one_model_are_reported_at_once(lm_run: Path, classification_run: Path) -> None:
     message = refusal(
         lm_run,
