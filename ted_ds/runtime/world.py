@@ -19,6 +19,7 @@ from deepspeed.accelerator import get_accelerator
 from torch.distributed.rendezvous import rendezvous
 
 from ted_ds.errors import CheckpointError, TedError, TopologyError
+from ted_ds.runtime.device_faults import as_device_fault, is_device_fault
 
 Result = TypeVar("Result")
 
@@ -186,7 +187,7 @@ class World:
         except OSError as caught:  # a full or broken disk is no defect of ours
             error = CheckpointError(f"the file system refuses: {caught}")
         except Exception as caught:  # whatever it is, the other ranks must hear of it
-            error = caught
+            error = as_device_fault(caught) if is_device_fault(caught) else caught
         outcomes = self.gather(None if error is None else (type(error), str(error)))
         failed = {rank: outcome for rank, outcome in enumerate(outcomes) if outcome is not None}
         if not failed:
@@ -223,7 +224,8 @@ class World:
 
 BROKEN_CONNECTION = re.compile(
     r"connection (closed|reset|refused) by|gloo.*(read|write) error|broken pipe|(timed out|timeout) waiting|"
-    r"wait timeout|connectFullMesh failed|socket closed|ncclRemoteError|ncclSystemError|watchdog .*timeout",
+    r"wait timeout|connectFullMesh failed|socket closed|ncclRemoteError|ncclSystemError|watchdog .*timeout|"
+    r"communicator was aborted",
     re.IGNORECASE | re.DOTALL,
 )
 
