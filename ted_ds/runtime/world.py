@@ -20,6 +20,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from ted_ds.errors import CheckpointError, TedError, TopologyError
 from ted_ds.runtime.device_faults import as_device_fault, is_device_fault
+from ted_ds.runtime.devices import refuse_unusable, take_device
 
 Result = TypeVar("Result")
 
@@ -52,7 +53,7 @@ class World:
             num_stages: Pipeline stages to divide them into.
 
         Raises:
-            TopologyError: The stages do not divide the ranks.
+            TopologyError: The stages do not divide the ranks, or some rank has no GPU of its own.
         """
         if "RANK" not in os.environ:
             alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
@@ -61,10 +62,8 @@ class World:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         timeout = timedelta(seconds=timeout_s)
         accelerator: Any = get_accelerator()
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        if accelerator.device_name() == "cuda":
-            accelerator.set_device(local_rank)
         backend = accelerator.communication_backend_name()
+        own_device = take_device(accelerator, backend)
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT")
         if attempt is not None:
             # torchrun may keep its store over a restart, and in it the addresses of the ranks that died
@@ -78,9 +77,11 @@ class World:
             raise TopologyError(
                 f"pipeline.stages: {num_stages} stages do not divide {dist.get_world_size()} ranks; use a divisor"
             )
-        hosts: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(hosts, socket.gethostname(), group=control)
-        return cls(dist.get_rank(), dist.get_world_size(), device, control, timeout_s, num_stages, tuple(hosts))
+        devices: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(devices, own_device, group=control)
+        refuse_unusable(devices)
+        hosts = tuple(one.host for one in devices)
+        return cls(dist.get_rank(), dist.get_world_size(), device, control, timeout_s, num_stages, hosts)
 
     @property
     def is_main(self) -> bool:
