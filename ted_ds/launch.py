@@ -25,6 +25,7 @@ from ted_ds.layout import Layout
 from ted_ds.models.loading import fetch, load_tokenizer
 from ted_ds.plan import Plan, make_plan, plan_recipe
 from ted_ds.run_folder import begin_run, mark_stopped, new_run, read_run
+from ted_ds.runtime.device_faults import as_device_fault, is_device_fault
 from ted_ds.runtime.preemption import StopRequests, shielded
 from ted_ds.runtime.rendezvous import find_ranks
 from ted_ds.runtime.world import World, is_lost_rank
@@ -39,7 +40,7 @@ def run_phases(recipe_path: str, overrides: Sequence[str], wanted: Sequence[str]
 
     Raises:
         TedError: The same on every rank. Before the first phase starts nothing has been written.
-        RankLostError: On the ranks that are left, when one of them died or hangs.
+        RankLostError: On the ranks that are left, when one of them died or hangs, and on one whose GPU failed.
     """
     started = time.monotonic()
     stops = StopRequests()
@@ -48,6 +49,8 @@ def run_phases(recipe_path: str, overrides: Sequence[str], wanted: Sequence[str]
             _run_phases(recipe_path, overrides, wanted, stops, started)
         except RuntimeError as error:
             if not is_lost_rank(error):
+                if is_device_fault(error):
+                    raise as_device_fault(error) from error
                 raise
             seen = str(error).splitlines()[0].partition(". This is typically")[0]
             raise RankLostError(
