@@ -83,6 +83,7 @@ class Assembly:
             screen=screen,
             hosting=hosting,
             largest_of_teacher=max(plan.teacher.parameters.sizes),
+            text_ends=data.text_ends,
         )
 
     def layers(self, side: str) -> tuple[int, ...]:

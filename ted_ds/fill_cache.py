@@ -32,6 +32,8 @@ from ted_ds.teacher_cache.cached import CachedTeacher
 from ted_ds.teacher_cache.store import PartWriter, Reader, Record, finish, is_complete, read_about, written
 
 CACHE_FOLDER = "teacher_cache"
+READING = 2
+"""Of the way in which texts are read, positions and last tokens among it; caches that were made in another are not used."""
 NUM_REPORTS = 10
 """Of how far it is filled."""
 
@@ -170,6 +172,7 @@ def _about(build: Assembly, plan: CachePlan, depends_on: Mapping[str, Any]) -> d
     recipe = build.recipe
     return {
         "samples_sha256": samples_sha256(plan.samples),
+        "reading": READING,
         "layers": list(build.layers("teacher")),
         "record": str(plan.record),
         "precision": recipe.precision,

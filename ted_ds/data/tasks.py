@@ -56,6 +56,11 @@ class LabelledData:
         self.train = [replace(sample, index=index) for index, sample in enumerate(_tokenise(kept, task, tokenizer))]
         self.heldout = _tokenise(heldout[:max_heldout], task, tokenizer)
 
+    @property
+    def text_ends(self) -> frozenset[int]:
+        """The ids of the last tokens of all texts, at which decoders are read."""
+        return frozenset(sample.input_ids[-1] for sample in (*self.train, *self.heldout))
+
     def describe(self, _world_size: int) -> str:
         """How much there is."""
         return f"{len(self.train)} training examples, held by every rank"
@@ -63,6 +68,9 @@ class LabelledData:
 
 class CausalLmData:
     """Documents, streamed and packed."""
+
+    text_ends: frozenset[int] = frozenset()
+    """None: no token stands for a whole text."""
 
     def __init__(
         self,

@@ -391,7 +391,7 @@ def reference(place: Path, what: str, kind: str, family: str, precision: str) ->
         module.zero_grad()
         if what == "filters":
             losses = [
-                plain_task(kind, logits, labels) for logits in probe_logits(module, states, inputs["attention_mask"])
+                plain_task(kind, logits, labels) for logits in probe_logits(module, states, inputs)
             ]
             values = {f"loss/task/layer_{i:02d}": one for i, one in zip(TEACHER_LAYERS, losses, strict=True)}
             weights = dict.fromkeys(values, 1 / len(values))

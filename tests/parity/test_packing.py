@@ -256,6 +256,6 @@ def test_a_filters_head_reads_a_text_padded_on_the_left_as_on_the_right(pooling:
         batch = Collator(PAD, "class", side=side)(samples)
         _, *states = run(model, batch.inputs)
         with torch.no_grad():
-            results.append([one[:4] for one in probe_logits(probes, states, batch.attention_mask)])
-            assert all(one.isfinite().all() for one in probe_logits(probes, states, batch.attention_mask))
+            results.append([one[:4] for one in probe_logits(probes, states, batch.inputs)])
+            assert all(one.isfinite().all() for one in probe_logits(probes, states, batch.inputs))
     assert worst_difference(*results) <= 1e-12
