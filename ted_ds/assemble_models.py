@@ -17,6 +17,7 @@ from ted_ds.config.tasks import CausalLm, HeadTask, LabelledTask
 from ted_ds.errors import TedError
 from ted_ds.hosting import IN_WORDS, Hosting
 from ted_ds.memory import gib
+from ted_ds.models.companions import Origins, accompany
 from ted_ds.models.execution import checkpoint_activations, compile_blocks
 from ted_ds.models.families import family_of
 from ted_ds.models.files import read_ahead, read_model_facts
@@ -47,6 +48,7 @@ class ModelMaker:
         screen: Screen,
         hosting: Hosting,
         largest_of_teacher: int,
+        origins: Origins,
     ) -> None:
         """Make models for a recipe.
 
@@ -58,10 +60,11 @@ class ModelMaker:
             screen: Takes messages.
             hosting: Where the teacher's weights are.
             largest_of_teacher: The numbers in its largest parameter.
+            origins: Whose tokenizer, licences and cards go with what is saved.
         """
         self._recipe, self._world, self._deepspeed_json = recipe, world, deepspeed_json
         self._tokenizer, self._screen, self._hosting = tokenizer, screen, hosting
-        self._largest_of_teacher = largest_of_teacher
+        self._largest_of_teacher, self._origins = largest_of_teacher, origins
 
     def frozen(
         self,
@@ -203,7 +206,7 @@ class ModelMaker:
             model = whole
         own_names = {name.removeprefix("model."): weight for name, weight in state.items()}
         model.save_pretrained(folder, state_dict=own_names)
-        self._tokenizer.save_pretrained(folder)
+        accompany(folder, self._origins)
 
 
 def _share(stage: Stage | None, side: str) -> Share | None:

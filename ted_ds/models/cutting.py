@@ -16,28 +16,36 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ted_ds.errors import CheckpointError
+from ted_ds.models.companions import (
+    CONFIG_FILE,
+    GENERATION_FILE,
+    Origins,
+    copy_papers,
+    copy_tokenizer,
+    without_local_paths,
+)
 from ted_ds.models.families import Family
 from ted_ds.models.files import weight_files
 
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".index.json", ".gguf", ".h5", ".msgpack", ".onnx", ".pt", ".pth")
-TOKENIZER_FOLDERS = ("additional_chat_templates",)
 DEPTH_KEYS = ("num_hidden_layers", "n_layer")
 
 
-def cut(teacher: Path, student: Path, *, blocks: Sequence[int], family: Family) -> None:
+def cut(teacher: Path, student: Path, *, blocks: Sequence[int], family: Family, origins: Origins) -> None:
     """Write a model folder ``student`` with the given blocks of ``teacher`` (numbered from 0) and all else of it.
+
+    That is the other weights, the config, and what goes with them (:mod:`ted_ds.models.companions`): of ``origins``,
+    as the teacher may itself be made by this run.
 
     Raises:
         CheckpointError: The teacher has no such blocks.
     """
-    config = json.loads((teacher / "config.json").read_text(encoding="utf-8"))
+    config = without_local_paths(json.loads((teacher / CONFIG_FILE).read_text(encoding="utf-8")))
     student.mkdir(parents=True, exist_ok=True)
-    for file in sorted(teacher.iterdir()):
-        if file.name in TOKENIZER_FOLDERS:
-            shutil.copytree(file, student / file.name, dirs_exist_ok=True)
-        elif file.is_file() and not file.name.endswith(WEIGHT_SUFFIXES) and file.name != "config.json":
-            shutil.copy2(file, student / file.name)
-    (student / "config.json").write_text(json.dumps(_cut_config(config, blocks), indent=2) + "\n", encoding="utf-8")
+    (student / CONFIG_FILE).write_text(json.dumps(_cut_config(config, blocks), indent=2) + "\n", encoding="utf-8")
+    if (teacher / GENERATION_FILE).is_file():
+        shutil.copyfile(teacher / GENERATION_FILE, student / GENERATION_FILE)
+    copy_tokenizer(origins.teacher, student)
+    copy_papers(origins, student)
     weights = dict(_cut_weights(teacher, blocks, family))
     if not any(f"{_marker(family)}{len(blocks) - 1}." in f".{name}" for name in weights):
         raise CheckpointError(f"{teacher}: no weights of block {blocks[-1]} found; cut from a complete model folder")

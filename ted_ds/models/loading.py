@@ -36,6 +36,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 FETCHED_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+FETCHED_PAPERS = ["*.md", "LICEN*", "Licen*", "licen*", "COPYING*", "COPYRIGHT*", "NOTICE*", "Notice*", "*USE_POLICY*"]
+"""What the model comes with goes with whatever is made of it."""
 # the head of a body that was never trained for classification
 HEAD_PREFIXES = ("classifier.", "score.", "pooler.", "bert.pooler.")
 
@@ -49,7 +51,9 @@ def fetch(path: str) -> Path:
     if Path(path).is_dir():
         return Path(path)
     try:
-        return Path(snapshot_download(path, allow_patterns=FETCHED_FILES, ignore_patterns=["consolidated*"]))
+        return Path(
+            snapshot_download(path, allow_patterns=[*FETCHED_FILES, *FETCHED_PAPERS], ignore_patterns=["consolidated*"])
+        )
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(f"{path}: neither a local model folder nor a model the hub gives ({reason})") from error
@@ -133,6 +137,21 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
     Raises:
         CheckpointError: The folder has none, or a SentencePiece model that cannot be followed.
+        ConfigError: It has no token to pad with.
+    """
+    tokenizer = read_tokenizer(path)
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise ConfigError(f"{path}: the tokenizer has neither a padding nor an end token; add one to it")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder as its files say, with or without a padding token.
+
+    Raises:
+        CheckpointError: The folder has none, or a SentencePiece model that cannot be followed.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
@@ -144,10 +163,6 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
             tokenizer = _as_sentencepiece_reads(path, model, tokenizer)
         except CheckpointError as error:
             raise CheckpointError(f"{path / MODEL_FILE}: {error}") from error
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token is None:
-            raise ConfigError(f"{path}: the tokenizer has neither a padding nor an end token; add one to it")
-        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
