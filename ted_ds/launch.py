@@ -10,7 +10,6 @@ from pathlib import Path
 from ted_ds.agreement import refuse_other_files, refuse_other_settings
 from ted_ds.assemble import Assembly
 from ted_ds.chain import Chain
-from ted_ds.config.load import load_recipe
 from ted_ds.config.redaction import without_secrets
 from ted_ds.config.schema import Recipe
 from ted_ds.contracts import refuse_different_tokenizers
@@ -24,7 +23,7 @@ from ted_ds.fill_cache import plan_cache, refuse_useless_cache
 from ted_ds.host_teacher import host_teacher
 from ted_ds.layout import Layout
 from ted_ds.models.loading import fetch, load_tokenizer
-from ted_ds.plan import Plan, make_plan
+from ted_ds.plan import Plan, make_plan, plan_recipe
 from ted_ds.run_folder import begin_run, mark_stopped, new_run, read_run
 from ted_ds.runtime.preemption import StopRequests, shielded
 from ted_ds.runtime.rendezvous import find_ranks
@@ -143,11 +142,10 @@ def _prepare(
     recipe: Recipe | None = None
     failure: Exception | None = None
     try:
-        recipe = load_recipe(recipe_path, overrides)
-        if not in_pipeline:
-            recipe = recipe.without_pipeline()
         num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
-        make_plan(recipe, num_ranks=num_ranks, source=recipe_path, contracts_hold=contracts_hold)
+        recipe, _ = plan_recipe(
+            recipe_path, overrides, num_ranks=num_ranks, contracts_hold=contracts_hold, in_pipeline=in_pipeline
+        )
     except Exception as error:  # a defect of ours on one rank must not leave the others waiting either
         failure = error
     timeout_s, num_stages = JOIN_TIMEOUT_S, 1

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from ted_ds.config.deepspeed import complete, read_deepspeed_json
 from ted_ds.config.load import load_recipe
 from ted_ds.errors import ConfigError
-from ted_ds.plan import CAUSAL_LM_TYPES, Plan, describe, make_plan
+from ted_ds.models.folder import CAUSAL_LM_TYPES
+from ted_ds.plan import Plan, describe, make_plan, plan_recipe
 from tests.tiny import LABELS, ROOT, WORDS, write_model, write_tokenizer
 
 SHIPPED = sorted((ROOT / "ds_configs" / "recipes").glob("*.yaml"))
@@ -417,6 +418,49 @@ def test_all_mistakes_are_reported_at_once(lm_run: Path) -> None:
     )
     places = [line.partition(":")[0] for line in message.splitlines()]
     assert places == ["deepspeed", "data.train[0].path", "output_dir", "student.from_teacher.blocks", "teacher.path"]
+
+
+def test_mistakes_of_recipe_and_files_are_reported_at_once(lm_run: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan_recipe(
+            str(lm_run / "recipe.yaml"),
+            [
+                "distill.kl_wieght=2",
+                "distill.max_steps=many",
+                "data.train[0].path=/none.jsonl",
+                "student.from_teacher.blocks=[7]",
+                "task.sequence_length=100",
+                "deepspeed=/none.json",
+            ],
+        )
+    prefix = f"{lm_run / 'recipe.yaml'}: "
+    lines = str(caught.value).splitlines()
+    assert all(line.startswith(prefix) for line in lines)
+    assert [line.removeprefix(prefix).partition(":")[0] for line in lines] == [
+        "distill.max_steps",
+        "distill.kl_wieght",
+        "deepspeed",
+        "data.train[0].path",
+        "student.from_teacher.blocks",
+        "teacher.path",
+    ]
+
+
+def test_a_recipe_without_a_known_task_is_refused_for_what_is_known(lm_run: Path) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)task: .*: distill.kl_wieght: "):
+        plan_recipe(str(lm_run / "recipe.yaml"), ["task.kind=poetry", "distill.kl_wieght=2"])
+
+
+def test_several_mistakes_of_one_model_are_reported_at_once(lm_run: Path, classification_run: Path) -> None:
+    message = refusal(
+        lm_run,
+        f"teacher.path={classification_run / 'teacher'}",
+        "task.sequence_length=100",
+        "data.padding.side=left",
+    )
+    assert "teacher.path: a bert is no causal LM" in message
+    assert "teacher.path: task.sequence_length is 100" in message
+    assert "teacher.path: data.padding.side is left" in message
 
 
 # --- without torch ----------------------------------------------------------------------------------------------------
