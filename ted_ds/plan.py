@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from ted_ds.config.deepspeed import complete, read_deepspeed_json, zero_stage
 from ted_ds.config.schema import Recipe
 from ted_ds.config.tasks import CausalLm
-from ted_ds.contracts import Side, broken_contracts
+from ted_ds.contracts import Side, broken_contracts, document_ends, doubts
 from ted_ds.data.sources import HUB_NAME, is_remote, locate, names_hub
 from ted_ds.errors import ConfigError, TedError
 from ted_ds.models.files import ModelFacts, read_model_facts
@@ -57,6 +57,10 @@ class Plan:
     """Width in which layers are matched; 0 where nothing is matched."""
     stages: Mapping[str, tuple[Stage, ...]]
     """The pipeline stages of each phase that trains, one where there is no pipeline; empty while a model is unknown."""
+    text_ends: str | None = None
+    """What is put around each text, in words; None while the teacher's tokenizer is unknown."""
+    doubts: tuple[str, ...] = ()
+    """What is no mistake in the models and should be known."""
 
 
 def local_model(path: str) -> Path | None:
@@ -117,9 +121,10 @@ def make_plan(recipe: Recipe, *, num_ranks: int = 1, source: str = "recipe", con
         attempt("teacher.path", lambda: _check_model(recipe, teacher))
     if student is not None and recipe.student.path is not None:
         attempt("student.path", lambda: _check_model(recipe, student))
+    sides = model_sides(recipe, teacher_dir, teacher, student_dir, student)
+    broken = [line for lines in broken_contracts(recipe, *sides).values() for line in lines]
     if contracts_hold:
-        sides = model_sides(recipe, teacher_dir, teacher, student_dir, student)
-        problems += [line for lines in broken_contracts(recipe, *sides).values() for line in lines]
+        problems += broken
     layer_pairs: LayerPairs = ()
     filter_dim = 0
     if teacher is not None and student is not None and recipe.distill.method in ("lwd", "ted"):
@@ -132,7 +137,16 @@ def make_plan(recipe: Recipe, *, num_ranks: int = 1, source: str = "recipe", con
         stages = attempt("", lambda: plan_stages(recipe, facts, layer_pairs, filter_dim)) or {}
     if problems:
         raise ConfigError("\n".join(f"{source}: {problem}" for problem in problems))
-    return Plan(_phases(recipe), teacher, student, layer_pairs, filter_dim, stages)
+    return Plan(
+        _phases(recipe),
+        teacher,
+        student,
+        layer_pairs,
+        filter_dim,
+        stages,
+        text_ends=document_ends(recipe, sides[0]) if sides[0] is not None and not broken else None,
+        doubts=() if broken else tuple(doubts(recipe, *sides)),
+    )
 
 
 def _check_deepspeed(recipe: Recipe, num_ranks: int, attempt: Callable[[str, Callable[[], object]], object]) -> None:
@@ -279,5 +293,8 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
             f"{path:16} {phase.max_steps} steps x {phase.global_batch_size} sequences = "
             f"{readers} x {cut}; at most {tokens:,} tokens"
         )
+    if plan.text_ends is not None:
+        lines.append(f"texts     {plan.text_ends}")
     lines.append(f"output    {recipe.output_dir}")
+    lines += [f"WARN      {doubt}" for doubt in plan.doubts]
     return "\n".join(lines)
