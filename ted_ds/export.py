@@ -15,15 +15,14 @@ from ted_ds.errors import CheckpointError
 from ted_ds.models.companions import (
     CARD,
     CARD_PREFIXES,
-    CONFIG_FILE,
-    GENERATION_FILE,
     LICENCE_PREFIXES,
     Origins,
     accompany,
     hub_name,
     papers_in,
 )
-from ted_ds.models.files import ModelFacts, read_model_facts, weight_files
+from ted_ds.models.files import GENERATION_CONFIG_FILE, ModelFacts, read_model_facts, weight_files
+from ted_ds.models.folder import CONFIG_FILE, INDEX_FILE
 
 
 def export_student(student: Path, folder: Path, *, recipe: Recipe, origins: Origins) -> None:
@@ -32,8 +31,8 @@ def export_student(student: Path, folder: Path, *, recipe: Recipe, origins: Orig
     Raises:
         CheckpointError: The copy does not load completely.
     """
-    index = student / "model.safetensors.index.json"
-    configs = [student / CONFIG_FILE, student / GENERATION_FILE, index]
+    index = student / INDEX_FILE
+    configs = [student / CONFIG_FILE, student / GENERATION_CONFIG_FILE, index]
     for file in [*weight_files(student), *(one for one in configs if one.is_file())]:
         shutil.copyfile(file, folder / file.name)
     accompany(folder, origins)

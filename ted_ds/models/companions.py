@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ted_ds.models.files import GENERATION_CONFIG_FILE
+from ted_ds.models.folder import CONFIG_FILE
 from ted_ds.models.loading import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, read_tokenizer
 from ted_ds.models.sentencepiece_model import MODEL_FILE, read_sentencepiece
 
-CONFIG_FILE = "config.json"
-GENERATION_FILE = "generation_config.json"
 TOKENIZER_FILES = (
     TOKENIZER_FILE,
     TOKENIZER_CONFIG_FILE,
@@ -160,13 +160,13 @@ def _take_over_ids(folder: Path, teacher: Path) -> None:
                 found = config.get(key)
             config[key] = found
     _write(folder / CONFIG_FILE, without_local_paths(config))
-    if (folder / GENERATION_FILE).is_file():  # else it predicts no tokens
+    if (folder / GENERATION_CONFIG_FILE).is_file():  # else it predicts no tokens
         _agree_in_generation(folder, teacher, own, config)
 
 
 def _agree_in_generation(folder: Path, teacher: Path, own: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """The teacher's way of generating; where it says nothing, only what the config says."""
-    target, source = folder / GENERATION_FILE, teacher / GENERATION_FILE
+    target, source = folder / GENERATION_CONFIG_FILE, teacher / GENERATION_CONFIG_FILE
     if not source.is_file():
         written = _read(target)
         said = {f"{role}_token_id": config[f"{role}_token_id"] for role in ALWAYS_SAID}

@@ -17,15 +17,14 @@ from torch import Tensor
 
 from ted_ds.errors import CheckpointError
 from ted_ds.models.companions import (
-    CONFIG_FILE,
-    GENERATION_FILE,
     Origins,
     copy_papers,
     copy_tokenizer,
     without_local_paths,
 )
 from ted_ds.models.families import Family
-from ted_ds.models.files import weight_files
+from ted_ds.models.files import GENERATION_CONFIG_FILE, weight_files
+from ted_ds.models.folder import CONFIG_FILE
 
 DEPTH_KEYS = ("num_hidden_layers", "n_layer")
 
@@ -42,8 +41,8 @@ def cut(teacher: Path, student: Path, *, blocks: Sequence[int], family: Family, 
     config = without_local_paths(json.loads((teacher / CONFIG_FILE).read_text(encoding="utf-8")))
     student.mkdir(parents=True, exist_ok=True)
     (student / CONFIG_FILE).write_text(json.dumps(_cut_config(config, blocks), indent=2) + "\n", encoding="utf-8")
-    if (teacher / GENERATION_FILE).is_file():
-        shutil.copyfile(teacher / GENERATION_FILE, student / GENERATION_FILE)
+    if (teacher / GENERATION_CONFIG_FILE).is_file():
+        shutil.copyfile(teacher / GENERATION_CONFIG_FILE, student / GENERATION_CONFIG_FILE)
     copy_tokenizer(origins.teacher, student)
     copy_papers(origins, student)
     weights = dict(_cut_weights(teacher, blocks, family))

@@ -6,13 +6,14 @@ import json
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ted_ds.errors import CheckpointError
+from ted_ds.models.config_agreement import BLOCK, Shape, refuse_other_shapes, token_ids
 from ted_ds.models.folder import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, no_weights, read_config
-from ted_ds.models.packed import BLOCK, Packed, Quantisation, Shape, Stored, read_quantisation, unpack
+from ted_ds.models.packed import NOTHING_PACKED, Packed, Quantisation, Stored, read_quantisation, unpack
 from ted_ds.models.share import Share
 
 MAX_HEADER_BYTES = 100_000_000
@@ -20,7 +21,9 @@ READ_AT_ONCE = 1 << 24
 # in many files, but no parameters
 BUFFERS = (".attn.bias", ".attn.masked_bias", "position_ids", "rotary_emb.inv_freq")
 TIED_BY_DEFAULT = ("gpt2", "bert", "deberta-v2")
+CLASSIFIERS = ("classifier.", "score.")
 LM_HEADS = ("lm_head.", "embed_out.", "cls.", "lm_predictions.", "mask_predictions.")
+GENERATION_CONFIG_FILE = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Parameters:
     lm_head: int
     """Of an LM head of its own; 0 where that is the embeddings, or where there is none."""
     others: tuple[Shape, ...]
-    packed: Packed = Packed()
+    packed: Packed = NOTHING_PACKED
     """What of them is kept in fewer bits, as in the files."""
 
     @property
@@ -93,6 +96,12 @@ class ModelFacts:
     """None where the config does not say."""
     architectures: tuple[str, ...]
     parameters: Parameters
+    has_classifier: bool = True
+    """Whether the weights hold a head for whole texts."""
+    has_lm_head: bool = True
+    """Whether they hold an LM head, or the embeddings are one."""
+    token_ids: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
+    """Ids of special tokens that ``config.json`` and ``generation_config.json`` name, by file and key."""
     quantisation: Quantisation | None = None
     """How the files hold the weights of blocks; None where every number is in 16 or 32 bits."""
 
@@ -101,7 +110,8 @@ def read_model_facts(folder: Path) -> ModelFacts:
     """Read ``config.json`` and make sure that the weight files are whole.
 
     Raises:
-        CheckpointError: This is no folder of a known model; or a file is missing or damaged.
+        CheckpointError: This is no folder of a known model; a file is missing or damaged, or the config is of another
+            model than the weights.
     """
     config = read_config(folder)
     try:
@@ -112,15 +122,47 @@ def read_model_facts(folder: Path) -> ModelFacts:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: not a transformers model config ({error!r})") from error
     tensors = _read_tensors(folder)
-    if quantisation is None:
-        return _facts(config, {name: tensor.shape for name, tensor in tensors.items()})
     shapes, packed, outside = unpack(tensors, quantisation)
     facts = _facts(config, shapes)
+    classifies = any("SequenceClassification" in name for name in facts.architectures)
+    refuse_other_shapes(
+        config,
+        {name: shape for name, shape in shapes.items() if name not in outside},
+        folder=folder,
+        num_labels=facts.num_labels if classifies else None,
+        is_tied=_is_tied(config),
+    )
+    ids = {CONFIG_FILE: token_ids(config), GENERATION_CONFIG_FILE: token_ids(read_generation_config(folder))}
     return replace(
         facts,
         parameters=replace(facts.parameters, packed=packed),
-        quantisation=replace(quantisation, outside_blocks=outside),
+        quantisation=quantisation and replace(quantisation, outside_blocks=outside),
+        has_classifier=any(name.startswith(CLASSIFIERS) for name in shapes),
+        has_lm_head=_is_tied(config) or any(name.startswith(LM_HEADS) for name in shapes),
+        token_ids=ids,
     )
+
+
+def read_generation_config(folder: Path) -> dict[str, Any]:
+    """The content of ``generation_config.json``; empty where there is none.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    file = folder / GENERATION_CONFIG_FILE
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file}: damaged ({error}); copy it again, or remove it") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file}: holds a {type(content).__name__}, not an object; copy it again, or remove it")
+    return content
+
+
+def _is_tied(config: Mapping[str, Any]) -> bool:
+    return config.get("tie_word_embeddings", config.get("model_type") in TIED_BY_DEFAULT)
 
 
 def _facts(config: dict[str, Any], shapes: Mapping[str, Shape]) -> ModelFacts:
@@ -150,7 +192,7 @@ def _facts(config: dict[str, Any], shapes: Mapping[str, Shape]) -> ModelFacts:
 def _sort(shapes: Mapping[str, Shape], num_blocks: int, config: Mapping[str, Any]) -> Parameters:
     of_blocks: list[list[Shape]] = [[] for _ in range(num_blocks)]
     embeddings, lm_head, others = 0, 0, []
-    is_tied = config.get("tie_word_embeddings", config.get("model_type") in TIED_BY_DEFAULT)
+    is_tied = _is_tied(config)
     for name, shape in shapes.items():
         block = BLOCK.search(name)
         if name.endswith(BUFFERS):

@@ -81,8 +81,8 @@ def no_weights(folder: Path) -> str:
         if found:
             return f"no *.safetensors weights here; {_listed(found)}: {meaning}"
     return (
-        f"no *.safetensors weights here, only {CONFIG_FILE}; ted_ds starts from trained weights: copy them here, or cut "
-        "the student out of the teacher (student.from_teacher)"
+        f"no *.safetensors weights here, only {CONFIG_FILE}; ted_ds starts from trained weights: copy them here, or "
+        "cut the student out of the teacher (student.from_teacher)"
     )
 
 
@@ -106,7 +106,8 @@ def _without_config(folder: Path) -> str:
     except OSError as error:
         return f"cannot be read ({error}); give a folder that this user may read"
     if snapshots:
-        return f"a model of the hub's cache; give the folder of one of its versions: {folder / 'snapshots' / snapshots[-1]}"
+        version = folder / "snapshots" / snapshots[-1]
+        return f"a model of the hub's cache; give the folder of one of its versions: {version}"
     if inside:
         return f"no {CONFIG_FILE} here, but in folders of it ({_listed(inside)}); give one of these"
     for suffix, meaning in OTHER_FILES.items():
@@ -128,8 +129,8 @@ def _refuse_adapter(folder: Path) -> None:
     found = [file for file in (folder / ADAPTER_FILE, *sorted(folder.glob("adapter_model.*"))) if file.is_file()]
     if found:
         raise CheckpointError(
-            f"{found[0]}: an adapter{_of_base(folder)} lies beside the weights of a model, and ted_ds would not use it; "
-            f"{_merge()}, or move it away to use the model without it"
+            f"{found[0]}: an adapter{_of_base(folder)} lies beside the weights of a model, and ted_ds would not use "
+            f"it; {_merge()}, or move it away to use the model without it"
         )
 
 

@@ -108,6 +108,7 @@ def load_model(
                 use_safetensors=True,
                 output_loading_info=True,
                 local_files_only=True,
+                ignore_mismatched_sizes=True,  # its own message refers to a report that nobody sees: see below
             )
     except ImportError as error:
         if attention != "flash":
@@ -116,7 +117,9 @@ def load_model(
         raise ConfigError(f"attention: {attention} does not work here: {reason}; use sdpa") from error
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: cannot be loaded as a {kind}: {error}") from error
-    missing = sorted(report["missing_keys"])
+    other_shapes = {name: (tuple(held), tuple(wanted)) for name, held, wanted in report["mismatched_keys"]}
+    missing = sorted({*report["missing_keys"], *(name for name in other_shapes if name.startswith(HEAD_PREFIXES))})
+    _refuse_other_shapes(path, {name: shape for name, shape in other_shapes.items() if name not in missing})
     of_head = [name for name in missing if name.startswith(HEAD_PREFIXES)]
     body = [name for name in missing if name not in of_head]
     if body:
@@ -125,9 +128,20 @@ def load_model(
         )
     if of_head and not new_head_allowed:
         raise CheckpointError(
-            f"{path}: has no trained head ({of_head[0]} is missing); fine-tune it first (teacher.finetune)"
+            f"{path}: has no trained head ({of_head[0]} is missing, or of another shape); fine-tune it first "
+            "(teacher.finetune)"
         )
     return model, of_head
+
+
+def _refuse_other_shapes(path: Path, shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
+    """Name the weights whose shapes in the files are not those of the model that ``config.json`` describes."""
+    if shapes:
+        name, (held, wanted) = min(shapes.items())
+        raise CheckpointError(
+            f"{path}: {len(shapes)} weights are of other shapes than config.json describes: {name} is {[*held]} in the "
+            f"files, {[*wanted]} by config.json; use the config.json and the weights of one and the same model"
+        )
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ted_ds.errors import CheckpointError
+from ted_ds.models.config_agreement import BLOCK, Shape
 
-Shape = tuple[int, ...]
 PACKAGES: Mapping[str, Mapping[str, str]] = {
     "aqlm": {"aqlm": "aqlm[cpu,gpu]"},
     "auto-round": {"auto_round": "auto-round"},
@@ -61,7 +60,6 @@ BITS_OF_TYPES = {
 """By the names of safetensors; all others have 8."""
 PLAIN_TYPES = ("F64", "F32", "F16", "BF16", "BOOL")
 WEIGHT_NAMES = ("weight", "qweight", "weight_packed", "W_q")
-BLOCK = re.compile(r"(?:^|\.)(?:h|layers?)\.(\d+)\.")
 
 
 class Stored(NamedTuple):
@@ -101,6 +99,9 @@ class Packed:
     """Of them in the files, scales and the like included."""
 
 
+NOTHING_PACKED = Packed()
+
+
 def read_quantisation(config: Mapping[str, Any]) -> Quantisation | None:
     """How ``config.json`` says that weights are quantised; None where they are not.
 
@@ -113,8 +114,8 @@ def read_quantisation(config: Mapping[str, Any]) -> Quantisation | None:
     if not isinstance(settings, dict):
         raise CheckpointError("quantization_config is no mapping; copy config.json again")
     in_bits = 4 if settings.get("load_in_4bit") else 8 if settings.get("load_in_8bit") else None
-    method = settings.get("quant_method") or ("bitsandbytes" if in_bits else None)
-    if isinstance(method, str) and method.removesuffix("_4bit").removesuffix("_8bit") == "bitsandbytes":
+    method = str(settings.get("quant_method") or ("bitsandbytes" if in_bits else None))
+    if method.removesuffix("_4bit").removesuffix("_8bit") == "bitsandbytes":
         return Quantisation("bitsandbytes", in_bits or (4 if method.endswith("_4bit") else 8))
     if method not in PACKAGES:
         raise CheckpointError(
@@ -126,14 +127,16 @@ def read_quantisation(config: Mapping[str, Any]) -> Quantisation | None:
 
 
 def unpack(
-    tensors: Mapping[str, Stored], quantisation: Quantisation
+    tensors: Mapping[str, Stored], quantisation: Quantisation | None
 ) -> tuple[dict[str, Shape], Packed, tuple[str, ...]]:
-    """What the tensors of quantised files stand for.
+    """What the tensors of a model's files stand for.
 
     Returns:
         The shapes of parameters (those of packed matrices as one column), what of them is packed, and the names of
         packed weights outside of blocks.
     """
+    if quantisation is None:
+        return {name: tensor.shape for name, tensor in tensors.items()}, NOTHING_PACKED, ()
     packed = {
         name: tensor
         for name, tensor in tensors.items()
@@ -159,7 +162,7 @@ def unpack(
             shapes[name] = tensor.shape
     outside = tuple(sorted(name for name in packed if BLOCK.search(name) is None))
     is_packed_here = quantisation.method not in DEQUANTISED
-    return shapes, Packed(numbers, num_bytes) if is_packed_here else Packed(), outside
+    return shapes, Packed(numbers, num_bytes) if is_packed_here else NOTHING_PACKED, outside
 
 
 def _is_beside(name: str, modules: set[str], packed: Mapping[str, Stored]) -> bool:
