@@ -8,12 +8,13 @@ from pathlib import Path
 
 from ted_ds.config.load import draft_mistakes, load_draft
 from ted_ds.config.schema import Recipe
-from ted_ds.contracts import Side, broken_contracts
+from ted_ds.contracts import Side, broken_contracts, document_ends, doubts
 from ted_ds.data.first_rows import FirstRows
 from ted_ds.data.sources import HUB_NAME
 from ted_ds.errors import ConfigError, raise_all
 from ted_ds.mistakes import Mistakes, check_data, check_deepspeed, check_model
 from ted_ds.models.files import ModelFacts, read_model_facts
+from ted_ds.models.folder import no_folder
 from ted_ds.numerics.layer_map import LayerPairs, make_layer_map
 from ted_ds.staging import FILTER_PHASES, Stage, filter_phases, plan_stages
 
@@ -54,6 +55,10 @@ class Plan:
     """The pipeline stages of each phase that trains, one where there is no pipeline; empty while a model is unknown."""
     data: Mapping[str, FirstRows]
     """The first rows of each source, by its place in the recipe."""
+    text_ends: str | None = None
+    """What is put around each text, in words; None while the teacher's tokenizer is unknown."""
+    doubts: tuple[str, ...] = ()
+    """What is no mistake in the models and should be known."""
 
 
 def local_model(path: str) -> Path | None:
@@ -66,7 +71,7 @@ def local_model(path: str) -> Path | None:
     if folder.is_dir():
         return folder
     if folder.exists() or not HUB_NAME.match(path):
-        raise ConfigError(f"{path}: no such model folder")
+        raise ConfigError(f"{path}: {no_folder(folder)}")
     return None
 
 
@@ -142,10 +147,10 @@ def _lay_out(recipe: Recipe, mistakes: Mistakes, *, num_ranks: int, contracts_ho
         check_model(recipe, teacher, "teacher.path", mistakes)
     if student is not None and recipe.student.path is not None:
         check_model(recipe, student, "student.path", mistakes)
+    sides = model_sides(recipe, teacher_dir, teacher, student_dir, student)
+    broken = [line for lines in broken_contracts(recipe, *sides).values() for line in lines]
     if contracts_hold:
-        sides = model_sides(recipe, teacher_dir, teacher, student_dir, student)
-        for lines in broken_contracts(recipe, *sides).values():
-            mistakes.add("", *lines)
+        mistakes.add("", *broken)
     layer_pairs: LayerPairs = ()
     filter_dim = 0
     if teacher is not None and student is not None and recipe.distill.method in ("lwd", "ted"):
@@ -156,7 +161,17 @@ def _lay_out(recipe: Recipe, mistakes: Mistakes, *, num_ranks: int, contracts_ho
     if not mistakes.found and teacher is not None and student is not None:
         facts = {"student": student, "teacher": teacher}
         stages = mistakes.attempt("", lambda: plan_stages(recipe, facts, layer_pairs, filter_dim)) or {}
-    return Plan(_phases(recipe), teacher, student, layer_pairs, filter_dim, stages, data)
+    return Plan(
+        _phases(recipe),
+        teacher,
+        student,
+        layer_pairs,
+        filter_dim,
+        stages,
+        data,
+        text_ends=document_ends(recipe, sides[0]) if sides[0] is not None and not broken else None,
+        doubts=() if broken else tuple(doubts(recipe, *sides)),
+    )
 
 
 def _cut_facts(recipe: Recipe, teacher: ModelFacts) -> ModelFacts:
@@ -235,5 +250,8 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
             f"{path:16} {phase.max_steps} steps x {phase.global_batch_size} sequences = "
             f"{readers} x {cut}; at most {tokens:,} tokens"
         )
+    if plan.text_ends is not None:
+        lines.append(f"texts     {plan.text_ends}")
     lines.append(f"output    {recipe.output_dir}")
+    lines += [f"WARN      {doubt}" for doubt in plan.doubts]
     return "\n".join(lines)

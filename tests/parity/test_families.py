@@ -7,9 +7,9 @@ import contextlib
 import pytest
 import torch
 
-from ted_ds.mistakes import CAUSAL_LM_TYPES, KNOWN_TYPES
 from ted_ds.models.families import FAMILY_OF, family_of
 from ted_ds.models.files import read_model_facts
+from ted_ds.models.folder import CAUSAL_LM_TYPES, KNOWN_TYPES
 from ted_ds.models.heads import lm_probes, load_lm_output
 from ted_ds.models.loading import load_model
 from ted_ds.models.taps import TappedModel

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ted_ds.errors import CheckpointError
-from ted_ds.mistakes import CAUSAL_LM_TYPES, KNOWN_TYPES
 from ted_ds.models.families import family_of
+from ted_ds.models.folder import CAUSAL_LM_TYPES, KNOWN_TYPES
 from ted_ds.models.loading import load_model
 from ted_ds.models.predictions import LossWeights
 from ted_ds.models.share import Share
