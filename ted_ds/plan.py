@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any, TypeVar
 from ted_ds.config.deepspeed import complete, read_deepspeed_json, zero_stage
 from ted_ds.config.schema import Recipe
 from ted_ds.config.tasks import CausalLm
+from ted_ds.config.wandb import refuse_missing_account, wandb_mode
 from ted_ds.contracts import Side, broken_contracts
 from ted_ds.data.sources import HUB_NAME, is_remote, locate, names_hub
 from ted_ds.errors import ConfigError, TedError
+from ted_ds.launching.starters import Told
 from ted_ds.models.files import ModelFacts, read_model_facts
 from ted_ds.numerics.layer_map import LayerPairs, make_layer_map
 from ted_ds.staging import FILTER_PHASES, Stage, filter_phases, plan_stages
@@ -103,6 +106,8 @@ def make_plan(recipe: Recipe, *, num_ranks: int = 1, source: str = "recipe", con
     if recipe.output_dir.exists() and not recipe.output_dir.is_dir():
         problems.append(f"output_dir: {recipe.output_dir} is a file; give a folder")
 
+    attempt("", lambda: _check_wandb(recipe.tracking.wandb))
+
     teacher_dir = attempt("teacher.path", lambda: local_model(recipe.teacher.path))
     teacher = attempt("teacher.path", lambda: read_model_facts(teacher_dir)) if teacher_dir else None
     student_dir, student = teacher_dir, None
@@ -133,6 +138,12 @@ def make_plan(recipe: Recipe, *, num_ranks: int = 1, source: str = "recipe", con
     if problems:
         raise ConfigError("\n".join(f"{source}: {problem}" for problem in problems))
     return Plan(_phases(recipe), teacher, student, layer_pairs, filter_dim, stages)
+
+
+def _check_wandb(wanted: str) -> None:
+    wandb_mode(wanted, os.environ)
+    if Told.by(os.environ).rank == 0:  # which alone speaks to W&B
+        refuse_missing_account(wanted, os.environ)
 
 
 def _check_deepspeed(recipe: Recipe, num_ranks: int, attempt: Callable[[str, Callable[[], object]], object]) -> None:
