@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from ted_ds.config.deepspeed import complete, read_deepspeed_json, zero_stage
 from ted_ds.config.schema import Recipe
 from ted_ds.config.tasks import CausalLm
+from ted_ds.config.wandb import refuse_missing_account, wandb_mode
 from ted_ds.data.first_rows import FirstRows, first_rows
 from ted_ds.data.sources import is_remote, locate, names_hub
 from ted_ds.errors import TedError
+from ted_ds.launching.starters import Told
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.folder import CAUSAL_LM_TYPES
 
@@ -60,6 +63,14 @@ def check_deepspeed(recipe: Recipe, num_ranks: int, mistakes: Mistakes) -> None:
                 source=recipe.deepspeed,
             ),
         )
+
+
+def check_tracking(recipe: Recipe, mistakes: Mistakes) -> None:
+    """Whether W&B can do what the recipe and the environment want of it."""
+    wanted = recipe.tracking.wandb
+    known = mistakes.attempt("", lambda: wandb_mode(wanted, os.environ))
+    if known is not None and Told.by(os.environ).rank == 0:  # which alone speaks to W&B
+        mistakes.attempt("", lambda: refuse_missing_account(wanted, os.environ))
 
 
 def check_data(recipe: Recipe, mistakes: Mistakes) -> dict[str, FirstRows]:

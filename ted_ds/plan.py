@@ -12,7 +12,7 @@ from ted_ds.contracts import Side, broken_contracts, document_ends, doubts
 from ted_ds.data.first_rows import FirstRows
 from ted_ds.data.sources import HUB_NAME
 from ted_ds.errors import ConfigError, raise_all
-from ted_ds.mistakes import Mistakes, check_data, check_deepspeed, check_model
+from ted_ds.mistakes import Mistakes, check_data, check_deepspeed, check_model, check_tracking
 from ted_ds.models.files import ModelFacts, read_model_facts
 from ted_ds.models.folder import no_folder
 from ted_ds.numerics.layer_map import LayerPairs, make_layer_map
@@ -133,6 +133,7 @@ def _lay_out(recipe: Recipe, mistakes: Mistakes, *, num_ranks: int, contracts_ho
     if recipe.output_dir.exists() and not recipe.output_dir.is_dir():
         mistakes.add("output_dir", f"{recipe.output_dir} is a file; give a folder")
 
+    check_tracking(recipe, mistakes)
     teacher_dir = mistakes.attempt("teacher.path", lambda: local_model(recipe.teacher.path))
     teacher = mistakes.attempt("teacher.path", lambda: read_model_facts(teacher_dir)) if teacher_dir else None
     student_dir, student = teacher_dir, None
