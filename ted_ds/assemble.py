@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -24,6 +25,7 @@ from ted_ds.data.tasks import LabelledData, TaskData
 from ted_ds.errors import StoppedOnRequest
 from ted_ds.evaluation.scoring import evaluate
 from ted_ds.hosting import Hosting
+from ted_ds.models.companions import Origins
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.loading import DTYPES
 from ted_ds.models.taps import TappedModel
@@ -75,6 +77,8 @@ class Assembly:
         vocabulary = tokenizer.get_vocab() if isinstance(recipe.task, CausalLm) else {}
         self.num_shared_ids = max(vocabulary.values()) + 1 if vocabulary else None
         self.collate = _collator(recipe, tokenizer)
+        student_path = recipe.student.path  # local folders, both: hub models were fetched
+        self.origins = Origins(Path(recipe.teacher.path), None if student_path is None else Path(student_path))
         self.models = ModelMaker(
             recipe,
             world,
@@ -84,6 +88,7 @@ class Assembly:
             hosting=hosting,
             largest_of_teacher=max(plan.teacher.parameters.sizes),
             text_ends=data.text_ends,
+            origins=self.origins,
         )
 
     def layers(self, side: str) -> tuple[int, ...]:

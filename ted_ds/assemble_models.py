@@ -17,6 +17,7 @@ from ted_ds.config.tasks import CausalLm, HeadTask, LabelledTask
 from ted_ds.errors import TedError
 from ted_ds.hosting import IN_WORDS, Hosting
 from ted_ds.memory import gib
+from ted_ds.models.companions import Origins, accompany
 from ted_ds.models.execution import checkpoint_activations, compile_blocks
 from ted_ds.models.families import family_of
 from ted_ds.models.files import read_ahead, read_model_facts
@@ -48,6 +49,7 @@ class ModelMaker:
         hosting: Hosting,
         largest_of_teacher: int,
         text_ends: frozenset[int],
+        origins: Origins,
     ) -> None:
         """Make models for a recipe.
 
@@ -60,10 +62,11 @@ class ModelMaker:
             hosting: Where the teacher's weights are.
             largest_of_teacher: The numbers in its largest parameter.
             text_ends: Ids that the last tokens of labelled texts have.
+            origins: Whose tokenizer, licences and cards go with what is saved.
         """
         self._recipe, self._world, self._deepspeed_json = recipe, world, deepspeed_json
         self._tokenizer, self._screen, self._hosting = tokenizer, screen, hosting
-        self._largest_of_teacher, self._text_ends = largest_of_teacher, text_ends
+        self._largest_of_teacher, self._text_ends, self._origins = largest_of_teacher, text_ends, origins
 
     def frozen(
         self,
@@ -215,7 +218,7 @@ class ModelMaker:
             model = whole
         own_names = {name.removeprefix("model."): weight for name, weight in state.items()}
         model.save_pretrained(folder, state_dict=own_names)
-        self._tokenizer.save_pretrained(folder)
+        accompany(folder, self._origins)
 
 
 def _share(stage: Stage | None, side: str) -> Share | None:

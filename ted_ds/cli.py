@@ -135,12 +135,10 @@ def _dispatch(options: argparse.Namespace) -> int:
             return _supervise(options)
         if options.verb == "check":
             from ted_ds.communication import Link, describe_traffic
-            from ted_ds.config.load import load_recipe
             from ted_ds.hosting import describe_memory
-            from ted_ds.plan import describe, make_plan
+            from ted_ds.plan import describe, plan_recipe
 
-            recipe = load_recipe(options.recipe, options.overrides)
-            plan = make_plan(recipe, num_ranks=options.ranks, source=options.recipe)
+            recipe, plan = plan_recipe(options.recipe, options.overrides, num_ranks=options.ranks)
             print(describe(recipe, plan, num_ranks=options.ranks))
             print(describe_memory(recipe, plan, num_ranks=options.ranks), end="")
             if options.link_gbit is not None:

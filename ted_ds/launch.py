@@ -10,7 +10,6 @@ from pathlib import Path
 from ted_ds.agreement import refuse_other_files, refuse_other_settings
 from ted_ds.assemble import Assembly
 from ted_ds.chain import Chain
-from ted_ds.config.load import load_recipe
 from ted_ds.config.redaction import without_secrets
 from ted_ds.config.schema import Recipe
 from ted_ds.contracts import refuse_different_tokenizers
@@ -24,8 +23,9 @@ from ted_ds.fill_cache import plan_cache, refuse_useless_cache
 from ted_ds.host_teacher import host_teacher
 from ted_ds.layout import Layout
 from ted_ds.models.loading import fetch, load_tokenizer
-from ted_ds.plan import Plan, make_plan
+from ted_ds.plan import Plan, make_plan, plan_recipe
 from ted_ds.run_folder import begin_run, mark_stopped, new_run, read_run
+from ted_ds.runtime.device_faults import as_device_fault, is_device_fault
 from ted_ds.runtime.preemption import StopRequests, shielded
 from ted_ds.runtime.rendezvous import find_ranks
 from ted_ds.runtime.world import World, is_lost_rank
@@ -40,7 +40,7 @@ def run_phases(recipe_path: str, overrides: Sequence[str], wanted: Sequence[str]
 
     Raises:
         TedError: The same on every rank. Before the first phase starts nothing has been written.
-        RankLostError: On the ranks that are left, when one of them died or hangs.
+        RankLostError: On the ranks that are left, when one of them died or hangs, and on one whose GPU failed.
     """
     started = time.monotonic()
     stops = StopRequests()
@@ -49,6 +49,8 @@ def run_phases(recipe_path: str, overrides: Sequence[str], wanted: Sequence[str]
             _run_phases(recipe_path, overrides, wanted, stops, started)
         except RuntimeError as error:
             if not is_lost_rank(error):
+                if is_device_fault(error):
+                    raise as_device_fault(error) from error
                 raise
             seen = str(error).splitlines()[0].partition(". This is typically")[0]
             raise RankLostError(
@@ -143,11 +145,10 @@ def _prepare(
     recipe: Recipe | None = None
     failure: Exception | None = None
     try:
-        recipe = load_recipe(recipe_path, overrides)
-        if not in_pipeline:
-            recipe = recipe.without_pipeline()
         num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
-        make_plan(recipe, num_ranks=num_ranks, source=recipe_path, contracts_hold=contracts_hold)
+        recipe, _ = plan_recipe(
+            recipe_path, overrides, num_ranks=num_ranks, contracts_hold=contracts_hold, in_pipeline=in_pipeline
+        )
     except Exception as error:  # a defect of ours on one rank must not leave the others waiting either
         failure = error
     timeout_s, num_stages = JOIN_TIMEOUT_S, 1

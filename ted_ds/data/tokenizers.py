@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
-
-from ted_ds.errors import CheckpointError
-from ted_ds.models.sentencepiece_model import pieces_by_id, read_sentencepiece
 
 CACHED_WORDS = 100_000
 """Words whose tokens are kept: a corpus has more than the library's 10,000, and each other one is merged anew."""
@@ -44,24 +40,6 @@ class DocumentEncoder:
             return [self._slow(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
         # without offsets, which take a third of the time
         return [one.ids for one in self._fast.encode_batch_fast(texts, add_special_tokens=False)]
-
-
-def read_vocabulary(folder: Path) -> dict[str, int] | None:
-    """Tokens and ids of a model folder's ``tokenizer.json``, else of its SentencePiece model.
-
-    None where it has neither (an older, slow tokenizer).
-
-    Raises:
-        CheckpointError: The file is damaged.
-    """
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        model = read_sentencepiece(folder)
-        return pieces_by_id(model) if model is not None else None
-    try:
-        return Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
-    except Exception as error:  # the library raises nothing more specific
-        raise CheckpointError(f"{file}: damaged ({error}); copy it again") from error
 
 
 def describe_difference(teacher: Mapping[str, int], student: Mapping[str, int], *, shown: int = 3) -> str | None:

@@ -38,6 +38,8 @@ class RankRecord:
     ended: float | None = None
     code: int | None = None
     """None while it runs, and where it died without a word."""
+    fault: str | None = None
+    """What its GPU failed with, if that ended it."""
 
     def write(self, folder: Path) -> None:
         """Put it into an attempt's folder, in the place of the one before."""
@@ -96,6 +98,11 @@ class OwnRecord:
     def asked(self, signal_name: str) -> None:
         """A signal came; what else comes is not written down."""
         self._update(asked=signal_name, asked_at=time.time())
+
+    def failed(self, fault: str) -> None:
+        """Its GPU failed; what follows from that is not written down."""
+        if self._record.fault is None:
+            self._update(fault=fault)
 
     def ended(self, code: int) -> None:
         """This is the end."""

@@ -17,37 +17,43 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ted_ds.errors import CheckpointError
+from ted_ds.models.companions import (
+    Origins,
+    copy_papers,
+    copy_tokenizer,
+    without_local_paths,
+)
 from ted_ds.models.cut_config import config_of_blocks, query_factor, refuse_other_blocks
 from ted_ds.models.families import Family
-from ted_ds.models.files import weight_files
+from ted_ds.models.files import GENERATION_CONFIG_FILE, weight_files
+from ted_ds.models.folder import CONFIG_FILE
 
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".index.json", ".gguf", ".h5", ".msgpack", ".onnx", ".pt", ".pth")
-TOKENIZER_FOLDERS = ("additional_chat_templates",)
 FUSED_QUERIES = ("attn.c_attn.weight", "attn.c_attn.bias")
 """GPT-2's, the only ones that a block's number scales: queries first, then as many keys and values."""
 
 
-def cut(teacher: Path, student: Path, *, blocks: Sequence[int], family: Family) -> None:
+def cut(teacher: Path, student: Path, *, blocks: Sequence[int], family: Family, origins: Origins) -> None:
     """Write a model folder ``student`` with the given blocks of ``teacher`` (numbered from 0) and all else of it.
 
-    Each block does what it did, whatever its place: see :mod:`ted_ds.models.cut_config`.
+    That is the other weights, the config, and what goes with them (:mod:`ted_ds.models.companions`): of ``origins``,
+    as the teacher may itself be made by this run. Each block does what it did, whatever its place: see
+    :mod:`ted_ds.models.cut_config`.
 
     Raises:
         CheckpointError: The teacher has no such blocks, or one of them would do something else in the student.
     """
-    config = json.loads((teacher / "config.json").read_text(encoding="utf-8"))
+    config = without_local_paths(json.loads((teacher / CONFIG_FILE).read_text(encoding="utf-8")))
     try:
         cut_config = config_of_blocks(config, blocks, family)
     except CheckpointError as error:
         raise CheckpointError(f"{teacher}: {error}") from error
     refuse_other_blocks(config, cut_config, blocks, family, where=teacher)
     student.mkdir(parents=True, exist_ok=True)
-    for file in sorted(teacher.iterdir()):
-        if file.name in TOKENIZER_FOLDERS:
-            shutil.copytree(file, student / file.name, dirs_exist_ok=True)
-        elif file.is_file() and not file.name.endswith(WEIGHT_SUFFIXES) and file.name != "config.json":
-            shutil.copy2(file, student / file.name)
-    (student / "config.json").write_text(json.dumps(cut_config, indent=2) + "\n", encoding="utf-8")
+    (student / CONFIG_FILE).write_text(json.dumps(cut_config, indent=2) + "\n", encoding="utf-8")
+    if (teacher / GENERATION_CONFIG_FILE).is_file():
+        shutil.copyfile(teacher / GENERATION_CONFIG_FILE, student / GENERATION_CONFIG_FILE)
+    copy_tokenizer(origins.teacher, student)
+    copy_papers(origins, student)
     weights = dict(_cut_weights(teacher, config, blocks, family))
     if not any(f"{_marker(family)}{len(blocks) - 1}." in f".{name}" for name in weights):
         raise CheckpointError(f"{teacher}: no weights of block {blocks[-1]} found; cut from a complete model folder")

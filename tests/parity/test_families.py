@@ -9,11 +9,11 @@ import torch
 
 from ted_ds.models.families import FAMILY_OF, family_of
 from ted_ds.models.files import read_model_facts
+from ted_ds.models.folder import CAUSAL_LM_TYPES, KNOWN_TYPES
 from ted_ds.models.heads import lm_probes, load_lm_output
 from ted_ds.models.loading import load_model
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank
-from ted_ds.plan import CAUSAL_LM_TYPES, KNOWN_TYPES
 from tests.plain import logits_of, probe_logits
 from tests.tiny import LABELS, VOCAB_SIZE, write_model
 

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from ted_ds.errors import CheckpointError
+from ted_ds.models.companions import Origins
 from ted_ds.models.cut_config import config_of_blocks, refuse_other_blocks
 from ted_ds.models.cutting import cut
 from ted_ds.models.families import family_of
@@ -32,7 +33,7 @@ MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]])
 
 def cut_out(teacher: Path, student: Path, blocks: list[int]) -> Path:
     config = json.loads((teacher / "config.json").read_text(encoding="utf-8"))
-    cut(teacher, student, blocks=blocks, family=family_of(config["model_type"]))
+    cut(teacher, student, blocks=blocks, family=family_of(config["model_type"]), origins=Origins(teacher, None))
     return student
 
 
@@ -132,11 +133,15 @@ def test_the_config_changes_in_depth_alone(tmp_path: Path) -> None:
 
 def test_the_tokenizer_comes_along_and_no_other_weights(tmp_path: Path) -> None:
     teacher = write_model(tmp_path / "teacher", "llama")
-    for name in ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "README.md"):
+    others = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "trainer_state.json")
+    for name in (*others, "README.md", "LICENSE.txt", "USE_POLICY.md", "chat_template.jinja"):
         (teacher / name).write_text("{}", encoding="utf-8")
     student = cut_out(teacher, tmp_path / "student", BLOCKS)
     assert sorted(path.name for path in student.iterdir()) == [
-        "README.md",
+        "LICENSE.txt",
+        "README.teacher.md",
+        "USE_POLICY.md",
+        "chat_template.jinja",
         "config.json",
         "generation_config.json",
         "model.safetensors",
