@@ -193,7 +193,8 @@ class ModelMaker:
         Not where this would change the token that any text is read at: a text may end with the end token, which often
         stands for padding. Such a model keeps the id it was trained with, or none, as does its export.
         """
-        config, pad_id = model.config.get_text_config(), self._tokenizer.pad_token_id
+        config: Any = model.config.get_text_config()
+        pad_id = self._tokenizer.pad_token_id
         if self._text_ends.isdisjoint({config.pad_token_id, pad_id}):
             config.pad_token_id = pad_id
 
