@@ -194,7 +194,7 @@ class ModelMaker:
         stands for padding. Such a model keeps the id it was trained with, or none, as does its export.
         """
         config: Any = model.config.get_text_config()
-        pad_id = self._tokenizer.pad_token_id
+        pad_id: Any = self._tokenizer.pad_token_id
         if self._text_ends.isdisjoint({config.pad_token_id, pad_id}):
             config.pad_token_id = pad_id
 
