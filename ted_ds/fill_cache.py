@@ -33,7 +33,7 @@ from ted_ds.teacher_cache.store import PartWriter, Reader, Record, finish, is_co
 
 CACHE_FOLDER = "teacher_cache"
 READING = 2
-"""Of the way in which texts are read, positions and last tokens among it; caches that were made in another are not used."""
+"""The way in which texts are read, their positions and last tokens; a cache that was filled in another is not used."""
 NUM_REPORTS = 10
 """Of how far it is filled."""
 

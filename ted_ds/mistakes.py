@@ -17,6 +17,7 @@ from ted_ds.errors import TedError
 from ted_ds.launching.starters import Told
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.folder import CAUSAL_LM_TYPES
+from ted_ds.models.rope_rules import KNOWN_RULES
 
 Result = TypeVar("Result")
 EAGER_ATTENTION_TYPES = ("deberta-v2",)
@@ -133,5 +134,11 @@ def _model_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
             f"task.{key} is {recipe.task.sequence_length}{padded}, but this model allows at most "
             f"{facts.max_positions} tokens; lower task.{key}"
         )
+    for rule in facts.rope_rules:
+        if rule not in KNOWN_RULES:
+            yield (
+                f"its config.json has rope_type {rule!r}, a rule for positions that is not known here; known are "
+                f"{', '.join(KNOWN_RULES)}"
+            )
     if recipe.data.padding.side == "left" and facts.model_type not in CAUSAL_LM_TYPES:
         yield f"data.padding.side is left, but a {facts.model_type} reads its first token; use right"

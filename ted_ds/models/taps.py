@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ted_ds.models.families import Family
+from ted_ds.models.joined_rows import Rows
 from ted_ds.models.partial import Arrival, keep_share
 from ted_ds.models.positions import choose_by_text, positions_in_row
 from ted_ds.models.predictions import DensePredictions, Predictions, VocabularyHead, VocabularyPredictions
@@ -65,6 +66,7 @@ class TappedModel(nn.Module):
         }
         """Names here of weights that have another one, earlier in the whole model, which they are tied to."""
         self._leaving: Tensor | None = None
+        self._rows = Rows()
         self.model = model
         self.fresh_parameters = tuple(fresh_parameters)
         """Names of weights that no file holds: they start random."""
@@ -171,7 +173,7 @@ class TappedModel(nn.Module):
         places = [place for place, other in enumerate(self.layers) if other == layer and place in self._places]
 
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            state: Tensor = output[0] if isinstance(output, tuple) else output
+            state: Tensor = self._rows.part(output[0] if isinstance(output, tuple) else output)
             if self._on_state is None:
                 self._captured[layer] = state
                 return
@@ -207,6 +209,10 @@ class TappedModel(nn.Module):
             arguments["use_cache"] = False
         if self._needs_positions and "position_ids" not in arguments:
             arguments["position_ids"] = positions_in_row(_attention_mask(arguments))
+        self._rows = Rows.of(arguments, self.model.config._attn_implementation)
+        arguments = {name: self._rows.join(value) for name, value in arguments.items()}
+        if self._arrival is not None:
+            self._arrival.state = self._rows.join(self._arrival.state)
         with_predictions = with_predictions and self.share.has_output
         assert self._can_predict or (then is not None and not with_predictions), "its head is not here"
         self._on_state = on_state
@@ -217,9 +223,9 @@ class TappedModel(nn.Module):
                 logits = self._label_logits(arguments)
                 predictions = DensePredictions(logits)
             elif then is None:
-                logits = self.model(**arguments).logits
+                logits = self._rows.part(self.model(**arguments).logits)
             else:
-                hidden = self.model.base_model(**arguments).last_hidden_state
+                hidden = self._rows.part(self.model.base_model(**arguments).last_hidden_state)
                 self._leaving = None if self.share.has_output else hidden
                 if with_predictions:
                     head: Any = self._family.head(self.model)

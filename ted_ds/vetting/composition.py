@@ -24,7 +24,12 @@ def mixed_lengths(samples: Sequence[Sample]) -> list[Sample]:
     """A batch as uneven as the data allow: the longest example, a part of it, the shortest, and one in between."""
     by_length = sorted(samples, key=lambda sample: len(sample.input_ids))
     longest = by_length[-1]
-    return [longest, _beginning(longest, -(-len(longest.input_ids) // PART)), by_length[0], by_length[len(samples) // 2]]
+    return [
+        longest,
+        _beginning(longest, -(-len(longest.input_ids) // PART)),
+        by_length[0],
+        by_length[len(samples) // 2],
+    ]
 
 
 def _beginning(sample: Sample, length: int) -> Sample:

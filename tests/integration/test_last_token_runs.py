@@ -48,12 +48,19 @@ def losses_alone(folder: Path, rows: list[dict[str, Any]]) -> list[float]:
     ],
 )
 def test_a_decoder_is_scored_and_exported_as_transformers_reads_it(
-    tmp_path: Path, family: str, own_id: int | None, pad_token: str | None, exported_id: int | None, overrides: list[str]
+    tmp_path: Path,
+    family: str,
+    own_id: int | None,
+    pad_token: str | None,
+    exported_id: int | None,
+    overrides: list[str],
 ) -> None:
     recipe = write_run(tmp_path, kind="sequence_classification", family=family)
     write_model(tmp_path / "teacher", family, labels=LABELS, pad_token_id=own_id)
     write_ending_tokenizer(tmp_path / "teacher", pad_token=pad_token)
-    write_recipe(recipe, {**yaml.safe_load(recipe.read_text()), "evaluation": {"max_examples": 64, "micro_batch_size": 4}})
+    write_recipe(
+        recipe, {**yaml.safe_load(recipe.read_text()), "evaluation": {"max_examples": 64, "micro_batch_size": 4}}
+    )
     run(["run", str(recipe), *overrides], num_ranks=1)
     rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     heldout = [row for row in rows if is_heldout(row["text"], 0.2)]

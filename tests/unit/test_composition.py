@@ -43,7 +43,10 @@ def test_a_batch_is_as_uneven_as_the_data_allow() -> None:
     samples = [Sample([5] * length, 1) for length in (4, 9, 2, 6, 7)]
     assert [len(sample.input_ids) for sample in mixed_lengths(samples)] == [9, 3, 2, 6]
     rows = mixed_lengths([Sample([*range(10)], document_lengths=[2, 1, 7])] * 2)
-    assert [(len(sample.input_ids), [*sample.document_lengths]) for sample in rows[:2]] == [(10, [2, 1, 7]), (4, [2, 1, 1])]
+    assert [(len(sample.input_ids), [*sample.document_lengths]) for sample in rows[:2]] == [
+        (10, [2, 1, 7]),
+        (4, [2, 1, 1]),
+    ]
     assert rows[1].input_ids == [0, 1, 2, 3]
     assert len(mixed_lengths([Sample([5], 0)])) == 4
 

@@ -189,7 +189,7 @@ def test_a_block_that_the_model_has_not_is_refused(tmp_path: Path) -> None:
         cut_out(teacher, tmp_path / "student", [0, 9])
 
 
-# --- blocks that differ by their number ---------------------------------------------------------------------------------
+# --- blocks that differ by their number -------------------------------------------------------------------------------
 
 BY_NUMBER: list[tuple[str, dict[str, Any], list[int]]] = [
     # the last two slide, which transformers works out of a number in the config

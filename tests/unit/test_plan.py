@@ -518,3 +518,45 @@ def test_every_recipe_that_ships_is_valid_and_its_phases_complete_on_two_ranks(
             config, phase, plan_path=plan_path, precision=recipe.precision, world_size=2, source=recipe.deepspeed
         )
         assert completed["train_batch_size"] == phase.global_batch_size
+
+
+# --- positions --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "settings", "unknown"),
+    [
+        ("rope_parameters", {"rope_type": "spiral", "rope_theta": 1e4}, "spiral"),
+        ("rope_scaling", {"type": "su", "factor": 4.0}, "su"),
+        ("rope_parameters", {"full_attention": {"rope_type": "default"}, "other": {"rope_type": "odd"}}, "odd"),
+    ],
+)
+def test_a_rule_for_positions_that_nobody_knows_is_refused(
+    lm_run: Path, teacher: Path, key: str, settings: dict[str, object], unknown: str
+) -> None:
+    file = teacher / "config.json"
+    config = json.loads(file.read_text()) | {"rope_parameters": None}
+    file.write_text(json.dumps({**config, key: settings}))
+    assert refusal(lm_run, f"teacher.path={teacher}") == (
+        f"teacher.path: its config.json has rope_type '{unknown}', a rule for positions that is not known here; known "
+        "are default, linear, proportional, yarn, llama3, dynamic, longrope"
+    )
+
+
+@pytest.mark.parametrize("rule", ["longrope", "dynamic", "yarn", None])
+def test_known_rules_for_positions_are_let_in_up_to_the_longest_sequence(
+    lm_run: Path, teacher: Path, rule: str | None
+) -> None:
+    file = teacher / "config.json"
+    settings = rule and {"rope_type": rule, "factor": 4.0}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rope_parameters": settings}))
+    assert plan(lm_run, f"teacher.path={teacher}", "task.sequence_length=64").teacher is not None
+    assert "allows at most 64 tokens" in refusal(lm_run, f"teacher.path={teacher}", "task.sequence_length=65")
+
+
+def test_the_rules_for_positions_are_those_of_transformers() -> None:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    from ted_ds.models.rope_rules import KNOWN_RULES
+
+    assert {*KNOWN_RULES} == {"default", *ROPE_INIT_FUNCTIONS}
