@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ted_ds.config.deepspeed import complete, read_deepspeed_json, zero_stage
+from ted_ds.config.deepspeed import filled, inspect_deepspeed_json, remarks, zero_stage
 from ted_ds.config.schema import Recipe
 from ted_ds.config.tasks import CausalLm
 from ted_ds.contracts import Side, broken_contracts
 from ted_ds.data.sources import HUB_NAME, is_remote, locate, names_hub
-from ted_ds.errors import ConfigError, TedError
+from ted_ds.errors import ConfigError, TedError, raise_all
 from ted_ds.models.files import ModelFacts, read_model_facts
 from ted_ds.numerics.layer_map import LayerPairs, make_layer_map
 from ted_ds.staging import FILTER_PHASES, Stage, filter_phases, plan_stages
@@ -57,6 +57,8 @@ class Plan:
     """Width in which layers are matched; 0 where nothing is matched."""
     stages: Mapping[str, tuple[Stage, ...]]
     """The pipeline stages of each phase that trains, one where there is no pipeline; empty while a model is unknown."""
+    remarks: tuple[str, ...] = ()
+    """What is worth saying of settings that are right."""
 
 
 def local_model(path: str) -> Path | None:
@@ -95,7 +97,7 @@ def make_plan(recipe: Recipe, *, num_ranks: int = 1, source: str = "recipe", con
             problems.extend(f"{where}: {line}" if where else line for line in lines)
             return None
 
-    _check_deepspeed(recipe, num_ranks, attempt)
+    said = _check_deepspeed(recipe, num_ranks, attempt)
     for part, sources in (("train", recipe.data.train), ("evaluation", recipe.data.evaluation or [])):
         for index, one in enumerate(sources):
             if not is_remote(one.path) and not names_hub(one):  # those only once the run starts
@@ -132,27 +134,34 @@ def make_plan(recipe: Recipe, *, num_ranks: int = 1, source: str = "recipe", con
         stages = attempt("", lambda: plan_stages(recipe, facts, layer_pairs, filter_dim)) or {}
     if problems:
         raise ConfigError("\n".join(f"{source}: {problem}" for problem in problems))
-    return Plan(_phases(recipe), teacher, student, layer_pairs, filter_dim, stages)
+    return Plan(_phases(recipe), teacher, student, layer_pairs, filter_dim, stages, said)
 
 
-def _check_deepspeed(recipe: Recipe, num_ranks: int, attempt: Callable[[str, Callable[[], object]], object]) -> None:
-    config = attempt("deepspeed", lambda: read_deepspeed_json(recipe.deepspeed))
-    if not isinstance(config, dict):
-        return
+def _check_deepspeed(
+    recipe: Recipe, num_ranks: int, attempt: Callable[[str, Callable[[], object]], object]
+) -> tuple[str, ...]:
+    """What is wrong goes to ``attempt``; what is worth saying comes back."""
+    config, wrong = inspect_deepspeed_json(recipe.deepspeed)
+    attempt("deepspeed", lambda: raise_all(wrong))
+    if config is None:
+        return ()
     attempt("torch_compile", lambda: _check_compile(recipe, config))
     attempt("pipeline.stages", lambda: _check_pipeline(recipe, config, num_ranks))
     for path, plan in recipe.phase_plans().items():
         attempt(
             "",
-            lambda path=path, plan=plan: complete(
-                config,
-                plan,
-                plan_path=path,
-                precision=recipe.precision,
-                world_size=max(num_ranks // recipe.pipeline.stages, 1),
-                source=recipe.deepspeed,
+            lambda path=path, plan=plan: raise_all(
+                filled(
+                    config,
+                    plan,
+                    plan_path=path,
+                    precision=recipe.precision,
+                    world_size=max(num_ranks // recipe.pipeline.stages, 1),
+                    source=recipe.deepspeed,
+                )[1]
             ),
         )
+    return tuple(remarks(config, recipe.phase_plans(), recipe.deepspeed))
 
 
 def _check_compile(recipe: Recipe, config: dict[str, Any]) -> None:
@@ -279,5 +288,6 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
             f"{path:16} {phase.max_steps} steps x {phase.global_batch_size} sequences = "
             f"{readers} x {cut}; at most {tokens:,} tokens"
         )
+    lines += [f"note      {remark}" for remark in plan.remarks]
     lines.append(f"output    {recipe.output_dir}")
     return "\n".join(lines)
