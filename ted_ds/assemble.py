@@ -149,6 +149,7 @@ class Assembly:
             ),
             config=config,
             schedule=schedule_of(self.deepspeed_json, plan),
+            source=str(self.recipe.deepspeed),
             warmup_steps=plan.warmup_steps,
             max_steps=plan.max_steps,
             weight_decay=plan.weight_decay,

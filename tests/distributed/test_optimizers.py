@@ -72,13 +72,12 @@ def steps_of_engines(world: World, folder: Path, cases: list[tuple[str, int]]) -
             source=Path("zero.json"),
         )
         student = load_tapped(folder / "student", KIND, (), shard=config if stage == 3 else None)
-        module = torch.nn.ModuleDict({"student": student})
         engine = start_engine(world, student, config, weight_decay=PLAN["weight_decay"])
         objective = FinetuneObjective(TASK_TERMS[KIND])
         steps = iter(batches(world, KIND))
         for _ in range(NUM_STEPS):
             assert engine.step(steps, objective) is None
-        results.append(full_state_dict(module["student"]))
+        results.append(full_state_dict(student, keep=world.is_main))
         engine.release()
     return results
 
