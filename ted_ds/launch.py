@@ -254,6 +254,8 @@ def _greet(assembly: Assembly) -> None:
     if plan.layer_pairs:
         screen.say(f"layers, student<-teacher: {' '.join(f'{s}<-{t}' for s, t in plan.layer_pairs)}")
     screen.say(f"teacher: {assembly.hosting.host}, {assembly.hosting.why}")
+    for remark in plan.remarks:
+        screen.say(f"note: {remark}")
 
 
 def _show_results(screen: Screen, recipe: Recipe, chain: Chain, tracker: Tracker | None, seconds: float) -> None:
