@@ -26,6 +26,7 @@ from ted_ds.layout import Layout
 from ted_ds.models.loading import fetch, load_tokenizer
 from ted_ds.plan import Plan, make_plan
 from ted_ds.run_folder import begin_run, mark_stopped, new_run, read_run
+from ted_ds.runtime.arithmetic import set_arithmetic, without_effect
 from ted_ds.runtime.device_faults import as_device_fault, is_device_fault
 from ted_ds.runtime.preemption import StopRequests, shielded
 from ted_ds.runtime.rendezvous import find_ranks
@@ -151,6 +152,7 @@ def _prepare(
             recipe = recipe.without_pipeline()
         num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
         make_plan(recipe, num_ranks=num_ranks, source=recipe_path, contracts_hold=contracts_hold)
+        set_arithmetic(tf32=recipe.tf32, deterministic=recipe.deterministic, attention=recipe.attention)
     except Exception as error:  # a defect of ours on one rank must not leave the others waiting either
         failure = error
     timeout_s, num_stages = JOIN_TIMEOUT_S, 1
@@ -256,6 +258,9 @@ def _greet(assembly: Assembly) -> None:
     if plan.layer_pairs:
         screen.say(f"layers, student<-teacher: {' '.join(f'{s}<-{t}' for s, t in plan.layer_pairs)}")
     screen.say(f"teacher: {assembly.hosting.host}, {assembly.hosting.why}")
+    idle = without_effect(tf32=recipe.tf32, device_type=world.device.type)
+    if idle is not None:
+        screen.say(f"WARN {idle}")
 
 
 def _show_results(screen: Screen, recipe: Recipe, chain: Chain, tracker: Tracker | None, seconds: float) -> None:
