@@ -26,6 +26,7 @@ from ted_ds.layout import Layout
 from ted_ds.models.loading import fetch, load_tokenizer
 from ted_ds.plan import Plan, make_plan, model_sides, plan_recipe
 from ted_ds.run_folder import begin_run, mark_stopped, new_run, read_run
+from ted_ds.runtime.arithmetic import set_arithmetic, without_effect
 from ted_ds.runtime.device_faults import as_device_fault, is_device_fault
 from ted_ds.runtime.preemption import StopRequests, shielded
 from ted_ds.runtime.rendezvous import find_ranks
@@ -151,6 +152,7 @@ def _prepare(
         recipe, _ = plan_recipe(
             recipe_path, overrides, num_ranks=num_ranks, contracts_hold=contracts_hold, in_pipeline=in_pipeline
         )
+        set_arithmetic(tf32=recipe.tf32, deterministic=recipe.deterministic, attention=recipe.attention)
     except Exception as error:  # a defect of ours on one rank must not leave the others waiting either
         failure = error
     timeout_s, num_stages = JOIN_TIMEOUT_S, 1
@@ -266,6 +268,9 @@ def _greet(assembly: Assembly) -> None:
         screen.say(f"note: {remark}")
     for doubt in plan.doubts:
         screen.say(f"WARN {doubt}")
+    idle = without_effect(tf32=recipe.tf32, device_type=world.device.type)
+    if idle is not None:
+        screen.say(f"WARN {idle}")
 
 
 def _show_results(screen: Screen, recipe: Recipe, chain: Chain, tracker: Tracker | None, seconds: float) -> None:
