@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from ted_ds.config.deepspeed import complete, read_deepspeed_json, zero_stage
+from ted_ds.config.deepspeed import filled, inspect_deepspeed_json, remarks, zero_stage
 from ted_ds.config.schema import Recipe
 from ted_ds.config.tasks import CausalLm
 from ted_ds.config.wandb import refuse_missing_account, wandb_mode
@@ -45,25 +45,30 @@ class Mistakes:
             return None
 
 
-def check_deepspeed(recipe: Recipe, num_ranks: int, mistakes: Mistakes) -> None:
-    """The DeepSpeed JSON by itself, beside the recipe, and in every phase."""
-    config = mistakes.attempt("deepspeed", lambda: read_deepspeed_json(recipe.deepspeed))
+def check_deepspeed(recipe: Recipe, num_ranks: int, mistakes: Mistakes) -> tuple[str, ...]:
+    """The DeepSpeed JSON by itself, beside the recipe, and in every phase.
+
+    Returns:
+        What is worth saying of it, though it is right.
+    """
+    config, wrong = inspect_deepspeed_json(recipe.deepspeed)
+    mistakes.add("deepspeed", *wrong)
     if config is None:
-        return
+        return ()
     mistakes.add("torch_compile", *_compile_mistakes(recipe, config))
     mistakes.add("pipeline.stages", *_pipeline_mistakes(recipe, config, num_ranks))
+    num_replicas = max(num_ranks // recipe.pipeline.stages, 1)
     for path, plan in recipe.phase_plans().items():
-        mistakes.attempt(
-            "",
-            lambda path=path, plan=plan: complete(
-                config,
-                plan,
-                plan_path=path,
-                precision=recipe.precision,
-                world_size=max(num_ranks // recipe.pipeline.stages, 1),
-                source=recipe.deepspeed,
-            ),
+        _, wrong = filled(
+            config,
+            plan,
+            plan_path=path,
+            precision=recipe.precision,
+            world_size=num_replicas,
+            source=recipe.deepspeed,
         )
+        mistakes.add("", *wrong)
+    return tuple(remarks(config, recipe.phase_plans(), recipe.deepspeed))
 
 
 def check_tracking(recipe: Recipe, mistakes: Mistakes) -> None:

@@ -59,6 +59,8 @@ class Plan:
     """What is put around each text, in words; None while the teacher's tokenizer is unknown."""
     doubts: tuple[str, ...] = ()
     """What is no mistake in the models and should be known."""
+    remarks: tuple[str, ...] = ()
+    """What is worth saying of settings that are right."""
 
 
 def local_model(path: str) -> Path | None:
@@ -128,7 +130,7 @@ def plan_recipe(
 
 
 def _lay_out(recipe: Recipe, mistakes: Mistakes, *, num_ranks: int, contracts_hold: bool) -> Plan:
-    check_deepspeed(recipe, num_ranks, mistakes)
+    remarks = check_deepspeed(recipe, num_ranks, mistakes)
     data = check_data(recipe, mistakes)
     if recipe.output_dir.exists() and not recipe.output_dir.is_dir():
         mistakes.add("output_dir", f"{recipe.output_dir} is a file; give a folder")
@@ -171,6 +173,7 @@ def _lay_out(recipe: Recipe, mistakes: Mistakes, *, num_ranks: int, contracts_ho
         stages,
         data,
         text_ends=document_ends(recipe, sides[0]) if sides[0] is not None and not broken else None,
+        remarks=remarks,
         doubts=() if broken else tuple(doubts(recipe, *sides)),
     )
 
@@ -253,6 +256,7 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
         )
     if plan.text_ends is not None:
         lines.append(f"texts     {plan.text_ends}")
+    lines += [f"note      {remark}" for remark in plan.remarks]
     lines.append(f"output    {recipe.output_dir}")
     lines += [f"WARN      {doubt}" for doubt in plan.doubts]
     return "\n".join(lines)

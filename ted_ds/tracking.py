@@ -26,7 +26,7 @@ class Tracker:
     def __init__(
         self, folder: Path, *, run_id: str, name: str, project: str, mode: str, config: Mapping[str, Any]
     ) -> None:
-        """Open both. ``mode`` is the recipe's (:func:`~ted_ds.config.wandb.wandb_mode`); a known ``run_id`` is continued.
+        """Open both. ``mode`` is the recipe's word (:mod:`ted_ds.config.wandb`); a known ``run_id`` is continued.
 
         Raises:
             ConfigError: The folder cannot be written, or the environment has a mode that is none.

@@ -12,6 +12,13 @@ import torch.distributed as dist
 from ted_ds.errors import DeviceFaultError
 from ted_ds.launching.own_log import note_fault
 
+OF_DEVICES = tuple(
+    kind
+    # the second is newer than the oldest torch that will do, which raises plain RuntimeErrors
+    for kind in (dist.DistBackendError, getattr(torch, "AcceleratorError", None))
+    if kind is not None
+)
+"""Raised by nothing else."""
 FAULT = re.compile(
     r"CUDA error: |CUDA driver error: |(uncorrectable|double.bit) ECC|\bXid\b|unspecified launch failure|"
     r"fallen off the bus|GPU is lost|CU(BLAS|DNN)_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR)|ncclUnhandledCudaError|"
@@ -39,8 +46,7 @@ def is_device_fault(error: BaseException) -> bool:
     text = str(error)
     if NOT_A_FAULT.search(text) is not None:
         return False
-    # nothing else raises these two; older code of torch's raises plain RuntimeErrors
-    return isinstance(error, torch.AcceleratorError | dist.DistBackendError) or FAULT.search(text) is not None
+    return isinstance(error, OF_DEVICES) or FAULT.search(text) is not None
 
 
 def as_device_fault(error: BaseException) -> DeviceFaultError:

@@ -43,7 +43,7 @@ def device_index(local_rank: int, num_visible: int) -> int:
     if local_rank >= num_visible:
         raise TopologyError(
             f"$LOCAL_RANK is {local_rank}, but this process sees {num_visible} GPUs, counted from 0: start no more "
-            "ranks on a host than it has GPUs, or show each rank its own ($CUDA_VISIBLE_DEVICES, srun --gpus-per-task=1)"
+            "ranks on a host than it has GPUs, or show each its own ($CUDA_VISIBLE_DEVICES, srun --gpus-per-task=1)"
         )
     return local_rank
 
