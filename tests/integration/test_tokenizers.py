@@ -1,4 +1,4 @@
-"""Runs whose tokenizers differ from what a newcomer expects: BOS tokens, ids without an embedding, two of one vocabulary."""
+"""Runs with tokenizers that begin texts, give ids without an embedding, or share a vocabulary and not all else."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_finished_phase_is_taken_for_the_same_start_by_another_setting_and_ref
 
 
 def test_a_checkpoint_of_documents_that_start_otherwise_is_refused(with_bos):
-    folder, arguments, _ = with_bos
+    folder, _, _ = with_bos
     recipe = str(folder / "recipe.yaml")
     half = ["run", recipe, "distill.max_steps=3", f"output_dir={folder / 'half'}", "checkpoint.every_steps=1"]
     copy_run(folder / "run", folder / "half")
@@ -103,6 +103,6 @@ def test_two_tokenizers_of_one_vocabulary_are_named_and_the_run_goes_on(tmp_path
     for words in (
         "WARN student.path: its tokenizer differs from the teacher's, which is the one that is used and exported: "
         "eos_token is '[EOS]' to the teacher and '[SEP]' to the student; only the student has a chat template",
-        "WARN student.path: its generation_config.json ends a text at '[SEP]' (4), the teacher's tokenizer, which is the",
+        "WARN student.path: its generation_config.json ends a text at '[SEP]' (4), the teacher's tokenizer, which is",
     ):
         assert output.count(words) == 1
