@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from ted_ds.config.deepspeed import filled, inspect_deepspeed_json, remarks, zero_stage
 from ted_ds.config.schema import Recipe
 from ted_ds.config.tasks import CausalLm
+from ted_ds.config.without_effect import settings_without_effect
 from ted_ds.contracts import Side, broken_contracts
 from ted_ds.data.sources import HUB_NAME, is_remote, locate, names_hub
 from ted_ds.errors import ConfigError, TedError, raise_all
@@ -134,7 +135,9 @@ def make_plan(recipe: Recipe, *, num_ranks: int = 1, source: str = "recipe", con
         stages = attempt("", lambda: plan_stages(recipe, facts, layer_pairs, filter_dim)) or {}
     if problems:
         raise ConfigError("\n".join(f"{source}: {problem}" for problem in problems))
-    return Plan(_phases(recipe), teacher, student, layer_pairs, filter_dim, stages, said)
+    return Plan(
+        _phases(recipe), teacher, student, layer_pairs, filter_dim, stages, (*settings_without_effect(recipe), *said)
+    )
 
 
 def _check_deepspeed(

@@ -8,11 +8,12 @@ must keep its value; and what is known to give the same step on any number of ra
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+from ted_ds.config.nearest import nearest
 
 SWITCH, COUNT, NUMBER, TEXT, NAMES, SECTION = "switch", "count", "number", "text", "names", "section"
 RULES = {
@@ -25,15 +26,16 @@ RULES = {
 }
 KEYS: Mapping[str, Mapping[str, str]] = {
     "": {
-        COUNT: "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps",
+        COUNT: "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps sequence_parallel_size",
         NUMBER: "gradient_clipping gradient_predivide_factor steps_per_print",
         SWITCH: "dataloader_drop_last disable_allgather disable_python_gc dump_state memory_breakdown "
+        "managed_gradient_accumulation "
         "prescale_gradients use_data_before_expert_parallelism wall_clock_breakdown zero_allow_untested_optimizer "
         "zero_force_ds_cpu_optimizer",
-        TEXT: "communication_data_type gradient_allreduce_op log_level",
+        TEXT: "communication_data_type gradient_allreduce_op log_level seq_parallel_communication_data_type",
         SECTION: "activation_checkpointing aio autotuning bf16 checkpoint comet comms_logger compile csv_monitor "
-        "data_efficiency data_types flops_profiler fp16 optimizer pipeline scheduler tensor_parallel tensorboard "
-        "timers torch_autocast wandb weight_quantization zero_optimization",
+        "data_efficiency data_types expert_parallel flops_profiler fp16 hybrid_engine optimizer pipeline scheduler "
+        "tensor_parallel tensorboard timers torch_autocast wandb weight_quantization zero_optimization",
     },
     "zero_optimization": {
         COUNT: "stage reduce_bucket_size allgather_bucket_size sub_group_size stage3_prefetch_bucket_size "
@@ -133,9 +135,12 @@ MUST_BE: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "autotuning.enabled": ((False,), _WHOLE),
     "compile.deepcompile": ((False,), _WHOLE + "; the recipe has torch_compile"),
     "data_efficiency.enabled": ((False,), _WHOLE + ", whose recipe names the data"),
-    "zero_optimization.elastic_checkpoint": ((), _ELSEWHERE),
-    "zero_optimization.load_from_fp32_weights": ((), _ELSEWHERE),
-    "zero_optimization.pipeline_loading_checkpoint": ((), _ELSEWHERE),
+    "zero_optimization.elastic_checkpoint": ((False,), _ELSEWHERE),
+    "zero_optimization.load_from_fp32_weights": ((True,), _ELSEWHERE),
+    "zero_optimization.pipeline_loading_checkpoint": ((False,), _ELSEWHERE),
+    "zero_optimization.cpu_offload": ((False,), 'its old name; write "offload_optimizer": {"device": "cpu"}'),
+    "zero_optimization.cpu_offload_param": ((False,), 'its old name; write "offload_param": {"device": "cpu"}'),
+    "zero_optimization.cpu_offload_use_pin_memory": ((False,), "its old name; write pin_memory where it is offloaded"),
     "zero_optimization.legacy_stage1": ((False,), "DeepSpeed ignores it; ZeRO-1 has one implementation"),
     "zero_optimization.zenflow": ((None,), "it takes parts of a step later, on the CPU"),
     "zero_optimization.zero_hpz_partition_size": ((0, 1), "weights would be sharded over other ranks than the rest"),
@@ -171,7 +176,13 @@ MUST_BE: Mapping[str, tuple[tuple[Any, ...], str]] = {
 }
 """What these may say, by their place, and why: all else would break a promise, or switch a second time what the recipe
 owns."""
-REFUSED_SECTIONS = ("checkpoint", "pipeline", "tensor_parallel", "weight_quantization")
+REFUSED = frozenset(
+    """
+    checkpoint expert_parallel hybrid_engine managed_gradient_accumulation pipeline
+    seq_parallel_communication_data_type sequence_parallel_size tensor_parallel weight_quantization
+    """.split()  # noqa: SIM905 - a table of quoted strings hides what it holds
+)
+"""Known to DeepSpeed, but they change who holds which data or how a step runs, which is not ours to ignore."""
 SWITCHED_OFF = ("autotuning", "compile", "data_efficiency")
 """Sections that are refused unless their one switch says no."""
 UNTESTED = frozenset(
@@ -192,7 +203,7 @@ UNTESTED = frozenset(
 OFFLOAD_DEVICES = ("none", "cpu", "nvme")
 MONITORS = {
     "tensorboard": ("tensorboard", "tensorboard"),
-    "comet": ("comet_ml", 'comet_ml>=3.41.0"'),
+    "comet": ("comet_ml", '"comet_ml>=3.41.0"'),
 }
 """The module each of DeepSpeed's monitors needs, and what pip calls it."""
 
@@ -203,7 +214,8 @@ def check_sections(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield from _check_offload(config)
     for section, (module, package) in MONITORS.items():
         if switched_on(config.get(section)) and importlib.util.find_spec(module) is None:
-            yield f"{section}.enabled", f"True: {package} is not installed; `pip install {package}`, or switch it off"
+            wish = f"If you want to use {section} logging, please `pip install {package}`"
+            yield f"{section}.enabled", f"True: {wish}; or switch it off"
     comet = config.get("comet")
     if isinstance(comet, dict) and "api_key" in comet:
         yield "comet.api_key", "secrets do not belong into files; set $COMET_API_KEY and remove it"
@@ -221,8 +233,8 @@ def _check_keys(node: Mapping[str, Any], section: str) -> Iterator[tuple[str, st
         if place in REMOVED:
             yield place, f"DeepSpeed no longer has it: {REMOVED[place]!r}; remove it"
         elif kind is None:
-            yield place, f"unknown key{_nearest(key, section)}"
-        elif place in REFUSED_SECTIONS:
+            yield place, f"unknown key{_hint(key, section)}"
+        elif place in REFUSED:
             yield place, f"{_WHOLE}; remove it"
         elif place in MUST_BE and not _among(value, MUST_BE[place][0]):
             yield place, f"{value!r}: {MUST_BE[place][1]}; remove it"
@@ -235,7 +247,7 @@ def _check_keys(node: Mapping[str, Any], section: str) -> Iterator[tuple[str, st
             yield from _check_switched_off(value, place)
         elif place == "zero_optimization.stage" and value not in (0, 1, 2, 3):
             yield place, f"{value!r}: use 0, 1, 2 or 3"
-        elif place in TYPES:
+        elif place in TYPES and isinstance(value, dict):
             yield from _check_keys(value, place)
 
 
@@ -308,8 +320,8 @@ HOLDS: Mapping[str, Callable[[Any], bool]] = {
 }
 
 
-def _nearest(key: str, section: str) -> str:
-    close = difflib.get_close_matches(key, TYPES[section], n=1, cutoff=0.75)
-    if close:
-        return f"; did you mean {close[0]!r}?"
+def _hint(key: str, section: str) -> str:
+    found = nearest(key, TYPES[section])
+    if found:
+        return f"; did you mean {found}?"
     return " (DeepSpeed would ignore it silently); remove it" if not section else f" of {section}; remove it"

@@ -225,8 +225,19 @@ class Recipe(Section):
     def _ted_has_filters(self) -> Recipe:
         if self.distill.method == "ted" and self.filters is None:
             raise ValueError("distill.method: ted needs a filters section (Stage I)")
-        if self.distill.method == "kd" and self.distill.kl_weight == 0:
+        return self
+
+    @model_validator(mode="after")
+    def _every_method_has_its_term(self) -> Recipe:
+        method, distill = self.distill.method, self.distill
+        if method == "sft" and distill.task_weight == 0:
+            raise ValueError("distill.task_weight: 0: method: sft trains on the task alone; use a weight above 0")
+        if method == "kd" and distill.kl_weight == 0:
             raise ValueError("distill.method: kd needs a kl_weight above 0; without a teacher it is sft")
+        if method in ("lwd", "ted") and distill.feature_weight == 0:
+            raise ValueError(
+                f"distill.feature_weight: 0: method: {method} matches layers; use a weight above 0, or method: kd"
+            )
         return self
 
     @model_validator(mode="after")
