@@ -169,7 +169,7 @@ def _check_scheduler(section: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             why = "it would leave the recipe's learning_rate without effect"
         yield "scheduler.type", f"{name!r}: {why}; {hint} or remove the section and use schedule of the recipe"
         return
-    yield from _check_parameters(parameters, "scheduler.params", name, SCHEDULERS[name])
+    yield from _check_parameters(parameters, "scheduler.params", name, SCHEDULERS[name] | {"last_batch_iteration"})
     if name == "OneCycle":
         if parameters.get("cycle_momentum") is not False:
             why = "betas are the recipe's, and OneCycle would change them; write false"
@@ -213,6 +213,7 @@ NOT_NEGATIVE: tuple[str, Callable[[Any], bool]] = (
 )
 VALUES: Sequence[tuple[frozenset[str], str, Callable[[Any], bool]]] = (
     (SWITCHES, "use true or false", lambda value: isinstance(value, bool)),
+    (frozenset({"last_batch_iteration"}), "use -1: a run begins at its beginning", lambda value: value == -1),
     (frozenset({"betas"}), "use two numbers, from 0 to below 1", _are_betas),
     (frozenset({"warmup_type"}), "use log or linear", lambda value: value in ("log", "linear")),
     (
