@@ -16,7 +16,7 @@ from ted_ds.config.schema import Recipe
 from ted_ds.contracts import refuse_different_tokenizers
 from ted_ds.data.bad_records import Ledger
 from ted_ds.data.reading.listing import list_data
-from ted_ds.data.tasks import open_task_data
+from ted_ds.data.tasks import open_task_data, refuse_without_labels
 from ted_ds.doctor import Doctor
 from ted_ds.errors import ConfigError, RankLostError, StoppedOnRequest
 from ted_ds.evaluation.scoring import SCORERS
@@ -171,6 +171,8 @@ def _prepare(
         if student is not None and contracts_hold:
             refuse_different_tokenizers(tokenizer.get_vocab(), load_tokenizer(student).get_vocab())
         data = open_task_data(recipe.data, recipe.task, tokenizer, listing, max_heldout=recipe.evaluation.max_examples)
+        with_labels = [path for path in recipe.phase_plans() if path != "distill" or recipe.distill.task_weight > 0]
+        refuse_without_labels(recipe.data, data, with_labels)
     assert tokenizer is not None
     assert data is not None
     screen = Screen(shown=world.is_main)

@@ -124,11 +124,9 @@ def _label_id(value: Any, task: LabelledTask, where: str, declared: Sequence[str
     clashing = _names_that_are_other_ids(tuple(names))
     if number is not None and not clashing and 0 <= number < len(names):
         return number
-    ids = (
-        f", not an id: {clashing[0]!r} among them is a number, and another one than its id"
-        if clashing
-        else f" or its id 0..{len(names) - 1}"
-    )
+    ids = f" or its id 0..{len(names) - 1}"
+    if clashing:
+        ids = f", not an id: {clashing[0]!r} among them is a number, and another one than its id"
     raise DataError(f"{where}: label {value!r} is unknown; use one of {names}{ids}")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ted_ds.config.data import Data
+from ted_ds.config.data import Data, Source
 from ted_ds.config.tasks import CausalLm, HeadTask, Task
 from ted_ds.data.cleaning import is_heldout
 from ted_ds.data.labels import empty_text_fault, label_columns, read_label
@@ -57,6 +57,11 @@ class LabelledData:
         self._reader.judge(is_complete=True)
         self.bad_records = self._reader.bad
         _refuse_empty(data, kept, heldout)
+        if all(sample.label is None for sample in heldout):
+            raise DataError(
+                f"{_names(data.evaluation or data.train)}: no held-out row has a label to be scored by; give "
+                "data.evaluation rows with labels"
+            )
         self.train = [replace(sample, index=index) for index, sample in enumerate(kept)]
         self.heldout = heldout[:max_heldout]
         self.num_unlabelled = sum(sample.label is None for sample in self.train)
@@ -199,8 +204,25 @@ def open_task_data(
     return LabelledData(data, task, tokenizer, listing, max_heldout=max_heldout)
 
 
+def refuse_without_labels(data: Data, found: TaskData, phases: Sequence[str]) -> None:
+    """Make sure that there is a label to learn from, where ``phases`` of the recipe learn from labels.
+
+    Raises:
+        DataError: No row has any.
+    """
+    if isinstance(found, LabelledData) and phases and found.num_unlabelled == len(found.train):
+        raise DataError(
+            f"{_names(data.train)}: no row has a label, and {', '.join(phases)} would learn from labels; give some "
+            "rows theirs, or leave these phases out and set distill.task_weight: 0"
+        )
+
+
+def _names(sources: Sequence[Source]) -> str:
+    return ", ".join(source.path for source in sources)
+
+
 def _refuse_empty(data: Data, train: Sequence[object], heldout: Sequence[object]) -> None:
-    where = ", ".join(source.path for source in data.train)
+    where = _names(data.train)
     if not train:
         raise DataError(f"{where}: no training rows; the files are empty or all is held out")
     if not heldout:
