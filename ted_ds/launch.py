@@ -15,7 +15,7 @@ from ted_ds.config.schema import Recipe
 from ted_ds.contracts import broken_by_loaded
 from ted_ds.data.bad_records import Ledger
 from ted_ds.data.reading.listing import list_data
-from ted_ds.data.tasks import open_task_data
+from ted_ds.data.tasks import open_task_data, refuse_without_labels
 from ted_ds.data.tokenizers import traits_of
 from ted_ds.doctor import Doctor
 from ted_ds.errors import ConfigError, RankLostError, StoppedOnRequest
@@ -32,7 +32,6 @@ from ted_ds.runtime.preemption import StopRequests, shielded
 from ted_ds.runtime.rendezvous import find_ranks
 from ted_ds.runtime.world import World, is_lost_rank
 from ted_ds.screen import Screen
-from ted_ds.tokenizer_contracts import refuse_different_tokenizers
 from ted_ds.tracking import METRICS_FILE, Tracker
 
 JOIN_TIMEOUT_S = 1800.0
@@ -173,14 +172,14 @@ def _prepare(
     refuse_other_files(world, {"teacher": teacher, "student": student}, listing)
     with world.together():
         tokenizer = load_tokenizer(teacher)
-        if student is not None and contracts_hold:
-            refuse_different_tokenizers(tokenizer.get_vocab(), load_tokenizer(student).get_vocab())
         if contracts_hold:
             sides = model_sides(recipe, teacher, plan.teacher, student or teacher, plan.student)
             broken = broken_by_loaded(traits_of(tokenizer), *sides)
             if broken:
                 raise ConfigError("\n".join(f"{recipe_path}: {line}" for line in broken))
         data = open_task_data(recipe.data, recipe.task, tokenizer, listing, max_heldout=recipe.evaluation.max_examples)
+        with_labels = [path for path in recipe.phase_plans() if path != "distill" or recipe.distill.task_weight > 0]
+        refuse_without_labels(recipe.data, data, with_labels)
     assert tokenizer is not None
     assert data is not None
     screen = Screen(shown=world.is_main)
