@@ -222,6 +222,7 @@ class Assembly:
             StopNow: On every rank.
         """
         if self.world.highest(self.stops.reason is not None)[0]:
+            self.stops.agreed()
             raise StopNow
 
     def stopped(self, where: str, saved: str) -> StoppedOnRequest:
@@ -243,6 +244,7 @@ class Assembly:
         Raises:
             StopNow: Any rank was asked to stop; on every rank.
         """
+        self.stops.has_work(True)  # a batch may take long, and all see the request after it
         batches: Iterator[Batch] = evaluation_batches(
             self.data.heldout,
             self.collate,
