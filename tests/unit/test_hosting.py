@@ -283,6 +283,35 @@ def test_frozen_embeddings_need_no_gradient(lm_run):
     assert all_train.optimizer - frozen.optimizer == 8 * count
 
 
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+@pytest.mark.parametrize(
+    ("method", "student_filter", "teacher_filters"),
+    [
+        ("ted", {"linear": 16 * 16 + 16, "mlp": 2 * (16 * 16 + 16)}, True),
+        ("lwd", {"linear": 16 * 16 + 16, "mlp": 16 * 16 + 16}, False),  # one map, whatever Stage I would train
+        ("kd", {"linear": 0, "mlp": 0}, False),
+        ("sft", {"linear": 0, "mlp": 0}, False),
+    ],
+)
+def test_stage_two_holds_the_filters_of_its_method(lm_run, method, kind, student_filter, teacher_filters):
+    recipe = load_recipe(lm_run / "recipe.yaml", [f"distill.method={method}", f"filters.kind={kind}"])
+    plan = make_plan(recipe)
+    phases = {one.phase: one for one in phase_memories(recipe, plan, ADAM, world_size=1)}
+    assert plan.student is not None
+    filters = 2 * student_filter[kind]  # of two pairs
+    assert phases["distill"].num_trained == sum(plan.student.parameters.sizes) + filters
+    assert phases["distill"].frozen == (4 * filters if teacher_filters else 0)
+    assert phases["distill"].hosts_teacher == (method != "sft")
+    stage_one = {"filters_teacher", "filters_student"} if method == "ted" else set()
+    assert phases.keys() == {"distill", *stage_one}
+    for name in stage_one:  # the head of its own is the model's frozen one
+        assert phases[name].num_trained == filters
+    if stage_one:
+        assert (phases["filters_teacher"].hosts_teacher, phases["filters_student"].hosts_teacher) == (True, False)
+        assert phases["filters_teacher"].frozen == 0
+        assert phases["filters_student"].frozen == 4 * sum(plan.student.parameters.sizes)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
