@@ -5,15 +5,27 @@ Read from the models' files alone, without torch.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ted_ds.config.schema import Recipe
 from ted_ds.config.tasks import CausalLm, LabelledTask
-from ted_ds.data.tokenizers import describe_difference, read_vocabulary
+from ted_ds.data.document_ends import WHY, BosSetting, choose_start, describe_ends
 from ted_ds.errors import CheckpointError, ConfigError, TedError
 from ted_ds.models.files import ModelFacts
+from ted_ds.models.tokenizer_files import read_tokenizer
+from ted_ds.models.tokenizer_traits import TokenizerTraits
+from ted_ds.tokenizer_contracts import (
+    compare_readings,
+    doubtful_ids,
+    own_ends,
+    refuse_different_tokenizers,
+    refuse_ids_outside,
+    refuse_padding_outside,
+    refuse_useless_tokenizer,
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +38,15 @@ class Side:
     trained_first: bool
     """Whether the run fine-tunes it on the task before anything is compared with it."""
 
+    @functools.cached_property
+    def tokenizer(self) -> TokenizerTraits | None:
+        """Its folder's tokenizer; None where only transformers can read it.
+
+        Raises:
+            CheckpointError: A file of it is damaged.
+        """
+        return read_tokenizer(self.folder)
+
 
 def broken_contracts(recipe: Recipe, teacher: Side | None, student: Side | None) -> Mapping[str, list[str]]:
     """Every contract that the two models break, by its name: what is wrong, in lines of the recipe.
@@ -33,26 +54,56 @@ def broken_contracts(recipe: Recipe, teacher: Side | None, student: Side | None)
     A side is None while it is not known. A student cut from the teacher has the teacher's folder.
     """
     broken: dict[str, list[str]] = {}
-    vocabularies: dict[str, dict[str, int]] = {}
 
-    def attempt(contract: str, side: Side, check: Callable[[], None]) -> None:
+    def attempt(contract: str, side: Side, check: Callable[[], object]) -> bool:
         try:
             check()
         except TedError as error:
-            lines = [f"{side.name}.path: {line}" for line in str(error).splitlines()]
+            where = "" if contract == "bos" else f"{side.name}.path: "
+            lines = [f"{where}{line}" for line in str(error).splitlines()]
             broken.setdefault(contract, []).extend(lines)
+            return False
+        return True
 
+    own = _own_files(teacher, student)
+    readable: list[Side] = []
+    for side in own:
+        attempt("labels", side, lambda side=side: _check_labels(recipe, side))
+        attempt("head", side, lambda side=side: _check_lm_head(recipe, side))
+        attempt("vocabulary", side, lambda side=side: refuse_padding_outside(side.facts))
+        if attempt("vocabulary", side, lambda side=side: _read_tokenizer(side)):
+            readable.append(side)
+            attempt("vocabulary", side, lambda side=side: _check_vocabulary(side))
+    if teacher is not None:
+        attempt("head", teacher, lambda: _check_head(recipe, teacher))
+        if teacher in readable and isinstance(recipe.task, CausalLm) and "vocabulary" not in broken:
+            attempt("bos", teacher, lambda: document_ends(recipe, teacher))
+    if teacher in readable and student in readable:
+        attempt("tokenizers", student, lambda: _check_same(teacher, student))
+    return broken
+
+
+def broken_by_loaded(loaded: TokenizerTraits, teacher: Side | None, student: Side | None) -> list[str]:
+    """What the tokenizer that is used, the teacher's as transformers loaded it, asks of models that have not got it.
+
+    Its files are not all it is made of (:mod:`ted_ds.models.tokenizer_files`). Lines of the recipe.
+    """
+    lines: list[str] = []
+    for side in (teacher, student):
+        if side is not None and (side.name == "teacher" or teacher is None or side.folder != teacher.folder):
+            try:
+                refuse_ids_outside(loaded, side.facts, whose="its" if side.name == "teacher" else "the teacher's")
+            except TedError as error:
+                lines.append(f"{side.name}.path: {error}")
+    return lines
+
+
+def _own_files(teacher: Side | None, student: Side | None) -> list[Side]:
+    """The sides that have files of their own; a student cut from the teacher has the teacher's."""
     own = [side for side in (teacher,) if side is not None]
     if student is not None and (teacher is None or _differ(teacher, student)):
         own.append(student)
-    for side in own:
-        attempt("labels", side, lambda side=side: _check_labels(recipe, side))
-        attempt("vocabulary", side, lambda side=side: _check_vocabulary(side, vocabularies))
-    if teacher is not None:
-        attempt("head", teacher, lambda: _check_head(recipe, teacher))
-    if student is not None and vocabularies.keys() == {"teacher", "student"}:
-        attempt("tokenizers", student, lambda: refuse_different_tokenizers(**vocabularies))
-    return broken
+    return own
 
 
 def _differ(teacher: Side, student: Side) -> bool:
@@ -60,13 +111,21 @@ def _differ(teacher: Side, student: Side) -> bool:
 
 
 def _check_head(recipe: Recipe, teacher: Side) -> None:
-    architectures = teacher.facts.architectures
-    if isinstance(recipe.task, CausalLm) or teacher.trained_first or not architectures:
+    facts = teacher.facts
+    if isinstance(recipe.task, CausalLm) or teacher.trained_first:
         return
-    if not any("SequenceClassification" in name for name in architectures):
-        raise ConfigError(
-            f"a {architectures[0]} has no head for {recipe.task.kind} and its predictions would be random; "
-            "fine-tune it on the task: add teacher.finetune"
+    remedy = "its predictions would be random; fine-tune it on the task: add teacher.finetune"
+    if facts.architectures and not any("SequenceClassification" in name for name in facts.architectures):
+        raise ConfigError(f"a {facts.architectures[0]} has no head for {recipe.task.kind} and {remedy}")
+    if not facts.has_classifier:
+        raise ConfigError(f"its weights hold no head for {recipe.task.kind} (classifier or score), so {remedy}")
+
+
+def _check_lm_head(recipe: Recipe, side: Side) -> None:
+    if isinstance(recipe.task, CausalLm) and not side.facts.has_lm_head:
+        raise CheckpointError(
+            "its weights hold no LM head, and its config.json does not tie one to the embeddings; give the causal LM, "
+            "not its bare body"
         )
 
 
@@ -91,27 +150,58 @@ def _check_labels(recipe: Recipe, side: Side) -> None:
         )
 
 
-def _check_vocabulary(side: Side, vocabularies: dict[str, dict[str, int]]) -> None:
-    vocabulary = read_vocabulary(side.folder)
-    if vocabulary is None:
-        return
-    vocabularies[side.name] = vocabulary
-    token, largest = max(vocabulary.items(), key=lambda item: item[1])
-    if largest >= side.facts.vocab_size:
-        raise CheckpointError(
-            f"its tokenizer gives {token!r} the id {largest}, but the model has embeddings for 0.."
-            f"{side.facts.vocab_size - 1}; use the tokenizer it was trained with, or resize its embeddings"
-        )
+def _read_tokenizer(side: Side) -> None:
+    _ = side.tokenizer  # kept once it could be read
 
 
-def refuse_different_tokenizers(teacher: dict[str, int], student: dict[str, int]) -> None:
-    """Compare two vocabularies.
+def _check_vocabulary(side: Side) -> None:
+    if side.tokenizer is not None:
+        refuse_ids_outside(side.tokenizer, side.facts)
+        refuse_useless_tokenizer(side.tokenizer, side.folder)
+
+
+def _check_same(teacher: Side, student: Side) -> None:
+    """The student reads the teacher's ids, so they must be its own, or within its embeddings at least."""
+    if teacher.tokenizer is not None and student.tokenizer is not None:
+        refuse_different_tokenizers(teacher.tokenizer.vocabulary, student.tokenizer.vocabulary)
+    elif teacher.tokenizer is not None:
+        refuse_ids_outside(teacher.tokenizer, student.facts, whose="the teacher's")
+
+
+def document_ends(recipe: Recipe, teacher: Side) -> str | None:
+    """What is put around each text, in words; None where only the loaded tokenizer knows.
 
     Raises:
-        CheckpointError: They differ.
+        TedError: The recipe asks for what the tokenizer has not, or a file of it is damaged.
     """
-    difference = describe_difference(teacher, student)
-    if difference is not None:
-        raise CheckpointError(
-            f"teacher and student have different tokenizers ({difference}); use a student with the teacher's tokenizer"
-        )
+    tokenizer = teacher.tokenizer
+    if tokenizer is None or tokenizer.backend is None:
+        return None
+    start, end = own_ends(tokenizer)
+    setting: BosSetting = "auto"
+    if isinstance(recipe.task, CausalLm):
+        setting = recipe.task.bos
+        separator = tokenizer.role_id("eos_token" if "eos_token" in tokenizer.roles else "pad_token")
+        end = () if separator is None else (separator,)
+        start = choose_start(setting, added=start, bos=tokenizer.role_id("bos_token"))
+    names = {index: token for token, index in tokenizer.vocabulary.items()}
+    return describe_ends(start, end, names.get, why=WHY[setting])
+
+
+def doubts(recipe: Recipe, teacher: Side | None, student: Side | None) -> list[str]:
+    """What is no mistake in two models that keep their contracts and should be known, in lines of the recipe."""
+    lines: list[str] = []
+    used = teacher.tokenizer if teacher is not None else None
+    for side in _own_files(teacher, student):
+        if side.name == "student" and used is not None and side.tokenizer is not None:
+            lines += [f"student.path: {line}" for line in compare_readings(used, side.tokenizer)]
+        if isinstance(recipe.task, CausalLm):
+            lines += [f"{side.name}.path: {line}" for line in doubtful_ids(side.facts, used)]
+        if side.tokenizer is not None:
+            longest = side.tokenizer.settings.get("model_max_length")
+            if longest is not None and longest < recipe.task.sequence_length:
+                lines.append(
+                    f"{side.name}.path: its tokenizer is made for texts of at most {longest} tokens "
+                    f"(model_max_length), the task has up to {recipe.task.sequence_length}"
+                )
+    return lines

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from ted_ds.config.section import Section
+from ted_ds.config.section import Section, rule
 
 
 class TextTask(Section):
@@ -28,11 +29,10 @@ class LabelledTask(TextTask):
     labels: list[str] = Field(min_length=2)
     """Label names in the order of their ids."""
 
-    @model_validator(mode="after")
-    def _labels_distinct(self) -> LabelledTask:
+    @rule
+    def _labels_distinct(self) -> Iterator[str]:
         if len(set(self.labels)) != len(self.labels):
-            raise ValueError(f"labels must be distinct, got {self.labels}")
-        return self
+            yield f"labels must be distinct, got {self.labels}"
 
     @property
     def num_outputs(self) -> int:
@@ -97,6 +97,9 @@ class CausalLm(Section):
     sequence_length: int = Field(gt=1)
     """Tokens per packed sequence."""
     text_column: str = "text"
+    bos: Literal["auto", "always", "never"] = "auto"
+    """Whether each document starts with the tokenizer's BOS token: ``auto`` puts before it what the tokenizer's own
+    ``encode`` puts before a text (nothing, with many). What a cut document goes on with starts with no such token."""
     packing: Packing = Packing()
 
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from ted_ds.launching.lasting_output import say_at_once
 from ted_ds.launching.starters import Told
 
 LOG_DIR = "TED_DS_LOG_DIR"
@@ -113,4 +114,4 @@ class OwnRecord:
         try:
             self._record.write(self._folder)
         except OSError as error:  # what counts is elsewhere
-            os.write(2, f"WARN {self._folder}: rank {self.rank} cannot say how it ended: {error}\n".encode())
+            say_at_once(f"WARN {self._folder}: rank {self.rank} cannot say how it ended: {error}")

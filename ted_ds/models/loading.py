@@ -31,11 +31,12 @@ from ted_ds.models.families import family_of
 from ted_ds.models.partial import load_with_blocks_of
 from ted_ds.models.sentencepiece_model import MODEL_FILE, convert, read_sentencepiece, refuse_other_ids, special_tokens
 from ted_ds.models.share import Share
+from ted_ds.models.tokenizer_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, refuse_no_vocabulary
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TOKENIZER_FILE = "tokenizer.json"
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 FETCHED_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+FETCHED_PAPERS = ["*.md", "LICEN*", "Licen*", "licen*", "COPYING*", "COPYRIGHT*", "NOTICE*", "Notice*", "*USE_POLICY*"]
+"""What the model comes with goes with whatever is made of it."""
 # the head of a body that was never trained for classification
 HEAD_PREFIXES = ("classifier.", "score.", "pooler.", "bert.pooler.")
 
@@ -49,7 +50,9 @@ def fetch(path: str) -> Path:
     if Path(path).is_dir():
         return Path(path)
     try:
-        return Path(snapshot_download(path, allow_patterns=FETCHED_FILES, ignore_patterns=["consolidated*"]))
+        return Path(
+            snapshot_download(path, allow_patterns=[*FETCHED_FILES, *FETCHED_PAPERS], ignore_patterns=["consolidated*"])
+        )
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(f"{path}: neither a local model folder nor a model the hub gives ({reason})") from error
@@ -104,6 +107,7 @@ def load_model(
                 use_safetensors=True,
                 output_loading_info=True,
                 local_files_only=True,
+                ignore_mismatched_sizes=True,  # its own message refers to a report that nobody sees: see below
             )
     except ImportError as error:
         if attention != "flash":
@@ -112,7 +116,9 @@ def load_model(
         raise ConfigError(f"attention: {attention} does not work here: {reason}; use sdpa") from error
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: cannot be loaded as a {kind}: {error}") from error
-    missing = sorted(report["missing_keys"])
+    other_shapes = {name: (tuple(held), tuple(wanted)) for name, held, wanted in report["mismatched_keys"]}
+    missing = sorted({*report["missing_keys"], *(name for name in other_shapes if name.startswith(HEAD_PREFIXES))})
+    _refuse_other_shapes(path, {name: shape for name, shape in other_shapes.items() if name not in missing})
     of_head = [name for name in missing if name.startswith(HEAD_PREFIXES)]
     body = [name for name in missing if name not in of_head]
     if body:
@@ -121,9 +127,20 @@ def load_model(
         )
     if of_head and not new_head_allowed:
         raise CheckpointError(
-            f"{path}: has no trained head ({of_head[0]} is missing); fine-tune it first (teacher.finetune)"
+            f"{path}: has no trained head ({of_head[0]} is missing, or of another shape); fine-tune it first "
+            "(teacher.finetune)"
         )
     return model, of_head
+
+
+def _refuse_other_shapes(path: Path, shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
+    """Name the weights whose shapes in the files are not those of the model that ``config.json`` describes."""
+    if shapes:
+        name, (held, wanted) = min(shapes.items())
+        raise CheckpointError(
+            f"{path}: {len(shapes)} weights are of other shapes than config.json describes: {name} is {[*held]} in the "
+            f"files, {[*wanted]} by config.json; use the config.json and the weights of one and the same model"
+        )
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
@@ -133,21 +150,35 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
     Raises:
         CheckpointError: The folder has none, or a SentencePiece model that cannot be followed.
+        ConfigError: It has no token to pad with.
     """
+    tokenizer = read_tokenizer(path)
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise ConfigError(f"{path}: the tokenizer has neither a padding nor an end token; add one to it")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder as its files say, with or without a padding token.
+
+    Raises:
+        CheckpointError: The folder has none, or a SentencePiece model that cannot be followed.
+    """
+    refuse_no_vocabulary(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: no tokenizer can be loaded from this folder: {error}") from error
+        # said aloud, as transformers would ask at the terminal whether to run a folder's own code
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever a damaged file leads to: the libraries raise nothing more specific
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"{path}: no tokenizer can be loaded from this folder: {reason:.300}") from error
     model = read_sentencepiece(path) if not (path / TOKENIZER_FILE).is_file() else None
     if model is not None:
         try:
             tokenizer = _as_sentencepiece_reads(path, model, tokenizer)
         except CheckpointError as error:
             raise CheckpointError(f"{path / MODEL_FILE}: {error}") from error
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token is None:
-            raise ConfigError(f"{path}: the tokenizer has neither a padding nor an end token; add one to it")
-        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from ted_ds.config.load import TASK_KINDS, load_recipe
+from ted_ds.config.draft import TASK_KINDS
+from ted_ds.config.load import load_recipe
 from ted_ds.config.tasks import CausalLm, Regression
 from ted_ds.errors import ConfigError
 from ted_ds.evaluation.scoring import SCORERS

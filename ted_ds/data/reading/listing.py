@@ -90,14 +90,29 @@ def list_source(source: Source) -> Listing:
     return Listing(source.path, kind, source.documents, files)
 
 
-def _described(kind: str, documents: str, url: str) -> DataFile:
+def _described(kind: str, documents: str, url: str, *, whole: bool = True) -> DataFile:
+    """A file; ``whole`` where all of it will be read, and not only its first rows."""
     try:
-        return _describe(kind, documents, url)
+        return _describe(kind, documents, url, whole=whole)
     except Exception as error:  # file systems, Parquet and Arrow raise their own types
         raise DataError(f"{url}: cannot be read: {' '.join(str(error).split())[:300]}") from error
 
 
-def _describe(kind: str, documents: str, url: str) -> DataFile:
+def first_file(source: Source) -> Listing | None:
+    """A source with the first of its files that is not empty, at little cost; None where all are empty.
+
+    Raises:
+        DataError: It is not there, or of no known format.
+    """
+    kind, urls = locate(source)
+    for url in urls:
+        file = _described(kind, source.documents, url, whole=False)
+        if file.size:
+            return Listing(source.path, kind, source.documents, (file,))
+    return None
+
+
+def _describe(kind: str, documents: str, url: str, *, whole: bool) -> DataFile:
     filesystem, path = open_filesystem(url)
     size = filesystem.size(path)
     if size is None:
@@ -106,7 +121,7 @@ def _describe(kind: str, documents: str, url: str) -> DataFile:
         return DataFile(url, 0)
     if kind == "parquet":
         return DataFile(url, size, "row_groups", parquet_metadata(url).num_row_groups)
-    if kind == "arrow" and is_remote(url):
+    if kind == "arrow" and (is_remote(url) or not whole):
         return DataFile(url, size, "file")
     if kind == "arrow":
         return DataFile(url, size, "rows", len(arrow_file(url)))

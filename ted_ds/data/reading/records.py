@@ -47,6 +47,7 @@ def column_fault(row: dict[str, Any], columns: Sequence[str], *, max_bytes: int)
         if column not in row:
             present = ", ".join(map(str, row)).encode(errors="backslashreplace").decode()
             return f"no column {column!r}; it has {present or 'none'}"
+    for column in columns:
         if row[column] is None:
             return f"no value in column {column!r}; every row needs one"
     text = row[columns[0]]

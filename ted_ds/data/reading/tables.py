@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
-from datasets.table import InMemoryTable, MemoryMappedTable, Table
 
 from ted_ds.data.reading.bytes import open_filesystem
 from ted_ds.data.reading.extents import Extent
@@ -50,8 +49,10 @@ def read_parquet(extent: Extent, start: Position, columns: Sequence[str]) -> Ite
 
 
 @functools.lru_cache(maxsize=64)
-def arrow_file(path: str) -> Table:
+def arrow_file(path: str) -> Any:
     """A memory-mapped Arrow file, of the streaming format (as ``datasets`` writes it) or the one with a footer."""
+    from datasets.table import InMemoryTable, MemoryMappedTable  # most of a second, which ``check`` has not
+
     try:
         return MemoryMappedTable.from_file(path)
     except pyarrow.ArrowInvalid:

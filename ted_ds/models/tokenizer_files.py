@@ -1,0 +1,259 @@
+"""What the tokenizer of a model folder can give, read from its files as transformers would load them, without torch.
+
+``tokenizer.json`` is not all of it: ``tokenizer_config.json``, ``added_tokens.json``, ``special_tokens_map.json`` and
+the defaults of a tokenizer's class add tokens when it is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from ted_ds.errors import CheckpointError
+from ted_ds.models.sentencepiece_model import MODEL_FILE, pieces_by_id, read_sentencepiece, special_tokens
+from ted_ds.models.tokenizer_traits import Origin, TokenizerTraits
+
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+ADDED_TOKENS_FILE = "added_tokens.json"
+SPECIAL_TOKENS_MAP_FILE = "special_tokens_map.json"
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
+VOCABULARY_FILES = (
+    (TOKENIZER_FILE,),
+    (MODEL_FILE,),
+    ("spm.model",),
+    ("spiece.model",),
+    ("sentencepiece.bpe.model",),
+    ("tiktoken.model",),
+    ("tekken.json",),
+    ("vocab.json", "merges.txt"),
+    ("vocab.txt",),
+)
+"""Files of which one set, at least, holds a vocabulary."""
+ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+EXTRA_TOKENS = ("additional_special_tokens", "extra_special_tokens")
+CLASS_ROLES: Mapping[str, Mapping[str, str]] = {
+    "LlamaTokenizer": {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
+    "GPT2Tokenizer": dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|endoftext|>"),
+    "Qwen2Tokenizer": dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>"),
+    "BertTokenizer": {
+        "unk_token": "[UNK]",
+        "sep_token": "[SEP]",
+        "pad_token": "[PAD]",
+        "cls_token": "[CLS]",
+        "mask_token": "[MASK]",
+    },
+    "DebertaV2Tokenizer": {
+        "bos_token": "[CLS]",
+        "eos_token": "[SEP]",
+        "unk_token": "[UNK]",
+        "sep_token": "[SEP]",
+        "pad_token": "[PAD]",
+        "cls_token": "[CLS]",
+        "mask_token": "[MASK]",
+    },
+}
+"""Tokens that transformers' classes have where the files name none for the role."""
+CLASS_OF_TYPE = {
+    "gpt2": "GPT2Tokenizer",
+    "qwen2": "Qwen2Tokenizer",
+    "qwen3": "Qwen2Tokenizer",
+    "bert": "BertTokenizer",
+    "deberta-v2": "DebertaV2Tokenizer",
+}
+"""The class of a model type, where the tokenizer's files name none."""
+CLASS_BY_TYPE_ALONE = ("qwen2",)
+"""Types whose files' class transformers does not believe."""
+
+
+def refuse_no_vocabulary(folder: Path) -> None:
+    """Make sure that a folder holds a tokenizer: transformers makes an empty one for some model types where it has not.
+
+    Raises:
+        CheckpointError: It holds none.
+    """
+    if not any(all((folder / name).is_file() for name in names) for names in VOCABULARY_FILES):
+        shown = ", ".join(" with ".join(names) for names in VOCABULARY_FILES if names[0] != "tekken.json")
+        raise CheckpointError(
+            f"{folder}: holds no tokenizer (none of {shown}); copy the tokenizer's files of this model into it"
+        )
+
+
+def read_tokenizer(folder: Path) -> TokenizerTraits | None:
+    """The tokenizer of a model folder; None where it is of a kind that only transformers can read.
+
+    Raises:
+        CheckpointError: It has none, or a file of it is damaged.
+    """
+    refuse_no_vocabulary(folder)
+    if (folder / TOKENIZER_FILE).is_file():
+        return _read_fast(folder)
+    model = read_sentencepiece(folder)
+    if model is not None:
+        return _read_sentencepiece(folder, model)
+    return _read_plain(folder)
+
+
+def _read_fast(folder: Path) -> TokenizerTraits:
+    file = folder / TOKENIZER_FILE
+    try:
+        backend = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing more specific
+        raise CheckpointError(f"{file}: damaged ({error}); copy it again") from error
+    settings = _read_json(folder / TOKENIZER_CONFIG_FILE)
+    origins: dict[str, Origin] = {}
+
+    def add(token: Any, origin: Origin) -> None:
+        added = _as_added(token, where=folder / origin.file if origin.file else folder)
+        if added.content not in declared:  # the flags of those that are there stay as they are
+            backend.add_special_tokens([added]) if added.special else backend.add_tokens([added])
+        declared.add(added.content)
+        origins.setdefault(added.content, origin)
+
+    declared = {str(token) for token in backend.get_added_tokens_decoder().values()}
+    sources: dict[str, str] = {}
+    listed = settings.get("added_tokens_decoder")
+    if isinstance(listed, Mapping):
+        for _, token in sorted(listed.items(), key=lambda item: int(item[0])):
+            add(token, Origin("added_tokens_decoder", TOKENIZER_CONFIG_FILE))
+    else:
+        of_map = _read_json(folder / SPECIAL_TOKENS_MAP_FILE)
+        settings = {**settings, **of_map}
+        sources = dict.fromkeys(of_map, SPECIAL_TOKENS_MAP_FILE)
+        of_file = _read_json(folder / ADDED_TOKENS_FILE)
+        for token, _ in sorted(of_file.items(), key=lambda item: item[1]):
+            add(AddedToken(token, normalized=True), Origin("", ADDED_TOKENS_FILE))
+    padding = backend.padding
+    if padding is not None:
+        settings = {"pad_token": padding["pad_token"], **settings}
+        sources.setdefault("pad_token", TOKENIZER_FILE)
+    defaults = CLASS_ROLES.get(_class_name(folder, settings, backend) or "", {})
+    roles: dict[str, str] = {}
+    for role, token in _roles({**defaults, **settings}):
+        origin = Origin(role, sources.get(role, TOKENIZER_CONFIG_FILE if role in settings else ""))
+        add(token, origin)
+        if role in ROLES:
+            roles[role] = _content(token)
+    return TokenizerTraits(
+        backend=backend,
+        roles=roles,
+        origins=origins,
+        settings=_shown_settings(folder, settings),
+    )
+
+
+def _read_sentencepiece(folder: Path, model: Any) -> TokenizerTraits:
+    settings = _read_json(folder / TOKENIZER_CONFIG_FILE)
+    vocabulary = pieces_by_id(model)
+    origins: dict[str, Origin] = {}
+    for index, token in (settings.get("added_tokens_decoder") or {}).items():
+        vocabulary.setdefault(_content(token), int(index))
+        origins[_content(token)] = Origin("added_tokens_decoder", TOKENIZER_CONFIG_FILE)
+    named = {role: _content(token) for role, token in _roles(settings) if role in ROLES}
+    roles = {**special_tokens(model), **{role: token for role, token in named.items() if token in vocabulary}}
+    return TokenizerTraits(
+        backend=None,
+        own_vocabulary=vocabulary,
+        roles=roles,
+        origins=origins,
+        settings=_shown_settings(folder, settings),
+    )
+
+
+def _read_plain(folder: Path) -> TokenizerTraits | None:
+    """A vocabulary of the older kinds, a list of words or a table of ids."""
+    table, words = folder / "vocab.json", folder / "vocab.txt"
+    if table.is_file():
+        vocabulary = _read_json(table)
+    elif words.is_file():
+        lines = words.read_text(encoding="utf-8").splitlines()
+        vocabulary = {word: index for index, word in enumerate(lines)}
+    else:
+        return None
+    settings = _read_json(folder / TOKENIZER_CONFIG_FILE)
+    added = _read_json(folder / ADDED_TOKENS_FILE)
+    origins = {token: Origin("", ADDED_TOKENS_FILE) for token in added}
+    return TokenizerTraits(
+        backend=None,
+        own_vocabulary={**vocabulary, **added},
+        roles={role: _content(token) for role, token in _roles(settings) if role in ROLES},
+        origins=origins,
+        settings=_shown_settings(folder, settings),
+    )
+
+
+def _roles(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The tokens that settings name, each with the role it is named for, in the order they are added in."""
+    others = [key for key in settings if key.endswith("_token") and key not in ROLES]
+    for key in (*ROLES, *others):
+        if _is_token(settings.get(key)):
+            yield key, settings[key]
+    for key in EXTRA_TOKENS:
+        value = settings.get(key) or ()
+        for token in value.values() if isinstance(value, Mapping) else value:
+            if _is_token(token):
+                yield key, token
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, Mapping) and isinstance(value.get("content"), str))
+
+
+def _content(token: Any) -> str:
+    return token if isinstance(token, str) else token["content"] if isinstance(token, Mapping) else token.content
+
+
+def _as_added(token: Any, *, where: Path) -> AddedToken:
+    if isinstance(token, AddedToken):
+        return token
+    if isinstance(token, str):
+        return AddedToken(token, special=True, normalized=False)
+    try:
+        flags = {name: bool(token[name]) for name in ("single_word", "lstrip", "rstrip", "normalized") if name in token}
+        return AddedToken(token["content"], special=token.get("special", True), **flags)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{where}: {token!r} is no token ({error!r}); copy the file again") from error
+
+
+def _class_name(folder: Path, settings: Mapping[str, Any], backend: Tokenizer) -> str | None:
+    """The class of transformers that will load the tokenizer, as far as it has tokens of its own."""
+    config = _read_json(folder / "config.json")
+    model_type = config.get("model_type")
+    declared = settings.get("tokenizer_class") or config.get("tokenizer_class")
+    if declared is None or model_type in CLASS_BY_TYPE_ALONE:
+        return CLASS_OF_TYPE.get(str(model_type))
+    name = str(declared).removesuffix("Fast")
+    if name == "LlamaTokenizer" and "ByteLevel" in str(backend.pre_tokenizer):
+        return None  # one of its kind by name alone, which transformers sees
+    return name
+
+
+def _shown_settings(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    file = folder / CHAT_TEMPLATE_FILE
+    template = file.read_text(encoding="utf-8") if file.is_file() else settings.get("chat_template")
+    return {
+        "chat_template": template,
+        "padding_side": settings.get("padding_side", "right"),
+        "model_max_length": settings.get("model_max_length"),
+    }
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """A file's object; empty where there is no such file.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file}: damaged ({error}); copy it again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file}: holds a {type(content).__name__}, not an object; copy it again")
+    return content

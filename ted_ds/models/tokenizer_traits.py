@@ -1,0 +1,84 @@
+"""What a tokenizer can give and how it reads text, whether it is known by its files or loaded; without torch."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from tokenizers import Tokenizer
+
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+class Origin(NamedTuple):
+    """What adds a token to those of ``tokenizer.json``."""
+
+    key: str
+    """Empty where the file is nothing but tokens."""
+    file: str
+    """Empty for a default of the tokenizer's class."""
+
+    def __str__(self) -> str:
+        """For a message, behind the token."""
+        return " in ".join(part for part in (self.key, self.file or "transformers' default") if part)
+
+
+@dataclass(frozen=True)
+class TokenizerTraits:
+    """A tokenizer as far as it can be looked at without transformers."""
+
+    backend: Tokenizer | None
+    """With all tokens added; None where there is only a vocabulary to look at."""
+    roles: Mapping[str, str]
+    """Its special tokens, by role."""
+    origins: Mapping[str, Origin]
+    """What adds those tokens that ``tokenizer.json`` lacks."""
+    settings: Mapping[str, Any]
+    """``chat_template``, ``padding_side``, ``model_max_length``."""
+    own_vocabulary: Mapping[str, int] = field(default_factory=dict)
+    """Where there is no ``backend``."""
+
+    @functools.cached_property
+    def vocabulary(self) -> Mapping[str, int]:
+        """Every token, added ones included, and its id."""
+        return self.own_vocabulary if self.backend is None else self.backend.get_vocab(with_added_tokens=True)
+
+    @functools.cached_property
+    def template_ids(self) -> Mapping[str, int]:
+        """What the post-processor puts around a text: its own word for each id need not be the vocabulary's."""
+        step = None if self.backend is None else self.backend.post_processor
+        return {} if step is None else dict(_template_tokens(as_json(step)))
+
+    @functools.cached_property
+    def flags(self) -> Mapping[str, Mapping[str, bool]]:
+        """How each added token is found in a text."""
+        tokens = {} if self.backend is None else self.backend.get_added_tokens_decoder()
+        return {token.content: {name: getattr(token, name) for name in FLAGS} for token in tokens.values()}
+
+    def role_id(self, role: str) -> int | None:
+        """The id of the token with a role; None where it has none."""
+        return self.vocabulary.get(self.roles[role]) if role in self.roles else None
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        """The ids of a text; needs a ``backend``."""
+        assert self.backend is not None
+        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+
+def as_json(step: Any) -> Any:
+    """A step of a tokenizer as its file describes it."""
+    return json.loads(step.__getstate__())
+
+
+def _template_tokens(step: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    for one in step.get("processors", ()):
+        yield from _template_tokens(one)
+    for token in (step.get("special_tokens") or {}).values():
+        yield from zip(token["tokens"], token["ids"], strict=True)
+    for key in ("cls", "sep"):
+        if isinstance(step.get(key), list):
+            token, index = step[key]
+            yield token, index

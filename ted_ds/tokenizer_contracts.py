@@ -1,0 +1,128 @@
+"""What the tokenizers of teacher and student owe the models and each other.
+
+One tokenizer is used everywhere, in training, evaluation and the export: the teacher's. So each of its ids must have an
+embedding in both models and mean one token to both. A student that was trained with another reading of text, other
+special tokens or another chat template can learn all the same, and is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from ted_ds.data.document_ends import added_around, probes
+from ted_ds.data.tokenizer_comparison import differences
+from ted_ds.data.tokenizers import describe_difference
+from ted_ds.errors import CheckpointError, ConfigError
+from ted_ds.models.files import GENERATION_CONFIG_FILE, ModelFacts
+from ted_ds.models.tokenizer_traits import Origin, TokenizerTraits
+
+
+def refuse_ids_outside(tokenizer: TokenizerTraits, facts: ModelFacts, *, whose: str = "its") -> None:
+    """Make sure that a model has an embedding of every id a tokenizer can give.
+
+    Raises:
+        CheckpointError: It has not.
+    """
+    rows = facts.vocab_size
+    ids = {**tokenizer.vocabulary, **tokenizer.template_ids}
+    outside = sorted((index, token) for token, index in ids.items() if not 0 <= index < rows)
+    if not outside:
+        return
+    index, token = outside[-1]
+    origin = tokenizer.origins.get(token)
+    if index != tokenizer.vocabulary.get(token):
+        origin = Origin("the post-processor", "tokenizer.json")
+    where = f" ({origin})" if origin is not None else ""
+    more = f"; {len(outside)} ids are outside" if len(outside) > 1 else ""
+    remedy = "use the tokenizer it was trained with, or resize its embeddings"
+    if origin is not None and origin.key.endswith("_token"):
+        roles = [tokenizer.roles[role] for role in ("eos_token", "pad_token", "unk_token") if role in tokenizer.roles]
+        known = next((one for one in roles if 0 <= tokenizer.vocabulary.get(one, -1) < rows), None)
+        example = f", such as {known!r}" if known is not None else ""
+        remedy = f"name a token that has an embedding{example}, or resize its embeddings"
+    raise CheckpointError(
+        f"{whose} tokenizer gives {token!r}{where} the id {index}, but the model has embeddings for 0..{rows - 1} "
+        f"({rows} rows{more}); {remedy}"
+    )
+
+
+def refuse_padding_outside(facts: ModelFacts) -> None:
+    """Make sure that the padding id in a model's config has an embedding, which loading it looks up.
+
+    Raises:
+        CheckpointError: It has not.
+    """
+    rows = facts.vocab_size
+    for index in facts.token_ids.get("config.json", {}).get("pad_token_id", ()):
+        if not -rows <= index < rows:
+            raise CheckpointError(
+                f"its config.json has the pad_token_id {index}, but the model has embeddings for 0..{rows - 1} ({rows} "
+                "rows); set it to the id of a token of its tokenizer, or remove it"
+            )
+
+
+def own_ends(tokenizer: TokenizerTraits) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What a tokenizer with a ``backend`` puts before and behind a text.
+
+    Raises:
+        CheckpointError: It gives no tokens.
+    """
+    backend = tokenizer.backend
+    assert backend is not None
+    specials = {*tokenizer.flags, *tokenizer.roles.values()}
+    return added_around(tokenizer.encode, probes(tokenizer.vocabulary, specials, lambda index: backend.decode([index])))
+
+
+def refuse_useless_tokenizer(tokenizer: TokenizerTraits, folder: Path) -> None:
+    """Make sure that a tokenizer gives tokens, and has one to end documents and fill rows with.
+
+    Raises:
+        TedError: It does not.
+    """
+    if tokenizer.backend is None:
+        return  # seen when it is loaded
+    own_ends(tokenizer)
+    if "pad_token" not in tokenizer.roles and "eos_token" not in tokenizer.roles:
+        raise ConfigError(f"{folder}: the tokenizer has neither a padding nor an end token; add one to it")
+
+
+def refuse_different_tokenizers(teacher: Mapping[str, int], student: Mapping[str, int]) -> None:
+    """Compare two vocabularies.
+
+    Raises:
+        CheckpointError: They differ.
+    """
+    difference = describe_difference(teacher, student)
+    if difference is not None:
+        raise CheckpointError(
+            f"teacher and student have different tokenizers ({difference}); use a student with the teacher's tokenizer"
+        )
+
+
+def compare_readings(teacher: TokenizerTraits, student: TokenizerTraits) -> Iterator[str]:
+    """Lines on all that differs between two tokenizers of one vocabulary, for a warning."""
+    found = list(differences(teacher, student))
+    if found:
+        yield (
+            f"its tokenizer differs from the teacher's, which is the one that is used and exported: {'; '.join(found)}"
+        )
+
+
+def doubtful_ids(facts: ModelFacts, tokenizer: TokenizerTraits | None) -> Iterator[str]:
+    """Lines on ids in a model's configs that no text of the run's tokenizer will hold, for a warning."""
+    for file, ids in facts.token_ids.items():
+        for key, values in ids.items():
+            outside = [index for index in values if index >= facts.vocab_size]
+            if outside:
+                yield f"its {file} has the {key} {outside[0]}, of which it has no embedding ({facts.vocab_size} rows)"
+    file = GENERATION_CONFIG_FILE
+    ends = facts.token_ids.get(file, {}).get("eos_token_id", ())
+    eos = tokenizer.role_id("eos_token") if tokenizer is not None else None
+    if tokenizer is None or eos is None or not ends or eos in ends:
+        return
+    names = {index: token for token, index in tokenizer.vocabulary.items()}
+    yield (
+        f"its {file} ends a text at {names.get(ends[0])!r} ({ends[0]}), the teacher's tokenizer, which is the one that "
+        f"is used and exported, at {names.get(eos)!r} ({eos}); the exported {file} follows the tokenizer"
+    )
