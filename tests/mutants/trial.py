@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import re
 import shutil
 import signal
 import sys
@@ -44,6 +45,8 @@ LEAST_S, MOST_S = 60.0, 400.0
 TIMES_AS_LONG = 8.0
 """A mutant that takes so much longer than its tests did is one they notice: it hangs."""
 PASSED = 0
+SECONDS_OF_A_FILE = 20.0
+"""About, where nobody has measured it."""
 
 
 class Outcome(NamedTuple):
@@ -73,19 +76,35 @@ def try_all(mutants: Sequence[Mutant], table: ReachTable, root: Path, scratch: P
         importlib.import_module(name)
     sound: dict[str, bool] = {}
     for mutant in mutants:
-        tests = [one for one in table.tests_of(mutant.file, mutant.function) if sound.get(one.test, True)][:MOST_TESTS]
+        tests = table.tests_of(mutant.file, mutant.function)[:MOST_TESTS] or importing_tests(mutant.file, root)
+        if not tests:
+            yield Outcome(mutant, False, "no test reaches it")
+            continue
         while True:
-            if not tests:
-                yield Outcome(mutant, False, "no test reaches it")
-                break
+            unsound = [test for test, is_sound in sound.items() if not is_sound]
             with _broken(mutant, scratch):
-                outcome, test = _try(mutant, tests, scratch)
-            if test is not None and test not in sound:
-                sound[test] = _run([Reach(test, 0.0)], scratch)[0] == PASSED
-            if test is None or sound[test]:
+                outcome, test = _try(mutant, tests, unsound, scratch)
+            if test is None or sound.get(test, False):
                 yield outcome
                 break
-            tests = [one for one in tests if one.test != test]  # fails on what is not broken, too
+            sound[test] = _run([Reach(test, 0.0)], (), scratch)[0] == PASSED
+            if sound[test]:
+                yield outcome
+                break
+
+
+def importing_tests(file: str, root: Path) -> list[Reach]:
+    """Files of tests that name a module in an import: of those the table does not know, the nearest there are."""
+    module = ".".join(("ted_ds", *Path(file).with_suffix("").parts)).removesuffix(".__init__")
+    package, _, name = module.rpartition(".")
+    named = re.compile(rf"^\s*(from {module} |import {module}\b|from {package} import .*\b{name}\b)", re.MULTILINE)
+    tiers = ("unit", "parity", "distributed", "integration")
+    files = [one for tier in tiers for one in sorted((root / "tests" / tier).glob("test_*.py"))]
+    return [
+        Reach(one.relative_to(root).as_posix(), SECONDS_OF_A_FILE)
+        for one in files
+        if named.search(one.read_text(encoding="utf-8"))
+    ]
 
 
 @contextlib.contextmanager
@@ -101,22 +120,21 @@ def _broken(mutant: Mutant, scratch: Path) -> Iterator[None]:
             compiled.unlink()  # goes by size and seconds, which the next one may share
 
 
-def _try(mutant: Mutant, tests: Sequence[Reach], scratch: Path) -> tuple[Outcome, str | None]:
+def _try(mutant: Mutant, tests: Sequence[Reach], unsound: Sequence[str], scratch: Path) -> tuple[Outcome, str | None]:
     """What became of it, and the test that failed."""
-    code, said = _run(tests, scratch)
+    code, said = _run(tests, unsound, scratch)
     if code is None:
         return Outcome(mutant, True, "tests that end without it do not"), None
     if code == PASSED:
         return Outcome(mutant, False, f"{len(tests)} tests that reach it pass, {tests[0].test} first"), None
     lines = [line for line in said.splitlines() if line.startswith(("FAILED ", "ERROR "))]
     known = sorted((one.test for one in tests), key=len, reverse=True)  # some begin as others do
-    failed = next((test for line in lines for test in known if f" {test}" in line), None)
-    if failed is not None:
-        return Outcome(mutant, True, failed), failed
-    return Outcome(mutant, True, lines[0] if lines else f"a process that ends with {code}: {said[-300:]}"), None
+    exact = next((test for line in lines for test in known if "::" in test and f" {test}" in line), None)
+    failed = exact or next((line.split(" ", maxsplit=1)[1].partition(" - ")[0] for line in lines), None)
+    return Outcome(mutant, True, failed or f"a process that ends with {code}: {said[-300:]}"), failed
 
 
-def _run(tests: Sequence[Reach], scratch: Path) -> tuple[int | None, str]:
+def _run(tests: Sequence[Reach], unsound: Sequence[str], scratch: Path) -> tuple[int | None, str]:
     """Pytest's exit code, None where it did not end in time, and what it said."""
     limit_s = min(LEAST_S + TIMES_AS_LONG * sum(one.seconds for one in tests), MOST_S)
     log = scratch / "pytest.log"
@@ -124,14 +142,14 @@ def _run(tests: Sequence[Reach], scratch: Path) -> tuple[int | None, str]:
     process = os.fork()
     if process == 0:
         os.setsid()
-        _test(tests, scratch, log)
+        _test([*(one.test for one in tests), *(f"--deselect={test}" for test in unsound)], scratch, log)
     code = _wait(process, limit_s)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process, signal.SIGKILL)  # ranks that it left
     return code, log.read_text(errors="replace") if log.is_file() else ""
 
 
-def _test(tests: Sequence[Reach], scratch: Path, log: Path) -> None:
+def _test(words: Sequence[str], scratch: Path, log: Path) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -144,7 +162,7 @@ def _test(tests: Sequence[Reach], scratch: Path, log: Path) -> None:
 
     code = 3
     try:
-        code = int(pytest.main(["-q", "-x", "--no-header", "--tb=no", "--rootdir", ".", *(one.test for one in tests)]))
+        code = int(pytest.main(["-q", "-x", "--no-header", "--tb=no", "--rootdir", ".", *words]))
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

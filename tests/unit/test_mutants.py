@@ -8,6 +8,7 @@ import pytest
 
 from tests.mutants.places import mutants_of, sample
 from tests.mutants.reach import ReachTable
+from tests.mutants.trial import importing_tests
 from tests.tiny import ROOT
 
 
@@ -77,6 +78,15 @@ def test_every_mutant_of_the_package_is_python_and_something_else():
     for mutant in mutants:
         source = (ROOT / "ted_ds" / mutant.file).read_bytes()
         assert ast.dump(ast.parse(mutant.apply(source))) != ast.dump(ast.parse(source)), mutant
+
+
+def test_tests_that_name_a_module_are_found():
+    found = [one.test for one in importing_tests("runtime/devices.py", ROOT)]
+    assert found == ["tests/unit/test_devices.py"]
+    assert "tests/unit/test_checkpoint_folders.py" in [
+        one.test for one in importing_tests("runtime/checkpoints/folders.py", ROOT)
+    ]
+    assert importing_tests("no/such_module.py", ROOT) == []
 
 
 def test_the_quickest_tests_of_a_function_come_first(tmp_path):
