@@ -95,7 +95,7 @@ def test_a_pipeline_has_two_buckets_and_no_overlap():
     assert bucket_bytes(config, "bf16", in_pipeline=True) == 0
 
 
-PARAMETERS = Parameters((((100, 30), (100,)), ((100, 30), (100,))), 200_000, 0, ((30,),))
+PARAMETERS = Parameters((((100, 30), (60,), (40,)), ((100, 30), (100,))), 200_000, 0, ((30,),))
 
 
 @pytest.mark.parametrize(
