@@ -87,7 +87,7 @@ class Assembly:
             screen=screen,
             hosting=hosting,
             largest_of_teacher=max(plan.teacher.parameters.sizes),
-            text_ends=data.text_ends,
+            last_token_ids=data.last_token_ids,
             origins=self.origins,
         )
 

@@ -48,7 +48,7 @@ class ModelMaker:
         screen: Screen,
         hosting: Hosting,
         largest_of_teacher: int,
-        text_ends: frozenset[int],
+        last_token_ids: frozenset[int],
         origins: Origins,
     ) -> None:
         """Make models for a recipe.
@@ -61,12 +61,12 @@ class ModelMaker:
             screen: Takes messages.
             hosting: Where the teacher's weights are.
             largest_of_teacher: The numbers in its largest parameter.
-            text_ends: Ids that the last tokens of labelled texts have.
+            last_token_ids: Ids that the last tokens of labelled texts have.
             origins: Whose tokenizer, licences and cards go with what is saved.
         """
         self._recipe, self._world, self._deepspeed_json = recipe, world, deepspeed_json
         self._tokenizer, self._screen, self._hosting = tokenizer, screen, hosting
-        self._largest_of_teacher, self._text_ends, self._origins = largest_of_teacher, text_ends, origins
+        self._largest_of_teacher, self._last_token_ids, self._origins = largest_of_teacher, last_token_ids, origins
 
     def frozen(
         self,
@@ -193,8 +193,9 @@ class ModelMaker:
         Not where this would change the token that any text is read at: a text may end with the end token, which often
         stands for padding. Such a model keeps the id it was trained with, or none, as does its export.
         """
-        config, pad_id = model.config.get_text_config(), self._tokenizer.pad_token_id
-        if self._text_ends.isdisjoint({config.pad_token_id, pad_id}):
+        config: Any = model.config.get_text_config()
+        pad_id: Any = self._tokenizer.pad_token_id
+        if self._last_token_ids.isdisjoint({config.pad_token_id, pad_id}):
             config.pad_token_id = pad_id
 
     # --- trained weights ----------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ class LabelledData:
         self.heldout = _tokenise(heldout[:max_heldout], task, tokenizer)
 
     @property
-    def text_ends(self) -> frozenset[int]:
+    def last_token_ids(self) -> frozenset[int]:
         """The ids of the last tokens of all texts, at which decoders are read."""
         return frozenset(sample.input_ids[-1] for sample in (*self.train, *self.heldout))
 
@@ -74,7 +74,7 @@ class LabelledData:
 class CausalLmData:
     """Documents, streamed and packed."""
 
-    text_ends: frozenset[int] = frozenset()
+    last_token_ids: frozenset[int] = frozenset()
     """None: no token stands for a whole text."""
 
     def __init__(

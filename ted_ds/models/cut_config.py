@@ -47,8 +47,9 @@ def config_of_blocks(config: Mapping[str, Any], blocks: Sequence[int], family: F
             result[key] = sum(block < value for block in blocks)
         elif ABOUT_BLOCKS.search(key) and isinstance(value, list | tuple):
             result[key] = _of_blocks(value, blocks, depth)
-    if family.behind_first_block_key in config and blocks[0] != 0:
-        result[family.behind_first_block_key] = 0
+    of_first = family.behind_first_block_key
+    if of_first is not None and of_first in config and blocks[0] != 0:
+        result[of_first] = 0
     return result
 
 
@@ -108,10 +109,11 @@ def _difference(before: nn.Module, after: nn.Module, old: int, new: int, query_f
         facts, own_facts = _facts(part), _facts(own)
         for key in {**facts, **own_facts}:
             value, own_value = facts.get(key), own_facts.get(key)
-            is_made_up_for = (
-                key == "scaling" and query_factor != 1 and math.isclose(float(own_value) * query_factor, float(value))
-            )
-            if value != own_value and (value, own_value) != (old, new) and not is_made_up_for:
+            if key == "scaling" and isinstance(value, float) and isinstance(own_value, float):
+                is_same = math.isclose(own_value * query_factor, value)
+            else:
+                is_same = value == own_value or (value, own_value) == (old, new)
+            if not is_same:
                 return f"{name or 'it'} would have {key} {own_value}, not {value}"
     return None
 

@@ -32,11 +32,12 @@ LENGTHS = (LONGEST_SHORT - 1, LONGEST_SHORT, LONGEST_SHORT + 1, 3, 20)
 TOLERANCE = {"rtol": 0, "atol": 1e-6}  # cosines are computed in fp32; other frequencies change logits by 1e-2
 
 
-def plain_model(model_type: str, rope: dict[str, Any], *, classify: bool = False) -> Any:
+def plain_model(model_type: str, rope: dict[str, Any], *, classify: bool = False, **changes: Any) -> Any:
     auto: Any = AutoModelForSequenceClassification if classify else AutoModelForCausalLM
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return auto.from_config(model_config(model_type, blocks=2, num_labels=3, rope_parameters=rope)).double().eval()
+        config = model_config(model_type, blocks=2, num_labels=3, rope_parameters=rope, **changes)
+        return auto.from_config(config).double().eval()
 
 
 def texts_of(*lengths: int) -> list[list[int]]:
@@ -66,6 +67,23 @@ def test_a_text_has_the_positions_it_has_alone(model_type: str, side: Any, multi
         batch = Collator(0, "class", side=side, multiple_of=multiple_of)([Sample(ids, 0) for ids in rows])
         expected = torch.stack([alone(plain, ids) for ids in rows])
         torch.testing.assert_close(read(model, batch), expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize(
+    ("model_type", "windows"),
+    [
+        ("mistral", {"sliding_window": 3}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
+        ("qwen3", {"use_sliding_window": True, "sliding_window": 2, "layer_types": ["sliding_attention"] * 2}),
+    ],
+)
+def test_a_window_ends_at_the_same_token_as_alone(model_type: str, windows: dict[str, Any], side: Any) -> None:
+    plain, tapped = (plain_model(model_type, LONGROPE, classify=True, **windows) for _ in range(2))
+    texts = texts_of(*LENGTHS)
+    batch = Collator(0, "class", side=side, multiple_of=8)([Sample(ids, 0) for ids in texts])
+    expected = torch.stack([alone(plain, ids) for ids in texts])
+    torch.testing.assert_close(read(TappedModel(tapped, family_of(model_type)), batch), expected, **TOLERANCE)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3"])
