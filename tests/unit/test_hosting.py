@@ -95,14 +95,14 @@ def test_a_pipeline_has_two_buckets_and_no_overlap():
     assert bucket_bytes(config, "bf16", in_pipeline=True) == 0
 
 
-PARAMETERS = Parameters((((100, 30), (60,), (40,)), ((100, 30), (100,))), 200_000, 0, ((30,),))
+PARAMETERS = Parameters((((50, 60), (100,)), ((100, 30), (100,))), 200_000, 0, ((30,),))
 
 
 @pytest.mark.parametrize(
     ("host", "ranks", "expected"),
     [
         ("replica", 4, 2 * 206_230),
-        ("int8", 4, 2 * 200_230 + 6000 + 5 * 200),
+        ("int8", 4, 2 * 200_230 + 6000 + 5 * 150),
         ("zero3", 4, 2 * (51_558 + 6230)),
         ("zero3", 1, 2 * 206_230),
         ("cpu_offload", 4, 2 * 6230),
