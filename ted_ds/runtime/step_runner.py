@@ -108,7 +108,6 @@ class StepRunner(ABC):
             self.engine, *_ = deepspeed.initialize(model=whole, config=dict(config), **arguments)
         except ValidationError as error:  # of the sections that DeepSpeed checks itself
             raise ConfigError(f"DeepSpeed config: {error}") from error
-        world.bound_waits()
         self._watch = FiniteWatch(watched, world.device)
         self._step = StepSums()
         self._pending = StepSums()
