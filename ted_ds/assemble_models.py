@@ -101,7 +101,6 @@ class ModelMaker:
         if host == "int8":
             quantise_blocks(tapped.model, family_of(model.config.model_type), self._world.device)
         frozen = FrozenModel(tapped, device=self._world.device, engine_config=engine_config)
-        self._world.bound_waits()
         held = self._world.gather((frozen.num_parameters, frozen.num_parameters_held, frozen.bytes_held))
         total = held[0][0] if share is None else sum(count for count, *_ in held[:: self._world.num_replicas])
         where = IN_WORDS[host] if share is None else "each stage its part" + (", in 8 bits" if host == "int8" else "")

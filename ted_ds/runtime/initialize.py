@@ -65,7 +65,7 @@ def _all_say(text: str) -> bool:
     By the store alone: the others may still wait for this rank inside a collective of DeepSpeed's.
     """
     rank, size = dist.get_rank(), dist.get_world_size()
-    store = dist.PrefixStore("refused", dist.distributed_c10d._get_default_store())
+    store = dist.distributed_c10d.PrefixStore("refused", dist.distributed_c10d._get_default_store())
     try:
         store.set(str(rank), text)
         store.wait([str(other) for other in range(size)], AGREEMENT_TIMEOUT)

@@ -106,7 +106,6 @@ class StepRunner(ABC):
             "lr_scheduler": make_schedule if schedule != "deepspeed" else None,
         }
         self.engine: Any = initialize(source, model=whole, config=dict(config), **arguments)
-        world.bound_waits()
         self._watch = FiniteWatch(watched, world.device)
         self._step = StepSums()
         self._pending = StepSums()

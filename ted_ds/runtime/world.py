@@ -16,11 +16,12 @@ import deepspeed.ops
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
-from torch.distributed.rendezvous import rendezvous
 
 from ted_ds.errors import CheckpointError, TedError, TopologyError
 from ted_ds.runtime.device_faults import as_device_fault, is_device_fault
 from ted_ds.runtime.devices import refuse_unusable, take_device
+from ted_ds.runtime.jit_builds import bound_build_waits
+from ted_ds.runtime.meeting import Meeting
 
 Result = TypeVar("Result")
 
@@ -53,23 +54,26 @@ class World:
             num_stages: Pipeline stages to divide them into.
 
         Raises:
-            TopologyError: The stages do not divide the ranks, or some rank has no GPU of its own.
+            TopologyError: The stages do not divide the ranks, the port where they meet is in use, or some rank has no
+                GPU of its own.
+            RankLostError: Some of them have not come in time.
         """
         if "RANK" not in os.environ:
             alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
             os.environ.update(alone, MASTER_PORT=str(_free_port()))
         # DeepSpeed would compile a shared-memory op that only its inference uses, and needs ninja and g++ for it
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        bound_build_waits(timeout_s)
         timeout = timedelta(seconds=timeout_s)
         accelerator: Any = get_accelerator()
         backend = accelerator.communication_backend_name()
         own_device = take_device(accelerator, backend)
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT")
-        if attempt is not None:
-            # torchrun may keep its store over a restart, and in it the addresses of the ranks that died
-            store, rank, size = next(rendezvous("env://", timeout=timeout))
-            own = dist.distributed_c10d.PrefixStore(f"attempt_{attempt}", store)
-            dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=timeout)
+        meeting = Meeting(timeout_s)
+        store = meeting.gather()
+        # DeepSpeed makes groups without a limit of their own, already while its engine starts
+        for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
+            setattr(dist.distributed_c10d, name, timeout)
+        dist.init_process_group(backend, store=store, rank=meeting.rank, world_size=meeting.size, timeout=timeout)
         deepspeed.init_distributed(backend, timeout=timeout, verbose=False)
         device = torch.device(accelerator.current_device_name())
         control = dist.new_group(backend="gloo", timeout=timeout)
@@ -139,16 +143,6 @@ class World:
         numbers = torch.tensor(values, dtype=torch.int64)
         dist.all_reduce(numbers, op=dist.ReduceOp.MAX, group=self.control)
         return numbers.tolist()
-
-    def bound_waits(self) -> None:
-        """Give every group of ranks this world's time limit.
-
-        DeepSpeed makes groups without one, which would wait half an hour for a rank that hangs. To be called after
-        each engine is made.
-        """
-        # torch has no public way to do it to a group that is there
-        for group in dist.distributed_c10d._world.pg_map:
-            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=self.timeout_s), group)
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, on every rank."""

@@ -45,6 +45,10 @@ LEAST_S, MOST_S = 60.0, 400.0
 TIMES_AS_LONG = 8.0
 """A mutant that takes so much longer than its tests did is one they notice: it hangs."""
 PASSED = 0
+TIERS = ("unit", "parity", "distributed", "integration")
+WHOLE_RUNS = ("tests/integration/test_run.py", "tests/integration/test_resume.py")
+LEVELS, MOST_FILES = 3, 4
+"""How far from a module its tests are looked for, and how many files of them are run."""
 SECONDS_OF_A_FILE = 20.0
 """About, where nobody has measured it."""
 
@@ -94,17 +98,39 @@ def try_all(mutants: Sequence[Mutant], table: ReachTable, root: Path, scratch: P
 
 
 def importing_tests(file: str, root: Path) -> list[Reach]:
-    """Files of tests that name a module in an import: of those the table does not know, the nearest there are."""
+    """Files of tests for a module that the table does not know, as it runs in programs that tests start.
+
+    Those of its name and those that import it; else those that import what imports it; in the end whole runs.
+    """
+    texts = {one: one.read_text(encoding="utf-8") for one in sorted((root / "ted_ds").rglob("*.py"))}
+    tests = {
+        one: one.read_text(encoding="utf-8")
+        for tier in TIERS
+        for one in sorted((root / "tests" / tier).glob("test_*.py"))
+    }
+    level, seen = [file], {file}
+    for _ in range(LEVELS):
+        wanted = [_import_of(one) for one in level]
+        names = {f"test_{Path(one).stem}.py" for one in level}
+        found = [one for one, text in tests.items() if one.name in names or any(w.search(text) for w in wanted)]
+        if found:
+            found.sort(key=lambda one: one.name not in names)  # else unit tests first
+            return [Reach(one.relative_to(root).as_posix(), SECONDS_OF_A_FILE) for one in found[:MOST_FILES]]
+        above = {
+            one.relative_to(root / "ted_ds").as_posix()
+            for one, text in texts.items()
+            if any(pattern.search(text) for pattern in wanted)
+        }
+        level = sorted(above - seen)
+        seen |= above
+    return [Reach(one, SECONDS_OF_A_FILE) for one in WHOLE_RUNS if (root / one).is_file()] if len(seen) > 1 else []
+
+
+def _import_of(file: str) -> re.Pattern[str]:
     module = ".".join(("ted_ds", *Path(file).with_suffix("").parts)).removesuffix(".__init__")
     package, _, name = module.rpartition(".")
-    named = re.compile(rf"^\s*(from {module} |import {module}\b|from {package} import .*\b{name}\b)", re.MULTILINE)
-    tiers = ("unit", "parity", "distributed", "integration")
-    files = [one for tier in tiers for one in sorted((root / "tests" / tier).glob("test_*.py"))]
-    return [
-        Reach(one.relative_to(root).as_posix(), SECONDS_OF_A_FILE)
-        for one in files
-        if named.search(one.read_text(encoding="utf-8"))
-    ]
+    pattern = rf"^\s*(from {module} |import {module}\b|from {package} import .*\b{name}\b)"
+    return re.compile(pattern, re.MULTILINE)
 
 
 @contextlib.contextmanager

@@ -80,12 +80,20 @@ def test_every_mutant_of_the_package_is_python_and_something_else():
         assert ast.dump(ast.parse(mutant.apply(source))) != ast.dump(ast.parse(source)), mutant
 
 
-def test_tests_that_name_a_module_are_found():
-    found = [one.test for one in importing_tests("runtime/devices.py", ROOT)]
-    assert found == ["tests/unit/test_devices.py"]
-    assert "tests/unit/test_checkpoint_folders.py" in [
-        one.test for one in importing_tests("runtime/checkpoints/folders.py", ROOT)
-    ]
+@pytest.mark.parametrize(
+    ("module", "first"),
+    [
+        ("runtime/devices.py", "tests/unit/test_devices.py"),
+        ("runtime/checkpoints/folders.py", "tests/unit/test_checkpoint_folders.py"),
+        ("launching/supervise.py", "tests/unit/test_supervise.py"),  # by its name: it starts programs
+        ("chain.py", "tests/distributed/test_doctor.py"),  # through what imports it
+    ],
+)
+def test_a_module_that_the_table_does_not_know_has_tests_near_it(module, first):
+    assert first in [one.test for one in importing_tests(module, ROOT)]
+
+
+def test_nothing_tests_a_module_that_is_not_there():
     assert importing_tests("no/such_module.py", ROOT) == []
 
 
