@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ted_ds import __version__
+from ted_ds.config.environment import refuse_unknown_words
 from ted_ds.errors import StoppedOnRequest, TedError
 from ted_ds.launching.lasting_output import outlast_readers
 from ted_ds.launching.own_log import open_log
@@ -132,6 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _dispatch(options: argparse.Namespace) -> int:
     try:
+        refuse_unknown_words(os.environ)
         if options.verb == "supervise":
             return _supervise(options)
         if options.verb == "check":

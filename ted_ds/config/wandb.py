@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from ted_ds.config.environment import is_true
 from ted_ds.errors import ConfigError
 
 MODE_VARIABLE, DISABLED_VARIABLE = "WANDB_MODE", "WANDB_DISABLED"
@@ -25,8 +26,6 @@ MODE_OF_WORD = {
 """W&B's own words for ``$WANDB_MODE``, older ones included, and what they mean."""
 SENDING = ("online", "shared")
 """The modes in which numbers leave this machine; they need an account."""
-TRUE_WORDS, FALSE_WORDS = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
-"""Of ``$WANDB_DISABLED``, in capitals or not."""
 HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
 """W&B's own, one of which a login is for unless ``$WANDB_BASE_URL`` names another."""
 LONGEST_NAME = 128
@@ -42,7 +41,7 @@ def wandb_mode(wanted: str, environment: Mapping[str, str]) -> str:
     Raises:
         ConfigError: A variable has a word that W&B does not know, or contradicts the recipe.
     """
-    is_disabled = _is_true(environment, DISABLED_VARIABLE)
+    is_disabled = is_true(environment, DISABLED_VARIABLE)
     told = environment.get(MODE_VARIABLE)
     if told is not None and told not in MODE_OF_WORD:
         raise ConfigError(
@@ -108,10 +107,3 @@ def _netrc_files(environment: Mapping[str, str]) -> list[Path]:
     named = environment.get("NETRC")
     files = [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]
     return [file for file in files if os.access(file, os.R_OK)]
-
-
-def _is_true(environment: Mapping[str, str], name: str) -> bool:
-    word = environment.get(name, "").lower()
-    if word not in (*TRUE_WORDS, *FALSE_WORDS):
-        raise ConfigError(f"${name} is {environment[name]!r}: must be true or false; set it anew, or unset it")
-    return word in TRUE_WORDS

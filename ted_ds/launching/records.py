@@ -15,7 +15,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import psutil
+
 from ted_ds.launching.lasting_output import say_at_once
+from ted_ds.launching.processes import SAME_START_S
 from ted_ds.launching.starters import Told
 
 LOG_DIR = "TED_DS_LOG_DIR"
@@ -57,12 +60,15 @@ def record_file(folder: Path, rank: int) -> Path:
 
 def read_records(folder: Path) -> list[RankRecord]:
     """Those of an attempt, by rank; one that cannot be read just now is left out."""
-    found = []
-    for file in sorted(folder.glob("rank_*.json")):
-        # a network's file system may have none of it while it is replaced
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            found.append(RankRecord(**json.loads(file.read_text(encoding="utf-8"))))
-    return found
+    found = map(_read, sorted(folder.glob("rank_*.json")))
+    return [one for one in found if one is not None]
+
+
+def _read(file: Path) -> RankRecord | None:
+    # a network's file system may have none of it while it is replaced
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return RankRecord(**json.loads(file.read_text(encoding="utf-8")))
+    return None
 
 
 def log_file(folder: Path, rank: int) -> Path:
@@ -76,6 +82,16 @@ def log_folder(environment: Mapping[str, str]) -> Path | None:
     return Path(name) if name else None
 
 
+def _still_runs(record: RankRecord) -> bool:
+    """Whether the process that wrote a record can be seen to run on this host."""
+    if record.host != socket.gethostname() or record.process == os.getpid():
+        return False
+    try:
+        return psutil.Process(record.process).create_time() <= record.began + SAME_START_S
+    except psutil.Error:
+        return False
+
+
 class OwnRecord:
     """The record of this process."""
 
@@ -83,11 +99,17 @@ class OwnRecord:
         """Write down who this is.
 
         Raises:
-            OSError: The folder is not there, or cannot be written. (It is made by who starts the ranks: one that is
-                made here would be this host's own.)
+            OSError: The folder is not there, or cannot be written, or is another run's. (It is made by who starts the
+                ranks: one that is made here would be this host's own.)
         """
         self._folder = folder
         told = Told.by(os.environ)
+        before = _read(record_file(folder, told.rank))
+        if before is not None and before.ended is None and _still_runs(before):
+            raise FileExistsError(
+                f"rank {told.rank} of another run still writes there ({before.host}:{before.process}); give each run a "
+                "folder of its own"
+            )
         self._record = RankRecord(told.rank, told.num_ranks, socket.gethostname(), os.getpid(), time.time())
         self._record.write(folder)
 

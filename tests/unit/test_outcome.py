@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -117,3 +121,22 @@ def test_a_record_that_cannot_be_read_just_now_is_left_out(tmp_path):
 
 def test_the_variable_is_what_launchers_pass_on():
     assert LOG_DIR == "TED_DS_LOG_DIR"
+
+
+def test_the_folder_of_a_run_that_still_writes_is_not_shared(tmp_path, monkeypatch):
+    monkeypatch.setenv(LOG_DIR, str(tmp_path))
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        mine = RankRecord(0, 1, socket.gethostname(), other.pid, time.time())
+        mine.write(tmp_path)
+        with pytest.raises(
+            FileExistsError, match=rf"rank 0 of another run still writes there \(.*:{other.pid}\); give"
+        ):
+            OwnRecord(tmp_path)
+        replace(mine, began=mine.began - 1000).write(tmp_path)  # its number was given away again
+        OwnRecord(tmp_path).ended(0)
+        mine.write(tmp_path)
+    finally:
+        other.kill()
+        other.wait()
+    assert OwnRecord(tmp_path).rank == 0

@@ -6,6 +6,8 @@ import gzip
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -31,7 +33,7 @@ from ted_ds.data.stream.order import permuted, shuffled
 from ted_ds.data.stream.settings import StreamSettings, stream_settings
 from ted_ds.data.stream.units import Units
 from ted_ds.errors import DataError
-from tests.tiny import write_rows
+from tests.tiny import ROOT, write_rows
 
 SEPARATOR = 1
 PAD = 0
@@ -642,6 +644,25 @@ def test_workers_make_the_same_stream_and_the_same_states(tmp_path: Path, world_
     again = Run(of, world_size=world_size, workers=workers, state=alone.state())
     assert again.steps(5) == alone.steps(5)
     again.close()
+
+
+def test_workers_start_where_the_folder_for_temporary_files_has_a_long_name(tmp_path: Path) -> None:
+    data = write_texts(tmp_path / "a.jsonl", numbered(50))
+    program = (
+        "from pathlib import Path\nfrom tests.unit.test_stream import Run, make_settings\n"
+        f"if __name__ == '__main__':\n    print(len(Run(make_settings([Path({str(data)!r})]), workers=1).steps(2)))\n"
+    )
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    (tmp_path / "main.py").write_text(program)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "main.py")],
+        env={**os.environ, "TMPDIR": str(folder), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout == "2\n", done.stderr
 
 
 @pytest.mark.slow

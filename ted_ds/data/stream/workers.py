@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
+import os
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +24,9 @@ from ted_ds.errors import DataError
 STEPS_AHEAD = 2
 RESTARTS_PER_STEP = 3
 CHECK_INTERVAL_S = 2.0
+LONGEST_SOCKET_FOLDER = 70
+"""Bytes: a socket's path has room for 107, and Python adds two names of its own."""
+SHORT_FOLDERS = ("/tmp", "/dev/shm", "/var/tmp")  # noqa: S108 - for folders with names that nobody can know
 
 
 class LaneFailure(NamedTuple):
@@ -137,6 +143,7 @@ class LaneWorkers:
         if not self._num_workers:
             self._iterator = iter(dataset)
             return
+        _shorten_socket_paths()
         # forked from a clean process: this one has threads, communicators and maybe a CUDA context
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
@@ -151,6 +158,22 @@ class LaneWorkers:
             generator=torch.Generator(),  # or each start would draw from the one that dropout draws from
         )
         self._iterator = iter(loader)
+
+
+def _shorten_socket_paths() -> None:
+    """Let processes meet in another folder where ``$TMPDIR`` is too long for a socket's path."""
+    settings: Any = multiprocessing.current_process()._config  # type: ignore[attr-defined] # where Python keeps it
+    folder = settings.get("tempdir") or tempfile.gettempdir()
+    if len(os.fsencode(folder)) <= LONGEST_SOCKET_FOLDER:
+        return
+    for place in SHORT_FOLDERS:
+        with contextlib.suppress(OSError):
+            settings["tempdir"] = tempfile.mkdtemp(prefix="pymp-", dir=place)
+            return
+    raise DataError(
+        f"$TMPDIR: {folder} is too long for the sockets of data workers ({LONGEST_SOCKET_FOLDER} bytes), and none of "
+        f"{', '.join(SHORT_FOLDERS)} can be written; set it to a short path, or use data.workers: 0"
+    )
 
 
 def _as_is(part: Any) -> Any:
