@@ -18,6 +18,7 @@ from ted_ds.config.deepspeed_optimizers import (
     SCHEDULERS,
     check_typed_sections,
     optimizer_class,
+    steps_on_cpu,
 )
 from ted_ds.config.deepspeed_sections import check_sections, untested
 from ted_ds.config.json_object import read_json_object
@@ -258,7 +259,8 @@ def _choose_optimizer(
     if not on_gpu and optimizer_class(result) == "FusedAdam" and "torch_adam" not in parameters and torchs_own:
         parameters["torch_adam"] = True  # the same steps, without compiling DeepSpeed's for this processor
     chosen = optimizer_class(result)
-    if on_gpu and parameters.get("torch_adam") is True and not {"fused", "foreach"} & parameters.keys():
+    says_how = {"fused", "foreach"} & parameters.keys()
+    if on_gpu and parameters.get("torch_adam") is True and not says_how and not steps_on_cpu(result):
         parameters["fused"] = True
     messages = []
     for name in ("lr", "betas", "eps"):

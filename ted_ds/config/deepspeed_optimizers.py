@@ -78,12 +78,16 @@ SCHEDULERS: Mapping[str, frozenset[str]] = {
 }
 
 
+def steps_on_cpu(config: Mapping[str, Any]) -> bool:
+    """Whether the optimizer is offloaded."""
+    offload = (config.get("zero_optimization") or {}).get("offload_optimizer") or {}
+    return offload.get("device", "none") in ("cpu", "nvme")
+
+
 def optimizer_class(config: Mapping[str, Any]) -> str:
     """The class DeepSpeed will take for the ``optimizer`` section, one of :data:`PARAMETERS`."""
     section = config["optimizer"]
-    name, parameters = section["type"].lower(), section.get("params") or {}
-    offload = (config.get("zero_optimization") or {}).get("offload_optimizer") or {}
-    on_cpu = offload.get("device", "none") in ("cpu", "nvme")
+    name, parameters, on_cpu = section["type"].lower(), section.get("params") or {}, steps_on_cpu(config)
     if name in ("adam", "adamw"):
         if parameters.get("torch_adam") is True:
             decoupled = name == "adamw" or parameters.get("adam_w_mode", True)
@@ -123,7 +127,9 @@ def _check_form(section: Mapping[str, Any], name: str) -> Iterator[tuple[str, st
 
 def _check_optimizer(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     name, parameters = config["optimizer"]["type"], config["optimizer"].get("params", {})
-    lion = "" if _offloads(config) else "Lion"  # DeepSpeed's on the CPU; its FusedLion is for GPUs alone, and no test's
+    lion = (
+        "" if steps_on_cpu(config) else "Lion"
+    )  # DeepSpeed's on the CPU; its FusedLion is for GPUs alone, and no test's
     choices = [one for one in TESTED_OPTIMIZERS if one != lion]
     choice = f"use {', '.join(choices[:-1])} or {choices[-1]}"
     deepspeeds = {one.lower(): one for one in (*TESTED_OPTIMIZERS, *OTHER_OPTIMIZERS) if one != "SGD"}  # in any case
@@ -151,11 +157,6 @@ def _check_optimizer(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield from _check_parameters(parameters, "optimizer.params", known, PARAMETERS[owner] | more)
         if parameters.get("nesterov") is True and (not parameters.get("momentum") or parameters.get("dampening")):
             yield "optimizer.params.nesterov", "True: Nesterov momentum requires a momentum and zero dampening"
-
-
-def _offloads(config: Mapping[str, Any]) -> bool:
-    offload = (config.get("zero_optimization") or {}).get("offload_optimizer") or {}
-    return offload.get("device", "none") in ("cpu", "nvme")
 
 
 def _check_scheduler(section: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

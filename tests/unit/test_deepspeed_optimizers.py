@@ -196,6 +196,7 @@ def test_on_a_gpu_torchs_adamw_is_fused_unless_the_json_says_how() -> None:
         assert {key: given.get(key) for key in how} == how
         assert given.get("fused") is not True
     assert "fused" not in params({"optimizer": {"type": "AdamW"}}, on_gpu=True)  # DeepSpeed's own is
+    assert "fused" not in params({"optimizer": own, "zero_optimization": OFFLOAD}, on_gpu=True)
 
 
 def test_deepspeeds_timer_which_waits_for_the_device_is_off_unless_the_json_wants_it() -> None:
