@@ -64,14 +64,15 @@ def _all_say(text: str) -> bool:
     By the store alone: the others may still wait for this rank inside a collective of DeepSpeed's.
     """
     rank, size = dist.get_rank(), dist.get_world_size()
-    store = dist.PrefixStore("refused", dist.distributed_c10d._get_default_store())
+    store = dist.distributed_c10d._get_default_store()
+    said, heard = ([f"ted_ds/refusal/{what}/{other}" for other in range(size)] for what in ("said", "heard"))
     try:
-        store.set(str(rank), text)
-        store.wait([str(other) for other in range(size)], AGREEMENT_TIMEOUT)
-        unanimous = all(store.get(str(other)) == text.encode() for other in range(size))
-        store.set(f"read {rank}", "")
+        store.set(said[rank], text)
+        store.wait(said, AGREEMENT_TIMEOUT)
+        unanimous = all(store.get(key) == text.encode() for key in said)
+        store.set(heard[rank], "")
         if rank == 0:  # the store ends with it
-            store.wait([f"read {other}" for other in range(size)], AGREEMENT_TIMEOUT)
+            store.wait(heard, AGREEMENT_TIMEOUT)
     except RuntimeError:  # some rank is not here: each that is prints its own
         return False
     return unanimous
