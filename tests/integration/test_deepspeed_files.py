@@ -47,6 +47,7 @@ def test_what_only_deepspeed_itself_can_refuse_is_one_message_too(tmp_path: Path
     )
     assert output.count(told) == 1, output
     assert "Traceback" not in output
+    assert not (tmp_path / "run").exists()
 
 
 def test_hugging_faces_file_runs_and_its_schedule_is_followed(tmp_path: Path) -> None:
