@@ -324,9 +324,11 @@ def _node_of(config: dict[str, Any], path: str) -> tuple[dict[str, Any] | None, 
 
 def _leave_to_deepspeed(result: dict[str, Any]) -> None:
     """Take out the ``"auto"`` that DeepSpeed and transformers read as "as you like"."""
-    for section in ("zero_optimization", "fp16", "bf16"):
-        for key in [key for key, value in result.get(section, {}).items() if value == "auto" and key != "stage"]:
-            del result[section][key]
+    zero = result.get("zero_optimization", {})
+    parts = [zero, *(zero.get(part, {}) for part in ("offload_param", "offload_optimizer"))]
+    for section in (*parts, result.get("fp16", {}), result.get("bf16", {})):
+        for key in [key for key, value in section.items() if value == "auto" and key not in ("stage", "device")]:
+            del section[key]
 
 
 def _autos(node: Any, path: str = "") -> list[str]:
