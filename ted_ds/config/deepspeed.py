@@ -142,7 +142,13 @@ def remarks(config: Mapping[str, Any], plans: Mapping[str, PhasePlan], source: P
     if by_json:
         said.append(f"schedule by {config['scheduler']['type']} of {source}: {', '.join(by_json)}")
     if config["optimizer"] == DEFAULT_OPTIMIZER:
-        said.append(f"optimizer AdamW, as {source} names none")
+        said.append(f"optimizer: torch's AdamW with the recipe's values; {source} says no more")
+    if optimizer_class(config) in ("FusedAdam", "DeepSpeedCPUAdam"):
+        where = "offloaded" if steps_on_cpu(config) else "on GPUs"
+        said.append(
+            f"{source}: optimizer: {where} this is DeepSpeed's own Adam, whose steps no test of ted_ds compares; "
+            '"torch_adam": true takes torch\'s'
+        )
     keys = untested(config)
     if keys:
         said.append(

@@ -59,6 +59,11 @@ RATES = {"SGD": 0.2, "Adagrad": 0.01}
 RELATIVE, ABSOLUTE = 1e-4, 2e-5
 
 
+def stages_of(name: str) -> tuple[int, ...]:
+    """The ZeRO stages at which an optimizer is allowed, and there is something to compare."""
+    return (0,) if name == "Adagrad" else (1, 2, 3) if name in ZERO else (0, 1, 2, 3)
+
+
 def plan_of(name: str) -> PhasePlan:
     return PhasePlan(**PLAN, learning_rate=RATES.get(name, 1e-3))
 
@@ -118,7 +123,7 @@ def steps_of_torch(folder: Path, name: str) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_every_optimizer_of_the_list_steps_as_torchs_own_does(tmp_path: Path, world_size: int) -> None:
     write_models(tmp_path, KIND)
-    cases = [(name, stage) for name in OPTIMIZERS for stage in (0, 1, 2, 3) if stage or name not in ZERO]
+    cases = [(name, stage) for name in OPTIMIZERS for stage in stages_of(name)]
     (found, *_) = run_ranks(steps_of_engines, world_size, tmp_path, cases)
     failed = []
     expected = {name: steps_of_torch(tmp_path, name) for name in OPTIMIZERS}

@@ -270,7 +270,7 @@ def test_one_mistake_hides_no_other(tmp_path: Path) -> None:
 
 def test_what_no_test_compares_is_said(tmp_path: Path) -> None:
     config = {
-        "optimizer": OPTIMIZER,
+        "optimizer": {"type": "AdamW", "params": {"lr": "auto", "torch_adam": True}},
         "zero_optimization": {
             "stage": 3,
             "reduce_scatter": True,
