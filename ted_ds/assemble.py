@@ -34,6 +34,7 @@ from ted_ds.plan import Plan
 from ted_ds.run_folder import Run
 from ted_ds.runtime.cargo import Waybill
 from ted_ds.runtime.frozen import FrozenModel
+from ted_ds.runtime.initialize import check_config
 from ted_ds.runtime.pipeline import Travellers
 from ted_ds.runtime.preemption import StopNow, StopRequests
 from ted_ds.runtime.start import start_runner
@@ -72,6 +73,9 @@ class Assembly:
         assert plan.teacher is not None  # both are known once their files are here
         assert plan.student is not None
         self.deepspeed_json = with_sizes(read_deepspeed_json(recipe.deepspeed), plan.student.hidden_size)
+        with world.together():
+            for path, one in recipe.phase_plans().items():
+                check_config(str(recipe.deepspeed), self.engine_config(one, path), world.num_replicas)
         self.teacher_facts, self.student_facts = plan.teacher, plan.student
         self.terms = TASK_TERMS[recipe.task.kind]
         vocabulary = tokenizer.get_vocab() if isinstance(recipe.task, CausalLm) else {}

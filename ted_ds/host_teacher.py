@@ -12,7 +12,7 @@ from ted_ds.models.quantised import has_torchao, refuse_without_torchao
 from ted_ds.plan import Plan
 from ted_ds.run_folder import RUN_FILE, Run
 from ted_ds.runtime.free_memory import free_device_bytes, free_host_bytes
-from ted_ds.runtime.frozen import refuse_without_async_io
+from ted_ds.runtime.initialize import refuse_without_async_io
 from ted_ds.runtime.world import World
 
 
@@ -58,7 +58,7 @@ def host_teacher(recipe: Recipe, plan: Plan, run: Run, world: World, *, run_is_o
         if hosting.host == "int8":
             refuse_without_torchao()
         if hosting.host == "nvme_offload":
-            refuse_without_async_io()
+            refuse_without_async_io("teacher.host: nvme_offload", "cpu_offload")
     return run, hosting
 
 

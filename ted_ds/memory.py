@@ -158,7 +158,7 @@ def gib(size: float) -> str:
 
 
 def _states_bytes(optimizer: Mapping[str, Any]) -> int:
-    """Of an optimizer, per parameter: two numbers of Adam, one of Adagrad, Lion and a momentum."""
+    """Of an optimizer, per parameter: two numbers of Adam, one of Adagrad and a momentum."""
     name = optimizer["type"].lower()
     if name == "sgd":
         return STATES_BYTES // 2 if optimizer.get("params", {}).get("momentum") else 0

@@ -18,6 +18,7 @@ from ted_ds.config.deepspeed_optimizers import (
     SCHEDULERS,
     check_typed_sections,
     optimizer_class,
+    steps_on_cpu,
 )
 from ted_ds.config.deepspeed_sections import check_sections, untested
 from ted_ds.config.json_object import read_json_object
@@ -141,7 +142,13 @@ def remarks(config: Mapping[str, Any], plans: Mapping[str, PhasePlan], source: P
     if by_json:
         said.append(f"schedule by {config['scheduler']['type']} of {source}: {', '.join(by_json)}")
     if config["optimizer"] == DEFAULT_OPTIMIZER:
-        said.append(f"optimizer AdamW, as {source} names none")
+        said.append(f"optimizer: torch's AdamW with the recipe's values; {source} says no more")
+    if optimizer_class(config) in ("FusedAdam", "DeepSpeedCPUAdam"):
+        where = "offloaded" if steps_on_cpu(config) else "on GPUs"
+        said.append(
+            f"{source}: optimizer: {where} this is DeepSpeed's own Adam, whose steps no test of ted_ds compares; "
+            '"torch_adam": true takes torch\'s'
+        )
     keys = untested(config)
     if keys:
         said.append(
@@ -258,7 +265,8 @@ def _choose_optimizer(
     if not on_gpu and optimizer_class(result) == "FusedAdam" and "torch_adam" not in parameters and torchs_own:
         parameters["torch_adam"] = True  # the same steps, without compiling DeepSpeed's for this processor
     chosen = optimizer_class(result)
-    if on_gpu and parameters.get("torch_adam") is True and not {"fused", "foreach"} & parameters.keys():
+    says_how = {"fused", "foreach"} & parameters.keys()
+    if on_gpu and parameters.get("torch_adam") is True and not says_how and not steps_on_cpu(result):
         parameters["fused"] = True
     messages = []
     for name in ("lr", "betas", "eps"):
@@ -322,9 +330,11 @@ def _node_of(config: dict[str, Any], path: str) -> tuple[dict[str, Any] | None, 
 
 def _leave_to_deepspeed(result: dict[str, Any]) -> None:
     """Take out the ``"auto"`` that DeepSpeed and transformers read as "as you like"."""
-    for section in ("zero_optimization", "fp16", "bf16"):
-        for key in [key for key, value in result.get(section, {}).items() if value == "auto" and key != "stage"]:
-            del result[section][key]
+    zero = result.get("zero_optimization", {})
+    parts = [zero, *(zero.get(part, {}) for part in ("offload_param", "offload_optimizer"))]
+    for section in (*parts, result.get("fp16", {}), result.get("bf16", {})):
+        for key in [key for key, value in section.items() if value == "auto" and key not in ("stage", "device")]:
+            del section[key]
 
 
 def _autos(node: Any, path: str = "") -> list[str]:

@@ -15,9 +15,18 @@ from ted_ds.config.nearest import nearest
 TYPED_SECTION_KEYS = ("type", "params", "legacy_fusion")
 DEFAULT_OPTIMIZER: Mapping[str, Any] = {"type": "AdamW", "params": {"torch_adam": True}}
 """Where the JSON has none: what transformers takes then."""
-TESTED_OPTIMIZERS = ("AdamW", "Adam", "SGD", "Adagrad", "Lion")
-OTHER_OPTIMIZERS = ("Lamb", "Muon", "MuAdam", "MuAdamW", "MuSGD")
-"""DeepSpeed has them too."""
+TESTED_OPTIMIZERS = ("AdamW", "Adam", "SGD", "Adagrad")
+_COMPILED = "DeepSpeed compiles its own for GPUs, and no test of ted_ds compares its steps over ranks and ZeRO stages"
+_MUP = "it needs the package mup, and no test of ted_ds compares its steps over ranks and ZeRO stages"
+OTHER_OPTIMIZERS: Mapping[str, str] = {
+    "Lamb": "it scales each matrix's step by norms, of which a rank sees only its shard's under ZeRO",
+    "Lion": _COMPILED,
+    "Muon": "DeepSpeed clips its update under ZeRO 1 to 3, and its gradient under ZeRO 0: steps differ",
+    "MuAdam": _MUP,
+    "MuAdamW": _MUP,
+    "MuSGD": _MUP,
+}
+"""DeepSpeed has them too, but"""
 UNTESTED_OF_TORCH = tuple(
     "ASGD Adadelta Adafactor Adamax LBFGS NAdam RAdam RMSprop Rprop SparseAdam".split()  # noqa: SIM905 - see TESTED
 )
@@ -31,8 +40,6 @@ PARAMETERS: Mapping[str, frozenset[str]] = {
     "torch.optim.Adagrad": frozenset(
         {"lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps", "foreach", "fused"}
     ),
-    "DeepSpeedCPUAdagrad": frozenset({"lr", "eps", "weight_decay"}),
-    "DeepSpeedCPULion": frozenset({"lr", "betas", "weight_decay"}),
 }
 """By class; of what its constructor takes, what leaves the direction of a step to the recipe.
 ``tests/unit/test_deepspeed_optimizers.py`` holds it against the classes."""
@@ -78,20 +85,22 @@ SCHEDULERS: Mapping[str, frozenset[str]] = {
 }
 
 
+def steps_on_cpu(config: Mapping[str, Any]) -> bool:
+    """Whether the optimizer is offloaded."""
+    offload = (config.get("zero_optimization") or {}).get("offload_optimizer") or {}
+    return offload.get("device", "none") in ("cpu", "nvme")
+
+
 def optimizer_class(config: Mapping[str, Any]) -> str:
     """The class DeepSpeed will take for the ``optimizer`` section, one of :data:`PARAMETERS`."""
     section = config["optimizer"]
-    name, parameters = section["type"].lower(), section.get("params") or {}
-    offload = (config.get("zero_optimization") or {}).get("offload_optimizer") or {}
-    on_cpu = offload.get("device", "none") in ("cpu", "nvme")
+    name, parameters, on_cpu = section["type"].lower(), section.get("params") or {}, steps_on_cpu(config)
     if name in ("adam", "adamw"):
         if parameters.get("torch_adam") is True:
             decoupled = name == "adamw" or parameters.get("adam_w_mode", True)
             return "torch.optim.AdamW" if decoupled else "torch.optim.Adam"
         return "DeepSpeedCPUAdam" if on_cpu else "FusedAdam"
-    if name == "adagrad":
-        return "DeepSpeedCPUAdagrad" if on_cpu else "torch.optim.Adagrad"
-    return "DeepSpeedCPULion" if name == "lion" else "torch.optim.SGD"
+    return "torch.optim.Adagrad" if name == "adagrad" else "torch.optim.SGD"
 
 
 def check_typed_sections(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -123,39 +132,25 @@ def _check_form(section: Mapping[str, Any], name: str) -> Iterator[tuple[str, st
 
 def _check_optimizer(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     name, parameters = config["optimizer"]["type"], config["optimizer"].get("params", {})
-    lion = "" if _offloads(config) else "Lion"  # DeepSpeed's on the CPU; its FusedLion is for GPUs alone, and no test's
-    choices = [one for one in TESTED_OPTIMIZERS if one != lion]
-    choice = f"use {', '.join(choices[:-1])} or {choices[-1]}"
+    choice = f"use {', '.join(TESTED_OPTIMIZERS[:-1])} or {TESTED_OPTIMIZERS[-1]}"
     deepspeeds = {one.lower(): one for one in (*TESTED_OPTIMIZERS, *OTHER_OPTIMIZERS) if one != "SGD"}  # in any case
-    known = deepspeeds.get(name.lower(), name)
+    known: str = deepspeeds.get(name.lower()) or name
     if known in OTHER_OPTIMIZERS:
-        yield (
-            "optimizer.type",
-            f"{name!r}: under ZeRO it steps otherwise than on one rank, or no test says no; {choice}",
-        )
+        yield "optimizer.type", f"{name!r}: {OTHER_OPTIMIZERS[known]}; {choice}"
     elif known in UNTESTED_OF_TORCH:
         yield "optimizer.type", f"{name!r}: no test of ted_ds compares its steps over ranks and ZeRO stages; {choice}"
     elif known not in TESTED_OPTIMIZERS:
         close = nearest(name, TESTED_OPTIMIZERS)
         hint = f"did you mean {close}?" if close else choice
         yield "optimizer.type", f"{name!r}: DeepSpeed has none: module 'torch.optim' has no attribute {name!r}; {hint}"
-    elif known == lion:
-        yield (
-            "optimizer.type",
-            f"{name!r}: DeepSpeed's FusedLion is compiled for GPUs, and no test of ted_ds runs it; {choice}, or "
-            'offload the optimizer: "offload_optimizer": {"device": "cpu"}',
-        )
+    elif known == "Adagrad" and (config.get("zero_optimization") or {}).get("stage", 0) != 0:
+        yield "optimizer.type", f"{name!r}: DeepSpeed fails with it under ZeRO; use AdamW, Adam or SGD, or stage 0"
     else:
         owner = optimizer_class(config)
         more = ADAM_SWITCHES if "Adam" in owner else frozenset()
         yield from _check_parameters(parameters, "optimizer.params", known, PARAMETERS[owner] | more)
         if parameters.get("nesterov") is True and (not parameters.get("momentum") or parameters.get("dampening")):
             yield "optimizer.params.nesterov", "True: Nesterov momentum requires a momentum and zero dampening"
-
-
-def _offloads(config: Mapping[str, Any]) -> bool:
-    offload = (config.get("zero_optimization") or {}).get("offload_optimizer") or {}
-    return offload.get("device", "none") in ("cpu", "nvme")
 
 
 def _check_scheduler(section: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -19,7 +19,7 @@ from ted_ds.config.nearest import nearest
 _WHOLE = "not supported by ted_ds"
 _ELSEWHERE = "not supported by ted_ds, which saves and loads in its own way"
 _DIVISION = "ted_ds divides each loss once by its global count, which this would undo"
-_PRECISION = "the recipe's precision decides what is computed in which numbers"
+_PRECISION = "only precision in the recipe says what is computed in which numbers"
 _LOSSY = "it sends or keeps rounded numbers, so a step would depend on the number of ranks"
 _ALIEN = "it has no effect on how ted_ds runs a step"
 MUST_BE: Mapping[str, tuple[tuple[Any, ...], str]] = {
@@ -49,7 +49,7 @@ MUST_BE: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "data_types.param_dtype": ((None,), _PRECISION),
     "data_types.buffer_dtype": ((None,), _PRECISION),
     "data_types.keep_in_fp32_modules": ((None,), _PRECISION),
-    "torch_autocast.enabled": ((False,), f"contradicts the recipe: {_PRECISION}"),
+    "torch_autocast.enabled": ((False,), f"contradicts the recipe's precision: {_PRECISION}"),
     "bf16.bf16_master_weights_and_grads": ((False,), _LOSSY),
     "bf16.bf16_optimizer_states": ((False,), _LOSSY),
     "fp16.fp16_master_weights_and_grads": ((False,), _LOSSY),

@@ -29,7 +29,8 @@ class PhasePlan(Section):
     warmup_steps: int = Field(default=0, ge=0)
     """Steps of linear warm-up from 0 to ``learning_rate``."""
     schedule: Literal["linear", "cosine", "constant", "deepspeed"] = "linear"
-    """Shape after warm-up; ``deepspeed`` leaves it to the ``scheduler`` block of the DeepSpeed JSON."""
+    """Shape after warm-up; ``deepspeed`` leaves it to the ``scheduler`` block of the DeepSpeed JSON, as does a recipe
+    that does not set it."""
     gradient_clipping: float = Field(default=1.0, ge=0)
     """Largest global gradient norm; 0 switches clipping off."""
     weight_decay: float = Field(default=0.0, ge=0)

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from ted_ds.config.deepspeed import zero_stage
 from ted_ds.data.loader import Batch
-from ted_ds.errors import TopologyError
 from ted_ds.models.loading import num_parameters
 from ted_ds.models.predictions import Predictions
 from ted_ds.models.sharing import share_equal
@@ -87,21 +86,6 @@ def offload_to(host: str, folder: Path | None, largest_parameter: int) -> dict[s
         "pin_memory": pin_memory,
         "buffer_size": max(largest_parameter, SMALLEST_OFFLOAD_BUFFER),
     }
-
-
-def refuse_without_async_io() -> None:
-    """Make sure that DeepSpeed can read and write a disk beside other work.
-
-    Raises:
-        TopologyError: It cannot.
-    """
-    accelerator: Any = get_accelerator()
-    builder = accelerator.create_op_builder("AsyncIOBuilder")
-    if builder is None or not builder.is_compatible(verbose=False):
-        raise TopologyError(
-            "teacher.host: nvme_offload needs DeepSpeed's async_io, which cannot be built here: install libaio with "
-            "its headers (libaio-dev), or use cpu_offload"
-        )
 
 
 class FrozenModel:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.config import DeepSpeedConfig
 from torch import distributed as dist
 
-from ted_ds.errors import ConfigError, TedError
+from ted_ds.errors import ConfigError, TedError, TopologyError
 from ted_ds.runtime.device_faults import OF_DEVICES, is_device_fault
 from ted_ds.runtime.world import is_lost_rank
 
@@ -20,6 +23,37 @@ NOT_OF_THE_CONFIG = (TedError, torch.OutOfMemoryError, dist.DistError, MemoryErr
 AGREEMENT_TIMEOUT = timedelta(seconds=10)
 MOST_SHOWN = 600
 """Characters of DeepSpeed's own words."""
+
+
+def check_config(source: str, config: Mapping[str, Any], num_replicas: int) -> None:
+    """Let DeepSpeed read a completed config, before there is anything to lose. Every rank must call it.
+
+    Raises:
+        ConfigError: It refuses; on every rank.
+        TopologyError: It wants a disk that cannot be used beside other work.
+    """
+    ranks = SimpleNamespace(get_data_parallel_world_size=lambda: num_replicas)
+    with refusals(source):
+        DeepSpeedConfig(dict(config), mpu=ranks)
+    zero = config.get("zero_optimization") or {}
+    for part in ("offload_param", "offload_optimizer"):
+        if (zero.get(part) or {}).get("device") == "nvme":
+            refuse_without_async_io(f"{source}: zero_optimization.{part}.device: nvme", "cpu")
+
+
+def refuse_without_async_io(wanted_by: str, instead: str) -> None:
+    """Make sure that DeepSpeed can read and write a disk beside other work.
+
+    Raises:
+        TopologyError: It cannot.
+    """
+    accelerator: Any = get_accelerator()
+    builder = accelerator.create_op_builder("AsyncIOBuilder")
+    if builder is None or not builder.is_compatible(verbose=False):
+        raise TopologyError(
+            f"{wanted_by} needs DeepSpeed's async_io, which cannot be built here: install libaio with its headers "
+            f"(libaio-dev), or use {instead}"
+        )
 
 
 def initialize(source: str, **arguments: Any) -> Any:
@@ -65,14 +99,15 @@ def _all_say(text: str) -> bool:
     By the store alone: the others may still wait for this rank inside a collective of DeepSpeed's.
     """
     rank, size = dist.get_rank(), dist.get_world_size()
-    store = dist.distributed_c10d.PrefixStore("refused", dist.distributed_c10d._get_default_store())
+    store = dist.distributed_c10d._get_default_store()
+    said, heard = ([f"ted_ds/refusal/{what}/{other}" for other in range(size)] for what in ("said", "heard"))
     try:
-        store.set(str(rank), text)
-        store.wait([str(other) for other in range(size)], AGREEMENT_TIMEOUT)
-        unanimous = all(store.get(str(other)) == text.encode() for other in range(size))
-        store.set(f"read {rank}", "")
+        store.set(said[rank], text)
+        store.wait(said, AGREEMENT_TIMEOUT)
+        unanimous = all(store.get(key) == text.encode() for key in said)
+        store.set(heard[rank], "")
         if rank == 0:  # the store ends with it
-            store.wait([f"read {other}" for other in range(size)], AGREEMENT_TIMEOUT)
+            store.wait(heard, AGREEMENT_TIMEOUT)
     except RuntimeError:  # some rank is not here: each that is prints its own
         return False
     return unanimous

@@ -62,6 +62,13 @@ def test_an_optimizer_without_moments_needs_its_master_weights_alone():
     assert trained(2, "bf16", 1, optimizer="SGD").optimizer == 8000
 
 
+@pytest.mark.parametrize("optimizer", ["Adagrad", "SGD"])
+def test_an_optimizer_with_one_moment_needs_half_of_adams(optimizer):
+    momentum = {"momentum": 0.9} if optimizer == "SGD" else {}
+    config = {"optimizer": {"type": optimizer, "params": momentum}, "zero_optimization": {"stage": 2}}
+    assert trained_bytes([10] * 100, config=config, precision="bf16", world_size=1).optimizer == 4000 + 4000
+
+
 def test_what_is_offloaded_is_not_on_the_device():
     whole = Trained(3, 5, 7)
     offload = {"offload_optimizer": {"device": "cpu"}}
@@ -320,7 +327,7 @@ def test_stage_two_holds_the_filters_of_its_method(lm_run, method, kind, student
             ["teacher.host=replica", "teacher.offload_dir=/disk"],
             "offload_dir: host: replica does not use it; remove it",
         ),
-        (["teacher.host=disk"], "'replica', 'int8', 'zero3', 'cpu_offload' or 'nvme_offload'"),
+        (["teacher.host=disk"], "'disk': use auto, replica, int8, zero3, cpu_offload or nvme_offload"),
     ],
 )
 def test_hosts_that_make_no_sense_are_refused(lm_run, overrides, message):

@@ -79,7 +79,11 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "fp16": FP16,
         "optimizer": ALL_AUTO,
         "scheduler": DECAY,
-        "zero_optimization": {**ZERO_3, "offload_optimizer": ON_CPU, "offload_param": ON_CPU},
+        "zero_optimization": {
+            **ZERO_3,
+            "offload_optimizer": ON_CPU,
+            "offload_param": {**ON_CPU, "buffer_size": "auto"},
+        },
         **AUTO_BATCH,
     },
     "accelerate, ZeRO-1": {
