@@ -16,6 +16,8 @@ from ted_ds import __version__
 from ted_ds.config.deepspeed import read_deepspeed_json
 from ted_ds.config.redaction import without_secrets
 from ted_ds.config.schema import Recipe
+from ted_ds.data.reading.described import hash_of_ends
+from ted_ds.data.reading.extents import DataFile
 from ted_ds.data.reading.listing import DataListing
 from ted_ds.data.sources import is_remote
 from ted_ds.errors import ConfigError
@@ -48,7 +50,7 @@ def refuse_other_settings(world: World, recipe: Recipe) -> None:
 def refuse_other_files(world: World, models: Mapping[str, Path | None], listing: DataListing) -> None:
     """Make sure that all hosts see the same models and data; one rank of each looks. Every rank must call it.
 
-    Of a model's file, its size and both ends are compared; of data, the size.
+    Of a model's file, and of data, the size and both ends are compared.
 
     Raises:
         ConfigError: They do not; on every rank.
@@ -60,8 +62,8 @@ def refuse_other_files(world: World, models: Mapping[str, Path | None], listing:
             if folder is not None:
                 view.update(_look_at_model(side, folder))
         sources = (*listing.train, *(listing.evaluation or ()))
-        local = [file.url for source in sources for file in source.files if not is_remote(file.url)]
-        view.update({f"data {url}": _size_of(Path(url.removeprefix("file://"))) for url in local})
+        local = [file for source in sources for file in source.files if not is_remote(file.url)]
+        view.update({f"data {file.url}": _look_at_data(file) for file in local})
 
     world.first_on_host(look)
     _refuse(world, view if world.is_first_on_host else None)
@@ -94,8 +96,13 @@ def _look_at_model(side: str, folder: Path) -> dict[str, str]:
     return found
 
 
-def _size_of(file: Path) -> str:
-    return f"{file.stat().st_size:,} bytes" if file.is_file() else "no such file"
+def _look_at_data(file: DataFile) -> str:
+    path = Path(file.url.removeprefix("file://"))
+    if not path.is_file():
+        return "no such file"
+    size = path.stat().st_size
+    ends = f", {hash_of_ends(str(path), size)}" if file.ends_sha256 else ""  # of many files, only some are looked into
+    return f"{size:,} bytes{ends}"
 
 
 def _refuse(world: World, view: View | None) -> None:

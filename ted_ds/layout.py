@@ -17,7 +17,11 @@ from ted_ds.plan import PLAN_OF_PHASE
 from ted_ds.staging import FILTER_PHASES, filter_phases
 
 MODEL_FOLDER = "model"
-UNDECIDING_DATA_KEYS = {"padding", "workers", "bad_records"}
+UNDECIDING_DATA_KEYS: dict[str, Any] = {
+    **dict.fromkeys(("padding", "workers", "bad_records"), True),
+    # files are known by what they are, wherever they are
+    **{part: {"__all__": {"path"}} for part in ("train", "evaluation")},
+}
 """What may change in ``data`` without a change in results."""
 
 
@@ -53,6 +57,7 @@ class Layout:
             "evaluate": lambda: {
                 "models": {name: self.identity(path) for name, path in self.evaluated_paths().items()},
                 **self._in_8_bits(),
+                "data_files": self._assembly.listing.identity(),
                 **self._recipe_values("evaluation", "data", "task"),
             },
             "export": lambda: {"student": self._identity_in_run(self.distilled_path())},
@@ -111,7 +116,7 @@ class Layout:
             if plan is None
             else plan.model_dump(mode="json", exclude={"micro_batch_size", "micro_batch_tokens"}),
             "deepspeed": {key: self._assembly.deepspeed_json.get(key) for key in ("optimizer", "scheduler")},
-            "data_files": self._assembly.listing.sizes(),
+            "data_files": self._assembly.listing.identity(),
             **self._recipe_values("task", "data", "seed", "precision"),
         }
 

@@ -46,9 +46,10 @@ def train_from_recipe(recipe_path: str, overrides: Sequence[str]) -> None:
         **recipe.model_dump(
             mode="json",
             include={"tokenizer": True, "seed": True, "data": {"train", "evaluation", "heldout_fraction", "cleaning"}},
+            exclude={"data": {part: {"__all__": {"path"}} for part in ("train", "evaluation")}},
         ),
         "text_column": recipe.task.text_column,
-        "data_files": listing.sizes(),
+        "data_files": listing.identity(),
     }
     folder = PhaseFolder(recipe.output_dir / FOLDER, inputs)
     screen = Screen(shown=True)

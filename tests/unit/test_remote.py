@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import json
 import re
 import threading
@@ -17,6 +18,7 @@ import pytest
 
 from ted_ds.config.data import Source
 from ted_ds.data.reading import lines, listing
+from ted_ds.data.reading.described import MOST_ENDS, with_ends
 from ted_ds.data.reading.listing import Listing, list_source, read_extent, read_in_order
 from ted_ds.data.reading.records import START, BadRecord, Item
 from ted_ds.data.sources import locate
@@ -125,6 +127,13 @@ def test_a_url_is_listed_without_fetching_the_file(server: Server) -> None:
     assert server.fetched == []
     listed(server.put("a.json", content))  # a list?
     assert server.fetched == [(0, 64)]
+
+
+def test_of_many_files_the_ends_of_some_are_fetched() -> None:
+    assert [*with_ends(3)] == [0, 1, 2]
+    some = with_ends(10_000)
+    assert (len(some), some[0], some[-1]) == (MOST_ENDS, 0, 9_999)
+    assert max(after - before for before, after in itertools.pairwise(some)) <= 40
 
 
 def test_an_extent_fetches_itself_and_the_rest_of_its_last_line(server: Server) -> None:

@@ -10,7 +10,7 @@ from ted_ds.data.class_names import ClassNames, names_in_schema
 from ted_ds.data.reading.bytes import DamagedData, compression_of, decompressed_chunks, open_filesystem, read_range
 from ted_ds.data.reading.extents import DataFile
 from ted_ds.data.reading.tables import arrow_file, arrow_schema, parquet_metadata
-from ted_ds.data.sources import is_remote, without_query
+from ted_ds.data.sources import WEB, is_remote, without_query
 from ted_ds.errors import DataError
 
 END_BYTES = 2**14
@@ -56,11 +56,12 @@ def _describe(url: str, kind: str, documents: str, declared: ClassNames, *, has_
     size = filesystem.size(path)
     if size is None:
         raise DataError("its server does not tell its size")
+    has_ends = has_ends and not url.startswith(WEB)  # some servers would send all of a file in the place of its ends
     if size == 0:
         return DataFile(url, 0)
     is_of_lines = kind in FORMATS_OF_LINES
     head = read_range(url, 0, min(size, END_BYTES)) if has_ends or (is_of_lines and not is_remote(url)) else b""
-    ends = _hash_of_ends(url, size, head) if has_ends and whole else ""
+    ends = hash_of_ends(url, size, head) if has_ends and whole else ""
     if kind == "parquet":
         metadata = parquet_metadata(url)
         names = _agreed(declared, names_in_schema(metadata.metadata))
@@ -71,13 +72,14 @@ def _describe(url: str, kind: str, documents: str, declared: ClassNames, *, has_
             return DataFile(url, size, "file", ends_sha256=ends, class_names=names)
         return DataFile(url, size, "rows", len(arrow_file(url)), ends_sha256=ends, class_names=names)
     compression = compression_of(url)
+    may_be_array = kind == "json" and without_query(url).removesuffix(compression or "").endswith(".json")
     if compression is not None:
-        head = _decompressed(url, compression, size) if head or kind == "json" else b""
-    elif kind == "json" and not head:
+        head = _decompressed(url, compression, size) if head or may_be_array else b""
+    elif may_be_array and not head:
         head = read_range(url, 0, min(size, 64))
     if head.startswith(MARKS_OF_OTHER_ENCODINGS):
         raise DataError("it is text in UTF-16 or UTF-32; save it as UTF-8, such as with iconv -f UTF-16 -t UTF-8")
-    is_array = kind == "json" and _is_array(url, compression, head)
+    is_array = may_be_array and head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
     from_start = compression is not None or kind == "csv" or (kind == "text" and documents == "file")
     return DataFile(
         url,
@@ -90,7 +92,9 @@ def _describe(url: str, kind: str, documents: str, declared: ClassNames, *, has_
     )
 
 
-def _hash_of_ends(url: str, size: int, head: bytes) -> str:
+def hash_of_ends(url: str, size: int, head: bytes | None = None) -> str:
+    """A hash of the first and last ``END_BYTES`` of a file, the first of which may be known."""
+    head = read_range(url, 0, min(size, END_BYTES)) if head is None else head
     digest = hashlib.sha256(head)
     digest.update(read_range(url, max(size - END_BYTES, len(head)), size))
     return digest.hexdigest()[:16]
@@ -102,11 +106,6 @@ def _decompressed(url: str, compression: str, size: int) -> bytes:
     except DamagedData:
         return b""  # a fault once it is read
     return first.data if first else b""
-
-
-def _is_array(url: str, compression: str | None, head: bytes) -> bool:
-    name = without_query(url).removesuffix(compression or "")
-    return name.endswith(".json") and head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
 
 
 def _agreed(of_dataset: ClassNames, of_file: ClassNames) -> tuple[tuple[str, tuple[str, ...]], ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from ted_ds.data.reading.lines import read_json_lines, read_text_blocks, read_te
 from ted_ds.data.reading.records import DOUBLED, START, BadRecord, Item, Position, column_fault
 from ted_ds.data.reading.tables import read_arrow, read_parquet, read_remote_arrow
 from ted_ds.data.reading.whole import read_json_array, read_text_file
-from ted_ds.data.sources import declared_names, is_remote, locate
+from ted_ds.data.sources import declared_names, is_remote, locate, without_query
 from ted_ds.errors import DataError
 
 EXTENT_BYTES = 2**18
@@ -48,6 +49,20 @@ class Listing:
         """Whether all files can be read from any byte on."""
         return all(file.division == "bytes" for file in self.files)
 
+    def identity(self) -> dict[str, list[Any]]:
+        """What knows its files again wherever they are: names, below the folder they share, sizes, and ends.
+
+        A single file goes by any name.
+        """
+        places = [without_query(without_secrets(file.url)).split("/") for file in self.files]
+        folders = {tuple(place[:-1]) for place in places}
+        shared = sum(1 for _ in itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False)))
+        names = ["the file"] if len(places) == 1 else ["/".join(place[shared:]) for place in places]
+        return {
+            name: [file.size, file.ends_sha256, *([dict(file.class_names)] if file.class_names else [])]
+            for name, file in zip(names, self.files, strict=True)
+        }
+
     @property
     def num_bytes(self) -> int:
         """Size of all files, as stored."""
@@ -61,10 +76,10 @@ class DataListing:
     train: tuple[Listing, ...]
     evaluation: tuple[Listing, ...] | None
 
-    def sizes(self) -> dict[str, int]:
-        """Every data file and its size in bytes: tells a phase that its data has changed, without reading it."""
-        files = [file for one in (*self.train, *(self.evaluation or ())) for file in one.files]
-        return {without_secrets(file.url): file.size for file in files}
+    def identity(self) -> dict[str, dict[str, list[Any]]]:
+        """Of every source, :meth:`Listing.identity`: tells a phase that its data has changed, and not that it moved."""
+        parts = {"train": self.train, "evaluation": self.evaluation or ()}
+        return {f"{name}[{i}]": one.identity() for name, part in parts.items() for i, one in enumerate(part)}
 
 
 def list_data(data: Data) -> DataListing:

@@ -12,7 +12,7 @@ from ted_ds.data.stream.settings import StreamSettings
 from ted_ds.data.stream.workers import LaneWorkers
 from ted_ds.errors import DataError
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 class CorpusStream(Iterator[list[Batch]]):

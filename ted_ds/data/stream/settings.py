@@ -9,9 +9,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ted_ds.config.data import Cleaning, Data
-from ted_ds.config.redaction import without_secrets
 from ted_ds.config.tasks import CausalLm
 from ted_ds.data.reading.listing import Listing
+from ted_ds.data.stream.units import extent_bytes
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class SourceSettings:
     max_tokens: int | None
     """Tokens it may give; None: without end."""
 
-    def fingerprint(self) -> dict[str, Any]:
-        """What decides its documents and their order."""
-        own = {field.name: getattr(self, field.name) for field in fields(self)}
+    def fingerprint(self, num_lanes: int) -> dict[str, Any]:
+        """What decides its documents and their order, wherever its files are."""
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "name"}
         listing = self.listing
-        names = [without_secrets(file.url).rpartition("/")[2] for file in listing.files]
-        files = [(name, file.size, file.num_pieces) for name, file in zip(names, listing.files, strict=True)]
+        files = [listing.identity(), [(file.division, file.num_pieces) for file in listing.files]]
         digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
-        return own | {"listing": [listing.format, listing.text_documents, len(files), digest]}
+        about = [listing.format, listing.text_documents, len(listing.files), digest]
+        return own | {"listing": about, "extent_bytes": extent_bytes(listing, num_lanes)}
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ class StreamSettings:
     """On the way to one sequence; decides no content."""
 
     def fingerprint(self) -> dict[str, Any]:
-        """What a state must have been saved with; files by name and size, so that a corpus may move."""
+        """What a state must have been saved with; files by what they are, so that a corpus may move."""
         own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "most_bad_records"}
         if not self.start:
             del own["start"]  # states from before there was such a thing are of streams without it
-        sources = [source.fingerprint() for source in self.sources]
+        sources = [source.fingerprint(self.num_lanes) for source in self.sources]
         return json.loads(json.dumps(own | {"cleaning": self.cleaning.model_dump(), "sources": sources}))
 
 

@@ -14,6 +14,14 @@ EXTENTS_PER_LANE = 64
 SMALLEST_EXTENT_BYTES, SMALLEST_REMOTE_EXTENT_BYTES = 64, 2**14
 
 
+def extent_bytes(listing: Listing, num_lanes: int) -> int:
+    """How large the pieces are that a source is divided into for so many lanes."""
+    smallest = SMALLEST_EXTENT_BYTES
+    if any(is_remote(file.url) for file in listing.files):
+        smallest = SMALLEST_REMOTE_EXTENT_BYTES  # each is a request
+    return min(max(listing.num_bytes // (EXTENTS_PER_LANE * num_lanes), smallest), EXTENT_BYTES)
+
+
 @dataclass(frozen=True)
 class Unit:
     """What a lane reads at a time: an extent, or every n-th record of it."""
@@ -38,11 +46,7 @@ class Units:
     def __init__(self, listing: Listing, *, num_lanes: int, words: tuple[object, ...]) -> None:
         """Divide a source for ``num_lanes`` lanes, in an order that ``words`` decide."""
         self._num_lanes, self._words = num_lanes, words
-        smallest = SMALLEST_EXTENT_BYTES
-        if any(is_remote(file.url) for file in listing.files):
-            smallest = SMALLEST_REMOTE_EXTENT_BYTES  # each is a request
-        wanted = listing.num_bytes // (EXTENTS_PER_LANE * num_lanes)
-        self._extents = listing.extents(min(max(wanted, smallest), EXTENT_BYTES))
+        self._extents = listing.extents(extent_bytes(listing, num_lanes))
         # what cannot be divided by place is divided by record: each lane then reads past the records of the others
         self._num_parts = 1 if listing.is_divisible else -(-num_lanes // max(len(self._extents), 1))
 
