@@ -6,6 +6,7 @@ the defaults of a tokenizer's class add tokens when it is loaded.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -36,6 +37,15 @@ VOCABULARY_FILES = (
 """Files of which one set, at least, holds a vocabulary."""
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 EXTRA_TOKENS = ("additional_special_tokens", "extra_special_tokens")
+READING_SETTINGS = (
+    "do_lower_case",
+    "strip_accents",
+    "tokenize_chinese_chars",
+    "add_prefix_space",
+    "split_by_punct",
+    "split_special_tokens",
+)
+"""By which transformers' classes make steps of a tokenizer anew, whatever ``tokenizer.json`` says."""
 CLASS_ROLES: Mapping[str, Mapping[str, str]] = {
     "LlamaTokenizer": {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
     "GPT2Tokenizer": dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|endoftext|>"),
@@ -143,6 +153,7 @@ def _read_fast(folder: Path) -> TokenizerTraits:
         roles=roles,
         origins=origins,
         settings=_shown_settings(folder, settings),
+        sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
     )
 
 
@@ -239,6 +250,7 @@ def _shown_settings(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]
         "chat_template": template,
         "padding_side": settings.get("padding_side", "right"),
         "model_max_length": settings.get("model_max_length"),
+        **{key: settings[key] for key in READING_SETTINGS if key in settings},
     }
 
 

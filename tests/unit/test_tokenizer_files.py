@@ -392,6 +392,10 @@ def unlisted(content: dict[str, Any]) -> None:
             edit("tokenizer_config.json", bos_token="[CLS]"),
             "bos_token is none to the teacher and '[CLS]' to the student",
         ),
+        (
+            edit("tokenizer_config.json", do_lower_case=True),
+            "do_lower_case is none to the teacher and True to the student",
+        ),
         (edit("tokenizer_config.json", padding_side="left"), "padding_side is 'right' to the teacher and 'left' to"),
         (edit("tokenizer_config.json", model_max_length=512), "to the teacher and 512 to the student"),
         (edit("tokenizer_config.json", chat_template="{{ messages }}"), "only the student has a chat template"),
