@@ -117,7 +117,7 @@ def read_model_facts(folder: Path) -> ModelFacts:
     except (ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{file}: not a transformers model config ({error!r})") from error
     for weights in weight_files(folder):
-        shapes |= _read_shapes(weights)
+        shapes |= read_shapes(weights)
     facts = _facts(config, shapes)
     classifies = any("SequenceClassification" in name for name in facts.architectures)
     refuse_other_shapes(
@@ -240,7 +240,7 @@ def read_ahead(folder: Path, most_bytes: int) -> None:
                 pass
 
 
-def _read_shapes(file: Path) -> dict[str, Shape]:
+def read_shapes(file: Path) -> dict[str, Shape]:
     """The shapes of a file's tensors; makes sure that it is whole."""
     size = file.stat().st_size
     try:
