@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ted_ds.assemble_models import ModelMaker
-from ted_ds.config.deepspeed import complete, read_deepspeed_json
+from ted_ds.config.deepspeed import complete, read_deepspeed_json, schedule_of, with_sizes
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.schema import Recipe
 from ted_ds.config.tasks import CausalLm, SequenceClassification
@@ -24,6 +25,7 @@ from ted_ds.data.tasks import LabelledData, TaskData
 from ted_ds.errors import StoppedOnRequest
 from ted_ds.evaluation.scoring import evaluate
 from ted_ds.hosting import Hosting
+from ted_ds.models.companions import Origins
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.loading import DTYPES
 from ted_ds.models.taps import TappedModel
@@ -66,15 +68,17 @@ class Assembly:
         self.ledger: Ledger | None = None  # likewise
         self.stops = stops
         self.run, self.hosting = run, hosting
-        self.deepspeed_json = read_deepspeed_json(recipe.deepspeed)
         self.dtype = DTYPES[recipe.precision]
         assert plan.teacher is not None  # both are known once their files are here
         assert plan.student is not None
+        self.deepspeed_json = with_sizes(read_deepspeed_json(recipe.deepspeed), plan.student.hidden_size)
         self.teacher_facts, self.student_facts = plan.teacher, plan.student
         self.terms = TASK_TERMS[recipe.task.kind]
         vocabulary = tokenizer.get_vocab() if isinstance(recipe.task, CausalLm) else {}
         self.num_shared_ids = max(vocabulary.values()) + 1 if vocabulary else None
         self.collate = _collator(recipe, tokenizer)
+        student_path = recipe.student.path  # local folders, both: hub models were fetched
+        self.origins = Origins(Path(recipe.teacher.path), None if student_path is None else Path(student_path))
         self.models = ModelMaker(
             recipe,
             world,
@@ -83,6 +87,8 @@ class Assembly:
             screen=screen,
             hosting=hosting,
             largest_of_teacher=max(plan.teacher.parameters.sizes),
+            last_token_ids=data.last_token_ids,
+            origins=self.origins,
         )
 
     def layers(self, side: str) -> tuple[int, ...]:
@@ -108,6 +114,7 @@ class Assembly:
             precision=self.recipe.precision,
             world_size=self.world.num_replicas,
             source=self.recipe.deepspeed,
+            on_gpu=self.world.device.type == "cuda",
         )
 
     @contextlib.contextmanager
@@ -147,7 +154,8 @@ class Assembly:
                 isolated=self.collate.isolate_documents,
             ),
             config=config,
-            schedule=plan.schedule,
+            schedule=schedule_of(self.deepspeed_json, plan),
+            source=str(self.recipe.deepspeed),
             warmup_steps=plan.warmup_steps,
             max_steps=plan.max_steps,
             weight_decay=plan.weight_decay,

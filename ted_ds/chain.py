@@ -12,7 +12,6 @@ from typing import Any
 from ted_ds.assemble import Assembly
 from ted_ds.assemble_stages import build_stage_one, build_stage_two
 from ted_ds.config.phase_plan import PhasePlan
-from ted_ds.config.tasks import CausalLm
 from ted_ds.errors import CheckpointError
 from ted_ds.export import export_student
 from ted_ds.fill_cache import cached_teacher, retire_cache
@@ -37,7 +36,8 @@ def cut_student(build: Assembly, teacher: Path, place: Path) -> None:
     """Write the student that the recipe cuts out of a teacher. On one rank only."""
     from_teacher = build.recipe.student.from_teacher
     assert from_teacher is not None
-    cut(teacher, place, blocks=from_teacher.blocks, family=family_of(build.teacher_facts.model_type))
+    family = family_of(build.teacher_facts.model_type)
+    cut(teacher, place, blocks=from_teacher.blocks, family=family, origins=build.origins)
 
 
 class Chain:
@@ -280,11 +280,10 @@ class Chain:
         build.world.on_main(functools.partial(folder.write, write))
 
     def _export(self, folder: PhaseFolder) -> None:
-        causal_lm = isinstance(self._recipe.task, CausalLm)
-
         def write(place: Path) -> dict[str, Any]:
-            export_student(self._layout.distilled_path(), place, causal_lm=causal_lm)
-            return {"student": self._layout.identity(self._layout.distilled_path())}
+            student, origins = self._layout.distilled_path(), self._assembly.origins
+            export_student(student, place, recipe=self._recipe, origins=origins)
+            return {"student": folder.inputs["student"]}
 
         self._assembly.world.on_main(functools.partial(folder.write, write))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ted_ds import __version__
 from ted_ds.errors import StoppedOnRequest, TedError
+from ted_ds.launching.lasting_output import outlast_readers
 from ted_ds.launching.own_log import open_log
 from ted_ds.launching.records import LOG_DIR, log_folder
 
@@ -135,12 +136,10 @@ def _dispatch(options: argparse.Namespace) -> int:
             return _supervise(options)
         if options.verb == "check":
             from ted_ds.communication import Link, describe_traffic
-            from ted_ds.config.load import load_recipe
             from ted_ds.hosting import describe_memory
-            from ted_ds.plan import describe, make_plan
+            from ted_ds.plan import describe, plan_recipe
 
-            recipe = load_recipe(options.recipe, options.overrides)
-            plan = make_plan(recipe, num_ranks=options.ranks, source=options.recipe)
+            recipe, plan = plan_recipe(options.recipe, options.overrides, num_ranks=options.ranks)
             print(describe(recipe, plan, num_ranks=options.ranks))
             print(describe_memory(recipe, plan, num_ranks=options.ranks), end="")
             if options.link_gbit is not None:
@@ -170,6 +169,7 @@ def entry() -> None:
 
     Ends it at once where torch was at work: the teardown of its threads aborts about one normal exit in ten.
     """
+    outlast_readers()
     options = parse()
     try:
         log = open_log() if options.verb in VERBS_OF_RANKS else None

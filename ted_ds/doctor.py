@@ -21,7 +21,7 @@ from ted_ds.layout import Layout
 from ted_ds.numerics.filters import Match
 from ted_ds.numerics.losses import feature_mse_sum
 from ted_ds.phases import model_identity
-from ted_ds.preflight import heldout_guess, vet_knowledge, vet_weights
+from ted_ds.preflight import heldout_guess, vet_composition, vet_knowledge, vet_weights
 from ted_ds.runtime.engine import TrainableEngine
 from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.runtime.sharding import collect_garbage, whole_parameters
@@ -177,20 +177,19 @@ class Doctor:
     def _look_at_student(self, path: Path, *, is_ready: bool) -> None:
         model = self._build.models.frozen("student", path, new_head_allowed=True)
         verdict = vet_knowledge(self._build, "student", model)
-        self._look_at_fresh("student", model)
+        self._look_at_model("student", model)
         model.release()
         if verdict.status == "fail" and "not finite" not in verdict.detail:  # it has yet to learn
             when = "" if is_ready else " (before Stage 0)"
             verdict = Verdict(verdict.check, "warn", verdict.detail + when)
         self._verdicts.append(verdict)
 
-    def _look_at_fresh(self, name: str, model: FrozenModel) -> None:
-        """Which weights start random; a teacher that will not be trained may have none (it would not have loaded)."""
+    def _look_at_model(self, name: str, model: FrozenModel) -> None:
+        """Which weights start random (of a teacher that will not be trained, none), and whether rows stay apart."""
         fresh = ", ".join(model.fresh_parameters)
-        if fresh:
-            self._add(f"{name} initialisation", "warn", f"not in its files, starts random: {fresh}")
-        else:
-            self._add(f"{name} initialisation", "pass", "every weight is in its files")
+        detail = f"not in its files, starts random: {fresh}" if fresh else "every weight is in its files"
+        self._add(f"{name} initialisation", "warn" if fresh else "pass", detail)
+        self._verdicts.append(vet_composition(self._build, name, model))
 
     def _look_at_stage_two(self, teacher: Path, student: Path, batch: Batch, *, is_ready: bool) -> None:
         build, plan = self._build, self._recipe.distill
@@ -204,7 +203,7 @@ class Doctor:
             build, config, teacher=teacher, student=student, filters=folders, new_head_allowed=not is_ready
         )
         if stage.teacher is not None:
-            self._look_at_fresh("teacher", stage.teacher)
+            self._look_at_model("teacher", stage.teacher)
             verdict = vet_knowledge(build, "teacher", stage.teacher)
             if not is_ready:
                 verdict = Verdict(verdict.check, "skip", f"{verdict.detail}; teacher.finetune is still to come")

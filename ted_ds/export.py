@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from ted_ds.config.schema import Recipe
+from ted_ds.config.tasks import CausalLm
 from ted_ds.errors import CheckpointError
+from ted_ds.models.companions import (
+    CARD,
+    CARD_PREFIXES,
+    LICENCE_PREFIXES,
+    Origins,
+    accompany,
+    hub_name,
+    papers_in,
+)
+from ted_ds.models.files import GENERATION_CONFIG_FILE, ModelFacts, read_model_facts, weight_files
+from ted_ds.models.folder import CONFIG_FILE, INDEX_FILE
 
 
-def export_student(student: Path, folder: Path, *, causal_lm: bool) -> None:
-    """Copy the student's files to ``folder`` and make sure that they load as they will at the user's.
+def export_student(student: Path, folder: Path, *, recipe: Recipe, origins: Origins) -> None:
+    """Copy the student to ``folder`` with what goes with it, and make sure that it loads as it will at the user's.
 
     Raises:
         CheckpointError: The copy does not load completely.
     """
-    shutil.copytree(student, folder, dirs_exist_ok=True)
-    auto: Any = AutoModelForCausalLM if causal_lm else AutoModelForSequenceClassification
+    index = student / INDEX_FILE
+    configs = [student / CONFIG_FILE, student / GENERATION_CONFIG_FILE, index]
+    for file in [*weight_files(student), *(one for one in configs if one.is_file())]:
+        shutil.copyfile(file, folder / file.name)
+    accompany(folder, origins)
+    (folder / CARD).write_text(_card(recipe, origins, read_model_facts(folder), folder), encoding="utf-8")
+    auto: Any = AutoModelForCausalLM if isinstance(recipe.task, CausalLm) else AutoModelForSequenceClassification
     try:
         _, report = auto.from_pretrained(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)
         AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -27,3 +46,38 @@ def export_student(student: Path, folder: Path, *, causal_lm: bool) -> None:
     problems = [f"{kind}: {sorted(report[kind])[:3]}" for kind in ("missing_keys", "unexpected_keys") if report[kind]]
     if problems:
         raise CheckpointError(f"{student}: does not export cleanly ({'; '.join(problems)}); distil it again")
+
+
+def _card(recipe: Recipe, origins: Origins, facts: ModelFacts, folder: Path) -> str:
+    """A model card that says what the model was made from; what those models are, their own cards say."""
+    names = {side: hub_name(origin) or origin.resolve().name for side, origin in origins.by_name.items()}
+    known = [name for origin in origins.by_name.values() if (name := hub_name(origin)) is not None]
+    cut = recipe.student.from_teacher
+    start = f"`{names.get('student', names['teacher'])}`" if cut is None else f"blocks {cut.blocks} of the teacher"
+    cards = papers_in(folder, CARD_PREFIXES)
+    licences = papers_in(folder, LICENCE_PREFIXES)
+    front = ["---", "library_name: transformers", "tags: [distillation, ted_ds]"]
+    front += [f"base_model: {json.dumps(known)}"] if known else []
+    lines = [
+        *front,
+        "---",
+        "",
+        f"# {recipe.name}",
+        "",
+        f"A {facts.model_type} of {facts.num_blocks} blocks and {facts.parameters.total:,} parameters, distilled with "
+        f"ted_ds (method {recipe.distill.method}, task {recipe.task.kind}). It is neither of the models it was made "
+        "from; what was measured of it is in `evaluate/evaluation.json` of its run.",
+        "",
+        f"- Teacher: `{names['teacher']}`. Tokenizer, chat template and how text is generated are the teacher's.",
+        f"- The student began as {start}.",
+    ]
+    if cards:
+        lines.append(f"- Cards of the models it was made from: {', '.join(f'`{name}`' for name in cards)}.")
+    if licences:
+        lines.append(
+            f"- Licences and notices that came with them: {', '.join(f'`{name}`' for name in licences)}. They bind "
+            "whoever uses this model or passes it on."
+        )
+    else:
+        lines.append("- No licence file came with them; whoever passes this model on has to look up theirs.")
+    return "\n".join(lines) + "\n"

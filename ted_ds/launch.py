@@ -10,13 +10,12 @@ from pathlib import Path
 from ted_ds.agreement import refuse_other_files, refuse_other_settings
 from ted_ds.assemble import Assembly
 from ted_ds.chain import Chain
-from ted_ds.config.load import load_recipe
 from ted_ds.config.redaction import without_secrets
 from ted_ds.config.schema import Recipe
 from ted_ds.contracts import broken_by_loaded
 from ted_ds.data.bad_records import Ledger
 from ted_ds.data.reading.listing import list_data
-from ted_ds.data.tasks import open_task_data
+from ted_ds.data.tasks import open_task_data, refuse_without_labels
 from ted_ds.data.tokenizers import traits_of
 from ted_ds.doctor import Doctor
 from ted_ds.errors import ConfigError, RankLostError, StoppedOnRequest
@@ -25,13 +24,14 @@ from ted_ds.fill_cache import plan_cache, refuse_useless_cache
 from ted_ds.host_teacher import host_teacher
 from ted_ds.layout import Layout
 from ted_ds.models.loading import fetch, load_tokenizer
-from ted_ds.plan import Plan, make_plan, model_sides
+from ted_ds.plan import Plan, make_plan, model_sides, plan_recipe
 from ted_ds.run_folder import begin_run, mark_stopped, new_run, read_run
+from ted_ds.runtime.arithmetic import set_arithmetic, without_effect
+from ted_ds.runtime.device_faults import as_device_fault, is_device_fault
 from ted_ds.runtime.preemption import StopRequests, shielded
 from ted_ds.runtime.rendezvous import find_ranks
 from ted_ds.runtime.world import World, is_lost_rank
 from ted_ds.screen import Screen
-from ted_ds.tokenizer_contracts import refuse_different_tokenizers
 from ted_ds.tracking import METRICS_FILE, Tracker
 
 JOIN_TIMEOUT_S = 1800.0
@@ -42,7 +42,7 @@ def run_phases(recipe_path: str, overrides: Sequence[str], wanted: Sequence[str]
 
     Raises:
         TedError: The same on every rank. Before the first phase starts nothing has been written.
-        RankLostError: On the ranks that are left, when one of them died or hangs.
+        RankLostError: On the ranks that are left, when one of them died or hangs, and on one whose GPU failed.
     """
     started = time.monotonic()
     stops = StopRequests()
@@ -51,6 +51,8 @@ def run_phases(recipe_path: str, overrides: Sequence[str], wanted: Sequence[str]
             _run_phases(recipe_path, overrides, wanted, stops, started)
         except RuntimeError as error:
             if not is_lost_rank(error):
+                if is_device_fault(error):
+                    raise as_device_fault(error) from error
                 raise
             seen = str(error).splitlines()[0].partition(". This is typically")[0]
             raise RankLostError(
@@ -145,11 +147,11 @@ def _prepare(
     recipe: Recipe | None = None
     failure: Exception | None = None
     try:
-        recipe = load_recipe(recipe_path, overrides)
-        if not in_pipeline:
-            recipe = recipe.without_pipeline()
         num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
-        make_plan(recipe, num_ranks=num_ranks, source=recipe_path, contracts_hold=contracts_hold)
+        recipe, _ = plan_recipe(
+            recipe_path, overrides, num_ranks=num_ranks, contracts_hold=contracts_hold, in_pipeline=in_pipeline
+        )
+        set_arithmetic(tf32=recipe.tf32, deterministic=recipe.deterministic, attention=recipe.attention)
     except Exception as error:  # a defect of ours on one rank must not leave the others waiting either
         failure = error
     timeout_s, num_stages = JOIN_TIMEOUT_S, 1
@@ -170,14 +172,14 @@ def _prepare(
     refuse_other_files(world, {"teacher": teacher, "student": student}, listing)
     with world.together():
         tokenizer = load_tokenizer(teacher)
-        if student is not None and contracts_hold:
-            refuse_different_tokenizers(tokenizer.get_vocab(), load_tokenizer(student).get_vocab())
         if contracts_hold:
             sides = model_sides(recipe, teacher, plan.teacher, student or teacher, plan.student)
             broken = broken_by_loaded(traits_of(tokenizer), *sides)
             if broken:
                 raise ConfigError("\n".join(f"{recipe_path}: {line}" for line in broken))
         data = open_task_data(recipe.data, recipe.task, tokenizer, listing, max_heldout=recipe.evaluation.max_examples)
+        with_labels = [path for path in recipe.phase_plans() if path != "distill" or recipe.distill.task_weight > 0]
+        refuse_without_labels(recipe.data, data, with_labels)
     assert tokenizer is not None
     assert data is not None
     screen = Screen(shown=world.is_main)
@@ -261,8 +263,13 @@ def _greet(assembly: Assembly) -> None:
     if plan.layer_pairs:
         screen.say(f"layers, student<-teacher: {' '.join(f'{s}<-{t}' for s, t in plan.layer_pairs)}")
     screen.say(f"teacher: {assembly.hosting.host}, {assembly.hosting.why}")
+    for remark in plan.remarks:
+        screen.say(f"note: {remark}")
     for doubt in plan.doubts:
         screen.say(f"WARN {doubt}")
+    idle = without_effect(tf32=recipe.tf32, device_type=world.device.type)
+    if idle is not None:
+        screen.say(f"WARN {idle}")
 
 
 def _show_results(screen: Screen, recipe: Recipe, chain: Chain, tracker: Tracker | None, seconds: float) -> None:

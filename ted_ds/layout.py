@@ -55,7 +55,7 @@ class Layout:
                 **self._in_8_bits(),
                 **self._recipe_values("evaluation", "data", "task"),
             },
-            "export": lambda: {"student": self.identity(self.distilled_path())},
+            "export": lambda: {"student": self._identity_in_run(self.distilled_path())},
         }
         return PhaseFolder(self._output / phase, inputs[phase]())
 
@@ -98,6 +98,10 @@ class Layout:
         if folder not in self._identities:
             self._identities[folder] = model_identity(folder)
         return self._identities[folder]
+
+    def _identity_in_run(self, folder: Path) -> dict[str, str]:
+        """What names a model that a phase left, for a manifest that leaves this machine: its path within the run."""
+        return {**self.identity(folder), "path": folder.relative_to(self._output).as_posix()}
 
     def _training_inputs(self, plan: PhasePlan | None, **models: Path) -> dict[str, Any]:
         return {

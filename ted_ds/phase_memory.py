@@ -10,8 +10,9 @@ from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.schema import Filters, Recipe
 from ted_ds.config.tasks import CausalLm
 from ted_ds.memory import ITEM_BYTES, Trained, activation_bytes, bucket_bytes, frozen_bytes, on_device, trained_bytes
+from ted_ds.mistakes import EAGER_ATTENTION_TYPES
 from ted_ds.models.files import ModelFacts, Parameters
-from ted_ds.plan import EAGER_ATTENTION_TYPES, Plan
+from ted_ds.plan import Plan
 from ted_ds.staging import FILTER_PHASES, filter_phases
 
 SHARDED_HOSTS = ("zero3", "cpu_offload", "nvme_offload")

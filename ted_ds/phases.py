@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ted_ds.models.files import weight_files
 from ted_ds.models.sentencepiece_model import MODEL_FILE
 
 MANIFEST = "phase.json"
+HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 
 
 def file_sha256(file: Path) -> str:
@@ -116,14 +118,26 @@ class PhaseFolder:
             shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """What differs between two nested dicts of inputs, in words; models are the same by their hash."""
+def differences(old: Any, new: Any) -> list[str]:
+    """What differs between two nested dicts of inputs, in words: settings first, then what files hold.
+
+    Models are the same by their hash, wherever they are. Of a hash, its beginning is enough to tell two apart.
+    """
+    found = sorted(_differences(old, new, ""), key=lambda difference: HASH.search(difference) is not None)
+    return [HASH.sub(r"\1...", difference) for difference in found]
+
+
+def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
     if isinstance(old, dict) and isinstance(new, dict):
-        if "sha256" in old and old["sha256"] == new.get("sha256"):
-            return []  # the same model, though its folder may have moved
-        return [
-            difference
-            for key in sorted(old.keys() | new.keys())
-            for difference in differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-        ]
-    return [] if old == new else [f"{path} was {old!r}, now {new!r}"]
+        if "sha256" in old and "sha256" in new:
+            if old["sha256"] != new["sha256"]:
+                yield f"{path} was {_model(old)}, now {_model(new)}"
+            return
+        for key in sorted(old.keys() | new.keys()):
+            yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif old != new:
+        yield f"{path} was {old!r}, now {new!r}"
+
+
+def _model(identity: Mapping[str, str]) -> str:
+    return f"{identity.get('path', '?')} (SHA-256 {identity['sha256']})"

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
 
-from ted_ds.config.deepspeed import complete, read_deepspeed_json, zero_stage
+from ted_ds.config.load import draft_mistakes, load_draft
 from ted_ds.config.schema import Recipe
-from ted_ds.config.tasks import CausalLm
+from ted_ds.config.without_effect import settings_without_effect
 from ted_ds.contracts import Side, broken_contracts, document_ends, doubts
-from ted_ds.data.sources import HUB_NAME, is_remote, locate, names_hub
-from ted_ds.errors import ConfigError, TedError
+from ted_ds.data.first_rows import FirstRows
+from ted_ds.data.sources import HUB_NAME
+from ted_ds.errors import ConfigError, raise_all
+from ted_ds.mistakes import Mistakes, check_data, check_deepspeed, check_model, check_tracking
 from ted_ds.models.files import ModelFacts, read_model_facts
+from ted_ds.models.folder import no_folder
 from ted_ds.numerics.layer_map import LayerPairs, make_layer_map
 from ted_ds.staging import FILTER_PHASES, Stage, filter_phases, plan_stages
 
-Result = TypeVar("Result")
-CAUSAL_LM_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gpt2")
-EAGER_ATTENTION_TYPES = ("deberta-v2",)
-KNOWN_TYPES = (*CAUSAL_LM_TYPES, "bert", "deberta-v2")
 PLAN_OF_PHASE = {
     "finetune_teacher": "teacher.finetune",
     "finetune_student": "student.finetune",
@@ -57,10 +54,14 @@ class Plan:
     """Width in which layers are matched; 0 where nothing is matched."""
     stages: Mapping[str, tuple[Stage, ...]]
     """The pipeline stages of each phase that trains, one where there is no pipeline; empty while a model is unknown."""
+    data: Mapping[str, FirstRows]
+    """The first rows of each source, by its place in the recipe."""
     text_ends: str | None = None
     """What is put around each text, in words; None while the teacher's tokenizer is unknown."""
     doubts: tuple[str, ...] = ()
     """What is no mistake in the models and should be known."""
+    remarks: tuple[str, ...] = ()
+    """What is worth saying of settings that are right."""
 
 
 def local_model(path: str) -> Path | None:
@@ -73,7 +74,7 @@ def local_model(path: str) -> Path | None:
     if folder.is_dir():
         return folder
     if folder.exists() or not HUB_NAME.match(path):
-        raise ConfigError(f"{path}: no such model folder")
+        raise ConfigError(f"{path}: {no_folder(folder)}")
     return None
 
 
@@ -89,54 +90,81 @@ def make_plan(recipe: Recipe, *, num_ranks: int = 1, source: str = "recipe", con
     Raises:
         ConfigError: Lists every mistake found.
     """
-    problems: list[str] = []
+    mistakes = Mistakes()
+    plan = _lay_out(recipe, mistakes, num_ranks=num_ranks, contracts_hold=contracts_hold)
+    raise_all([f"{source}: {mistake}" for mistake in mistakes.found])
+    return plan
 
-    def attempt(where: str, work: Callable[[], Result]) -> Result | None:
-        try:
-            return work()
-        except (TedError, ValueError) as error:
-            lines = str(error).splitlines()
-            problems.extend(f"{where}: {line}" if where else line for line in lines)
-            return None
 
-    _check_deepspeed(recipe, num_ranks, attempt)
-    for part, sources in (("train", recipe.data.train), ("evaluation", recipe.data.evaluation or [])):
-        for index, one in enumerate(sources):
-            if not is_remote(one.path) and not names_hub(one):  # those only once the run starts
-                attempt(f"data.{part}[{index}].path", functools.partial(locate, one))
+def plan_recipe(
+    path: str,
+    overrides: Sequence[str],
+    *,
+    num_ranks: int = 1,
+    contracts_hold: bool = True,
+    in_pipeline: bool = True,
+) -> tuple[Recipe, Plan]:
+    """Read a recipe and plan it; see :func:`make_plan`.
+
+    Args:
+        path: Its file.
+        overrides: Changes to it.
+        num_ranks: Ranks the batches must divide over.
+        contracts_hold: Whether models that break a contract are a mistake.
+        in_pipeline: Whether the recipe's pipeline is used.
+
+    Raises:
+        ConfigError: Lists every mistake in the recipe and in the files it names, whatever else is wrong.
+    """
+    draft = load_draft(path, overrides)
+    mistakes = draft_mistakes(draft)
+    recipe, plan = draft.recipe, None
+    if recipe is not None:
+        recipe = recipe if in_pipeline else recipe.without_pipeline()
+        found = Mistakes()
+        plan = _lay_out(recipe, found, num_ranks=num_ranks, contracts_hold=contracts_hold)
+        mistakes += [mistake for mistake in found.found if not draft.concerns_a_stand_in(mistake)]
+    raise_all([f"{path}: {mistake}" for mistake in mistakes])
+    assert recipe is not None
+    assert plan is not None
+    return recipe, plan
+
+
+def _lay_out(recipe: Recipe, mistakes: Mistakes, *, num_ranks: int, contracts_hold: bool) -> Plan:
+    remarks = check_deepspeed(recipe, num_ranks, mistakes)
+    data = check_data(recipe, mistakes)
     if recipe.output_dir.exists() and not recipe.output_dir.is_dir():
-        problems.append(f"output_dir: {recipe.output_dir} is a file; give a folder")
+        mistakes.add("output_dir", f"{recipe.output_dir} is a file; give a folder")
 
-    teacher_dir = attempt("teacher.path", lambda: local_model(recipe.teacher.path))
-    teacher = attempt("teacher.path", lambda: read_model_facts(teacher_dir)) if teacher_dir else None
+    check_tracking(recipe, mistakes)
+    teacher_dir = mistakes.attempt("teacher.path", lambda: local_model(recipe.teacher.path))
+    teacher = mistakes.attempt("teacher.path", lambda: read_model_facts(teacher_dir)) if teacher_dir else None
     student_dir, student = teacher_dir, None
     if recipe.student.path is not None:
         path = recipe.student.path
-        student_dir = attempt("student.path", lambda: local_model(path))
-        student = attempt("student.path", lambda: read_model_facts(student_dir)) if student_dir else None
+        student_dir = mistakes.attempt("student.path", lambda: local_model(path))
+        student = mistakes.attempt("student.path", lambda: read_model_facts(student_dir)) if student_dir else None
     elif teacher is not None:
-        student = attempt("student.from_teacher.blocks", lambda: _cut_facts(recipe, teacher))
+        student = mistakes.attempt("student.from_teacher.blocks", lambda: _cut_facts(recipe, teacher))
 
     if teacher is not None:
-        attempt("teacher.path", lambda: _check_model(recipe, teacher))
+        check_model(recipe, teacher, "teacher.path", mistakes)
     if student is not None and recipe.student.path is not None:
-        attempt("student.path", lambda: _check_model(recipe, student))
+        check_model(recipe, student, "student.path", mistakes)
     sides = model_sides(recipe, teacher_dir, teacher, student_dir, student)
     broken = [line for lines in broken_contracts(recipe, *sides).values() for line in lines]
     if contracts_hold:
-        problems += broken
+        mistakes.add("", *broken)
     layer_pairs: LayerPairs = ()
     filter_dim = 0
     if teacher is not None and student is not None and recipe.distill.method in ("lwd", "ted"):
-        layer_pairs = attempt("", lambda: _layer_pairs(recipe, student, teacher)) or ()
+        layer_pairs = mistakes.attempt("", lambda: _layer_pairs(recipe, student, teacher)) or ()
         own_dim = recipe.filters.dim if recipe.filters and recipe.distill.method == "ted" else None
         filter_dim = own_dim or teacher.hidden_size
     stages: Mapping[str, tuple[Stage, ...]] = {}
-    if not problems and teacher is not None and student is not None:
+    if not mistakes.found and teacher is not None and student is not None:
         facts = {"student": student, "teacher": teacher}
-        stages = attempt("", lambda: plan_stages(recipe, facts, layer_pairs, filter_dim)) or {}
-    if problems:
-        raise ConfigError("\n".join(f"{source}: {problem}" for problem in problems))
+        stages = mistakes.attempt("", lambda: plan_stages(recipe, facts, layer_pairs, filter_dim)) or {}
     return Plan(
         _phases(recipe),
         teacher,
@@ -144,58 +172,11 @@ def make_plan(recipe: Recipe, *, num_ranks: int = 1, source: str = "recipe", con
         layer_pairs,
         filter_dim,
         stages,
+        data,
         text_ends=document_ends(recipe, sides[0]) if sides[0] is not None and not broken else None,
+        remarks=(*settings_without_effect(recipe), *remarks),
         doubts=() if broken else tuple(doubts(recipe, *sides)),
     )
-
-
-def _check_deepspeed(recipe: Recipe, num_ranks: int, attempt: Callable[[str, Callable[[], object]], object]) -> None:
-    config = attempt("deepspeed", lambda: read_deepspeed_json(recipe.deepspeed))
-    if not isinstance(config, dict):
-        return
-    attempt("torch_compile", lambda: _check_compile(recipe, config))
-    attempt("pipeline.stages", lambda: _check_pipeline(recipe, config, num_ranks))
-    for path, plan in recipe.phase_plans().items():
-        attempt(
-            "",
-            lambda path=path, plan=plan: complete(
-                config,
-                plan,
-                plan_path=path,
-                precision=recipe.precision,
-                world_size=max(num_ranks // recipe.pipeline.stages, 1),
-                source=recipe.deepspeed,
-            ),
-        )
-
-
-def _check_compile(recipe: Recipe, config: dict[str, Any]) -> None:
-    if recipe.torch_compile and zero_stage(config) == 3:
-        raise ConfigError(
-            f"{recipe.deepspeed} shards weights (ZeRO-3), which are gathered inside the blocks that would be compiled; "
-            "use ZeRO stage 0, 1 or 2, or remove it"
-        )
-
-
-def _check_pipeline(recipe: Recipe, config: dict[str, Any], num_ranks: int) -> None:
-    num_stages = recipe.pipeline.stages
-    if num_stages == 1:
-        return
-    if num_ranks % num_stages:
-        raise ConfigError(
-            f"{num_stages} stages do not divide {num_ranks} ranks; use as many stages as ranks, or a divisor"
-        )
-    if zero_stage(config) > 1:
-        raise ConfigError(
-            f"{num_stages} stages, but {recipe.deepspeed} has ZeRO stage {zero_stage(config)}: DeepSpeed's pipelines "
-            "work with ZeRO stage 0 or 1; use ds_configs/deepspeed/zero1.json"
-        )
-    offload = (config.get("zero_optimization") or {}).get("offload_optimizer") or {}
-    if offload.get("device", "none") != "none":
-        raise ConfigError(
-            f"{num_stages} stages, but {recipe.deepspeed} offloads the optimizer, which is not supported with a "
-            "pipeline; remove offload_optimizer"
-        )
 
 
 def _cut_facts(recipe: Recipe, teacher: ModelFacts) -> ModelFacts:
@@ -208,26 +189,6 @@ def _cut_facts(recipe: Recipe, teacher: ModelFacts) -> ModelFacts:
             f"use 0..{teacher.num_blocks - 1}"
         )
     return replace(teacher, num_blocks=len(cut.blocks), parameters=teacher.parameters.cut(cut.blocks))
-
-
-def _check_model(recipe: Recipe, facts: ModelFacts) -> None:
-    if facts.model_type not in KNOWN_TYPES:
-        raise ConfigError(f"model type {facts.model_type!r} is not supported; use one of {', '.join(KNOWN_TYPES)}")
-    if isinstance(recipe.task, CausalLm) and facts.model_type not in CAUSAL_LM_TYPES:
-        raise ConfigError(f"a {facts.model_type} is no causal LM; use one of {', '.join(CAUSAL_LM_TYPES)}")
-    if recipe.attention in ("sdpa", "flash") and facts.model_type in EAGER_ATTENTION_TYPES:
-        raise ConfigError(f"a {facts.model_type} has no {recipe.attention} attention; use attention: auto")
-    key = "sequence_length" if isinstance(recipe.task, CausalLm) else "max_length"
-    multiple = recipe.data.padding.multiple_of
-    longest = -(-recipe.task.sequence_length // multiple) * multiple
-    if longest > facts.max_positions:
-        padded = f", padded to {longest}" if longest > recipe.task.sequence_length else ""
-        raise ConfigError(
-            f"task.{key} is {recipe.task.sequence_length}{padded}, but this model allows at most "
-            f"{facts.max_positions} tokens; lower task.{key}"
-        )
-    if recipe.data.padding.side == "left" and facts.model_type not in CAUSAL_LM_TYPES:
-        raise ConfigError(f"data.padding.side is left, but a {facts.model_type} reads its first token; use right")
 
 
 def model_sides(
@@ -279,6 +240,7 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
     if plan.layer_pairs:
         pairs = " ".join(f"{s}<-{t}" for s, t in plan.layer_pairs)
         lines.append(f"layers    student<-teacher {pairs}, matched in {plan.filter_dim} dimensions")
+    lines += [f"{place} {rows}" for place, rows in plan.data.items()]
     lines.append(f"phases    {' > '.join(plan.phases)}")
     replicas = max(num_ranks // recipe.pipeline.stages, 1)
     readers = f"{replicas} " + ("ranks" if recipe.pipeline.stages == 1 else "in parallel")
@@ -295,6 +257,7 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
         )
     if plan.text_ends is not None:
         lines.append(f"texts     {plan.text_ends}")
+    lines += [f"note      {remark}" for remark in plan.remarks]
     lines.append(f"output    {recipe.output_dir}")
     lines += [f"WARN      {doubt}" for doubt in plan.doubts]
     return "\n".join(lines)

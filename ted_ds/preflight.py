@@ -17,6 +17,7 @@ from ted_ds.models.files import weight_files
 from ted_ds.models.predictions import Predictions
 from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.vetting.baseline import NUM_EXAMPLES, Example, Guess, judge_against_guess, make_guess, read_examples
+from ted_ds.vetting.composition import judge_composition, mixed_lengths, numbers_of_rows
 from ted_ds.vetting.verdict import Verdict
 from ted_ds.vetting.weights import WeightCounts, count_weights, judge_weights
 
@@ -35,10 +36,12 @@ def vet_weights(build: Assembly, name: str, folder: Path) -> Verdict:
 
 def vet_knowledge(build: Assembly, name: str, model: FrozenModel) -> Verdict:
     """Whether a model is better at the task than a guess, on real held-out examples. Every rank must call it."""
+    is_lm = isinstance(build.recipe.task, CausalLm)
+    heldout = [sample for sample in build.data.heldout if is_lm or sample.label is not None]
     verdict: Verdict | None = None
     for count in NUM_EXAMPLES:
-        if verdict is None or (verdict.status in ("fail", "warn") and len(build.data.heldout) > NUM_EXAMPLES[0]):
-            verdict = _vet_on(build, name, model, build.data.heldout[:count])
+        if verdict is None or (verdict.status in ("fail", "warn") and len(heldout) > NUM_EXAMPLES[0]):
+            verdict = _vet_on(build, name, model, heldout[:count])
     assert verdict is not None
     return verdict
 
@@ -65,6 +68,28 @@ def _vet_on(build: Assembly, name: str, model: FrozenModel, heldout: Sequence[Sa
     everything = [example for of_rank in world.gather(examples) for example in of_rank]
     labels = task.labels if isinstance(task, LabelledTask) else []
     return judge_against_guess(name, everything, heldout_guess(build), labels=labels)
+
+
+@torch.no_grad()
+def vet_composition(build: Assembly, name: str, model: FrozenModel) -> Verdict:
+    """Whether a model makes the same of an example whatever is beside it in a batch. Every rank must call it."""
+    samples = mixed_lengths(build.data.heldout)
+    found: list[list[float]] = []
+
+    def look(rows: Sequence[Sample]) -> None:
+        batch = build.collate(rows).to(build.world.device)
+
+        def read(predictions: Predictions | None) -> None:
+            assert predictions is not None
+            found.extend(numbers_of_rows(predictions, batch.labels, build.terms))
+
+        model(batch.inputs, read)
+
+    for rows in (*([sample] for sample in samples), samples):  # by each rank alike: they may share a sharded model
+        look(rows)
+    alone, together = found[: len(samples)], found[len(samples) :]
+    # ranks of another machine may round in another way, but act on one verdict
+    return build.world.gather(judge_composition(name, alone, together, precision=build.recipe.precision))[0]
 
 
 def heldout_guess(build: Assembly) -> Guess:

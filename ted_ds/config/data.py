@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from ted_ds.config.section import Section
+from ted_ds.config.section import Section, rule
 
 WeightPoint = tuple[int, float]
 
@@ -41,9 +41,9 @@ class Source(Section):
     documents: Literal["line", "block", "file"] = "line"
     """Text files: what one document is; a ``block`` ends at a blank line."""
     name: str | None = None
-    """Configuration of a Hugging Face dataset."""
+    """Configuration of a Hugging Face dataset, or of a folder whose README.md names some."""
     split: str = "train"
-    """Split of a Hugging Face dataset, or of a folder that ``save_to_disk`` wrote."""
+    """Split of a Hugging Face dataset, of a folder laid out like one, or of what ``save_to_disk`` wrote."""
     weight: float | str | tuple[WeightPoint, ...] = 1.0
     """Corpora: relative share of the tokens; ``size``: the bytes of its files; or ``[[step, weight], ...]``, between
     which it changes linearly. Task data is used whole."""
@@ -125,10 +125,9 @@ class Data(Section):
     padding: Padding = Padding()
     length_grouping: LengthGrouping = LengthGrouping()
 
-    @model_validator(mode="after")
-    def _some_source_has_weight(self) -> Data:
+    @rule
+    def _some_source_has_weight(self) -> Iterator[str]:
         points = {step for one in self.train if isinstance(one.weight, tuple) for step, _ in one.weight}
         for step in sorted({0, *points}):
             if not any(weight_at(one.weight, step) for one in self.train):
-                raise ValueError(f"train: at step {step} every source has weight 0")
-        return self
+                yield f"train: at step {step} every source has weight 0"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from ted_ds.config.phase_plan import PhasePlan
-from ted_ds.config.section import Section
+from ted_ds.config.section import Section, rule
 
 
 class TeacherCache(Section):
@@ -41,13 +42,12 @@ class Teacher(Section):
     cache: TeacherCache | None = None
     """For task data that is seen several times; unset: the teacher runs beside the student in every step."""
 
-    @model_validator(mode="after")
-    def _offload_has_a_place(self) -> Teacher:
+    @rule
+    def _offload_has_a_place(self) -> Iterator[str]:
         if (self.host == "nvme_offload") and self.offload_dir is None:
-            raise ValueError("host: nvme_offload needs offload_dir, a folder on a fast disk of each node")
+            yield "host: nvme_offload needs offload_dir, a folder on a fast disk of each node"
         if self.host not in ("auto", "nvme_offload") and self.offload_dir is not None:
-            raise ValueError(f"offload_dir: host: {self.host} does not use it; remove it")
-        return self
+            yield f"offload_dir: host: {self.host} does not use it; remove it"
 
 
 class CutFromTeacher(Section):
@@ -56,11 +56,10 @@ class CutFromTeacher(Section):
     blocks: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
     """Blocks of the teacher to copy, numbered from 0 as in its parameter names."""
 
-    @model_validator(mode="after")
-    def _ascending(self) -> CutFromTeacher:
+    @rule
+    def _ascending(self) -> Iterator[str]:
         if sorted(set(self.blocks)) != self.blocks:
-            raise ValueError(f"blocks must be ascending and distinct, got {self.blocks}")
-        return self
+            yield f"blocks must be ascending and distinct, got {self.blocks}"
 
 
 class Student(Section):
@@ -76,8 +75,7 @@ class Student(Section):
     """Leave the token embeddings as they are, and an LM head that is tied to them: no gradients or optimizer state of
     them, and, while both models are whole on a rank, one copy of them for a student cut out of its teacher."""
 
-    @model_validator(mode="after")
-    def _one_origin(self) -> Student:
+    @rule
+    def _one_origin(self) -> Iterator[str]:
         if (self.path is None) == (self.from_teacher is None):
-            raise ValueError("give exactly one of path and from_teacher")
-        return self
+            yield "give exactly one of path and from_teacher"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from ted_ds.config.section import Section
+from ted_ds.config.section import Section, rule
 
 
 class PhasePlan(Section):
@@ -36,15 +37,14 @@ class PhasePlan(Section):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
 
-    @model_validator(mode="after")
-    def _steps_and_batches_fit(self) -> PhasePlan:
+    @rule
+    def _steps_and_batches_fit(self) -> Iterator[str]:
         if self.warmup_steps >= self.max_steps:
-            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be smaller than max_steps ({self.max_steps})")
+            yield f"warmup_steps ({self.warmup_steps}) must be smaller than max_steps ({self.max_steps})"
         if (self.micro_batch_size is None) == (self.micro_batch_tokens is None):
-            raise ValueError("give exactly one of micro_batch_size (examples) and micro_batch_tokens (padded tokens)")
+            yield "give exactly one of micro_batch_size (examples) and micro_batch_tokens (padded tokens)"
         if self.micro_batch_size is not None and self.global_batch_size % self.micro_batch_size:
-            raise ValueError(
+            yield (
                 f"global_batch_size ({self.global_batch_size}) must be a multiple of "
                 f"micro_batch_size ({self.micro_batch_size})"
             )
-        return self

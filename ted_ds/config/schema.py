@@ -6,16 +6,18 @@ Models are frozen and refuse unknown keys. Rules that need a file, a model or th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field
 
 from ted_ds.config.data import Data
 from ted_ds.config.pair import Student, Teacher
 from ted_ds.config.phase_plan import PhasePlan
-from ted_ds.config.section import Section
+from ted_ds.config.section import Section, rule
 from ted_ds.config.tasks import Task
+from ted_ds.config.wandb import refuse_bad_project
 
 NUM_SPECIAL_TOKENS = 4
 """Of a trained tokenizer: unknown, begin, end, padding."""
@@ -34,13 +36,12 @@ class LayerMap(Section):
     pairs: list[LayerPair] | None = None
     """For ``explicit``: ``[student_layer, teacher_layer]``, counted 1..L (0 is the embedding output)."""
 
-    @model_validator(mode="after")
-    def _options_of_kind(self) -> LayerMap:
+    @rule
+    def _options_of_kind(self) -> Iterator[str]:
         if (self.kind == "explicit") != (self.pairs is not None):
-            raise ValueError("pairs goes with kind: explicit, and only with it")
+            yield "pairs goes with kind: explicit, and only with it"
         if self.num_pairs is not None and self.kind != "uniform":
-            raise ValueError(f"num_pairs goes with kind: uniform, not {self.kind}")
-        return self
+            yield f"num_pairs goes with kind: uniform, not {self.kind}"
 
 
 class Filters(Section):
@@ -61,15 +62,14 @@ class Filters(Section):
     both: PhasePlan | None = None
     """Instead of the two: the filters of both models in one pass over the data."""
 
-    @model_validator(mode="after")
-    def _each_side_once(self) -> Filters:
+    @rule
+    def _each_side_once(self) -> Iterator[str]:
         given = [*self.plans]
         if given not in (["teacher", "student"], ["both"]):
-            raise ValueError(
+            yield (
                 f"give both (teacher and student learn in one pass), or teacher and student (a phase each); given: "
                 f"{' and '.join(given) or 'none of them'}"
             )
-        return self
 
     @property
     def plans(self) -> dict[str, PhasePlan]:
@@ -77,11 +77,10 @@ class Filters(Section):
         plans = {"teacher": self.teacher, "student": self.student, "both": self.both}
         return {name: plan for name, plan in plans.items() if plan is not None}
 
-    @model_validator(mode="after")
-    def _identity_is_linear(self) -> Filters:
+    @rule
+    def _identity_is_linear(self) -> Iterator[str]:
         if self.initialisation == "identity" and self.kind != "linear":
-            raise ValueError("initialisation: identity goes with kind: linear")
-        return self
+            yield "initialisation: identity goes with kind: linear"
 
 
 class Distill(PhasePlan):
@@ -116,9 +115,11 @@ class Evaluation(Section):
 class Tracking(Section):
     """Where numbers go."""
 
-    project: str = "ted_ds"
+    project: Annotated[str, AfterValidator(refuse_bad_project)] = "ted_ds"
+    """Of W&B."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """``auto``: online when an API key is set, else offline. A JSONL of the same numbers is always written."""
+    """``auto``: as ``$WANDB_DISABLED`` and ``$WANDB_MODE`` say, else online with an account and offline without one. A
+    JSONL of the same numbers is always written."""
     log_every_steps: int = Field(default=10, gt=0)
 
 
@@ -138,14 +139,13 @@ class Checkpoint(Section):
     asynchronous: bool = True
     """Write while training goes on; it needs host memory for a copy of this rank's part."""
 
-    @model_validator(mode="after")
-    def _archived_ones_are_saved(self) -> Checkpoint:
+    @rule
+    def _archived_ones_are_saved(self) -> Iterator[str]:
         if self.keep_every_steps is not None and (self.every_steps is None or self.keep_every_steps % self.every_steps):
-            raise ValueError(
+            yield (
                 f"keep_every_steps ({self.keep_every_steps}) must be a multiple of every_steps ({self.every_steps}): "
                 "only what is saved can be kept"
             )
-        return self
 
 
 class Pipeline(Section):
@@ -172,13 +172,12 @@ class TokenizerTraining(Section):
     max_documents: int | None = Field(default=None, gt=0)
     """Documents to read, from the sources in turn; unset: all of them."""
 
-    @model_validator(mode="after")
-    def _room_for_pieces(self) -> TokenizerTraining:
+    @rule
+    def _room_for_pieces(self) -> Iterator[str]:
         taken = NUM_SPECIAL_TOKENS + (NUM_BYTES if self.byte_fallback else 0)
         if self.vocab_size <= taken:
             what = f"{NUM_SPECIAL_TOKENS} special tokens" + (f" and {NUM_BYTES} bytes" if self.byte_fallback else "")
-            raise ValueError(f"vocab_size ({self.vocab_size}) must be above {taken}: {what} come first")
-        return self
+            yield f"vocab_size ({self.vocab_size}) must be above {taken}: {what} come first"
 
 
 class Recipe(Section):
@@ -191,6 +190,12 @@ class Recipe(Section):
     """DeepSpeed JSON of all trained phases."""
     pipeline: Pipeline = Pipeline()
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    tf32: bool = False
+    """Matrix products of fp32 values on GPUs: true drops 13 of 23 bits for several times the speed. False, as fp32 is
+    chosen for its bits: what is promised of ranks and layouts holds to fp32 rounding. Nothing changes on a CPU."""
+    deterministic: bool = False
+    """Use only algorithms that give the same bits each time; on a GPU slower, and without it runs that are repeated or
+    resumed differ by rounding there."""
     attention: Literal["auto", "eager", "sdpa", "flash"] = "auto"
     """How both models compute attention: ``auto`` is what transformers chooses; ``flash`` needs a GPU, the flash-attn
     package and 16-bit precision."""
@@ -221,59 +226,62 @@ class Recipe(Section):
     """How long a rank waits for the others, or for a disk, before it gives up; then the run ends, and the same command
     goes on from the last checkpoint."""
 
-    @model_validator(mode="after")
-    def _ted_has_filters(self) -> Recipe:
+    @rule
+    def _ted_has_filters(self) -> Iterator[str]:
         if self.distill.method == "ted" and self.filters is None:
-            raise ValueError("distill.method: ted needs a filters section (Stage I)")
-        if self.distill.method == "kd" and self.distill.kl_weight == 0:
-            raise ValueError("distill.method: kd needs a kl_weight above 0; without a teacher it is sft")
-        return self
+            yield "distill.method: ted needs a filters section (Stage I)"
 
-    @model_validator(mode="after")
-    def _cached_examples_come_again(self) -> Recipe:
+    @rule
+    def _every_method_has_its_term(self) -> Iterator[str]:
+        method, distill = self.distill.method, self.distill
+        if method == "sft" and distill.task_weight == 0:
+            yield "distill.task_weight: 0: method: sft trains on the task alone; use a weight above 0"
+        if method == "kd" and distill.kl_weight == 0:
+            yield "distill.method: kd needs a kl_weight above 0; without a teacher it is sft"
+        if method in ("lwd", "ted") and distill.feature_weight == 0:
+            yield f"distill.feature_weight: 0: method: {method} matches layers; use a weight above 0, or method: kd"
+
+    @rule
+    def _cached_examples_come_again(self) -> Iterator[str]:
         if self.teacher.cache is not None and self.task.kind == "causal_lm":
-            raise ValueError(
+            yield (
                 "teacher.cache: the packed sequences of a causal_lm do not come again; remove it (it is for task data)"
             )
         if self.teacher.cache is not None and self.distill.method == "sft":
-            raise ValueError("teacher.cache: distill.method: sft has no teacher; remove it")
-        return self
+            yield "teacher.cache: distill.method: sft has no teacher; remove it"
 
-    @model_validator(mode="after")
-    def _stages_hold_the_teacher(self) -> Recipe:
+    @rule
+    def _stages_hold_the_teacher(self) -> Iterator[str]:
         if self.pipeline.stages > 1 and self.teacher.cache is not None:
-            raise ValueError(
+            yield (
                 "teacher.cache: with pipeline.stages above 1 each stage runs its blocks of the teacher; remove one of "
                 "the two"
             )
         if self.pipeline.stages > 1 and self.precision == "fp16":
-            raise ValueError(
+            yield (
                 "precision: fp16: with pipeline.stages above 1 DeepSpeed does not sum up the gradients of tied weights "
                 "there; use bf16 or fp32"
             )
         if self.pipeline.stages > 1 and self.teacher.host not in ("auto", "replica", "int8"):
-            raise ValueError(
+            yield (
                 f"teacher.host: {self.teacher.host}: with pipeline.stages above 1 each stage holds its own blocks of "
                 "the teacher; use auto, replica or int8"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _flash_is_for_16_bits(self) -> Recipe:
+    @rule
+    def _flash_is_for_16_bits(self) -> Iterator[str]:
         if self.attention == "flash" and self.precision == "fp32":
-            raise ValueError("attention: flash needs precision bf16 or fp16; use sdpa with fp32")
-        return self
+            yield "attention: flash needs precision bf16 or fp16; use sdpa with fp32"
 
-    @model_validator(mode="after")
-    def _temperature_softens_something(self) -> Recipe:
+    @rule
+    def _temperature_softens_something(self) -> Iterator[str]:
         if self.task.kind == "regression" and "temperature" in self.distill.model_fields_set:
-            raise ValueError("distill.temperature: regression outputs are compared as numbers; remove it")
-        return self
+            yield "distill.temperature: regression outputs are compared as numbers; remove it"
 
-    @model_validator(mode="after")
-    def _lengths_differ(self) -> Recipe:
+    @rule
+    def _lengths_differ(self) -> Iterator[str]:
         if self.task.kind == "causal_lm" and self.data.length_grouping.window_steps > 1:
-            raise ValueError(
+            yield (
                 f"data.length_grouping.window_steps: {self.data.length_grouping.window_steps}: the packed sequences of "
                 "a causal_lm all have one length; remove it"
             )
@@ -284,16 +292,13 @@ class Recipe(Section):
                 continue
             given = f"{path}.micro_batch_tokens: {plan.micro_batch_tokens}"
             if self.task.kind == "causal_lm":
-                raise ValueError(
-                    f"{given}: the packed sequences of a causal_lm all have one length; use micro_batch_size"
-                )
-            if plan.micro_batch_tokens < longest:
+                yield f"{given}: the packed sequences of a causal_lm all have one length; use micro_batch_size"
+            elif plan.micro_batch_tokens < longest:
                 padded = f", padded to {longest}" if longest > self.task.sequence_length else ""
-                raise ValueError(
+                yield (
                     f"{given}: a text of task.max_length ({self.task.sequence_length}{padded}) would not fit; use "
                     f"{longest} or more"
                 )
-        return self
 
     def without_pipeline(self) -> Recipe:
         """The same on as many ranks without stages, each with its own data: batches are larger by so much."""

@@ -12,6 +12,9 @@ from typing import Any
 
 from ted_ds.errors import CheckpointError
 from ted_ds.models.config_agreement import BLOCK, Shape, refuse_other_shapes, token_ids
+from ted_ds.models.folder import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, no_weights, read_config
+from ted_ds.models.packed import NOTHING_PACKED, Packed, Quantisation, Stored, read_quantisation, unpack
+from ted_ds.models.rope_rules import rope_rules
 from ted_ds.models.share import Share
 
 MAX_HEADER_BYTES = 100_000_000
@@ -21,7 +24,6 @@ BUFFERS = (".attn.bias", ".attn.masked_bias", "position_ids", "rotary_emb.inv_fr
 TIED_BY_DEFAULT = ("gpt2", "bert", "deberta-v2")
 CLASSIFIERS = ("classifier.", "score.")
 LM_HEADS = ("lm_head.", "embed_out.", "cls.", "lm_predictions.", "mask_predictions.")
-
 GENERATION_CONFIG_FILE = "generation_config.json"
 
 
@@ -35,6 +37,8 @@ class Parameters:
     lm_head: int
     """Of an LM head of its own; 0 where that is the embeddings, or where there is none."""
     others: tuple[Shape, ...]
+    packed: Packed = NOTHING_PACKED
+    """What of them is kept in fewer bits, as in the files."""
 
     @property
     def total(self) -> int:
@@ -99,37 +103,43 @@ class ModelFacts:
     """Whether they hold an LM head, or the embeddings are one."""
     token_ids: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
     """Ids of special tokens that ``config.json`` and ``generation_config.json`` name, by file and key."""
+    rope_rules: tuple[str, ...] = ()
+    """How rotary positions come about."""
+    quantisation: Quantisation | None = None
+    """How the files hold the weights of blocks; None where every number is in 16 or 32 bits."""
 
 
 def read_model_facts(folder: Path) -> ModelFacts:
     """Read ``config.json`` and make sure that the weight files are whole.
 
     Raises:
-        CheckpointError: A file is missing or damaged, or the config is of another model than the weights.
+        CheckpointError: This is no folder of a known model; a file is missing or damaged, or the config is of another
+            model than the weights.
     """
-    file = folder / "config.json"
-    if not file.is_file():
-        raise CheckpointError(f"{folder}: no config.json here; give a transformers model folder")
-    shapes: dict[str, Shape] = {}
+    config = read_config(folder)
     try:
-        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        _facts(config, shapes)  # what is wrong with it comes before what is wrong with the weights
-    except (ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{file}: not a transformers model config ({error!r})") from error
-    for weights in weight_files(folder):
-        shapes |= read_shapes(weights)
+        quantisation = read_quantisation(config)
+        _facts(config, {})  # what is wrong with it comes before what is wrong with the weights
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: not a transformers model config ({error!r})") from error
+    tensors = read_tensors(folder)
+    shapes, packed, outside = unpack(tensors, quantisation)
     facts = _facts(config, shapes)
     classifies = any("SequenceClassification" in name for name in facts.architectures)
     refuse_other_shapes(
         config,
-        shapes,
+        {name: shape for name, shape in shapes.items() if name not in outside},
         folder=folder,
         num_labels=facts.num_labels if classifies else None,
         is_tied=_is_tied(config),
     )
-    ids = {file.name: token_ids(config), GENERATION_CONFIG_FILE: token_ids(read_generation_config(folder))}
+    ids = {CONFIG_FILE: token_ids(config), GENERATION_CONFIG_FILE: token_ids(read_generation_config(folder))}
     return replace(
         facts,
+        parameters=replace(facts.parameters, packed=packed),
+        quantisation=quantisation and replace(quantisation, outside_blocks=outside),
         has_classifier=any(name.startswith(CLASSIFIERS) for name in shapes),
         has_lm_head=_is_tied(config) or any(name.startswith(LM_HEADS) for name in shapes),
         token_ids=ids,
@@ -168,15 +178,16 @@ def _facts(config: dict[str, Any], shapes: Mapping[str, Shape]) -> ModelFacts:
         classifies = any("SequenceClassification" in name for name in config.get("architectures") or ())
         return ModelFacts(
             model_type=config["model_type"],
-            num_blocks=first("num_hidden_layers", "n_layer"),
-            hidden_size=first("hidden_size", "n_embd"),
-            num_heads=first("num_attention_heads", "n_head"),
-            vocab_size=config["vocab_size"],
-            max_positions=first("max_position_embeddings", "n_positions"),
+            num_blocks=int(first("num_hidden_layers", "n_layer")),
+            hidden_size=int(first("hidden_size", "n_embd")),
+            num_heads=int(first("num_attention_heads", "n_head")),
+            vocab_size=int(config["vocab_size"]),
+            max_positions=int(first("max_position_embeddings", "n_positions")),
             labels=labels if labels and any(name != f"LABEL_{i}" for i, name in enumerate(labels)) else None,
             num_labels=len(labels) or (2 if classifies else None),  # transformers leaves its default of two out
             architectures=tuple(config.get("architectures") or ()),
             parameters=_sort(shapes, first("num_hidden_layers", "n_layer"), config),
+            rope_rules=rope_rules(config),
         )
     except StopIteration as error:
         raise KeyError("depth, width, attention heads or longest sequence is missing") from error
@@ -202,28 +213,47 @@ def _sort(shapes: Mapping[str, Shape], num_blocks: int, config: Mapping[str, Any
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that make up a model: those its index names, else ``model*.safetensors``.
+    """The safetensors files that make up a model, as transformers chooses them: ``model.safetensors``, or the index's.
 
     (Some hub folders hold the same weights once more in another naming.)
 
     Raises:
         CheckpointError: There are none, or the index is damaged or names a missing file.
     """
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            files = sorted(folder / name for name in names)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{index}: damaged ({error!r}); copy it again") from error
-    else:
-        files = sorted(folder.glob("model*.safetensors"))
+    if (folder / WEIGHTS_FILE).is_file():
+        return [folder / WEIGHTS_FILE]
+    files = sorted({folder / name for name in _read_index(folder).values()})
     if not files:
-        raise CheckpointError(f"{folder}: no *.safetensors weights here; other formats are not loaded")
+        raise CheckpointError(f"{folder}: {no_weights(folder)}")
     for file in files:
         if not file.is_file():
-            raise CheckpointError(f"{file}: missing, but {index.name} names it")
+            raise CheckpointError(f"{file}: missing, but {INDEX_FILE} names it")
     return files
+
+
+def _read_index(folder: Path) -> dict[str, str]:
+    """The file of each tensor, as the index says; empty where there is none, or no need for one."""
+    index = folder / INDEX_FILE
+    if (folder / WEIGHTS_FILE).is_file() or not index.is_file():
+        return {}
+    try:
+        weight_map = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        if not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
+            raise ValueError("weight_map names no files")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index}: damaged ({error!r}); copy it again") from error
+    return weight_map
+
+
+def read_tensors(folder: Path) -> dict[str, Stored]:
+    """Every tensor of a model; makes sure that its files are whole and hold what the index says."""
+    of_files = {file.name: _read_header(file) for file in weight_files(folder)}
+    for name, file in _read_index(folder).items():
+        if name not in of_files[file]:
+            raise CheckpointError(
+                f"{folder / INDEX_FILE}: says that {name} is in {file}, which has no such tensor; copy both again"
+            )
+    return {name: tensor for tensors in of_files.values() for name, tensor in tensors.items()}
 
 
 def read_ahead(folder: Path, most_bytes: int) -> None:
@@ -240,8 +270,8 @@ def read_ahead(folder: Path, most_bytes: int) -> None:
                 pass
 
 
-def read_shapes(file: Path) -> dict[str, Shape]:
-    """The shapes of a file's tensors; makes sure that it is whole."""
+def _read_header(file: Path) -> dict[str, Stored]:
+    """A file's tensors; makes sure that it is whole."""
     size = file.stat().st_size
     try:
         with file.open("rb") as weights:
@@ -251,11 +281,11 @@ def read_shapes(file: Path) -> dict[str, Shape]:
             header = json.loads(weights.read(header_size))
         header.pop("__metadata__", None)
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
+        tensors = {name: Stored(tuple(entry["shape"]), entry["dtype"]) for name, entry in header.items()}
     except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise CheckpointError(f"{file}: damaged or not a safetensors file ({error})") from error
     if size != 8 + header_size + end:
         raise CheckpointError(
             f"{file}: {size} bytes, but its header describes {8 + header_size + end}; it is damaged: copy it again"
         )
-    return shapes
+    return tensors

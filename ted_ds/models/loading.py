@@ -30,7 +30,7 @@ from ted_ds.errors import CheckpointError, ConfigError
 from ted_ds.models.config_agreement import CLASSIFIER_MATRICES
 from ted_ds.models.execution import ATTENTION
 from ted_ds.models.families import family_of
-from ted_ds.models.files import CLASSIFIERS, read_shapes, weight_files
+from ted_ds.models.files import CLASSIFIERS, read_tensors
 from ted_ds.models.partial import load_with_blocks_of
 from ted_ds.models.sentencepiece_model import MODEL_FILE, convert, read_sentencepiece, refuse_other_ids, special_tokens
 from ted_ds.models.share import Share
@@ -38,6 +38,8 @@ from ted_ds.models.tokenizer_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE,
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FETCHED_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+FETCHED_PAPERS = ["*.md", "LICEN*", "Licen*", "licen*", "COPYING*", "COPYRIGHT*", "NOTICE*", "Notice*", "*USE_POLICY*"]
+"""What the model comes with goes with whatever is made of it."""
 # the head of a body that was never trained for classification
 HEAD_PREFIXES = ("classifier.", "score.", "pooler.", "bert.pooler.")
 
@@ -51,7 +53,9 @@ def fetch(path: str) -> Path:
     if Path(path).is_dir():
         return Path(path)
     try:
-        return Path(snapshot_download(path, allow_patterns=FETCHED_FILES, ignore_patterns=["consolidated*"]))
+        return Path(
+            snapshot_download(path, allow_patterns=[*FETCHED_FILES, *FETCHED_PAPERS], ignore_patterns=["consolidated*"])
+        )
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(f"{path}: neither a local model folder nor a model the hub gives ({reason})") from error
@@ -140,7 +144,7 @@ def _leave_out_head(path: Path, head: Mapping[str, Any] | None) -> dict[str, str
     """
     if head is None or "id2label" not in head:
         return None
-    shapes = {name: shape for file in weight_files(path) for name, shape in read_shapes(file).items()}
+    shapes = {name: tensor.shape for name, tensor in read_tensors(path).items()}
     rows = [shape[0] for name, shape in shapes.items() if name.endswith(CLASSIFIER_MATRICES) and len(shape) == 2]
     if all(count == len(head["id2label"]) for count in rows):
         return None
@@ -164,6 +168,21 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
     Raises:
         CheckpointError: The folder has none, or a SentencePiece model that cannot be followed.
+        ConfigError: It has no token to pad with.
+    """
+    tokenizer = read_tokenizer(path)
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise ConfigError(f"{path}: the tokenizer has neither a padding nor an end token; add one to it")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder as its files say, with or without a padding token.
+
+    Raises:
+        CheckpointError: The folder has none, or a SentencePiece model that cannot be followed.
     """
     refuse_no_vocabulary(path)
     try:
@@ -178,10 +197,6 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
             tokenizer = _as_sentencepiece_reads(path, model, tokenizer)
         except CheckpointError as error:
             raise CheckpointError(f"{path / MODEL_FILE}: {error}") from error
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token is None:
-            raise ConfigError(f"{path}: the tokenizer has neither a padding nor an end token; add one to it")
-        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 

@@ -93,7 +93,7 @@ def refuse_no_vocabulary(folder: Path) -> None:
         )
 
 
-def read_tokenizer(folder: Path) -> TokenizerTraits | None:
+def tokenizer_of_files(folder: Path) -> TokenizerTraits | None:
     """The tokenizer of a model folder; None where it is of a kind that only transformers can read.
 
     Raises:

@@ -6,7 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from ted_ds.config.schema import Recipe
 from ted_ds.export import export_student
+from ted_ds.models.companions import Origins
 from ted_ds.models.filter_files import FILE_NAME
 from ted_ds.models.loading import DTYPES
 from ted_ds.models.student import FilteredModel
@@ -15,7 +17,7 @@ from ted_ds.runtime.sharding import full_state_dict
 from ted_ds.stages.finetune import FinetuneObjective
 from tests.dist import run_ranks
 from tests.distributed.training import STUDENT_LAYERS, config, load_tapped, start_engine, student_bank
-from tests.tiny import write_model, write_tokenizer
+from tests.tiny import recipe_dict, write_model
 
 INPUTS = {
     "input_ids": torch.tensor([[5, 6, 7, 8, 9], [9, 8, 7, 0, 0]]),
@@ -60,9 +62,9 @@ def train_and_save(world, folder, stage, precision):
 def test_exported_logits_are_the_students_to_the_last_bit(tmp_path, stage, precision, tied):
     write_model(tmp_path / "start", "llama", blocks=2, tie_word_embeddings=tied)
     logits, *_ = run_ranks(train_and_save, 2, tmp_path, stage, precision)
-    write_tokenizer(tmp_path / "trained")
     (tmp_path / "export").mkdir()
-    export_student(tmp_path / "trained", tmp_path / "export", causal_lm=True)
+    recipe = Recipe.model_validate(recipe_dict(tmp_path))
+    export_student(tmp_path / "trained", tmp_path / "export", recipe=recipe, origins=Origins(tmp_path / "start", None))
     before = AutoModelForCausalLM.from_pretrained(tmp_path / "start", dtype=DTYPES[precision])
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "export", dtype=DTYPES[precision])
     with torch.no_grad():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 
 import pytest
 import torch
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from ted_ds.phases import model_identity
@@ -22,6 +24,20 @@ ZERO3 = f"deepspeed={ROOT / 'ds_configs' / 'deepspeed' / 'zero3.json'}"
 FINETUNE = "{max_steps: 2, learning_rate: 1e-3, global_batch_size: 4, micro_batch_size: 2}"
 
 BOTH_FINETUNED = (f"student.finetune={FINETUNE}", f"teacher.finetune={FINETUNE}")
+
+
+PAPERS = ("LICENSE", "NOTICE.txt", "README.md")
+LOAD_ELSEWHERE = """
+import json, sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model, report = AutoModelForCausalLM.from_pretrained(sys.argv[1], output_loading_info=True)
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+assert not report["missing_keys"] and not report["unexpected_keys"]
+assert not any(name.startswith(("ted_ds", "deepspeed")) for name in sys.modules)
+ids = model.generate(**tokenizer("ba be bi", return_tensors="pt"), max_new_tokens=2)
+assert ids.shape[1] > 3
+print(json.dumps([one.eos_token_id for one in (tokenizer, model.config, model.generation_config)]))
+"""
 
 
 def read_metrics(run):
@@ -37,6 +53,11 @@ def lm_run(tmp_path_factory):
     """A TED run of a tiny Llama on two ranks under ZeRO-1, and the same command once more."""
     folder = tmp_path_factory.mktemp("lm")
     recipe = write_run(folder)
+    teacher = folder / "teacher"
+    for name in PAPERS:
+        (teacher / name).write_text(f"{name} of the teacher\n")
+    config = json.loads((teacher / "config.json").read_text())
+    (teacher / "config.json").write_text(json.dumps({**config, "_name_or_path": str(teacher)}))
     arguments = ("run", str(recipe), *BOTH_FINETUNED)
     first = deepspeed(*arguments)
     assert first.code == 0, first.output
@@ -112,6 +133,38 @@ def test_the_export_is_plain_transformers_and_equal_to_the_student(lm_run):
     assert not list(export.glob("filters*"))
 
 
+def test_the_export_loads_from_another_place_in_a_process_without_ted_ds(lm_run, tmp_path):
+    folder, _, _ = lm_run
+    elsewhere = shutil.copytree(folder / "run" / "export", tmp_path / "elsewhere")
+    command = [sys.executable, "-c", LOAD_ELSEWHERE, str(elsewhere)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [1, 1, 1]
+
+
+@pytest.mark.parametrize("made", ["finetune_teacher/model", "cut_student/model", "finetune_student/model", "export"])
+def test_a_folder_that_a_run_makes_is_clean_and_licensed(lm_run, made):
+    folder, _, _ = lm_run
+    teacher, result = folder / "teacher", folder / "run" / made
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "LICENSE", "NOTICE.txt"):
+        assert (result / name).read_bytes() == (teacher / name).read_bytes(), name
+    assert (result / "README.teacher.md").read_bytes() == (teacher / "README.md").read_bytes()
+    assert (result / "README.md").exists() == (made == "export")
+    texts = [file.read_text() for file in result.iterdir() if file.suffix != ".safetensors"]
+    assert not any(str(folder) in text or "_name_or_path" in text or "is_local" in text for text in texts)
+    with safe_open(result / "model.safetensors", framework="pt") as weights:
+        assert weights.metadata() == {"format": "pt"}
+
+
+def test_the_exports_card_names_what_it_was_made_from(lm_run):
+    folder, _, _ = lm_run
+    card = (folder / "run" / "export" / "README.md").read_text()
+    assert "- Teacher: `teacher`." in card
+    assert "- The student began as blocks [0, 3] of the teacher." in card
+    assert "`README.teacher.md`" in card
+    assert "`LICENSE`, `NOTICE.txt`. They bind" in card
+
+
 def test_the_teacher_is_named_by_path_and_hash_and_not_copied(lm_run):
     folder, _, _ = lm_run
     manifest = json.loads((folder / "run" / "distill" / "phase.json").read_text())
@@ -163,6 +216,9 @@ def test_classification_under_zero3_with_a_sharded_teacher(tmp_path):
     assert all(0 <= values["accuracy"] <= 1 for values in results.values())
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "export")
     assert model.config.id2label == {0: "negative", 1: "positive"}
+    for made in ("finetune_teacher/model", "cut_student/model", "distill/model", "export"):  # use leaves no truncation
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            assert (tmp_path / "run" / made / name).read_bytes() == (tmp_path / "teacher" / name).read_bytes()
 
 
 def test_blocks_that_no_matched_layer_needs_are_freed_in_shards_too(tmp_path):

@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 
 from ted_ds.errors import CheckpointError
 from ted_ds.models.families import family_of
+from ted_ds.models.folder import CAUSAL_LM_TYPES, KNOWN_TYPES
 from ted_ds.models.loading import load_model
 from ted_ds.models.predictions import LossWeights
 from ted_ds.models.share import Share
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.task_terms import TASK_TERMS
-from ted_ds.plan import CAUSAL_LM_TYPES, KNOWN_TYPES
 from tests.parity.test_families import NUM_BLOCKS, batch, load
 from tests.tiny import LABELS, write_model
 
@@ -59,7 +59,7 @@ def loss_of(predictions, labels):
     ],
 )
 def test_shares_in_a_row_are_the_whole_model(tmp_path, model_type, classify, config, cuts):
-    family, layers = family_of(model_type), [0, 2, NUM_BLOCKS]
+    family, layers = family_of(model_type), [0, 1, 2, NUM_BLOCKS]
     whole = TappedModel(load(tmp_path, model_type, classify=classify, **config), family, layers)
     labels = torch.zeros(3, dtype=torch.long) if classify else batch()["input_ids"].clone()
     for part in (whole.model, inputs := batch()):

@@ -65,8 +65,28 @@ def test_the_same_model_in_another_folder_is_no_difference(tmp_path: Path) -> No
     )
     PhaseFolder(tmp_path / "distill", here).write(leave_a_file)
     assert PhaseFolder(tmp_path / "distill", there).is_complete()
-    with pytest.raises(CheckpointError, match=r"model\.sha256 was '1', now '2'"):
+    with pytest.raises(CheckpointError, match=r"model was a \(SHA-256 1\), now a \(SHA-256 2\)"):
         PhaseFolder(tmp_path / "distill", other).is_complete()
+
+
+def test_settings_that_differ_come_before_hashes_which_are_not_shown_whole(tmp_path: Path) -> None:
+    one, two = "0123456789ab" + "0" * 52, "cdef01234567" + "0" * 52
+    old, new = (
+        {
+            "filters": {"a.safetensors": [9, digest]},
+            "model": {"path": place, "sha256": digest},
+            "plan": {"steps": steps},
+        }
+        for digest, place, steps in ((one, "here", 1), (two, "there", 2))
+    )
+    PhaseFolder(tmp_path / "distill", old).write(leave_a_file)
+    with pytest.raises(CheckpointError) as caught:
+        PhaseFolder(tmp_path / "distill", new).is_complete()
+    assert (
+        "with other settings: plan.steps was 1, now 2; "
+        "filters.a.safetensors was [9, '0123456789ab...'], now [9, 'cdef01234567...']; "
+        "model was here (SHA-256 0123456789ab...), now there (SHA-256 cdef01234567...). Remove"
+    ) in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"0123456780", b"012345678", None])

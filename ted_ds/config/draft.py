@@ -1,0 +1,140 @@
+"""A recipe with mistakes, read as far as it goes: one mistake does not hide the others."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
+
+from annotated_types import MinLen
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from ted_ds.config.nearest import meant_by
+from ted_ds.config.places import Location, dotted, own_keys, sections_at
+from ted_ds.config.schema import Recipe
+from ted_ds.config.section import WITHOUT_RULES, Section
+
+NUMBER_OF_STAND_IN = 2
+TEXT_OF_STAND_IN = "unknown"
+
+
+@dataclass
+class Draft:
+    """What could be understood."""
+
+    recipe: Recipe | None = None
+    """With stand-ins for what is wrong or missing; None where there is nothing to put in its place."""
+    errors: list[ErrorDetails] = field(default_factory=list)
+    """Keys and values that are wrong by themselves, in pydantic's words."""
+    broken_rules: list[str] = field(default_factory=list)
+    """What is wrong among values, with their place; not where a stand-in takes part."""
+    stand_ins: list[Location] = field(default_factory=list)
+    """Keys of which the recipe here says something else than the user's."""
+
+    def concerns_a_stand_in(self, message: str) -> bool:
+        """Whether a message is about a value that the user did not write."""
+        return any(_is_about(message, location) for location in self.stand_ins)
+
+
+def read_draft(data: Any) -> Draft:
+    """Validate ``data``, and where something is wrong put a stand-in there and go on.
+
+    A key that is unknown is left out, a wrong value becomes the default or, where there is none, some value of its
+    type.
+    """
+    draft = Draft()
+    data = copy.deepcopy(data)
+    while draft.recipe is None:
+        try:
+            draft.recipe = Recipe.model_validate(data, context={WITHOUT_RULES: True})
+        except ValidationError as error:
+            errors = error.errors(include_url=False)
+            if not draft.errors:
+                draft.errors = errors
+            tried = tuple(draft.stand_ins)
+            mended = [_mend(data, one, draft.stand_ins, tried) for one in errors]
+            if not all(mended):
+                return draft
+    rules = (f"{where}: {line}" if where else line for where, line in _broken_rules(draft.recipe, ""))
+    draft.broken_rules = [rule for rule in rules if not draft.concerns_a_stand_in(rule)]
+    return draft
+
+
+def _mend(data: Any, error: ErrorDetails, stand_ins: list[Location], tried: Sequence[Location]) -> bool:
+    """Put something right in the place of a wrong value; returns whether there was anything left to try."""
+    location = error["loc"]
+    if error["type"] == "extra_forbidden":
+        names = {name for section in sections_at(Recipe, location[:-1]) for name in section.model_fields}
+        stand_ins += [(*own_keys(location[:-1]), key) for key in meant_by(str(location[-1]), names)]
+        _parent(data, location).pop(location[-1], None)
+        return True
+    for end in range(len(location) - 1, -1, -1):
+        fields = [one.model_fields.get(str(location[end])) for one in sections_at(Recipe, location[:end])]
+        fields = [one for one in fields if one is not None]
+        if not fields:
+            continue
+        place = own_keys(location[: end + 1])
+        parent = _parent(data, location[: end + 1])
+        if place in tried or not isinstance(parent, dict):
+            return False
+        if place in stand_ins:  # for another error of the same value
+            return True
+        stand_ins.append(place)
+        parent.pop(location[end], None)
+        if fields[0].is_required():
+            parent[location[end]] = _stand_in(fields[0].annotation, fields[0].metadata)
+            return parent[location[end]] is not None
+        return True
+    return False
+
+
+def _parent(data: Any, location: Sequence[int | str]) -> Any:
+    for part in own_keys(location)[:-1]:
+        data = data[part]
+    return data
+
+
+def _stand_in(annotation: Any, metadata: Sequence[Any] = ()) -> Any:
+    """Some value of a type; None where that would be a guess at what the user wants."""
+    if get_origin(annotation) is Annotated:
+        return _stand_in(*get_args(annotation)[:1])
+    if get_origin(annotation) is list:
+        length = max([1, *(rule.min_length for rule in metadata if isinstance(rule, MinLen))])
+        return [_stand_in(get_args(annotation)[0])] * length
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        required = {name: field for name, field in annotation.model_fields.items() if field.is_required()}
+        return {name: _stand_in(field.annotation, field.metadata) for name, field in required.items()}
+    return {
+        int: NUMBER_OF_STAND_IN,
+        float: float(NUMBER_OF_STAND_IN),
+        str: TEXT_OF_STAND_IN,
+        Path: TEXT_OF_STAND_IN,
+    }.get(annotation)
+
+
+def _broken_rules(section: Section, where: str) -> Iterator[tuple[str, str]]:
+    for rule in section.broken_rules():
+        for line in rule.splitlines():
+            yield where, line
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        place = f"{where}.{name}" if where else name
+        if isinstance(value, Section):
+            yield from _broken_rules(value, place)
+        elif isinstance(value, list):
+            for index, one in enumerate(value):
+                if isinstance(one, Section):
+                    yield from _broken_rules(one, f"{place}[{index}]")
+
+
+def _is_about(message: str, location: Location) -> bool:
+    """Whether a message names a key, whole or by its last part within the message of its section."""
+    section, key = dotted(location[:-1]), re.escape(str(location[-1]))
+    whole = re.escape(f"{section}.") + key if section else key
+    if re.search(rf"(?<![\w./]){whole}(?![\w/])", message):
+        return True
+    return section != "" and message.startswith(section) and re.search(rf"(?<!\w){key}(?!\w)", message) is not None

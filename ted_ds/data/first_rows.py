@@ -1,0 +1,129 @@
+"""The first rows of a source, looked at as a run would read them; without torch, transformers or datasets."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from ted_ds.config.data import Cleaning, Source
+from ted_ds.config.tasks import CausalLm, SequenceClassification, Task
+from ted_ds.data.labels import empty_text_fault, label_columns, read_label
+from ted_ds.data.reading.listing import Listing, first_file, read_in_order
+from ted_ds.data.reading.records import BadRecord
+from ted_ds.data.sources import is_remote, names_hub
+from ted_ds.errors import DataError
+
+NUM_ROWS = 64
+MOST_CHARACTERS = 2**22
+"""Of text that is read, whatever the number of rows."""
+LARGEST_ARRAY_BYTES = 2**22
+"""A JSON array is read whole; a larger one takes too long here."""
+MOST_PROBLEMS = 3
+NAMES_OF_TYPES = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "nothing"}
+
+
+@dataclass(frozen=True)
+class FirstRows:
+    """What the first rows of a source say."""
+
+    num_rows: int = 0
+    """Rows that can be used, of those looked at."""
+    types: tuple[tuple[str, str], ...] = ()
+    """The wanted columns, and in words what they hold."""
+    characters: tuple[int, int, int] | None = None
+    """Of the texts: the shortest, the median and the longest."""
+    labels: tuple[tuple[str, int], ...] = ()
+    """How often each label name stands there, for tasks with one label per text, the most frequent first."""
+    bad_records: tuple[BadRecord, ...] = ()
+    """Rows that a run would skip and count."""
+    problems: tuple[str, ...] = ()
+    """What a run would refuse, each with its place."""
+    not_read: str | None = None
+    """Why nothing was read though nothing is wrong."""
+
+    def __str__(self) -> str:
+        """In words, on one line."""
+        if self.not_read is not None:
+            return self.not_read
+        columns = ", ".join(f"{name} ({kind})" for name, kind in self.types)
+        parts = [f"first {self.num_rows} rows: {columns}"]
+        if self.characters is not None:
+            parts.append("texts of {} to {} characters, median {}".format(*(self.characters[i] for i in (0, 2, 1))))
+        if self.labels:
+            parts.append("labels " + ", ".join(f"{name} {number}" for name, number in self.labels[:6]))
+        if self.bad_records:
+            parts.append(f"{len(self.bad_records)} cannot be used, such as {describe_bad(self.bad_records[0])}")
+        return "; ".join(parts)
+
+
+def describe_bad(record: BadRecord) -> str:
+    """A bad record with its place."""
+    return f"{record.file}: {record.position}: {record.fault}"
+
+
+def first_rows(source: Source, task: Task, *, cleaning: Cleaning | None = None, num_rows: int = NUM_ROWS) -> FirstRows:
+    """Read the first rows of a source; whatever is wrong comes back as ``problems``.
+
+    What is only reached over a network is not read.
+    """
+    if names_hub(source) or is_remote(source.path):
+        return FirstRows(not_read="not looked into: it is not on this machine")
+    try:
+        listing = first_file(source)
+        if listing is None:
+            return FirstRows(problems=(f"{source.path}: empty; give at least one row",))
+        if listing.files[0].is_array and listing.files[0].size > LARGEST_ARRAY_BYTES:
+            return FirstRows(not_read="not looked into: a JSON array is read whole, and this one is large")
+        return _look(listing, task, cleaning or Cleaning(), num_rows)
+    except DataError as error:
+        return FirstRows(problems=tuple(str(error).splitlines()))
+
+
+def _look(listing: Listing, task: Task, cleaning: Cleaning, num_rows: int) -> FirstRows:
+    columns = [task.text_column, *([] if isinstance(task, CausalLm) else label_columns(task))]
+    bad: list[BadRecord] = []
+    rows: list[dict[str, Any]] = []
+    problems: list[str] = []
+    labels: Counter[str] = Counter()
+    num_characters = 0
+    max_bytes = int(cleaning.max_document_mib * 2**20)
+    records = read_in_order(listing, columns, max_bytes=max_bytes, report=bad.append)
+    try:
+        for record in records:
+            fault = None
+            if not isinstance(task, CausalLm):
+                try:
+                    label = read_label(task, record.row, where=record.place, declared=dict(record.file.class_names))
+                except DataError as error:
+                    problems.append(str(error))
+                else:
+                    if isinstance(task, SequenceClassification):
+                        labels[task.labels[label] if isinstance(label, int) else "none"] += 1
+                fault = empty_text_fault(task.text_column, record.row[task.text_column])
+            if fault is None:
+                rows.append(record.row)
+            else:
+                bad.append(record.bad(fault))
+            num_characters += len(record.row[columns[0]])
+            if len(rows) + len(bad) >= num_rows or num_characters >= MOST_CHARACTERS:
+                break
+    except DataError as error:  # the first row lacks a column
+        problems.append(str(error))
+    if bad and not rows and not problems:
+        problems += [describe_bad(record) for record in bad]
+    lengths = sorted(len(row[columns[0]]) for row in rows)
+    return FirstRows(
+        len(rows),
+        tuple((name, _types(rows, name)) for name in columns) if rows else (),
+        (lengths[0], lengths[len(lengths) // 2], lengths[-1]) if lengths else None,
+        tuple(labels.most_common()),
+        tuple(bad),
+        tuple(itertools.islice(problems, MOST_PROBLEMS)),
+    )
+
+
+def _types(rows: list[dict[str, Any]], column: str) -> str:
+    kinds = dict.fromkeys(NAMES_OF_TYPES.get(type(row[column]), "list") for row in rows)
+    return " or ".join(kinds)

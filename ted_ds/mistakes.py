@@ -1,0 +1,149 @@
+"""Checks of a recipe against the files it names, without torch: all of them run, whatever the others find."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from ted_ds.config.deepspeed import filled, inspect_deepspeed_json, remarks, zero_stage
+from ted_ds.config.schema import Recipe
+from ted_ds.config.tasks import CausalLm
+from ted_ds.config.wandb import refuse_missing_account, wandb_mode
+from ted_ds.data.first_rows import FirstRows, first_rows
+from ted_ds.data.sources import is_remote, locate, names_hub
+from ted_ds.errors import TedError
+from ted_ds.launching.starters import Told
+from ted_ds.models.files import ModelFacts
+from ted_ds.models.folder import CAUSAL_LM_TYPES
+from ted_ds.models.rope_rules import KNOWN_RULES
+
+Result = TypeVar("Result")
+EAGER_ATTENTION_TYPES = ("deberta-v2",)
+
+
+class Mistakes:
+    """What the checks have found so far, each mistake once."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def add(self, where: str, *messages: str) -> None:
+        """Note mistakes at a place in the recipe; at none where the messages name it."""
+        for message in messages:
+            mistake = f"{where}: {message}" if where else message
+            if mistake not in self.found:
+                self.found.append(mistake)
+
+    def attempt(self, where: str, work: Callable[[], Result]) -> Result | None:
+        """The result of ``work``, or None, once what it raised is noted."""
+        try:
+            return work()
+        except (TedError, ValueError) as error:
+            self.add(where, *str(error).splitlines())
+            return None
+
+
+def check_deepspeed(recipe: Recipe, num_ranks: int, mistakes: Mistakes) -> tuple[str, ...]:
+    """The DeepSpeed JSON by itself, beside the recipe, and in every phase.
+
+    Returns:
+        What is worth saying of it, though it is right.
+    """
+    config, wrong = inspect_deepspeed_json(recipe.deepspeed)
+    mistakes.add("deepspeed", *wrong)
+    if config is None:
+        return ()
+    mistakes.add("torch_compile", *_compile_mistakes(recipe, config))
+    mistakes.add("pipeline.stages", *_pipeline_mistakes(recipe, config, num_ranks))
+    num_replicas = max(num_ranks // recipe.pipeline.stages, 1)
+    for path, plan in recipe.phase_plans().items():
+        _, wrong = filled(
+            config,
+            plan,
+            plan_path=path,
+            precision=recipe.precision,
+            world_size=num_replicas,
+            source=recipe.deepspeed,
+        )
+        mistakes.add("", *wrong)
+    return tuple(remarks(config, recipe.phase_plans(), recipe.deepspeed))
+
+
+def check_tracking(recipe: Recipe, mistakes: Mistakes) -> None:
+    """Whether W&B can do what the recipe and the environment want of it."""
+    wanted = recipe.tracking.wandb
+    known = mistakes.attempt("", lambda: wandb_mode(wanted, os.environ))
+    if known is not None and Told.by(os.environ).rank == 0:  # which alone speaks to W&B
+        mistakes.attempt("", lambda: refuse_missing_account(wanted, os.environ))
+
+
+def check_data(recipe: Recipe, mistakes: Mistakes) -> dict[str, FirstRows]:
+    """Every source, by its place in the recipe: its files, and what their first rows say."""
+    looked_at = {}
+    for part, sources in (("train", recipe.data.train), ("evaluation", recipe.data.evaluation or [])):
+        for index, one in enumerate(sources):
+            place = f"data.{part}[{index}]"
+            is_here = not is_remote(one.path) and not names_hub(one)
+            if is_here and mistakes.attempt(f"{place}.path", functools.partial(locate, one)) is None:
+                continue
+            looked_at[place] = first_rows(one, recipe.task, cleaning=recipe.data.cleaning)
+            mistakes.add(place, *looked_at[place].problems)
+    return looked_at
+
+
+def _compile_mistakes(recipe: Recipe, config: dict[str, Any]) -> Iterator[str]:
+    if recipe.torch_compile and zero_stage(config) == 3:
+        yield (
+            f"{recipe.deepspeed} shards weights (ZeRO-3), which are gathered inside the blocks that would be compiled; "
+            "use ZeRO stage 0, 1 or 2, or remove it"
+        )
+
+
+def _pipeline_mistakes(recipe: Recipe, config: dict[str, Any], num_ranks: int) -> Iterator[str]:
+    num_stages = recipe.pipeline.stages
+    if num_stages == 1:
+        return
+    if num_ranks % num_stages:
+        yield (f"{num_stages} stages do not divide {num_ranks} ranks; use as many stages as ranks, or a divisor")
+    if zero_stage(config) > 1:
+        yield (
+            f"{num_stages} stages, but {recipe.deepspeed} has ZeRO stage {zero_stage(config)}: DeepSpeed's pipelines "
+            "work with ZeRO stage 0 or 1; use ds_configs/deepspeed/zero1.json"
+        )
+    offload = (config.get("zero_optimization") or {}).get("offload_optimizer") or {}
+    if offload.get("device", "none") != "none":
+        yield (
+            f"{num_stages} stages, but {recipe.deepspeed} offloads the optimizer, which is not supported with a "
+            "pipeline; remove offload_optimizer"
+        )
+
+
+def check_model(recipe: Recipe, facts: ModelFacts, where: str, mistakes: Mistakes) -> None:
+    """A model beside what the recipe wants of it."""
+    mistakes.add(where, *_model_mistakes(recipe, facts))
+
+
+def _model_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
+    if isinstance(recipe.task, CausalLm) and facts.model_type not in CAUSAL_LM_TYPES:
+        yield f"a {facts.model_type} is no causal LM; use one of {', '.join(CAUSAL_LM_TYPES)}"
+    if recipe.attention in ("sdpa", "flash") and facts.model_type in EAGER_ATTENTION_TYPES:
+        yield f"a {facts.model_type} has no {recipe.attention} attention; use attention: auto"
+    key = "sequence_length" if isinstance(recipe.task, CausalLm) else "max_length"
+    multiple = recipe.data.padding.multiple_of
+    longest = -(-recipe.task.sequence_length // multiple) * multiple
+    if longest > facts.max_positions:
+        padded = f", padded to {longest}" if longest > recipe.task.sequence_length else ""
+        yield (
+            f"task.{key} is {recipe.task.sequence_length}{padded}, but this model allows at most "
+            f"{facts.max_positions} tokens; lower task.{key}"
+        )
+    for rule in facts.rope_rules:
+        if rule not in KNOWN_RULES:
+            yield (
+                f"its config.json has rope_type {rule!r}, a rule for positions that is not known here; known are "
+                f"{', '.join(KNOWN_RULES)}"
+            )
+    if recipe.data.padding.side == "left" and facts.model_type not in CAUSAL_LM_TYPES:
+        yield f"data.padding.side is left, but a {facts.model_type} reads its first token; use right"

@@ -1,0 +1,208 @@
+"""What goes with a model's weights: the tokenizer's files, licences, cards, and token ids that agree with all of these.
+
+A folder that a run writes has the teacher's tokenizer, byte for byte: what use leaves in a tokenizer in memory
+(truncation, padding, where it was loaded from) stays there.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ted_ds.models.files import GENERATION_CONFIG_FILE
+from ted_ds.models.folder import CONFIG_FILE
+from ted_ds.models.loading import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, read_tokenizer
+from ted_ds.models.sentencepiece_model import MODEL_FILE, read_sentencepiece
+
+TOKENIZER_FILES = (
+    TOKENIZER_FILE,
+    TOKENIZER_CONFIG_FILE,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.json",
+    "tekken.json",
+)
+TOKENIZER_SUFFIXES = (".model", ".jinja", ".tiktoken")
+TEMPLATES_FOLDER = "additional_chat_templates"
+LICENCE_PREFIXES = (
+    "license",
+    "licence",
+    "copying",
+    "copyright",
+    "notice",
+    "use_policy",
+    "usage_policy",
+    "acceptable_use",
+    "terms",
+    "third_party",
+    "third-party",
+    "patents",
+    "authors",
+    "citation",
+)
+CARD_PREFIXES = ("readme", "model_card", "modelcard")
+CARD = "README.md"
+PROGRAM_SUFFIXES = (".py", ".sh", ".safetensors", ".bin")
+ROLES = ("bos", "eos", "pad", "sep", "cls", "mask", "unk")
+ALWAYS_SAID = ("bos", "eos", "pad")
+
+
+@dataclass(frozen=True)
+class Origins:
+    """The folders a run started from, which bring tokenizer, licences and cards along."""
+
+    teacher: Path
+    student: Path | None
+    """None where the student is cut out of the teacher."""
+
+    @property
+    def by_name(self) -> dict[str, Path]:
+        """Those there are."""
+        is_other = self.student is not None and self.student.resolve() != self.teacher.resolve()
+        return {"teacher": self.teacher, **({"student": self.student} if self.student and is_other else {})}
+
+
+def accompany(folder: Path, origins: Origins) -> None:
+    """Put beside the weights and config in ``folder`` what belongs to them; whatever tokenizer is there is replaced."""
+    for file in _tokenizer_files(folder):
+        file.unlink()
+    copy_tokenizer(origins.teacher, folder)
+    _take_over_ids(folder, origins.teacher)
+    copy_papers(origins, folder)
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """A model folder's tokenizer files, byte for byte.
+
+    Where all it has is a SentencePiece model, the conversion that was used comes beside it: transformers alone might
+    read other ids out of it (:mod:`ted_ds.models.sentencepiece_model`).
+    """
+    if not (source / TOKENIZER_FILE).is_file() and read_sentencepiece(source) is not None:
+        read_tokenizer(source).save_pretrained(folder)
+    for file in _tokenizer_files(source):
+        target = folder / file.relative_to(source)
+        if not target.exists():
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, target)
+
+
+def copy_papers(origins: Origins, folder: Path) -> None:
+    """Licences and cards of the models a folder's weights come from.
+
+    A licence keeps its name; where both models bring another file of that name, the student's gets ``.student`` before
+    its ending. A card gets ``.teacher`` or ``.student``, as the new model is neither.
+    """
+    for name, origin in origins.by_name.items():
+        for file in sorted(origin.iterdir()):
+            if not file.is_file() or file.suffix in PROGRAM_SUFFIXES:
+                continue
+            if file.name.lower().startswith(CARD_PREFIXES):
+                shutil.copyfile(file, folder / f"{file.stem}.{name}{file.suffix}")
+            elif file.name.lower().startswith(LICENCE_PREFIXES):
+                target = folder / file.name
+                while target.exists() and target.read_bytes() != file.read_bytes():
+                    target = target.with_name(f"{target.stem}.{name}{target.suffix}")
+                shutil.copyfile(file, target)
+
+
+def papers_in(folder: Path, prefixes: tuple[str, ...]) -> list[str]:
+    """Names of the licences (or cards) in a folder."""
+    return sorted(file.name for file in folder.iterdir() if file.name.lower().startswith(prefixes))
+
+
+def without_local_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without what only holds on the machine it was written on."""
+    return {key: value for key, value in config.items() if not key.endswith("name_or_path") and not _is_local(value)}
+
+
+def hub_name(folder: Path) -> str | None:
+    """The hub's name of a model that came from its cache; None for any other folder."""
+    repository = folder.parent.parent.name
+    is_cached = folder.parent.name == "snapshots" and repository.startswith("models--")
+    return repository.removeprefix("models--").replace("--", "/") if is_cached else None
+
+
+def _tokenizer_files(folder: Path) -> list[Path]:
+    own = [file for file in sorted(folder.iterdir()) if _is_of_tokenizer(file)]
+    return [*own, *sorted((folder / TEMPLATES_FOLDER).glob("*.jinja"))]
+
+
+def _is_of_tokenizer(file: Path) -> bool:
+    named = file.name in TOKENIZER_FILES or file.name.startswith(f"{MODEL_FILE}.") or file.suffix in TOKENIZER_SUFFIXES
+    return named and file.is_file()
+
+
+def _is_local(value: Any) -> bool:
+    return isinstance(value, str) and (Path(value).is_absolute() or value.startswith("~"))
+
+
+def _take_over_ids(folder: Path, teacher: Path) -> None:
+    """Let the folder's configs mean the teacher's special tokens: a student may have come with others.
+
+    What the teacher's configs say is kept where its tokenizer does not say otherwise.
+    """
+    tokenizer = read_tokenizer(teacher)
+    own = {role: getattr(tokenizer, f"{role}_token_id", None) for role in ROLES}
+    config, of_teacher = _read(folder / CONFIG_FILE), _read(teacher / CONFIG_FILE)
+    is_classifier = any("SequenceClassification" in name for name in config.get("architectures") or ())
+    for role in ROLES:
+        key = f"{role}_token_id"
+        if role in ALWAYS_SAID or key in config:
+            found = _agreed(role, own, of_teacher.get(key))
+            if role == "pad" and found is None and is_classifier:  # a decoder finds the last token by it
+                found = config.get(key)
+            config[key] = found
+    _write(folder / CONFIG_FILE, without_local_paths(config))
+    if (folder / GENERATION_CONFIG_FILE).is_file():  # else it predicts no tokens
+        _agree_in_generation(folder, teacher, own, config)
+
+
+def _agree_in_generation(folder: Path, teacher: Path, own: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """The teacher's way of generating; where it says nothing, only what the config says."""
+    target, source = folder / GENERATION_CONFIG_FILE, teacher / GENERATION_CONFIG_FILE
+    if not source.is_file():
+        written = _read(target)
+        said = {f"{role}_token_id": config[f"{role}_token_id"] for role in ALWAYS_SAID}
+        kept = {key: written[key] for key in ("_from_model_config", "transformers_version") if key in written}
+        _write(target, {**kept, **{key: value for key, value in said.items() if value is not None}})
+        return
+    generation = without_local_paths(_read(source))
+    for role in ALWAYS_SAID:
+        key = f"{role}_token_id"
+        if generation.get(key) is not None or role == "eos":
+            found = _agreed(role, own, generation.get(key))
+            if found != generation.get(key):
+                generation[key] = found
+    if generation == _read(source):
+        shutil.copyfile(source, target)
+    else:
+        _write(target, generation)
+
+
+def _agreed(role: str, own: Mapping[str, Any], said: Any) -> Any:
+    """The ids of a role: the tokenizer's own, or what a config says besides."""
+    ids = said if isinstance(said, list) else [said]
+    if own[role] is None or own[role] in ids:
+        return said
+    if role == "eos" and said is not None:  # it may end in more than one way
+        return [own[role], *ids]
+    # an embedding of padding is never trained by those who load it: the end token's must be
+    if role == "pad" and said is None and own["pad"] == own["eos"]:
+        return None
+    return own[role]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _write(file: Path, content: Mapping[str, Any]) -> None:
+    file.unlink(missing_ok=True)  # a copy may be read-only, as what it is a copy of
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
