@@ -54,7 +54,9 @@ def _other_steps(teacher: Tokenizer, student: Tokenizer) -> Iterator[str]:
                 yield f"{key} differ"
     for step, name in STEPS.items():
         theirs, own = (_step(tokenizer, step) for tokenizer in (teacher, student))
-        if theirs != own:
+        if theirs != own and _kind(theirs) == _kind(own):
+            yield f"{name} is a {_kind(own)} of other settings"
+        elif theirs != own:
             yield f"{name} differs: {_kind(theirs)} for the teacher, {_kind(own)} for the student"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +141,8 @@ def _read_fast(folder: Path) -> TokenizerTraits:
     if padding is not None:
         settings = {"pad_token": padding["pad_token"], **settings}
         sources.setdefault("pad_token", TOKENIZER_FILE)
-    defaults = CLASS_ROLES.get(_class_name(folder, settings, backend) or "", {})
+    class_name = _class_name(folder, settings, backend) or ""
+    defaults = CLASS_ROLES.get(class_name, {})
     roles: dict[str, str] = {}
     for role, token in _roles({**defaults, **settings}):
         origin = Origin(role, sources.get(role, TOKENIZER_CONFIG_FILE if role in settings else ""))
@@ -152,7 +153,7 @@ def _read_fast(folder: Path) -> TokenizerTraits:
         backend=backend,
         roles=roles,
         origins=origins,
-        settings=_shown_settings(folder, settings),
+        settings=_shown_settings(folder, settings, READING_SETTINGS if class_name in CLASS_ROLES else ()),
         sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
     )
 
@@ -243,14 +244,14 @@ def _class_name(folder: Path, settings: Mapping[str, Any], backend: Tokenizer) -
     return name
 
 
-def _shown_settings(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _shown_settings(folder: Path, settings: Mapping[str, Any], more: Sequence[str] = ()) -> dict[str, Any]:
     file = folder / CHAT_TEMPLATE_FILE
     template = file.read_text(encoding="utf-8") if file.is_file() else settings.get("chat_template")
     return {
         "chat_template": template,
         "padding_side": settings.get("padding_side", "right"),
         "model_max_length": settings.get("model_max_length"),
-        **{key: settings[key] for key in READING_SETTINGS if key in settings},
+        **{key: settings[key] for key in more if key in settings},
     }
 
 

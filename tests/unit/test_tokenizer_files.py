@@ -392,17 +392,16 @@ def unlisted(content: dict[str, Any]) -> None:
             edit("tokenizer_config.json", bos_token="[CLS]"),
             "bos_token is none to the teacher and '[CLS]' to the student",
         ),
-        (
-            edit("tokenizer_config.json", do_lower_case=True),
-            "do_lower_case is none to the teacher and True to the student",
-        ),
         (edit("tokenizer_config.json", padding_side="left"), "padding_side is 'right' to the teacher and 'left' to"),
         (edit("tokenizer_config.json", model_max_length=512), "to the teacher and 512 to the student"),
         (edit("tokenizer_config.json", chat_template="{{ messages }}"), "only the student has a chat template"),
         (lambda folder: (folder / "chat_template.jinja").write_text("x"), "only the student has a chat template"),
         (edit_tokenizer(lower), "the normaliser differs: none for the teacher, Lowercase for the student"),
         (edit_tokenizer(by_bytes), "the pre-tokeniser differs: Whitespace for the teacher, ByteLevel for the student"),
-        (around("[CLS] $A", "[CLS]"), "the post-processor (what is put around a text) differs"),
+        (
+            around("[CLS] $A", "[CLS]"),
+            "the post-processor (what is put around a text) is a TemplateProcessing of other",
+        ),
         (edit_tokenizer(stripped), "'[PAD]' is found in another way (lstrip: False, True)"),
         (
             both(edit_tokenizer(unlisted), edit("tokenizer_config.json", sep_token=None)),
@@ -424,6 +423,20 @@ def test_every_difference_between_two_tokenizers_of_one_vocabulary_is_named(
     assert any(words in line for line in found), found
     loaded = [*differences(traits_of(load_tokenizer(llama)), traits_of(load_tokenizer(student)))]
     assert loaded
+
+
+def test_settings_by_which_a_class_makes_its_steps_anew_are_named(bert: Path, tmp_path: Path) -> None:
+    one, other = (
+        copied(
+            bert,
+            tmp_path / str(lower),
+            edit("tokenizer_config.json", tokenizer_class="BertTokenizer", do_lower_case=lower),
+        )
+        for lower in (True, False)
+    )
+    assert [*differences(read(one), read(other))] == ["do_lower_case is True to the teacher and False to the student"]
+    loaded = [*differences(traits_of(load_tokenizer(one)), traits_of(load_tokenizer(other)))]
+    assert loaded == ["the normaliser is a BertNormalizer of other settings"]
 
 
 def test_other_merges_are_named(tmp_path: Path, llama: Path) -> None:
