@@ -15,7 +15,7 @@ from ted_ds.config.tasks import CausalLm, LabelledTask
 from ted_ds.data.document_ends import WHY, BosSetting, choose_start, describe_ends
 from ted_ds.errors import CheckpointError, ConfigError, TedError
 from ted_ds.models.files import ModelFacts
-from ted_ds.models.tokenizer_files import read_tokenizer
+from ted_ds.models.tokenizer_files import tokenizer_of_files
 from ted_ds.models.tokenizer_traits import TokenizerTraits
 from ted_ds.tokenizer_contracts import (
     compare_readings,
@@ -45,7 +45,7 @@ class Side:
         Raises:
             CheckpointError: A file of it is damaged.
         """
-        return read_tokenizer(self.folder)
+        return tokenizer_of_files(self.folder)
 
 
 def broken_contracts(recipe: Recipe, teacher: Side | None, student: Side | None) -> Mapping[str, list[str]]:

@@ -26,9 +26,10 @@ def differences(teacher: TokenizerTraits, student: TokenizerTraits) -> Iterator[
         if theirs != own:
             yield f"{role} is {_shown(theirs)} to the teacher and {_shown(own)} to the student"
     if teacher.backend is not None and student.backend is not None:
-        yield from _other_steps(teacher.backend, student.backend)
+        if teacher.sha256 is None or teacher.sha256 != student.sha256:
+            yield from _other_steps(teacher.backend, student.backend)
         yield from _other_flags(teacher.flags, student.flags)
-    for key in ("chat_template", "padding_side", "model_max_length"):
+    for key in dict.fromkeys([*teacher.settings, *student.settings]):
         theirs, own = teacher.settings.get(key), student.settings.get(key)
         if theirs == own:
             continue
@@ -53,7 +54,9 @@ def _other_steps(teacher: Tokenizer, student: Tokenizer) -> Iterator[str]:
                 yield f"{key} differ"
     for step, name in STEPS.items():
         theirs, own = (_step(tokenizer, step) for tokenizer in (teacher, student))
-        if theirs != own:
+        if theirs != own and _kind(theirs) == _kind(own):
+            yield f"{name} is a {_kind(own)} of other settings"
+        elif theirs != own:
             yield f"{name} differs: {_kind(theirs)} for the teacher, {_kind(own)} for the student"
 
 

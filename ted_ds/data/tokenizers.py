@@ -12,6 +12,7 @@ from ted_ds.errors import CheckpointError
 from ted_ds.models.tokenizer_files import ROLES
 from ted_ds.models.tokenizer_traits import Origin, TokenizerTraits
 
+LOADED = "the loaded tokenizer"
 CACHED_WORDS = 100_000
 """Words whose tokens are kept: a corpus has more than the library's 10,000, and each other one is merged anew."""
 
@@ -54,9 +55,9 @@ def traits_of(tokenizer: Any) -> TokenizerTraits:
         backend=getattr(tokenizer, "backend_tokenizer", None),
         own_vocabulary=tokenizer.get_vocab(),
         roles={role: str(token) for role, token in named.items() if token is not None},
-        origins={
-            str(token): Origin(role, "the loaded tokenizer") for role, token in named.items() if token is not None
-        },
+        origins=dict(
+            reversed([(str(token), Origin(role, LOADED)) for role, token in named.items() if token is not None])
+        ),
         settings={
             "chat_template": tokenizer.chat_template,
             "padding_side": tokenizer.padding_side,

@@ -124,7 +124,7 @@ def read_model_facts(folder: Path) -> ModelFacts:
         raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: not a transformers model config ({error!r})") from error
-    tensors = _read_tensors(folder)
+    tensors = read_tensors(folder)
     shapes, packed, outside = unpack(tensors, quantisation)
     facts = _facts(config, shapes)
     classifies = any("SequenceClassification" in name for name in facts.architectures)
@@ -245,7 +245,7 @@ def _read_index(folder: Path) -> dict[str, str]:
     return weight_map
 
 
-def _read_tensors(folder: Path) -> dict[str, Stored]:
+def read_tensors(folder: Path) -> dict[str, Stored]:
     """Every tensor of a model; makes sure that its files are whole and hold what the index says."""
     of_files = {file.name: _read_header(file) for file in weight_files(folder)}
     for name, file in _read_index(folder).items():

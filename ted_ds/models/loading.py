@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -26,8 +27,10 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from ted_ds.errors import CheckpointError, ConfigError
+from ted_ds.models.config_agreement import CLASSIFIER_MATRICES
 from ted_ds.models.execution import ATTENTION
 from ted_ds.models.families import family_of
+from ted_ds.models.files import CLASSIFIERS, read_tensors
 from ted_ds.models.partial import load_with_blocks_of
 from ted_ds.models.sentencepiece_model import MODEL_FILE, convert, read_sentencepiece, refuse_other_ids, special_tokens
 from ted_ds.models.share import Share
@@ -108,6 +111,7 @@ def load_model(
                 output_loading_info=True,
                 local_files_only=True,
                 ignore_mismatched_sizes=True,  # its own message refers to a report that nobody sees: see below
+                key_mapping=_leave_out_head(path, head),
             )
     except ImportError as error:
         if attention != "flash":
@@ -131,6 +135,20 @@ def load_model(
             "(teacher.finetune)"
         )
     return model, of_head
+
+
+def _leave_out_head(path: Path, head: Mapping[str, Any] | None) -> dict[str, str] | None:
+    """Names for what is in the files of a head for other labels, under which it is not found: it starts anew.
+
+    (transformers would see the other shapes itself, but not where ZeRO-3 shards the weights.)
+    """
+    if head is None or "id2label" not in head:
+        return None
+    shapes = {name: tensor.shape for name, tensor in read_tensors(path).items()}
+    rows = [shape[0] for name, shape in shapes.items() if name.endswith(CLASSIFIER_MATRICES) and len(shape) == 2]
+    if all(count == len(head["id2label"]) for count in rows):
+        return None
+    return {rf"^{re.escape(prefix)}": f"of_other_labels.{prefix}" for prefix in CLASSIFIERS}
 
 
 def _refuse_other_shapes(path: Path, shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> None:

@@ -6,8 +6,9 @@ the defaults of a tokenizer's class add tokens when it is loaded.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,15 @@ VOCABULARY_FILES = (
 """Files of which one set, at least, holds a vocabulary."""
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 EXTRA_TOKENS = ("additional_special_tokens", "extra_special_tokens")
+READING_SETTINGS = (
+    "do_lower_case",
+    "strip_accents",
+    "tokenize_chinese_chars",
+    "add_prefix_space",
+    "split_by_punct",
+    "split_special_tokens",
+)
+"""By which transformers' classes make steps of a tokenizer anew, whatever ``tokenizer.json`` says."""
 CLASS_ROLES: Mapping[str, Mapping[str, str]] = {
     "LlamaTokenizer": {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
     "GPT2Tokenizer": dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|endoftext|>"),
@@ -83,7 +93,7 @@ def refuse_no_vocabulary(folder: Path) -> None:
         )
 
 
-def read_tokenizer(folder: Path) -> TokenizerTraits | None:
+def tokenizer_of_files(folder: Path) -> TokenizerTraits | None:
     """The tokenizer of a model folder; None where it is of a kind that only transformers can read.
 
     Raises:
@@ -131,7 +141,8 @@ def _read_fast(folder: Path) -> TokenizerTraits:
     if padding is not None:
         settings = {"pad_token": padding["pad_token"], **settings}
         sources.setdefault("pad_token", TOKENIZER_FILE)
-    defaults = CLASS_ROLES.get(_class_name(folder, settings, backend) or "", {})
+    class_name = _class_name(folder, settings, backend) or ""
+    defaults = CLASS_ROLES.get(class_name, {})
     roles: dict[str, str] = {}
     for role, token in _roles({**defaults, **settings}):
         origin = Origin(role, sources.get(role, TOKENIZER_CONFIG_FILE if role in settings else ""))
@@ -142,7 +153,8 @@ def _read_fast(folder: Path) -> TokenizerTraits:
         backend=backend,
         roles=roles,
         origins=origins,
-        settings=_shown_settings(folder, settings),
+        settings=_shown_settings(folder, settings, READING_SETTINGS if class_name in CLASS_ROLES else ()),
+        sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
     )
 
 
@@ -232,13 +244,14 @@ def _class_name(folder: Path, settings: Mapping[str, Any], backend: Tokenizer) -
     return name
 
 
-def _shown_settings(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _shown_settings(folder: Path, settings: Mapping[str, Any], more: Sequence[str] = ()) -> dict[str, Any]:
     file = folder / CHAT_TEMPLATE_FILE
     template = file.read_text(encoding="utf-8") if file.is_file() else settings.get("chat_template")
     return {
         "chat_template": template,
         "padding_side": settings.get("padding_side", "right"),
         "model_max_length": settings.get("model_max_length"),
+        **{key: settings[key] for key in more if key in settings},
     }
 
 

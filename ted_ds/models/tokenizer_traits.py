@@ -40,6 +40,8 @@ class TokenizerTraits:
     """``chat_template``, ``padding_side``, ``model_max_length``."""
     own_vocabulary: Mapping[str, int] = field(default_factory=dict)
     """Where there is no ``backend``."""
+    sha256: str | None = None
+    """Of ``tokenizer.json``, so that what is in two equal files need not be compared."""
 
     @functools.cached_property
     def vocabulary(self) -> Mapping[str, int]:

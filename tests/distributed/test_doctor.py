@@ -247,6 +247,17 @@ def test_a_truncated_tokenizer(sound, tmp_path):
     assert f"id {len(WORDS) + 2} is {WORDS[-3]!r} to the teacher and None to the student" in found["tokenizers"][1]
 
 
+def test_a_tokenizer_of_the_same_vocabulary_and_other_special_tokens(sound, tmp_path):
+    place = copy(sound, tmp_path, "causal_lm")
+    edit_json(place / "student" / "tokenizer_config.json", lambda values: values.update(eos_token="[SEP]"))
+    edit_json(place / "student" / "tokenizer.json", lambda values: values.update(normalizer={"type": "Lowercase"}))
+    healthy, found, _ = doctor(place, num_ranks=1)
+    assert healthy
+    assert found["tokenizers"][0] == "WARN"
+    for words in ("eos_token is '[EOS]' to the teacher and '[SEP]' to the student", "the normaliser differs: none for"):
+        assert words in found["tokenizers"][1]
+
+
 def test_a_tokenizer_with_more_ids_than_the_model_has_embeddings(sound, tmp_path):
     place = copy(sound, tmp_path, "causal_lm")
     for name in ("teacher", "student"):

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from ted_ds.phases import model_identity
 from tests.integration.launching import alone, by_mpirun, by_srun, deepspeed, environment, forked, ranks
 from tests.optional import MISSING, OPTIONAL
-from tests.tiny import ROOT, write_run
+from tests.tiny import ROOT, write_model, write_run
 
 ZERO3 = f"deepspeed={ROOT / 'ds_configs' / 'deepspeed' / 'zero3.json'}"
 FINETUNE = "{max_steps: 2, learning_rate: 1e-3, global_batch_size: 4, micro_batch_size: 2}"
@@ -202,6 +202,7 @@ def test_a_changed_recipe_does_not_silently_reuse_old_phases(lm_run):
 
 def test_classification_under_zero3_with_a_sharded_teacher(tmp_path):
     recipe = write_run(tmp_path, kind="sequence_classification")
+    write_model(tmp_path / "teacher", "bert", labels=("a", "b", "c"))  # a head for other labels, which starts anew
     by_tokens = FINETUNE.replace("micro_batch_size: 2", "micro_batch_tokens: 32")
     grouped = "data.length_grouping.window_steps=2"
     outcome = forked(

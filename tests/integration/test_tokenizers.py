@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 from tokenizers import processors
 
-from tests.runs import copy_run, run
+from tests.runs import run
 from tests.tiny import write_model, write_run
 
 
@@ -44,22 +43,11 @@ def test_what_documents_start_with_is_said_and_is_an_input_of_each_phase_with_da
 
 def test_a_finished_phase_is_taken_for_the_same_start_by_another_setting_and_refused_for_another_start(with_bos):
     folder, arguments, _ = with_bos
-    before = sorted(folder.rglob("*"))
+    before = sorted((folder / "run").rglob("*"))
     assert run([*arguments, "task.bos=always"], num_ranks=1).count("complete, skipped") == 6
     output = run([*arguments, "task.bos=never"], codes=2)
     assert output.count("was completed with other settings: task.bos was ['[CLS]'], now None") == 1
-    assert sorted(folder.rglob("*")) == before
-
-
-def test_a_checkpoint_of_documents_that_start_otherwise_is_refused(with_bos):
-    folder, _, _ = with_bos
-    recipe = str(folder / "recipe.yaml")
-    half = ["run", recipe, "distill.max_steps=3", f"output_dir={folder / 'half'}", "checkpoint.every_steps=1"]
-    copy_run(folder / "run", folder / "half")
-    for phase in ("distill", "evaluate", "export"):
-        shutil.rmtree(folder / "half" / phase)
-    run(half)
-    assert "task.bos was" in run([*half, "task.bos=never"], codes=2)
+    assert sorted((folder / "run").rglob("*")) == before
 
 
 def test_a_run_from_before_the_setting_goes_on_where_nothing_is_added(tmp_path):

@@ -19,7 +19,7 @@ from ted_ds.data.tokenizers import own_ends_of, traits_of
 from ted_ds.errors import CheckpointError, ConfigError, TedError
 from ted_ds.models.files import read_model_facts
 from ted_ds.models.loading import load_tokenizer
-from ted_ds.models.tokenizer_files import CLASS_OF_TYPE, CLASS_ROLES, read_tokenizer
+from ted_ds.models.tokenizer_files import CLASS_OF_TYPE, CLASS_ROLES, tokenizer_of_files
 from ted_ds.models.tokenizer_traits import TokenizerTraits
 from ted_ds.tokenizer_contracts import own_ends, refuse_ids_outside, refuse_useless_tokenizer
 from tests.tiny import VOCAB_SIZE, write_model
@@ -74,7 +74,7 @@ def copied(source: Path, place: Path, change: Change) -> Path:
 
 
 def read(folder: Path) -> TokenizerTraits:
-    traits = read_tokenizer(folder)
+    traits = tokenizer_of_files(folder)
     assert traits is not None
     return traits
 
@@ -214,14 +214,14 @@ def test_a_folder_without_a_vocabulary_is_refused(tmp_path: Path, family: str) -
     # transformers would make an empty tokenizer for gpt2 and bert, and read every text as nothing or [UNK]
     folder = write_model(tmp_path / "model", family, blocks=1)
     (folder / "tokenizer.json").unlink()
-    for look in (read_tokenizer, load_tokenizer):
+    for look in (tokenizer_of_files, load_tokenizer):
         with pytest.raises(
             CheckpointError, match=r"model: holds no tokenizer \(none of tokenizer\.json, tokenizer\.mod"
         ):
             look(folder)
     (folder / "vocab.json").write_text("{}", encoding="utf-8")  # without the merges.txt that belongs to it
     with pytest.raises(CheckpointError, match=r"vocab\.json with merges\.txt"):
-        read_tokenizer(folder)
+        tokenizer_of_files(folder)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_a_damaged_file_of_a_tokenizer_is_named(
 ) -> None:
     folder = copied(llama, tmp_path / "model", lambda folder: (folder / name).write_text(content, encoding="utf-8"))
     with pytest.raises(CheckpointError, match=phrase):
-        read_tokenizer(folder)
+        tokenizer_of_files(folder)
     with pytest.raises(CheckpointError, match=f"{folder}: no tokenizer can be loaded from this folder: "):
         load_tokenizer(folder)
 
@@ -251,7 +251,7 @@ def test_a_tekken_vocabulary_says_what_it_needs(llama: Path, tmp_path: Path) -> 
         (folder / "tekken.json").write_text(json.dumps({"config": {"pattern": "."}, "vocab": []}), encoding="utf-8")
 
     folder = copied(llama, tmp_path / "model", change)
-    assert read_tokenizer(folder) is None
+    assert tokenizer_of_files(folder) is None
     with pytest.raises(CheckpointError, match=r"no tokenizer can be loaded from this folder: .*mistral-common"):
         load_tokenizer(folder)
 
@@ -398,7 +398,10 @@ def unlisted(content: dict[str, Any]) -> None:
         (lambda folder: (folder / "chat_template.jinja").write_text("x"), "only the student has a chat template"),
         (edit_tokenizer(lower), "the normaliser differs: none for the teacher, Lowercase for the student"),
         (edit_tokenizer(by_bytes), "the pre-tokeniser differs: Whitespace for the teacher, ByteLevel for the student"),
-        (around("[CLS] $A", "[CLS]"), "the post-processor (what is put around a text) differs"),
+        (
+            around("[CLS] $A", "[CLS]"),
+            "the post-processor (what is put around a text) is a TemplateProcessing of other",
+        ),
         (edit_tokenizer(stripped), "'[PAD]' is found in another way (lstrip: False, True)"),
         (
             both(edit_tokenizer(unlisted), edit("tokenizer_config.json", sep_token=None)),
@@ -422,6 +425,20 @@ def test_every_difference_between_two_tokenizers_of_one_vocabulary_is_named(
     assert loaded
 
 
+def test_settings_by_which_a_class_makes_its_steps_anew_are_named(bert: Path, tmp_path: Path) -> None:
+    one, other = (
+        copied(
+            bert,
+            tmp_path / str(lower),
+            edit("tokenizer_config.json", tokenizer_class="BertTokenizer", do_lower_case=lower),
+        )
+        for lower in (True, False)
+    )
+    assert [*differences(read(one), read(other))] == ["do_lower_case is True to the teacher and False to the student"]
+    loaded = [*differences(traits_of(load_tokenizer(one)), traits_of(load_tokenizer(other)))]
+    assert loaded == ["the normaliser is a BertNormalizer of other settings"]
+
+
 def test_other_merges_are_named(tmp_path: Path, llama: Path) -> None:
     vocabulary = {token: index for index, token in enumerate(["[PAD]", "[EOS]", "b", "a", "ba", "ab"])}
     folders = []
@@ -439,4 +456,4 @@ def test_other_merges_are_named(tmp_path: Path, llama: Path) -> None:
 
 def test_a_tokenizer_error_is_one_of_ours(llama: Path) -> None:
     with pytest.raises(TedError):
-        read_tokenizer(llama.parent)
+        tokenizer_of_files(llama.parent)
