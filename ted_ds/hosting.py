@@ -112,7 +112,7 @@ def describe_memory(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
     config, host = read_deepspeed_json(recipe.deepspeed), recipe.teacher.host
     if recipe.pipeline.stages > 1:
         return describe_stages(recipe, plan, config, num_ranks=num_ranks)
-    hosts = HOSTS if host == "auto" else (host,)
+    hosts = HOSTS if host == "auto" and plan.teacher.quantisation is None else ("replica" if host == "auto" else host,)
     teacher = with_head(recipe, plan.teacher)
     sizes = {
         one: frozen_bytes(teacher, host=one, precision=recipe.precision, world_size=num_ranks)
@@ -130,7 +130,7 @@ def describe_memory(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
         parts += [f"buffers {gib(one.buckets)} on a GPU"] if one.buckets else []
         parts += ["teacher"] if one.hosts_teacher else []
         lines.append(f"memory    {one.phase:16} {' + '.join(parts)}")
-    choice = " (the first that fits)" if host == "auto" else ""
+    choice = " (the first that fits)" if len(hosts) > 1 else ""
     of_hosts = ", ".join(f"{one} {gib(size)}" for one, size in sizes.items())
     lines.append(f"memory    teacher, per rank: {of_hosts}{choice}")
     return "".join(f"{line}\n" for line in lines)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from tokenizers import AddedToken
 from torch import nn
 from transformers import (
@@ -55,8 +55,23 @@ def fetch(path: str) -> Path:
             snapshot_download(path, allow_patterns=[*FETCHED_FILES, *FETCHED_PAPERS], ignore_patterns=["consolidated*"])
         )
     except (OSError, ValueError, HfHubHTTPError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{path}: neither a local model folder nor a model the hub gives ({reason})") from error
+        raise CheckpointError(f"{path}: neither a local model folder nor {_why_not_fetched(path, error)}") from error
+
+
+def _why_not_fetched(name: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0]
+    if isinstance(error, GatedRepoError):
+        return (
+            "a model the hub gives to everybody: accept its terms at "
+            f"https://huggingface.co/{name} and log in on every host (hf auth login)"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return "a model of the hub, or it is private; correct the name, or log in on every host (hf auth login)"
+    if isinstance(error, LocalEntryNotFoundError):
+        cache = f"the hub's cache in {constants.HF_HUB_CACHE}"
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"the hub cannot be reached ({reason:.200})"
+        return f"a model that is whole in {cache}, and {why}; fetch it (hf download {name}), or give a local folder"
+    return f"a model the hub gives ({reason}); correct the path or name"
 
 
 def load_model(
@@ -68,6 +83,7 @@ def load_model(
     context: AbstractContextManager[Any],
     attention: str = "auto",
     share: Share | None = None,
+    device: torch.device | None = None,
 ) -> tuple[PreTrainedModel, list[str]]:
     """Load the model of a local folder from safetensors.
 
@@ -80,6 +96,7 @@ def load_model(
         context: What to build under (a ZeRO-3 context shards the weights as they are read).
         attention: One of :data:`~ted_ds.models.execution.ATTENTION`.
         share: What a pipeline stage needs of it: blocks of others are not read; None for all.
+        device: Where quantised weights are to be, some of which cannot be moved later.
 
     Returns:
         The model, and the names of its head's weights that the files lack: they start random.
@@ -92,9 +109,11 @@ def load_model(
     transformers_logging.disable_progress_bar()
     auto: Any = AutoModelForCausalLM if head is None else AutoModelForSequenceClassification
     kind = "causal LM" if head is None else "sequence classifier"
+    quantisation: Any = None
     try:
         with context:
             config = AutoConfig.from_pretrained(path, local_files_only=True, **(head or {}))
+            quantisation = getattr(config, "quantization_config", None)
             load = auto.from_pretrained
             if share is not None:
                 with torch.device("meta"):
@@ -108,10 +127,13 @@ def load_model(
                 use_safetensors=True,
                 output_loading_info=True,
                 local_files_only=True,
+                device_map={"": device} if quantisation and device and device.type != "cpu" else None,
                 ignore_mismatched_sizes=True,  # its own message refers to a report that nobody sees: see below
             )
-    except ImportError as error:
-        if attention != "flash":
+    except (ImportError, AttributeError, KeyError, TypeError) as error:
+        if quantisation is not None:  # methods have packages and kernels of their own, which fail in ways of their own
+            raise CheckpointError(f"{path}: its weights are quantised and cannot be loaded here: {error}") from error
+        if attention != "flash" or not isinstance(error, ImportError):
             raise
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"attention: {attention} does not work here: {reason}; use sdpa") from error
