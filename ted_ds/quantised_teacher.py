@@ -50,11 +50,9 @@ def _teacher_mistakes(recipe: Recipe, quantisation: Quantisation) -> Iterator[st
             f"pipeline.stages: the teacher's weights are quantised ({quantisation}) and cannot be cut into stages; use "
             "pipeline.stages: 1"
         )
-    if recipe.torch_compile:
-        yield (
-            f"torch_compile: the teacher's weights are quantised ({quantisation}), which was not tried compiled; "
-            "remove it"
-        )
+    untried = {"torch_compile": recipe.torch_compile, "teacher.cache": recipe.teacher.cache is not None}
+    for setting in (name for name, is_set in untried.items() if is_set):
+        yield f"{setting}: the teacher's weights are quantised ({quantisation}), which was not tried with it; remove it"
     if quantisation.outside_blocks:
         yield (
             f"teacher.path: quantised beyond its blocks ({', '.join(quantisation.outside_blocks[:3])}), but the losses "

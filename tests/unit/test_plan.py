@@ -208,7 +208,9 @@ def test_a_model_type_without_a_family_is_refused(lm_run: Path, teacher: Path) -
     config = json.loads((teacher / "config.json").read_text(encoding="utf-8"))
     (teacher / "config.json").write_text(json.dumps({**config, "model_type": "opt"}), encoding="utf-8")
     message = refusal(lm_run, f"teacher.path={teacher}")
-    assert f"teacher.path: {teacher / 'config.json'}: model type 'opt' is not supported; ted_ds knows llama, " in message
+    assert (
+        f"teacher.path: {teacher / 'config.json'}: model type 'opt' is not supported; ted_ds knows llama, " in message
+    )
 
 
 def test_an_encoder_is_refused_as_causal_lm(lm_run: Path, classification_run: Path) -> None:

@@ -1,0 +1,131 @@
+"""Frozen teachers whose files hold quantised weights: what is taught, and what happens where they do not work."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from ted_ds.models import packed
+from ted_ds.models.files import read_model_facts
+from tests.integration.launching import alone, environment, forked
+from tests.optional import BITSANDBYTES, OPTIONAL
+from tests.quantised import to_fp8, to_gptq
+from tests.runs import run
+from tests.tiny import ROOT, recipe_dict, write_model, write_recipe, write_run, write_tokenizer
+
+ZERO3 = f"deepspeed={ROOT / 'ds_configs' / 'deepspeed' / 'zero3.json'}"
+QUANTISE = """
+import sys
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+bits = {"4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "8": {"load_in_8bit": True}}[sys.argv[3]]
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], quantization_config=BitsAndBytesConfig(**bits))
+model.save_pretrained(sys.argv[2])
+"""
+# what ted_ds taps of a teacher, beside what transformers says of the same model
+TAPS = """
+import sys, torch
+from contextlib import nullcontext
+from pathlib import Path
+from transformers import AutoModelForCausalLM
+from ted_ds.models.families import family_of
+from ted_ds.models.loading import load_model
+from ted_ds.models.taps import TappedModel
+from ted_ds.runtime.frozen import FrozenModel
+ids = torch.tensor([[5, 6, 7, 8, 9], [9, 8, 7, 6, 5]])
+inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+model, fresh = load_model(
+    Path(sys.argv[1]), head=None, dtype=torch.float32, new_head_allowed=False, context=nullcontext()
+)
+tapped = TappedModel(model, family_of("llama"), (0, 1, 3), fresh_parameters=fresh)
+frozen = FrozenModel(tapped, device=torch.device("cpu"), engine_config=None)
+states, logits = {}, []
+frozen(inputs, lambda found: logits.append(found.dense()), on_state=states.__setitem__)
+with torch.no_grad():
+    plain = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
+    expected = plain(**inputs, output_hidden_states=True)
+for place, layer in enumerate((0, 1, 3)):
+    torch.testing.assert_close(states[place], expected.hidden_states[layer], rtol=0, atol=0)
+torch.testing.assert_close(logits[0], expected.logits, rtol=1e-6, atol=1e-6)
+print("taps agree")
+"""
+
+
+def write_pair(folder):
+    """All a run needs, with a student of its own; its teacher is to be quantised."""
+    recipe = write_run(folder)
+    write_model(folder / "student", "llama", blocks=2)
+    return write_recipe(recipe, {**recipe_dict(folder), "student": {"path": str(folder / "student")}})
+
+
+def python(code, *words, **variables):
+    command = [sys.executable, "-c", code, *map(str, words)]
+    done = subprocess.run(command, env=environment(**variables), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def assert_taught(folder, num_parameters):
+    scores = json.loads((folder / "run" / "evaluate" / "evaluation.json").read_text())
+    assert scores["teacher"]["num_parameters"] == num_parameters
+    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    (first, *_) = [line for line in lines if line["phase"] == "distill"]
+    assert first["loss/kl_teacher_student"] > 0
+    assert first["loss/feature_mse"] > 0
+    export = folder / "run" / "export"
+    assert "quantization_config" not in json.loads((export / "config.json").read_text())
+    dtypes = {parameter.dtype for parameter in AutoModelForCausalLM.from_pretrained(export).parameters()}
+    assert dtypes == {torch.float32}
+
+
+def test_a_teacher_in_8_bit_floating_point_teaches(tmp_path):
+    recipe = write_pair(tmp_path)
+    whole = read_model_facts(tmp_path / "teacher").parameters.total
+    to_fp8(tmp_path / "teacher")
+    assert "taps agree" in python(TAPS, tmp_path / "teacher")
+    outcome = forked("run", str(recipe), ZERO3, num_ranks=2)
+    assert outcome.code == 0, outcome.output
+    assert "teacher: replica, its weights are quantised (fp8, 8 bits)" in outcome.output
+    assert_taught(tmp_path, whole)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_teacher_of_bitsandbytes_teaches(tmp_path, bits):
+    if not BITSANDBYTES.is_dir():
+        pytest.skip(f"{BITSANDBYTES} is not there; bash tests/run.sh makes it")
+    recipe = write_pair(tmp_path)
+    whole = read_model_facts(tmp_path / "teacher").parameters.total
+    plain = (tmp_path / "teacher").rename(tmp_path / "plain")
+    python(QUANTISE, plain, tmp_path / "teacher", bits, PYTHONPATH=f"{OPTIONAL}:{ROOT}")
+    write_tokenizer(tmp_path / "teacher")
+    assert "taps agree" in python(TAPS, tmp_path / "teacher", PYTHONPATH=f"{OPTIONAL}:{ROOT}")
+    outcome = alone("run", str(recipe), "distill.method=lwd", PYTHONPATH=f"{OPTIONAL}:{ROOT}")
+    assert outcome.code == 0, outcome.output
+    assert f"teacher: replica, its weights are quantised (bitsandbytes, {bits} bits)" in outcome.output
+    assert_taught(tmp_path, whole)
+
+
+def test_a_missing_package_ends_a_run_before_anything_is_written(tmp_path):
+    recipe = write_pair(tmp_path)
+    to_gptq(tmp_path / "teacher")
+    outcome = forked("run", str(recipe), num_ranks=2)
+    assert outcome.code == 2
+    assert "transformers loads them with optimum and gptqmodel, not installed here: pip install" in outcome.output
+    assert not (tmp_path / "run").exists()
+
+
+def as_if_installed(_rank):
+    packed._is_installed = lambda _: True
+
+
+def test_a_method_that_does_not_work_here_ends_a_run_before_anything_is_written(tmp_path):
+    recipe = write_pair(tmp_path)
+    to_gptq(tmp_path / "teacher")
+    output = run(["run", str(recipe)], codes=2, fault=as_if_installed)
+    assert f"{tmp_path / 'teacher'}: its weights are quantised and cannot be loaded here: Loading a GPTQ" in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "run").exists()
