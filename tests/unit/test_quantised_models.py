@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from ted_ds.cli import main
 from ted_ds.config.load import load_recipe
+from ted_ds.config.schema import Recipe
 from ted_ds.errors import CheckpointError, ConfigError
 from ted_ds.hosting import describe_memory
 from ted_ds.memory import frozen_bytes
@@ -21,6 +22,7 @@ from ted_ds.models import packed
 from ted_ds.models.files import read_model_facts
 from ted_ds.models.packed import Stored, read_quantisation, unpack
 from ted_ds.plan import describe, make_plan
+from ted_ds.quantised_teacher import quantised_mistakes
 from ted_ds.vetting.weights import count_weights
 from tests.quantised import to_fp8, to_gptq, to_nf4
 from tests.tiny import recipe_dict, write_corpus, write_model, write_recipe
@@ -199,13 +201,23 @@ def test_a_quantised_teacher_is_planned_whole_on_each_rank(recipe: Path, make: M
         ("teacher.host=zero3", "teacher.host: zero3 cannot hold this teacher: its weights are quantised"),
         ("teacher.host=cpu_offload", "teacher.host: cpu_offload cannot hold this teacher"),
         ("pipeline.stages=2", "pipeline.stages: the teacher's weights are quantised (gptq, 4 bits) and cannot be cut"),
-        ("teacher.cache.max_gib=1", "teacher.cache: the teacher's weights are quantised (gptq, 4 bits), which was not"),
         ("torch_compile=true", "torch_compile: the teacher's weights are quantised (gptq, 4 bits), which was not"),
     ],
 )
 def test_what_a_quantised_teacher_cannot_do_is_refused(recipe: Path, override: str, phrase: str) -> None:
     to_gptq(recipe.parent / "teacher")
     assert any(line.startswith(phrase) for line in refusal(recipe, override))
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_quantised_teacher_is_not_cached(recipe: Path) -> None:
+    facts = read_model_facts(to_gptq(recipe.parent / "teacher"))
+    settings = recipe_dict(recipe.parent, kind="sequence_classification")
+    settings |= {"teacher": {"path": "teacher", "cache": {"max_gib": 1}}, "student": {"path": "student"}}
+    (line,) = quantised_mistakes(Recipe.model_validate(settings), facts, None)
+    assert line.startswith(
+        "teacher.cache: the teacher's weights are quantised (gptq, 4 bits), which was not tried with"
+    )
 
 
 @pytest.mark.usefixtures("installed")
