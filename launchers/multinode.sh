@@ -7,7 +7,7 @@
 #   TED_DS_EXCLUDE    hosts of the hostfile to leave out, e.g. "node3 node7"
 #   TED_DS_VENV       virtual environment, on all hosts             (default: .venv, if there is one)
 #   MASTER_PORT       where the ranks meet on the first host        (default: one that is free here)
-# Variables such as NCCL_*, GLOO_*, HF_*, OMP_* and PATH reach all hosts, keys and tokens do not; lines NAME=VALUE in
+# Variables such as NCCL_*, CUDA_*, HF_*, OMP_* and PATH reach all hosts, keys and tokens do not; lines NAME=VALUE in
 # .deepspeed_env are added. The checkout, the environment, the data and the output are where all hosts see them.
 set -euo pipefail
 if [ $# -lt 3 ]; then sed -n 2,3p "$0" >&2; exit 2; fi

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ted_ds.assemble_models import ModelMaker
-from ted_ds.config.deepspeed import complete, read_deepspeed_json
+from ted_ds.config.deepspeed import complete, read_deepspeed_json, schedule_of, with_sizes
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.schema import Recipe
 from ted_ds.config.tasks import CausalLm, SequenceClassification
@@ -68,10 +68,10 @@ class Assembly:
         self.ledger: Ledger | None = None  # likewise
         self.stops = stops
         self.run, self.hosting = run, hosting
-        self.deepspeed_json = read_deepspeed_json(recipe.deepspeed)
         self.dtype = DTYPES[recipe.precision]
         assert plan.teacher is not None  # both are known once their files are here
         assert plan.student is not None
+        self.deepspeed_json = with_sizes(read_deepspeed_json(recipe.deepspeed), plan.student.hidden_size)
         self.teacher_facts, self.student_facts = plan.teacher, plan.student
         self.terms = TASK_TERMS[recipe.task.kind]
         vocabulary = tokenizer.get_vocab() if isinstance(recipe.task, CausalLm) else {}
@@ -87,6 +87,7 @@ class Assembly:
             screen=screen,
             hosting=hosting,
             largest_of_teacher=max(plan.teacher.parameters.sizes),
+            last_token_ids=data.last_token_ids,
             origins=self.origins,
         )
 
@@ -113,6 +114,7 @@ class Assembly:
             precision=self.recipe.precision,
             world_size=self.world.num_replicas,
             source=self.recipe.deepspeed,
+            on_gpu=self.world.device.type == "cuda",
         )
 
     @contextlib.contextmanager
@@ -152,7 +154,8 @@ class Assembly:
                 isolated=self.collate.isolate_documents,
             ),
             config=config,
-            schedule=plan.schedule,
+            schedule=schedule_of(self.deepspeed_json, plan),
+            source=str(self.recipe.deepspeed),
             warmup_steps=plan.warmup_steps,
             max_steps=plan.max_steps,
             weight_decay=plan.weight_decay,

@@ -48,6 +48,7 @@ class ModelMaker:
         screen: Screen,
         hosting: Hosting,
         largest_of_teacher: int,
+        last_token_ids: frozenset[int],
         origins: Origins,
     ) -> None:
         """Make models for a recipe.
@@ -60,11 +61,12 @@ class ModelMaker:
             screen: Takes messages.
             hosting: Where the teacher's weights are.
             largest_of_teacher: The numbers in its largest parameter.
+            last_token_ids: Ids that the last tokens of labelled texts have.
             origins: Whose tokenizer, licences and cards go with what is saved.
         """
         self._recipe, self._world, self._deepspeed_json = recipe, world, deepspeed_json
         self._tokenizer, self._screen, self._hosting = tokenizer, screen, hosting
-        self._largest_of_teacher, self._origins = largest_of_teacher, origins
+        self._largest_of_teacher, self._last_token_ids, self._origins = largest_of_teacher, last_token_ids, origins
 
     def frozen(
         self,
@@ -187,10 +189,21 @@ class ModelMaker:
                 raise failure
         assert loaded is not None
         model, fresh = loaded
-        model.config.pad_token_id = self._tokenizer.pad_token_id  # decoders find the token they classify by it
+        self._name_padding(model)
         if self._recipe.torch_compile and shard_config is None:
             compile_blocks(model, family_of(model.config.model_type))
         return model, fresh
+
+    def _name_padding(self, model: PreTrainedModel) -> None:
+        """Let a model's config name what its tokenizer pads with, by which transformers finds a decoder's last token.
+
+        Not where this would change the token that any text is read at: a text may end with the end token, which often
+        stands for padding. Such a model keeps the id it was trained with, or none, as does its export.
+        """
+        config: Any = model.config.get_text_config()
+        pad_id: Any = self._tokenizer.pad_token_id
+        if self._last_token_ids.isdisjoint({config.pad_token_id, pad_id}):
+            config.pad_token_id = pad_id
 
     # --- trained weights ----------------------------------------------------------------------------------------
 

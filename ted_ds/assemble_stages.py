@@ -11,7 +11,6 @@ from torch import nn
 
 from ted_ds.assemble import Assembly
 from ted_ds.config.tasks import CausalLm
-from ted_ds.models.families import family_of
 from ted_ds.models.filter_files import load_filters
 from ted_ds.models.heads import FilterProbes, ProbesOfModels, classification_probes, lm_probes
 from ted_ds.models.student import FilteredModel
@@ -95,7 +94,7 @@ def build_stage_one(build: Assembly, phase: str, models: Mapping[str, Path]) -> 
         bank = fresh_filters(build, side)
         probes: FilterProbes | None = None
         with build.world.together():
-            probes = _probes(build, bank, models[side], build.facts(side).model_type)
+            probes = _probes(build, bank, models[side], body.tapped)
         assert probes is not None
         if places is not None:
             probes.keep(places)
@@ -121,13 +120,15 @@ def fresh_filters(build: Assembly, side: str) -> FilterBank:
     )
 
 
-def _probes(build: Assembly, bank: FilterBank, model: Path, model_type: str) -> FilterProbes:
+def _probes(build: Assembly, bank: FilterBank, model: Path, tapped: TappedModel) -> FilterProbes:
     task, filters, dim = build.recipe.task, build.recipe.filters, build.plan.filter_dim
     assert filters is not None
     if isinstance(task, CausalLm):
         return lm_probes(bank, dim=dim, model_path=model, kind=filters.lm_head, dtype=build.dtype)
-    pooling = family_of(model_type).pooled_token if filters.pooling == "model" else filters.pooling
-    return classification_probes(bank, dim=dim, num_labels=task.num_outputs, pooling=pooling)
+    pooling = tapped.pooled_token if filters.pooling == "model" else filters.pooling
+    return classification_probes(
+        bank, dim=dim, num_labels=task.num_outputs, pooling=pooling, unread_id=tapped.unread_id
+    )
 
 
 @dataclass

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ted_ds import __version__
 from ted_ds.errors import StoppedOnRequest, TedError
+from ted_ds.launching.lasting_output import outlast_readers
 from ted_ds.launching.own_log import open_log
 from ted_ds.launching.records import LOG_DIR, log_folder
 
@@ -168,6 +169,7 @@ def entry() -> None:
 
     Ends it at once where torch was at work: the teardown of its threads aborts about one normal exit in ten.
     """
+    outlast_readers()
     options = parse()
     try:
         log = open_log() if options.verb in VERBS_OF_RANKS else None

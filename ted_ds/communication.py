@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ted_ds.config.deepspeed import read_deepspeed_json, zero_stage
+from ted_ds.config.deepspeed import read_deepspeed_json, with_sizes, zero_stage
 from ted_ds.config.schema import Recipe
 from ted_ds.memory import ITEM_BYTES, gib
 from ted_ds.phase_memory import SHARDED_HOSTS, facts_of, phase_memories, with_head
@@ -87,7 +87,7 @@ def phase_traffic(recipe: Recipe, plan: Plan, config: Mapping[str, Any], *, num_
 
 def describe_traffic(recipe: Recipe, plan: Plan, link: Link, *, num_ranks: int) -> str:
     """The same in words, with the time it takes if nothing overlaps and if everything does."""
-    config = read_deepspeed_json(recipe.deepspeed)
+    config = with_sizes(read_deepspeed_json(recipe.deepspeed), plan.student.hidden_size if plan.student else None)
     host = "replica" if recipe.teacher.host == "auto" else recipe.teacher.host
     lines = []
     for one in phase_traffic(recipe, plan, config, num_ranks=num_ranks, host=host):

@@ -13,10 +13,10 @@ from pathlib import Path
 from ted_ds.config.schema import Recipe
 from ted_ds.config.tasks import CausalLm, LabelledTask
 from ted_ds.data.document_ends import WHY, BosSetting, choose_start, describe_ends
-from ted_ds.data.tokenizer_files import read_tokenizer
-from ted_ds.data.tokenizer_traits import TokenizerTraits
 from ted_ds.errors import CheckpointError, ConfigError, TedError
 from ted_ds.models.files import ModelFacts
+from ted_ds.models.tokenizer_files import read_tokenizer
+from ted_ds.models.tokenizer_traits import TokenizerTraits
 from ted_ds.tokenizer_contracts import (
     compare_readings,
     doubtful_ids,
@@ -59,8 +59,8 @@ def broken_contracts(recipe: Recipe, teacher: Side | None, student: Side | None)
         try:
             check()
         except TedError as error:
-            where = "task.bos" if contract == "bos" else f"{side.name}.path"
-            lines = [f"{where}: {line}" for line in str(error).splitlines()]
+            where = "" if contract == "bos" else f"{side.name}.path: "
+            lines = [f"{where}{line}" for line in str(error).splitlines()]
             broken.setdefault(contract, []).extend(lines)
             return False
         return True
@@ -81,6 +81,21 @@ def broken_contracts(recipe: Recipe, teacher: Side | None, student: Side | None)
     if teacher in readable and student in readable:
         attempt("tokenizers", student, lambda: _check_same(teacher, student))
     return broken
+
+
+def broken_by_loaded(loaded: TokenizerTraits, teacher: Side | None, student: Side | None) -> list[str]:
+    """What the tokenizer that is used, the teacher's as transformers loaded it, asks of models that have not got it.
+
+    Its files are not all it is made of (:mod:`ted_ds.models.tokenizer_files`). Lines of the recipe.
+    """
+    lines: list[str] = []
+    for side in (teacher, student):
+        if side is not None and (side.name == "teacher" or teacher is None or side.folder != teacher.folder):
+            try:
+                refuse_ids_outside(loaded, side.facts, whose="its" if side.name == "teacher" else "the teacher's")
+            except TedError as error:
+                lines.append(f"{side.name}.path: {error}")
+    return lines
 
 
 def _own_files(teacher: Side | None, student: Side | None) -> list[Side]:

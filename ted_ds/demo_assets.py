@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ted_ds.errors import DataError, TedError
+from ted_ds.launching.lasting_output import outlast_readers
 from ted_ds.phases import file_sha256
 
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -120,6 +121,7 @@ def _write_jsonl(place: Path, rows: Iterator[dict[str, str | int]]) -> None:
 
 
 if __name__ == "__main__":
+    outlast_readers()
     try:
         prepare(Path(sys.argv[1] if len(sys.argv) > 1 else "demo_assets"))
     except TedError as error:

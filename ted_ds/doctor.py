@@ -15,22 +15,18 @@ from torch import Tensor
 from ted_ds.assemble import Assembly
 from ted_ds.assemble_stages import StageTwo, build_stage_two
 from ted_ds.chain import cut_student
-from ted_ds.config.tasks import LabelledTask
-from ted_ds.contracts import broken_contracts
 from ted_ds.data.loader import Batch
 from ted_ds.errors import TedError
 from ted_ds.layout import Layout
-from ted_ds.models.loading import load_tokenizer
 from ted_ds.numerics.filters import Match
 from ted_ds.numerics.losses import feature_mse_sum
 from ted_ds.phases import model_identity
-from ted_ds.plan import model_sides
-from ted_ds.preflight import heldout_guess, vet_knowledge, vet_weights
+from ted_ds.preflight import heldout_guess, vet_composition, vet_knowledge, vet_weights
 from ted_ds.runtime.engine import TrainableEngine
 from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.runtime.sharding import collect_garbage, whole_parameters
 from ted_ds.stages.distill import DistillObjective
-from ted_ds.vetting.baseline import NUM_EXAMPLES
+from ted_ds.vet_contracts import vet_contracts
 from ted_ds.vetting.batch_text import first_batch
 from ted_ds.vetting.verdict import Status, Verdict, failures
 
@@ -142,45 +138,9 @@ class Doctor:
                         place.parent.rmdir()
 
     def _look_at_contracts(self, student: Path) -> Mapping[str, list[str]]:
-        teacher = self._layout.teacher_origin
-        facts = self._build.plan.teacher, self._build.plan.student
-        of_teacher = self._recipe.student.from_teacher is not None
-        sides = model_sides(self._recipe, teacher, facts[0], teacher if of_teacher else student, facts[1])
-        broken = broken_contracts(self._recipe, *sides)
-        task = self._recipe.task
-        held = {
-            "tokenizers": "one and the same" if of_teacher else "the same ids for the same tokens",
-            "vocabulary": f"{len(self._build.tokenizer.get_vocab()):,} tokens; embeddings "
-            f"{self._build.teacher_facts.vocab_size:,} (teacher), {self._build.student_facts.vocab_size:,} (student)",
-            "labels": ", ".join(task.labels) if isinstance(task, LabelledTask) else "none",
-            "head": "as the task asks",
-        }
-        for contract, detail in held.items():
-            if contract in broken:
-                self._add(contract, "fail", "; ".join(broken[contract]))
-            elif contract == "labels" and isinstance(task, LabelledTask) and facts[0] and facts[0].labels is None:
-                self._add(
-                    contract, "warn", f"the teacher does not name its labels; taken to be {detail}, in this order"
-                )
-            else:
-                self._add(contract, "pass", detail)
-        if not of_teacher and "tokenizers" not in broken:
-            self._attempt("tokenizers", lambda: self._compare_splits(student))
+        broken, verdicts = vet_contracts(self._build, self._layout.teacher_origin, student)
+        self._verdicts += verdicts
         return broken
-
-    def _compare_splits(self, student: Path) -> None:
-        """Equal vocabularies may still split texts differently."""
-        texts = [
-            str(self._build.tokenizer.decode(one.input_ids)) for one in self._build.data.heldout[: NUM_EXAMPLES[0]]
-        ]
-        differing = 0
-        with self._world.together():
-            own = load_tokenizer(student)
-            differing = sum(own(text)["input_ids"] != self._build.tokenizer(text)["input_ids"] for text in texts)
-        if differing:
-            self._add(
-                "tokenizers", "warn", f"{differing} of {len(texts)} texts are split differently; the teacher's is used"
-            )
 
     def _look_at_weights(self, name: str, path: Path) -> None:
         identity = self._world.on_main(lambda: model_identity(path))
@@ -217,20 +177,19 @@ class Doctor:
     def _look_at_student(self, path: Path, *, is_ready: bool) -> None:
         model = self._build.models.frozen("student", path, new_head_allowed=True)
         verdict = vet_knowledge(self._build, "student", model)
-        self._look_at_fresh("student", model)
+        self._look_at_model("student", model)
         model.release()
         if verdict.status == "fail" and "not finite" not in verdict.detail:  # it has yet to learn
             when = "" if is_ready else " (before Stage 0)"
             verdict = Verdict(verdict.check, "warn", verdict.detail + when)
         self._verdicts.append(verdict)
 
-    def _look_at_fresh(self, name: str, model: FrozenModel) -> None:
-        """Which weights start random; a teacher that will not be trained may have none (it would not have loaded)."""
+    def _look_at_model(self, name: str, model: FrozenModel) -> None:
+        """Which weights start random (of a teacher that will not be trained, none), and whether rows stay apart."""
         fresh = ", ".join(model.fresh_parameters)
-        if fresh:
-            self._add(f"{name} initialisation", "warn", f"not in its files, starts random: {fresh}")
-        else:
-            self._add(f"{name} initialisation", "pass", "every weight is in its files")
+        detail = f"not in its files, starts random: {fresh}" if fresh else "every weight is in its files"
+        self._add(f"{name} initialisation", "warn" if fresh else "pass", detail)
+        self._verdicts.append(vet_composition(self._build, name, model))
 
     def _look_at_stage_two(self, teacher: Path, student: Path, batch: Batch, *, is_ready: bool) -> None:
         build, plan = self._build, self._recipe.distill
@@ -244,7 +203,7 @@ class Doctor:
             build, config, teacher=teacher, student=student, filters=folders, new_head_allowed=not is_ready
         )
         if stage.teacher is not None:
-            self._look_at_fresh("teacher", stage.teacher)
+            self._look_at_model("teacher", stage.teacher)
             verdict = vet_knowledge(build, "teacher", stage.teacher)
             if not is_ready:
                 verdict = Verdict(verdict.check, "skip", f"{verdict.detail}; teacher.finetune is still to come")

@@ -8,6 +8,7 @@
     ├── NumericsError        a loss became NaN or infinite
     ├── StoppedOnRequest     exit code 75: a signal or the wall-clock budget; start the same command to go on
     └── RankLostError        exit code 76: another rank died or hangs; start the same command to go on
+        └── DeviceFaultError exit code 76: this rank's GPU failed; start the same command to go on
 
 Each message says where the mistake is, what was given, the rule, and what to do:
 ``recipe.yaml: layer_map.pairs[3]: teacher block 33 does not exist (the model has 32 blocks); use 1..32``.
@@ -58,6 +59,10 @@ class RankLostError(TedError):
     """Another rank no longer answers."""
 
     exit_code = 76  # EX_PROTOCOL of sysexits.h: the other side broke off
+
+
+class DeviceFaultError(RankLostError):
+    """A GPU, or NCCL on it, failed: this rank is lost to the others."""
 
 
 def raise_all(messages: Sequence[str], kind: type[TedError] = ConfigError) -> None:

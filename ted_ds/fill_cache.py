@@ -32,6 +32,8 @@ from ted_ds.teacher_cache.cached import CachedTeacher
 from ted_ds.teacher_cache.store import PartWriter, Reader, Record, finish, is_complete, read_about, written
 
 CACHE_FOLDER = "teacher_cache"
+READING = 2
+"""The way in which texts are read, their positions and last tokens; a cache that was filled in another is not used."""
 NUM_REPORTS = 10
 """Of how far it is filled."""
 
@@ -170,6 +172,7 @@ def _about(build: Assembly, plan: CachePlan, depends_on: Mapping[str, Any]) -> d
     recipe = build.recipe
     return {
         "samples_sha256": samples_sha256(plan.samples),
+        "reading": READING,
         "layers": list(build.layers("teacher")),
         "record": str(plan.record),
         "precision": recipe.precision,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ted_ds.config.deepspeed import read_deepspeed_json
+from ted_ds.config.deepspeed import read_deepspeed_json, with_sizes
 from ted_ds.config.schema import Recipe
 from ted_ds.errors import CheckpointError, ConfigError, TedError
 from ted_ds.hosting import HOSTS, Hosting, choose_host
@@ -48,7 +48,7 @@ def host_teacher(recipe: Recipe, plan: Plan, run: Run, world: World, *, run_is_o
         hosting = choose_host(
             recipe,
             plan,
-            read_deepspeed_json(recipe.deepspeed),
+            with_sizes(read_deepspeed_json(recipe.deepspeed), plan.student.hidden_size if plan.student else None),
             world_size=world.size,
             free_device=free_device_bytes(world),
             free_host=free_host_bytes(world),

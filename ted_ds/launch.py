@@ -12,10 +12,11 @@ from ted_ds.assemble import Assembly
 from ted_ds.chain import Chain
 from ted_ds.config.redaction import without_secrets
 from ted_ds.config.schema import Recipe
-from ted_ds.contracts import refuse_different_tokenizers
+from ted_ds.contracts import broken_by_loaded
 from ted_ds.data.bad_records import Ledger
 from ted_ds.data.reading.listing import list_data
 from ted_ds.data.tasks import open_task_data
+from ted_ds.data.tokenizers import traits_of
 from ted_ds.doctor import Doctor
 from ted_ds.errors import ConfigError, RankLostError, StoppedOnRequest
 from ted_ds.evaluation.scoring import SCORERS
@@ -23,12 +24,15 @@ from ted_ds.fill_cache import plan_cache, refuse_useless_cache
 from ted_ds.host_teacher import host_teacher
 from ted_ds.layout import Layout
 from ted_ds.models.loading import fetch, load_tokenizer
-from ted_ds.plan import Plan, make_plan, plan_recipe
+from ted_ds.plan import Plan, make_plan, model_sides, plan_recipe
 from ted_ds.run_folder import begin_run, mark_stopped, new_run, read_run
+from ted_ds.runtime.arithmetic import set_arithmetic, without_effect
+from ted_ds.runtime.device_faults import as_device_fault, is_device_fault
 from ted_ds.runtime.preemption import StopRequests, shielded
 from ted_ds.runtime.rendezvous import find_ranks
 from ted_ds.runtime.world import World, is_lost_rank
 from ted_ds.screen import Screen
+from ted_ds.tokenizer_contracts import refuse_different_tokenizers
 from ted_ds.tracking import METRICS_FILE, Tracker
 
 JOIN_TIMEOUT_S = 1800.0
@@ -39,7 +43,7 @@ def run_phases(recipe_path: str, overrides: Sequence[str], wanted: Sequence[str]
 
     Raises:
         TedError: The same on every rank. Before the first phase starts nothing has been written.
-        RankLostError: On the ranks that are left, when one of them died or hangs.
+        RankLostError: On the ranks that are left, when one of them died or hangs, and on one whose GPU failed.
     """
     started = time.monotonic()
     stops = StopRequests()
@@ -48,6 +52,8 @@ def run_phases(recipe_path: str, overrides: Sequence[str], wanted: Sequence[str]
             _run_phases(recipe_path, overrides, wanted, stops, started)
         except RuntimeError as error:
             if not is_lost_rank(error):
+                if is_device_fault(error):
+                    raise as_device_fault(error) from error
                 raise
             seen = str(error).splitlines()[0].partition(". This is typically")[0]
             raise RankLostError(
@@ -146,6 +152,7 @@ def _prepare(
         recipe, _ = plan_recipe(
             recipe_path, overrides, num_ranks=num_ranks, contracts_hold=contracts_hold, in_pipeline=in_pipeline
         )
+        set_arithmetic(tf32=recipe.tf32, deterministic=recipe.deterministic, attention=recipe.attention)
     except Exception as error:  # a defect of ours on one rank must not leave the others waiting either
         failure = error
     timeout_s, num_stages = JOIN_TIMEOUT_S, 1
@@ -168,6 +175,11 @@ def _prepare(
         tokenizer = load_tokenizer(teacher)
         if student is not None and contracts_hold:
             refuse_different_tokenizers(tokenizer.get_vocab(), load_tokenizer(student).get_vocab())
+        if contracts_hold:
+            sides = model_sides(recipe, teacher, plan.teacher, student or teacher, plan.student)
+            broken = broken_by_loaded(traits_of(tokenizer), *sides)
+            if broken:
+                raise ConfigError("\n".join(f"{recipe_path}: {line}" for line in broken))
         data = open_task_data(recipe.data, recipe.task, tokenizer, listing, max_heldout=recipe.evaluation.max_examples)
     assert tokenizer is not None
     assert data is not None
@@ -247,10 +259,18 @@ def _greet(assembly: Assembly) -> None:
         f"{len(assembly.data.heldout)} held-out sequences"
     )
     screen.say(f"data: {assembly.data.describe(world.num_replicas)}")
+    screen.say(f"texts: {assembly.data.text_ends}")
     screen.say(f"phases: {' > '.join(plan.phases)}")
     if plan.layer_pairs:
         screen.say(f"layers, student<-teacher: {' '.join(f'{s}<-{t}' for s, t in plan.layer_pairs)}")
     screen.say(f"teacher: {assembly.hosting.host}, {assembly.hosting.why}")
+    for remark in plan.remarks:
+        screen.say(f"note: {remark}")
+    for doubt in plan.doubts:
+        screen.say(f"WARN {doubt}")
+    idle = without_effect(tf32=recipe.tf32, device_type=world.device.type)
+    if idle is not None:
+        screen.say(f"WARN {idle}")
 
 
 def _show_results(screen: Screen, recipe: Recipe, chain: Chain, tracker: Tracker | None, seconds: float) -> None:

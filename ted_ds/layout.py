@@ -11,6 +11,7 @@ from typing import Any
 from ted_ds.assemble import Assembly
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.redaction import without_secrets
+from ted_ds.data.tasks import CausalLmData
 from ted_ds.phases import MANIFEST, PhaseFolder, model_identity
 from ted_ds.plan import PLAN_OF_PHASE
 from ted_ds.staging import FILTER_PHASES, filter_phases
@@ -52,11 +53,7 @@ class Layout:
             "evaluate": lambda: {
                 "models": {name: self.identity(path) for name, path in self.evaluated_paths().items()},
                 **self._in_8_bits(),
-                **without_secrets(
-                    self._recipe.model_dump(
-                        mode="json", include={"evaluation", "data", "task"}, exclude={"data": UNDECIDING_DATA_KEYS}
-                    )
-                ),
+                **self._recipe_values("evaluation", "data", "task"),
             },
             "export": lambda: {"student": self._identity_in_run(self.distilled_path())},
         }
@@ -115,12 +112,19 @@ class Layout:
             else plan.model_dump(mode="json", exclude={"micro_batch_size", "micro_batch_tokens"}),
             "deepspeed": {key: self._assembly.deepspeed_json.get(key) for key in ("optimizer", "scheduler")},
             "data_files": self._assembly.listing.sizes(),
-            **without_secrets(
-                self._recipe.model_dump(
-                    mode="json", include={"task", "data", "seed", "precision"}, exclude={"data": UNDECIDING_DATA_KEYS}
-                )
-            ),
+            **self._recipe_values("task", "data", "seed", "precision"),
         }
+
+    def _recipe_values(self, *sections: str) -> dict[str, Any]:
+        """What sections of the recipe say, with what ``task.bos`` came to in its place."""
+        values = without_secrets(
+            self._recipe.model_dump(mode="json", include={*sections}, exclude={"data": UNDECIDING_DATA_KEYS})
+        )
+        data = self._assembly.data
+        if isinstance(data, CausalLmData):  # None, as in phases from before the setting, where nothing is added
+            tokens = self._assembly.tokenizer.convert_ids_to_tokens(list(data.start))
+            values["task"]["bos"] = tokens or None
+        return values
 
     def _filter_inputs(self, phase: str) -> dict[str, Any]:
         filters = self._recipe.filters

@@ -60,7 +60,7 @@ def trained_bytes(
         num_frozen: Parameters of the same module that do not train.
     """
     count, item, stage = sum(sizes), ITEM_BYTES[precision], zero_stage(config)
-    states = STATES_BYTES if "adam" in config["optimizer"]["type"].lower() else 0
+    states = _states_bytes(config["optimizer"])
     share = math.ceil(count / world_size)
     if stage == 0:
         return Trained((count + num_frozen) * item, count * 4, count * states)
@@ -155,6 +155,14 @@ def activation_bytes(
 def gib(size: float) -> str:
     """Bytes for people."""
     return f"{size / 2**30:.3g} GiB" if size >= 2**30 else f"{size / 2**20:.3g} MiB"
+
+
+def _states_bytes(optimizer: Mapping[str, Any]) -> int:
+    """Of an optimizer, per parameter: two numbers of Adam, one of Adagrad, Lion and a momentum."""
+    name = optimizer["type"].lower()
+    if name == "sgd":
+        return STATES_BYTES // 2 if optimizer.get("params", {}).get("momentum") else 0
+    return STATES_BYTES if "adam" in name else STATES_BYTES // 2
 
 
 def _persistence_threshold(config: Mapping[str, Any]) -> float:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from ted_ds.config.deepspeed import complete, read_deepspeed_json, zero_stage
+from ted_ds.config.deepspeed import filled, inspect_deepspeed_json, remarks, zero_stage
 from ted_ds.config.schema import Recipe
 from ted_ds.config.tasks import CausalLm
+from ted_ds.config.wandb import refuse_missing_account, wandb_mode
+from ted_ds.data.first_rows import FirstRows, first_rows
 from ted_ds.data.sources import is_remote, locate, names_hub
 from ted_ds.errors import TedError
+from ted_ds.launching.starters import Told
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.folder import CAUSAL_LM_TYPES
+from ted_ds.models.rope_rules import KNOWN_RULES
 
 Result = TypeVar("Result")
 EAGER_ATTENTION_TYPES = ("deberta-v2",)
@@ -40,33 +45,52 @@ class Mistakes:
             return None
 
 
-def check_deepspeed(recipe: Recipe, num_ranks: int, mistakes: Mistakes) -> None:
-    """The DeepSpeed JSON by itself, beside the recipe, and in every phase."""
-    config = mistakes.attempt("deepspeed", lambda: read_deepspeed_json(recipe.deepspeed))
+def check_deepspeed(recipe: Recipe, num_ranks: int, mistakes: Mistakes) -> tuple[str, ...]:
+    """The DeepSpeed JSON by itself, beside the recipe, and in every phase.
+
+    Returns:
+        What is worth saying of it, though it is right.
+    """
+    config, wrong = inspect_deepspeed_json(recipe.deepspeed)
+    mistakes.add("deepspeed", *wrong)
     if config is None:
-        return
+        return ()
     mistakes.add("torch_compile", *_compile_mistakes(recipe, config))
     mistakes.add("pipeline.stages", *_pipeline_mistakes(recipe, config, num_ranks))
+    num_replicas = max(num_ranks // recipe.pipeline.stages, 1)
     for path, plan in recipe.phase_plans().items():
-        mistakes.attempt(
-            "",
-            lambda path=path, plan=plan: complete(
-                config,
-                plan,
-                plan_path=path,
-                precision=recipe.precision,
-                world_size=max(num_ranks // recipe.pipeline.stages, 1),
-                source=recipe.deepspeed,
-            ),
+        _, wrong = filled(
+            config,
+            plan,
+            plan_path=path,
+            precision=recipe.precision,
+            world_size=num_replicas,
+            source=recipe.deepspeed,
         )
+        mistakes.add("", *wrong)
+    return tuple(remarks(config, recipe.phase_plans(), recipe.deepspeed))
 
 
-def check_data(recipe: Recipe, mistakes: Mistakes) -> None:
-    """Local sources; those of a hub or another file system only once the run starts."""
+def check_tracking(recipe: Recipe, mistakes: Mistakes) -> None:
+    """Whether W&B can do what the recipe and the environment want of it."""
+    wanted = recipe.tracking.wandb
+    known = mistakes.attempt("", lambda: wandb_mode(wanted, os.environ))
+    if known is not None and Told.by(os.environ).rank == 0:  # which alone speaks to W&B
+        mistakes.attempt("", lambda: refuse_missing_account(wanted, os.environ))
+
+
+def check_data(recipe: Recipe, mistakes: Mistakes) -> dict[str, FirstRows]:
+    """Every source, by its place in the recipe: its files, and what their first rows say."""
+    looked_at = {}
     for part, sources in (("train", recipe.data.train), ("evaluation", recipe.data.evaluation or [])):
         for index, one in enumerate(sources):
-            if not is_remote(one.path) and not names_hub(one):
-                mistakes.attempt(f"data.{part}[{index}].path", functools.partial(locate, one))
+            place = f"data.{part}[{index}]"
+            is_here = not is_remote(one.path) and not names_hub(one)
+            if is_here and mistakes.attempt(f"{place}.path", functools.partial(locate, one)) is None:
+                continue
+            looked_at[place] = first_rows(one, recipe.task, cleaning=recipe.data.cleaning)
+            mistakes.add(place, *looked_at[place].problems)
+    return looked_at
 
 
 def _compile_mistakes(recipe: Recipe, config: dict[str, Any]) -> Iterator[str]:
@@ -115,5 +139,11 @@ def _model_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
             f"task.{key} is {recipe.task.sequence_length}{padded}, but this model allows at most "
             f"{facts.max_positions} tokens; lower task.{key}"
         )
+    for rule in facts.rope_rules:
+        if rule not in KNOWN_RULES:
+            yield (
+                f"its config.json has rope_type {rule!r}, a rule for positions that is not known here; known are "
+                f"{', '.join(KNOWN_RULES)}"
+            )
     if recipe.data.padding.side == "left" and facts.model_type not in CAUSAL_LM_TYPES:
         yield f"data.padding.side is left, but a {facts.model_type} reads its first token; use right"

@@ -9,9 +9,10 @@ from pathlib import Path
 from ted_ds.config.load import draft_mistakes, load_draft
 from ted_ds.config.schema import Recipe
 from ted_ds.contracts import Side, broken_contracts, document_ends, doubts
+from ted_ds.data.first_rows import FirstRows
 from ted_ds.data.sources import HUB_NAME
 from ted_ds.errors import ConfigError, raise_all
-from ted_ds.mistakes import Mistakes, check_data, check_deepspeed, check_model
+from ted_ds.mistakes import Mistakes, check_data, check_deepspeed, check_model, check_tracking
 from ted_ds.models.files import ModelFacts, read_model_facts
 from ted_ds.models.folder import no_folder
 from ted_ds.numerics.layer_map import LayerPairs, make_layer_map
@@ -53,10 +54,14 @@ class Plan:
     """Width in which layers are matched; 0 where nothing is matched."""
     stages: Mapping[str, tuple[Stage, ...]]
     """The pipeline stages of each phase that trains, one where there is no pipeline; empty while a model is unknown."""
+    data: Mapping[str, FirstRows]
+    """The first rows of each source, by its place in the recipe."""
     text_ends: str | None = None
     """What is put around each text, in words; None while the teacher's tokenizer is unknown."""
     doubts: tuple[str, ...] = ()
     """What is no mistake in the models and should be known."""
+    remarks: tuple[str, ...] = ()
+    """What is worth saying of settings that are right."""
 
 
 def local_model(path: str) -> Path | None:
@@ -126,11 +131,12 @@ def plan_recipe(
 
 
 def _lay_out(recipe: Recipe, mistakes: Mistakes, *, num_ranks: int, contracts_hold: bool) -> Plan:
-    check_deepspeed(recipe, num_ranks, mistakes)
-    check_data(recipe, mistakes)
+    remarks = check_deepspeed(recipe, num_ranks, mistakes)
+    data = check_data(recipe, mistakes)
     if recipe.output_dir.exists() and not recipe.output_dir.is_dir():
         mistakes.add("output_dir", f"{recipe.output_dir} is a file; give a folder")
 
+    check_tracking(recipe, mistakes)
     teacher_dir = mistakes.attempt("teacher.path", lambda: local_model(recipe.teacher.path))
     teacher = mistakes.attempt("teacher.path", lambda: read_model_facts(teacher_dir)) if teacher_dir else None
     student_dir, student = teacher_dir, None
@@ -167,7 +173,9 @@ def _lay_out(recipe: Recipe, mistakes: Mistakes, *, num_ranks: int, contracts_ho
         layer_pairs,
         filter_dim,
         stages,
+        data,
         text_ends=document_ends(recipe, sides[0]) if sides[0] is not None and not broken else None,
+        remarks=remarks,
         doubts=() if broken else tuple(doubts(recipe, *sides)),
     )
 
@@ -235,6 +243,7 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
     if plan.layer_pairs:
         pairs = " ".join(f"{s}<-{t}" for s, t in plan.layer_pairs)
         lines.append(f"layers    student<-teacher {pairs}, matched in {plan.filter_dim} dimensions")
+    lines += [f"{place} {rows}" for place, rows in plan.data.items()]
     lines.append(f"phases    {' > '.join(plan.phases)}")
     replicas = max(num_ranks // recipe.pipeline.stages, 1)
     readers = f"{replicas} " + ("ranks" if recipe.pipeline.stages == 1 else "in parallel")
@@ -251,6 +260,7 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
         )
     if plan.text_ends is not None:
         lines.append(f"texts     {plan.text_ends}")
+    lines += [f"note      {remark}" for remark in plan.remarks]
     lines.append(f"output    {recipe.output_dir}")
     lines += [f"WARN      {doubt}" for doubt in plan.doubts]
     return "\n".join(lines)

@@ -17,6 +17,7 @@ from ted_ds.models.files import weight_files
 from ted_ds.models.predictions import Predictions
 from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.vetting.baseline import NUM_EXAMPLES, Example, Guess, judge_against_guess, make_guess, read_examples
+from ted_ds.vetting.composition import judge_composition, mixed_lengths, numbers_of_rows
 from ted_ds.vetting.verdict import Verdict
 from ted_ds.vetting.weights import WeightCounts, count_weights, judge_weights
 
@@ -86,6 +87,28 @@ def vet_quantised(build: Assembly, path: Path) -> FrozenModel:
                 f"on this device ({build.world.device.type}, {build.recipe.precision}): {error!s:.500}"
             ) from error
     return model
+
+
+@torch.no_grad()
+def vet_composition(build: Assembly, name: str, model: FrozenModel) -> Verdict:
+    """Whether a model makes the same of an example whatever is beside it in a batch. Every rank must call it."""
+    samples = mixed_lengths(build.data.heldout)
+    found: list[list[float]] = []
+
+    def look(rows: Sequence[Sample]) -> None:
+        batch = build.collate(rows).to(build.world.device)
+
+        def read(predictions: Predictions | None) -> None:
+            assert predictions is not None
+            found.extend(numbers_of_rows(predictions, batch.labels, build.terms))
+
+        model(batch.inputs, read)
+
+    for rows in (*([sample] for sample in samples), samples):  # by each rank alike: they may share a sharded model
+        look(rows)
+    alone, together = found[: len(samples)], found[len(samples) :]
+    # ranks of another machine may round in another way, but act on one verdict
+    return build.world.gather(judge_composition(name, alone, together, precision=build.recipe.precision))[0]
 
 
 def heldout_guess(build: Assembly) -> Guess:

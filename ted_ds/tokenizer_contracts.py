@@ -12,12 +12,10 @@ from pathlib import Path
 
 from ted_ds.data.document_ends import added_around, probes
 from ted_ds.data.tokenizer_comparison import differences
-from ted_ds.data.tokenizer_traits import TokenizerTraits
 from ted_ds.data.tokenizers import describe_difference
 from ted_ds.errors import CheckpointError, ConfigError
 from ted_ds.models.files import GENERATION_CONFIG_FILE, ModelFacts
-
-MOST_SHOWN = 3
+from ted_ds.models.tokenizer_traits import Origin, TokenizerTraits
 
 
 def refuse_ids_outside(tokenizer: TokenizerTraits, facts: ModelFacts, *, whose: str = "its") -> None:
@@ -33,8 +31,10 @@ def refuse_ids_outside(tokenizer: TokenizerTraits, facts: ModelFacts, *, whose: 
         return
     index, token = outside[-1]
     origin = tokenizer.origins.get(token)
+    if index != tokenizer.vocabulary.get(token):
+        origin = Origin("the post-processor", "tokenizer.json")
     where = f" ({origin})" if origin is not None else ""
-    more = f" ({len(outside)} such ids in all)" if len(outside) > 1 else ""
+    more = f"; {len(outside)} ids are outside" if len(outside) > 1 else ""
     remedy = "use the tokenizer it was trained with, or resize its embeddings"
     if origin is not None and origin.key.endswith("_token"):
         roles = [tokenizer.roles[role] for role in ("eos_token", "pad_token", "unk_token") if role in tokenizer.roles]
@@ -43,7 +43,7 @@ def refuse_ids_outside(tokenizer: TokenizerTraits, facts: ModelFacts, *, whose: 
         remedy = f"name a token that has an embedding{example}, or resize its embeddings"
     raise CheckpointError(
         f"{whose} tokenizer gives {token!r}{where} the id {index}, but the model has embeddings for 0..{rows - 1} "
-        f"({rows} rows){more}; {remedy}"
+        f"({rows} rows{more}); {remedy}"
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import netrc
 import os
 import sys
 import threading
@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ted_ds.config.wandb import SENDING, wandb_mode
 from ted_ds.errors import ConfigError
 
 METRICS_FILE = "metrics.jsonl"
-FINISH_TIMEOUT_S = 20.0
-WANDB_HOST = "api.wandb.ai"
+START_TIMEOUT_S, FINISH_TIMEOUT_S = 20.0, 20.0
+"""How long W&B may take for either."""
 
 
 class Tracker:
@@ -25,32 +26,51 @@ class Tracker:
     def __init__(
         self, folder: Path, *, run_id: str, name: str, project: str, mode: str, config: Mapping[str, Any]
     ) -> None:
-        """Open both. ``mode`` is ``auto``, ``online``, ``offline`` or ``disabled``; a known ``run_id`` is continued.
+        """Open both. ``mode`` is the recipe's word (:mod:`ted_ds.config.wandb`); a known ``run_id`` is continued.
 
         Raises:
-            ConfigError: The folder cannot be written.
+            ConfigError: The folder cannot be written, or the environment has a mode that is none.
         """
-        import wandb  # on this rank alone: it takes most of a second, and reads hundreds of files
-
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._path = folder / METRICS_FILE
             self._file = self._path.open("a", encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"output_dir: {folder}: cannot be written: {error}") from error
-        self.mode = wandb_mode(mode)
-        self._wandb = wandb.init(
-            project=project,
-            name=name,
-            dir=str(folder),
-            config=dict(config),
-            mode=self.mode,  # type: ignore[arg-type]
-            id=run_id,
-            resume="allow" if self.mode == "online" else None,  # elsewhere there is nothing to look it up in
-            settings=wandb.Settings(silent=True, console="off"),
-        )
         self._phases: set[str] = set()
-        self._wandb_failed = False
+        self._wandb: Any = None
+        self.mode = "disabled"
+        wanted = wandb_mode(mode, os.environ)
+        # what cannot be sent now can be later, with wandb sync
+        tried = {"disabled": (), "offline": ("offline",)}.get(wanted, (wanted, "offline"))
+        for mode in tried:
+            try:
+                self._wandb = self._start_wandb(mode, run_id=run_id, name=name, project=project, config=config)
+            except Exception as error:  # whatever it is: numbers are in the file
+                _warn(
+                    f"W&B does not start {mode} ({_in_one_line(error)}); the run goes on, numbers are in {self._path}"
+                )
+            else:
+                self.mode = mode
+                break
+
+    def _start_wandb(self, mode: str, *, run_id: str, name: str, project: str, config: Mapping[str, Any]) -> Any:
+        import wandb  # on this rank alone: it takes most of a second, and reads hundreds of files
+
+        try:
+            return wandb.init(
+                project=project,
+                name=name,
+                dir=str(self._path.parent),
+                config=dict(config),
+                mode=mode,  # type: ignore[arg-type]
+                id=run_id,
+                resume="allow" if mode in SENDING else None,  # elsewhere there is nothing to look it up in
+                settings=wandb.Settings(silent=True, console="off", init_timeout=START_TIMEOUT_S),
+            )
+        except Exception:
+            wandb.teardown()  # its service would hold on to the run's id
+            raise
 
     def rewind(self, phase: str, step: int, scored_step: int = 0) -> None:
         """Forget what the file says of a phase beyond a step, and of its scores beyond another: it comes again.
@@ -86,26 +106,24 @@ class Tracker:
 
     def close(self) -> None:
         """Finish both."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # of a disk that refused a record, which was said then
+            self._file.close()
         # it may want to upload something first, on a network that is down
-        thread = threading.Thread(target=self._to_wandb, args=(self._wandb.finish,), daemon=True)
+        thread = threading.Thread(target=self._to_wandb, args=(lambda: self._wandb.finish(),), daemon=True)
         thread.start()
         thread.join(FINISH_TIMEOUT_S)
         if thread.is_alive():
-            print(f"WARN W&B does not finish within {FINISH_TIMEOUT_S:g} s: left behind", file=sys.stderr)
+            _warn(f"W&B does not finish within {FINISH_TIMEOUT_S:g} s: left behind")
 
     def _to_wandb(self, call: Callable[[], object]) -> None:
         """Call W&B. A service that breaks is no reason to lose a run: it is said once, and the file has all numbers."""
-        if self._wandb_failed:
+        if self._wandb is None:
             return
         try:
             call()
         except Exception as error:
-            self._wandb_failed = True
-            print(
-                f"WARN W&B no longer answers ({error!r:.200}); the run goes on, all numbers are in {self._path}",
-                file=sys.stderr,
-            )
+            self._wandb = None
+            _warn(f"W&B no longer answers ({_in_one_line(error)}); the run goes on, all numbers are in {self._path}")
 
 
 def _is_beyond(line: str, phase: str, step: int, scored_step: int) -> bool:
@@ -114,16 +132,9 @@ def _is_beyond(line: str, phase: str, step: int, scored_step: int) -> bool:
     return record["phase"] == phase and record["step"] > (scored_step if is_score else step)
 
 
-def wandb_mode(mode: str) -> str:
-    """The W&B mode that ``auto`` comes to: ``$WANDB_MODE``, else online with an API key, else offline."""
-    if mode != "auto":
-        return mode
-    if os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
-        return os.environ["WANDB_MODE"]
-    if os.environ.get("WANDB_API_KEY"):
-        return "online"
-    try:
-        known = netrc.netrc().authenticators(WANDB_HOST)
-    except (OSError, netrc.NetrcParseError):
-        known = None
-    return "online" if known else "offline"
+def _warn(text: str) -> None:
+    print(f"WARN {text}", file=sys.stderr, flush=True)
+
+
+def _in_one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

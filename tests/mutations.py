@@ -166,6 +166,36 @@ MUTATIONS = {
         "difference *= 2",
         "the gradient of the layer-wise term is that of a sum over dimensions",
     ),
+    "drift": Mutation(
+        "numerics/fused.py",
+        "torch.linalg.vector_norm(difference, dim=1, dtype",
+        "torch.linalg.vector_norm(difference, dtype",
+        "the squares of the layer-wise term are added up one by one",
+    ),
+    "longest_chooses": Mutation(
+        "models/positions.py",
+        'highest = torch.zeros_like(position_ids).scatter_reduce(1, text, position_ids, reduce="amax")',
+        "highest = torch.full_like(position_ids, int(position_ids.max()))",
+        "the longest text of a batch chooses the positions of all",
+    ),
+    "last_id": Mutation(
+        "models/taps.py",
+        "return pool(logits, _attention_mask(arguments), how=self.pooled_token, unread=unread)",
+        'return pool(logits, arguments["input_ids"] != 1, how=self.pooled_token, unread=unread)',
+        "a label is read at the last token that is no end token",
+    ),
+    "flash_rows": Mutation(
+        "models/joined_rows.py",
+        'len(arguments["input_ids"]) if needs_one_row else 1',
+        "1",
+        "flash attention gets several rows of isolated documents",
+    ),
+    "first_layer": Mutation(
+        "models/families.py",
+        "return modules if behind_first is None else [behind_first, *modules[1:]]",
+        "return modules",
+        "layer 1 is taken before DeBERTa's convolution",
+    ),
     "cache_side": Mutation(
         "teacher_cache/cached.py",
         'start = length - len(own) if self._side == "left" else 0',

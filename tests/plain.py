@@ -22,9 +22,9 @@ def logits_of(predictions: Any) -> Tensor:
     return logits
 
 
-def probe_logits(probes: FilterProbes, states: Sequence[Tensor], attention_mask: Tensor) -> list[Tensor]:
+def probe_logits(probes: FilterProbes, states: Sequence[Tensor], inputs: Mapping[str, Tensor]) -> list[Tensor]:
     """All logits of each probe."""
-    return [logits_of(probes.predict(place, state, attention_mask)) for place, state in enumerate(states)]
+    return [logits_of(probes.predict(place, state, inputs)) for place, state in enumerate(states)]
 
 
 def run_frozen(model: FrozenModel, inputs: Mapping[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:

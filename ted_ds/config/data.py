@@ -41,9 +41,9 @@ class Source(Section):
     documents: Literal["line", "block", "file"] = "line"
     """Text files: what one document is; a ``block`` ends at a blank line."""
     name: str | None = None
-    """Configuration of a Hugging Face dataset."""
+    """Configuration of a Hugging Face dataset, or of a folder whose README.md names some."""
     split: str = "train"
-    """Split of a Hugging Face dataset, or of a folder that ``save_to_disk`` wrote."""
+    """Split of a Hugging Face dataset, of a folder laid out like one, or of what ``save_to_disk`` wrote."""
     weight: float | str | tuple[WeightPoint, ...] = 1.0
     """Corpora: relative share of the tokens; ``size``: the bytes of its files; or ``[[step, weight], ...]``, between
     which it changes linearly. Task data is used whole."""

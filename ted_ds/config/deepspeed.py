@@ -1,92 +1,90 @@
 """The DeepSpeed JSON: read, checked, and completed with the values the recipe owns.
 
-DeepSpeed ignores unknown top-level keys without a word (``gradient_cliping`` trains unclipped), so they are refused
-here, as are those of ``optimizer`` and ``scheduler``. Keys of the other sections are checked by DeepSpeed itself when
-its engine starts.
+What may stand in it is in :mod:`~ted_ds.config.deepspeed_sections` and :mod:`~ted_ds.config.deepspeed_optimizers`.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ted_ds.config.deepspeed_optimizers import (
+    ADAM_SWITCHES,
+    DEFAULT_OPTIMIZER,
+    PARAMETERS,
+    SCHEDULERS,
+    check_typed_sections,
+    optimizer_class,
+)
+from ted_ds.config.deepspeed_sections import check_sections, untested
+from ted_ds.config.json_object import read_json_object
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.errors import raise_all
 
-# What DeepSpeed 0.19 reads at the top level; tests/unit/test_deepspeed_config.py holds it against its source.
-KNOWN_TOP_LEVEL_KEYS = frozenset(
-    """
-    activation_checkpointing aio autotuning bf16 checkpoint comet comms_logger communication_data_type
-    compile csv_monitor data_efficiency data_types dataloader_drop_last disable_allgather disable_python_gc
-    dump_state flops_profiler fp16 gradient_accumulation_steps gradient_allreduce_op gradient_clipping
-    gradient_predivide_factor log_level memory_breakdown optimizer pipeline prescale_gradients scheduler
-    steps_per_print tensor_parallel tensorboard timers torch_autocast train_batch_size
-    train_micro_batch_size_per_gpu use_data_before_expert_parallelism wall_clock_breakdown wandb
-    weight_quantization zero_allow_untested_optimizer zero_force_ds_cpu_optimizer zero_optimization
-    """.split()  # noqa: SIM905 - a table of 40 quoted strings hides what it holds
-)
-TYPED_SECTION_KEYS = ("type", "params", "legacy_fusion")
-SECTIONS = ("bf16", "fp16", "optimizer", "scheduler", "zero_optimization")
-# Known to DeepSpeed, but they change who holds which data or how a step runs, which is not ours to ignore.
-UNSUPPORTED_KEYS = frozenset({"autotuning", "checkpoint", "data_efficiency", "pipeline", "tensor_parallel"})
-# ted_ds writes checkpoints in its own way, which these would change behind its back.
-UNSUPPORTED_ZERO_KEYS = frozenset({"elastic_checkpoint", "load_from_fp32_weights", "pipeline_loading_checkpoint"})
+# What transformers and accelerate fill in by the model's hidden size, so that a bucket holds a weight matrix.
+SIZES = {
+    "reduce_bucket_size": lambda hidden: hidden * hidden,
+    "stage3_prefetch_bucket_size": lambda hidden: int(0.9 * hidden * hidden),
+    "stage3_param_persistence_threshold": lambda hidden: 10 * hidden,
+}
 
 
 def read_deepspeed_json(path: Path) -> dict[str, Any]:
     """Read the JSON and check what can be checked without the recipe.
 
     Raises:
-        ConfigError: Unreadable, or it has unknown top-level keys, no optimizer, or values that ted_ds cannot honour.
+        ConfigError: It is not readable, or anything in it is wrong; lists all of it.
     """
-    if not path.is_file():
-        raise_all([f"{path}: no such DeepSpeed config; those that ship are in ds_configs/deepspeed"])
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        config = None
-        raise_all([f"{path}: not readable as JSON: {error}"])
-    if not isinstance(config, dict):
-        raise_all([f"{path}: a DeepSpeed config is a JSON object, this is {type(config).__name__}"])
-        raise AssertionError("raise_all raised")
-    messages = [f"{path}: {key}: unknown key{_hint(key)}" for key in config if key not in KNOWN_TOP_LEVEL_KEYS]
-    messages += [
-        f"{path}: {key}: not supported by ted_ds; remove it" for key in sorted(UNSUPPORTED_KEYS & config.keys())
-    ]
-    if isinstance(config.get("zero_optimization"), dict):
-        messages += [
-            f"{path}: zero_optimization.{key}: not supported by ted_ds, which saves and loads in its own way; remove it"
-            for key in sorted(UNSUPPORTED_ZERO_KEYS & config["zero_optimization"].keys())
-        ]
-    if isinstance(config.get("comet"), dict) and "api_key" in config["comet"]:
-        messages.append(f"{path}: comet.api_key: secrets do not belong into files; set $COMET_API_KEY and remove it")
-    if str(config.get("gradient_allreduce_op")).lower() == "sum":
-        messages.append(
-            f"{path}: gradient_allreduce_op: {config['gradient_allreduce_op']!r}: ted_ds divides each loss once by its "
-            "global count, which this would undo; remove it"
-        )
-    wrong = [key for key in SECTIONS if not isinstance(config.get(key, {}), dict)]
-    messages += [f"{path}: {key}: {config[key]!r}: this section is a JSON object" for key in wrong]
-    if "optimizer" not in wrong and "type" not in config.get("optimizer", {}):
-        messages.append(f'{path}: optimizer: required, e.g. {{"type": "AdamW", "params": {{"lr": "auto"}}}}')
-    for section in {"optimizer", "scheduler"} & config.keys() - set(wrong):
-        messages += _check_typed_section(config[section], f"{path}: {section}")
-    if "zero_optimization" not in wrong and zero_stage(config) not in (0, 1, 2, 3):
-        messages.append(f"{path}: zero_optimization.stage: {zero_stage(config)!r}: use 0, 1, 2 or 3")
-    raise_all(messages)
+    config, problems = inspect_deepspeed_json(path)
+    raise_all(problems)
+    assert config is not None  # nothing to read is a problem
     return config
 
 
-def _check_typed_section(section: Mapping[str, Any], where: str) -> list[str]:
-    messages = [f"{where}.{key}: unknown key; use type and params" for key in section if key not in TYPED_SECTION_KEYS]
-    if not isinstance(section.get("type", ""), str):
-        messages.append(f"{where}.type: {section['type']!r}: must be a name")
-    if not isinstance(section.get("params", {}), dict):
-        messages.append(f"{where}.params: {section['params']!r}: must be a JSON object")
-    return messages
+def inspect_deepspeed_json(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """The JSON, and all that shows to be wrong with it without the recipe.
+
+    Returns:
+        What it says, without the keys that are wrong, so that the rest can be checked beside the recipe
+        (:func:`filled`), and a message for each of these; None where there is nothing to read.
+    """
+    if not path.is_file():
+        return None, [f"{path}: no such DeepSpeed config; those that ship are in ds_configs/deepspeed"]
+    config, problems = read_json_object(path)
+    if config is None:
+        return None, problems
+    had_scheduler = config.get("scheduler") is not None
+    mistakes = [*check_sections(config)]
+    config = _without(config, mistakes)
+    # stand-ins for what was wrong, and told: what depends on them is not wrong as well
+    if {"zero_optimization", "zero_optimization.stage"} & {place for place, _ in mistakes}:
+        config.setdefault("zero_optimization", {})["stage"] = 1
+    of_types = [*check_typed_sections(config)]
+    config, mistakes = _without(config, of_types), mistakes + of_types
+    if "type" not in config.get("optimizer", {}):
+        config["optimizer"] = json.loads(json.dumps(DEFAULT_OPTIMIZER))
+    if had_scheduler and "type" not in config.get("scheduler", {}):
+        config["scheduler"] = {"type": "WarmupLR"}
+    return config, [*problems, *(f"{path}: {place}: {text}" for place, text in mistakes)]
+
+
+def _without(config: dict[str, Any], mistakes: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    for place, _ in mistakes:
+        node, key = _node_of(config, place)
+        if node is not None:
+            node.pop(key, None)
+    return _without_null(config)
+
+
+def _without_null(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the keys that say nothing: DeepSpeed fails at some of them."""
+    return {
+        key: _without_null(value) if isinstance(value, dict) else value
+        for key, value in node.items()
+        if value is not None
+    }
 
 
 def zero_stage(config: Mapping[str, Any]) -> Any:
@@ -94,8 +92,60 @@ def zero_stage(config: Mapping[str, Any]) -> Any:
     return (config.get("zero_optimization") or {}).get("stage", 0)
 
 
+def with_sizes(config: Mapping[str, Any], hidden_size: int | None) -> dict[str, Any]:
+    """The config with the sizes that follow from a model's, where they are ``"auto"``.
+
+    Args:
+        config: The JSON as read.
+        hidden_size: The student's; None while it is not known: then they are left to DeepSpeed.
+    """
+    result = json.loads(json.dumps(config))
+    zero = result.get("zero_optimization") or {}
+    for key, size in SIZES.items():
+        if zero.get(key) == "auto":
+            del zero[key]
+            if hidden_size is not None:
+                zero[key] = size(hidden_size)
+    return result
+
+
+def schedule_of(config: Mapping[str, Any], plan: PhasePlan) -> str:
+    """The schedule a phase follows: the JSON's, where it has one and the recipe says nothing."""
+    return "deepspeed" if "scheduler" in config and "schedule" not in plan.model_fields_set else plan.schedule
+
+
+def remarks(config: Mapping[str, Any], plans: Mapping[str, PhasePlan], source: Path) -> list[str]:
+    """What is worth saying of a JSON that is right: choices it makes, and what no test compares.
+
+    Args:
+        config: The JSON as read.
+        plans: The recipe's plans, by their path.
+        source: The JSON's path.
+    """
+    said = []
+    by_json = [path for path, plan in plans.items() if schedule_of(config, plan) == "deepspeed"]
+    if by_json:
+        said.append(f"schedule by {config['scheduler']['type']} of {source}: {', '.join(by_json)}")
+    if config["optimizer"] == DEFAULT_OPTIMIZER:
+        said.append(f"optimizer AdamW, as {source} names none")
+    keys = untested(config)
+    if keys:
+        said.append(
+            f"{source}: {', '.join(keys)}: no test compares steps with this set over ranks and ZeRO stages; without it "
+            "they are known to be the same"
+        )
+    return said
+
+
 def complete(
-    config: Mapping[str, Any], plan: PhasePlan, *, plan_path: str, precision: str, world_size: int, source: Path
+    config: Mapping[str, Any],
+    plan: PhasePlan,
+    *,
+    plan_path: str,
+    precision: str,
+    world_size: int,
+    source: Path,
+    on_gpu: bool = False,
 ) -> dict[str, Any]:
     """Fill every ``"auto"`` that the recipe owns, and refuse values that contradict it.
 
@@ -106,10 +156,29 @@ def complete(
         precision: ``fp32``, ``bf16`` or ``fp16``.
         world_size: Data-parallel ranks.
         source: The JSON's path, for messages.
+        on_gpu: Whether the ranks compute on GPUs, which decides how AdamW is computed.
 
     Raises:
-        ConfigError: A value contradicts the recipe, or the batch does not divide over the ranks.
+        ConfigError: A value contradicts the recipe, or the batch does not divide over the ranks; lists all of it.
     """
+    result, problems = filled(
+        config, plan, plan_path=plan_path, precision=precision, world_size=world_size, source=source, on_gpu=on_gpu
+    )
+    raise_all(problems)
+    return result
+
+
+def filled(
+    config: Mapping[str, Any],
+    plan: PhasePlan,
+    *,
+    plan_path: str,
+    precision: str,
+    world_size: int,
+    source: Path,
+    on_gpu: bool = False,
+) -> tuple[dict[str, Any], list[str]]:
+    """What :func:`complete` gives, and every mistake instead of an exception."""
     messages: list[str] = []
     # Under a token budget the number and size of microbatches differ from step to step, and the engine says which is
     # the last (runtime/engine.py); DeepSpeed only asks that its three values fit together.
@@ -131,16 +200,16 @@ def complete(
         "optimizer.params.eps": plan.eps,
         "optimizer.params.weight_decay": plan.weight_decay,
         "scheduler.params.warmup_max_lr": plan.learning_rate,
-        "scheduler.params.warmup_num_steps": plan.warmup_steps,
+        "scheduler.params.cycle_max_lr": plan.learning_rate,
+        "scheduler.params.warmup_num_steps": max(plan.warmup_steps, 1),  # DeepSpeed refuses 0
         "scheduler.params.total_num_steps": plan.max_steps,
         "bf16.enabled": precision == "bf16",
         "fp16.enabled": precision == "fp16",
     }
-    result = json.loads(json.dumps(config))
+    result = with_sizes(config, None)
+    messages += _choose_optimizer(result, plan, plan_path, source, on_gpu=on_gpu)
+    messages += _choose_schedule(result, plan, plan_path, source)
     # These must always reach DeepSpeed: it clips at 1.0 when nothing is said, and it needs the precision.
-    parameters = result["optimizer"].setdefault("params", {})
-    for name in ("lr", "betas", "eps") if "adam" in result["optimizer"]["type"].lower() else ("lr",):
-        parameters.setdefault(name, "auto")
     for path in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
         result.setdefault(path, "auto")
     result.setdefault("gradient_clipping", "auto")
@@ -149,35 +218,99 @@ def complete(
         # a microbatch adds a small share to the step's gradient: 8 bits of bf16 would lose the later ones
         result.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
     result.setdefault("steps_per_print", 2**31 - 1)
+    # it waits for the device in every forward pass and step
+    result.setdefault("timers", {}).setdefault("throughput", {}).setdefault("enabled", False)
     for path, value in owned.items():
         _settle(result, path, value, messages, source)
+    _leave_to_deepspeed(result)
     messages += [
         f"{source}: {path}: 'auto' is not a value the recipe fills in; write a value" for path in _autos(result)
     ]
-    if (plan.schedule == "deepspeed") != ("scheduler" in result):
-        messages.append(
-            f"{plan_path}.schedule: {plan.schedule!r}: use 'deepspeed' exactly when {source} has a scheduler block"
-        )
     if precision != "fp32" and zero_stage(result) == 0:
         messages.append(
             f"{source}: zero_optimization.stage: 0 with precision {precision}: DeepSpeed steps Adam once at start-up "
             "there, which makes the first updates wrong; use stage 1"
         )
-    raise_all(messages)
-    return result
+    return result, messages
+
+
+def _choose_optimizer(
+    result: dict[str, Any], plan: PhasePlan, plan_path: str, source: Path, *, on_gpu: bool
+) -> list[str]:
+    """Decide what computes the optimizer's step, and say which of the recipe's values it does not know."""
+    section = result["optimizer"]
+    parameters = section.setdefault("params", {})
+    torchs_own = parameters.keys() <= PARAMETERS["torch.optim.AdamW"] | ADAM_SWITCHES
+    if not on_gpu and optimizer_class(result) == "FusedAdam" and "torch_adam" not in parameters and torchs_own:
+        parameters["torch_adam"] = True  # the same steps, without compiling DeepSpeed's for this processor
+    chosen = optimizer_class(result)
+    if on_gpu and parameters.get("torch_adam") is True and not {"fused", "foreach"} & parameters.keys():
+        parameters["fused"] = True
+    messages = []
+    for name in ("lr", "betas", "eps"):
+        if name in PARAMETERS[chosen]:
+            parameters.setdefault(name, "auto")
+        elif name in plan.model_fields_set:
+            messages.append(f"{plan_path}.{name}: {section['type']} of {source} does not use it; remove it")
+    # DeepSpeed has not tested it under ZeRO; ted_ds has
+    if chosen == "torch.optim.SGD" and result.setdefault("zero_allow_untested_optimizer", True) is False:
+        messages.append(f"{source}: zero_allow_untested_optimizer: False: DeepSpeed would refuse SGD; remove it")
+    return messages
+
+
+def _choose_schedule(result: dict[str, Any], plan: PhasePlan, plan_path: str, source: Path) -> list[str]:
+    """See that the JSON's scheduler gets what the recipe owns, and that only one of the two schedules."""
+    if "scheduler" not in result:
+        if plan.schedule != "deepspeed":
+            return []
+        return [
+            f"{plan_path}.schedule: 'deepspeed': {source} has no scheduler block; use linear, cosine or constant, or "
+            "add one"
+        ]
+    section = result["scheduler"]
+    parameters = section.setdefault("params", {})
+    known = SCHEDULERS.get(section["type"], frozenset())
+    for name in ("warmup_max_lr", "warmup_num_steps", "total_num_steps"):
+        if name in known:  # DeepSpeed would take a value of its own
+            parameters.setdefault(name, "auto")
+    if parameters.get("warmup_min_lr") == "auto":
+        parameters["warmup_min_lr"] = 0.0
+    messages = []
+    if schedule_of(result, plan) != "deepspeed":
+        messages.append(
+            f"{plan_path}.schedule: {plan.schedule!r}: {source} has a scheduler block ({section['type']}), which says "
+            "something else; remove one of the two"
+        )
+    if "warmup_num_steps" not in known and plan.warmup_steps:
+        messages.append(
+            f"{plan_path}.warmup_steps: {plan.warmup_steps}: {section['type']} of {source} does not use it; remove it"
+        )
+    return messages
 
 
 def _settle(result: dict[str, Any], path: str, value: Any, messages: list[str], source: Path) -> None:
-    *parents, key = path.split(".")
-    node: Any = result
-    for parent in parents:
-        node = node.get(parent) if isinstance(node, dict) else None
-    if not isinstance(node, dict) or key not in node:
+    node, key = _node_of(result, path)
+    if node is None or key not in node:
         return
     if node[key] == "auto":
         node[key] = value
     elif node[key] != value:
         messages.append(f"{source}: {path}: {node[key]!r} contradicts the recipe, which says {value!r}; write 'auto'")
+
+
+def _node_of(config: dict[str, Any], path: str) -> tuple[dict[str, Any] | None, str]:
+    *parents, key = path.split(".")
+    node: Any = config
+    for parent in parents:
+        node = node.get(parent) if isinstance(node, dict) else None
+    return (node if isinstance(node, dict) else None), key
+
+
+def _leave_to_deepspeed(result: dict[str, Any]) -> None:
+    """Take out the ``"auto"`` that DeepSpeed and transformers read as "as you like"."""
+    for section in ("zero_optimization", "fp16", "bf16"):
+        for key in [key for key, value in result.get(section, {}).items() if value == "auto" and key != "stage"]:
+            del result[section][key]
 
 
 def _autos(node: Any, path: str = "") -> list[str]:
@@ -186,8 +319,3 @@ def _autos(node: Any, path: str = "") -> list[str]:
     if isinstance(node, list):
         return [found for index, child in enumerate(node) for found in _autos(child, f"{path}[{index}]")]
     return [path] if node == "auto" else []
-
-
-def _hint(key: str) -> str:
-    close = difflib.get_close_matches(key, KNOWN_TOP_LEVEL_KEYS, n=1)
-    return f"; did you mean {close[0]!r}?" if close else " (DeepSpeed would ignore it silently); remove it"

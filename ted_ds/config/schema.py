@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from ted_ds.config.data import Data
 from ted_ds.config.pair import Student, Teacher
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.section import Section, rule
 from ted_ds.config.tasks import Task
+from ted_ds.config.wandb import refuse_bad_project
 
 NUM_SPECIAL_TOKENS = 4
 """Of a trained tokenizer: unknown, begin, end, padding."""
@@ -114,9 +115,11 @@ class Evaluation(Section):
 class Tracking(Section):
     """Where numbers go."""
 
-    project: str = "ted_ds"
+    project: Annotated[str, AfterValidator(refuse_bad_project)] = "ted_ds"
+    """Of W&B."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """``auto``: online when an API key is set, else offline. A JSONL of the same numbers is always written."""
+    """``auto``: as ``$WANDB_DISABLED`` and ``$WANDB_MODE`` say, else online with an account and offline without one. A
+    JSONL of the same numbers is always written."""
     log_every_steps: int = Field(default=10, gt=0)
 
 
@@ -187,6 +190,12 @@ class Recipe(Section):
     """DeepSpeed JSON of all trained phases."""
     pipeline: Pipeline = Pipeline()
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    tf32: bool = False
+    """Matrix products of fp32 values on GPUs: true drops 13 of 23 bits for several times the speed. False, as fp32 is
+    chosen for its bits: what is promised of ranks and layouts holds to fp32 rounding. Nothing changes on a CPU."""
+    deterministic: bool = False
+    """Use only algorithms that give the same bits each time; on a GPU slower, and without it runs that are repeated or
+    resumed differ by rounding there."""
     attention: Literal["auto", "eager", "sdpa", "flash"] = "auto"
     """How both models compute attention: ``auto`` is what transformers chooses; ``flash`` needs a GPU, the flash-attn
     package and 16-bit precision."""

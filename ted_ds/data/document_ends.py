@@ -16,7 +16,7 @@ PROBES = ("a", "the", "0", "é", "的", "а", "あ", "ا")
 NUM_PROBED_TOKENS = 2000
 
 
-def describe_ends(start: Sequence[int], end: Sequence[int], to_token: Callable[[int], str | None], *, why: str) -> str:
+def describe_ends(start: Sequence[int], end: Sequence[int], to_token: Callable[[int], object], *, why: str) -> str:
     """What is put before and behind a text, in words."""
     before, behind = (" ".join(f"{to_token(index)!r} ({index})" for index in ids) or "nothing" for ids in (start, end))
     return f"before each text {before} ({why}), behind it {behind}"
@@ -32,8 +32,13 @@ def added_around(encode: Encode, texts: Iterator[str]) -> tuple[tuple[int, ...],
     Raises:
         CheckpointError: It gives no token for any of the texts.
     """
+    failure = ""
     for text in texts:
-        plain, whole = tuple(encode(text, False)), tuple(encode(text, True))
+        try:
+            plain, whole = tuple(encode(text, False)), tuple(encode(text, True))
+        except Exception as error:  # the library raises nothing more specific: a text of no known word, maybe
+            failure = f" ({error})"
+            continue
         if not plain:
             continue
         for begin in range(len(whole) - len(plain) + 1):
@@ -41,8 +46,8 @@ def added_around(encode: Encode, texts: Iterator[str]) -> tuple[tuple[int, ...],
                 return whole[:begin], whole[begin + len(plain) :]
         return (), ()  # with special tokens it reads the text itself in another way: nothing is put around it
     raise CheckpointError(
-        "its tokenizer gives no tokens for any text, not even for those of its own vocabulary; use the tokenizer the "
-        "model was trained with"
+        f"the tokenizer gives no tokens for any text, not even for those of its own vocabulary{failure}; use the "
+        "tokenizer the model was trained with"
     )
 
 
@@ -69,8 +74,8 @@ def choose_start(setting: BosSetting, *, added: Sequence[int], bos: int | None) 
     if setting == "always" and not added:
         if bos is None:
             raise ConfigError(
-                "always, but the teacher's tokenizer has no BOS token; use auto or never, or name one of its tokens as "
-                "bos_token in its tokenizer_config.json"
+                "task.bos: always, but the teacher's tokenizer has no BOS token; use auto or never, or name one of its "
+                "tokens as bos_token in its tokenizer_config.json"
             )
         return (bos,)
     return tuple(added)

@@ -16,6 +16,8 @@ from ted_ds.data.sources import is_remote, names_hub
 from ted_ds.errors import DataError
 
 NUM_ROWS = 64
+MOST_CHARACTERS = 2**22
+"""Of text that is read, whatever the number of rows."""
 LARGEST_ARRAY_BYTES = 2**22
 """A JSON array is read whole; a larger one takes too long here."""
 MOST_PROBLEMS = 3
@@ -85,6 +87,7 @@ def _look(listing: Listing, task: Task, cleaning: Cleaning, num_rows: int) -> Fi
     rows: list[dict[str, Any]] = []
     problems: list[str] = []
     labels: Counter[str] = Counter()
+    num_characters = 0
     max_bytes = int(cleaning.max_document_mib * 2**20)
     numbered = read_in_order(listing, columns, max_bytes=max_bytes, report=bad.append)
     try:
@@ -98,7 +101,8 @@ def _look(listing: Listing, task: Task, cleaning: Cleaning, num_rows: int) -> Fi
                 else:
                     if isinstance(task, SequenceClassification) and isinstance(label, int):
                         labels[task.labels[label]] += 1
-            if len(rows) + len(bad) >= num_rows:
+            num_characters += len(row[columns[0]])
+            if len(rows) + len(bad) >= num_rows or num_characters >= MOST_CHARACTERS:
                 break
     except DataError as error:  # the first row lacks a column
         problems.append(str(error))

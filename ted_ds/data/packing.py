@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 PackedSequence = tuple[list[int], list[int]]
@@ -80,8 +80,10 @@ class Packer:
         return taken
 
 
-def pack(documents: Iterable[list[int]], *, length: int, separator: int) -> Iterator[PackedSequence]:
-    """Join documents, each ended by ``separator``, and cut the whole into sequences of ``length`` tokens.
+def pack(
+    documents: Iterable[list[int]], *, length: int, separator: int, start: Sequence[int] = ()
+) -> Iterator[PackedSequence]:
+    """Join documents, each between ``start`` and ``separator``, and cut the whole into sequences of ``length`` tokens.
 
     Only the last sequence may be shorter; one of a single token is dropped, as it has no next token to predict.
     """
@@ -89,7 +91,7 @@ def pack(documents: Iterable[list[int]], *, length: int, separator: int) -> Iter
 
     def draw() -> Piece | None:
         document = next(rest, None)
-        return None if document is None else Piece(None, 0, [*document, separator])
+        return None if document is None else Piece(None, 0, [*start, *document, separator])
 
     packer = Packer(draw, length=length, method="wrap", window=1)
     while pieces := packer.next():

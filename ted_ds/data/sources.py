@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import glob
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ted_ds.config.data import Source
+from ted_ds.data.splits import splits_of_folder
 from ted_ds.errors import DataError
 
 FORMAT_OF_ENDING = {
     ".json": "json",
     ".jsonl": "json",
+    ".ndjson": "json",
     ".csv": "csv",
+    ".tsv": "csv",
     ".parquet": "parquet",
     ".txt": "text",
     ".arrow": "arrow",
 }
-NOTES_OF_DATASETS = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
+NOTES_OF_DATASETS = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json", "config.json")
 WEB = ("http://", "https://")
 COMPRESSION_ENDINGS = (".gz", ".zst", ".bz2", ".xz")
 HUB_NAME = re.compile(r"^\w[\w.-]*(/\w[\w.-]*)?$")
@@ -61,29 +65,83 @@ def locate(source: Source) -> tuple[str, list[str]]:
 def _local_files(source: Source) -> list[str]:
     path = Path(source.path.removeprefix("file://"))
     if path.is_dir():
-        path = _split_folder(path, source.split)
-        return _of_folder(str(path), [str(file) for file in path.rglob("*") if file.is_file()])
+        files = [str(file) for file in path.rglob("*") if file.is_file()]
+        return _of_folder(source, str(path), files, lambda file: _text_of(path / file))
     if path.is_file():
-        return [str(path)]
-    files = sorted(file for file in glob.glob(str(path), recursive=True) if Path(file).is_file())
+        files = [str(path)]
+    else:
+        files = sorted(file for file in glob.glob(str(path), recursive=True) if Path(file).is_file())
     if not files:
         raise DataError(f"{path}: no such data file or folder")
+    return _without_splits(source, files)
+
+
+def _text_of(file: Path) -> str | None:
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
+
+
+def _without_splits(source: Source, files: list[str]) -> list[str]:
+    """Files that the recipe names itself: of no configuration, and of the one split ``train``."""
+    for key, value, usual in (("split", source.split, "train"), ("name", source.name, None)):
+        if value != usual:
+            raise DataError(
+                f"{source.path}: {key}: {value!r} would have no effect, as these are files and no dataset's folder; "
+                f"leave {key} out, or give the folder"
+            )
     return files
 
 
-def _of_folder(folder: str, files: Sequence[str]) -> list[str]:
-    """The data files among all files of a folder; hidden ones and what ``datasets`` notes beside its own are none."""
-    inside = {file: file.removeprefix(folder).lstrip("/").split("/") for file in files}
-    data = [
-        file
-        for file, parts in inside.items()
-        if _format_of(file) is not None
-        and parts[-1] not in NOTES_OF_DATASETS
-        and not any(part.startswith(".") for part in parts)
-    ]
+def _of_folder(source: Source, folder: str, files: Sequence[str], read: Callable[[str], str | None]) -> list[str]:
+    """The data files of the source's split, among all files of a folder.
+
+    Hidden ones, those in folders such as ``__pycache__``, and what ``datasets`` notes beside its own are no data.
+    """
+    inside = {file.removeprefix(folder).lstrip("/"): file for file in files}
+    is_saved = "dataset_dict.json" in inside  # each split in a folder of its own
+    within = f"{source.split}/" if is_saved else ""
+    data = sorted(
+        name
+        for name in inside
+        if name.startswith(within)
+        and _format_of(name) is not None
+        and name.rpartition("/")[2] not in NOTES_OF_DATASETS
+        and not any(part.startswith(".") for part in name.split("/"))
+        and not any(part.startswith("__") for part in name.split("/")[:-1])
+    )
+    if is_saved and not data:
+        folders = sorted({name.partition("/")[0] for name in inside if name.endswith("/state.json")})
+        raise DataError(_no_split(source, folders))
     if not data:
         raise DataError(f"{folder}: this folder holds no data files; known endings: {', '.join(FORMAT_OF_ENDING)}")
-    return sorted(data)
+    if is_saved or "state.json" in inside:
+        _check_saved(source, None if is_saved else read("state.json"))
+    else:
+        splits = splits_of_folder(source.path, data, read, name=source.name)
+        if source.split not in splits:
+            raise DataError(_no_split(source, list(splits)))
+        data = splits[source.split]
+        if not data:
+            raise DataError(f"{source.path}: split {source.split!r}: none of its files is there; fetch them anew")
+    return sorted(inside[name] for name in data)
+
+
+def _check_saved(source: Source, state: str | None) -> None:
+    """Make sure that what ``save_to_disk`` wrote is what the recipe names; ``state`` is that of a single split."""
+    if source.name is not None:
+        raise DataError(f"{source.path}: name: {source.name!r}: a saved dataset has no configurations; leave name out")
+    if state is None:
+        return
+    try:
+        own = json.loads(state).get("_split") or "train"
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{source.path}/state.json: damaged ({error}); save the dataset again") from error
+    if source.split not in ("train", own):  # the recipe need not know what its one split is called
+        raise DataError(_no_split(source, [own]))
+
+
+def _no_split(source: Source, splits: Sequence[str]) -> str:
+    part = "; a part of a split cannot be named" if re.search(r"[\[+]", source.split) else ""
+    return f"{source.path}: no split {source.split!r}; it has {', '.join(splits) or 'none'}{part}"
 
 
 def names_hub(source: Source) -> bool:
@@ -102,15 +160,6 @@ def names_hub(source: Source) -> bool:
     )
 
 
-def _split_folder(path: Path, split: str) -> Path:
-    """Where the files of a folder are; ``Dataset.save_to_disk`` gives each split a folder of its own."""
-    if not (path / "dataset_dict.json").is_file():
-        return path
-    if not (path / split).is_dir():
-        raise DataError(f"{path}: this saved dataset has no split {split!r}; set split")
-    return path / split
-
-
 def _remote_files(source: Source) -> list[str]:
     import fsspec
 
@@ -119,16 +168,21 @@ def _remote_files(source: Source) -> list[str]:
         filesystem, path = fsspec.core.url_to_fs(url)
         if url.startswith(WEB) and not glob.has_magic(without_query(url)) and not path.endswith("/"):
             filesystem.info(path)  # to ask whether it is a folder, or just exists, would fetch it
-            found = [path]
+            found = _without_splits(source, [path])
         elif filesystem.isdir(path):
-            if filesystem.exists(f"{path.rstrip('/')}/dataset_dict.json"):
-                path = f"{path.rstrip('/')}/{source.split}"
-            found = _of_folder(path, filesystem.find(path))
+            inside = filesystem.find(path)
+            found = _of_folder(
+                source,
+                path,
+                inside,
+                lambda name: _remote_text(filesystem, f"{path.rstrip('/')}/{name}", inside),
+            )
         elif glob.has_magic(path):
             matches = filesystem.glob(path, detail=True).items()
             found = [file for file, facts in matches if facts["type"] == "file" and "/." not in file]
+            found = _without_splits(source, found)
         else:
-            found = [path] if filesystem.exists(path) else []
+            found = _without_splits(source, [path]) if filesystem.exists(path) else []
         files = sorted(filesystem.unstrip_protocol(name) for name in found)
     except DataError:
         raise
@@ -139,6 +193,10 @@ def _remote_files(source: Source) -> list[str]:
     if not files:
         raise DataError(f"{url}: no such data file or folder")
     return files
+
+
+def _remote_text(filesystem: Any, file: str, files: Sequence[str]) -> str | None:
+    return filesystem.cat_file(file).decode(errors="replace") if file in files else None
 
 
 def _hub_files(source: Source) -> tuple[str, list[str]]:
@@ -159,7 +217,7 @@ def _hub_files(source: Source) -> tuple[str, list[str]]:
         )
     splits: Any = builder.config.data_files or {}
     if source.split not in splits:
-        raise DataError(f"{source.path}: no split {source.split!r}; it has {', '.join(map(str, splits)) or 'none'}")
+        raise DataError(_no_split(source, [*map(str, splits)]))
     return kind, [str(file) for file in splits[source.split]]
 
 

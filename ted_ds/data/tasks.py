@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from ted_ds.config.data import Data
 from ted_ds.config.tasks import CausalLm, HeadTask, Task
 from ted_ds.data.cleaning import is_heldout
+from ted_ds.data.document_ends import WHY, choose_start, describe_ends
 from ted_ds.data.labels import Label, label_columns, read_label
 from ted_ds.data.loader import Collator
 from ted_ds.data.packing import pack, predicts_something
@@ -22,8 +23,11 @@ from ted_ds.data.stream.corpus_stream import CorpusStream
 from ted_ds.data.stream.documents import LaneDocuments
 from ted_ds.data.stream.lane import make_units
 from ted_ds.data.stream.settings import StreamSettings, source_names, stream_settings
-from ted_ds.data.tokenizers import DocumentEncoder
+from ted_ds.data.tokenizers import DocumentEncoder, own_ends_of
 from ted_ds.errors import DataError
+
+NUM_TRIED_DOCUMENTS = 16
+LONGEST_SHOWN = 60
 
 
 class LabelledData:
@@ -43,6 +47,7 @@ class LabelledData:
         Raises:
             DataError: A label is wrong, too many rows are, or a split is empty.
         """
+        self.text_ends = describe_ends(*own_ends_of(tokenizer), tokenizer.convert_ids_to_tokens, why=WHY["auto"])
         reader = RowReader(data, [task.text_column, *label_columns(task)])
         rows = [row for source in listing.train for row in _labelled(reader, task, source)]
         if listing.evaluation is None:
@@ -56,6 +61,11 @@ class LabelledData:
         self.train = [replace(sample, index=index) for index, sample in enumerate(_tokenise(kept, task, tokenizer))]
         self.heldout = _tokenise(heldout[:max_heldout], task, tokenizer)
 
+    @property
+    def last_token_ids(self) -> frozenset[int]:
+        """The ids of the last tokens of all texts, at which decoders are read."""
+        return frozenset(sample.input_ids[-1] for sample in (*self.train, *self.heldout))
+
     def describe(self, _world_size: int) -> str:
         """How much there is."""
         return f"{len(self.train)} training examples, held by every rank"
@@ -63,6 +73,9 @@ class LabelledData:
 
 class CausalLmData:
     """Documents, streamed and packed."""
+
+    last_token_ids: frozenset[int] = frozenset()
+    """None: no token stands for a whole text."""
 
     def __init__(
         self,
@@ -82,6 +95,11 @@ class CausalLmData:
         self._encode = DocumentEncoder(tokenizer)
         separator: Any = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.pad_token_id
         self._separator = int(separator)
+        bos: Any = tokenizer.bos_token_id
+        self.start = choose_start(task.bos, added=own_ends_of(tokenizer)[0], bos=bos)
+        self.text_ends = describe_ends(
+            self.start, (self._separator,), tokenizer.convert_ids_to_tokens, why=WHY[task.bos]
+        )
         self._refuse_unreadable()
         reader = self._reader()
         sources = listing.train if listing.evaluation is None else listing.evaluation
@@ -108,7 +126,13 @@ class CausalLmData:
     def settings(self, *, seed: int, num_lanes: int) -> StreamSettings:
         """What decides the training stream with ``num_lanes`` sequences per step."""
         return stream_settings(
-            self._data, self._task, self._listing.train, seed=seed, num_lanes=num_lanes, separator=self._separator
+            self._data,
+            self._task,
+            self._listing.train,
+            seed=seed,
+            num_lanes=num_lanes,
+            separator=self._separator,
+            start=self.start,
         )
 
     def stream(
@@ -144,6 +168,16 @@ class CausalLmData:
             next(self._reader().rows(source), None)  # knows best what is wrong with a first row
             if LaneDocuments(settings, index, 0, self._encode, units=units).next() is None:
                 raise DataError(f"{source.name}: no documents are left to read; the files are empty or all is held out")
+            self._refuse_unknown_text(source)
+
+    def _refuse_unknown_text(self, source: Listing) -> None:
+        """Documents of which nothing is left as tokens would never fill a sequence."""
+        texts = list(itertools.islice(self._reader().texts(source, "all"), NUM_TRIED_DOCUMENTS))
+        if texts and not any(self._encode(texts)):
+            raise DataError(
+                f"{source.name}: the tokenizer gives no tokens for the first {len(texts)} documents, such as "
+                f"{texts[0][:LONGEST_SHOWN]!r}; use data in the model's language and script"
+            )
 
     def _reader(self) -> RowReader:
         # a corpus is read as a stream, too, which names a record by its position: each is listed once
@@ -153,7 +187,7 @@ class CausalLmData:
         texts = reader.texts(source, "heldout" if self._listing.evaluation is None else "all")
         tokens = (self._encode([text])[0] for text in texts)
         isolate = self._task.packing.isolate_documents
-        for sequence in pack(tokens, length=self._task.sequence_length, separator=self._separator):
+        for sequence in pack(tokens, length=self._task.sequence_length, separator=self._separator, start=self.start):
             if predicts_something(sequence, isolate_documents=isolate):
                 yield Sample(sequence[0], document_lengths=sequence[1])
 

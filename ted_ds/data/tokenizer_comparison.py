@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from ted_ds.data.tokenizer_traits import FLAGS, TokenizerTraits, as_json
+from ted_ds.models.tokenizer_traits import FLAGS, TokenizerTraits, as_json
 
 STEPS = {
     "normalizer": "the normaliser",

@@ -7,6 +7,11 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from ted_ds.data.document_ends import added_around, probes
+from ted_ds.errors import CheckpointError
+from ted_ds.models.tokenizer_files import ROLES
+from ted_ds.models.tokenizer_traits import Origin, TokenizerTraits
+
 CACHED_WORDS = 100_000
 """Words whose tokens are kept: a corpus has more than the library's 10,000, and each other one is merged anew."""
 
@@ -40,6 +45,37 @@ class DocumentEncoder:
             return [self._slow(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
         # without offsets, which take a third of the time
         return [one.ids for one in self._fast.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def traits_of(tokenizer: Any) -> TokenizerTraits:
+    """A loaded transformers tokenizer as one of a folder's files is looked at."""
+    named = {role: getattr(tokenizer, role, None) for role in ROLES}
+    return TokenizerTraits(
+        backend=getattr(tokenizer, "backend_tokenizer", None),
+        own_vocabulary=tokenizer.get_vocab(),
+        roles={role: str(token) for role, token in named.items() if token is not None},
+        origins={
+            str(token): Origin(role, "the loaded tokenizer") for role, token in named.items() if token is not None
+        },
+        settings={
+            "chat_template": tokenizer.chat_template,
+            "padding_side": tokenizer.padding_side,
+            "model_max_length": tokenizer.model_max_length,
+        },
+    )
+
+
+def own_ends_of(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What a loaded tokenizer's own ``encode`` puts before and behind a text.
+
+    Raises:
+        CheckpointError: It gives no tokens.
+    """
+    texts = probes(tokenizer.get_vocab(), set(tokenizer.all_special_tokens), lambda index: tokenizer.decode([index]))
+    try:
+        return added_around(lambda text, special: tokenizer.encode(text, add_special_tokens=special), texts)
+    except CheckpointError as error:
+        raise CheckpointError(f"{tokenizer.name_or_path}: {error}") from error
 
 
 def describe_difference(teacher: Mapping[str, int], student: Mapping[str, int], *, shown: int = 3) -> str | None:

@@ -19,10 +19,13 @@ SSH_TIMEOUT_S = 20.0
 AT_ONCE = 32
 ASK_AGAIN_S = 5.0
 PASSED_ON = re.compile(
-    r"(TED_DS|HF|TRANSFORMERS|TOKENIZERS|OMP|MKL|MALLOC|DS|TORCH|NCCL|GLOO|FI|UCX|WANDB)_\w+|PATH|LD_LIBRARY_PATH|LANG"
+    r"(TED_DS|HF|TRANSFORMERS|TOKENIZERS|OMP|MKL|MALLOC|DS|TORCH\w*|PYTORCH|TRITON|CUDA|CUBLAS|CUDNN|NVIDIA|NCCL|GLOO|"
+    r"FI|OFI|UCX|SHARP|WANDB)_\w+|PATH|LD_LIBRARY_PATH|TMPDIR|LANG"
 )
 """Variables that reach the ranks of other hosts."""
-SECRET = re.compile(r"KEY|TOKEN(?!IZERS)|SECRET|PASSWORD")
+OF_ONE_HOST = re.compile(r"(CUDA|NVIDIA)_VISIBLE_DEVICES")
+"""Those that do not, as they count the GPUs of this one."""
+SECRET = re.compile(r"KEY|TOKEN(?!IZERS)|SECRET|PASSW|CREDENTIAL")
 """Those that do not: a command line, which every user of a host can read, is how they would travel."""
 OWN_FILE = ".deepspeed_env"
 
@@ -116,7 +119,10 @@ def write_environment(file: Path, environment: Mapping[str, str], own_folder: Pa
     lines = [
         f"{name}={_quoted(value)}"
         for name, value in sorted(environment.items())
-        if PASSED_ON.fullmatch(name) and not SECRET.search(name) and "\n" not in value
+        if PASSED_ON.fullmatch(name)
+        and not OF_ONE_HOST.fullmatch(name)
+        and not SECRET.search(name)
+        and "\n" not in value
     ]
     for own in (Path.home() / OWN_FILE, own_folder / OWN_FILE):
         if own.is_file():  # deepspeed fails on a line without =

@@ -26,6 +26,22 @@ class Outcome:
     missing: tuple[int, ...] = ()
     """Ranks that left no record."""
     has_records: bool = True
+    faulty_host: str | None = None
+    """Where a GPU failed first, if that ended the attempt."""
+
+
+class FaultsInARow:
+    """Counts attempts, one after the other, that a GPU of the same host ended."""
+
+    def __init__(self) -> None:
+        self._host: str | None = None
+        self._number = 0
+
+    def add(self, outcome: Outcome) -> int:
+        """How many there are with this attempt; 0 where no GPU ended it."""
+        self._number = self._number + 1 if outcome.faulty_host == self._host else 1
+        self._host = outcome.faulty_host
+        return self._number if self._host is not None else 0
 
 
 def outcome_of(folder: Path, launcher_code: int) -> Outcome:
@@ -51,6 +67,11 @@ def outcome_of(folder: Path, launcher_code: int) -> Outcome:
     # of some hosts there may be nothing here, where each has a folder of its own
     if all(code == COMPLETE for code in codes) or (records[0].rank == 0 and codes[0] == COMPLETE):
         return Outcome(COMPLETE, "complete")
+    faulty = [one for one in records if one.fault is not None]
+    if faulty:
+        first = min(faulty, key=lambda one: _written(record_file(folder, one.rank), one))
+        text = _about(folder, first, f"lost its GPU ({first.fault})")
+        return Outcome(RANK_LOST, text, faulty_host=first.host)
     silent = [one for one in records if one.code is None]
     if not silent:
         last = max(records, key=lambda one: _written(record_file(folder, one.rank), one))

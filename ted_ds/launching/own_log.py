@@ -35,6 +35,12 @@ def note_request(signal_name: str) -> None:
         _record.asked(signal_name)
 
 
+def note_fault(text: str) -> None:
+    """Write down that this rank's GPU failed, if it keeps a record."""
+    if _record is not None:
+        _record.failed(text)
+
+
 class OwnLog:
     """Standard output and error of this process in a file; rank 0's is shown as it grows."""
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from ted_ds.launching.lasting_output import say_at_once
 from ted_ds.launching.starters import Told
 
 LOG_DIR = "TED_DS_LOG_DIR"
@@ -38,6 +39,8 @@ class RankRecord:
     ended: float | None = None
     code: int | None = None
     """None while it runs, and where it died without a word."""
+    fault: str | None = None
+    """What its GPU failed with, if that ended it."""
 
     def write(self, folder: Path) -> None:
         """Put it into an attempt's folder, in the place of the one before."""
@@ -97,6 +100,11 @@ class OwnRecord:
         """A signal came; what else comes is not written down."""
         self._update(asked=signal_name, asked_at=time.time())
 
+    def failed(self, fault: str) -> None:
+        """Its GPU failed; what follows from that is not written down."""
+        if self._record.fault is None:
+            self._update(fault=fault)
+
     def ended(self, code: int) -> None:
         """This is the end."""
         self._update(ended=time.time(), code=code)
@@ -106,4 +114,4 @@ class OwnRecord:
         try:
             self._record.write(self._folder)
         except OSError as error:  # what counts is elsewhere
-            os.write(2, f"WARN {self._folder}: rank {self.rank} cannot say how it ended: {error}\n".encode())
+            say_at_once(f"WARN {self._folder}: rank {self.rank} cannot say how it ended: {error}")

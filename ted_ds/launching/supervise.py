@@ -18,7 +18,7 @@ from pathlib import Path
 from ted_ds.errors import ConfigError
 from ted_ds.launching.attempt import Attempt
 from ted_ds.launching.hosts import Host, read_hostfile, wait_for_hosts, write_environment
-from ted_ds.launching.outcome import RANK_LOST, STOPPED, Outcome
+from ted_ds.launching.outcome import RANK_LOST, STOPPED, FaultsInARow, Outcome
 from ted_ds.launching.records import LOG_DIR, STOP_FILE, read_records
 from ted_ds.launching.slurm import num_restarts, requeue, wait_for_slurm
 from ted_ds.launching.starters import FIRST_PORT, NUM_PORTS
@@ -28,6 +28,8 @@ MOST_WITHOUT_RECORD = 3
 """Attempts in a row in which the same ranks left nothing: their host does not see the logs."""
 SAME_REQUEST_S = 2.0
 """Signals that follow within it are the same request: a terminal, a batch system and a wrapper each pass one on."""
+MOST_FAULTS = 3
+"""Attempts in a row that a GPU of the same host ends: it is broken."""
 HOSTFILE_MARK, PORT_MARK = "{hostfile}", "{port}"
 """What the command has where the attempt's own go."""
 SHORT_S, LONGEST_WAIT_S = 60.0, 60.0
@@ -75,6 +77,7 @@ class Supervisor:
         hosts = self._hosts()
         restart, short_in_a_row, without_record = 0, 0, 0
         missing: tuple[int, ...] = ()
+        faults = FaultsInARow()
         while True:
             started = time.monotonic()
             folder, outcome = self._attempt(hosts)
@@ -94,6 +97,12 @@ class Supervisor:
             if missing and without_record == MOST_WITHOUT_RECORD:
                 self._say(
                     f"given up: {without_record} times the same ranks left nothing; give --logs a folder all hosts see"
+                )
+                return outcome.code
+            if faults.add(outcome) == MOST_FAULTS:
+                self._say(
+                    f"given up: {MOST_FAULTS} times in a row a GPU of {outcome.faulty_host} failed; look at it "
+                    "(nvidia-smi -q, dmesg), or leave the host out (--exclude, of ted-ds supervise or sbatch)"
                 )
                 return outcome.code
             short_in_a_row = short_in_a_row + 1 if time.monotonic() - started < SHORT_S else 0

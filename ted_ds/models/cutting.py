@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -22,41 +23,41 @@ from ted_ds.models.companions import (
     copy_tokenizer,
     without_local_paths,
 )
+from ted_ds.models.cut_config import config_of_blocks, query_factor, refuse_other_blocks
 from ted_ds.models.families import Family
 from ted_ds.models.files import GENERATION_CONFIG_FILE, weight_files
 from ted_ds.models.folder import CONFIG_FILE
 
-DEPTH_KEYS = ("num_hidden_layers", "n_layer")
+FUSED_QUERIES = ("attn.c_attn.weight", "attn.c_attn.bias")
+"""GPT-2's, the only ones that a block's number scales: queries first, then as many keys and values."""
 
 
 def cut(teacher: Path, student: Path, *, blocks: Sequence[int], family: Family, origins: Origins) -> None:
     """Write a model folder ``student`` with the given blocks of ``teacher`` (numbered from 0) and all else of it.
 
     That is the other weights, the config, and what goes with them (:mod:`ted_ds.models.companions`): of ``origins``,
-    as the teacher may itself be made by this run.
+    as the teacher may itself be made by this run. Each block does what it did, whatever its place: see
+    :mod:`ted_ds.models.cut_config`.
 
     Raises:
-        CheckpointError: The teacher has no such blocks.
+        CheckpointError: The teacher has no such blocks, or one of them would do something else in the student.
     """
     config = without_local_paths(json.loads((teacher / CONFIG_FILE).read_text(encoding="utf-8")))
+    try:
+        cut_config = config_of_blocks(config, blocks, family)
+    except CheckpointError as error:
+        raise CheckpointError(f"{teacher}: {error}") from error
+    refuse_other_blocks(config, cut_config, blocks, family, where=teacher)
     student.mkdir(parents=True, exist_ok=True)
-    (student / CONFIG_FILE).write_text(json.dumps(_cut_config(config, blocks), indent=2) + "\n", encoding="utf-8")
+    (student / CONFIG_FILE).write_text(json.dumps(cut_config, indent=2) + "\n", encoding="utf-8")
     if (teacher / GENERATION_CONFIG_FILE).is_file():
         shutil.copyfile(teacher / GENERATION_CONFIG_FILE, student / GENERATION_CONFIG_FILE)
     copy_tokenizer(origins.teacher, student)
     copy_papers(origins, student)
-    weights = dict(_cut_weights(teacher, blocks, family))
+    weights = dict(_cut_weights(teacher, config, blocks, family))
     if not any(f"{_marker(family)}{len(blocks) - 1}." in f".{name}" for name in weights):
         raise CheckpointError(f"{teacher}: no weights of block {blocks[-1]} found; cut from a complete model folder")
     save_file(weights, student / "model.safetensors", metadata={"format": "pt"})
-
-
-def _cut_config(config: dict[str, Any], blocks: Sequence[int]) -> dict[str, Any]:
-    depth_key = next(key for key in DEPTH_KEYS if key in config)
-    result = {**config, depth_key: len(blocks)}
-    if config.get("layer_types"):  # one entry per block
-        result["layer_types"] = [config["layer_types"][block] for block in blocks]
-    return result
 
 
 def _marker(family: Family) -> str:
@@ -64,16 +65,35 @@ def _marker(family: Family) -> str:
     return f".{family.blocks_path.split('.', 1)[1]}."
 
 
-def _cut_weights(teacher: Path, blocks: Sequence[int], family: Family) -> Iterator[tuple[str, Tensor]]:
+def _cut_weights(
+    teacher: Path, config: Mapping[str, Any], blocks: Sequence[int], family: Family
+) -> Iterator[tuple[str, Tensor]]:
     new_number = {old: new for new, old in enumerate(blocks)}
     marker = _marker(family)
+    # it belongs to the first block, and does not go without it
+    of_first = f".{family.behind_first_block.split('.', 1)[1]}." if family.behind_first_block else ""
     for file in weight_files(teacher):
         with safe_open(file, framework="pt") as weights:
             for name in weights.keys():  # noqa: SIM118 - not a dict
                 before, found, after = f".{name}".partition(marker)
+                if of_first and blocks[0] != 0 and of_first in f".{name}":
+                    continue
                 if not found:
                     yield name, weights.get_tensor(name)
                     continue
                 number, _, rest = after.partition(".")
                 if int(number) in new_number:
-                    yield f"{before}{marker}{new_number[int(number)]}.{rest}"[1:], weights.get_tensor(name)
+                    new = new_number[int(number)]
+                    weight = weights.get_tensor(name)
+                    if rest in FUSED_QUERIES:
+                        weight = _scale_queries(weight, query_factor(config, int(number), new))
+                    yield f"{before}{marker}{new}.{rest}"[1:], weight
+
+
+def _scale_queries(fused: Tensor, factor: float) -> Tensor:
+    """``[..., queries, keys and values]`` with scaled queries, multiplied in fp32 at least."""
+    if factor == 1:
+        return fused
+    queries, others = fused.tensor_split((fused.shape[-1] // 3,), dim=-1)
+    exact = torch.promote_types(fused.dtype, torch.float32)
+    return torch.cat([(queries.to(exact) * factor).to(fused.dtype), others], dim=-1)

@@ -24,18 +24,24 @@ class Family:
     embeddings_path: str
     """The module whose output is layer 0."""
     blocks_path: str
-    """The list of blocks; block i puts out layer i + 1."""
+    """The list of blocks; block i puts out layer i + 1 (see ``behind_first_block``)."""
     final_norm_path: str | None
     """Applied to the last block's output before the LM head; None where blocks end normalised."""
     lm_head_path: str | None
     """The LM head; None where the family is not a causal LM."""
     pooled_token: str
     """Which kept token classification reads: ``first`` or ``last``."""
+    label_head_path: str | None
+    """What makes logits of the state of the ``last`` token; None where the model itself reads its ``first``."""
     arrival_path: str
     """The module in whose place the state from the pipeline stage before is put in (:mod:`ted_ds.models.partial`)."""
-    before_blocks: Mapping[str, Literal["added", "passed", "left out"]] = field(default_factory=dict)
+    before_blocks: Mapping[str, Literal["added", "passed"]] = field(default_factory=dict)
     """Other modules that only a model with embeddings runs: what they put out is added to the state, or they pass it on
-    changed, or they may be left out."""
+    changed."""
+    behind_first_block: str | None = None
+    """A module that some have: it changes what the first block puts out, and puts out layer 1 itself."""
+    behind_first_block_key: str | None = None
+    """The entry of the config that is 0 without it."""
     behind_blocks: tuple[str, ...] = ()
     """Modules of the body that only a model with its output runs."""
     blocks_return_tuples: bool = False
@@ -50,6 +56,13 @@ class Family:
         blocks = model.get_submodule(self.blocks_path)
         assert isinstance(blocks, nn.ModuleList)
         return blocks
+
+    def layers_of_blocks(self, model: nn.Module) -> list[nn.Module]:
+        """For each block, the module that puts out its layer."""
+        modules: list[nn.Module] = list(self.blocks(model))
+        parent, _, name = (self.behind_first_block or "").rpartition(".")
+        behind_first = getattr(model.get_submodule(parent), name) if name else None
+        return modules if behind_first is None else [behind_first, *modules[1:]]
 
     def final_norm(self, model: nn.Module) -> nn.Module:
         """The norm between the last block and the LM head."""
@@ -74,6 +87,7 @@ FAMILIES = (
         final_norm_path="model.norm",
         lm_head_path="lm_head",
         pooled_token="last",
+        label_head_path="score",
         arrival_path="model.embed_tokens",
         behind_blocks=("model.norm",),
     ),
@@ -84,6 +98,7 @@ FAMILIES = (
         final_norm_path="transformer.ln_f",
         lm_head_path="lm_head",
         pooled_token="last",
+        label_head_path="score",
         arrival_path="transformer.wte",
         before_blocks={"transformer.wpe": "added", "transformer.drop": "passed"},
         behind_blocks=("transformer.ln_f",),
@@ -95,6 +110,7 @@ FAMILIES = (
         final_norm_path=None,
         lm_head_path=None,
         pooled_token="first",
+        label_head_path=None,
         arrival_path="bert.embeddings",
         behind_blocks=("bert.pooler",),
     ),
@@ -105,8 +121,10 @@ FAMILIES = (
         final_norm_path=None,
         lm_head_path=None,
         pooled_token="first",
+        label_head_path=None,
         arrival_path="deberta.embeddings",
-        before_blocks={"deberta.encoder.conv": "left out"},
+        behind_first_block="deberta.encoder.conv",
+        behind_first_block_key="conv_kernel_size",
         blocks_return_tuples=True,
     ),
 )

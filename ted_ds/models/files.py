@@ -14,6 +14,7 @@ from ted_ds.errors import CheckpointError
 from ted_ds.models.config_agreement import BLOCK, Shape, refuse_other_shapes, token_ids
 from ted_ds.models.folder import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, no_weights, read_config
 from ted_ds.models.packed import NOTHING_PACKED, Packed, Quantisation, Stored, read_quantisation, unpack
+from ted_ds.models.rope_rules import rope_rules
 from ted_ds.models.share import Share
 
 MAX_HEADER_BYTES = 100_000_000
@@ -102,6 +103,8 @@ class ModelFacts:
     """Whether they hold an LM head, or the embeddings are one."""
     token_ids: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
     """Ids of special tokens that ``config.json`` and ``generation_config.json`` name, by file and key."""
+    rope_rules: tuple[str, ...] = ()
+    """How rotary positions come about."""
     quantisation: Quantisation | None = None
     """How the files hold the weights of blocks; None where every number is in 16 or 32 bits."""
 
@@ -184,6 +187,7 @@ def _facts(config: dict[str, Any], shapes: Mapping[str, Shape]) -> ModelFacts:
             num_labels=len(labels) or (2 if classifies else None),  # transformers leaves its default of two out
             architectures=tuple(config.get("architectures") or ()),
             parameters=_sort(shapes, first("num_hidden_layers", "n_layer"), config),
+            rope_rules=rope_rules(config),
         )
     except StopIteration as error:
         raise KeyError("depth, width, attention heads or longest sequence is missing") from error

@@ -18,18 +18,21 @@ from ted_ds.models.predictions import DensePredictions, Predictions, VocabularyH
 from ted_ds.numerics.filters import INITIAL_STD, FilterBank, PooledClassifier, pool
 
 Result = TypeVar("Result")
-Prober = Callable[[int, Tensor, Tensor], Predictions]
-"""Of a place in the layer map, its state ``[batch, seq, hidden]`` and the attention mask."""
+Prober = Callable[[int, Tensor, Mapping[str, Tensor]], Predictions]
+"""Of a place in the layer map, its state ``[batch, seq, hidden]`` and what the model was given."""
 
 
 class FilterProbes(nn.Module):
     """A filter bank and one head per filter: K independent probes on a frozen body."""
 
-    def __init__(self, bank: FilterBank, heads: Sequence[nn.Module], *, pooling: str | None) -> None:
+    def __init__(
+        self, bank: FilterBank, heads: Sequence[nn.Module], *, pooling: str | None, unread_id: int | None = None
+    ) -> None:
         super().__init__()
         self.bank = bank
         self.heads = nn.ModuleList(heads)
         self.pooling = pooling
+        self.unread_id = unread_id
 
     def keep(self, places: Sequence[int]) -> None:
         """Drop the filters and heads of other places in the layer map than these."""
@@ -41,11 +44,12 @@ class FilterProbes(nn.Module):
         """What ``then`` makes of these probes, within this forward pass."""
         return then(self.predict)
 
-    def predict(self, place: int, state: Tensor, attention_mask: Tensor) -> Predictions:
+    def predict(self, place: int, state: Tensor, inputs: Mapping[str, Tensor]) -> Predictions:
         """What the filter and head of a place in the layer map read out of its state."""
         features = self.bank.filters[place](state)
         if self.pooling is not None:
-            features = pool(features, attention_mask, how=self.pooling)
+            unread = None if self.unread_id is None else inputs["input_ids"] == self.unread_id
+            features = pool(features, inputs["attention_mask"], how=self.pooling, unread=unread)
         head = self.heads[place]
         if isinstance(head, VocabularyHead):
             return VocabularyPredictions(features, head)
@@ -86,10 +90,15 @@ class FrozenLmHead(nn.Module):
         return self.norm(self.to_hidden(features))
 
 
-def classification_probes(bank: FilterBank, *, dim: int, num_labels: int, pooling: str) -> FilterProbes:
-    """Probes for sequence classification: a classifier per filter on its ``first``, ``last`` or ``mean`` feature."""
+def classification_probes(
+    bank: FilterBank, *, dim: int, num_labels: int, pooling: str, unread_id: int | None = None
+) -> FilterProbes:
+    """Probes for sequence classification: a classifier per filter on its ``first``, ``last`` or ``mean`` feature.
+
+    ``unread_id`` is the model's own (:attr:`ted_ds.models.taps.TappedModel.unread_id`).
+    """
     heads = [PooledClassifier(dim, num_labels) for _ in bank.layers]
-    return FilterProbes(bank, heads, pooling=pooling)
+    return FilterProbes(bank, heads, pooling=pooling, unread_id=unread_id)
 
 
 def lm_probes(bank: FilterBank, *, dim: int, model_path: Path, kind: str, dtype: torch.dtype) -> FilterProbes:

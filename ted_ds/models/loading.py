@@ -31,10 +31,9 @@ from ted_ds.models.families import family_of
 from ted_ds.models.partial import load_with_blocks_of
 from ted_ds.models.sentencepiece_model import MODEL_FILE, convert, read_sentencepiece, refuse_other_ids, special_tokens
 from ted_ds.models.share import Share
+from ted_ds.models.tokenizer_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, refuse_no_vocabulary
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TOKENIZER_FILE = "tokenizer.json"
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 FETCHED_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 FETCHED_PAPERS = ["*.md", "LICEN*", "Licen*", "licen*", "COPYING*", "COPYRIGHT*", "NOTICE*", "Notice*", "*USE_POLICY*"]
 """What the model comes with goes with whatever is made of it."""
@@ -189,10 +188,13 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     Raises:
         CheckpointError: The folder has none, or a SentencePiece model that cannot be followed.
     """
+    refuse_no_vocabulary(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: no tokenizer can be loaded from this folder: {error}") from error
+        # said aloud, as transformers would ask at the terminal whether to run a folder's own code
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever a damaged file leads to: the libraries raise nothing more specific
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"{path}: no tokenizer can be loaded from this folder: {reason:.300}") from error
     model = read_sentencepiece(path) if not (path / TOKENIZER_FILE).is_file() else None
     if model is not None:
         try:

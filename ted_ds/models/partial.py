@@ -87,12 +87,11 @@ def keep_share(model: PreTrainedModel, family: Family, share: Share) -> Arrival 
     arrival = None if share.has_embeddings else Arrival()
     if arrival is not None:
         _put(model, family.arrival_path, arrival)
-    for path, kind in family.before_blocks.items():
-        # what is left out belongs to the first block, the rest to the embeddings
-        is_here = share.start == 0 < share.stop if kind == "left out" else share.has_embeddings
-        if not is_here and _has(model, path):
-            stand_ins = {"added": Nothing, "passed": nn.Identity, "left out": lambda: None}
-            _put(model, path, stand_ins[kind]())
+        for path, kind in family.before_blocks.items():
+            _put(model, path, Nothing() if kind == "added" else nn.Identity())
+    has_first_block = share.start == 0 < share.stop
+    if not has_first_block and family.behind_first_block is not None and _has(model, family.behind_first_block):
+        _put(model, family.behind_first_block, None)
     return arrival
 
 

@@ -6,13 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ted_ds.models.families import Family
+from ted_ds.models.joined_rows import Rows
 from ted_ds.models.partial import Arrival, keep_share
+from ted_ds.models.positions import choose_by_text, positions_in_row
 from ted_ds.models.predictions import DensePredictions, Predictions, VocabularyHead, VocabularyPredictions
 from ted_ds.models.share import Share
+from ted_ds.numerics.filters import pool
 from ted_ds.numerics.layer_map import layer_names
 
 Result = TypeVar("Result")
@@ -62,6 +66,7 @@ class TappedModel(nn.Module):
         }
         """Names here of weights that have another one, earlier in the whole model, which they are tied to."""
         self._leaving: Tensor | None = None
+        self._rows = Rows()
         self.model = model
         self.fresh_parameters = tuple(fresh_parameters)
         """Names of weights that no file holds: they start random."""
@@ -70,6 +75,7 @@ class TappedModel(nn.Module):
         self._captured: dict[int, Tensor] = {}
         self._on_state: OnState | None = None
         self._family = family
+        self._needs_positions = choose_by_text(model)
         self._has_lm_head = self.share.has_output and model.get_output_embeddings() is not None
         self._can_predict = self.share.has_output
         if self._has_lm_head:
@@ -77,6 +83,34 @@ class TappedModel(nn.Module):
         modules = self._modules_of_layers()
         for layer in sorted({self.layers[place] for place in self._places}):
             modules[layer].register_forward_hook(self._tap(layer))
+
+    @property
+    def pooled_token(self) -> str:
+        """Which kept token a label is read at: ``first`` or ``last``."""
+        return self._family.pooled_token
+
+    @property
+    def unread_id(self) -> int | None:
+        """An id at which no label is read: the model was trained so, and transformers will use it so.
+
+        Its own ``pad_token_id``, which a text may end with where it is the end token's, too; None where it has none.
+        """
+        pad_id: int | None = self.model.config.get_text_config().pad_token_id
+        return pad_id if self.pooled_token == "last" else None
+
+    def _label_logits(self, arguments: Mapping[str, Any]) -> Tensor:
+        """Logits of a classifier, ``[batch, labels]``.
+
+        Not by the forward of transformers' own decoders: that finds the last token by its id alone, whether it is
+        padding or not, and reads none of several rows where there is no padding id.
+        """
+        path = self._family.label_head_path
+        if path is None:
+            return self.model(**arguments).logits
+        hidden = self.model.base_model(**arguments).last_hidden_state
+        unread = None if self.unread_id is None else arguments["input_ids"] == self.unread_id
+        logits = self.model.get_submodule(path)(hidden)
+        return pool(logits, _attention_mask(arguments), how=self.pooled_token, unread=unread)
 
     def named_layers(self) -> dict[str, nn.Module]:
         """Every layer's module by its name, from the embeddings to the last block; of a share, those it computes."""
@@ -87,8 +121,8 @@ class TappedModel(nn.Module):
 
     def _modules_of_layers(self) -> dict[int, nn.Module]:
         """What puts out each layer's state here; the arriving one is put out by what stands for the embeddings."""
-        blocks = list(self._family.blocks(self.model))[self.share.start : self.share.stop]
-        return dict(enumerate([self._family.embed(self.model), *blocks], start=self.share.start))
+        layers = self._family.layers_of_blocks(self.model)[self.share.start : self.share.stop]
+        return dict(enumerate([self._family.embed(self.model), *layers], start=self.share.start))
 
     def arrive(self, state: Tensor) -> None:
         """Take the state of layer ``share.start``, ``[batch, seq, hidden]``, for the next forward pass."""
@@ -139,7 +173,7 @@ class TappedModel(nn.Module):
         places = [place for place, other in enumerate(self.layers) if other == layer and place in self._places]
 
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            state: Tensor = output[0] if isinstance(output, tuple) else output
+            state: Tensor = self._rows.part(output[0] if isinstance(output, tuple) else output)
             if self._on_state is None:
                 self._captured[layer] = state
                 return
@@ -173,18 +207,25 @@ class TappedModel(nn.Module):
         arguments: dict[str, Any] = dict(inputs)
         if getattr(self.model.config, "use_cache", False):
             arguments["use_cache"] = False
+        if self._needs_positions and "position_ids" not in arguments:
+            arguments["position_ids"] = positions_in_row(_attention_mask(arguments))
+        self._rows = Rows.of(arguments, self.model.config._attn_implementation)
+        arguments = {name: self._rows.join(value) for name, value in arguments.items()}
+        if self._arrival is not None:
+            self._arrival.state = self._rows.join(self._arrival.state)
         with_predictions = with_predictions and self.share.has_output
         assert self._can_predict or (then is not None and not with_predictions), "its head is not here"
         self._on_state = on_state
         try:
             predictions: Predictions | None = None
             logits: Tensor | None = None
-            if then is None:
-                logits = self.model(**arguments).logits
-            elif with_predictions and not self._has_lm_head:
-                predictions = DensePredictions(self.model(**arguments).logits)
+            if with_predictions and not self._has_lm_head:
+                logits = self._label_logits(arguments)
+                predictions = DensePredictions(logits)
+            elif then is None:
+                logits = self._rows.part(self.model(**arguments).logits)
             else:
-                hidden = self.model.base_model(**arguments).last_hidden_state
+                hidden = self._rows.part(self.model.base_model(**arguments).last_hidden_state)
                 self._leaving = None if self.share.has_output else hidden
                 if with_predictions:
                     head: Any = self._family.head(self.model)
@@ -201,3 +242,9 @@ class TappedModel(nn.Module):
             assert logits is not None
             return logits, states
         return then(predictions, states)
+
+
+def _attention_mask(arguments: Mapping[str, Any]) -> Tensor:
+    """Which tokens are no padding: all, where nothing else is said."""
+    mask: Tensor | None = arguments.get("attention_mask")
+    return torch.ones_like(arguments["input_ids"]) if mask is None else mask

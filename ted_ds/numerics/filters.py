@@ -143,15 +143,22 @@ class PooledClassifier(nn.Module):
         return self.classifier(nn.functional.gelu(self.dense(pooled)))
 
 
-def pool(features: Float[Tensor, "batch seq dim"], attention_mask: Tensor, *, how: str) -> Float[Tensor, "batch dim"]:
-    """Each row's ``first`` or ``last`` kept token, or the ``mean`` of its kept tokens."""
+def pool(
+    features: Float[Tensor, "batch seq dim"], attention_mask: Tensor, *, how: str, unread: Tensor | None = None
+) -> Float[Tensor, "batch dim"]:
+    """Each row's ``first`` or ``last`` kept token, or the ``mean`` of its kept tokens.
+
+    The one definition of the token that a decoder's label is read at, in the model itself as in its filters: padding is
+    known by ``attention_mask``, whatever the ids. Kept tokens that are ``unread`` (``[batch, seq]``) are not the
+    ``last``; where a row has no others, the first of them is.
+    """
     order = torch.arange(features.shape[1], device=features.device)
     kept = attention_mask.bool()
     if how == "mean":
         weights = kept.to(features.dtype).unsqueeze(-1)
         return (features * weights).sum(1) / weights.sum(1)
-    if how == "first":
-        index = torch.where(kept, order, features.shape[1] - 1).amin(dim=1)
-    else:
-        index = torch.where(kept, order, 0).amax(dim=1)
+    index = torch.where(kept, order, features.shape[1] - 1).amin(dim=1)
+    if how == "last":
+        read = kept if unread is None else kept & ~unread
+        index = torch.maximum(index, torch.where(read, order, 0).amax(dim=1))
     return features[torch.arange(features.shape[0], device=features.device), index]

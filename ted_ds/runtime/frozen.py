@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
@@ -23,6 +22,7 @@ from ted_ds.models.loading import num_parameters as count_parameters
 from ted_ds.models.predictions import Predictions
 from ted_ds.models.sharing import share_equal
 from ted_ds.models.taps import OnState, TappedModel
+from ted_ds.runtime.initialize import initialize
 from ted_ds.runtime.sharding import (
     bytes_held,
     empty_parameters,
@@ -128,7 +128,7 @@ class FrozenModel:
             self._module: nn.Module = tapped.to(device)
         else:
             self._files = engine_config["zero_optimization"].get("offload_param", {}).get("nvme_path")
-            self._engine, *_ = deepspeed.initialize(model=tapped, config=dict(engine_config))
+            self._engine = initialize("(its zero_optimization section)", model=tapped, config=dict(engine_config))
             self._module = self._engine
             self._module.eval()
         self.fresh_parameters = tapped.fresh_parameters

@@ -66,7 +66,7 @@ def probe_outputs(engine: StepRunner, bodies: Sequence[tuple[str, FrozenModel | 
 
         def read_one(body: FrozenModel, first: int, predict: Prober) -> None:
             def probe(place: int, state: Tensor) -> None:
-                found[first + place] = predict(place, state, batch.attention_mask).outputs(batch.labels)
+                found[first + place] = predict(place, state, batch.inputs).outputs(batch.labels)
 
             body(batch.inputs, on_state=probe)
 

@@ -10,16 +10,20 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 from torch import nn
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
 from ted_ds.models.quantised import stored_bytes
+from ted_ds.runtime.initialize import refusals
 
 
 @contextlib.contextmanager
 def sharded_loading(config: Mapping[str, Any]) -> Iterator[None]:
     """While this is open, ``from_pretrained`` shards weights over the ranks as it reads them."""
+    with refusals("(its zero_optimization section)"):  # transformers would raise it while it reads weights
+        DeepSpeedConfig(dict(config))
     # transformers holds it by one process-wide weak reference: keep it alive here, and drop it before the next model
     alive = HfDeepSpeedConfig(dict(config))
     try:

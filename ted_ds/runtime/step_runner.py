@@ -14,15 +14,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import deepspeed
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers import get_scheduler
 
 from ted_ds.data.loader import Batch
-from ted_ds.errors import ConfigError, DataError, TedError
+from ted_ds.errors import DataError, TedError
 from ted_ds.runtime.checkpoints.engine_state import SavedEngine, layout_of, load_states, take_states
+from ted_ds.runtime.initialize import initialize
 from ted_ds.runtime.nonfinite import FiniteWatch, SkippedStep, drop_gradients, explain
 from ted_ds.runtime.sharding import all_finite, release_engine
 from ted_ds.runtime.step_sums import StepSums
@@ -74,8 +73,11 @@ class StepRunner(ABC):
         dtype: torch.dtype,
         world: World,
         watched: Mapping[str, nn.Module],
+        source: str = "(made by a program)",
     ) -> None:
         """Start the engine. ``requires_grad`` must be final: ZeRO does not see later changes.
+
+        ``source`` is the file ``config`` comes from, for messages.
 
         ``watched`` are the modules, from input to output, among which to look for the origin of a number that is not
         finite.
@@ -103,11 +105,7 @@ class StepRunner(ABC):
             "model_parameters": groups,
             "lr_scheduler": make_schedule if schedule != "deepspeed" else None,
         }
-        try:
-            self.engine: Any
-            self.engine, *_ = deepspeed.initialize(model=whole, config=dict(config), **arguments)
-        except ValidationError as error:  # of the sections that DeepSpeed checks itself
-            raise ConfigError(f"DeepSpeed config: {error}") from error
+        self.engine: Any = initialize(source, model=whole, config=dict(config), **arguments)
         world.bound_waits()
         self._watch = FiniteWatch(watched, world.device)
         self._step = StepSums()

@@ -19,6 +19,8 @@ from deepspeed.accelerator import get_accelerator
 from torch.distributed.rendezvous import rendezvous
 
 from ted_ds.errors import CheckpointError, TedError, TopologyError
+from ted_ds.runtime.device_faults import as_device_fault, is_device_fault
+from ted_ds.runtime.devices import refuse_unusable, take_device
 
 Result = TypeVar("Result")
 
@@ -51,7 +53,7 @@ class World:
             num_stages: Pipeline stages to divide them into.
 
         Raises:
-            TopologyError: The stages do not divide the ranks.
+            TopologyError: The stages do not divide the ranks, or some rank has no GPU of its own.
         """
         if "RANK" not in os.environ:
             alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
@@ -60,10 +62,8 @@ class World:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         timeout = timedelta(seconds=timeout_s)
         accelerator: Any = get_accelerator()
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        if accelerator.device_name() == "cuda":
-            accelerator.set_device(local_rank)
         backend = accelerator.communication_backend_name()
+        own_device = take_device(accelerator, backend)
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT")
         if attempt is not None:
             # torchrun may keep its store over a restart, and in it the addresses of the ranks that died
@@ -77,9 +77,11 @@ class World:
             raise TopologyError(
                 f"pipeline.stages: {num_stages} stages do not divide {dist.get_world_size()} ranks; use a divisor"
             )
-        hosts: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(hosts, socket.gethostname(), group=control)
-        return cls(dist.get_rank(), dist.get_world_size(), device, control, timeout_s, num_stages, tuple(hosts))
+        devices: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(devices, own_device, group=control)
+        refuse_unusable(devices)
+        hosts = tuple(one.host for one in devices)
+        return cls(dist.get_rank(), dist.get_world_size(), device, control, timeout_s, num_stages, hosts)
 
     @property
     def is_main(self) -> bool:
@@ -186,7 +188,7 @@ class World:
         except OSError as caught:  # a full or broken disk is no defect of ours
             error = CheckpointError(f"the file system refuses: {caught}")
         except Exception as caught:  # whatever it is, the other ranks must hear of it
-            error = caught
+            error = as_device_fault(caught) if is_device_fault(caught) else caught
         outcomes = self.gather(None if error is None else (type(error), str(error)))
         failed = {rank: outcome for rank, outcome in enumerate(outcomes) if outcome is not None}
         if not failed:
@@ -223,7 +225,8 @@ class World:
 
 BROKEN_CONNECTION = re.compile(
     r"connection (closed|reset|refused) by|gloo.*(read|write) error|broken pipe|(timed out|timeout) waiting|"
-    r"wait timeout|connectFullMesh failed|socket closed|ncclRemoteError|ncclSystemError|watchdog .*timeout",
+    r"wait timeout|connectFullMesh failed|socket closed|ncclRemoteError|ncclSystemError|watchdog .*timeout|"
+    r"communicator was aborted",
     re.IGNORECASE | re.DOTALL,
 )
 

@@ -56,7 +56,7 @@ class FilterObjective:
             sums: dict[str, Tensor] = {}
 
             def probe(place: int, state: Tensor) -> None:
-                predictions = predict(place, state, batch.attention_mask)
+                predictions = predict(place, state, batch.inputs)
                 losses = predictions.losses(self._terms, batch.labels, LossWeights())
                 sums[self._names[place]], totals[self._names[place]] = losses.weighted, losses.task
 

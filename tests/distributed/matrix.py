@@ -45,17 +45,52 @@ from tests.distributed.training import (
     start_engine,
 )
 from tests.plain import probe_logits
-from tests.tiny import LABELS, ROOT, VOCAB_SIZE, write_model
+from tests.tiny import LABELS, MAX_POSITIONS, ROOT, VOCAB_SIZE, write_model
 
-GLOBAL_BATCH = ROW_LENGTH = 16
+GLOBAL_BATCH = 16
 SEPARATOR, PAD = 1, 0
 TEMPERATURE = 2.0
-STEPS = (
-    # lengths of documents, their separator included, in rows of 16 when packed
-    ((5, 11), (16,), (3, 4, 9), (1, 15), (8, 8), (2, 14), (10, 6), (7,)),  # uneven; one has no next token at all
-    ((1,) * 16,),  # every label ignored
-    ((6, 10), (4, 12), (3,)),  # the last, ragged step: most rows are empty
-)
+Steps = tuple[tuple[tuple[int, ...], ...], ...]
+"""Of each step, and of each of its rows when packed, the lengths of documents, their separator included."""
+
+
+class Size(NamedTuple):
+    """How large models and batches are."""
+
+    hidden: int
+    filter_dim: int
+    student_layers: tuple[int, ...]
+    teacher_layers: tuple[int, ...]
+    """The last of both is a model's last block."""
+    positions: int
+    steps: Steps
+
+
+SIZES = {
+    HIDDEN: Size(
+        HIDDEN,
+        FILTER_DIM,
+        STUDENT_LAYERS,
+        TEACHER_LAYERS,
+        MAX_POSITIONS,
+        (
+            # uneven; one has no next token at all
+            ((5, 11), (16,), (3, 4, 9), (1, 15), (8, 8), (2, 14), (10, 6), (7,)),
+            ((1,) * 16,),  # every label ignored
+            ((6, 10), (4, 12), (3,)),  # the last, ragged step: most rows are empty
+        ),
+    ),
+    # 2,048 tokens in a step, the width of the smallest models in use: sums of more than a million squares
+    768: Size(
+        768,
+        768,
+        (1,),
+        (2,),
+        256,
+        (((80, 176), (256,), (48, 64, 144), (1, 255), (128, 128), (32, 224), (160, 96), (112, 144)),),
+    ),
+}
+"""By width."""
 WEIGHTS = {
     "task": {"task_weight": 0.7, "kl_weight": 1e-30, "feature_weight": 0.0},
     "kl": {"task_weight": 0.0, "kl_weight": 1.3, "feature_weight": 0.0},
@@ -82,6 +117,11 @@ class Setup(NamedTuple):
     stage: int
     precision: str
     hosting: str
+    width: int = HIDDEN
+
+    @property
+    def size(self) -> Size:
+        return SIZES[self.width]
 
 
 class Layout(NamedTuple):
@@ -128,7 +168,7 @@ def is_allowed(values: dict[str, Any]) -> bool:
 
 
 def make_case(values: dict[str, Any]) -> Case:
-    return Case(*(kind(**{name: values[name] for name in kind._fields}) for kind in (Setup, Layout)))
+    return Case(*(kind(**{n: values[n] for n in kind._fields if n in values}) for kind in (Setup, Layout)))
 
 
 def pairwise(seed: int = 0) -> list[Case]:
@@ -185,14 +225,30 @@ def full_product() -> list[Case]:
     return [make_case(values) for values in products if is_allowed(values)]
 
 
+def wide(setups: Sequence[Case]) -> list[Case]:
+    """The same cases with a real width and as many tokens as a step has with it."""
+    return [case._replace(setup=case.setup._replace(width=768)) for case in setups]
+
+
+def wide_product() -> list[Case]:
+    """Every allowed pair of values at a real width."""
+    return wide(pairwise(seed=2))
+
+
+def wide_sample() -> list[Case]:
+    """One of them that packs, accumulates and has all terms, in the precision that shows the least drift."""
+    setup = Setup("all", "causal_lm", "llama", 2, 2, 1, "fp32", "replicated")
+    return wide([Case(setup, Layout("right", 1, packed=True))])
+
+
 # --- data and models ------------------------------------------------------------------------------------------------
 
 
-def documents(step: int) -> list[list[int]]:
+def documents(steps: Steps, step: int) -> list[list[int]]:
     generator = torch.Generator().manual_seed(step)
     return [
         [*torch.randint(5, VOCAB_SIZE, (length - 1,), generator=generator).tolist(), SEPARATOR]
-        for row in STEPS[step]
+        for row in steps[step]
         for length in row
     ]
 
@@ -215,10 +271,10 @@ def is_unlabelled(kind: str, step: int, index: int) -> bool:
     return kind != "causal_lm" and (step == 1 or index == 1)
 
 
-def samples(kind: str, packed: bool) -> Iterator[list[Sample]]:
+def samples(kind: str, packed: bool, steps: Steps) -> Iterator[list[Sample]]:
     """The samples of each step."""
-    for step, rows in enumerate(STEPS):
-        texts = documents(step)
+    for step, rows in enumerate(steps):
+        texts = documents(steps, step)
         if packed:
             remaining = iter(texts)
             grouped = [list(itertools.islice(remaining, len(row))) for row in rows]
@@ -228,29 +284,47 @@ def samples(kind: str, packed: bool) -> Iterator[list[Sample]]:
         yield [Sample(text, label, [len(text)]) for text, label in zip(texts, labels, strict=True)]
 
 
-def write_models(folder: Path, family: str, kind: str) -> Path:
-    place = folder / f"{family}_{kind == 'causal_lm'}"
+def place_of(folder: Path, setup: Setup) -> Path:
+    return folder / f"{setup.family}_{setup.width}_{setup.kind == 'causal_lm'}"
+
+
+def write_models(folder: Path, setup: Setup) -> Path:
+    place, size = place_of(folder, setup), setup.size
     if not place.exists():
         # two outputs serve every kind of task with a head
-        labels = LABELS if kind != "causal_lm" else None
-        write_model(place / "teacher", family, blocks=4, labels=labels, seed=1)
-        write_model(place / "student", family, blocks=2, labels=labels, seed=2)
+        labels = LABELS if setup.kind != "causal_lm" else None
+        longest = {"n_positions" if setup.family == "gpt2" else "max_position_embeddings": size.positions}
+        # a standard deviation of 0.1 suits the tiny; what a block adds grows with the width
+        spread = {"initializer_range": 0.1 * (HIDDEN / size.hidden) ** 0.5}
+        for name, layers, seed in (("teacher", size.teacher_layers, 1), ("student", size.student_layers, 2)):
+            model = place / name
+            write_model(
+                model,
+                setup.family,
+                blocks=layers[-1],
+                hidden=size.hidden,
+                labels=labels,
+                seed=seed,
+                **longest,
+                **spread,
+            )
     return place
 
 
-def make_bank(layers: Sequence[int], seed: int) -> FilterBank:
+def make_bank(size: Size, layers: Sequence[int], seed: int) -> FilterBank:
     torch.manual_seed(seed)
-    return FilterBank(layers, HIDDEN, FILTER_DIM)
+    return FilterBank(layers, size.hidden, size.filter_dim)
 
 
 def make_probes(place: Path, setup: Setup) -> Any:
-    bank = make_bank(TEACHER_LAYERS, 13)
+    size = setup.size
+    bank = make_bank(size, size.teacher_layers, 13)
     if setup.kind == "causal_lm":
         return lm_probes(
-            bank, dim=FILTER_DIM, model_path=place / "teacher", kind="frozen", dtype=DTYPES[setup.precision]
+            bank, dim=size.filter_dim, model_path=place / "teacher", kind="frozen", dtype=DTYPES[setup.precision]
         )
     pooling = family_of(setup.family).pooled_token
-    return classification_probes(bank, dim=FILTER_DIM, num_labels=2, pooling=pooling)
+    return classification_probes(bank, dim=size.filter_dim, num_labels=2, pooling=pooling)
 
 
 # --- on the ranks ---------------------------------------------------------------------------------------------------
@@ -258,7 +332,7 @@ def make_probes(place: Path, setup: Setup) -> Any:
 
 def engine_config(setup: Setup) -> dict[str, Any]:
     plan = PhasePlan(
-        max_steps=len(STEPS) * 8,
+        max_steps=len(setup.size.steps) * 8,
         learning_rate=1e-30,  # the weights stay as they are: gradients of all steps are of the same weights
         global_batch_size=GLOBAL_BATCH,
         micro_batch_size=GLOBAL_BATCH // (setup.ranks * setup.accumulation),
@@ -271,33 +345,33 @@ def engine_config(setup: Setup) -> dict[str, Any]:
 
 def run_setup(world: Any, place: Path, setup: Setup, layouts: Sequence[Layout]) -> list[list[Any]]:
     """For each layout and step: the reported terms, and the gradient by parameter (rank 0) or its sum (others)."""
-    config, dtype = engine_config(setup), DTYPES[setup.precision]
+    config, dtype, size = engine_config(setup), DTYPES[setup.precision], setup.size
     shard = None
     if setup.hosting == "sharded":
         shard = frozen_engine_config(config, setup.precision)
         shard["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     load = functools.partial(load_tapped, kind=setup.kind, precision=setup.precision)
     teacher = FrozenModel(
-        load(place / "teacher", layers=TEACHER_LAYERS, shard=shard), device=world.device, engine_config=shard
+        load(place / "teacher", layers=size.teacher_layers, shard=shard), device=world.device, engine_config=shard
     )
     terms = TASK_TERMS[setup.kind]
     if setup.what == "filters":
         module: Any = make_probes(place, setup)
-        objective: Any = FilterObjective(terms, teacher, TEACHER_LAYERS)
+        objective: Any = FilterObjective(terms, teacher, size.teacher_layers)
     else:
-        student = load(place / "student", layers=STUDENT_LAYERS, shard=config if setup.stage == 3 else None)
-        module = FilteredModel(student, make_bank(STUDENT_LAYERS, 11))
+        student = load(place / "student", layers=size.student_layers, shard=config if setup.stage == 3 else None)
+        module = FilteredModel(student, make_bank(size, size.student_layers, 11))
         objective = DistillObjective(
             terms,
             teacher=teacher,
-            teacher_filters=make_bank(TEACHER_LAYERS, 12).to(dtype).requires_grad_(False),
-            student_layers=STUDENT_LAYERS,
+            teacher_filters=make_bank(size, size.teacher_layers, 12).to(dtype).requires_grad_(False),
+            student_layers=size.student_layers,
             temperature=TEMPERATURE,
             feature_reduction="mean",
             normalise_features=False,
             **WEIGHTS[setup.what],
         )
-    engine = start_engine(world, module, config, precision=setup.precision, max_steps=len(STEPS) * 8)
+    engine = start_engine(world, module, config, precision=setup.precision, max_steps=len(size.steps) * 8)
     results = [run_layout(world, engine, objective, setup, layout) for layout in layouts]
     engine.release()
     teacher.release()
@@ -314,7 +388,7 @@ def run_layout(world: Any, engine: Any, objective: Any, setup: Setup, layout: La
         isolate_documents=layout.packed,
     )
     steps = []
-    for rows in samples(setup.kind, layout.packed):
+    for rows in samples(setup.kind, layout.packed, setup.size.steps):
         batches = training_steps(
             iter(rows),
             collate,
@@ -333,10 +407,7 @@ def run_layout(world: Any, engine: Any, objective: Any, setup: Setup, layout: La
 
 
 def run_all(world: Any, folder: Path, groups: list[tuple[Setup, list[Layout]]]) -> list[list[list[Any]]]:
-    return [
-        run_setup(world, folder / f"{setup.family}_{setup.kind == 'causal_lm'}", setup, layouts)
-        for setup, layouts in groups
-    ]
+    return [run_setup(world, place_of(folder, setup), setup, layouts) for setup, layouts in groups]
 
 
 # --- the reference ---------------------------------------------------------------------------------------------------
@@ -371,29 +442,32 @@ def plain_prediction(kind: str, student: torch.Tensor, teacher: torch.Tensor, ke
 
 
 @functools.cache
-def reference(place: Path, what: str, kind: str, family: str, precision: str) -> list[tuple[dict[str, float], Any]]:
+def reference(
+    place: Path, what: str, kind: str, family: str, precision: str, width: int
+) -> list[tuple[dict[str, float], Any]]:
     """Terms and gradients of each step in fp64: one process, one batch, one document a row."""
-    setup = Setup(what, kind, family, 1, 1, 0, precision, "replicated")
+    setup = Setup(what, kind, family, 1, 1, 0, precision, "replicated", width)
+    size = setup.size
     dtype = DTYPES[precision]
     load = functools.partial(load_tapped, kind=kind, precision=precision)
-    teacher = load(place / "teacher", layers=TEACHER_LAYERS).double().eval()
+    teacher = load(place / "teacher", layers=size.teacher_layers).double().eval()
     if what == "filters":
         module: Any = make_probes(place, setup).to(dtype).double()
     else:
-        module = FilteredModel(load(place / "student", layers=STUDENT_LAYERS), make_bank(STUDENT_LAYERS, 11))
+        module = FilteredModel(
+            load(place / "student", layers=size.student_layers), make_bank(size, size.student_layers, 11)
+        )
         module = module.to(dtype).double().train()
-        teacher_bank = make_bank(TEACHER_LAYERS, 12).to(dtype).double()
+        teacher_bank = make_bank(size, size.teacher_layers, 12).to(dtype).double()
     results = []
-    for rows in samples(kind, packed=False):
+    for rows in samples(kind, packed=False, steps=size.steps):
         inputs, labels, token = one_batch(kind, rows)
         with torch.no_grad():
             teacher_logits, states = teacher(inputs)
         module.zero_grad()
         if what == "filters":
-            losses = [
-                plain_task(kind, logits, labels) for logits in probe_logits(module, states, inputs["attention_mask"])
-            ]
-            values = {f"loss/task/layer_{i:02d}": one for i, one in zip(TEACHER_LAYERS, losses, strict=True)}
+            losses = [plain_task(kind, logits, labels) for logits in probe_logits(module, states, inputs)]
+            values = {f"loss/task/layer_{i:02d}": one for i, one in zip(size.teacher_layers, losses, strict=True)}
             weights = dict.fromkeys(values, 1 / len(values))
         else:
             logits, features = module(inputs)
@@ -407,7 +481,7 @@ def reference(place: Path, what: str, kind: str, family: str, precision: str) ->
             }
             values |= {
                 f"loss/feature_mse/layer_{i:02d}": F.mse_loss(mine[token], theirs[token])
-                for i, mine, theirs in zip(STUDENT_LAYERS, features, wanted, strict=True)
+                for i, mine, theirs in zip(size.student_layers, features, wanted, strict=True)
             }
             chosen = WEIGHTS[what]
             weights = dict.fromkeys(values, chosen["feature_weight"] / len(features))
@@ -456,7 +530,7 @@ def errors_of(case: Case, place: Path, by_rank: list[list[Any]]) -> Errors:
     difference, relative to the norm of the parameter's gradient plus 1/1000 of the whole gradient's (some are 0).
     """
     setup = case.setup
-    expected = reference(place, setup.what, setup.kind, setup.family, setup.precision)
+    expected = reference(place, setup.what, setup.kind, setup.family, setup.precision, setup.width)
     terms: dict[str, float] = {}
     worst = 0.0
     for step, (values, gradients) in enumerate(expected):
@@ -482,7 +556,7 @@ def run_cases(folder: Path, cases: Sequence[Case], *, timeout_s: float = 240.0) 
         (setup, [case.layout for case in cases if case.setup == setup])
         for setup in dict.fromkeys(case.setup for case in cases)
     ]
-    places = {setup: write_models(folder, setup.family, setup.kind) for setup, _ in groups}
+    places = {setup: write_models(folder, setup) for setup, _ in groups}
     by_rank = run_ranks(run_all, world_size, folder, groups, timeout_s=timeout_s)
     return {
         Case(setup, layout): errors_of(Case(setup, layout), places[setup], [of_rank[i][j] for of_rank in by_rank])
@@ -500,7 +574,8 @@ The same global batch gives the same loss terms and the same gradients, on any n
 padding, packing and ZeRO stage. Each case below ran on real ranks under DeepSpeed and was held against one fp64 process
 that saw all documents at once, each in a row of its own, with the losses of torch and `torch.distributions`. Tiny
 models; three steps each: documents of uneven length, a step in which every label is ignored, and a ragged last step
-whose missing rows leave some ranks without any token. Written by `python -m tests.distributed.matrix{option}`.
+whose missing rows leave some ranks without any token. And every pair of values once more at width 768, with 2,048
+tokens in a step. Written by `python -m tests.distributed.matrix{option}`.
 
 Errors are the worst seen. A term's is relative to its value, or to {floor} where it is smaller; a parameter's gradient
 error is the norm of the difference over the norm of its gradient plus 1/1000 of the whole gradient's.
@@ -534,7 +609,7 @@ def render(results: dict[Case, Errors], *, option: str, hardware: str, commit: s
         by_precision = [[e for case, e in having.items() if case.setup.precision == p] for p in TOLERANCE]
         lines.append(f"| `{name}` | {len(having)} | {' | '.join(map(worst, by_precision))} |")
     lines += ["", "| | | cases | terms, fp32 | gradient, fp32 | terms, bf16 | gradient, bf16 |", "|---" * 7 + "|"]
-    for factor, values in FACTORS.items():
+    for factor, values in {**FACTORS, "width": (*SIZES,)}.items():
         for value in values:
             having = {c: e for c, e in results.items() if {**c.setup._asdict(), **c.layout._asdict()}[factor] == value}
             cells = []
@@ -547,10 +622,10 @@ def render(results: dict[Case, Errors], *, option: str, hardware: str, commit: s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--full", action="store_true", help="also the full product, which takes about half an hour")
+    parser.add_argument("--full", action="store_true", help="also the full product: half an hour in all")
     parser.add_argument("--hardware", required=True, help="where this runs, for the document")
     options = parser.parse_args()
-    cases = list(dict.fromkeys([*sample(), *(full_product() if options.full else [])]))
+    cases = list(dict.fromkeys([*sample(), *(full_product() if options.full else []), *wide_product()]))
     results: dict[Case, Errors] = {}
     for world_size in FACTORS["ranks"]:
         with tempfile.TemporaryDirectory() as folder:

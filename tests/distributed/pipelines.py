@@ -253,7 +253,7 @@ def _plain_one(build: Any, models: dict[str, Path], case: Case) -> Trained:
                     _, states = body(inputs)
                 losses = [
                     F.cross_entropy(logits[counted], labels[counted])
-                    for logits in probe_logits(one.sides[side].probes, states, inputs["attention_mask"])
+                    for logits in probe_logits(one.sides[side].probes, states, inputs)
                 ]
                 loss = loss + sum(losses) / len(losses)
             report = {"loss/total": loss}

@@ -12,8 +12,10 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from ted_ds.launch import examine, run_phases
+from ted_ds.models import taps
 from tests.dist import run_ranks
 from tests.tiny import (
     LABELS,
@@ -23,6 +25,7 @@ from tests.tiny import (
     write_model,
     write_recipe,
     write_rows,
+    write_run,
     write_tokenizer,
 )
 
@@ -142,6 +145,7 @@ def test_nothing_is_held_against_a_sound_pair(sound, kind, stage):
     assert found["teacher as its own student"][1].startswith("loss/kl_teacher_student 0, loss/feature_mse/layer_01 0")
     assert found["filters of teacher"][1].startswith("learned on this model")
     assert "on all 2" in found["gradients across ranks"][1]
+    assert found["teacher in other batches"][0] == found["student in other batches"][0] == "pass"
     assert "layer 1 │    16 │ layer 2 │    16 │         16" in text
     assert "first microbatch" in text
     assert "nothing failed" in text
@@ -350,3 +354,51 @@ def test_a_run_refuses_a_nan_weight_before_it_writes_anything(sound, tmp_path):
         assert agreed
         assert "teacher weights: 1 tensors hold NaN or infinity: model.norm.weight" in text
     assert not (tmp_path / "other").exists()
+
+
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0] * 4,
+    "long_factor": [4.0] * 4,
+    "original_max_position_embeddings": 6,
+    "factor": 8.0,
+}
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory):
+    """A classifier whose positions hang on a text's length, and texts on both sides of that length."""
+    folder = tmp_path_factory.mktemp("uneven")
+    place = write_run(folder, kind="sequence_classification", family="llama").parent
+    write_model(place / "teacher", "llama", labels=LABELS, rope_parameters=LONGROPE)
+    return place
+
+
+def look_with(world, recipe, overrides, fault):
+    fault()
+    return look(world, recipe, overrides)
+
+
+def let_the_batch_choose_positions():
+    taps.choose_by_text = lambda _model: False
+
+
+def mix_rows():
+    """As a normalisation over the batch does."""
+    plain = LlamaRMSNorm.forward
+    LlamaRMSNorm.forward = lambda self, states: plain(self, states - 0.1 * states.mean(0, keepdim=True))
+
+
+def nothing():
+    pass
+
+
+@pytest.mark.parametrize(
+    ("fault", "verdict"), [(nothing, "pass"), (let_the_batch_choose_positions, "FAIL"), (mix_rows, "FAIL")]
+)
+def test_rows_that_hang_on_those_beside_them(uneven, fault, verdict):
+    ((_, text),) = run_ranks(look_with, 1, str(uneven / "recipe.yaml"), [], fault)
+    found = verdicts(text)
+    for side in ("teacher", "student"):
+        assert found[f"{side} in other batches"][0] == verdict, text
+        assert ("each hangs on those beside it" in found[f"{side} in other batches"][1]) == (verdict == "FAIL")

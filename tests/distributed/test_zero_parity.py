@@ -68,7 +68,7 @@ def plain_loss(what: str, kind: str, modules: dict[str, Any], step: list[Any]) -
     with torch.no_grad():
         teacher_logits, states = modules["teacher"](inputs)
     if what == "filters":
-        outputs = probe_logits(modules["probes"], states, inputs["attention_mask"])
+        outputs = probe_logits(modules["probes"], states, inputs)
         losses = [F.cross_entropy(one.flatten(0, -2), labels.flatten()) for one in outputs]
         return sum(losses[1:], losses[0]) / len(losses), {
             f"loss/task/layer_{layer:02d}": loss.item() for layer, loss in zip(TEACHER_LAYERS, losses, strict=True)

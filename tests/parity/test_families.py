@@ -43,10 +43,16 @@ def batch():
 
 
 @pytest.mark.parametrize(
-    ("model_type", "classify"), [(name, True) for name in KNOWN_TYPES] + [(name, False) for name in CAUSAL_LM_TYPES]
+    ("model_type", "classify", "config"),
+    [
+        *((name, True, {}) for name in KNOWN_TYPES),
+        *((name, False, {}) for name in CAUSAL_LM_TYPES),
+        ("deberta-v2", True, {"conv_kernel_size": 3}),  # puts out layer 1 in the place of the first block
+        ("deberta-v2", True, {"conv_kernel_size": 5, "conv_act": "gelu"}),
+    ],
 )
-def test_taps_are_the_hidden_states_and_leave_the_logits_alone(tmp_path, model_type, classify):
-    model = load(tmp_path, model_type, classify=classify)
+def test_taps_are_the_hidden_states_and_leave_the_logits_alone(tmp_path, model_type, classify, config):
+    model = load(tmp_path, model_type, classify=classify, **config)
     family = family_of(model_type)
     with torch.no_grad():
         plain = model(**batch(), output_hidden_states=True)
@@ -163,7 +169,7 @@ def test_identity_filters_on_the_last_layer_with_the_frozen_head_are_the_model_i
     probes = lm_probes(bank, dim=16, model_path=tmp_path, kind="frozen", dtype=torch.float32)
     with torch.no_grad():
         logits, states = TappedModel(model, family_of("llama"), [NUM_BLOCKS])(batch())
-        (probed,) = probe_logits(probes, states, batch()["attention_mask"])
+        (probed,) = probe_logits(probes, states, batch())
     torch.testing.assert_close(probed, logits, rtol=1e-6, atol=1e-6)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, modeling_flash_attention_utils
 
 from ted_ds.data.loader import Batch, Collator
 from ted_ds.data.packing import pack
@@ -215,6 +216,26 @@ def test_padding_on_either_side_leaves_a_text_as_it_is_alone(
         assert one.isfinite().all()
 
 
+@pytest.mark.parametrize("isolate_documents", [False, True])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "gpt2"])
+def test_rows_of_padding_without_a_key_have_no_gradient(
+    model_type: str, implementation: str, isolate_documents: bool
+) -> None:
+    # left padding comes before all that a causal model may see: such a row of a softmax has nothing to choose from
+    samples = [Sample(ids, document_lengths=[len(ids)]) for ids in random_ids(9, 1, 5, 2)]
+    gradients = []
+    for side in ("left", "right"):
+        model = tapped_model(model_type, implementation)
+        batch = Collator(PAD, "tokens", side=side, isolate_documents=isolate_documents)([*samples, None])
+        logits, _ = model(batch.inputs)
+        cross_entropy_sum(logits, batch.labels).backward()
+        gradients.append([one.grad for one in model.parameters() if one.grad is not None])
+        assert all(one.isfinite().all() for one in gradients[-1])
+    # of padding, absolute positions have none either way; what is left is rounding
+    assert worst_difference(*gradients) <= TOLERANCES[implementation] * 10
+
+
 def test_absolute_positions_go_wrong_without_position_ids() -> None:
     # transformers counts a row's positions from its padding: left padding is right by the batch's position_ids alone
     model = tapped_model("gpt2")
@@ -256,6 +277,110 @@ def test_a_filters_head_reads_a_text_padded_on_the_left_as_on_the_right(pooling:
         batch = Collator(PAD, "class", side=side)(samples)
         _, *states = run(model, batch.inputs)
         with torch.no_grad():
-            results.append([one[:4] for one in probe_logits(probes, states, batch.attention_mask)])
-            assert all(one.isfinite().all() for one in probe_logits(probes, states, batch.attention_mask))
+            results.append([one[:4] for one in probe_logits(probes, states, batch.inputs)])
+            assert all(one.isfinite().all() for one in probe_logits(probes, states, batch.inputs))
     assert worst_difference(*results) <= 1e-12
+
+
+# --- flash attention --------------------------------------------------------------------------------------------------
+
+
+def plain_flash(q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
+    """What flash attention computes of ``[batch, seq, heads, width]``, causal, without a mask."""
+    assert more["causal"]
+    window = more.get("window_size", (-1, -1))[0]
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * more["softmax_scale"]
+    distance = torch.arange(q.shape[1])[:, None] - torch.arange(q.shape[1])
+    seen = (distance >= 0) if window < 0 else (distance >= 0) & (distance <= window)
+    return torch.einsum("bhqk,bkhd->bqhd", scores.masked_fill(~seen, -torch.inf).softmax(-1), v)
+
+
+class Flash:
+    """Stands for the package, which needs a GPU: the same functions, one sequence after the other."""
+
+    def __init__(self) -> None:
+        self.borders: list[list[int]] = []
+
+    def whole(self, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, causal: bool, window_size: Any) -> Tensor:
+        return plain_flash(q, k, v, softmax_scale=softmax_scale, causal=causal, window_size=window_size)
+
+    def varlen(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cu_seqlens_q: Tensor,
+        cu_seqlens_k: Tensor,
+        softmax_scale: float,
+        causal: bool,
+        window_size: Any = (-1, -1),
+        **_: Any,
+    ) -> Tensor:
+        assert torch.equal(cu_seqlens_q, cu_seqlens_k)
+        borders = cu_seqlens_q.tolist()
+        self.borders.append(borders)
+        parts = [
+            plain_flash(
+                *(one[start:end].unsqueeze(0) for one in (q, k, v)),
+                softmax_scale=softmax_scale,
+                causal=causal,
+                window_size=window_size,
+            )
+            for start, end in itertools.pairwise(borders)
+        ]
+        return torch.cat(parts, dim=1).squeeze(0)
+
+
+@pytest.fixture
+def flash(monkeypatch: pytest.MonkeyPatch) -> Flash:
+    """In the place of what transformers would import."""
+    package = Flash()
+
+    def settings(**given: Any) -> dict[str, Any]:
+        window = given.get("sliding_window")
+        size = (-1, -1) if window is None else (window - 1, window - 1)  # as transformers has it
+        return {"softmax_scale": given["softmax_scale"], "causal": given["is_causal"], "window_size": size}
+
+    functions = (package.whole, package.varlen, None, None, None)
+    monkeypatch.setattr(
+        modeling_flash_attention_utils, "lazy_import_flash_attention", lambda *_: (functions, (settings, None))
+    )
+    return package
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("model_type", "changes"),
+    [
+        *((model_type, {}) for model_type in CAUSAL_LM_TYPES),
+        ("mistral", {"sliding_window": 3}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 2, "max_window_layers": 1}),
+    ],
+)
+def test_flash_attention_keeps_documents_apart_in_every_row(
+    flash: Flash, model_type: str, num_rows: int, changes: dict[str, Any]
+) -> None:
+    model = tapped_model(model_type, **changes)
+    samples = packed_samples()[:num_rows]
+    batch = Collator(PAD, "tokens", isolate_documents=True)([*samples, None])
+    expected = run(model, batch.inputs)
+    model.model.config._attn_implementation = "flash_attention_2"
+    found = run(model, batch.inputs)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    documents = [length for sample in samples for length in sample.document_lengths]
+    padding = batch.kept_tokens.numel() - sum(documents)
+    assert len(flash.borders) == NUM_BLOCKS
+    assert all(len(borders) == len(documents) + padding + 1 for borders in flash.borders)
+
+
+def test_flash_attention_of_several_rows_leaks_without_being_joined(flash: Flash) -> None:
+    # else the test above could not fail
+    model = tapped_model("llama")
+    batch = Collator(PAD, "tokens", isolate_documents=True)(packed_samples())
+    expected = run(model, batch.inputs)[0]
+    model.model.config._attn_implementation = "flash_attention_2"
+    with torch.no_grad():
+        leaking = model.model(**batch.inputs).logits
+    assert not flash.borders
+    assert (leaking - expected).abs().max() > 1e-2

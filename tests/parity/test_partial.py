@@ -59,7 +59,7 @@ def loss_of(predictions, labels):
     ],
 )
 def test_shares_in_a_row_are_the_whole_model(tmp_path, model_type, classify, config, cuts):
-    family, layers = family_of(model_type), [0, 2, NUM_BLOCKS]
+    family, layers = family_of(model_type), [0, 1, 2, NUM_BLOCKS]
     whole = TappedModel(load(tmp_path, model_type, classify=classify, **config), family, layers)
     labels = torch.zeros(3, dtype=torch.long) if classify else batch()["input_ids"].clone()
     for part in (whole.model, inputs := batch()):

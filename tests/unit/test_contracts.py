@@ -11,10 +11,11 @@ import pytest
 
 from ted_ds.config.load import load_recipe
 from ted_ds.config.schema import Recipe
-from ted_ds.contracts import Side, broken_contracts, refuse_different_tokenizers
+from ted_ds.contracts import Side, broken_contracts
 from ted_ds.errors import CheckpointError, ConfigError
 from ted_ds.models.files import read_model_facts
 from ted_ds.plan import make_plan
+from ted_ds.tokenizer_contracts import refuse_different_tokenizers
 from tests.tiny import LABELS, WORDS, recipe_dict, task_dict, write_model, write_tokenizer
 
 HEAD_KINDS = ["sequence_classification", "soft_label_classification", "multi_label_classification", "regression"]
@@ -112,9 +113,13 @@ def test_a_student_cut_from_the_teacher_is_not_held_against_it_twice(models: Pat
 def test_models_without_a_tokenizer_file_are_left_to_be_compared_when_they_are_loaded(
     lm: Recipe, models: Path, tmp_path: Path
 ) -> None:
-    slow = Path(shutil.copytree(models / "smaller_lm", tmp_path / "slow"))
-    (slow / "tokenizer.json").unlink()
+    slow = Path(shutil.copytree(models / "lm", tmp_path / "slow"))
+    (slow / "tokenizer.json").rename(slow / "spiece.model")
     assert broken(lm, models / "lm", slow) == {}
+    smaller = Path(shutil.copytree(models / "smaller_lm", tmp_path / "smaller"))
+    (smaller / "tokenizer.json").rename(smaller / "spiece.model")
+    (line,) = broken(lm, models / "lm", smaller)["tokenizers"]  # what it will read is known all the same
+    assert line.startswith(f"student.path: the teacher's tokenizer gives {WORDS[-1]!r} the id 99, but the model has")
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
@@ -181,8 +186,8 @@ def test_a_causal_lm_is_no_teacher_of_a_task_with_a_head(models: Path, tmp_path:
 def test_a_tokenizer_with_more_ids_than_the_model_has_embeddings_is_refused(lm: Recipe, models: Path) -> None:
     assert broken(lm, models / "lm", models / "smaller_lm") == {
         "vocabulary": [
-            f"student.path: its tokenizer gives {WORDS[-1]!r} the id 99, but the model has embeddings for 0..89; use "
-            "the tokenizer it was trained with, or resize its embeddings"
+            f"student.path: its tokenizer gives {WORDS[-1]!r} the id 99, but the model has embeddings for 0..89 (90 "
+            "rows; 10 ids are outside); use the tokenizer it was trained with, or resize its embeddings"
         ]
     }
 

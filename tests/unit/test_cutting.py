@@ -19,6 +19,7 @@ from transformers import (
 
 from ted_ds.errors import CheckpointError
 from ted_ds.models.companions import Origins
+from ted_ds.models.cut_config import config_of_blocks, refuse_other_blocks
 from ted_ds.models.cutting import cut
 from ted_ds.models.families import family_of
 from tests.tiny import LABELS, write_model
@@ -176,5 +177,118 @@ def test_weights_that_the_index_does_not_name_are_left_out(tmp_path: Path) -> No
 
 def test_a_block_that_the_files_lack_is_refused(tmp_path: Path) -> None:
     teacher = write_model(tmp_path / "teacher", "llama")
+    config = json.loads((teacher / "config.json").read_text(encoding="utf-8"))
+    (teacher / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 10}), encoding="utf-8")
     with pytest.raises(CheckpointError, match="no weights of block 9 found; cut from a complete model folder"):
         cut_out(teacher, tmp_path / "student", [0, 9])
+
+
+def test_a_block_that_the_model_has_not_is_refused(tmp_path: Path) -> None:
+    teacher = write_model(tmp_path / "teacher", "llama")
+    with pytest.raises(CheckpointError, match=r"teacher: block 9 does not exist \(the model has 4 blocks\); use 0..3$"):
+        cut_out(teacher, tmp_path / "student", [0, 9])
+
+
+# --- blocks that differ by their number -------------------------------------------------------------------------------
+
+BY_NUMBER: list[tuple[str, dict[str, Any], list[int]]] = [
+    # the last two slide, which transformers works out of a number in the config
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2}, [0, 2]),
+    ("qwen3", {"use_sliding_window": True, "sliding_window": 2, "max_window_layers": 1}, [1, 3]),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 9}, [1, 2]),
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, [1, 3]),
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True}, [0, 3]),
+    ("deberta-v2", {"conv_kernel_size": 3}, [0, 2, 3]),
+    ("deberta-v2", {"conv_kernel_size": 3}, [1, 3]),
+    ("mistral", {"sliding_window": 3}, [2]),
+]
+
+
+def outputs_of_blocks(model: PreTrainedModel, given: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+    """What some blocks put out, as the model runs them, where they are given another state than they would have."""
+    found: dict[int, torch.Tensor] = {}
+    blocks = family_of(model.config.model_type).blocks(model)
+    for number, state in given.items():
+        blocks[number].register_forward_pre_hook(lambda _, rest, state=state: (state, *rest[1:]))
+
+        def keep(_module: Any, _inputs: Any, output: Any, number: int = number) -> None:
+            found[number] = output[0] if isinstance(output, tuple) else output
+
+        blocks[number].register_forward_hook(keep)
+    with torch.no_grad():
+        model(IDS, attention_mask=MASK)
+    return found
+
+
+@pytest.mark.parametrize(("family", "changes", "blocks"), BY_NUMBER)
+def test_each_block_does_in_the_student_what_it_did_in_the_teacher(
+    tmp_path: Path, family: str, changes: dict[str, Any], blocks: list[int]
+) -> None:
+    teacher = write_model(tmp_path / "teacher", family, labels=LABELS, attn_implementation="eager", **changes)
+    config = json.loads((teacher / "config.json").read_text(encoding="utf-8"))
+    config.pop("layer_types", None)  # as older transformers wrote it
+    (teacher / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    student = cut_out(teacher, tmp_path / "student", blocks)
+    states = {block: torch.randn(*IDS.shape, 16, generator=torch.Generator().manual_seed(block)) for block in blocks}
+    auto = AutoModelForSequenceClassification
+    expected = outputs_of_blocks(loaded(teacher, auto), states)
+    found = outputs_of_blocks(loaded(student, auto), {new: states[old] for new, old in enumerate(blocks)})
+    for new, old in enumerate(blocks):
+        torch.testing.assert_close(found[new][MASK.bool()], expected[old][MASK.bool()], rtol=1e-6, atol=1e-6)
+
+
+def test_a_window_from_some_block_on_is_written_for_those_who_read_the_number(tmp_path: Path) -> None:
+    changes = {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2}
+    student = cut_out(write_model(tmp_path / "teacher", "qwen2", **changes), tmp_path / "student", [0, 1, 3])
+    config = json.loads((student / "config.json").read_text(encoding="utf-8"))
+    assert config["max_window_layers"] == 2
+    assert config["layer_types"] == ["full_attention", "full_attention", "sliding_attention"]
+
+
+@pytest.mark.parametrize(("blocks", "kernel"), [([0, 2], 3), ([1, 2], 0)])
+def test_a_convolution_goes_with_the_first_block(tmp_path: Path, blocks: list[int], kernel: int) -> None:
+    teacher = write_model(tmp_path / "teacher", "deberta-v2", labels=LABELS, conv_kernel_size=3)
+    student = loaded(cut_out(teacher, tmp_path / "student", blocks), AutoModelForSequenceClassification)
+    assert student.config.conv_kernel_size == kernel
+    assert (student.deberta.encoder.conv is None) == (kernel == 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_queries_are_scaled_in_fp32(tmp_path: Path, dtype: torch.dtype) -> None:
+    teacher = write_model(tmp_path / "teacher", "gpt2", scale_attn_by_inverse_layer_idx=True)
+    weights = {name: weight.to(dtype) for name, weight in load_file(teacher / "model.safetensors").items()}
+    save_file(weights, teacher / "model.safetensors", {"format": "pt"})
+    cut_weights = load_file(cut_out(teacher, tmp_path / "student", [2]) / "model.safetensors")
+    name = "transformer.h.{}.attn.c_attn.weight"
+    before, after = weights[name.format(2)], cut_weights[name.format(0)]
+    torch.testing.assert_close(after[:, :16], (before[:, :16].double() / 3).to(dtype), rtol=0, atol=0)
+    assert torch.equal(after[:, 16:], before[:, 16:])
+
+
+@pytest.mark.parametrize(
+    ("config", "blocks", "expected"),
+    [
+        ({"model_type": "qwen2_moe", "mlp_only_layers": [1, 3]}, [0, 1, 3], {"mlp_only_layers": [1, 2]}),
+        ({"model_type": "qwen2_moe", "mlp_only_layers": []}, [1], {"mlp_only_layers": []}),
+        ({"model_type": "smollm3", "no_rope_layers": [1, 0, 1, 0]}, [1, 2], {"no_rope_layers": [0, 1]}),
+        ({"model_type": "smollm3", "no_rope_layers": [0, 1, 1, 1]}, [0, 3], {"no_rope_layers": [0, 1]}),
+        ({"model_type": "llama4_text", "moe_layers": [0, 1, 2, 3]}, [1, 3], {"moe_layers": [0, 1]}),
+        ({"model_type": "deepseek_v3", "first_k_dense_replace": 2}, [1, 2, 3], {"first_k_dense_replace": 1}),
+    ],
+)
+def test_lists_of_blocks_are_brought_over_whatever_the_model_type(
+    config: dict[str, Any], blocks: list[int], expected: dict[str, Any]
+) -> None:
+    cut_config = config_of_blocks({"num_hidden_layers": 4, **config}, blocks, family_of("llama"))
+    assert {key: cut_config[key] for key in expected} == expected
+    assert cut_config["num_hidden_layers"] == len(blocks)
+
+
+def test_what_cannot_be_brought_over_is_refused(tmp_path: Path) -> None:
+    """Every second block of a Qwen2-MoE is sparse: no config says so of blocks 1 and 2 alone."""
+    shape = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2, "num_experts": 2, "vocab_size": 9}
+    config = {"model_type": "qwen2_moe", "num_hidden_layers": 4, "decoder_sparse_step": 2, **shape}
+    refuse, family = refuse_other_blocks, family_of("llama")
+    refuse(config, config_of_blocks(config, [0, 1], family), [0, 1], family, where=tmp_path)
+    with pytest.raises(CheckpointError, match="block 1 of this qwen2_moe would not be itself as block 0 of a student:"):
+        refuse(config, config_of_blocks(config, [1, 2], family), [1, 2], family, where=tmp_path)

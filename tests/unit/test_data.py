@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Regex, processors
+from tokenizers.normalizers import Replace
 from transformers import PreTrainedTokenizerFast
 
 from ted_ds.config.data import Data, Source
@@ -22,7 +24,7 @@ from ted_ds.data.packing import pack
 from ted_ds.data.reading.listing import list_data
 from ted_ds.data.samples import Sample
 from ted_ds.data.tasks import CausalLmData, LabelledData, open_task_data
-from ted_ds.errors import DataError
+from ted_ds.errors import ConfigError, DataError
 from ted_ds.numerics.losses import IGNORED_LABEL, kept_labels
 from tests.streams import open_stream
 from tests.tiny import LABELS, WORDS, texts, write_labelled, write_rows, write_tokenizer
@@ -199,10 +201,11 @@ def lm_data(
     *,
     length: int = 2,
     max_heldout: int = 1000,
+    bos: Any = "auto",
     **data: Any,
 ) -> CausalLmData:
     sources = Data(train=[Source(path=str(path)) for path in paths], **data)
-    task = CausalLm(kind="causal_lm", sequence_length=length)
+    task = CausalLm(kind="causal_lm", sequence_length=length, bos=bos)
     return opened(CausalLmData, sources, task, tokenizer, max_heldout=max_heldout)
 
 
@@ -226,6 +229,78 @@ def test_heldout_sequences_come_from_every_source(tmp_path: Path, tokenizer: Pre
     one = lm_data([large, small], tokenizer, length=3, max_heldout=6, heldout_fraction=0.5)
     firsts = Counter(tokenizer.convert_ids_to_tokens(sample.input_ids)[0] for sample in one.heldout)
     assert firsts == {"ba": 3, "zu": 3}
+
+
+@pytest.mark.parametrize(
+    ("template", "bos", "start", "words"),
+    [
+        (None, "auto", [], "before each text nothing (as the tokenizer's own encode does), behind it '[EOS]' (1)"),
+        (None, "always", [3], "before each text '[CLS]' (3) (task.bos: always), behind it '[EOS]' (1)"),
+        (
+            "[CLS] $A",
+            "auto",
+            [3],
+            "before each text '[CLS]' (3) (as the tokenizer's own encode does), behind it '[EOS]'",
+        ),
+        ("[CLS] $A [SEP]", "auto", [3], "before each text '[CLS]' (3) (as the"),
+        ("[CLS] $A [SEP]", "never", [], "before each text nothing (task.bos: never), behind it '[EOS]' (1)"),
+        ("[SEP] [CLS] $A", "auto", [4, 3], "before each text '[SEP]' (4) '[CLS]' (3) (as the"),
+    ],
+)
+def test_training_and_heldout_documents_start_as_the_setting_says(
+    tmp_path: Path, template: str | None, bos: str, start: list[int], words: str
+) -> None:
+    tokenizer = write_tokenizer(tmp_path / "tokenizer")
+    tokenizer.bos_token = "[CLS]"
+    if template is not None:
+        ends = [(token, tokenizer.get_vocab()[token]) for token in ("[CLS]", "[SEP]") if token in template]
+        step = processors.TemplateProcessing(single=template, special_tokens=ends)
+        tokenizer.backend_tokenizer.post_processor = step  # type: ignore[assignment]
+    path = write_rows(tmp_path / "a.jsonl", [{"text": word} for word in WORDS])
+    length = len(start) + 2
+    one = lm_data([path], tokenizer, length=length, heldout_fraction=0.3, bos=bos)
+    assert one.text_ends.startswith(words)
+    assert one.start == tuple(start)
+    stream = open_stream(one)
+    count = len(WORDS) - len(one.heldout)
+    rows = [next(stream)[0].input_ids[0].tolist() for _ in range(count)] + [one.input_ids for one in one.heldout]
+    assert all(row[:-2] == start and row[-1] == EOS and len(row) == length for row in rows)
+    assert {row[-2] for row in rows} == {tokenizer.get_vocab()[word] for word in WORDS}
+
+
+def test_documents_of_a_tokenizer_without_bos_cannot_always_start_with_one(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    path = write_rows(tmp_path / "a.jsonl", [{"text": word} for word in WORDS])
+    with pytest.raises(ConfigError, match=r"task\.bos: always, but the teacher's tokenizer has no BOS token"):
+        lm_data([path], tokenizer, bos="always")
+
+
+def test_texts_of_which_the_tokenizer_leaves_nothing_are_refused(tmp_path: Path) -> None:
+    tokenizer = write_tokenizer(tmp_path / "tokenizer")
+    tokenizer.backend_tokenizer.normalizer = Replace(Regex("[^a-z ]"), "")  # type: ignore[assignment]
+    path = write_rows(tmp_path / "a.jsonl", [{"text": f"日本 {number}"} for number in range(30)])
+    phrase = (
+        r"a\.jsonl: the tokenizer gives no tokens for the first 16 documents, such as '日本 0'; use data in the model"
+    )
+    with pytest.raises(DataError, match=phrase):
+        lm_data([path], tokenizer, heldout_fraction=0.3)
+    some = write_rows(tmp_path / "some.jsonl", [{"text": f"日本 {word}"} for word in WORDS])
+    assert lm_data([some], tokenizer, heldout_fraction=0.3).heldout
+
+
+def test_rows_of_labelled_tasks_are_read_with_the_tokenizers_own_ends(
+    tmp_path: Path, encoder_tokenizer: PreTrainedTokenizerFast, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    data = Data(train=[Source(path=str(write_labelled(tmp_path / "a.jsonl")))], heldout_fraction=0.5)
+    with_ends = opened(LabelledData, data, TASK, encoder_tokenizer, max_heldout=3)
+    why = "(as the tokenizer's own encode does), behind it"
+    assert with_ends.text_ends == f"before each text '[CLS]' (3) {why} '[SEP]' (4)"
+    assert all(sample.input_ids[0] == 3 and sample.input_ids[-1] == 4 for sample in with_ends.train)
+    assert (
+        opened(LabelledData, data, TASK, tokenizer, max_heldout=3).text_ends
+        == f"before each text nothing {why} nothing"
+    )
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------

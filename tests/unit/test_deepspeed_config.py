@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from ted_ds.config.deepspeed import KNOWN_TOP_LEVEL_KEYS, complete, read_deepspeed_json, zero_stage
+from ted_ds.config.deepspeed import complete, read_deepspeed_json, remarks, schedule_of, zero_stage
+from ted_ds.config.deepspeed_sections import KNOWN_TOP_LEVEL_KEYS
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.errors import ConfigError
 from tests.tiny import ROOT
@@ -85,10 +86,18 @@ def test_a_key_like_no_other_is_refused(tmp_path: Path) -> None:
     assert f"{path}: qqqq: unknown key (DeepSpeed would ignore it silently); remove it" in reading_refusal(path)
 
 
-@pytest.mark.parametrize("config", [{}, {"optimizer": {"params": {}}}])
-def test_an_optimizer_is_required(tmp_path: Path, config: dict[str, Any]) -> None:
-    path = written(tmp_path, config)
-    assert f"{path}: optimizer: required" in reading_refusal(path)
+def test_without_an_optimizer_it_is_adamw(tmp_path: Path) -> None:
+    config = read_deepspeed_json(written(tmp_path, {"zero_optimization": {"stage": 1}}))
+    assert completed(config)["optimizer"] == {
+        "type": "AdamW",
+        "params": {"torch_adam": True, "lr": 5e-5, "betas": [0.9, 0.95], "eps": 1e-6},
+    }
+
+
+@pytest.mark.parametrize("optimizer", [{"params": {}}, {}])
+def test_an_optimizer_has_a_type(tmp_path: Path, optimizer: dict[str, Any]) -> None:
+    path = written(tmp_path, {"optimizer": optimizer})
+    assert reading_refusal(path) == f'{path}: optimizer.type: required, e.g. "AdamW"; or remove the section'
 
 
 def test_summed_gradients_are_refused(tmp_path: Path) -> None:
@@ -98,8 +107,8 @@ def test_summed_gradients_are_refused(tmp_path: Path) -> None:
 
 
 def test_averaged_gradients_are_accepted(tmp_path: Path) -> None:
-    path = written(tmp_path, {"optimizer": OPTIMIZER, "gradient_allreduce_op": "avg"})
-    assert read_deepspeed_json(path)["gradient_allreduce_op"] == "avg"
+    path = written(tmp_path, {"optimizer": OPTIMIZER, "gradient_allreduce_op": "mean"})
+    assert read_deepspeed_json(path)["gradient_allreduce_op"] == "mean"
 
 
 def test_summed_gradients_are_refused_in_any_spelling(tmp_path: Path) -> None:
@@ -131,7 +140,7 @@ def test_a_section_that_would_change_the_run_behind_our_back_is_refused(tmp_path
     [
         ({"type": "AdamW", "parms": {}}, "optimizer.parms: unknown key; use type and params"),
         ({"type": 5}, "optimizer.type: 5: must be a name"),
-        ({"type": "AdamW", "params": None}, "optimizer.params: None: must be a JSON object"),
+        ({"type": "AdamW", "params": []}, "optimizer.params: []: must be a JSON object"),
     ],
 )
 def test_a_malformed_optimizer_is_refused(tmp_path: Path, optimizer: Any, message: str) -> None:
@@ -141,7 +150,7 @@ def test_a_malformed_optimizer_is_refused(tmp_path: Path, optimizer: Any, messag
 
 def test_all_mistakes_of_a_file_are_reported_at_once(tmp_path: Path) -> None:
     path = written(tmp_path, {"gradient_cliping": 1, "gradient_allreduce_op": "sum", "zero_optimization": {"stage": 7}})
-    assert len(reading_refusal(path).splitlines()) == 4
+    assert len(reading_refusal(path).splitlines()) == 3
 
 
 # --- the known keys ---------------------------------------------------------------------------------------------------
@@ -267,9 +276,10 @@ def test_values_that_say_the_same_as_the_recipe_are_accepted() -> None:
 
 
 def test_an_auto_that_nobody_fills_is_refused() -> None:
-    message = refusal({"optimizer": OPTIMIZER, "zero_optimization": {"stage": 3, "reduce_bucket_size": "auto"}})
+    message = refusal({"optimizer": OPTIMIZER, "zero_optimization": {"stage": "auto"}, "log_level": "auto"})
     assert message == (
-        "zero.json: zero_optimization.reduce_bucket_size: 'auto' is not a value the recipe fills in; write a value"
+        "zero.json: zero_optimization.stage: 'auto' is not a value the recipe fills in; write a value\n"
+        "zero.json: log_level: 'auto' is not a value the recipe fills in; write a value"
     )
 
 
@@ -308,14 +318,27 @@ def test_under_a_token_budget_too_the_batch_divides_over_the_ranks() -> None:
     assert message == "distill.global_batch_size: 32 does not divide over 3 ranks; use a multiple of 3"
 
 
-def test_a_scheduler_block_needs_the_schedule_deepspeed() -> None:
-    message = refusal({"optimizer": OPTIMIZER, "scheduler": SCHEDULER})
-    assert "distill.schedule: 'linear': use 'deepspeed' exactly when zero.json has a scheduler block" in message
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_scheduler_block_beside_another_schedule_of_the_recipe_is_refused(schedule: str) -> None:
+    plan = PLAN.model_copy(update={"schedule": schedule})
+    assert refusal({"optimizer": OPTIMIZER, "scheduler": SCHEDULER}, plan=plan) == (
+        f"distill.schedule: {schedule!r}: zero.json has a scheduler block (WarmupDecayLR), which says something else; "
+        "remove one of the two"
+    )
+
+
+def test_a_scheduler_block_is_followed_where_the_recipe_says_nothing() -> None:
+    config = {"optimizer": OPTIMIZER, "scheduler": SCHEDULER}
+    assert schedule_of(config, PLAN) == "deepspeed"
+    assert schedule_of({"optimizer": OPTIMIZER}, PLAN) == "linear"
+    assert "schedule by WarmupDecayLR of zero.json: distill" in remarks(config, {"distill": PLAN}, Path("zero.json"))
 
 
 def test_the_schedule_deepspeed_needs_a_scheduler_block() -> None:
     message = refusal({"optimizer": OPTIMIZER}, plan=PLAN.model_copy(update={"schedule": "deepspeed"}))
-    assert "distill.schedule: 'deepspeed': use 'deepspeed' exactly when zero.json has a scheduler block" in message
+    assert message == (
+        "distill.schedule: 'deepspeed': zero.json has no scheduler block; use linear, cosine or constant, or add one"
+    )
 
 
 def test_all_contradictions_are_reported_at_once() -> None:

@@ -42,6 +42,36 @@ def test_a_hostfile_that_is_not_there_is_refused(tmp_path):
         read_hostfile(tmp_path / "none")
 
 
+@pytest.mark.parametrize(
+    ("name", "travels"),
+    [
+        ("CUBLAS_WORKSPACE_CONFIG", True),
+        ("PYTORCH_CUDA_ALLOC_CONF", True),
+        ("PYTORCH_ALLOC_CONF", True),
+        ("CUDA_LAUNCH_BLOCKING", True),
+        ("CUDA_HOME", True),
+        ("TRITON_CACHE_DIR", True),
+        ("TORCHINDUCTOR_CACHE_DIR", True),
+        ("TMPDIR", True),
+        ("OFI_NCCL_PROTOCOL", True),
+        ("SHARP_COLL_ENABLE_SAT", True),
+        ("NVIDIA_TF32_OVERRIDE", True),
+        ("CUDA_VISIBLE_DEVICES", False),
+        ("NVIDIA_VISIBLE_DEVICES", False),
+        ("NVIDIA_API_KEY", False),
+        ("PYTORCH_PASSWD", False),
+        ("CUDA_CREDENTIALS", False),
+        ("TRITON_ACCESS_TOKEN", False),
+        ("MY_TMPDIR", False),
+        ("AWS_ACCESS_KEY_ID", False),
+    ],
+)
+def test_what_gpus_and_networks_go_by_travels(tmp_path, monkeypatch, name, travels):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_environment(tmp_path / "environment", {name: "value"}, tmp_path)
+    assert (tmp_path / "environment").read_text() == (f"{name}=value\n" if travels else "")
+
+
 def test_keys_do_not_travel_and_values_arrive_as_they_are(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".deepspeed_env").write_text("\n# no assignment\nNCCL_DEBUG=WARN\n")

@@ -36,6 +36,38 @@ def test_a_script_without_a_recipe_says_how_it_is_used(script):
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("variables", "srun"),
+    [
+        ({}, "srun --kill-on-bad-exit=1 python -u -m ted_ds run r.yaml"),
+        (
+            {"SLURM_CPUS_PER_TASK": "12"},
+            "srun --kill-on-bad-exit=1 --cpus-per-task=12 python -u -m ted_ds run r.yaml",
+        ),
+        (
+            {"SLURM_CPUS_PER_TASK": "12", "SLURM_NTASKS_PER_NODE": "8", "TED_DS_PER_NODE": "8"},
+            "srun --kill-on-bad-exit=1 --cpus-per-task=96 --ntasks-per-node=1 --ntasks=2 bash",
+        ),
+        (
+            {"SLURM_CPUS_PER_TASK": "64", "TED_DS_PER_NODE": "8"},
+            "srun --kill-on-bad-exit=1 --cpus-per-task=64 --ntasks-per-node=1 --ntasks=2 bash",
+        ),
+    ],
+)
+def test_the_cores_of_a_slurm_job_reach_its_tasks(tmp_path, variables, srun):
+    """What the script would start is shown: a program in the place of ``ted-ds`` prints its words."""
+    (tmp_path / "bin").mkdir()
+    for name, says in (("ted-ds", 'echo "$*"'), ("scontrol", "echo node1")):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{says}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node1", "SLURM_JOB_NUM_NODES": "2", "TED_DS_VENV": str(tmp_path)}
+    command = ["bash", str(LAUNCHERS / "slurm.sbatch"), "run", "r.yaml"]
+    environment = {"PATH": os.environ["PATH"], **job, **variables}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=20)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().partition(" -- ")[2].startswith(srun)
+
+
 def test_the_scripts_are_free_of_known_mistakes():
     if shutil.which("shellcheck") is None:
         pytest.skip("NOT CHECKED: shellcheck is not installed")

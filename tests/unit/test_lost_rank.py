@@ -19,6 +19,7 @@ GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/"
         GLOO + "pair.cc:300] writev [10.0.0.1]:39075: Broken pipe",
         "Gloo connectFullMesh failed with timed out connecting: SO_ERROR: Connection refused",
         "NCCL error: ncclRemoteError: A call failed possibly due to a network error or a remote process exiting",
+        "NCCL communicator was aborted on rank 3. Original reason for failure was: watchdog",
         "[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=8)",
     ],
 )

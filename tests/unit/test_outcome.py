@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from ted_ds.launching.outcome import outcome_of
+from ted_ds.launching.outcome import FaultsInARow, Outcome, outcome_of
 from ted_ds.launching.records import LOG_DIR, OwnRecord, RankRecord, log_file, read_records, record_file
 
 
@@ -54,6 +54,25 @@ def test_a_rank_that_the_launcher_ended_is_not_what_failed(tmp_path):
     assert outcome_of(tmp_path, 1).text.startswith("rank 1 on host1")
 
 
+def test_a_rank_whose_gpu_failed_is_what_ended_the_others(tmp_path):
+    write(tmp_path, 76, None, 76, of_2={"fault": "CUDA error: unspecified launch failure"})
+    outcome = outcome_of(tmp_path, 1)
+    assert (outcome.code, outcome.faulty_host) == (76, "host2")
+    assert outcome.text.startswith("rank 2 on host2 was the first to fail: it lost its GPU (CUDA error: unspecified")
+
+
+def test_faults_are_counted_host_by_host_while_nothing_else_ends_an_attempt():
+    hosts = ["a", "a", "b", "b", "b", None, None, "b", "b"]
+    faults = FaultsInARow()
+    assert [faults.add(Outcome(76, "", faulty_host=host)) for host in hosts] == [1, 2, 1, 2, 3, 0, 0, 1, 2]
+
+
+def test_a_defect_counts_before_a_fault_that_follows_it(tmp_path):
+    write(tmp_path, 1, 76, of_1={"fault": "NCCL error: unhandled cuda error"})
+    outcome = outcome_of(tmp_path, 1)
+    assert (outcome.code, outcome.faulty_host) == (1, None)
+
+
 def test_a_rank_of_which_there_is_nothing_is_named(tmp_path):
     write(tmp_path, 76)
     RankRecord(0, 4, "host0", 1, 1.0, ended=2.0, code=76).write(tmp_path)
@@ -76,10 +95,12 @@ def test_a_rank_knows_itself_by_each_launchers_variables(tmp_path, monkeypatch, 
     (tmp_path / "new").mkdir()
     own = OwnRecord(tmp_path / "new")
     own.asked("SIGUSR1")
+    own.failed("the first")
+    own.failed("what follows from it")
     own.ended(75)
     (record,) = read_records(tmp_path / "new")
     assert (record.rank, record.num_ranks, record.process) == (3, 8, os.getpid())
-    assert (record.asked, record.code) == ("SIGUSR1", 75)
+    assert (record.asked, record.fault, record.code) == ("SIGUSR1", "the first", 75)
     assert record.began <= record.asked_at <= record.ended
 
 

@@ -453,6 +453,27 @@ def test_a_recipe_without_a_known_task_is_refused_for_what_is_known(lm_run: Path
         plan_recipe(str(lm_run / "recipe.yaml"), ["task.kind=poetry", "distill.kl_wieght=2"])
 
 
+def test_a_row_that_a_run_would_refuse_is_refused_with_the_other_mistakes(
+    classification_run: Path, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "ba", "label": "joyful"}\n{"text": "be", "label": "dull"}\n', encoding="utf-8")
+    message = refusal(classification_run, f"data.train[0].path={rows}", "deepspeed=/none.json")
+    assert f"data.train[0]: {rows}: row 1: label 'joyful' is unknown" in message
+    assert "deepspeed: /none.json" in message
+    other = refusal(classification_run, f"data.evaluation=[{{path: {rows}}}]", "task.text_column=sentence")
+    assert "data.evaluation[0]: " in other
+    assert "no column 'sentence'; it has text, label" in other
+    assert "data.train[0]: " in other
+
+
+def test_the_plan_shows_what_the_data_hold(classification_run: Path) -> None:
+    recipe = load_recipe(classification_run / "recipe.yaml")
+    text = describe(recipe, make_plan(recipe), num_ranks=1)
+    assert "data.train[0] first " in text
+    assert "text (text), label (" in text
+
+
 def test_several_mistakes_of_one_model_are_reported_at_once(lm_run: Path, classification_run: Path) -> None:
     message = refusal(
         lm_run,
@@ -499,3 +520,45 @@ def test_every_recipe_that_ships_is_valid_and_its_phases_complete_on_two_ranks(
             config, phase, plan_path=plan_path, precision=recipe.precision, world_size=2, source=recipe.deepspeed
         )
         assert completed["train_batch_size"] == phase.global_batch_size
+
+
+# --- positions --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "settings", "unknown"),
+    [
+        ("rope_parameters", {"rope_type": "spiral", "rope_theta": 1e4}, "spiral"),
+        ("rope_scaling", {"type": "su", "factor": 4.0}, "su"),
+        ("rope_parameters", {"full_attention": {"rope_type": "default"}, "other": {"rope_type": "odd"}}, "odd"),
+    ],
+)
+def test_a_rule_for_positions_that_nobody_knows_is_refused(
+    lm_run: Path, teacher: Path, key: str, settings: dict[str, object], unknown: str
+) -> None:
+    file = teacher / "config.json"
+    config = json.loads(file.read_text()) | {"rope_parameters": None}
+    file.write_text(json.dumps({**config, key: settings}))
+    assert refusal(lm_run, f"teacher.path={teacher}") == (
+        f"teacher.path: its config.json has rope_type '{unknown}', a rule for positions that is not known here; known "
+        "are default, linear, proportional, yarn, llama3, dynamic, longrope"
+    )
+
+
+@pytest.mark.parametrize("rule", ["longrope", "dynamic", "yarn", None])
+def test_known_rules_for_positions_are_let_in_up_to_the_longest_sequence(
+    lm_run: Path, teacher: Path, rule: str | None
+) -> None:
+    file = teacher / "config.json"
+    settings = rule and {"rope_type": rule, "factor": 4.0}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rope_parameters": settings}))
+    assert plan(lm_run, f"teacher.path={teacher}", "task.sequence_length=64").teacher is not None
+    assert "allows at most 64 tokens" in refusal(lm_run, f"teacher.path={teacher}", "task.sequence_length=65")
+
+
+def test_the_rules_for_positions_are_those_of_transformers() -> None:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    from ted_ds.models.rope_rules import KNOWN_RULES
+
+    assert {*KNOWN_RULES} == {"default", *ROPE_INIT_FUNCTIONS}

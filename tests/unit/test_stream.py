@@ -35,6 +35,8 @@ from tests.tiny import write_rows
 
 SEPARATOR = 1
 PAD = 0
+BOS = (900, 901)
+"""What documents may start with: no id of a byte."""
 # what the hashes gave when they were first used: runs depend on it
 PERMUTED = [0, 7, 6, 3, 9, 1, 8, 5, 2, 4]
 SHUFFLED = ["f", "c", "a", "e", "b", "d"]
@@ -75,6 +77,7 @@ def make_settings(
     sequence_length: int = 24,
     packing: str = "wrap",
     sources: list[dict[str, Any]] | None = None,
+    start: tuple[int, ...] = (),
     **data: Any,
 ) -> StreamSettings:
     """A stream over files, nothing held out unless said so."""
@@ -89,7 +92,7 @@ def make_settings(
         packing={"method": packing, "window": 5},  # type: ignore[arg-type]
     )
     listing = list_data(whole)
-    return stream_settings(whole, task, listing.train, seed=seed, num_lanes=num_lanes, separator=SEPARATOR)
+    return stream_settings(whole, task, listing.train, seed=seed, num_lanes=num_lanes, separator=SEPARATOR, start=start)
 
 
 def open_stream(
@@ -162,6 +165,8 @@ def documents_in(steps: list[list[tuple[int, ...]]], *, is_over: bool = True) ->
             if token == SEPARATOR:
                 yield bytes(value - 2 for value in text).decode()
                 text = []
+            elif token in BOS:
+                assert token == BOS[0] or not text
             else:
                 text.append(token)
         if text and is_over:  # a last sequence of nothing but a separator predicts nothing, and is left out
@@ -240,10 +245,16 @@ def test_stop_and_resume_is_never_stopped(
 
 
 @pytest.mark.parametrize("packing", ["wrap", "best_fit"])
-@pytest.mark.parametrize("ending", FORMATS)
-def test_every_stop_point_of_two_epochs_resumes_exactly(tmp_path: Path, ending: str, packing: str) -> None:
+@pytest.mark.parametrize(("ending", "start"), [*((ending, ()) for ending in FORMATS), ("jsonl", BOS), ("txt", BOS)])
+def test_every_stop_point_of_two_epochs_resumes_exactly(
+    tmp_path: Path, ending: str, start: tuple[int, ...], packing: str
+) -> None:
     of = make_settings(
-        [write_texts(tmp_path / f"a.{ending}", numbered(90))], num_lanes=2, packing=packing, sources=[{"epochs": 2}]
+        [write_texts(tmp_path / f"a.{ending}", numbered(90))],
+        num_lanes=2,
+        packing=packing,
+        sources=[{"epochs": 2}],
+        start=start,
     )
     whole = Run(of)
     steps, states = [], [whole.state()]
@@ -500,6 +511,7 @@ def test_orders_are_the_same_for_ever() -> None:
         ({"seed": 5}, "seed was 0, now 5"),
         ({"num_lanes": 2}, "num_lanes was 4, now 2"),
         ({"packing": "best_fit"}, "packing"),
+        ({"start": BOS}, r"start was None, now \[900, 901\]"),
     ],
 )
 def test_a_state_of_another_stream_is_refused(tmp_path: Path, change: dict, named: str) -> None:
@@ -508,6 +520,53 @@ def test_a_state_of_another_stream_is_refused(tmp_path: Path, change: dict, name
     run.steps(2)
     with pytest.raises(DataError, match=f"saved with other data settings, so it cannot go on: .*{named}"):
         Run(make_settings([path], **change), state=run.state())
+
+
+def test_documents_start_with_what_they_are_told_to_and_nothing_else_changes(tmp_path: Path) -> None:
+    path = write_texts(tmp_path / "a.jsonl", numbered(40))
+    plain, started = (
+        list(documents_in(Run(make_settings([path], num_lanes=2, sources=[{"epochs": 1}], start=start)).steps(60)))
+        for start in ((), BOS)
+    )
+    assert sorted(plain) == sorted(numbered(40))
+    assert started == plain
+
+
+@pytest.mark.parametrize("packing", ["wrap", "best_fit"])
+def test_position_0_of_every_document_is_its_start_unless_it_is_cut(tmp_path: Path, packing: str) -> None:
+    path = write_texts(tmp_path / "a.jsonl", numbered(60))
+    of = make_settings([path], num_lanes=2, packing=packing, sources=[{"epochs": 1}], start=BOS)
+    stream = open_stream(of, micro=2)
+    firsts, documents = 0, 0
+    for _ in range(60):
+        (batch,) = next(stream)
+        assert batch.position_ids is not None
+        begins = (batch.position_ids == 0) & batch.kept_tokens
+        is_start = batch.input_ids == BOS[0]
+        assert not (is_start & ~begins).any()
+        firsts += int((is_start & begins).sum())
+        documents += int((batch.input_ids == SEPARATOR).sum())
+        if packing == "best_fit":  # no document is longer than a sequence here
+            assert (is_start == begins).all()
+    assert firsts == documents == 60
+
+
+def test_tokens_that_start_documents_count_towards_a_budget(tmp_path: Path) -> None:
+    path = write_texts(tmp_path / "a.jsonl", ["abc"] * 40)
+    of = make_settings([path], num_lanes=1, sequence_length=12, sources=[{"max_tokens": 60}], start=BOS)
+    stream = open_stream(of)
+    given = [row for _ in range(10) for row in rows_of(next(stream)) if row]
+    assert sum(map(len, given)) == 60  # ten documents of 2 + 3 + 1 tokens
+    assert stream.progress()["data/a/tokens"] == 60
+
+
+def test_a_state_from_before_documents_could_start_with_something_is_taken(tmp_path: Path) -> None:
+    path = write_texts(tmp_path / "a.jsonl", numbered(50))
+    run = Run(make_settings([path]))
+    run.steps(2)
+    state, expected = run.state(), run.steps(3)
+    assert "start" not in state["stream"]
+    assert Run(make_settings([path]), state=state).steps(3) == expected
 
 
 def test_a_state_of_other_files_is_refused_and_of_moved_ones_taken(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -29,6 +30,9 @@ if code == "hangs":
 if code == "ends":  # and its launcher does not
     own.ended(76)
     time.sleep(600)
+if code == "faults":
+    own.failed("CUDA error: uncorrectable ECC error encountered")
+    code = "76"
 if code != "dies":
     own.ended(int(code))
 os._exit(int(code) if code.isdecimal() else 137)
@@ -73,6 +77,14 @@ def test_it_gives_up(tmp_path):
     code, said = finish(start(tmp_path, [75] * 5, "--restarts", "2"))
     assert (code, len(left(tmp_path))) == (75, 2)
     assert "given up after 2 restarts" in said
+
+
+def test_a_gpu_that_fails_again_and_again_is_given_up(tmp_path):
+    code, said = finish(start(tmp_path, ["faults", "faults", "faults", 0]))
+    assert (code, left(tmp_path)) == (76, ["0"]), said
+    host = socket.gethostname()
+    assert f"rank 0 on {host} was the first to fail: it lost its GPU (CUDA error: uncorrectable ECC error" in said
+    assert f"given up: 3 times in a row a GPU of {host} failed; look at it" in said
 
 
 def test_a_request_is_a_file_for_the_ranks_and_nothing_is_started_again(tmp_path):

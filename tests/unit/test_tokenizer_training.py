@@ -21,14 +21,14 @@ from transformers import AutoTokenizer
 from ted_ds.cli import main
 from ted_ds.config.load import load_recipe
 from ted_ds.config.schema import TokenizerTraining
-from ted_ds.contracts import refuse_different_tokenizers
 from ted_ds.data.reading.listing import list_data
 from ted_ds.data.tokenizer_training import Reading, cut_into_sentences, draw_sample, train_tokenizer
-from ted_ds.data.tokenizers import read_vocabulary
 from ted_ds.errors import CheckpointError, DataError
 from ted_ds.models.loading import load_tokenizer
 from ted_ds.models.sentencepiece_model import convert, read_sentencepiece, refuse_other_ids
+from ted_ds.models.tokenizer_files import read_tokenizer
 from ted_ds.phases import model_identity
+from ted_ds.tokenizer_contracts import refuse_different_tokenizers
 from ted_ds.tokenizer_job import heldout_texts, training_texts
 from tests.tiny import ROOT, recipe_dict, write_recipe, write_rows
 
@@ -470,10 +470,12 @@ def test_added_tokens_and_the_token_before_a_text_are_kept(tmp_path) -> None:
 def test_models_alone_are_compared_and_named(tmp_path, trained) -> None:
     alone = write_alone(tmp_path / "alone", (trained["bpe"] / "tokenizer.model").read_bytes())
     other = write_alone(tmp_path / "other", (trained["unigram"] / "tokenizer.model").read_bytes())
-    vocabulary = read_vocabulary(alone)
-    assert vocabulary == load_tokenizer(alone).get_vocab()
+    by_files, of_other = read_tokenizer(alone), read_tokenizer(other)
+    assert by_files is not None
+    assert of_other is not None
+    assert by_files.vocabulary == load_tokenizer(alone).get_vocab()
     with pytest.raises(CheckpointError, match="different tokenizers"):
-        refuse_different_tokenizers(vocabulary, read_vocabulary(other) or {})
+        refuse_different_tokenizers(by_files.vocabulary, of_other.vocabulary)
     (alone / "model.safetensors").write_bytes(b"weights")
     before = model_identity(alone)["sha256"]
     shutil.copy(other / "tokenizer.model", alone)
@@ -507,4 +509,4 @@ def test_other_ids_than_sentencepieces_are_noticed(tmp_path) -> None:
 @pytest.mark.parametrize("content", [b"", b"IQ== 0\nIg== 1\n", b"\x00\x01\x02"])
 def test_a_file_of_another_kind_is_no_sentencepiece_model(tmp_path, content: bytes) -> None:
     assert read_sentencepiece(write_alone(tmp_path / "alone", content)) is None
-    assert read_vocabulary(tmp_path / "alone") is None
+    assert read_tokenizer(tmp_path / "alone") is None

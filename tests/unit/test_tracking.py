@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ted_ds.errors import ConfigError
-from ted_ds.tracking import METRICS_FILE, Tracker, wandb_mode
+from ted_ds.tracking import METRICS_FILE, START_TIMEOUT_S, Tracker
 
 
 def lines_of(folder: Path) -> list[dict]:
@@ -18,15 +18,6 @@ def lines_of(folder: Path) -> list[dict]:
 
 def opened(folder: Path, mode: str) -> Tracker:
     return Tracker(folder, run_id="0123abcd", name="tiny", project="ted_ds_tests", mode=mode, config={"seed": 1})
-
-
-@pytest.fixture
-def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home without W&B credentials."""
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "NETRC"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    return tmp_path
 
 
 def test_each_record_is_a_json_line_with_time_phase_and_step(tmp_path: Path) -> None:
@@ -53,42 +44,6 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"output_dir: .*file: cannot be written: "):
         opened(tmp_path / "file", "disabled")
-
-
-@pytest.mark.parametrize("mode", ["online", "offline", "disabled"])
-def test_a_mode_that_is_given_counts(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_API_KEY", "x")
-    assert wandb_mode(mode) == mode
-
-
-@pytest.mark.parametrize("mode", ["online", "offline", "disabled"])
-def test_auto_follows_the_environments_mode_before_its_key(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", mode)
-    monkeypatch.setenv("WANDB_API_KEY", "x")
-    assert wandb_mode("auto") == mode
-
-
-@pytest.mark.usefixtures("no_account")
-def test_auto_is_offline_without_an_account_and_online_with_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert wandb_mode("auto") == "offline"
-    monkeypatch.setenv("WANDB_API_KEY", "x")
-    assert wandb_mode("auto") == "online"
-
-
-@pytest.mark.parametrize(
-    ("content", "mode"),
-    [
-        ("machine api.wandb.ai login user password x\n", "online"),
-        ("machine example.org login user password x\n", "offline"),
-        ("no netrc at all\n", "offline"),
-    ],
-)
-def test_auto_is_online_with_a_login_in_netrc(no_account: Path, content: str, mode: str) -> None:
-    netrc = no_account / ".netrc"
-    netrc.write_text(content, encoding="utf-8")
-    netrc.chmod(0o600)
-    assert wandb_mode("auto") == mode
 
 
 def test_an_offline_run_is_really_written(tmp_path: Path) -> None:
@@ -123,10 +78,18 @@ def test_what_comes_again_is_forgotten_and_a_half_written_line_too(tmp_path: Pat
     assert found == [*expected, ("distill", 3, False)]
 
 
+def test_a_full_disk_is_said_once_and_not_again_as_the_file_is_closed(tmp_path: Path) -> None:
+    (tmp_path / METRICS_FILE).symlink_to("/dev/full")
+    tracker = opened(tmp_path, "disabled")
+    with pytest.raises(OSError, match="No space left"):
+        tracker.log("distill", 1, {"loss/total": 1.0})
+    tracker.close()
+
+
 def test_a_service_that_breaks_is_said_once_and_the_file_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tracker = opened(tmp_path, "disabled")
+    tracker = opened(tmp_path, "offline")
 
     def broken(_values: object) -> None:
         raise ConnectionResetError("Connection lost")
@@ -137,3 +100,34 @@ def test_a_service_that_breaks_is_said_once_and_the_file_goes_on(
     tracker.close()
     assert [line["step"] for line in lines_of(tmp_path)] == [1, 2]
     assert capsys.readouterr().err.count("W&B no longer answers") == 1
+
+
+KEY = "0123456789" * 4
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ("5ecre7", "API key must have 40+ characters"),  # known to be wrong at once
+        (KEY, "connection refused"),  # by a service that is not there
+    ],
+)
+def test_a_service_that_does_not_start_leaves_an_offline_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], key: str, reason: str
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("ted_ds.tracking.START_TIMEOUT_S", 2.0)
+    started = time.monotonic()
+    tracker = opened(tmp_path, "online")
+    assert time.monotonic() - started < 10 < START_TIMEOUT_S
+    tracker.log("distill", 1, {"loss/total": 1.0})
+    tracker.close()
+    assert tracker.mode == "offline"
+    assert [*(tmp_path / "wandb").glob("offline-run-*")]  # to be synced later
+    assert [line["step"] for line in lines_of(tmp_path)] == [1]
+    said = capsys.readouterr().err
+    assert said.count("WARN W&B does not start online") == 1
+    assert reason in said
+    assert key not in said
+    assert "WARN" not in said.replace("WARN W&B does not start online", "")

@@ -35,7 +35,7 @@ class Reference(NamedTuple):
 
 
 class Document(NamedTuple):
-    """A document of a lane, with the token that ends it."""
+    """A document of a lane, with the tokens that start it, if any, and the one that ends it."""
 
     reference: Reference
     tokens: list[int]
@@ -155,7 +155,7 @@ class LaneDocuments:
     def _documents(self, texts: Sequence[tuple[Reference, str]]) -> list[Document]:
         encoded = self._encode([text for _, text in texts])
         return [
-            Document(reference, [*ids, self._settings.separator])
+            Document(reference, [*self._settings.start, *ids, self._settings.separator])
             for (reference, _), ids in zip(texts, encoded, strict=True)
         ]
 

@@ -50,6 +50,8 @@ class StreamSettings:
     sequence_length: int
     separator: int
     """The id that ends each document."""
+    start: tuple[int, ...]
+    """The ids that each document starts with, before its own."""
     isolate_documents: bool
     packing: str
     packing_window: int
@@ -65,12 +67,21 @@ class StreamSettings:
     def fingerprint(self) -> dict[str, Any]:
         """What a state must have been saved with; files by name and size, so that a corpus may move."""
         own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "most_bad_records"}
+        if not self.start:
+            del own["start"]  # states from before there was such a thing are of streams without it
         sources = [source.fingerprint() for source in self.sources]
         return json.loads(json.dumps(own | {"cleaning": self.cleaning.model_dump(), "sources": sources}))
 
 
 def stream_settings(
-    data: Data, task: CausalLm, listings: tuple[Listing, ...], *, seed: int, num_lanes: int, separator: int
+    data: Data,
+    task: CausalLm,
+    listings: tuple[Listing, ...],
+    *,
+    seed: int,
+    num_lanes: int,
+    separator: int,
+    start: tuple[int, ...] = (),
 ) -> StreamSettings:
     """The training stream of a recipe, with ``num_lanes`` sequences per step."""
     names = source_names([source.path for source in data.train])
@@ -91,6 +102,7 @@ def stream_settings(
         text_column=task.text_column,
         sequence_length=task.sequence_length,
         separator=separator,
+        start=start,
         isolate_documents=task.packing.isolate_documents,
         packing=task.packing.method,
         packing_window=task.packing.window,

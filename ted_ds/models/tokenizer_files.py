@@ -13,16 +13,29 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from ted_ds.data.tokenizer_traits import Origin, TokenizerTraits
 from ted_ds.errors import CheckpointError
-from ted_ds.models.sentencepiece_model import pieces_by_id, read_sentencepiece, special_tokens
+from ted_ds.models.sentencepiece_model import MODEL_FILE, pieces_by_id, read_sentencepiece, special_tokens
+from ted_ds.models.tokenizer_traits import Origin, TokenizerTraits
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 ADDED_TOKENS_FILE = "added_tokens.json"
 SPECIAL_TOKENS_MAP_FILE = "special_tokens_map.json"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
+VOCABULARY_FILES = (
+    (TOKENIZER_FILE,),
+    (MODEL_FILE,),
+    ("spm.model",),
+    ("spiece.model",),
+    ("sentencepiece.bpe.model",),
+    ("tiktoken.model",),
+    ("tekken.json",),
+    ("vocab.json", "merges.txt"),
+    ("vocab.txt",),
+)
+"""Files of which one set, at least, holds a vocabulary."""
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+EXTRA_TOKENS = ("additional_special_tokens", "extra_special_tokens")
 CLASS_ROLES: Mapping[str, Mapping[str, str]] = {
     "LlamaTokenizer": {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
     "GPT2Tokenizer": dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|endoftext|>"),
@@ -57,16 +70,32 @@ CLASS_BY_TYPE_ALONE = ("qwen2",)
 """Types whose files' class transformers does not believe."""
 
 
-def read_tokenizer(folder: Path) -> TokenizerTraits | None:
-    """The tokenizer of a model folder; None where it is of a kind that only transformers can read (an older, slow one).
+def refuse_no_vocabulary(folder: Path) -> None:
+    """Make sure that a folder holds a tokenizer: transformers makes an empty one for some model types where it has not.
 
     Raises:
-        CheckpointError: A file is damaged.
+        CheckpointError: It holds none.
     """
+    if not any(all((folder / name).is_file() for name in names) for names in VOCABULARY_FILES):
+        shown = ", ".join(" with ".join(names) for names in VOCABULARY_FILES if names[0] != "tekken.json")
+        raise CheckpointError(
+            f"{folder}: holds no tokenizer (none of {shown}); copy the tokenizer's files of this model into it"
+        )
+
+
+def read_tokenizer(folder: Path) -> TokenizerTraits | None:
+    """The tokenizer of a model folder; None where it is of a kind that only transformers can read.
+
+    Raises:
+        CheckpointError: It has none, or a file of it is damaged.
+    """
+    refuse_no_vocabulary(folder)
     if (folder / TOKENIZER_FILE).is_file():
         return _read_fast(folder)
     model = read_sentencepiece(folder)
-    return _read_sentencepiece(folder, model) if model is not None else None
+    if model is not None:
+        return _read_sentencepiece(folder, model)
+    return _read_plain(folder)
 
 
 def _read_fast(folder: Path) -> TokenizerTraits:
@@ -135,15 +164,39 @@ def _read_sentencepiece(folder: Path, model: Any) -> TokenizerTraits:
     )
 
 
+def _read_plain(folder: Path) -> TokenizerTraits | None:
+    """A vocabulary of the older kinds, a list of words or a table of ids."""
+    table, words = folder / "vocab.json", folder / "vocab.txt"
+    if table.is_file():
+        vocabulary = _read_json(table)
+    elif words.is_file():
+        lines = words.read_text(encoding="utf-8").splitlines()
+        vocabulary = {word: index for index, word in enumerate(lines)}
+    else:
+        return None
+    settings = _read_json(folder / TOKENIZER_CONFIG_FILE)
+    added = _read_json(folder / ADDED_TOKENS_FILE)
+    origins = {token: Origin("", ADDED_TOKENS_FILE) for token in added}
+    return TokenizerTraits(
+        backend=None,
+        own_vocabulary={**vocabulary, **added},
+        roles={role: _content(token) for role, token in _roles(settings) if role in ROLES},
+        origins=origins,
+        settings=_shown_settings(folder, settings),
+    )
+
+
 def _roles(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The tokens that settings name, each with the role it is named for."""
-    for key, value in settings.items():
-        if key.endswith("_token") and _is_token(value):
-            yield key, value
-        elif key in ("additional_special_tokens", "extra_special_tokens"):
-            for token in value.values() if isinstance(value, Mapping) else value or ():
-                if _is_token(token):
-                    yield key, token
+    """The tokens that settings name, each with the role it is named for, in the order they are added in."""
+    others = [key for key in settings if key.endswith("_token") and key not in ROLES]
+    for key in (*ROLES, *others):
+        if _is_token(settings.get(key)):
+            yield key, settings[key]
+    for key in EXTRA_TOKENS:
+        value = settings.get(key) or ()
+        for token in value.values() if isinstance(value, Mapping) else value:
+            if _is_token(token):
+                yield key, token
 
 
 def _is_token(value: Any) -> bool:

@@ -1,0 +1,47 @@
+"""A JSON file as an object, with what a plain reader takes without a word: keys that are given twice."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+class _Object(dict[str, Any]):
+    """A JSON object that remembers which of its keys it was given more than once."""
+
+    repeated: tuple[str, ...] = ()
+
+
+def read_json_object(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """The object in ``path``, and what is wrong with the file; None where there is no object in it."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_remember)
+    except UnicodeDecodeError as error:
+        return None, [f"{path}: not readable as JSON: not UTF-8 text ({error.reason}); save it as UTF-8"]
+    except (ValueError, OSError, RecursionError) as error:
+        return None, [f"{path}: not readable as JSON: {error}"]
+    if not isinstance(content, dict):
+        return None, [f"{path}: a DeepSpeed config is a JSON object, this is {type(content).__name__}"]
+    repeated = [
+        f"{path}: {key}: given twice; JSON takes the last one without a word: keep one" for key in _all(content)
+    ]
+    return json.loads(json.dumps(content)), repeated
+
+
+def _remember(pairs: list[tuple[str, Any]]) -> _Object:
+    result = _Object(pairs)
+    result.repeated = tuple(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+    return result
+
+
+def _all(node: Any, place: str = "") -> Iterator[str]:
+    if isinstance(node, list):
+        for index, child in enumerate(node):
+            yield from _all(child, f"{place}[{index}]")
+    if isinstance(node, _Object):
+        yield from (f"{place}.{key}".lstrip(".") for key in node.repeated)
+        for key, child in node.items():
+            yield from _all(child, f"{place}.{key}".lstrip("."))

@@ -1,0 +1,128 @@
+"""What the config of a cut model says, so that each block does what it did under another number.
+
+Configs say what blocks do in many ways. Lists with an entry for each block, lists of blocks, and the number of the
+first that differ are brought over; what transformers works out of other entries (a window from some block on) is
+written down. Whatever else hangs on a block's number is found by comparing the blocks that both configs come to, and
+refused: no list of model types knows them all.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import CONFIG_MAPPING, AutoModel
+
+from ted_ds.errors import CheckpointError
+from ted_ds.models.families import Family
+
+DEPTH_KEYS = ("num_hidden_layers", "n_layer")
+ABOUT_BLOCKS = re.compile(r"layer|block|_idx|_indices")
+"""In the names of entries that are lists of or over blocks."""
+FIRST_BLOCKS_KEYS = ("max_window_layers", "first_k_dense_replace")
+"""So many of the first blocks differ from the others."""
+Value = bool | int | float | str | None
+
+
+def config_of_blocks(config: Mapping[str, Any], blocks: Sequence[int], family: Family) -> dict[str, Any]:
+    """The config of a model of some of the blocks, ascending and numbered from 0, of one with this ``config.json``.
+
+    Raises:
+        CheckpointError: There is no such block.
+    """
+    depth_key = next(key for key in DEPTH_KEYS if key in config)
+    depth: int = config[depth_key]
+    if blocks[-1] >= depth:
+        raise CheckpointError(f"block {blocks[-1]} does not exist (the model has {depth} blocks); use 0..{depth - 1}")
+    said = {**_filled_in(config).to_dict(), **config}
+    result = {**config, depth_key: len(blocks)}
+    for key, value in said.items():
+        if key in FIRST_BLOCKS_KEYS and isinstance(value, int):
+            result[key] = sum(block < value for block in blocks)
+        elif ABOUT_BLOCKS.search(key) and isinstance(value, list | tuple):
+            result[key] = _of_blocks(value, blocks, depth)
+    of_first = family.behind_first_block_key
+    if of_first is not None and of_first in config and blocks[0] != 0:
+        result[of_first] = 0
+    return result
+
+
+def _of_blocks(values: Sequence[Any], blocks: Sequence[int], depth: int) -> list[Any]:
+    are_blocks = bool(values) and all(type(value) is int and 0 <= value < depth for value in values)
+    are_blocks = are_blocks and list(values) == sorted(set(values))
+    if len(values) == depth and not (are_blocks and depth > 2):  # of two entries, 0 and 1 are more likely flags
+        return [values[block] for block in blocks]
+    return [blocks.index(number) for number in values if number in blocks] if are_blocks else [*values]
+
+
+def _filled_in(config: Mapping[str, Any]) -> Any:
+    """The config as transformers reads it, with all that it works out."""
+    return CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(dict(config)))
+
+
+def query_factor(config: Mapping[str, Any], old: int, new: int) -> float:
+    """What a block's queries are multiplied by to make up for its new number (``scale_attn_by_inverse_layer_idx``)."""
+    return (new + 1) / (old + 1) if config.get("scale_attn_by_inverse_layer_idx") else 1.0
+
+
+def refuse_other_blocks(
+    config: Mapping[str, Any], cut_config: Mapping[str, Any], blocks: Sequence[int], family: Family, *, where: Path
+) -> None:
+    """Make sure that each block of the cut model is what it was, from what transformers builds of both configs.
+
+    Raises:
+        CheckpointError: One is not.
+    """
+    before, after = (_skeleton(one, family) for one in (config, cut_config))
+    for new, old in enumerate(blocks):
+        difference = _difference(before[old], after[new], old, new, query_factor(config, old, new))
+        if difference is not None:
+            raise CheckpointError(
+                f"{where}: block {old} of this {config['model_type']} would not be itself as block {new} of a student: "
+                f"{difference}. Its config.json decides that by the block's number, which cannot be brought over; "
+                "choose other student.from_teacher.blocks, or give student.path"
+            )
+
+
+def _skeleton(config: Mapping[str, Any], family: Family) -> nn.ModuleList:
+    """The blocks, without memory of their own."""
+    with torch.device("meta"):
+        body = AutoModel.from_config(_filled_in(config))
+    blocks = body.get_submodule(family.blocks_path.split(".", 1)[1])
+    assert isinstance(blocks, nn.ModuleList)
+    return blocks
+
+
+def _difference(before: nn.Module, after: nn.Module, old: int, new: int, query_factor: float) -> str | None:
+    """What of a block is not as it was, but for its own number, in words."""
+    parts, own_parts = (dict(block.named_modules()) for block in (before, after))
+    for name in {**parts, **own_parts}:
+        part, own = parts.get(name), own_parts.get(name)
+        if type(part) is not type(own):
+            return f"{name} would be {_kind(own)}, not {_kind(part)}"
+        facts, own_facts = _facts(part), _facts(own)
+        for key in {**facts, **own_facts}:
+            value, own_value = facts.get(key), own_facts.get(key)
+            if key == "scaling" and isinstance(value, float) and isinstance(own_value, float):
+                is_same = math.isclose(own_value * query_factor, value)
+            else:
+                is_same = value == own_value or (value, own_value) == (old, new)
+            if not is_same:
+                return f"{name or 'it'} would have {key} {own_value}, not {value}"
+    return None
+
+
+def _kind(part: nn.Module | None) -> str:
+    return "missing" if part is None else f"a {type(part).__name__}"
+
+
+def _facts(part: Any) -> dict[str, Any]:
+    plain = {key: value for key, value in vars(part).items() if isinstance(value, Value) and not key.startswith("_")}
+    shapes = {name: tuple(one.shape) for name, one in part.named_parameters(recurse=False)}
+    return {**plain, **shapes}

@@ -1,0 +1,76 @@
+"""How exactly a GPU computes, and whether it does so the same way each time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from ted_ds.errors import ConfigError
+
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+DETERMINISTIC_CUBLAS = (":4096:8", ":16:8")
+"""The two values with which cuBLAS repeats itself (NVIDIA's manual, "Results reproducibility"); the first is faster."""
+FLASH = "FLASH_ATTENTION_DETERMINISTIC"
+"""What transformers passes on to flash-attn."""
+FIRST_DETERMINISTIC_FLASH = (2, 4, 1)
+
+
+def set_arithmetic(*, tf32: bool, deterministic: bool, attention: str) -> None:
+    """Choose it for this process; to be called before the first use of a GPU, as cuBLAS reads its variable then.
+
+    Args:
+        tf32: Whether matrix products of fp32 values may drop 13 of their 23 bits.
+        deterministic: Whether only algorithms are used that give the same bits each time.
+        attention: The recipe's.
+
+    Raises:
+        ConfigError: The environment says otherwise, or the installed flash-attn cannot.
+    """
+    if deterministic:
+        os.environ.update(deterministic_variables(os.environ, attention=attention))
+        if attention == "flash":
+            _refuse_old_flash()
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32  # which torch allows unless it is told not to
+
+
+def deterministic_variables(environment: Mapping[str, str], *, attention: str) -> dict[str, str]:
+    """What libraries must find in the environment to repeat themselves.
+
+    Raises:
+        ConfigError: There is something else, put there by hand.
+    """
+    wanted = {CUBLAS: DETERMINISTIC_CUBLAS}
+    if attention == "flash":
+        wanted[FLASH] = ("1",)
+    for name, values in wanted.items():
+        if environment.get(name, values[0]) not in values:
+            raise ConfigError(
+                f"deterministic: true, but ${name} is {environment[name]!r}: use {' or '.join(values)}, or unset it"
+            )
+    return {name: environment.get(name, values[0]) for name, values in wanted.items()}
+
+
+def _refuse_old_flash() -> None:
+    try:
+        installed = version("flash_attn")
+    except PackageNotFoundError:
+        return  # which is said where the model is loaded
+    numbers = tuple(int(part) for part in installed.split("+")[0].split(".")[:3] if part.isdecimal())
+    if numbers < FIRST_DETERMINISTIC_FLASH:
+        first = ".".join(map(str, FIRST_DETERMINISTIC_FLASH))
+        raise ConfigError(
+            f"deterministic: true with attention: flash: flash-attn {installed} cannot repeat itself in the backward "
+            f"pass; install {first} or newer, or use sdpa"
+        )
+
+
+def without_effect(*, tf32: bool, device_type: str) -> str | None:
+    """Which setting of these does nothing on this device, in words; None where each does what it says."""
+    if tf32 and device_type != "cuda":
+        return f"tf32: true has no effect on a {device_type}: it computes fp32 in full"
+    return None

@@ -1,0 +1,94 @@
+"""TF32 and determinism: what is set, what contradicts it, and what is said where it does nothing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+
+import pytest
+import torch
+
+from ted_ds.config.load import load_recipe
+from ted_ds.errors import ConfigError
+from ted_ds.runtime import arithmetic
+from ted_ds.runtime.arithmetic import deterministic_variables, set_arithmetic, without_effect
+from tests.dist import run_ranks
+
+
+def _set(_world, tf32, deterministic, attention):
+    for name in ("CUBLAS_WORKSPACE_CONFIG", "FLASH_ATTENTION_DETERMINISTIC"):
+        os.environ.pop(name, None)
+    set_arithmetic(tf32=tf32, deterministic=deterministic, attention=attention)
+    return (
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.backends.cudnn.allow_tf32,
+        torch.are_deterministic_algorithms_enabled(),
+        os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
+        os.environ.get("FLASH_ATTENTION_DETERMINISTIC"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ((False, False, "auto"), (False, False, False, None, None)),
+        ((True, False, "sdpa"), (True, True, False, None, None)),
+        ((False, True, "sdpa"), (False, False, True, ":4096:8", None)),
+        ((True, True, "flash"), (True, True, True, ":4096:8", "1")),
+    ],
+)
+def test_a_process_computes_as_the_recipe_says(settings, found):
+    assert run_ranks(_set, 1, *settings) == [found]
+
+
+def test_what_was_chosen_by_hand_stays_if_it_will_do():
+    given = {"CUBLAS_WORKSPACE_CONFIG": ":16:8", "FLASH_ATTENTION_DETERMINISTIC": "1"}
+    assert deterministic_variables(given, attention="flash") == given
+    assert deterministic_variables({"FLASH_ATTENTION_DETERMINISTIC": "0"}, attention="sdpa") == {
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8"
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"CUBLAS_WORKSPACE_CONFIG": ":4096:2"},
+            "$CUBLAS_WORKSPACE_CONFIG is ':4096:2': use :4096:8 or :16:8, or unset",
+        ),
+        ({"FLASH_ATTENTION_DETERMINISTIC": "0"}, "$FLASH_ATTENTION_DETERMINISTIC is '0': use 1, or unset it"),
+    ],
+)
+def test_what_contradicts_it_is_refused(given, message):
+    with pytest.raises(ConfigError) as caught:
+        deterministic_variables(given, attention="flash")
+    assert str(caught.value).startswith(f"deterministic: true, but {message}")
+
+
+@pytest.mark.parametrize(
+    ("installed", "will_do"), [("2.4.0", False), ("1.0.9", False), ("2.4.1", True), ("2.8.3+cu12", True)]
+)
+def test_a_flash_attn_that_cannot_repeat_itself_is_refused(monkeypatch, installed, will_do):
+    monkeypatch.setattr(arithmetic, "version", lambda _: installed)
+    if will_do:
+        return arithmetic._refuse_old_flash()
+    with pytest.raises(ConfigError, match=rf"flash-attn {installed} cannot repeat itself .*; install 2.4.1 or newer"):
+        arithmetic._refuse_old_flash()
+    return None
+
+
+def test_a_flash_attn_that_is_missing_is_for_whoever_loads_the_model_to_say():
+    with pytest.raises(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version("flash_attn")
+    arithmetic._refuse_old_flash()
+
+
+def test_what_does_nothing_is_said():
+    assert without_effect(tf32=True, device_type="cpu") == "tf32: true has no effect on a cpu: it computes fp32 in full"
+    assert without_effect(tf32=True, device_type="cuda") is None
+    assert without_effect(tf32=False, device_type="cpu") is None
+
+
+def test_neither_is_the_default(lm_run):
+    recipe = load_recipe(lm_run / "recipe.yaml")
+    assert (recipe.tf32, recipe.deterministic) == (False, False)

@@ -1,0 +1,92 @@
+"""Which errors of torch's mean that a GPU failed, and another attempt may go through; what is said of them."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from ted_ds.errors import DeviceFaultError, RankLostError
+from ted_ds.launching import own_log
+from ted_ds.launching.records import LOG_DIR, read_records
+from ted_ds.runtime.device_faults import as_device_fault, is_device_fault
+from tests.dist import run_ranks
+
+AT = "\nCUDA kernel errors might be asynchronously reported at some other API call"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered" + AT),
+        torch.AcceleratorError("CUDA error: unspecified launch failure" + AT),
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered" + AT),
+        torch.AcceleratorError("a text of a later torch"),
+        dist.DistBackendError("NCCL error in: NCCLUtils.cpp:77, unhandled cuda error, ncclUnhandledCudaError: Call to"),
+        dist.DistBackendError("a text of a later torch"),
+        RuntimeError("CUDA error: unknown error"),
+        RuntimeError("NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+    ],
+    ids=str,
+)
+def test_faults(error):
+    assert is_device_fault(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        torch.AcceleratorError("CUDA error: out of memory" + AT),
+        dist.DistBackendError("ncclUnhandledCudaError: Last error: Cuda failure 2 'out of memory'"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        torch.AcceleratorError("CUDA error: device-side assert triggered" + AT),
+        torch.AcceleratorError("CUDA error: invalid device ordinal" + AT),
+        torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device" + AT),
+        dist.DistBackendError("ncclInvalidUsage: Duplicate GPU detected : rank 0 and rank 1 both on CUDA device 1b000"),
+        RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"),
+        RuntimeError("Expected all tensors to be on the same device, but found cuda:0 and cpu"),
+        ValueError("CUDA error: unspecified launch failure"),
+    ],
+    ids=str,
+)
+def test_what_another_attempt_cannot_mend(error):
+    assert not is_device_fault(error)
+
+
+def test_the_message_names_the_host_and_the_record_what_failed(tmp_path, monkeypatch):
+    monkeypatch.setenv(LOG_DIR, str(tmp_path))
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setattr(own_log, "_record", own_log.OwnRecord(tmp_path))
+    fault = as_device_fault(torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered" + AT))
+    host = socket.gethostname()
+    assert fault.exit_code == RankLostError.exit_code == 76
+    assert str(fault).startswith(
+        f"rank 3 on {host}: its GPU, or NCCL on it, failed: CUDA error: uncorrectable ECC error encountered. Start the "
+        "same command again"
+    )
+    assert f"If {host} fails again" in str(fault)
+    assert [one.fault for one in read_records(tmp_path)] == ["CUDA error: uncorrectable ECC error encountered"]
+
+
+def test_an_error_without_a_text_has_its_kind():
+    assert "failed: DistBackendError." in str(as_device_fault(dist.DistBackendError("")))
+
+
+def _one_gpu_fails(world):
+    try:
+        with world.together():
+            if world.rank == 1:
+                raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+    except DeviceFaultError as error:
+        return str(error)
+
+
+def test_all_ranks_hear_of_a_fault_where_they_wait_for_each_other():
+    first, second = run_ranks(_one_gpu_fails, 2)
+    assert first == second
+    assert first.startswith(f"rank 1: rank 1 on {socket.gethostname()}: its GPU, or NCCL on it, failed: CUDA error:")

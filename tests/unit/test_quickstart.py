@@ -1,0 +1,107 @@
+"""The quickstart on any number of ranks: batches that divide, and with two those the figures were measured with."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from ted_ds.cli import main
+from ted_ds.config.load import load_recipe
+from ted_ds.errors import ConfigError
+from ted_ds.quickstart import fitting_batches
+from tests.tiny import ROOT
+
+RECIPES = {
+    name: str(ROOT / "ds_configs" / "recipes" / f"{name}.yaml")
+    for name in ("smollm2_continual", "minilm_rotten_tomatoes")
+}
+
+
+@pytest.fixture
+def without_assets(lm_run, classification_run):
+    """Each recipe's changes for a machine that has not fetched the demo assets: models and data of the tests' own."""
+    own = {"smollm2_continual": lm_run, "minilm_rotten_tomatoes": classification_run}
+    small = {
+        "smollm2_continual": ["task.sequence_length=16", "student.from_teacher.blocks=[0, 3]", "layer_map.num_pairs=2"],
+        "minilm_rotten_tomatoes": [
+            "task.max_length=16",
+            "student.from_teacher.blocks=[0, 3]",
+            "layer_map.pairs=[[1, 1], [2, 4]]",
+        ],
+    }
+    return {
+        name: [f"teacher.path={run}/teacher", f"data.train=[{{path: {run}/train.jsonl}}]", *small[name]]
+        for name, run in own.items()
+    }
+
+
+@pytest.mark.parametrize("ranks", [*range(1, 9), 16])
+@pytest.mark.parametrize("name", RECIPES)
+def test_any_number_of_ranks_shares_the_batches(name, ranks, without_assets, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    changes = fitting_batches(RECIPES[name], without_assets[name], num_ranks=ranks)
+    code = main(["check", RECIPES[name], *changes, *without_assets[name], "--ranks", str(ranks)])
+    assert code == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "batches"),
+    [
+        ("smollm2_continual", {1: 8, 2: 8, 3: 12, 4: 16, 5: 20, 8: 32, 16: 64}),
+        ("minilm_rotten_tomatoes", {1: 32, 2: 32, 3: 48, 4: 64, 7: 112, 8: 128}),
+    ],
+)
+def test_batches_grow_no_more_than_they_must(name, batches):
+    for ranks, expected in batches.items():
+        changes = fitting_batches(RECIPES[name], [], num_ranks=ranks)
+        plans = load_recipe(RECIPES[name], changes).phase_plans()
+        assert {plan.global_batch_size for plan in plans.values()} == {expected}, ranks
+        assert bool(changes) == (ranks > 2)
+
+
+def test_changes_that_are_wanted_anyway_count():
+    assert fitting_batches(RECIPES["smollm2_continual"], ["distill.micro_batch_size=1"], num_ranks=8) == [
+        f"{path}.global_batch_size=32" for path in ("student.finetune", "filters.teacher", "filters.student")
+    ]
+
+
+def test_a_pipeline_shares_batches_between_its_replicas_alone():
+    recipe = str(ROOT / "ds_configs" / "recipes" / "smollm2_pipeline.yaml")
+    assert fitting_batches(recipe, [], num_ranks=16) == []
+    assert fitting_batches(recipe, [], num_ranks=24) == [
+        "filters.both.global_batch_size=12",
+        "distill.global_batch_size=12",
+    ]
+
+
+def test_a_wrong_recipe_is_refused():
+    with pytest.raises(ConfigError, match="max_stepz: unknown key"):
+        fitting_batches(RECIPES["smollm2_continual"], ["distill.max_stepz=1"], num_ranks=3)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ([RECIPES["smollm2_continual"], "2"], 0, "\n"),
+        (
+            [RECIPES["smollm2_continual"], "3", "distill.method=sft"],
+            0,
+            "student.finetune.global_batch_size=12 distill.global_batch_size=12\n",
+        ),
+        (["none.yaml", "3"], 2, ""),
+        ([RECIPES["smollm2_continual"], "0"], 2, ""),
+        ([RECIPES["smollm2_continual"]], 2, ""),
+    ],
+)
+def test_what_the_script_reads(words, code, said):
+    command = [sys.executable, "-m", "ted_ds.quickstart", *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert (done.returncode, done.stdout) == (code, said), done.stderr
+    assert (code == 0) == (done.stderr == "")
+
+
+def test_the_script_passes_them_on_before_the_users_own_words():
+    script = (ROOT / "launchers" / "quickstart.sh").read_text()
+    assert 'run "$recipe" "${changes[@]}" "$@"' in script
