@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,10 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from ted_ds.errors import CheckpointError, ConfigError
+from ted_ds.models.config_agreement import BLOCK
 from ted_ds.models.execution import ATTENTION
 from ted_ds.models.families import family_of
+from ted_ds.models.files import BUFFERS
 from ted_ds.models.partial import load_with_blocks_of
 from ted_ds.models.sentencepiece_model import MODEL_FILE, convert, read_sentencepiece, refuse_other_ids, special_tokens
 from ted_ds.models.share import Share
@@ -141,6 +143,8 @@ def load_model(
     other_shapes = {name: (tuple(held), tuple(wanted)) for name, held, wanted in report["mismatched_keys"]}
     missing = sorted({*report["missing_keys"], *(name for name in other_shapes if name.startswith(HEAD_PREFIXES))})
     _refuse_other_shapes(path, {name: shape for name, shape in other_shapes.items() if name not in missing})
+    if share is None and quantisation is None:  # else names of other blocks, and of how weights are packed, are left
+        _refuse_unused(path, config.model_type, report["unexpected_keys"])
     of_head = [name for name in missing if name.startswith(HEAD_PREFIXES)]
     body = [name for name in missing if name not in of_head]
     if body:
@@ -162,6 +166,16 @@ def _refuse_other_shapes(path: Path, shapes: Mapping[str, tuple[tuple[int, ...],
         raise CheckpointError(
             f"{path}: {len(shapes)} weights are of other shapes than config.json describes: {name} is {[*held]} in the "
             f"files, {[*wanted]} by config.json; use the config.json and the weights of one and the same model"
+        )
+
+
+def _refuse_unused(path: Path, model_type: str, names: Iterable[str]) -> None:
+    """Weights of blocks that this type of model has no place for: whoever trained them computed something else."""
+    unused = sorted(name for name in names if BLOCK.search(name) and not name.endswith(BUFFERS))
+    if unused:
+        raise CheckpointError(
+            f"{path}: {len(unused)} weights in the files are of no use to a {model_type} ({unused[0]}, ...), and "
+            "without them it would be another model; use the config.json these weights were trained with"
         )
 
 

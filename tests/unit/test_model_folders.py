@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import errors
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
@@ -170,6 +173,23 @@ def test_one_whole_file_is_what_counts_beside_an_index_as_for_transformers(folde
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}')
     assert weight_files(folder) == [folder / "model.safetensors"]
     assert read_model_facts(folder).num_blocks == 2
+
+
+@pytest.mark.parametrize("extra", ["self_attn.q_norm.weight", "mlp.up_proj.lora_A.weight"])
+def test_weights_of_blocks_that_the_model_has_no_place_for_are_refused(folder: Path, extra: str) -> None:
+    """transformers leaves them out without a word."""
+    load = functools.partial(
+        loading.load_model, folder, head=None, dtype=torch.float32, new_head_allowed=False, context=nullcontext()
+    )
+    state = load_file(folder / "model.safetensors")
+    buffers = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4), "other.weight": torch.zeros(2)}
+    save_file({**state, **buffers}, folder / "model.safetensors", metadata={"format": "pt"})
+    load()  # what older files hold besides
+    save_file({**state, f"model.layers.1.{extra}": torch.zeros(8)}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        CheckpointError, match=rf"1 weights in the files are of no use to a llama \(model.layers.1.{extra}"
+    ):
+        load()
 
 
 # --- adapters ---------------------------------------------------------------------------------------------------------
