@@ -59,7 +59,7 @@ BITS_OF_TYPES = {
 }
 """By the names of safetensors; all others have 8."""
 PLAIN_TYPES = ("F64", "F32", "F16", "BF16", "BOOL")
-WEIGHT_NAMES = ("weight", "qweight", "weight_packed", "W_q")
+WEIGHT_NAMES = ("weight", "qweight", "weight_packed", "_weight_qdata", "W_q")
 
 
 class Stored(NamedTuple):
@@ -123,6 +123,8 @@ def read_quantisation(config: Mapping[str, Any]) -> Quantisation | None:
             f"{', '.join(PACKAGES)}, or a model in 16 or 32 bits"
         )
     found = BITS.get(method) or settings.get("bits") or settings.get("w_bit") or settings.get("nbits")
+    if method == "torchao" and "Int4" in str(settings.get("quant_type")):
+        found = 4
     return Quantisation(method, found if isinstance(found, int) else _bits_of_groups(settings))
 
 

@@ -92,6 +92,11 @@ def test_memory_is_that_of_the_files_where_weights_stay_packed(plain: Path, tmp_
             4,
             4096,
         ),  # bnb's other storage
+        (
+            {"m._weight_qdata": Stored((32, 128), "I8"), "m._weight_scale": Stored((32, 1), "F32")},
+            None,
+            4096,
+        ),  # torchao
         ({"m.weight": Stored((32, 128), "F8_E4M3"), "m.weight_scale": Stored((32, 1), "BF16")}, None, 4096),
     ],
 )
@@ -113,6 +118,7 @@ def test_each_layout_is_unpacked(tensors: dict[str, Stored], bits: int | None, n
         ({"quant_method": "bitsandbytes_4bit"}, "bitsandbytes, 4 bits"),
         ({"quant_method": "mxfp4"}, "mxfp4, 4 bits"),
         ({"quant_method": "torchao"}, "torchao"),
+        ({"quant_method": "torchao", "quant_type": {"default": {"_type": "Int4WeightOnlyConfig"}}}, "torchao, 4 bits"),
         (
             {"quant_method": "compressed-tensors", "config_groups": {"a": {"weights": {"num_bits": 4}}}},
             "compressed-tensors, 4 bits",
