@@ -59,6 +59,8 @@ def _teacher_mistakes(recipe: Recipe, quantisation: Quantisation) -> Iterator[st
             "over the vocabulary need embeddings and head in 16 or 32 bits; use a model whose blocks alone are "
             "quantised"
         )
+    if quantisation.of_the_batch is not None:
+        yield (f"teacher.path: what is made of a text would depend on the texts beside it: {quantisation.of_the_batch}")
     missing = quantisation.missing_packages()
     if missing:
         yield (

@@ -22,8 +22,9 @@ ZERO3 = f"deepspeed={ROOT / 'ds_configs' / 'deepspeed' / 'zero3.json'}"
 QUANTISE = """
 import sys
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-bits = {"4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "8": {"load_in_8bit": True}}[sys.argv[3]]
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], quantization_config=BitsAndBytesConfig(**bits))
+in_4, in_8 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, {"load_in_8bit": True, "llm_int8_threshold": 0.0}
+config = BitsAndBytesConfig(**(in_4 if sys.argv[3] == "4" else in_8))
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], quantization_config=config)
 model.save_pretrained(sys.argv[2])
 """
 # what ted_ds taps of a teacher, beside what transformers says of the same model

@@ -24,7 +24,7 @@ from ted_ds.models.packed import Stored, read_quantisation, unpack
 from ted_ds.plan import describe, make_plan
 from ted_ds.quantised_teacher import quantised_mistakes
 from ted_ds.vetting.weights import count_weights
-from tests.quantised import to_fp8, to_gptq, to_nf4
+from tests.quantised import rewrite, to_fp8, to_gptq, to_nf4
 from tests.tiny import recipe_dict, write_corpus, write_model, write_recipe
 
 TRAINING = {"max_steps": 2, "learning_rate": 1e-3, "global_batch_size": 4, "micro_batch_size": 2}
@@ -243,6 +243,38 @@ def test_a_quantised_student_is_refused(recipe: Path, make: Make) -> None:
     (line,) = refusal(recipe)
     assert line.startswith("student.path: its weights are quantised (")
     assert "and a student's are trained; use the model in 16 or 32 bits it was made from, or dequantise it" in line
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(
+    ("settings", "phrase"),
+    [
+        (
+            {"load_in_8bit": True},
+            "quantization_config.llm_int8_threshold is 6.0, by which the columns to compute in 16",
+        ),
+        ({"load_in_8bit": True, "llm_int8_threshold": 3}, "llm_int8_threshold is 3, by which the columns"),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"a": {"input_activations": {"dynamic": True, "strategy": "tensor"}}},
+            },
+            "scales the activations of a batch at once (input_activations: dynamic, strategy tensor); use a model that",
+        ),
+    ],
+)
+def test_a_method_whose_rows_depend_on_each_other_is_refused(
+    recipe: Path, settings: dict[str, Any], phrase: str
+) -> None:
+    """Seen with bitsandbytes: a row changed by 0.03 once another in its batch had an outlier of 50."""
+    rewrite(recipe.parent / "teacher", settings, lambda name, weight: {name: weight.to(torch.int8)})
+    (line,) = refusal(recipe)
+    assert line.startswith(
+        "teacher.path: what is made of a text would depend on the texts beside it: quantization_conf"
+    )
+    assert phrase in line
+    rewrite(recipe.parent / "teacher", {"load_in_8bit": True, "llm_int8_threshold": 0.0}, lambda name, one: {name: one})
+    assert make_plan(load_recipe(recipe)).teacher is not None
 
 
 @pytest.mark.usefixtures("installed")
