@@ -230,6 +230,7 @@ class Assembly:
             StopNow: On every rank.
         """
         if self.world.highest(self.stops.reason is not None)[0]:
+            self.stops.agreed()
             raise StopNow
 
     def stopped(self, where: str, saved: str) -> StoppedOnRequest:
@@ -251,6 +252,7 @@ class Assembly:
         Raises:
             StopNow: Any rank was asked to stop; on every rank.
         """
+        self.stops.has_work(True)  # a batch may take long, and all see the request after it
         batches: Iterator[Batch] = evaluation_batches(
             self.data.heldout,
             self.collate,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-from collections.abc import Callable, Sequence
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +41,32 @@ def cut_student(build: Assembly, teacher: Path, place: Path) -> None:
     assert from_teacher is not None
     family = family_of(build.teacher_facts.model_type)
     cut(teacher, place, blocks=from_teacher.blocks, family=family, origins=build.origins)
+
+
+@contextlib.contextmanager
+def cut_for_now(build: Assembly, teacher: Path) -> Iterator[Path]:
+    """The same in a folder that is removed afterwards. Every rank must call it."""
+    output, number = build.recipe.output_dir, build.world.on_main(lambda: secrets.token_hex(4))
+    place = output.with_name(f".{output.name}.{number}")  # next to the output: all nodes see it
+    is_new = not place.parent.exists()
+
+    def write() -> None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        cut_student(build, teacher, place)
+
+    def remove() -> None:
+        if build.world.is_main:
+            shutil.rmtree(place, ignore_errors=True)
+            with contextlib.suppress(OSError):  # somebody else uses it by now
+                if is_new:
+                    place.parent.rmdir()
+
+    build.stops.before_end.append(remove)
+    try:
+        build.world.on_main(write)
+        yield place
+    finally:
+        remove()
 
 
 class Chain:
@@ -108,6 +137,7 @@ class Chain:
         for phase in phases:
             folder = build.world.on_main(functools.partial(self._layout.folder, phase))
             try:
+                build.stops.has_work(False)  # until its first step
                 build.stop_if_asked()
                 if build.world.on_main(folder.is_complete):
                     build.screen.say(f"{phase}: complete, skipped")

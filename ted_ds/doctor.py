@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import cast
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from ted_ds.assemble import Assembly
 from ted_ds.assemble_stages import StageTwo, build_stage_two
-from ted_ds.chain import cut_student
+from ted_ds.chain import cut_for_now
 from ted_ds.data.loader import Batch
 from ted_ds.errors import TedError
 from ted_ds.layout import Layout
@@ -119,23 +118,8 @@ class Doctor:
         if self._world.on_main(start.is_dir):
             yield start, not tuned
             return
-        output = self._recipe.output_dir
-        place = output.with_name(f".{output.name}.doctor")  # next to the output: all nodes see it
-        is_new = not place.parent.exists()
-
-        def cut() -> None:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            cut_student(self._build, teacher, place)
-
-        try:
-            self._world.on_main(cut)
+        with cut_for_now(self._build, teacher) as place:
             yield place, False
-        finally:
-            if self._world.is_main:
-                shutil.rmtree(place, ignore_errors=True)
-                with contextlib.suppress(OSError):  # somebody else uses it by now
-                    if is_new:
-                        place.parent.rmdir()
 
     def _look_at_contracts(self, student: Path) -> Mapping[str, list[str]]:
         broken, verdicts = vet_contracts(self._build, self._layout.teacher_origin, student)

@@ -224,6 +224,7 @@ def _fill(
     if not plan.record.num_outputs:
         build.models.drop_beyond_taps(frozen)
     build.screen.start("teacher cache", rounds)
+    build.stops.has_work(True)
     started = time.monotonic()
     try:
         for number in range(rounds):

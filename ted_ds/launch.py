@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ted_ds.agreement import refuse_other_files, refuse_other_settings
@@ -15,15 +16,17 @@ from ted_ds.config.schema import Recipe
 from ted_ds.contracts import broken_by_loaded
 from ted_ds.data.bad_records import Ledger
 from ted_ds.data.reading.listing import list_data
-from ted_ds.data.tasks import open_task_data
+from ted_ds.data.tasks import open_task_data, refuse_without_labels
 from ted_ds.data.tokenizers import traits_of
 from ted_ds.doctor import Doctor
 from ted_ds.errors import ConfigError, RankLostError, StoppedOnRequest
 from ted_ds.evaluation.scoring import SCORERS
 from ted_ds.fill_cache import plan_cache, refuse_useless_cache
 from ted_ds.host_teacher import host_teacher
+from ted_ds.launching.own_log import end_at_once
 from ted_ds.layout import Layout
 from ted_ds.models.loading import fetch, load_tokenizer
+from ted_ds.output_lock import OutputLock, wait_for
 from ted_ds.plan import Plan, make_plan, model_sides, plan_recipe
 from ted_ds.run_folder import begin_run, mark_stopped, new_run, read_run
 from ted_ds.runtime.arithmetic import set_arithmetic, without_effect
@@ -32,7 +35,6 @@ from ted_ds.runtime.preemption import StopRequests, shielded
 from ted_ds.runtime.rendezvous import find_ranks
 from ted_ds.runtime.world import World, is_lost_rank
 from ted_ds.screen import Screen
-from ted_ds.tokenizer_contracts import refuse_different_tokenizers
 from ted_ds.tracking import METRICS_FILE, Tracker
 
 JOIN_TIMEOUT_S = 1800.0
@@ -47,9 +49,20 @@ def run_phases(recipe_path: str, overrides: Sequence[str], wanted: Sequence[str]
     """
     started = time.monotonic()
     stops = StopRequests()
+    with _hearing(stops), contextlib.ExitStack() as held:
+        _run_phases(recipe_path, overrides, wanted, stops, started, held)
+
+
+@contextlib.contextmanager
+def _hearing(stops: StopRequests) -> Iterator[None]:
+    """Take signals, and say so where another rank is lost.
+
+    Raises:
+        RankLostError: Another rank died or hangs.
+    """
     with stops.listening():
         try:
-            _run_phases(recipe_path, overrides, wanted, stops, started)
+            yield
         except RuntimeError as error:
             if not is_lost_rank(error):
                 if is_device_fault(error):
@@ -64,9 +77,14 @@ def run_phases(recipe_path: str, overrides: Sequence[str], wanted: Sequence[str]
 
 
 def _run_phases(
-    recipe_path: str, overrides: Sequence[str], wanted: Sequence[str], stops: StopRequests, started: float
+    recipe_path: str,
+    overrides: Sequence[str],
+    wanted: Sequence[str],
+    stops: StopRequests,
+    started: float,
+    held: contextlib.ExitStack,
 ) -> None:
-    assembly, layout = _prepare(recipe_path, overrides, contracts_hold=True, stops=stops)
+    assembly, layout = _prepare(recipe_path, overrides, contracts_hold=True, stops=stops, held=held)
     chain = Chain(assembly, layout)
     recipe, world, screen = assembly.recipe, assembly.world, assembly.screen
     stops.limit(recipe.stop_after_minutes, started_at=started)
@@ -126,14 +144,23 @@ def examine(recipe_path: str, overrides: Sequence[str]) -> bool:
 
     Raises:
         TedError: There is nothing to look at; the same on every rank.
+        RankLostError: On the ranks that are left, when one of them died or hangs.
     """
-    assembly, layout = _prepare(recipe_path, overrides, contracts_hold=False, in_pipeline=False, stops=StopRequests())
-    _greet(assembly)
-    return Doctor(assembly, layout).examine()
+    stops = StopRequests()
+    with _hearing(stops):
+        assembly, layout = _prepare(recipe_path, overrides, contracts_hold=False, in_pipeline=False, stops=stops)
+        _greet(assembly)
+        return Doctor(assembly, layout).examine()
 
 
 def _prepare(
-    recipe_path: str, overrides: Sequence[str], *, contracts_hold: bool, in_pipeline: bool = True, stops: StopRequests
+    recipe_path: str,
+    overrides: Sequence[str],
+    *,
+    contracts_hold: bool,
+    in_pipeline: bool = True,
+    stops: StopRequests,
+    held: contextlib.ExitStack | None = None,
 ) -> tuple[Assembly, Layout]:
     """Everything up to the first use of a model's weights.
 
@@ -143,6 +170,7 @@ def _prepare(
         contracts_hold: Whether models that break a contract (:mod:`ted_ds.contracts`) are refused.
         in_pipeline: Whether the recipe's pipeline is used.
         stops: Takes requests to stop.
+        held: Gets what gives the output folder back; None for who writes nothing there.
     """
     find_ranks()
     recipe: Recipe | None = None
@@ -166,6 +194,8 @@ def _prepare(
     refuse_other_settings(world, recipe)
     with world.together():
         world.check_precision(recipe.precision)
+    if held is not None:
+        _own_output(recipe.output_dir, world, stops, held)
     recipe, plan, teacher, student = _resolve_models(recipe, recipe_path, world, contracts_hold=contracts_hold)
     tokenizer, data = None, None
     wanted = recipe.data
@@ -173,14 +203,14 @@ def _prepare(
     refuse_other_files(world, {"teacher": teacher, "student": student}, listing)
     with world.together():
         tokenizer = load_tokenizer(teacher)
-        if student is not None and contracts_hold:
-            refuse_different_tokenizers(tokenizer.get_vocab(), load_tokenizer(student).get_vocab())
         if contracts_hold:
             sides = model_sides(recipe, teacher, plan.teacher, student or teacher, plan.student)
             broken = broken_by_loaded(traits_of(tokenizer), *sides)
             if broken:
                 raise ConfigError("\n".join(f"{recipe_path}: {line}" for line in broken))
         data = open_task_data(recipe.data, recipe.task, tokenizer, listing, max_heldout=recipe.evaluation.max_examples)
+        with_labels = [path for path in recipe.phase_plans() if path != "distill" or recipe.distill.task_weight > 0]
+        refuse_without_labels(recipe.data, data, with_labels)
     assert tokenizer is not None
     assert data is not None
     screen = Screen(shown=world.is_main)
@@ -201,6 +231,20 @@ def _prepare(
         hosting=hosting,
     )
     return assembly, Layout(assembly, teacher=teacher, student=student)
+
+
+def _own_output(output_dir: Path, world: World, stops: StopRequests, held: contextlib.ExitStack) -> None:
+    """Let rank 0 own the output folder until the run ends. Every rank must call it.
+
+    Raises:
+        ConfigError: It is in use, or cannot be written; on every rank.
+    """
+    lock = OutputLock(output_dir, on_loss=lambda text: end_at_once(f"ted-ds: error:\n{text}", 2))
+    if world.is_main:
+        held.callback(lock.release)
+        stops.before_end.append(lock.release)
+    screen = Screen(shown=world.is_main)
+    wait_for(lambda: world.on_main(lock.try_take), output_dir, say=screen.say)
 
 
 def _open_output(recipe: Recipe, world: World, assembly: Assembly) -> None:

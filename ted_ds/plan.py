@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ted_ds.config.load import draft_mistakes, load_draft
 from ted_ds.config.schema import Recipe
+from ted_ds.config.without_effect import settings_without_effect
 from ted_ds.contracts import Side, broken_contracts, document_ends, doubts
 from ted_ds.data.first_rows import FirstRows
 from ted_ds.data.sources import HUB_NAME
@@ -175,7 +176,7 @@ def _lay_out(recipe: Recipe, mistakes: Mistakes, *, num_ranks: int, contracts_ho
         stages,
         data,
         text_ends=document_ends(recipe, sides[0]) if sides[0] is not None and not broken else None,
-        remarks=remarks,
+        remarks=(*settings_without_effect(recipe), *remarks),
         doubts=() if broken else tuple(doubts(recipe, *sides)),
     )
 

@@ -36,10 +36,12 @@ def vet_weights(build: Assembly, name: str, folder: Path) -> Verdict:
 
 def vet_knowledge(build: Assembly, name: str, model: FrozenModel) -> Verdict:
     """Whether a model is better at the task than a guess, on real held-out examples. Every rank must call it."""
+    is_lm = isinstance(build.recipe.task, CausalLm)
+    heldout = [sample for sample in build.data.heldout if is_lm or sample.label is not None]
     verdict: Verdict | None = None
     for count in NUM_EXAMPLES:
-        if verdict is None or (verdict.status in ("fail", "warn") and len(build.data.heldout) > NUM_EXAMPLES[0]):
-            verdict = _vet_on(build, name, model, build.data.heldout[:count])
+        if verdict is None or (verdict.status in ("fail", "warn") and len(heldout) > NUM_EXAMPLES[0]):
+            verdict = _vet_on(build, name, model, heldout[:count])
     assert verdict is not None
     return verdict
 

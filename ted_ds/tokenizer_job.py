@@ -21,6 +21,7 @@ from ted_ds.data.rows import RowReader
 from ted_ds.data.tokenizer_training import train_tokenizer
 from ted_ds.errors import ConfigError
 from ted_ds.models.sentencepiece_model import MODEL_FILE
+from ted_ds.output_lock import holding
 from ted_ds.phases import PhaseFolder
 from ted_ds.runtime.rendezvous import rendezvous_variables
 from ted_ds.screen import Screen
@@ -51,10 +52,11 @@ def train_from_recipe(recipe_path: str, overrides: Sequence[str]) -> None:
     }
     folder = PhaseFolder(recipe.output_dir / FOLDER, inputs)
     screen = Screen(shown=True)
-    if folder.is_complete():
-        screen.say(f"tokenizer: complete, skipped; the same as in {folder.path}")
-    else:
-        folder.write(lambda unfinished: _train(recipe, listing, unfinished))
+    with holding(recipe.output_dir, say=screen.say):
+        if folder.is_complete():
+            screen.say(f"tokenizer: complete, skipped; the same as in {folder.path}")
+        else:
+            folder.write(lambda unfinished: _train(recipe, listing, unfinished))
     _show(screen, recipe, folder)
 
 

@@ -158,12 +158,14 @@ class PhaseTraining:
     def between_steps(self, progress: Progress) -> None:
         """Finish what is written, save what is due, stop if any rank was asked to."""
         build = self._build
+        build.stops.has_work(True)
         asked = build.stops.reason is not None
         due = build.world.is_main and self._is_due(progress)  # one clock decides
         stop, save, writing = build.world.highest(asked, due, self._checkpoints.is_writing)
         if self._checkpoints.is_open and not writing:
             self._checkpoints.commit()
         if stop:
+            build.stops.agreed()
             self._stop(progress)
         if save and not self._engine.weights_are_finite():  # it would push out a better one
             self.say(f"  WARN the weights after step {progress.step} are not finite; they are not saved")

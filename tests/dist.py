@@ -18,7 +18,9 @@ from collections.abc import Callable
 from typing import Any
 
 TIMEOUT_S = 120.0
-CONTEXT = multiprocessing.get_context("forkserver")
+START = "TED_DS_TESTS_START"
+"""The variable that says ``fork`` where this process itself is to be what ranks are copies of (``tests/mutants``)."""
+CONTEXT = multiprocessing.get_context(os.environ.get(START, "forkserver"))
 CONTEXT.set_forkserver_preload(
     [
         "ted_ds.launch",

@@ -3,21 +3,37 @@
     python -m tests.mutations            # all of them, about ten minutes on 2 cores
     python -m tests.mutations T2 mask    # some
 
-Works on a copy. Exits with 1 if a mutation survives, or no longer applies.
+or at random, one comparison, operator or condition of any module at a time:
+
+    python -m tests.mutations --reach TABLE                        # which test reaches what: once, as long as the tests
+    python -m tests.mutations --reach TABLE --sample 150 --seed 1  # so many; --from 20 --to 40: a part of them
+
+Works on a copy. Exits with 1 if a mutation survives (of those at random: more than 5 %), or no longer applies.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.dist import START
+from tests.mutants.places import sample
+from tests.mutants.reach import ReachTable
+from tests.mutants.trial import try_all
+
 ROOT = Path(__file__).parent.parent
+MOST_SURVIVORS = 0.05
+"""Share of the random ones."""
+REACHING = ["tests/unit", "tests/parity", "tests/distributed", "tests/integration"]
 TESTS = ["tests/parity", "tests/distributed/test_matrix.py", "tests/distributed/test_variable_microbatches.py"]
 
 
@@ -237,9 +253,10 @@ def survives(mutation: Mutation, folder: Path) -> str | None:
     return None
 
 
-def main() -> int:
+def listed(names: Sequence[str]) -> int:
+    """Those of the list above; the exit code."""
     survivors = []
-    for name in sys.argv[1:] or MUTATIONS:
+    for name in names or MUTATIONS:
         print(f"{name}: {MUTATIONS[name].says}", flush=True)
         with tempfile.TemporaryDirectory() as folder:
             reason = survives(MUTATIONS[name], Path(folder))
@@ -248,6 +265,52 @@ def main() -> int:
             survivors.append(name)
     print(f"survivors: {', '.join(survivors)}" if survivors else "every mutation was noticed")
     return 1 if survivors else 0
+
+
+def make_table(file: Path) -> int:
+    """Run the tests once, noting what each reaches; the exit code. Tests that fail are left out."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.mutants.reach", "--reach", str(file)]
+    return subprocess.run([*command, *REACHING], cwd=ROOT, env={**os.environ, START: "fork"}, check=False).returncode
+
+
+def at_random(number: int, seed: int, table: ReachTable, part: slice) -> int:
+    """A sample of all mutants, or a part of it; the exit code."""
+    mutants = sample(ROOT / "ted_ds", number, seed)[part]
+    started, survivors = time.monotonic(), []
+    with tempfile.TemporaryDirectory() as folder:
+        for outcome in try_all(mutants, table, ROOT, Path(folder)):
+            print(
+                f"{'noticed ' if outcome.noticed else 'SURVIVES'} {outcome.mutant}\n         {outcome.by}", flush=True
+            )
+            survivors += [] if outcome.noticed else [outcome.mutant]
+    print(
+        f"{len(survivors)} of {len(mutants)} mutants survive, {len(survivors) / len(mutants):.1%} "
+        f"({(time.monotonic() - started) / 60:.0f} min)"
+    )
+    for survivor in survivors:
+        print(f"  {survivor}")
+    return 1 if len(survivors) > MOST_SURVIVORS * len(mutants) else 0
+
+
+def main() -> int:
+    """The exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutations")
+    parser.add_argument("names", nargs="*", help=f"of the list: {', '.join(MUTATIONS)}")
+    parser.add_argument("--reach", type=Path, metavar="TABLE", help="which test reaches what; made where it is missing")
+    parser.add_argument("--sample", type=int, metavar="N", help="so many mutants at random")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="another sample for each (default: 0)")
+    parser.add_argument("--from", dest="first", type=int, default=0, metavar="I", help="of the sample, counted from 0")
+    parser.add_argument("--to", dest="last", type=int, metavar="J", help="and up to, without it")
+    options = parser.parse_args()
+    if options.sample is None and options.reach is None:
+        return listed(options.names)
+    if options.names or options.reach is None:
+        parser.error("--sample goes with --reach TABLE, and not with names")
+    if not options.reach.is_file():
+        make_table(options.reach)
+    if options.sample is None:
+        return 0
+    return at_random(options.sample, options.seed, ReachTable(options.reach), slice(options.first, options.last))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ted_ds.config.deepspeed_keys import STAGE_3_KEYS
 from ted_ds.config.deepspeed_optimizers import (
     ADAM_SWITCHES,
     DEFAULT_OPTIMIZER,
@@ -55,6 +56,8 @@ def inspect_deepspeed_json(path: Path) -> tuple[dict[str, Any] | None, list[str]
     config, problems = read_json_object(path)
     if config is None:
         return None, problems
+    _rename(config, {"bfloat16": "bf16"})
+    _rename(config.get("zero_optimization"), {key.removeprefix("stage3_"): key for key in STAGE_3_KEYS})
     had_scheduler = config.get("scheduler") is not None
     mistakes = [*check_sections(config)]
     config = _without(config, mistakes)
@@ -68,6 +71,17 @@ def inspect_deepspeed_json(path: Path) -> tuple[dict[str, Any] | None, list[str]
     if had_scheduler and "type" not in config.get("scheduler", {}):
         config["scheduler"] = {"type": "WarmupLR"}
     return config, [*problems, *(f"{path}: {place}: {text}" for place, text in mistakes)]
+
+
+def _rename(node: Any, names: Mapping[str, str]) -> None:
+    """Give a section's keys the one name by which they are known here; DeepSpeed has two of some.
+
+    Where both are given, the other one stays, and is unknown.
+    """
+    if isinstance(node, dict):
+        for other, name in names.items():
+            if other in node and name not in node:
+                node[name] = node.pop(other)
 
 
 def _without(config: dict[str, Any], mistakes: Sequence[tuple[str, str]]) -> dict[str, Any]:

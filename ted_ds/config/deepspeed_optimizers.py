@@ -6,10 +6,11 @@ looks at a whole matrix (Muon, Lamb) sees a shard of it under ZeRO, and steps ot
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+from ted_ds.config.nearest import nearest
 
 TYPED_SECTION_KEYS = ("type", "params", "legacy_fusion")
 DEFAULT_OPTIMIZER: Mapping[str, Any] = {"type": "AdamW", "params": {"torch_adam": True}}
@@ -17,6 +18,10 @@ DEFAULT_OPTIMIZER: Mapping[str, Any] = {"type": "AdamW", "params": {"torch_adam"
 TESTED_OPTIMIZERS = ("AdamW", "Adam", "SGD", "Adagrad", "Lion")
 OTHER_OPTIMIZERS = ("Lamb", "Muon", "MuAdam", "MuAdamW", "MuSGD")
 """DeepSpeed has them too."""
+UNTESTED_OF_TORCH = tuple(
+    "ASGD Adadelta Adafactor Adamax LBFGS NAdam RAdam RMSprop Rprop SparseAdam".split()  # noqa: SIM905 - see TESTED
+)
+"""DeepSpeed would take these by their names."""
 PARAMETERS: Mapping[str, frozenset[str]] = {
     "torch.optim.AdamW": frozenset({"lr", "betas", "eps", "weight_decay", "amsgrad", "foreach", "fused"}),
     "torch.optim.Adam": frozenset({"lr", "betas", "eps", "weight_decay", "amsgrad", "foreach", "fused"}),
@@ -33,7 +38,19 @@ PARAMETERS: Mapping[str, frozenset[str]] = {
 ``tests/unit/test_deepspeed_optimizers.py`` holds it against the classes."""
 ADAM_SWITCHES = frozenset({"torch_adam", "adam_w_mode", "fp32_optimizer_states"})
 """DeepSpeed takes these out of an Adam's parameters itself."""
-SWITCHES_OF_OPTIMIZERS = ADAM_SWITCHES | {"amsgrad", "bias_correction", "foreach", "fused", "nesterov", "set_grad_none"}
+UNSUPPORTED_PARAMETERS = frozenset(
+    {"amsgrad", "adamw_mode", "capturable", "decoupled_weight_decay", "differentiable", "maximize"}
+)
+"""Some class takes them, but they would change what a step is, or fail later."""
+SWITCHES = ADAM_SWITCHES | {
+    "cycle_momentum",
+    "amsgrad",
+    "bias_correction",
+    "foreach",
+    "fused",
+    "nesterov",
+    "set_grad_none",
+}
 SCHEDULERS: Mapping[str, frozenset[str]] = {
     "WarmupLR": frozenset({"warmup_min_lr", "warmup_max_lr", "warmup_num_steps", "warmup_type"}),
     "WarmupDecayLR": frozenset(
@@ -59,7 +76,6 @@ SCHEDULERS: Mapping[str, frozenset[str]] = {
         }
     ),
 }
-WARMUP_TYPES = ("log", "linear")
 
 
 def optimizer_class(config: Mapping[str, Any]) -> str:
@@ -106,35 +122,35 @@ def _check_form(section: Mapping[str, Any], name: str) -> Iterator[tuple[str, st
 
 
 def _check_optimizer(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    name = config["optimizer"]["type"]
-    by_lower_name = {one.lower(): one for one in (*TESTED_OPTIMIZERS, *OTHER_OPTIMIZERS)}
-    known = by_lower_name.get(name.lower())
-    if known == "SGD" and name != known:  # torch's own, by its exact name
-        known = None
-    place, choice = "optimizer.type", f"use {', '.join(TESTED_OPTIMIZERS[:-1])} or {TESTED_OPTIMIZERS[-1]}"
-    if known is None:
-        close = difflib.get_close_matches(name, TESTED_OPTIMIZERS, n=1, cutoff=0.75)
-        hint = f"did you mean {close[0]!r}?" if close else choice
-        yield (
-            place,
-            f"{name!r}: DeepSpeed: module 'torch.optim' has no attribute {name!r}, or ted_ds does not know it; {hint}",
-        )
-        return
+    name, parameters = config["optimizer"]["type"], config["optimizer"].get("params", {})
+    lion = "" if _offloads(config) else "Lion"  # DeepSpeed's on the CPU; its FusedLion is for GPUs alone, and no test's
+    choices = [one for one in TESTED_OPTIMIZERS if one != lion]
+    choice = f"use {', '.join(choices[:-1])} or {choices[-1]}"
+    deepspeeds = {one.lower(): one for one in (*TESTED_OPTIMIZERS, *OTHER_OPTIMIZERS) if one != "SGD"}  # in any case
+    known = deepspeeds.get(name.lower(), name)
     if known in OTHER_OPTIMIZERS:
         yield (
-            place,
-            f"{name!r}: its steps depend on how weights are sharded over ranks (or no test says that they do not); "
-            f"{choice}",
+            "optimizer.type",
+            f"{name!r}: under ZeRO it steps otherwise than on one rank, or no test says no; {choice}",
         )
-        return
-    if known == "Lion" and optimizer_class(config) == "DeepSpeedCPULion" and not _offloads(config):
+    elif known in UNTESTED_OF_TORCH:
+        yield "optimizer.type", f"{name!r}: no test of ted_ds compares its steps over ranks and ZeRO stages; {choice}"
+    elif known not in TESTED_OPTIMIZERS:
+        close = nearest(name, TESTED_OPTIMIZERS)
+        hint = f"did you mean {close}?" if close else choice
+        yield "optimizer.type", f"{name!r}: DeepSpeed has none: module 'torch.optim' has no attribute {name!r}; {hint}"
+    elif known == lion:
         yield (
-            place,
-            f"{name!r}: DeepSpeed's FusedLion is compiled for GPUs and is not tested here; set "
-            'zero_optimization.offload_optimizer.device to "cpu" for its Lion on the CPU, or '
-            f"{choice.replace(' or Lion', '').replace('SGD, Adagrad', 'SGD or Adagrad')}",
+            "optimizer.type",
+            f"{name!r}: DeepSpeed's FusedLion is compiled for GPUs, and no test of ted_ds runs it; {choice}, or "
+            'offload the optimizer: "offload_optimizer": {"device": "cpu"}',
         )
-    yield from _check_parameters(config["optimizer"].get("params", {}), optimizer_class(config))
+    else:
+        owner = optimizer_class(config)
+        more = ADAM_SWITCHES if "Adam" in owner else frozenset()
+        yield from _check_parameters(parameters, "optimizer.params", known, PARAMETERS[owner] | more)
+        if parameters.get("nesterov") is True and (not parameters.get("momentum") or parameters.get("dampening")):
+            yield "optimizer.params.nesterov", "True: Nesterov momentum requires a momentum and zero dampening"
 
 
 def _offloads(config: Mapping[str, Any]) -> bool:
@@ -142,89 +158,68 @@ def _offloads(config: Mapping[str, Any]) -> bool:
     return offload.get("device", "none") in ("cpu", "nvme")
 
 
-def _check_parameters(parameters: Mapping[str, Any], owner: str) -> Iterator[tuple[str, str]]:
-    adam = "Adam" in owner
-    known = PARAMETERS[owner] | (ADAM_SWITCHES if adam else frozenset())
-    for key, value in parameters.items():
-        place = f"optimizer.params.{key}"
-        if key == "max_grad_norm":
-            yield place, "DeepSpeed does not take it here; gradient_clipping of the recipe does it: remove it"
-        elif key == "amsgrad" and value is False:
-            continue
-        elif key not in known:
-            yield (
-                place,
-                (
-                    f"DeepSpeed: {owner.rpartition('.')[2]}.__init__() got an unexpected keyword argument {key!r}, or "
-                    f"ted_ds does not support it; {_nearest(key, known)}"
-                ),
-            )
-        elif value == "auto":
-            continue
-        elif key in SWITCHES_OF_OPTIMIZERS:
-            if not isinstance(value, bool):
-                yield place, f"{value!r}: use true or false"
-        elif key == "betas":
-            if not (
-                isinstance(value, list) and len(value) == 2 and all(_is_number(one) and 0 <= one < 1 for one in value)
-            ):
-                yield place, f"{value!r}: use two numbers, from 0 to below 1"
-        elif not _is_number(value) or value < 0:
-            yield place, f"{value!r}: use a number, 0 or more"
-    if parameters.get("nesterov") is True and (not parameters.get("momentum") or parameters.get("dampening")):
-        yield "optimizer.params.nesterov", "True: Nesterov momentum requires a momentum and zero dampening"
-
-
 def _check_scheduler(section: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     name, parameters = section["type"], section.get("params", {})
     if name not in SCHEDULERS:
-        names = [*SCHEDULERS]
-        close = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
-        hint = f"did you mean {close[0]!r}?" if close else f"use {', '.join(names[:-1])} or {names[-1]}"
-        known = (
-            "it leaves the recipe's learning_rate without effect"
-            if name == "LRRangeTest"
-            else (f"DeepSpeed does not recognize LR scheduler {name}, or ted_ds does not support it")
-        )
-        yield "scheduler.type", f"{name!r}: {known}; {hint}, or remove the section and use schedule of the recipe"
+        *names, last = SCHEDULERS
+        close = nearest(name, SCHEDULERS)
+        hint = f"did you mean {close}?" if close else f"use {', '.join(names)} or {last};"
+        why = f"DeepSpeed does not recognize LR scheduler {name}, or ted_ds does not support it"
+        if name == "LRRangeTest":
+            why = "it would leave the recipe's learning_rate without effect"
+        yield "scheduler.type", f"{name!r}: {why}; {hint} or remove the section and use schedule of the recipe"
         return
-    for key, value in parameters.items():
-        place = f"scheduler.params.{key}"
-        if key not in SCHEDULERS[name]:
-            yield (
-                place,
-                (
-                    f"DeepSpeed: {name}.__init__() got an unexpected keyword argument {key!r}, or ted_ds does not "
-                    f"support it; {_nearest(key, SCHEDULERS[name])}"
-                ),
-            )
-        elif value == "auto" or value is None:
-            continue
-        elif key == "warmup_type":
-            if value not in WARMUP_TYPES:
-                yield place, f"{value!r}: use {' or '.join(WARMUP_TYPES)}"
-        elif key == "cycle_momentum":
-            if not isinstance(value, bool):
-                yield place, f"{value!r}: use true or false"
-        elif key == "warmup_num_steps" and not (type(value) is int and value > 0):
-            yield place, f"warmup_num_steps must be a positive integer, got {value!r}"
-        elif not _is_number(value) or value < 0:
-            yield place, f"{value!r}: use a number, 0 or more"
+    yield from _check_parameters(parameters, "scheduler.params", name, SCHEDULERS[name] | {"last_batch_iteration"})
     if name == "OneCycle":
         if parameters.get("cycle_momentum") is not False:
-            yield (
-                "scheduler.params.cycle_momentum",
-                "betas are the recipe's, and OneCycle would change them; set it to false",
-            )
-        for key in ("cycle_min_lr", "cycle_max_lr"):
-            if key not in parameters:
-                yield f"scheduler.params.{key}", "OneCycle requires it"
+            why = "betas are the recipe's, and OneCycle would change them; write false"
+            yield "scheduler.params.cycle_momentum", why
+        for key in {"cycle_min_lr", "cycle_max_lr"} - parameters.keys():
+            yield f"scheduler.params.{key}", "OneCycle requires it"
 
 
-def _nearest(key: str, known: frozenset[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
-    return f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(sorted(known))}"
+def _check_parameters(
+    parameters: Mapping[str, Any], place: str, owner: str, known: frozenset[str]
+) -> Iterator[tuple[str, str]]:
+    for key, value in parameters.items():
+        if key == "max_grad_norm":
+            why = "not supported as an optimizer parameter; gradient_clipping of the recipe does it: remove it"
+            yield f"{place}.{key}", why
+        elif key in UNSUPPORTED_PARAMETERS and key not in known:
+            if value is not False:
+                yield f"{place}.{key}", f"{value!r}: not supported by ted_ds; remove it"
+        elif key not in known:
+            said = f"{owner}.__init__() got an unexpected keyword argument {key!r}"
+            found = nearest(key, known)
+            hint = f"did you mean {found}?" if found else f"it takes {', '.join(sorted(known))}"
+            yield f"{place}.{key}", f"{said}; {hint}"
+        elif value not in ("auto", None):
+            rule, holds = next(((rule, holds) for names, rule, holds in VALUES if key in names), NOT_NEGATIVE)
+            if not holds(value):
+                yield f"{place}.{key}", f"{value!r}: {rule}"
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _are_betas(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(_is_number(one) and 0 <= one < 1 for one in value)
+
+
+NOT_NEGATIVE: tuple[str, Callable[[Any], bool]] = (
+    "use a number, 0 or more",
+    lambda value: _is_number(value) and value >= 0,
+)
+VALUES: Sequence[tuple[frozenset[str], str, Callable[[Any], bool]]] = (
+    (SWITCHES, "use true or false", lambda value: isinstance(value, bool)),
+    (frozenset({"last_batch_iteration"}), "use -1: a run begins at its beginning", lambda value: value == -1),
+    (frozenset({"betas"}), "use two numbers, from 0 to below 1", _are_betas),
+    (frozenset({"warmup_type"}), "use log or linear", lambda value: value in ("log", "linear")),
+    (
+        frozenset({"warmup_num_steps", "total_num_steps"}),
+        "must be a positive integer",
+        lambda value: _is_number(value) and isinstance(value, int) and value > 0,
+    ),
+)
+"""What these parameters may say; the others are numbers."""

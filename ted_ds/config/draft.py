@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +13,11 @@ from annotated_types import MinLen
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from ted_ds.config.nearest import meant_by
+from ted_ds.config.places import Location, dotted, own_keys, sections_at
 from ted_ds.config.schema import Recipe
 from ted_ds.config.section import WITHOUT_RULES, Section
-from ted_ds.config.tasks import Task
 
-TASK_KINDS = frozenset(kind for task in get_args(Task) for kind in get_args(task.model_fields["kind"].annotation))
-Location = tuple[int | str, ...]
 NUMBER_OF_STAND_IN = 2
 TEXT_OF_STAND_IN = "unknown"
 
@@ -40,19 +38,6 @@ class Draft:
     def concerns_a_stand_in(self, message: str) -> bool:
         """Whether a message is about a value that the user did not write."""
         return any(_is_about(message, location) for location in self.stand_ins)
-
-
-def dotted(location: Sequence[int | str]) -> str:
-    """A place in the recipe as a user writes it."""
-    text = ""
-    for part in own_keys(location):
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text
-
-
-def own_keys(location: Sequence[int | str]) -> Location:
-    """Pydantic's location without the tags of unions by ``kind``, which nobody wrote as keys."""
-    return tuple(part for part in location if part not in TASK_KINDS)
 
 
 def read_draft(data: Any) -> Draft:
@@ -79,38 +64,12 @@ def read_draft(data: Any) -> Draft:
     return draft
 
 
-def sections_at(annotation: Any, path: Sequence[int | str]) -> list[type[Section]]:
-    """The section classes that pydantic's ``path`` can lead to, starting from a type annotation.
-
-    A union by ``kind`` puts the kind into the path.
-    """
-    if not (isinstance(annotation, type) and issubclass(annotation, Section)):
-        inner = path[1:] if path and isinstance(path[0], int) else path
-        return [model for arg in get_args(annotation) for model in sections_at(arg, inner)]
-    kinds = get_args(annotation.model_fields["kind"].annotation) if "kind" in annotation.model_fields else ()
-    if len(kinds) == 1 and path:
-        if path[0] != kinds[0]:
-            return []
-        path = path[1:]
-    if not path:
-        return [annotation]
-    field = annotation.model_fields.get(str(path[0]))
-    return sections_at(field.annotation, path[1:]) if field else []
-
-
-def closest_key(location: Sequence[int | str]) -> str | None:
-    """The key that an unknown one was probably meant to be."""
-    names = {name for section in sections_at(Recipe, location[:-1]) for name in section.model_fields}
-    return next(iter(difflib.get_close_matches(str(location[-1]), names, n=1)), None)
-
-
 def _mend(data: Any, error: ErrorDetails, stand_ins: list[Location], tried: Sequence[Location]) -> bool:
     """Put something right in the place of a wrong value; returns whether there was anything left to try."""
     location = error["loc"]
     if error["type"] == "extra_forbidden":
-        meant = closest_key(location)
-        if meant is not None:
-            stand_ins.append((*own_keys(location[:-1]), meant))
+        names = {name for section in sections_at(Recipe, location[:-1]) for name in section.model_fields}
+        stand_ins += [(*own_keys(location[:-1]), key) for key in meant_by(str(location[-1]), names)]
         _parent(data, location).pop(location[-1], None)
         return True
     for end in range(len(location) - 1, -1, -1):

@@ -22,13 +22,26 @@ def read_json_object(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
     except UnicodeDecodeError as error:
         return None, [f"{path}: not readable as JSON: not UTF-8 text ({error.reason}); save it as UTF-8"]
     except (ValueError, OSError, RecursionError) as error:
-        return None, [f"{path}: not readable as JSON: {error}"]
+        hint = (
+            "; JSON has no comments, which DeepSpeed's own reader would pass over: remove them"
+            if _has_comments(path)
+            else ""
+        )
+        return None, [f"{path}: not readable as JSON: {error}{hint}"]
     if not isinstance(content, dict):
         return None, [f"{path}: a DeepSpeed config is a JSON object, this is {type(content).__name__}"]
     repeated = [
         f"{path}: {key}: given twice; JSON takes the last one without a word: keep one" for key in _all(content)
     ]
     return json.loads(json.dumps(content)), repeated
+
+
+def _has_comments(path: Path) -> bool:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (ValueError, OSError):
+        return False
+    return any(line.lstrip().startswith(("//", "#", "/*")) for line in lines)
 
 
 def _remember(pairs: list[tuple[str, Any]]) -> _Object:

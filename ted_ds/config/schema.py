@@ -230,8 +230,16 @@ class Recipe(Section):
     def _ted_has_filters(self) -> Iterator[str]:
         if self.distill.method == "ted" and self.filters is None:
             yield "distill.method: ted needs a filters section (Stage I)"
-        if self.distill.method == "kd" and self.distill.kl_weight == 0:
+
+    @rule
+    def _every_method_has_its_term(self) -> Iterator[str]:
+        method, distill = self.distill.method, self.distill
+        if method == "sft" and distill.task_weight == 0:
+            yield "distill.task_weight: 0: method: sft trains on the task alone; use a weight above 0"
+        if method == "kd" and distill.kl_weight == 0:
             yield "distill.method: kd needs a kl_weight above 0; without a teacher it is sft"
+        if method in ("lwd", "ted") and distill.feature_weight == 0:
+            yield f"distill.feature_weight: 0: method: {method} matches layers; use a weight above 0, or method: kd"
 
     @rule
     def _cached_examples_come_again(self) -> Iterator[str]:

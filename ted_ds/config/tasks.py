@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ted_ds.config.section import Section, rule
 
@@ -28,11 +28,27 @@ class LabelledTask(TextTask):
 
     labels: list[str] = Field(min_length=2)
     """Label names in the order of their ids."""
+    data_labels: list[str] | None = None
+    """What the data call each of ``labels``, in their order, where they call them otherwise."""
+
+    @field_validator("labels", "data_labels", mode="before")
+    @classmethod
+    def _names_are_text(cls, names: Any) -> Any:
+        """YAML makes a number of a name such as 1, and a truth value of no."""
+        if not isinstance(names, list):
+            return names
+        for name in names:
+            if isinstance(name, bool | float) or name is None:
+                raise ValueError(f"{name!r} is no text; put each name in quotes")
+        return [str(name) if isinstance(name, int) else name for name in names]
 
     @rule
     def _labels_distinct(self) -> Iterator[str]:
-        if len(set(self.labels)) != len(self.labels):
-            yield f"labels must be distinct, got {self.labels}"
+        for key, names in (("labels", self.labels), ("data_labels", self.data_labels or [])):
+            if len(set(names)) != len(names):
+                yield f"{key} must be distinct, got {names}"
+        if self.data_labels is not None and len(self.data_labels) != len(self.labels):
+            yield f"data_labels has {len(self.data_labels)} names, labels has {len(self.labels)}; give one for each"
 
     @property
     def num_outputs(self) -> int:
@@ -45,7 +61,7 @@ class SequenceClassification(LabelledTask):
 
     kind: Literal["sequence_classification"]
     label_column: str = "label"
-    """Column with a label's id or name."""
+    """Column with a label's name or id; nothing, or -100, where a row has none."""
 
 
 class SoftLabelClassification(LabelledTask):

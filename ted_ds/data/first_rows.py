@@ -9,7 +9,7 @@ from typing import Any
 
 from ted_ds.config.data import Cleaning, Source
 from ted_ds.config.tasks import CausalLm, SequenceClassification, Task
-from ted_ds.data.labels import label_columns, read_label
+from ted_ds.data.labels import empty_text_fault, label_columns, read_label
 from ted_ds.data.reading.listing import Listing, first_file, read_in_order
 from ted_ds.data.reading.records import BadRecord
 from ted_ds.data.sources import is_remote, names_hub
@@ -89,19 +89,24 @@ def _look(listing: Listing, task: Task, cleaning: Cleaning, num_rows: int) -> Fi
     labels: Counter[str] = Counter()
     num_characters = 0
     max_bytes = int(cleaning.max_document_mib * 2**20)
-    numbered = read_in_order(listing, columns, max_bytes=max_bytes, report=bad.append)
+    records = read_in_order(listing, columns, max_bytes=max_bytes, report=bad.append)
     try:
-        for number, row in numbered:
-            rows.append(row)
+        for record in records:
+            fault = None
             if not isinstance(task, CausalLm):
                 try:
-                    label = read_label(task, row, where=f"{listing.files[0].url}: row {number}")
+                    label = read_label(task, record.row, where=record.place, declared=dict(record.file.class_names))
                 except DataError as error:
                     problems.append(str(error))
                 else:
-                    if isinstance(task, SequenceClassification) and isinstance(label, int):
-                        labels[task.labels[label]] += 1
-            num_characters += len(row[columns[0]])
+                    if isinstance(task, SequenceClassification):
+                        labels[task.labels[label] if isinstance(label, int) else "none"] += 1
+                fault = empty_text_fault(task.text_column, record.row[task.text_column])
+            if fault is None:
+                rows.append(record.row)
+            else:
+                bad.append(record.bad(fault))
+            num_characters += len(record.row[columns[0]])
             if len(rows) + len(bad) >= num_rows or num_characters >= MOST_CHARACTERS:
                 break
     except DataError as error:  # the first row lacks a column

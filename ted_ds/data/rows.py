@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from ted_ds.config.data import Data
 from ted_ds.data.bad_records import too_many
 from ted_ds.data.cleaning import Cleaner, is_heldout
-from ted_ds.data.reading.listing import Listing, empty_files, read_in_order
+from ted_ds.data.reading.listing import Listing, Record, empty_files, read_in_order
 from ted_ds.data.reading.records import BadRecord
 from ted_ds.errors import DataError
 
@@ -25,19 +25,28 @@ class RowReader:
         self._num_good = 0
         self.bad: list[BadRecord] = []
 
-    def rows(self, source: Listing) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Rows of a source, and their numbers in it from 1.
+    def rows(self, source: Listing) -> Iterator[Record]:
+        """Rows of a source.
 
         Raises:
             DataError: The first row lacks a column, or more rows are bad than may be.
         """
         self.bad += [record for record in empty_files(source) if record not in self.bad]
         max_bytes = int(self._data.cleaning.max_document_mib * 2**20)
-        for number, row in read_in_order(
+        for record in read_in_order(
             source, self._columns, max_bytes=max_bytes, report=self._skip, by_number=self._by_number
         ):
             self._num_good += 1
-            yield number, row
+            yield record
+
+    def skip(self, record: Record, fault: str) -> None:
+        """Count a row among the bad ones after all.
+
+        Raises:
+            DataError: More rows are bad than may be.
+        """
+        self._num_good -= 1
+        self._skip(record.bad(fault))
 
     def texts(self, source: Listing, split: Literal["train", "heldout", "all"]) -> Iterator[str]:
         """Documents of a source that are long enough; copies are not left out.
@@ -46,8 +55,8 @@ class RowReader:
             DataError: As :meth:`rows`.
         """
         cleaner = Cleaner(self._data.cleaning.model_copy(update={"deduplicate": False}), heldout_fraction=0)
-        for _, row in self.rows(source):
-            text = row[self._columns[0]]
+        for record in self.rows(source):
+            text = record.row[self._columns[0]]
             if cleaner.keeps(text) and (
                 split == "all" or is_heldout(text, self._data.heldout_fraction) == (split == "heldout")
             ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import json
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ted_ds.config.data import Source
+from ted_ds.data.class_names import ClassNames, names_in_features, names_of_folder
 from ted_ds.data.splits import splits_of_folder
 from ted_ds.errors import DataError
 
@@ -199,16 +201,48 @@ def _remote_text(filesystem: Any, file: str, files: Sequence[str]) -> str | None
     return filesystem.cat_file(file).decode(errors="replace") if file in files else None
 
 
-def _hub_files(source: Source) -> tuple[str, list[str]]:
+def declared_names(source: Source) -> ClassNames:
+    """The names that a source's dataset declares for the ids in its columns; files may declare more.
+
+    Raises:
+        DataError: A dataset on the hub cannot be looked up, or a README.md not be understood.
+    """
+    if names_hub(source):
+        features = _hub_builder(source.path, source.name).info.features
+        return names_in_features(None if features is None else features.to_dict())
+    if is_remote(source.path):
+        import fsspec
+
+        filesystem, path = fsspec.core.url_to_fs(source.path)
+        if source.path.startswith(WEB) or not filesystem.isdir(path):
+            return {}
+        inside = filesystem.find(path)
+        return _names_of_folder(source, lambda name: _remote_text(filesystem, f"{path.rstrip('/')}/{name}", inside))
+    folder = Path(source.path.removeprefix("file://"))
+    return _names_of_folder(source, lambda name: _text_of(folder / name)) if folder.is_dir() else {}
+
+
+def _names_of_folder(source: Source, read: Callable[[str], str | None]) -> ClassNames:
+    if read("dataset_dict.json") is not None:
+        return names_of_folder(source.path, lambda name: read(f"{source.split}/{name}"), name=None)
+    return names_of_folder(source.path, read, name=source.name)
+
+
+@functools.lru_cache(maxsize=16)
+def _hub_builder(path: str, name: str | None) -> Any:
     from datasets import load_dataset_builder
     from datasets.utils.logging import disable_progress_bar, set_verbosity_error
 
     disable_progress_bar()
     set_verbosity_error()
     try:
-        builder = load_dataset_builder(source.path, source.name)
+        return load_dataset_builder(path, name)
     except Exception as error:  # the hub client and datasets raise their own types
-        raise DataError(f"{source.path}: cannot be read: {' '.join(str(error).split())[:300]}") from error
+        raise DataError(f"{path}: cannot be read: {' '.join(str(error).split())[:300]}") from error
+
+
+def _hub_files(source: Source) -> tuple[str, list[str]]:
+    builder = _hub_builder(source.path, source.name)
     kind = FORMAT_OF_BUILDER.get(type(builder).__module__.rpartition(".")[2])
     if kind is None:
         raise DataError(

@@ -9,11 +9,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ted_ds.config.data import Data
+from ted_ds.config.data import Data, Source
 from ted_ds.config.tasks import CausalLm, HeadTask, Task
 from ted_ds.data.cleaning import is_heldout
 from ted_ds.data.document_ends import WHY, choose_start, describe_ends
-from ted_ds.data.labels import Label, label_columns, read_label
+from ted_ds.data.labels import empty_text_fault, label_columns, read_label
 from ted_ds.data.loader import Collator
 from ted_ds.data.packing import pack, predicts_something
 from ted_ds.data.reading.listing import DataListing, Listing
@@ -28,6 +28,8 @@ from ted_ds.errors import DataError
 
 NUM_TRIED_DOCUMENTS = 16
 LONGEST_SHOWN = 60
+ROWS_AT_ONCE = 1024
+"""Of a labelled set, read and tokenised together."""
 
 
 class LabelledData:
@@ -48,18 +50,25 @@ class LabelledData:
             DataError: A label is wrong, too many rows are, or a split is empty.
         """
         self.text_ends = describe_ends(*own_ends_of(tokenizer), tokenizer.convert_ids_to_tokens, why=WHY["auto"])
-        reader = RowReader(data, [task.text_column, *label_columns(task)])
-        rows = [row for source in listing.train for row in _labelled(reader, task, source)]
-        if listing.evaluation is None:
-            kept = [row for row in rows if not is_heldout(row[0], data.heldout_fraction)]
-            heldout = [row for row in rows if is_heldout(row[0], data.heldout_fraction)]
-        else:
-            kept, heldout = rows, [row for source in listing.evaluation for row in _labelled(reader, task, source)]
-        reader.judge(is_complete=True)
-        self.bad_records = reader.bad
+        self._reader = RowReader(data, [task.text_column, *label_columns(task)])
+        self._task, self._tokenizer = task, tokenizer
+        splits: dict[bool, list[Sample]] = {False: [], True: []}
+        for source in listing.train:
+            for text, sample in self._samples(source):
+                splits[listing.evaluation is None and is_heldout(text, data.heldout_fraction)].append(sample)
+        kept, heldout = splits[False], splits[True]
+        heldout += [sample for source in listing.evaluation or () for _, sample in self._samples(source)]
+        self._reader.judge(is_complete=True)
+        self.bad_records = self._reader.bad
         _refuse_empty(data, kept, heldout)
-        self.train = [replace(sample, index=index) for index, sample in enumerate(_tokenise(kept, task, tokenizer))]
-        self.heldout = _tokenise(heldout[:max_heldout], task, tokenizer)
+        if all(sample.label is None for sample in heldout):
+            raise DataError(
+                f"{_names(data.evaluation or data.train)}: no held-out row has a label to be scored by; give "
+                "data.evaluation rows with labels"
+            )
+        self.train = [replace(sample, index=index) for index, sample in enumerate(kept)]
+        self.heldout = heldout[:max_heldout]
+        self.num_unlabelled = sum(sample.label is None for sample in self.train)
 
     @property
     def last_token_ids(self) -> frozenset[int]:
@@ -68,7 +77,27 @@ class LabelledData:
 
     def describe(self, _world_size: int) -> str:
         """How much there is."""
-        return f"{len(self.train)} training examples, held by every rank"
+        without = f", {self.num_unlabelled} of them without a label" if self.num_unlabelled else ""
+        return f"{len(self.train)} training examples{without}, held by every rank"
+
+    def _samples(self, source: Listing) -> Iterator[tuple[str, Sample]]:
+        """The examples of a source and their texts; those without a token are bad records."""
+        task, records = self._task, self._reader.rows(source)
+        while chunk := list(itertools.islice(records, ROWS_AT_ONCE)):
+            texts = [record.row[task.text_column] for record in chunk]
+            labels = [
+                read_label(task, record.row, where=record.place, declared=dict(record.file.class_names))
+                for record in chunk
+            ]
+            encoded: Any = self._tokenizer(texts, truncation=True, max_length=task.max_length)["input_ids"]
+            for record, text, label, ids in zip(chunk, texts, labels, encoded, strict=True):
+                fault = empty_text_fault(task.text_column, text)
+                if fault is None and not ids:
+                    fault = f"column {task.text_column!r} holds {text!r:.20}, of which the tokenizer makes no token"
+                if fault is None:
+                    yield text, Sample(ids, label)
+                else:
+                    self._reader.skip(record, fault)
 
 
 class CausalLmData:
@@ -208,23 +237,25 @@ def open_task_data(
     return LabelledData(data, task, tokenizer, listing, max_heldout=max_heldout)
 
 
-def _labelled(reader: RowReader, task: HeadTask, source: Listing) -> Iterator[tuple[str, Label]]:
-    for number, row in reader.rows(source):
-        yield row[task.text_column], read_label(task, row, where=f"{source.name}: row {number}")
+def refuse_without_labels(data: Data, found: TaskData, phases: Sequence[str]) -> None:
+    """Make sure that there is a label to learn from, where ``phases`` of the recipe learn from labels.
 
-
-def _tokenise(rows: Sequence[tuple[str, Label]], task: HeadTask, tokenizer: PreTrainedTokenizerBase) -> list[Sample]:
-    encoded = tokenizer([text for text, _ in rows], truncation=True, max_length=task.max_length)["input_ids"]
-    empty = next((text for ids, (text, _) in zip(encoded, rows, strict=True) if not ids), None)
-    if empty is not None:
+    Raises:
+        DataError: No row has any.
+    """
+    if isinstance(found, LabelledData) and phases and found.num_unlabelled == len(found.train):
         raise DataError(
-            f"column {task.text_column!r}: {empty!r} has no tokens to predict anything from; remove its row"
+            f"{_names(data.train)}: no row has a label, and {', '.join(phases)} would learn from labels; give some "
+            "rows theirs, or leave these phases out and set distill.task_weight: 0"
         )
-    return [Sample(ids, label) for ids, (_, label) in zip(encoded, rows, strict=True)]
+
+
+def _names(sources: Sequence[Source]) -> str:
+    return ", ".join(source.path for source in sources)
 
 
 def _refuse_empty(data: Data, train: Sequence[object], heldout: Sequence[object]) -> None:
-    where = ", ".join(source.path for source in data.train)
+    where = _names(data.train)
     if not train:
         raise DataError(f"{where}: no training rows; the files are empty or all is held out")
     if not heldout:

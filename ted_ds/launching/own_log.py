@@ -6,7 +6,9 @@ import os
 import sys
 import threading
 from pathlib import Path
+from typing import NoReturn
 
+from ted_ds.launching.lasting_output import say_at_once
 from ted_ds.launching.records import OwnRecord, log_file, log_folder
 
 SHOW_EVERY_S = 0.1
@@ -39,6 +41,14 @@ def note_fault(text: str) -> None:
     """Write down that this rank's GPU failed, if it keeps a record."""
     if _record is not None:
         _record.failed(text)
+
+
+def end_at_once(text: str, code: int) -> NoReturn:
+    """Say why, write it down, and end this process, from whichever thread, whatever the main one waits for."""
+    say_at_once(text)
+    if _record is not None:
+        _record.ended(code)
+    os._exit(code)
 
 
 class OwnLog:

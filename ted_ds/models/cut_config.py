@@ -40,7 +40,7 @@ def config_of_blocks(config: Mapping[str, Any], blocks: Sequence[int], family: F
     depth: int = config[depth_key]
     if blocks[-1] >= depth:
         raise CheckpointError(f"block {blocks[-1]} does not exist (the model has {depth} blocks); use 0..{depth - 1}")
-    said = {**_filled_in(config).to_dict(), **config}
+    said = {**_filled_in(config).to_dict(), **{key: value for key, value in config.items() if value is not None}}
     result = {**config, depth_key: len(blocks)}
     for key, value in said.items():
         if key in FIRST_BLOCKS_KEYS and isinstance(value, int):

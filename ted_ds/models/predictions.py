@@ -50,22 +50,32 @@ class LossWeights:
 
 @dataclass(frozen=True)
 class PredictionLosses:
-    """Sums over kept labels."""
+    """Sums: of the task loss over what has a label, of the prediction term over what the teacher predicts."""
 
     weighted: Tensor
-    """With graph."""
+    """With graph: of the task loss, and of all that shares its count."""
     task: Tensor
     prediction: Tensor | None = None
     """None without a teacher."""
+    weighted_prediction: Tensor | None = None
+    """With graph, where the prediction term has a count of its own."""
 
 
 class Predictions(Protocol):
     """What a model predicts of a batch."""
 
     def losses(
-        self, terms: TaskTerms, labels: Tensor, weights: LossWeights, teacher: Predictions | None = None
+        self,
+        terms: TaskTerms,
+        labels: Tensor,
+        weights: LossWeights,
+        teacher: Predictions | None = None,
+        kept_tokens: Tensor | None = None,
     ) -> PredictionLosses:
-        """The task loss, and the prediction term where there is a teacher (with predictions of the same class)."""
+        """The task loss, and the prediction term where there is a teacher (with predictions of the same class).
+
+        With a teacher, ``kept_tokens`` say which examples it predicts anything of.
+        """
         ...
 
     def outputs(self, labels: Tensor) -> Tensor:
@@ -84,17 +94,23 @@ class DensePredictions(Predictions):
     logits: Tensor
 
     def losses(
-        self, terms: TaskTerms, labels: Tensor, weights: LossWeights, teacher: Predictions | None = None
+        self,
+        terms: TaskTerms,
+        labels: Tensor,
+        weights: LossWeights,
+        teacher: Predictions | None = None,
+        kept_tokens: Tensor | None = None,
     ) -> PredictionLosses:
         """See :class:`Predictions`."""
         task = terms.loss_sum(self.logits, labels)
         if teacher is None:
             return PredictionLosses(weights.task * task, task.detach())
         assert isinstance(teacher, DensePredictions)
-        kept = terms.kept(labels)
-        prediction = terms.prediction_sum(self.logits, teacher.logits, kept, weights.temperature)
+        assert kept_tokens is not None
+        predicted = terms.predicted(labels, kept_tokens)
+        prediction = terms.prediction_sum(self.logits, teacher.logits, predicted, weights.temperature)
         return PredictionLosses(
-            weights.task * task + weights.prediction * prediction, task.detach(), prediction.detach()
+            weights.task * task, task.detach(), prediction.detach(), weights.prediction * prediction
         )
 
     def outputs(self, labels: Tensor) -> Tensor:  # noqa: ARG002 - as the others
@@ -119,6 +135,7 @@ class VocabularyPredictions(Predictions):
         labels: Tensor,
         weights: LossWeights,
         teacher: Predictions | None = None,
+        kept_tokens: Tensor | None = None,  # noqa: ARG002 - labels say it here
     ) -> PredictionLosses:
         """Cross-entropy, and the KL where there is a teacher: those of ``causal_lm``."""
         if teacher is None:

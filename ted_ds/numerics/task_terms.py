@@ -12,6 +12,9 @@ task                              task loss                              predict
 ``regression``                    squared error per kept target          squared difference per kept target
 ================================  =====================================  ==========================================
 
+The task loss counts what has a label, the prediction term what has tokens: an example without a label (or, of several
+targets, without that one) still learns from the teacher. In ``causal_lm`` both count the tokens that have a next one.
+
 A regression output is a number, not a logit: there is no distribution to take a KL of (a softmax over it, as in the
 reference, compares the examples of a batch with each other). Two Gaussians of equal variance have a KL proportional
 to the squared difference of their means, which is the term used here.
@@ -48,7 +51,11 @@ class TaskTerms:
     softened: bool = True
     """Whether a temperature softens the predictions. The gradient of such a term shrinks with its square."""
     kept: Callable[[Tensor], Tensor] = kept_labels
-    """What counts, of the labels: the entries that the two sums run over."""
+    """What has a label, of the labels: the entries that the task loss runs over."""
+    predicted: Callable[[Tensor, Tensor], Tensor] = lambda _labels, kept_tokens: kept_tokens.any(-1)
+    """Of labels and of which tokens are data: the entries that the prediction term runs over."""
+    counts_apart: bool = True
+    """Whether these may be others than ``kept``."""
 
     def prediction_scale(self, temperature: float) -> float:
         """``T^2`` keeps the gradient's scale independent of ``T`` (Hinton et al. 2015, section 2)."""
@@ -71,15 +78,34 @@ def _squared_difference(student: Tensor, teacher: Tensor, keep: Tensor, _tempera
     return squared_error_sum(student, teacher, keep=keep)
 
 
-_CATEGORICAL = TaskTerms(cross_entropy_sum, "loss/kl_teacher_student", _kl)
+def _of_rows_with_tokens(labels: Tensor, kept_tokens: Tensor) -> Tensor:
+    """All outputs of an example that has tokens."""
+    return kept_tokens.any(-1, keepdim=True).expand_as(labels)
+
+
 TASK_TERMS: Mapping[str, TaskTerms] = {
-    "causal_lm": _CATEGORICAL,
-    "sequence_classification": _CATEGORICAL,
+    "causal_lm": TaskTerms(
+        cross_entropy_sum,
+        "loss/kl_teacher_student",
+        _kl,
+        predicted=lambda labels, _kept_tokens: kept_labels(labels),
+        counts_apart=False,
+    ),
+    "sequence_classification": TaskTerms(cross_entropy_sum, "loss/kl_teacher_student", _kl),
     "soft_label_classification": TaskTerms(
         soft_cross_entropy_sum, "loss/kl_teacher_student", _kl, kept=lambda labels: kept_labels(labels).all(-1)
     ),
     "multi_label_classification": TaskTerms(
-        binary_cross_entropy_sum, "loss/bernoulli_kl_teacher_student", _bernoulli_kl
+        binary_cross_entropy_sum,
+        "loss/bernoulli_kl_teacher_student",
+        _bernoulli_kl,
+        predicted=_of_rows_with_tokens,
     ),
-    "regression": TaskTerms(_squared_error, "loss/squared_teacher_student", _squared_difference, softened=False),
+    "regression": TaskTerms(
+        _squared_error,
+        "loss/squared_teacher_student",
+        _squared_difference,
+        softened=False,
+        predicted=_of_rows_with_tokens,
+    ),
 }

@@ -44,7 +44,7 @@ def deterministic_variables(environment: Mapping[str, str], *, attention: str) -
     Raises:
         ConfigError: There is something else, put there by hand.
     """
-    wanted = {CUBLAS: DETERMINISTIC_CUBLAS}
+    wanted: dict[str, tuple[str, ...]] = {CUBLAS: DETERMINISTIC_CUBLAS}
     if attention == "flash":
         wanted[FLASH] = ("1",)
     for name, values in wanted.items():

@@ -12,9 +12,10 @@ import torch
 from torch import distributed as dist
 
 from ted_ds.errors import ConfigError, TedError
+from ted_ds.runtime.device_faults import OF_DEVICES, is_device_fault
 from ted_ds.runtime.world import is_lost_rank
 
-NOT_OF_THE_CONFIG = (TedError, torch.OutOfMemoryError, torch.AcceleratorError, dist.DistError, MemoryError)
+NOT_OF_THE_CONFIG = (TedError, torch.OutOfMemoryError, dist.DistError, MemoryError, *OF_DEVICES)
 """A device that is full or broken, and the network: they keep their own verdict."""
 AGREEMENT_TIMEOUT = timedelta(seconds=10)
 MOST_SHOWN = 600
@@ -46,7 +47,7 @@ def refusals(source: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, NOT_OF_THE_CONFIG) or is_lost_rank(error):
+        if isinstance(error, NOT_OF_THE_CONFIG) or is_lost_rank(error) or is_device_fault(error):
             raise
         words = " ".join(str(error).split()) or "no reason given"
         said = words if len(words) <= MOST_SHOWN else f"{words[:MOST_SHOWN]} ..."

@@ -12,17 +12,21 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ted_ds.launching.own_log import note_request
+from ted_ds.errors import StoppedOnRequest
+from ted_ds.launching.own_log import end_at_once, note_request
 from ted_ds.launching.records import STOP_FILE, log_folder
 from ted_ds.launching.starters import Told
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
+"""The last one comes where a terminal closes; under nohup it is ignored, and stays so."""
 SAME_REQUEST_S = 2.0
 """A launcher passes one request on several times: Ctrl-C reaches a rank from the terminal as SIGINT, and then from
 the deepspeed launcher as SIGTERM, twice. Signals that follow the first within this time are the same request."""
+AGREE_WITHIN_S = 3.0
+"""Before the first step: where the ranks have not come to agree by then, whoever was asked ends by itself."""
 LOOK_EVERY_S = 1.0
 """For the file that asks to stop."""
 DEEPSPEED_HELPER = ("deepspeed/launcher/launch.py", "deepspeed.launcher.launch")
@@ -48,6 +52,17 @@ class StopRequests:
         self._stop_file = logs / STOP_FILE if logs is not None and looks else None
         self._looked_at = -math.inf
         self._file_seen_at: float | None = None
+        self._has_work, self._is_agreed = False, False
+        self.before_end: list[Callable[[], object]] = []
+        """What is still done where the process is ended at once."""
+
+    def has_work(self, value: bool) -> None:
+        """Say whether there is anything a stop would have to save; where not, one request may end the process."""
+        self._has_work = value
+
+    def agreed(self) -> None:
+        """All ranks have seen the request, and are about to end together."""
+        self._is_agreed = True
 
     def limit(self, minutes: float | None, *, started_at: float) -> None:
         """Ask to stop so many minutes after ``started_at`` on the monotonic clock; None: never."""
@@ -94,7 +109,8 @@ class StopRequests:
         """
         reader, writer = socket.socketpair()
         writer.setblocking(False)
-        handlers = {number: signal.signal(number, _noted) for number in STOP_SIGNALS}
+        heard = [one for one in STOP_SIGNALS if one != signal.SIGHUP or signal.getsignal(one) != signal.SIG_IGN]
+        handlers = {number: signal.signal(number, _noted) for number in heard}
         before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._read, args=(reader,), name="signals", daemon=True).start()
         try:
@@ -106,11 +122,25 @@ class StopRequests:
             writer.close()  # which ends the thread
 
     def _read(self, reader: socket.socket) -> None:
+        reader.settimeout(LOOK_EVERY_S)
+        unheard_since: float | None = None
         with reader:
-            while numbers := reader.recv(64):
-                for number in numbers:
-                    if number in STOP_SIGNALS:
-                        self._take(number)
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    if not (numbers := reader.recv(64)):
+                        return
+                    for number in numbers:
+                        if number in STOP_SIGNALS:
+                            self._take(number)
+                reason = None if self._has_work or self._is_agreed else self.reason
+                now = time.monotonic()
+                unheard_since = None if reason is None else unheard_since or now
+                if unheard_since is not None and now - unheard_since > AGREE_WITHIN_S:
+                    self._end(
+                        f"ted-ds: stopped on {reason} before the first step: there was nothing to save. Start the same "
+                        "command again to go on",
+                        StoppedOnRequest.exit_code,
+                    )
 
     def _take(self, number: int) -> None:
         now = time.monotonic()
@@ -118,8 +148,14 @@ class StopRequests:
             self._signal = (signal.Signals(number).name, now)
             note_request(self._signal[0])
         elif not self._launcher or now - self._signal[1] > SAME_REQUEST_S:
-            os.write(2, f"ted-ds: second {signal.Signals(number).name}: ends at once, nothing is saved\n".encode())
-            os._exit(128 + number)
+            name = signal.Signals(number).name
+            self._end(f"ted-ds: second {name}: ends at once, nothing is saved", 128 + number)
+
+    def _end(self, text: str, code: int) -> None:
+        for work in self.before_end:
+            with contextlib.suppress(OSError):  # it ends all the same
+                work()
+        end_at_once(text, code)
 
 
 @contextlib.contextmanager

@@ -55,7 +55,8 @@ class AbsentTeacher:
 class DistillObjective:
     """``task + kl_weight * T^2 * KL(teacher || student; T) + feature_weight * mean over pairs of MSE``.
 
-    Task and KL are means over kept labels; each pair's MSE is a mean over unpadded tokens. What stands for the KL in
+    The task loss is a mean over kept labels, the KL over what the teacher predicts (examples without a label, too), and
+    each pair's MSE over unpadded tokens. What stands for the KL in
     tasks without a distribution over classes is said in :mod:`ted_ds.numerics.task_terms`.
     """
 
@@ -106,8 +107,9 @@ class DistillObjective:
         self._loss_weights = LossWeights(task_weight, prediction_weight, temperature, num_shared_ids)
         self._compares = bool(self._feature_names)
         here = self._feature_names if places is None or not self._compares else [self._feature_names[p] for p in places]
-        # task and prediction term have one count, and their gradients are computed together
-        self._weights_of_sums = {**({TASK: 1.0} if has_output else {}), **dict.fromkeys(here, per_pair)}
+        # where task and prediction term have one count, their gradients are computed together
+        sums = [TASK, *([terms.prediction_name] if self._needs_predictions and terms.counts_apart else [])]
+        self._weights_of_sums = {**dict.fromkeys(sums if has_output else [], 1.0), **dict.fromkeys(here, per_pair)}
         self.weights: Mapping[str, float] = {
             TASK: task_weight,
             **({terms.prediction_name: prediction_weight} if self._needs_predictions else {}),
@@ -115,9 +117,12 @@ class DistillObjective:
         }
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Kept labels for task and predictions, unpadded tokens for the layers."""
-        kept, tokens = self._terms.kept(batch.labels).sum(), batch.kept_tokens.sum()
-        return {name: tokens if name in self._feature_names else kept for name in self.weights}
+        """Kept labels for the task, what the teacher predicts for the predictions, unpadded tokens for the layers."""
+        counts = dict.fromkeys(self._feature_names, batch.kept_tokens.sum())
+        counts[TASK] = self._terms.kept(batch.labels).sum()
+        if self._needs_predictions:
+            counts[self._terms.prediction_name] = self._terms.predicted(batch.labels, batch.kept_tokens).sum()
+        return counts
 
     def loss(
         self, forward: Callable[..., Any], batch: Batch, counts: Mapping[str, Tensor]
@@ -143,9 +148,11 @@ class DistillObjective:
             def compare_predictions(teacher: Predictions | None) -> None:
                 if student is None:  # they are made on the last stage of a pipeline
                     return
-                losses = student.losses(self._terms, batch.labels, self._loss_weights, teacher)
+                losses = student.losses(self._terms, batch.labels, self._loss_weights, teacher, batch.kept_tokens)
                 sums[TASK] = losses.weighted
                 totals[TASK] = losses.task
+                if losses.weighted_prediction is not None:
+                    sums[self._terms.prediction_name] = losses.weighted_prediction
                 if losses.prediction is not None:
                     totals[self._terms.prediction_name] = losses.prediction
 

@@ -6,6 +6,7 @@ renamed when it is whole: it is there completely, or not at all.
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Sequence
@@ -133,12 +134,15 @@ def finish(folder: Path, place: Path, record: Record, *, about: dict[str, Any]) 
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     sync(folder / MANIFEST)
     sync(folder)
-    if is_complete(place):  # another run was faster
-        shutil.rmtree(folder)
-        return
-    shutil.rmtree(place, ignore_errors=True)
-    folder.replace(place)
-    sync(place.parent)
+    if not is_complete(place):
+        shutil.rmtree(place, ignore_errors=True)
+        try:
+            folder.replace(place)
+            sync(place.parent)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another run was faster
+                raise
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_complete(place: Path) -> bool:

@@ -77,7 +77,10 @@ def make_guess(task: str, *, num_outputs: int, labels: Sequence[int | Sequence[f
     if task == "causal_lm":
         return Guess(math.log(num_outputs), f"one of {num_outputs:,}")
     if task == "regression":
-        return Guess(float(np.var(np.asarray(labels), axis=0).mean()), "the mean")
+        targets = np.asarray(labels, dtype=float)  # a row may lack some
+        kept = ~np.isnan(targets)
+        means = np.where(kept, targets, 0).sum(axis=0) / np.maximum(kept.sum(axis=0), 1)
+        return Guess(float(np.square(targets - means)[kept].mean()), "the mean")
     if task == "sequence_classification":
         rates = np.bincount(np.asarray(labels), minlength=num_outputs) / len(labels)
     else:

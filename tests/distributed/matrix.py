@@ -471,7 +471,8 @@ def reference(
             weights = dict.fromkeys(values, 1 / len(values))
         else:
             logits, features = module(inputs)
-            kept = labels != -100 if not labels.is_floating_point() else ~labels.isnan().any(-1)
+            # an example without a label still learns from the teacher
+            kept = labels != -100 if kind == "causal_lm" else torch.ones(len(labels), dtype=torch.bool)
             with torch.no_grad():
                 wanted = teacher_bank(states)
             terms, scale = TASK_TERMS[kind], 1.0 if kind == "regression" else TEMPERATURE**2

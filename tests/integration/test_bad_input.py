@@ -32,7 +32,7 @@ def check_refused(folder, arguments, message, *, count=2):
     ("arguments", "message"),
     [
         (["distill.max_stepz=3"], "distill.max_stepz: unknown key; did you mean 'max_steps'?"),
-        (["distill.max_steps=many"], "distill.max_steps: 'many': Input should be a valid integer"),
+        (["distill.max_steps=many"], "distill.max_steps: 'many': use a whole number above 0"),
         (
             ["layer_map={kind: explicit, pairs: [[1, 33]]}"],
             "layer_map.pairs[0]: teacher block 33 does not exist (the model has 4 blocks); use 1..4",

@@ -56,14 +56,14 @@ LABELS_OF = {
 }
 
 
-def batch_of(kind: str) -> Batch:
+def batch_of(kind: str, labels_of: Any = None) -> Batch:
     """Three rows of different lengths, and an empty one."""
     ids = [[5, 6, 7, 8, 9, 10], [11, 12, 13], [14, 15, 16, 17]]
     if kind == "causal_lm":
         collate = Collator(pad_id=0, labels="tokens", isolate_documents=True)
         return collate([*(Sample(one, document_lengths=[2, len(one) - 2]) for one in ids), None])
     labels = "class" if kind == "sequence_classification" else "numbers"
-    samples = [Sample(one, label) for one, label in zip(ids, LABELS_OF[kind], strict=True)]
+    samples = [Sample(one, label) for one, label in zip(ids, labels_of or LABELS_OF[kind], strict=True)]
     return Collator(pad_id=0, labels=labels, num_outputs=NUM_OUTPUTS)([*samples, None])
 
 
@@ -215,6 +215,54 @@ def test_a_regressions_gradient_does_not_know_of_a_temperature() -> None:
     assert torch.equal(gradients[0], gradients[2])
 
 
+# --- examples without a label -----------------------------------------------------------------------------------------
+
+
+def task_sum(kind: str, run: Run, labels: Any, rows: list[int]) -> tuple[float, int, torch.Tensor]:
+    """Sum and count of the task loss over ``rows``, and the gradient of its mean, by the formulas."""
+    total, count, gradient = 0.0, 0, torch.zeros_like(run.gradient)
+    for row in rows:
+        logits = run.logits[row].double().tolist()
+        label = labels[row]
+        if kind == "regression":
+            for place, (mine, target) in enumerate(zip(logits, label, strict=True)):
+                if not math.isnan(target):
+                    total, count = total + (mine - target) ** 2, count + 1
+                    gradient[row, place] = 2 * (mine - target)
+        elif kind == "multi_label_classification":
+            for place, (mine, holds) in enumerate(zip(logits, label, strict=True)):
+                probability = 1 / (1 + math.exp(-mine))
+                total -= holds * math.log(probability) + (1 - holds) * math.log(1 - probability)
+                count += 1
+                gradient[row, place] = probability - holds
+        else:
+            wanted = [float(label == index) for index in range(NUM_OUTPUTS)] if isinstance(label, int) else label
+            found = softmax(logits, 1.0)
+            total -= sum(a * math.log(b) for a, b in zip(wanted, found, strict=True) if a)
+            count += 1
+            gradient[row] = torch.tensor(found, dtype=torch.float64) - torch.tensor(wanted, dtype=torch.float64)
+    return total, count, gradient / max(count, 1)
+
+
+@pytest.mark.parametrize("unlabelled", [(), (1,), (0, 2), (0, 1, 2)])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "causal_lm"])
+def test_an_example_without_a_label_has_no_task_term_and_its_prediction_term(
+    kind: str, unlabelled: tuple[int, ...]
+) -> None:
+    labels: list[Any] = [None if row in unlabelled else label for row, label in enumerate(LABELS_OF[kind])]
+    if kind == "regression" and labels[2] is not None:
+        labels[2] = [0.1, math.nan, 0.3]
+    batch = batch_of(kind, labels)
+    run = Run(kind, batch=batch, task_weight=0.4)
+    total, count, gradient = task_sum(kind, run, labels, [row for row in range(3) if row not in unlabelled])
+    assert run.counts["loss/task"].item() == count
+    assert run.totals["loss/task"].item() == pytest.approx(total, rel=1e-5, abs=1e-9)
+    of_prediction, places, gradient_of_prediction = brute_force(kind, run, batch, 2.0)
+    name = TASK_TERMS[kind].prediction_name
+    assert (run.counts[name].item(), run.totals[name].item()) == (places, pytest.approx(of_prediction, rel=1e-5))
+    torch.testing.assert_close(run.gradient, 0.4 * gradient + gradient_of_prediction, **TOLERANCE)
+
+
 # --- what a prediction term is ----------------------------------------------------------------------------------------
 
 
@@ -242,7 +290,7 @@ def test_no_metric_is_called_a_kl_that_is_none() -> None:
         if "kl" not in name:
             continue
         logits = run.teacher_logits.float()
-        keep = TASK_TERMS[kind].kept(batch_of(kind).labels)
+        keep = TASK_TERMS[kind].predicted(batch_of(kind).labels, batch_of(kind).kept_tokens)
         of_itself = TASK_TERMS[kind].prediction_sum(logits, logits, keep, 2.0)
         entropies = torch.distributions.Categorical(logits=logits / 2.0).entropy()
         if kind == "multi_label_classification":

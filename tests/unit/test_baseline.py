@@ -98,6 +98,38 @@ def test_guesses():
     assert (many.loss, many.prior_loss) == pytest.approx((math.log(2), entropy / 2))
 
 
+@pytest.mark.parametrize(
+    ("kind", "labels"),
+    [
+        ("regression", [[float(i % 2)] for i in range(64)]),
+        ("multi_label_classification", [[i % 2, 1.0] for i in range(64)]),
+    ],
+)
+def test_a_task_without_one_class_an_example_has_no_accuracy_and_no_order(kind, labels):
+    """Also where its outputs have names: a text may have several of them, or none."""
+    targets = torch.tensor(labels)
+    logits = (2 * targets - 1) * (1 if kind == "regression" else 6) + (0 if kind != "regression" else targets * -1 + 1)
+    examples = read_examples(DensePredictions(logits), targets, TASK_TERMS[kind], classes=False)
+    assert {(one.prediction, one.label) for one in examples} == {(None, None)}
+    guess = make_guess(kind, num_outputs=targets.shape[1], labels=labels)
+    names = ["first", "second"][: targets.shape[1]]
+    verdict = judge_against_guess("teacher", examples, guess, labels=names)
+    loss = sum(one.loss for one in examples) / sum(one.count for one in examples)
+    assert (verdict.status, verdict.detail) == ("pass", f"loss {loss:.4g}, guessing {guess.what} {guess.loss:.4g}")
+    # and one that knows nothing is found out: there is no accuracy that could speak for it
+    knows_nothing = read_examples(DensePredictions(-logits), targets, TASK_TERMS[kind], classes=False)
+    assert judge_against_guess("teacher", knows_nothing, guess, labels=names).status == "fail"
+
+
+def test_the_accuracy_of_a_classifier_is_said_and_can_speak_for_it():
+    labels = [0, 1] * 32
+    right = np.full((64, 2), 1e-9)
+    right[np.arange(64), [label if index % 4 else 1 - label for index, label in enumerate(labels)]] = 1.0
+    verdict = verdict_on(right, labels)  # three of four, each with all its might
+    assert verdict.status == "warn"
+    assert ", accuracy 0.75: better by too little to be sure, or too sure of itself" in verdict.detail
+
+
 def test_targets_that_do_not_vary_cannot_be_guessed_worse():
     examples = read_examples(
         DensePredictions(torch.zeros(64, 1)), torch.ones(64, 1), TASK_TERMS["regression"], classes=False

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ted_ds.errors import CheckpointError
@@ -159,21 +160,43 @@ def test_pruning_keeps_what_it_is_told_and_names_the_newest_of_it(folders):
     assert folders.faults(7) == folders.faults(8) == []
 
 
-@given(
-    steps=st.sets(st.integers(1, 60), min_size=1),
-    best=st.none() | st.integers(1, 60),
-    keep_last=st.integers(1, 4),
-    every=st.none() | st.integers(1, 10),
-    keep_best=st.booleans(),
-)
-def test_retention_keeps_the_last_the_archived_and_the_best(steps, best, keep_last, every, keep_best):
-    kept = Retention(keep_last, every, keep_best).kept(steps, best)
-    assert max(steps) in kept
-    assert kept <= steps
-    expected = set(sorted(steps)[-keep_last:])
-    expected |= {step for step in steps if every is not None and step % every == 0}
-    expected |= {best} & steps if keep_best else set()
-    assert kept == expected
+@st.composite
+def saved(draw):
+    """Steps, and the best of them: mostly one that is there, and not always one that is kept anyway."""
+    steps = draw(st.sets(st.integers(1, 60), min_size=1, max_size=20))
+    there = st.sampled_from(sorted(steps))
+    return steps, draw(st.one_of(there, there, st.none(), st.integers(1, 60)))
+
+
+def test_retention_keeps_the_last_the_archived_and_the_best():
+    met: Counter[str] = Counter()
+
+    @settings(max_examples=300)
+    @given(saved=saved(), keep_last=st.integers(1, 4), every=st.none() | st.integers(2, 10), keep_best=st.booleans())
+    def holds(saved, keep_last, every, keep_best):
+        steps, best = saved
+        retention = Retention(keep_last, every, keep_best)
+        newest = set(sorted(steps)[-keep_last:])
+        of_every = {step for step in steps if every is not None and step % every == 0}
+        of_best = {best} & steps if keep_best else set()
+        assert retention.kept(steps, best) == newest | of_every | of_best
+        assert retention.archived(steps, best) == of_every | of_best
+        met["only as one of the last"] += bool(newest - of_every - of_best)
+        met["only as one of every so many"] += bool(of_every - newest - of_best)
+        met["only as the best"] += bool(of_best - newest - of_every)
+        met["not as the best, which is not kept"] += not keep_best and bool({best} & steps - newest - of_every)
+        met["the best is not there"] += keep_best and best is not None and best not in steps
+        met["none has a score"] += keep_best and best is None
+        met["not every so many"] += every is None
+
+    holds()
+    assert len(met) == 7
+    assert min(met.values()) >= 5, met
+
+
+@pytest.mark.parametrize("keep_last", [0, 1])
+def test_the_newest_is_kept_always(keep_last):
+    assert Retention(keep_last, keep_best=False).kept({3, 5, 4}, 3) == {5}
 
 
 def test_a_step_that_is_saved_again_is_never_missing(folders):

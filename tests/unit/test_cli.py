@@ -96,7 +96,7 @@ def test_a_bad_recipe_exits_with_2_and_one_message(lm_run: Path) -> None:
     assert done.stdout == ""
     assert done.stderr.splitlines() == [
         "ted-ds check: error:",
-        f"{recipe}: seed: 'x': Input should be a valid integer, unable to parse string as an integer",
+        f"{recipe}: seed: 'x': use a whole number, 0 or more",
         f"{recipe}: distil: unknown key; did you mean 'distill'?",
     ]
 

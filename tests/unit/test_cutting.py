@@ -237,9 +237,16 @@ def test_each_block_does_in_the_student_what_it_did_in_the_teacher(
         torch.testing.assert_close(found[new][MASK.bool()], expected[old][MASK.bool()], rtol=1e-6, atol=1e-6)
 
 
-def test_a_window_from_some_block_on_is_written_for_those_who_read_the_number(tmp_path: Path) -> None:
+@pytest.mark.parametrize("layer_types", [{}, {"layer_types": None}])
+def test_a_window_from_some_block_on_is_written_for_those_who_read_the_number(
+    tmp_path: Path, layer_types: dict[str, None]
+) -> None:
     changes = {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2}
-    student = cut_out(write_model(tmp_path / "teacher", "qwen2", **changes), tmp_path / "student", [0, 1, 3])
+    teacher = write_model(tmp_path / "teacher", "qwen2", **changes)
+    file = teacher / "config.json"
+    of_teacher = {key: value for key, value in json.loads(file.read_text()).items() if key != "layer_types"}
+    file.write_text(json.dumps(of_teacher | layer_types), encoding="utf-8")
+    student = cut_out(teacher, tmp_path / "student", [0, 1, 3])
     config = json.loads((student / "config.json").read_text(encoding="utf-8"))
     assert config["max_window_layers"] == 2
     assert config["layer_types"] == ["full_attention", "full_attention", "sliding_attention"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ted_ds.config.deepspeed import complete, read_deepspeed_json, remarks, schedule_of, zero_stage
-from ted_ds.config.deepspeed_sections import KNOWN_TOP_LEVEL_KEYS
+from ted_ds.config.deepspeed_keys import KNOWN_TOP_LEVEL_KEYS
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.errors import ConfigError
 from tests.tiny import ROOT
@@ -266,8 +266,10 @@ def test_a_value_that_contradicts_the_recipe_is_refused(
 
 def test_the_old_name_of_bf16_cannot_contradict_the_recipe(tmp_path: Path) -> None:
     """DeepSpeed 0.19 still reads ``bfloat16`` where ``bf16`` is not given."""
-    path = written(tmp_path, {"optimizer": OPTIMIZER, "bfloat16": {"enabled": True}})
-    assert "bfloat16: unknown key" in reading_refusal(path)
+    config = read_deepspeed_json(written(tmp_path, {"optimizer": OPTIMIZER, "bfloat16": {"enabled": True}}))
+    assert refusal(config) == "zero.json: bf16.enabled: True contradicts the recipe, which says False; write 'auto'"
+    both = written(tmp_path, {"optimizer": OPTIMIZER, "bf16": {"enabled": "auto"}, "bfloat16": {"enabled": True}})
+    assert reading_refusal(both).startswith(f"{both}: bfloat16: unknown key")
 
 
 def test_values_that_say_the_same_as_the_recipe_are_accepted() -> None:

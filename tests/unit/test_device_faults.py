@@ -12,6 +12,7 @@ from ted_ds.errors import DeviceFaultError, RankLostError
 from ted_ds.launching import own_log
 from ted_ds.launching.records import LOG_DIR, read_records
 from ted_ds.runtime.device_faults import as_device_fault, is_device_fault
+from ted_ds.runtime.initialize import refusals
 from tests.dist import run_ranks
 
 AT = "\nCUDA kernel errors might be asynchronously reported at some other API call"
@@ -75,6 +76,17 @@ def test_the_message_names_the_host_and_the_record_what_failed(tmp_path, monkeyp
 
 def test_an_error_without_a_text_has_its_kind():
     assert "failed: DistBackendError." in str(as_device_fault(dist.DistBackendError("")))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.AcceleratorError("CUDA error: device-side assert triggered"), RuntimeError("CUDA error: unknown error")],
+    ids=str,
+)
+def test_a_gpu_that_fails_as_an_engine_starts_is_no_mistake_in_its_config(error):
+    with pytest.raises(RuntimeError) as caught, refusals("zero1.json"):
+        raise error
+    assert caught.value is error
 
 
 def _one_gpu_fails(world):

@@ -100,7 +100,7 @@ def test_an_unknown_kind_of_task_is_not_guessed(tmp_path: Path) -> None:
     content: dict[str, Any] = recipe_dict(tmp_path) | {"task": task_dict("regression") | {"kind": "regresion"}}
     draft = load_draft(write_recipe(tmp_path / "recipe.yaml", content), ["seed=-1"])
     assert draft.recipe is None
-    assert {message.split(":")[0] for message in draft_mistakes(draft)} == {"task", "seed"}
+    assert {message.split(":")[0] for message in draft_mistakes(draft)} == {"task.kind", "seed"}
 
 
 @pytest.mark.parametrize(

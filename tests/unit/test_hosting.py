@@ -95,14 +95,14 @@ def test_a_pipeline_has_two_buckets_and_no_overlap():
     assert bucket_bytes(config, "bf16", in_pipeline=True) == 0
 
 
-PARAMETERS = Parameters((((100, 30), (100,)), ((100, 30), (100,))), 200_000, 0, ((30,),))
+PARAMETERS = Parameters((((50, 60), (100,)), ((100, 30), (100,))), 200_000, 0, ((30,),))
 
 
 @pytest.mark.parametrize(
     ("host", "ranks", "expected"),
     [
         ("replica", 4, 2 * 206_230),
-        ("int8", 4, 2 * 200_230 + 6000 + 5 * 200),
+        ("int8", 4, 2 * 200_230 + 6000 + 5 * 150),
         ("zero3", 4, 2 * (51_558 + 6230)),
         ("zero3", 1, 2 * 206_230),
         ("cpu_offload", 4, 2 * 6230),
@@ -281,6 +281,35 @@ def test_frozen_embeddings_need_no_gradient(lm_run):
     assert all_train.parameters == frozen.parameters
     assert all_train.gradients - frozen.gradients == 4 * count
     assert all_train.optimizer - frozen.optimizer == 8 * count
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+@pytest.mark.parametrize(
+    ("method", "student_filter", "teacher_filters"),
+    [
+        ("ted", {"linear": 16 * 16 + 16, "mlp": 2 * (16 * 16 + 16)}, True),
+        ("lwd", {"linear": 16 * 16 + 16, "mlp": 16 * 16 + 16}, False),  # one map, whatever Stage I would train
+        ("kd", {"linear": 0, "mlp": 0}, False),
+        ("sft", {"linear": 0, "mlp": 0}, False),
+    ],
+)
+def test_stage_two_holds_the_filters_of_its_method(lm_run, method, kind, student_filter, teacher_filters):
+    recipe = load_recipe(lm_run / "recipe.yaml", [f"distill.method={method}", f"filters.kind={kind}"])
+    plan = make_plan(recipe)
+    phases = {one.phase: one for one in phase_memories(recipe, plan, ADAM, world_size=1)}
+    assert plan.student is not None
+    filters = 2 * student_filter[kind]  # of two pairs
+    assert phases["distill"].num_trained == sum(plan.student.parameters.sizes) + filters
+    assert phases["distill"].frozen == (4 * filters if teacher_filters else 0)
+    assert phases["distill"].hosts_teacher == (method != "sft")
+    stage_one = {"filters_teacher", "filters_student"} if method == "ted" else set()
+    assert phases.keys() == {"distill", *stage_one}
+    for name in stage_one:  # the head of its own is the model's frozen one
+        assert phases[name].num_trained == filters
+    if stage_one:
+        assert (phases["filters_teacher"].hosts_teacher, phases["filters_student"].hosts_teacher) == (True, False)
+        assert phases["filters_teacher"].frozen == 0
+        assert phases["filters_student"].frozen == 4 * sum(plan.student.parameters.sizes)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from ted_ds.config.data import Data, Source
 from ted_ds.config.tasks import MultiLabelClassification, Regression, SequenceClassification, SoftLabelClassification
@@ -40,7 +41,9 @@ def refusal(task: Any, value: Any) -> str:
 # --- what is read -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("value", "expected"), [("sad", 0), ("mad", 2), (0, 0), (2, 2)])
+@pytest.mark.parametrize(
+    ("value", "expected"), [("sad", 0), ("mad", 2), (0, 0), (2, 2), (1.0, 1), ("0", 0), ("2.0", 2)]
+)
 def test_one_label_is_a_name_or_an_id(value: Any, expected: int) -> None:
     assert read(ONE, value) == expected
 
@@ -53,6 +56,8 @@ def test_one_label_is_a_name_or_an_id(value: Any, expected: int) -> None:
         ([0, "mad"], [1.0, 0.0, 1.0]),
         (["mad", "sad", "mad", 2], [1.0, 0.0, 1.0]),
         ((1,), [0.0, 1.0, 0.0]),
+        ('["mad", 0]', [1.0, 0.0, 1.0]),
+        ("[]", [0.0, 0.0, 0.0]),
     ],
 )
 def test_several_labels_are_a_yes_or_no_for_each(value: Any, expected: list[float]) -> None:
@@ -67,7 +72,7 @@ def test_a_distribution_has_a_sum_of_one(value: list[Any]) -> None:
     assert read_ == pytest.approx([float(one) / total for one in value], abs=1e-15)
 
 
-@pytest.mark.parametrize(("value", "expected"), [(1, 1.0), (-2.5, -2.5), ("3e-2", 0.03), (0, 0.0), (-100, -100.0)])
+@pytest.mark.parametrize(("value", "expected"), [(1, 1.0), (-2.5, -2.5), ("3e-2", 0.03), (0, 0.0), (-100.5, -100.5)])
 def test_a_target_is_a_number_or_its_text(value: Any, expected: float) -> None:
     assert read(NUMBER, value) == [expected]
 
@@ -87,14 +92,14 @@ def test_the_columns_with_labels_are_those_of_the_task() -> None:
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", ["bad", 3, -1, 1.0, "0", [1], {"a": 1}])
+@pytest.mark.parametrize("value", ["bad", 3, -1, 0.5, "01", "NaN", "null", True, [1], {"a": 1}])
 def test_an_unknown_label_is_refused_with_those_known(value: Any) -> None:
     assert refusal(ONE, value) == (
         f"a.jsonl: row 7: label {value!r} is unknown; use one of ['sad', 'glad', 'mad'] or its id 0..2"
     )
 
 
-@pytest.mark.parametrize("value", ["bad", 3, -1, 0.5, None])
+@pytest.mark.parametrize("value", ["bad", 3, -1, "0.5"])
 def test_an_unknown_label_among_several_is_refused(value: Any) -> None:
     assert refusal(MANY, [0, value]) == (
         f"a.jsonl: row 7: label {value!r} is unknown; use one of ['sad', 'glad', 'mad'] or its id 0..2"
@@ -102,7 +107,7 @@ def test_an_unknown_label_among_several_is_refused(value: Any) -> None:
 
 
 @pytest.mark.parametrize("task", [SOFT, MANY], ids=lambda task: task.kind)
-@pytest.mark.parametrize("value", ["sad", "[0, 1]", 1, 0.5, {"sad": 1}])
+@pytest.mark.parametrize("value", ["sad", "[0, 1", "1", 1, 0.5, {"sad": 1}])
 def test_a_label_that_is_no_list_is_refused_where_a_list_is_needed(task: Any, value: Any) -> None:
     assert refusal(task, value) == f"a.jsonl: row 7: label {value!r}: {task.kind} needs a list in column 'label'"
 
@@ -118,17 +123,17 @@ def test_what_is_no_distribution_over_the_labels_is_refused(value: list[float]) 
     )
 
 
-@pytest.mark.parametrize("value", ["high", "", "nan", math.nan, math.inf, -math.inf, True, None, [1.0], "1,5"])
+@pytest.mark.parametrize("value", ["high", "inf", math.inf, -math.inf, True, [1.0], "1,5", "1_000", 10**400])
 def test_a_target_that_is_no_finite_number_is_refused(value: Any) -> None:
     assert refusal(NUMBER, value) == (
-        f"a.jsonl: row 7: column 'label': {value!r} is not a finite number; every row needs one"
+        f"a.jsonl: row 7: column 'label': {value!r} is not a finite number; give one, or nothing where there is none"
     )
 
 
 @pytest.mark.parametrize("value", ["high", math.nan, math.inf, False, None])
 def test_a_probability_that_is_no_finite_number_is_refused(value: Any) -> None:
     assert refusal(SOFT, [0.5, value, 0.5]) == (
-        f"a.jsonl: row 7: column 'label': {value!r} is not a finite number; every row needs one"
+        f"a.jsonl: row 7: column 'label': {value!r} is not a finite number; give one, or nothing where there is none"
     )
 
 
@@ -150,7 +155,7 @@ VALUES = {
     "sequence_classification": (["sad", "mad"], [0, 2]),
     "soft_label_classification": ([[0.5, 0.25, 0.25], [0, 0, 1]], [[0.5, 0.25, 0.25], [0.0, 0.0, 1.0]]),
     "multi_label_classification": ([[], ["glad", 2]], [[0.0, 0.0, 0.0], [0.0, 1.0, 1.0]]),
-    "regression": ([-100, 2.5], [[-100.0], [2.5]]),
+    "regression": ([-3, 2.5], [[-3.0], [2.5]]),
 }
 
 
@@ -190,33 +195,150 @@ def test_the_message_of_a_missing_target_column_names_the_key_that_sets_it(tmp_p
         open_rows(tmp_path, NUMBERS, [{"text": "ba", "joy": 1}])
 
 
-def test_a_row_without_a_target_is_refused(tmp_path: Path) -> None:
-    rows = [{"text": "ba", "joy": 1, "anger": 1}, {"text": "be", "joy": 1, "anger": None}]
-    with pytest.raises(DataError, match="row 2: no value in column 'anger'; every row needs one"):
-        open_rows(tmp_path, NUMBERS, rows)
+def test_a_row_without_some_of_its_targets_has_the_others(tmp_path: Path) -> None:
+    rows = [{"text": text, "joy": 1, "anger": None if text < "k" else 2} for text in texts(20)]
+    data = open_rows(tmp_path, NUMBERS, rows)
+    labels = [sample.label for sample in (*data.train, *data.heldout)]
+    assert {str(label) for label in labels} == {"[1.0, nan]", "[1.0, 2.0]"}
+    assert data.num_unlabelled == 0
 
 
-def test_truth_values_are_ids_of_two_labels_or_refused() -> None:
-    # JSON's true and false: whatever is made of them, a batch of them must hold class ids
-    task = SequenceClassification(kind="sequence_classification", labels=["no", "yes"])
-    try:
-        labels = [read(task, value) for value in (False, True)]
-    except DataError:
-        labels = []
-    assert [type(label) for label in labels] in ([], [int, int])
+# --- names that look like something else ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [1, 2])
-def test_a_number_that_names_one_label_and_counts_to_another_is_refused(value):
-    task = SequenceClassification(kind="sequence_classification", labels=["1", "2", "3"])
-    with pytest.raises(DataError, match=f"a.csv: row 4: label {value} is the id of '{value + 1}' and the name of an"):
-        read_label(task, {"label": value}, where="a.csv: row 4")
-    assert read_label(task, {"label": str(value)}, where="") == value - 1
+def named(*labels: str, **changes: Any) -> SequenceClassification:
+    return SequenceClassification(kind="sequence_classification", labels=list(labels), **changes)
+
+
+@pytest.mark.parametrize(
+    ("labels", "value", "expected"),
+    [
+        (["1", "2", "3"], "3", 2),
+        (["1", "2", "3"], 3, 2),
+        (["1", "2", "3"], 3.0, 2),
+        (["1", "2", "3"], "3.0", 2),
+        (["0", "1"], 1, 1),
+        (["1", "0"], 1, 0),
+        (["1.0", "2.0"], 2.0, 1),
+        (["01", "02"], "02", 1),
+        (["-1", "0", "1"], -1, 0),
+        (["-1", "0", "1"], "1", 2),
+        (["10", "20"], 20, 1),
+        (["10", "20"], 1, 1),
+        (["true", "false"], "false", 1),
+        (["true", "false"], False, 1),
+        (["True", "False"], False, 1),
+        (["null", "NaN", "-100"], "NaN", 1),
+        (["null", "NaN", "-100"], -100, 2),
+        (["2024-01-01", "1e3"], "1e3", 1),
+    ],
+)
+def test_names_are_compared_as_text_before_anything_is_a_number(labels: list[str], value: Any, expected: int) -> None:
+    assert read(named(*labels), value) == expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "value"), [(["1", "2", "3"], 0), (["1", "2", "3"], "0"), (["01", "02"], 1), (["1.0", "0.0", "x"], 2)]
+)
+def test_where_a_name_is_another_labels_id_no_ids_are_read(labels: list[str], value: Any) -> None:
+    assert refusal(named(*labels), value) == (
+        f"a.jsonl: row 7: label {value!r} is unknown; use one of {labels}, not an id: {labels[0]!r} among them is a "
+        "number, and another one than its id"
+    )
+
+
+def test_names_of_several_labels_may_be_numbers_too() -> None:
+    task = MultiLabelClassification(kind="multi_label_classification", labels=["2", "1", "7"])
+    for value in ([1, 7], ["1", "7"], "[1, 7]", '["7", "1"]', [7.0, 1.0]):
+        assert read(task, value) == [0.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("value", [[0.0, 1.0, 0.0], [0, 1, 0], [1, 1, 1], "[0, 0, 1]", [0.5, 0.2]])
+def test_a_number_for_every_label_is_no_list_of_those_that_hold(value: Any) -> None:
+    assert "list the names or ids of the labels that hold, each once, not a number for every label" in refusal(
+        MANY, value
+    )
+
+
+def test_numbers_in_a_recipe_are_names_and_what_is_no_text_is_refused() -> None:
+    assert named(*[1, 2, 3]).labels == ["1", "2", "3"]  # type: ignore[arg-type]
+    for name in (True, 1.5, None):
+        with pytest.raises(ValidationError, match="is no text; put each name in quotes"):
+            named("a", name)  # type: ignore[arg-type]
+
+
+# --- names that the data have -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("declared", "value", "expected"),
+    [
+        (["mad", "sad", "glad"], 0, 2),
+        (["mad", "sad", "glad"], 2.0, 1),
+        (["mad", "sad", "glad"], "1", 0),
+        (["mad", "sad", "glad"], "glad", 1),
+        (["glad", "odd", "sad"], 2, 0),
+        (["mad", "sad", "glad"], -1, None),
+        (["mad", "sad", "glad"], None, None),
+    ],
+)
+def test_an_id_is_the_name_that_the_data_declare_for_it(declared: list[str], value: Any, expected: int | None) -> None:
+    assert read_label(ONE, {"label": value}, where="", declared={"label": declared}) == expected
+
+
+def test_ids_in_a_list_are_the_names_that_the_data_declare() -> None:
+    declared = {"label": ["mad", "sad", "glad"]}
+    assert read_label(MANY, {"label": [0, 1]}, where="", declared=declared) == [1.0, 0.0, 1.0]
+
+
+def test_a_declared_name_that_the_task_lacks_is_refused_with_both_orders() -> None:
+    with pytest.raises(DataError) as caught:
+        read_label(ONE, {"label": 1}, where="a: row 1", declared={"label": ["sad", "unhappy"]})
+    assert str(caught.value) == (
+        "a: row 1: label 1 is 'unhappy' to the data, which declare ['sad', 'unhappy']; task.labels are ['sad', 'glad', "
+        "'mad']. Give task.labels the same names, in the order of the model's ids, or set task.data_labels to what the "
+        "data call each of task.labels, in their order"
+    )
+
+
+def test_the_data_may_call_labels_otherwise() -> None:
+    task = named("NEGATIVE", "POSITIVE", data_labels=["neg", "pos"])
+    assert [read(task, value) for value in ("pos", "neg", 1)] == [1, 0, 1]
+    assert read_label(task, {"label": 0}, where="", declared={"label": ["pos", "neg"]}) == 1
+    with pytest.raises(DataError, match="label 'POSITIVE' is unknown; use one of"):
+        read(task, "POSITIVE")
+    for wrong, message in (
+        (["neg"], "data_labels has 1 names, labels has 2"),
+        (["a", "a"], "data_labels must be dist"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            named("NEGATIVE", "POSITIVE", data_labels=wrong)
+
+
+# --- rows without a label ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [None, "", -100, -100.0, "-100", math.nan])
+@pytest.mark.parametrize("task", [ONE, SOFT, MANY, NUMBER], ids=lambda task: task.kind)
+def test_nothing_and_minus_a_hundred_are_no_label(task: Any, value: Any) -> None:
+    assert read(task, value) is None
+
+
+def test_no_label_is_none_of_several() -> None:
+    for value in ([0, None], ["sad", -100]):
+        with pytest.raises(DataError, match="one of them is none; list those that hold, or none at all"):
+            read(MANY, value)
+
+
+def test_one_of_several_targets_may_be_missing() -> None:
+    joy, anger = read_label(NUMBERS, {"joy": 1, "anger": None}, where="")  # type: ignore[misc]
+    assert (joy, math.isnan(anger)) == (1.0, True)
+    assert read_label(NUMBERS, {"joy": "nan", "anger": -100}, where="") is None
 
 
 def test_a_text_without_tokens_is_refused(tmp_path):
     tokenizer = write_tokenizer(tmp_path)
     source = Source(path=str(write_rows(tmp_path / "a.jsonl", [{"text": " ", "label": 0}])))
     data = Data(train=[source], evaluation=[source])
-    with pytest.raises(DataError, match="column 'text': ' ' has no tokens to predict anything from"):
+    with pytest.raises(DataError, match=r"a\.jsonl: row 1: column 'text' holds ' '; there is nothing in it to predict"):
         LabelledData(data, ONE, tokenizer, list_data(data), max_heldout=9)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -449,7 +449,7 @@ def test_mistakes_of_recipe_and_files_are_reported_at_once(lm_run: Path) -> None
 
 
 def test_a_recipe_without_a_known_task_is_refused_for_what_is_known(lm_run: Path) -> None:
-    with pytest.raises(ConfigError, match=r"(?s)task: .*: distill.kl_wieght: "):
+    with pytest.raises(ConfigError, match=r"(?s)task.kind: .*: distill.kl_wieght: "):
         plan_recipe(str(lm_run / "recipe.yaml"), ["task.kind=poetry", "distill.kl_wieght=2"])
 
 
@@ -502,9 +502,11 @@ def test_check_takes_less_than_two_seconds_and_no_torch(run_name: str, request: 
         f"code = main(['check', {str(run / 'recipe.yaml')!r}, '--ranks', '2']); "
         "assert not {'torch', 'transformers', 'deepspeed', 'datasets'} & sys.modules.keys(); sys.exit(code)"
     )
-    started = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
-    assert time.monotonic() - started < 2
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # of the processor, as this machine may be at other work; on an idle one as much passes on the clock
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
     assert "phases    cut_student > filters_teacher" in done.stdout
 
 

@@ -10,12 +10,13 @@ import time
 
 import pytest
 
-from ted_ds.runtime.preemption import STOP_SIGNALS, StopRequests, shielded
+from ted_ds.runtime.preemption import AGREE_WITHIN_S, STOP_SIGNALS, StopRequests, shielded
 
 LISTEN = """
 import os, signal, sys, time
 from ted_ds.runtime.preemption import StopRequests
 stops = StopRequests()
+stops.has_work({has_work})
 with stops.listening():
     print("listening", flush=True)
     {body}
@@ -38,8 +39,8 @@ def start():
         process.stdout.close()
 
 
-def listening(start, body):
-    process = start("-c", LISTEN.format(body=body))
+def listening(start, body, *, has_work=True):
+    process = start("-c", LISTEN.format(body=body, has_work=has_work))
     assert process.stdout.readline() == "listening\n"
     return process
 
@@ -54,6 +55,7 @@ def wait_until(condition):
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_each_signal_is_a_reason_and_does_not_end_the_process(number):
     stops = StopRequests()
+    stops.has_work(True)
     before = signal.getsignal(number)
     with stops.listening():
         assert stops.reason is None
@@ -100,7 +102,7 @@ def test_under_a_launcher_what_follows_at_once_is_the_same_request(start, tmp_pa
     launcher = tmp_path / "torchrun"
     launcher.write_text("import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', sys.argv[1]]))")
     body = "time.sleep(0.5); print(stops.reason, flush=True); time.sleep(2); print('alive', flush=True); time.sleep(60)"
-    code = LISTEN.format(body="print(os.getpid(), flush=True); " + body)
+    code = LISTEN.format(body="print(os.getpid(), flush=True); " + body, has_work=True)
     process = start(str(launcher), code)
     assert process.stdout.readline() == "listening\n"
     rank = int(process.stdout.readline())
@@ -120,7 +122,7 @@ def test_a_launcher_that_is_gone_is_a_reason(start, tmp_path):
     body = f"""print(stops.reason, flush=True)
     while stops.reason is None: time.sleep(0.02)
     open({str(found)!r}, "w").write(stops.reason)"""
-    process = start(str(launcher), LISTEN.format(body=body))
+    process = start(str(launcher), LISTEN.format(body=body, has_work=True))
     assert process.stdout.readline() == "listening\n"
     assert process.stdout.readline() == "None\n"
     process.kill()
@@ -128,9 +130,60 @@ def test_a_launcher_that_is_gone_is_a_reason(start, tmp_path):
     wait_until(lambda: found.exists() and found.read_text() == "end of the launcher")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_before_the_first_step_one_signal_ends_a_process_that_waits(start, number, tmp_path):
+    # in code that never returns, as in a collective; what was made for the time being is removed
+    made = tmp_path / "made"
+    made.touch()
+    body = f"""from pathlib import Path
+    stops.before_end.append(Path({str(made)!r}).unlink)
+    print("ready", flush=True)
+    import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"""
+    process = listening(start, body, has_work=False)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert process.wait(AGREE_WITHIN_S + 7) == 75
+    assert not made.exists()
+
+
+@pytest.mark.parametrize("coming", ["stops.agreed()", "stops.has_work(True)"])
+def test_before_the_first_step_ranks_that_agree_end_together(start, coming):
+    process = listening(
+        start, f"time.sleep(1); {coming}; time.sleep({AGREE_WITHIN_S + 2}); os._exit(3)", has_work=False
+    )
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 3
+
+
+def test_before_the_first_step_a_file_ends_it_too(start, tmp_path, monkeypatch):
+    monkeypatch.setenv("TED_DS_LOG_DIR", str(tmp_path))
+    process = listening(start, "time.sleep(60)", has_work=False)
+    (tmp_path / "stop").touch()
+    assert process.wait(AGREE_WITHIN_S + 10) == 75
+
+
+def test_a_terminal_that_closes_is_heard_unless_it_is_ignored(start):
+    assert signal.SIGHUP in STOP_SIGNALS
+    body = "time.sleep(1); print(stops.reason, flush=True); time.sleep(60)"
+    process = listening(start, body)
+    process.send_signal(signal.SIGHUP)
+    assert process.stdout.readline() == "SIGHUP\n"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup does
+    try:
+        process = listening(start, body)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    process.send_signal(signal.SIGHUP)
+    assert process.stdout.readline() == "None\n"
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert process.poll() is None
+
+
 def test_a_shell_is_no_launcher():
     # a run that was started with nohup outlives its shell
-    script = f"{sys.executable} -c '{LISTEN.format(body='time.sleep(1); print(stops.reason, flush=True)')}' & exit 0"
+    program = LISTEN.format(body="time.sleep(1); print(stops.reason, flush=True)", has_work=True)
+    script = f"{sys.executable} -c '{program}' & exit 0"
     done = subprocess.run(["sh", "-c", script], stdout=subprocess.PIPE, text=True, timeout=20)
     assert done.stdout.splitlines() == ["listening", "None"]
 

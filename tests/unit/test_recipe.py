@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from ted_ds.config.draft import TASK_KINDS
 from ted_ds.config.load import load_recipe
+from ted_ds.config.places import TASK_KINDS
 from ted_ds.config.tasks import CausalLm, Regression
+from ted_ds.config.without_effect import settings_without_effect
 from ted_ds.errors import ConfigError
 from ted_ds.evaluation.scoring import SCORERS
 from ted_ds.numerics.task_terms import TASK_TERMS
@@ -87,35 +88,118 @@ def test_a_key_of_the_other_task_kind_is_refused_and_not_suggested(path: Path) -
 @pytest.mark.parametrize(
     ("override", "phrase"),
     [
-        ("distill.max_steps=many", "distill.max_steps: 'many': Input should be a valid integer"),
-        ("distill.max_steps=0", "distill.max_steps: 0: Input should be greater than 0"),
-        ("distill.learning_rate=-1", "distill.learning_rate: -1: Input should be greater than 0"),
-        ("distill.learning_rate=.nan", "distill.learning_rate: nan: Input should be a finite number"),
-        ("distill.betas=[0.9,1.5]", "distill.betas[1]: 1.5: Input should be less than 1"),
-        ("distill.method=tad", "distill.method: 'tad': Input should be 'sft', 'kd', 'lwd' or 'ted'"),
-        ("data.train=[]", "data.train: []: List should have at least 1 item"),
+        ("distill.max_steps=many", "distill.max_steps: 'many': use a whole number above 0"),
+        ("distill.max_steps=0", "distill.max_steps: 0: use a whole number above 0"),
+        ("distill.learning_rate=-1", "distill.learning_rate: -1: use a number above 0"),
+        ("distill.learning_rate=.nan", "distill.learning_rate: nan: use a number above 0"),
+        ("distill.betas=[0.9,1.5]", "distill.betas[1]: 1.5: use a number from 0 to below 1"),
+        ("distill.method=tad", "distill.method: 'tad': use sft, kd, lwd or ted"),
+        ("data.train=[]", "data.train: []: use a list of 1 or more, each a section of keys and values"),
         ("data.train[0].weight=0", "data.train[0].weight: 0: must be a number above 0, size, or [[step"),
         ("data.train[0].weight=half", "data.train[0].weight: 'half': must be a number above 0, size, or [[step"),
         ("data.train[0].weight=[[5, 1], [5, 2]]", "data.train[0].weight: [[5, 1], [5, 2]]: must be a number above 0"),
         ("data.train[0].weight=[[0, 0], [9, 1]]", "data: train: at step 0 every source has weight 0"),
-        ("name=a b", "name: 'a b': String should match pattern"),
-        ("data.padding.side=both", "data.padding.side: 'both': Input should be 'right' or 'left'"),
-        ("data.padding.multiple_of=0", "data.padding.multiple_of: 0: Input should be greater than 0"),
-        ("task.packing.isolate_documents=2", "task.packing.isolate_documents: 2: Input should be a valid boolean"),
-        ("checkpoint.every_steps=0", "checkpoint.every_steps: 0: Input should be greater than 0"),
-        ("checkpoint.keep_last=0", "checkpoint.keep_last: 0: Input should be greater than 0"),
+        ("name=a b", "name: 'a b': use a text of letters, digits, '_', '.' and '-'"),
+        ("data.padding.side=both", "data.padding.side: 'both': use right or left"),
+        ("data.padding.multiple_of=0", "data.padding.multiple_of: 0: use a whole number above 0"),
+        ("task.packing.isolate_documents=2", "task.packing.isolate_documents: 2: use true or false"),
+        ("checkpoint.every_steps=0", "checkpoint.every_steps: 0: use a whole number above 0, or null"),
+        ("checkpoint.keep_last=0", "checkpoint.keep_last: 0: use a whole number above 0"),
         (
             "checkpoint.keep_every_steps=10",
             "checkpoint: keep_every_steps (10) must be a multiple of every_steps (None)",
         ),
-        ("stop_after_minutes=0", "stop_after_minutes: 0: Input should be greater than 0"),
-        ("max_consecutive_skips=-1", "max_consecutive_skips: -1: Input should be greater than or equal to 0"),
-        ("preflight=ignore", "preflight: 'ignore': Input should be 'refuse' or 'warn'"),
-        ("task.kind=span_qa", "task: Input tag 'span_qa' found using 'kind' does not match any of the expected tags"),
+        ("stop_after_minutes=0", "stop_after_minutes: 0: use a number above 0, or null"),
+        ("max_consecutive_skips=-1", "max_consecutive_skips: -1: use a whole number, 0 or more"),
+        ("preflight=ignore", "preflight: 'ignore': use refuse or warn"),
+        (
+            "task.kind=span_qa",
+            "task.kind: 'span_qa': use one of causal_lm, multi_label_classification, regression",
+        ),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_place_the_value_and_the_rule(path: Path, override: str, phrase: str) -> None:
     assert f"{path}: {phrase}" in refusal(path, override)
+
+
+def at(override: str) -> str:
+    return override.partition("=")[0]
+
+
+@pytest.mark.parametrize("switch", ["true", "false", "yes", "no", "on"])
+@pytest.mark.parametrize(
+    "key",
+    ["distill.max_steps", "distill.kl_weight", "seed", "checkpoint.every_minutes", "task.packing.window"],
+)
+def test_a_switch_is_no_number(path: Path, key: str, switch: str) -> None:
+    given = switch in ("true", "yes", "on")
+    assert refusal(path, f"{key}={switch}").startswith(f"{path}: {key}: {given}: use a ")
+
+
+def test_a_switch_in_a_list_of_numbers_is_refused_in_its_place(path: Path) -> None:
+    assert refusal(path, "student.from_teacher.blocks=[0, true]") == (
+        f"{path}: student.from_teacher.blocks[1]: True: use a whole number, 0 or more"
+    )
+    assert refusal(path, "distill.betas=[false, 0.9]") == (
+        f"{path}: distill.betas[0]: False: use a number from 0 to below 1"
+    )
+
+
+@pytest.mark.parametrize("override", ["distill.max_steps='10'", "distill.max_steps=1e1", "distill.max_steps=10.0"])
+def test_a_whole_number_may_be_written_in_other_ways(path: Path, override: str) -> None:
+    """Environment variables are text, and 1e1 is a fraction to YAML."""
+    assert load_recipe(path, [override]).distill.max_steps == 10
+
+
+@pytest.mark.parametrize(
+    ("override", "rule"),
+    [
+        ("distill.max_steps=2.5", "2.5: use a whole number above 0"),
+        ("distill.max_steps=null", "null: use a whole number above 0"),
+        ("distill.learning_rate=abc", "'abc': use a number above 0"),
+        ("distill.betas=0.9", "0.9: use a list of 2 values, each a number from 0 to below 1"),
+        ("distill.betas=[0.9]", "[0.9]: use a list of 2 values, each a number from 0 to below 1"),
+        ("distill.betas=[1, 2, 3]", "[1, 2, 3]: use a list of 2 values, each a number from 0 to below 1"),
+        ("name=5", "5: use a text of letters, digits, '_', '.' and '-'; put it into quotes"),
+        ("task.text_column=5", "5: use a text; put it into quotes"),
+        ("teacher.path=null", "null: use a text that is not empty"),
+        ("output_dir=5", "5: use the path of a file or folder"),
+        ("activation_checkpointing=perhaps", "'perhaps': use true or false"),
+        ("data=5", "5: use a section of keys and values"),
+        ("filters=5", "5: use a section of keys and values, or null"),
+        ("evaluation=null", "null: use a section of keys and values"),
+        ("data.train=x", "'x': use a list of 1 or more, each a section of keys and values"),
+        ("student.from_teacher.blocks=0", "0: use a list of 1 or more, each a whole number, 0 or more"),
+        ("layer_map={kind: explicit, pairs: x}", "use a list, each a list of 2 values, each a whole number, 0 or more"),
+        ("data.bad_records.max_fraction=2", "2: use a number from 0 to 1"),
+        ("data.heldout_fraction=1", "1: use a number above 0 and below 1"),
+        ("task=5", "5: use a section of keys and values"),
+        ("task={}", "kind: this key is required; use one of causal_lm"),
+        ("task.kind=[1]", "[1]: use one of causal_lm"),
+    ],
+)
+def test_every_kind_of_value_has_its_rule_in_words(path: Path, override: str, rule: str) -> None:
+    message = refusal(path, override)
+    assert message.startswith(f"{path}: {at(override)}")
+    assert rule in message
+    assert not any(word in message for word in ("Input", "valid", "instance", "<class", "validation"))
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("distill.steps=3", "did you mean 'max_steps' or 'warmup_steps'?"),
+        ("distill.batch_size=3", "did you mean 'global_batch_size' or 'micro_batch_size'?"),
+        ("distill.lr=1e-3", "did you mean 'learning_rate'?"),
+        ("distill.epochs=3", "known here: betas, eps"),
+        ("betas=1", "it belongs to teacher.finetune, student.finetune, filters.teacher, filters.student"),
+        ("data.path=x", "it belongs to data.train or data.evaluation"),
+    ],
+)
+def test_a_hint_leads_to_the_key_that_was_meant_or_there_is_none(path: Path, override: str, hint: str) -> None:
+    message = refusal(path, override)
+    assert message.startswith(f"{path}: {at(override)}: unknown key; {hint}")
+    assert "did you mean 'eps'" not in message
 
 
 def test_a_missing_key_is_named(tmp_path: Path, recipe: dict[str, Any]) -> None:
@@ -156,11 +240,13 @@ def test_an_override_may_hold_equals_signs(path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "phrase"),
     [
-        ("distill.max_steps", "an override has the form a.b=value"),
-        ("=3", "an override has the form a.b=value"),
+        ("distill.max_steps", "an override has the form a.b=value or a.b[0].c=value"),
+        ("=3", "an override has the form a.b=value or a.b[0].c=value"),
         ("data.train[5].path=x", "list index out of range"),
         ("data.train.x.path=y", "Index 'x' (str) is not an int"),
         ("name=[1,", "not readable as a YAML value"),
+        ("distill..max_steps=1", "an override has the form a.b=value or a.b[0].c=value"),
+        ("data.train[0=1", "an override has the form a.b=value or a.b[0].c=value"),
     ],
 )
 def test_an_override_that_cannot_be_applied_is_refused(path: Path, override: str, phrase: str) -> None:
@@ -185,7 +271,7 @@ def test_interpolation_takes_another_value_also_in_an_override(tmp_path: Path, r
 
 
 def test_interpolation_of_a_key_that_is_not_there_is_refused(path: Path) -> None:
-    assert refusal(path, "output_dir=${nmae}").startswith(f"{path}: Interpolation key 'nmae' not found")
+    assert refusal(path, "output_dir=${nmae}").startswith(f"{path}: output_dir: ${{nmae}}: the recipe has no such key")
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------
@@ -196,8 +282,69 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["name: [", "name: a\n\tseed: 1", "!!python/object:os.system {}", "name: a\nname: b"]
+    ("content", "place"),
+    [
+        ("name: a\nname: b", "line 2, column 1: name"),
+        ("name: a\ndistill: {seed: 1, max_steps: 2, max_steps: 3}", "line 2, column 34: max_steps"),
+        ("data:\n  train:\n  - path: x\n    path: y", "line 4, column 5: path"),
+    ],
 )
+def test_a_key_that_is_given_twice_is_refused_at_any_depth(tmp_path: Path, content: str, place: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(content, encoding="utf-8")
+    assert refusal(path) == f"{path}: not readable as YAML: {place}: given twice; keep one"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("name: a\n\tseed: 1", "line 2, column 1: a tab; indent with spaces"),
+        ("name: a: b", "line 1, column 8: a second ': ' in one line; put the value into quotes, or begin a new line"),
+        ("---\nname: a\n---\nname: b", "line 3, column 1: a second document begins (---); a recipe is one"),
+        ("name: [a", "line 2, column 1: did not find expected ',' or ']'"),
+        ("name: ${a", "no viable alternative at input '${a'"),
+    ],
+)
+def test_yaml_that_is_wrong_is_refused_in_words_with_its_line(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"{content}\n", encoding="utf-8")
+    assert refusal(path).startswith(f"{path}: not readable as YAML: {message}")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("name: ${name}", "name: its ${...} leads back to itself"),
+        ("name: ${seed}\nseed: ${name}", "name: its ${...} leads back to itself"),
+        (
+            "name: ${oc.env:TED_DS_NO_SUCH}",
+            "name: ${oc.env:TED_DS_NO_SUCH}: $TED_DS_NO_SUCH is not set; set it, or write "
+            "${oc.env:TED_DS_NO_SUCH,default}",
+        ),
+        ("distill:\n  max_steps: ${distil.x}", "distill.max_steps: ${distil.x}: the recipe has no such key"),
+    ],
+)
+def test_what_cannot_be_resolved_is_named_with_its_key(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(content, encoding="utf-8")
+    assert refusal(path) == f"{path}: {message}"
+
+
+def test_a_key_that_is_no_name_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("1: a", encoding="utf-8")
+    assert f"{path}: the recipe: 1: a key is a name; put it into quotes, or remove it" in refusal(path)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_file_in_another_encoding_is_refused_with_what_to_do(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: \u00e9t\u00e9", encoding=encoding)
+    assert "not UTF-8 text" in refusal(path)
+    assert refusal(path).endswith("; save it as UTF-8")
+
+
+@pytest.mark.parametrize("content", ["name: [", "!!python/object:os.system {}", "name: &x 1\nseed: *y"])
 def test_a_file_that_is_not_yaml_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(content, encoding="utf-8")
@@ -314,6 +461,68 @@ def test_kd_needs_a_weight_of_its_predictions(path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["distill.method=sft", "distill.task_weight=0"],
+            "distill.task_weight: 0: method: sft trains on the task alone; use a weight above 0",
+        ),
+        (
+            ["distill.feature_weight=0"],
+            "distill.feature_weight: 0: method: ted matches layers; use a weight above 0, or method: kd",
+        ),
+        (
+            ["distill.method=lwd", "distill.task_weight=0", "distill.kl_weight=0", "distill.feature_weight=0"],
+            "distill.feature_weight: 0: method: lwd matches layers; use a weight above 0, or method: kd",
+        ),
+    ],
+)
+def test_a_method_without_its_term_is_refused(path: Path, overrides: list[str], message: str) -> None:
+    assert refusal(path, *overrides) == f"{path}: {message}"
+
+
+def test_the_other_terms_may_be_left_out(path: Path) -> None:
+    assert load_recipe(path, ["distill.task_weight=0", "distill.kl_weight=0"]).distill.feature_weight == 1
+    assert load_recipe(path, ["distill.method=kd", "distill.task_weight=0"]).distill.kl_weight == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        ([], None),
+        (["distill.temperature=3", "distill.kl_weight=0.5"], None),
+        (
+            ["distill.method=sft", "distill.temperature=3", "layer_map.kind=last"],
+            "without effect: distill.temperature, layer_map, filters (distill.method: sft)",
+        ),
+        (["distill.method=lwd"], "without effect: filters (distill.method: lwd)"),
+        (["filters=null", "distill.method=kd"], None),
+        (
+            ["filters=null", "distill.method=kd", "distill.normalise_features=true"],
+            "without effect: distill.normalise_features (distill.method: kd)",
+        ),
+        (["filters.pooling=mean"], "without effect: filters.pooling (task.kind: causal_lm)"),
+        (["task.packing.window=8"], "without effect: task.packing.window (task.packing.method: wrap)"),
+        (["task.packing={method: best_fit, window: 8}"], None),
+        (["data.evaluation=[{path: x}]"], "without effect: data.heldout_fraction (data.evaluation is given)"),
+        (["checkpoint.keep_best=true"], "without effect: checkpoint.keep_best (evaluation.every_steps is not given)"),
+        (["checkpoint.keep_best=true", "evaluation.every_steps=1"], None),
+    ],
+)
+def test_settings_without_effect_are_named(path: Path, overrides: list[str], line: str | None) -> None:
+    assert settings_without_effect(load_recipe(path, overrides)) == ([line] if line else [])
+
+
+def test_settings_of_corpora_are_without_effect_on_task_data(tmp_path: Path) -> None:
+    path = write_task(tmp_path, task_dict("sequence_classification"))
+    given = ["data.shuffle_mib=4", "data.cleaning.deduplicate=true", "data.train[0].epochs=2", "filters.lm_head=new"]
+    assert settings_without_effect(load_recipe(path, given)) == [
+        "without effect: filters.lm_head, data.shuffle_mib, data.workers, data.cleaning.deduplicate, "
+        "data.train[0].epochs (task.kind: sequence_classification)"
+    ]
+
+
 # --- kinds of tasks ---------------------------------------------------------------------------------------------------
 
 
@@ -370,7 +579,7 @@ def test_regression_refuses_a_temperature_also_the_default_one(tmp_path: Path) -
 def test_labelled_tasks_need_two_labels_at_least(tmp_path: Path, kind: str) -> None:
     task = task_dict(kind)
     path = write_task(tmp_path, {**task, "labels": ["a"]})
-    assert refusal(path) == f"{path}: task.labels: ['a']: List should have at least 2 items after validation, not 1"
+    assert refusal(path) == f"{path}: task.labels: ['a']: use a list of 2 or more, each a text"
     del task["labels"]
     path = write_task(tmp_path, task)
     assert refusal(path) == f"{path}: task.labels: this key is required"
@@ -378,7 +587,7 @@ def test_labelled_tasks_need_two_labels_at_least(tmp_path: Path, kind: str) -> N
 
 def test_regression_needs_a_target_column(tmp_path: Path) -> None:
     path = write_task(tmp_path, {"kind": "regression", "target_columns": []})
-    assert refusal(path).startswith(f"{path}: task.target_columns: []: List should have at least 1 item")
+    assert refusal(path).startswith(f"{path}: task.target_columns: []: use a list of 1 or more, each a text")
 
 
 @pytest.mark.parametrize(

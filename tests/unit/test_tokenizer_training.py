@@ -349,7 +349,7 @@ def test_sources_are_read_in_turn(recipe_file) -> None:
         ("tokenizer.vocab=1", "tokenizer.vocab: unknown key; did you mean 'vocab_size'?"),
         (
             "tokenizer.character_coverage=0.9",
-            "tokenizer.character_coverage: 0.9: Input should be greater than or equal",
+            "tokenizer.character_coverage: 0.9: use a number from 0.98 to 1",
         ),
         ("data.train[0].path=none.jsonl", "none.jsonl: no such data file or folder"),
         ("task.text_column=body", "no column 'body'"),

@@ -23,6 +23,12 @@ class DataFile:
     """Of row groups or rows."""
     is_array: bool = False
     """Whether it is a JSON array, which is held whole while it is read."""
+    line_end: bytes = b"\n"
+    """What ends its lines; with or without a carriage return before it."""
+    ends_sha256: str = ""
+    """Of the bytes at its beginning and end; empty where they were not looked at."""
+    class_names: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Columns whose ids the data declare names for, and these."""
 
 
 @dataclass(frozen=True)

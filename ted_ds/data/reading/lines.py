@@ -1,14 +1,11 @@
-"""Formats made of lines: JSON lines, plain text by line or by paragraph block, and CSV."""
+"""Formats made of lines: JSON lines, and plain text by line or by paragraph block."""
 
 from __future__ import annotations
 
-import collections
-import csv
 import itertools
 import json
-import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ted_ds.data.reading.bytes import (
     CHUNK_BYTES,
@@ -19,7 +16,7 @@ from ted_ds.data.reading.bytes import (
     read_range,
 )
 from ted_ds.data.reading.extents import Extent
-from ted_ds.data.reading.records import START, Item, Position, too_long
+from ted_ds.data.reading.records import START, Item, JsonObject, Position, doubled_fault, too_long
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 LOOK_BACK_BYTES = 2**16
@@ -39,7 +36,7 @@ class Line(NamedTuple):
     """Of one that is too long, for CSV."""
 
 
-def split_lines(chunks: Iterable[Chunk], *, max_bytes: int) -> Iterator[Line]:
+def split_lines(chunks: Iterable[Chunk], *, max_bytes: int, line_end: bytes = b"\n") -> Iterator[Line]:
     """Lines of consecutive chunks, of which one is held at a time."""
     start: tuple[int, int] | None = None
     end = (0, 0)
@@ -49,7 +46,7 @@ def split_lines(chunks: Iterable[Chunk], *, max_bytes: int) -> Iterator[Line]:
         begin = 0
         while begin < len(data):
             start = start or (block, offset + begin)
-            newline = data.find(b"\n", begin)
+            newline = data.find(line_end, begin)
             stop = len(data) if newline < 0 else newline
             size += stop - begin
             if size <= max_bytes:
@@ -79,7 +76,7 @@ def extent_lines(extent: Extent, start: Position, *, max_bytes: int, past_end: b
         chunks: Iterator[Chunk] = decompressed_chunks(extent.url, compression, extent.size, block=block, skip=skip)
     else:
         chunks = _plain_from_first_line(extent, start, past_end=past_end)
-    for line in split_lines(chunks, max_bytes=max_bytes):
+    for line in split_lines(chunks, max_bytes=max_bytes, line_end=extent.file.line_end):
         if compression is None and not past_end and line.start[1] >= extent.end:
             return
         yield line if line.start != (0, 0) or line.data is None else line._replace(data=_without_mark(line.data))
@@ -87,17 +84,17 @@ def extent_lines(extent: Extent, start: Position, *, max_bytes: int, past_end: b
 
 def _plain_from_first_line(extent: Extent, start: Position, *, past_end: bool) -> Iterator[Chunk]:
     """Chunks from the first line that starts in the extent at or after a position."""
-    url, end = extent.url, extent.end
+    url, end, line_end = extent.url, extent.end, extent.file.line_end
     begin = extent.start if start == START else start.offset
     if begin >= end:
         return
     looks_back = start == START and begin > 0  # for the end of the line before
     found, complete = not looks_back, False
     for _, offset, data in plain_chunks(url, begin - looks_back, end, chunk_bytes=CHUNK_BYTES + looks_back):
-        skipped = 0 if found else data.find(b"\n") + 1
+        skipped = 0 if found else data.find(line_end) + 1
         found = found or skipped > 0
         if found and skipped < len(data):
-            complete = data.endswith(b"\n")
+            complete = data.endswith(line_end)
             yield Chunk(0, offset + skipped, data[skipped:])
         elif found:
             complete = True
@@ -115,6 +112,7 @@ def _without_mark(data: bytes) -> bytes:
 def read_json_lines(extent: Extent, start: Position, columns: Sequence[str], *, max_bytes: int) -> Iterator[Item]:
     """A record per line; blank lines are none."""
     ordinal = start.ordinal
+    keys = [f'"{name}"' for name in columns]
     for line in extent_lines(extent, start, max_bytes=max_bytes):
         if line.data is not None and not line.data.strip():
             continue
@@ -124,11 +122,18 @@ def read_json_lines(extent: Extent, start: Position, columns: Sequence[str], *, 
             yield Item(here, there, {}, too_long(max_bytes))
             continue
         try:
-            row = json.loads(str(_without_mark(line.data), "utf-8"))
+            text = str(_without_mark(line.data), "utf-8")
+            row = json.loads(text)
+            fault = None
+            if any(text.count(key) > 1 for key in keys):  # rarely so where no key is there twice
+                row = json.loads(text, object_pairs_hook=JsonObject)
+                fault = doubled_fault(columns, row.keys_given) if isinstance(row, JsonObject) else None
         except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
             yield Item(here, there, {}, f"not JSON in UTF-8: {error}")
             continue
-        if isinstance(row, dict):
+        if fault is not None:
+            yield Item(here, there, {}, fault)
+        elif isinstance(row, dict):
             yield Item(here, there, {name: row[name] for name in columns} if row.keys() >= set(columns) else row)
         else:
             yield Item(here, there, {}, f"a JSON {type(row).__name__}; each line must be an object")
@@ -182,7 +187,7 @@ def _starts_inside_block(extent: Extent, max_bytes: int) -> bool:
         data = read_range(extent.url, at, begin)
         if at == 0:
             data = _without_mark(data).rjust(len(data))
-        newline = data.rfind(b"\n")
+        newline = data.rfind(extent.file.line_end)
         if data[newline + 1 :].strip():
             return True
         begin = at + newline + 1
@@ -203,112 +208,3 @@ def _text_item(here: Position, there: Position, data: bytes | None, max_bytes: i
         return Item(here, there, {"text": data.decode().removesuffix("\r")})
     except UnicodeDecodeError as error:
         return Item(here, there, {}, f"not UTF-8: {error}")
-
-
-# --- CSV --------------------------------------------------------------------------------------------------------------
-
-
-class _TooLong(csv.Error):
-    pass
-
-
-class _RowLines(Iterator[str]):
-    """Lines as text for :mod:`csv`, which remembers those of the current row."""
-
-    def __init__(self, extent: Extent, start: Position, *, max_bytes: int) -> None:
-        self._extent, self._max_bytes = extent, max_bytes
-        self._lines = extent_lines(extent, start, max_bytes=max_bytes)
-        self._again: collections.deque[Line] = collections.deque()
-        self.row: list[Line] = []
-        self._size = 0
-
-    def __next__(self) -> str:
-        line = self._again.popleft() if self._again else next(self._lines)
-        self.row.append(line)
-        self._size += len(line.data or b"") + 1
-        if line.data is None or self._size > self._max_bytes + 1:
-            raise _TooLong(too_long(self._max_bytes))
-        # bytes that are no UTF-8 become half surrogate pairs, which the check of the column finds
-        return line.data.decode(errors="surrogateescape") + "\n"
-
-    def next_row(self) -> list[str] | None:
-        """The next row, empty for a blank line; None where there are no more.
-
-        Raises:
-            csv.Error: Its lines are no row. The next one begins with the second of them: who knows how many there are
-                in what a quote without its end seems to hold. Or the row is too long, and goes on to where its last
-                quote ends.
-        """
-        self.row, self._size = [], 0
-        try:
-            return next(csv.reader(self, strict=True), None)
-        except _TooLong:
-            self._skip_quoted()
-            raise
-        except csv.Error:
-            self._again.extendleft(reversed(self.row[1:]))
-            del self.row[1:]
-            raise
-
-    def _skip_quoted(self) -> None:
-        """Pass over the rest of a row that is too long."""
-        num_quotes = sum(map(_num_quotes, self.row))
-        del self.row[1:-1]
-        while num_quotes % 2:
-            line = self._again.popleft() if self._again else next(self._lines, None)
-            if line is None:  # the quote has no end
-                del self.row[1:]
-                self._lines = extent_lines(self._extent, Position(1, *self.row[0].end), max_bytes=self._max_bytes)
-                return
-            self.row[1:] = [line]
-            num_quotes += _num_quotes(line)
-
-
-def _num_quotes(line: Line) -> int:
-    return line.num_quotes if line.data is None else line.data.count(b'"')
-
-
-def read_csv(extent: Extent, start: Position, columns: Sequence[str], *, max_bytes: int) -> Iterator[Item]:
-    """A record per row of a CSV file, whose first row names the columns.
-
-    All but the first of ``columns``, which is the text, are read as JSON numbers or lists where they are some.
-    """
-    csv.field_size_limit(max_bytes + 1)
-    lines = _RowLines(extent, START, max_bytes=max_bytes)
-    header: list[str] | None = []
-    while header == []:
-        header = lines.next_row()
-    if header is None:
-        return
-    if start != START:
-        lines = _RowLines(extent, start, max_bytes=max_bytes)
-    ordinal = start.ordinal
-    while True:
-        row, fault = None, None
-        try:
-            row = lines.next_row()
-            if row is None:
-                return
-            if not row:
-                continue  # a blank line
-            if len(row) != len(header):
-                fault = f"{len(row)} values for the {len(header)} columns of the first row"
-        except csv.Error as error:
-            fault = str(error) if isinstance(error, _TooLong) else f"not CSV: {error}"
-        here, there = Position(ordinal, *lines.row[0].start), Position(ordinal + 1, *lines.row[-1].end)
-        ordinal += 1
-        if row is None or fault is not None:
-            yield Item(here, there, {}, fault)
-            continue
-        named = dict(zip(header, row, strict=True))
-        wanted = {name: _value(named[name]) if i else named[name] for i, name in enumerate(columns) if name in named}
-        yield Item(here, there, wanted if len(wanted) == len(columns) else named)
-
-
-def _value(text: str) -> Any:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    is_number = type(value) is int or (type(value) is float and math.isfinite(value))
-    return value if is_number or isinstance(value, list) else text

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ted_ds.config.data import Data, Source
 from ted_ds.config.redaction import without_secrets
-from ted_ds.data.reading.bytes import DamagedData, compression_of, decompressed_chunks, open_filesystem, read_range
+from ted_ds.data.reading.bytes import compression_of
+from ted_ds.data.reading.csv_rows import read_csv
+from ted_ds.data.reading.described import described, with_ends
 from ted_ds.data.reading.extents import DataFile, Extent, ExtentTable
-from ted_ds.data.reading.lines import read_csv, read_json_lines, read_text_blocks, read_text_lines
-from ted_ds.data.reading.records import START, BadRecord, Item, Position, column_fault
-from ted_ds.data.reading.tables import arrow_file, parquet_metadata, read_arrow, read_parquet, read_remote_arrow
+from ted_ds.data.reading.lines import read_json_lines, read_text_blocks, read_text_lines
+from ted_ds.data.reading.records import DOUBLED, START, BadRecord, Item, Position, column_fault
+from ted_ds.data.reading.tables import read_arrow, read_parquet, read_remote_arrow
 from ted_ds.data.reading.whole import read_json_array, read_text_file
-from ted_ds.data.sources import is_remote, locate, without_query
+from ted_ds.data.sources import declared_names, is_remote, locate
 from ted_ds.errors import DataError
 
 EXTENT_BYTES = 2**18
 ARROW_EXTENT_ROWS = 1000
-FOOTERS_AT_ONCE = 16
+FILES_AT_ONCE = 16
 REMOTE_ATTEMPTS = 4
 REMOTE_WAIT_S = 1.0
 
@@ -83,19 +84,17 @@ def list_source(source: Source) -> Listing:
         DataError: It is not there, is empty, or of no known format.
     """
     kind, urls = locate(source)
-    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-        files = tuple(pool.map(functools.partial(_described, kind, source.documents), urls))
+    declared = declared_names(source)
+    looked_at = set(with_ends(len(urls)))
+
+    def describe(number: int) -> DataFile:
+        return described(urls[number], kind, source.documents, declared, has_ends=number in looked_at)
+
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        files = tuple(pool.map(describe, range(len(urls))))
     if not any(file.size for file in files):
         raise DataError(f"{source.path}: empty; give at least one row")
     return Listing(source.path, kind, source.documents, files)
-
-
-def _described(kind: str, documents: str, url: str, *, whole: bool = True) -> DataFile:
-    """A file; ``whole`` where all of it will be read, and not only its first rows."""
-    try:
-        return _describe(kind, documents, url, whole=whole)
-    except Exception as error:  # file systems, Parquet and Arrow raise their own types
-        raise DataError(f"{url}: cannot be read: {' '.join(str(error).split())[:300]}") from error
 
 
 def first_file(source: Source) -> Listing | None:
@@ -105,44 +104,12 @@ def first_file(source: Source) -> Listing | None:
         DataError: It is not there, or of no known format.
     """
     kind, urls = locate(source)
+    declared = declared_names(source)
     for url in urls:
-        file = _described(kind, source.documents, url, whole=False)
+        file = described(url, kind, source.documents, declared, whole=False)
         if file.size:
             return Listing(source.path, kind, source.documents, (file,))
     return None
-
-
-def _describe(kind: str, documents: str, url: str, *, whole: bool) -> DataFile:
-    filesystem, path = open_filesystem(url)
-    size = filesystem.size(path)
-    if size is None:
-        raise DataError("its server does not tell its size")
-    if size == 0:
-        return DataFile(url, 0)
-    if kind == "parquet":
-        return DataFile(url, size, "row_groups", parquet_metadata(url).num_row_groups)
-    if kind == "arrow" and (is_remote(url) or not whole):
-        return DataFile(url, size, "file")
-    if kind == "arrow":
-        return DataFile(url, size, "rows", len(arrow_file(url)))
-    is_array = kind == "json" and _is_array(url, size)
-    from_start = compression_of(url) is not None or kind == "csv" or (kind == "text" and documents == "file")
-    return DataFile(url, size, "file" if from_start or is_array else "bytes", is_array=is_array)
-
-
-def _is_array(url: str, size: int) -> bool:
-    compression = compression_of(url)
-    if not without_query(url).removesuffix(compression or "").endswith(".json"):
-        return False
-    if compression is None:
-        head = read_range(url, 0, min(size, 64))
-    else:
-        try:
-            first = next(decompressed_chunks(url, compression, size, block=0, skip=0), None)
-        except DamagedData:
-            return False  # a fault once it is read
-        head = first.data if first else b""
-    return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
 
 
 def read_extent(
@@ -182,7 +149,7 @@ def _reader(
     if listing.format == "csv":
         return lambda start: read_csv(extent, start, columns, max_bytes=max_bytes)
     if listing.format == "json" and extent.file.is_array:
-        return lambda start: read_json_array(extent, start)
+        return lambda start: read_json_array(extent, start, columns)
     if listing.format == "json":
         return lambda start: read_json_lines(extent, start, columns, max_bytes=max_bytes)
     text: dict[str, Callable[..., Iterator[Item]]] = {
@@ -193,9 +160,8 @@ def _reader(
     return lambda start: text[listing.text_documents](extent, start, max_bytes=max_bytes)
 
 
-def describe_position(extent: Extent, item: Item, listing: Listing) -> str:
-    """Where in its file an item is, in words."""
-    position = item.start
+def describe_position(extent: Extent, position: Position, listing: Listing) -> str:
+    """Where in its file an item starts, in words."""
     if listing.format == "parquet":
         return f"row group {extent.start}, row {position.offset + 1}"
     if listing.format == "arrow":
@@ -206,6 +172,26 @@ def describe_position(extent: Extent, item: Item, listing: Listing) -> str:
     return f"byte {max(position.offset, extent.start)}{after}"
 
 
+class Record(NamedTuple):
+    """A row of a source that is read in file order."""
+
+    number: int
+    """In its source, from 1."""
+    row: dict[str, Any]
+    file: DataFile
+    position: str
+    """Where in the file, in words."""
+
+    @property
+    def place(self) -> str:
+        """File and position."""
+        return f"{without_secrets(self.file.url)}: {self.position}"
+
+    def bad(self, fault: str) -> BadRecord:
+        """The same as one that cannot be used."""
+        return BadRecord(without_secrets(self.file.url), self.position, fault)
+
+
 def read_in_order(
     listing: Listing,
     columns: Sequence[str],
@@ -213,31 +199,30 @@ def read_in_order(
     max_bytes: int,
     report: Callable[[BadRecord], None],
     by_number: bool = True,
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a source in file order, each with its number in its source from 1; bad ones are reported.
+) -> Iterator[Record]:
+    """Rows of a source in file order; bad ones are reported.
 
     ``by_number`` names those of a single file by their numbers; else all are named as a stream names them.
 
     Raises:
-        DataError: The first record of the source lacks a column.
+        DataError: The first record of the source lacks a column, or has it more than once.
     """
     extents = listing.extents()
+    has_number = by_number and len(listing.files) == 1
     number = 0
     for index in range(len(extents)):
         extent = extents[index]
         for item in read_extent(listing, extent, START, columns, max_bytes=max_bytes):
             number += 1
+            position = f"row {number}" if has_number else describe_position(extent, item.start, listing)
+            record = Record(number, item.row, extent.file, position)
             if item.fault is None:
-                yield number, item.row
-            elif number == 1 and item.fault.startswith("no column"):
-                raise DataError(
-                    f"{listing.name}: row 1: {item.fault}. Set task.text_column, task.label_column or "
-                    "task.target_columns"
-                )
+                yield record
+            elif number == 1 and item.fault.startswith(("no column", DOUBLED)):
+                keys = ". Set task.text_column, task.label_column or task.target_columns"
+                raise DataError(f"{record.place}: {item.fault}{'' if item.fault.startswith(DOUBLED) else keys}")
             else:
-                has_number = by_number and len(listing.files) == 1
-                position = f"row {number}" if has_number else describe_position(extent, item, listing)
-                report(BadRecord(without_secrets(extent.url), position, item.fault))
+                report(record.bad(item.fault))
 
 
 def empty_files(listing: Listing) -> list[BadRecord]:

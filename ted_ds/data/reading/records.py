@@ -19,6 +19,7 @@ class Position(NamedTuple):
 
 
 START = Position(0, 0, 0)
+DOUBLED = "more than one column"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,15 @@ class Item:
     fault: str | None = None
 
 
+class JsonObject(dict[str, Any]):
+    """An object of JSON that knows each key it was given: of two that are the same, ``json`` keeps the last."""
+
+    def __init__(self, pairs: Sequence[tuple[str, Any]]) -> None:
+        """Take what ``object_pairs_hook`` gets."""
+        super().__init__(pairs)
+        self.keys_given = [key for key, _ in pairs]
+
+
 class BadRecord(NamedTuple):
     """A record that was skipped."""
 
@@ -42,15 +52,17 @@ class BadRecord(NamedTuple):
 
 
 def column_fault(row: dict[str, Any], columns: Sequence[str], *, max_bytes: int) -> str | None:
-    """What is wrong with a row of which ``columns`` are wanted, the first of them as text; None if nothing is."""
+    """What is wrong with a row of which ``columns`` are wanted, the first of them as text; None if nothing is.
+
+    The others may hold nothing: a row need not have a label.
+    """
     for column in columns:
         if column not in row:
             present = ", ".join(map(str, row)).encode(errors="backslashreplace").decode()
             return f"no column {column!r}; it has {present or 'none'}"
-    for column in columns:
-        if row[column] is None:
-            return f"no value in column {column!r}; every row needs one"
     text = row[columns[0]]
+    if text is None:
+        return f"no value in column {columns[0]!r}; every row needs one"
     if not isinstance(text, str):
         return f"column {columns[0]!r} holds {text!r:.50}; it must be text"
     size = len(text)
@@ -60,6 +72,12 @@ def column_fault(row: dict[str, Any], columns: Sequence[str], *, max_bytes: int)
         except UnicodeEncodeError:
             return f"column {columns[0]!r}: not valid Unicode (wrong encoding, or half a surrogate pair); use UTF-8"
     return too_long(max_bytes) if size > max_bytes else None
+
+
+def doubled_fault(columns: Sequence[str], present: Sequence[str]) -> str | None:
+    """What is wrong where one of the wanted ``columns`` is ``present`` more than once; None if none is."""
+    doubled = next((column for column in columns if present.count(column) > 1), None)
+    return None if doubled is None else f"{DOUBLED} {doubled!r}; remove or rename all but one"
 
 
 def too_long(max_bytes: int) -> str:

@@ -12,10 +12,11 @@ import pyarrow.parquet
 
 from ted_ds.data.reading.bytes import open_filesystem
 from ted_ds.data.reading.extents import Extent
-from ted_ds.data.reading.records import Item, Position
+from ted_ds.data.reading.records import Item, Position, doubled_fault
 
 ROWS_AT_ONCE = 256
 ARROW_MAGIC = b"ARROW1\0\0"
+SCHEMA_BYTES = 2**16
 BYTES_AT_ONCE = 2**22
 """Of rows on average."""
 
@@ -33,8 +34,8 @@ def read_parquet(extent: Extent, start: Position, columns: Sequence[str]) -> Ite
     metadata = parquet_metadata(extent.url)
     present = metadata.schema.to_arrow_schema().names
     group = metadata.row_group(extent.start)
-    if not set(columns) <= set(present):
-        yield from _without_columns(present, start.offset, group.num_rows)
+    if _are_unusable(columns, present):
+        yield from _without_columns(columns, present, start.offset, group.num_rows)
         return
     num_rows = max(1, min(ROWS_AT_ONCE, BYTES_AT_ONCE * group.num_rows // max(group.total_byte_size, 1)))
     filesystem, path = open_filesystem(extent.url)
@@ -59,11 +60,20 @@ def arrow_file(path: str) -> Any:
         return InMemoryTable(pyarrow.ipc.open_file(pyarrow.memory_map(path)).read_all())
 
 
+def arrow_schema(url: str) -> Any:
+    """An Arrow file's schema, at its beginning."""
+    filesystem, path = open_filesystem(url)
+    with filesystem.open(path, "rb", block_size=SCHEMA_BYTES) as file:
+        if file.read(len(ARROW_MAGIC)) != ARROW_MAGIC:
+            file.seek(0)
+        return pyarrow.ipc.open_stream(file).schema
+
+
 def read_arrow(extent: Extent, start: Position, columns: Sequence[str]) -> Iterator[Item]:
     """A record per row of a range of rows."""
     table = arrow_file(extent.url)
-    if not set(columns) <= set(table.column_names):
-        yield from _without_columns(table.column_names, start.offset, extent.end - extent.start)
+    if _are_unusable(columns, table.column_names):
+        yield from _without_columns(columns, table.column_names, start.offset, extent.end - extent.start)
         return
     for first in range(extent.start + start.offset, extent.end, ROWS_AT_ONCE):
         rows = table.fast_slice(first, min(ROWS_AT_ONCE, extent.end - first)).select([*columns])
@@ -89,19 +99,25 @@ def read_remote_arrow(extent: Extent, start: Position, columns: Sequence[str]) -
             if block < start.block:
                 continue
             first = start.offset if block == start.block else 0
-            if set(columns) <= set(names):
-                items = _items(batch.slice(first), first, columns)
+            if _are_unusable(columns, names):
+                items = _without_columns(columns, names, first, len(batch))
             else:
-                items = _without_columns(names, first, len(batch))
+                items = _items(batch.slice(first), first, columns)
             for item in items:
                 here, there = (Position(ordinal + i, block, item.start.offset + i) for i in (0, 1))
                 ordinal += 1
                 yield Item(here, there, item.row, item.fault)
 
 
-def _without_columns(present: Sequence[str], first: int, end: int) -> Iterator[Item]:
+def _are_unusable(columns: Sequence[str], present: Sequence[str]) -> bool:
+    return not set(columns) <= set(present) or doubled_fault(columns, present) is not None
+
+
+def _without_columns(columns: Sequence[str], present: Sequence[str], first: int, end: int) -> Iterator[Item]:
+    fault = doubled_fault(columns, present)
     for index in range(first, end):
-        yield Item(Position(index, 0, index), Position(index + 1, 0, index + 1), dict.fromkeys(present))
+        here, there = Position(index, 0, index), Position(index + 1, 0, index + 1)
+        yield Item(here, there, {} if fault else dict.fromkeys(present), fault)
 
 
 def _items(rows: Any, first: int, columns: Sequence[str]) -> Iterator[Item]:

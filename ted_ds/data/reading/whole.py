@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ted_ds.data.reading.bytes import compression_of, decompressed_chunks, plain_chunks
 from ted_ds.data.reading.extents import Extent
-from ted_ds.data.reading.records import START, Item, Position, too_long
+from ted_ds.data.reading.records import START, Item, JsonObject, Position, doubled_fault, too_long
 
 LARGEST_ARRAY_BYTES = 2**26
 
 
-def read_json_array(extent: Extent, start: Position) -> Iterator[Item]:
+def read_json_array(extent: Extent, start: Position, columns: Sequence[str]) -> Iterator[Item]:
     """A record per object of a JSON array."""
     data = _whole(extent, LARGEST_ARRAY_BYTES)
     if data is None:
@@ -20,13 +20,18 @@ def read_json_array(extent: Extent, start: Position) -> Iterator[Item]:
         yield Item(start, start, {}, fault)
         return
     try:
-        rows = json.loads(data.decode("utf-8-sig"))
+        text = data.decode("utf-8-sig")
+        rows = json.loads(text)
+        if any(text.count(f'"{name}"') > len(rows) for name in columns):  # rarely so where no key is there twice
+            rows = json.loads(text, object_pairs_hook=JsonObject)
     except (ValueError, RecursionError) as error:
         yield Item(start, start, {}, f"not JSON in UTF-8: {error}")
         return
     for index in range(start.ordinal, len(rows)):
         row, here, there = rows[index], Position(index, 0, index), Position(index + 1, 0, index + 1)
         fault = None if isinstance(row, dict) else f"a JSON {type(row).__name__}; each element must be an object"
+        if isinstance(row, JsonObject):
+            fault = doubled_fault(columns, row.keys_given)
         yield Item(here, there, row if fault is None else {}, fault)
 
 

@@ -197,7 +197,7 @@ class LaneDocuments:
 
     def _report(self, unit: Unit, item: Item) -> None:
         assert item.fault is not None
-        place = describe_position(unit.extent, item, self._source.listing)
+        place = describe_position(unit.extent, item.start, self._source.listing)
         self._bad[BadRecord(without_secrets(unit.extent.url), place, item.fault)] = None
         limit = self._settings.most_bad_records
         if len(self._bad) > limit:

@@ -1,0 +1,54 @@
+"""Settings a recipe gives and this run does not use: allowed, as one recipe serves several methods, and said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ted_ds.config.schema import Recipe
+from ted_ds.config.section import Section
+from ted_ds.config.tasks import CausalLm
+
+UNUSED_BY_METHOD = {
+    "sft": ("kl_weight", "temperature", "feature_weight", "feature_reduction", "normalise_features"),
+    "kd": ("feature_weight", "feature_reduction", "normalise_features"),
+    "lwd": (),
+    "ted": (),
+}
+"""Of ``distill``."""
+OF_CORPORA = ("mixture_temperature", "shuffle_mib", "workers")
+"""Of ``data``; task data is held in memory, and shuffled whole."""
+OF_CLEANING = ("min_characters", "deduplicate")
+OF_SOURCES = ("weight", "epochs", "max_tokens")
+
+
+def settings_without_effect(recipe: Recipe) -> list[str]:
+    """A line for each reason why settings that the recipe gives have no effect."""
+    return [f"without effect: {', '.join(names)} ({why})" for names, why in _unused(recipe) if names]
+
+
+def _unused(recipe: Recipe) -> Iterator[tuple[list[str], str]]:
+    method, task, data = recipe.distill.method, recipe.task, recipe.data
+    by_method = _given(recipe.distill, "distill", UNUSED_BY_METHOD[method])
+    by_method += _given(recipe, "", ("layer_map",)) if method in ("sft", "kd") else []
+    by_method += ["filters"] if method != "ted" and recipe.filters is not None else []
+    yield by_method, f"distill.method: {method}"
+    by_task = []
+    if recipe.filters is not None and method == "ted":
+        by_task += _given(recipe.filters, "filters", ("pooling",) if isinstance(task, CausalLm) else ("lm_head",))
+    if not isinstance(task, CausalLm):
+        by_task += _given(data, "data", OF_CORPORA) + _given(data.cleaning, "data.cleaning", OF_CLEANING)
+        for part, sources in (("train", data.train), ("evaluation", data.evaluation or [])):
+            for index, source in enumerate(sources):
+                by_task += _given(source, f"data.{part}[{index}]", OF_SOURCES)
+    yield by_task, f"task.kind: {task.kind}"
+    if isinstance(task, CausalLm) and task.packing.method == "wrap":
+        yield _given(task.packing, "task.packing", ("window",)), "task.packing.method: wrap"
+    if data.evaluation is not None:
+        yield _given(data, "data", ("heldout_fraction",)), "data.evaluation is given"
+    if recipe.evaluation.every_steps is None and recipe.checkpoint.keep_best:
+        yield _given(recipe.checkpoint, "checkpoint", ("keep_best",)), "evaluation.every_steps is not given"
+
+
+def _given(section: Section, path: str, names: Sequence[str]) -> list[str]:
+    """Those of the names that the recipe itself gives, by their path."""
+    return [f"{path}.{name}".lstrip(".") for name in names if name in section.model_fields_set]

@@ -1,0 +1,119 @@
+"""What a data file is, told from its size and ends when a run starts: how it divides, and what it says of itself."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from ted_ds.config.redaction import without_secrets
+from ted_ds.data.class_names import ClassNames, names_in_schema
+from ted_ds.data.reading.bytes import DamagedData, compression_of, decompressed_chunks, open_filesystem, read_range
+from ted_ds.data.reading.extents import DataFile
+from ted_ds.data.reading.tables import arrow_file, arrow_schema, parquet_metadata
+from ted_ds.data.sources import is_remote, without_query
+from ted_ds.errors import DataError
+
+END_BYTES = 2**14
+"""Of each end of a file, to know it again wherever it is."""
+MOST_ENDS = 256
+"""Files of a source whose ends are read: of more, as many that lie evenly among them."""
+FORMATS_OF_LINES = ("json", "csv", "text")
+MARKS_OF_OTHER_ENCODINGS = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
+
+
+def with_ends(num_files: int) -> Sequence[int]:
+    """Which files of a source have their ends read."""
+    if num_files <= MOST_ENDS:
+        return range(num_files)
+    return [number * (num_files - 1) // (MOST_ENDS - 1) for number in range(MOST_ENDS)]
+
+
+def described(
+    url: str, kind: str, documents: str, declared: ClassNames, *, has_ends: bool = True, whole: bool = True
+) -> DataFile:
+    """A file as it is now.
+
+    Args:
+        url: Its path or URL.
+        kind: Its format.
+        documents: Of text, what a document is.
+        declared: The names that the dataset it is of declares for the ids in its columns.
+        has_ends: Whether to hash its ends.
+        whole: Whether all of it will be read, and not only its first rows.
+
+    Raises:
+        DataError: It cannot be read, or not as what it is said to be.
+    """
+    try:
+        return _describe(url, kind, documents, declared, has_ends=has_ends, whole=whole)
+    except Exception as error:  # file systems, Parquet and Arrow raise their own types
+        where = without_secrets(url)
+        raise DataError(f"{where}: cannot be read: {' '.join(str(error).split())[:400]}") from error
+
+
+def _describe(url: str, kind: str, documents: str, declared: ClassNames, *, has_ends: bool, whole: bool) -> DataFile:
+    filesystem, path = open_filesystem(url)
+    size = filesystem.size(path)
+    if size is None:
+        raise DataError("its server does not tell its size")
+    if size == 0:
+        return DataFile(url, 0)
+    is_of_lines = kind in FORMATS_OF_LINES
+    head = read_range(url, 0, min(size, END_BYTES)) if has_ends or (is_of_lines and not is_remote(url)) else b""
+    ends = _hash_of_ends(url, size, head) if has_ends and whole else ""
+    if kind == "parquet":
+        metadata = parquet_metadata(url)
+        names = _agreed(declared, names_in_schema(metadata.metadata))
+        return DataFile(url, size, "row_groups", metadata.num_row_groups, ends_sha256=ends, class_names=names)
+    if kind == "arrow":
+        names = _agreed(declared, names_in_schema(arrow_schema(url).metadata))
+        if is_remote(url) or not whole:
+            return DataFile(url, size, "file", ends_sha256=ends, class_names=names)
+        return DataFile(url, size, "rows", len(arrow_file(url)), ends_sha256=ends, class_names=names)
+    compression = compression_of(url)
+    if compression is not None:
+        head = _decompressed(url, compression, size) if head or kind == "json" else b""
+    elif kind == "json" and not head:
+        head = read_range(url, 0, min(size, 64))
+    if head.startswith(MARKS_OF_OTHER_ENCODINGS):
+        raise DataError("it is text in UTF-16 or UTF-32; save it as UTF-8, such as with iconv -f UTF-16 -t UTF-8")
+    is_array = kind == "json" and _is_array(url, compression, head)
+    from_start = compression is not None or kind == "csv" or (kind == "text" and documents == "file")
+    return DataFile(
+        url,
+        size,
+        "file" if from_start or is_array else "bytes",
+        is_array=is_array,
+        line_end=b"\r" if b"\r" in head and b"\n" not in head else b"\n",
+        ends_sha256=ends,
+        class_names=tuple(declared.items()),
+    )
+
+
+def _hash_of_ends(url: str, size: int, head: bytes) -> str:
+    digest = hashlib.sha256(head)
+    digest.update(read_range(url, max(size - END_BYTES, len(head)), size))
+    return digest.hexdigest()[:16]
+
+
+def _decompressed(url: str, compression: str, size: int) -> bytes:
+    try:
+        first = next(decompressed_chunks(url, compression, size, block=0, skip=0), None)
+    except DamagedData:
+        return b""  # a fault once it is read
+    return first.data if first else b""
+
+
+def _is_array(url: str, compression: str | None, head: bytes) -> bool:
+    name = without_query(url).removesuffix(compression or "")
+    return name.endswith(".json") and head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+
+
+def _agreed(of_dataset: ClassNames, of_file: ClassNames) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    for column in of_dataset.keys() & of_file.keys():
+        if of_dataset[column] != of_file[column]:
+            raise DataError(
+                f"column {column!r}: its own label names are {list(of_file[column])}, those of its dataset "
+                f"{list(of_dataset[column])}; write it anew, or give the file itself as path"
+            )
+    return tuple({**of_dataset, **of_file}.items())

@@ -1,0 +1,282 @@
+"""Sections of a DeepSpeed JSON: the tables against DeepSpeed's own, and what is refused, said, or allowed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import types
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin
+
+import pytest
+from deepspeed.comm.config import CommsLoggerConfig
+from deepspeed.monitor.config import CometConfig, CSVConfig, TensorBoardConfig, WandbConfig
+from deepspeed.runtime import config as deepspeed_config
+from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from deepspeed.runtime.zero.offload_config import (
+    DeepSpeedZeroOffloadOptimizerConfig,
+    DeepSpeedZeroOffloadParamConfig,
+)
+from deepspeed.utils.config import DeepSpeedThroughputTimerConfig
+from pydantic import BaseModel
+
+from ted_ds.config.deepspeed import inspect_deepspeed_json, remarks
+from ted_ds.config.deepspeed_keys import COUNT, NUMBER, REMOVED, STAGE_3_KEYS, SWITCH, TYPES
+from ted_ds.config.deepspeed_sections import MONITORS, MUST_BE, UNTESTED
+
+OPTIMIZER = {"type": "AdamW", "params": {"lr": "auto"}}
+CLASSES: dict[str, type[BaseModel]] = {
+    "zero_optimization": DeepSpeedZeroConfig,
+    "zero_optimization.offload_param": DeepSpeedZeroOffloadParamConfig,
+    "zero_optimization.offload_optimizer": DeepSpeedZeroOffloadOptimizerConfig,
+    "bf16": DeepSpeedBF16Config,
+    "fp16": DeepSpeedFP16Config,
+    "timers.throughput": DeepSpeedThroughputTimerConfig,
+    "tensorboard": TensorBoardConfig,
+    "csv_monitor": CSVConfig,
+    "wandb": WandbConfig,
+    "comet": CometConfig,
+    "comms_logger": CommsLoggerConfig,
+}
+
+
+def problems(tmp_path: Path, config: dict[str, Any]) -> list[str]:
+    path = tmp_path / "zero.json"
+    path.write_text(json.dumps({"optimizer": OPTIMIZER, **config}), encoding="utf-8")
+    return [one.removeprefix(f"{path}: ") for one in inspect_deepspeed_json(path)[1]]
+
+
+# --- the tables against DeepSpeed -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("section", CLASSES)
+def test_the_keys_of_a_section_are_deepspeeds(section: str) -> None:
+    fields = CLASSES[section].model_fields
+    assert set(TYPES[section]) == {field.alias or name for name, field in fields.items()} | {
+        place.rpartition(".")[2] for place in REMOVED if place.startswith(f"{section}.") and place in TYPES[section]
+    }
+
+
+@pytest.mark.parametrize("section", CLASSES)
+def test_the_types_of_keys_are_deepspeeds(section: str) -> None:
+    for name, field in CLASSES[section].model_fields.items():
+        annotation = field.annotation
+        if get_origin(annotation) in (Union, types.UnionType):
+            annotation = next(part for part in get_args(annotation) if part is not type(None))
+        kind = TYPES[section][field.alias or name]
+        assert (annotation is bool) == (kind == SWITCH), name
+        assert (annotation is float) <= (kind == NUMBER), name
+        assert (kind == COUNT) <= (annotation is int or name == "stage"), name
+
+
+def test_the_keys_with_two_names_are_deepspeeds() -> None:
+    aliases = {field.alias: name for name, field in DeepSpeedZeroConfig.model_fields.items() if field.alias}
+    assert aliases == {key: key.removeprefix("stage3_") for key in STAGE_3_KEYS}
+
+
+def test_what_deepspeed_no_longer_has_is_told_in_its_own_words() -> None:
+    own = dict(deepspeed_config._REMOVED_TOP_LEVEL_CONFIG_KEYS)
+    own |= {f"zero_optimization.{key}": text for key, text in deepspeed_config._REMOVED_ZERO_CONFIG_KEYS.items()}
+    assert set(REMOVED) == set(own)
+    assert all(own[key].startswith(words) for key, words in REMOVED.items())
+
+
+def test_values_that_must_be_are_of_known_keys_and_deepspeeds_defaults_are_among_them() -> None:
+    for place, (allowed, _) in MUST_BE.items():
+        section, _, key = place.rpartition(".")
+        if section in ("autotuning", "compile", "data_efficiency"):  # of these the one switch is known
+            continue
+        assert key in TYPES[section], place
+        if section in CLASSES:
+            by_key = {field.alias or name: field for name, field in CLASSES[section].model_fields.items()}
+            assert by_key[key].default in (*allowed, None), place
+
+
+def test_untested_values_are_other_than_deepspeeds_defaults() -> None:
+    for place, tested in UNTESTED.items():
+        section, _, key = place.rpartition(".")
+        field = {field.alias or name: field for name, field in CLASSES[section].model_fields.items()}[key]
+        if field.default_factory is None:
+            assert field.default in (tested if isinstance(tested, tuple) else (tested,)), place
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"zero_optimization": {"overlap_com": True}}, "overlap_com: unknown key; did you mean 'overlap_comm'?"),
+        ({"zero_optimization": {"qqqq": True}}, "qqqq: unknown key of zero_optimization; remove it"),
+        ({"zero_optimization": {"overlap_comm": "yes"}}, "overlap_comm: 'yes': use true or false"),
+        ({"zero_optimization": {"reduce_bucket_size": 0}}, "reduce_bucket_size: 0: use a whole number above 0"),
+        ({"zero_optimization": {"sub_group_size": "1e9"}}, "sub_group_size: '1e9': use a whole number, 0 or more"),
+        ({"zero_optimization": {"stage": True}}, "zero_optimization.stage: True: use 0, 1, 2 or 3"),
+        ({"gradient_clipping": True}, "gradient_clipping: True: use a number"),
+        ({"wall_clock_breakdown": "false"}, "wall_clock_breakdown: 'false': use true or false"),
+        ({"bf16": {"enable": True}}, "bf16.enable: unknown key; did you mean 'enabled'?"),
+        ({"fp16": {"opt_level": "O2"}}, "fp16.opt_level: unknown key of fp16; remove it"),
+        ({"timers": {"throughput": {"enabled": 1}}}, "timers.throughput.enabled: 1: use true or false"),
+        ({"amp": {"enabled": True}}, "amp: DeepSpeed no longer has it: 'NVIDIA Apex AMP integration has been removed'"),
+        ({"elasticity": {"enabled": False}}, "elasticity: DeepSpeed no longer has it: 'Elastic training"),
+        ({"zero_optimization": {"stage": 3, "zeropp_loco_param": {}}}, "zeropp_loco_param: DeepSpeed no longer has it"),
+        ({"hybrid_engine": {"enabled": True}}, "hybrid_engine: not supported by ted_ds; remove it"),
+        ({"torch_autocast": {"enabled": True}}, "torch_autocast.enabled: True: contradicts the recipe: the recipe's p"),
+        ({"communication_data_type": "fp16"}, "communication_data_type: 'fp16': it sends or keeps rounded numbers"),
+        ({"prescale_gradients": True}, "prescale_gradients: True: ted_ds divides each loss once by its global count"),
+        ({"gradient_predivide_factor": 4}, "gradient_predivide_factor: 4: ted_ds divides each loss once"),
+        ({"data_types": {"grad_accum_dtype": "bf16"}}, "data_types.grad_accum_dtype: 'bf16': a step's gradient is su"),
+        ({"data_types": {"param_dtype": "bf16"}}, "data_types.param_dtype: 'bf16': the recipe's precision decides"),
+        ({"bf16": {"bf16_optimizer_states": True}}, "bf16.bf16_optimizer_states: True: it sends or keeps rounded nu"),
+        ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, "zero_quantized_weights: True: it sends"),
+        (
+            {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}},
+            "zero_hpz_partition_size: 2: weights would",
+        ),
+        ({"zero_optimization": {"stage": 2, "cpu_offload": True}}, 'write "offload_optimizer": {"device": "cpu"}'),
+        ({"zero_optimization": {"stage": 2, "zenflow": {"topk_ratio": 0.1}}}, "zenflow: {'topk_ratio': 0.1}: it takes"),
+        ({"compile": {"deepcompile": True}}, "compile.deepcompile: True: not supported by ted_ds; the recipe has tor"),
+        ({"activation_checkpointing": {"partition_activations": True}}, "the recipe has activation_checkpointing"),
+        ({"wandb": {"enabled": True}}, "wandb.enabled: True: the recipe's tracking section decides what goes to W&B"),
+        ({"comet": {"api_key": "x"}}, "comet.api_key: secrets do not belong into files; set $COMET_API_KEY"),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
+            'offload_param.nvme_path: "nvme_path" in DeepSpeed Config cannot be None if remote device is nvme',
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "disk"}}},
+            "zero_optimization.offload_optimizer.device: 'disk': use none, cpu or nvme",
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}},
+            "zero_optimization.offload_param: 'cpu' is for ZeRO stage 3 alone, and this is 2; remove it",
+        ),
+        (
+            {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
+            "zero_optimization.offload_optimizer: 'cpu' is for ZeRO stages 1 to 3; set zero_optimization.stage",
+        ),
+        (
+            {"zero_optimization": {"max_live_parameters": 1, "stage3_max_live_parameters": 2}},
+            "zero_optimization.max_live_parameters: unknown key; did you mean 'stage3_max_live_parameters'?",
+        ),
+    ],
+)
+def test_what_breaks_a_promise_or_cannot_be_is_refused(tmp_path: Path, config: dict[str, Any], message: str) -> None:
+    (found,) = problems(tmp_path, config)
+    assert message in found
+
+
+@pytest.mark.parametrize("section", MONITORS)
+def test_a_monitor_that_is_not_installed_is_refused_in_deepspeeds_words(tmp_path: Path, section: str) -> None:
+    module, package = MONITORS[section]
+    found = problems(tmp_path, {section: {"enabled": True}})
+    if importlib.util.find_spec(module) is None:
+        wish = f"If you want to use {section} logging, please `pip install {package}`"
+        assert found == [f"{section}.enabled: True: {wish}; or switch it off"]
+    else:
+        assert found == []
+    assert problems(tmp_path, {section: {"enabled": False}}) == []
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"torch_autocast": {"enabled": False}, "communication_data_type": None, "gradient_predivide_factor": 1.0},
+        {"autotuning": {"enabled": False}, "data_efficiency": {"enabled": False}},
+        {"zero_optimization": {"stage": 3, "sub_group_size": 1e9, "elastic_checkpoint": False}},
+        {"zero_optimization": {"stage": 3, "param_persistence_threshold": 10, "offload_param": None}},
+        {"flops_profiler": {"enabled": True, "module_depth": -1, "output_file": None}, "steps_per_print": 2000},
+        {"csv_monitor": {"enabled": True, "output_path": "somewhere"}, "scheduler": None, "bf16": None},
+        {"activation_checkpointing": {"partition_activations": False, "number_checkpoints": None}},
+    ],
+)
+def test_what_changes_nothing_is_accepted(tmp_path: Path, config: dict[str, Any]) -> None:
+    assert problems(tmp_path, config) == []
+
+
+# --- keys given twice, comments, encodings ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "places"),
+    [
+        ('{"bf16": {}, "zero_optimization": {"stage": 1}, "bf16": {}}', ["bf16"]),
+        ('{"zero_optimization": {"stage": 1, "stage": 3}}', ["zero_optimization.stage"]),
+        (
+            '{"optimizer": {"type": "AdamW", "params": {"lr": "auto", "eps": "auto", "lr": "auto", "eps": "auto"}}}',
+            ["optimizer.params.lr", "optimizer.params.eps"],
+        ),
+        (
+            '{"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu", "device": "none"}}}',
+            ["zero_optimization.offload_param.device"],
+        ),
+    ],
+)
+def test_a_key_that_is_given_twice_is_refused_at_any_depth(tmp_path: Path, content: str, places: list[str]) -> None:
+    path = tmp_path / "zero.json"
+    path.write_text(content, encoding="utf-8")
+    assert inspect_deepspeed_json(path)[1] == [
+        f"{path}: {place}: given twice; JSON takes the last one without a word: keep one" for place in places
+    ]
+
+
+@pytest.mark.parametrize("comment", ["// ZeRO", "# ZeRO", "/* ZeRO */"])
+def test_comments_are_no_json(tmp_path: Path, comment: str) -> None:
+    path = tmp_path / "zero.json"
+    path.write_text(f'{{\n  {comment}\n  "zero_optimization": {{"stage": 1}}\n}}', encoding="utf-8")
+    config, (message,) = inspect_deepspeed_json(path)
+    assert config is None
+    assert message.startswith(f"{path}: not readable as JSON: ")
+    assert message.endswith("JSON has no comments, which DeepSpeed's own reader would pass over: remove them")
+
+
+def test_a_file_of_another_encoding_is_refused_and_a_mark_of_utf_8_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "zero.json"
+    path.write_text('{"log_level": "\u00e9"}', encoding="utf-16")
+    assert "not UTF-8 text" in inspect_deepspeed_json(path)[1][0]
+    path.write_text('{"zero_optimization": {"stage": 1}}', encoding="utf-8-sig")
+    assert inspect_deepspeed_json(path)[1] == []
+
+
+# --- what is said -----------------------------------------------------------------------------------------------------
+
+
+def test_one_mistake_hides_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "zero.json"
+    path.write_text(
+        json.dumps(
+            {
+                "gradient_cliping": 1,
+                "optimizer": {"type": "AdamWW"},
+                "scheduler": {"type": "Cosine"},
+                "zero_optimization": {"stage": 9, "overlap_com": True},
+                "bf16": {"enabled": 1},
+            }
+        )
+    )
+    config, found = inspect_deepspeed_json(path)
+    assert len(found) == 6
+    assert config == {
+        "optimizer": {"type": "AdamW", "params": {"torch_adam": True}},
+        "scheduler": {"type": "WarmupLR"},
+        "zero_optimization": {"stage": 1},
+        "bf16": {},
+    }
+
+
+def test_what_no_test_compares_is_said(tmp_path: Path) -> None:
+    config = {
+        "optimizer": OPTIMIZER,
+        "zero_optimization": {
+            "stage": 3,
+            "reduce_scatter": True,
+            "round_robin_gradients": True,
+            "memory_efficient_linear": "auto",
+            "offload_optimizer": {"device": "cpu", "ratio": 0.5},
+        },
+    }
+    (line,) = remarks(config, {}, Path("zero.json"))
+    assert line.startswith(
+        "zero.json: zero_optimization.offload_optimizer.ratio, zero_optimization.round_robin_gradients: no test "
+    )
