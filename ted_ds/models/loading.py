@@ -131,7 +131,7 @@ def load_model(
                 device_map={"": device} if quantisation and device and device.type != "cpu" else None,
                 ignore_mismatched_sizes=True,  # its own message refers to a report that nobody sees: see below
             )
-    except (ImportError, AttributeError, KeyError, TypeError) as error:
+    except (ImportError, AssertionError, AttributeError, KeyError, TypeError) as error:
         if quantisation is not None:  # methods have packages and kernels of their own, which fail in ways of their own
             raise CheckpointError(f"{path}: its weights are quantised and cannot be loaded here: {error}") from error
         if attention != "flash" or not isinstance(error, ImportError):

@@ -55,11 +55,24 @@ print("taps agree")
 """
 
 
-def write_pair(folder):
+def write_pair(folder, hidden=16):
     """All a run needs, with a student of its own; its teacher is to be quantised."""
     recipe = write_run(folder)
+    write_model(folder / "teacher", "llama", hidden=hidden)
     write_model(folder / "student", "llama", blocks=2)
     return write_recipe(recipe, {**recipe_dict(folder), "student": {"path": str(folder / "student")}})
+
+
+needs_bitsandbytes = pytest.mark.skipif(
+    not BITSANDBYTES.is_dir(), reason=f"{BITSANDBYTES} is not there; bash tests/run.sh makes it"
+)
+
+
+def quantise(folder, bits):
+    """The teacher as bitsandbytes writes it."""
+    plain = (folder / "teacher").rename(folder / "plain")
+    python(QUANTISE, plain, folder / "teacher", bits, PYTHONPATH=f"{OPTIONAL}:{ROOT}")
+    write_tokenizer(folder / "teacher")
 
 
 def python(code, *words, **variables):
@@ -94,19 +107,29 @@ def test_a_teacher_in_8_bit_floating_point_teaches(tmp_path):
 
 
 @pytest.mark.parametrize("bits", [4, pytest.param(8, marks=pytest.mark.slow)])
+@needs_bitsandbytes
 def test_a_teacher_of_bitsandbytes_teaches(tmp_path, bits):
-    if not BITSANDBYTES.is_dir():
-        pytest.skip(f"{BITSANDBYTES} is not there; bash tests/run.sh makes it")
-    recipe = write_pair(tmp_path)
+    recipe = write_pair(tmp_path, hidden=64)
     whole = read_model_facts(tmp_path / "teacher").parameters.total
-    plain = (tmp_path / "teacher").rename(tmp_path / "plain")
-    python(QUANTISE, plain, tmp_path / "teacher", bits, PYTHONPATH=f"{OPTIONAL}:{ROOT}")
-    write_tokenizer(tmp_path / "teacher")
+    quantise(tmp_path, bits)
     assert "taps agree" in python(TAPS, tmp_path / "teacher", PYTHONPATH=f"{OPTIONAL}:{ROOT}")
-    outcome = alone("run", str(recipe), "distill.method=lwd", PYTHONPATH=f"{OPTIONAL}:{ROOT}")
+    outcome = alone("run", str(recipe), PYTHONPATH=f"{OPTIONAL}:{ROOT}")
     assert outcome.code == 0, outcome.output
     assert f"teacher: replica, its weights are quantised (bitsandbytes, {bits} bits)" in outcome.output
     assert_taught(tmp_path, whole)
+
+
+@needs_bitsandbytes
+def test_widths_that_a_kernel_does_not_take_end_a_run_before_anything_is_written(tmp_path):
+    recipe = write_pair(tmp_path)
+    quantise(tmp_path, 4)
+    outcome = alone("run", str(recipe), PYTHONPATH=f"{OPTIONAL}:{ROOT}")
+    assert outcome.code == 2, outcome.output
+    assert (
+        "its weights are quantised (bitsandbytes, 4 bits) and cannot be computed with on this device (cpu, fp32)"
+        in (outcome.output)
+    )
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_missing_package_ends_a_run_before_anything_is_written(tmp_path):
