@@ -25,7 +25,7 @@ from ted_ds.models.loading import DTYPES, load_model
 from ted_ds.models.quantised import quantise_blocks
 from ted_ds.models.share import Share
 from ted_ds.models.taps import TappedModel
-from ted_ds.phase_memory import SHARDED_HOSTS
+from ted_ds.phase_memory import SHARDED_HOSTS, with_head
 from ted_ds.runtime.determinism import seed_everything
 from ted_ds.runtime.free_memory import free_host_bytes
 from ted_ds.runtime.frozen import FrozenModel, frozen_engine_config, offload_to
@@ -100,7 +100,13 @@ class ModelMaker:
         tapped = self._tap(model, fresh, layers, share, stage)
         if host == "int8":
             quantise_blocks(tapped.model, family_of(model.config.model_type), self._world.device)
-        frozen = FrozenModel(tapped, device=self._world.device, engine_config=engine_config)
+        facts = read_model_facts(path)
+        frozen = FrozenModel(
+            tapped,
+            device=self._world.device,
+            engine_config=engine_config,
+            num_parameters=with_head(self._recipe, facts).total if facts.quantisation else None,
+        )
         held = self._world.gather((frozen.num_parameters, frozen.num_parameters_held, frozen.bytes_held))
         total = held[0][0] if share is None else sum(count for count, *_ in held[:: self._world.num_replicas])
         where = IN_WORDS[host] if share is None else "each stage its part" + (", in 8 bits" if host == "int8" else "")
@@ -173,6 +179,7 @@ class ModelMaker:
                 context=sharded_loading(shard_config) if shard_config else contextlib.nullcontext(),
                 attention=self._recipe.attention,
                 share=share,
+                device=self._world.device,
             )
         except TedError as error:
             failure = error

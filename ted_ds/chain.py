@@ -25,7 +25,7 @@ from ted_ds.models.filter_files import save_filters
 from ted_ds.numerics.layer_map import layer_names
 from ted_ds.phases import PhaseFolder
 from ted_ds.plan import PLAN_OF_PHASE
-from ted_ds.preflight import act_on, vet_knowledge, vet_weights
+from ted_ds.preflight import act_on, vet_knowledge, vet_quantised, vet_weights
 from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.runtime.outputs import engine_outputs, frozen_outputs
 from ted_ds.runtime.preemption import StopNow
@@ -114,7 +114,7 @@ class Chain:
         return complete
 
     def vet_files(self) -> None:
-        """Make sure that the weights the run starts from are weights; writes nothing.
+        """Make sure that the weights the run starts from are weights, and quantised ones work here; writes nothing.
 
         Raises:
             CheckpointError: They are not.
@@ -122,6 +122,10 @@ class Chain:
         for name, path in (("teacher", self._layout.teacher_origin), ("student", self._layout.student_origin)):
             if path is not None:
                 act_on(self._assembly, vet_weights(self._assembly, name, path))
+        if self._assembly.teacher_facts.quantisation is not None:
+            teacher = vet_quantised(self._assembly, self._layout.teacher_origin)
+            self._vet_teacher(teacher)
+            teacher.release()
 
     def run(self, phases: Sequence[str]) -> None:
         """Run phases that are pending, in order.

@@ -35,6 +35,9 @@ def host_teacher(recipe: Recipe, plan: Plan, run: Run, world: World, *, run_is_o
         kept_in_8_bits = recipe.teacher.host == "auto" and run.teacher_host == "int8"
         host = "int8" if kept_in_8_bits or recipe.teacher.host == "int8" else "replica"
         hosting = Hosting(host, f"its blocks on the {recipe.pipeline.stages} stages of a pipeline")
+    elif plan.teacher is not None and plan.teacher.quantisation is not None:
+        hosting = Hosting("replica", f"its weights are quantised ({plan.teacher.quantisation})")
+        run = replace(run, teacher_host=None)
     elif recipe.teacher.host != "auto":
         hosting = Hosting(recipe.teacher.host, "as the recipe says")
         run = replace(run, teacher_host=None)

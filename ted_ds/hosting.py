@@ -113,12 +113,14 @@ def describe_memory(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
     host = recipe.teacher.host
     if recipe.pipeline.stages > 1:
         return describe_stages(recipe, plan, config, num_ranks=num_ranks)
-    hosts = HOSTS if host == "auto" else (host,)
+    chosen = "replica" if host == "auto" and plan.teacher.quantisation is not None else host
+    hosts = HOSTS if chosen == "auto" else (chosen,)
     teacher = with_head(recipe, plan.teacher)
     sizes = {
         one: frozen_bytes(teacher, host=one, precision=recipe.precision, world_size=num_ranks)
         for one in hosts
-        if one == host or ((one != "zero3" or num_ranks > 1) and (one != "nvme_offload" or recipe.teacher.offload_dir))
+        if one == chosen
+        or ((one != "zero3" or num_ranks > 1) and (one != "nvme_offload" or recipe.teacher.offload_dir))
     }
     lines = []
     for one in phase_memories(recipe, plan, config, world_size=num_ranks, host=hosts[0]):
@@ -131,7 +133,7 @@ def describe_memory(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
         parts += [f"buffers {gib(one.buckets)} on a GPU"] if one.buckets else []
         parts += ["teacher"] if one.hosts_teacher else []
         lines.append(f"memory    {one.phase:16} {' + '.join(parts)}")
-    choice = " (the first that fits)" if host == "auto" else ""
+    choice = " (the first that fits)" if chosen == "auto" else ""
     of_hosts = ", ".join(f"{one} {gib(size)}" for one, size in sizes.items())
     lines.append(f"memory    teacher, per rank: {of_hosts}{choice}")
     return "".join(f"{line}\n" for line in lines)

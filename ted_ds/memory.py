@@ -109,7 +109,7 @@ def frozen_bytes(parameters: Parameters, *, host: str, precision: str, world_siz
     """
     item, total = ITEM_BYTES[precision], parameters.total
     if host == "replica":
-        return total * item
+        return (total - parameters.packed.numbers) * item + parameters.packed.bytes
     if host == "int8":
         matrices = [shape for block in parameters.of_blocks for shape in block if len(shape) == 2]
         scales = ROW_SCALE_BYTES * sum(shape[0] for shape in matrices)

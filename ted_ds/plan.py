@@ -17,6 +17,7 @@ from ted_ds.mistakes import Mistakes, check_data, check_deepspeed, check_model, 
 from ted_ds.models.files import ModelFacts, read_model_facts
 from ted_ds.models.folder import no_folder
 from ted_ds.numerics.layer_map import LayerPairs, make_layer_map
+from ted_ds.quantised_teacher import quantised_mistakes
 from ted_ds.staging import FILTER_PHASES, Stage, filter_phases, plan_stages
 
 PLAN_OF_PHASE = {
@@ -151,6 +152,7 @@ def _lay_out(recipe: Recipe, mistakes: Mistakes, *, num_ranks: int, contracts_ho
         check_model(recipe, teacher, "teacher.path", mistakes)
     if student is not None and recipe.student.path is not None:
         check_model(recipe, student, "student.path", mistakes)
+    mistakes.add("", *quantised_mistakes(recipe, teacher, student))
     sides = model_sides(recipe, teacher_dir, teacher, student_dir, student)
     broken = [line for lines in broken_contracts(recipe, *sides).values() for line in lines]
     if contracts_hold:
@@ -236,7 +238,9 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
         if facts is None:
             lines.append(f"{name:9} known once it is fetched from the hub")
         else:
-            lines.append(f"{name:9} {facts.model_type}, {facts.num_blocks} blocks of width {facts.hidden_size}")
+            quantised = f", quantised ({facts.quantisation})" if facts.quantisation else ""
+            shape = f"{facts.num_blocks} blocks of width {facts.hidden_size}"
+            lines.append(f"{name:9} {facts.model_type}, {shape}{quantised}")
     if plan.layer_pairs:
         pairs = " ".join(f"{s}<-{t}" for s, t in plan.layer_pairs)
         lines.append(f"layers    student<-teacher {pairs}, matched in {plan.filter_dim} dimensions")

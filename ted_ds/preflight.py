@@ -70,6 +70,27 @@ def _vet_on(build: Assembly, name: str, model: FrozenModel, heldout: Sequence[Sa
     return judge_against_guess(name, everything, heldout_guess(build), labels=labels)
 
 
+def vet_quantised(build: Assembly, path: Path) -> FrozenModel:
+    """Load a teacher whose weights are quantised, and run it once: that all it needs is installed is not yet to work.
+
+    Every rank must call it.
+
+    Raises:
+        TedError: It does not work on this device; on every rank.
+    """
+    model = build.models.frozen("teacher", path)
+    batches = evaluation_batches(build.data.heldout, build.collate, micro_batch_size=1, rank=0, world_size=1)
+    with build.world.together():
+        try:
+            model(next(iter(batches)).to(build.world.device).inputs, lambda _: None)
+        except Exception as error:  # kernels of many packages, which have no exceptions in common
+            raise CheckpointError(
+                f"{path}: its weights are quantised ({build.teacher_facts.quantisation}) and cannot be computed with "
+                f"on this device ({build.world.device.type}, {build.recipe.precision}): {error!s:.500}"
+            ) from error
+    return model
+
+
 @torch.no_grad()
 def vet_composition(build: Assembly, name: str, model: FrozenModel) -> Verdict:
     """Whether a model makes the same of an example whatever is beside it in a batch. Every rank must call it."""

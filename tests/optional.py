@@ -7,3 +7,4 @@ from pathlib import Path
 
 OPTIONAL = Path(sys.prefix) / "optional"
 MISSING = f"{OPTIONAL} is not there; bash tests/run.sh makes it"
+BITSANDBYTES = OPTIONAL / "bitsandbytes"

@@ -9,6 +9,9 @@ use_cpu
 if [ ! -d "$TED_DS_VENV/optional" ]; then
     "$TED_DS_VENV/bin/pip" install --quiet --no-deps --target "$TED_DS_VENV/optional" "torchao==0.18.0"
 fi
+if [ ! -d "$TED_DS_VENV/optional/bitsandbytes" ]; then # for quantised teachers
+    "$TED_DS_VENV/bin/pip" install --quiet --no-deps --target "$TED_DS_VENV/optional" "bitsandbytes==0.50.2"
+fi
 if [ ! -d "$TED_DS_VENV/schemas" ]; then # of Kubernetes: 100 MB that nothing but a test needs
     "$TED_DS_VENV/bin/pip" install --quiet --target "$TED_DS_VENV/schemas" "kubernetes-validate==1.37.0"
 fi

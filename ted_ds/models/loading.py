@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from tokenizers import AddedToken
 from torch import nn
 from transformers import (
@@ -27,10 +27,10 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from ted_ds.errors import CheckpointError, ConfigError
-from ted_ds.models.config_agreement import CLASSIFIER_MATRICES
+from ted_ds.models.config_agreement import BLOCK, CLASSIFIER_MATRICES
 from ted_ds.models.execution import ATTENTION
 from ted_ds.models.families import family_of
-from ted_ds.models.files import CLASSIFIERS, read_tensors
+from ted_ds.models.files import BUFFERS, CLASSIFIERS, read_tensors
 from ted_ds.models.partial import load_with_blocks_of
 from ted_ds.models.sentencepiece_model import MODEL_FILE, convert, read_sentencepiece, refuse_other_ids, special_tokens
 from ted_ds.models.share import Share
@@ -57,8 +57,23 @@ def fetch(path: str) -> Path:
             snapshot_download(path, allow_patterns=[*FETCHED_FILES, *FETCHED_PAPERS], ignore_patterns=["consolidated*"])
         )
     except (OSError, ValueError, HfHubHTTPError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{path}: neither a local model folder nor a model the hub gives ({reason})") from error
+        raise CheckpointError(f"{path}: neither a local model folder nor {_why_not_fetched(path, error)}") from error
+
+
+def _why_not_fetched(name: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0]
+    if isinstance(error, GatedRepoError):
+        return (
+            "a model the hub gives to everybody: accept its terms at "
+            f"https://huggingface.co/{name} and log in on every host (hf auth login)"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return "a model of the hub, or it is private; correct the name, or log in on every host (hf auth login)"
+    if isinstance(error, LocalEntryNotFoundError):
+        cache = f"the hub's cache in {constants.HF_HUB_CACHE}"
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"the hub cannot be reached ({reason:.200})"
+        return f"a model that is whole in {cache}, and {why}; fetch it (hf download {name}), or give a local folder"
+    return f"a model the hub gives ({reason}); correct the path or name"
 
 
 def load_model(
@@ -70,6 +85,7 @@ def load_model(
     context: AbstractContextManager[Any],
     attention: str = "auto",
     share: Share | None = None,
+    device: torch.device | None = None,
 ) -> tuple[PreTrainedModel, list[str]]:
     """Load the model of a local folder from safetensors.
 
@@ -82,6 +98,7 @@ def load_model(
         context: What to build under (a ZeRO-3 context shards the weights as they are read).
         attention: One of :data:`~ted_ds.models.execution.ATTENTION`.
         share: What a pipeline stage needs of it: blocks of others are not read; None for all.
+        device: Where quantised weights are to be, some of which cannot be moved later.
 
     Returns:
         The model, and the names of its head's weights that the files lack: they start random.
@@ -94,9 +111,11 @@ def load_model(
     transformers_logging.disable_progress_bar()
     auto: Any = AutoModelForCausalLM if head is None else AutoModelForSequenceClassification
     kind = "causal LM" if head is None else "sequence classifier"
+    quantisation: Any = None
     try:
         with context:
             config = AutoConfig.from_pretrained(path, local_files_only=True, **(head or {}))
+            quantisation = getattr(config, "quantization_config", None)
             load = auto.from_pretrained
             if share is not None:
                 with torch.device("meta"):
@@ -110,11 +129,14 @@ def load_model(
                 use_safetensors=True,
                 output_loading_info=True,
                 local_files_only=True,
+                device_map={"": device} if quantisation and device and device.type != "cpu" else None,
                 ignore_mismatched_sizes=True,  # its own message refers to a report that nobody sees: see below
                 key_mapping=_leave_out_head(path, head),
             )
-    except ImportError as error:
-        if attention != "flash":
+    except (ImportError, AssertionError, AttributeError, KeyError, TypeError) as error:
+        if quantisation is not None:  # methods have packages and kernels of their own, which fail in ways of their own
+            raise CheckpointError(f"{path}: its weights are quantised and cannot be loaded here: {error}") from error
+        if attention != "flash" or not isinstance(error, ImportError):
             raise
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"attention: {attention} does not work here: {reason}; use sdpa") from error
@@ -123,6 +145,8 @@ def load_model(
     other_shapes = {name: (tuple(held), tuple(wanted)) for name, held, wanted in report["mismatched_keys"]}
     missing = sorted({*report["missing_keys"], *(name for name in other_shapes if name.startswith(HEAD_PREFIXES))})
     _refuse_other_shapes(path, {name: shape for name, shape in other_shapes.items() if name not in missing})
+    if share is None and quantisation is None:  # else names of other blocks, and of how weights are packed, are left
+        _refuse_unused(path, config.model_type, report["unexpected_keys"])
     of_head = [name for name in missing if name.startswith(HEAD_PREFIXES)]
     body = [name for name in missing if name not in of_head]
     if body:
@@ -158,6 +182,16 @@ def _refuse_other_shapes(path: Path, shapes: Mapping[str, tuple[tuple[int, ...],
         raise CheckpointError(
             f"{path}: {len(shapes)} weights are of other shapes than config.json describes: {name} is {[*held]} in the "
             f"files, {[*wanted]} by config.json; use the config.json and the weights of one and the same model"
+        )
+
+
+def _refuse_unused(path: Path, model_type: str, names: Iterable[str]) -> None:
+    """Weights of blocks that this type of model has no place for: whoever trained them computed something else."""
+    unused = sorted(name for name in names if BLOCK.search(name) and not name.endswith(BUFFERS))
+    if unused:
+        raise CheckpointError(
+            f"{path}: {len(unused)} weights in the files are of no use to a {model_type} ({unused[0]}, ...), and "
+            "without them it would be another model; use the config.json these weights were trained with"
         )
 
 

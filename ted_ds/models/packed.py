@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -43,6 +43,17 @@ PACKAGES: Mapping[str, Mapping[str, str]] = {
 }
 """Of each method transformers loads: the modules it imports, and what pip calls them."""
 BITS = {"fp8": 8, "mxfp8": 8, "fbgemm_fp8": 8, "mxfp4": 4, "nvfp4": 4, "fp_quant": 4, "eetq": 8}
+DEFAULT_INT8_THRESHOLD = 6.0
+OUTLIERS = (
+    "quantization_config.llm_int8_threshold is {}, by which the columns to compute in 16 bits are chosen anew for each "
+    "batch; set it to 0.0 in the model's config.json, or use a model in 4 bits"
+)
+"""LLM.int8 of bitsandbytes."""
+ONE_SCALE = (
+    "quantization_config scales the activations of a batch at once (input_activations: dynamic, strategy tensor); use "
+    "a model that scales them by token"
+)
+"""A way of compressed-tensors."""
 DEQUANTISED = ("fp8", "mxfp8")
 """Computed in the model's own precision where there is no GPU with 8-bit numbers: planned so."""
 BITS_OF_TYPES = {
@@ -59,7 +70,7 @@ BITS_OF_TYPES = {
 }
 """By the names of safetensors; all others have 8."""
 PLAIN_TYPES = ("F64", "F32", "F16", "BF16", "BOOL")
-WEIGHT_NAMES = ("weight", "qweight", "weight_packed", "W_q")
+WEIGHT_NAMES = ("weight", "qweight", "weight_packed", "_weight_qdata", "W_q")
 
 
 class Stored(NamedTuple):
@@ -79,6 +90,8 @@ class Quantisation:
     """Of a weight; None where the config does not say."""
     outside_blocks: tuple[str, ...] = field(default=())
     """Quantised weights that belong to no block: embeddings, heads."""
+    of_the_batch: str | None = None
+    """What it chooses by all rows of a batch, so that each would depend on those beside it, and what to do."""
 
     def __str__(self) -> str:
         """In words."""
@@ -116,14 +129,22 @@ def read_quantisation(config: Mapping[str, Any]) -> Quantisation | None:
     in_bits = 4 if settings.get("load_in_4bit") else 8 if settings.get("load_in_8bit") else None
     method = str(settings.get("quant_method") or ("bitsandbytes" if in_bits else None))
     if method.removesuffix("_4bit").removesuffix("_8bit") == "bitsandbytes":
-        return Quantisation("bitsandbytes", in_bits or (4 if method.endswith("_4bit") else 8))
+        bits = in_bits or (4 if method.endswith("_4bit") else 8)
+        threshold = settings.get("llm_int8_threshold", DEFAULT_INT8_THRESHOLD) if bits == 8 else 0
+        return Quantisation("bitsandbytes", bits, of_the_batch=OUTLIERS.format(threshold) if threshold else None)
     if method not in PACKAGES:
         raise CheckpointError(
             f"quantization_config.quant_method is {method!r}, which transformers does not load; use one of "
             f"{', '.join(PACKAGES)}, or a model in 16 or 32 bits"
         )
     found = BITS.get(method) or settings.get("bits") or settings.get("w_bit") or settings.get("nbits")
-    return Quantisation(method, found if isinstance(found, int) else _bits_of_groups(settings))
+    if method == "torchao" and "Int4" in str(settings.get("quant_type")):
+        found = 4
+    groups = [one for one in (settings.get("config_groups") or {}).values() if isinstance(one, dict)]
+    activations = [one.get("input_activations") or {} for one in groups]
+    by_tensor = any(one.get("dynamic") is True and one.get("strategy") == "tensor" for one in activations)
+    bits = found if isinstance(found, int) else _bits_of_groups(groups)
+    return Quantisation(method, bits, of_the_batch=ONE_SCALE if by_tensor else None)
 
 
 def unpack(
@@ -182,12 +203,9 @@ def _bytes(tensor: Stored) -> int:
     return math.ceil(math.prod(tensor.shape) * BITS_OF_TYPES.get(tensor.dtype, 8) / 8)
 
 
-def _bits_of_groups(settings: Mapping[str, Any]) -> int | None:
+def _bits_of_groups(groups: Sequence[Mapping[str, Any]]) -> int | None:
     """compressed-tensors says it for each group of layers."""
-    groups = settings.get("config_groups")
-    if not isinstance(groups, dict):
-        return None
-    found = [one["weights"].get("num_bits") for one in groups.values() if isinstance(one.get("weights"), dict)]
+    found = [one["weights"].get("num_bits") for one in groups if isinstance(one.get("weights"), dict)]
     return found[0] if found and isinstance(found[0], int) else None
 
 

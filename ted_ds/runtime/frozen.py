@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ted_ds.config.deepspeed import zero_stage
 from ted_ds.data.loader import Batch
-from ted_ds.models.loading import num_parameters
+from ted_ds.models.loading import num_parameters as count_parameters
 from ted_ds.models.predictions import Predictions
 from ted_ds.models.sharing import share_equal
 from ted_ds.models.taps import OnState, TappedModel
@@ -91,8 +91,18 @@ def offload_to(host: str, folder: Path | None, largest_parameter: int) -> dict[s
 class FrozenModel:
     """A tapped model in eval mode, without gradients."""
 
-    def __init__(self, tapped: TappedModel, *, device: torch.device, engine_config: Mapping[str, Any] | None) -> None:
-        """Host ``tapped``: sharded by an engine of its own, or whole where ``engine_config`` is None."""
+    def __init__(
+        self,
+        tapped: TappedModel,
+        *,
+        device: torch.device,
+        engine_config: Mapping[str, Any] | None,
+        num_parameters: int | None = None,
+    ) -> None:
+        """Host ``tapped``: sharded by an engine of its own, or whole where ``engine_config`` is None.
+
+        ``num_parameters`` says what it has where its tensors do not, as they hold several numbers in one.
+        """
         tapped.requires_grad_(False).eval()
         self._files: str | None = None
         """Where its weights are, if that is a disk."""
@@ -108,8 +118,8 @@ class FrozenModel:
         self.fresh_parameters = tapped.fresh_parameters
         self.named_layers = tapped.named_layers()
         """Its layers by name, from input to output."""
-        self.num_parameters = num_parameters(tapped)
-        self.num_parameters_held = parameters_held(tapped)
+        self.num_parameters = num_parameters or count_parameters(tapped)
+        self.num_parameters_held = num_parameters or parameters_held(tapped)
         self.bytes_held = bytes_held(tapped)
 
     def __call__(

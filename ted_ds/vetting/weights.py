@@ -44,6 +44,8 @@ def count_weights(files: Sequence[Path]) -> WeightCounts:
 
 
 def _count(name: str, tensor: torch.Tensor) -> WeightCounts:
+    if tensor.is_floating_point() and tensor.element_size() == 1:  # torch has little arithmetic in 8 bits
+        tensor = tensor.float()
     num_zeros = int((tensor == 0).sum())
     is_zero_matrix = tensor.dim() >= 2 and num_zeros == tensor.numel()
     finite = not tensor.is_floating_point() or bool(tensor.isfinite().all())
