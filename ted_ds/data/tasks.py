@@ -188,8 +188,9 @@ class CausalLmData:
         first_two = list(itertools.islice(self._reader().texts(source, "all"), 2))
         if len(first_two) == 1 and self._listing.evaluation is None:
             raise DataError(
-                f"{source.name}: this is one document of {len(first_two[0]):,} characters, which cannot be both trained "
-                "on and held out; cut it (of a text file, documents: block or line makes many), or give data.evaluation"
+                f"{source.name}: this is one document of {len(first_two[0]):,} characters, which cannot be both "
+                "trained on and held out; cut it (of a text file, documents: block or line makes many), or give "
+                "data.evaluation"
             )
 
     def _reader(self) -> RowReader:
