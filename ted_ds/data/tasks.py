@@ -137,6 +137,8 @@ class CausalLmData:
         self.heldout = [s for source in sources for s in itertools.islice(self._heldout(reader, source), per_source)]
         reader.judge(is_complete=False)
         self.bad_records = reader.bad
+        if not self.heldout and len(sources) == 1:
+            self._refuse_one_document(sources[0])
         _refuse_empty(data, [None], self.heldout)
         self.heldout = self.heldout[:max_heldout]
 
@@ -195,9 +197,15 @@ class CausalLmData:
         settings = replace(self.settings(seed=0, num_lanes=1), shuffle_bytes=0)
         for index, (units, source) in enumerate(zip(make_units(settings), self._listing.train, strict=True)):
             next(self._reader().rows(source), None)  # knows best what is wrong with a first row
-            if LaneDocuments(settings, index, 0, self._encode, units=units).next() is None:
-                raise DataError(f"{source.name}: no documents are left to read; the files are empty or all is held out")
-            self._refuse_unknown_text(source)
+            try:
+                if LaneDocuments(settings, index, 0, self._encode, units=units).next() is not None:
+                    self._refuse_unknown_text(source)
+                    continue
+            except DataError:
+                self._refuse_one_document(source)
+                raise
+            self._refuse_one_document(source)
+            raise DataError(f"{source.name}: no documents are left to read; the files are empty or all is held out")
 
     def _refuse_unknown_text(self, source: Listing) -> None:
         """Documents of which nothing is left as tokens would never fill a sequence."""
@@ -206,6 +214,16 @@ class CausalLmData:
             raise DataError(
                 f"{source.name}: the tokenizer gives no tokens for the first {len(texts)} documents, such as "
                 f"{texts[0][:LONGEST_SHOWN]!r}; use data in the model's language and script"
+            )
+
+    def _refuse_one_document(self, source: Listing) -> None:
+        """Say so where a source is held out because it is a single document."""
+        first_two = list(itertools.islice(self._reader().texts(source, "all"), 2))
+        if len(first_two) == 1 and self._listing.evaluation is None:
+            raise DataError(
+                f"{source.name}: this is one document of {len(first_two[0]):,} characters, which cannot be both "
+                "trained on and held out; cut it (of a text file, documents: block or line makes many), or give "
+                "data.evaluation"
             )
 
     def _reader(self) -> RowReader:
