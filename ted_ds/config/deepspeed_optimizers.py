@@ -142,7 +142,7 @@ def _check_optimizer(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     elif known not in TESTED_OPTIMIZERS:
         close = nearest(name, TESTED_OPTIMIZERS)
         hint = f"did you mean {close}?" if close else choice
-        yield "optimizer.type", f"{name!r}: DeepSpeed has none: module 'torch.optim' has no attribute {name!r}; {hint}"
+        yield "optimizer.type", f"{name!r}: {name} is not a supported DeepSpeed Optimizer; {hint}"
     elif known == "Adagrad" and (config.get("zero_optimization") or {}).get("stage", 0) != 0:
         yield "optimizer.type", f"{name!r}: DeepSpeed fails with it under ZeRO; use AdamW, Adam or SGD, or stage 0"
     else:
