@@ -134,7 +134,7 @@ def make_plan(recipe: Recipe, *, num_ranks: int = 1, source: str = "recipe", con
         facts = {"student": student, "teacher": teacher}
         stages = attempt("", lambda: plan_stages(recipe, facts, layer_pairs, filter_dim)) or {}
     if problems:
-        raise ConfigError("\n".join(f"{source}: {problem}" for problem in problems))
+        raise ConfigError("\n".join(f"{source}: {problem}" for problem in dict.fromkeys(problems)))
     return Plan(
         _phases(recipe), teacher, student, layer_pairs, filter_dim, stages, (*settings_without_effect(recipe), *said)
     )
