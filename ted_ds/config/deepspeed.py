@@ -12,11 +12,10 @@ from typing import Any
 
 from ted_ds.config.deepspeed_keys import STAGE_3_KEYS
 from ted_ds.config.deepspeed_optimizers import (
-    ADAM_SWITCHES,
     DEFAULT_OPTIMIZER,
-    PARAMETERS,
     SCHEDULERS,
     check_typed_sections,
+    choose_optimizer,
     optimizer_class,
     steps_on_cpu,
 )
@@ -228,7 +227,7 @@ def filled(
         "fp16.enabled": precision == "fp16",
     }
     result = with_sizes(config, None)
-    messages += _choose_optimizer(result, plan, plan_path, source, on_gpu=on_gpu)
+    messages += choose_optimizer(result, plan, plan_path, source, on_gpu=on_gpu)
     messages += _choose_schedule(result, plan, plan_path, source)
     # These must always reach DeepSpeed: it clips at 1.0 when nothing is said, and it needs the precision.
     for path in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
@@ -253,31 +252,6 @@ def filled(
             "there, which makes the first updates wrong; use stage 1"
         )
     return result, messages
-
-
-def _choose_optimizer(
-    result: dict[str, Any], plan: PhasePlan, plan_path: str, source: Path, *, on_gpu: bool
-) -> list[str]:
-    """Decide what computes the optimizer's step, and say which of the recipe's values it does not know."""
-    section = result["optimizer"]
-    parameters = section.setdefault("params", {})
-    torchs_own = parameters.keys() <= PARAMETERS["torch.optim.AdamW"] | ADAM_SWITCHES
-    if not on_gpu and optimizer_class(result) == "FusedAdam" and "torch_adam" not in parameters and torchs_own:
-        parameters["torch_adam"] = True  # the same steps, without compiling DeepSpeed's for this processor
-    chosen = optimizer_class(result)
-    says_how = {"fused", "foreach"} & parameters.keys()
-    if on_gpu and parameters.get("torch_adam") is True and not says_how and not steps_on_cpu(result):
-        parameters["fused"] = True
-    messages = []
-    for name in ("lr", "betas", "eps"):
-        if name in PARAMETERS[chosen]:
-            parameters.setdefault(name, "auto")
-        elif name in plan.model_fields_set:
-            messages.append(f"{plan_path}.{name}: {section['type']} of {source} does not use it; remove it")
-    # DeepSpeed has not tested it under ZeRO; ted_ds has
-    if chosen == "torch.optim.SGD" and result.setdefault("zero_allow_untested_optimizer", True) is False:
-        messages.append(f"{source}: zero_allow_untested_optimizer: False: DeepSpeed would refuse SGD; remove it")
-    return messages
 
 
 def _choose_schedule(result: dict[str, Any], plan: PhasePlan, plan_path: str, source: Path) -> list[str]:

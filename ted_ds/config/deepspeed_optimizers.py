@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ted_ds.config.nearest import nearest
+from ted_ds.config.phase_plan import PhasePlan
 
 TYPED_SECTION_KEYS = ("type", "params", "legacy_fusion")
 DEFAULT_OPTIMIZER: Mapping[str, Any] = {"type": "AdamW", "params": {"torch_adam": True}}
@@ -103,6 +105,31 @@ def optimizer_class(config: Mapping[str, Any]) -> str:
     return "torch.optim.Adagrad" if name == "adagrad" else "torch.optim.SGD"
 
 
+def choose_optimizer(
+    result: dict[str, Any], plan: PhasePlan, plan_path: str, source: Path, *, on_gpu: bool
+) -> list[str]:
+    """Decide what computes the optimizer's step, and say which of the recipe's values it does not know."""
+    section = result["optimizer"]
+    parameters = section.setdefault("params", {})
+    torchs_own = parameters.keys() <= PARAMETERS["torch.optim.AdamW"] | ADAM_SWITCHES
+    if not on_gpu and optimizer_class(result) == "FusedAdam" and "torch_adam" not in parameters and torchs_own:
+        parameters["torch_adam"] = True  # the same steps, without compiling DeepSpeed's for this processor
+    chosen = optimizer_class(result)
+    says_how = {"fused", "foreach"} & parameters.keys()
+    if on_gpu and parameters.get("torch_adam") is True and not says_how and not steps_on_cpu(result):
+        parameters["fused"] = True
+    messages = []
+    for name in ("lr", "betas", "eps"):
+        if name in PARAMETERS[chosen]:
+            parameters.setdefault(name, "auto")
+        elif name in plan.model_fields_set:
+            messages.append(f"{plan_path}.{name}: {section['type']} of {source} does not use it; remove it")
+    # DeepSpeed has not tested it under ZeRO; ted_ds has
+    if chosen == "torch.optim.SGD" and result.setdefault("zero_allow_untested_optimizer", True) is False:
+        messages.append(f"{source}: zero_allow_untested_optimizer: False: DeepSpeed would refuse SGD; remove it")
+    return messages
+
+
 def check_typed_sections(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Every mistake in ``optimizer`` and ``scheduler``, as the key's place and what is wrong with it."""
     for section in ("optimizer", "scheduler"):
@@ -142,7 +169,7 @@ def _check_optimizer(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     elif known not in TESTED_OPTIMIZERS:
         close = nearest(name, TESTED_OPTIMIZERS)
         hint = f"did you mean {close}?" if close else choice
-        yield "optimizer.type", f"{name!r}: DeepSpeed has none: module 'torch.optim' has no attribute {name!r}; {hint}"
+        yield "optimizer.type", f"{name!r}: {name} is not a supported DeepSpeed Optimizer; {hint}"
     elif known == "Adagrad" and (config.get("zero_optimization") or {}).get("stage", 0) != 0:
         yield "optimizer.type", f"{name!r}: DeepSpeed fails with it under ZeRO; use AdamW, Adam or SGD, or stage 0"
     else:

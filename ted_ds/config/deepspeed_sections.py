@@ -101,6 +101,7 @@ UNTESTED: Mapping[str, Any] = {
     "zero_optimization.offload_param.device": ("none", "cpu"),
 }
 """Harmless by what DeepSpeed says of them, but no test of ted_ds compares steps with other values than these."""
+LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 OFFLOAD_DEVICES = ("none", "cpu", "nvme")
 MONITORS = {
     "tensorboard": ("tensorboard", "tensorboard"),
@@ -146,6 +147,8 @@ def _check_keys(node: Mapping[str, Any], section: str) -> Iterator[tuple[str, st
             yield place, f"{value!r}: {rule}"
         elif place in SWITCHED_OFF:
             yield from _check_switched_off(value, place)
+        elif place == "log_level" and str(value).lower() not in LOG_LEVELS:
+            yield place, f"{value!r}: is not one of the valid logging levels; use {', '.join(LOG_LEVELS)}"
         elif place == "zero_optimization.stage" and value not in (0, 1, 2, 3):
             yield place, f"{value!r}: use 0, 1, 2 or 3"
         elif place in TYPES and isinstance(value, dict):

@@ -115,6 +115,10 @@ def test_untested_values_are_other_than_deepspeeds_defaults() -> None:
         ({"zero_optimization": {"stage": True}}, "zero_optimization.stage: True: use 0, 1, 2 or 3"),
         ({"gradient_clipping": True}, "gradient_clipping: True: use a number"),
         ({"wall_clock_breakdown": "false"}, "wall_clock_breakdown: 'false': use true or false"),
+        (
+            {"log_level": "shout"},
+            "log_level: 'shout': is not one of the valid logging levels; use debug, info, warning",
+        ),
         ({"bf16": {"enable": True}}, "bf16.enable: unknown key; did you mean 'enabled'?"),
         ({"fp16": {"opt_level": "O2"}}, "fp16.opt_level: unknown key of fp16; remove it"),
         ({"timers": {"throughput": {"enabled": 1}}}, "timers.throughput.enabled: 1: use true or false"),

@@ -564,3 +564,37 @@ def test_the_rules_for_positions_are_those_of_transformers() -> None:
     from ted_ds.models.rope_rules import KNOWN_RULES
 
     assert {*KNOWN_RULES} == {"default", *ROPE_INIT_FUNCTIONS}
+
+
+# --- the DeepSpeed JSON beside the recipe -----------------------------------------------------------------------------
+
+
+def test_mistakes_of_the_json_hide_none_of_the_recipe_beside_it_and_are_told_once(lm_run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "zero.json"
+    path.write_text(json.dumps({"gradient_cliping": 1, "bf16": {"enabled": True}, "optimizer": {"type": "Adm"}}))
+    message = refusal(lm_run, f"deepspeed={path}", "distill.global_batch_size=6", "teacher.path=no/model/here", ranks=2)
+    for told in (
+        f"deepspeed: {path}: gradient_cliping: unknown key; did you mean 'gradient_clipping'?",
+        f"deepspeed: {path}: optimizer.type: 'Adm': Adm is not a supported DeepSpeed Optimizer",
+        f"{path}: bf16.enabled: True contradicts the recipe, which says False; write 'auto'",
+        "distill.global_batch_size: 6 does not divide into microbatches of 2 on 2 ranks",
+        "teacher.path: no/model/here: no such model folder",
+    ):
+        assert message.count(told) == 1, message  # though three phases train
+
+
+def test_what_is_right_and_worth_saying_is_in_the_description(lm_run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "zero.json"
+    scheduler = {"type": "WarmupLR", "params": {"warmup_max_lr": "auto", "warmup_num_steps": "auto"}}
+    zero = {"stage": 1, "round_robin_gradients": True}
+    path.write_text(json.dumps({"scheduler": scheduler, "zero_optimization": zero}))
+    overrides = (f"deepspeed={path}", "distill.method=kd")
+    recipe = load_recipe(lm_run / "recipe.yaml", overrides)
+    notes = [line for line in describe(recipe, plan(lm_run, *overrides), num_ranks=1).splitlines() if "note  " in line]
+    assert notes == [
+        "note      without effect: filters (distill.method: kd)",
+        f"note      schedule by WarmupLR of {path}: distill",
+        f"note      optimizer: torch's AdamW with the recipe's values; {path} says no more",
+        f"note      {path}: zero_optimization.round_robin_gradients: no test compares steps with this set over ranks "
+        "and ZeRO stages; without it they are known to be the same",
+    ]
