@@ -22,6 +22,7 @@ c10d: Any = dist
 """Whose stores are not exported as far as its annotations go."""
 FIRST_WORD_S, SAY_EVERY_S = 3.0, 15.0
 LOOK_EVERY_S = 0.1
+NUM_PORTS = 65536
 RANKS_AT_ONCE = 64
 """More of them look less often: all ask rank 0."""
 ANSWER_WITHIN_S = 10.0
@@ -38,9 +39,18 @@ class Meeting:
     """One rank's way to the others, by torch's variables of the environment."""
 
     def __init__(self, timeout_s: float) -> None:
-        """Prepare; all ranks must have come ``timeout_s`` from now on."""
+        """Prepare; all ranks must have come ``timeout_s`` from now on.
+
+        Raises:
+            TopologyError: The port is none.
+        """
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        self._host, self._port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        self._host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+        if not port.isdecimal() or not 0 < int(port) < NUM_PORTS:
+            raise TopologyError(
+                f"$MASTER_PORT is {port!r}: must be a whole number from 1 to {NUM_PORTS - 1}; set it anew"
+            )
+        self._port = int(port)
         self._timeout_s = timeout_s
         self._started = time.monotonic()
         self._said_at: float | None = None

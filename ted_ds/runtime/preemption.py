@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ted_ds.errors import StoppedOnRequest
+from ted_ds.launching.lasting_output import say_at_once
 from ted_ds.launching.own_log import end_at_once, note_request
 from ted_ds.launching.records import STOP_FILE, log_folder
 from ted_ds.launching.starters import Told
@@ -27,6 +28,7 @@ SAME_REQUEST_S = 2.0
 the deepspeed launcher as SIGTERM, twice. Signals that follow the first within this time are the same request."""
 AGREE_WITHIN_S = 3.0
 """Before the first step: where the ranks have not come to agree by then, whoever was asked ends by itself."""
+CLEAN_UP_S = 2.0
 LOOK_EVERY_S = 1.0
 """For the file that asks to stop."""
 DEEPSPEED_HELPER = ("deepspeed/launcher/launch.py", "deepspeed.launcher.launch")
@@ -136,7 +138,8 @@ class StopRequests:
                 now = time.monotonic()
                 unheard_since = None if reason is None else unheard_since or now
                 if unheard_since is not None and now - unheard_since > AGREE_WITHIN_S:
-                    self._end(
+                    self._clean_up()
+                    end_at_once(
                         f"ted-ds: stopped on {reason} before the first step: there was nothing to save. Start the same "
                         "command again to go on",
                         StoppedOnRequest.exit_code,
@@ -148,14 +151,22 @@ class StopRequests:
             self._signal = (signal.Signals(number).name, now)
             note_request(self._signal[0])
         elif not self._launcher or now - self._signal[1] > SAME_REQUEST_S:
-            name = signal.Signals(number).name
-            self._end(f"ted-ds: second {name}: ends at once, nothing is saved", 128 + number)
+            self._clean_up()
+            # not written down: to whoever started it, it was asked to stop and has gone
+            say_at_once(f"ted-ds: second {signal.Signals(number).name}: ends at once, nothing is saved")
+            os._exit(128 + number)
 
-    def _end(self, text: str, code: int) -> None:
-        for work in self.before_end:
-            with contextlib.suppress(OSError):  # it ends all the same
-                work()
-        end_at_once(text, code)
+    def _clean_up(self) -> None:
+        """What is to be done before the end, if it does not take long: a disk may hang."""
+
+        def work() -> None:
+            for one in self.before_end:
+                with contextlib.suppress(OSError):  # it ends all the same
+                    one()
+
+        thread = threading.Thread(target=work, name="end", daemon=True)
+        thread.start()
+        thread.join(CLEAN_UP_S)
 
 
 @contextlib.contextmanager

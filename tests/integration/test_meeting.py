@@ -11,6 +11,8 @@ from datetime import timedelta
 
 import pytest
 
+from ted_ds.errors import TopologyError
+from ted_ds.runtime.meeting import Meeting
 from tests.dist import free_port, run_ranks
 from tests.faults import with_environment
 from tests.runs import Run, run
@@ -101,6 +103,15 @@ def test_the_port_of_another_run_is_named_and_that_run_goes_on(recipe, tmp_path)
         assert first.wait() == [STOPPED, STOPPED]
     finally:
         first.kill()
+
+
+@pytest.mark.parametrize("port", ["http", "0", "65536", "-1"])
+def test_a_port_that_is_none(port, monkeypatch):
+    by_torch = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in by_torch.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(TopologyError, match=f"MASTER_PORT is '{port}': must be a whole number from 1 to 65535"):
+        Meeting(1.0)
 
 
 def limits(world):
