@@ -363,7 +363,7 @@ def test_the_verb_says_what_is_wrong(recipe_file, tmp_path, capsys, override: st
 
 def test_an_output_that_cannot_be_written_is_refused(recipe_file, capsys) -> None:
     assert main(["tokenizer", "train", str(recipe_file), f"output_dir={recipe_file}/x"]) == 2
-    assert f"{recipe_file}/x/tokenizer: cannot be written" in capsys.readouterr().err
+    assert f"output_dir: {recipe_file}/x: cannot be written" in capsys.readouterr().err
 
 
 def test_without_heldout_documents_it_says_so(recipe_file, capsys) -> None:
