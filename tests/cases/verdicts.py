@@ -13,6 +13,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
+from datasets import load_from_disk
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    pipeline,
+)
+
 from tests.cases.running import Case, Done
 
 TOLERANCE = 1e-5
@@ -88,9 +98,6 @@ def _is_about(what: str, found: float, expected: float) -> Iterator[str]:
 
 def _plain_loss(folder: Path, rows: Sequence[tuple[str, str]]) -> float:
     """The mean cross-entropy of texts with the names of their labels, by plain transformers, one text at a time."""
-    import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
     model: Any = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     losses = []
@@ -170,9 +177,6 @@ def _classlabel(case: Case) -> Iterator[str]:
     yield from _completes(done)
     if done.code != 0:
         return None
-    from datasets import load_from_disk
-    from transformers import pipeline
-
     rows = load_from_disk(str(case.folder / "ds"))
     names = rows.features["label"].names
     classify = pipeline("text-classification", model=str(case.folder / "run/export"), device="cpu")
@@ -309,8 +313,6 @@ def _two_tokenizers(case: Case) -> Iterator[str]:
 
 def _is_of_one_piece(export: Path, teacher: Path) -> Iterator[str]:
     """The exported tokenizer is the teacher's, and what generates stops where it does."""
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
-
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         if not (export / name).is_file() or (export / name).read_bytes() != (teacher / name).read_bytes():
             yield f"export/{name}: is not the teacher's"
