@@ -84,8 +84,9 @@ class ModelMaker:
             path: Its folder.
             layers: Its side of the layer map.
             stage: This rank's of a pipeline it is part of; None for all of the model, to be run on its own.
-            new_head_allowed: Whether a head may start random.
+            new_head_allowed: Whether a head may start random; with ``preflight: warn`` a teacher's may anyhow.
         """
+        new_head_allowed = new_head_allowed or self._recipe.preflight == "warn"
         share = _share(stage, side)
         host = self._hosting.host
         if side == "student":

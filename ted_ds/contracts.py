@@ -15,6 +15,7 @@ from ted_ds.config.tasks import CausalLm, LabelledTask
 from ted_ds.data.document_ends import WHY, BosSetting, choose_start, describe_ends
 from ted_ds.errors import CheckpointError, ConfigError, TedError
 from ted_ds.models.files import ModelFacts
+from ted_ds.models.folder import CONFIG_FILE
 from ted_ds.models.tokenizer_files import tokenizer_of_files
 from ted_ds.models.tokenizer_traits import TokenizerTraits
 from ted_ds.tokenizer_contracts import (
@@ -119,6 +120,20 @@ def _check_head(recipe: Recipe, teacher: Side) -> None:
         raise ConfigError(f"a {facts.architectures[0]} has no head for {recipe.task.kind} and {remedy}")
     if not facts.has_classifier:
         raise ConfigError(f"its weights hold no head for {recipe.task.kind} (classifier or score), so {remedy}")
+    other = _head_for_other_labels(recipe, teacher)
+    if other is not None and recipe.preflight == "refuse":
+        raise ConfigError(f"{other}, so {remedy}, or use the weights that belong to this file")
+
+
+def _head_for_other_labels(recipe: Recipe, side: Side) -> str | None:
+    """Why a head in the weights cannot be used: it is for other labels than its own config names."""
+    rows, facts = side.facts.classifier_rows, side.facts
+    if isinstance(recipe.task, CausalLm) or rows in (None, facts.num_labels) or facts.num_labels is None:
+        return None
+    return (
+        f"{side.folder / CONFIG_FILE} names {facts.num_labels} labels in id2label, but the head in the weights has "
+        f"{rows} rows"
+    )
 
 
 def _check_lm_head(recipe: Recipe, side: Side) -> None:
@@ -195,6 +210,9 @@ def doubts(recipe: Recipe, teacher: Side | None, student: Side | None) -> list[s
     for side in _own_files(teacher, student):
         if side.name == "student" and used is not None and side.tokenizer is not None:
             lines += [f"student.path: {line}" for line in compare_readings(used, side.tokenizer)]
+        other = _head_for_other_labels(recipe, side)
+        if other is not None:
+            lines.append(f"{side.name}.path: {other}: a new one starts random")
         if isinstance(recipe.task, CausalLm):
             lines += [f"{side.name}.path: {line}" for line in doubtful_ids(side.facts, used)]
         if side.tokenizer is not None:

@@ -18,24 +18,29 @@ CLASSIFIER_MATRICES = ("score.weight", "classifier.weight", "classifier.out_proj
 TOKEN_ID_KEYS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
 
 
-def refuse_other_shapes(
-    config: Mapping[str, Any], shapes: Mapping[str, Shape], *, folder: Path, num_labels: int | None, is_tied: bool
-) -> None:
-    """Compare the config's numbers with those of the tensors that would be loaded under it.
+def refuse_other_shapes(config: Mapping[str, Any], shapes: Mapping[str, Shape], *, folder: Path, is_tied: bool) -> None:
+    """Compare the config's numbers with those of the tensors that would be loaded under it, but for a classifier's.
+
+    (Its head may start anew: :func:`classifier_rows`.)
 
     Args:
         config: The content of ``config.json``.
         shapes: Of all tensors in the weight files.
         folder: Where they are, for messages.
-        num_labels: Outputs of the config's own head; None where it says of none.
         is_tied: Whether an LM head is the embeddings.
 
     Raises:
         CheckpointError: They are of different models; lists all that differs.
     """
-    wrong = [*_other_matrices(config, shapes, num_labels=num_labels, is_tied=is_tied), *_other_blocks(config, shapes)]
+    wrong = [*_other_matrices(config, shapes, is_tied=is_tied), *_other_blocks(config, shapes)]
     if wrong:
         raise CheckpointError("\n".join(f"{folder / 'config.json'}: {one}" for one in wrong))
+
+
+def classifier_rows(shapes: Mapping[str, Shape]) -> int | None:
+    """How many labels the head in the weights is for; None where there is none."""
+    rows = [shape[0] for name, shape in shapes.items() if name.endswith(CLASSIFIER_MATRICES) and len(shape) == 2]
+    return rows[0] if rows else None
 
 
 def token_ids(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -53,9 +58,7 @@ def _first(config: Mapping[str, Any], *keys: str) -> tuple[str, int] | None:
     return next(((key, config[key]) for key in keys if isinstance(config.get(key), int)), None)
 
 
-def _other_matrices(
-    config: Mapping[str, Any], shapes: Mapping[str, Shape], *, num_labels: int | None, is_tied: bool
-) -> Iterator[str]:
+def _other_matrices(config: Mapping[str, Any], shapes: Mapping[str, Shape], *, is_tied: bool) -> Iterator[str]:
     rows = _first(config, "vocab_size")
     width = _first(config, "embedding_size", "hidden_size", "n_embd")
     expected: list[tuple[Sequence[str], int, str, tuple[str, int] | None]] = [
@@ -63,12 +66,6 @@ def _other_matrices(
         (TOKEN_EMBEDDINGS, 1, "columns", width),
         (() if is_tied else LM_HEAD_MATRICES, 0, "rows", rows),
         (POSITION_EMBEDDINGS, 0, "rows", _first(config, "max_position_embeddings", "n_positions")),
-        (
-            CLASSIFIER_MATRICES,
-            0,
-            "rows",
-            None if num_labels is None else ("the number of labels in id2label", num_labels),
-        ),
     ]
     found: dict[tuple[str, int, int, str], list[str]] = {}
     for name, shape in shapes.items():

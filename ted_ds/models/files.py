@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ted_ds.errors import CheckpointError
-from ted_ds.models.config_agreement import BLOCK, Shape, refuse_other_shapes, token_ids
+from ted_ds.models.config_agreement import BLOCK, Shape, classifier_rows, refuse_other_shapes, token_ids
 from ted_ds.models.folder import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, no_weights, read_config
 from ted_ds.models.packed import NOTHING_PACKED, Packed, Quantisation, Stored, read_quantisation, unpack
 from ted_ds.models.rope_rules import rope_rules
@@ -99,6 +99,8 @@ class ModelFacts:
     parameters: Parameters
     has_classifier: bool = True
     """Whether the weights hold a head for whole texts."""
+    classifier_rows: int | None = None
+    """For how many labels; None where it has no matrix of a known name."""
     has_lm_head: bool = True
     """Whether they hold an LM head, or the embeddings are one."""
     token_ids: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
@@ -127,12 +129,10 @@ def read_model_facts(folder: Path) -> ModelFacts:
     tensors = read_tensors(folder)
     shapes, packed, outside = unpack(tensors, quantisation)
     facts = _facts(config, shapes)
-    classifies = any("SequenceClassification" in name for name in facts.architectures)
     refuse_other_shapes(
         config,
         {name: shape for name, shape in shapes.items() if name not in outside},
         folder=folder,
-        num_labels=facts.num_labels if classifies else None,
         is_tied=_is_tied(config),
     )
     ids = {CONFIG_FILE: token_ids(config), GENERATION_CONFIG_FILE: token_ids(read_generation_config(folder))}
@@ -141,6 +141,7 @@ def read_model_facts(folder: Path) -> ModelFacts:
         parameters=replace(facts.parameters, packed=packed),
         quantisation=quantisation and replace(quantisation, outside_blocks=outside),
         has_classifier=any(name.startswith(CLASSIFIERS) for name in shapes),
+        classifier_rows=classifier_rows(shapes),
         has_lm_head=_is_tied(config) or any(name.startswith(LM_HEADS) for name in shapes),
         token_ids=ids,
     )

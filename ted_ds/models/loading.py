@@ -27,7 +27,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from ted_ds.errors import CheckpointError, ConfigError
-from ted_ds.models.config_agreement import BLOCK, CLASSIFIER_MATRICES
+from ted_ds.models.config_agreement import BLOCK, classifier_rows
 from ted_ds.models.execution import ATTENTION
 from ted_ds.models.families import family_of
 from ted_ds.models.files import BUFFERS, CLASSIFIERS, read_tensors
@@ -168,9 +168,8 @@ def _leave_out_head(path: Path, head: Mapping[str, Any] | None) -> dict[str, str
     """
     if head is None or "id2label" not in head:
         return None
-    shapes = {name: tensor.shape for name, tensor in read_tensors(path).items()}
-    rows = [shape[0] for name, shape in shapes.items() if name.endswith(CLASSIFIER_MATRICES) and len(shape) == 2]
-    if all(count == len(head["id2label"]) for count in rows):
+    rows = classifier_rows({name: tensor.shape for name, tensor in read_tensors(path).items()})
+    if rows in (None, len(head["id2label"])):
         return None
     return {rf"^{re.escape(prefix)}": f"of_other_labels.{prefix}" for prefix in CLASSIFIERS}
 

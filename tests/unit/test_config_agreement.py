@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ted_ds.config.schema import Recipe
-from ted_ds.contracts import Side, broken_contracts
+from ted_ds.contracts import Side, broken_contracts, doubts
 from ted_ds.errors import CheckpointError
 from ted_ds.models.files import read_model_facts
 from ted_ds.models.loading import load_model
@@ -79,18 +79,6 @@ def without(*beginnings: str) -> Callable[[Weights], Weights]:
             {"labels": LABELS},
             {"max_position_embeddings": 512},
             "max_position_embeddings is 512, but bert.embeddings.position_embeddings.weight in the weights has",
-        ),
-        (
-            "bert",
-            {"labels": LABELS},
-            {"id2label": {"0": "a", "1": "b", "2": "c"}},
-            "the number of labels in id2label is 3, but classifier.weight in the weights has 2 rows; make it 2",
-        ),
-        (
-            "llama",
-            {"labels": LABELS},
-            {"id2label": {str(index): f"label {index}" for index in range(5)}},
-            "the number of labels in id2label is 5, but score.weight in the weights has 2 rows; make it 2 if",
         ),
         (
             "llama",
@@ -180,6 +168,28 @@ def test_a_head_that_the_config_names_and_the_weights_lack_is_no_head(
             "predictions would be random; fine-tune it on the task: add teacher.finetune"
         ]
     }
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_a_head_for_other_labels_than_its_own_config_names_is_refused_or_starts_anew(
+    tmp_path: Path, family: str
+) -> None:
+    folder = write_model(tmp_path / "model", family, labels=LABELS)
+    set_config(folder, id2label={str(index): f"label {index}" for index in range(5)})
+    task = {**task_dict("sequence_classification"), "labels": [f"label {index}" for index in range(5)]}
+    content = {**recipe_dict(tmp_path), "task": task}
+    side = Side("teacher", folder, read_model_facts(folder), False)
+    what = f"teacher.path: {folder / 'config.json'} names 5 labels in id2label, but the head in the weights has 2 rows"
+    strict = Recipe.model_validate({**content, "preflight": "refuse"})
+    assert {**broken_contracts(strict, side, None)} == {
+        "head": [
+            f"{what}, so its predictions would be random; fine-tune it on the task: add teacher.finetune, or use the "
+            "weights that belong to this file"
+        ]
+    }
+    lenient = Recipe.model_validate({**content, "preflight": "warn"})
+    assert not broken_contracts(lenient, side, None)
+    assert f"{what}: a new one starts random" in doubts(lenient, side, None)
 
 
 def test_a_causal_lm_without_its_head_is_refused(tmp_path: Path) -> None:
