@@ -68,12 +68,13 @@ class World:
         accelerator: Any = get_accelerator()
         backend = accelerator.communication_backend_name()
         own_device = take_device(accelerator, backend)
-        meeting = Meeting(timeout_s)
-        store = meeting.gather()
         # DeepSpeed makes groups without a limit of their own, already while its engine starts
         for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
             setattr(dist.distributed_c10d, name, timeout)
-        dist.init_process_group(backend, store=store, rank=meeting.rank, world_size=meeting.size, timeout=timeout)
+        if not dist.is_initialized():  # this process may have joined for a run before
+            meeting = Meeting(timeout_s)
+            store = meeting.gather()
+            dist.init_process_group(backend, store=store, rank=meeting.rank, world_size=meeting.size, timeout=timeout)
         deepspeed.init_distributed(backend, timeout=timeout, verbose=False)
         device = torch.device(accelerator.current_device_name())
         control = dist.new_group(backend="gloo", timeout=timeout)
