@@ -174,10 +174,11 @@ def _prepare(
     """
     find_ranks()
     recipe: Recipe | None = None
+    plan: Plan | None = None
     failure: Exception | None = None
     try:
         num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
-        recipe, _ = plan_recipe(
+        recipe, plan = plan_recipe(
             recipe_path, overrides, num_ranks=num_ranks, contracts_hold=contracts_hold, in_pipeline=in_pipeline
         )
         set_arithmetic(tf32=recipe.tf32, deterministic=recipe.deterministic, attention=recipe.attention)
@@ -191,12 +192,13 @@ def _prepare(
         if failure is not None:
             raise failure
     assert recipe is not None
+    assert plan is not None
     refuse_other_settings(world, recipe)
     with world.together():
         world.check_precision(recipe.precision)
     if held is not None:
         _own_output(recipe.output_dir, world, stops, held)
-    recipe, plan, teacher, student = _resolve_models(recipe, recipe_path, world, contracts_hold=contracts_hold)
+    recipe, plan, teacher, student = _resolve_models(recipe, plan, recipe_path, world, contracts_hold=contracts_hold)
     tokenizer, data = None, None
     wanted = recipe.data
     listing = world.on_main(lambda: list_data(wanted))  # once, and the same for all
@@ -272,12 +274,11 @@ def _open_output(recipe: Recipe, world: World, assembly: Assembly) -> None:
 
 
 def _resolve_models(
-    recipe: Recipe, recipe_path: str, world: World, *, contracts_hold: bool
+    recipe: Recipe, plan: Plan, recipe_path: str, world: World, *, contracts_hold: bool
 ) -> tuple[Recipe, Plan, Path, Path | None]:
-    """Fetch hub models, then plan again: what their files say is known only now."""
+    """Fetch hub models, and plan again where there were some: what their files say is known only now."""
     teacher: Path | None = None
     student: Path | None = None
-    plan: Plan | None = None
     names = [name for name in (recipe.teacher.path, recipe.student.path) if name is not None]
     world.first_on_host(lambda: [fetch(name) for name in names])  # the others find it there
     with world.together():
@@ -290,9 +291,9 @@ def _resolve_models(
         }
     )
     with world.together():
-        plan = make_plan(recipe, num_ranks=world.size, source=recipe_path, contracts_hold=contracts_hold)
+        if plan.teacher is None or plan.student is None:
+            plan = make_plan(recipe, num_ranks=world.size, source=recipe_path, contracts_hold=contracts_hold)
     assert teacher is not None
-    assert plan is not None
     return recipe, plan, teacher, student
 
 

@@ -80,13 +80,15 @@ def check_tracking(recipe: Recipe, mistakes: Mistakes) -> None:
 
 
 def check_data(recipe: Recipe, mistakes: Mistakes) -> dict[str, FirstRows]:
-    """Every source, by its place in the recipe: its files, and what their first rows say."""
+    """Every source, by its place in the recipe: its files, and what their first rows say (to the first rank alone)."""
     looked_at = {}
     for part, sources in (("train", recipe.data.train), ("evaluation", recipe.data.evaluation or [])):
         for index, one in enumerate(sources):
             place = f"data.{part}[{index}]"
             is_here = not is_remote(one.path) and not names_hub(one)
             if is_here and mistakes.attempt(f"{place}.path", functools.partial(locate, one)) is None:
+                continue
+            if Told.by(os.environ).rank != 0:
                 continue
             looked_at[place] = first_rows(one, recipe.task, cleaning=recipe.data.cleaning)
             mistakes.add(place, *looked_at[place].problems)

@@ -85,7 +85,7 @@ def _look(listing: Listing, task: Task, cleaning: Cleaning, num_rows: int) -> Fi
     columns = [task.text_column, *([] if isinstance(task, CausalLm) else label_columns(task))]
     bad: list[BadRecord] = []
     rows: list[dict[str, Any]] = []
-    problems: list[str] = []
+    problems: dict[str, list[str]] = {}
     labels: Counter[str] = Counter()
     num_characters = 0
     max_bytes = int(cleaning.max_document_mib * 2**20)
@@ -97,7 +97,7 @@ def _look(listing: Listing, task: Task, cleaning: Cleaning, num_rows: int) -> Fi
                 try:
                     label = read_label(task, record.row, where=record.place, declared=dict(record.file.class_names))
                 except DataError as error:
-                    problems.append(str(error))
+                    problems.setdefault(str(error).removeprefix(record.place), []).append(str(error))
                 else:
                     if isinstance(task, SequenceClassification):
                         labels[task.labels[label] if isinstance(label, int) else "none"] += 1
@@ -110,9 +110,9 @@ def _look(listing: Listing, task: Task, cleaning: Cleaning, num_rows: int) -> Fi
             if len(rows) + len(bad) >= num_rows or num_characters >= MOST_CHARACTERS:
                 break
     except DataError as error:  # the first row lacks a column
-        problems.append(str(error))
+        problems[str(error)] = [str(error)]
     if bad and not rows and not problems:
-        problems += [describe_bad(record) for record in bad]
+        problems = {record.position: [describe_bad(record)] for record in bad}
     lengths = sorted(len(row[columns[0]]) for row in rows)
     return FirstRows(
         len(rows),
@@ -120,8 +120,14 @@ def _look(listing: Listing, task: Task, cleaning: Cleaning, num_rows: int) -> Fi
         (lengths[0], lengths[len(lengths) // 2], lengths[-1]) if lengths else None,
         tuple(labels.most_common()),
         tuple(bad),
-        tuple(itertools.islice(problems, MOST_PROBLEMS)),
+        tuple(map(_once, itertools.islice(problems.values(), MOST_PROBLEMS))),
     )
+
+
+def _once(alike: list[str]) -> str:
+    """A problem that several rows have, by the first of them."""
+    more = len(alike) - 1
+    return alike[0] if not more else f"{alike[0]} (and {more} more of the first rows)"
 
 
 def _types(rows: list[dict[str, Any]], column: str) -> str:

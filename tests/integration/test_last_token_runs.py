@@ -44,7 +44,7 @@ def losses_alone(folder: Path, rows: list[dict[str, Any]]) -> list[float]:
     [
         ("gpt2", None, None, None, []),  # padded with the end token
         ("llama", EOS, "[EOS]", EOS, ["data.padding.side=left"]),  # trained to be read before it
-        ("qwen2", None, "[PAD]", 0, ["data.padding.multiple_of=8"]),
+        ("mistral", None, "[PAD]", 0, ["data.padding.multiple_of=8"]),
     ],
 )
 def test_a_decoder_is_scored_and_exported_as_transformers_reads_it(

@@ -92,6 +92,9 @@ def test_a_text_of_which_no_token_is_made_is_a_bad_record_with_its_place(tmp_pat
     tokenizer = write_tokenizer(tmp_path / "tokenizer")
 
     class Forgetful:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tokenizer, name)
+
         def __call__(self, given: list[str], **settings: Any) -> Any:
             encoded = tokenizer(given, **settings)["input_ids"]
             return {
