@@ -117,7 +117,7 @@ class OutputLock:
         if lives is not None:
             return not lives
         sign, token = self._file.stat().st_mtime, other.token if other is not None else ""
-        if other is not None and self._signs.setdefault(token, sign) != sign:
+        if self._signs.setdefault(token, sign) != sign:
             raise self._in_use(other)
         return self._candidate.stat().st_mtime - sign > STALE_AFTER_S
 
@@ -188,9 +188,10 @@ class OutputLock:
     def _content(self) -> str:
         return json.dumps(asdict(self._owner)) + "\n"
 
-    def _in_use(self, other: Owner) -> ConfigError:
+    def _in_use(self, other: Owner | None) -> ConfigError:
+        by = other or f"another run, whose {LOCK_FILE} cannot be read (another version of ted_ds may write it)"
         return ConfigError(
-            f"output_dir: {self._folder} is in use by {other}; wait until that run ends, stop it, or choose another "
+            f"output_dir: {self._folder} is in use by {by}; wait until that run ends, stop it, or choose another "
             "output_dir"
         )
 

@@ -180,11 +180,34 @@ def test_without_hard_links_it_is_made_at_once_too(tmp_path, monkeypatch):
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"token": 1}', b"\xff"])
 def test_a_damaged_lock_counts_until_it_is_stale(tmp_path, content):
     (tmp_path / LOCK_FILE).write_bytes(content)
+    assert lock_of(tmp_path).try_take() == f"a sign of life of its owner, or none for {STALE_AFTER_S:g} s"
     lock = lock_of(tmp_path)
-    assert lock.try_take() == f"a sign of life of its owner, or none for {STALE_AFTER_S:g} s"
     os.utime(tmp_path / LOCK_FILE, times=(0, 0))
     assert lock.try_take() is None
     lock.release()
+
+
+@pytest.mark.parametrize("content", [b"", b'{"token": "a", "since": 1, "process": {"pid": 7}}'])
+def test_a_lock_that_cannot_be_read_and_is_still_touched_is_in_use(tmp_path, content, monkeypatch):
+    monkeypatch.setattr("ted_ds.output_lock.LOOK_EVERY_S", 0.1)
+    (tmp_path / LOCK_FILE).write_bytes(content)
+    is_over = threading.Event()
+
+    def touch() -> None:
+        while not is_over.wait(0.05):
+            os.utime(tmp_path / LOCK_FILE)
+
+    owner = threading.Thread(target=touch)
+    owner.start()
+    try:
+        with pytest.raises(
+            ConfigError, match="is in use by another run, whose owner.json cannot be read .*; wait until"
+        ):
+            wait_for(lock_of(tmp_path).try_take, tmp_path, say=print)
+    finally:
+        is_over.set()
+        owner.join()
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {LOCK_FILE: content}
 
 
 def test_signs_of_life_and_what_becomes_of_a_former_owner(tmp_path, monkeypatch):
