@@ -16,8 +16,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from ted_ds.errors import CheckpointError, ConfigError
+from ted_ds.launching.own_log import end_at_once
 from ted_ds.launching.processes import Process
 
 LOCK_FILE = "owner.json"
@@ -44,15 +46,21 @@ class Owner:
         return f"{self.process} since {when}"
 
 
+def _end_for_loss(text: str) -> NoReturn:
+    """End this process, from whichever thread: what it would write from now on is another run's."""
+    end_at_once(f"ted-ds: error:\n{text}", CheckpointError.exit_code)
+
+
 class OutputLock:
     """The lock of one output folder. On one rank only."""
 
-    def __init__(self, output_dir: Path, *, on_loss: Callable[[str], object]) -> None:
+    def __init__(self, output_dir: Path, *, on_loss: Callable[[str], object] = _end_for_loss) -> None:
         """Prepare; nothing is written yet.
 
         Args:
             output_dir: The folder, which need not be there.
-            on_loss: Takes the message, on another thread, once another run has taken the folder over.
+            on_loss: Takes the message, on another thread, once another run has taken the folder over; without it, this
+                process ends there with the message and exit code 2.
         """
         self._folder, self._on_loss = output_dir, on_loss
         self._owner = Owner(secrets.token_hex(8), time.time(), Process.own())
@@ -198,19 +206,15 @@ class OutputLock:
 
 @contextlib.contextmanager
 def holding(output_dir: Path, *, say: Callable[[str], object]) -> Iterator[None]:
-    """Own an output folder in a process that is alone.
+    """Own an output folder in a process that is alone; it ends at once where another run takes the folder over.
 
     Raises:
         ConfigError: It is in use, or cannot be written.
-        CheckpointError: Another run took it over meanwhile.
     """
-    lost: list[str] = []
-    lock = OutputLock(output_dir, on_loss=lost.append)
+    lock = OutputLock(output_dir)
     try:
         wait_for(lock.try_take, output_dir, say=say)
         yield
-        if lost:
-            raise CheckpointError(lost[0])
     finally:
         lock.release()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ted_ds.errors import CheckpointError, ConfigError
+from ted_ds.errors import ConfigError
 from ted_ds.launching.processes import Process
 from ted_ds.output_lock import LOCK_FILE, STALE_AFTER_S, TAKEOVER_FILE, OutputLock, holding, wait_for
 
@@ -24,6 +24,16 @@ from ted_ds.output_lock import OutputLock
 lock = OutputLock(Path(sys.argv[1]), on_loss=print)
 print(lock.try_take(), flush=True)
 time.sleep(60)
+"""
+WORK = """
+import sys, time
+from pathlib import Path
+from ted_ds import output_lock
+output_lock.SIGN_EVERY_S = 0.1
+with output_lock.holding(Path(sys.argv[1]), say=print):
+    print("at work", flush=True)
+    time.sleep(10)
+    print("goes on")
 """
 
 
@@ -201,7 +211,7 @@ def test_a_lock_that_cannot_be_read_and_is_still_touched_is_in_use(tmp_path, con
     owner.start()
     try:
         with pytest.raises(
-            ConfigError, match="is in use by another run, whose owner.json cannot be read .*; wait until"
+            ConfigError, match=r"is in use by another run, whose owner\.json cannot be read .*; wait until"
         ):
             wait_for(lock_of(tmp_path).try_take, tmp_path, say=print)
     finally:
@@ -239,16 +249,20 @@ def test_signs_of_life_and_what_becomes_of_a_former_owner(tmp_path, monkeypatch)
     assert json.loads((tmp_path / LOCK_FILE).read_text())["process"]["host"] == "node7"
 
 
-def test_who_is_alone_hears_of_it_in_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("ted_ds.output_lock.SIGN_EVERY_S", 0.1)
-
-    def work() -> None:
-        with holding(tmp_path, say=print):
-            of_another_machine(tmp_path, seconds_ago=0)
-            time.sleep(1)
-
-    with pytest.raises(CheckpointError, match="was taken over by node7"):
-        work()
+def test_who_is_alone_ends_at_once_too_and_writes_nothing_more(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", WORK, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "at work\n"
+        of_another_machine(tmp_path, seconds_ago=0)
+        printed, said = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert (process.returncode, printed) == (2, "")
+    assert said.startswith(f"ted-ds: error:\noutput_dir: {tmp_path} was taken over by node7:")
+    assert said.count("\n") == 2
+    assert json.loads((tmp_path / LOCK_FILE).read_text())["process"]["host"] == "node7"
 
 
 def test_a_folder_that_nobody_may_write_needs_no_owner(tmp_path, monkeypatch):
