@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ted_ds.errors import CheckpointError, ConfigError
+from ted_ds.launching.lasting_output import say_at_once
 from ted_ds.launching.own_log import end_at_once
 from ted_ds.launching.processes import Process
 
@@ -162,10 +163,20 @@ class OutputLock:
             takeover.unlink(missing_ok=True)
 
     def _give_signs(self) -> None:
+        last, is_told = time.monotonic(), False
         while not self._is_over.wait(SIGN_EVERY_S):
-            other: Owner | None = None
-            with contextlib.suppress(OSError):  # a disk may refuse once; the next time, then
+            try:
                 other = self._give_sign()
+            except OSError as error:  # a disk may refuse once; the next time, then
+                if not is_told and time.monotonic() - last >= STALE_AFTER_S / 2:
+                    is_told = True
+                    say_at_once(
+                        f"WARN output_dir: {self._folder}: for {STALE_AFTER_S / 2:g} s this run could not touch "
+                        f"{LOCK_FILE} ({error}); after {STALE_AFTER_S:g} s another run may take the folder over. See "
+                        "that the folder can be written"
+                    )
+                continue
+            last, is_told = time.monotonic(), False
             if other is not None and not self._is_over.is_set():
                 self._on_loss(
                     f"output_dir: {self._folder} was taken over by {other}, as nothing was heard of this run for "

@@ -249,6 +249,30 @@ def test_signs_of_life_and_what_becomes_of_a_former_owner(tmp_path, monkeypatch)
     assert json.loads((tmp_path / LOCK_FILE).read_text())["process"]["host"] == "node7"
 
 
+def test_an_owner_that_cannot_give_signs_says_so_once_in_time(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("ted_ds.output_lock.SIGN_EVERY_S", 0.05)
+    monkeypatch.setattr("ted_ds.output_lock.STALE_AFTER_S", 1.0)
+    folder, hidden = tmp_path / "run", tmp_path / "hidden"
+    lock = lock_of(folder)
+    assert lock.try_take() is None
+
+    def away(seconds: float) -> str:
+        folder.rename(hidden)
+        time.sleep(seconds)
+        hidden.rename(folder)
+        return capfd.readouterr().err
+
+    assert away(0.2) == ""
+    time.sleep(0.3)
+    for _ in range(2):  # each time that it is away for long
+        said = away(1.0)
+        assert said.startswith(f"WARN output_dir: {folder}: for 0.5 s this run could not touch owner.json ([Errno 2] ")
+        assert said.endswith("); after 1 s another run may take the folder over. See that the folder can be written\n")
+        assert said.count("WARN") == 1
+        time.sleep(0.3)
+    lock.release()
+
+
 def test_who_is_alone_ends_at_once_too_and_writes_nothing_more(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", WORK, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
