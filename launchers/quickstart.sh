@@ -3,7 +3,7 @@
 #   bash launchers/quickstart.sh                  SmolLM2-135M into 10 of its 30 blocks, continual pre-training
 #   bash launchers/quickstart.sh classification   MiniLM into 2 of its 6 blocks, Rotten Tomatoes
 # More words are passed on as overrides of the recipe: bash launchers/quickstart.sh lm distill.max_steps=20
-# Where more GPUs than two do not divide the recipe's batches, these are rounded up (ted_ds/quickstart.py).
+# Where the ranks do not divide the recipe's batches, or those given here, these are rounded up (ted_ds/quickstart.py).
 # The environment's variables are explained in launchers/environment.sh.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -27,5 +27,5 @@ fitting=$(python -m ted_ds.quickstart "$recipe" "$ranks" "$@")
 read -ra changes <<< "$fitting"
 if [ ${#changes[@]} -gt 0 ]; then echo "batches that $ranks ranks can share: ${changes[*]}"; fi
 echo "ready after ${SECONDS} s"
-deepspeed --num_gpus "$ranks" --module ted_ds run "$recipe" "${changes[@]}" "$@"
+deepspeed --num_gpus "$ranks" --module ted_ds run "$recipe" "$@" "${changes[@]}"
 echo "quickstart: $((SECONDS / 60)) min $((SECONDS % 60)) s in all"

@@ -23,7 +23,6 @@ from ted_ds.errors import ConfigError, RankLostError, StoppedOnRequest
 from ted_ds.evaluation.scoring import SCORERS
 from ted_ds.fill_cache import plan_cache, refuse_useless_cache
 from ted_ds.host_teacher import host_teacher
-from ted_ds.launching.own_log import end_at_once
 from ted_ds.layout import Layout
 from ted_ds.models.loading import fetch, load_tokenizer
 from ted_ds.output_lock import OutputLock, wait_for
@@ -241,7 +240,7 @@ def _own_output(output_dir: Path, world: World, stops: StopRequests, held: conte
     Raises:
         ConfigError: It is in use, or cannot be written; on every rank.
     """
-    lock = OutputLock(output_dir, on_loss=lambda text: end_at_once(f"ted-ds: error:\n{text}", 2))
+    lock = OutputLock(output_dir)
     if world.is_main:
         held.callback(lock.release)
         stops.before_end.append(lock.release)

@@ -16,8 +16,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from ted_ds.errors import CheckpointError, ConfigError
+from ted_ds.launching.lasting_output import say_at_once
+from ted_ds.launching.own_log import end_at_once
 from ted_ds.launching.processes import Process
 
 LOCK_FILE = "owner.json"
@@ -44,15 +47,21 @@ class Owner:
         return f"{self.process} since {when}"
 
 
+def _end_for_loss(text: str) -> NoReturn:
+    """End this process, from whichever thread: what it would write from now on is another run's."""
+    end_at_once(f"ted-ds: error:\n{text}", CheckpointError.exit_code)
+
+
 class OutputLock:
     """The lock of one output folder. On one rank only."""
 
-    def __init__(self, output_dir: Path, *, on_loss: Callable[[str], object]) -> None:
+    def __init__(self, output_dir: Path, *, on_loss: Callable[[str], object] = _end_for_loss) -> None:
         """Prepare; nothing is written yet.
 
         Args:
             output_dir: The folder, which need not be there.
-            on_loss: Takes the message, on another thread, once another run has taken the folder over.
+            on_loss: Takes the message, on another thread, once another run has taken the folder over; without it, this
+                process ends there with the message and exit code 2.
         """
         self._folder, self._on_loss = output_dir, on_loss
         self._owner = Owner(secrets.token_hex(8), time.time(), Process.own())
@@ -117,7 +126,7 @@ class OutputLock:
         if lives is not None:
             return not lives
         sign, token = self._file.stat().st_mtime, other.token if other is not None else ""
-        if other is not None and self._signs.setdefault(token, sign) != sign:
+        if self._signs.setdefault(token, sign) != sign:
             raise self._in_use(other)
         return self._candidate.stat().st_mtime - sign > STALE_AFTER_S
 
@@ -154,10 +163,20 @@ class OutputLock:
             takeover.unlink(missing_ok=True)
 
     def _give_signs(self) -> None:
+        last, is_told = time.monotonic(), False
         while not self._is_over.wait(SIGN_EVERY_S):
-            other: Owner | None = None
-            with contextlib.suppress(OSError):  # a disk may refuse once; the next time, then
+            try:
                 other = self._give_sign()
+            except OSError as error:  # a disk may refuse once; the next time, then
+                if not is_told and time.monotonic() - last >= STALE_AFTER_S / 2:
+                    is_told = True
+                    say_at_once(
+                        f"WARN output_dir: {self._folder}: for {STALE_AFTER_S / 2:g} s this run could not touch "
+                        f"{LOCK_FILE} ({error}); after {STALE_AFTER_S:g} s another run may take the folder over. See "
+                        "that the folder can be written"
+                    )
+                continue
+            last, is_told = time.monotonic(), False
             if other is not None and not self._is_over.is_set():
                 self._on_loss(
                     f"output_dir: {self._folder} was taken over by {other}, as nothing was heard of this run for "
@@ -188,28 +207,25 @@ class OutputLock:
     def _content(self) -> str:
         return json.dumps(asdict(self._owner)) + "\n"
 
-    def _in_use(self, other: Owner) -> ConfigError:
+    def _in_use(self, other: Owner | None) -> ConfigError:
+        by = other or f"another run, whose {LOCK_FILE} cannot be read (another version of ted_ds may write it)"
         return ConfigError(
-            f"output_dir: {self._folder} is in use by {other}; wait until that run ends, stop it, or choose another "
+            f"output_dir: {self._folder} is in use by {by}; wait until that run ends, stop it, or choose another "
             "output_dir"
         )
 
 
 @contextlib.contextmanager
 def holding(output_dir: Path, *, say: Callable[[str], object]) -> Iterator[None]:
-    """Own an output folder in a process that is alone.
+    """Own an output folder in a process that is alone; it ends at once where another run takes the folder over.
 
     Raises:
         ConfigError: It is in use, or cannot be written.
-        CheckpointError: Another run took it over meanwhile.
     """
-    lost: list[str] = []
-    lock = OutputLock(output_dir, on_loss=lost.append)
+    lock = OutputLock(output_dir)
     try:
         wait_for(lock.try_take, output_dir, say=say)
         yield
-        if lost:
-            raise CheckpointError(lost[0])
     finally:
         lock.release()
 

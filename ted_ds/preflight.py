@@ -15,6 +15,7 @@ from ted_ds.data.samples import Sample
 from ted_ds.errors import CheckpointError
 from ted_ds.models.files import weight_files
 from ted_ds.models.predictions import Predictions
+from ted_ds.runtime.device_faults import is_device_fault
 from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.vetting.baseline import NUM_EXAMPLES, Example, Guess, judge_against_guess, make_guess, read_examples
 from ted_ds.vetting.composition import judge_composition, mixed_lengths, numbers_of_rows
@@ -76,7 +77,7 @@ def vet_quantised(build: Assembly, path: Path) -> FrozenModel:
     Every rank must call it.
 
     Raises:
-        TedError: It does not work on this device; on every rank.
+        TedError: It does not work on this device, or the device failed; on every rank.
     """
     model = build.models.frozen("teacher", path)
     batches = evaluation_batches(build.data.heldout, build.collate, micro_batch_size=1, rank=0, world_size=1)
@@ -84,6 +85,8 @@ def vet_quantised(build: Assembly, path: Path) -> FrozenModel:
         try:
             model(next(iter(batches)).to(build.world.device).inputs, lambda _: None)
         except Exception as error:  # kernels of many packages, which have no exceptions in common
+            if is_device_fault(error):  # another attempt may go through
+                raise
             raise CheckpointError(
                 f"{path}: its weights are quantised ({build.teacher_facts.quantisation}) and cannot be computed with "
                 f"on this device ({build.world.device.type}, {build.recipe.precision}): {error!s:.500}"

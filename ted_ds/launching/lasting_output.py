@@ -15,15 +15,23 @@ from typing import Any
 
 GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ECONNRESET)
 """Of a reader that will not come back; another error, such as of a full disk, may pass."""
+PATIENCE_S = 10.0
+"""With a reader that takes nothing; then what there is to say is dropped, until it takes something again."""
 
 
 class _Lasting(io.FileIO):
     """A descriptor for writing that never fails."""
 
+    _stands_still = False
+
     def write(self, text: Any) -> int:
         try:
             while (num_written := super().write(text)) is None:  # a terminal's other user made it non-blocking
-                select.select([], [self.fileno()], [])
+                patience_s = 0.0 if self._stands_still else PATIENCE_S
+                if not select.select([], [self.fileno()], [], patience_s)[1]:  # a terminal that was stopped (Ctrl-S)
+                    self._stands_still = True
+                    return len(text)
+            self._stands_still = False
             return num_written
         except OSError as error:
             if error.errno in GONE:  # for what C libraries print, too

@@ -9,16 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import psutil
-
 from ted_ds.launching.lasting_output import say_at_once
-from ted_ds.launching.processes import SAME_START_S
+from ted_ds.launching.processes import Process
 from ted_ds.launching.starters import Told
 
 LOG_DIR = "TED_DS_LOG_DIR"
@@ -36,6 +33,8 @@ class RankRecord:
     host: str
     process: int
     began: float
+    machine: str = ""
+    """As in :class:`Process`."""
     asked: str | None = None
     """The first signal it got."""
     asked_at: float | None = None
@@ -83,13 +82,9 @@ def log_folder(environment: Mapping[str, str]) -> Path | None:
 
 
 def _still_runs(record: RankRecord) -> bool:
-    """Whether the process that wrote a record can be seen to run on this host."""
-    if record.host != socket.gethostname() or record.process == os.getpid():
-        return False
-    try:
-        return psutil.Process(record.process).create_time() <= record.began + SAME_START_S
-    except psutil.Error:
-        return False
+    """Whether a process, other than this one, that wrote a record can be seen to run on this host."""
+    writer = Process(record.host, record.machine, record.process, record.began)
+    return record.process != os.getpid() and writer.lives() is True
 
 
 class OwnRecord:
@@ -110,7 +105,8 @@ class OwnRecord:
                 f"rank {told.rank} of another run still writes there ({before.host}:{before.process}); give each run a "
                 "folder of its own"
             )
-        self._record = RankRecord(told.rank, told.num_ranks, socket.gethostname(), os.getpid(), time.time())
+        own = Process.own()
+        self._record = RankRecord(told.rank, told.num_ranks, own.host, own.number, own.began, own.machine)
         self._record.write(folder)
 
     @property

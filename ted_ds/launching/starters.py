@@ -8,6 +8,11 @@ from dataclasses import dataclass
 FIRST_PORT, NUM_PORTS = 20_000, 10_000
 """Where the ports of runs lie whose launcher gives none: below those that Linux hands out by itself."""
 
+SAME_REQUEST_S = 2.0
+"""A launcher, a terminal, a batch system and a wrapper each pass one request on: Ctrl-C reaches a rank from the
+terminal as SIGINT, and then from the deepspeed launcher as SIGTERM, twice. Signals that follow the first within this
+time are the same request."""
+
 
 @dataclass(frozen=True)
 class Starter:

@@ -21,13 +21,11 @@ from ted_ds.launching.hosts import Host, read_hostfile, wait_for_hosts, write_en
 from ted_ds.launching.outcome import RANK_LOST, STOPPED, FaultsInARow, Outcome
 from ted_ds.launching.records import LOG_DIR, STOP_FILE, read_records
 from ted_ds.launching.slurm import num_restarts, requeue, wait_for_slurm
-from ted_ds.launching.starters import FIRST_PORT, NUM_PORTS
+from ted_ds.launching.starters import FIRST_PORT, NUM_PORTS, SAME_REQUEST_S
 
 REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 MOST_WITHOUT_RECORD = 3
 """Attempts in a row in which the same ranks left nothing: their host does not see the logs."""
-SAME_REQUEST_S = 2.0
-"""Signals that follow within it are the same request: a terminal, a batch system and a wrapper each pass one on."""
 MOST_FAULTS = 3
 """Attempts in a row that a GPU of the same host ends: it is broken."""
 HOSTFILE_MARK, PORT_MARK = "{hostfile}", "{port}"

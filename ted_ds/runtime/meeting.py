@@ -22,7 +22,7 @@ c10d: Any = dist
 """Whose stores are not exported as far as its annotations go."""
 FIRST_WORD_S, SAY_EVERY_S = 3.0, 15.0
 LOOK_EVERY_S = 0.1
-NUM_PORTS = 65536
+HIGHEST_PORT = 65535
 RANKS_AT_ONCE = 64
 """More of them look less often: all ask rank 0."""
 ANSWER_WITHIN_S = 10.0
@@ -46,9 +46,9 @@ class Meeting:
         """
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self._host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-        if not port.isdecimal() or not 0 < int(port) < NUM_PORTS:
+        if not port.isdecimal() or not 0 < int(port) <= HIGHEST_PORT:
             raise TopologyError(
-                f"$MASTER_PORT is {port!r}: must be a whole number from 1 to {NUM_PORTS - 1}; set it anew"
+                f"$MASTER_PORT is {port!r}: must be a whole number from 1 to {HIGHEST_PORT}; set it anew"
             )
         self._port = int(port)
         self._timeout_s = timeout_s

@@ -19,13 +19,10 @@ from ted_ds.errors import StoppedOnRequest
 from ted_ds.launching.lasting_output import say_at_once
 from ted_ds.launching.own_log import end_at_once, note_request
 from ted_ds.launching.records import STOP_FILE, log_folder
-from ted_ds.launching.starters import Told
+from ted_ds.launching.starters import SAME_REQUEST_S, Told
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 """The last one comes where a terminal closes; under nohup it is ignored, and stays so."""
-SAME_REQUEST_S = 2.0
-"""A launcher passes one request on several times: Ctrl-C reaches a rank from the terminal as SIGINT, and then from
-the deepspeed launcher as SIGTERM, twice. Signals that follow the first within this time are the same request."""
 AGREE_WITHIN_S = 3.0
 """Before the first step: where the ranks have not come to agree by then, whoever was asked ends by itself."""
 CLEAN_UP_S = 2.0

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from ted_ds.errors import DeviceFaultError, RankLostError
+from ted_ds.errors import DeviceFaultError, RankLostError, TedError
 from ted_ds.launching import own_log
 from ted_ds.launching.records import LOG_DIR, read_records
+from ted_ds.preflight import vet_quantised
 from ted_ds.runtime.device_faults import as_device_fault, is_device_fault
 from ted_ds.runtime.initialize import refusals
 from tests.dist import run_ranks
@@ -87,6 +90,41 @@ def test_a_gpu_that_fails_as_an_engine_starts_is_no_mistake_in_its_config(error)
     with pytest.raises(RuntimeError) as caught, refusals("zero1.json"):
         raise error
     assert caught.value is error
+
+
+def _a_quantised_teacher_fails(world, error):
+    def model(*_arguments):
+        raise error
+
+    batch = SimpleNamespace(inputs={})
+    batch.to = lambda _device: batch
+    build = SimpleNamespace(
+        world=world,
+        models=SimpleNamespace(frozen=lambda *_arguments: model),
+        data=SimpleNamespace(heldout=[None]),
+        collate=lambda _samples: batch,
+        teacher_facts=SimpleNamespace(quantisation="fp8"),
+        recipe=SimpleNamespace(precision="bf16"),
+    )
+    try:
+        vet_quantised(build, Path("teacher"))
+    except TedError as caught:
+        return caught.exit_code, str(caught)
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "said"),
+    [
+        ("CUDA error: unspecified launch failure", 76, "its GPU, or NCCL on it, failed: CUDA error: unspecified"),
+        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED", 76, "its GPU, or NCCL on it, failed: CUDA error: CUBLAS"),
+        ("CUDA error: no kernel image is available", 2, "teacher: its weights are quantised (fp8) and cannot be"),
+        ("Marlin needs hidden sizes that 64 divides", 2, "teacher: its weights are quantised (fp8) and cannot be"),
+    ],
+)
+def test_a_gpu_that_fails_under_a_quantised_teacher_does_not_make_it_unusable(text, code, said):
+    ((found, message),) = run_ranks(_a_quantised_teacher_fails, 1, RuntimeError(text))
+    assert found == code
+    assert said in message
 
 
 def _one_gpu_fails(world):

@@ -65,6 +65,26 @@ def test_a_full_disk_may_have_room_again(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "kept\n"
 
 
+def test_a_reader_that_stands_still_is_not_waited_for_without_end() -> None:
+    """As a stopped terminal: a pipe that is full and not blocking; who reads again gets what is said then."""
+    program = (
+        "import os, sys, time\nfrom ted_ds.launching import lasting_output\nlasting_output.PATIENCE_S = 0.5\n"
+        "os.set_blocking(1, False)\nlasting_output.outlast_readers()\nstarted = time.monotonic()\n"
+        "for _ in range(20):\n    print('x' * 1_000_000, flush=True)\nseconds = time.monotonic() - started\n"
+        "print(round(seconds, 1), file=sys.stderr, flush=True)\nsys.stdin.readline()\nprint('later', flush=True)"
+    )
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, text=True, **streams)
+    try:
+        waited_s = float(process.stderr.readline())
+        printed, said = process.communicate("go on\n", timeout=30)
+    finally:
+        process.kill()
+    assert 0.5 <= waited_s < 5
+    assert printed.strip("x").split() == ["later"]
+    assert (process.returncode, said) == (0, "")
+
+
 def test_what_is_read_arrives_as_before() -> None:
     program = "from ted_ds.launching.lasting_output import outlast_readers\noutlast_readers()\nprint('grün')"
     done = subprocess.run(

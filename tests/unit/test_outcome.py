@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from ted_ds.launching.outcome import FaultsInARow, Outcome, outcome_of
+from ted_ds.launching.processes import Process
 from ted_ds.launching.records import LOG_DIR, OwnRecord, RankRecord, log_file, read_records, record_file
 
 
@@ -127,13 +127,16 @@ def test_the_folder_of_a_run_that_still_writes_is_not_shared(tmp_path, monkeypat
     monkeypatch.setenv(LOG_DIR, str(tmp_path))
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        mine = RankRecord(0, 1, socket.gethostname(), other.pid, time.time())
+        own = Process.own()
+        mine = RankRecord(0, 1, own.host, other.pid, time.time(), own.machine)
         mine.write(tmp_path)
         with pytest.raises(
             FileExistsError, match=rf"rank 0 of another run still writes there \(.*:{other.pid}\); give"
         ):
             OwnRecord(tmp_path)
         replace(mine, began=mine.began - 1000).write(tmp_path)  # its number was given away again
+        OwnRecord(tmp_path).ended(0)
+        replace(mine, machine="another boot").write(tmp_path)  # of another container, whose numbers mean nothing here
         OwnRecord(tmp_path).ended(0)
         mine.write(tmp_path)
     finally:

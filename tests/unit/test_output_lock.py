@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ted_ds.errors import CheckpointError, ConfigError
+from ted_ds.errors import ConfigError
 from ted_ds.launching.processes import Process
 from ted_ds.output_lock import LOCK_FILE, STALE_AFTER_S, TAKEOVER_FILE, OutputLock, holding, wait_for
 
@@ -24,6 +24,16 @@ from ted_ds.output_lock import OutputLock
 lock = OutputLock(Path(sys.argv[1]), on_loss=print)
 print(lock.try_take(), flush=True)
 time.sleep(60)
+"""
+WORK = """
+import sys, time
+from pathlib import Path
+from ted_ds import output_lock
+output_lock.SIGN_EVERY_S = 0.1
+with output_lock.holding(Path(sys.argv[1]), say=print):
+    print("at work", flush=True)
+    time.sleep(10)
+    print("goes on")
 """
 
 
@@ -180,11 +190,34 @@ def test_without_hard_links_it_is_made_at_once_too(tmp_path, monkeypatch):
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"token": 1}', b"\xff"])
 def test_a_damaged_lock_counts_until_it_is_stale(tmp_path, content):
     (tmp_path / LOCK_FILE).write_bytes(content)
+    assert lock_of(tmp_path).try_take() == f"a sign of life of its owner, or none for {STALE_AFTER_S:g} s"
     lock = lock_of(tmp_path)
-    assert lock.try_take() == f"a sign of life of its owner, or none for {STALE_AFTER_S:g} s"
     os.utime(tmp_path / LOCK_FILE, times=(0, 0))
     assert lock.try_take() is None
     lock.release()
+
+
+@pytest.mark.parametrize("content", [b"", b'{"token": "a", "since": 1, "process": {"pid": 7}}'])
+def test_a_lock_that_cannot_be_read_and_is_still_touched_is_in_use(tmp_path, content, monkeypatch):
+    monkeypatch.setattr("ted_ds.output_lock.LOOK_EVERY_S", 0.1)
+    (tmp_path / LOCK_FILE).write_bytes(content)
+    is_over = threading.Event()
+
+    def touch() -> None:
+        while not is_over.wait(0.05):
+            os.utime(tmp_path / LOCK_FILE)
+
+    owner = threading.Thread(target=touch)
+    owner.start()
+    try:
+        with pytest.raises(
+            ConfigError, match=r"is in use by another run, whose owner\.json cannot be read .*; wait until"
+        ):
+            wait_for(lock_of(tmp_path).try_take, tmp_path, say=print)
+    finally:
+        is_over.set()
+        owner.join()
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {LOCK_FILE: content}
 
 
 def test_signs_of_life_and_what_becomes_of_a_former_owner(tmp_path, monkeypatch):
@@ -216,16 +249,44 @@ def test_signs_of_life_and_what_becomes_of_a_former_owner(tmp_path, monkeypatch)
     assert json.loads((tmp_path / LOCK_FILE).read_text())["process"]["host"] == "node7"
 
 
-def test_who_is_alone_hears_of_it_in_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("ted_ds.output_lock.SIGN_EVERY_S", 0.1)
+def test_an_owner_that_cannot_give_signs_says_so_once_in_time(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("ted_ds.output_lock.SIGN_EVERY_S", 0.05)
+    monkeypatch.setattr("ted_ds.output_lock.STALE_AFTER_S", 1.0)
+    folder, hidden = tmp_path / "run", tmp_path / "hidden"
+    lock = lock_of(folder)
+    assert lock.try_take() is None
 
-    def work() -> None:
-        with holding(tmp_path, say=print):
-            of_another_machine(tmp_path, seconds_ago=0)
-            time.sleep(1)
+    def away(seconds: float) -> str:
+        folder.rename(hidden)
+        time.sleep(seconds)
+        hidden.rename(folder)
+        return capfd.readouterr().err
 
-    with pytest.raises(CheckpointError, match="was taken over by node7"):
-        work()
+    assert away(0.2) == ""
+    time.sleep(0.3)
+    for _ in range(2):  # each time that it is away for long
+        said = away(1.0)
+        assert said.startswith(f"WARN output_dir: {folder}: for 0.5 s this run could not touch owner.json ([Errno 2] ")
+        assert said.endswith("); after 1 s another run may take the folder over. See that the folder can be written\n")
+        assert said.count("WARN") == 1
+        time.sleep(0.3)
+    lock.release()
+
+
+def test_who_is_alone_ends_at_once_too_and_writes_nothing_more(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", WORK, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "at work\n"
+        of_another_machine(tmp_path, seconds_ago=0)
+        printed, said = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert (process.returncode, printed) == (2, "")
+    assert said.startswith(f"ted-ds: error:\noutput_dir: {tmp_path} was taken over by node7:")
+    assert said.count("\n") == 2
+    assert json.loads((tmp_path / LOCK_FILE).read_text())["process"]["host"] == "node7"
 
 
 def test_a_folder_that_nobody_may_write_needs_no_owner(tmp_path, monkeypatch):

@@ -102,6 +102,33 @@ def test_what_the_script_reads(words, code, said):
     assert (code == 0) == (done.stderr == "")
 
 
-def test_the_script_passes_them_on_before_the_users_own_words():
+@pytest.mark.parametrize(
+    ("own", "batches"),
+    [
+        (["distill.global_batch_size=36"], {"distill": 64, "student.finetune": 32, "filters.teacher": 32}),
+        (
+            ["distill.global_batch_size=12", "distill.micro_batch_size=3", "seed=5"],
+            {"distill": 24, "student.finetune": 32, "filters.teacher": 32},
+        ),
+    ],
+)
+def test_the_script_starts_the_run_with_them_whatever_the_user_gives(own, batches):
+    """The script's own line, where ``deepspeed`` is a function that prints its words."""
+    name = "smollm2_continual"
+    changes = fitting_batches(RECIPES[name], own, num_ranks=8)
     script = (ROOT / "launchers" / "quickstart.sh").read_text()
-    assert 'run "$recipe" "${changes[@]}" "$@"' in script
+    (line,) = [line for line in script.splitlines() if line.startswith("deepspeed ")]
+    program = f"""deepspeed() {{ printf '%s\\n' "$@"; }}\nranks=8 recipe={RECIPES[name]}\nread -ra changes\n{line}"""
+    done = subprocess.run(
+        ["bash", "-euc", program, "bash", *own],
+        input=f"{' '.join(changes)}\n",
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.splitlines()
+    given = words[words.index(RECIPES[name]) + 1 :]
+    assert set(own) <= set(given)
+    plans = load_recipe(RECIPES[name], given).phase_plans()
+    assert {path: plans[path].global_batch_size for path in batches} == batches
