@@ -21,11 +21,11 @@ from ted_ds.data.reading.extents import DataFile
 from ted_ds.data.reading.listing import DataListing
 from ted_ds.data.sources import is_remote
 from ted_ds.errors import ConfigError
+from ted_ds.models.file_kinds import MODEL_PATTERNS, TEMPLATES_FOLDER
 from ted_ds.runtime.world import World
 
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "safetensors", "numpy", "sentencepiece")
 """Whose versions may change what is computed, or what ranks say to each other."""
-MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
 LOOKED_AT = 1 << 20
 """Bytes of a model's file from its beginning, and from its end: all of it is hashed later, where it is read."""
 MOST_SHOWN = 6
@@ -60,7 +60,7 @@ def refuse_other_files(world: World, models: Mapping[str, Path | None], listing:
     def look() -> None:
         for side, folder in models.items():
             if folder is not None:
-                view.update(_look_at_model(side, folder))
+                view.update(view_of_model(side, folder))
         sources = (*listing.train, *(listing.evaluation or ()))
         local = [file for source in sources for file in source.files if not is_remote(file.url)]
         view.update({f"data {file.url}": _look_at_data(file) for file in local})
@@ -83,8 +83,10 @@ def _flat(value: Any, path: str = "") -> dict[str, str]:
     return {path: repr(value)}
 
 
-def _look_at_model(side: str, folder: Path) -> dict[str, str]:
-    files = sorted({file for pattern in MODEL_FILES for file in folder.glob(pattern)})
+def view_of_model(side: str, folder: Path) -> dict[str, str]:
+    """A model's files, whatever of them decides what it computes: their sizes and both ends."""
+    patterns = (*MODEL_PATTERNS, f"{TEMPLATES_FOLDER}/*.jinja")
+    files = sorted({file for pattern in patterns for file in folder.glob(pattern)})
     found = {}
     for file in files:
         size = file.stat().st_size
@@ -92,7 +94,7 @@ def _look_at_model(side: str, folder: Path) -> dict[str, str]:
             digest = hashlib.sha256(content.read(LOOKED_AT))
             content.seek(max(size - LOOKED_AT, 0))
             digest.update(content.read())
-        found[f"{side} {file.name}"] = f"{size:,} bytes, {digest.hexdigest()[:12]}"
+        found[f"{side} {file.relative_to(folder)}"] = f"{size:,} bytes, {digest.hexdigest()[:12]}"
     return found
 
 

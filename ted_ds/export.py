@@ -12,15 +12,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from ted_ds.config.schema import Recipe
 from ted_ds.config.tasks import CausalLm
 from ted_ds.errors import CheckpointError
-from ted_ds.models.companions import (
-    CARD,
-    CARD_PREFIXES,
-    LICENCE_PREFIXES,
-    Origins,
-    accompany,
-    hub_name,
-    papers_in,
-)
+from ted_ds.models.companions import CARD, Origins, accompany, hub_name, papers_in
+from ted_ds.models.file_kinds import CARD_PREFIXES, LICENCE_PREFIXES
 from ted_ds.models.files import GENERATION_CONFIG_FILE, ModelFacts, read_model_facts, weight_files
 from ted_ds.models.folder import CONFIG_FILE, INDEX_FILE
 

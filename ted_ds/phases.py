@@ -19,7 +19,9 @@ from safetensors import SafetensorError
 
 from ted_ds.errors import CheckpointError
 from ted_ds.models.files import weight_files
+from ted_ds.models.folder import CONFIG_FILE
 from ted_ds.models.sentencepiece_model import MODEL_FILE
+from ted_ds.models.tokenizer_files import TOKENIZER_FILE
 
 MANIFEST = "phase.json"
 HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
@@ -43,8 +45,8 @@ def sync(place: Path) -> None:
 def model_identity(folder: Path) -> dict[str, str]:
     """What names a model that is not ours to copy: its path and a hash over its config, tokenizer and weights."""
     digest = hashlib.sha256()
-    described = [file for file in (folder / "config.json", folder / "tokenizer.json") if file.is_file()]
-    if not (folder / "tokenizer.json").is_file() and (folder / MODEL_FILE).is_file():
+    described = [file for file in (folder / CONFIG_FILE, folder / TOKENIZER_FILE) if file.is_file()]
+    if not (folder / TOKENIZER_FILE).is_file() and (folder / MODEL_FILE).is_file():
         described.append(folder / MODEL_FILE)
     for file in [*described, *weight_files(folder)]:
         digest.update(f"{file.name} {file_sha256(file)}\n".encode())

@@ -15,6 +15,8 @@ from ted_ds.data.tokenizer_comparison import differences
 from ted_ds.data.tokenizers import describe_difference
 from ted_ds.errors import CheckpointError, ConfigError
 from ted_ds.models.files import GENERATION_CONFIG_FILE, ModelFacts
+from ted_ds.models.folder import CONFIG_FILE
+from ted_ds.models.tokenizer_files import TOKENIZER_FILE
 from ted_ds.models.tokenizer_traits import Origin, TokenizerTraits
 
 
@@ -32,7 +34,7 @@ def refuse_ids_outside(tokenizer: TokenizerTraits, facts: ModelFacts, *, whose: 
     index, token = outside[-1]
     origin = tokenizer.origins.get(token)
     if index != tokenizer.vocabulary.get(token):
-        origin = Origin("the post-processor", "tokenizer.json")
+        origin = Origin("the post-processor", TOKENIZER_FILE)
     where = f" ({origin})" if origin is not None else ""
     more = f"; {len(outside)} ids are outside" if len(outside) > 1 else ""
     remedy = "use the tokenizer it was trained with, or resize its embeddings"
@@ -54,11 +56,11 @@ def refuse_padding_outside(facts: ModelFacts) -> None:
         CheckpointError: It has not.
     """
     rows = facts.vocab_size
-    for index in facts.token_ids.get("config.json", {}).get("pad_token_id", ()):
+    for index in facts.token_ids.get(CONFIG_FILE, {}).get("pad_token_id", ()):
         if not -rows <= index < rows:
             raise CheckpointError(
-                f"its config.json has the pad_token_id {index}, but the model has embeddings for 0..{rows - 1} ({rows} "
-                "rows); set it to the id of a token of its tokenizer, or remove it"
+                f"its {CONFIG_FILE} has the pad_token_id {index}, but the model has embeddings for 0..{rows - 1} "
+                f"({rows} rows); set it to the id of a token of its tokenizer, or remove it"
             )
 
 

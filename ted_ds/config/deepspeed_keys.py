@@ -101,7 +101,6 @@ TYPES: Mapping[str, Mapping[str, str]] = {
 }
 STAGE_3_KEYS = frozenset(key for key in TYPES["zero_optimization"] if key.startswith("stage3_") and "fp16" not in key)
 """DeepSpeed takes these without ``stage3_`` too."""
-KNOWN_TOP_LEVEL_KEYS = frozenset(TYPES[""])
 REMOVED: Mapping[str, str] = {
     "amp": "NVIDIA Apex AMP integration has been removed",
     "compression_training": "The DeepSpeed compression library has been removed",

@@ -29,8 +29,17 @@ OTHER_OPTIMIZERS: Mapping[str, str] = {
     "MuSGD": _MUP,
 }
 """DeepSpeed has them too, but"""
-UNTESTED_OF_TORCH = tuple(
-    "ASGD Adadelta Adafactor Adamax LBFGS NAdam RAdam RMSprop Rprop SparseAdam".split()  # noqa: SIM905 - see TESTED
+UNTESTED_OF_TORCH = (
+    "ASGD",
+    "Adadelta",
+    "Adafactor",
+    "Adamax",
+    "LBFGS",
+    "NAdam",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+    "SparseAdam",
 )
 """DeepSpeed would take these by their names."""
 PARAMETERS: Mapping[str, frozenset[str]] = {

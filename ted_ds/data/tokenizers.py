@@ -13,6 +13,8 @@ from ted_ds.models.tokenizer_files import ROLES
 from ted_ds.models.tokenizer_traits import Origin, TokenizerTraits
 
 LOADED = "the loaded tokenizer"
+MOST_SHOWN = 3
+"""Ids that mean different tokens."""
 CACHED_WORDS = 100_000
 """Words whose tokens are kept: a corpus has more than the library's 10,000, and each other one is merged anew."""
 
@@ -79,7 +81,7 @@ def own_ends_of(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
         raise CheckpointError(f"{tokenizer.name_or_path}: {error}") from error
 
 
-def describe_difference(teacher: Mapping[str, int], student: Mapping[str, int], *, shown: int = 3) -> str | None:
+def describe_difference(teacher: Mapping[str, int], student: Mapping[str, int]) -> str | None:
     """The first ids that mean different tokens, in words; None where the vocabularies are the same."""
     if teacher == student:
         return None
@@ -92,6 +94,6 @@ def describe_difference(teacher: Mapping[str, int], student: Mapping[str, int], 
     )
     examples = "; ".join(
         f"id {index} is {teacher_tokens.get(index)!r} to the teacher and {student_tokens.get(index)!r} to the student"
-        for index in differing[:shown]
+        for index in differing[:MOST_SHOWN]
     )
     return f"{len(differing)} ids differ: {examples}"

@@ -10,46 +10,40 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from ted_ds.models.file_kinds import (
+    CARD_PREFIXES,
+    LICENCE_PREFIXES,
+    PROGRAM_SUFFIXES,
+    TEMPLATES_FOLDER,
+    TOKENIZER_PATTERNS,
+)
 from ted_ds.models.files import GENERATION_CONFIG_FILE
 from ted_ds.models.folder import CONFIG_FILE
-from ted_ds.models.loading import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, read_tokenizer
-from ted_ds.models.sentencepiece_model import MODEL_FILE, read_sentencepiece
+from ted_ds.models.loading import read_tokenizer
+from ted_ds.models.sentencepiece_model import read_sentencepiece
+from ted_ds.models.tokenizer_files import (
+    ADDED_TOKENS_FILE,
+    SPECIAL_TOKENS_MAP_FILE,
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+)
 
 TOKENIZER_FILES = (
     TOKENIZER_FILE,
     TOKENIZER_CONFIG_FILE,
-    "special_tokens_map.json",
-    "added_tokens.json",
+    SPECIAL_TOKENS_MAP_FILE,
+    ADDED_TOKENS_FILE,
     "vocab.json",
     "vocab.txt",
     "merges.txt",
     "chat_template.json",
     "tekken.json",
 )
-TOKENIZER_SUFFIXES = (".model", ".jinja", ".tiktoken")
-TEMPLATES_FOLDER = "additional_chat_templates"
-LICENCE_PREFIXES = (
-    "license",
-    "licence",
-    "copying",
-    "copyright",
-    "notice",
-    "use_policy",
-    "usage_policy",
-    "acceptable_use",
-    "terms",
-    "third_party",
-    "third-party",
-    "patents",
-    "authors",
-    "citation",
-)
-CARD_PREFIXES = ("readme", "model_card", "modelcard")
 CARD = "README.md"
-PROGRAM_SUFFIXES = (".py", ".sh", ".safetensors", ".bin")
 ROLES = ("bos", "eos", "pad", "sep", "cls", "mask", "unk")
 ALWAYS_SAID = ("bos", "eos", "pad")
 
@@ -135,7 +129,7 @@ def _tokenizer_files(folder: Path) -> list[Path]:
 
 
 def _is_of_tokenizer(file: Path) -> bool:
-    named = file.name in TOKENIZER_FILES or file.name.startswith(f"{MODEL_FILE}.") or file.suffix in TOKENIZER_SUFFIXES
+    named = file.name in TOKENIZER_FILES or any(fnmatchcase(file.name, pattern) for pattern in TOKENIZER_PATTERNS)
     return named and file.is_file()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ted_ds.errors import CheckpointError
+from ted_ds.models.folder import CONFIG_FILE
 
 Shape = tuple[int, ...]
 BLOCK = re.compile(r"(?:^|\.)(?:h|layers?)\.(\d+)\.")
@@ -34,7 +35,7 @@ def refuse_other_shapes(config: Mapping[str, Any], shapes: Mapping[str, Shape], 
     """
     wrong = [*_other_matrices(config, shapes, is_tied=is_tied), *_other_blocks(config, shapes)]
     if wrong:
-        raise CheckpointError("\n".join(f"{folder / 'config.json'}: {one}" for one in wrong))
+        raise CheckpointError("\n".join(f"{folder / CONFIG_FILE}: {one}" for one in wrong))
 
 
 def classifier_rows(shapes: Mapping[str, Shape]) -> int | None:

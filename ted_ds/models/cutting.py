@@ -26,7 +26,7 @@ from ted_ds.models.companions import (
 from ted_ds.models.cut_config import config_of_blocks, query_factor, refuse_other_blocks
 from ted_ds.models.families import Family
 from ted_ds.models.files import GENERATION_CONFIG_FILE, weight_files
-from ted_ds.models.folder import CONFIG_FILE
+from ted_ds.models.folder import CONFIG_FILE, WEIGHTS_FILE
 
 FUSED_QUERIES = ("attn.c_attn.weight", "attn.c_attn.bias")
 """GPT-2's, the only ones that a block's number scales: queries first, then as many keys and values."""
@@ -57,7 +57,7 @@ def cut(teacher: Path, student: Path, *, blocks: Sequence[int], family: Family, 
     weights = dict(_cut_weights(teacher, config, blocks, family))
     if not any(f"{_marker(family)}{len(blocks) - 1}." in f".{name}" for name in weights):
         raise CheckpointError(f"{teacher}: no weights of block {blocks[-1]} found; cut from a complete model folder")
-    save_file(weights, student / "model.safetensors", metadata={"format": "pt"})
+    save_file(weights, student / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
 def _marker(family: Family) -> str:

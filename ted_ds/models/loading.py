@@ -30,6 +30,7 @@ from ted_ds.errors import CheckpointError, ConfigError
 from ted_ds.models.config_agreement import BLOCK, classifier_rows
 from ted_ds.models.execution import ATTENTION
 from ted_ds.models.families import family_of
+from ted_ds.models.file_kinds import MODEL_PATTERNS, OTHER_PATTERNS, PAPER_PATTERNS
 from ted_ds.models.files import BUFFERS, CLASSIFIERS, read_tensors
 from ted_ds.models.partial import load_with_blocks_of
 from ted_ds.models.sentencepiece_model import MODEL_FILE, convert, read_sentencepiece, refuse_other_ids, special_tokens
@@ -37,8 +38,7 @@ from ted_ds.models.share import Share
 from ted_ds.models.tokenizer_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, refuse_no_vocabulary
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-FETCHED_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-FETCHED_PAPERS = ["*.md", "LICEN*", "Licen*", "licen*", "COPYING*", "COPYRIGHT*", "NOTICE*", "Notice*", "*USE_POLICY*"]
+FETCHED = [*MODEL_PATTERNS, *PAPER_PATTERNS]
 """What the model comes with goes with whatever is made of it."""
 # the head of a body that was never trained for classification
 HEAD_PREFIXES = ("classifier.", "score.", "pooler.", "bert.pooler.")
@@ -53,9 +53,7 @@ def fetch(path: str) -> Path:
     if Path(path).is_dir():
         return Path(path)
     try:
-        return Path(
-            snapshot_download(path, allow_patterns=[*FETCHED_FILES, *FETCHED_PAPERS], ignore_patterns=["consolidated*"])
-        )
+        return Path(snapshot_download(path, allow_patterns=FETCHED, ignore_patterns=[*OTHER_PATTERNS]))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise CheckpointError(f"{path}: neither a local model folder nor {_why_not_fetched(path, error)}") from error
 

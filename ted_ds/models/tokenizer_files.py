@@ -15,6 +15,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from ted_ds.errors import CheckpointError
+from ted_ds.models.folder import CONFIG_FILE
 from ted_ds.models.sentencepiece_model import MODEL_FILE, pieces_by_id, read_sentencepiece, special_tokens
 from ted_ds.models.tokenizer_traits import Origin, TokenizerTraits
 
@@ -233,7 +234,7 @@ def _as_added(token: Any, *, where: Path) -> AddedToken:
 
 def _class_name(folder: Path, settings: Mapping[str, Any], backend: Tokenizer) -> str | None:
     """The class of transformers that will load the tokenizer, as far as it has tokens of its own."""
-    config = _read_json(folder / "config.json")
+    config = _read_json(folder / CONFIG_FILE)
     model_type = config.get("model_type")
     declared = settings.get("tokenizer_class") or config.get("tokenizer_class")
     if declared is None or model_type in CLASS_BY_TYPE_ALONE:

@@ -135,11 +135,6 @@ class StepRunner(ABC):
         Every rank must call it, in a pipeline with the same batch on every stage; a rank gets what was found there.
         """
 
-    @property
-    def num_steps(self) -> int:
-        """Steps taken so far, skipped ones included."""
-        return self.engine.global_steps
-
     def _next_microbatches(self, batches: Iterator[Sequence[Batch]], objective: Objective) -> tuple[list[Batch], int]:
         """This rank's microbatches, and how many every rank that reads has; counts what is in them of all ranks."""
         failure: TedError | None = None

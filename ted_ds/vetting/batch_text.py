@@ -10,19 +10,20 @@ from ted_ds.config.tasks import CausalLm, Regression, Task
 from ted_ds.data.loader import Batch
 from ted_ds.numerics.losses import kept_labels
 
+MOST_ROWS = 2
+"""Of a batch, that are shown."""
 MOST_TOKENS = 256
 """Of a row, that are shown."""
 LEGEND = "‹token›: read, not predicted   ║ a document ends   [pad xN]: padding"
 
 
-def first_batch(batch: Batch, tokenizer: PreTrainedTokenizerBase, task: Task, *, num_rows: int = 2) -> list[str]:
+def first_batch(batch: Batch, tokenizer: PreTrainedTokenizerBase, task: Task) -> list[str]:
     """Lines on a batch: how much of it is learned, its first rows, and how to read them.
 
     Args:
         batch: On the CPU.
         tokenizer: Made its tokens.
         task: Says what the labels are.
-        num_rows: How many rows to show.
     """
     token_labels = isinstance(task, CausalLm)
     label_names = task.target_columns if isinstance(task, Regression) else getattr(task, "labels", [])
@@ -30,7 +31,7 @@ def first_batch(batch: Batch, tokenizer: PreTrainedTokenizerBase, task: Task, *,
     rows = [
         _tokens(batch, row, tokenizer, token_labels)
         + ("" if token_labels else f"  -> {_label(batch, row, label_names)}")
-        for row in range(min(num_rows, len(batch.input_ids)))
+        for row in range(min(MOST_ROWS, len(batch.input_ids)))
     ]
     heading = f"first microbatch: {tokens} tokens, {kept} labels kept of {batch.labels.numel()}"
     return [heading, *(f"  {line}" for line in [*rows, LEGEND])]

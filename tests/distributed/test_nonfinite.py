@@ -124,7 +124,7 @@ def train_over_faults(world, folder, stage, precision, offload):
             skipped = engine.step(batches, objective)
             reasons.append(skipped and skipped.reason)
         report = engine.report(objective)
-        results[what] = (full_state_dict(module, keep=True), reasons, report, engine.num_steps)
+        results[what] = (full_state_dict(module, keep=True), reasons, report, engine.engine.global_steps)
         engine.release()
     return results
 

@@ -57,7 +57,11 @@ def whole_state(engine, tapped):
         state |= {f"{name} {key}": value.reshape(-1).float().clone() for key, value in own.items()}
     steps = {float(one["step"]) for one in inner.state.values() if "step" in one}
     groups = [(group["lr"], group["weight_decay"]) for group in inner.param_groups]
-    counters = (engine.num_steps, engine.engine.skipped_steps, engine.engine.lr_scheduler.state_dict()["last_epoch"])
+    counters = (
+        engine.engine.global_steps,
+        engine.engine.skipped_steps,
+        engine.engine.lr_scheduler.state_dict()["last_epoch"],
+    )
     return state, steps, groups, counters
 
 

@@ -7,13 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ted_ds.config.schema import Recipe, TokenizerTraining
 from ted_ds.data.tokenizer_training import train_tokenizer
 from ted_ds.export import export_student
-from ted_ds.models.companions import Origins, accompany, copy_papers, copy_tokenizer, hub_name, without_local_paths
-from ted_ds.models.loading import load_tokenizer
+from ted_ds.models.companions import (
+    TOKENIZER_FILES,
+    Origins,
+    accompany,
+    copy_papers,
+    copy_tokenizer,
+    hub_name,
+    without_local_paths,
+)
+from ted_ds.models.file_kinds import LICENCE_PREFIXES, OTHER_PATTERNS
+from ted_ds.models.loading import FETCHED, load_tokenizer
 from tests.tiny import recipe_dict, texts, write_model
 
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -201,6 +211,24 @@ def test_licences_and_cards_of_both_models_are_kept_under_clear_names(pair: Orig
         "README.teacher.md": "README.md of the teacher",
         "README.student.md": "README.md of the student",
     }
+
+
+def test_whatever_an_export_takes_along_is_fetched_from_the_hub_and_nothing_like_it(tmp_path: Path) -> None:
+    papers = [prefix.upper() for prefix in LICENCE_PREFIXES]
+    papers += ["License.txt", "patents", "Third_Party-notices.html", "CITATION.cff", "ReadMe.rst", "MODEL_CARD.md"]
+    of_tokenizer = [*TOKENIZER_FILES, "tokenizer.model.v3", "qwen.tiktoken", "chat_template.jinja"]
+    others = ["license_check.py", "AUTHORS.sh", "terms.bin", "training.md", "pytorch_model.bin"]
+    source, out = tmp_path / "source", tmp_path / "out"
+    (source / "additional_chat_templates").mkdir(parents=True)
+    out.mkdir()
+    for name in (*papers, *of_tokenizer, *others, "additional_chat_templates/tools.jinja"):
+        (source / name).write_text(name)
+    copy_papers(Origins(source, None), out)
+    copy_tokenizer(source, out)
+    copied = {file.read_text() for file in out.rglob("*") if file.is_file()}
+    assert copied == {*papers, *of_tokenizer, "additional_chat_templates/tools.jinja"}
+    offered = [*copied, *others, "third_party/lib.so", "consolidated.00.safetensors", "Notices/a.json"]
+    assert {*filter_repo_objects(offered, allow_patterns=FETCHED, ignore_patterns=[*OTHER_PATTERNS])} == copied
 
 
 def test_a_student_that_is_the_teachers_folder_brings_nothing_twice(pair: Origins, tmp_path: Path) -> None:

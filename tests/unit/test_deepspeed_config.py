@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ted_ds.config.deepspeed import complete, read_deepspeed_json, remarks, schedule_of, zero_stage
-from ted_ds.config.deepspeed_keys import KNOWN_TOP_LEVEL_KEYS
+from ted_ds.config.deepspeed_keys import TYPES
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.errors import ConfigError
 from tests.tiny import ROOT
@@ -163,7 +163,7 @@ def test_every_known_key_stands_in_deepspeeds_source() -> None:
     package = Path(spec.submodule_search_locations[0])
     files = (file for file in package.rglob("*.py") if "tests" not in file.relative_to(package).parts)
     source = "\n".join(file.read_text(encoding="utf-8") for file in files)
-    unread = {key for key in KNOWN_TOP_LEVEL_KEYS if f'"{key}"' not in source and f"'{key}'" not in source}
+    unread = {key for key in TYPES[""] if f'"{key}"' not in source and f"'{key}'" not in source}
     assert not unread
 
 
@@ -171,7 +171,7 @@ def test_no_known_key_was_removed_from_deepspeed() -> None:
     from deepspeed.runtime.config import _REMOVED_TOP_LEVEL_CONFIG_KEYS
 
     assert _REMOVED_TOP_LEVEL_CONFIG_KEYS
-    assert not KNOWN_TOP_LEVEL_KEYS & _REMOVED_TOP_LEVEL_CONFIG_KEYS.keys()
+    assert not TYPES[""].keys() & _REMOVED_TOP_LEVEL_CONFIG_KEYS.keys()
 
 
 # --- completing -------------------------------------------------------------------------------------------------------
