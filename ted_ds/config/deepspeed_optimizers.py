@@ -6,11 +6,11 @@ looks at a whole matrix (Muon, Lamb) sees a shard of it under ZeRO, and steps ot
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ted_ds.config.finite_number import is_finite_number
 from ted_ds.config.nearest import nearest
 from ted_ds.config.phase_plan import PhasePlan
 
@@ -221,17 +221,13 @@ def _check_parameters(
                 yield f"{place}.{key}", f"{value!r}: {rule}"
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _are_betas(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(_is_number(one) and 0 <= one < 1 for one in value)
+    return isinstance(value, list) and len(value) == 2 and all(is_finite_number(one) and 0 <= one < 1 for one in value)
 
 
 NOT_NEGATIVE: tuple[str, Callable[[Any], bool]] = (
     "use a number, 0 or more",
-    lambda value: _is_number(value) and value >= 0,
+    lambda value: is_finite_number(value) and value >= 0,
 )
 VALUES: Sequence[tuple[frozenset[str], str, Callable[[Any], bool]]] = (
     (SWITCHES, "use true or false", lambda value: isinstance(value, bool)),
@@ -241,7 +237,7 @@ VALUES: Sequence[tuple[frozenset[str], str, Callable[[Any], bool]]] = (
     (
         frozenset({"warmup_num_steps", "total_num_steps"}),
         "must be a positive integer",
-        lambda value: _is_number(value) and isinstance(value, int) and value > 0,
+        lambda value: is_finite_number(value) and isinstance(value, int) and value > 0,
     ),
 )
 """What these parameters may say; the others are numbers."""

@@ -9,11 +9,11 @@ allowed, and said.
 from __future__ import annotations
 
 import importlib.util
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ted_ds.config.deepspeed_keys import BUCKET, COUNT, NAMES, NUMBER, REMOVED, RULES, SECTION, SWITCH, TEXT, TYPES
+from ted_ds.config.finite_number import is_finite_number
 from ted_ds.config.nearest import nearest
 
 _WHOLE = "not supported by ted_ds"
@@ -215,15 +215,11 @@ def _places(node: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, A
             yield from _places(value, place)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 HOLDS: Mapping[str, Callable[[Any], bool]] = {
     SWITCH: lambda value: isinstance(value, bool),
-    COUNT: lambda value: _is_number(value) and value >= 0 and value == int(value),  # 5e8 is one
+    COUNT: lambda value: is_finite_number(value) and value >= 0 and value == int(value),  # 5e8 is one
     BUCKET: lambda value: HOLDS[COUNT](value) and value > 0,
-    NUMBER: _is_number,
+    NUMBER: is_finite_number,
     TEXT: lambda value: isinstance(value, str),
     NAMES: lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value),
     SECTION: lambda value: isinstance(value, dict),
