@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ted_ds.config.deepspeed import read_deepspeed_json, with_sizes, zero_stage
+from ted_ds.config.deepspeed import read_deepspeed_json, with_sizes
+from ted_ds.config.deepspeed_keys import zero_stage
 from ted_ds.config.schema import Recipe
 from ted_ds.memory import ITEM_BYTES, gib
 from ted_ds.phase_memory import SHARDED_HOSTS, facts_of, phase_memories, with_head

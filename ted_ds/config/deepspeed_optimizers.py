@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ted_ds.config.deepspeed_keys import offload_device, zero_stage
 from ted_ds.config.finite_number import is_finite_number
 from ted_ds.config.nearest import nearest
 from ted_ds.config.phase_plan import PhasePlan
@@ -89,8 +90,7 @@ SCHEDULERS: Mapping[str, frozenset[str]] = {
 
 def steps_on_cpu(config: Mapping[str, Any]) -> bool:
     """Whether the optimizer is offloaded."""
-    offload = (config.get("zero_optimization") or {}).get("offload_optimizer") or {}
-    return offload.get("device", "none") in ("cpu", "nvme")
+    return offload_device(config, "offload_optimizer") in ("cpu", "nvme")
 
 
 def optimizer_class(config: Mapping[str, Any]) -> str:
@@ -170,7 +170,7 @@ def _check_optimizer(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         close = nearest(name, TESTED_OPTIMIZERS)
         hint = f"did you mean {close}?" if close else choice
         yield "optimizer.type", f"{name!r}: {name} is not a supported DeepSpeed Optimizer; {hint}"
-    elif known == "Adagrad" and (config.get("zero_optimization") or {}).get("stage", 0) != 0:
+    elif known == "Adagrad" and zero_stage(config) != 0:
         yield "optimizer.type", f"{name!r}: DeepSpeed fails with it under ZeRO; use AdamW, Adam or SGD, or stage 0"
     else:
         owner = optimizer_class(config)

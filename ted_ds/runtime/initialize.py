@@ -14,6 +14,7 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.config import DeepSpeedConfig
 from torch import distributed as dist
 
+from ted_ds.config.deepspeed_keys import OFFLOAD_PARTS, offload_device
 from ted_ds.errors import ConfigError, TedError, TopologyError
 from ted_ds.runtime.device_faults import OF_DEVICES, is_device_fault
 from ted_ds.runtime.world import is_lost_rank
@@ -35,9 +36,8 @@ def check_config(source: str, config: Mapping[str, Any], num_replicas: int) -> N
     ranks = SimpleNamespace(get_data_parallel_world_size=lambda: num_replicas)
     with refusals(source):
         DeepSpeedConfig(dict(config), mpu=ranks)
-    zero = config.get("zero_optimization") or {}
-    for part in ("offload_param", "offload_optimizer"):
-        if (zero.get(part) or {}).get("device") == "nvme":
+    for part in OFFLOAD_PARTS:
+        if offload_device(config, part) == "nvme":
             refuse_without_async_io(f"{source}: zero_optimization.{part}.device: nvme", "cpu")
 
 

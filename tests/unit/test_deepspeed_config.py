@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from ted_ds.config.deepspeed import complete, read_deepspeed_json, remarks, schedule_of, zero_stage
-from ted_ds.config.deepspeed_keys import KNOWN_TOP_LEVEL_KEYS
+from ted_ds.config.deepspeed import complete, read_deepspeed_json, remarks, schedule_of
+from ted_ds.config.deepspeed_keys import KNOWN_TOP_LEVEL_KEYS, zero_stage
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.errors import ConfigError
 from tests.tiny import ROOT
