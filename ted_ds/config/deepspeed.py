@@ -199,7 +199,8 @@ def filled(
     # the last (runtime/engine.py); DeepSpeed only asks that its three values fit together.
     micro_batch_size = plan.micro_batch_size or 1
     per_pass = micro_batch_size * world_size
-    if plan.global_batch_size % per_pass:
+    # a batch that is no whole number of microbatches is said by the plan itself, wherever it stands
+    if plan.global_batch_size % micro_batch_size == 0 and plan.global_batch_size % per_pass:
         into = f"into microbatches of {micro_batch_size} on" if plan.micro_batch_size is not None else "over"
         messages.append(
             f"{plan_path}.global_batch_size: {plan.global_batch_size} does not divide {into} {world_size} ranks; use a "
