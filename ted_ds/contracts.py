@@ -172,7 +172,7 @@ def _read_tokenizer(side: Side) -> None:
 def _check_vocabulary(side: Side) -> None:
     if side.tokenizer is not None:
         refuse_ids_outside(side.tokenizer, side.facts)
-        refuse_useless_tokenizer(side.tokenizer, side.folder)
+        refuse_useless_tokenizer(side.tokenizer)
 
 
 def _check_same(teacher: Side, student: Side) -> None:

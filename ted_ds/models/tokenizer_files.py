@@ -14,7 +14,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from ted_ds.errors import CheckpointError
+from ted_ds.errors import CheckpointError, ConfigError
 from ted_ds.models.sentencepiece_model import MODEL_FILE, pieces_by_id, read_sentencepiece, special_tokens
 from ted_ds.models.tokenizer_traits import Origin, TokenizerTraits
 
@@ -91,6 +91,21 @@ def refuse_no_vocabulary(folder: Path) -> None:
         raise CheckpointError(
             f"{folder}: holds no tokenizer (none of {shown}); copy the tokenizer's files of this model into it"
         )
+
+
+def refuse_without_padding(padding: object, end: object, *, whose: str = "its") -> None:
+    """Make sure that a tokenizer has a token to fill rows with: for padding, or else the end of a text.
+
+    Args:
+        padding: Its padding token; None where it has none.
+        end: Its end token, likewise.
+        whose: Whose tokenizer it is, for the message.
+
+    Raises:
+        ConfigError: It has neither.
+    """
+    if padding is None and end is None:
+        raise ConfigError(f"{whose} tokenizer has neither a padding nor an end token; add one to it")
 
 
 def tokenizer_of_files(folder: Path) -> TokenizerTraits | None:
