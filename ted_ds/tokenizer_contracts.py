@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from ted_ds.data.document_ends import added_around, probes
+from ted_ds.data.document_ends import own_ends
 from ted_ds.data.tokenizer_comparison import differences
 from ted_ds.data.tokenizers import describe_difference
 from ted_ds.errors import CheckpointError
@@ -60,18 +60,6 @@ def refuse_padding_outside(facts: ModelFacts) -> None:
                 f"its config.json has the pad_token_id {index}, but the model has embeddings for 0..{rows - 1} ({rows} "
                 "rows); set it to the id of a token of its tokenizer, or remove it"
             )
-
-
-def own_ends(tokenizer: TokenizerTraits) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What a tokenizer with a ``backend`` puts before and behind a text.
-
-    Raises:
-        CheckpointError: It gives no tokens.
-    """
-    backend = tokenizer.backend
-    assert backend is not None
-    specials = {*tokenizer.flags, *tokenizer.roles.values()}
-    return added_around(tokenizer.encode, probes(tokenizer.vocabulary, specials, lambda index: backend.decode([index])))
 
 
 def refuse_useless_tokenizer(tokenizer: TokenizerTraits) -> None:

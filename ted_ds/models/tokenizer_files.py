@@ -156,6 +156,8 @@ def _read_fast(folder: Path) -> TokenizerTraits:
     if padding is not None:
         settings = {"pad_token": padding["pad_token"], **settings}
         sources.setdefault("pad_token", TOKENIZER_FILE)
+    backend.no_padding()  # transformers pads and cuts only where it is asked to
+    backend.no_truncation()
     class_name = _class_name(folder, settings, backend) or ""
     defaults = CLASS_ROLES.get(class_name, {})
     roles: dict[str, str] = {}
