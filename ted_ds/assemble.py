@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ted_ds.assemble_models import ModelMaker
-from ted_ds.config.deepspeed import complete, read_deepspeed_json, schedule_of, with_sizes
+from ted_ds.config.deepspeed import complete, schedule_of
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.schema import Recipe
 from ted_ds.config.tasks import CausalLm, SequenceClassification
@@ -22,6 +22,7 @@ from ted_ds.data.no_batches import NoBatches
 from ted_ds.data.reading.listing import DataListing
 from ted_ds.data.stream.corpus_stream import CorpusStream
 from ted_ds.data.tasks import LabelledData, TaskData
+from ted_ds.deepspeed_json import deepspeed_json_of
 from ted_ds.errors import StoppedOnRequest
 from ted_ds.evaluation.scoring import evaluate
 from ted_ds.hosting import Hosting
@@ -72,7 +73,7 @@ class Assembly:
         self.dtype = DTYPES[recipe.precision]
         assert plan.teacher is not None  # both are known once their files are here
         assert plan.student is not None
-        self.deepspeed_json = with_sizes(read_deepspeed_json(recipe.deepspeed), plan.student.hidden_size)
+        self.deepspeed_json = deepspeed_json_of(recipe, plan)
         with world.together():
             for path, one in recipe.phase_plans().items():
                 check_config(str(recipe.deepspeed), self.engine_config(one, path), world.num_replicas)

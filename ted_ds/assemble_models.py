@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ted_ds.config.deepspeed import zero_stage
+from ted_ds.config.deepspeed_keys import zero_stage
 from ted_ds.config.schema import Recipe
 from ted_ds.config.tasks import CausalLm, HeadTask, LabelledTask
 from ted_ds.errors import TedError

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ted_ds.config.deepspeed import read_deepspeed_json, with_sizes, zero_stage
+from ted_ds.config.deepspeed_keys import zero_stage
 from ted_ds.config.schema import Recipe
+from ted_ds.deepspeed_json import deepspeed_json_of
 from ted_ds.memory import ITEM_BYTES, gib
 from ted_ds.phase_memory import SHARDED_HOSTS, facts_of, phase_memories, with_head
 from ted_ds.plan import PLAN_OF_PHASE, Plan
@@ -87,7 +88,7 @@ def phase_traffic(recipe: Recipe, plan: Plan, config: Mapping[str, Any], *, num_
 
 def describe_traffic(recipe: Recipe, plan: Plan, link: Link, *, num_ranks: int) -> str:
     """The same in words, with the time it takes if nothing overlaps and if everything does."""
-    config = with_sizes(read_deepspeed_json(recipe.deepspeed), plan.student.hidden_size if plan.student else None)
+    config = deepspeed_json_of(recipe, plan)
     host = "replica" if recipe.teacher.host == "auto" else recipe.teacher.host
     lines = []
     for one in phase_traffic(recipe, plan, config, num_ranks=num_ranks, host=host):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ted_ds.config.schema import Recipe
 from ted_ds.config.tasks import CausalLm, LabelledTask
-from ted_ds.data.document_ends import WHY, BosSetting, choose_start, describe_ends
+from ted_ds.data.document_ends import ends_of
 from ted_ds.errors import CheckpointError, ConfigError, TedError
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.folder import CONFIG_FILE
@@ -21,7 +21,6 @@ from ted_ds.models.tokenizer_traits import TokenizerTraits
 from ted_ds.tokenizer_contracts import (
     compare_readings,
     doubtful_ids,
-    own_ends,
     refuse_different_tokenizers,
     refuse_ids_outside,
     refuse_padding_outside,
@@ -172,7 +171,7 @@ def _read_tokenizer(side: Side) -> None:
 def _check_vocabulary(side: Side) -> None:
     if side.tokenizer is not None:
         refuse_ids_outside(side.tokenizer, side.facts)
-        refuse_useless_tokenizer(side.tokenizer, side.folder)
+        refuse_useless_tokenizer(side.tokenizer)
 
 
 def _check_same(teacher: Side, student: Side) -> None:
@@ -192,15 +191,7 @@ def document_ends(recipe: Recipe, teacher: Side) -> str | None:
     tokenizer = teacher.tokenizer
     if tokenizer is None or tokenizer.backend is None:
         return None
-    start, end = own_ends(tokenizer)
-    setting: BosSetting = "auto"
-    if isinstance(recipe.task, CausalLm):
-        setting = recipe.task.bos
-        separator = tokenizer.role_id("eos_token" if "eos_token" in tokenizer.roles else "pad_token")
-        end = () if separator is None else (separator,)
-        start = choose_start(setting, added=start, bos=tokenizer.role_id("bos_token"))
-    names = {index: token for token, index in tokenizer.vocabulary.items()}
-    return describe_ends(start, end, names.get, why=WHY[setting])
+    return ends_of(tokenizer, recipe.task.bos if isinstance(recipe.task, CausalLm) else None).in_words
 
 
 def doubts(recipe: Recipe, teacher: Side | None, student: Side | None) -> list[str]:

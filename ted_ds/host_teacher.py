@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ted_ds.config.deepspeed import read_deepspeed_json, with_sizes
 from ted_ds.config.schema import Recipe
+from ted_ds.deepspeed_json import deepspeed_json_of
 from ted_ds.errors import CheckpointError, ConfigError, TedError
 from ted_ds.hosting import HOSTS, Hosting, choose_host
 from ted_ds.models.quantised import has_torchao, refuse_without_torchao
@@ -48,7 +48,7 @@ def host_teacher(recipe: Recipe, plan: Plan, run: Run, world: World, *, run_is_o
         hosting = choose_host(
             recipe,
             plan,
-            with_sizes(read_deepspeed_json(recipe.deepspeed), plan.student.hidden_size if plan.student else None),
+            deepspeed_json_of(recipe, plan),
             world_size=world.size,
             free_device=free_device_bytes(world),
             free_host=free_host_bytes(world),

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ted_ds.config.deepspeed import read_deepspeed_json, with_sizes
 from ted_ds.config.schema import Recipe
+from ted_ds.deepspeed_json import deepspeed_json_of
 from ted_ds.memory import frozen_bytes, gib
 from ted_ds.models.files import Parameters
 from ted_ds.phase_memory import SHARDED_HOSTS, phase_memories, with_head
@@ -109,7 +109,7 @@ def describe_memory(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
     """What each phase needs, in words, for ``ted-ds check``; empty while a model is not fetched yet."""
     if plan.teacher is None or plan.student is None:
         return ""
-    config = with_sizes(read_deepspeed_json(recipe.deepspeed), plan.student.hidden_size)
+    config = deepspeed_json_of(recipe, plan)
     host = recipe.teacher.host
     if recipe.pipeline.stages > 1:
         return describe_stages(recipe, plan, config, num_ranks=num_ranks)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ted_ds.config.deepspeed import zero_stage
+from ted_ds.config.deepspeed_keys import offload_device, zero_stage
 from ted_ds.models.files import ModelFacts, Parameters
 
 ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -76,10 +76,9 @@ def trained_bytes(
 
 def on_device(trained: Trained, config: Mapping[str, Any]) -> Trained:
     """What of it is on the device, where that is not the host: the rest is offloaded."""
-    zero = config.get("zero_optimization") or {}
-    if (zero.get("offload_param") or {}).get("device", "none") != "none":
+    if offload_device(config, "offload_param") != "none":
         trained = replace(trained, parameters=0)
-    if (zero.get("offload_optimizer") or {}).get("device", "none") != "none":
+    if offload_device(config, "offload_optimizer") != "none":
         trained = replace(trained, gradients=0, optimizer=0)
     return trained
 

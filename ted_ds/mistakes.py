@@ -7,7 +7,8 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from ted_ds.config.deepspeed import filled, inspect_deepspeed_json, remarks, zero_stage
+from ted_ds.config.deepspeed import filled, inspect_deepspeed_json, remarks
+from ted_ds.config.deepspeed_keys import offload_device, zero_stage
 from ted_ds.config.schema import Recipe
 from ted_ds.config.tasks import CausalLm
 from ted_ds.config.wandb import refuse_missing_account, wandb_mode

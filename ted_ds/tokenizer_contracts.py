@@ -8,15 +8,14 @@ special tokens or another chat template can learn all the same, and is named.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
-from ted_ds.data.document_ends import added_around, probes
+from ted_ds.data.document_ends import own_ends
 from ted_ds.data.tokenizer_comparison import differences
 from ted_ds.data.tokenizers import describe_difference
-from ted_ds.errors import CheckpointError, ConfigError
+from ted_ds.errors import CheckpointError
 from ted_ds.models.files import GENERATION_CONFIG_FILE, ModelFacts
 from ted_ds.models.folder import CONFIG_FILE
-from ted_ds.models.tokenizer_files import TOKENIZER_FILE
+from ted_ds.models.tokenizer_files import TOKENIZER_FILE, refuse_without_padding
 from ted_ds.models.tokenizer_traits import Origin, TokenizerTraits
 
 
@@ -64,19 +63,7 @@ def refuse_padding_outside(facts: ModelFacts) -> None:
             )
 
 
-def own_ends(tokenizer: TokenizerTraits) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What a tokenizer with a ``backend`` puts before and behind a text.
-
-    Raises:
-        CheckpointError: It gives no tokens.
-    """
-    backend = tokenizer.backend
-    assert backend is not None
-    specials = {*tokenizer.flags, *tokenizer.roles.values()}
-    return added_around(tokenizer.encode, probes(tokenizer.vocabulary, specials, lambda index: backend.decode([index])))
-
-
-def refuse_useless_tokenizer(tokenizer: TokenizerTraits, folder: Path) -> None:
+def refuse_useless_tokenizer(tokenizer: TokenizerTraits) -> None:
     """Make sure that a tokenizer gives tokens, and has one to end documents and fill rows with.
 
     Raises:
@@ -85,8 +72,7 @@ def refuse_useless_tokenizer(tokenizer: TokenizerTraits, folder: Path) -> None:
     if tokenizer.backend is None:
         return  # seen when it is loaded
     own_ends(tokenizer)
-    if "pad_token" not in tokenizer.roles and "eos_token" not in tokenizer.roles:
-        raise ConfigError(f"{folder}: the tokenizer has neither a padding nor an end token; add one to it")
+    refuse_without_padding(tokenizer.roles.get("pad_token"), tokenizer.roles.get("eos_token"))
 
 
 def refuse_different_tokenizers(teacher: Mapping[str, int], student: Mapping[str, int]) -> None:

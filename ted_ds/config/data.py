@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import bisect
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from ted_ds.config.finite_number import is_finite_number
 from ted_ds.config.section import Section, rule
 
 WeightPoint = tuple[int, float]
@@ -59,17 +59,15 @@ class Source(Section):
         if isinstance(weight, list | tuple):
             points: list[Any] = [tuple(point) if isinstance(point, list | tuple) else () for point in weight]
             steps = [
-                point[0] for point in points if len(point) == 2 and all(map(_is_number, point)) and min(point) >= 0
+                point[0]
+                for point in points
+                if len(point) == 2 and all(map(is_finite_number, point)) and min(point) >= 0
             ]
             if steps and len(steps) == len(points) and steps == sorted(set(steps)) and any(w for _, w in points):
                 return tuple(points)
-        elif weight == "size" or (_is_number(weight) and weight > 0):
+        elif weight == "size" or (is_finite_number(weight) and weight > 0):
             return weight
         raise ValueError("must be a number above 0, size, or [[step, weight], ...] with ascending steps")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class Padding(Section):

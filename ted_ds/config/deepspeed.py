@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ted_ds.config.deepspeed_keys import STAGE_3_KEYS
+from ted_ds.config.deepspeed_keys import OFFLOAD_PARTS, STAGE_3_KEYS, zero_stage
 from ted_ds.config.deepspeed_optimizers import (
     DEFAULT_OPTIMIZER,
     SCHEDULERS,
@@ -99,11 +99,6 @@ def _without_null(node: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in node.items()
         if value is not None
     }
-
-
-def zero_stage(config: Mapping[str, Any]) -> Any:
-    """The ZeRO stage the JSON asks for (0 when it says nothing)."""
-    return (config.get("zero_optimization") or {}).get("stage", 0)
 
 
 def with_sizes(config: Mapping[str, Any], hidden_size: int | None) -> dict[str, Any]:
@@ -204,7 +199,8 @@ def filled(
     # the last (runtime/engine.py); DeepSpeed only asks that its three values fit together.
     micro_batch_size = plan.micro_batch_size or 1
     per_pass = micro_batch_size * world_size
-    if plan.global_batch_size % per_pass:
+    # a batch that is no whole number of microbatches is said by the plan itself, wherever it stands
+    if plan.global_batch_size % micro_batch_size == 0 and plan.global_batch_size % per_pass:
         into = f"into microbatches of {micro_batch_size} on" if plan.micro_batch_size is not None else "over"
         messages.append(
             f"{plan_path}.global_batch_size: {plan.global_batch_size} does not divide {into} {world_size} ranks; use a "
@@ -305,7 +301,7 @@ def _node_of(config: dict[str, Any], path: str) -> tuple[dict[str, Any] | None, 
 def _leave_to_deepspeed(result: dict[str, Any]) -> None:
     """Take out the ``"auto"`` that DeepSpeed and transformers read as "as you like"."""
     zero = result.get("zero_optimization", {})
-    parts = [zero, *(zero.get(part, {}) for part in ("offload_param", "offload_optimizer"))]
+    parts = [zero, *(zero.get(part, {}) for part in OFFLOAD_PARTS)]
     for section in (*parts, result.get("fp16", {}), result.get("bf16", {})):
         for key in [key for key, value in section.items() if value == "auto" and key not in ("stage", "device")]:
             del section[key]

@@ -1,4 +1,4 @@
-"""The keys of a DeepSpeed JSON by section and type, and those that DeepSpeed no longer has.
+"""The keys of a DeepSpeed JSON by section and type, those that DeepSpeed no longer has, and what ZeRO's say.
 
 ``tests/unit/test_deepspeed_sections.py`` holds them against the source of the DeepSpeed that is installed. Those of
 ``optimizer`` and ``scheduler`` are in :mod:`~ted_ds.config.deepspeed_optimizers`.
@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 SWITCH, COUNT, BUCKET, NUMBER, TEXT, NAMES, SECTION = "switch", "count", "bucket", "number", "text", "names", "section"
 RULES = {
@@ -118,3 +119,15 @@ REMOVED: Mapping[str, str] = {
     "zero_optimization.zeropp_loco_param": "LoCo-Zero++ has been removed",
 }
 """What DeepSpeed 0.19 no longer has, in its own words."""
+OFFLOAD_PARTS = ("offload_param", "offload_optimizer")
+"""The sections of ``zero_optimization`` that say where ZeRO keeps something."""
+
+
+def zero_stage(config: Mapping[str, Any]) -> Any:
+    """The ZeRO stage the JSON asks for (0 when it says nothing)."""
+    return (config.get("zero_optimization") or {}).get("stage", 0)
+
+
+def offload_device(config: Mapping[str, Any], part: str) -> Any:
+    """Where the JSON keeps one of :data:`OFFLOAD_PARTS` (``none`` when it says nothing)."""
+    return ((config.get("zero_optimization") or {}).get(part) or {}).get("device", "none")

@@ -6,11 +6,12 @@ looks at a whole matrix (Muon, Lamb) sees a shard of it under ZeRO, and steps ot
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ted_ds.config.deepspeed_keys import offload_device, zero_stage
+from ted_ds.config.finite_number import is_finite_number
 from ted_ds.config.nearest import nearest
 from ted_ds.config.phase_plan import PhasePlan
 
@@ -98,8 +99,7 @@ SCHEDULERS: Mapping[str, frozenset[str]] = {
 
 def steps_on_cpu(config: Mapping[str, Any]) -> bool:
     """Whether the optimizer is offloaded."""
-    offload = (config.get("zero_optimization") or {}).get("offload_optimizer") or {}
-    return offload.get("device", "none") in ("cpu", "nvme")
+    return offload_device(config, "offload_optimizer") in ("cpu", "nvme")
 
 
 def optimizer_class(config: Mapping[str, Any]) -> str:
@@ -179,7 +179,7 @@ def _check_optimizer(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         close = nearest(name, TESTED_OPTIMIZERS)
         hint = f"did you mean {close}?" if close else choice
         yield "optimizer.type", f"{name!r}: {name} is not a supported DeepSpeed Optimizer; {hint}"
-    elif known == "Adagrad" and (config.get("zero_optimization") or {}).get("stage", 0) != 0:
+    elif known == "Adagrad" and zero_stage(config) != 0:
         yield "optimizer.type", f"{name!r}: DeepSpeed fails with it under ZeRO; use AdamW, Adam or SGD, or stage 0"
     else:
         owner = optimizer_class(config)
@@ -230,17 +230,13 @@ def _check_parameters(
                 yield f"{place}.{key}", f"{value!r}: {rule}"
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _are_betas(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(_is_number(one) and 0 <= one < 1 for one in value)
+    return isinstance(value, list) and len(value) == 2 and all(is_finite_number(one) and 0 <= one < 1 for one in value)
 
 
 NOT_NEGATIVE: tuple[str, Callable[[Any], bool]] = (
     "use a number, 0 or more",
-    lambda value: _is_number(value) and value >= 0,
+    lambda value: is_finite_number(value) and value >= 0,
 )
 VALUES: Sequence[tuple[frozenset[str], str, Callable[[Any], bool]]] = (
     (SWITCHES, "use true or false", lambda value: isinstance(value, bool)),
@@ -250,7 +246,7 @@ VALUES: Sequence[tuple[frozenset[str], str, Callable[[Any], bool]]] = (
     (
         frozenset({"warmup_num_steps", "total_num_steps"}),
         "must be a positive integer",
-        lambda value: _is_number(value) and isinstance(value, int) and value > 0,
+        lambda value: is_finite_number(value) and isinstance(value, int) and value > 0,
     ),
 )
 """What these parameters may say; the others are numbers."""

@@ -9,11 +9,25 @@ allowed, and said.
 from __future__ import annotations
 
 import importlib.util
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ted_ds.config.deepspeed_keys import BUCKET, COUNT, NAMES, NUMBER, REMOVED, RULES, SECTION, SWITCH, TEXT, TYPES
+from ted_ds.config.deepspeed_keys import (
+    BUCKET,
+    COUNT,
+    NAMES,
+    NUMBER,
+    OFFLOAD_PARTS,
+    REMOVED,
+    RULES,
+    SECTION,
+    SWITCH,
+    TEXT,
+    TYPES,
+    offload_device,
+    zero_stage,
+)
+from ted_ds.config.finite_number import is_finite_number
 from ted_ds.config.nearest import nearest
 
 _WHOLE = "not supported by ted_ds"
@@ -178,11 +192,11 @@ def _check_offload(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     zero = config.get("zero_optimization")
     if not isinstance(zero, dict):
         return
-    for part in ("offload_param", "offload_optimizer"):
+    for part in OFFLOAD_PARTS:
         section, place = zero.get(part), f"zero_optimization.{part}"
         if not isinstance(section, dict):
             continue
-        device = section.get("device", "none")
+        device, stage = offload_device(config, part), zero_stage(config)
         if device not in (*OFFLOAD_DEVICES, "auto"):
             yield f"{place}.device", f"{device!r}: use {', '.join(OFFLOAD_DEVICES[:-1])} or {OFFLOAD_DEVICES[-1]}"
         elif device == "nvme" and section.get("nvme_path") in (None, "", "none"):
@@ -191,9 +205,9 @@ def _check_offload(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 '"nvme_path" in DeepSpeed Config cannot be None if remote device is nvme; give a folder on a fast disk '
                 "of each node",
             )
-        if part == "offload_param" and device in ("cpu", "nvme") and zero.get("stage") != 3:
-            yield place, f"{device!r} is for ZeRO stage 3 alone, and this is {zero.get('stage', 0)!r}; remove it"
-        if part == "offload_optimizer" and device in ("cpu", "nvme") and not zero.get("stage"):
+        if part == "offload_param" and device in ("cpu", "nvme") and stage != 3:
+            yield place, f"{device!r} is for ZeRO stage 3 alone, and this is {stage!r}; remove it"
+        if part == "offload_optimizer" and device in ("cpu", "nvme") and not stage:
             yield place, f"{device!r} is for ZeRO stages 1 to 3; set zero_optimization.stage"
 
 
@@ -215,15 +229,11 @@ def _places(node: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, A
             yield from _places(value, place)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 HOLDS: Mapping[str, Callable[[Any], bool]] = {
     SWITCH: lambda value: isinstance(value, bool),
-    COUNT: lambda value: _is_number(value) and value >= 0 and value == int(value),  # 5e8 is one
+    COUNT: lambda value: is_finite_number(value) and value >= 0 and value == int(value),  # 5e8 is one
     BUCKET: lambda value: HOLDS[COUNT](value) and value > 0,
-    NUMBER: _is_number,
+    NUMBER: is_finite_number,
     TEXT: lambda value: isinstance(value, str),
     NAMES: lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value),
     SECTION: lambda value: isinstance(value, dict),

@@ -9,6 +9,8 @@ from pydantic import Field, field_validator
 
 from ted_ds.config.section import Section, rule
 
+BosSetting = Literal["auto", "always", "never"]
+
 
 class TextTask(Section):
     """A text in, one prediction out."""
@@ -113,7 +115,7 @@ class CausalLm(Section):
     sequence_length: int = Field(gt=1)
     """Tokens per packed sequence."""
     text_column: str = "text"
-    bos: Literal["auto", "always", "never"] = "auto"
+    bos: BosSetting = "auto"
     """Whether each document starts with the tokenizer's BOS token: ``auto`` puts before it what the tokenizer's own
     ``encode`` puts before a text (nothing, with many). What a cut document goes on with starts with no such token."""
     packing: Packing = Packing()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Literal
+from typing import NamedTuple
 
+from ted_ds.config.tasks import BosSetting
 from ted_ds.errors import CheckpointError, ConfigError
+from ted_ds.models.tokenizer_traits import TokenizerTraits
 
-BosSetting = Literal["auto", "always", "never"]
 Encode = Callable[[str, bool], Sequence[int]]
 """A text, and whether to add special tokens, to ids."""
 PROBES = ("a", "the", "0", "é", "的", "а", "あ", "ا")
@@ -16,14 +17,54 @@ PROBES = ("a", "the", "0", "é", "的", "а", "あ", "ا")
 NUM_PROBED_TOKENS = 2000
 
 
-def describe_ends(start: Sequence[int], end: Sequence[int], to_token: Callable[[int], object], *, why: str) -> str:
-    """What is put before and behind a text, in words."""
-    before, behind = (" ".join(f"{to_token(index)!r} ({index})" for index in ids) or "nothing" for ids in (start, end))
-    return f"before each text {before} ({why}), behind it {behind}"
-
-
 WHY = {"auto": "as the tokenizer's own encode does", "always": "task.bos: always", "never": "task.bos: never"}
 """Why documents start as they do, by the setting."""
+
+
+class Ends(NamedTuple):
+    """What stands around each text."""
+
+    start: tuple[int, ...]
+    """Ids before it."""
+    end: tuple[int, ...]
+    """Ids behind it."""
+    in_words: str
+
+
+def ends_of(tokenizer: TokenizerTraits, bos: BosSetting | None) -> Ends:
+    """What stands around each text.
+
+    Args:
+        tokenizer: With a ``backend``, or loaded.
+        bos: The recipe's for the documents of a corpus; None for the texts of a labelled task.
+
+    Raises:
+        CheckpointError: It gives no tokens.
+        ConfigError: It is to add a BOS token and has none.
+    """
+    start, end = own_ends(tokenizer)
+    if bos is not None:
+        separator = separator_id(tokenizer)
+        start = choose_start(bos, added=start, bos=tokenizer.role_id("bos_token"))
+        end = () if separator is None else (separator,)
+    names = {index: token for token, index in tokenizer.vocabulary.items()}
+    before, behind = (" ".join(f"{names.get(index)!r} ({index})" for index in ids) or "nothing" for ids in (start, end))
+    return Ends(start, end, f"before each text {before} ({WHY[bos or 'auto']}), behind it {behind}")
+
+
+def own_ends(tokenizer: TokenizerTraits) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What a tokenizer, with a ``backend`` or loaded, puts before and behind a text by itself.
+
+    Raises:
+        CheckpointError: It gives no tokens.
+    """
+    specials = {*tokenizer.flags, *tokenizer.roles.values()}
+    return added_around(tokenizer.encode, probes(tokenizer.vocabulary, specials, tokenizer.decode))
+
+
+def separator_id(tokenizer: TokenizerTraits) -> int | None:
+    """The id that ends each document of a corpus: the end token's, or else the padding's; None where it has neither."""
+    return tokenizer.role_id("eos_token" if "eos_token" in tokenizer.roles else "pad_token")
 
 
 def added_around(encode: Encode, texts: Iterator[str]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerBase
 from ted_ds.config.data import Data, Source
 from ted_ds.config.tasks import CausalLm, HeadTask, Task
 from ted_ds.data.cleaning import is_heldout
-from ted_ds.data.document_ends import WHY, choose_start, describe_ends
 from ted_ds.data.labels import empty_text_fault, label_columns, read_label
 from ted_ds.data.loader import Collator
 from ted_ds.data.packing import pack, predicts_something
@@ -23,7 +22,7 @@ from ted_ds.data.stream.corpus_stream import CorpusStream
 from ted_ds.data.stream.documents import LaneDocuments
 from ted_ds.data.stream.lane import make_units
 from ted_ds.data.stream.settings import StreamSettings, source_names, stream_settings
-from ted_ds.data.tokenizers import DocumentEncoder, own_ends_of
+from ted_ds.data.tokenizers import DocumentEncoder, ends_when_loaded
 from ted_ds.errors import DataError
 
 NUM_TRIED_DOCUMENTS = 16
@@ -49,7 +48,7 @@ class LabelledData:
         Raises:
             DataError: A label is wrong, too many rows are, or a split is empty.
         """
-        self.text_ends = describe_ends(*own_ends_of(tokenizer), tokenizer.convert_ids_to_tokens, why=WHY["auto"])
+        self.text_ends = ends_when_loaded(tokenizer, None).in_words
         self._reader = RowReader(data, [task.text_column, *label_columns(task)])
         self._task, self._tokenizer = task, tokenizer
         splits: dict[bool, list[Sample]] = {False: [], True: []}
@@ -122,13 +121,7 @@ class CausalLmData:
         """
         self._data, self._task, self._listing = data, task, listing
         self._encode = DocumentEncoder(tokenizer)
-        separator: Any = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.pad_token_id
-        self._separator = int(separator)
-        bos: Any = tokenizer.bos_token_id
-        self.start = choose_start(task.bos, added=own_ends_of(tokenizer)[0], bos=bos)
-        self.text_ends = describe_ends(
-            self.start, (self._separator,), tokenizer.convert_ids_to_tokens, why=WHY[task.bos]
-        )
+        self.start, (self._separator,), self.text_ends = ends_when_loaded(tokenizer, task.bos)
         self._refuse_unreadable()
         reader = self._reader()
         sources = listing.train if listing.evaluation is None else listing.evaluation

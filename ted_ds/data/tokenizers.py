@@ -7,7 +7,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from ted_ds.data.document_ends import added_around, probes
+from ted_ds.config.tasks import BosSetting
+from ted_ds.data.document_ends import Ends, ends_of
 from ted_ds.errors import CheckpointError
 from ted_ds.models.tokenizer_files import ROLES
 from ted_ds.models.tokenizer_traits import Origin, TokenizerTraits
@@ -55,6 +56,7 @@ def traits_of(tokenizer: Any) -> TokenizerTraits:
     named = {role: getattr(tokenizer, role, None) for role in ROLES}
     return TokenizerTraits(
         backend=getattr(tokenizer, "backend_tokenizer", None),
+        loaded=tokenizer,
         own_vocabulary=tokenizer.get_vocab(),
         roles={role: str(token) for role, token in named.items() if token is not None},
         origins=dict(
@@ -68,15 +70,15 @@ def traits_of(tokenizer: Any) -> TokenizerTraits:
     )
 
 
-def own_ends_of(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What a loaded tokenizer's own ``encode`` puts before and behind a text.
+def ends_when_loaded(tokenizer: Any, bos: BosSetting | None) -> Ends:
+    """What stands around a text read with a transformers tokenizer (:func:`~ted_ds.data.document_ends.ends_of`).
 
     Raises:
         CheckpointError: It gives no tokens.
+        ConfigError: ``task.bos`` asks for a token that it has not.
     """
-    texts = probes(tokenizer.get_vocab(), set(tokenizer.all_special_tokens), lambda index: tokenizer.decode([index]))
     try:
-        return added_around(lambda text, special: tokenizer.encode(text, add_special_tokens=special), texts)
+        return ends_of(traits_of(tokenizer), bos)
     except CheckpointError as error:
         raise CheckpointError(f"{tokenizer.name_or_path}: {error}") from error
 

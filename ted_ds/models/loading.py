@@ -35,7 +35,12 @@ from ted_ds.models.files import BUFFERS, CLASSIFIERS, read_tensors
 from ted_ds.models.partial import load_with_blocks_of
 from ted_ds.models.sentencepiece_model import MODEL_FILE, convert, read_sentencepiece, refuse_other_ids, special_tokens
 from ted_ds.models.share import Share
-from ted_ds.models.tokenizer_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, refuse_no_vocabulary
+from ted_ds.models.tokenizer_files import (
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+    refuse_no_vocabulary,
+    refuse_without_padding,
+)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FETCHED = [*MODEL_PATTERNS, *PAPER_PATTERNS]
@@ -203,8 +208,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """
     tokenizer = read_tokenizer(path)
     if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token is None:
-            raise ConfigError(f"{path}: the tokenizer has neither a padding nor an end token; add one to it")
+        refuse_without_padding(None, tokenizer.eos_token, whose=f"{path}: the")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 

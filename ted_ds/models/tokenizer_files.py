@@ -14,7 +14,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from ted_ds.errors import CheckpointError
+from ted_ds.errors import CheckpointError, ConfigError
 from ted_ds.models.folder import CONFIG_FILE
 from ted_ds.models.sentencepiece_model import MODEL_FILE, pieces_by_id, read_sentencepiece, special_tokens
 from ted_ds.models.tokenizer_traits import Origin, TokenizerTraits
@@ -94,6 +94,21 @@ def refuse_no_vocabulary(folder: Path) -> None:
         )
 
 
+def refuse_without_padding(padding: object, end: object, *, whose: str = "its") -> None:
+    """Make sure that a tokenizer has a token to fill rows with: for padding, or else the end of a text.
+
+    Args:
+        padding: Its padding token; None where it has none.
+        end: Its end token, likewise.
+        whose: Whose tokenizer it is, for the message.
+
+    Raises:
+        ConfigError: It has neither.
+    """
+    if padding is None and end is None:
+        raise ConfigError(f"{whose} tokenizer has neither a padding nor an end token; add one to it")
+
+
 def tokenizer_of_files(folder: Path) -> TokenizerTraits | None:
     """The tokenizer of a model folder; None where it is of a kind that only transformers can read.
 
@@ -142,6 +157,8 @@ def _read_fast(folder: Path) -> TokenizerTraits:
     if padding is not None:
         settings = {"pad_token": padding["pad_token"], **settings}
         sources.setdefault("pad_token", TOKENIZER_FILE)
+    backend.no_padding()  # transformers pads and cuts only where it is asked to
+    backend.no_truncation()
     class_name = _class_name(folder, settings, backend) or ""
     defaults = CLASS_ROLES.get(class_name, {})
     roles: dict[str, str] = {}

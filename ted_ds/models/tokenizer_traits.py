@@ -38,6 +38,8 @@ class TokenizerTraits:
     """What adds those tokens that ``tokenizer.json`` lacks."""
     settings: Mapping[str, Any]
     """``chat_template``, ``padding_side``, ``model_max_length``."""
+    loaded: Any = None
+    """The tokenizer of transformers, where there is one: it then encodes and decodes."""
     own_vocabulary: Mapping[str, int] = field(default_factory=dict)
     """Where there is no ``backend``."""
     sha256: str | None = None
@@ -65,9 +67,17 @@ class TokenizerTraits:
         return self.vocabulary.get(self.roles[role]) if role in self.roles else None
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        """The ids of a text; needs a ``backend``."""
+        """The ids of a text; needs a ``backend``, or to be loaded."""
+        if self.loaded is not None:
+            return list(self.loaded.encode(text, add_special_tokens=add_special_tokens))
         assert self.backend is not None
         return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, index: int) -> str:
+        """The text of a token; needs a ``backend``, or to be loaded."""
+        owner = self.backend if self.loaded is None else self.loaded
+        assert owner is not None
+        return owner.decode([index])
 
 
 def as_json(step: Any) -> Any:

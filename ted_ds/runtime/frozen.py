@@ -15,7 +15,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 
-from ted_ds.config.deepspeed import zero_stage
+from ted_ds.config.deepspeed_keys import zero_stage
 from ted_ds.data.loader import Batch
 from ted_ds.models.loading import num_parameters as count_parameters
 from ted_ds.models.predictions import Predictions

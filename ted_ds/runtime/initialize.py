@@ -14,6 +14,7 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.config import DeepSpeedConfig
 from torch import distributed as dist
 
+from ted_ds.config.deepspeed_keys import OFFLOAD_PARTS, offload_device
 from ted_ds.errors import ConfigError, TedError, TopologyError
 from ted_ds.runtime.device_faults import OF_DEVICES, is_device_fault
 from ted_ds.runtime.world import is_lost_rank
@@ -26,18 +27,17 @@ MOST_SHOWN = 600
 
 
 def check_config(source: str, config: Mapping[str, Any], num_replicas: int) -> None:
-    """Let DeepSpeed read a completed config, before there is anything to lose. Every rank must call it.
+    """Let DeepSpeed read a completed config, before there is anything to lose. It waits for no other rank.
 
     Raises:
-        ConfigError: It refuses; on every rank.
+        ConfigError: It refuses.
         TopologyError: It wants a disk that cannot be used beside other work.
     """
     ranks = SimpleNamespace(get_data_parallel_world_size=lambda: num_replicas)
     with refusals(source):
         DeepSpeedConfig(dict(config), mpu=ranks)
-    zero = config.get("zero_optimization") or {}
-    for part in ("offload_param", "offload_optimizer"):
-        if (zero.get(part) or {}).get("device") == "nvme":
+    for part in OFFLOAD_PARTS:
+        if offload_device(config, part) == "nvme":
             refuse_without_async_io(f"{source}: zero_optimization.{part}.device: nvme", "cpu")
 
 
@@ -66,8 +66,12 @@ def initialize(source: str, **arguments: Any) -> Any:
     Raises:
         ConfigError: DeepSpeed refuses; with its own words, and agreed where every rank says the same.
     """
-    with refusals(source):
-        engine, *_ = deepspeed.initialize(**arguments)
+    try:
+        with refusals(source):
+            engine, *_ = deepspeed.initialize(**arguments)
+    except ConfigError as refusal:
+        refusal.agreed = _all_say(str(refusal))
+        raise
     return engine
 
 
@@ -85,12 +89,10 @@ def refusals(source: str) -> Iterator[None]:
             raise
         words = " ".join(str(error).split()) or "no reason given"
         said = words if len(words) <= MOST_SHOWN else f"{words[:MOST_SHOWN]} ..."
-        refusal = ConfigError(
+        raise ConfigError(
             f"the DeepSpeed JSON {source}: DeepSpeed does not start with it: {type(error).__name__}: {said}; change "
             "what it asks for, or remove it"
-        )
-        refusal.agreed = _all_say(str(refusal))
-        raise refusal from error
+        ) from error
 
 
 def _all_say(text: str) -> bool:

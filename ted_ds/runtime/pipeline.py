@@ -20,7 +20,7 @@ from deepspeed.pipe import PipelineModule, TiedLayerSpec
 from deepspeed.utils import groups
 from torch import Tensor, nn
 
-from ted_ds.config.deepspeed import zero_stage
+from ted_ds.config.deepspeed_keys import zero_stage
 from ted_ds.data.loader import Batch
 from ted_ds.models.taps import TappedModel
 from ted_ds.runtime.cargo import DID_NOT_RUN, Cargo, Waybill

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from ted_ds.config.deepspeed import complete, read_deepspeed_json, remarks, schedule_of, zero_stage
-from ted_ds.config.deepspeed_keys import TYPES
+from ted_ds.config.deepspeed import complete, read_deepspeed_json, remarks, schedule_of
+from ted_ds.config.deepspeed_keys import TYPES, zero_stage
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.errors import ConfigError
 from tests.tiny import ROOT
@@ -303,6 +303,16 @@ def test_a_batch_that_does_not_divide_over_the_ranks_is_refused(ranks: int, mult
         f"distill.global_batch_size: 32 does not divide into microbatches of 4 on {ranks} ranks; "
         f"use a multiple of {multiple}"
     )
+
+
+@pytest.mark.parametrize(("micro_batch_size", "ranks"), [(3, 1), (5, 4), (64, 2)])
+def test_a_batch_of_no_whole_number_of_microbatches_is_left_to_the_plan_to_say(
+    micro_batch_size: int, ranks: int
+) -> None:
+    plan = PLAN.model_copy(update={"micro_batch_size": micro_batch_size})
+    (said,) = plan.broken_rules()
+    assert said == f"global_batch_size (32) must be a multiple of micro_batch_size ({micro_batch_size})"
+    completed({"optimizer": OPTIMIZER}, plan=plan, ranks=ranks)
 
 
 BY_TOKENS = PLAN.model_copy(update={"micro_batch_size": None, "micro_batch_tokens": 1024})

@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ted_ds.errors import DeviceFaultError, RankLostError, TedError
+from ted_ds.errors import ConfigError, DeviceFaultError, RankLostError, TedError
 from ted_ds.launching import own_log
 from ted_ds.launching.records import LOG_DIR, read_records
 from ted_ds.preflight import vet_quantised
 from ted_ds.runtime.device_faults import as_device_fault, is_device_fault
-from ted_ds.runtime.initialize import refusals
+from ted_ds.runtime.initialize import check_config, refusals
 from tests.dist import run_ranks
 
 AT = "\nCUDA kernel errors might be asynchronously reported at some other API call"
@@ -125,6 +125,29 @@ def test_a_gpu_that_fails_under_a_quantised_teacher_does_not_make_it_unusable(te
     ((found, message),) = run_ranks(_a_quantised_teacher_fails, 1, RuntimeError(text))
     assert found == code
     assert said in message
+
+
+@pytest.mark.parametrize("error", [AssertionError("no such stage"), KeyError("params"), ValueError("")], ids=repr)
+def test_what_deepspeed_refuses_is_worded_without_waiting_for_other_ranks(error):
+    assert not dist.is_initialized()  # there is nobody to ask
+    with pytest.raises(ConfigError) as caught, refusals("zero1.json"):
+        raise error
+    words = f"{type(error).__name__}: {str(error) or 'no reason given'}"
+    assert str(caught.value) == (
+        f"the DeepSpeed JSON zero1.json: DeepSpeed does not start with it: {words}; change what it asks for, or remove "
+        "it"
+    )
+    assert not caught.value.agreed
+
+
+@pytest.mark.parametrize(
+    "config", [{"train_batch_size": 7, "train_micro_batch_size_per_gpu": 2}, {"gradient_accumulation_steps": 2}]
+)
+def test_a_config_is_read_by_deepspeed_before_ranks_meet(config):
+    phrase = r"^the DeepSpeed JSON zero1\.json: DeepSpeed does not start with it: AssertionError: "
+    with pytest.raises(ConfigError, match=phrase):
+        check_config("zero1.json", config, 2)
+    check_config("zero1.json", {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 2}, 2)
 
 
 def _one_gpu_fails(world):

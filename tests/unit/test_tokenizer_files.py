@@ -13,15 +13,16 @@ import pytest
 import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from ted_ds.data.document_ends import added_around, choose_start, probes
+from ted_ds.config.tasks import BosSetting
+from ted_ds.data.document_ends import added_around, choose_start, ends_of, own_ends, probes
 from ted_ds.data.tokenizer_comparison import differences
-from ted_ds.data.tokenizers import own_ends_of, traits_of
+from ted_ds.data.tokenizers import ends_when_loaded, traits_of
 from ted_ds.errors import CheckpointError, ConfigError, TedError
 from ted_ds.models.files import read_model_facts
 from ted_ds.models.loading import load_tokenizer
 from ted_ds.models.tokenizer_files import CLASS_OF_TYPE, CLASS_ROLES, tokenizer_of_files
 from ted_ds.models.tokenizer_traits import TokenizerTraits
-from ted_ds.tokenizer_contracts import own_ends, refuse_ids_outside, refuse_useless_tokenizer
+from ted_ds.tokenizer_contracts import refuse_ids_outside, refuse_useless_tokenizer
 from tests.tiny import VOCAB_SIZE, write_model
 
 Change = Callable[[Path], None]
@@ -287,16 +288,18 @@ def test_a_tokenizer_that_gives_no_tokens_is_refused(
     folder = copied(llama, tmp_path / "model", edit_tokenizer(change))
     phrase = "the tokenizer gives no tokens for any text, not even for those of its own vocabulary.*; use the tokenizer"
     with pytest.raises(CheckpointError, match=phrase):
-        refuse_useless_tokenizer(read(folder), folder)
+        refuse_useless_tokenizer(read(folder))
     with pytest.raises(CheckpointError, match=f"{folder}: {phrase}"):
-        own_ends_of(load_tokenizer(folder))
+        ends_when_loaded(load_tokenizer(folder), None)
 
 
 def test_a_tokenizer_without_padding_and_end_is_refused(llama: Path, tmp_path: Path) -> None:
     folder = copied(llama, tmp_path / "model", edit("tokenizer_config.json", pad_token=None, eos_token=None))
-    for look in (lambda: refuse_useless_tokenizer(read(folder), folder), lambda: load_tokenizer(folder)):
-        with pytest.raises(ConfigError, match="has neither a padding nor an end token; add one to it"):
-            look()
+    without = "tokenizer has neither a padding nor an end token; add one to it"
+    with pytest.raises(ConfigError, match=f"^its {without}$"):  # behind the key whose folder it is
+        refuse_useless_tokenizer(read(folder))
+    with pytest.raises(ConfigError, match=f"^{folder}: the {without}$"):
+        load_tokenizer(folder)
 
 
 # --- before and behind a text -----------------------------------------------------------------------------------------
@@ -328,7 +331,51 @@ def test_what_encode_puts_around_a_text_is_seen_by_the_files_and_when_loaded(
 ) -> None:
     folder = copied(llama, tmp_path / "model", change)
     assert own_ends(read(folder)) == ends
-    assert own_ends_of(load_tokenizer(folder)) == ends
+    assert own_ends(traits_of(load_tokenizer(folder))) == ends
+
+
+def fixed_length(length: int, truncated: int) -> Change:
+    """A tokenizer that by its file fills each text up with padding, and cuts it."""
+    cut = {"direction": "Right", "max_length": truncated, "strategy": "LongestFirst", "stride": 0}
+    padding = {**PADDING, "strategy": {"Fixed": length}, "pad_token": "[PAD]"}
+    return edit_tokenizer(lambda content: content.update(padding=padding, truncation=cut))
+
+
+ENDS: dict[str, tuple[Change, BosSetting | None, tuple[tuple[int, ...], tuple[int, ...]]]] = {
+    "a labelled task": (around("[CLS] $A [SEP]", "[CLS]", "[SEP]"), None, ((3,), (4,))),
+    "a corpus": (around("[CLS] $A [SEP]", "[CLS]", "[SEP]"), "auto", ((3,), (1,))),
+    "never": (around("[CLS] $A", "[CLS]"), "never", ((), (1,))),
+    "always": (edit("tokenizer_config.json", bos_token="[SEP]"), "always", ((4,), (1,))),
+    "no end token": (edit("tokenizer_config.json", eos_token=None), "auto", ((), (0,))),
+    "texts of a fixed length": (both(around("[CLS] $A", "[CLS]"), fixed_length(16, 8)), None, ((3,), ())),
+    "documents of a fixed length": (
+        both(around("[CLS] $A [SEP]", "[CLS]", "[SEP]"), fixed_length(8, 4)),
+        "auto",
+        ((3,), (1,)),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_check_and_the_run_say_the_same_of_what_stands_around_a_text(llama: Path, tmp_path: Path, case: str) -> None:
+    change, bos, ends = ENDS[case]
+    folder = copied(llama, tmp_path / "model", change)
+    by_files = ends_of(read(folder), bos)
+    assert (by_files.start, by_files.end) == ends
+    assert ends_when_loaded(load_tokenizer(folder), bos) == by_files
+
+
+def test_a_tokenizer_of_transformers_in_python_says_what_it_puts_around_a_text() -> None:
+    loaded = transformers.ByT5Tokenizer()
+    assert traits_of(loaded).backend is None
+    assert ends_when_loaded(loaded, None) == (
+        (),
+        (1,),
+        "before each text nothing (as the tokenizer's own encode does), behind it '</s>' (1)",
+    )
+    assert ends_when_loaded(loaded, "never")[:2] == ((), (1,))
+    with pytest.raises(ConfigError, match=r"task\.bos: always, but the teacher's tokenizer has no BOS token"):
+        ends_when_loaded(loaded, "always")
 
 
 def test_texts_are_tried_until_one_gives_tokens() -> None:

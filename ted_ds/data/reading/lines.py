@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from ted_ds.config.json_object import JsonObject
 from ted_ds.data.reading.bytes import (
     CHUNK_BYTES,
     Chunk,
@@ -16,7 +17,7 @@ from ted_ds.data.reading.bytes import (
     read_range,
 )
 from ted_ds.data.reading.extents import Extent
-from ted_ds.data.reading.records import START, Item, JsonObject, Position, doubled_fault, too_long
+from ted_ds.data.reading.records import START, Item, Position, doubled_fault, too_long
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 LOOK_BACK_BYTES = 2**16

@@ -34,15 +34,6 @@ class Item:
     fault: str | None = None
 
 
-class JsonObject(dict[str, Any]):
-    """An object of JSON that knows each key it was given: of two that are the same, ``json`` keeps the last."""
-
-    def __init__(self, pairs: Sequence[tuple[str, Any]]) -> None:
-        """Take what ``object_pairs_hook`` gets."""
-        super().__init__(pairs)
-        self.keys_given = [key for key, _ in pairs]
-
-
 class BadRecord(NamedTuple):
     """A record that was skipped."""
 

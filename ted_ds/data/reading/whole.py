@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 
+from ted_ds.config.json_object import JsonObject
 from ted_ds.data.reading.bytes import compression_of, decompressed_chunks, plain_chunks
 from ted_ds.data.reading.extents import Extent
-from ted_ds.data.reading.records import START, Item, JsonObject, Position, doubled_fault, too_long
+from ted_ds.data.reading.records import START, Item, Position, doubled_fault, too_long
 
 LARGEST_ARRAY_BYTES = 2**26
 
