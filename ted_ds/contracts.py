@@ -194,23 +194,30 @@ def document_ends(recipe: Recipe, teacher: Side) -> str | None:
     return ends_of(tokenizer, recipe.task.bos if isinstance(recipe.task, CausalLm) else None).in_words
 
 
-def doubts(recipe: Recipe, teacher: Side | None, student: Side | None) -> list[str]:
-    """What is no mistake in two models that keep their contracts and should be known, in lines of the recipe."""
-    lines: list[str] = []
+def doubts(recipe: Recipe, teacher: Side | None, student: Side | None) -> Mapping[str, list[str]]:
+    """What is no mistake in models that keep their contracts and should be known: lines of the recipe, by contract."""
+    found: dict[str, list[str]] = {}
     used = teacher.tokenizer if teacher is not None else None
+
+    def doubt(contract: str, side: Side, *lines: str) -> None:
+        if lines:
+            found.setdefault(contract, []).extend(f"{side.name}.path: {line}" for line in lines)
+
     for side in _own_files(teacher, student):
         if side.name == "student" and used is not None and side.tokenizer is not None:
-            lines += [f"student.path: {line}" for line in compare_readings(used, side.tokenizer)]
+            doubt("tokenizers", side, *compare_readings(used, side.tokenizer))
         other = _head_for_other_labels(recipe, side)
         if other is not None:
-            lines.append(f"{side.name}.path: {other}: a new one starts random")
+            doubt("head", side, f"{other}: a new one starts random")
         if isinstance(recipe.task, CausalLm):
-            lines += [f"{side.name}.path: {line}" for line in doubtful_ids(side.facts, used)]
+            doubt("vocabulary", side, *doubtful_ids(side.facts, used))
         if side.tokenizer is not None:
             longest = side.tokenizer.settings.get("model_max_length")
             if longest is not None and longest < recipe.task.sequence_length:
-                lines.append(
-                    f"{side.name}.path: its tokenizer is made for texts of at most {longest} tokens "
-                    f"(model_max_length), the task has up to {recipe.task.sequence_length}"
+                doubt(
+                    "tokenizers",
+                    side,
+                    f"its tokenizer is made for texts of at most {longest} tokens (model_max_length), the task has up "
+                    f"to {recipe.task.sequence_length}",
                 )
-    return lines
+    return found

@@ -177,7 +177,7 @@ def _lay_out(recipe: Recipe, mistakes: Mistakes, *, num_ranks: int, contracts_ho
         data,
         text_ends=document_ends(recipe, sides[0]) if sides[0] is not None and not broken else None,
         remarks=(*settings_without_effect(recipe), *remarks),
-        doubts=() if broken else tuple(doubts(recipe, *sides)),
+        doubts=() if broken else tuple(line for lines in doubts(recipe, *sides).values() for line in lines),
     )
 
 

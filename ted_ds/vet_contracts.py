@@ -42,17 +42,18 @@ def vet_contracts(build: Assembly, teacher: Path, student: Path) -> tuple[Mappin
         "labels": ", ".join(task.labels) if isinstance(task, LabelledTask) else "none",
         "head": "as the task asks",
     }
+    doubtful = {contract: [*lines] for contract, lines in doubts(recipe, *sides).items()} if not broken else {}
+    if isinstance(task, LabelledTask) and facts[0] and facts[0].labels is None:
+        names = f"the teacher does not name its labels; taken to be {held['labels']}, in this order"
+        doubtful.setdefault("labels", []).append(names)
     verdicts: list[Verdict] = []
     for contract, detail in held.items():
         if contract in broken:
             verdicts.append(Verdict(contract, "fail", "; ".join(broken[contract])))
-        elif contract == "labels" and isinstance(task, LabelledTask) and facts[0] and facts[0].labels is None:
-            text = f"the teacher does not name its labels; taken to be {detail}, in this order"
-            verdicts.append(Verdict(contract, "warn", text))
+        elif contract in doubtful:
+            verdicts.append(Verdict(contract, "warn", "; ".join(doubtful[contract])))
         else:
             verdicts.append(Verdict(contract, "pass", detail))
-    if not {"tokenizers", "vocabulary"} & broken.keys():
-        verdicts += [Verdict("tokenizers", "warn", doubt) for doubt in doubts(recipe, *sides)]
     if not of_teacher and "tokenizers" not in broken:
         verdicts += _compare_splits(build, student)
     return broken, verdicts

@@ -19,7 +19,7 @@ from ted_ds.config.schema import Recipe
 from ted_ds.config.section import WITHOUT_RULES, Section
 
 NUMBER_OF_STAND_IN = 2
-TEXT_OF_STAND_IN = "unknown"
+TEXT_OF_STAND_IN = "stand-in"
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Draft:
 
     def concerns_a_stand_in(self, message: str) -> bool:
         """Whether a message is about a value that the user did not write."""
-        return any(_is_about(message, location) for location in self.stand_ins)
+        return TEXT_OF_STAND_IN in message or any(_is_about(message, location) for location in self.stand_ins)
 
 
 def read_draft(data: Any) -> Draft:

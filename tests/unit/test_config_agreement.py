@@ -189,7 +189,7 @@ def test_a_head_for_other_labels_than_its_own_config_names_is_refused_or_starts_
     }
     lenient = Recipe.model_validate({**content, "preflight": "warn"})
     assert not broken_contracts(lenient, side, None)
-    assert f"{what}: a new one starts random" in doubts(lenient, side, None)
+    assert f"{what}: a new one starts random" in doubts(lenient, side, None)["head"]
 
 
 def test_a_causal_lm_without_its_head_is_refused(tmp_path: Path) -> None:
