@@ -158,7 +158,19 @@ def load_model(
             f"{path}: has no trained head ({of_head[0]} is missing, or of another shape); fine-tune it first "
             "(teacher.finetune)"
         )
+    _train_every_row(model)
     return model, of_head
+
+
+def _train_every_row(model: nn.Module) -> None:
+    """Give the embedding of ``config.json``'s ``pad_token_id`` the gradient it has.
+
+    torch gives a ``padding_idx`` none, and that id may be the end token's or any word's. Padding itself needs no such
+    exception: it is masked, and counts in no loss.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.padding_idx = None
 
 
 def _leave_out_head(path: Path, head: Mapping[str, Any] | None) -> dict[str, str] | None:
