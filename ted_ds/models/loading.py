@@ -16,7 +16,6 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNot
 from tokenizers import AddedToken
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -28,9 +27,11 @@ from transformers.utils import logging as transformers_logging
 
 from ted_ds.errors import CheckpointError, ConfigError
 from ted_ds.models.config_agreement import BLOCK, classifier_rows
+from ted_ds.models.config_build import build_config, try_to_build
 from ted_ds.models.execution import ATTENTION
 from ted_ds.models.families import family_of
 from ted_ds.models.files import BUFFERS, CLASSIFIERS, read_tensors
+from ted_ds.models.folder import CONFIG_FILE
 from ted_ds.models.partial import load_with_blocks_of
 from ted_ds.models.sentencepiece_model import MODEL_FILE, convert, read_sentencepiece, refuse_other_ids, special_tokens
 from ted_ds.models.share import Share
@@ -111,15 +112,13 @@ def load_model(
     transformers_logging.disable_progress_bar()
     auto: Any = AutoModelForCausalLM if head is None else AutoModelForSequenceClassification
     kind = "causal LM" if head is None else "sequence classifier"
-    quantisation: Any = None
+    config = build_config(path, head or {})
+    model_class = try_to_build(path, auto, config)
+    quantisation: Any = getattr(config, "quantization_config", None)
     try:
         with context:
-            config = AutoConfig.from_pretrained(path, local_files_only=True, **(head or {}))
-            quantisation = getattr(config, "quantization_config", None)
             load = auto.from_pretrained
             if share is not None:
-                with torch.device("meta"):
-                    model_class = type(auto.from_config(config))
                 load = functools.partial(load_with_blocks_of, model_class, family_of(config.model_type), share)
             model, report = load(
                 path,
@@ -235,6 +234,8 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a damaged file leads to: the libraries raise nothing more specific
         reason = " ".join(str(error).split()) or type(error).__name__
+        if (path / CONFIG_FILE).is_file():  # which says what class of tokenizer it is, and may be what is at fault
+            build_config(path, {})
         raise CheckpointError(f"{path}: no tokenizer can be loaded from this folder: {reason:.300}") from error
     model = read_sentencepiece(path) if not (path / TOKENIZER_FILE).is_file() else None
     if model is not None:
