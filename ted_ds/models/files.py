@@ -14,6 +14,7 @@ from ted_ds.errors import CheckpointError
 from ted_ds.models.config_agreement import BLOCK, Shape, classifier_rows, refuse_other_shapes, token_ids
 from ted_ds.models.config_values import refuse_odd_values
 from ted_ds.models.folder import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, no_weights, read_config
+from ted_ds.models.model_file import read_json, refuse_pointer
 from ted_ds.models.packed import NOTHING_PACKED, Packed, Quantisation, Stored, read_quantisation, unpack
 from ted_ds.models.rope_rules import rope_rules
 from ted_ds.models.share import Share
@@ -160,7 +161,7 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except ValueError as error:
         raise CheckpointError(f"{file}: damaged ({error}); copy it again, or remove it") from error
     if not isinstance(content, dict):
@@ -262,7 +263,7 @@ def _read_index(folder: Path) -> dict[str, str]:
     if (folder / WEIGHTS_FILE).is_file() or not index.is_file():
         return {}
     try:
-        weight_map = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        weight_map = dict(read_json(index)["weight_map"])
         if not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
             raise ValueError("weight_map names no files")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -297,6 +298,7 @@ def read_ahead(folder: Path, most_bytes: int) -> None:
 
 def _read_header(file: Path) -> dict[str, Stored]:
     """A file's tensors; makes sure that it is whole."""
+    refuse_pointer(file)
     size = file.stat().st_size
     try:
         with file.open("rb") as weights:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -35,7 +34,13 @@ from ted_ds.models.folder import CONFIG_FILE
 from ted_ds.models.partial import load_with_blocks_of
 from ted_ds.models.sentencepiece_model import MODEL_FILE, convert, read_sentencepiece, refuse_other_ids, special_tokens
 from ted_ds.models.share import Share
-from ted_ds.models.tokenizer_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, refuse_no_vocabulary
+from ted_ds.models.tokenizer_files import (
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+    declared_tokens,
+    read_settings,
+    refuse_no_vocabulary,
+)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FETCHED_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
@@ -254,14 +259,11 @@ def _as_sentencepiece_reads(folder: Path, model: Any, guess: PreTrainedTokenizer
     """
     backend = convert(model)
     refuse_other_ids(model, backend)
-    config = folder / TOKENIZER_CONFIG_FILE
-    settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    declared = settings.get("added_tokens_decoder", {})
-    for index, token in sorted(declared.items(), key=lambda item: int(item[0])):
+    for index, token in declared_tokens(folder, read_settings(folder)):
         content = token["content"]
         if backend.token_to_id(content) is None:
             backend.add_tokens([AddedToken(**token)])
-        if backend.token_to_id(content) != int(index):
+        if backend.token_to_id(content) != index:
             raise CheckpointError(
                 f"{TOKENIZER_CONFIG_FILE} gives {content!r} the id {index}, but it would be "
                 f"{backend.token_to_id(content)}; number added tokens on from the model's own, without gaps"

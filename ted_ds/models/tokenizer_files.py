@@ -7,7 +7,6 @@ the defaults of a tokenizer's class add tokens when it is loaded.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from ted_ds.errors import CheckpointError
+from ted_ds.models.model_file import read_json, refuse_pointer, refuse_shared_ids
 from ted_ds.models.sentencepiece_model import MODEL_FILE, pieces_by_id, read_sentencepiece, special_tokens
 from ted_ds.models.tokenizer_traits import Origin, TokenizerTraits
 
@@ -110,11 +110,15 @@ def tokenizer_of_files(folder: Path) -> TokenizerTraits | None:
 
 def _read_fast(folder: Path) -> TokenizerTraits:
     file = folder / TOKENIZER_FILE
+    refuse_pointer(file)
     try:
         backend = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing more specific
         raise CheckpointError(f"{file}: damaged ({error}); copy it again") from error
-    settings = _read_json(folder / TOKENIZER_CONFIG_FILE)
+    table = _read_json(file)["model"].get("vocab")
+    if isinstance(table, Mapping):
+        refuse_shared_ids(file, table)
+    settings = read_settings(folder)
     origins: dict[str, Origin] = {}
 
     def add(token: Any, origin: Origin) -> None:
@@ -126,15 +130,16 @@ def _read_fast(folder: Path) -> TokenizerTraits:
 
     declared = {str(token) for token in backend.get_added_tokens_decoder().values()}
     sources: dict[str, str] = {}
-    listed = settings.get("added_tokens_decoder")
-    if isinstance(listed, Mapping):
-        for _, token in sorted(listed.items(), key=lambda item: int(item[0])):
+    if isinstance(settings.get("added_tokens_decoder"), Mapping):
+        for _, token in declared_tokens(folder, settings):
             add(token, Origin("added_tokens_decoder", TOKENIZER_CONFIG_FILE))
     else:
         of_map = _read_json(folder / SPECIAL_TOKENS_MAP_FILE)
+        _refuse_no_tokens(folder / SPECIAL_TOKENS_MAP_FILE, of_map)
         settings = {**settings, **of_map}
         sources = dict.fromkeys(of_map, SPECIAL_TOKENS_MAP_FILE)
         of_file = _read_json(folder / ADDED_TOKENS_FILE)
+        refuse_shared_ids(folder / ADDED_TOKENS_FILE, of_file)
         for token, _ in sorted(of_file.items(), key=lambda item: item[1]):
             add(AddedToken(token, normalized=True), Origin("", ADDED_TOKENS_FILE))
     padding = backend.padding
@@ -159,11 +164,11 @@ def _read_fast(folder: Path) -> TokenizerTraits:
 
 
 def _read_sentencepiece(folder: Path, model: Any) -> TokenizerTraits:
-    settings = _read_json(folder / TOKENIZER_CONFIG_FILE)
+    settings = read_settings(folder)
     vocabulary = pieces_by_id(model)
     origins: dict[str, Origin] = {}
-    for index, token in (settings.get("added_tokens_decoder") or {}).items():
-        vocabulary.setdefault(_content(token), int(index))
+    for index, token in declared_tokens(folder, settings):
+        vocabulary.setdefault(_content(token), index)
         origins[_content(token)] = Origin("added_tokens_decoder", TOKENIZER_CONFIG_FILE)
     named = {role: _content(token) for role, token in _roles(settings) if role in ROLES}
     roles = {**special_tokens(model), **{role: token for role, token in named.items() if token in vocabulary}}
@@ -181,13 +186,15 @@ def _read_plain(folder: Path) -> TokenizerTraits | None:
     table, words = folder / "vocab.json", folder / "vocab.txt"
     if table.is_file():
         vocabulary = _read_json(table)
+        refuse_shared_ids(table, vocabulary)
     elif words.is_file():
         lines = words.read_text(encoding="utf-8").splitlines()
         vocabulary = {word: index for index, word in enumerate(lines)}
     else:
         return None
-    settings = _read_json(folder / TOKENIZER_CONFIG_FILE)
+    settings = read_settings(folder)
     added = _read_json(folder / ADDED_TOKENS_FILE)
+    refuse_shared_ids(folder / ADDED_TOKENS_FILE, added)
     origins = {token: Origin("", ADDED_TOKENS_FILE) for token in added}
     return TokenizerTraits(
         backend=None,
@@ -196,6 +203,55 @@ def _read_plain(folder: Path) -> TokenizerTraits | None:
         origins=origins,
         settings=_shown_settings(folder, settings),
     )
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The content of ``tokenizer_config.json``; empty where there is none.
+
+    Raises:
+        CheckpointError: It is damaged, or has values of another kind.
+    """
+    file = folder / TOKENIZER_CONFIG_FILE
+    settings = _read_json(file)
+    longest = settings.get("model_max_length")
+    if longest is not None and (isinstance(longest, bool) or not isinstance(longest, int | float)):
+        raise CheckpointError(
+            f"{file}: model_max_length is {longest!r:.100}, and has to be a number, without quotes, or null; correct it"
+        )
+    _refuse_no_tokens(file, settings)
+    return settings
+
+
+def declared_tokens(folder: Path, settings: Mapping[str, Any]) -> list[tuple[int, Any]]:
+    """The tokens that ``tokenizer_config.json`` numbers, by id.
+
+    Raises:
+        CheckpointError: One has no number, or is no token.
+    """
+    listed = settings.get("added_tokens_decoder") or {}
+    where = f"{folder / TOKENIZER_CONFIG_FILE}: added_tokens_decoder"
+    if not isinstance(listed, Mapping):
+        raise CheckpointError(f"{where} is a {type(listed).__name__}, not an object of tokens by id; copy it again")
+    for key, token in listed.items():
+        if not (key.isascii() and key.isdigit()):
+            raise CheckpointError(f"{where} has {key!r} for an id, no whole number; copy the file again")
+        if not (isinstance(token, Mapping) and _is_token(token)):
+            raise CheckpointError(f"{where}.{key} is {token!r:.100}, no token; copy the file again")
+    return sorted(((int(key), token) for key, token in listed.items()), key=lambda item: item[0])
+
+
+def _refuse_no_tokens(file: Path, settings: Mapping[str, Any]) -> None:
+    """Make sure that what should be tokens is: transformers would take a text in the place of a list apart."""
+    for role in ROLES:
+        value = settings.get(role)
+        if value is not None and not _is_token(value):
+            raise CheckpointError(f"{file}: {role} is {value!r:.100}, no token; give its text, or null")
+    for key in EXTRA_TOKENS:
+        value = settings.get(key)
+        if value is None or isinstance(value, Mapping):
+            continue
+        if not isinstance(value, list) or not all(map(_is_token, value)):
+            raise CheckpointError(f'{file}: {key} is {value!r:.100}, and has to be a list of tokens, as ["A", "B"]')
 
 
 def _roles(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -264,7 +320,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except ValueError as error:
         raise CheckpointError(f"{file}: damaged ({error}); copy it again") from error
     if not isinstance(content, dict):
