@@ -7,6 +7,7 @@ A folder that a run writes has the teacher's tokenizer, byte for byte: what use 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 from ted_ds.models.files import GENERATION_CONFIG_FILE
 from ted_ds.models.folder import CONFIG_FILE
 from ted_ds.models.loading import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, read_tokenizer
+from ted_ds.models.local_paths import without_local_paths
 from ted_ds.models.sentencepiece_model import MODEL_FILE, read_sentencepiece
 
 TOKENIZER_FILES = (
@@ -31,22 +33,13 @@ TOKENIZER_FILES = (
 )
 TOKENIZER_SUFFIXES = (".model", ".jinja", ".tiktoken")
 TEMPLATES_FOLDER = "additional_chat_templates"
-LICENCE_PREFIXES = (
-    "license",
-    "licence",
-    "copying",
-    "copyright",
-    "notice",
-    "use_policy",
-    "usage_policy",
-    "acceptable_use",
-    "terms",
-    "third_party",
-    "third-party",
-    "patents",
-    "authors",
-    "citation",
+LICENCE = re.compile(
+    "licen[cs]e|licensing|(?:^|[^a-z])(?:copying|copyright|notice|eula|terms|use_policy|usage_policy|acceptable_use|"
+    "third_party|third-party|patents|authors|citation)"
 )
+"""What is in the name of a licence, in small letters: behind others, too (``LLAMA_LICENSE``, ``Gemma_Terms.md``)."""
+LICENCE_FOLDERS = ("LICENSES", "original")
+"""Folders of a model in which licences may lie; of the first, all that is in it is one."""
 CARD_PREFIXES = ("readme", "model_card", "modelcard")
 CARD = "README.md"
 PROGRAM_SUFFIXES = (".py", ".sh", ".safetensors", ".bin")
@@ -101,25 +94,40 @@ def copy_papers(origins: Origins, folder: Path) -> None:
     """
     for name, origin in origins.by_name.items():
         for file in sorted(origin.iterdir()):
-            if not file.is_file() or file.suffix in PROGRAM_SUFFIXES:
-                continue
-            if file.name.lower().startswith(CARD_PREFIXES):
+            if _is_card(file):
                 shutil.copyfile(file, folder / f"{file.stem}.{name}{file.suffix}")
-            elif file.name.lower().startswith(LICENCE_PREFIXES):
-                target = folder / file.name
-                while target.exists() and target.read_bytes() != file.read_bytes():
-                    target = target.with_name(f"{target.stem}.{name}{target.suffix}")
-                shutil.copyfile(file, target)
+        for licence in licences_in(origin):
+            file, target = origin / licence, folder / licence
+            target.parent.mkdir(exist_ok=True)
+            while target.exists() and target.read_bytes() != file.read_bytes():
+                target = target.with_name(f"{target.stem}.{name}{target.suffix}")
+            shutil.copyfile(file, target)
 
 
-def papers_in(folder: Path, prefixes: tuple[str, ...]) -> list[str]:
-    """Names of the licences (or cards) in a folder."""
-    return sorted(file.name for file in folder.iterdir() if file.name.lower().startswith(prefixes))
+def cards_in(folder: Path) -> list[str]:
+    """Names of the model cards in a folder."""
+    return sorted(file.name for file in folder.iterdir() if _is_card(file))
 
 
-def without_local_paths(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config without what only holds on the machine it was written on."""
-    return {key: value for key, value in config.items() if not key.endswith("name_or_path") and not _is_local(value)}
+def licences_in(folder: Path) -> list[str]:
+    """Names of the licences and notices in a folder, and in those of its folders that are for them."""
+    own = [file for file in folder.iterdir() if _is_licence(file) and not _is_card(file)]
+    first, *others = LICENCE_FOLDERS
+    own += [file for file in folder.glob(f"{first}/*") if _is_paper(file)]
+    own += [file for other in others for file in folder.glob(f"{other}/*") if _is_licence(file)]
+    return sorted(file.relative_to(folder).as_posix() for file in own)
+
+
+def _is_paper(file: Path) -> bool:
+    return file.is_file() and file.suffix not in PROGRAM_SUFFIXES
+
+
+def _is_card(file: Path) -> bool:
+    return _is_paper(file) and file.name.lower().startswith(CARD_PREFIXES)
+
+
+def _is_licence(file: Path) -> bool:
+    return _is_paper(file) and LICENCE.search(file.name.lower()) is not None
 
 
 def hub_name(folder: Path) -> str | None:
@@ -137,10 +145,6 @@ def _tokenizer_files(folder: Path) -> list[Path]:
 def _is_of_tokenizer(file: Path) -> bool:
     named = file.name in TOKENIZER_FILES or file.name.startswith(f"{MODEL_FILE}.") or file.suffix in TOKENIZER_SUFFIXES
     return named and file.is_file()
-
-
-def _is_local(value: Any) -> bool:
-    return isinstance(value, str) and (Path(value).is_absolute() or value.startswith("~"))
 
 
 def _take_over_ids(folder: Path, teacher: Path) -> None:

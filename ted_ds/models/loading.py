@@ -44,7 +44,13 @@ from ted_ds.models.tokenizer_files import (
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FETCHED_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-FETCHED_PAPERS = ["*.md", "LICEN*", "Licen*", "licen*", "COPYING*", "COPYRIGHT*", "NOTICE*", "Notice*", "*USE_POLICY*"]
+FETCHED_PAPERS = [
+    "*.md",
+    *(f"*{word}*" for name in ("licen", "notice", "terms", "eula") for word in (name, name.capitalize(), name.upper())),
+    "COPYING*",
+    "COPYRIGHT*",
+    "*USE_POLICY*",
+]
 """What the model comes with goes with whatever is made of it."""
 # the head of a body that was never trained for classification
 HEAD_PREFIXES = ("classifier.", "score.", "pooler.", "bert.pooler.")
