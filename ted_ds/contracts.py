@@ -192,6 +192,8 @@ def document_ends(recipe: Recipe, teacher: Side) -> str | None:
     tokenizer = teacher.tokenizer
     if tokenizer is None or tokenizer.backend is None:
         return None
+    if tokenizer.unknown_class is not None:
+        return f"what is put around each is known once the teacher's {tokenizer.unknown_class} is loaded"
     start, end = own_ends(tokenizer)
     setting: BosSetting = "auto"
     if isinstance(recipe.task, CausalLm):

@@ -23,7 +23,7 @@ from ted_ds.models.companions import (
 from ted_ds.models.files import GENERATION_CONFIG_FILE, ModelFacts, read_model_facts, weight_files
 from ted_ds.models.folder import CONFIG_FILE, INDEX_FILE
 from ted_ds.models.local_paths import local_values_of
-from ted_ds.models.tokenizer_files import TOKENIZER_CONFIG_FILE
+from ted_ds.models.tokenizer_settings import TOKENIZER_CONFIG_FILE
 
 
 def export_student(student: Path, folder: Path, *, recipe: Recipe, origins: Origins) -> list[str]:

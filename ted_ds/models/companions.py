@@ -16,9 +16,11 @@ from typing import Any
 
 from ted_ds.models.files import GENERATION_CONFIG_FILE
 from ted_ds.models.folder import CONFIG_FILE
-from ted_ds.models.loading import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, read_tokenizer
+from ted_ds.models.loading import read_tokenizer
 from ted_ds.models.local_paths import without_local_paths
 from ted_ds.models.sentencepiece_model import MODEL_FILE, read_sentencepiece
+from ted_ds.models.tokenizer_files import TEMPLATES_FOLDER, TOKENIZER_FILE
+from ted_ds.models.tokenizer_settings import TOKENIZER_CONFIG_FILE
 
 TOKENIZER_FILES = (
     TOKENIZER_FILE,
@@ -32,7 +34,6 @@ TOKENIZER_FILES = (
     "tekken.json",
 )
 TOKENIZER_SUFFIXES = (".model", ".jinja", ".tiktoken")
-TEMPLATES_FOLDER = "additional_chat_templates"
 LICENCE = re.compile(
     "licen[cs]e|licensing|(?:^|[^a-z])(?:copying|copyright|notice|eula|terms|use_policy|usage_policy|acceptable_use|"
     "third_party|third-party|patents|authors|citation)"

@@ -34,13 +34,8 @@ from ted_ds.models.folder import CONFIG_FILE
 from ted_ds.models.partial import load_with_blocks_of
 from ted_ds.models.sentencepiece_model import MODEL_FILE, convert, read_sentencepiece, refuse_other_ids, special_tokens
 from ted_ds.models.share import Share
-from ted_ds.models.tokenizer_files import (
-    TOKENIZER_CONFIG_FILE,
-    TOKENIZER_FILE,
-    declared_tokens,
-    read_settings,
-    refuse_no_vocabulary,
-)
+from ted_ds.models.tokenizer_files import TOKENIZER_FILE, refuse_no_vocabulary
+from ted_ds.models.tokenizer_settings import TOKENIZER_CONFIG_FILE, declared_tokens, read_settings
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FETCHED_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]

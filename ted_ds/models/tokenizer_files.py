@@ -14,15 +14,25 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from ted_ds.errors import CheckpointError
-from ted_ds.models.model_file import read_json, refuse_pointer, refuse_shared_ids
+from ted_ds.models.model_file import refuse_pointer, refuse_shared_ids
 from ted_ds.models.sentencepiece_model import MODEL_FILE, pieces_by_id, read_sentencepiece, special_tokens
+from ted_ds.models.tokenizer_settings import (
+    EXTRA_TOKENS,
+    ROLES,
+    TOKENIZER_CONFIG_FILE,
+    declared_tokens,
+    is_token,
+    read_object,
+    read_settings,
+    refuse_no_tokens,
+)
 from ted_ds.models.tokenizer_traits import Origin, TokenizerTraits
 
 TOKENIZER_FILE = "tokenizer.json"
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 ADDED_TOKENS_FILE = "added_tokens.json"
 SPECIAL_TOKENS_MAP_FILE = "special_tokens_map.json"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
+TEMPLATES_FOLDER = "additional_chat_templates"
 VOCABULARY_FILES = (
     (TOKENIZER_FILE,),
     (MODEL_FILE,),
@@ -35,8 +45,6 @@ VOCABULARY_FILES = (
     ("vocab.txt",),
 )
 """Files of which one set, at least, holds a vocabulary."""
-ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-EXTRA_TOKENS = ("additional_special_tokens", "extra_special_tokens")
 READING_SETTINGS = (
     "do_lower_case",
     "strip_accents",
@@ -68,6 +76,8 @@ CLASS_ROLES: Mapping[str, Mapping[str, str]] = {
     },
 }
 """Tokens that transformers' classes have where the files name none for the role."""
+AS_FILES_SAY = (*CLASS_ROLES, "PreTrainedTokenizer", "TokenizersBackend")
+"""Classes known to put around a text what ``tokenizer.json`` says; others may make that step anew."""
 CLASS_OF_TYPE = {
     "gpt2": "GPT2Tokenizer",
     "qwen2": "Qwen2Tokenizer",
@@ -115,7 +125,7 @@ def _read_fast(folder: Path) -> TokenizerTraits:
         backend = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing more specific
         raise CheckpointError(f"{file}: damaged ({error}); copy it again") from error
-    table = _read_json(file)["model"].get("vocab")
+    table = read_object(file)["model"].get("vocab")
     if isinstance(table, Mapping):
         refuse_shared_ids(file, table)
     settings = read_settings(folder)
@@ -134,11 +144,11 @@ def _read_fast(folder: Path) -> TokenizerTraits:
         for _, token in declared_tokens(folder, settings):
             add(token, Origin("added_tokens_decoder", TOKENIZER_CONFIG_FILE))
     else:
-        of_map = _read_json(folder / SPECIAL_TOKENS_MAP_FILE)
-        _refuse_no_tokens(folder / SPECIAL_TOKENS_MAP_FILE, of_map)
+        of_map = read_object(folder / SPECIAL_TOKENS_MAP_FILE)
+        refuse_no_tokens(folder / SPECIAL_TOKENS_MAP_FILE, of_map)
         settings = {**settings, **of_map}
         sources = dict.fromkeys(of_map, SPECIAL_TOKENS_MAP_FILE)
-        of_file = _read_json(folder / ADDED_TOKENS_FILE)
+        of_file = read_object(folder / ADDED_TOKENS_FILE)
         refuse_shared_ids(folder / ADDED_TOKENS_FILE, of_file)
         for token, _ in sorted(of_file.items(), key=lambda item: item[1]):
             add(AddedToken(token, normalized=True), Origin("", ADDED_TOKENS_FILE))
@@ -147,6 +157,7 @@ def _read_fast(folder: Path) -> TokenizerTraits:
         settings = {"pad_token": padding["pad_token"], **settings}
         sources.setdefault("pad_token", TOKENIZER_FILE)
     class_name = _class_name(folder, settings, backend) or ""
+    unknown_class = class_name if class_name not in ("", *AS_FILES_SAY) else None
     defaults = CLASS_ROLES.get(class_name, {})
     roles: dict[str, str] = {}
     for role, token in _roles({**defaults, **settings}):
@@ -160,6 +171,7 @@ def _read_fast(folder: Path) -> TokenizerTraits:
         origins=origins,
         settings=_shown_settings(folder, settings, READING_SETTINGS if class_name in CLASS_ROLES else ()),
         sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+        unknown_class=unknown_class,
     )
 
 
@@ -185,7 +197,7 @@ def _read_plain(folder: Path) -> TokenizerTraits | None:
     """A vocabulary of the older kinds, a list of words or a table of ids."""
     table, words = folder / "vocab.json", folder / "vocab.txt"
     if table.is_file():
-        vocabulary = _read_json(table)
+        vocabulary = read_object(table)
         refuse_shared_ids(table, vocabulary)
     elif words.is_file():
         lines = words.read_text(encoding="utf-8").splitlines()
@@ -193,7 +205,7 @@ def _read_plain(folder: Path) -> TokenizerTraits | None:
     else:
         return None
     settings = read_settings(folder)
-    added = _read_json(folder / ADDED_TOKENS_FILE)
+    added = read_object(folder / ADDED_TOKENS_FILE)
     refuse_shared_ids(folder / ADDED_TOKENS_FILE, added)
     origins = {token: Origin("", ADDED_TOKENS_FILE) for token in added}
     return TokenizerTraits(
@@ -205,70 +217,17 @@ def _read_plain(folder: Path) -> TokenizerTraits | None:
     )
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
-    """The content of ``tokenizer_config.json``; empty where there is none.
-
-    Raises:
-        CheckpointError: It is damaged, or has values of another kind.
-    """
-    file = folder / TOKENIZER_CONFIG_FILE
-    settings = _read_json(file)
-    longest = settings.get("model_max_length")
-    if longest is not None and (isinstance(longest, bool) or not isinstance(longest, int | float)):
-        raise CheckpointError(
-            f"{file}: model_max_length is {longest!r:.100}, and has to be a number, without quotes, or null; correct it"
-        )
-    _refuse_no_tokens(file, settings)
-    return settings
-
-
-def declared_tokens(folder: Path, settings: Mapping[str, Any]) -> list[tuple[int, Any]]:
-    """The tokens that ``tokenizer_config.json`` numbers, by id.
-
-    Raises:
-        CheckpointError: One has no number, or is no token.
-    """
-    listed = settings.get("added_tokens_decoder") or {}
-    where = f"{folder / TOKENIZER_CONFIG_FILE}: added_tokens_decoder"
-    if not isinstance(listed, Mapping):
-        raise CheckpointError(f"{where} is a {type(listed).__name__}, not an object of tokens by id; copy it again")
-    for key, token in listed.items():
-        if not (key.isascii() and key.isdigit()):
-            raise CheckpointError(f"{where} has {key!r} for an id, no whole number; copy the file again")
-        if not (isinstance(token, Mapping) and _is_token(token)):
-            raise CheckpointError(f"{where}.{key} is {token!r:.100}, no token; copy the file again")
-    return sorted(((int(key), token) for key, token in listed.items()), key=lambda item: item[0])
-
-
-def _refuse_no_tokens(file: Path, settings: Mapping[str, Any]) -> None:
-    """Make sure that what should be tokens is: transformers would take a text in the place of a list apart."""
-    for role in ROLES:
-        value = settings.get(role)
-        if value is not None and not _is_token(value):
-            raise CheckpointError(f"{file}: {role} is {value!r:.100}, no token; give its text, or null")
-    for key in EXTRA_TOKENS:
-        value = settings.get(key)
-        if value is None or isinstance(value, Mapping):
-            continue
-        if not isinstance(value, list) or not all(map(_is_token, value)):
-            raise CheckpointError(f'{file}: {key} is {value!r:.100}, and has to be a list of tokens, as ["A", "B"]')
-
-
 def _roles(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The tokens that settings name, each with the role it is named for, in the order they are added in."""
     others = [key for key in settings if key.endswith("_token") and key not in ROLES]
     for key in (*ROLES, *others):
-        if _is_token(settings.get(key)):
+        if is_token(settings.get(key)):
             yield key, settings[key]
     for key in EXTRA_TOKENS:
         value = settings.get(key) or ()
         for token in value.values() if isinstance(value, Mapping) else value:
-            if _is_token(token):
+            if is_token(token):
                 yield key, token
-
-
-def _is_token(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, Mapping) and isinstance(value.get("content"), str))
 
 
 def _content(token: Any) -> str:
@@ -289,7 +248,7 @@ def _as_added(token: Any, *, where: Path) -> AddedToken:
 
 def _class_name(folder: Path, settings: Mapping[str, Any], backend: Tokenizer) -> str | None:
     """The class of transformers that will load the tokenizer, as far as it has tokens of its own."""
-    config = _read_json(folder / "config.json")
+    config = read_object(folder / "config.json")
     model_type = config.get("model_type")
     declared = settings.get("tokenizer_class") or config.get("tokenizer_class")
     if declared is None or model_type in CLASS_BY_TYPE_ALONE:
@@ -303,26 +262,13 @@ def _class_name(folder: Path, settings: Mapping[str, Any], backend: Tokenizer) -
 def _shown_settings(folder: Path, settings: Mapping[str, Any], more: Sequence[str] = ()) -> dict[str, Any]:
     file = folder / CHAT_TEMPLATE_FILE
     template = file.read_text(encoding="utf-8") if file.is_file() else settings.get("chat_template")
+    others = {one.stem: one.read_text(encoding="utf-8") for one in sorted(folder.glob(f"{TEMPLATES_FOLDER}/*.jinja"))}
+    if others:
+        template = {**({} if template is None else {"default": template}), **others}
     return {
         "chat_template": template,
         "padding_side": settings.get("padding_side", "right"),
         "model_max_length": settings.get("model_max_length"),
+        "clean_up_tokenization_spaces": bool(settings.get("clean_up_tokenization_spaces")),
         **{key: settings[key] for key in more if key in settings},
     }
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """A file's object; empty where there is no such file.
-
-    Raises:
-        CheckpointError: It is damaged.
-    """
-    if not file.is_file():
-        return {}
-    try:
-        content = read_json(file)
-    except ValueError as error:
-        raise CheckpointError(f"{file}: damaged ({error}); copy it again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: holds a {type(content).__name__}, not an object; copy it again")
-    return content
