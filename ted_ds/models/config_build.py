@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ def try_to_build(path: Path, auto: Any, config: PreTrainedConfig) -> type[PreTra
     """
     try:
         with torch.device("meta"):
-            return type(auto.from_config(config))
+            # a copy, as this changes it; with the attention that needs no package, whatever the file names
+            return type(auto.from_config(copy.deepcopy(config), attn_implementation="eager"))
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # the first line that cannot do with a value: nothing more specific

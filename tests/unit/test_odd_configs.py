@@ -156,6 +156,15 @@ def test_whatever_transformers_raises_as_it_builds_a_model_names_the_config(
     message = str(caught.value)
     assert message.startswith(f"{folder / 'config.json'}: transformers can build no model from it {words}"), message
     assert message.endswith("; use the config.json that the weights were trained with")
+    assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize("folder", ["llama", "gpt2"], indirect=True)
+def test_attention_that_the_config_names_and_nobody_asked_for_is_not_needed(folder: Path) -> None:
+    change(folder, _attn_implementation="flash_attention_2")
+    model = load(folder)
+    assert model.config._attn_implementation != "eager"
+    assert torch.get_default_dtype() == torch.float32
 
 
 def test_memory_that_is_out_is_no_fault_of_the_config(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
