@@ -316,7 +316,8 @@ class Chain:
     def _export(self, folder: PhaseFolder) -> None:
         def write(place: Path) -> dict[str, Any]:
             student, origins = self._layout.distilled_path(), self._assembly.origins
-            export_student(student, place, recipe=self._recipe, origins=origins)
+            for warning in export_student(student, place, recipe=self._recipe, origins=origins):
+                self._assembly.screen.say(f"export: {warning}")
             return {"student": folder.inputs["student"]}
 
         self._assembly.world.on_main(functools.partial(folder.write, write))

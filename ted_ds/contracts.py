@@ -191,6 +191,8 @@ def document_ends(recipe: Recipe, teacher: Side) -> str | None:
     tokenizer = teacher.tokenizer
     if tokenizer is None or tokenizer.backend is None:
         return None
+    if tokenizer.unknown_class is not None:
+        return f"what is put around each is known once the teacher's {tokenizer.unknown_class} is loaded"
     return ends_of(tokenizer, recipe.task.bos if isinstance(recipe.task, CausalLm) else None).in_words
 
 

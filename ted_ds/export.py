@@ -12,14 +12,25 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from ted_ds.config.schema import Recipe
 from ted_ds.config.tasks import CausalLm
 from ted_ds.errors import CheckpointError
-from ted_ds.models.companions import CARD, Origins, accompany, hub_name, papers_in
-from ted_ds.models.file_kinds import CARD_PREFIXES, LICENCE_PREFIXES
+from ted_ds.models.companions import (
+    CARD,
+    Origins,
+    accompany,
+    cards_in,
+    hub_name,
+    licences_in,
+)
 from ted_ds.models.files import GENERATION_CONFIG_FILE, ModelFacts, read_model_facts, weight_files
 from ted_ds.models.folder import CONFIG_FILE, INDEX_FILE
+from ted_ds.models.local_paths import local_values_of
+from ted_ds.models.tokenizer_settings import TOKENIZER_CONFIG_FILE
 
 
-def export_student(student: Path, folder: Path, *, recipe: Recipe, origins: Origins) -> None:
+def export_student(student: Path, folder: Path, *, recipe: Recipe, origins: Origins) -> list[str]:
     """Copy the student to ``folder`` with what goes with it, and make sure that it loads as it will at the user's.
+
+    Returns:
+        What is no mistake, and should be known before the copy is passed on.
 
     Raises:
         CheckpointError: The copy does not load completely.
@@ -39,6 +50,18 @@ def export_student(student: Path, folder: Path, *, recipe: Recipe, origins: Orig
     problems = [f"{kind}: {sorted(report[kind])[:3]}" for kind in ("missing_keys", "unexpected_keys") if report[kind]]
     if problems:
         raise CheckpointError(f"{student}: does not export cleanly ({'; '.join(problems)}); distil it again")
+    return _traces(folder)
+
+
+def _traces(folder: Path) -> list[str]:
+    file = folder / TOKENIZER_CONFIG_FILE
+    found = local_values_of(file)
+    if not found:
+        return []
+    return [
+        f"{file.name} holds what is of the machine it was written on ({', '.join(found)}): the teacher's file is "
+        "copied as it is; remove these from it where the model is passed on"
+    ]
 
 
 def _card(recipe: Recipe, origins: Origins, facts: ModelFacts, folder: Path) -> str:
@@ -47,8 +70,8 @@ def _card(recipe: Recipe, origins: Origins, facts: ModelFacts, folder: Path) -> 
     known = [name for origin in origins.by_name.values() if (name := hub_name(origin)) is not None]
     cut = recipe.student.from_teacher
     start = f"`{names.get('student', names['teacher'])}`" if cut is None else f"blocks {cut.blocks} of the teacher"
-    cards = papers_in(folder, CARD_PREFIXES)
-    licences = papers_in(folder, LICENCE_PREFIXES)
+    cards = cards_in(folder)
+    licences = licences_in(folder)
     front = ["---", "library_name: transformers", "tags: [distillation, ted_ds]"]
     front += [f"base_model: {json.dumps(known)}"] if known else []
     lines = [
@@ -73,4 +96,5 @@ def _card(recipe: Recipe, origins: Origins, facts: ModelFacts, folder: Path) -> 
         )
     else:
         lines.append("- No licence file came with them; whoever passes this model on has to look up theirs.")
+    lines += [f"- {trace}." for trace in _traces(folder)]
     return "\n".join(lines) + "\n"

@@ -56,7 +56,7 @@ def refuse_padding_outside(facts: ModelFacts) -> None:
     """
     rows = facts.vocab_size
     for index in facts.token_ids.get(CONFIG_FILE, {}).get("pad_token_id", ()):
-        if not -rows <= index < rows:
+        if not 0 <= index < rows:
             raise CheckpointError(
                 f"its {CONFIG_FILE} has the pad_token_id {index}, but the model has embeddings for 0..{rows - 1} "
                 f"({rows} rows); set it to the id of a token of its tokenizer, or remove it"

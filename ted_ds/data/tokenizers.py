@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from ted_ds.config.tasks import BosSetting
 from ted_ds.data.document_ends import Ends, ends_of
 from ted_ds.errors import CheckpointError
-from ted_ds.models.tokenizer_files import ROLES
+from ted_ds.models.tokenizer_settings import ROLES
 from ted_ds.models.tokenizer_traits import Origin, TokenizerTraits
 
 LOADED = "the loaded tokenizer"
@@ -66,6 +66,7 @@ def traits_of(tokenizer: Any) -> TokenizerTraits:
             "chat_template": tokenizer.chat_template,
             "padding_side": tokenizer.padding_side,
             "model_max_length": tokenizer.model_max_length,
+            "clean_up_tokenization_spaces": bool(tokenizer.clean_up_tokenization_spaces),
         },
     )
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from ted_ds.models.file_kinds import (
     CARD_PREFIXES,
-    LICENCE_PREFIXES,
+    LICENCE,
+    LICENCE_FOLDERS,
     PROGRAM_SUFFIXES,
     TEMPLATES_FOLDER,
     TOKENIZER_PATTERNS,
@@ -24,13 +25,10 @@ from ted_ds.models.file_kinds import (
 from ted_ds.models.files import GENERATION_CONFIG_FILE
 from ted_ds.models.folder import CONFIG_FILE
 from ted_ds.models.loading import read_tokenizer
+from ted_ds.models.local_paths import without_local_paths
 from ted_ds.models.sentencepiece_model import read_sentencepiece
-from ted_ds.models.tokenizer_files import (
-    ADDED_TOKENS_FILE,
-    SPECIAL_TOKENS_MAP_FILE,
-    TOKENIZER_CONFIG_FILE,
-    TOKENIZER_FILE,
-)
+from ted_ds.models.tokenizer_files import ADDED_TOKENS_FILE, SPECIAL_TOKENS_MAP_FILE, TOKENIZER_FILE
+from ted_ds.models.tokenizer_settings import TOKENIZER_CONFIG_FILE
 
 TOKENIZER_FILES = (
     TOKENIZER_FILE,
@@ -95,25 +93,40 @@ def copy_papers(origins: Origins, folder: Path) -> None:
     """
     for name, origin in origins.by_name.items():
         for file in sorted(origin.iterdir()):
-            if not file.is_file() or file.suffix in PROGRAM_SUFFIXES:
-                continue
-            if file.name.lower().startswith(CARD_PREFIXES):
+            if _is_card(file):
                 shutil.copyfile(file, folder / f"{file.stem}.{name}{file.suffix}")
-            elif file.name.lower().startswith(LICENCE_PREFIXES):
-                target = folder / file.name
-                while target.exists() and target.read_bytes() != file.read_bytes():
-                    target = target.with_name(f"{target.stem}.{name}{target.suffix}")
-                shutil.copyfile(file, target)
+        for licence in licences_in(origin):
+            file, target = origin / licence, folder / licence
+            target.parent.mkdir(exist_ok=True)
+            while target.exists() and target.read_bytes() != file.read_bytes():
+                target = target.with_name(f"{target.stem}.{name}{target.suffix}")
+            shutil.copyfile(file, target)
 
 
-def papers_in(folder: Path, prefixes: tuple[str, ...]) -> list[str]:
-    """Names of the licences (or cards) in a folder."""
-    return sorted(file.name for file in folder.iterdir() if file.name.lower().startswith(prefixes))
+def cards_in(folder: Path) -> list[str]:
+    """Names of the model cards in a folder."""
+    return sorted(file.name for file in folder.iterdir() if _is_card(file))
 
 
-def without_local_paths(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config without what only holds on the machine it was written on."""
-    return {key: value for key, value in config.items() if not key.endswith("name_or_path") and not _is_local(value)}
+def licences_in(folder: Path) -> list[str]:
+    """Names of the licences and notices in a folder, and in those of its folders that are for them."""
+    own = [file for file in folder.iterdir() if _is_licence(file) and not _is_card(file)]
+    first, *others = LICENCE_FOLDERS
+    own += [file for file in folder.glob(f"{first}/*") if _is_paper(file)]
+    own += [file for other in others for file in folder.glob(f"{other}/*") if _is_licence(file)]
+    return sorted(file.relative_to(folder).as_posix() for file in own)
+
+
+def _is_paper(file: Path) -> bool:
+    return file.is_file() and file.suffix not in PROGRAM_SUFFIXES
+
+
+def _is_card(file: Path) -> bool:
+    return _is_paper(file) and file.name.lower().startswith(CARD_PREFIXES)
+
+
+def _is_licence(file: Path) -> bool:
+    return _is_paper(file) and LICENCE.search(file.name.lower()) is not None
 
 
 def hub_name(folder: Path) -> str | None:
@@ -131,10 +144,6 @@ def _tokenizer_files(folder: Path) -> list[Path]:
 def _is_of_tokenizer(file: Path) -> bool:
     named = file.name in TOKENIZER_FILES or any(fnmatchcase(file.name, pattern) for pattern in TOKENIZER_PATTERNS)
     return named and file.is_file()
-
-
-def _is_local(value: Any) -> bool:
-    return isinstance(value, str) and (Path(value).is_absolute() or value.startswith("~"))
 
 
 def _take_over_ids(folder: Path, teacher: Path) -> None:

@@ -21,12 +21,12 @@ from ted_ds.models.companions import (
     Origins,
     copy_papers,
     copy_tokenizer,
-    without_local_paths,
 )
 from ted_ds.models.cut_config import config_of_blocks, query_factor, refuse_other_blocks
 from ted_ds.models.families import Family
 from ted_ds.models.files import GENERATION_CONFIG_FILE, weight_files
 from ted_ds.models.folder import CONFIG_FILE, WEIGHTS_FILE
+from ted_ds.models.local_paths import without_local_paths
 
 FUSED_QUERIES = ("attn.c_attn.weight", "attn.c_attn.bias")
 """GPT-2's, the only ones that a block's number scales: queries first, then as many keys and values."""

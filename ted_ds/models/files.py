@@ -12,7 +12,9 @@ from typing import Any
 
 from ted_ds.errors import CheckpointError
 from ted_ds.models.config_agreement import BLOCK, Shape, classifier_rows, refuse_other_shapes, token_ids
+from ted_ds.models.config_values import refuse_odd_values
 from ted_ds.models.folder import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, no_weights, read_config
+from ted_ds.models.model_file import read_json, refuse_pointer
 from ted_ds.models.packed import NOTHING_PACKED, Packed, Quantisation, Stored, read_quantisation, unpack
 from ted_ds.models.rope_rules import rope_rules
 from ted_ds.models.share import Share
@@ -122,8 +124,10 @@ def read_model_facts(folder: Path) -> ModelFacts:
     try:
         quantisation = read_quantisation(config)
         _facts(config, {})  # what is wrong with it comes before what is wrong with the weights
+        refuse_odd_values(config)
     except CheckpointError as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
+        lines = str(error).splitlines()
+        raise CheckpointError("\n".join(f"{folder / CONFIG_FILE}: {line}" for line in lines)) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: not a transformers model config ({error!r})") from error
     tensors = read_tensors(folder)
@@ -157,7 +161,7 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except ValueError as error:
         raise CheckpointError(f"{file}: damaged ({error}); copy it again, or remove it") from error
     if not isinstance(content, dict):
@@ -174,8 +178,7 @@ def _facts(config: dict[str, Any], shapes: Mapping[str, Shape]) -> ModelFacts:
         return next(config[name] for name in names if config.get(name) is not None)
 
     try:
-        id2label = {int(index): name for index, name in (config.get("id2label") or {}).items()}
-        labels = tuple(id2label[index] for index in range(len(id2label)))
+        labels = _labels(config.get("id2label"))
         classifies = any("SequenceClassification" in name for name in config.get("architectures") or ())
         return ModelFacts(
             model_type=config["model_type"],
@@ -192,6 +195,28 @@ def _facts(config: dict[str, Any], shapes: Mapping[str, Shape]) -> ModelFacts:
         )
     except StopIteration as error:
         raise KeyError("depth, width, attention heads or longest sequence is missing") from error
+
+
+def _labels(id2label: Any) -> tuple[str, ...]:
+    """Label names by id.
+
+    Raises:
+        CheckpointError: They are not given as ``{"0": NAME, "1": NAME, ...}``.
+    """
+    rule = 'and has to name the labels by ids from 0 without gaps, as {"0": NAME, "1": NAME, ...}; correct it'
+    if id2label is None:
+        return ()
+    if not isinstance(id2label, Mapping):
+        raise CheckpointError(f"id2label is {id2label!r:.200}, {rule}")
+    by_id: dict[int, str] = {}
+    for key, name in id2label.items():
+        if not (key.isascii() and key.isdigit() and isinstance(name, str)) or int(key) in by_id:
+            raise CheckpointError(f"id2label has {key!r}: {name!r}, {rule}")
+        by_id[int(key)] = name
+    missing = next((index for index in range(len(by_id)) if index not in by_id), None)
+    if missing is not None:
+        raise CheckpointError(f"id2label has no {missing}, but {max(by_id)}, {rule}")
+    return tuple(by_id[index] for index in range(len(by_id)))
 
 
 def _sort(shapes: Mapping[str, Shape], num_blocks: int, config: Mapping[str, Any]) -> Parameters:
@@ -238,7 +263,7 @@ def _read_index(folder: Path) -> dict[str, str]:
     if (folder / WEIGHTS_FILE).is_file() or not index.is_file():
         return {}
     try:
-        weight_map = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        weight_map = dict(read_json(index)["weight_map"])
         if not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
             raise ValueError("weight_map names no files")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -273,6 +298,7 @@ def read_ahead(folder: Path, most_bytes: int) -> None:
 
 def _read_header(file: Path) -> dict[str, Stored]:
     """A file's tensors; makes sure that it is whole."""
+    refuse_pointer(file)
     size = file.stat().st_size
     try:
         with file.open("rb") as weights:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ted_ds.errors import CheckpointError
+from ted_ds.models.model_file import read_json
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -43,7 +44,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise CheckpointError(f"{folder}: {_without_config(folder)}")
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = read_json(file)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file}: not a transformers model config ({error!r}); copy it again") from error
     model_type = config.get("model_type") if isinstance(config, dict) else None
@@ -127,6 +128,12 @@ def _own_code(config: Mapping[str, Any]) -> str | None:
 
 def _refuse_adapter(folder: Path) -> None:
     found = [file for file in (folder / ADAPTER_FILE, *sorted(folder.glob("adapter_model.*"))) if file.is_file()]
+    weights = [file for file in folder.glob("*.safetensors") if file not in found]
+    if found and not weights and not (folder / INDEX_FILE).is_file():
+        raise CheckpointError(
+            f"{found[0]}: an adapter{_of_base(folder)}, and no *.safetensors weights of a model lie beside it; "
+            f"{_merge()}"
+        )
     if found:
         raise CheckpointError(
             f"{found[0]}: an adapter{_of_base(folder)} lies beside the weights of a model, and ted_ds would not use "

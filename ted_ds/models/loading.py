@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -16,7 +15,6 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNot
 from tokenizers import AddedToken
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -28,19 +26,17 @@ from transformers.utils import logging as transformers_logging
 
 from ted_ds.errors import CheckpointError, ConfigError
 from ted_ds.models.config_agreement import BLOCK, classifier_rows
+from ted_ds.models.config_build import build_config, try_to_build
 from ted_ds.models.execution import ATTENTION
 from ted_ds.models.families import family_of
 from ted_ds.models.file_kinds import MODEL_PATTERNS, OTHER_PATTERNS, PAPER_PATTERNS
 from ted_ds.models.files import BUFFERS, CLASSIFIERS, read_tensors
+from ted_ds.models.folder import CONFIG_FILE
 from ted_ds.models.partial import load_with_blocks_of
 from ted_ds.models.sentencepiece_model import MODEL_FILE, convert, read_sentencepiece, refuse_other_ids, special_tokens
 from ted_ds.models.share import Share
-from ted_ds.models.tokenizer_files import (
-    TOKENIZER_CONFIG_FILE,
-    TOKENIZER_FILE,
-    refuse_no_vocabulary,
-    refuse_without_padding,
-)
+from ted_ds.models.tokenizer_files import TOKENIZER_FILE, refuse_no_vocabulary, refuse_without_padding
+from ted_ds.models.tokenizer_settings import TOKENIZER_CONFIG_FILE, declared_tokens, read_settings
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FETCHED = [*MODEL_PATTERNS, *PAPER_PATTERNS]
@@ -114,15 +110,13 @@ def load_model(
     transformers_logging.disable_progress_bar()
     auto: Any = AutoModelForCausalLM if head is None else AutoModelForSequenceClassification
     kind = "causal LM" if head is None else "sequence classifier"
-    quantisation: Any = None
+    config = build_config(path, head or {})
+    model_class = try_to_build(path, auto, config)
+    quantisation: Any = getattr(config, "quantization_config", None)
     try:
         with context:
-            config = AutoConfig.from_pretrained(path, local_files_only=True, **(head or {}))
-            quantisation = getattr(config, "quantization_config", None)
             load = auto.from_pretrained
             if share is not None:
-                with torch.device("meta"):
-                    model_class = type(auto.from_config(config))
                 load = functools.partial(load_with_blocks_of, model_class, family_of(config.model_type), share)
             model, report = load(
                 path,
@@ -161,7 +155,19 @@ def load_model(
             f"{path}: has no trained head ({of_head[0]} is missing, or of another shape); fine-tune it first "
             "(teacher.finetune)"
         )
+    _train_every_row(model)
     return model, of_head
+
+
+def _train_every_row(model: nn.Module) -> None:
+    """Give the embedding of ``config.json``'s ``pad_token_id`` the gradient it has.
+
+    torch gives a ``padding_idx`` none, and that id may be the end token's or any word's. Padding itself needs no such
+    exception: it is masked, and counts in no loss.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.padding_idx = None
 
 
 def _leave_out_head(path: Path, head: Mapping[str, Any] | None) -> dict[str, str] | None:
@@ -225,6 +231,8 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a damaged file leads to: the libraries raise nothing more specific
         reason = " ".join(str(error).split()) or type(error).__name__
+        if (path / CONFIG_FILE).is_file():  # which says what class of tokenizer it is, and may be what is at fault
+            build_config(path, {})
         raise CheckpointError(f"{path}: no tokenizer can be loaded from this folder: {reason:.300}") from error
     model = read_sentencepiece(path) if not (path / TOKENIZER_FILE).is_file() else None
     if model is not None:
@@ -243,14 +251,11 @@ def _as_sentencepiece_reads(folder: Path, model: Any, guess: PreTrainedTokenizer
     """
     backend = convert(model)
     refuse_other_ids(model, backend)
-    config = folder / TOKENIZER_CONFIG_FILE
-    settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    declared = settings.get("added_tokens_decoder", {})
-    for index, token in sorted(declared.items(), key=lambda item: int(item[0])):
+    for index, token in declared_tokens(folder, read_settings(folder)):
         content = token["content"]
         if backend.token_to_id(content) is None:
             backend.add_tokens([AddedToken(**token)])
-        if backend.token_to_id(content) != int(index):
+        if backend.token_to_id(content) != index:
             raise CheckpointError(
                 f"{TOKENIZER_CONFIG_FILE} gives {content!r} the id {index}, but it would be "
                 f"{backend.token_to_id(content)}; number added tokens on from the model's own, without gaps"

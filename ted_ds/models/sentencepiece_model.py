@@ -19,6 +19,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE, Unigram
 
 from ted_ds.errors import CheckpointError
+from ted_ds.models.model_file import refuse_pointer
 
 schema: Any = sentencepiece_model_pb2  # its classes are made as it is imported
 MODEL_FILE = "tokenizer.model"
@@ -34,10 +35,14 @@ def read_sentencepiece(folder: Path) -> Any | None:
     """The SentencePiece model of a model folder; None where it has none.
 
     ``tokenizer.model`` is also what others call a file of another kind (tiktoken's): that is none either.
+
+    Raises:
+        CheckpointError: It is a pointer of Git LFS.
     """
     file = folder / MODEL_FILE
     if not file.is_file():
         return None
+    refuse_pointer(file)
     try:
         model = parse(file.read_bytes())
     except DecodeError:

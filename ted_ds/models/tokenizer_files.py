@@ -7,7 +7,6 @@ the defaults of a tokenizer's class add tokens when it is loaded.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,23 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from ted_ds.errors import CheckpointError, ConfigError
+from ted_ds.models.file_kinds import TEMPLATES_FOLDER
 from ted_ds.models.folder import CONFIG_FILE
+from ted_ds.models.model_file import refuse_pointer, refuse_shared_ids
 from ted_ds.models.sentencepiece_model import MODEL_FILE, pieces_by_id, read_sentencepiece, special_tokens
+from ted_ds.models.tokenizer_settings import (
+    EXTRA_TOKENS,
+    ROLES,
+    TOKENIZER_CONFIG_FILE,
+    declared_tokens,
+    is_token,
+    read_object,
+    read_settings,
+    refuse_no_tokens,
+)
 from ted_ds.models.tokenizer_traits import Origin, TokenizerTraits
 
 TOKENIZER_FILE = "tokenizer.json"
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 ADDED_TOKENS_FILE = "added_tokens.json"
 SPECIAL_TOKENS_MAP_FILE = "special_tokens_map.json"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
@@ -36,8 +46,6 @@ VOCABULARY_FILES = (
     ("vocab.txt",),
 )
 """Files of which one set, at least, holds a vocabulary."""
-ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-EXTRA_TOKENS = ("additional_special_tokens", "extra_special_tokens")
 READING_SETTINGS = (
     "do_lower_case",
     "strip_accents",
@@ -69,6 +77,8 @@ CLASS_ROLES: Mapping[str, Mapping[str, str]] = {
     },
 }
 """Tokens that transformers' classes have where the files name none for the role."""
+AS_FILES_SAY = (*CLASS_ROLES, "PreTrainedTokenizer", "TokenizersBackend")
+"""Classes known to put around a text what ``tokenizer.json`` says; others may make that step anew."""
 CLASS_OF_TYPE = {
     "gpt2": "GPT2Tokenizer",
     "qwen2": "Qwen2Tokenizer",
@@ -126,11 +136,15 @@ def tokenizer_of_files(folder: Path) -> TokenizerTraits | None:
 
 def _read_fast(folder: Path) -> TokenizerTraits:
     file = folder / TOKENIZER_FILE
+    refuse_pointer(file)
     try:
         backend = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing more specific
         raise CheckpointError(f"{file}: damaged ({error}); copy it again") from error
-    settings = _read_json(folder / TOKENIZER_CONFIG_FILE)
+    table = read_object(file)["model"].get("vocab")
+    if isinstance(table, Mapping):
+        refuse_shared_ids(file, table)
+    settings = read_settings(folder)
     origins: dict[str, Origin] = {}
 
     def add(token: Any, origin: Origin) -> None:
@@ -142,15 +156,16 @@ def _read_fast(folder: Path) -> TokenizerTraits:
 
     declared = {str(token) for token in backend.get_added_tokens_decoder().values()}
     sources: dict[str, str] = {}
-    listed = settings.get("added_tokens_decoder")
-    if isinstance(listed, Mapping):
-        for _, token in sorted(listed.items(), key=lambda item: int(item[0])):
+    if isinstance(settings.get("added_tokens_decoder"), Mapping):
+        for _, token in declared_tokens(folder, settings):
             add(token, Origin("added_tokens_decoder", TOKENIZER_CONFIG_FILE))
     else:
-        of_map = _read_json(folder / SPECIAL_TOKENS_MAP_FILE)
+        of_map = read_object(folder / SPECIAL_TOKENS_MAP_FILE)
+        refuse_no_tokens(folder / SPECIAL_TOKENS_MAP_FILE, of_map)
         settings = {**settings, **of_map}
         sources = dict.fromkeys(of_map, SPECIAL_TOKENS_MAP_FILE)
-        of_file = _read_json(folder / ADDED_TOKENS_FILE)
+        of_file = read_object(folder / ADDED_TOKENS_FILE)
+        refuse_shared_ids(folder / ADDED_TOKENS_FILE, of_file)
         for token, _ in sorted(of_file.items(), key=lambda item: item[1]):
             add(AddedToken(token, normalized=True), Origin("", ADDED_TOKENS_FILE))
     padding = backend.padding
@@ -160,6 +175,7 @@ def _read_fast(folder: Path) -> TokenizerTraits:
     backend.no_padding()  # transformers pads and cuts only where it is asked to
     backend.no_truncation()
     class_name = _class_name(folder, settings, backend) or ""
+    unknown_class = class_name if class_name not in ("", *AS_FILES_SAY) else None
     defaults = CLASS_ROLES.get(class_name, {})
     roles: dict[str, str] = {}
     for role, token in _roles({**defaults, **settings}):
@@ -173,15 +189,16 @@ def _read_fast(folder: Path) -> TokenizerTraits:
         origins=origins,
         settings=_shown_settings(folder, settings, READING_SETTINGS if class_name in CLASS_ROLES else ()),
         sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+        unknown_class=unknown_class,
     )
 
 
 def _read_sentencepiece(folder: Path, model: Any) -> TokenizerTraits:
-    settings = _read_json(folder / TOKENIZER_CONFIG_FILE)
+    settings = read_settings(folder)
     vocabulary = pieces_by_id(model)
     origins: dict[str, Origin] = {}
-    for index, token in (settings.get("added_tokens_decoder") or {}).items():
-        vocabulary.setdefault(_content(token), int(index))
+    for index, token in declared_tokens(folder, settings):
+        vocabulary.setdefault(_content(token), index)
         origins[_content(token)] = Origin("added_tokens_decoder", TOKENIZER_CONFIG_FILE)
     named = {role: _content(token) for role, token in _roles(settings) if role in ROLES}
     roles = {**special_tokens(model), **{role: token for role, token in named.items() if token in vocabulary}}
@@ -198,14 +215,16 @@ def _read_plain(folder: Path) -> TokenizerTraits | None:
     """A vocabulary of the older kinds, a list of words or a table of ids."""
     table, words = folder / "vocab.json", folder / "vocab.txt"
     if table.is_file():
-        vocabulary = _read_json(table)
+        vocabulary = read_object(table)
+        refuse_shared_ids(table, vocabulary)
     elif words.is_file():
         lines = words.read_text(encoding="utf-8").splitlines()
         vocabulary = {word: index for index, word in enumerate(lines)}
     else:
         return None
-    settings = _read_json(folder / TOKENIZER_CONFIG_FILE)
-    added = _read_json(folder / ADDED_TOKENS_FILE)
+    settings = read_settings(folder)
+    added = read_object(folder / ADDED_TOKENS_FILE)
+    refuse_shared_ids(folder / ADDED_TOKENS_FILE, added)
     origins = {token: Origin("", ADDED_TOKENS_FILE) for token in added}
     return TokenizerTraits(
         backend=None,
@@ -220,17 +239,13 @@ def _roles(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The tokens that settings name, each with the role it is named for, in the order they are added in."""
     others = [key for key in settings if key.endswith("_token") and key not in ROLES]
     for key in (*ROLES, *others):
-        if _is_token(settings.get(key)):
+        if is_token(settings.get(key)):
             yield key, settings[key]
     for key in EXTRA_TOKENS:
         value = settings.get(key) or ()
         for token in value.values() if isinstance(value, Mapping) else value:
-            if _is_token(token):
+            if is_token(token):
                 yield key, token
-
-
-def _is_token(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, Mapping) and isinstance(value.get("content"), str))
 
 
 def _content(token: Any) -> str:
@@ -251,7 +266,7 @@ def _as_added(token: Any, *, where: Path) -> AddedToken:
 
 def _class_name(folder: Path, settings: Mapping[str, Any], backend: Tokenizer) -> str | None:
     """The class of transformers that will load the tokenizer, as far as it has tokens of its own."""
-    config = _read_json(folder / CONFIG_FILE)
+    config = read_object(folder / CONFIG_FILE)
     model_type = config.get("model_type")
     declared = settings.get("tokenizer_class") or config.get("tokenizer_class")
     if declared is None or model_type in CLASS_BY_TYPE_ALONE:
@@ -265,26 +280,13 @@ def _class_name(folder: Path, settings: Mapping[str, Any], backend: Tokenizer) -
 def _shown_settings(folder: Path, settings: Mapping[str, Any], more: Sequence[str] = ()) -> dict[str, Any]:
     file = folder / CHAT_TEMPLATE_FILE
     template = file.read_text(encoding="utf-8") if file.is_file() else settings.get("chat_template")
+    others = {one.stem: one.read_text(encoding="utf-8") for one in sorted(folder.glob(f"{TEMPLATES_FOLDER}/*.jinja"))}
+    if others:
+        template = {**({} if template is None else {"default": template}), **others}
     return {
         "chat_template": template,
         "padding_side": settings.get("padding_side", "right"),
         "model_max_length": settings.get("model_max_length"),
+        "clean_up_tokenization_spaces": bool(settings.get("clean_up_tokenization_spaces")),
         **{key: settings[key] for key in more if key in settings},
     }
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """A file's object; empty where there is no such file.
-
-    Raises:
-        CheckpointError: It is damaged.
-    """
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{file}: damaged ({error}); copy it again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: holds a {type(content).__name__}, not an object; copy it again")
-    return content

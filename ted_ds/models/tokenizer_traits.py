@@ -37,13 +37,15 @@ class TokenizerTraits:
     origins: Mapping[str, Origin]
     """What adds those tokens that ``tokenizer.json`` lacks."""
     settings: Mapping[str, Any]
-    """``chat_template``, ``padding_side``, ``model_max_length``."""
+    """``chat_template`` (all, by name, where there are several), ``padding_side``, ``model_max_length`` and more."""
     loaded: Any = None
     """The tokenizer of transformers, where there is one: it then encodes and decodes."""
     own_vocabulary: Mapping[str, int] = field(default_factory=dict)
     """Where there is no ``backend``."""
     sha256: str | None = None
     """Of ``tokenizer.json``, so that what is in two equal files need not be compared."""
+    unknown_class: str | None = None
+    """The class of transformers that will load it, where it may put other tokens around a text than ``backend``."""
 
     @functools.cached_property
     def vocabulary(self) -> Mapping[str, int]:

@@ -20,10 +20,11 @@ from ted_ds.models.companions import (
     copy_papers,
     copy_tokenizer,
     hub_name,
-    without_local_paths,
+    licences_in,
 )
-from ted_ds.models.file_kinds import LICENCE_PREFIXES, OTHER_PATTERNS
+from ted_ds.models.file_kinds import LICENCE_STEMS, LICENCE_WORDS, OTHER_PATTERNS
 from ted_ds.models.loading import FETCHED, load_tokenizer
+from ted_ds.models.local_paths import local_values, without_local_paths
 from tests.tiny import recipe_dict, texts, write_model
 
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -214,12 +215,24 @@ def test_licences_and_cards_of_both_models_are_kept_under_clear_names(pair: Orig
 
 
 def test_whatever_an_export_takes_along_is_fetched_from_the_hub_and_nothing_like_it(tmp_path: Path) -> None:
-    papers = [prefix.upper() for prefix in LICENCE_PREFIXES]
-    papers += ["License.txt", "patents", "Third_Party-notices.html", "CITATION.cff", "ReadMe.rst", "MODEL_CARD.md"]
+    papers = [word.upper() for word in (*LICENCE_STEMS, *LICENCE_WORDS)]
+    papers += [
+        "LLAMA_LICENSE",
+        "Gemma_Terms.md",
+        "LICENSES/Apache-2.0.txt",
+        "original/NOTICE",
+        "License.txt",
+        "patents",
+        "Third_Party-notices.html",
+        "CITATION.cff",
+        "ReadMe.rst",
+        "MODEL_CARD.md",
+    ]
     of_tokenizer = [*TOKENIZER_FILES, "tokenizer.model.v3", "qwen.tiktoken", "chat_template.jinja"]
     others = ["license_check.py", "AUTHORS.sh", "terms.bin", "training.md", "pytorch_model.bin"]
     source, out = tmp_path / "source", tmp_path / "out"
-    (source / "additional_chat_templates").mkdir(parents=True)
+    for folder in ("additional_chat_templates", "LICENSES", "original"):
+        (source / folder).mkdir(parents=True)
     out.mkdir()
     for name in (*papers, *of_tokenizer, *others, "additional_chat_templates/tools.jinja"):
         (source / name).write_text(name)
@@ -262,6 +275,62 @@ def test_what_holds_on_one_machine_only_leaves_a_config() -> None:
         "hidden_act": "silu",
         "vocab_size": 3,
     }
+
+
+def test_what_holds_on_one_machine_only_leaves_a_config_however_deep_it_is() -> None:
+    kept = {"window": 4, "pieces": [1, "b"], "kind": "a/b", "deep": {"deeper": {"n": 1}}, "url": "https://x/y"}
+    local = {
+        "deep": {"deeper": {"n": 1, "path": "/home/me/x"}, "name_or_path": "x"},
+        "pieces": [1, "C:\\Users\\me", "b", "../me"],
+        "share": "\\\\host\\share\\x",
+        "drive": "D:/models/x",
+        "file": "file:///home/me",
+    }
+    assert without_local_paths({**kept, **local}) == kept
+    assert [*local_values({**kept, **local})] == [
+        "pieces.1",
+        "pieces.3",
+        "deep.deeper.path",
+        "share",
+        "drive",
+        "file",
+    ]
+
+
+def test_what_a_teachers_tokenizer_says_of_a_machine_is_kept_and_told(pair: Origins, tmp_path: Path) -> None:
+    recipe = Recipe.model_validate({**recipe_dict(tmp_path, method="kd"), "student": {"path": str(pair.student)}})
+    assert pair.student is not None
+    for name, changes in {"clean": {}, "local": {"is_local": True, "name_or_path": "/home/me/x"}}.items():
+        change(pair.teacher / "tokenizer_config.json", **changes)
+        (tmp_path / name).mkdir()
+        said = export_student(pair.student, tmp_path / name, recipe=recipe, origins=pair)
+        card = (tmp_path / name / "README.md").read_text()
+        assert (tmp_path / name / "tokenizer_config.json").read_bytes() == (
+            pair.teacher / "tokenizer_config.json"
+        ).read_bytes()
+        if not changes:
+            assert said == []
+            assert "of the machine" not in card
+            continue
+        (line,) = said
+        assert line.startswith(
+            "tokenizer_config.json holds what is of the machine it was written on (is_local, name_or"
+        )
+        assert f"- {line}." in card
+
+
+def test_licences_are_found_wherever_their_name_says_so_and_in_folders_of_them(pair: Origins, tmp_path: Path) -> None:
+    names = ("MIT-LICENSE.txt", "LLAMA_LICENSE", "Gemma_Terms.md", "EULA.txt", "LICENSES/Apache-2.0.txt")
+    names += ("original/USE_POLICY.md", "original/license.pdf")
+    for name in (*names, "original/params.json", "license.py", "determs.txt", "original/LICENSE.bin"):
+        file = pair.teacher / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(name)
+    out = tmp_path / "out"
+    out.mkdir()
+    copy_papers(pair, out)
+    assert sorted(file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file()) == sorted(names)
+    assert licences_in(out) == sorted(names)
 
 
 def test_only_folders_of_the_hubs_cache_have_a_hub_name(tmp_path: Path) -> None:

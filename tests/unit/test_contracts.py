@@ -11,7 +11,7 @@ import pytest
 
 from ted_ds.config.load import load_recipe
 from ted_ds.config.schema import Recipe
-from ted_ds.contracts import Side, broken_contracts
+from ted_ds.contracts import Side, broken_contracts, document_ends
 from ted_ds.errors import CheckpointError, ConfigError
 from ted_ds.models.files import read_model_facts
 from ted_ds.plan import make_plan
@@ -268,3 +268,17 @@ def test_a_student_cut_from_a_finetuned_teacher_has_its_head(classification_run:
     overrides = [f"teacher.path={models / 'swapped'}", f"teacher.finetune={json.dumps(TRAINING)}"]
     recipe = load_recipe(classification_run / "recipe.yaml", [*overrides, "student.from_teacher.blocks=[0,1]"])
     assert make_plan(recipe).student is not None
+
+
+@pytest.mark.parametrize("name", ["CodeLlamaTokenizer", "GemmaTokenizerFast"])
+def test_what_a_class_may_put_around_a_text_is_left_to_be_seen_when_it_is_loaded(
+    lm: Recipe, models: Path, tmp_path: Path, name: str
+) -> None:
+    teacher = Path(shutil.copytree(models / "lm", tmp_path / "teacher"))
+    file = teacher / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    assert "before each text" in str(document_ends(lm, side("teacher", teacher)))
+    file.write_text(json.dumps({**settings, "tokenizer_class": name}), encoding="utf-8")
+    assert document_ends(lm, side("teacher", teacher)) == (
+        f"what is put around each is known once the teacher's {name.removesuffix('Fast')} is loaded"
+    )

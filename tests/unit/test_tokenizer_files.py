@@ -424,6 +424,11 @@ def stripped(content: dict[str, Any]) -> None:
     content["added_tokens"][0]["lstrip"] = True
 
 
+def more_templates(folder: Path) -> None:
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tools.jinja").write_text("{{ tools }}")
+
+
 def unlisted(content: dict[str, Any]) -> None:
     del content["added_tokens"][4]
 
@@ -443,6 +448,11 @@ def unlisted(content: dict[str, Any]) -> None:
         (edit("tokenizer_config.json", model_max_length=512), "to the teacher and 512 to the student"),
         (edit("tokenizer_config.json", chat_template="{{ messages }}"), "only the student has a chat template"),
         (lambda folder: (folder / "chat_template.jinja").write_text("x"), "only the student has a chat template"),
+        (more_templates, "only the student has a chat template"),
+        (
+            edit("tokenizer_config.json", clean_up_tokenization_spaces=True),
+            "clean_up_tokenization_spaces is False to the teacher and True to the student",
+        ),
         (edit_tokenizer(lower), "the normaliser differs: none for the teacher, Lowercase for the student"),
         (edit_tokenizer(by_bytes), "the pre-tokeniser differs: Whitespace for the teacher, ByteLevel for the student"),
         (
