@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,13 @@ class FirstRows:
     """Which files the source has, in words."""
     num_unlabelled: int = 0
     """Rows without a label."""
+    are_all: bool = False
+    """Whether the source has no rows but these."""
+
+    @property
+    def has_no_label(self) -> bool:
+        """Whether it is known that no row of the source has a label."""
+        return self.are_all and self.num_unlabelled == self.num_rows > 0
 
     def __str__(self) -> str:
         """In words, on one line."""
@@ -86,7 +93,8 @@ def first_rows(source: Source, task: Task, *, cleaning: Cleaning | None = None, 
         for listing in listings:
             if listing.files[0].is_array and listing.files[0].size > LARGEST_ARRAY_BYTES:
                 return FirstRows(not_read="not looked into: a JSON array is read whole, and this one is large")
-            found = _look(listing, task, cleaning or Cleaning(), num_rows, files)
+            found = _look(listing, task, cleaning or Cleaning(), num_rows)
+            found = replace(found, files=files, are_all=found.are_all and num_files == 1)
             if found.num_rows or found.problems:
                 return found
         return FirstRows(problems=(f"{source.path}: no rows; give at least one",))
@@ -94,13 +102,14 @@ def first_rows(source: Source, task: Task, *, cleaning: Cleaning | None = None, 
         return FirstRows(problems=tuple(str(error).splitlines()))
 
 
-def _look(listing: Listing, task: Task, cleaning: Cleaning, num_rows: int, files: str) -> FirstRows:
+def _look(listing: Listing, task: Task, cleaning: Cleaning, num_rows: int) -> FirstRows:
     columns = [task.text_column, *([] if isinstance(task, CausalLm) else label_columns(task))]
     bad: list[BadRecord] = []
     rows: list[dict[str, Any]] = []
     problems: dict[str, list[str]] = {}
     labels: Counter[str] = Counter()
     num_characters = num_unlabelled = 0
+    are_all = False
     max_bytes = int(cleaning.max_document_mib * 2**20)
     records = read_in_order(listing, columns, max_bytes=max_bytes, report=bad.append)
     try:
@@ -123,6 +132,8 @@ def _look(listing: Listing, task: Task, cleaning: Cleaning, num_rows: int, files
             num_characters += len(record.row[columns[0]])
             if len(rows) + len(bad) >= num_rows or num_characters >= MOST_CHARACTERS:
                 break
+        else:
+            are_all = True
     except DataError as error:  # the first row lacks a column
         problems[str(error)] = [str(error)]
     if bad and not rows and not problems:
@@ -135,8 +146,8 @@ def _look(listing: Listing, task: Task, cleaning: Cleaning, num_rows: int, files
         tuple(labels.most_common()),
         tuple(bad),
         tuple(map(_once, itertools.islice(problems.values(), MOST_PROBLEMS))),
-        files=files,
         num_unlabelled=num_unlabelled,
+        are_all=are_all,
     )
 
 

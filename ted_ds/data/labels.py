@@ -118,8 +118,9 @@ def _is_nothing(value: Any) -> bool:
 def _label_id(value: Any, task: LabelledTask, where: str, declared: Sequence[str]) -> int | None:
     names = task.data_labels or task.labels
     if isinstance(value, Sequence) and not isinstance(value, str):
-        one = "one of them" if isinstance(task, MultiLabelClassification) else f"the label of {task.kind}"
-        raise DataError(f"{where}: label {value!r:.200} is a list, where {one} is a single name or id; write it so")
+        raise DataError(
+            f"{where}: label {value!r:.200} is a list, where one name or id is wanted; write it without [ ]"
+        )
     number = _whole_number(value)
     if declared and number is not None and value not in declared:
         if number == -1:  # how datasets writes a row without a label

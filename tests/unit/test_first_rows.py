@@ -154,8 +154,12 @@ def test_rows_without_labels_are_told(tmp_path: Path, task: Any) -> None:
     key = "a" if task.kind == "regression" else "label"
     (tmp_path / "a.jsonl").write_text(f'{{"text": "w1", "{key}": null}}\n' * 2)
     assert str(look(tmp_path, task)).endswith("; all without a label")
+    assert look(tmp_path, task).has_no_label
+    assert not look(tmp_path, task, num_rows=2).has_no_label, "the next may have one"
     assert "label" not in str(look(tmp_path, LM)), "which has none"
+    assert not look(tmp_path, LM).has_no_label
     value = {"regression": 1, "soft_label_classification": [0, 1]}.get(task.kind, ["sad"])
     with (tmp_path / "a.jsonl").open("a") as file:
         file.write(json.dumps({"text": "w2", key: value}) + "\n")
     assert str(look(tmp_path, task)).endswith("; 2 without a label")
+    assert not look(tmp_path, task).has_no_label

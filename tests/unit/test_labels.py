@@ -372,11 +372,8 @@ def test_both_ids_of_two_labels_are_read_where_the_data_say_that_they_are_ids() 
 
 @pytest.mark.parametrize("value", [["sad"], [0], []])
 def test_a_list_is_not_taken_for_one_label(value: Any) -> None:
-    assert refusal(ONE, value) == (
-        f"a.jsonl: row 7: label {value!r} is a list, where the label of sequence_classification is a single name or "
-        "id; write it so"
-    )
-    assert "is a list, where one of them is a single name or id" in refusal(MANY, ["sad", value])
+    message = f"a.jsonl: row 7: label {value!r} is a list, where one name or id is wanted; write it without [ ]"
+    assert refusal(ONE, value) == refusal(MANY, ["sad", value]) == message
 
 
 @pytest.mark.parametrize(
