@@ -470,7 +470,7 @@ def test_a_row_that_a_run_would_refuse_is_refused_with_the_other_mistakes(
 def test_the_plan_shows_what_the_data_hold(classification_run: Path) -> None:
     recipe = load_recipe(classification_run / "recipe.yaml")
     text = describe(recipe, make_plan(recipe), num_ranks=1)
-    assert "data.train[0] first " in text
+    assert "data.train[0] 1 file; first " in text
     assert "text (text), label (" in text
 
 
