@@ -246,7 +246,11 @@ def declared_names(source: Source, files: Sequence[str]) -> list[ClassNames]:
 
         return _names_around([filesystem._strip_protocol(file) for file in files], read_remote)
     path_here = Path(source.path.removeprefix("file://"))
-    if path_here.is_dir() and (found := _names_of_folder(source, lambda name: _text_of(path_here / name))):
+    if path_here.is_dir():
+        found = _names_of_folder(source, lambda name: _text_of(path_here / name))
+        if not found and source.name is None:
+            above = path_here.parent
+            found = names_around_files(str(above), lambda name: _text_of(above / name))
         return [found] * len(files)
     return _names_around(files, lambda folder, name: _text_of(Path(folder) / name))
 

@@ -228,3 +228,13 @@ def test_names_that_say_nothing_disagree_with_none(tmp_path: Path) -> None:
     Dataset.from_list(ROWS, features=features).to_parquet(tmp_path / "a.parquet")
     (tmp_path / "README.md").write_text(CARD)
     assert dict(list_source(Source(path=str(tmp_path))).files[0].class_names)["label"] == tuple(NAMES)
+
+
+def test_a_configuration_without_names_takes_none_from_another(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/a.jsonl").write_text('{"text": "a", "label": 0}\n')
+    configs = "configs:\n- config_name: b\n  data_files: b/*\n- config_name: a\n  data_files: a/*\n"
+    info = "dataset_info:\n- config_name: a\n  features:\n  - {name: label, dtype: {class_label: {names: [x, y]}}}\n"
+    other = "- config_name: b\n"
+    (tmp_path / "README.md").write_text(f"---\n{configs}{info}{other}---\n")
+    assert not list_source(Source(path=str(tmp_path), name="b")).files[0].class_names
