@@ -93,6 +93,10 @@ def check_data(recipe: Recipe, mistakes: Mistakes) -> dict[str, FirstRows]:
                 continue
             looked_at[place] = first_rows(one, recipe.task, cleaning=recipe.data.cleaning)
             mistakes.add(place, *looked_at[place].problems)
+    part, sources = ("evaluation", recipe.data.evaluation) if recipe.data.evaluation else ("train", recipe.data.train)
+    scored = [looked_at.get(f"data.{part}[{index}]") for index in range(len(sources))]
+    if all(found is not None and found.has_no_label for found in scored):
+        mistakes.add(f"data.{part}", "no row has a label to be scored by; give data.evaluation rows with labels")
     return looked_at
 
 

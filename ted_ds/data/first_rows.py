@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ted_ds.config.data import Cleaning, Source
 from ted_ds.config.tasks import CausalLm, SequenceClassification, Task
 from ted_ds.data.labels import empty_text_fault, label_columns, read_label
-from ted_ds.data.reading.listing import Listing, first_file, read_in_order
+from ted_ds.data.reading.listing import Listing, one_by_one, read_in_order
 from ted_ds.data.reading.records import BadRecord
 from ted_ds.data.sources import is_remote, names_hub
 from ted_ds.errors import DataError
@@ -42,17 +43,31 @@ class FirstRows:
     """What a run would refuse, each with its place."""
     not_read: str | None = None
     """Why nothing was read though nothing is wrong."""
+    files: str = ""
+    """Which files the source has, in words."""
+    num_unlabelled: int = 0
+    """Rows without a label."""
+    are_all: bool = False
+    """Whether the source has no rows but these."""
+
+    @property
+    def has_no_label(self) -> bool:
+        """Whether it is known that no row of the source has a label."""
+        return self.are_all and self.num_unlabelled == self.num_rows > 0
 
     def __str__(self) -> str:
         """In words, on one line."""
         if self.not_read is not None:
             return self.not_read
         columns = ", ".join(f"{name} ({kind})" for name, kind in self.types)
-        parts = [f"first {self.num_rows} rows: {columns}"]
+        parts = [self.files, f"first {self.num_rows} rows: {columns}"]
         if self.characters is not None:
             parts.append("texts of {} to {} characters, median {}".format(*(self.characters[i] for i in (0, 2, 1))))
         if self.labels:
             parts.append("labels " + ", ".join(f"{name} {number}" for name, number in self.labels[:6]))
+        elif self.num_unlabelled:
+            without = "all" if self.num_unlabelled == self.num_rows else str(self.num_unlabelled)
+            parts.append(f"{without} without a label")
         if self.bad_records:
             parts.append(f"{len(self.bad_records)} cannot be used, such as {describe_bad(self.bad_records[0])}")
         return "; ".join(parts)
@@ -71,12 +86,18 @@ def first_rows(source: Source, task: Task, *, cleaning: Cleaning | None = None, 
     if names_hub(source) or is_remote(source.path):
         return FirstRows(not_read="not looked into: it is not on this machine")
     try:
-        listing = first_file(source)
-        if listing is None:
-            return FirstRows(problems=(f"{source.path}: empty; give at least one row",))
-        if listing.files[0].is_array and listing.files[0].size > LARGEST_ARRAY_BYTES:
-            return FirstRows(not_read="not looked into: a JSON array is read whole, and this one is large")
-        return _look(listing, task, cleaning or Cleaning(), num_rows)
+        num_files, listings = one_by_one(source)
+        files = f"{num_files} file{'s'[: num_files != 1]}"
+        if Path(source.path.removeprefix("file://")).is_dir():
+            files += f" of split {source.split!r}"
+        for listing in listings:
+            if listing.files[0].is_array and listing.files[0].size > LARGEST_ARRAY_BYTES:
+                return FirstRows(not_read="not looked into: a JSON array is read whole, and this one is large")
+            found = _look(listing, task, cleaning or Cleaning(), num_rows)
+            found = replace(found, files=files, are_all=found.are_all and num_files == 1)
+            if found.num_rows or found.problems:
+                return found
+        return FirstRows(problems=(f"{source.path}: no rows; give at least one",))
     except DataError as error:
         return FirstRows(problems=tuple(str(error).splitlines()))
 
@@ -87,12 +108,13 @@ def _look(listing: Listing, task: Task, cleaning: Cleaning, num_rows: int) -> Fi
     rows: list[dict[str, Any]] = []
     problems: dict[str, list[str]] = {}
     labels: Counter[str] = Counter()
-    num_characters = 0
+    num_characters = num_unlabelled = 0
+    are_all = False
     max_bytes = int(cleaning.max_document_mib * 2**20)
     records = read_in_order(listing, columns, max_bytes=max_bytes, report=bad.append)
     try:
         for record in records:
-            fault = None
+            fault, label = None, None
             if not isinstance(task, CausalLm):
                 try:
                     label = read_label(task, record.row, where=record.place, declared=dict(record.file.class_names))
@@ -104,11 +126,14 @@ def _look(listing: Listing, task: Task, cleaning: Cleaning, num_rows: int) -> Fi
                 fault = empty_text_fault(task.text_column, record.row[task.text_column])
             if fault is None:
                 rows.append(record.row)
+                num_unlabelled += label is None and not isinstance(task, CausalLm)
             else:
                 bad.append(record.bad(fault))
             num_characters += len(record.row[columns[0]])
             if len(rows) + len(bad) >= num_rows or num_characters >= MOST_CHARACTERS:
                 break
+        else:
+            are_all = True
     except DataError as error:  # the first row lacks a column
         problems[str(error)] = [str(error)]
     if bad and not rows and not problems:
@@ -121,6 +146,8 @@ def _look(listing: Listing, task: Task, cleaning: Cleaning, num_rows: int) -> Fi
         tuple(labels.most_common()),
         tuple(bad),
         tuple(map(_once, itertools.islice(problems.values(), MOST_PROBLEMS))),
+        num_unlabelled=num_unlabelled,
+        are_all=are_all,
     )
 
 

@@ -17,6 +17,7 @@ from ted_ds.config.tasks import (
     SequenceClassification,
     SoftLabelClassification,
 )
+from ted_ds.data.class_names import say_nothing
 from ted_ds.errors import DataError
 
 Label = int | list[float]
@@ -71,7 +72,7 @@ def read_label(
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise DataError(f"{where}: label {value!r}: {task.kind} needs a list in column {task.label_column!r}")
     if isinstance(task, MultiLabelClassification):
-        _refuse_vector(value, task, where)
+        _refuse_vector(value, task, where, are_ids=bool(names))
         holding = {_label_id(one, task, where, names) for one in value}
         if None in holding:
             raise DataError(
@@ -81,8 +82,8 @@ def read_label(
     return _distribution(value, task, where)
 
 
-def _refuse_vector(value: Sequence[Any], task: MultiLabelClassification, where: str) -> None:
-    """A 0 or 1 for each label would pass for the ids of two labels."""
+def _refuse_vector(value: Sequence[Any], task: MultiLabelClassification, where: str, *, are_ids: bool) -> None:
+    """A 0 or 1 for each label would pass for the ids of two labels; not where the data say that they ``are_ids``."""
     numbers = [one for one in value if isinstance(one, int | float) and not isinstance(one, bool)]
     names = task.data_labels or task.labels
     if len(set(numbers)) < len(numbers) or any(
@@ -91,6 +92,12 @@ def _refuse_vector(value: Sequence[Any], task: MultiLabelClassification, where: 
         raise DataError(
             f"{where}: label {list(value)!r}: list the names or ids of the labels that hold, each once, not a number "
             "for every label"
+        )
+    bits = [one for one in value if one not in names and _whole_number(one) in (0, 1)]
+    if not are_ids and len(value) == len(bits) == len(names):
+        raise DataError(
+            f"{where}: label {list(value)!r}: as many numbers 0 or 1 as there are labels may be ids, or a yes or no "
+            f"for each; list the names of those that hold, such as {names[:1]!r}"
         )
 
 
@@ -110,11 +117,16 @@ def _is_nothing(value: Any) -> bool:
 
 def _label_id(value: Any, task: LabelledTask, where: str, declared: Sequence[str]) -> int | None:
     names = task.data_labels or task.labels
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        raise DataError(
+            f"{where}: label {value!r:.200} is a list, where one name or id is wanted; write it without [ ]"
+        )
     number = _whole_number(value)
     if declared and number is not None and value not in declared:
         if number == -1:  # how datasets writes a row without a label
             return None
-        if 0 <= number < len(declared):
+        counts = not say_nothing(declared) or not set(names).isdisjoint(declared)
+        if counts and 0 <= number < len(declared):
             return _declared_id(value, declared[number], declared, names, where)
     found = {names.index(text) for text in _as_texts(value) if text in names}
     if len(found) == 1:
@@ -178,6 +190,11 @@ def _names_that_are_other_ids(names: tuple[str, ...]) -> list[str]:
 
 
 def _distribution(value: Sequence[Any], task: SoftLabelClassification, where: str) -> list[float]:
+    if value and all(map(_is_nothing, value)):
+        raise DataError(
+            f"{where}: label {list(value)!r}: no probability at all; for a row without a label write null, or nothing, "
+            "in the place of the list"
+        )
     numbers = [_number(one, f"{where}: column {task.label_column!r}") for one in value]
     total = sum(numbers)
     if len(numbers) != len(task.labels) or min(numbers, default=-1) < 0 or abs(total - 1) > SUM_TOLERANCE:

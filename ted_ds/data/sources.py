@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import glob
 import json
+import posixpath
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ted_ds.config.data import Source
-from ted_ds.data.class_names import ClassNames, names_in_features, names_of_folder
+from ted_ds.data.class_names import ClassNames, names_around_files, names_in_features, names_of_folder
 from ted_ds.data.splits import splits_of_folder
 from ted_ds.errors import DataError
 
@@ -25,6 +26,15 @@ FORMAT_OF_ENDING = {
     ".txt": "text",
     ".arrow": "arrow",
 }
+SAVE_IT = "save it as CSV, JSON lines or Parquet"
+UNPACK_IT = "unpack it"
+OTHER_ENDINGS = {
+    **dict.fromkeys((".xlsx", ".xls", ".ods", ".pkl", ".pickle", ".npy", ".npz", ".pt"), SAVE_IT),
+    **dict.fromkeys((".h5", ".hdf5", ".db", ".sqlite", ".avro", ".orc", ".xml", ".yaml", ".yml", ".html"), SAVE_IT),
+    **dict.fromkeys((".pdf", ".doc", ".docx", ".odt", ".rtf"), "save its text as .txt, or as JSON lines"),
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar"), UNPACK_IT),
+}
+"""Of what is no data file here, and what to do with it."""
 NOTES_OF_DATASETS = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json", "config.json")
 WEB = ("http://", "https://")
 COMPRESSION_ENDINGS = (".gz", ".zst", ".bz2", ".xz")
@@ -44,6 +54,12 @@ def without_query(url: str) -> str:
         return url
     url = next(part for part in url.split("::") if "://" in part)
     return re.split(r"[?#]", url)[0] if url.startswith(WEB) else url
+
+
+def uncompressed_name(url: str) -> str:
+    """A file's name in small letters, without a query and the ending of its compression."""
+    name = without_query(url).lower()
+    return next((name.removesuffix(ending) for ending in COMPRESSION_ENDINGS if name.endswith(ending)), name)
 
 
 def locate(source: Source) -> tuple[str, list[str]]:
@@ -79,7 +95,7 @@ def _local_files(source: Source) -> list[str]:
 
 
 def _text_of(file: Path) -> str | None:
-    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
+    return file.read_text(encoding="utf-8-sig", errors="replace") if file.is_file() else None
 
 
 def _without_splits(source: Source, files: list[str]) -> list[str]:
@@ -198,28 +214,61 @@ def _remote_files(source: Source) -> list[str]:
 
 
 def _remote_text(filesystem: Any, file: str, files: Sequence[str]) -> str | None:
-    return filesystem.cat_file(file).decode(errors="replace") if file in files else None
+    return filesystem.cat_file(file).decode("utf-8-sig", errors="replace") if file in files else None
 
 
-def declared_names(source: Source) -> ClassNames:
-    """The names that a source's dataset declares for the ids in its columns; files may declare more.
+def declared_names(source: Source, files: Sequence[str]) -> list[ClassNames]:
+    """For each of a source's files, the names that its dataset declares for the ids in its columns.
+
+    The files may declare more. What a folder does not declare, the one it is in may: datasets keep their data in
+    folders ``data``, or one for each split.
 
     Raises:
-        DataError: A dataset on the hub cannot be looked up, or a README.md not be understood.
+        DataError: A dataset on the hub cannot be looked up, or notes such as a README.md not be understood.
     """
     if names_hub(source):
         features = _hub_builder(source.path, source.name).info.features
-        return names_in_features(None if features is None else features.to_dict())
+        return [names_in_features(None if features is None else features.to_dict())] * len(files)
     if is_remote(source.path):
         import fsspec
 
         filesystem, path = fsspec.core.url_to_fs(source.path)
-        if source.path.startswith(WEB) or not filesystem.isdir(path):
-            return {}
-        inside = filesystem.find(path)
-        return _names_of_folder(source, lambda name: _remote_text(filesystem, f"{path.rstrip('/')}/{name}", inside))
-    folder = Path(source.path.removeprefix("file://"))
-    return _names_of_folder(source, lambda name: _text_of(folder / name)) if folder.is_dir() else {}
+        if source.path.startswith(WEB):
+            return [{}] * len(files)
+        if filesystem.isdir(path):
+            inside, root = filesystem.find(path), path.rstrip("/")
+            found = _names_of_folder(source, lambda name: _remote_text(filesystem, f"{root}/{name}", inside))
+            return [found] * len(files)
+
+        def read_remote(folder: str, name: str) -> str | None:
+            file = f"{folder}/{name}"
+            return _remote_text(filesystem, file, [file] if filesystem.isfile(file) else [])
+
+        return _names_around([filesystem._strip_protocol(file) for file in files], read_remote)
+    path_here = Path(source.path.removeprefix("file://"))
+    if path_here.is_dir():
+        found = _names_of_folder(source, lambda name: _text_of(path_here / name))
+        if not found and source.name is None:
+            above = path_here.parent
+            found = names_around_files(str(above), lambda name: _text_of(above / name))
+        return [found] * len(files)
+    return _names_around(files, lambda folder, name: _text_of(Path(folder) / name))
+
+
+def _names_around(files: Sequence[str], read: Callable[[str, str], str | None]) -> list[ClassNames]:
+    known: dict[str, ClassNames] = {}
+
+    def around(folder: str) -> ClassNames:
+        if folder not in known:
+            known[folder] = names_around_files(folder, functools.partial(read, folder))
+        return known[folder]
+
+    folders = [_parent(file) for file in files]
+    return [around(folder) or around(_parent(folder)) for folder in folders]
+
+
+def _parent(path: str) -> str:
+    return posixpath.dirname(path) or "."
 
 
 def _names_of_folder(source: Source, read: Callable[[str], str | None]) -> ClassNames:
@@ -259,6 +308,12 @@ def _format(source: Source, files: Sequence[str]) -> tuple[str, list[str]]:
     formats = {_format_of(file) for file in files}
     if source.format != "auto":
         return source.format, [*files]
+    other = sorted({Path(uncompressed_name(file)).suffix for file in files} & OTHER_ENDINGS.keys())
+    if other:
+        raise DataError(
+            f"{source.path}: {', '.join(other)} files cannot be read here; {OTHER_ENDINGS[other[0]]}, and give what "
+            "comes of it as path"
+        )
     if None in formats or len(formats) > 1:
         raise DataError(
             f"{source.path}: cannot tell one format from the endings of its files; set format: json, csv, parquet, "
@@ -268,7 +323,4 @@ def _format(source: Source, files: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _format_of(file: str) -> str | None:
-    file = without_query(file)
-    for ending in COMPRESSION_ENDINGS:
-        file = file.removesuffix(ending)
-    return FORMAT_OF_ENDING.get(Path(file).suffix)
+    return FORMAT_OF_ENDING.get(Path(uncompressed_name(file)).suffix)

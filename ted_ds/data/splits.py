@@ -85,7 +85,10 @@ def _is_named(file: str, words: Sequence[str], *, is_folder: bool) -> bool:
 
 def _configurations(folder: str, read: Callable[[str], str | None]) -> dict[str, Mapping[str, Any]]:
     found: dict[str, Mapping[str, Any]] = {}
-    for one in read_card(folder, read).get("configs") or []:
+    given = read_card(folder, read).get("configs") or []
+    if not isinstance(given, list):
+        raise DataError(f"{folder}/{CARD}: configs: {given!r:.200} is no list; give one, each with a config_name")
+    for one in given:
         if not isinstance(one, Mapping) or not isinstance(one.get("config_name"), str):
             raise DataError(f"{folder}/{CARD}: configs: {one!r:.200} has no config_name; give each one")
         found[one["config_name"]] = one

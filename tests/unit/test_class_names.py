@@ -12,6 +12,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from ted_ds.config.data import Data, Source
 from ted_ds.config.tasks import MultiLabelClassification, SequenceClassification
 from ted_ds.data.class_names import names_in_features
+from ted_ds.data.labels import read_label
 from ted_ds.data.reading.listing import list_data, list_source
 from ted_ds.data.tasks import LabelledData
 from ted_ds.errors import DataError
@@ -37,6 +38,8 @@ dataset_info:
         names: [glad, sad, mad]
 ---
 """
+TEN = tuple(f"n{number}" for number in range(1, 10))
+IDS = {str(number): name for number, name in enumerate(TEN, start=1)}
 INFOS = {"org--name": {"features": FEATURES.to_dict()}}
 
 
@@ -106,7 +109,8 @@ def test_a_file_that_disagrees_with_its_dataset_is_refused(tmp_path: Path) -> No
         list_source(Source(path=str(tmp_path / "data")))
     assert str(caught.value) == (
         f"{tmp_path}/data/a.parquet: cannot be read: column 'label': its own label names are ['glad', 'sad', 'mad'], "
-        "those of its dataset ['sad', 'glad', 'mad']; write it anew, or give the file itself as path"
+        "those of its dataset ['sad', 'glad', 'mad']; write it anew, or mend what its folder's README.md or "
+        "dataset_infos.json declare"
     )
 
 
@@ -118,9 +122,10 @@ def test_a_file_that_disagrees_with_its_dataset_is_refused(tmp_path: Path) -> No
         ({"a": [{"names": ["x", "y"], "_type": "ClassLabel"}]}, {"a": ("x", "y")}),
         ([{"name": "a", "sequence": {"class_label": {"names": {"0": "x", "1": "y"}}}}], {"a": ("x", "y")}),
         ({"a": {"dtype": "int64", "_type": "Value"}}, {}),
-        # such names say no more than the ids
-        ({"a": {"names": ["0", "1"], "_type": "ClassLabel"}}, {}),
-        ({"a": {"names": ["LABEL_0", "LABEL_1"], "_type": "ClassLabel"}}, {}),
+        ({"a": {"names": ["LABEL_0", "LABEL_1"], "_type": "ClassLabel"}}, {"a": ("LABEL_0", "LABEL_1")}),
+        # ids in any order, as YAML sorts them as text
+        ([{"name": "a", "dtype": {"class_label": {"names": {"0": "x", "10": "z", **IDS}}}}], {"a": ("x", *TEN, "z")}),
+        ({"a": {"class_label": {"names": {1: "y", 0: "x"}}}}, {"a": ("x", "y")}),
         ({"a": {"names": ["1", "0"], "_type": "ClassLabel"}}, {"a": ("1", "0")}),
         (None, {}),
         ("text", {}),
@@ -128,3 +133,108 @@ def test_a_file_that_disagrees_with_its_dataset_is_refused(tmp_path: Path) -> No
 )
 def test_names_are_found_in_every_way_to_write_features(features: Any, expected: Any) -> None:
     assert names_in_features(features) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("{'0': x, '2': y}", "their ids are 0, 2; give every id from 0 to 1 once"),
+        ("{0: x, '0': y}", "their ids are 0, 0; give every id from 0 to 1 once"),
+        ("{a: x, b: y}", "their ids are a, b; give every id from 0 to 1 once"),
+        ("{-1: x, 0: y}", "their ids are -1, 0; give every id from 0 to 1 once"),
+        ("3", "3 is no list of names, nor a mapping of ids to names; give one"),
+        ("glad", "'glad' is no list of names, nor a mapping of ids to names; give one"),
+        ("[no, yes]", "False is no text; give each name as text, in YAML within quotes"),
+        ("{0: , 1: x}", "None is no text; give each name as text, in YAML within quotes"),
+        ("[x, y, x]", "'x' is the name of more than one id; give each id a name of its own"),
+    ],
+)
+def test_names_that_are_none_for_every_id_are_refused(tmp_path: Path, names: str, message: str) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "label": 0}\n')
+    (tmp_path / "README.md").write_text(
+        f"---\ndataset_info:\n  features:\n  - name: label\n    dtype: {{class_label: {{names: {names}}}}}\n---\n"
+    )
+    with pytest.raises(DataError) as caught:
+        list_source(Source(path=str(tmp_path)))
+    assert str(caught.value) == f"{tmp_path}/README.md: column 'label': names: {message}"
+
+
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        ("dataset_info: foo", "dataset_info: 'foo' is no mapping; give one with features, or remove it"),
+        ("dataset_info: [3]", "dataset_info: 3 is no mapping; give one with features, or remove it"),
+        ("dataset_info: {features: text}", "features: 'text' is no list of columns; give one, or remove it"),
+        ("configs: default", "configs: 'default' is no list; give one, each with a config_name"),
+        ("configs: {config_name: a}", "configs: {'config_name': 'a'} is no list; give one, each with a config_name"),
+        ("configs: [default]", "configs: 'default' has no config_name; give each one"),
+    ],
+)
+def test_a_card_that_cannot_be_understood_is_refused_by_its_name(tmp_path: Path, card: str, message: str) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "label": 0}\n')
+    (tmp_path / "README.md").write_text(f"---\n{card}\n---\n")
+    with pytest.raises(DataError) as caught:
+        list_source(Source(path=str(tmp_path)))
+    assert str(caught.value) == f"{tmp_path}/README.md: {message}"
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("path", ["", "data", "data/a.jsonl", "data/*.jsonl", "*/a.jsonl"])
+def test_the_card_above_files_holds_for_them(tmp_path: Path, path: str, mark: str) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/a.jsonl").write_text('{"text": "a", "label": 0}\n')
+    (tmp_path / "README.md").write_text(mark + CARD)
+    file = list_source(Source(path=str(tmp_path / path))).files[0]
+    assert dict(file.class_names) == {"label": tuple(NAMES), "tags": tuple(NAMES)}
+
+
+def test_the_card_beside_a_file_comes_before_the_one_above(tmp_path: Path) -> None:
+    for folder, first in ((tmp_path, "other"), (tmp_path / "a", "glad"), (tmp_path / "b", "mild")):
+        folder.mkdir(exist_ok=True)
+        (folder / "README.md").write_text(CARD.replace("'0': glad", f"'0': {first}"))
+        (folder / "a.jsonl").write_text('{"text": "a", "label": 0}\n')
+    files = list_source(Source(path=str(tmp_path / "*/a.jsonl"))).files
+    assert [dict(file.class_names)["label"][0] for file in files] == ["glad", "mild"]
+
+
+def test_a_file_of_configurations_that_disagree_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "label": 0}\n')
+    infos = {
+        name: {"features": {"label": {"names": names, "_type": "ClassLabel"}}}
+        for name, names in (("default", ["x", "y"]), ("b", ["y", "x"]))
+    }
+    (tmp_path / "dataset_infos.json").write_text(json.dumps(infos))
+    with pytest.raises(DataError) as caught:
+        list_source(Source(path=str(tmp_path / "a.jsonl")))
+    assert str(caught.value) == (
+        f"{tmp_path}/dataset_infos.json: column 'label': its configurations declare other label names, ['y', 'x'] and "
+        "['x', 'y']; give the folder as path, and name the configuration"
+    )
+
+
+@pytest.mark.parametrize("names", [["class_0", "class_1"], ["LABEL_0", "LABEL_1"], ["0", "1"]])
+def test_names_that_say_nothing_count_where_the_task_has_them(names: list[str]) -> None:
+    def label(*labels: str) -> Any:
+        task = SequenceClassification(kind="sequence_classification", labels=[*labels])
+        return read_label(task, {"label": 0}, where="here", declared={"label": names})
+
+    assert label(*names) == 0
+    assert label(*reversed(names)) == 1
+    assert label("sad", "glad") == 0
+
+
+def test_names_that_say_nothing_disagree_with_none(tmp_path: Path) -> None:
+    features = Features({"text": Value("string"), "label": ClassLabel(num_classes=3), "tags": List(Value("int64"))})
+    Dataset.from_list(ROWS, features=features).to_parquet(tmp_path / "a.parquet")
+    (tmp_path / "README.md").write_text(CARD)
+    assert dict(list_source(Source(path=str(tmp_path))).files[0].class_names)["label"] == tuple(NAMES)
+
+
+def test_a_configuration_without_names_takes_none_from_another(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/a.jsonl").write_text('{"text": "a", "label": 0}\n')
+    configs = "configs:\n- config_name: b\n  data_files: b/*\n- config_name: a\n  data_files: a/*\n"
+    info = "dataset_info:\n- config_name: a\n  features:\n  - {name: label, dtype: {class_label: {names: [x, y]}}}\n"
+    other = "- config_name: b\n"
+    (tmp_path / "README.md").write_text(f"---\n{configs}{info}{other}---\n")
+    assert not list_source(Source(path=str(tmp_path), name="b")).files[0].class_names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,13 +14,21 @@ import pytest
 from datasets import Dataset
 
 from ted_ds.config.data import Source
-from ted_ds.config.tasks import CausalLm, MultiLabelClassification, Regression, SequenceClassification
+from ted_ds.config.tasks import (
+    CausalLm,
+    MultiLabelClassification,
+    Regression,
+    SequenceClassification,
+    SoftLabelClassification,
+)
 from ted_ds.data.first_rows import FirstRows, first_rows
 from tests.tiny import ROOT
 
 LABELS = ["sad", "glad"]
 ONE = SequenceClassification(kind="sequence_classification", labels=LABELS)
 ROWS = [{"text": "w1 w2", "label": "sad"}, {"text": "w3", "label": "glad"}, {"text": "w4 w5 w6", "label": "sad"}]
+SOFT = SoftLabelClassification(kind="soft_label_classification", labels=LABELS)
+MANY = MultiLabelClassification(kind="multi_label_classification", labels=LABELS)
 LM = CausalLm(kind="causal_lm", sequence_length=8)
 
 
@@ -50,7 +59,8 @@ def test_the_first_rows_are_told_in_every_format(tmp_path: Path, kind: str) -> N
     assert (found.num_rows, found.types) == (3, (("text", "text"), ("label", "text")))
     assert (found.characters, found.labels) == ((2, 5, 8), (("sad", 2), ("glad", 1)))
     assert str(found) == (
-        "first 3 rows: text (text), label (text); texts of 2 to 8 characters, median 5; labels sad 2, glad 1"
+        "1 file of split 'train'; first 3 rows: text (text), label (text); texts of 2 to 8 characters, median 5; "
+        "labels sad 2, glad 1"
     )
 
 
@@ -95,7 +105,7 @@ def test_what_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"no table")
     assert look(tmp_path).problems[0].startswith(f"{tmp_path}/a.parquet: cannot be read: ")
     (tmp_path / "a.parquet").write_bytes(b"")
-    assert look(tmp_path).problems == (f"{tmp_path}: empty; give at least one row",)
+    assert look(tmp_path).problems == (f"{tmp_path}: no rows; give at least one",)
 
 
 def test_what_is_on_other_machines_or_large_is_not_read(tmp_path: Path) -> None:
@@ -116,3 +126,40 @@ def test_rows_are_read_without_torch_and_datasets(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", code, str(tmp_path / "a.parquet"), str(tmp_path / "saved")]
     subprocess.run(command, check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.csv", "text,label\n"), ("a.jsonl", "\n \n\n"), ("a.json", "[]"), ("a.tsv", "\n"), ("a.csv", "")],
+)
+def test_files_without_a_row_are_a_problem_unless_others_have_some(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    path = tmp_path / f"*{Path(name).suffix}"
+    assert look(path).problems == (f"{path}: no rows; give at least one",)
+    (tmp_path / f"b{Path(name).suffix}").write_text(
+        '{"text": "w1", "label": "sad"}\n' if "json" in name else "text,label\nw1,sad\n".replace(",", "\t")
+    )
+    assert str(look(path)).startswith("2 files; first 1 rows: ")
+
+
+def test_a_table_without_a_row_is_a_problem(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS).slice(0, 0), tmp_path / "a.parquet")
+    assert look(tmp_path).problems == (f"{tmp_path}: no rows; give at least one",)
+
+
+@pytest.mark.parametrize(
+    "task", [Regression(kind="regression", target_columns=["a"]), SOFT, MANY], ids=lambda task: task.kind
+)
+def test_rows_without_labels_are_told(tmp_path: Path, task: Any) -> None:
+    key = "a" if task.kind == "regression" else "label"
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "w1", "{key}": null}}\n' * 2)
+    assert str(look(tmp_path, task)).endswith("; all without a label")
+    assert look(tmp_path, task).has_no_label
+    assert not look(tmp_path, task, num_rows=2).has_no_label, "the next may have one"
+    assert "label" not in str(look(tmp_path, LM)), "which has none"
+    assert not look(tmp_path, LM).has_no_label
+    value = {"regression": 1, "soft_label_classification": [0, 1]}.get(task.kind, ["sad"])
+    with (tmp_path / "a.jsonl").open("a") as file:
+        file.write(json.dumps({"text": "w2", key: value}) + "\n")
+    assert str(look(tmp_path, task)).endswith("; 2 without a label")
+    assert not look(tmp_path, task).has_no_label

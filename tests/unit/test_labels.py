@@ -92,7 +92,7 @@ def test_the_columns_with_labels_are_those_of_the_task() -> None:
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", ["bad", 3, -1, 0.5, "01", "NaN", "null", True, [1], {"a": 1}])
+@pytest.mark.parametrize("value", ["bad", 3, -1, 0.5, "01", "NaN", "null", True, {"a": 1}])
 def test_an_unknown_label_is_refused_with_those_known(value: Any) -> None:
     assert refusal(ONE, value) == (
         f"a.jsonl: row 7: label {value!r} is unknown; use one of ['sad', 'glad', 'mad'] or its id 0..2"
@@ -342,3 +342,44 @@ def test_a_text_without_tokens_is_refused(tmp_path):
     data = Data(train=[source], evaluation=[source])
     with pytest.raises(DataError, match=r"a\.jsonl: row 1: column 'text' holds ' '; there is nothing in it to predict"):
         LabelledData(data, ONE, tokenizer, list_data(data), max_heldout=9)
+
+
+PAIR = MultiLabelClassification(kind="multi_label_classification", labels=["bad", "good"])
+
+
+@pytest.mark.parametrize("value", [[1, 0], [0, 1], "[0, 1]", ["1", "0"], [1, "0"], ["1.0", 0]])
+def test_a_yes_or_no_for_each_of_two_labels_is_not_taken_for_ids(value: Any) -> None:
+    assert refusal(PAIR, value).endswith(
+        ": as many numbers 0 or 1 as there are labels may be ids, or a yes or no for each; list the names of those "
+        "that hold, such as ['bad']"
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [([0], [1, 0]), ([1], [0, 1]), ([], [0, 0]), (["bad", "good"], [1, 1]), (["good", 0], [1, 1])],
+)
+def test_ids_of_two_labels_are_read(value: Any, expected: list[float]) -> None:
+    assert read(PAIR, value) == expected
+
+
+def test_both_ids_of_two_labels_are_read_where_the_data_say_that_they_are_ids() -> None:
+    row = {"label": [0, 1]}
+    assert read_label(PAIR, row, where="here", declared={"label": ["good", "bad"]}) == [1, 1]
+    named = PAIR.model_copy(update={"labels": ["0", "1"]})
+    assert read_label(named, {"label": ["1", "0"]}, where="here") == [1, 1]
+
+
+@pytest.mark.parametrize("value", [["sad"], [0], []])
+def test_a_list_is_not_taken_for_one_label(value: Any) -> None:
+    message = f"a.jsonl: row 7: label {value!r} is a list, where one name or id is wanted; write it without [ ]"
+    assert refusal(ONE, value) == refusal(MANY, ["sad", value]) == message
+
+
+@pytest.mark.parametrize(
+    "value", [[None, None, None], "[null, null, null]", [math.nan, math.nan, math.nan], [-100] * 3]
+)
+def test_probabilities_that_are_all_nothing_are_told_how_to_be_written(value: Any) -> None:
+    assert refusal(SOFT, value).endswith(
+        ": no probability at all; for a row without a label write null, or nothing, in the place of the list"
+    )

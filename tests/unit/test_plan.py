@@ -470,7 +470,7 @@ def test_a_row_that_a_run_would_refuse_is_refused_with_the_other_mistakes(
 def test_the_plan_shows_what_the_data_hold(classification_run: Path) -> None:
     recipe = load_recipe(classification_run / "recipe.yaml")
     text = describe(recipe, make_plan(recipe), num_ranks=1)
-    assert "data.train[0] first " in text
+    assert "data.train[0] 1 file; first " in text
     assert "text (text), label (" in text
 
 
@@ -598,3 +598,18 @@ def test_what_is_right_and_worth_saying_is_in_the_description(lm_run: Path, tmp_
         f"note      {path}: zero_optimization.round_robin_gradients: no test compares steps with this set over ranks "
         "and ZeRO stages; without it they are known to be the same",
     ]
+
+
+def test_labelled_sets_without_any_label_to_be_scored_by_are_refused(classification_run: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.jsonl" for name in ("a", "b")]
+    for path in paths:
+        path.write_text('{"text": "w1", "label": null}\n{"text": "w2", "label": -100}\n')
+    train, evaluation = (
+        f"data.{part}=[{{path: {path}}}]" for part, path in zip(("train", "evaluation"), paths, strict=True)
+    )
+    message = "no row has a label to be scored by; give data.evaluation rows with labels"
+    assert f"data.train: {message}" in refusal(classification_run, train)
+    assert f"data.evaluation: {message}" in refusal(classification_run, evaluation)
+    with paths[1].open("a") as file:
+        file.write('{"text": "w3", "label": 0}\n')
+    assert plan(classification_run, train, evaluation).data["data.evaluation[0]"].num_unlabelled == 2

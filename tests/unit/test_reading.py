@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 
 from ted_ds.config.data import Source
 from ted_ds.data.reading import lines, listing, tables
+from ted_ds.data.reading.described import END_BYTES
 from ted_ds.data.reading.extents import DataFile, Extent, ExtentTable
 from ted_ds.data.reading.listing import Listing, describe_position, empty_files, list_source, read_extent, read_in_order
 from ted_ds.data.reading.records import START, BadRecord, Item
@@ -773,12 +774,28 @@ def test_a_fault_of_a_later_extent_is_placed_there(new_file: Any) -> None:
     ("content", "texts", "faults"),
     [
         ("text,label\na,1\nb\nc,1,2\nd,4\n", "ad", ["row 2: 1 values for the 2 columns", "row 3: 3 values for"]),
-        ('text,label\na,1\n"b,1\nc,3\nd,4\n', "acd", ["row 2: not CSV: unexpected end of data"]),
-        ('text,label\na,1\n"b,1\nc,3\n"d",4\ne,5\n', "acde", ["row 2: not CSV: ',' expected after '\"'"]),
-        ('text,label\na,1\n"b"x,1\nc,3\n', "ac", ["row 2: not CSV: ',' expected after '\"'"]),
-        ("text,label\na,1\nb\rb,1\nc,3\n", "ac", ["row 2: not CSV: new-line character seen"]),
+        (
+            'text,label\na,1\n"b,1\nc,3\nd,4\n',
+            "acd",
+            ["row 2: not CSV: a value that begins with a quote has no closing quote; "],
+        ),
+        (
+            'text,label\na,1\n"b,1\nc,3\n"d",4\ne,5\n',
+            "acde",
+            ["row 2: not CSV: a value that begins with a quote goes on after its closing quote; "],
+        ),
+        (
+            'text,label\na,1\n"b"x,1\nc,3\n',
+            "ac",
+            ["row 2: not CSV: a value that begins with a quote goes on after its closing quote; "],
+        ),
+        (
+            "text,label\na,1\nb\rb,1\nc,3\n",
+            "ac",
+            ["row 2: not CSV: line ends of more than one kind; save the file with one kind of line end"],
+        ),
         ("text,label\na,1\n\n\nb,\n", "ab", []),
-        ('text,label\na,1\n"b', "a", ["row 2: not CSV: unexpected end of data"]),
+        ('text,label\na,1\n"b', "a", ["row 2: not CSV: a value that begins with a quote has no closing quote; "]),
     ],
     ids=range(7),
 )
@@ -810,7 +827,9 @@ def test_a_csv_file_of_nothing_but_its_first_row_has_no_rows(new_file: Any) -> N
 def test_a_csv_file_whose_first_row_is_broken_is_one_fault(new_file: Any) -> None:
     texts, ((position, fault),) = texts_and_faults(new_file(".csv", b'"text\na\nb\n'))
     assert (texts, position) == ([], "row 1")
-    assert fault == "cannot be read from here on: unexpected end of data"
+    assert fault.startswith(
+        "cannot be read from here on: not CSV: a value that begins with a quote has no closing quote; "
+    )
 
 
 # --- documents too long to hold ---------------------------------------------------------------------------------------
@@ -903,3 +922,75 @@ def test_a_large_csv_file_is_not_held_whole(new_file: Any) -> None:
         tracemalloc.stop()
     assert count == 1000
     assert peak < 2 * MIB < 9 * MIB < source.num_bytes
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "text\na b\rc d\re f\r"),
+        ("a.csv", "text\rlabel\ra\rb\n"),
+        ("a.tsv", "text\tlabel\na\tb\rc\td\n"),
+        ("a.jsonl", '{"text": "a"}\n{"text": "b"}\r{"text": "c"}\n'),
+        ("a.jsonl", '{"text": "%s"}\r' % ("a" * END_BYTES) + '{"text": "b"}\n{"text": "c"}\r'),
+    ],
+)
+def test_line_ends_of_more_than_one_kind_are_told(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_bytes(content.encode())
+    _, bad = texts_and_faults(tmp_path / name)
+    assert any(
+        fault.endswith("line ends of more than one kind; save the file with one kind of line end") for _, fault in bad
+    )
+    assert not any("new-line" in fault for _, fault in bad)
+
+
+def test_a_quote_that_begins_a_value_is_told_in_the_words_of_its_format(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text('text\tlabel\n"a b\tx\n"c" d\tx\n')
+    _, bad = texts_and_faults(tmp_path / "a.tsv")
+    assert [fault.partition(";")[0] for _, fault in bad] == [
+        "not TSV: a value that begins with a quote goes on after its closing quote"
+    ] * len(bad)
+    assert bad
+    assert bad[0][1].endswith("double those in it, or save the file as JSON lines")
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".json"])
+@pytest.mark.parametrize("key", ["t\\u0065xt", "\\u0074ext", "tex\\u0074", "\\u0074\\u0065xt"])
+def test_a_key_that_is_there_twice_through_escapes_is_found(tmp_path: Path, ending: str, key: str) -> None:
+    row = f'{{"text": "a \\u00e9", "{key}": "b"}}'
+    (tmp_path / f"a{ending}").write_text(row if ending == ".jsonl" else f"[{row}]")
+    with pytest.raises(DataError, match="more than one column 'text'"):
+        texts_and_faults(tmp_path / f"a{ending}")
+    once = f'{{"{key}": "a \\u00e9: b"}}'
+    (tmp_path / f"a{ending}").write_text(once if ending == ".jsonl" else f"[{once}]")
+    assert texts_and_faults(tmp_path / f"a{ending}") == (["a é: b"], [])
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 123\n"
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.csv.gz", "a.txt", "a.arrow", "a.json"])
+def test_a_pointer_of_git_lfs_is_refused_by_its_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(POINTER)
+    with pytest.raises(DataError) as caught:
+        list_source(Source(path=str(tmp_path)))
+    assert str(caught.value) == (
+        f"{tmp_path}/{name}: cannot be read: it is a Git LFS pointer, not the file itself; run `git lfs pull` in its "
+        "folder"
+    )
+
+
+def test_text_about_pointers_is_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a version https://git-lfs.github.com/spec/v1\n")
+    assert len(texts_and_faults(tmp_path / "a.txt")[0]) == 1
+
+
+@pytest.mark.parametrize("name", ["A.CSV", "a.Tsv", "a.JSON", "a.JSONL.GZ", "a.Json.Gz"])
+def test_endings_are_known_in_capitals(tmp_path: Path, name: str) -> None:
+    rows = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]
+    lower = name.lower()
+    separator = "\t" if "tsv" in lower else ","
+    text = "".join(separator.join(row) + "\n" for row in (rows[0], *(row.values() for row in rows)))
+    if "json" in lower:
+        text = json.dumps(rows) if ".json." in f"{lower}." else "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / name).write_bytes(gzip.compress(text.encode()) if lower.endswith(".gz") else text.encode())
+    assert rows_of(tmp_path / name, "text", "label") == rows

@@ -108,6 +108,23 @@ def test_an_unknown_ending_is_refused(tmp_path: Path) -> None:
         locate(Source(path=str(tmp_path / "a.data")))
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a.xlsx", ".xlsx files cannot be read here; save it as CSV, JSON lines or Parquet, and give what comes of it"),
+        ("A.XLS", ".xls files cannot be read here; save it as CSV, JSON lines or Parquet, and give what comes of it"),
+        ("a.zip", ".zip files cannot be read here; unpack it, and give what comes of it as path"),
+        ("a.tar.gz", ".tar files cannot be read here; unpack it, and give what comes of it as path"),
+        ("a.pdf", ".pdf files cannot be read here; save its text as .txt, or as JSON lines, and give what comes of it"),
+    ],
+)
+def test_files_of_other_kinds_are_refused_with_what_to_make_of_them(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(DataError) as caught:
+        locate(Source(path=str(tmp_path / name)))
+    assert message in str(caught.value)
+
+
 def test_hidden_files_and_the_notes_of_datasets_are_no_data(tmp_path: Path) -> None:
     names = (".a.jsonl", ".cache/b.jsonl", "dataset_info.json", "part/state.json", "part/c.arrow")
     for name in names:

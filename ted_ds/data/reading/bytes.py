@@ -94,7 +94,8 @@ PADDED = (".gz", ".xz")
 
 def compression_of(url: str) -> str | None:
     """The compression ending of a file's name; None where it has none."""
-    return next((ending for ending in DECOMPRESSORS if without_query(url).endswith(ending)), None)
+    name = without_query(url).lower()
+    return next((ending for ending in DECOMPRESSORS if name.endswith(ending)), None)
 
 
 class _Compressed:

@@ -6,11 +6,10 @@ import collections
 import csv
 from collections.abc import Iterator, Sequence
 
-from ted_ds.data.reading.bytes import compression_of
 from ted_ds.data.reading.extents import Extent
 from ted_ds.data.reading.lines import Line, extent_lines
-from ted_ds.data.reading.records import START, Item, Position, doubled_fault, too_long
-from ted_ds.data.sources import without_query
+from ted_ds.data.reading.records import MIXED_LINE_ENDS, START, Item, Position, doubled_fault, too_long
+from ted_ds.data.sources import uncompressed_name
 
 DELIMITERS = (",", "\t", ";", "|")
 
@@ -52,10 +51,10 @@ class _RowLines(Iterator[str]):
         except _TooLong:
             self._skip_quoted()
             raise
-        except csv.Error:
+        except csv.Error as error:
             self._again.extendleft(reversed(self.row[1:]))
             del self.row[1:]
-            raise
+            raise csv.Error(_in_words(error, self._delimiter)) from error
 
     def _skip_quoted(self) -> None:
         """Pass over the rest of a row that is too long."""
@@ -69,6 +68,21 @@ class _RowLines(Iterator[str]):
                 return
             self.row[1:] = [line]
             num_quotes += _num_quotes(line)
+
+
+def _in_words(error: csv.Error, delimiter: str) -> str:
+    """What is wrong with a row, and what to do."""
+    kind = "TSV" if delimiter == "\t" else "CSV"
+    fault = str(error)
+    if fault.startswith("new-line character"):
+        return f"not {kind}: {MIXED_LINE_ENDS}"
+    if "expected after" in fault or fault == "unexpected end of data":
+        end = "goes on after its closing quote" if "expected after" in fault else "has no closing quote"
+        return (
+            f"not {kind}: a value that begins with a quote {end}; put each value with quotes in it between quotes, and "
+            "double those in it, or save the file as JSON lines"
+        )
+    return f"not {kind}: {fault}"
 
 
 def _num_quotes(line: Line) -> int:
@@ -100,7 +114,7 @@ def read_csv(extent: Extent, start: Position, columns: Sequence[str], *, max_byt
             if fault is None and len(row) != len(header):
                 fault = f"{len(row)} values for the {len(header)} columns of the first row"
         except csv.Error as error:
-            fault = str(error) if isinstance(error, _TooLong) else f"not CSV: {error}"
+            fault = str(error)
         here, there = Position(ordinal, *lines.row[0].start), Position(ordinal + 1, *lines.row[-1].end)
         ordinal += 1
         if row is None or fault is not None:
@@ -116,8 +130,7 @@ def _header(extent: Extent, columns: Sequence[str], max_bytes: int) -> tuple[lis
 
     That is a comma, in a ``.tsv`` file a tab; or what else is usual, where only with it all ``columns`` are there.
     """
-    name = without_query(extent.url).removesuffix(compression_of(extent.url) or "")
-    own = "\t" if name.endswith(".tsv") else ","
+    own = "\t" if uncompressed_name(extent.url).endswith(".tsv") else ","
     found = None
     for delimiter in (own, *(other for other in DELIMITERS if other != own)):
         lines = _RowLines(extent, START, max_bytes=max_bytes, delimiter=delimiter)

@@ -6,17 +6,26 @@ import hashlib
 from collections.abc import Sequence
 
 from ted_ds.config.redaction import without_secrets
-from ted_ds.data.class_names import ClassNames, names_in_schema
-from ted_ds.data.reading.bytes import DamagedData, compression_of, decompressed_chunks, open_filesystem, read_range
+from ted_ds.data.class_names import ClassNames, names_in_schema, say_nothing
+from ted_ds.data.reading.bytes import (
+    DamagedData,
+    compression_of,
+    decompressed_chunks,
+    open_filesystem,
+    read_range,
+)
 from ted_ds.data.reading.extents import DataFile
 from ted_ds.data.reading.tables import arrow_file, arrow_schema, parquet_metadata
-from ted_ds.data.sources import WEB, is_remote, without_query
+from ted_ds.data.sources import WEB, is_remote, uncompressed_name
 from ted_ds.errors import DataError
+from ted_ds.models.lfs import WHAT_TO_DO, is_lfs_pointer
 
 END_BYTES = 2**14
 """Of each end of a file, to know it again wherever it is."""
 MOST_ENDS = 256
 """Files of a source whose ends are read: of more, as many that lie evenly among them."""
+LARGEST_POINTER_BYTES = 2**10
+"""Of Git LFS; they are smaller by its specification."""
 FORMATS_OF_LINES = ("json", "csv", "text")
 MARKS_OF_OTHER_ENCODINGS = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
 
@@ -59,6 +68,8 @@ def _describe(url: str, kind: str, documents: str, declared: ClassNames, *, has_
     has_ends = has_ends and not url.startswith(WEB)  # some servers would send all of a file in the place of its ends
     if size == 0:
         return DataFile(url, 0)
+    if size <= LARGEST_POINTER_BYTES and is_lfs_pointer(read_range(url, 0, size)):
+        raise DataError(f"it is {WHAT_TO_DO}")
     is_of_lines = kind in FORMATS_OF_LINES
     head = read_range(url, 0, min(size, END_BYTES)) if has_ends or (is_of_lines and not is_remote(url)) else b""
     ends = hash_of_ends(url, size, head) if has_ends and whole else ""
@@ -72,7 +83,7 @@ def _describe(url: str, kind: str, documents: str, declared: ClassNames, *, has_
             return DataFile(url, size, "file", ends_sha256=ends, class_names=names)
         return DataFile(url, size, "rows", len(arrow_file(url)), ends_sha256=ends, class_names=names)
     compression = compression_of(url)
-    may_be_array = kind == "json" and without_query(url).removesuffix(compression or "").endswith(".json")
+    may_be_array = kind == "json" and uncompressed_name(url).endswith(".json")
     if compression is not None:
         head = _decompressed(url, compression, size) if head or may_be_array else b""
     elif may_be_array and not head:
@@ -110,9 +121,11 @@ def _decompressed(url: str, compression: str, size: int) -> bytes:
 
 def _agreed(of_dataset: ClassNames, of_file: ClassNames) -> tuple[tuple[str, tuple[str, ...]], ...]:
     for column in of_dataset.keys() & of_file.keys():
-        if of_dataset[column] != of_file[column]:
+        own, others = of_file[column], of_dataset[column]
+        if own != others and not (say_nothing(own) or say_nothing(others)):
             raise DataError(
-                f"column {column!r}: its own label names are {list(of_file[column])}, those of its dataset "
-                f"{list(of_dataset[column])}; write it anew, or give the file itself as path"
+                f"column {column!r}: its own label names are {list(own)}, those of its dataset {list(others)}; write "
+                "it anew, or mend what its folder's README.md or dataset_infos.json declare"
             )
-    return tuple({**of_dataset, **of_file}.items())
+    telling = {column: names for column, names in of_file.items() if not say_nothing(names)}
+    return tuple({**of_file, **of_dataset, **telling}.items())

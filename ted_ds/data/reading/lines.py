@@ -17,7 +17,15 @@ from ted_ds.data.reading.bytes import (
     read_range,
 )
 from ted_ds.data.reading.extents import Extent
-from ted_ds.data.reading.records import START, Item, Position, doubled_fault, too_long
+from ted_ds.data.reading.records import (
+    MIXED_LINE_ENDS,
+    START,
+    Item,
+    Position,
+    doubled_fault,
+    may_be_doubled,
+    too_long,
+)
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 LOOK_BACK_BYTES = 2**16
@@ -113,7 +121,6 @@ def _without_mark(data: bytes) -> bytes:
 def read_json_lines(extent: Extent, start: Position, columns: Sequence[str], *, max_bytes: int) -> Iterator[Item]:
     """A record per line; blank lines are none."""
     ordinal = start.ordinal
-    keys = [f'"{name}"' for name in columns]
     for line in extent_lines(extent, start, max_bytes=max_bytes):
         if line.data is not None and not line.data.strip():
             continue
@@ -126,11 +133,12 @@ def read_json_lines(extent: Extent, start: Position, columns: Sequence[str], *, 
             text = str(_without_mark(line.data), "utf-8")
             row = json.loads(text)
             fault = None
-            if any(text.count(key) > 1 for key in keys):  # rarely so where no key is there twice
+            if may_be_doubled(text, columns, 1):
                 row = json.loads(text, object_pairs_hook=JsonObject)
                 fault = doubled_fault(columns, row.keys_given) if isinstance(row, JsonObject) else None
         except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-            yield Item(here, there, {}, f"not JSON in UTF-8: {error}")
+            is_mixed = str(error).startswith("Extra data") and any(end in line.data.strip() for end in (b"\r", b"\n"))
+            yield Item(here, there, {}, f"not JSON in UTF-8: {MIXED_LINE_ENDS if is_mixed else error}")
             continue
         if fault is not None:
             yield Item(here, there, {}, fault)

@@ -99,11 +99,11 @@ def list_source(source: Source) -> Listing:
         DataError: It is not there, is empty, or of no known format.
     """
     kind, urls = locate(source)
-    declared = declared_names(source)
+    declared = declared_names(source, urls)
     looked_at = set(with_ends(len(urls)))
 
     def describe(number: int) -> DataFile:
-        return described(urls[number], kind, source.documents, declared, has_ends=number in looked_at)
+        return described(urls[number], kind, source.documents, declared[number], has_ends=number in looked_at)
 
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         files = tuple(pool.map(describe, range(len(urls))))
@@ -112,19 +112,19 @@ def list_source(source: Source) -> Listing:
     return Listing(source.path, kind, source.documents, files)
 
 
-def first_file(source: Source) -> Listing | None:
-    """A source with the first of its files that is not empty, at little cost; None where all are empty.
+def one_by_one(source: Source) -> tuple[int, Iterator[Listing]]:
+    """How many files a source has, and it with each of them that is not empty, looked at when its turn comes.
 
     Raises:
-        DataError: It is not there, or of no known format.
+        DataError: It is not there, or of no known format; or one of them cannot be read.
     """
     kind, urls = locate(source)
-    declared = declared_names(source)
-    for url in urls:
-        file = described(url, kind, source.documents, declared, whole=False)
-        if file.size:
-            return Listing(source.path, kind, source.documents, (file,))
-    return None
+    declared = declared_names(source, urls)
+    files = (
+        described(*one, whole=False)
+        for one in zip(urls, itertools.repeat(kind), itertools.repeat(source.documents), declared, strict=False)
+    )
+    return len(urls), (Listing(source.path, kind, source.documents, (file,)) for file in files if file.size)
 
 
 def read_extent(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,6 +21,9 @@ class Position(NamedTuple):
 
 START = Position(0, 0, 0)
 DOUBLED = "more than one column"
+MIXED_LINE_ENDS = "line ends of more than one kind; save the file with one kind of line end"
+ESCAPED_KEY = re.compile(r'\\u[0-9a-fA-F]{4}[^"]{0,256}"\s*:')
+"""The end of a key in JSON with an escape in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,14 @@ def doubled_fault(columns: Sequence[str], present: Sequence[str]) -> str | None:
     """What is wrong where one of the wanted ``columns`` is ``present`` more than once; None if none is."""
     doubled = next((column for column in columns if present.count(column) > 1), None)
     return None if doubled is None else f"{DOUBLED} {doubled!r}; remove or rename all but one"
+
+
+def may_be_doubled(text: str, keys: Sequence[str], num_objects: int) -> bool:
+    """Whether JSON of so many objects may have one of ``keys`` twice in one: rarely so where it has not.
+
+    A key may be written with escapes, each a backslash and u.
+    """
+    return any(text.count(f'"{key}"') > num_objects for key in keys) or ESCAPED_KEY.search(text) is not None
 
 
 def too_long(max_bytes: int) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from ted_ds.config.json_object import JsonObject
 from ted_ds.data.reading.bytes import compression_of, decompressed_chunks, plain_chunks
 from ted_ds.data.reading.extents import Extent
-from ted_ds.data.reading.records import START, Item, Position, doubled_fault, too_long
+from ted_ds.data.reading.records import START, Item, Position, doubled_fault, may_be_doubled, too_long
 
 LARGEST_ARRAY_BYTES = 2**26
 
@@ -23,7 +23,7 @@ def read_json_array(extent: Extent, start: Position, columns: Sequence[str]) -> 
     try:
         text = data.decode("utf-8-sig")
         rows = json.loads(text)
-        if any(text.count(f'"{name}"') > len(rows) for name in columns):  # rarely so where no key is there twice
+        if may_be_doubled(text, columns, len(rows)):
             rows = json.loads(text, object_pairs_hook=JsonObject)
     except (ValueError, RecursionError) as error:
         yield Item(start, start, {}, f"not JSON in UTF-8: {error}")
