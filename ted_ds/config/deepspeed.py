@@ -19,7 +19,7 @@ from ted_ds.config.deepspeed_optimizers import (
     optimizer_class,
     steps_on_cpu,
 )
-from ted_ds.config.deepspeed_sections import check_sections, untested
+from ted_ds.config.deepspeed_sections import NEVER_PRINT, check_sections, untested
 from ted_ds.config.json_object import read_json_object
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.errors import raise_all
@@ -61,6 +61,8 @@ def inspect_deepspeed_json(path: Path) -> tuple[dict[str, Any] | None, list[str]
     had_scheduler = config.get("scheduler") is not None
     mistakes = [*check_sections(config)]
     config = _without(config, mistakes)
+    if config.get("steps_per_print") == NEVER_PRINT[1]:
+        del config["steps_per_print"]
     # stand-ins for what was wrong, and told: what depends on them is not wrong as well
     if {"zero_optimization", "zero_optimization.stage"} & {place for place, _ in mistakes}:
         config.setdefault("zero_optimization", {})["stage"] = 1
@@ -302,7 +304,7 @@ def _leave_to_deepspeed(result: dict[str, Any]) -> None:
     """Take out the ``"auto"`` that DeepSpeed and transformers read as "as you like"."""
     zero = result.get("zero_optimization", {})
     parts = [zero, *(zero.get(part, {}) for part in OFFLOAD_PARTS)]
-    for section in (*parts, result.get("fp16", {}), result.get("bf16", {})):
+    for section in parts:
         for key in [key for key, value in section.items() if value == "auto" and key not in ("stage", "device")]:
             del section[key]
 

@@ -9,6 +9,7 @@ allowed, and said.
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -115,7 +116,17 @@ UNTESTED: Mapping[str, Any] = {
     "zero_optimization.offload_param.device": ("none", "cpu"),
 }
 """Harmless by what DeepSpeed says of them, but no test of ted_ds compares steps with other values than these."""
+BOUNDS: Mapping[str, tuple[float, float, str]] = {
+    "fp16.loss_scale": (0, math.inf, "use a number, 0 or more; 0 lets DeepSpeed find it"),
+    "fp16.initial_scale_power": (0, 32, "use a whole number from 0 to 32: it is a power of 2"),
+    "zero_optimization.offload_optimizer.ratio": (0, 1, "use a number from 0 to 1"),
+    "zero_optimization.offload_optimizer.cpuadam_cores_perc": (0, 1, "use a number from 0 to 1"),
+    "flops_profiler.recompute_fwd_factor": (0, math.inf, "use a number, 0 or more"),
+}
+"""The least and the most that numbers may be, beside their type, and the rule in words."""
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+NEVER_PRINT = ("steps_per_print", math.inf)
+"""As accelerate writes it."""
 OFFLOAD_DEVICES = ("none", "cpu", "nvme")
 MONITORS = {
     "tensorboard": ("tensorboard", "tensorboard"),
@@ -154,11 +165,13 @@ def _check_keys(node: Mapping[str, Any], section: str) -> Iterator[tuple[str, st
             yield place, f"{_WHOLE}; remove it"
         elif place in MUST_BE and not _among(value, MUST_BE[place][0]):
             yield place, f"{value!r}: {MUST_BE[place][1]}; remove it"
-        elif value == "auto" or value is None:
+        elif value is None or (value == "auto" and kind != SECTION) or (place, value) == NEVER_PRINT:
             continue
         elif not HOLDS[kind](value):
             rule = RULES[kind] if place != "zero_optimization.stage" else "use 0, 1, 2 or 3"
             yield place, f"{value!r}: {rule}"
+        elif place in BOUNDS and not BOUNDS[place][0] <= value <= BOUNDS[place][1]:
+            yield place, f"{value!r}: {BOUNDS[place][2]}"
         elif place in SWITCHED_OFF:
             yield from _check_switched_off(value, place)
         elif place == "log_level" and str(value).lower() not in LOG_LEVELS:
@@ -197,6 +210,7 @@ def _check_offload(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if not isinstance(section, dict):
             continue
         device, stage = offload_device(config, part), zero_stage(config)
+        has_stage = stage in (0, 1, 2, 3) and not isinstance(stage, bool)  # another one is said by itself
         if device not in (*OFFLOAD_DEVICES, "auto"):
             yield f"{place}.device", f"{device!r}: use {', '.join(OFFLOAD_DEVICES[:-1])} or {OFFLOAD_DEVICES[-1]}"
         elif device == "nvme" and section.get("nvme_path") in (None, "", "none"):
@@ -205,9 +219,9 @@ def _check_offload(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 '"nvme_path" in DeepSpeed Config cannot be None if remote device is nvme; give a folder on a fast disk '
                 "of each node",
             )
-        if part == "offload_param" and device in ("cpu", "nvme") and stage != 3:
+        if has_stage and part == "offload_param" and device in ("cpu", "nvme") and stage != 3:
             yield place, f"{device!r} is for ZeRO stage 3 alone, and this is {stage!r}; remove it"
-        if part == "offload_optimizer" and device in ("cpu", "nvme") and not stage:
+        if has_stage and part == "offload_optimizer" and device in ("cpu", "nvme") and not stage:
             yield place, f"{device!r} is for ZeRO stages 1 to 3; set zero_optimization.stage"
 
 

@@ -202,6 +202,64 @@ def test_what_changes_nothing_is_accepted(tmp_path: Path, config: dict[str, Any]
     assert problems(tmp_path, config) == []
 
 
+@pytest.mark.parametrize(
+    ("place", "values"),
+    [
+        ("steps_per_print", (0, -1, 2.5, "inf", -float("inf"), True)),
+        ("fp16.loss_scale", (-5, "dynamic", True, float("inf"))),
+        ("fp16.initial_scale_power", (-3, 500, 1.5)),
+        ("fp16.loss_scale_window", (0, -1)),
+        ("fp16.hysteresis", (0,)),
+        ("fp16.min_loss_scale", (0, -1)),
+        ("zero_optimization.allgather_bucket_size", (0,)),
+        ("aio.queue_depth", (0, "8")),
+        ("zero_optimization.offload_optimizer.ratio", (1.5, -0.1)),
+        ("comet.samples_log_interval", (0,)),
+        ("flops_profiler.top_modules", (0,)),
+    ],
+)
+def test_a_number_out_of_its_range_is_refused(tmp_path: Path, place: str, values: tuple[Any, ...]) -> None:
+    for value in values:
+        config = value
+        for key in reversed(place.split(".")):
+            config = {key: config}
+        (found,) = problems(tmp_path, config)
+        assert found.startswith(f"{place}: {value!r}: use a "), found
+
+
+def test_an_infinite_interval_of_printing_is_ours(tmp_path: Path) -> None:
+    path = tmp_path / "zero.json"
+    path.write_text('{"steps_per_print": Infinity}', encoding="utf-8")
+    config, found = inspect_deepspeed_json(path)
+    assert found == []
+    assert config is not None
+    assert "steps_per_print" not in config
+
+
+SECTIONS = sorted({*TYPES, "optimizer", "scheduler", "zero_optimization.leaf_module"} - {""})
+
+
+@pytest.mark.parametrize("place", SECTIONS)
+@pytest.mark.parametrize("value", ["auto", 3, [], "none"])
+def test_a_section_that_is_no_object_is_refused_once(tmp_path: Path, place: str, value: Any) -> None:
+    config = value
+    for key in reversed(place.split(".")):
+        config = {key: config}
+    path = tmp_path / "zero.json"
+    path.write_text(json.dumps(config), encoding="utf-8")
+    left, (found,) = inspect_deepspeed_json(path)
+    assert found == f'{path}: {place}: {value!r}: this section is a JSON object; "auto" is for values in it'
+    assert left is not None
+    assert "auto" not in left.values()
+
+
+@pytest.mark.parametrize("stage", [9, "auto", "two", True])
+def test_offloading_is_not_judged_by_a_stage_that_is_wrong(tmp_path: Path, stage: Any) -> None:
+    offload = {"offload_param": {"device": "cpu"}, "offload_optimizer": {"device": "cpu"}}
+    found = problems(tmp_path, {"zero_optimization": {"stage": stage, **offload}})
+    assert [one.partition(":")[0] for one in found] == ["zero_optimization.stage"] * (stage != "auto")
+
+
 # --- keys given twice, comments, encodings ----------------------------------------------------------------------------
 
 
