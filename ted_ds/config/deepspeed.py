@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ted_ds.config.deepspeed_files import nvme_folders
 from ted_ds.config.deepspeed_keys import OFFLOAD_PARTS, STAGE_3_KEYS, zero_stage
 from ted_ds.config.deepspeed_optimizers import (
     DEFAULT_OPTIMIZER,
@@ -145,6 +146,11 @@ def remarks(config: Mapping[str, Any], plans: Mapping[str, PhasePlan], source: P
             f"{source}: optimizer: {where} this is DeepSpeed's own Adam, whose steps no test of ted_ds compares; "
             '"torch_adam": true takes torch\'s'
         )
+    said += [
+        f"{source}: {place}: {folder} is not on this machine; each node needs it"
+        for place, folder in nvme_folders(config)
+        if not folder.exists()
+    ]
     keys = untested(config)
     if keys:
         said.append(

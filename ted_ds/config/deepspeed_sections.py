@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ted_ds.config.deepspeed_files import check_places_to_write
 from ted_ds.config.deepspeed_keys import (
     BUCKET,
     COUNT,
@@ -37,6 +38,8 @@ _DIVISION = "ted_ds divides each loss once by its global count, which this would
 _PRECISION = "only precision in the recipe says what is computed in which numbers"
 _LOSSY = "it sends or keeps rounded numbers, so a step would depend on the number of ranks"
 _ALIEN = "it has no effect on how ted_ds runs a step"
+OLD_NAMES: Mapping[str, str] = {"aio.thread_count": "intra_op_parallelism"}
+"""What DeepSpeed no longer calls so, and its name now."""
 MUST_BE: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "autotuning.enabled": ((False,), _WHOLE),
     "compile.deepcompile": ((False,), _WHOLE + "; the recipe has torch_compile"),
@@ -139,6 +142,7 @@ def check_sections(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Every mistake in the sections, as the key's place and what is wrong with it."""
     yield from _check_keys(config, "")
     yield from _check_offload(config)
+    yield from check_places_to_write(config)
     for section, (module, package) in MONITORS.items():
         if switched_on(config.get(section)) and importlib.util.find_spec(module) is None:
             wish = f"If you want to use {section} logging, please `pip install {package}`"
@@ -164,7 +168,7 @@ def _check_keys(node: Mapping[str, Any], section: str) -> Iterator[tuple[str, st
         elif place in REFUSED:
             yield place, f"{_WHOLE}; remove it"
         elif place in MUST_BE and not _among(value, MUST_BE[place][0]):
-            yield place, f"{value!r}: {MUST_BE[place][1]}; remove it"
+            yield place, f"{value!r}: {_must_be(place)}"
         elif value is None or (value == "auto" and kind != SECTION) or (place, value) == NEVER_PRINT:
             continue
         elif not HOLDS[kind](value):
@@ -180,6 +184,11 @@ def _check_keys(node: Mapping[str, Any], section: str) -> Iterator[tuple[str, st
             yield place, f"{value!r}: use 0, 1, 2 or 3"
         elif place in TYPES and isinstance(value, dict):
             yield from _check_keys(value, place)
+
+
+def _must_be(place: str) -> str:
+    why = MUST_BE[place][1]
+    return why if "; write " in why else f"{why}; remove it"  # its new name is what to do
 
 
 def _check_switched_off(section: Mapping[str, Any], place: str) -> Iterator[tuple[str, str]]:
@@ -255,7 +264,19 @@ HOLDS: Mapping[str, Callable[[Any], bool]] = {
 
 
 def _hint(key: str, section: str) -> str:
+    if not key:
+        return ": it is empty; remove it"
+    if key.startswith(("_", "//", "#")):
+        return ": JSON has no comments; remove it"
+    renamed = OLD_NAMES.get(f"{section}.{key}")
+    if renamed:
+        return f": DeepSpeed's old name; write {renamed}"
+    owners = [owner for owner, keys in TYPES.items() if owner != section and key in keys]
+    if "" in owners:
+        return ": it belongs to the top level"
     found = nearest(key, TYPES[section])
     if found:
         return f"; did you mean {found}?"
+    if len(owners) == 1:
+        return f": it belongs into {owners[0]}"
     return " (DeepSpeed would ignore it silently); remove it" if not section else f" of {section}; remove it"

@@ -260,6 +260,72 @@ def test_offloading_is_not_judged_by_a_stage_that_is_wrong(tmp_path: Path, stage
     assert [one.partition(":")[0] for one in found] == ["zero_optimization.stage"] * (stage != "auto")
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"aio": {"thread_count": 1}}, "aio.thread_count: unknown key: DeepSpeed's old name; write intra_op_paralleli"),
+        (
+            {"zero_optimization": {"aio": {"block_size": 1}}},
+            "zero_optimization.aio: unknown key: it belongs to the top",
+        ),
+        ({"bf16": {"gradient_clipping": 1}}, "bf16.gradient_clipping: unknown key: it belongs to the top level"),
+        ({"overlap_comm": True}, "overlap_comm: unknown key: it belongs into zero_optimization"),
+        ({"zero_optimization": {"loss_scale": 0}}, "zero_optimization.loss_scale: unknown key: it belongs into fp16"),
+        ({"_comment": "x"}, "_comment: unknown key: JSON has no comments; remove it"),
+        ({"zero_optimization": {"//stage": 1}}, "zero_optimization.//stage: unknown key: JSON has no comments; remove"),
+        ({"": 1}, ": unknown key: it is empty; remove it"),
+        ({"fp16": {"": 1}}, "fp16.: unknown key: it is empty; remove it"),
+        ({"optimizer": {"type": "sgd"}}, "optimizer.type: 'sgd': sgd is not a supported DeepSpeed Optimizer; did you "),
+        ({"scheduler": {"type": "warmuplr"}}, "lr, or ted_ds does not support it; did you mean 'WarmupLR'?"),
+        ({"scheduler": {"type": "ONECYCLE"}}, "did you mean 'OneCycle'?"),
+    ],
+)
+def test_a_key_or_name_that_is_nearly_right_is_told_what_it_may_be(
+    tmp_path: Path, config: dict[str, Any], message: str
+) -> None:
+    (found,) = problems(tmp_path, config)
+    assert message in found
+
+
+@pytest.mark.parametrize("key", ["cpu_offload", "cpu_offload_param", "cpu_offload_use_pin_memory"])
+def test_a_key_with_a_new_name_is_not_told_to_go(tmp_path: Path, key: str) -> None:
+    (found,) = problems(tmp_path, {"zero_optimization": {"stage": 2, key: True}})
+    assert "its old name; write" in found
+    assert "remove it" not in found
+
+
+@pytest.mark.parametrize(("section", "key"), [("flops_profiler", "output_file"), ("csv_monitor", "output_path")])
+def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path, section: str, key: str) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    below = tmp_path / "file" / "deep" / "place"
+    config = {section: {"enabled": True, key: str(below)}}
+    assert problems(tmp_path, config) == [
+        f"{section}.{key}: {below}: {tmp_path}/file is a file, and must be a folder; give another place"
+    ]
+    config[section][key] = str(tmp_path / "file" if key == "output_path" else tmp_path)
+    (found,) = problems(tmp_path, config)
+    assert ": is a " in found
+    assert ", and must be a " in found
+    for quiet in ({"enabled": False, key: str(below)}, {"enabled": True, key: str(tmp_path / "new" / "one")}):
+        assert problems(tmp_path, {section: quiet}) == []
+
+
+def test_a_disk_to_swap_to_is_looked_at_where_it_is_and_told_where_it_is_not(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    config = {
+        "optimizer": OPTIMIZER,
+        "zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": str(tmp_path / "file")}},
+    }
+    (found,) = problems(tmp_path, config)
+    assert found.startswith(f"zero_optimization.offload_param.nvme_path: {tmp_path}/file: is a file, and must be a fo")
+    config["zero_optimization"]["offload_param"]["nvme_path"] = "/local_nvme_of_nodes"
+    assert problems(tmp_path, config) == []
+    assert any(
+        "offload_param.nvme_path: /local_nvme_of_nodes is not on this machine" in one
+        for one in remarks(config, {}, Path("zero.json"))
+    )
+
+
 # --- keys given twice, comments, encodings ----------------------------------------------------------------------------
 
 
