@@ -115,8 +115,7 @@ def _pipeline_mistakes(recipe: Recipe, config: dict[str, Any], num_ranks: int) -
             f"{num_stages} stages, but {recipe.deepspeed} has ZeRO stage {zero_stage(config)}: DeepSpeed's pipelines "
             "work with ZeRO stage 0 or 1; use ds_configs/deepspeed/zero1.json"
         )
-    offload = (config.get("zero_optimization") or {}).get("offload_optimizer") or {}
-    if offload.get("device", "none") != "none":
+    if offload_device(config, "offload_optimizer") != "none":
         yield (
             f"{num_stages} stages, but {recipe.deepspeed} offloads the optimizer, which is not supported with a "
             "pipeline; remove offload_optimizer"

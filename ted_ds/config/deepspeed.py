@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ted_ds.config.deepspeed_contradictions import contradiction
 from ted_ds.config.deepspeed_files import nvme_folders
 from ted_ds.config.deepspeed_keys import OFFLOAD_PARTS, STAGE_3_KEYS, zero_stage
 from ted_ds.config.deepspeed_optimizers import (
@@ -52,28 +53,32 @@ def inspect_deepspeed_json(path: Path) -> tuple[dict[str, Any] | None, list[str]
         What it says, without the keys that are wrong, so that the rest can be checked beside the recipe
         (:func:`filled`), and a message for each of these; None where there is nothing to read.
     """
-    if not path.is_file():
+    if not path.exists():
         return None, [f"{path}: no such DeepSpeed config; those that ship are in ds_configs/deepspeed"]
-    config, problems = read_json_object(path)
+    config, problems, repeated = read_json_object(path)
     if config is None:
         return None, problems
+    had_scheduler = config.get("scheduler") is not None
+    twice = [(place, "given twice; JSON takes the last one without a word: keep one") for place in repeated]
+    config = _without(config, twice)
+    if "zero_optimization.stage" in repeated:
+        config["zero_optimization"]["stage"] = "auto"  # no part of ZeRO is judged by it
     _rename(config, {"bfloat16": "bf16"})
     _rename(config.get("zero_optimization"), {key.removeprefix("stage3_"): key for key in STAGE_3_KEYS})
-    had_scheduler = config.get("scheduler") is not None
-    mistakes = [*check_sections(config)]
+    mistakes = [*twice, *check_sections(config)]
     config = _without(config, mistakes)
     if config.get("steps_per_print") == NEVER_PRINT[1]:
         del config["steps_per_print"]
     # stand-ins for what was wrong, and told: what depends on them is not wrong as well
     if {"zero_optimization", "zero_optimization.stage"} & {place for place, _ in mistakes}:
         config.setdefault("zero_optimization", {})["stage"] = 1
-    of_types = [*check_typed_sections(config)]
+    of_types = [(place, text) for place, text in check_typed_sections(config) if place not in repeated]
     config, mistakes = _without(config, of_types), mistakes + of_types
     if "type" not in config.get("optimizer", {}):
         config["optimizer"] = json.loads(json.dumps(DEFAULT_OPTIMIZER))
     if had_scheduler and "type" not in config.get("scheduler", {}):
         config["scheduler"] = {"type": "WarmupLR"}
-    return config, [*problems, *(f"{path}: {place}: {text}" for place, text in mistakes)]
+    return config, [f"{path}: {place}: {text}" for place, text in mistakes]
 
 
 def _rename(node: Any, names: Mapping[str, str]) -> None:
@@ -245,7 +250,17 @@ def filled(
     # it waits for the device in every forward pass and step
     result.setdefault("timers", {}).setdefault("throughput", {}).setdefault("enabled", False)
     for path, value in owned.items():
-        _settle(result, path, value, messages, source)
+        node, key = _node_of(result, path)
+        if node is None or key not in node:
+            continue
+        if node[key] == "auto":
+            node[key] = value
+        elif node[key] != value:
+            messages.append(
+                contradiction(
+                    path, node[key], value, plan=plan, plan_path=plan_path, precision=precision, source=source
+                )
+            )
     _leave_to_deepspeed(result)
     messages += [
         f"{source}: {path}: 'auto' is not a value the recipe fills in; write a value" for path in _autos(result)
@@ -286,16 +301,6 @@ def _choose_schedule(result: dict[str, Any], plan: PhasePlan, plan_path: str, so
             f"{plan_path}.warmup_steps: {plan.warmup_steps}: {section['type']} of {source} does not use it; remove it"
         )
     return messages
-
-
-def _settle(result: dict[str, Any], path: str, value: Any, messages: list[str], source: Path) -> None:
-    node, key = _node_of(result, path)
-    if node is None or key not in node:
-        return
-    if node[key] == "auto":
-        node[key] = value
-    elif node[key] != value:
-        messages.append(f"{source}: {path}: {node[key]!r} contradicts the recipe, which says {value!r}; write 'auto'")
 
 
 def _node_of(config: dict[str, Any], path: str) -> tuple[dict[str, Any] | None, str]:

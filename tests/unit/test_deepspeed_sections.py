@@ -352,13 +352,65 @@ def test_a_key_that_is_given_twice_is_refused_at_any_depth(tmp_path: Path, conte
     ]
 
 
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        ('{"steps_per_print": 0, "steps_per_print": "x"}', "steps_per_print"),
+        (
+            '{"zero_optimization": {"stage": 9, "stage": 7, "offload_param": {"device": "cpu"}}}',
+            "zero_optimization.stage",
+        ),
+        ('{"optimizer": {"type": "Q", "type": "R"}}', "optimizer.type"),
+        ('{"scheduler": {"type": "Q"}, "scheduler": {"type": "R", "x": 1}}', "scheduler"),
+    ],
+)
+def test_what_is_given_twice_is_not_judged_further(tmp_path: Path, content: str, place: str) -> None:
+    path = tmp_path / "zero.json"
+    path.write_text(content, encoding="utf-8")
+    config, (message,) = inspect_deepspeed_json(path)
+    assert message.startswith(f"{path}: {place}: given twice")
+    assert config is not None
+    assert "type" in config["optimizer"]
+    assert "type" in config.get("scheduler", {"type": ""})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"bf16": {"enabled": true,}}', "column 27: a comma with nothing behind it; remove it"),
+        ('{"comms_logger": {"prof_ops": ["a",]}}', "a comma with nothing behind it; remove it"),
+        ("{'bf16': {}}", "line 1, column 2: a single quote; JSON has double ones"),
+        ("{\"log_level\": 'info'}", "line 1, column 15: a single quote; JSON has double ones"),
+        ('{"bf16": {"enabled": True}}', "line 1, column 22: True is Python; write true"),
+        ('{"scheduler": None}', "None is Python; write null"),
+        ('{"bf16": {"enabled": true}', "the file ends too early; close every { [ and quote"),
+        ('{"bf16": {}}}', "line 1, column 13: more text behind the end of the object; remove it"),
+        ("{bf16: 1}", "line 1, column 2: a key in double quotes must stand here, not 'bf16: 1}'"),
+        ('{"a" 1}', "Expecting ':' delimiter, not '1}'"),
+        ("  ", "the file is empty; {} is the least"),
+        ("[" * 200_000, "too many objects or lists within each other"),
+    ],
+)
+def test_what_is_no_json_is_told_in_words_with_its_line(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "zero.json"
+    path.write_text(content, encoding="utf-8")
+    config, (found,) = inspect_deepspeed_json(path)
+    assert config is None
+    assert found.startswith(f"{path}: not readable as JSON: ")
+    assert message in found
+
+
+def test_a_folder_is_no_deepspeed_json(tmp_path: Path) -> None:
+    assert inspect_deepspeed_json(tmp_path) == (None, [f"{tmp_path}: is a folder; give the file"])
+
+
 @pytest.mark.parametrize("comment", ["// ZeRO", "# ZeRO", "/* ZeRO */"])
 def test_comments_are_no_json(tmp_path: Path, comment: str) -> None:
     path = tmp_path / "zero.json"
     path.write_text(f'{{\n  {comment}\n  "zero_optimization": {{"stage": 1}}\n}}', encoding="utf-8")
     config, (message,) = inspect_deepspeed_json(path)
     assert config is None
-    assert message.startswith(f"{path}: not readable as JSON: ")
+    assert message.startswith(f"{path}: not readable as JSON: line 2, column 3: ")
     assert message.endswith("JSON has no comments, which DeepSpeed's own reader would pass over: remove them")
 
 

@@ -576,7 +576,7 @@ def test_mistakes_of_the_json_hide_none_of_the_recipe_beside_it_and_are_told_onc
     for told in (
         f"deepspeed: {path}: gradient_cliping: unknown key; did you mean 'gradient_clipping'?",
         f"deepspeed: {path}: optimizer.type: 'Adm': Adm is not a supported DeepSpeed Optimizer",
-        f"{path}: bf16.enabled: True contradicts the recipe, which says False; write 'auto'",
+        f"{path}: bf16.enabled: True contradicts the recipe, whose precision is fp32; set precision: bf16, or write",
         "distill.global_batch_size: 6 does not divide into microbatches of 2 on 2 ranks",
         "teacher.path: no/model/here: no such model folder",
     ):
