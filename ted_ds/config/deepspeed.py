@@ -78,7 +78,11 @@ def inspect_deepspeed_json(path: Path) -> tuple[dict[str, Any] | None, list[str]
         config["optimizer"] = json.loads(json.dumps(DEFAULT_OPTIMIZER))
     if had_scheduler and "type" not in config.get("scheduler", {}):
         config["scheduler"] = {"type": "WarmupLR"}
-    return config, [f"{path}: {place}: {text}" for place, text in mistakes]
+    return config, [f"{path}: {_shown(place)}: {text}" for place, text in mistakes]
+
+
+def _shown(place: str) -> str:
+    return ".".join(key or '""' for key in place.split("."))
 
 
 def _rename(node: Any, names: Mapping[str, str]) -> None:

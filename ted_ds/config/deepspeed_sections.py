@@ -165,12 +165,17 @@ def _check_keys(node: Mapping[str, Any], section: str) -> Iterator[tuple[str, st
             yield place, f"DeepSpeed no longer has it: {REMOVED[place]!r}; remove it"
         elif kind is None:
             yield place, f"unknown key{_hint(key, section)}"
+            if section not in ("", key) and key in TYPES and isinstance(value, dict):
+                yield from _check_keys(value, key)  # as it will be where it belongs
         elif place in REFUSED:
             yield place, f"{_WHOLE}; remove it"
         elif place in MUST_BE and not _among(value, MUST_BE[place][0]):
             yield place, f"{value!r}: {_must_be(place)}"
-        elif value is None or (value == "auto" and kind != SECTION) or (place, value) == NEVER_PRINT:
+        elif value is None or (place, value) == NEVER_PRINT:
             continue
+        elif value == "auto":
+            if kind == SECTION:
+                yield place, f"{value!r}: {RULES[kind]}"
         elif not HOLDS[kind](value):
             rule = RULES[kind] if place != "zero_optimization.stage" else "use 0, 1, 2 or 3"
             yield place, f"{value!r}: {rule}"

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+DEEPEST = 50
+TOO_DEEP = f"not readable as JSON: more than {DEEPEST} objects or lists within each other; a DeepSpeed config has a few"
 PYTHONS_WORDS = {"True": "true", "False": "false", "None": "null"}
 """What JSON calls them."""
 
@@ -45,12 +47,24 @@ def read_json_object(path: Path) -> tuple[dict[str, Any] | None, list[str], list
     except json.JSONDecodeError as error:
         return None, [f"{path}: not readable as JSON: {_what_is_wrong(text, error)}"], []
     except RecursionError:
-        return None, [f"{path}: not readable as JSON: too many objects or lists within each other"], []
+        return None, [f"{path}: {TOO_DEEP}"], []
     except ValueError as error:  # a whole number of thousands of digits
         return None, [f"{path}: not readable as JSON: {error}"], []
     if not isinstance(content, dict):
         return None, [f"{path}: a DeepSpeed config is a JSON object, this is {type(content).__name__}"], []
+    if _depth(content) > DEEPEST:
+        return None, [f"{path}: {TOO_DEEP}"], []
     return json.loads(json.dumps(content)), [], list(_all(content))
+
+
+def _depth(content: Any) -> int:
+    """How many objects and lists are within each other."""
+    depth, level = 0, [content]
+    while level:
+        depth += 1
+        parts = (part.values() if isinstance(part, dict) else part for part in level)
+        level = [child for part in parts for child in part if isinstance(child, dict | list)]
+    return depth
 
 
 def _what_is_wrong(text: str, error: json.JSONDecodeError) -> str:

@@ -273,8 +273,8 @@ def test_offloading_is_not_judged_by_a_stage_that_is_wrong(tmp_path: Path, stage
         ({"zero_optimization": {"loss_scale": 0}}, "zero_optimization.loss_scale: unknown key: it belongs into fp16"),
         ({"_comment": "x"}, "_comment: unknown key: JSON has no comments; remove it"),
         ({"zero_optimization": {"//stage": 1}}, "zero_optimization.//stage: unknown key: JSON has no comments; remove"),
-        ({"": 1}, ": unknown key: it is empty; remove it"),
-        ({"fp16": {"": 1}}, "fp16.: unknown key: it is empty; remove it"),
+        ({"": 1}, '"": unknown key: it is empty; remove it'),
+        ({"fp16": {"": 1}}, 'fp16."": unknown key: it is empty; remove it'),
         ({"optimizer": {"type": "sgd"}}, "optimizer.type: 'sgd': sgd is not a supported DeepSpeed Optimizer; did you "),
         ({"scheduler": {"type": "warmuplr"}}, "lr, or ted_ds does not support it; did you mean 'WarmupLR'?"),
         ({"scheduler": {"type": "ONECYCLE"}}, "did you mean 'OneCycle'?"),
@@ -285,6 +285,22 @@ def test_a_key_or_name_that_is_nearly_right_is_told_what_it_may_be(
 ) -> None:
     (found,) = problems(tmp_path, config)
     assert message in found
+
+
+def test_a_section_in_the_wrong_place_is_looked_into(tmp_path: Path) -> None:
+    found = problems(tmp_path, {"zero_optimization": {"stage": 3, "aio": {"thread_count": 1, "queue_depth": 8}}})
+    assert found == [
+        "zero_optimization.aio: unknown key: it belongs to the top level",
+        "aio.thread_count: unknown key: DeepSpeed's old name; write intra_op_parallelism",
+    ]
+
+
+@pytest.mark.parametrize("depth", [300, 900, 5000])
+def test_a_deep_json_is_one_message(tmp_path: Path, depth: int) -> None:
+    path = tmp_path / "zero.json"
+    path.write_text('{"bf16": ' * depth + "1" + "}" * depth, encoding="utf-8")
+    (found,) = inspect_deepspeed_json(path)[1]
+    assert "more than 50 objects or lists within each other" in found
 
 
 @pytest.mark.parametrize("key", ["cpu_offload", "cpu_offload_param", "cpu_offload_use_pin_memory"])
@@ -388,7 +404,7 @@ def test_what_is_given_twice_is_not_judged_further(tmp_path: Path, content: str,
         ("{bf16: 1}", "line 1, column 2: a key in double quotes must stand here, not 'bf16: 1}'"),
         ('{"a" 1}', "Expecting ':' delimiter, not '1}'"),
         ("  ", "the file is empty; {} is the least"),
-        ("[" * 200_000, "too many objects or lists within each other"),
+        ("[" * 200_000, "more than 50 objects or lists within each other"),
     ],
 )
 def test_what_is_no_json_is_told_in_words_with_its_line(tmp_path: Path, content: str, message: str) -> None:

@@ -316,7 +316,7 @@ def test_of_a_key_that_is_given_twice_the_first_counts_and_numbers_stay_what_the
     ]
     once = OmegaConf.create("a: &x {b: 1e-3, c: '2'}\nd: *x\ne: [~, yes, 0o7]\n")
     assert OmegaConf.create(text) == once
-    assert once["a"]["b"] == 0.001
+    assert OmegaConf.select(once, "a.b") == 0.001
 
 
 def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
