@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -148,6 +148,7 @@ def _lay_out(recipe: Recipe, mistakes: Mistakes, *, num_ranks: int, contracts_ho
     elif teacher is not None:
         student = mistakes.attempt("student.from_teacher.blocks", lambda: _cut_facts(recipe, teacher))
 
+    mistakes.add("output_dir", *_output_among_models(recipe.output_dir, teacher_dir, student_dir))
     if teacher is not None:
         check_model(recipe, teacher, "teacher.path", mistakes)
     if student is not None and recipe.student.path is not None:
@@ -179,6 +180,12 @@ def _lay_out(recipe: Recipe, mistakes: Mistakes, *, num_ranks: int, contracts_ho
         remarks=(*settings_without_effect(recipe), *remarks),
         doubts=() if broken else tuple(line for lines in doubts(recipe, *sides).values() for line in lines),
     )
+
+
+def _output_among_models(output: Path, *models: Path | None) -> Iterator[str]:
+    for folder in dict.fromkeys(model for model in models if model is not None):
+        if output.resolve().is_relative_to(folder.resolve()):
+            yield f"{output} is in the model folder {folder}, which a run would write into; give another folder"
 
 
 def _cut_facts(recipe: Recipe, teacher: ModelFacts) -> ModelFacts:

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ted_ds.config.deepspeed_contradictions import contradiction
+from ted_ds.config.deepspeed_files import nvme_folders
 from ted_ds.config.deepspeed_keys import OFFLOAD_PARTS, STAGE_3_KEYS, zero_stage
 from ted_ds.config.deepspeed_optimizers import (
     DEFAULT_OPTIMIZER,
@@ -19,7 +21,7 @@ from ted_ds.config.deepspeed_optimizers import (
     optimizer_class,
     steps_on_cpu,
 )
-from ted_ds.config.deepspeed_sections import check_sections, untested
+from ted_ds.config.deepspeed_sections import NEVER_PRINT, check_sections, untested
 from ted_ds.config.json_object import read_json_object
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.errors import raise_all
@@ -51,26 +53,36 @@ def inspect_deepspeed_json(path: Path) -> tuple[dict[str, Any] | None, list[str]
         What it says, without the keys that are wrong, so that the rest can be checked beside the recipe
         (:func:`filled`), and a message for each of these; None where there is nothing to read.
     """
-    if not path.is_file():
+    if not path.exists():
         return None, [f"{path}: no such DeepSpeed config; those that ship are in ds_configs/deepspeed"]
-    config, problems = read_json_object(path)
+    config, problems, repeated = read_json_object(path)
     if config is None:
         return None, problems
+    had_scheduler = config.get("scheduler") is not None
+    twice = [(place, "given twice; JSON takes the last one without a word: keep one") for place in repeated]
+    config = _without(config, twice)
+    if "zero_optimization.stage" in repeated:
+        config["zero_optimization"]["stage"] = "auto"  # no part of ZeRO is judged by it
     _rename(config, {"bfloat16": "bf16"})
     _rename(config.get("zero_optimization"), {key.removeprefix("stage3_"): key for key in STAGE_3_KEYS})
-    had_scheduler = config.get("scheduler") is not None
-    mistakes = [*check_sections(config)]
+    mistakes = [*twice, *check_sections(config)]
     config = _without(config, mistakes)
+    if config.get("steps_per_print") == NEVER_PRINT[1]:
+        del config["steps_per_print"]
     # stand-ins for what was wrong, and told: what depends on them is not wrong as well
     if {"zero_optimization", "zero_optimization.stage"} & {place for place, _ in mistakes}:
         config.setdefault("zero_optimization", {})["stage"] = 1
-    of_types = [*check_typed_sections(config)]
+    of_types = [(place, text) for place, text in check_typed_sections(config) if place not in repeated]
     config, mistakes = _without(config, of_types), mistakes + of_types
     if "type" not in config.get("optimizer", {}):
         config["optimizer"] = json.loads(json.dumps(DEFAULT_OPTIMIZER))
     if had_scheduler and "type" not in config.get("scheduler", {}):
         config["scheduler"] = {"type": "WarmupLR"}
-    return config, [*problems, *(f"{path}: {place}: {text}" for place, text in mistakes)]
+    return config, [f"{path}: {_shown(place)}: {text}" for place, text in mistakes]
+
+
+def _shown(place: str) -> str:
+    return ".".join(key or '""' for key in place.split("."))
 
 
 def _rename(node: Any, names: Mapping[str, str]) -> None:
@@ -143,6 +155,11 @@ def remarks(config: Mapping[str, Any], plans: Mapping[str, PhasePlan], source: P
             f"{source}: optimizer: {where} this is DeepSpeed's own Adam, whose steps no test of ted_ds compares; "
             '"torch_adam": true takes torch\'s'
         )
+    said += [
+        f"{source}: {place}: {folder} is not on this machine; each node needs it"
+        for place, folder in nvme_folders(config)
+        if not folder.exists()
+    ]
     keys = untested(config)
     if keys:
         said.append(
@@ -237,7 +254,17 @@ def filled(
     # it waits for the device in every forward pass and step
     result.setdefault("timers", {}).setdefault("throughput", {}).setdefault("enabled", False)
     for path, value in owned.items():
-        _settle(result, path, value, messages, source)
+        node, key = _node_of(result, path)
+        if node is None or key not in node:
+            continue
+        if node[key] == "auto":
+            node[key] = value
+        elif node[key] != value:
+            messages.append(
+                contradiction(
+                    path, node[key], value, plan=plan, plan_path=plan_path, precision=precision, source=source
+                )
+            )
     _leave_to_deepspeed(result)
     messages += [
         f"{source}: {path}: 'auto' is not a value the recipe fills in; write a value" for path in _autos(result)
@@ -280,16 +307,6 @@ def _choose_schedule(result: dict[str, Any], plan: PhasePlan, plan_path: str, so
     return messages
 
 
-def _settle(result: dict[str, Any], path: str, value: Any, messages: list[str], source: Path) -> None:
-    node, key = _node_of(result, path)
-    if node is None or key not in node:
-        return
-    if node[key] == "auto":
-        node[key] = value
-    elif node[key] != value:
-        messages.append(f"{source}: {path}: {node[key]!r} contradicts the recipe, which says {value!r}; write 'auto'")
-
-
 def _node_of(config: dict[str, Any], path: str) -> tuple[dict[str, Any] | None, str]:
     *parents, key = path.split(".")
     node: Any = config
@@ -302,7 +319,7 @@ def _leave_to_deepspeed(result: dict[str, Any]) -> None:
     """Take out the ``"auto"`` that DeepSpeed and transformers read as "as you like"."""
     zero = result.get("zero_optimization", {})
     parts = [zero, *(zero.get(part, {}) for part in OFFLOAD_PARTS)]
-    for section in (*parts, result.get("fp16", {}), result.get("bf16", {})):
+    for section in parts:
         for key in [key for key, value in section.items() if value == "auto" and key not in ("stage", "device")]:
             del section[key]
 

@@ -17,12 +17,13 @@ RULES = {
     BUCKET: "use a whole number above 0",
     TEXT: "use a text",
     NAMES: "use a list of names",
-    SECTION: "this section is a JSON object",
+    SECTION: 'this section is a JSON object; "auto" is for values in it',
 }
 KEYS: Mapping[str, Mapping[str, str]] = {
     "": {
+        BUCKET: "steps_per_print",
         COUNT: "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps sequence_parallel_size",
-        NUMBER: "gradient_clipping gradient_predivide_factor steps_per_print",
+        NUMBER: "gradient_clipping gradient_predivide_factor",
         SWITCH: "dataloader_drop_last disable_allgather disable_python_gc dump_state memory_breakdown "
         "managed_gradient_accumulation "
         "prescale_gradients use_data_before_expert_parallelism wall_clock_breakdown zero_allow_untested_optimizer "
@@ -33,8 +34,8 @@ KEYS: Mapping[str, Mapping[str, str]] = {
         "tensor_parallel tensorboard timers torch_autocast wandb weight_quantization zero_optimization",
     },
     "zero_optimization": {
-        BUCKET: "reduce_bucket_size",
-        COUNT: "stage allgather_bucket_size sub_group_size stage3_prefetch_bucket_size "
+        BUCKET: "reduce_bucket_size allgather_bucket_size",
+        COUNT: "stage sub_group_size stage3_prefetch_bucket_size "
         "stage3_param_persistence_threshold stage3_model_persistence_threshold stage3_max_live_parameters "
         "stage3_max_reuse_distance stage3_module_granularity_threshold zero_hpz_partition_size",
         SWITCH: "contiguous_gradients reduce_scatter use_multi_rank_bucket_allreduce allgather_partitions "
@@ -50,12 +51,13 @@ KEYS: Mapping[str, Mapping[str, str]] = {
     },
     "zero_optimization.offload_param": {
         TEXT: "device nvme_path",
-        COUNT: "buffer_count buffer_size max_in_cpu",
+        BUCKET: "buffer_count buffer_size",
+        COUNT: "max_in_cpu",
         SWITCH: "pin_memory",
     },
     "zero_optimization.offload_optimizer": {
         TEXT: "device nvme_path",
-        COUNT: "buffer_count",
+        BUCKET: "buffer_count",
         SWITCH: "pin_memory pipeline_read pipeline_write fast_init super_offload",
         NUMBER: "ratio cpuadam_cores_perc",
     },
@@ -65,7 +67,8 @@ KEYS: Mapping[str, Mapping[str, str]] = {
     "fp16": {
         SWITCH: "enabled auto_cast consecutive_hysteresis fp16_master_weights_and_grads",
         NUMBER: "loss_scale",
-        COUNT: "initial_scale_power loss_scale_window hysteresis min_loss_scale",
+        COUNT: "initial_scale_power",
+        BUCKET: "loss_scale_window hysteresis min_loss_scale",
     },
     "torch_autocast": {SWITCH: "enabled", TEXT: "dtype", NAMES: "lower_precision_safe_modules"},
     "data_types": {TEXT: "grad_accum_dtype param_dtype buffer_dtype", NAMES: "keep_in_fp32_modules"},
@@ -75,14 +78,15 @@ KEYS: Mapping[str, Mapping[str, str]] = {
         COUNT: "number_checkpoints",
     },
     "aio": {
-        COUNT: "block_size queue_depth intra_op_parallelism",
+        BUCKET: "block_size queue_depth intra_op_parallelism",
         SWITCH: "single_submit overlap_events use_gds",
     },
     "comms_logger": {SWITCH: "enabled prof_all verbose debug", NAMES: "prof_ops"},
     "flops_profiler": {
         SWITCH: "enabled detailed",
         NUMBER: "recompute_fwd_factor module_depth",
-        COUNT: "profile_step top_modules",
+        COUNT: "profile_step",
+        BUCKET: "top_modules",
         TEXT: "output_file",
     },
     "timers": {SECTION: "throughput"},
@@ -92,7 +96,7 @@ KEYS: Mapping[str, Mapping[str, str]] = {
     "wandb": {SWITCH: "enabled", TEXT: "group team project"},
     "comet": {
         SWITCH: "enabled online",
-        COUNT: "samples_log_interval",
+        BUCKET: "samples_log_interval",
         TEXT: "project workspace api_key experiment_name experiment_key mode",
     },
 }

@@ -9,9 +9,11 @@ allowed, and said.
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ted_ds.config.deepspeed_files import check_places_to_write
 from ted_ds.config.deepspeed_keys import (
     BUCKET,
     COUNT,
@@ -36,6 +38,8 @@ _DIVISION = "ted_ds divides each loss once by its global count, which this would
 _PRECISION = "only precision in the recipe says what is computed in which numbers"
 _LOSSY = "it sends or keeps rounded numbers, so a step would depend on the number of ranks"
 _ALIEN = "it has no effect on how ted_ds runs a step"
+OLD_NAMES: Mapping[str, str] = {"aio.thread_count": "intra_op_parallelism"}
+"""What DeepSpeed no longer calls so, and its name now."""
 MUST_BE: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "autotuning.enabled": ((False,), _WHOLE),
     "compile.deepcompile": ((False,), _WHOLE + "; the recipe has torch_compile"),
@@ -115,7 +119,17 @@ UNTESTED: Mapping[str, Any] = {
     "zero_optimization.offload_param.device": ("none", "cpu"),
 }
 """Harmless by what DeepSpeed says of them, but no test of ted_ds compares steps with other values than these."""
+BOUNDS: Mapping[str, tuple[float, float, str]] = {
+    "fp16.loss_scale": (0, math.inf, "use a number, 0 or more; 0 lets DeepSpeed find it"),
+    "fp16.initial_scale_power": (0, 32, "use a whole number from 0 to 32: it is a power of 2"),
+    "zero_optimization.offload_optimizer.ratio": (0, 1, "use a number from 0 to 1"),
+    "zero_optimization.offload_optimizer.cpuadam_cores_perc": (0, 1, "use a number from 0 to 1"),
+    "flops_profiler.recompute_fwd_factor": (0, math.inf, "use a number, 0 or more"),
+}
+"""The least and the most that numbers may be, beside their type, and the rule in words."""
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+NEVER_PRINT = ("steps_per_print", math.inf)
+"""As accelerate writes it."""
 OFFLOAD_DEVICES = ("none", "cpu", "nvme")
 MONITORS = {
     "tensorboard": ("tensorboard", "tensorboard"),
@@ -128,6 +142,7 @@ def check_sections(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Every mistake in the sections, as the key's place and what is wrong with it."""
     yield from _check_keys(config, "")
     yield from _check_offload(config)
+    yield from check_places_to_write(config)
     for section, (module, package) in MONITORS.items():
         if switched_on(config.get(section)) and importlib.util.find_spec(module) is None:
             wish = f"If you want to use {section} logging, please `pip install {package}`"
@@ -150,15 +165,22 @@ def _check_keys(node: Mapping[str, Any], section: str) -> Iterator[tuple[str, st
             yield place, f"DeepSpeed no longer has it: {REMOVED[place]!r}; remove it"
         elif kind is None:
             yield place, f"unknown key{_hint(key, section)}"
+            if section not in ("", key) and key in TYPES and isinstance(value, dict):
+                yield from _check_keys(value, key)  # as it will be where it belongs
         elif place in REFUSED:
             yield place, f"{_WHOLE}; remove it"
         elif place in MUST_BE and not _among(value, MUST_BE[place][0]):
-            yield place, f"{value!r}: {MUST_BE[place][1]}; remove it"
-        elif value == "auto" or value is None:
+            yield place, f"{value!r}: {_must_be(place)}"
+        elif value is None or (place, value) == NEVER_PRINT:
             continue
+        elif value == "auto":
+            if kind == SECTION:
+                yield place, f"{value!r}: {RULES[kind]}"
         elif not HOLDS[kind](value):
             rule = RULES[kind] if place != "zero_optimization.stage" else "use 0, 1, 2 or 3"
             yield place, f"{value!r}: {rule}"
+        elif place in BOUNDS and not BOUNDS[place][0] <= value <= BOUNDS[place][1]:
+            yield place, f"{value!r}: {BOUNDS[place][2]}"
         elif place in SWITCHED_OFF:
             yield from _check_switched_off(value, place)
         elif place == "log_level" and str(value).lower() not in LOG_LEVELS:
@@ -167,6 +189,11 @@ def _check_keys(node: Mapping[str, Any], section: str) -> Iterator[tuple[str, st
             yield place, f"{value!r}: use 0, 1, 2 or 3"
         elif place in TYPES and isinstance(value, dict):
             yield from _check_keys(value, place)
+
+
+def _must_be(place: str) -> str:
+    why = MUST_BE[place][1]
+    return why if "; write " in why else f"{why}; remove it"  # its new name is what to do
 
 
 def _check_switched_off(section: Mapping[str, Any], place: str) -> Iterator[tuple[str, str]]:
@@ -197,6 +224,7 @@ def _check_offload(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if not isinstance(section, dict):
             continue
         device, stage = offload_device(config, part), zero_stage(config)
+        has_stage = stage in (0, 1, 2, 3) and not isinstance(stage, bool)  # another one is said by itself
         if device not in (*OFFLOAD_DEVICES, "auto"):
             yield f"{place}.device", f"{device!r}: use {', '.join(OFFLOAD_DEVICES[:-1])} or {OFFLOAD_DEVICES[-1]}"
         elif device == "nvme" and section.get("nvme_path") in (None, "", "none"):
@@ -205,9 +233,9 @@ def _check_offload(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 '"nvme_path" in DeepSpeed Config cannot be None if remote device is nvme; give a folder on a fast disk '
                 "of each node",
             )
-        if part == "offload_param" and device in ("cpu", "nvme") and stage != 3:
+        if has_stage and part == "offload_param" and device in ("cpu", "nvme") and stage != 3:
             yield place, f"{device!r} is for ZeRO stage 3 alone, and this is {stage!r}; remove it"
-        if part == "offload_optimizer" and device in ("cpu", "nvme") and not stage:
+        if has_stage and part == "offload_optimizer" and device in ("cpu", "nvme") and not stage:
             yield place, f"{device!r} is for ZeRO stages 1 to 3; set zero_optimization.stage"
 
 
@@ -241,7 +269,19 @@ HOLDS: Mapping[str, Callable[[Any], bool]] = {
 
 
 def _hint(key: str, section: str) -> str:
+    if not key:
+        return ": it is empty; remove it"
+    if key.startswith(("_", "//", "#")):
+        return ": JSON has no comments; remove it"
+    renamed = OLD_NAMES.get(f"{section}.{key}")
+    if renamed:
+        return f": DeepSpeed's old name; write {renamed}"
+    owners = [owner for owner, keys in TYPES.items() if owner != section and key in keys]
+    if "" in owners:
+        return ": it belongs to the top level"
     found = nearest(key, TYPES[section])
     if found:
         return f"; did you mean {found}?"
+    if len(owners) == 1:
+        return f": it belongs into {owners[0]}"
     return " (DeepSpeed would ignore it silently); remove it" if not section else f" of {section}; remove it"

@@ -30,6 +30,8 @@ class Draft:
     """With stand-ins for what is wrong or missing; None where there is nothing to put in its place."""
     errors: list[ErrorDetails] = field(default_factory=list)
     """Keys and values that are wrong by themselves, in pydantic's words."""
+    given_twice: list[str] = field(default_factory=list)
+    """Keys that stand twice in the file, with their lines."""
     broken_rules: list[str] = field(default_factory=list)
     """What is wrong among values, with their place; not where a stand-in takes part."""
     stand_ins: list[Location] = field(default_factory=list)

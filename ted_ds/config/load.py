@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ted_ds.config.draft import Draft, read_draft
 from ted_ds.config.schema import Recipe
 from ted_ds.config.wording import in_words
-from ted_ds.config.yaml_file import read_yaml, unresolved
+from ted_ds.config.yaml_file import read_yaml, unresolved, without_duplicates
 from ted_ds.errors import ConfigError, raise_all
 
 KEY = re.compile(r"\w+(\.\w+|\[\d+\])*")
@@ -40,34 +40,52 @@ def load_draft(path: str | Path, overrides: Sequence[str] = ()) -> Draft:
     Raises:
         ConfigError: The file cannot be read as a mapping, or an override has no place in it.
     """
-    return read_draft(_read_values(Path(path), overrides))
+    values, repeated = _read_values(Path(path), overrides)
+    draft = read_draft(values)
+    draft.given_twice = repeated
+    return draft
 
 
 def draft_mistakes(draft: Draft) -> list[str]:
     """Every key and value of a recipe that is wrong."""
-    return [*in_words(draft.errors), *draft.broken_rules]
+    return [*draft.given_twice, *in_words(draft.errors), *draft.broken_rules]
 
 
-def _read_values(path: Path, overrides: Sequence[str]) -> Any:
-    tree = read_yaml(path)
+def _read_values(path: Path, overrides: Sequence[str]) -> tuple[Any, list[str]]:
+    tree, repeated = read_yaml(path)
     for override in overrides:
         key, sign, value = override.partition("=")
         if not sign or not KEY.fullmatch(key):
             raise ConfigError(f"command line: {override!r}: an override has the form a.b=value or a.b[0].c=value")
+        _refuse_entry_that_is_not_there(tree, key, override)
         try:
-            OmegaConf.update(tree, key, _parse_value(override, value), merge=False, force_add=True)
+            OmegaConf.update(tree, key, _parse_value(override, key, value), merge=False, force_add=True)
         except (OmegaConfBaseException, ValueError, TypeError, IndexError) as error:
             raise ConfigError(f"command line: {override!r}: {_first_line(error)}") from error
     try:
         data = OmegaConf.to_container(tree, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {unresolved(error)}") from error
-    return data
+    return data, repeated
 
 
-def _parse_value(override: str, text: str) -> Any:
+def _refuse_entry_that_is_not_there(tree: DictConfig, key: str, override: str) -> None:
+    for index in re.finditer(r"\[(\d+)\]", key):
+        owner = key[: index.start()]
+        entries = OmegaConf.select(tree, owner, throw_on_resolution_failure=False)
+        if isinstance(entries, ListConfig) and int(index[1]) >= len(entries):
+            has = {0: "no entries", 1: "1 entry"}.get(len(entries), f"{len(entries)} entries") + ", numbered from 0"
+            raise ConfigError(f"command line: {override!r}: {owner} has {has}; write the whole list to add one")
+
+
+def _parse_value(override: str, key: str, text: str) -> Any:
+    content = f"value: {text}"
     try:
-        return OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)["value"]  # type: ignore[index,call-overload]
+        repeated = without_duplicates(content)[1]
+        if repeated:
+            places = ", ".join(key + one.split(": ")[1].removeprefix("value") for one in repeated)
+            raise ConfigError(f"command line: {override!r}: {places}: given twice; keep one")
+        return OmegaConf.to_container(OmegaConf.create(content), resolve=False)["value"]  # type: ignore[index,call-overload]
     except (YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"command line: {override!r}: not readable as a YAML value") from error
 

@@ -27,6 +27,9 @@ def meant_by(key: str, known: Iterable[str]) -> list[str]:
     words = [name for name in names if f"_{key}_" in f"_{name}_" and name != key]
     if words:
         return words
+    in_other_case = [name for name in names if name.lower() == key.lower()]
+    if in_other_case:
+        return in_other_case
     close = difflib.get_close_matches(key, names, n=1, cutoff=CLOSE)
     whole = [name for name in names if len(key) > 3 and (name.startswith(key) or key.startswith(name))]
     return (close or whole)[:1]

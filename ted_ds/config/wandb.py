@@ -36,7 +36,7 @@ def wandb_mode(wanted: str, environment: Mapping[str, str]) -> str:
     """The mode that ``tracking.wandb`` comes to: ``online``, ``shared``, ``offline`` or ``disabled``.
 
     ``auto`` is ``$WANDB_DISABLED``, then ``$WANDB_MODE``, else online with an account and offline without one; another
-    word of the recipe counts before ``$WANDB_MODE``, as an argument does for W&B.
+    word of the recipe counts before ``$WANDB_MODE``, as an argument does for W&B, but sends nothing against its word.
 
     Raises:
         ConfigError: A variable has a word that W&B does not know, or contradicts the recipe.
@@ -52,6 +52,8 @@ def wandb_mode(wanted: str, environment: Mapping[str, str]) -> str:
         raise ConfigError(
             f"tracking.wandb: online, but ${DISABLED_VARIABLE} is {environment[DISABLED_VARIABLE]}: change one of them"
         )
+    if wanted == "online" and told is not None and MODE_OF_WORD[told] not in SENDING:
+        raise ConfigError(f"tracking.wandb: online, but ${MODE_VARIABLE} is {told}: change one of them")
     if wanted != "auto":
         return wanted
     if is_disabled:

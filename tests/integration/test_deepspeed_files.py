@@ -30,7 +30,7 @@ def test_every_mistake_of_a_file_and_of_the_recipe_beside_it_is_told_at_once(tmp
     for told in (
         "optimizer.type: 'AdamWW': AdamWW is not a supported DeepSpeed Optimizer; did you mean 'AdamW'?",
         "gradient_cliping: unknown key; did you mean 'gradient_clipping'?",
-        "bf16.enabled: True contradicts the recipe, which says False",
+        "bf16.enabled: True contradicts the recipe, whose precision is fp32",
         "distill.global_batch_size: 6 does not divide into microbatches of 2 on 2 ranks",
     ):
         assert output.count(told) == 1, output

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ted_ds.config.deepspeed import complete, read_deepspeed_json, remarks, schedule_of
+from ted_ds.config.deepspeed import complete, filled, read_deepspeed_json, remarks, schedule_of
 from ted_ds.config.deepspeed_keys import TYPES, zero_stage
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.errors import ConfigError
@@ -246,8 +246,6 @@ def test_optimizer_values_are_set_where_the_json_is_silent(optimizer: dict[str, 
         ({"train_micro_batch_size_per_gpu": 8}, "train_micro_batch_size_per_gpu", "8", "4"),
         ({"gradient_accumulation_steps": 1}, "gradient_accumulation_steps", "1", "4"),
         ({"gradient_clipping": 1.0}, "gradient_clipping", "1.0", "0.5"),
-        ({"bf16": {"enabled": True}}, "bf16.enabled", "True", "False"),
-        ({"fp16": {"enabled": True}}, "fp16.enabled", "True", "False"),
         ({"optimizer": {"type": "AdamW", "params": {"lr": 1e-3}}}, "optimizer.params.lr", "0.001", "5e-05"),
         (
             {"optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": [0.8, 0.9]}}},
@@ -264,10 +262,60 @@ def test_a_value_that_contradicts_the_recipe_is_refused(
     assert message == f"zero.json: {path}: {given} contradicts the recipe, which says {wanted}; write 'auto'"
 
 
+@pytest.mark.parametrize(("precision", "enabled"), [("fp32", True), ("bf16", True), ("fp16", False)])
+def test_a_precision_that_contradicts_the_recipe_is_told_by_its_key(precision: str, enabled: bool) -> None:
+    message = refusal(
+        {"optimizer": OPTIMIZER, "fp16": {"enabled": enabled}, "zero_optimization": {"stage": 1}}, precision=precision
+    )
+    wish = "set precision: fp16, or " if enabled else ""
+    assert message == (
+        f"zero.json: fp16.enabled: {enabled} contradicts the recipe, whose precision is {precision}; {wish}write 'auto'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "path", "given", "key", "default"),
+    [
+        ({"gradient_clipping": 2.5}, "gradient_clipping", "2.5", "gradient_clipping", None),
+        (
+            {"optimizer": {"type": "AdamW", "params": {"eps": 1e-4}}},
+            "optimizer.params.eps",
+            "0.0001",
+            "eps",
+            None,
+        ),
+        (
+            {"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 100}}},
+            "scheduler.params.warmup_num_steps",
+            "100",
+            "warmup_steps",
+            "0",
+        ),
+    ],
+)
+def test_a_value_beside_a_default_of_the_recipe_is_told_with_the_recipes_key(
+    change: dict[str, Any], path: str, given: str, key: str, default: str | None
+) -> None:
+    plan = PhasePlan(max_steps=4, learning_rate=1e-3, global_batch_size=4, micro_batch_size=2)
+    _, messages = filled(
+        {"optimizer": OPTIMIZER, **change},
+        plan,
+        plan_path="distill",
+        precision="fp32",
+        world_size=1,
+        source=Path("zero.json"),
+    )
+    default = default or repr(getattr(plan, key))
+    assert messages == [
+        f"zero.json: {path}: {given}, but distill.{key} is {default} (its default): set distill.{key}: {given}, "
+        "or write 'auto'"
+    ]
+
+
 def test_the_old_name_of_bf16_cannot_contradict_the_recipe(tmp_path: Path) -> None:
     """DeepSpeed 0.19 still reads ``bfloat16`` where ``bf16`` is not given."""
     config = read_deepspeed_json(written(tmp_path, {"optimizer": OPTIMIZER, "bfloat16": {"enabled": True}}))
-    assert refusal(config) == "zero.json: bf16.enabled: True contradicts the recipe, which says False; write 'auto'"
+    assert refusal(config).startswith("zero.json: bf16.enabled: True contradicts the recipe, whose precision is fp32;")
     both = written(tmp_path, {"optimizer": OPTIMIZER, "bf16": {"enabled": "auto"}, "bfloat16": {"enabled": True}})
     assert reading_refusal(both).startswith(f"{both}: bfloat16: unknown key")
 

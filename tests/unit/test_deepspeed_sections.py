@@ -202,6 +202,146 @@ def test_what_changes_nothing_is_accepted(tmp_path: Path, config: dict[str, Any]
     assert problems(tmp_path, config) == []
 
 
+@pytest.mark.parametrize(
+    ("place", "values"),
+    [
+        ("steps_per_print", (0, -1, 2.5, "inf", -float("inf"), True)),
+        ("fp16.loss_scale", (-5, "dynamic", True, float("inf"))),
+        ("fp16.initial_scale_power", (-3, 500, 1.5)),
+        ("fp16.loss_scale_window", (0, -1)),
+        ("fp16.hysteresis", (0,)),
+        ("fp16.min_loss_scale", (0, -1)),
+        ("zero_optimization.allgather_bucket_size", (0,)),
+        ("aio.queue_depth", (0, "8")),
+        ("zero_optimization.offload_optimizer.ratio", (1.5, -0.1)),
+        ("comet.samples_log_interval", (0,)),
+        ("flops_profiler.top_modules", (0,)),
+    ],
+)
+def test_a_number_out_of_its_range_is_refused(tmp_path: Path, place: str, values: tuple[Any, ...]) -> None:
+    for value in values:
+        config = value
+        for key in reversed(place.split(".")):
+            config = {key: config}
+        (found,) = problems(tmp_path, config)
+        assert found.startswith(f"{place}: {value!r}: use a "), found
+
+
+def test_an_infinite_interval_of_printing_is_ours(tmp_path: Path) -> None:
+    path = tmp_path / "zero.json"
+    path.write_text('{"steps_per_print": Infinity}', encoding="utf-8")
+    config, found = inspect_deepspeed_json(path)
+    assert found == []
+    assert config is not None
+    assert "steps_per_print" not in config
+
+
+SECTIONS = sorted({*TYPES, "optimizer", "scheduler", "zero_optimization.leaf_module"} - {""})
+
+
+@pytest.mark.parametrize("place", SECTIONS)
+@pytest.mark.parametrize("value", ["auto", 3, [], "none"])
+def test_a_section_that_is_no_object_is_refused_once(tmp_path: Path, place: str, value: Any) -> None:
+    config = value
+    for key in reversed(place.split(".")):
+        config = {key: config}
+    path = tmp_path / "zero.json"
+    path.write_text(json.dumps(config), encoding="utf-8")
+    left, (found,) = inspect_deepspeed_json(path)
+    assert found == f'{path}: {place}: {value!r}: this section is a JSON object; "auto" is for values in it'
+    assert left is not None
+    assert "auto" not in left.values()
+
+
+@pytest.mark.parametrize("stage", [9, "auto", "two", True])
+def test_offloading_is_not_judged_by_a_stage_that_is_wrong(tmp_path: Path, stage: Any) -> None:
+    offload = {"offload_param": {"device": "cpu"}, "offload_optimizer": {"device": "cpu"}}
+    found = problems(tmp_path, {"zero_optimization": {"stage": stage, **offload}})
+    assert [one.partition(":")[0] for one in found] == ["zero_optimization.stage"] * (stage != "auto")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"aio": {"thread_count": 1}}, "aio.thread_count: unknown key: DeepSpeed's old name; write intra_op_paralleli"),
+        (
+            {"zero_optimization": {"aio": {"block_size": 1}}},
+            "zero_optimization.aio: unknown key: it belongs to the top",
+        ),
+        ({"bf16": {"gradient_clipping": 1}}, "bf16.gradient_clipping: unknown key: it belongs to the top level"),
+        ({"overlap_comm": True}, "overlap_comm: unknown key: it belongs into zero_optimization"),
+        ({"zero_optimization": {"loss_scale": 0}}, "zero_optimization.loss_scale: unknown key: it belongs into fp16"),
+        ({"_comment": "x"}, "_comment: unknown key: JSON has no comments; remove it"),
+        ({"zero_optimization": {"//stage": 1}}, "zero_optimization.//stage: unknown key: JSON has no comments; remove"),
+        ({"": 1}, '"": unknown key: it is empty; remove it'),
+        ({"fp16": {"": 1}}, 'fp16."": unknown key: it is empty; remove it'),
+        ({"optimizer": {"type": "sgd"}}, "optimizer.type: 'sgd': sgd is not a supported DeepSpeed Optimizer; did you "),
+        ({"scheduler": {"type": "warmuplr"}}, "lr, or ted_ds does not support it; did you mean 'WarmupLR'?"),
+        ({"scheduler": {"type": "ONECYCLE"}}, "did you mean 'OneCycle'?"),
+    ],
+)
+def test_a_key_or_name_that_is_nearly_right_is_told_what_it_may_be(
+    tmp_path: Path, config: dict[str, Any], message: str
+) -> None:
+    (found,) = problems(tmp_path, config)
+    assert message in found
+
+
+def test_a_section_in_the_wrong_place_is_looked_into(tmp_path: Path) -> None:
+    found = problems(tmp_path, {"zero_optimization": {"stage": 3, "aio": {"thread_count": 1, "queue_depth": 8}}})
+    assert found == [
+        "zero_optimization.aio: unknown key: it belongs to the top level",
+        "aio.thread_count: unknown key: DeepSpeed's old name; write intra_op_parallelism",
+    ]
+
+
+@pytest.mark.parametrize("depth", [300, 900, 5000])
+def test_a_deep_json_is_one_message(tmp_path: Path, depth: int) -> None:
+    path = tmp_path / "zero.json"
+    path.write_text('{"bf16": ' * depth + "1" + "}" * depth, encoding="utf-8")
+    (found,) = inspect_deepspeed_json(path)[1]
+    assert "more than 50 objects or lists within each other" in found
+
+
+@pytest.mark.parametrize("key", ["cpu_offload", "cpu_offload_param", "cpu_offload_use_pin_memory"])
+def test_a_key_with_a_new_name_is_not_told_to_go(tmp_path: Path, key: str) -> None:
+    (found,) = problems(tmp_path, {"zero_optimization": {"stage": 2, key: True}})
+    assert "its old name; write" in found
+    assert "remove it" not in found
+
+
+@pytest.mark.parametrize(("section", "key"), [("flops_profiler", "output_file"), ("csv_monitor", "output_path")])
+def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path, section: str, key: str) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    below = tmp_path / "file" / "deep" / "place"
+    config = {section: {"enabled": True, key: str(below)}}
+    assert problems(tmp_path, config) == [
+        f"{section}.{key}: {below}: {tmp_path}/file is a file, and must be a folder; give another place"
+    ]
+    config[section][key] = str(tmp_path / "file" if key == "output_path" else tmp_path)
+    (found,) = problems(tmp_path, config)
+    assert ": is a " in found
+    assert ", and must be a " in found
+    for quiet in ({"enabled": False, key: str(below)}, {"enabled": True, key: str(tmp_path / "new" / "one")}):
+        assert problems(tmp_path, {section: quiet}) == []
+
+
+def test_a_disk_to_swap_to_is_looked_at_where_it_is_and_told_where_it_is_not(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    config = {
+        "optimizer": OPTIMIZER,
+        "zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": str(tmp_path / "file")}},
+    }
+    (found,) = problems(tmp_path, config)
+    assert found.startswith(f"zero_optimization.offload_param.nvme_path: {tmp_path}/file: is a file, and must be a fo")
+    config["zero_optimization"]["offload_param"]["nvme_path"] = "/local_nvme_of_nodes"
+    assert problems(tmp_path, config) == []
+    assert any(
+        "offload_param.nvme_path: /local_nvme_of_nodes is not on this machine" in one
+        for one in remarks(config, {}, Path("zero.json"))
+    )
+
+
 # --- keys given twice, comments, encodings ----------------------------------------------------------------------------
 
 
@@ -228,13 +368,65 @@ def test_a_key_that_is_given_twice_is_refused_at_any_depth(tmp_path: Path, conte
     ]
 
 
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        ('{"steps_per_print": 0, "steps_per_print": "x"}', "steps_per_print"),
+        (
+            '{"zero_optimization": {"stage": 9, "stage": 7, "offload_param": {"device": "cpu"}}}',
+            "zero_optimization.stage",
+        ),
+        ('{"optimizer": {"type": "Q", "type": "R"}}', "optimizer.type"),
+        ('{"scheduler": {"type": "Q"}, "scheduler": {"type": "R", "x": 1}}', "scheduler"),
+    ],
+)
+def test_what_is_given_twice_is_not_judged_further(tmp_path: Path, content: str, place: str) -> None:
+    path = tmp_path / "zero.json"
+    path.write_text(content, encoding="utf-8")
+    config, (message,) = inspect_deepspeed_json(path)
+    assert message.startswith(f"{path}: {place}: given twice")
+    assert config is not None
+    assert "type" in config["optimizer"]
+    assert "type" in config.get("scheduler", {"type": ""})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"bf16": {"enabled": true,}}', "column 27: a comma with nothing behind it; remove it"),
+        ('{"comms_logger": {"prof_ops": ["a",]}}', "a comma with nothing behind it; remove it"),
+        ("{'bf16': {}}", "line 1, column 2: a single quote; JSON has double ones"),
+        ("{\"log_level\": 'info'}", "line 1, column 15: a single quote; JSON has double ones"),
+        ('{"bf16": {"enabled": True}}', "line 1, column 22: True is Python; write true"),
+        ('{"scheduler": None}', "None is Python; write null"),
+        ('{"bf16": {"enabled": true}', "the file ends too early; close every { [ and quote"),
+        ('{"bf16": {}}}', "line 1, column 13: more text behind the end of the object; remove it"),
+        ("{bf16: 1}", "line 1, column 2: a key in double quotes must stand here, not 'bf16: 1}'"),
+        ('{"a" 1}', "Expecting ':' delimiter, not '1}'"),
+        ("  ", "the file is empty; {} is the least"),
+        ("[" * 200_000, "more than 50 objects or lists within each other"),
+    ],
+)
+def test_what_is_no_json_is_told_in_words_with_its_line(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "zero.json"
+    path.write_text(content, encoding="utf-8")
+    config, (found,) = inspect_deepspeed_json(path)
+    assert config is None
+    assert found.startswith(f"{path}: not readable as JSON: ")
+    assert message in found
+
+
+def test_a_folder_is_no_deepspeed_json(tmp_path: Path) -> None:
+    assert inspect_deepspeed_json(tmp_path) == (None, [f"{tmp_path}: is a folder; give the file"])
+
+
 @pytest.mark.parametrize("comment", ["// ZeRO", "# ZeRO", "/* ZeRO */"])
 def test_comments_are_no_json(tmp_path: Path, comment: str) -> None:
     path = tmp_path / "zero.json"
     path.write_text(f'{{\n  {comment}\n  "zero_optimization": {{"stage": 1}}\n}}', encoding="utf-8")
     config, (message,) = inspect_deepspeed_json(path)
     assert config is None
-    assert message.startswith(f"{path}: not readable as JSON: ")
+    assert message.startswith(f"{path}: not readable as JSON: line 2, column 3: ")
     assert message.endswith("JSON has no comments, which DeepSpeed's own reader would pass over: remove them")
 
 

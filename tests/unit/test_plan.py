@@ -395,6 +395,26 @@ def test_a_missing_deepspeed_config_is_refused(lm_run: Path) -> None:
     assert refusal(lm_run, "deepspeed=/none.json").startswith("deepspeed: /none.json: no such DeepSpeed config")
 
 
+@pytest.mark.parametrize("inside", ["", "run", "a/../b"])
+def test_an_output_dir_in_a_model_folder_is_refused(lm_run: Path, inside: str) -> None:
+    folder = Path(load_recipe(lm_run / "recipe.yaml").teacher.path)
+    output = f"{folder}/{inside}".rstrip("/")
+    assert refusal(lm_run, f"output_dir={output}") == (
+        f"output_dir: {Path(output)} is in the model folder {folder}, which a run would write into; give another folder"
+    )
+
+
+def test_an_output_dir_in_a_model_folder_is_refused_through_a_link(lm_run: Path, tmp_path: Path) -> None:
+    folder = Path(load_recipe(lm_run / "recipe.yaml").teacher.path)
+    (tmp_path / "link").symlink_to(folder)
+    assert "is in the model folder" in refusal(lm_run, f"output_dir={tmp_path}/link/run")
+
+
+def test_an_output_dir_beside_a_model_folder_of_a_like_name_is_accepted(lm_run: Path) -> None:
+    folder = Path(load_recipe(lm_run / "recipe.yaml").teacher.path)
+    assert plan(lm_run, f"output_dir={folder}-run")
+
+
 def test_an_output_dir_that_is_a_file_is_refused(lm_run: Path) -> None:
     file = lm_run / "train.jsonl"
     assert refusal(lm_run, f"output_dir={file}") == f"output_dir: {file} is a file; give a folder"
@@ -576,7 +596,7 @@ def test_mistakes_of_the_json_hide_none_of_the_recipe_beside_it_and_are_told_onc
     for told in (
         f"deepspeed: {path}: gradient_cliping: unknown key; did you mean 'gradient_clipping'?",
         f"deepspeed: {path}: optimizer.type: 'Adm': Adm is not a supported DeepSpeed Optimizer",
-        f"{path}: bf16.enabled: True contradicts the recipe, which says False; write 'auto'",
+        f"{path}: bf16.enabled: True contradicts the recipe, whose precision is fp32; set precision: bf16, or write",
         "distill.global_batch_size: 6 does not divide into microbatches of 2 on 2 ranks",
         "teacher.path: no/model/here: no such model folder",
     ):

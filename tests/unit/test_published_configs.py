@@ -189,4 +189,4 @@ def test_values_of_the_file_that_the_recipe_does_not_say_are_named_one_by_one(tm
         "scheduler.params.warmup_max_lr",
         "scheduler.params.warmup_num_steps",
     ]
-    assert all(message.endswith("; write 'auto'") for message in found)
+    assert all(message.endswith(" write 'auto'") for message in found)

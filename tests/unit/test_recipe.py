@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from ted_ds.config.load import load_recipe
 from ted_ds.config.places import TASK_KINDS
 from ted_ds.config.tasks import CausalLm, Regression
 from ted_ds.config.without_effect import settings_without_effect
+from ted_ds.config.yaml_file import without_duplicates
 from ted_ds.errors import ConfigError
 from ted_ds.evaluation.scoring import SCORERS
 from ted_ds.numerics.task_terms import TASK_TERMS
@@ -242,7 +244,7 @@ def test_an_override_may_hold_equals_signs(path: Path) -> None:
     [
         ("distill.max_steps", "an override has the form a.b=value or a.b[0].c=value"),
         ("=3", "an override has the form a.b=value or a.b[0].c=value"),
-        ("data.train[5].path=x", "list index out of range"),
+        ("data.train[5].path=x", "data.train has 1 entry, numbered from 0"),
         ("data.train.x.path=y", "Index 'x' (str) is not an int"),
         ("name=[1,", "not readable as a YAML value"),
         ("distill..max_steps=1", "an override has the form a.b=value or a.b[0].c=value"),
@@ -282,17 +284,56 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "place"),
+    ("content", "places"),
     [
-        ("name: a\nname: b", "line 2, column 1: name"),
-        ("name: a\ndistill: {seed: 1, max_steps: 2, max_steps: 3}", "line 2, column 34: max_steps"),
-        ("data:\n  train:\n  - path: x\n    path: y", "line 4, column 5: path"),
+        ("name: a\nname: b", ["line 2: name: given twice, first in line 1"]),
+        (
+            "name: a\ndistill: {seed: 1, max_steps: 2, max_steps: 3}",
+            ["line 2: distill.max_steps: given twice, first in line 2"],
+        ),
+        (
+            "data:\n  train:\n  - path: x\n    path: y\ndata: 3",
+            ["line 5: data: given twice, first in line 1", "line 4: data.train[0].path: given twice, first in line 3"],
+        ),
     ],
 )
-def test_a_key_that_is_given_twice_is_refused_at_any_depth(tmp_path: Path, content: str, place: str) -> None:
+def test_a_key_that_is_given_twice_is_refused_at_any_depth_and_hides_nothing(
+    tmp_path: Path, content: str, places: list[str]
+) -> None:
     path = tmp_path / "recipe.yaml"
-    path.write_text(content, encoding="utf-8")
-    assert refusal(path) == f"{path}: not readable as YAML: {place}: given twice; keep one"
+    path.write_text(f"{content}\nsede: 1\n", encoding="utf-8")
+    found = refusal(path).splitlines()
+    for place in places:
+        assert any(f"{path}: {place}; keep one" in line for line in found), found
+    assert any("sede: unknown key" in line for line in found)
+
+
+def test_of_a_key_that_is_given_twice_the_first_counts_and_numbers_stay_what_they_are() -> None:
+    text, repeated = without_duplicates("a: &x {b: 1e-3, c: '2', b: 4}\nd: *x\na: 5\ne: [~, yes, 0o7]\n")
+    assert sorted(repeated) == [
+        "line 1: a.b: given twice, first in line 1; keep one",
+        "line 3: a: given twice, first in line 1; keep one",
+    ]
+    once = OmegaConf.create("a: &x {b: 1e-3, c: '2'}\nd: *x\ne: [~, yes, 0o7]\n")
+    assert OmegaConf.create(text) == once
+    assert OmegaConf.select(once, "a.b") == 0.001
+
+
+def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
+    assert refusal(tmp_path) == f"{tmp_path}: is a folder; give the file"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.train[1].path=x", "data.train has 1 entry, numbered from 0; write the whole list to add one"),
+        ("data.train[7]={path: x}", "data.train has 1 entry, numbered from 0; write the whole list to add one"),
+        ("distill={a: 1, a: 2}", "distill.a: given twice; keep one"),
+        ("data.train=[{path: x, path: y}]", "data.train[0].path: given twice; keep one"),
+    ],
+)
+def test_an_override_that_has_no_place_or_two_values_is_refused(path: Path, override: str, message: str) -> None:
+    assert refusal(path, override) == f"command line: {override!r}: {message}"
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,17 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("mode", ["online", "offline", "disabled"])
-def test_a_mode_that_is_given_counts(mode: str) -> None:
-    assert wandb_mode(mode, {**WITH_KEY, "WANDB_MODE": "offline"}) == mode
+@pytest.mark.parametrize(
+    ("mode", "word"), [("online", "run"), ("online", "shared"), ("offline", "online"), ("disabled", "offline")]
+)
+def test_a_mode_that_is_given_counts(mode: str, word: str) -> None:
+    assert wandb_mode(mode, {**WITH_KEY, "WANDB_MODE": word}) == mode
+
+
+@pytest.mark.parametrize("word", ["offline", "dryrun", "disabled"])
+def test_nothing_is_sent_against_the_environments_word(word: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^tracking.wandb: online, but \$WANDB_MODE is {word}: change one of them$"):
+        wandb_mode("online", {**WITH_KEY, "WANDB_MODE": word})
 
 
 @pytest.mark.parametrize(("word", "mode"), MODE_OF_WORD.items())
@@ -93,7 +101,7 @@ def test_auto_is_online_with_a_login_in_netrc(
 @pytest.mark.parametrize(
     ("wanted", "environment", "said"),
     [
-        ("online", {"WANDB_MODE": "offline"}, "tracking.wandb: online needs an account"),
+        ("online", {"WANDB_MODE": "online"}, "tracking.wandb: online needs an account"),
         ("auto", {"WANDB_MODE": "online"}, r"\$WANDB_MODE: online needs an account"),
         ("auto", {"WANDB_MODE": "run"}, r"\$WANDB_MODE: run needs an account"),
         ("auto", {"WANDB_MODE": "shared"}, r"\$WANDB_MODE: shared needs an account"),
@@ -131,7 +139,7 @@ def test_check_says_so_of_the_project_the_mode_and_the_account(tmp_path: Path) -
     done = ted_ds("check", recipe, "tracking.project=team/ted")
     assert done.returncode == 2
     assert f"{recipe}: tracking.project: 'team/ted': W&B takes no project with / in its name" in done.stderr
-    done = ted_ds("check", recipe, "tracking.wandb=online", WANDB_API_KEY="")
+    done = ted_ds("check", recipe, "tracking.wandb=online", WANDB_API_KEY="", WANDB_MODE="online")
     assert done.returncode == 2
     assert f"{recipe}: tracking.wandb: online needs an account" in done.stderr
     done = ted_ds("check", recipe, WANDB_MODE="Offline")
