@@ -277,7 +277,7 @@ def test_filters_of_another_checkpoint(sound, tmp_path):
     assert not healthy
     assert failed(found) == {"filters of teacher"}
     assert "was completed with other settings" in found["filters of teacher"][1]
-    assert "teacher.sha256 was" in found["filters of teacher"][1]
+    assert "teacher was " in found["filters of teacher"][1]
 
 
 def test_filters_that_were_changed_since(sound, tmp_path):
@@ -314,7 +314,7 @@ def test_missing_and_zero_weights(sound, tmp_path):
 
 
 def test_a_term_that_reaches_no_filter(sound):
-    healthy, found, _ = doctor(sound / "causal_lm", "distill.feature_weight=0")
+    healthy, found, _ = doctor(sound / "causal_lm", "distill.feature_weight=1e-60")
     assert not healthy
     assert "parameters receive none: bank.filters.0" in found["gradients"][1]
 
