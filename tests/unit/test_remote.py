@@ -164,6 +164,7 @@ def test_from_a_record_on_nothing_before_it_is_fetched(server: Server) -> None:
 
 def test_an_extent_that_ends_with_a_line_fetches_nothing_more(server: Server) -> None:
     source = listed(server.put("a.txt", b"three\n" * 100))
+    server.fetched.clear()  # so small a file is looked at whole when it is listed: it may be a pointer of Git LFS
     read(source, extent_bytes=60)
     assert server.fetched == [(max(60 * number - 1, 0), 60 * number + 60) for number in range(10)]
 

@@ -115,6 +115,7 @@ KEY = "0123456789" * 4
 def test_a_service_that_does_not_start_leaves_an_offline_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], key: str, reason: str
 ) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_API_KEY", key)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setattr("ted_ds.tracking.START_TIMEOUT_S", 2.0)
