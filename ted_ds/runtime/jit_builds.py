@@ -7,8 +7,8 @@ Of a process that was killed it stays, and nobody would ever go on. DeepSpeed bu
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
-import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -48,19 +48,21 @@ def _acquire(try_acquire: Callable[[], bool | None], lock: Path, timeout_s: floa
     started = time.monotonic()
     said_at: float | None = None
     unheld_since: float | None = None
+    before: os.stat_result | None = None
     while not try_acquire():
         try:
             seen = lock.stat()
         except FileNotFoundError:
             continue
         now = time.monotonic()
-        holder = _holder(lock)
-        unheld_since = None if holder is not None else unheld_since or now
+        holder = _holder(seen)
+        unheld_since = None if holder is not None or not _is_same(seen, before) else unheld_since or now
+        before = seen
         silent_s = time.time() - max(_change_times(lock.parent), default=seen.st_mtime)
         unheld_s = 0.0 if unheld_since is None else now - unheld_since
         if unheld_s > ALONE_AFTER_S and (silent_s > SILENT_AFTER_S or not _is_shared(lock)):
-            _say(f"{lock}: held by nobody since {_clock(seen.st_mtime)}, left by a run that was killed: removed")
-            _remove(lock, seen.st_ino)
+            if _remove(lock):
+                _say(f"{lock}: held by nobody since {_clock(seen.st_mtime)}, left by a run that was killed: removed")
             unheld_since = None
             continue
         by = f"held by process {holder}" if holder is not None else "held by nobody here"
@@ -75,15 +77,22 @@ def _acquire(try_acquire: Callable[[], bool | None], lock: Path, timeout_s: floa
         time.sleep(LOOK_EVERY_S)
 
 
-def _holder(lock: Path) -> int | None:
-    """A process here that has the lock open, as its owner does until the op is built."""
+def _holder(lock: os.stat_result, own: int | None = None) -> int | None:
+    """A process here that has the lock open, as its owner does until the op is built; ``own`` is only a look at it."""
     for process in psutil.process_iter():
         with contextlib.suppress(OSError):
             for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+                if process.pid == os.getpid() and descriptor.name == str(own):
+                    continue
                 with contextlib.suppress(OSError):
-                    if os.path.samestat(descriptor.stat(), lock.stat()):
+                    if os.path.samestat(descriptor.stat(), lock):
                         return process.pid
     return None
+
+
+def _is_same(seen: os.stat_result, before: os.stat_result | None) -> bool:
+    """Whether it is the lock of the look before, and not a newer one that got its number."""
+    return before is not None and os.path.samestat(seen, before) and seen.st_mtime_ns == before.st_mtime_ns
 
 
 def _is_shared(place: Path) -> bool:
@@ -106,15 +115,23 @@ def _change_times(folder: Path) -> Iterator[float]:
             yield file.stat().st_mtime
 
 
-def _remove(lock: Path, number: int) -> None:
-    """Remove the lock that was looked at; another process may have done so, and made its own."""
-    aside = lock.with_name(f".{lock.name}.{secrets.token_hex(4)}")
-    with contextlib.suppress(FileNotFoundError):
-        lock.rename(aside)
-        if aside.stat().st_ino != number:
-            with contextlib.suppress(OSError):
-                os.link(aside, lock)
-        aside.unlink()
+def _remove(lock: Path) -> bool:
+    """Remove a lock that nobody holds, and tell whether that was done.
+
+    Others may want to do so at the same time, and one of them may have made its own since: only one looks and removes
+    at a time, and what it has open keeps its number.
+    """
+    try:
+        with lock.with_name(f".{lock.name}.removal").open("a") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with lock.open("rb") as looked_at:
+                number = looked_at.fileno()
+                if _holder(os.fstat(number), own=number) is not None:
+                    return False
+                lock.unlink()
+                return True
+    except OSError:  # another's turn; gone already; a file system without such turns: it is waited for, and named
+        return False
 
 
 def _clock(seconds: float) -> str:
