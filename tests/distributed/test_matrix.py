@@ -29,7 +29,7 @@ FULL = full_product()
 def check(case: Case, errors) -> None:
     bounds = TOLERANCE[case.setup.precision]
     assert max(errors.terms.values()) <= bounds["loss"], (case, errors)
-    assert errors.gradient <= bounds["gradient"], (case, errors)
+    assert errors.gradient <= max(bounds["gradient"], 2 * errors.plain), (case, errors)
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +67,14 @@ def test_the_sample_holds_every_pair_of_values():
 
 def test_the_document_shows_this_matrix():
     text = DOCUMENT.read_text(encoding="utf-8")
-    assert f"{bounds_in_words()}." in text
+    assert f"{bounds_in_words()}, or twice" in text
     rows = text.splitlines()
     for factor, values in {**FACTORS, "width": (*SIZES,)}.items():
         for value in values:
             (row,) = (row for row in rows if row.startswith(f"| {factor.replace('_', ' ')} | {value} |"))
-            worst = [float(cell.replace("–", "0")) for cell in row.split("|")[4:8]]
+            *worst, plain = (float(cell.replace("–", "0")) for cell in row.split("|")[4:9])
             bounds = [TOLERANCE[precision][of] for precision in TOLERANCE for of in ("loss", "gradient")]
+            bounds[-1] = max(bounds[-1], 2 * plain)
             assert all(one <= bound for one, bound in zip(worst, bounds, strict=True)), row
 
 
