@@ -29,7 +29,7 @@ from benchmarks.steps import SHAPES, Shape, gpt2, new_model
 from benchmarks.timing import ratio
 from ted_ds.assemble_stages import build_stage_two
 from ted_ds.data.samples import Sample
-from ted_ds.launch import _prepare
+from ted_ds.prepare import prepare
 from ted_ds.runtime.preemption import StopRequests
 from ted_ds.stage_memory import bubble
 
@@ -87,7 +87,7 @@ def work(folder: Path, name: str, orders: Orders) -> None:
     zero, changes = CONTENDERS[name]
     json_path = ROOT / "ds_configs" / "deepspeed" / f"zero{zero}.json"
     arguments = (str(folder / "recipe.yaml"), [f"deepspeed={json_path}", *changes])
-    build, _ = _prepare(*arguments, contracts_hold=True, stops=StopRequests())
+    build, _ = prepare(*arguments, contracts_hold=True, stops=StopRequests())
     plan, length = build.recipe.distill, build.recipe.task.sequence_length
     config = build.engine_config(plan, "distill")
     stage = build_stage_two(

@@ -98,7 +98,7 @@ class Assembly:
 
     def layers(self, side: str) -> tuple[int, ...]:
         """The ``student``'s or the ``teacher``'s side of the layer map."""
-        return tuple(pair[0 if side == "student" else 1] for pair in self.plan.layer_pairs)
+        return self.plan.layers(side)
 
     def facts(self, side: str) -> ModelFacts:
         """What the ``student``'s or the ``teacher``'s files say."""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
-import secrets
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +16,6 @@ from ted_ds.errors import CheckpointError
 from ted_ds.export import export_student
 from ted_ds.fill_cache import cached_teacher, retire_cache
 from ted_ds.layout import MODEL_FOLDER, Layout, filters_subfolder
-from ted_ds.models.cutting import cut
-from ted_ds.models.families import family_of
 from ted_ds.models.filter_files import save_filters
 from ted_ds.numerics.layer_map import layer_names
 from ted_ds.phases import PhaseFolder
@@ -32,41 +27,8 @@ from ted_ds.runtime.preemption import StopNow
 from ted_ds.runtime.sharding import collect_garbage
 from ted_ds.stages.finetune import FinetuneObjective
 from ted_ds.staging import FILTER_PHASES
+from ted_ds.student_cut import cut_student
 from ted_ds.train_phase import PhaseTraining, checkpoints_of
-
-
-def cut_student(build: Assembly, teacher: Path, place: Path) -> None:
-    """Write the student that the recipe cuts out of a teacher. On one rank only."""
-    from_teacher = build.recipe.student.from_teacher
-    assert from_teacher is not None
-    family = family_of(build.teacher_facts.model_type)
-    cut(teacher, place, blocks=from_teacher.blocks, family=family, origins=build.origins)
-
-
-@contextlib.contextmanager
-def cut_for_now(build: Assembly, teacher: Path) -> Iterator[Path]:
-    """The same in a folder that is removed afterwards. Every rank must call it."""
-    output, number = build.recipe.output_dir, build.world.on_main(lambda: secrets.token_hex(4))
-    place = output.with_name(f".{output.name}.{number}")  # next to the output: all nodes see it
-    is_new = not place.parent.exists()
-
-    def write() -> None:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        cut_student(build, teacher, place)
-
-    def remove() -> None:
-        if build.world.is_main:
-            shutil.rmtree(place, ignore_errors=True)
-            with contextlib.suppress(OSError):  # somebody else uses it by now
-                if is_new:
-                    place.parent.rmdir()
-
-    build.stops.before_end.append(remove)
-    try:
-        build.world.on_main(write)
-        yield place
-    finally:
-        remove()
 
 
 class Chain:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ted_ds.assemble import Assembly
 from ted_ds.assemble_stages import StageTwo, build_stage_two
-from ted_ds.chain import cut_for_now
 from ted_ds.data.loader import Batch
 from ted_ds.errors import TedError
 from ted_ds.layout import Layout
@@ -25,6 +24,7 @@ from ted_ds.runtime.engine import TrainableEngine
 from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.runtime.sharding import collect_garbage, whole_parameters
 from ted_ds.stages.distill import DistillObjective
+from ted_ds.student_cut import cut_for_now
 from ted_ds.vet_contracts import vet_contracts
 from ted_ds.vetting.batch_text import first_batch
 from ted_ds.vetting.verdict import Status, Verdict, failures

@@ -6,14 +6,14 @@ import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from ted_ds.assemble import Assembly
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.redaction import without_secrets
-from ted_ds.data.tasks import CausalLmData
+from ted_ds.config.schema import Recipe
+from ted_ds.data.reading.listing import DataListing
 from ted_ds.phases import MANIFEST, PhaseFolder, model_identity
-from ted_ds.plan import PLAN_OF_PHASE
+from ted_ds.plan import PLAN_OF_PHASE, Plan
 from ted_ds.staging import FILTER_PHASES, filter_phases
 
 MODEL_FOLDER = "model"
@@ -30,13 +30,26 @@ def filters_subfolder(phase: str, side: str) -> str:
     return side if len(FILTER_PHASES[phase]) > 1 else "."
 
 
+class Settled(NamedTuple):
+    """What decides the results of a run, beside the models it starts from."""
+
+    recipe: Recipe
+    plan: Plan
+    deepspeed_json: dict[str, Any]
+    listing: DataListing
+    start_tokens: list[str] | None
+    """What ``task.bos`` came to; None where texts have no such beginning at all."""
+    in_8_bits: bool
+    """Whether the teacher's weights are not its files'."""
+
+
 class Layout:
     """The folders of one run, from the models it starts with to the student it exports."""
 
-    def __init__(self, assembly: Assembly, *, teacher: Path, student: Path | None) -> None:
+    def __init__(self, settled: Settled, *, teacher: Path, student: Path | None) -> None:
         """Start from the teacher's folder and the student's (None where it is cut from the teacher)."""
-        self._assembly, self._recipe = assembly, assembly.recipe
-        self._output = assembly.recipe.output_dir
+        self._settled, self._recipe = settled, settled.recipe
+        self._output = settled.recipe.output_dir
         self.teacher_origin, self.student_origin = teacher, student
         self._identities: dict[Path, dict[str, str]] = {}
 
@@ -57,7 +70,7 @@ class Layout:
             "evaluate": lambda: {
                 "models": {name: self.identity(path) for name, path in self.evaluated_paths().items()},
                 **self._in_8_bits(),
-                "data_files": self._assembly.listing.identity(),
+                "data_files": self._settled.listing.identity(),
                 **self._recipe_values("evaluation", "data", "task"),
             },
             "export": lambda: {"student": self._identity_in_run(self.distilled_path())},
@@ -115,8 +128,8 @@ class Layout:
             "plan": None
             if plan is None
             else plan.model_dump(mode="json", exclude={"micro_batch_size", "micro_batch_tokens"}),
-            "deepspeed": {key: self._assembly.deepspeed_json.get(key) for key in ("optimizer", "scheduler")},
-            "data_files": self._assembly.listing.identity(),
+            "deepspeed": {key: self._settled.deepspeed_json.get(key) for key in ("optimizer", "scheduler")},
+            "data_files": self._settled.listing.identity(),
             **self._recipe_values("task", "data", "seed", "precision"),
         }
 
@@ -125,10 +138,8 @@ class Layout:
         values = without_secrets(
             self._recipe.model_dump(mode="json", include={*sections}, exclude={"data": UNDECIDING_DATA_KEYS})
         )
-        data = self._assembly.data
-        if isinstance(data, CausalLmData):  # None, as in phases from before the setting, where nothing is added
-            tokens = self._assembly.tokenizer.convert_ids_to_tokens(list(data.start))
-            values["task"]["bos"] = tokens or None
+        if self._settled.start_tokens is not None:  # None, as in phases from before the setting, where nothing is added
+            values["task"]["bos"] = self._settled.start_tokens or None
         return values
 
     def _filter_inputs(self, phase: str) -> dict[str, Any]:
@@ -138,10 +149,10 @@ class Layout:
         sides = FILTER_PHASES[phase]
         paths = {"teacher": self.teacher_path, "student": self.student_path}
         models = {side: paths[side]() for side in sides}
-        layers = {side: list(self._assembly.layers(side)) for side in sides}
+        layers = {side: list(self._settled.plan.layers(side)) for side in sides}
         return {
             **self._training_inputs(self._recipe.phase_plans()[PLAN_OF_PHASE[phase]], **models),
-            "filters": {**shape, "layers": layers, "dim": self._assembly.plan.filter_dim},
+            "filters": {**shape, "layers": layers, "dim": self._settled.plan.filter_dim},
             **(self._in_8_bits() if "teacher" in sides else {}),
         }
 
@@ -151,7 +162,7 @@ class Layout:
         inputs |= self._in_8_bits() | self._frozen_part()
         if self._recipe.teacher.cache is not None:
             inputs["teacher_cache"] = self._recipe.teacher.cache.precision
-        inputs["layer_pairs"] = [list(pair) for pair in self._assembly.plan.layer_pairs]
+        inputs["layer_pairs"] = [list(pair) for pair in self._settled.plan.layer_pairs]
         if self._recipe.distill.method == "ted":
             for side in ("teacher", "student"):
                 inputs[f"filters_{side}"] = self._filter_files(side)
@@ -166,7 +177,7 @@ class Layout:
 
     def _in_8_bits(self) -> dict[str, str]:
         """What to know of a teacher whose weights are not its files'; no other host makes a difference."""
-        return {"teacher_weights": "int8"} if self._assembly.hosting.host == "int8" else {}
+        return {"teacher_weights": "int8"} if self._settled.in_8_bits else {}
 
     def _frozen_part(self) -> dict[str, bool]:
         return {"freeze_embeddings": True} if self._recipe.student.freeze_embeddings else {}

@@ -64,6 +64,10 @@ class Plan:
     remarks: tuple[str, ...] = ()
     """What is worth saying of settings that are right."""
 
+    def layers(self, side: str) -> tuple[int, ...]:
+        """The ``student``'s or the ``teacher``'s side of the layer map."""
+        return tuple(pair[0 if side == "student" else 1] for pair in self.layer_pairs)
+
 
 def local_model(path: str) -> Path | None:
     """The folder a model path names; None for a hub name.

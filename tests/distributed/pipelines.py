@@ -11,8 +11,8 @@ from deepspeed.utils import safe_get_full_grad
 from torch.nn import functional as F
 
 from ted_ds.assemble_stages import build_stage_one, build_stage_two
-from ted_ds.launch import _prepare
 from ted_ds.plan import PLAN_OF_PHASE
+from ted_ds.prepare import prepare as prepare_run
 from ted_ds.runtime.checkpoints.engine_state import STAND_IN
 from ted_ds.runtime.checkpoints.resharding import own_name
 from ted_ds.runtime.outputs import engine_outputs
@@ -107,7 +107,7 @@ def open_case(folder: Path, case: Case, layout: Layout) -> Any:
         *case.changes,
     ]
     recipe = folder / case.family / f"{case.layer_map}{'-both' if in_one_pass else ''}.yaml"
-    build, _ = _prepare(str(recipe), overrides, contracts_hold=True, stops=StopRequests())
+    build, _ = prepare_run(str(recipe), overrides, contracts_hold=True, stops=StopRequests())
     return build
 
 
