@@ -28,12 +28,12 @@ from ted_ds.data.loader import Batch
 from ted_ds.models.families import family_of
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.task_terms import TASK_TERMS
+from ted_ds.objectives.finetune import FinetuneObjective
 from ted_ds.runtime.checkpoints.folders import Retention
 from ted_ds.runtime.checkpoints.saving import Checkpoints
 from ted_ds.runtime.determinism import random_state
 from ted_ds.runtime.engine import TrainableEngine
 from ted_ds.runtime.world import World
-from ted_ds.stages.finetune import FinetuneObjective
 
 STALL_GOAL = 0.2
 

@@ -27,11 +27,11 @@ from benchmarks.ranks import Orders, Ranks
 from benchmarks.report import ROOT, Claim, at_most, installed, option_parser, publish, table
 from benchmarks.steps import SHAPES, Shape, gpt2, new_model
 from benchmarks.timing import ratio
-from ted_ds.assemble_stages import build_stage_two
+from ted_ds.assembly.stages import build_stage_two
 from ted_ds.data.samples import Sample
-from ted_ds.prepare import prepare
+from ted_ds.planning.stage_memory import bubble
 from ted_ds.runtime.preemption import StopRequests
-from ted_ds.stage_memory import bubble
+from ted_ds.verbs.prepare import prepare
 
 ROUNDS = 3
 TOKENS = 256
@@ -179,7 +179,7 @@ def _in_turns(groups: dict[str, Ranks], rounds: int) -> Answers:
 def _planned(recipe: Path) -> list[float]:
     """What each stage was to cost, in parts of the mean."""
     from ted_ds.config.load import load_recipe
-    from ted_ds.plan import make_plan
+    from ted_ds.planning.plan import make_plan
 
     path = ROOT / "ds_configs" / "deepspeed" / "zero1.json"
     loaded = load_recipe(recipe, [f"deepspeed={path}", "pipeline.stages=2"])

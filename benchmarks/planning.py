@@ -3,8 +3,8 @@
     python -m benchmarks.planning [--quick] [--json FILE]
 
 The model is a config and a file of weights that is all hole: what is read of it are the shapes. Memory on a rank, bytes
-it sends in a step of Stage II, and the share of the step that is work, by the arithmetic of ted_ds.phase_memory and
-ted_ds.communication. Assumed: 400 Gbit/s from each GPU to other hosts, 3,600 Gbit/s to those of its own host, 400
+it sends in a step of Stage II, and the share of the step that is work, by the arithmetic of
+ted_ds.planning.phase_memory and ted_ds.planning.traffic. Assumed: 400 Gbit/s from each GPU to other hosts, 3,600 Gbit/s to those of its own host, 400
 TFLOP/s of work (40 % of an H100's data sheet), 80 GB. Any machine gives the same numbers.
 """
 
@@ -18,12 +18,12 @@ from pathlib import Path
 import yaml
 
 from benchmarks.report import ROOT, at_most, installed, option_parser, publish, table
-from ted_ds.communication import Link, phase_traffic
 from ted_ds.config.deepspeed import read_deepspeed_json
 from ted_ds.config.load import load_recipe
-from ted_ds.memory import frozen_bytes
-from ted_ds.phase_memory import phase_memories
-from ted_ds.plan import make_plan
+from ted_ds.planning.memory import frozen_bytes
+from ted_ds.planning.phase_memory import phase_memories
+from ted_ds.planning.plan import make_plan
+from ted_ds.planning.traffic import Link, phase_traffic
 
 HIDDEN, INNER, BLOCKS, VOCABULARY, HEADS = 4096, 11008, 32, 32000, 32
 KEPT_BLOCKS = [0, 2, 4, 7, 9, 11, 14, 16, 19, 21, 24, 26, 29, 31]

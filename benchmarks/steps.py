@@ -28,9 +28,9 @@ from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank, IdentityFilters
 from ted_ds.numerics.layer_map import make_layer_map
 from ted_ds.numerics.task_terms import TASK_TERMS
+from ted_ds.objectives.distill import DistillObjective
+from ted_ds.objectives.finetune import FinetuneObjective
 from ted_ds.runtime.frozen import FrozenModel
-from ted_ds.stages.distill import DistillObjective
-from ted_ds.stages.finetune import FinetuneObjective
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 METHODS = ("sft", "kd", "lwd", "ted")

@@ -3,8 +3,8 @@
     python -m benchmarks.zero_memory [--quick] [--json FILE]
 
 Real engines on 1, 2 and 4 ranks take a step of TED, and accumulate the next one's gradients; then every tensor that is
-alive is counted, by the memory it has. The plan's arithmetic (:mod:`ted_ds.memory`) is to be within 5 % of it. All in
-bytes of the rank that holds most, so any machine gives the same numbers.
+alive is counted, by the memory it has. The plan's arithmetic (:mod:`ted_ds.planning.memory`) is to be within 5 % of it.
+All in bytes of the rank that holds most, so any machine gives the same numbers.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from benchmarks.report import at_most, installed, option_parser, publish, table
 from benchmarks.steps import DTYPES, ByTedDs, Shape, gpt2, new_model
 from ted_ds.config.deepspeed import complete
 from ted_ds.config.phase_plan import PhasePlan
-from ted_ds.memory import Trained, frozen_bytes, trained_bytes
 from ted_ds.models.files import read_model_facts
 from ted_ds.models.loading import load_model
+from ted_ds.planning.memory import Trained, frozen_bytes, trained_bytes
 from ted_ds.runtime.engine import TrainableEngine
 from ted_ds.runtime.frozen import frozen_engine_config
 from ted_ds.runtime.sharding import collect_garbage, sharded_loading

@@ -3,7 +3,7 @@
 #   bash launchers/quickstart.sh                  SmolLM2-135M into 10 of its 30 blocks, continual pre-training
 #   bash launchers/quickstart.sh classification   MiniLM into 2 of its 6 blocks, Rotten Tomatoes
 # More words are passed on as overrides of the recipe: bash launchers/quickstart.sh lm distill.max_steps=20
-# Where the ranks do not divide the recipe's batches, or those given here, these are rounded up (ted_ds/quickstart.py).
+# Where the ranks do not divide the recipe's batches, or those given here, these are rounded up (ted_ds/verbs/quickstart.py).
 # The environment's variables are explained in launchers/environment.sh.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -22,8 +22,8 @@ make_environment demo
 ranks=2
 if is_cpu_machine; then use_cpu; else ranks=$(python -c 'import torch; print(torch.cuda.device_count())'); fi
 echo "assets: demo_assets"
-python -m ted_ds.demo_assets demo_assets
-fitting=$(python -m ted_ds.quickstart "$recipe" "$ranks" "$@")
+python -m ted_ds.verbs.demo_assets demo_assets
+fitting=$(python -m ted_ds.verbs.quickstart "$recipe" "$ranks" "$@")
 read -ra changes <<< "$fitting"
 if [ ${#changes[@]} -gt 0 ]; then echo "batches that $ranks ranks can share: ${changes[*]}"; fi
 echo "ready after ${SECONDS} s"

@@ -137,18 +137,18 @@ def _dispatch(options: argparse.Namespace) -> int:
         if options.verb == "supervise":
             return _supervise(options)
         if options.verb == "check":
-            from ted_ds.check import check
-            from ted_ds.communication import Link
+            from ted_ds.planning.traffic import Link
+            from ted_ds.verbs.check import check
 
             link = None if options.link_gbit is None else Link(options.link_gbit, options.tflops)
             check(options.recipe, options.overrides, num_ranks=options.ranks, link=link)
         elif options.verb == "tokenizer":
-            from ted_ds.tokenizer_job import train_from_recipe  # neither torch nor deepspeed is needed
+            from ted_ds.verbs.tokenizer import train_from_recipe  # neither torch nor deepspeed is needed
 
             train_from_recipe(options.recipe, options.overrides)
         else:
-            from ted_ds.examine import examine  # torch and deepspeed only where they are needed
-            from ted_ds.launch import run_phases
+            from ted_ds.verbs.doctor import examine  # torch and deepspeed only where they are needed
+            from ted_ds.verbs.run import run_phases
 
             if options.verb == "doctor":
                 return 0 if examine(options.recipe, options.overrides) else 1

@@ -23,7 +23,7 @@ START = "TED_DS_TESTS_START"
 CONTEXT = multiprocessing.get_context(os.environ.get(START, "forkserver"))
 CONTEXT.set_forkserver_preload(
     [
-        "ted_ds.launch",
+        "ted_ds.verbs.run",
         "wandb",
         "sklearn.metrics",
         "deepspeed.runtime.zero.muon.muon_optimizer",  # with a large part of torch, at the start of each engine

@@ -52,13 +52,13 @@ def _at_save(arrive: Callable[[], None]) -> None:
 
 
 def _at_evaluation(arrive: Callable[[], None]) -> None:
-    from ted_ds.assemble import Assembly
+    from ted_ds.assembly.assembly import Assembly
 
     _before(Assembly, "stop_if_asked", arrive)
 
 
 def _at_result(arrive: Callable[[], None]) -> None:
-    from ted_ds.phases import PhaseFolder
+    from ted_ds.output.phase_folder import PhaseFolder
 
     _before(PhaseFolder, "write", arrive)
 

@@ -72,7 +72,7 @@ MUTATIONS = {
         "padding and ignored labels are summed",
     ),
     "feature_mask": Mutation(
-        "stages/distill.py",
+        "objectives/distill.py",
         "kept_rows(batch.kept_tokens)",
         "kept_rows(batch.attention_mask.bool())",
         "the token an empty row attends to is matched",

@@ -1,7 +1,7 @@
 """The recipe's schema: every key a user may write, its type, default, unit and rule.
 
 Models are frozen and refuse unknown keys. Rules that need a file, a model or the number of ranks live in
-:mod:`ted_ds.plan`; rules that follow from the recipe alone live here.
+:mod:`ted_ds.planning.plan`; rules that follow from the recipe alone live here.
 """
 
 from __future__ import annotations

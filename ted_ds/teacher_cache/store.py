@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ted_ds.errors import CheckpointError
-from ted_ds.phases import sync
+from ted_ds.output.phase_folder import sync
 
 MANIFEST = "cache.json"
 ALIGNMENT = 8

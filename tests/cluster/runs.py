@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ted_ds.launching.records import LOG_DIR, RankRecord, log_file, read_records
-from ted_ds.phases import file_sha256
+from ted_ds.output.phase_folder import file_sha256
 from tests.cluster.simulation import Cluster
 
 TIMEOUT_S = 280.0

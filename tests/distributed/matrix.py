@@ -30,9 +30,9 @@ from ted_ds.models.loading import DTYPES
 from ted_ds.models.student import FilteredModel
 from ted_ds.numerics.filters import FilterBank
 from ted_ds.numerics.task_terms import TASK_TERMS
+from ted_ds.objectives.distill import DistillObjective
+from ted_ds.objectives.learn_filters import FilterObjective
 from ted_ds.runtime.frozen import FrozenModel, frozen_engine_config
-from ted_ds.stages.distill import DistillObjective
-from ted_ds.stages.learn_filters import FilterObjective
 from tests.dist import run_ranks
 from tests.distributed.steps import training_steps
 from tests.distributed.training import (

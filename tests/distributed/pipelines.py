@@ -10,15 +10,15 @@ import torch
 from deepspeed.utils import safe_get_full_grad
 from torch.nn import functional as F
 
-from ted_ds.assemble_stages import build_stage_one, build_stage_two
-from ted_ds.plan import PLAN_OF_PHASE
-from ted_ds.prepare import prepare as prepare_run
+from ted_ds.assembly.stages import build_stage_one, build_stage_two
+from ted_ds.objectives.finetune import FinetuneObjective
+from ted_ds.planning.plan import PLAN_OF_PHASE
 from ted_ds.runtime.checkpoints.engine_state import STAND_IN
 from ted_ds.runtime.checkpoints.resharding import own_name
 from ted_ds.runtime.outputs import engine_outputs
 from ted_ds.runtime.preemption import StopRequests
 from ted_ds.runtime.step_runner import StepRunner
-from ted_ds.stages.finetune import FinetuneObjective
+from ted_ds.verbs.prepare import prepare as prepare_run
 from tests.plain import probe_logits
 from tests.tiny import LABELS, ROOT, recipe_dict, write_corpus, write_labelled, write_model, write_recipe
 

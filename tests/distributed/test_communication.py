@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.comm import comm
 
-from ted_ds.communication import sent_by_engine
+from ted_ds.planning.traffic import sent_by_engine
 from tests.dist import run_ranks
 
 NUM_MICRO, WIDTH, NUM_LAYERS = 3, 400, 3

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from ted_ds.examine import examine
-from ted_ds.launch import run_phases
 from ted_ds.models import taps
+from ted_ds.verbs.doctor import examine
+from ted_ds.verbs.run import run_phases
 from tests.dist import run_ranks
 from tests.tiny import (
     LABELS,

@@ -8,7 +8,7 @@ import torch
 from ted_ds.data.loader import Collator
 from ted_ds.errors import DataError, NumericsError
 from ted_ds.numerics.task_terms import TASK_TERMS
-from ted_ds.stages.finetune import FinetuneObjective
+from ted_ds.objectives.finetune import FinetuneObjective
 from tests.dist import run_ranks
 from tests.distributed.test_nonfinite import one_sample
 from tests.distributed.training import Recorder, config, load_tapped, start_engine, train_on

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, get_scheduler
 
 from ted_ds.numerics.task_terms import TASK_TERMS
+from ted_ds.objectives.finetune import FinetuneObjective
 from ted_ds.runtime.frozen import FrozenModel, frozen_engine_config, offload_to
 from ted_ds.runtime.sharding import collect_garbage, full_state_dict
-from ted_ds.stages.finetune import FinetuneObjective
 from tests.dist import run_ranks
 from tests.distributed.test_zero_parity import whole_batch
 from tests.distributed.training import NUM_STEPS, batches, config, load_tapped, samples, start_engine

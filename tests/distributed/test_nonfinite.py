@@ -11,10 +11,10 @@ from ted_ds.errors import DataError, NumericsError
 from ted_ds.models.student import FilteredModel
 from ted_ds.numerics.layer_map import layer_names
 from ted_ds.numerics.task_terms import TASK_TERMS
+from ted_ds.objectives.distill import DistillObjective
 from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.runtime.nonfinite import Sighting, explain
 from ted_ds.runtime.sharding import full_state_dict
-from ted_ds.stages.distill import DistillObjective
 from tests.dist import run_ranks
 from tests.distributed.steps import training_steps
 from tests.distributed.training import (

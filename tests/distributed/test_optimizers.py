@@ -15,10 +15,10 @@ import torch
 from ted_ds.config.deepspeed import complete
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.numerics.task_terms import TASK_TERMS
+from ted_ds.objectives.finetune import FinetuneObjective
 from ted_ds.runtime.sharding import full_state_dict
 from ted_ds.runtime.step_runner import group_of
 from ted_ds.runtime.world import World
-from ted_ds.stages.finetune import FinetuneObjective
 from tests.dist import run_ranks
 from tests.distributed.test_zero_parity import plain_loss, write_models
 from tests.distributed.training import (

@@ -10,10 +10,10 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_st
 
 from ted_ds.errors import CheckpointError
 from ted_ds.numerics.task_terms import TASK_TERMS
+from ted_ds.objectives.finetune import FinetuneObjective
 from ted_ds.runtime.checkpoints.folders import Retention
 from ted_ds.runtime.checkpoints.saving import Checkpoints
 from ted_ds.runtime.sharding import whole_parameters
-from ted_ds.stages.finetune import FinetuneObjective
 from tests.dist import run_ranks
 from tests.distributed.training import batches, config, load_tapped, start_engine
 from tests.tiny import write_model

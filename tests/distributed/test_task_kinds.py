@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from ted_ds.launch import run_phases
 from ted_ds.numerics.task_terms import TASK_TERMS
+from ted_ds.verbs.run import run_phases
 from tests.dist import run_ranks
 from tests.tiny import ROOT, VOCAB_SIZE, write_model, write_run
 

@@ -22,9 +22,9 @@ from ted_ds.data.samples import Sample
 from ted_ds.models.loading import DTYPES
 from ted_ds.models.student import FilteredModel
 from ted_ds.numerics.task_terms import TASK_TERMS
+from ted_ds.objectives.distill import DistillObjective
 from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.runtime.sharding import full_state_dict
-from ted_ds.stages.distill import DistillObjective
 from tests.dist import run_ranks
 from tests.distributed.matrix import TOLERANCE
 from tests.distributed.test_zero_parity import plain_loss, write_models

@@ -20,14 +20,14 @@ from ted_ds.models.student import FilteredModel
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank
 from ted_ds.numerics.task_terms import TASK_TERMS
+from ted_ds.objectives.distill import DistillObjective
+from ted_ds.objectives.finetune import FinetuneObjective
+from ted_ds.objectives.learn_filters import FilterObjective
+from ted_ds.phases.loop import Progress, train
 from ted_ds.runtime.engine import TrainableEngine
 from ted_ds.runtime.frozen import FrozenModel, frozen_engine_config
 from ted_ds.runtime.sharding import full_state_dict, sharded_loading
 from ted_ds.runtime.world import World
-from ted_ds.stages.distill import DistillObjective
-from ted_ds.stages.finetune import FinetuneObjective
-from ted_ds.stages.learn_filters import FilterObjective
-from ted_ds.stages.loop import Progress, train
 from tests.distributed.steps import training_steps
 from tests.tiny import LABELS, ROOT, VOCAB_SIZE
 

@@ -16,8 +16,8 @@ from ted_ds.data.cleaning import is_heldout
 from ted_ds.data.reading.listing import list_data
 from ted_ds.data.tasks import CausalLmData
 from ted_ds.data.tokenizers import DocumentEncoder
-from ted_ds.demo_assets import prepare
 from ted_ds.models.files import read_model_facts
+from ted_ds.verbs.demo_assets import prepare
 from tests.streams import open_stream
 
 

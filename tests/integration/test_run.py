@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from ted_ds.phases import model_identity
+from ted_ds.output.phase_folder import model_identity
 from tests.integration.launching import alone, by_mpirun, by_srun, deepspeed, environment, forked, ranks
 from tests.optional import MISSING, OPTIONAL
 from tests.tiny import ROOT, write_model, write_run

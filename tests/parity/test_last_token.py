@@ -11,11 +11,11 @@ from transformers import AutoModelForSequenceClassification
 
 from ted_ds.data.loader import Batch, Collator
 from ted_ds.data.samples import Sample
-from ted_ds.mistakes import CAUSAL_LM_TYPES
 from ted_ds.models.families import family_of
 from ted_ds.models.heads import classification_probes
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank, pool
+from ted_ds.planning.mistakes import CAUSAL_LM_TYPES
 from tests.plain import probe_logits
 from tests.tiny import model_config
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from ted_ds.assemble import _collator
-from ted_ds.assemble_models import _head_config
+from ted_ds.assembly.assembly import _collator
+from ted_ds.assembly.models import _head_config
 from ted_ds.config.schema import Recipe
 from ted_ds.config.tasks import CausalLm
 from ted_ds.data.loader import Batch, Collator
@@ -23,9 +23,9 @@ from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank
 from ted_ds.numerics.losses import cross_entropy_sum
 from ted_ds.numerics.task_terms import TASK_TERMS
+from ted_ds.objectives.distill import DistillObjective
+from ted_ds.objectives.finetune import FinetuneObjective
 from ted_ds.runtime.frozen import FrozenModel
-from ted_ds.stages.distill import DistillObjective
-from ted_ds.stages.finetune import FinetuneObjective
 from tests.plain import logits_of, run_frozen
 from tests.tiny import VOCAB_SIZE, model_config, recipe_dict, task_dict, write_tokenizer
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ted_ds.agreement import differences_between, view_of_model
 from ted_ds.models.companions import TOKENIZER_FILES
+from ted_ds.verbs.agreement import differences_between, view_of_model
 
 
 def test_equal_hosts_agree():

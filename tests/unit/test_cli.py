@@ -11,7 +11,7 @@ import pytest
 
 from ted_ds import __version__
 from ted_ds.cli import HELP_OF_VERB, PHASES_OF_VERB, main, parse
-from ted_ds.plan import PHASES
+from ted_ds.planning.plan import PHASES
 from tests.tiny import ROOT
 
 

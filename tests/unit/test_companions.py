@@ -12,7 +12,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ted_ds.config.schema import Recipe, TokenizerTraining
 from ted_ds.data.tokenizer_training import train_tokenizer
-from ted_ds.export import export_student
 from ted_ds.models.companions import (
     TOKENIZER_FILES,
     Origins,
@@ -25,6 +24,7 @@ from ted_ds.models.companions import (
 from ted_ds.models.file_kinds import LICENCE_STEMS, LICENCE_WORDS, OTHER_PATTERNS
 from ted_ds.models.loading import FETCHED, load_tokenizer
 from ted_ds.models.local_paths import local_values, without_local_paths
+from ted_ds.output.export import export_student
 from tests.tiny import recipe_dict, texts, write_model
 
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ted_ds.config.schema import Recipe
-from ted_ds.contracts import Side, broken_contracts, doubts
 from ted_ds.errors import CheckpointError
 from ted_ds.models.files import read_model_facts
 from ted_ds.models.loading import load_model
-from ted_ds.tokenizer_contracts import doubtful_ids, refuse_padding_outside
+from ted_ds.planning.contracts import Side, broken_contracts, doubts
+from ted_ds.planning.tokenizer_contracts import doubtful_ids, refuse_padding_outside
 from tests.tiny import LABELS, MAX_POSITIONS, recipe_dict, task_dict, write_model
 
 Weights = dict[str, Tensor]

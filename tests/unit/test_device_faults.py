@@ -13,9 +13,9 @@ import torch.distributed as dist
 from ted_ds.errors import ConfigError, DeviceFaultError, RankLostError, TedError
 from ted_ds.launching import own_log
 from ted_ds.launching.records import LOG_DIR, read_records
-from ted_ds.preflight import vet_quantised
 from ted_ds.runtime.device_faults import as_device_fault, is_device_fault
 from ted_ds.runtime.initialize import check_config, refusals
+from ted_ds.vetting.preflight import vet_quantised
 from tests.dist import run_ranks
 
 AT = "\nCUDA kernel errors might be asynchronously reported at some other API call"

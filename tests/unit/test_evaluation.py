@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ted_ds.data.loader import Batch, Collator, evaluation_batches
 from ted_ds.data.samples import Sample
-from ted_ds.evaluation.scoring import SCORERS, evaluate
 from ted_ds.numerics.losses import cross_entropy_sum
+from ted_ds.tasks.scoring import SCORERS, evaluate
 
 NUM_OUTPUTS = 3
 COUNT = 23

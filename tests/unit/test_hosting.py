@@ -10,16 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ted_ds.assembly.host_teacher import host_teacher
 from ted_ds.config.load import load_recipe
 from ted_ds.errors import CheckpointError, ConfigError
-from ted_ds.host_teacher import host_teacher
-from ted_ds.hosting import Hosting, choose_host, describe_memory
-from ted_ds.memory import Trained, activation_bytes, bucket_bytes, frozen_bytes, gib, on_device, trained_bytes
 from ted_ds.models.files import Parameters, read_model_facts
 from ted_ds.models.loading import load_model, num_parameters
-from ted_ds.phase_memory import phase_memories
-from ted_ds.plan import make_plan
-from ted_ds.run_folder import Run
+from ted_ds.output.run_folder import Run
+from ted_ds.planning.hosting import Hosting, choose_host, describe_memory
+from ted_ds.planning.memory import Trained, activation_bytes, bucket_bytes, frozen_bytes, gib, on_device, trained_bytes
+from ted_ds.planning.phase_memory import phase_memories
+from ted_ds.planning.plan import make_plan
 from tests.tiny import LABELS, write_model, write_run
 
 ADAM = {"optimizer": {"type": "AdamW"}}

@@ -15,12 +15,12 @@ import pytest
 
 from ted_ds.errors import ConfigError
 from ted_ds.launching.processes import Process
-from ted_ds.output_lock import LOCK_FILE, STALE_AFTER_S, TAKEOVER_FILE, OutputLock, holding, wait_for
+from ted_ds.output.output_lock import LOCK_FILE, STALE_AFTER_S, TAKEOVER_FILE, OutputLock, holding, wait_for
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from ted_ds.output_lock import OutputLock
+from ted_ds.output.output_lock import OutputLock
 lock = OutputLock(Path(sys.argv[1]), on_loss=print)
 print(lock.try_take(), flush=True)
 time.sleep(60)
@@ -28,7 +28,7 @@ time.sleep(60)
 WORK = """
 import sys, time
 from pathlib import Path
-from ted_ds import output_lock
+from ted_ds.output import output_lock
 output_lock.SIGN_EVERY_S = 0.1
 with output_lock.holding(Path(sys.argv[1]), say=print):
     print("at work", flush=True)
@@ -119,7 +119,7 @@ def test_what_is_given_back_is_free_and_what_was_made_for_it_is_gone(tmp_path):
 def test_an_owner_on_another_machine_is_waited_for_until_it_is_stale(tmp_path, monkeypatch):
     of_another_machine(tmp_path, seconds_ago=STALE_AFTER_S - 2)
     said: list[str] = []
-    monkeypatch.setattr("ted_ds.output_lock.LOOK_EVERY_S", 0.2)
+    monkeypatch.setattr("ted_ds.output.output_lock.LOOK_EVERY_S", 0.2)
     lock, started = lock_of(tmp_path), time.monotonic()
     wait_for(lock.try_take, tmp_path, say=said.append)
     assert 1 < time.monotonic() - started < 10
@@ -199,7 +199,7 @@ def test_a_damaged_lock_counts_until_it_is_stale(tmp_path, content):
 
 @pytest.mark.parametrize("content", [b"", b'{"token": "a", "since": 1, "process": {"pid": 7}}'])
 def test_a_lock_that_cannot_be_read_and_is_still_touched_is_in_use(tmp_path, content, monkeypatch):
-    monkeypatch.setattr("ted_ds.output_lock.LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr("ted_ds.output.output_lock.LOOK_EVERY_S", 0.1)
     (tmp_path / LOCK_FILE).write_bytes(content)
     is_over = threading.Event()
 
@@ -221,7 +221,7 @@ def test_a_lock_that_cannot_be_read_and_is_still_touched_is_in_use(tmp_path, con
 
 
 def test_signs_of_life_and_what_becomes_of_a_former_owner(tmp_path, monkeypatch):
-    monkeypatch.setattr("ted_ds.output_lock.SIGN_EVERY_S", 0.1)
+    monkeypatch.setattr("ted_ds.output.output_lock.SIGN_EVERY_S", 0.1)
     lost: list[str] = []
     lock = lock_of(tmp_path, lost.append)
     assert lock.try_take() is None
@@ -250,8 +250,8 @@ def test_signs_of_life_and_what_becomes_of_a_former_owner(tmp_path, monkeypatch)
 
 
 def test_an_owner_that_cannot_give_signs_says_so_once_in_time(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr("ted_ds.output_lock.SIGN_EVERY_S", 0.05)
-    monkeypatch.setattr("ted_ds.output_lock.STALE_AFTER_S", 1.0)
+    monkeypatch.setattr("ted_ds.output.output_lock.SIGN_EVERY_S", 0.05)
+    monkeypatch.setattr("ted_ds.output.output_lock.STALE_AFTER_S", 1.0)
     folder, hidden = tmp_path / "run", tmp_path / "hidden"
     lock = lock_of(folder)
     assert lock.try_take() is None

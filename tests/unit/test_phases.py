@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ted_ds.errors import CheckpointError
-from ted_ds.phases import MANIFEST, PhaseFolder, model_identity
+from ted_ds.output.phase_folder import MANIFEST, PhaseFolder, model_identity
 
 INPUTS = {"plan": {"max_steps": 10, "betas": (0.9, 0.999)}, "seed": 0, "layers": [1, 2]}
 

@@ -16,7 +16,7 @@ from ted_ds.config.deepspeed import complete, read_deepspeed_json
 from ted_ds.config.load import load_recipe
 from ted_ds.errors import ConfigError
 from ted_ds.models.folder import CAUSAL_LM_TYPES
-from ted_ds.plan import Plan, describe, make_plan, plan_recipe
+from ted_ds.planning.plan import Plan, describe, make_plan, plan_recipe
 from tests.tiny import LABELS, ROOT, WORDS, write_model, write_tokenizer
 
 SHIPPED = sorted((ROOT / "ds_configs" / "recipes").glob("*.yaml"))
@@ -510,7 +510,7 @@ def test_several_mistakes_of_one_model_are_reported_at_once(lm_run: Path, classi
 
 
 def test_planning_imports_no_torch() -> None:
-    code = "import ted_ds.plan, ted_ds.cli, ted_ds.config.load, sys; assert 'torch' not in sys.modules"
+    code = "import ted_ds.planning.plan, ted_ds.cli, ted_ds.config.load, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 

@@ -16,13 +16,13 @@ from ted_ds.cli import main
 from ted_ds.config.load import load_recipe
 from ted_ds.config.schema import Recipe
 from ted_ds.errors import CheckpointError, ConfigError
-from ted_ds.hosting import describe_memory
-from ted_ds.memory import frozen_bytes
 from ted_ds.models import packed
 from ted_ds.models.files import read_model_facts
 from ted_ds.models.packed import Stored, read_quantisation, unpack
-from ted_ds.plan import describe, make_plan
-from ted_ds.quantised_teacher import quantised_mistakes
+from ted_ds.planning.hosting import describe_memory
+from ted_ds.planning.memory import frozen_bytes
+from ted_ds.planning.plan import describe, make_plan
+from ted_ds.planning.quantised_teacher import quantised_mistakes
 from ted_ds.vetting.weights import count_weights
 from tests.quantised import rewrite, to_fp8, to_gptq, to_nf4
 from tests.tiny import recipe_dict, write_corpus, write_model, write_recipe

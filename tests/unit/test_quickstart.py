@@ -10,7 +10,7 @@ import pytest
 from ted_ds.cli import main
 from ted_ds.config.load import load_recipe
 from ted_ds.errors import ConfigError
-from ted_ds.quickstart import fitting_batches
+from ted_ds.verbs.quickstart import fitting_batches
 from tests.tiny import ROOT
 
 RECIPES = {
@@ -96,7 +96,7 @@ def test_a_wrong_recipe_is_refused():
     ],
 )
 def test_what_the_script_reads(words, code, said):
-    command = [sys.executable, "-m", "ted_ds.quickstart", *words]
+    command = [sys.executable, "-m", "ted_ds.verbs.quickstart", *words]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert (done.returncode, done.stdout) == (code, said), done.stderr
     assert (code == 0) == (done.stderr == "")

@@ -9,7 +9,7 @@ import pytest
 
 from ted_ds.config.redaction import without_secrets
 from ted_ds.errors import CheckpointError
-from ted_ds.run_folder import Run, begin_run, mark_stopped, new_run, read_run
+from ted_ds.output.run_folder import Run, begin_run, mark_stopped, new_run, read_run
 
 
 def test_a_run_keeps_its_id_and_its_teachers_host(tmp_path):

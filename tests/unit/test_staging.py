@@ -10,12 +10,12 @@ import pytest
 from ted_ds.config.deepspeed import read_deepspeed_json
 from ted_ds.config.load import load_recipe
 from ted_ds.errors import ConfigError
-from ted_ds.hosting import describe_memory
 from ted_ds.models.files import Parameters, read_model_facts
 from ted_ds.models.share import Share
-from ted_ds.plan import make_plan
-from ted_ds.stage_memory import bubble, sent_bytes, stage_needs
-from ted_ds.staging import plan_stages
+from ted_ds.planning.hosting import describe_memory
+from ted_ds.planning.pipeline_cut import plan_stages
+from ted_ds.planning.plan import make_plan
+from ted_ds.planning.stage_memory import bubble, sent_bytes, stage_needs
 from tests.tiny import ROOT, write_run
 
 # blocks, width, vocabulary, parameters in a block's matrices

@@ -22,7 +22,7 @@ from ted_ds.models.files import read_model_facts
 from ted_ds.models.loading import load_tokenizer
 from ted_ds.models.tokenizer_files import CLASS_OF_TYPE, CLASS_ROLES, tokenizer_of_files
 from ted_ds.models.tokenizer_traits import TokenizerTraits
-from ted_ds.tokenizer_contracts import refuse_ids_outside, refuse_useless_tokenizer
+from ted_ds.planning.tokenizer_contracts import refuse_ids_outside, refuse_useless_tokenizer
 from tests.tiny import VOCAB_SIZE, write_model
 
 Change = Callable[[Path], None]

@@ -27,9 +27,9 @@ from ted_ds.errors import CheckpointError, DataError
 from ted_ds.models.loading import load_tokenizer
 from ted_ds.models.sentencepiece_model import convert, read_sentencepiece, refuse_other_ids
 from ted_ds.models.tokenizer_files import tokenizer_of_files
-from ted_ds.phases import model_identity
-from ted_ds.tokenizer_contracts import refuse_different_tokenizers
-from ted_ds.tokenizer_job import heldout_texts, training_texts
+from ted_ds.output.phase_folder import model_identity
+from ted_ds.planning.tokenizer_contracts import refuse_different_tokenizers
+from ted_ds.verbs.tokenizer import heldout_texts, training_texts
 from tests.tiny import ROOT, recipe_dict, write_recipe, write_rows
 
 KINDS = ("unigram", "bpe")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ted_ds.errors import ConfigError
-from ted_ds.tracking import METRICS_FILE, START_TIMEOUT_S, Tracker
+from ted_ds.output.tracking import METRICS_FILE, START_TIMEOUT_S, Tracker
 
 
 def lines_of(folder: Path) -> list[dict]:
@@ -118,7 +118,7 @@ def test_a_service_that_does_not_start_leaves_an_offline_run(
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_API_KEY", key)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr("ted_ds.tracking.START_TIMEOUT_S", 2.0)
+    monkeypatch.setattr("ted_ds.output.tracking.START_TIMEOUT_S", 2.0)
     started = time.monotonic()
     tracker = opened(tmp_path, "online")
     assert time.monotonic() - started < 10 < START_TIMEOUT_S

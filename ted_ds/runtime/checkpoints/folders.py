@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ted_ds.errors import CheckpointError
-from ted_ds.phases import file_sha256, sync
+from ted_ds.output.phase_folder import file_sha256, sync
 
 MANIFEST_FILE = "manifest.json"
 LATEST_FILE = "latest"

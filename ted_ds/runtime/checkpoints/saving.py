@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ted_ds.errors import CheckpointError
-from ted_ds.phases import differences
+from ted_ds.output.phase_folder import differences
 from ted_ds.runtime.checkpoints.folders import CheckpointFolders, FileRecord, Retention, cannot_write
 from ted_ds.runtime.checkpoints.writer import BackgroundWrite, relative
 from ted_ds.runtime.step_runner import StepRunner

@@ -1,0 +1,1 @@
+"""Where a recipe becomes objects: models, filters, engines, batches."""

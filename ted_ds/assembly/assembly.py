@@ -1,0 +1,287 @@
+"""Where a recipe becomes objects: models, engines, batches, numbers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from ted_ds.assembly.models import ModelMaker
+from ted_ds.config.deepspeed import complete, schedule_of
+from ted_ds.config.phase_plan import PhasePlan
+from ted_ds.config.schema import Recipe
+from ted_ds.config.tasks import CausalLm, SequenceClassification
+from ted_ds.data.bad_records import Ledger
+from ted_ds.data.labelled_stream import LabelledStream
+from ted_ds.data.loader import Batch, Collator, evaluation_batches
+from ted_ds.data.no_batches import NoBatches
+from ted_ds.data.reading.listing import DataListing
+from ted_ds.data.stream.corpus_stream import CorpusStream
+from ted_ds.data.tasks import LabelledData, TaskData
+from ted_ds.errors import StoppedOnRequest
+from ted_ds.models.companions import Origins
+from ted_ds.models.files import ModelFacts
+from ted_ds.models.loading import DTYPES
+from ted_ds.models.taps import TappedModel
+from ted_ds.numerics.task_terms import TASK_TERMS
+from ted_ds.output.run_folder import Run
+from ted_ds.output.screen import Screen
+from ted_ds.output.tracking import Tracker
+from ted_ds.planning.deepspeed_json import deepspeed_json_of
+from ted_ds.planning.hosting import Hosting
+from ted_ds.planning.pipeline_cut import Stage
+from ted_ds.planning.plan import Plan
+from ted_ds.runtime.cargo import Waybill
+from ted_ds.runtime.frozen import FrozenModel
+from ted_ds.runtime.initialize import check_config
+from ted_ds.runtime.pipeline import Travellers
+from ted_ds.runtime.preemption import StopNow, StopRequests
+from ted_ds.runtime.start import start_runner
+from ted_ds.runtime.step_runner import StepRunner
+from ted_ds.runtime.world import World
+from ted_ds.tasks.scoring import evaluate
+
+
+class Assembly:
+    """Builds what the phases need, from one recipe on one world of ranks."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        plan: Plan,
+        world: World,
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        listing: DataListing,
+        data: TaskData,
+        screen: Screen,
+        stops: StopRequests,
+        run: Run,
+        hosting: Hosting,
+    ) -> None:
+        self.recipe, self.plan, self.world = recipe, plan, world
+        self.tokenizer, self.listing, self.data = tokenizer, listing, data
+        self.screen = screen
+        self.tracker: Tracker | None = None  # opened on rank 0 once there is something to write
+        self.ledger: Ledger | None = None  # likewise
+        self.stops = stops
+        self.run, self.hosting = run, hosting
+        self.dtype = DTYPES[recipe.precision]
+        assert plan.teacher is not None  # both are known once their files are here
+        assert plan.student is not None
+        self.deepspeed_json = deepspeed_json_of(recipe, plan)
+        with world.together():
+            for path, one in recipe.phase_plans().items():
+                check_config(str(recipe.deepspeed), self.engine_config(one, path), world.num_replicas)
+        self.teacher_facts, self.student_facts = plan.teacher, plan.student
+        self.terms = TASK_TERMS[recipe.task.kind]
+        vocabulary = tokenizer.get_vocab() if isinstance(recipe.task, CausalLm) else {}
+        self.num_shared_ids = max(vocabulary.values()) + 1 if vocabulary else None
+        self.collate = _collator(recipe, tokenizer)
+        student_path = recipe.student.path  # local folders, both: hub models were fetched
+        self.origins = Origins(Path(recipe.teacher.path), None if student_path is None else Path(student_path))
+        self.models = ModelMaker(
+            recipe,
+            world,
+            deepspeed_json=self.deepspeed_json,
+            tokenizer=tokenizer,
+            screen=screen,
+            hosting=hosting,
+            largest_of_teacher=max(plan.teacher.parameters.sizes),
+            last_token_ids=data.last_token_ids,
+            origins=self.origins,
+        )
+
+    def layers(self, side: str) -> tuple[int, ...]:
+        """The ``student``'s or the ``teacher``'s side of the layer map."""
+        return self.plan.layers(side)
+
+    def facts(self, side: str) -> ModelFacts:
+        """What the ``student``'s or the ``teacher``'s files say."""
+        return self.student_facts if side == "student" else self.teacher_facts
+
+    def stage(self, phase: str) -> Stage | None:
+        """What this rank's stage of a pipeline holds in a phase; None where there is no pipeline."""
+        return self.plan.stages[phase][self.world.stage] if self.world.num_stages > 1 else None
+
+    # --- training -----------------------------------------------------------------------------------------------
+
+    def engine_config(self, plan: PhasePlan, plan_path: str) -> dict[str, Any]:
+        """The DeepSpeed config of a phase."""
+        return complete(
+            self.deepspeed_json,
+            plan,
+            plan_path=plan_path,
+            precision=self.recipe.precision,
+            world_size=self.world.num_replicas,
+            source=self.recipe.deepspeed,
+            on_gpu=self.world.device.type == "cuda",
+        )
+
+    @contextlib.contextmanager
+    def engine(
+        self,
+        phase: str,
+        module: nn.Module,
+        config: Mapping[str, Any],
+        plan: PhasePlan,
+        *,
+        watched: Mapping[str, nn.Module],
+        trained: TappedModel | None = None,
+        frozen: Mapping[str, FrozenModel] = {},
+    ) -> Iterator[StepRunner]:
+        """The one trainable engine of a phase, released at the end.
+
+        Args:
+            phase: Which.
+            module: What trains.
+            config: The completed DeepSpeed config.
+            plan: How it trains.
+            watched: See :class:`StepRunner`.
+            trained: The model in ``module``; None in Stage I.
+            frozen: The models beside it, by side.
+        """
+        here, *behind = self.plan.stages[phase][self.world.stage :]
+        engine = start_runner(
+            module,
+            travellers=Travellers(
+                trained,
+                {side: frozen[side].tapped for side in sorted(frozen) if side in here.runs},
+                going_on=behind[0].runs if behind else (),
+            ),
+            waybill=Waybill(
+                has_trained=trained is not None,
+                labels_are_numbers=self.collate.labels == "numbers",
+                isolated=self.collate.isolate_documents,
+            ),
+            config=config,
+            schedule=schedule_of(self.deepspeed_json, plan),
+            source=str(self.recipe.deepspeed),
+            warmup_steps=plan.warmup_steps,
+            max_steps=plan.max_steps,
+            weight_decay=plan.weight_decay,
+            dtype=self.dtype,
+            world=self.world,
+            watched=watched,
+        )
+        try:
+            yield engine
+        finally:
+            engine.release()
+
+    def training_batches(
+        self, plan: PhasePlan, *, num_workers: int, state: Mapping[str, Any] | None = None
+    ) -> LabelledStream | CorpusStream | NoBatches:
+        """This rank's microbatches of each step of a phase, from the first or from a state on.
+
+        ``num_workers`` processes read a corpus ahead.
+        """
+        if not self.world.reads_data:
+            return NoBatches()
+        if isinstance(self.data, LabelledData):
+            return LabelledStream(
+                samples=self.data.train,
+                collate=self.collate,
+                seed=self.recipe.seed,
+                global_batch_size=plan.global_batch_size,
+                micro_batch_size=plan.micro_batch_size,
+                micro_batch_tokens=plan.micro_batch_tokens,
+                grouping_window_steps=self.recipe.data.length_grouping.window_steps,
+                rank=self.world.replica,
+                world_size=self.world.num_replicas,
+                state=state,
+            )
+        assert plan.micro_batch_size is not None  # the recipe refuses a token budget for packed sequences
+        return self.data.stream(
+            self.collate,
+            seed=self.recipe.seed,
+            global_batch_size=plan.global_batch_size,
+            micro_batch_size=plan.micro_batch_size,
+            rank=self.world.replica,
+            world_size=self.world.num_replicas,
+            num_workers=num_workers,
+            timeout_s=self.recipe.collective_timeout_s,
+            state=state,
+        )
+
+    # --- numbers ------------------------------------------------------------------------------------------------
+
+    def track(self, phase: str, step: int, values: Mapping[str, float]) -> None:
+        """Write numbers down. Every rank must call it: a disk that is full ends all of them.
+
+        Raises:
+            TedError: They cannot be written; on every rank.
+        """
+        with self.world.together():
+            if self.tracker is not None:
+                self.tracker.log(phase, step, values)
+
+    def rewind_tracker(self, phase: str, step: int, scored_step: int = 0) -> None:
+        """Forget the numbers of a phase that come again; see :meth:`Tracker.rewind`. Every rank must call it."""
+        with self.world.together():
+            if self.tracker is not None:
+                self.tracker.rewind(phase, step, scored_step)
+
+    # --- stopping -----------------------------------------------------------------------------------------------
+
+    def stop_if_asked(self) -> None:
+        """End here where any rank was asked to stop. Every rank must call it.
+
+        Raises:
+            StopNow: On every rank.
+        """
+        if self.world.highest(self.stops.reason is not None)[0]:
+            self.stops.agreed()
+            raise StopNow
+
+    def stopped(self, where: str, saved: str) -> StoppedOnRequest:
+        """The error to leave with once everything is saved. Every rank must call it."""
+        reasons = [(rank, reason) for rank, reason in enumerate(self.world.gather(self.stops.reason)) if reason]
+        (first, reason), *others = reasons
+        ranks = f"rank {first}" + (f" and {len(others)} more" if others else "")
+        return StoppedOnRequest(
+            f"stopped on {reason} ({ranks}) {where}. {saved}. Start the same command again to go on"
+        )
+
+    # --- evaluation ---------------------------------------------------------------------------------------------
+
+    def evaluate(self, forward: Any, *, in_pipeline: bool = False) -> tuple[list[dict[str, float]], float]:
+        """Held-out metrics of each output of ``forward(batch)`` (:mod:`ted_ds.runtime.outputs`), and tokens per second.
+
+        In a pipeline all stages see the same batches, else every rank sees its own.
+
+        Raises:
+            StopNow: Any rank was asked to stop; on every rank.
+        """
+        self.stops.has_work(True)  # a batch may take long, and all see the request after it
+        batches: Iterator[Batch] = evaluation_batches(
+            self.data.heldout,
+            self.collate,
+            micro_batch_size=self.recipe.evaluation.micro_batch_size,
+            rank=self.world.replica if in_pipeline else self.world.rank,
+            world_size=self.world.num_replicas if in_pipeline else self.world.size,
+        )
+        return evaluate(
+            forward,
+            batches,
+            task=self.recipe.task.kind,
+            gather=self.world.gather,
+            device=self.world.device,
+            before_batch=self.stop_if_asked,
+            counts_tokens=not in_pipeline or self.world.reads_data,
+        )
+
+
+def _collator(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Collator:
+    task, pad_id = recipe.task, tokenizer.pad_token_id
+    assert isinstance(pad_id, int)
+    padding = {"side": recipe.data.padding.side, "multiple_of": recipe.data.padding.multiple_of}
+    if isinstance(task, CausalLm):
+        return Collator(pad_id, "tokens", isolate_documents=task.packing.isolate_documents, **padding)
+    if isinstance(task, SequenceClassification):
+        return Collator(pad_id, "class", **padding)
+    return Collator(pad_id, "numbers", num_outputs=task.num_outputs, **padding)

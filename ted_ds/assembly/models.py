@@ -1,0 +1,251 @@
+"""Where a recipe's models become objects: loaded, cut to this rank's stage, hosted, gathered, saved."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ted_ds.config.deepspeed_keys import zero_stage
+from ted_ds.config.schema import Recipe
+from ted_ds.config.tasks import CausalLm, HeadTask, LabelledTask
+from ted_ds.errors import TedError
+from ted_ds.models.companions import Origins, accompany
+from ted_ds.models.execution import checkpoint_activations, compile_blocks
+from ted_ds.models.families import family_of
+from ted_ds.models.files import read_ahead, read_model_facts
+from ted_ds.models.loading import DTYPES, load_model
+from ted_ds.models.quantised import quantise_blocks
+from ted_ds.models.share import Share
+from ted_ds.models.taps import TappedModel
+from ted_ds.output.screen import Screen
+from ted_ds.planning.hosting import IN_WORDS, Hosting
+from ted_ds.planning.memory import gib
+from ted_ds.planning.phase_memory import SHARDED_HOSTS, with_head
+from ted_ds.planning.pipeline_cut import Stage
+from ted_ds.runtime.determinism import seed_everything
+from ted_ds.runtime.free_memory import free_host_bytes
+from ted_ds.runtime.frozen import FrozenModel, frozen_engine_config, offload_to
+from ted_ds.runtime.sharding import full_state_dict, sharded_loading
+from ted_ds.runtime.world import World
+
+
+class ModelMaker:
+    """Makes the models of a run on this rank. Every rank must call everything."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        world: World,
+        *,
+        deepspeed_json: Mapping[str, Any],
+        tokenizer: PreTrainedTokenizerBase,
+        screen: Screen,
+        hosting: Hosting,
+        largest_of_teacher: int,
+        last_token_ids: frozenset[int],
+        origins: Origins,
+    ) -> None:
+        """Make models for a recipe.
+
+        Args:
+            recipe: The recipe.
+            world: The ranks.
+            deepspeed_json: Its DeepSpeed config.
+            tokenizer: Of both models.
+            screen: Takes messages.
+            hosting: Where the teacher's weights are.
+            largest_of_teacher: The numbers in its largest parameter.
+            last_token_ids: Ids that the last tokens of labelled texts have.
+            origins: Whose tokenizer, licences and cards go with what is saved.
+        """
+        self._recipe, self._world, self._deepspeed_json = recipe, world, deepspeed_json
+        self._tokenizer, self._screen, self._hosting = tokenizer, screen, hosting
+        self._largest_of_teacher, self._last_token_ids, self._origins = largest_of_teacher, last_token_ids, origins
+
+    def frozen(
+        self,
+        side: str,
+        path: Path,
+        layers: Sequence[int] = (),
+        *,
+        stage: Stage | None = None,
+        new_head_allowed: bool = False,
+    ) -> FrozenModel:
+        """A frozen, tapped model: the ``teacher`` on its host, the ``student`` whole or sharded like it.
+
+        Args:
+            side: Which of them.
+            path: Its folder.
+            layers: Its side of the layer map.
+            stage: This rank's of a pipeline it is part of; None for all of the model, to be run on its own.
+            new_head_allowed: Whether a head may start random; with ``preflight: warn`` a teacher's may anyhow.
+        """
+        new_head_allowed = new_head_allowed or self._recipe.preflight == "warn"
+        share = _share(stage, side)
+        host = self._hosting.host
+        if side == "student":
+            host = "zero3" if self._hosting.is_sharded else "replica"
+        if share is None and self._world.num_stages > 1:
+            host = "zero3"  # no rank is meant to hold all of it
+        engine_config: dict[str, Any] | None = None
+        if host in SHARDED_HOSTS:
+            offload = offload_to(host, self._recipe.teacher.offload_dir, self._largest_of_teacher)
+            engine_config = frozen_engine_config(self._deepspeed_json, self._recipe.precision, offload=offload)
+        model, fresh = self._load(path, engine_config, share, new_head_allowed=new_head_allowed)
+        tapped = self._tap(model, fresh, layers, share, stage)
+        if host == "int8":
+            quantise_blocks(tapped.model, family_of(model.config.model_type), self._world.device)
+        facts = read_model_facts(path)
+        frozen = FrozenModel(
+            tapped,
+            device=self._world.device,
+            engine_config=engine_config,
+            num_parameters=with_head(self._recipe, facts).total if facts.quantisation else None,
+        )
+        held = self._world.gather((frozen.num_parameters, frozen.num_parameters_held, frozen.bytes_held))
+        total = held[0][0] if share is None else sum(count for count, *_ in held[:: self._world.num_replicas])
+        where = IN_WORDS[host] if share is None else "each stage its part" + (", in 8 bits" if host == "int8" else "")
+        self._screen.say(
+            f"  {path}: {total:,} parameters, {where}; per rank "
+            f"{', '.join(f'{count:,}' for _, count, _ in held)}, at most {gib(max(size for *_, size in held))}"
+        )
+        return frozen
+
+    def share(self, frozen: FrozenModel, module: nn.Module) -> None:
+        """Keep once what a frozen model and the module beside it have in common; before an engine takes that."""
+        if zero_stage(self._deepspeed_json) == 3:  # the engine will shard its own
+            return
+        for parameter in module.parameters():
+            if not parameter.requires_grad:  # the engine would bring it to the device only later
+                parameter.data = parameter.data.to(self._world.device)
+        shared = self._world.gather(frozen.share_with(module))
+        if any(shared):
+            counts = ", ".join(f"{count:,}" for count in shared)
+            self._screen.say(f"  parameters equal on both sides, kept once; per rank {counts}")
+
+    def drop_beyond_taps(self, frozen: FrozenModel) -> None:
+        """Free what no matched layer needs of a frozen model that is not asked for predictions."""
+        dropped = self._world.gather(frozen.drop_beyond_taps())
+        if any(dropped):
+            freed = ", ".join(f"{count:,}" for count in dropped)
+            self._screen.say(f"  parameters that no matched layer needs, freed per rank: {freed}")
+
+    def trained(
+        self, side: str, path: Path, config: Mapping[str, Any], layers: Sequence[int] = (), *, stage: Stage | None
+    ) -> TappedModel:
+        """A tapped model to be trained under a completed DeepSpeed config; ZeRO-3 shards it as it loads."""
+        share = _share(stage, side)
+        shard_config = config if zero_stage(config) == 3 else None
+        model, fresh = self._load(path, shard_config, share, new_head_allowed=True)
+        if self._recipe.activation_checkpointing:
+            checkpoint_activations(model)
+        if side == "student" and self._recipe.student.freeze_embeddings:
+            embeddings: Any = model.get_input_embeddings()
+            embeddings.requires_grad_(False)
+        return self._tap(model, fresh, layers, share, stage)
+
+    def _tap(
+        self, model: PreTrainedModel, fresh: Sequence[str], layers: Sequence[int], share: Share | None, stage: Any
+    ) -> TappedModel:
+        places = stage.places if share is not None and layers else None
+        family = family_of(model.config.model_type)
+        return TappedModel(model, family, layers, fresh_parameters=fresh, share=share, places=places)
+
+    def _load(
+        self, path: Path, shard_config: Mapping[str, Any] | None, share: Share | None, *, new_head_allowed: bool
+    ) -> tuple[PreTrainedModel, list[str]]:
+        """A model with the blocks of its share, and the names of its head's weights that start random."""
+        task = self._recipe.task
+        # a new head must start the same on every rank and, by its own seed, in every phase that needs one
+        seed_everything(self._recipe.seed, phase="model")
+        with self._world.together():  # a sharded load communicates: make sure first that every rank can read it
+            read_model_facts(path)
+        if shard_config is None and share is None:  # else ranks read different parts, or one rank reads for all
+            free = free_host_bytes(self._world)
+            self._world.first_on_host(lambda: read_ahead(path, free))
+        loaded: tuple[PreTrainedModel, list[str]] | None = None
+        failure: TedError | None = None
+        try:
+            loaded = load_model(
+                path,
+                head=None if isinstance(task, CausalLm) else _head_config(task),
+                dtype=DTYPES[self._recipe.precision],
+                new_head_allowed=new_head_allowed,
+                context=sharded_loading(shard_config) if shard_config else contextlib.nullcontext(),
+                attention=self._recipe.attention,
+                share=share,
+                device=self._world.device,
+            )
+        except TedError as error:
+            failure = error
+        with self._world.together():
+            if failure is not None:
+                raise failure
+        assert loaded is not None
+        model, fresh = loaded
+        self._name_padding(model)
+        if self._recipe.torch_compile and shard_config is None:
+            compile_blocks(model, family_of(model.config.model_type))
+        return model, fresh
+
+    def _name_padding(self, model: PreTrainedModel) -> None:
+        """Let a model's config name what its tokenizer pads with, by which transformers finds a decoder's last token.
+
+        Not where this would change the token that any text is read at: a text may end with the end token, which often
+        stands for padding. Such a model keeps the id it was trained with, or none, as does its export.
+        """
+        config: Any = model.config.get_text_config()
+        pad_id: Any = self._tokenizer.pad_token_id
+        if self._last_token_ids.isdisjoint({config.pad_token_id, pad_id}):
+            config.pad_token_id = pad_id
+
+    # --- trained weights ----------------------------------------------------------------------------------------
+
+    def whole_state(self, module: nn.Module) -> dict[str, Tensor]:
+        """A module's whole weights from all ranks, on rank 0."""
+        aliases: Mapping[str, str] = getattr(module, "aliases", {})
+        state = full_state_dict(module, keep=self._world.replica == 0)
+        own = {name: weight for name, weight in state.items() if name not in aliases}
+        return self._world.collect_stages(own) if self._world.num_stages > 1 else own if self._world.is_main else {}
+
+    def save(self, tapped: TappedModel, state: Mapping[str, Tensor], folder: Path) -> None:
+        """Write a plain transformers folder; ``state`` is what :meth:`whole_state` says of ``tapped``. One rank."""
+        model = tapped.model
+        if self._world.num_stages > 1:  # its own parts are not all of them
+            with torch.device("meta"):
+                whole: Any = type(model)(model.config)
+            whole.to(model.dtype)  # which its config.json says
+            if model.can_generate():
+                whole.generation_config = model.generation_config
+            model = whole
+        own_names = {name.removeprefix("model."): weight for name, weight in state.items()}
+        model.save_pretrained(folder, state_dict=own_names)
+        accompany(folder, self._origins)
+
+
+def _share(stage: Stage | None, side: str) -> Share | None:
+    return None if stage is None else stage.shares[side]
+
+
+PROBLEM_TYPES = {
+    "regression": "regression",
+    "multi_label_classification": "multi_label_classification",
+    "sequence_classification": "single_label_classification",
+    "soft_label_classification": "single_label_classification",
+}
+
+
+def _head_config(task: HeadTask) -> dict[str, Any]:
+    """What transformers' config says of the head, so that an exported model computes its own loss as trained."""
+    labels = task.labels if isinstance(task, LabelledTask) else task.target_columns
+    return {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {name: index for index, name in enumerate(labels)},
+        "problem_type": PROBLEM_TYPES[task.kind],
+    }

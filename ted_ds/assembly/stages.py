@@ -1,0 +1,283 @@
+"""What each stage of the method trains: modules, objective, and the layers to watch, from models and recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ted_ds.assembly.assembly import Assembly
+from ted_ds.config.tasks import CausalLm
+from ted_ds.models.filter_files import load_filters
+from ted_ds.models.heads import FilterProbes, ProbesOfModels, classification_probes, lm_probes
+from ted_ds.models.student import FilteredModel
+from ted_ds.models.taps import TappedModel
+from ted_ds.numerics.filters import FilterBank, IdentityFilters
+from ted_ds.numerics.layer_map import layer_names
+from ted_ds.objectives.distill import AbsentTeacher, DistillObjective, Teacher
+from ted_ds.objectives.finetune import FinetuneObjective
+from ted_ds.objectives.learn_filters import FilterObjective, FilterObjectives
+from ted_ds.planning.pipeline_cut import FILTER_PHASES, Stage
+from ted_ds.runtime.determinism import seed_everything
+from ted_ds.runtime.frozen import FrozenModel
+from ted_ds.runtime.outputs import Outputs, probe_outputs
+from ted_ds.runtime.step_runner import Objective, StepRunner
+
+
+@dataclass
+class Probed:
+    """A frozen model, with filters to be learned on it."""
+
+    body: FrozenModel
+    runs: bool
+    """Whether this pipeline stage has something of it."""
+    bank: FilterBank
+    probes: FilterProbes
+    prefix: str
+    """Of the names of its filters, where those of the other model are learned, too."""
+
+    @property
+    def names(self) -> list[str]:
+        """Of its filters, in the order of the layer map."""
+        return [f"{self.prefix}{name}" for name in layer_names(self.bank.layers)]
+
+
+@dataclass
+class StageOne:
+    """Filters to be learned on one model, or on both."""
+
+    sides: dict[str, Probed]
+    module: ProbesOfModels
+    objective: FilterObjectives
+
+    @property
+    def watched(self) -> dict[str, nn.Module]:
+        """Where to look for the origin of a number that is not finite."""
+        found: dict[str, nn.Module] = {}
+        for one in self.sides.values():
+            found |= {f"{one.prefix}{name}": layer for name, layer in one.body.named_layers.items()}
+            found |= _named("filter of", one.names, one.bank.filters) | _named("head of", one.names, one.probes.heads)
+        return found
+
+    def outputs(self, engine: StepRunner) -> Outputs:
+        """What to score of a held-out batch while ``engine`` trains: each filter, in the order of :attr:`names`."""
+        bodies = [(side, one.body if one.runs else None) for side, one in self.sides.items()]
+        return probe_outputs(engine, bodies, len(next(iter(self.sides.values())).names))
+
+    @property
+    def names(self) -> list[str]:
+        """Of all filters."""
+        return [name for one in self.sides.values() for name in one.names]
+
+
+def build_stage_one(build: Assembly, phase: str, models: Mapping[str, Path]) -> StageOne:
+    """Frozen bodies with fresh filters at their side of the layer map and a head on each. Every rank must call it.
+
+    Args:
+        build: The run's assembly.
+        phase: One of Stage I.
+        models: The folder of each side.
+
+    Raises:
+        TedError: A model cannot be loaded; on every rank.
+    """
+    stage = build.stage(phase)
+    places = None if stage is None else stage.places
+    sides: dict[str, Probed] = {}
+    objectives: dict[str, FilterObjective] = {}
+    for side in FILTER_PHASES[phase]:
+        layers = build.layers(side)
+        body = build.models.frozen(side, models[side], layers, stage=stage, new_head_allowed=True)
+        bank = fresh_filters(build, side)
+        probes: FilterProbes | None = None
+        with build.world.together():
+            probes = _probes(build, bank, models[side], body.tapped)
+        assert probes is not None
+        if places is not None:
+            probes.keep(places)
+        prefix = f"{side}/" if len(FILTER_PHASES[phase]) > 1 else ""
+        sides[side] = Probed(body, stage is None or side in stage.runs, bank, probes, prefix)
+        objectives[side] = FilterObjective(build.terms, body, layers, places, prefix=prefix)
+    module = ProbesOfModels({side: one.probes for side, one in sides.items()})
+    running = [side for side, one in sides.items() if one.runs]
+    return StageOne(sides, module, FilterObjectives(objectives, here=running))
+
+
+def fresh_filters(build: Assembly, side: str) -> FilterBank:
+    """The filters of one side as Stage I starts with them, the same on every rank."""
+    filters = build.recipe.filters
+    assert filters is not None
+    seed_everything(build.recipe.seed, phase=f"filters_{side}")
+    return FilterBank(
+        build.layers(side),
+        build.facts(side).hidden_size,
+        build.plan.filter_dim,
+        kind=filters.kind,
+        initialisation=filters.initialisation,
+    )
+
+
+def _probes(build: Assembly, bank: FilterBank, model: Path, tapped: TappedModel) -> FilterProbes:
+    task, filters, dim = build.recipe.task, build.recipe.filters, build.plan.filter_dim
+    assert filters is not None
+    if isinstance(task, CausalLm):
+        return lm_probes(bank, dim=dim, model_path=model, kind=filters.lm_head, dtype=build.dtype)
+    pooling = tapped.pooled_token if filters.pooling == "model" else filters.pooling
+    return classification_probes(
+        bank, dim=dim, num_labels=task.num_outputs, pooling=pooling, unread_id=tapped.unread_id
+    )
+
+
+@dataclass
+class StageTwo:
+    """A student to be trained, and what it learns from."""
+
+    student: TappedModel
+    bank: FilterBank
+    """The student's filters; empty where no layers are matched."""
+    filter_kind: str
+    module: FilteredModel
+    """The student and its filters as the one trainable module."""
+    teacher: FrozenModel | None
+    """None for ``sft``, and where a cache knows what it would say."""
+    teacher_filters: FilterBank | None
+    """None where no layers are matched."""
+    objective: Objective
+
+    @property
+    def watched(self) -> dict[str, nn.Module]:
+        """Where to look for the origin of a number that is not finite."""
+        teacher = self.teacher.named_layers if self.teacher is not None else {}
+        student = self.student.named_layers()
+        return {
+            **_named("teacher", teacher, teacher.values()),
+            **_named("student", student, student.values()),
+            **_named("filter of", layer_names(self.bank.layers), self.bank.filters),
+        }
+
+
+def build_stage_two(
+    build: Assembly,
+    config: Mapping[str, Any],
+    *,
+    teacher: Path,
+    student: Path,
+    filters: Mapping[str, Path | None],
+    new_head_allowed: bool = False,
+    cached: Teacher | None = None,
+) -> StageTwo:
+    """The student, its teacher and the filters of both. Every rank must call it.
+
+    Args:
+        build: The run's assembly.
+        config: The completed DeepSpeed config the student will train under.
+        teacher: The teacher's folder.
+        student: The student's.
+        filters: For ``ted``: the folders of the ``student``'s and the ``teacher``'s learned filters; None for fresh
+            ones, as Stage I starts with.
+        new_head_allowed: Whether the teacher's head may start random, as before its fine-tuning.
+        cached: What knows the teacher's predictions and filtered states; then the teacher itself is not loaded.
+
+    Raises:
+        TedError: A model or filter cannot be loaded; on every rank.
+    """
+    plan = build.recipe.distill
+    student_layers, teacher_layers = build.layers("student"), build.layers("teacher")
+    stage = build.stage("distill")
+    tapped = build.models.trained("student", student, config, student_layers, stage=stage)
+    bank: FilterBank | None = None
+    teacher_filters: FilterBank | None = None
+    with build.world.together():
+        bank = _student_bank(build, filters["student"])
+        teacher_filters = _no_filters(build) if cached is not None else teacher_bank(build, filters["teacher"])
+    assert bank is not None
+    if stage is not None:
+        bank.keep(stage.places)
+        if teacher_filters is not None:
+            teacher_filters.keep(stage.places)
+    kind = build.recipe.filters.kind if plan.method == "ted" and build.recipe.filters is not None else "linear"
+    frozen = None
+    if plan.method != "sft" and cached is None:  # on every stage: to load it is to communicate
+        frozen = build.models.frozen("teacher", teacher, teacher_layers, stage=stage, new_head_allowed=new_head_allowed)
+    runs_here = frozen if stage is None or "teacher" in stage.runs else None
+    teaching: Teacher = cached or runs_here or AbsentTeacher()
+    objective: Objective = (
+        FinetuneObjective(build.terms, plan.task_weight)
+        if plan.method == "sft"
+        else _distill_objective(build, teaching, teacher_filters, stage)
+    )
+    return StageTwo(tapped, bank, kind, FilteredModel(tapped, bank), frozen, teacher_filters, objective)
+
+
+def _distill_objective(
+    build: Assembly, teacher: Teacher, teacher_filters: FilterBank | None, stage: Stage | None
+) -> DistillObjective:
+    """The recipe's Stage II objective with this teacher; in a pipeline, what of it is here."""
+    plan = build.recipe.distill
+    return DistillObjective(
+        build.terms,
+        teacher=teacher,
+        teacher_filters=teacher_filters,
+        student_layers=build.layers("student"),
+        task_weight=plan.task_weight,
+        kl_weight=plan.kl_weight,
+        temperature=plan.temperature,
+        feature_weight=plan.feature_weight,
+        feature_reduction=plan.feature_reduction,
+        normalise_features=plan.normalise_features,
+        num_shared_ids=build.num_shared_ids,
+        places=None if stage is None else stage.places,
+        has_output=stage is None or stage is build.plan.stages["distill"][-1],
+    )
+
+
+def _student_bank(build: Assembly, folder: Path | None) -> FilterBank:
+    recipe, layers = build.recipe, build.layers("student")
+    width = build.facts("student").hidden_size
+    if recipe.distill.method == "ted":
+        return _filters(build, "student", folder)
+    if recipe.distill.method == "lwd":
+        seed_everything(recipe.seed, phase="lwd")
+        return FilterBank(layers, width, build.plan.filter_dim)
+    return FilterBank((), width, width)
+
+
+def teacher_bank(build: Assembly, folder: Path | None) -> FilterBank | None:
+    """The teacher's filters on the device, frozen: those learned, or none at all; None where no layers are matched.
+
+    Raises:
+        TedError: They cannot be loaded.
+    """
+    if build.recipe.distill.method != "ted":
+        return _no_filters(build)
+    bank = _filters(build, "teacher", folder)
+    return bank.to(build.world.device, build.dtype).requires_grad_(False).eval()
+
+
+def _no_filters(build: Assembly) -> FilterBank | None:
+    """The identity for each pair of layers; None where no layers are matched."""
+    layers = build.layers("teacher")
+    return IdentityFilters(layers) if layers else None
+
+
+def _filters(build: Assembly, side: str, folder: Path | None) -> FilterBank:
+    filters = build.recipe.filters
+    assert filters is not None
+    if folder is None:
+        return fresh_filters(build, side)
+    return load_filters(
+        folder,
+        layers=build.layers(side),
+        hidden_size=build.facts(side).hidden_size,
+        dim=build.plan.filter_dim,
+        kind=filters.kind,
+    )
+
+
+def _named(what: str, names: Iterable[str], modules: Iterable[nn.Module]) -> dict[str, nn.Module]:
+    named = {f"{what} {name}": module for name, module in zip(names, modules, strict=True)}
+    # other stages of a pipeline have the others
+    return {name: module for name, module in named.items() if not isinstance(module, nn.Identity)}

@@ -1,0 +1,47 @@
+"""The student that a recipe cuts out of its teacher: written to stay, or for a look."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from ted_ds.assembly.assembly import Assembly
+from ted_ds.models.cutting import cut
+from ted_ds.models.families import family_of
+
+
+def cut_student(build: Assembly, teacher: Path, place: Path) -> None:
+    """Write the student that the recipe cuts out of a teacher. On one rank only."""
+    from_teacher = build.recipe.student.from_teacher
+    assert from_teacher is not None
+    family = family_of(build.teacher_facts.model_type)
+    cut(teacher, place, blocks=from_teacher.blocks, family=family, origins=build.origins)
+
+
+@contextlib.contextmanager
+def cut_for_now(build: Assembly, teacher: Path) -> Iterator[Path]:
+    """The same in a folder that is removed afterwards. Every rank must call it."""
+    output, number = build.recipe.output_dir, build.world.on_main(lambda: secrets.token_hex(4))
+    place = output.with_name(f".{output.name}.{number}")  # next to the output: all nodes see it
+    is_new = not place.parent.exists()
+
+    def write() -> None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        cut_student(build, teacher, place)
+
+    def remove() -> None:
+        if build.world.is_main:
+            shutil.rmtree(place, ignore_errors=True)
+            with contextlib.suppress(OSError):  # somebody else uses it by now
+                if is_new:
+                    place.parent.rmdir()
+
+    build.stops.before_end.append(remove)
+    try:
+        build.world.on_main(write)
+        yield place
+    finally:
+        remove()

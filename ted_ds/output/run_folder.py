@@ -1,0 +1,69 @@
+"""What the output folder says of the run as a whole: whose it is, and whether it was stopped on request."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ted_ds.errors import CheckpointError
+from ted_ds.output.phase_folder import sync
+
+RUN_FILE = "run.json"
+STOPPED_FILE = "stopped.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run keeps whenever it is started again."""
+
+    run_id: str
+    """Also that of its W&B run."""
+    teacher_host: str | None = None
+    """Where the teacher's weights are, as ``teacher.host: auto`` found out when the run began; else None."""
+
+
+def read_run(output_dir: Path) -> Run | None:
+    """The run that began this folder; None for a new folder.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    file = output_dir / RUN_FILE
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        run = Run(content["run_id"], content.get("teacher_host"))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file}: damaged ({error!r}); restore it, or choose another output_dir") from error
+    if not isinstance(run.run_id, str) or not run.run_id.isalnum():
+        raise CheckpointError(f"{file}: run_id {run.run_id!r} is none; restore it, or choose another output_dir")
+    return run
+
+
+def new_run() -> Run:
+    """A run with an id of its own."""
+    return Run(secrets.token_hex(8))
+
+
+def begin_run(output_dir: Path, run: Run) -> None:
+    """Say whose the folder is, and that it runs. On one rank only."""
+    file = output_dir / RUN_FILE
+    if read_run(output_dir) != run:
+        beside = file.with_name(f".{RUN_FILE}")
+        beside.write_text(json.dumps(asdict(run)) + "\n", encoding="utf-8")
+        sync(beside)
+        beside.replace(file)
+    (output_dir / STOPPED_FILE).unlink(missing_ok=True)
+
+
+def mark_stopped(output_dir: Path, about: Mapping[str, Any]) -> None:
+    """Leave the sign that the run was stopped on request and can be started again: exit codes get lost on the way.
+
+    On one rank only.
+    """
+    (output_dir / STOPPED_FILE).write_text(json.dumps(dict(about), indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,275 @@
+"""The training of one phase, from wherever it was left: its data, reports, scores, checkpoints and stops."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ted_ds.assembly.assembly import Assembly
+from ted_ds.config.phase_plan import PhasePlan
+from ted_ds.data.reading.records import BadRecord
+from ted_ds.data.stream.state_file import STREAM_FILE, read_stream_state, stream_state_text
+from ted_ds.errors import DataError
+from ted_ds.output.phase_folder import PhaseFolder
+from ted_ds.phases.loop import Progress, train
+from ted_ds.runtime.checkpoints.folders import Retention
+from ted_ds.runtime.checkpoints.saving import Checkpoints, Saved
+from ted_ds.runtime.determinism import random_state, restore_random_state, seed_everything
+from ted_ds.runtime.outputs import Outputs
+from ted_ds.runtime.preemption import StopNow, shielded
+from ted_ds.runtime.step_runner import Objective, StepRunner
+from ted_ds.tasks.scoring import SCORERS
+
+CHECKPOINTS_FOLDER = "checkpoints"
+
+
+def checkpoints_of(build: Assembly, folder: PhaseFolder) -> Checkpoints:
+    """The checkpoints of a phase, beside its result."""
+    settings = build.recipe.checkpoint
+    return Checkpoints(
+        folder.path.parent / CHECKPOINTS_FOLDER / folder.path.name,
+        build.world,
+        run_id=build.run.run_id,
+        inputs=folder.inputs,
+        retention=Retention(settings.keep_last, settings.keep_every_steps, settings.keep_best),
+        say=build.screen.say,
+    )
+
+
+class PhaseTraining:
+    """Trains one phase. Every rank must call everything."""
+
+    def __init__(
+        self,
+        build: Assembly,
+        folder: PhaseFolder,
+        engine: StepRunner,
+        plan: PhasePlan,
+        *,
+        forward: Outputs,
+        outputs: Sequence[str] = (),
+    ) -> None:
+        """Prepare, and load the newest checkpoint if there is one.
+
+        Args:
+            build: The run's assembly.
+            folder: The phase's.
+            engine: What trains, new.
+            plan: How.
+            forward: What to score of a held-out batch (:mod:`ted_ds.runtime.outputs`).
+            outputs: Their names where there are several, which are then scored at the end in any case.
+
+        Raises:
+            CheckpointError: The newest checkpoint is of other settings or another run; on every rank.
+        """
+        self._build, self._phase, self._engine, self._plan = build, folder.path.name, engine, plan
+        self._forward, self._outputs = forward, outputs
+        self._progress = Progress()
+        self.scores: list[dict[str, float]] = []
+        """The held-out metrics of each output, when they were last computed."""
+        self._best: dict[str, Any] | None = None
+        seed_everything(build.recipe.seed, phase=self._phase, rank=build.world.rank)
+        self._checkpoints = checkpoints_of(build, folder)
+        saved = self._checkpoints.newest()
+        with shielded():
+            self._batches = build.training_batches(
+                plan,
+                num_workers=build.recipe.data.workers,
+                state=None if saved is None else read_stream_state(saved.folder),
+            )
+        found: list[BadRecord] = []
+        if saved is not None:
+            found = self._go_on(saved)
+        if build.ledger is not None:
+            build.ledger.begin_phase(found)
+        build.rewind_tracker(self._phase, self._progress.step, self._progress.evaluated)
+        self._saved_step, self._saved_at = self._progress.step, time.monotonic()
+        self._started, self._first_step = time.monotonic(), self._progress.step
+
+    def run(self, objective: Objective) -> dict[str, Any]:
+        """Train to the end; returns the last report, tokens per second, and which step scored best.
+
+        Raises:
+            StoppedOnRequest: A rank was asked to stop; everything is saved.
+            TedError: It cannot go on; on every rank.
+        """
+        build = self._build
+        build.screen.start(self._phase, self._plan.max_steps)
+        try:
+            tokens_per_s = train(
+                self._engine,
+                self._batches,
+                objective,
+                self,
+                progress=self._progress,
+                max_steps=self._plan.max_steps,
+                log_every_steps=build.recipe.tracking.log_every_steps,
+                evaluate_every_steps=build.recipe.evaluation.every_steps,
+                evaluate_last=bool(self._outputs),
+                max_consecutive_skips=build.recipe.max_consecutive_skips,
+            )
+            self._checkpoints.finish()
+        finally:
+            build.screen.stop()
+            self._batches.close()
+        speed = {"perf/tokens_per_s": tokens_per_s} if tokens_per_s else {}
+        return {**self._progress.report, **speed, **({"best": self._best} if self._best else {})}
+
+    # --- what the loop asks for -------------------------------------------------------------------------------------
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Write a report down, with what the data says."""
+        whole = {**values, **self._look_at_data()}
+        self._progress.report = whole
+        self._build.track(self._phase, step, whole)
+        elapsed = time.monotonic() - self._started
+        remaining_s = elapsed / max(step - self._first_step, 1) * (self._plan.max_steps - step)
+        self._build.screen.update(step, whole, remaining_s=remaining_s)
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self._build.screen.say(text)
+
+    def evaluate(self, progress: Progress) -> None:
+        """Score the held-out data, and remember the best."""
+        build = self._build
+        try:
+            self.scores, _ = build.evaluate(self._forward, in_pipeline=True)
+        except StopNow:
+            self._stop(progress)
+        for name, metrics in zip(self._outputs, self.scores, strict=False):
+            shown = "  ".join(f"{metric} {value:.4g}" for metric, value in metrics.items() if "num_" not in metric)
+            build.screen.say(f"  {self._phase}, {name}: {shown}")
+        scorer = SCORERS[build.recipe.task.kind]
+        value = sum(metrics[scorer.headline] for metrics in self.scores) / len(self.scores)
+        if not self._outputs:
+            build.screen.say(f"  {self._phase} {progress.step}, held-out {scorer.headline}: {value:.4g}")
+        gain = 0.0 if self._best is None else value - self._best["value"]
+        if math.isfinite(value) and (self._best is None or (gain > 0 if scorer.higher_is_better else gain < 0)):
+            self._best = {"metric": scorer.headline, "value": value, "step": progress.step}
+        pairs = zip([f"/{name}" for name in self._outputs] or [""], self.scores, strict=True)
+        scores = {f"eval/{metric}{name}": v for name, metrics in pairs for metric, v in metrics.items()}
+        build.track(self._phase, progress.step, scores)
+
+    def between_steps(self, progress: Progress) -> None:
+        """Finish what is written, save what is due, stop if any rank was asked to."""
+        build = self._build
+        build.stops.has_work(True)
+        asked = build.stops.reason is not None
+        due = build.world.is_main and self._is_due(progress)  # one clock decides
+        stop, save, writing = build.world.highest(asked, due, self._checkpoints.is_writing)
+        if self._checkpoints.is_open and not writing:
+            self._checkpoints.commit()
+        if stop:
+            build.stops.agreed()
+            self._stop(progress)
+        if save and not self._engine.weights_are_finite():  # it would push out a better one
+            self.say(f"  WARN the weights after step {progress.step} are not finite; they are not saved")
+        elif save:
+            self._begin_save(progress)
+            if not build.recipe.checkpoint.asynchronous:
+                self._checkpoints.finish()
+
+    def save(self, progress: Progress) -> Path:
+        """Save, unless that is done, and wait until it is on the disk."""
+        if progress.step != self._saved_step:
+            self._begin_save(progress)
+        self._checkpoints.finish()
+        return self._checkpoints.folders.path(progress.step)
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def _is_due(self, progress: Progress) -> bool:
+        settings = self._build.recipe.checkpoint
+        if progress.step == self._saved_step or progress.last_taken < progress.step:
+            return False
+        by_steps = settings.every_steps is not None and progress.step % settings.every_steps == 0
+        minutes = (time.monotonic() - self._saved_at) / 60
+        by_time = settings.every_minutes is not None and minutes >= settings.every_minutes
+        is_best = settings.keep_best and self._best is not None and self._best["step"] == progress.step
+        return by_steps or by_time or is_best
+
+    def _stop(self, progress: Progress) -> NoReturn:
+        where = f"after step {progress.step} of {self._phase}"
+        if progress.step == 0:
+            raise self._build.stopped(f"before the first step of {self._phase}", "There was nothing to save")
+        if progress.step != self._saved_step and not self._engine.weights_are_finite():
+            self._checkpoints.finish()
+            raise self._build.stopped(where, "The weights are not finite and were not saved; checkpoints before stay")
+        started = time.monotonic()
+        place = self.save(progress)
+        raise self._build.stopped(where, f"The state is in {place}, saved in {time.monotonic() - started:.1f} s")
+
+    def _begin_save(self, progress: Progress) -> None:
+        world, ledger = self._build.world, self._build.ledger
+        # where one rank could not make its next step, others may be one ahead
+        parts = world.gather((self._batches.state_dict(progress.step), self._batches.take_bad_records()))
+
+        def take_note() -> list[BadRecord]:
+            if ledger is None:
+                return []
+            ledger.add(record for _, of_rank in parts for record in of_rank)
+            return ledger.of_phase()
+
+        bad_records = world.on_main(take_note)
+        self._checkpoints.begin(
+            self._engine,
+            progress.step,
+            state={
+                "phase": self._phase,
+                "run_id": self._build.run.run_id,
+                "progress": asdict(progress),
+                "scores": self.scores,
+                "best": self._best,
+                "bad_records": bad_records,
+            },
+            of_rank={"random": random_state(), "unreported": self._engine.unreported()},
+            texts={STREAM_FILE: stream_state_text([state for state, _ in parts if state is not None])},
+            best=self._best["step"] if self._best else None,
+        )
+        self._saved_step, self._saved_at = progress.step, time.monotonic()
+
+    def _go_on(self, saved: Saved) -> list[BadRecord]:
+        """Take up a checkpoint; returns the bad records its phase had met."""
+        world, state = self._build.world, saved.state
+        self._progress = Progress(**state["progress"])
+        self._best, self.scores = state["best"], state["scores"]
+        self._checkpoints.load(self._engine, saved)
+        self._engine.go_on_reporting([one["unreported"] for one in saved.of_ranks])
+        if len(saved.of_ranks) == world.size:
+            restore_random_state(saved.of_ranks[world.rank]["random"])
+        else:  # nobody's dropout goes on; the data does
+            seed_everything(self._build.recipe.seed, phase=f"{self._phase} {saved.step}", rank=world.rank)
+        self._build.screen.say(f"  going on after step {saved.step} of {self._plan.max_steps}, from {saved.folder}")
+        return [BadRecord(*record) for record in state["bad_records"]]
+
+    # --- data -------------------------------------------------------------------------------------------------------
+
+    def _look_at_data(self) -> dict[str, float]:
+        """What all ranks have read so far; records that were skipped are listed.
+
+        Raises:
+            DataError: They are too many; on every rank.
+        """
+        parts = self._build.world.gather((self._batches.progress(), self._batches.take_bad_records()))
+        totals: dict[str, float] = {}
+        for numbers, _ in parts:
+            for name, value in numbers.items():
+                totals[name] = totals.get(name, 0) + value
+        bad = [record for _, of_rank in parts for record in of_rank]
+        num_read = int(sum(value for name, value in totals.items() if name.endswith("/records")))
+        self._build.world.on_main(lambda: self._list_bad_records(bad, num_read))
+        return totals
+
+    def _list_bad_records(self, bad: Sequence[BadRecord], num_read: int) -> None:
+        ledger = self._build.ledger
+        if ledger is None:
+            return
+        ledger.add(bad)
+        reason = ledger.judge(num_read, self._build.recipe.data.bad_records)
+        if reason is not None:
+            raise DataError(reason)

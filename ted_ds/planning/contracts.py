@@ -1,0 +1,225 @@
+"""What teacher, student and task must agree on for their numbers to be comparable: tokens, vocabulary, labels, head.
+
+Read from the models' files alone, without torch.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ted_ds.config.schema import Recipe
+from ted_ds.config.tasks import CausalLm, LabelledTask
+from ted_ds.data.document_ends import ends_of
+from ted_ds.errors import CheckpointError, ConfigError, TedError
+from ted_ds.models.files import ModelFacts
+from ted_ds.models.folder import CONFIG_FILE
+from ted_ds.models.tokenizer_files import tokenizer_of_files
+from ted_ds.models.tokenizer_traits import TokenizerTraits
+from ted_ds.planning.tokenizer_contracts import (
+    compare_readings,
+    doubtful_ids,
+    refuse_different_tokenizers,
+    refuse_ids_outside,
+    refuse_padding_outside,
+    refuse_useless_tokenizer,
+)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two models, as far as it is known."""
+
+    name: str
+    folder: Path
+    facts: ModelFacts
+    trained_first: bool
+    """Whether the run fine-tunes it on the task before anything is compared with it."""
+
+    @functools.cached_property
+    def tokenizer(self) -> TokenizerTraits | None:
+        """Its folder's tokenizer; None where only transformers can read it.
+
+        Raises:
+            CheckpointError: A file of it is damaged.
+        """
+        return tokenizer_of_files(self.folder)
+
+
+def broken_contracts(recipe: Recipe, teacher: Side | None, student: Side | None) -> Mapping[str, list[str]]:
+    """Every contract that the two models break, by its name: what is wrong, in lines of the recipe.
+
+    A side is None while it is not known. A student cut from the teacher has the teacher's folder.
+    """
+    broken: dict[str, list[str]] = {}
+
+    def attempt(contract: str, side: Side, check: Callable[[], object]) -> bool:
+        try:
+            check()
+        except TedError as error:
+            where = "" if contract == "bos" else f"{side.name}.path: "
+            lines = [f"{where}{line}" for line in str(error).splitlines()]
+            broken.setdefault(contract, []).extend(lines)
+            return False
+        return True
+
+    own = _own_files(teacher, student)
+    readable: list[Side] = []
+    for side in own:
+        attempt("labels", side, lambda side=side: _check_labels(recipe, side))
+        attempt("head", side, lambda side=side: _check_lm_head(recipe, side))
+        attempt("vocabulary", side, lambda side=side: refuse_padding_outside(side.facts))
+        if attempt("vocabulary", side, lambda side=side: _read_tokenizer(side)):
+            readable.append(side)
+            attempt("vocabulary", side, lambda side=side: _check_vocabulary(side))
+    if teacher is not None:
+        attempt("head", teacher, lambda: _check_head(recipe, teacher))
+        if teacher in readable and isinstance(recipe.task, CausalLm) and "vocabulary" not in broken:
+            attempt("bos", teacher, lambda: document_ends(recipe, teacher))
+    if teacher in readable and student in readable:
+        attempt("tokenizers", student, lambda: _check_same(teacher, student))
+    return broken
+
+
+def broken_by_loaded(loaded: TokenizerTraits, teacher: Side | None, student: Side | None) -> list[str]:
+    """What the tokenizer that is used, the teacher's as transformers loaded it, asks of models that have not got it.
+
+    Its files are not all it is made of (:mod:`ted_ds.models.tokenizer_files`). Lines of the recipe.
+    """
+    lines: list[str] = []
+    for side in (teacher, student):
+        if side is not None and (side.name == "teacher" or teacher is None or side.folder != teacher.folder):
+            try:
+                refuse_ids_outside(loaded, side.facts, whose="its" if side.name == "teacher" else "the teacher's")
+            except TedError as error:
+                lines.append(f"{side.name}.path: {error}")
+    return lines
+
+
+def _own_files(teacher: Side | None, student: Side | None) -> list[Side]:
+    """The sides that have files of their own; a student cut from the teacher has the teacher's."""
+    own = [side for side in (teacher,) if side is not None]
+    if student is not None and (teacher is None or _differ(teacher, student)):
+        own.append(student)
+    return own
+
+
+def _differ(teacher: Side, student: Side) -> bool:
+    return student.folder != teacher.folder or (teacher.trained_first and not student.trained_first)
+
+
+def _check_head(recipe: Recipe, teacher: Side) -> None:
+    facts = teacher.facts
+    if isinstance(recipe.task, CausalLm) or teacher.trained_first:
+        return
+    remedy = "its predictions would be random; fine-tune it on the task: add teacher.finetune"
+    if facts.architectures and not any("SequenceClassification" in name for name in facts.architectures):
+        raise ConfigError(f"a {facts.architectures[0]} has no head for {recipe.task.kind} and {remedy}")
+    if not facts.has_classifier:
+        raise ConfigError(f"its weights hold no head for {recipe.task.kind} (classifier or score), so {remedy}")
+    other = _head_for_other_labels(recipe, teacher)
+    if other is not None and recipe.preflight == "refuse":
+        raise ConfigError(f"{other}, so {remedy}, or use the weights that belong to this file")
+
+
+def _head_for_other_labels(recipe: Recipe, side: Side) -> str | None:
+    """Why a head in the weights cannot be used: it is for other labels than its own config names."""
+    rows, facts = side.facts.classifier_rows, side.facts
+    if isinstance(recipe.task, CausalLm) or rows in (None, facts.num_labels) or facts.num_labels is None:
+        return None
+    return (
+        f"{side.folder / CONFIG_FILE} names {facts.num_labels} labels in id2label, but the head in the weights has "
+        f"{rows} rows"
+    )
+
+
+def _check_lm_head(recipe: Recipe, side: Side) -> None:
+    if isinstance(recipe.task, CausalLm) and not side.facts.has_lm_head:
+        raise CheckpointError(
+            "its weights hold no LM head, and its config.json does not tie one to the embeddings; give the causal LM, "
+            "not its bare body"
+        )
+
+
+def _check_labels(recipe: Recipe, side: Side) -> None:
+    task, facts = recipe.task, side.facts
+    if isinstance(task, CausalLm) or side.trained_first:
+        return
+    if facts.architectures and not any("SequenceClassification" in name for name in facts.architectures):
+        return  # a bare body: its head, and the labels of it, are made new
+    if not isinstance(task, LabelledTask):
+        if facts.num_labels not in (None, task.num_outputs):
+            raise ConfigError(
+                f"it has {facts.num_labels} outputs, task.target_columns has {task.num_outputs}; give as many"
+            )
+        return
+    if facts.num_labels not in (None, len(task.labels)):
+        raise ConfigError(f"it has {facts.num_labels} labels, task.labels has {len(task.labels)}; give as many")
+    if facts.labels is not None and list(facts.labels) != task.labels:
+        raise ConfigError(
+            f"its labels are {list(facts.labels)}, task.labels are {task.labels}; predictions are compared by "
+            "id: give task.labels in the model's order"
+        )
+
+
+def _read_tokenizer(side: Side) -> None:
+    _ = side.tokenizer  # kept once it could be read
+
+
+def _check_vocabulary(side: Side) -> None:
+    if side.tokenizer is not None:
+        refuse_ids_outside(side.tokenizer, side.facts)
+        refuse_useless_tokenizer(side.tokenizer)
+
+
+def _check_same(teacher: Side, student: Side) -> None:
+    """The student reads the teacher's ids, so they must be its own, or within its embeddings at least."""
+    if teacher.tokenizer is not None and student.tokenizer is not None:
+        refuse_different_tokenizers(teacher.tokenizer.vocabulary, student.tokenizer.vocabulary)
+    elif teacher.tokenizer is not None:
+        refuse_ids_outside(teacher.tokenizer, student.facts, whose="the teacher's")
+
+
+def document_ends(recipe: Recipe, teacher: Side) -> str | None:
+    """What is put around each text, in words; None where only the loaded tokenizer knows.
+
+    Raises:
+        TedError: The recipe asks for what the tokenizer has not, or a file of it is damaged.
+    """
+    tokenizer = teacher.tokenizer
+    if tokenizer is None or tokenizer.backend is None:
+        return None
+    if tokenizer.unknown_class is not None:
+        return f"what is put around each is known once the teacher's {tokenizer.unknown_class} is loaded"
+    return ends_of(tokenizer, recipe.task.bos if isinstance(recipe.task, CausalLm) else None).in_words
+
+
+def doubts(recipe: Recipe, teacher: Side | None, student: Side | None) -> Mapping[str, list[str]]:
+    """What is no mistake in models that keep their contracts and should be known: lines of the recipe, by contract."""
+    found: dict[str, list[str]] = {}
+    used = teacher.tokenizer if teacher is not None else None
+
+    def doubt(contract: str, side: Side, *lines: str) -> None:
+        if lines:
+            found.setdefault(contract, []).extend(f"{side.name}.path: {line}" for line in lines)
+
+    for side in _own_files(teacher, student):
+        if side.name == "student" and used is not None and side.tokenizer is not None:
+            doubt("tokenizers", side, *compare_readings(used, side.tokenizer))
+        other = _head_for_other_labels(recipe, side)
+        if other is not None:
+            doubt("head", side, f"{other}: a new one starts random")
+        if isinstance(recipe.task, CausalLm):
+            doubt("vocabulary", side, *doubtful_ids(side.facts, used))
+        if side.tokenizer is not None:
+            longest = side.tokenizer.settings.get("model_max_length")
+            if longest is not None and longest < recipe.task.sequence_length:
+                doubt(
+                    "tokenizers",
+                    side,
+                    f"its tokenizer is made for texts of at most {longest} tokens (model_max_length), the task has up "
+                    f"to {recipe.task.sequence_length}",
+                )
+    return found

@@ -1,0 +1,148 @@
+"""Where the teacher's weights are kept: the first host that fits beside what the phases need."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ted_ds.config.schema import Recipe
+from ted_ds.models.files import Parameters
+from ted_ds.planning.deepspeed_json import deepspeed_json_of
+from ted_ds.planning.memory import frozen_bytes, gib
+from ted_ds.planning.phase_memory import SHARDED_HOSTS, phase_memories, with_head
+from ted_ds.planning.plan import Plan
+from ted_ds.planning.stage_memory import describe_stages
+
+HOSTS = ("replica", "int8", "zero3", "cpu_offload", "nvme_offload")
+"""From the fastest to the smallest."""
+IN_WORDS = {
+    "replica": "whole on each rank",
+    "int8": "whole on each rank, its blocks in 8 bits",
+    "zero3": "ZeRO-3 sharded",
+    "cpu_offload": "ZeRO-3 sharded, in host memory",
+    "nvme_offload": "ZeRO-3 sharded, on disk",
+}
+USABLE = 0.9
+"""Of the free memory: what is left is for kernels' working space and what an estimate misses."""
+
+
+@dataclass(frozen=True)
+class Hosting:
+    """Where the teacher's weights are."""
+
+    host: str
+    why: str
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether an engine of ZeRO-3 holds them."""
+        return self.host in SHARDED_HOSTS
+
+
+def choose_host(
+    recipe: Recipe,
+    plan: Plan,
+    config: Mapping[str, Any],
+    *,
+    world_size: int,
+    free_device: int,
+    free_host: int,
+    device_is_host: bool,
+    torchao_is_there: bool,
+    began_whole: bool = False,
+) -> Hosting:
+    """The first host whose device memory, beside the phase that needs most, is free.
+
+    Args:
+        recipe: The recipe; its ``teacher.host`` is ``auto``.
+        plan: Its plan, with both models known.
+        config: The DeepSpeed JSON.
+        world_size: Ranks.
+        free_device: Free bytes of a rank's device.
+        free_host: Free bytes of host memory for a rank.
+        device_is_host: Whether the device is the CPU: then there is nothing to offload to but a disk.
+        torchao_is_there: Whether it is installed.
+        began_whole: Whether phases may be complete that saw the teacher's own weights: then 8 bits are out.
+    """
+    assert plan.teacher is not None
+    teacher = with_head(recipe, plan.teacher)
+    whole = frozen_bytes(teacher, host="replica", precision=recipe.precision, world_size=world_size)
+    # a whole model comes to a device through host memory
+    cannot_load = None
+    if not device_is_host and whole > USABLE * free_host:
+        cannot_load = f"to load {gib(whole)} on each rank does not fit into {gib(free_host)} of host memory"
+    no_int8 = "the run began without it" if began_whole else None if torchao_is_there else "torchao is not installed"
+    impossible: dict[str, str | None] = {
+        "replica": cannot_load,
+        "int8": no_int8 or cannot_load,
+        "zero3": None if world_size > 1 else "one rank has nobody to share with",
+        "cpu_offload": _no_cpu_offload(recipe, teacher, world_size, free_host, device_is_host=device_is_host),
+        "nvme_offload": None if recipe.teacher.offload_dir else "teacher.offload_dir is not set",
+    }
+    left_out, least = [], ("replica", math.inf)
+    for host in HOSTS:
+        reason = impossible[host]
+        if reason is not None:
+            left_out.append(f"{host}: {reason}")
+            continue
+        phases = phase_memories(recipe, plan, config, world_size=world_size, host=host)
+        totals = {
+            one.phase: one.total(config, device_is_host=device_is_host) for one in phases if one.hosts_teacher
+        } or {"evaluation": 0}
+        own = frozen_bytes(teacher, host=host, precision=recipe.precision, world_size=world_size)
+        busiest = max(totals, key=lambda phase: totals[phase])
+        beside = totals[busiest]
+        where = f"{gib(own)} beside about {gib(beside)} of {busiest}"
+        if own + beside <= USABLE * free_device:
+            because = f"; {'; '.join(left_out)}" if left_out else ""
+            return Hosting(host, f"{where}, {gib(free_device)} free per rank{because}")
+        left_out.append(f"{host}: {where} does not fit")
+        least = min(least, (host, own), key=lambda one: one[1])
+    return Hosting(
+        least[0], f"nothing fits into {gib(free_device)} free per rank, this is least: {'; '.join(left_out)}"
+    )
+
+
+def describe_memory(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
+    """What each phase needs, in words, for ``ted-ds check``; empty while a model is not fetched yet."""
+    if plan.teacher is None or plan.student is None:
+        return ""
+    config = deepspeed_json_of(recipe, plan)
+    host = recipe.teacher.host
+    if recipe.pipeline.stages > 1:
+        return describe_stages(recipe, plan, config, num_ranks=num_ranks)
+    chosen = "replica" if host == "auto" and plan.teacher.quantisation is not None else host
+    hosts = HOSTS if chosen == "auto" else (chosen,)
+    teacher = with_head(recipe, plan.teacher)
+    sizes = {
+        one: frozen_bytes(teacher, host=one, precision=recipe.precision, world_size=num_ranks)
+        for one in hosts
+        if one == chosen
+        or ((one != "zero3" or num_ranks > 1) and (one != "nvme_offload" or recipe.teacher.offload_dir))
+    }
+    lines = []
+    for one in phase_memories(recipe, plan, config, world_size=num_ranks, host=hosts[0]):
+        parts = [
+            f"weights {gib(one.trained.parameters + one.frozen)}",
+            f"gradients {gib(one.trained.gradients)}",
+            f"optimizer {gib(one.trained.optimizer)}",
+        ]
+        parts += [f"activations about {gib(one.activations)}"] if one.activations else []
+        parts += [f"buffers {gib(one.buckets)} on a GPU"] if one.buckets else []
+        parts += ["teacher"] if one.hosts_teacher else []
+        lines.append(f"memory    {one.phase:16} {' + '.join(parts)}")
+    choice = " (the first that fits)" if chosen == "auto" else ""
+    of_hosts = ", ".join(f"{one} {gib(size)}" for one, size in sizes.items())
+    lines.append(f"memory    teacher, per rank: {of_hosts}{choice}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _no_cpu_offload(
+    recipe: Recipe, teacher: Parameters, world_size: int, free_host: int, *, device_is_host: bool
+) -> str | None:
+    if device_is_host:
+        return "the device is the host"
+    own = frozen_bytes(teacher, host="zero3", precision=recipe.precision, world_size=world_size)
+    return None if own <= USABLE * free_host else f"{gib(own)} do not fit into {gib(free_host)} of host memory"

@@ -1,0 +1,224 @@
+"""What each phase of a run needs on a rank, by the arithmetic of :mod:`ted_ds.planning.memory`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ted_ds.config.phase_plan import PhasePlan
+from ted_ds.config.schema import Filters, Recipe
+from ted_ds.config.tasks import CausalLm
+from ted_ds.models.files import ModelFacts, Parameters
+from ted_ds.planning.memory import (
+    ITEM_BYTES,
+    Trained,
+    activation_bytes,
+    bucket_bytes,
+    frozen_bytes,
+    on_device,
+    trained_bytes,
+)
+from ted_ds.planning.mistakes import EAGER_ATTENTION_TYPES
+from ted_ds.planning.pipeline_cut import FILTER_PHASES, filter_phases
+from ted_ds.planning.plan import Plan
+
+SHARDED_HOSTS = ("zero3", "cpu_offload", "nvme_offload")
+"""Of the teacher's hosts, those where an engine of ZeRO-3 holds its weights."""
+
+
+@dataclass(frozen=True)
+class PhaseMemory:
+    """What a phase needs on the rank that needs most, but for the teacher's weights."""
+
+    phase: str
+    num_trained: int
+    """Parameters."""
+    trained: Trained
+    activations: int
+    """About."""
+    hosts_teacher: bool
+    frozen: int
+    """Other weights that do not train: a frozen student in Stage I, the teacher's filters in Stage II."""
+    buckets: int
+    """DeepSpeed's buffers for communication, on a device that is not the host."""
+
+    def total(self, config: Mapping[str, Any], *, device_is_host: bool) -> int:
+        """All of it that is on the device."""
+        trained = self.trained if device_is_host else on_device(self.trained, config)
+        return trained.total + self.activations + self.frozen + (0 if device_is_host else self.buckets)
+
+
+def phase_memories(
+    recipe: Recipe, plan: Plan, config: Mapping[str, Any], *, world_size: int, host: str = "replica"
+) -> list[PhaseMemory]:
+    """What the phases that train need, in order; none while a model is not fetched yet.
+
+    Args:
+        recipe: The recipe.
+        plan: Its plan.
+        config: The DeepSpeed JSON.
+        world_size: Ranks.
+        host: Of the teacher: a frozen student is sharded where it is.
+    """
+    if plan.teacher is None or plan.student is None:
+        return []
+    pair = _Pair(recipe, plan, config, world_size, {"teacher": plan.teacher, "student": plan.student})
+    sides = ("teacher", "student")
+    found = [pair.finetuning(side, tuning) for side in sides if (tuning := pair.tuning(side)) is not None]
+    if recipe.filters is not None:
+        found += [pair.learning_filters(phase, recipe.filters, host) for phase in filter_phases(recipe)]
+    return [*found, pair.distilling()]
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Both models in a run."""
+
+    recipe: Recipe
+    plan: Plan
+    config: Mapping[str, Any]
+    world_size: int
+    facts: Mapping[str, ModelFacts]
+
+    def tuning(self, side: str) -> PhasePlan | None:
+        """How a side is fine-tuned, if it is."""
+        return (self.recipe.teacher if side == "teacher" else self.recipe.student).finetune
+
+    def finetuning(self, side: str, tuning: PhasePlan) -> PhaseMemory:
+        """Stage 0."""
+        sizes, num_frozen = self._trained_sizes(side)
+        activations = _activations(self.recipe, tuning, self.facts[side])
+        return self._phase(f"finetune_{side}", sizes, num_frozen, activations=activations)
+
+    def learning_filters(self, phase: str, filters: Filters, host: str) -> PhaseMemory:
+        """Stage I; what its small heads keep for their backward pass is left out."""
+        sides = FILTER_PHASES[phase]
+        of_heads = {side: self._heads(side, filters) for side in sides}
+        frozen = 0
+        if "student" in sides:
+            student_host = "zero3" if host in SHARDED_HOSTS else "replica"
+            frozen = frozen_bytes(
+                self._parameters("student"),
+                host=student_host,
+                precision=self.recipe.precision,
+                world_size=self.world_size,
+            )
+        return self._phase(
+            phase,
+            [size for side, (heads, _) in of_heads.items() for size in (*self._filters(side), *heads)],
+            sum(num_frozen for _, num_frozen in of_heads.values()),
+            hosts_teacher="teacher" in sides,
+            frozen=frozen,
+        )
+
+    def distilling(self) -> PhaseMemory:
+        """Stage II."""
+        sizes, num_frozen = self._trained_sizes("student")
+        with_filters = self.recipe.distill.method == "ted"
+        return self._phase(
+            "distill",
+            [*sizes, *self._filters("student")],
+            num_frozen,
+            activations=_activations(self.recipe, self.recipe.distill, self.facts["student"]),
+            hosts_teacher=self.recipe.distill.method != "sft" and self.recipe.teacher.cache is None,
+            frozen=sum(self._filters("teacher")) * ITEM_BYTES[self.recipe.precision] if with_filters else 0,
+        )
+
+    def _phase(
+        self,
+        name: str,
+        sizes: list[int],
+        num_frozen: int,
+        *,
+        activations: int = 0,
+        hosts_teacher: bool = False,
+        frozen: int = 0,
+    ) -> PhaseMemory:
+        trained = trained_bytes(
+            sizes,
+            config=self.config,
+            precision=self.recipe.precision,
+            world_size=self.world_size,
+            num_frozen=num_frozen,
+        )
+        buckets = bucket_bytes(self.config, self.recipe.precision)
+        return PhaseMemory(name, sum(sizes), trained, activations, hosts_teacher, frozen, buckets)
+
+    def _parameters(self, side: str) -> Parameters:
+        return with_head(self.recipe, self.facts[side])
+
+    def _trained_sizes(self, side: str) -> tuple[list[int], int]:
+        return trained_sizes(self.recipe, side, self._parameters(side))
+
+    def _filters(self, side: str) -> list[int]:
+        return filter_sizes(self.recipe, self.plan, side) * len(self.plan.layer_pairs)
+
+    def _heads(self, side: str, filters: Filters) -> tuple[list[int], int]:
+        of_one, num_frozen = head_sizes(self.recipe, self.plan, side, filters)
+        return of_one * len(self.plan.layer_pairs), num_frozen
+
+
+def trained_sizes(recipe: Recipe, side: str, model: Parameters, *, frozen_head: int = 0) -> tuple[list[int], int]:
+    """Sizes of a model's parameters that train, and how many do not.
+
+    ``frozen_head`` are those of a head that is the embeddings, where a pipeline has them a second time.
+    """
+    sizes = model.sizes
+    if side == "teacher" or not recipe.student.freeze_embeddings:
+        return sizes, 0
+    frozen = [size for size in (model.embeddings, frozen_head) if size]
+    for size in frozen:
+        sizes.remove(size)
+    return sizes, sum(frozen)
+
+
+def filter_sizes(recipe: Recipe, plan: Plan, side: str) -> list[int]:
+    """Of the parameters of one filter of a side (:class:`ted_ds.numerics.filters.Filter`)."""
+    filters, width, dim = recipe.filters, facts_of(plan, side).hidden_size, plan.filter_dim
+    is_mlp = recipe.distill.method == "ted" and filters is not None and filters.kind == "mlp"
+    return [*([width * width, width] if is_mlp else []), dim * width, dim]
+
+
+def head_sizes(recipe: Recipe, plan: Plan, side: str, filters: Filters) -> tuple[list[int], int]:
+    """Sizes of what one of Stage I's heads trains, and what the frozen one has that they share.
+
+    See :mod:`ted_ds.models.heads`.
+    """
+    facts, task = facts_of(plan, side), recipe.task
+    model, dim, width = with_head(recipe, facts), plan.filter_dim, facts.hidden_size
+    if not isinstance(task, CausalLm):
+        return [dim * dim, dim, dim * task.num_outputs, task.num_outputs], 0
+    if filters.lm_head == "new":
+        return [dim * facts.vocab_size], 0
+    return [dim * width, width] if dim != width else [], (model.lm_head or model.embeddings) + width
+
+
+def facts_of(plan: Plan, side: str) -> ModelFacts:
+    """A model's facts, which must be known."""
+    facts = plan.teacher if side == "teacher" else plan.student
+    assert facts is not None
+    return facts
+
+
+def with_head(recipe: Recipe, facts: ModelFacts) -> Parameters:
+    """A model's parameters as the task uses it: a classifier goes without the LM head."""
+    return facts.parameters if isinstance(recipe.task, CausalLm) else facts.parameters.as_classifier()
+
+
+def _activations(recipe: Recipe, training: PhasePlan, facts: ModelFacts) -> int:
+    row = recipe.task.sequence_length
+    tokens = training.micro_batch_tokens or (training.micro_batch_size or 1) * row
+    return activation_bytes(
+        facts,
+        tokens=tokens,
+        row_tokens=row,
+        precision=recipe.precision,
+        keeps_scores=keeps_scores(recipe, facts),
+        checkpointing=recipe.activation_checkpointing,
+    )
+
+
+def keeps_scores(recipe: Recipe, facts: ModelFacts) -> bool:
+    """Whether a model's attention keeps its scores for the backward pass."""
+    return recipe.attention == "eager" or facts.model_type in EAGER_ATTENTION_TYPES

@@ -1,0 +1,278 @@
+"""What a recipe will do, and every mistake in it that shows without a GPU, weights or torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ted_ds.config.load import draft_mistakes, load_draft
+from ted_ds.config.schema import Recipe
+from ted_ds.config.without_effect import settings_without_effect
+from ted_ds.data.first_rows import FirstRows
+from ted_ds.data.sources import HUB_NAME
+from ted_ds.errors import ConfigError, raise_all
+from ted_ds.models.files import ModelFacts, read_model_facts
+from ted_ds.models.folder import no_folder
+from ted_ds.numerics.layer_map import LayerPairs, make_layer_map
+from ted_ds.planning.contracts import Side, broken_contracts, document_ends, doubts
+from ted_ds.planning.mistakes import Mistakes, check_data, check_deepspeed, check_model, check_tracking
+from ted_ds.planning.pipeline_cut import FILTER_PHASES, Stage, filter_phases, plan_stages
+from ted_ds.planning.quantised_teacher import quantised_mistakes
+
+PLAN_OF_PHASE = {
+    "finetune_teacher": "teacher.finetune",
+    "finetune_student": "student.finetune",
+    "filters_teacher": "filters.teacher",
+    "filters_student": "filters.student",
+    "filters_both": "filters.both",
+    "distill": "distill",
+}
+"""Where the recipe says how a phase trains."""
+PHASES = (
+    "finetune_teacher",
+    "cut_student",
+    "finetune_student",
+    "filters_teacher",
+    "filters_student",
+    "filters_both",
+    "distill",
+    "evaluate",
+    "export",
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the recipe comes to."""
+
+    phases: tuple[str, ...]
+    teacher: ModelFacts | None
+    """None while the teacher is a hub name that is not fetched yet."""
+    student: ModelFacts | None
+    layer_pairs: LayerPairs
+    filter_dim: int
+    """Width in which layers are matched; 0 where nothing is matched."""
+    stages: Mapping[str, tuple[Stage, ...]]
+    """The pipeline stages of each phase that trains, one where there is no pipeline; empty while a model is unknown."""
+    data: Mapping[str, FirstRows]
+    """The first rows of each source, by its place in the recipe."""
+    text_ends: str | None = None
+    """What is put around each text, in words; None while the teacher's tokenizer is unknown."""
+    doubts: tuple[str, ...] = ()
+    """What is no mistake in the models and should be known."""
+    remarks: tuple[str, ...] = ()
+    """What is worth saying of settings that are right."""
+
+    def layers(self, side: str) -> tuple[int, ...]:
+        """The ``student``'s or the ``teacher``'s side of the layer map."""
+        return tuple(pair[0 if side == "student" else 1] for pair in self.layer_pairs)
+
+
+def local_model(path: str) -> Path | None:
+    """The folder a model path names; None for a hub name.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        return folder
+    if folder.exists() or not HUB_NAME.match(path):
+        raise ConfigError(f"{path}: {no_folder(folder)}")
+    return None
+
+
+def make_plan(recipe: Recipe, *, num_ranks: int = 1, source: str = "recipe", contracts_hold: bool = True) -> Plan:
+    """Check the recipe against the files it names, and lay out the run.
+
+    Args:
+        recipe: The recipe.
+        num_ranks: Ranks the batches must divide over, once they are divided by the pipeline's stages.
+        source: The recipe's file, for messages.
+        contracts_hold: Whether models that break a contract (:mod:`ted_ds.planning.contracts`) are a mistake.
+
+    Raises:
+        ConfigError: Lists every mistake found.
+    """
+    mistakes = Mistakes()
+    plan = _lay_out(recipe, mistakes, num_ranks=num_ranks, contracts_hold=contracts_hold)
+    raise_all([f"{source}: {mistake}" for mistake in mistakes.found])
+    return plan
+
+
+def plan_recipe(
+    path: str,
+    overrides: Sequence[str],
+    *,
+    num_ranks: int = 1,
+    contracts_hold: bool = True,
+    in_pipeline: bool = True,
+) -> tuple[Recipe, Plan]:
+    """Read a recipe and plan it; see :func:`make_plan`.
+
+    Args:
+        path: Its file.
+        overrides: Changes to it.
+        num_ranks: Ranks the batches must divide over.
+        contracts_hold: Whether models that break a contract are a mistake.
+        in_pipeline: Whether the recipe's pipeline is used.
+
+    Raises:
+        ConfigError: Lists every mistake in the recipe and in the files it names, whatever else is wrong.
+    """
+    draft = load_draft(path, overrides)
+    mistakes = draft_mistakes(draft)
+    recipe, plan = draft.recipe, None
+    if recipe is not None:
+        recipe = recipe if in_pipeline else recipe.without_pipeline()
+        found = Mistakes()
+        plan = _lay_out(recipe, found, num_ranks=num_ranks, contracts_hold=contracts_hold)
+        mistakes += [mistake for mistake in found.found if not draft.concerns_a_stand_in(mistake)]
+    raise_all([f"{path}: {mistake}" for mistake in mistakes])
+    assert recipe is not None
+    assert plan is not None
+    return recipe, plan
+
+
+def _lay_out(recipe: Recipe, mistakes: Mistakes, *, num_ranks: int, contracts_hold: bool) -> Plan:
+    remarks = check_deepspeed(recipe, num_ranks, mistakes)
+    data = check_data(recipe, mistakes)
+    if recipe.output_dir.exists() and not recipe.output_dir.is_dir():
+        mistakes.add("output_dir", f"{recipe.output_dir} is a file; give a folder")
+
+    check_tracking(recipe, mistakes)
+    teacher_dir = mistakes.attempt("teacher.path", lambda: local_model(recipe.teacher.path))
+    teacher = mistakes.attempt("teacher.path", lambda: read_model_facts(teacher_dir)) if teacher_dir else None
+    student_dir, student = teacher_dir, None
+    if recipe.student.path is not None:
+        path = recipe.student.path
+        student_dir = mistakes.attempt("student.path", lambda: local_model(path))
+        student = mistakes.attempt("student.path", lambda: read_model_facts(student_dir)) if student_dir else None
+    elif teacher is not None:
+        student = mistakes.attempt("student.from_teacher.blocks", lambda: _cut_facts(recipe, teacher))
+
+    mistakes.add("output_dir", *_output_among_models(recipe.output_dir, teacher_dir, student_dir))
+    if teacher is not None:
+        check_model(recipe, teacher, "teacher.path", mistakes)
+    if student is not None and recipe.student.path is not None:
+        check_model(recipe, student, "student.path", mistakes)
+    mistakes.add("", *quantised_mistakes(recipe, teacher, student))
+    sides = model_sides(recipe, teacher_dir, teacher, student_dir, student)
+    broken = [line for lines in broken_contracts(recipe, *sides).values() for line in lines]
+    if contracts_hold:
+        mistakes.add("", *broken)
+    layer_pairs: LayerPairs = ()
+    filter_dim = 0
+    if teacher is not None and student is not None and recipe.distill.method in ("lwd", "ted"):
+        layer_pairs = mistakes.attempt("", lambda: _layer_pairs(recipe, student, teacher)) or ()
+        own_dim = recipe.filters.dim if recipe.filters and recipe.distill.method == "ted" else None
+        filter_dim = own_dim or teacher.hidden_size
+    stages: Mapping[str, tuple[Stage, ...]] = {}
+    if not mistakes.found and teacher is not None and student is not None:
+        facts = {"student": student, "teacher": teacher}
+        stages = mistakes.attempt("", lambda: plan_stages(recipe, facts, layer_pairs, filter_dim)) or {}
+    return Plan(
+        _phases(recipe),
+        teacher,
+        student,
+        layer_pairs,
+        filter_dim,
+        stages,
+        data,
+        text_ends=document_ends(recipe, sides[0]) if sides[0] is not None and not broken else None,
+        remarks=(*settings_without_effect(recipe), *remarks),
+        doubts=() if broken else tuple(line for lines in doubts(recipe, *sides).values() for line in lines),
+    )
+
+
+def _output_among_models(output: Path, *models: Path | None) -> Iterator[str]:
+    for folder in dict.fromkeys(model for model in models if model is not None):
+        if output.resolve().is_relative_to(folder.resolve()):
+            yield f"{output} is in the model folder {folder}, which a run would write into; give another folder"
+
+
+def _cut_facts(recipe: Recipe, teacher: ModelFacts) -> ModelFacts:
+    cut = recipe.student.from_teacher
+    assert cut is not None
+    outside = [block for block in cut.blocks if block >= teacher.num_blocks]
+    if outside:
+        raise ConfigError(
+            f"block {outside[0]} does not exist (the teacher has {teacher.num_blocks} blocks, numbered from 0); "
+            f"use 0..{teacher.num_blocks - 1}"
+        )
+    return replace(teacher, num_blocks=len(cut.blocks), parameters=teacher.parameters.cut(cut.blocks))
+
+
+def model_sides(
+    recipe: Recipe,
+    teacher_dir: Path | None,
+    teacher: ModelFacts | None,
+    student_dir: Path | None,
+    student: ModelFacts | None,
+) -> tuple[Side | None, Side | None]:
+    """The two models as contracts see them; None for one that is not known yet."""
+    teacher_tuned = recipe.teacher.finetune is not None
+    cut_from_tuned = recipe.student.from_teacher is not None and teacher_tuned
+    tuned = {"teacher": teacher_tuned, "student": recipe.student.finetune is not None or cut_from_tuned}
+    teacher_side, student_side = (
+        Side(name, folder, facts, tuned[name]) if folder is not None and facts is not None else None
+        for name, folder, facts in (("teacher", teacher_dir, teacher), ("student", student_dir, student))
+    )
+    return teacher_side, student_side
+
+
+def _layer_pairs(recipe: Recipe, student: ModelFacts, teacher: ModelFacts) -> LayerPairs:
+    return make_layer_map(
+        recipe.layer_map.kind,
+        num_student_blocks=student.num_blocks,
+        num_teacher_blocks=teacher.num_blocks,
+        num_pairs=recipe.layer_map.num_pairs,
+        pairs=recipe.layer_map.pairs,
+    )
+
+
+def _phases(recipe: Recipe) -> tuple[str, ...]:
+    left_out = {
+        "finetune_teacher": recipe.teacher.finetune is None,
+        "cut_student": recipe.student.from_teacher is None,
+        "finetune_student": recipe.student.finetune is None,
+        **{phase: phase not in filter_phases(recipe) for phase in FILTER_PHASES},
+    }
+    return tuple(phase for phase in PHASES if not left_out.get(phase, False))
+
+
+def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
+    """The plan in words, for ``ted-ds check``."""
+    lines = [f"{recipe.name}: {recipe.task.kind} by {recipe.distill.method}, {num_ranks} ranks, {recipe.precision}"]
+    for name, facts in (("teacher", plan.teacher), ("student", plan.student)):
+        if facts is None:
+            lines.append(f"{name:9} known once it is fetched from the hub")
+        else:
+            quantised = f", quantised ({facts.quantisation})" if facts.quantisation else ""
+            shape = f"{facts.num_blocks} blocks of width {facts.hidden_size}"
+            lines.append(f"{name:9} {facts.model_type}, {shape}{quantised}")
+    if plan.layer_pairs:
+        pairs = " ".join(f"{s}<-{t}" for s, t in plan.layer_pairs)
+        lines.append(f"layers    student<-teacher {pairs}, matched in {plan.filter_dim} dimensions")
+    lines += [f"{place} {rows}" for place, rows in plan.data.items()]
+    lines.append(f"phases    {' > '.join(plan.phases)}")
+    replicas = max(num_ranks // recipe.pipeline.stages, 1)
+    readers = f"{replicas} " + ("ranks" if recipe.pipeline.stages == 1 else "in parallel")
+    for path, phase in recipe.phase_plans().items():
+        if phase.micro_batch_size is not None:
+            accumulation = phase.global_batch_size // (phase.micro_batch_size * replicas)
+            cut = f"{accumulation} microbatches x {phase.micro_batch_size}"
+        else:
+            cut = f"microbatches of at most {phase.micro_batch_tokens:,} padded tokens"
+        tokens = phase.max_steps * phase.global_batch_size * recipe.task.sequence_length
+        lines.append(
+            f"{path:16} {phase.max_steps} steps x {phase.global_batch_size} sequences = "
+            f"{readers} x {cut}; at most {tokens:,} tokens"
+        )
+    if plan.text_ends is not None:
+        lines.append(f"texts     {plan.text_ends}")
+    lines += [f"note      {remark}" for remark in plan.remarks]
+    lines.append(f"output    {recipe.output_dir}")
+    lines += [f"WARN      {doubt}" for doubt in plan.doubts]
+    return "\n".join(lines)

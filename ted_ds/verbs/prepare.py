@@ -1,0 +1,207 @@
+"""From the command line to what phases and checks need: read, meet the other ranks, own the output, assemble."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ted_ds.assembly.assembly import Assembly
+from ted_ds.assembly.host_teacher import host_teacher
+from ted_ds.config.schema import Recipe
+from ted_ds.data.reading.listing import list_data
+from ted_ds.data.tasks import CausalLmData, open_task_data, refuse_without_labels
+from ted_ds.data.tokenizers import traits_of
+from ted_ds.errors import ConfigError, RankLostError
+from ted_ds.models.loading import fetch, load_tokenizer
+from ted_ds.output.layout import Layout, Settled
+from ted_ds.output.output_lock import OutputLock, wait_for
+from ted_ds.output.run_folder import new_run, read_run
+from ted_ds.output.screen import Screen
+from ted_ds.planning.contracts import broken_by_loaded
+from ted_ds.planning.plan import Plan, make_plan, model_sides, plan_recipe
+from ted_ds.runtime.arithmetic import set_arithmetic, without_effect
+from ted_ds.runtime.device_faults import as_device_fault, is_device_fault
+from ted_ds.runtime.preemption import StopRequests
+from ted_ds.runtime.rendezvous import find_ranks
+from ted_ds.runtime.world import World, is_lost_rank
+from ted_ds.verbs.agreement import refuse_other_files, refuse_other_settings
+
+JOIN_TIMEOUT_S = 1800.0
+
+
+@contextlib.contextmanager
+def hearing(stops: StopRequests) -> Iterator[None]:
+    """Take signals, and say so where another rank is lost.
+
+    Raises:
+        RankLostError: Another rank died or hangs.
+    """
+    with stops.listening():
+        try:
+            yield
+        except RuntimeError as error:
+            if not is_lost_rank(error):
+                if is_device_fault(error):
+                    raise as_device_fault(error) from error
+                raise
+            seen = str(error).splitlines()[0].partition(". This is typically")[0]
+            raise RankLostError(
+                f"rank {os.environ.get('RANK', '0')}: another rank died or hangs, or the network to it is cut; its own "
+                f"output says more. What was seen here: {seen:.300}. Start the same command "
+                "again to go on from the newest checkpoint"
+            ) from error
+
+
+def prepare(
+    recipe_path: str,
+    overrides: Sequence[str],
+    *,
+    contracts_hold: bool,
+    in_pipeline: bool = True,
+    stops: StopRequests,
+    held: contextlib.ExitStack | None = None,
+) -> tuple[Assembly, Layout]:
+    """Everything up to the first use of a model's weights.
+
+    Args:
+        recipe_path: The recipe.
+        overrides: Changes to it.
+        contracts_hold: Whether models that break a contract (:mod:`ted_ds.planning.contracts`) are refused.
+        in_pipeline: Whether the recipe's pipeline is used.
+        stops: Takes requests to stop.
+        held: Gets what gives the output folder back; None for who writes nothing there.
+    """
+    find_ranks()
+    recipe: Recipe | None = None
+    plan: Plan | None = None
+    failure: Exception | None = None
+    try:
+        num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+        recipe, plan = plan_recipe(
+            recipe_path, overrides, num_ranks=num_ranks, contracts_hold=contracts_hold, in_pipeline=in_pipeline
+        )
+        set_arithmetic(tf32=recipe.tf32, deterministic=recipe.deterministic, attention=recipe.attention)
+    except Exception as error:  # a defect of ours on one rank must not leave the others waiting either
+        failure = error
+    timeout_s, num_stages = JOIN_TIMEOUT_S, 1
+    if recipe is not None and failure is None:  # which includes that the stages divide the ranks
+        timeout_s, num_stages = recipe.collective_timeout_s, recipe.pipeline.stages
+    world = World.join(timeout_s, num_stages)
+    with world.together():
+        if failure is not None:
+            raise failure
+    assert recipe is not None
+    assert plan is not None
+    refuse_other_settings(world, recipe)
+    with world.together():
+        world.check_precision(recipe.precision)
+    if held is not None:
+        _own_output(recipe.output_dir, world, stops, held)
+    recipe, plan, teacher, student = _resolve_models(recipe, plan, recipe_path, world, contracts_hold=contracts_hold)
+    tokenizer, data = None, None
+    wanted = recipe.data
+    listing = world.on_main(lambda: list_data(wanted))  # once, and the same for all
+    refuse_other_files(world, {"teacher": teacher, "student": student}, listing)
+    with world.together():
+        tokenizer = load_tokenizer(teacher)
+        if contracts_hold:
+            sides = model_sides(recipe, teacher, plan.teacher, student or teacher, plan.student)
+            broken = broken_by_loaded(traits_of(tokenizer), *sides)
+            if broken:
+                raise ConfigError("\n".join(f"{recipe_path}: {line}" for line in broken))
+        data = open_task_data(recipe.data, recipe.task, tokenizer, listing, max_heldout=recipe.evaluation.max_examples)
+        with_labels = [path for path in recipe.phase_plans() if path != "distill" or recipe.distill.task_weight > 0]
+        refuse_without_labels(recipe.data, data, with_labels)
+    assert tokenizer is not None
+    assert data is not None
+    screen = Screen(shown=world.is_main)
+    output_dir = recipe.output_dir
+    before = world.on_main(lambda: read_run(output_dir))
+    run = before or world.on_main(new_run)
+    run, hosting = host_teacher(recipe, plan, run, world, run_is_old=before is not None)
+    assembly = Assembly(
+        recipe,
+        plan,
+        world,
+        tokenizer=tokenizer,
+        listing=listing,
+        data=data,
+        screen=screen,
+        stops=stops,
+        run=run,
+        hosting=hosting,
+    )
+    start: list[str] | None = None
+    if isinstance(data, CausalLmData):
+        start = list(tokenizer.convert_ids_to_tokens(list(data.start)))
+    settled = Settled(
+        recipe,
+        plan,
+        assembly.deepspeed_json,
+        listing,
+        start_tokens=start,
+        in_8_bits=hosting.host == "int8",
+    )
+    return assembly, Layout(settled, teacher=teacher, student=student)
+
+
+def _own_output(output_dir: Path, world: World, stops: StopRequests, held: contextlib.ExitStack) -> None:
+    """Let rank 0 own the output folder until the run ends. Every rank must call it.
+
+    Raises:
+        ConfigError: It is in use, or cannot be written; on every rank.
+    """
+    lock = OutputLock(output_dir)
+    if world.is_main:
+        held.callback(lock.release)
+        stops.before_end.append(lock.release)
+    screen = Screen(shown=world.is_main)
+    wait_for(lambda: world.on_main(lock.try_take), output_dir, say=screen.say)
+
+
+def _resolve_models(
+    recipe: Recipe, plan: Plan, recipe_path: str, world: World, *, contracts_hold: bool
+) -> tuple[Recipe, Plan, Path, Path | None]:
+    """Fetch hub models, and plan again where there were some: what their files say is known only now."""
+    teacher: Path | None = None
+    student: Path | None = None
+    names = [name for name in (recipe.teacher.path, recipe.student.path) if name is not None]
+    world.first_on_host(lambda: [fetch(name) for name in names])  # the others find it there
+    with world.together():
+        teacher = fetch(recipe.teacher.path)
+        student = fetch(recipe.student.path) if recipe.student.path is not None else None
+    recipe = recipe.model_copy(
+        update={
+            "teacher": recipe.teacher.model_copy(update={"path": str(teacher)}),
+            "student": recipe.student.model_copy(update={"path": str(student) if student is not None else None}),
+        }
+    )
+    with world.together():
+        if plan.teacher is None or plan.student is None:
+            plan = make_plan(recipe, num_ranks=world.size, source=recipe_path, contracts_hold=contracts_hold)
+    assert teacher is not None
+    return recipe, plan, teacher, student
+
+
+def greet(assembly: Assembly) -> None:
+    """Say what is about to be done, with what, and every doubt about it."""
+    recipe, plan, world, screen = assembly.recipe, assembly.plan, assembly.world, assembly.screen
+    screen.say(
+        f"{recipe.name}: {recipe.task.kind} by {recipe.distill.method} on {world.size} x {world.device.type}, "
+        f"{len(assembly.data.heldout)} held-out sequences"
+    )
+    screen.say(f"data: {assembly.data.describe(world.num_replicas)}")
+    screen.say(f"texts: {assembly.data.text_ends}")
+    screen.say(f"phases: {' > '.join(plan.phases)}")
+    if plan.layer_pairs:
+        screen.say(f"layers, student<-teacher: {' '.join(f'{s}<-{t}' for s, t in plan.layer_pairs)}")
+    screen.say(f"teacher: {assembly.hosting.host}, {assembly.hosting.why}")
+    for remark in plan.remarks:
+        screen.say(f"note: {remark}")
+    for doubt in plan.doubts:
+        screen.say(f"WARN {doubt}")
+    idle = without_effect(tf32=recipe.tf32, device_type=world.device.type)
+    if idle is not None:
+        screen.say(f"WARN {idle}")

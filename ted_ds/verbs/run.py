@@ -1,0 +1,145 @@
+"""The verb ``run``, and those that do a part of it: the phases that are pending, then the results."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+
+from ted_ds.assembly.assembly import Assembly
+from ted_ds.config.redaction import without_secrets
+from ted_ds.config.schema import Recipe
+from ted_ds.data.bad_records import Ledger
+from ted_ds.errors import ConfigError, StoppedOnRequest
+from ted_ds.output.run_folder import begin_run, mark_stopped
+from ted_ds.output.screen import Screen
+from ted_ds.output.tracking import METRICS_FILE, Tracker
+from ted_ds.phases.chain import Chain
+from ted_ds.runtime.preemption import StopRequests, shielded
+from ted_ds.runtime.world import World
+from ted_ds.tasks.scoring import SCORERS
+from ted_ds.teacher_cache.fill import plan_cache, refuse_useless_cache
+from ted_ds.verbs.prepare import greet, hearing, prepare
+
+
+def run_phases(recipe_path: str, overrides: Sequence[str], wanted: Sequence[str]) -> None:
+    """Run the wanted phases of a recipe on the ranks the launcher started.
+
+    Raises:
+        TedError: The same on every rank. Before the first phase starts nothing has been written.
+        RankLostError: On the ranks that are left, when one of them died or hangs, and on one whose GPU failed.
+    """
+    started = time.monotonic()
+    stops = StopRequests()
+    with hearing(stops), contextlib.ExitStack() as held:
+        _run_phases(recipe_path, overrides, wanted, stops, started, held)
+
+
+def _run_phases(
+    recipe_path: str,
+    overrides: Sequence[str],
+    wanted: Sequence[str],
+    stops: StopRequests,
+    started: float,
+    held: contextlib.ExitStack,
+) -> None:
+    assembly, layout = prepare(recipe_path, overrides, contracts_hold=True, stops=stops, held=held)
+    chain = Chain(assembly, layout)
+    recipe, world, screen = assembly.recipe, assembly.world, assembly.screen
+    stops.limit(recipe.stop_after_minutes, started_at=started)
+    greet(assembly)
+    phases = chain.pending(wanted)
+    try:
+        if phases:
+            if "distill" in phases:
+                _expect_cache(assembly)
+            chain.vet_files()
+            _open_output(recipe, world, assembly)
+            chain.run(phases)
+        if world.is_main:
+            _show_results(screen, recipe, chain, assembly.tracker, time.monotonic() - started)
+    except StoppedOnRequest as stop:
+        _leave_stopped(assembly, stop)
+        raise
+    finally:
+        if assembly.tracker is not None:
+            assembly.tracker.close()
+
+
+def _expect_cache(assembly: Assembly) -> None:
+    """Say what the teacher's cache will take, or refuse it."""
+    with assembly.world.together():
+        refuse_useless_cache(assembly)
+    expected = plan_cache(assembly)
+    if expected is not None:
+        assembly.screen.say(str(expected))
+
+
+def _leave_stopped(assembly: Assembly, stop: StoppedOnRequest) -> None:
+    """Leave the sign for the launcher, and say how long it took; then all ranks exit together.
+
+    (The first one out makes many a launcher kill the others.)
+    """
+    world, tracker, screen = assembly.world, assembly.tracker, assembly.screen
+    seconds = max(one or 0.0 for one in world.gather(assembly.stops.seconds_since))
+    about = {"message": str(stop), "exit_code": stop.exit_code, "seconds_from_request": round(seconds, 2)}
+    if world.is_main:
+        try:
+            mark_stopped(assembly.recipe.output_dir, about)
+        except OSError as error:  # what counts is saved
+            screen.say(f"WARN {assembly.recipe.output_dir}: stopped.json cannot be written: {error}")
+    if tracker is not None:
+        tracker.close()
+        assembly.tracker = None
+    seconds = max(one or 0.0 for one in world.gather(assembly.stops.seconds_since))
+    screen.say(f"stopped {seconds:.1f} s after the request")
+
+
+def _open_output(recipe: Recipe, world: World, assembly: Assembly) -> None:
+    """Create the output folder with the tracker in it, and make sure that every rank sees it."""
+    with world.together():
+        if world.is_main:
+            with shielded():
+                assembly.tracker = Tracker(
+                    recipe.output_dir,
+                    run_id=assembly.run.run_id,
+                    name=recipe.name,
+                    project=recipe.tracking.project,
+                    mode=recipe.tracking.wandb,
+                    config=without_secrets(recipe.model_dump(mode="json")),
+                )
+            begin_run(recipe.output_dir, assembly.run)
+            assembly.ledger = Ledger(recipe.output_dir)
+            assembly.ledger.add(assembly.data.bad_records)
+    with world.together():
+        if not recipe.output_dir.is_dir():
+            raise ConfigError(
+                f"output_dir: {recipe.output_dir} was created by rank 0 and is not seen here; it must be on a file "
+                "system that all nodes share"
+            )
+
+
+def _show_results(screen: Screen, recipe: Recipe, chain: Chain, tracker: Tracker | None, seconds: float) -> None:
+    results = chain.results()
+    if results is None:
+        return
+    metric = SCORERS[recipe.task.kind].headline
+    rows = [
+        (
+            name,
+            f"{values['num_parameters'] / 1e6:.1f} M",
+            f"{values[metric]:.4g}",
+            f"{values['loss']:.4f}",
+            f"{values['perf/tokens_per_s']:.0f}",
+        )
+        for name, values in results.items()
+    ]
+    columns = ("model", "parameters", f"held-out {metric}", "loss", "tokens/s")
+    screen.table(f"{recipe.name}: {recipe.distill.method}, {seconds / 60:.1f} min", columns, rows)
+    output = recipe.output_dir
+    screen.say(f"student     {output / 'export'}")
+    screen.say(f"evaluation  {output / 'evaluate' / 'evaluation.json'}")
+    screen.say(f"metrics     {output / METRICS_FILE}")
+    if tracker is not None:
+        screen.say(f"W&B         {tracker.mode}, {output / 'wandb'}")
+        tracker.summarise({f"{name.replace(' ', '_')}/{metric}": values[metric] for name, values in results.items()})

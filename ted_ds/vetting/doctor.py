@@ -1,0 +1,293 @@
+"""``ted-ds doctor``: is this pair of models sane? Looks at everything that goes into a run, and takes one real step."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from ted_ds.assembly.assembly import Assembly
+from ted_ds.assembly.stages import StageTwo, build_stage_two
+from ted_ds.assembly.student_cut import cut_for_now
+from ted_ds.data.loader import Batch
+from ted_ds.errors import TedError
+from ted_ds.numerics.filters import Match
+from ted_ds.numerics.losses import feature_mse_sum
+from ted_ds.objectives.distill import DistillObjective
+from ted_ds.output.layout import Layout
+from ted_ds.output.phase_folder import model_identity
+from ted_ds.runtime.engine import TrainableEngine
+from ted_ds.runtime.frozen import FrozenModel
+from ted_ds.runtime.sharding import collect_garbage, whole_parameters
+from ted_ds.vetting.batch_text import first_batch
+from ted_ds.vetting.contracts import vet_contracts
+from ted_ds.vetting.preflight import heldout_guess, vet_composition, vet_knowledge, vet_weights
+from ted_ds.vetting.verdict import Status, Verdict, failures
+
+MARKS = {"pass": "pass", "warn": "WARN", "fail": "FAIL", "skip": "skip"}
+LOSS_SCALE_STEPS = 24
+"""How often fp16's loss scale may halve until it fits."""
+LARGEST_SELF_LOSS = 1e-6
+"""What is left of a loss between a model and itself: nothing but fp32 rounding."""
+
+
+class Doctor:
+    """Examines one recipe on one world of ranks; writes nothing that stays."""
+
+    def __init__(self, assembly: Assembly, layout: Layout) -> None:
+        self._build, self._layout = assembly, layout
+        self._recipe, self._world = assembly.recipe, assembly.world
+        self._verdicts: list[Verdict] = []
+
+    def examine(self) -> bool:
+        """Print the layer map, a batch and the verdicts; whether none of them is a failure.
+
+        Raises:
+            TedError: There is no batch to look at, or one rank alone cannot go on.
+        """
+        batch: Batch | None = None
+        with self._world.together():
+            batch = next(self._first_batches())[0]
+        assert batch is not None
+        teacher_is_ready = self._is_done("finetune_teacher", wanted=self._recipe.teacher.finetune is not None)
+        teacher = self._layout.teacher_path() if teacher_is_ready else self._layout.teacher_origin
+        with self._student(teacher) as (student, student_is_ready):
+            broken = self._look_at_contracts(student)
+            for name, path in (("teacher", teacher), ("student", student)):
+                self._attempt(f"{name} weights", lambda name=name, path=path: self._look_at_weights(name, path))
+            self._look_at_filters()
+            if "vocabulary" in broken:
+                for check in ("student", "stage II"):
+                    self._add(check, "skip", "a token without an embedding would end this in a crash")
+            else:
+                self._attempt("student", lambda: self._look_at_student(student, is_ready=student_is_ready))
+                look = self._look_at_stage_two
+                self._attempt("stage II", lambda: look(teacher, student, batch, is_ready=teacher_is_ready))
+        self._show_layer_map()
+        for line in first_batch(batch, self._build.tokenizer, self._recipe.task):
+            self._build.screen.say(line)
+        rows = [(one.check, MARKS[one.status], one.detail) for one in self._verdicts]
+        self._build.screen.table(f"{self._recipe.name}: doctor", ("check", "verdict", "detail"), rows, numbers=False)
+        failed = failures(self._verdicts)
+        self._build.screen.say(f"{len(failed)} of {len(rows)} checks failed" if failed else "nothing failed")
+        return not failed
+
+    def _first_batches(self) -> Iterator[list[Batch]]:
+        return self._build.training_batches(self._recipe.distill, num_workers=0)
+
+    def _is_done(self, phase: str, *, wanted: bool) -> bool:
+        """Whether a phase of Stage 0 is behind the model: not asked for, or complete with this recipe's settings."""
+        if not wanted:
+            return True
+        if not self._world.on_main((self._recipe.output_dir / phase).exists):
+            return False
+        try:
+            return self._world.on_main(lambda: self._layout.folder(phase).is_complete())
+        except TedError as error:
+            self._add(phase, "fail", str(error))
+            return False
+
+    def _attempt(self, check: str, work: Callable[[], None]) -> None:
+        """Do some of the checks; what cannot even be loaded has failed them."""
+        try:
+            work()
+        except TedError as error:
+            if not error.agreed and self._world.size > 1:
+                raise  # of this rank alone: the others are elsewhere
+            self._add(check, "fail", str(error))
+        collect_garbage()
+
+    def _add(self, check: str, status: Status, detail: str) -> None:
+        self._verdicts.append(Verdict(check, status, detail))
+
+    # --- files --------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _student(self, teacher: Path) -> Iterator[tuple[Path, bool]]:
+        """The student as it is now, and whether it is past Stage 0; cut for the time being where it must be."""
+        start = self._layout.student_start_path()
+        tuned = self._recipe.student.finetune is not None
+        if tuned and self._is_done("finetune_student", wanted=True):
+            yield self._layout.student_path(), True
+            return
+        if self._world.on_main(start.is_dir):
+            yield start, not tuned
+            return
+        with cut_for_now(self._build, teacher) as place:
+            yield place, False
+
+    def _look_at_contracts(self, student: Path) -> Mapping[str, list[str]]:
+        broken, verdicts = vet_contracts(self._build, self._layout.teacher_origin, student)
+        self._verdicts += verdicts
+        return broken
+
+    def _look_at_weights(self, name: str, path: Path) -> None:
+        identity = self._world.on_main(lambda: model_identity(path))
+        self._add(f"{name} files", "pass", f"{path}, sha256 {identity['sha256'][:16]}")
+        self._verdicts.append(vet_weights(self._build, name, path))
+
+    def _look_at_filters(self) -> None:
+        if self._recipe.distill.method != "ted":
+            return
+        for side in ("teacher", "student"):
+            check = f"filters of {side}"
+            path = self._layout.filters_path(side)
+            if not self._world.on_main(path.exists):
+                self._add(check, "skip", "not learned yet; ted-ds filters does it, fresh ones stand in here")
+                continue
+            self._attempt(check, lambda side=side, check=check: self._look_at_learned(side, check))
+
+    def _look_at_learned(self, side: str, check: str) -> None:
+        def scores() -> dict[str, float]:
+            folder = self._layout.folder(self._layout.filters_phase(side))
+            folder.is_complete()
+            return {name: values["loss"] for name, values in folder.result()["filters"][side].items()}
+
+        losses = self._world.on_main(scores)
+        guess = heldout_guess(self._build)
+        useless = [f"{name} ({loss:.4g})" for name, loss in losses.items() if not loss < guess.loss]
+        if useless:
+            self._add(check, "warn", f"no better than guessing {guess.what} ({guess.loss:.4g}): {', '.join(useless)}")
+        else:
+            self._add(check, "pass", f"learned on this model; worst held-out loss {max(losses.values()):.4g}")
+
+    # --- models -------------------------------------------------------------------------------------------------
+
+    def _look_at_student(self, path: Path, *, is_ready: bool) -> None:
+        model = self._build.models.frozen("student", path, new_head_allowed=True)
+        verdict = vet_knowledge(self._build, "student", model)
+        self._look_at_model("student", model)
+        model.release()
+        if verdict.status == "fail" and "not finite" not in verdict.detail:  # it has yet to learn
+            when = "" if is_ready else " (before Stage 0)"
+            verdict = Verdict(verdict.check, "warn", verdict.detail + when)
+        self._verdicts.append(verdict)
+
+    def _look_at_model(self, name: str, model: FrozenModel) -> None:
+        """Which weights start random (of a teacher that will not be trained, none), and whether rows stay apart."""
+        fresh = ", ".join(model.fresh_parameters)
+        detail = f"not in its files, starts random: {fresh}" if fresh else "every weight is in its files"
+        self._add(f"{name} initialisation", "warn" if fresh else "pass", detail)
+        self._verdicts.append(vet_composition(self._build, name, model))
+
+    def _look_at_stage_two(self, teacher: Path, student: Path, batch: Batch, *, is_ready: bool) -> None:
+        build, plan = self._build, self._recipe.distill
+        config = build.engine_config(plan, "distill")
+        folders: dict[str, Path | None] = {}
+        for side in ("teacher", "student"):
+            unusable = any(v.check == f"filters of {side}" and v.status in ("fail", "skip") for v in self._verdicts)
+            learned = self._recipe.distill.method == "ted" and not unusable
+            folders[side] = self._layout.filters_path(side) if learned else None
+        stage = build_stage_two(
+            build, config, teacher=teacher, student=student, filters=folders, new_head_allowed=not is_ready
+        )
+        if stage.teacher is not None:
+            self._look_at_model("teacher", stage.teacher)
+            verdict = vet_knowledge(build, "teacher", stage.teacher)
+            if not is_ready:
+                verdict = Verdict(verdict.check, "skip", f"{verdict.detail}; teacher.finetune is still to come")
+            self._verdicts.append(verdict)
+            self._distil_into_itself(stage, teacher, batch.to(self._world.device), head_may_be_new=not is_ready)
+        with build.engine("distill", stage.module, config, plan, watched=stage.watched) as engine:
+            self._take_a_step(cast(TrainableEngine, engine), stage)  # a pair is examined without a pipeline
+        if stage.teacher is not None:
+            stage.teacher.release()
+
+    @torch.no_grad()
+    def _distil_into_itself(self, stage: StageTwo, teacher: Path, batch: Batch, *, head_may_be_new: bool) -> None:
+        """A student that is the teacher, loaded once more, with the teacher's filters, has nothing to learn from it."""
+        objective = stage.objective
+        assert isinstance(objective, DistillObjective)
+        layers = self._build.layers("teacher")
+        twin = self._build.models.frozen("teacher", teacher, layers, new_head_allowed=head_may_be_new)
+        states: dict[int, Tensor] = {}
+        losses: list[Tensor] = []
+
+        def match(place: int, match: Match) -> Tensor:  # by the plain formula: nothing at all is left of equal features
+            own, theirs = (match.teacher_filter(state) for state in (states[place], match.teacher_states))
+            return feature_mse_sum(own, theirs, keep=batch.kept_tokens, normalise=match.normalise)
+
+        def forward(inputs: dict[str, Tensor], learn: Callable[..., Tensor]) -> Tensor:
+            twin(inputs, lambda own: losses.append(learn(own, match)), on_state=states.__setitem__)
+            return losses[0]
+
+        counts = objective.counts(batch)
+        _, totals = objective.loss(forward, batch, counts)
+        twin.release()
+        left = {name: float(totals[name] / counts[name].clamp(min=1)) for name in totals if name != "loss/task"}
+        everywhere = {name: max((one[name] for one in self._world.gather(left)), key=abs) for name in left}
+        wrong = {name: value for name, value in everywhere.items() if not abs(value) <= LARGEST_SELF_LOSS}
+        shown = ", ".join(f"{name} {value:.2g}" for name, value in (wrong or everywhere).items())
+        self._add("teacher as its own student", "fail" if wrong else "pass", shown or "no term compares models")
+
+    def _take_a_step(self, engine: TrainableEngine, stage: StageTwo) -> None:
+        engine.accumulate(self._first_batches(), stage.objective)
+        unreached: list[str] = []
+        digest = hashlib.sha256()
+        for name, gradient in engine.gradients():
+            if gradient is None or not gradient.any():
+                unreached.append(name)
+            if gradient is not None:
+                digest.update(_bytes(gradient))
+        num_trained = sum(parameter.requires_grad for parameter in stage.module.parameters())
+        if unreached:
+            names = f"{len(unreached)} of {num_trained} parameters receive none: {', '.join(unreached[:3])}"
+            weights = stage.objective.weights
+            if weights["loss/task"] or weights.get(self._build.terms.prediction_name):
+                self._add("gradients", "fail", names)
+            else:
+                self._add("gradients", "warn", f"{names}; task_weight and kl_weight are 0, so nothing needs the head")
+        else:
+            self._add("gradients", "pass", f"all {num_trained} trained parameters receive one")
+        frozen = stage.teacher.trained() if stage.teacher is not None else []
+        if stage.teacher_filters is not None:
+            frozen += [n for n, p in stage.teacher_filters.named_parameters() if p.requires_grad or p.grad is not None]
+        self._add(
+            "frozen parameters",
+            "fail" if frozen else "pass",
+            f"{len(frozen)} of them train: {', '.join(frozen[:3])}" if frozen else "none of them receives a gradient",
+        )
+        self._compare_ranks("gradients across ranks", digest.hexdigest())
+        skipped = engine.update()
+        for _ in range(LOSS_SCALE_STEPS):
+            if skipped is not None and skipped.is_scale_search:
+                skipped = engine.step(self._first_batches(), stage.objective)
+        if skipped is not None:
+            self._add("one step", "fail", f"skipped: {skipped.reason}")
+            return
+        report = engine.report(stage.objective)
+        shown = {name: value for name, value in report.items() if name.startswith("loss/") and "/layer_" not in name}
+        self._add("one step", "pass", ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
+        digest = hashlib.sha256()
+        for _, parameter in whole_parameters(stage.module):
+            digest.update(_bytes(parameter))
+        self._compare_ranks("weights across ranks", digest.hexdigest())
+
+    def _compare_ranks(self, check: str, digest: str) -> None:
+        digests = self._world.gather(digest)
+        differing = [rank for rank, other in enumerate(digests) if other != digests[0]]
+        if differing:
+            self._add(check, "fail", f"ranks {differing} differ from rank 0")
+        else:
+            self._add(check, "pass", f"sha256 {digest[:16]} on all {len(digests)}")
+
+    # --- what a person looks at ---------------------------------------------------------------------------------
+
+    def _show_layer_map(self) -> None:
+        if not self._build.plan.layer_pairs:
+            return
+        widths = [self._build.facts(side).hidden_size for side in ("student", "teacher")]
+        rows = [
+            (f"layer {student}", str(widths[0]), f"layer {teacher}", str(widths[1]), str(self._build.plan.filter_dim))
+            for student, teacher in self._build.plan.layer_pairs
+        ]
+        self._build.screen.table("layer map", ("student", "width", "teacher", "width", "matched in"), rows)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

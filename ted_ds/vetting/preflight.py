@@ -1,0 +1,138 @@
+"""Checks of the models themselves, before anything is trained: the cheap half of ``ted-ds doctor``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ted_ds.assembly.assembly import Assembly
+from ted_ds.config.tasks import CausalLm, LabelledTask, MultiLabelClassification, Regression
+from ted_ds.data.loader import evaluation_batches
+from ted_ds.data.samples import Sample
+from ted_ds.errors import CheckpointError
+from ted_ds.models.files import weight_files
+from ted_ds.models.predictions import Predictions
+from ted_ds.runtime.device_faults import is_device_fault
+from ted_ds.runtime.frozen import FrozenModel
+from ted_ds.vetting.baseline import NUM_EXAMPLES, Example, Guess, judge_against_guess, make_guess, read_examples
+from ted_ds.vetting.composition import judge_composition, mixed_lengths, numbers_of_rows
+from ted_ds.vetting.verdict import Verdict
+from ted_ds.vetting.weights import WeightCounts, count_weights, judge_weights
+
+
+def vet_weights(build: Assembly, name: str, folder: Path) -> Verdict:
+    """The verdict on a model's files, which the ranks read in turns. Every rank must call it.
+
+    Raises:
+        TedError: A file cannot be read; on every rank.
+    """
+    mine = WeightCounts()
+    with build.world.together():
+        mine = count_weights(weight_files(folder)[build.world.rank :: build.world.size])
+    return judge_weights(name, build.world.gather(mine))
+
+
+def vet_knowledge(build: Assembly, name: str, model: FrozenModel) -> Verdict:
+    """Whether a model is better at the task than a guess, on real held-out examples. Every rank must call it."""
+    is_lm = isinstance(build.recipe.task, CausalLm)
+    heldout = [sample for sample in build.data.heldout if is_lm or sample.label is not None]
+    verdict: Verdict | None = None
+    for count in NUM_EXAMPLES:
+        if verdict is None or (verdict.status in ("fail", "warn") and len(heldout) > NUM_EXAMPLES[0]):
+            verdict = _vet_on(build, name, model, heldout[:count])
+    assert verdict is not None
+    return verdict
+
+
+@torch.no_grad()
+def _vet_on(build: Assembly, name: str, model: FrozenModel, heldout: Sequence[Sample]) -> Verdict:
+    task, world = build.recipe.task, build.world
+    classes = not isinstance(task, CausalLm | MultiLabelClassification | Regression)
+    examples: list[Example] = []
+    for batch in evaluation_batches(
+        heldout,
+        build.collate,
+        micro_batch_size=build.recipe.evaluation.micro_batch_size,
+        rank=world.rank,
+        world_size=world.size,
+    ):
+        on_device = batch.to(world.device)
+
+        def read(predictions: Predictions | None, labels: Tensor = on_device.labels) -> None:
+            assert predictions is not None
+            examples.extend(read_examples(predictions, labels, build.terms, classes=classes))
+
+        model(on_device.inputs, read)
+    everything = [example for of_rank in world.gather(examples) for example in of_rank]
+    labels = task.labels if isinstance(task, LabelledTask) else []
+    return judge_against_guess(name, everything, heldout_guess(build), labels=labels)
+
+
+def vet_quantised(build: Assembly, path: Path) -> FrozenModel:
+    """Load a teacher whose weights are quantised, and run it once: that all it needs is installed is not yet to work.
+
+    Every rank must call it.
+
+    Raises:
+        TedError: It does not work on this device, or the device failed; on every rank.
+    """
+    model = build.models.frozen("teacher", path)
+    batches = evaluation_batches(build.data.heldout, build.collate, micro_batch_size=1, rank=0, world_size=1)
+    with build.world.together():
+        try:
+            model(next(iter(batches)).to(build.world.device).inputs, lambda _: None)
+        except Exception as error:  # kernels of many packages, which have no exceptions in common
+            if is_device_fault(error):  # another attempt may go through
+                raise
+            raise CheckpointError(
+                f"{path}: its weights are quantised ({build.teacher_facts.quantisation}) and cannot be computed with "
+                f"on this device ({build.world.device.type}, {build.recipe.precision}): {error!s:.500}"
+            ) from error
+    return model
+
+
+@torch.no_grad()
+def vet_composition(build: Assembly, name: str, model: FrozenModel) -> Verdict:
+    """Whether a model makes the same of an example whatever is beside it in a batch. Every rank must call it."""
+    samples = mixed_lengths(build.data.heldout)
+    found: list[list[float]] = []
+
+    def look(rows: Sequence[Sample]) -> None:
+        batch = build.collate(rows).to(build.world.device)
+
+        def read(predictions: Predictions | None) -> None:
+            assert predictions is not None
+            found.extend(numbers_of_rows(predictions, batch.labels, build.terms))
+
+        model(batch.inputs, read)
+
+    for rows in (*([sample] for sample in samples), samples):  # by each rank alike: they may share a sharded model
+        look(rows)
+    alone, together = found[: len(samples)], found[len(samples) :]
+    # ranks of another machine may round in another way, but act on one verdict
+    return build.world.gather(judge_composition(name, alone, together, precision=build.recipe.precision))[0]
+
+
+def heldout_guess(build: Assembly) -> Guess:
+    """A guess at the held-out labels that has not seen the text."""
+    task = build.recipe.task
+    num_outputs = build.teacher_facts.vocab_size if isinstance(task, CausalLm) else task.num_outputs
+    labels = [sample.label for sample in build.data.heldout if sample.label is not None]
+    return make_guess(task.kind, num_outputs=num_outputs, labels=labels)
+
+
+def act_on(build: Assembly, verdict: Verdict) -> None:
+    """Say a verdict, or refuse to go on, as the recipe asks.
+
+    Raises:
+        CheckpointError: It failed, and ``preflight`` is ``refuse``; on every rank.
+    """
+    text = f"{verdict.check}: {verdict.detail}"
+    if verdict.status == "fail" and build.recipe.preflight == "refuse":
+        error = CheckpointError(f"{text} See ted-ds doctor; preflight: warn trains all the same")
+        error.agreed = True  # a verdict is the same on every rank
+        raise error
+    build.screen.say(f"  {text}" if verdict.status == "pass" else f"  {verdict.status.upper()} {text}")
