@@ -40,6 +40,7 @@ def resume_from_each(tmp_path, arguments, steps, num_ranks=2):
         go_back(tmp_path / "run", step)
         output = run(arguments, num_ranks=num_ranks)
         assert f"going on after step {step} of 7" in output
+        assert "another layout" not in output  # as a checkpoint is read that need not be rewritten
         assert differences(whole, traces(tmp_path / "run")) == []
 
 

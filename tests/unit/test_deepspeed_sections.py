@@ -160,6 +160,10 @@ def test_untested_values_are_other_than_deepspeeds_defaults() -> None:
             "zero_optimization.offload_param: 'cpu' is for ZeRO stage 3 alone, and this is 2; remove it",
         ),
         (
+            {"zero_optimization": {"stage": 0, "offload_param": {"device": "cpu"}}},
+            "zero_optimization.offload_param: 'cpu' is for ZeRO stage 3 alone, and this is 0; remove it",
+        ),
+        (
             {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
             "zero_optimization.offload_optimizer: 'cpu' is for ZeRO stages 1 to 3; set zero_optimization.stage",
         ),

@@ -13,7 +13,7 @@ from ted_ds.errors import ConfigError
 from ted_ds.models.files import Parameters, read_model_facts
 from ted_ds.models.share import Share
 from ted_ds.planning.hosting import describe_memory
-from ted_ds.planning.pipeline_cut import plan_stages
+from ted_ds.planning.pipeline_cut import operations_per_token, plan_stages
 from ted_ds.planning.plan import make_plan
 from ted_ds.planning.stage_memory import bubble, sent_bytes, stage_needs
 from tests.tiny import ROOT, write_run
@@ -126,6 +126,26 @@ def test_a_teacher_that_is_done_passes_no_further(run):
 def test_stage_one_needs_no_block_above_the_last_filter(run):
     stages = cut(run, (4, 16, 100, 2048), (8, 24, 100, 9000), ((1, 2), (2, 6)), 2, phase="filters_teacher")
     assert stages[-1].shares == {"teacher": Share(stages[0].shares["teacher"].stop, 6, False, False)}
+
+
+@pytest.mark.parametrize(("lm_head", "passes"), [("frozen", 2), ("new", 3)])
+def test_a_head_that_learns_costs_a_pass_more(run, lm_head, passes):
+    recipe = load_recipe(run, [f"filters.lm_head={lm_head}"])
+    facts = {"student": facts_like(run, *DISTILGPT2), "teacher": facts_like(run, *GPT2)}
+    costs = {
+        vocabulary: operations_per_token(
+            recipe,
+            {
+                side: dataclasses.replace(one, parameters=dataclasses.replace(one.parameters, embeddings=vocabulary))
+                for side, one in facts.items()
+            },
+            ((2, 4), (4, 8)),
+            16,
+            "filters_teacher",
+        )
+        for vocabulary in (0, 1000)
+    }
+    assert costs[1000] - costs[0] == 2 * passes * 2.0 * 1000  # of two filters, multiply-adds counted twice
 
 
 def test_stage_one_of_both_models_is_cut_like_the_pairs(run):

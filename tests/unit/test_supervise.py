@@ -20,6 +20,8 @@ from ted_ds.launching.records import OwnRecord, log_folder
 codes = Path("codes")
 code, *rest = codes.read_text().split()
 codes.write_text(" ".join(rest))
+if code == "silent":  # nothing of a rank, not even a record
+    time.sleep(600)
 own = OwnRecord(log_folder(os.environ))
 if code == "waits":
     while not (log_folder(os.environ) / "stop").exists():
@@ -114,6 +116,17 @@ def test_a_second_request_ends_a_rank_that_hangs(tmp_path):
     code, said = finish(process)
     assert (code, left(tmp_path)) == (76, ["0"]), said
     assert "second request: ends at once" in said
+
+
+def test_a_request_ends_a_launcher_that_has_started_no_rank_yet(tmp_path):
+    process = start(tmp_path, ["silent", 0])
+    until = time.monotonic() + 30
+    while len(left(tmp_path)) > 1 and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    code, said = finish(process)
+    assert (code, left(tmp_path)) == (76, ["0"]), said
+    assert "no rank has started within" in said
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,33 @@
+"""What steps send and compute, by arithmetic; :mod:`tests.distributed.test_communication` counts it at engines."""
+
+from __future__ import annotations
+
+import pytest
+
+from ted_ds.planning.deepspeed_json import deepspeed_json_of
+from ted_ds.planning.plan import plan_recipe
+from ted_ds.planning.traffic import phase_traffic
+from tests.tiny import ROOT, write_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("run"), kind="sequence_classification")
+
+
+def sent(run, *overrides):
+    recipe, plan = plan_recipe(
+        run, [*overrides, f"deepspeed={ROOT / 'ds_configs' / 'deepspeed' / 'zero2.json'}"], num_ranks=2
+    )
+    found = phase_traffic(recipe, plan, deepspeed_json_of(recipe, plan), num_ranks=2, host="replica")
+    return {one.phase: one.sent for one in found}["distill"]
+
+
+def test_a_budget_of_tokens_sends_as_often_as_microbatches_of_its_longest_rows(run):
+    """Under ZeRO-2 gradients travel with every microbatch."""
+    by_rows = {size: sent(run, "distill.global_batch_size=16", f"distill.micro_batch_size={size}") for size in (1, 4)}
+    assert by_rows[1] > 2 * by_rows[4]
+    for size, expected in by_rows.items():
+        budget = f"distill.micro_batch_tokens={size * 16}"
+        changes = ["task.max_length=16", "distill.global_batch_size=16", "distill.micro_batch_size=null", budget]
+        assert sent(run, *changes) == expected
