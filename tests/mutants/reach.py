@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -40,14 +40,22 @@ class ReachTable:
                 self._by_function[module, function].append(Reach(test, about["seconds"]))
 
     def tests_of(self, module: str, function: str) -> list[Reach]:
-        """Those that call a function, the quickest first; of what runs at import, those that call any of the module."""
+        """Those that call a function, or of what runs at import, any of the module: first the quickest case of each
+        test, then the second of each.
+        """
         found = {
             reach
             for (other, name), reaches in self._by_function.items()
             if other == module and function in ("", name)
             for reach in reaches
         }
-        return sorted(found, key=lambda reach: (reach.seconds, reach.test))
+        seen: Counter[str] = Counter()
+        ranked: list[tuple[int, Reach]] = []
+        for reach in sorted(found, key=lambda reach: (reach.seconds, reach.test)):
+            test = reach.test.partition("[")[0]
+            ranked.append((seen[test], reach))
+            seen[test] += 1
+        return [reach for _, reach in sorted(ranked, key=lambda one: one[0])]
 
 
 class _Recorder:
@@ -58,6 +66,7 @@ class _Recorder:
         self._found: dict[str, Any] = {}
         self._folder = Path(tempfile.mkdtemp(prefix="reach-"))
         self._seen: set[Any] = set()
+        self._files: set[str] = set()
         self._file = -1
 
     def _trace(self, frame: FrameType, event: str, _argument: Any) -> None:
@@ -94,13 +103,21 @@ class _Recorder:
         elif report.failed:
             self._found.pop(report.nodeid, None)
 
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        self._files = {_file_of(item.nodeid) for item in items}
+
     def pytest_sessionfinish(self) -> None:
         known = json.loads(self._table.read_text()) if self._table.is_file() else {}
-        self._table.write_text(json.dumps(known | self._found))
+        others = {test: about for test, about in known.items() if _file_of(test) not in self._files}
+        self._table.write_text(json.dumps(others | self._found))
+
+
+def _file_of(test: str) -> str:
+    return test.partition("::")[0]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--reach", type=Path, required=True, help="the table; what it has of other tests stays")
+    parser.addoption("--reach", type=Path, required=True, help="the table; what it has of other files of tests stays")
 
 
 def pytest_configure(config: pytest.Config) -> None:

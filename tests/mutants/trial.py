@@ -44,7 +44,7 @@ MOST_TESTS = 60
 LEAST_S, MOST_S = 60.0, 400.0
 TIMES_AS_LONG = 8.0
 """A mutant that takes so much longer than its tests did is one they notice: it hangs."""
-PASSED = 0
+PASSED, NO_SUCH_TEST = 0, 4
 TIERS = ("unit", "parity", "distributed", "integration")
 WHOLE_RUNS = ("tests/integration/test_run.py", "tests/integration/test_resume.py")
 LEVELS, MOST_FILES = 3, 4
@@ -151,6 +151,8 @@ def _try(mutant: Mutant, tests: Sequence[Reach], unsound: Sequence[str], scratch
     code, said = _run(tests, unsound, scratch)
     if code is None:
         return Outcome(mutant, True, "tests that end without it do not"), None
+    if code == NO_SUCH_TEST:
+        raise SystemExit(f"the table names tests that there are no more; make it anew with --reach: {said[-300:]}")
     if code == PASSED:
         return Outcome(mutant, False, f"{len(tests)} tests that reach it pass, {tests[0].test} first"), None
     lines = [line for line in said.splitlines() if line.startswith(("FAILED ", "ERROR "))]
