@@ -4,8 +4,9 @@
 
 The model is a config and a file of weights that is all hole: what is read of it are the shapes. Memory on a rank, bytes
 it sends in a step of Stage II, and the share of the step that is work, by the arithmetic of
-ted_ds.planning.phase_memory and ted_ds.planning.traffic. Assumed: 400 Gbit/s from each GPU to other hosts, 3,600 Gbit/s to those of its own host, 400
-TFLOP/s of work (40 % of an H100's data sheet), 80 GB. Any machine gives the same numbers.
+ted_ds.planning.phase_memory and ted_ds.planning.traffic. Assumed: 400 Gbit/s from each GPU to other hosts, 3,600
+Gbit/s to those of its own host, 400 TFLOP/s of work (40 % of an H100's data sheet), 80 GB. Any machine gives the same
+numbers.
 """
 
 from __future__ import annotations

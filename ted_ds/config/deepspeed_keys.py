@@ -1,7 +1,7 @@
 """The keys of a DeepSpeed JSON by section and type, those that DeepSpeed no longer has, and what ZeRO's say.
 
-``tests/unit/test_deepspeed_sections.py`` holds them against the source of the DeepSpeed that is installed. Those of
-``optimizer`` and ``scheduler`` are in :mod:`~ted_ds.config.deepspeed_optimizers`.
+``tests/unit/config/test_deepspeed_sections.py`` holds them against the source of the DeepSpeed that is installed.
+Those of ``optimizer`` and ``scheduler`` are in :mod:`~ted_ds.config.deepspeed_optimizers`.
 """
 
 from __future__ import annotations

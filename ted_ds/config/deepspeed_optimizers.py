@@ -54,7 +54,7 @@ PARAMETERS: Mapping[str, frozenset[str]] = {
     ),
 }
 """By class; of what its constructor takes, what leaves the direction of a step to the recipe.
-``tests/unit/test_deepspeed_optimizers.py`` holds it against the classes."""
+``tests/unit/config/test_deepspeed_optimizers.py`` holds it against the classes."""
 ADAM_SWITCHES = frozenset({"torch_adam", "adam_w_mode", "fp32_optimizer_states"})
 """DeepSpeed takes these out of an Adam's parameters itself."""
 UNSUPPORTED_PARAMETERS = frozenset(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, overload
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,14 @@ class VocabularyHead(nn.Linear):
             head = cls(linear.in_features, linear.out_features, bias=linear.bias is not None)
         head.weight, head.bias = linear.weight, linear.bias
         return head
+
+    @overload
+    def forward(self, input: Tensor) -> Tensor: ...
+
+    @overload
+    def forward(
+        self, input: Tensor, use: Callable[[Tensor, Tensor | None], tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...]: ...
 
     def forward(
         self,

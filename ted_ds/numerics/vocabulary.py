@@ -132,7 +132,9 @@ class _VocabularyLosses(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor, _cross_entropy: Tensor, _kl: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - torch calls it by place, never by name
+        ctx: Any, upstream: Tensor, _cross_entropy: Tensor, _kl: Tensor
+    ) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             raise RuntimeError("the gradients of a vocabulary loss were used up by the first backward pass")

@@ -9,7 +9,7 @@ from typing import Any
 from ted_ds.output.tracking import METRICS_FILE
 from tests.integration.launching import forked_ranks
 from tests.tiny import write_run
-from tests.unit.test_published_configs import PUBLISHED
+from tests.unit.config.test_published_configs import PUBLISHED
 
 ADAMW = {"type": "AdamW", "params": {"lr": "auto", "torch_adam": True}}
 

@@ -106,7 +106,7 @@ def importing_tests(file: str, root: Path) -> list[Reach]:
     tests = {
         one: one.read_text(encoding="utf-8")
         for tier in TIERS
-        for one in sorted((root / "tests" / tier).glob("test_*.py"))
+        for one in sorted((root / "tests" / tier).rglob("test_*.py"))
     }
     level, seen = [file], {file}
     for _ in range(LEVELS):

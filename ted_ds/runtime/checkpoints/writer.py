@@ -29,7 +29,8 @@ class SnapshotEngine(CheckpointEngine):
         super().__init__()
         self._taken: dict[Path, Any] = {}
 
-    def preserves_storage_sharing(self) -> bool:
+    # pyright takes DeepSpeed's bodies for its types: always True, nothing returned
+    def preserves_storage_sharing(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Not as DeepSpeed means it, which then copies every tensor first: copies share what the originals do."""
         return False
 
@@ -49,7 +50,10 @@ class SnapshotEngine(CheckpointEngine):
         """Read a file; whoever asks has verified it against the manifest."""
         return torch.load(path, map_location=map_location, weights_only=False)
 
-    def commit(self, info: CheckpointCommitInfo) -> bool:  # noqa: ARG002 - DeepSpeed calls it by this name
+    def commit(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        info: CheckpointCommitInfo,  # noqa: ARG002 - DeepSpeed calls it by this name
+    ) -> bool:
         """Left to the manifest."""
         return True
 

@@ -649,7 +649,7 @@ def test_workers_make_the_same_stream_and_the_same_states(tmp_path: Path, world_
 def test_workers_start_where_the_folder_for_temporary_files_has_a_long_name(tmp_path: Path) -> None:
     data = write_texts(tmp_path / "a.jsonl", numbered(50))
     program = (
-        "from pathlib import Path\nfrom tests.unit.test_stream import Run, make_settings\n"
+        "from pathlib import Path\nfrom tests.unit.data.test_stream import Run, make_settings\n"
         f"if __name__ == '__main__':\n    print(len(Run(make_settings([Path({str(data)!r})]), workers=1).steps(2)))\n"
     )
     folder = tmp_path / ("long" * 30)
