@@ -16,8 +16,8 @@ from ted_ds.data.labelled_data import LabelledData, refuse_without_labels
 from ted_ds.data.loader import Collator
 from ted_ds.data.reading.listing import list_data
 from ted_ds.errors import DataError
-from ted_ds.tasks.classification import MultiLabel, SingleLabel
 from ted_ds.tasks.regression import RegressionScores
+from ted_ds.tasks.sequence_classification import MultiLabel, SingleLabel
 from ted_ds.vetting.baseline import make_guess
 from tests.tiny import texts, write_rows, write_tokenizer
 
