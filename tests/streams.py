@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ted_ds.data.corpus_data import CausalLmData
 from ted_ds.data.loader import Collator
 from ted_ds.data.stream.corpus_stream import CorpusStream
-from ted_ds.data.tasks import CausalLmData
 
 
 def open_stream(

@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerFast
 from benchmarks.contenders import Spec
 from ted_ds.config.data import Data, Source
 from ted_ds.config.tasks import CausalLm
+from ted_ds.data.corpus_data import CausalLmData
 from ted_ds.data.loader import Batch, Collator
 from ted_ds.data.reading.listing import list_data
 from ted_ds.data.stream.corpus_stream import CorpusStream
-from ted_ds.data.tasks import CausalLmData
 
 PACKAGES = ("tokenizers", "torch")
 TIMEOUT_S = 300

@@ -16,12 +16,12 @@ from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.schema import Recipe
 from ted_ds.config.tasks import CausalLm, SequenceClassification
 from ted_ds.data.bad_records import Ledger
+from ted_ds.data.labelled_data import LabelledData, TaskData
 from ted_ds.data.labelled_stream import LabelledStream
 from ted_ds.data.loader import Batch, Collator, evaluation_batches
 from ted_ds.data.no_batches import NoBatches
 from ted_ds.data.reading.listing import DataListing
 from ted_ds.data.stream.corpus_stream import CorpusStream
-from ted_ds.data.tasks import LabelledData, TaskData
 from ted_ds.errors import StoppedOnRequest
 from ted_ds.models.companions import Origins
 from ted_ds.models.files import ModelFacts

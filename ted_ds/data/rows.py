@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from ted_ds.config.data import Data
+from ted_ds.config.data import Data, Source
 from ted_ds.data.bad_records import too_many
 from ted_ds.data.cleaning import Cleaner, is_heldout
 from ted_ds.data.reading.listing import Listing, Record, empty_files, read_in_order
@@ -77,3 +77,22 @@ class RowReader:
         reason = too_many(len(self.bad), num_read, self.bad, self._data.bad_records, is_complete=is_complete)
         if reason is not None:
             raise DataError(reason)
+
+
+def names_of(sources: Sequence[Source]) -> str:
+    """What sources are called in messages."""
+    return ", ".join(source.path for source in sources)
+
+
+def refuse_empty(data: Data, train: Sequence[object], heldout: Sequence[object]) -> None:
+    """Make sure that there is something to train on and to score on.
+
+    Raises:
+        DataError: There is not.
+    """
+    where = names_of(data.train)
+    if not train:
+        raise DataError(f"{where}: no training rows; the files are empty or all is held out")
+    if not heldout:
+        remedy = "raise data.heldout_fraction" if data.evaluation is None else "fill data.evaluation"
+        raise DataError(f"{where}: no held-out rows to evaluate on; {remedy}")

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ted_ds.data.loader import Batch
-from ted_ds.tasks.classification import MultiLabel, SingleLabel, SoftLabel
-from ted_ds.tasks.language_model import LanguageModel
+from ted_ds.tasks.causal_lm import LanguageModel
 from ted_ds.tasks.regression import RegressionScores
+from ted_ds.tasks.sequence_classification import MultiLabel, SingleLabel, SoftLabel
 
 SCORERS: Mapping[str, Any] = {
     "causal_lm": LanguageModel(),

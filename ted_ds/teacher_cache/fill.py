@@ -18,9 +18,9 @@ from torch import Tensor
 from ted_ds.assembly.assembly import Assembly
 from ted_ds.assembly.stages import teacher_bank
 from ted_ds.config.tasks import CausalLm
+from ted_ds.data.labelled_data import LabelledData
 from ted_ds.data.labelled_stream import samples_sha256
 from ted_ds.data.samples import Sample
-from ted_ds.data.tasks import LabelledData
 from ted_ds.errors import CheckpointError, ConfigError
 from ted_ds.models.predictions import Predictions
 from ted_ds.numerics.filters import FilterBank

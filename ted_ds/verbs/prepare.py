@@ -10,8 +10,9 @@ from pathlib import Path
 from ted_ds.assembly.assembly import Assembly
 from ted_ds.assembly.host_teacher import host_teacher
 from ted_ds.config.schema import Recipe
+from ted_ds.data.corpus_data import CausalLmData
+from ted_ds.data.labelled_data import open_task_data, refuse_without_labels
 from ted_ds.data.reading.listing import list_data
-from ted_ds.data.tasks import CausalLmData, open_task_data, refuse_without_labels
 from ted_ds.data.tokenizers import traits_of
 from ted_ds.errors import ConfigError, RankLostError
 from ted_ds.models.loading import fetch, load_tokenizer

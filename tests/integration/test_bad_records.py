@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from ted_ds.config.load import load_recipe
+from ted_ds.data.corpus_data import CausalLmData
 from ted_ds.data.reading.listing import list_data
-from ted_ds.data.tasks import CausalLmData
 from ted_ds.models.loading import load_tokenizer
 from tests.integration.launching import forked, forked_ranks
 from tests.streams import open_stream

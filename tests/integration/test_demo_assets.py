@@ -13,8 +13,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from ted_ds.config.data import Data, Source
 from ted_ds.config.tasks import CausalLm
 from ted_ds.data.cleaning import is_heldout
+from ted_ds.data.corpus_data import CausalLmData
 from ted_ds.data.reading.listing import list_data
-from ted_ds.data.tasks import CausalLmData
 from ted_ds.data.tokenizers import DocumentEncoder
 from ted_ds.models.files import read_model_facts
 from ted_ds.verbs.demo_assets import prepare

@@ -11,9 +11,10 @@ import pytest
 from ted_ds.config.data import BadRecords, Data, Source
 from ted_ds.config.tasks import CausalLm, SequenceClassification
 from ted_ds.data.bad_records import FEWEST_JUDGED, LEDGER_FILE, Ledger, too_many
+from ted_ds.data.corpus_data import CausalLmData
+from ted_ds.data.labelled_data import LabelledData, open_task_data
 from ted_ds.data.reading.listing import list_data
 from ted_ds.data.reading.records import BadRecord
-from ted_ds.data.tasks import CausalLmData, LabelledData, open_task_data
 from ted_ds.errors import CheckpointError, DataError
 from tests.streams import open_stream
 from tests.tiny import texts, write_rows, write_tokenizer

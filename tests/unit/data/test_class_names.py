@@ -12,9 +12,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from ted_ds.config.data import Data, Source
 from ted_ds.config.tasks import MultiLabelClassification, SequenceClassification
 from ted_ds.data.class_names import names_in_features
+from ted_ds.data.labelled_data import LabelledData
 from ted_ds.data.labels import read_label
 from ted_ds.data.reading.listing import list_data, list_source
-from ted_ds.data.tasks import LabelledData
 from ted_ds.errors import DataError
 from tests.tiny import WORDS, write_tokenizer
 

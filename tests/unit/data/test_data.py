@@ -18,12 +18,13 @@ from transformers import PreTrainedTokenizerFast
 
 from ted_ds.config.data import Data, Source
 from ted_ds.config.tasks import CausalLm, SequenceClassification
+from ted_ds.data.corpus_data import CausalLmData
+from ted_ds.data.labelled_data import LabelledData, open_task_data
 from ted_ds.data.labels import Label
 from ted_ds.data.loader import Batch, Collator, evaluation_batches
 from ted_ds.data.packing import pack
 from ted_ds.data.reading.listing import list_data
 from ted_ds.data.samples import Sample
-from ted_ds.data.tasks import CausalLmData, LabelledData, open_task_data
 from ted_ds.errors import ConfigError, DataError
 from ted_ds.numerics.losses import IGNORED_LABEL, kept_labels
 from tests.streams import open_stream

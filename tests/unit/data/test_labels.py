@@ -13,10 +13,10 @@ from pydantic import ValidationError
 
 from ted_ds.config.data import Data, Source
 from ted_ds.config.tasks import MultiLabelClassification, Regression, SequenceClassification, SoftLabelClassification
+from ted_ds.data.labelled_data import LabelledData
 from ted_ds.data.labels import label_columns, read_label
 from ted_ds.data.loader import Collator
 from ted_ds.data.reading.listing import list_data
-from ted_ds.data.tasks import LabelledData
 from ted_ds.errors import DataError
 from tests.tiny import texts, write_rows, write_tokenizer
 

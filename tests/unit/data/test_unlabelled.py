@@ -11,12 +11,13 @@ import torch
 
 from ted_ds.config.data import Data, Source
 from ted_ds.config.tasks import CausalLm, MultiLabelClassification, Regression, SequenceClassification
+from ted_ds.data.corpus_data import CausalLmData
+from ted_ds.data.labelled_data import LabelledData, refuse_without_labels
 from ted_ds.data.loader import Collator
 from ted_ds.data.reading.listing import list_data
-from ted_ds.data.tasks import CausalLmData, LabelledData, refuse_without_labels
 from ted_ds.errors import DataError
-from ted_ds.tasks.classification import MultiLabel, SingleLabel
 from ted_ds.tasks.regression import RegressionScores
+from ted_ds.tasks.sequence_classification import MultiLabel, SingleLabel
 from ted_ds.vetting.baseline import make_guess
 from tests.tiny import texts, write_rows, write_tokenizer
 
