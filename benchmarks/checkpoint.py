@@ -32,8 +32,8 @@ from ted_ds.objectives.finetune import FinetuneObjective
 from ted_ds.runtime.checkpoints.folders import Retention
 from ted_ds.runtime.checkpoints.saving import Checkpoints
 from ted_ds.runtime.determinism import random_state
-from ted_ds.runtime.engine import TrainableEngine
 from ted_ds.runtime.world import World
+from ted_ds.runtime.zero_runner import ZeroRunner
 
 STALL_GOAL = 0.2
 
@@ -75,7 +75,7 @@ class Training:
         model = TappedModel(LlamaForCausalLM(config), family_of("llama"), ())
         plan = PhasePlan(max_steps=10**6, learning_rate=1e-4, global_batch_size=1, micro_batch_size=1)
         ds_config = complete(CONFIG, plan, plan_path="plan", precision="fp32", world_size=1, source=Path("benchmark"))
-        self._engine = TrainableEngine(
+        self._engine = ZeroRunner(
             model,
             config=ds_config,
             schedule="constant",

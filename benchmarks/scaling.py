@@ -22,8 +22,8 @@ from benchmarks.steps import DTYPES, SHAPES, ByTedDs, Shape
 from benchmarks.timing import ratio
 from ted_ds.config.deepspeed import complete
 from ted_ds.config.phase_plan import PhasePlan
-from ted_ds.runtime.engine import TrainableEngine
 from ted_ds.runtime.world import World
+from ted_ds.runtime.zero_runner import ZeroRunner
 
 GOAL, ROUNDS = 0.9, 7
 ALONE, SIDE_BY_SIDE, TOGETHER = "1 rank", "2 separate ranks", "2 ranks together"
@@ -39,7 +39,7 @@ def work(shape: Shape, dtype: str, orders: Orders) -> None:
     plan = PhasePlan(
         max_steps=10**6, learning_rate=1e-6, global_batch_size=shape.rows * world.size, micro_batch_size=shape.rows
     )
-    engine = TrainableEngine(
+    engine = ZeroRunner(
         models.module,
         config=complete(
             CONFIG, plan, plan_path="plan", precision=dtype, world_size=world.size, source=Path("benchmark")

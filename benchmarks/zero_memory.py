@@ -27,10 +27,10 @@ from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.models.files import read_model_facts
 from ted_ds.models.loading import load_model
 from ted_ds.planning.memory import Trained, frozen_bytes, trained_bytes
-from ted_ds.runtime.engine import TrainableEngine
 from ted_ds.runtime.frozen import frozen_engine_config
 from ted_ds.runtime.sharding import collect_garbage, sharded_loading
 from ted_ds.runtime.world import World
+from ted_ds.runtime.zero_runner import ZeroRunner
 
 GOAL = 0.05
 RANKS = {False: (1, 2, 4), True: (2,)}
@@ -82,7 +82,7 @@ def measure(world: World, folder: Path, stage: int, precision: str, host: str) -
 
     models = ByTedDs(SHAPE, DTYPES[precision], world.device, load=load, teacher_config=frozen_config)
     sizes = [getattr(one, "ds_numel", one.numel()) for one in models.module.parameters()]
-    engine = TrainableEngine(
+    engine = ZeroRunner(
         models.module,
         config=config,
         schedule="constant",

@@ -32,10 +32,10 @@ def signal_at(rank: int, place: str, occurrence: int, number: int, on_ranks: tup
 
 
 def _at_step(arrive: Callable[[], None]) -> None:
-    from ted_ds.runtime.engine import TrainableEngine
     from ted_ds.runtime.pipeline import PipelineRunner
+    from ted_ds.runtime.zero_runner import ZeroRunner
 
-    _before(TrainableEngine, "step", arrive)
+    _before(ZeroRunner, "step", arrive)
     _before(PipelineRunner, "step", arrive)
 
 
@@ -122,12 +122,12 @@ def spoil_weights_and_stop(_rank: int, occurrence: int) -> None:
     """Before the n-th step, counted over all phases, every weight becomes NaN and the run is asked to stop."""
     import torch
 
-    from ted_ds.runtime.engine import TrainableEngine
+    from ted_ds.runtime.zero_runner import ZeroRunner
 
-    plain, counter = TrainableEngine.step, itertools.count(1)
+    plain, counter = ZeroRunner.step, itertools.count(1)
 
     @functools.wraps(plain)
-    def step(self: TrainableEngine, *arguments: Any) -> Any:
+    def step(self: ZeroRunner, *arguments: Any) -> Any:
         if next(counter) == occurrence:
             with torch.no_grad():
                 for parameter in self.engine.module.parameters():
@@ -135,7 +135,7 @@ def spoil_weights_and_stop(_rank: int, occurrence: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return plain(self, *arguments)
 
-    TrainableEngine.step = step
+    ZeroRunner.step = step
 
 
 def with_environment(_rank: int, **variables: str) -> None:

@@ -86,7 +86,7 @@ MUTATIONS = {
         "each rank divides by its own count",
     ),
     "microbatch_count": Mutation(
-        "runtime/engine.py",
+        "runtime/zero_runner.py",
         "loss, totals = objective.loss(self.engine, batch.to(self._world.device), on_device)",
         "own = {name: one.float() for name, one in objective.counts(batch).items()}\n"
         "            loss, totals = objective.loss(self.engine, batch.to(self._world.device), own)\n"
@@ -94,19 +94,19 @@ MUTATIONS = {
         "a mean of the microbatches' means",
     ),
     "world_size": Mutation(
-        "runtime/engine.py",
+        "runtime/zero_runner.py",
         "self.engine.backward(loss * self._world.size,",
         "self.engine.backward(loss,",
         "DeepSpeed's average over ranks is not made up for",
     ),
     "accumulation": Mutation(
-        "runtime/engine.py",
+        "runtime/zero_runner.py",
         "scale_wrt_gas=False",
         "scale_wrt_gas=True",
         "DeepSpeed divides by the number of microbatches as well",
     ),
     "fixed_accumulation": Mutation(
-        "runtime/engine.py",
+        "runtime/zero_runner.py",
         "self.engine.set_gradient_accumulation_boundary(index == len(micro) - 1)",
         "pass",
         "DeepSpeed steps after the same number of microbatches each time",

@@ -213,7 +213,7 @@ def filled(
     """What :func:`complete` gives, and every mistake instead of an exception."""
     messages: list[str] = []
     # Under a token budget the number and size of microbatches differ from step to step, and the engine says which is
-    # the last (runtime/engine.py); DeepSpeed only asks that its three values fit together.
+    # the last (runtime/zero_runner.py); DeepSpeed only asks that its three values fit together.
     micro_batch_size = plan.micro_batch_size or 1
     per_pass = micro_batch_size * world_size
     # a batch that is no whole number of microbatches is said by the plan itself, wherever it stands

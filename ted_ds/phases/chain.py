@@ -18,8 +18,8 @@ from ted_ds.models.filter_files import save_filters
 from ted_ds.numerics.layer_map import layer_names
 from ted_ds.objectives.finetune import FinetuneObjective
 from ted_ds.output.export import export_student
-from ted_ds.output.layout import MODEL_FOLDER, Layout, filters_subfolder
 from ted_ds.output.phase_folder import PhaseFolder
+from ted_ds.output.run_folders import MODEL_FOLDER, RunFolders, filters_subfolder
 from ted_ds.phases.training import PhaseTraining, checkpoints_of
 from ted_ds.planning.pipeline_cut import FILTER_PHASES
 from ted_ds.planning.plan import PLAN_OF_PHASE
@@ -34,8 +34,8 @@ from ted_ds.vetting.preflight import act_on, vet_knowledge, vet_quantised, vet_w
 class Chain:
     """Runs phases, skipping those that are complete."""
 
-    def __init__(self, assembly: Assembly, layout: Layout) -> None:
-        self._assembly, self._recipe, self._layout = assembly, assembly.recipe, layout
+    def __init__(self, assembly: Assembly, folders: RunFolders) -> None:
+        self._assembly, self._recipe, self._folders = assembly, assembly.recipe, folders
         self._output = assembly.recipe.output_dir
         self._teacher_is_vetted = False
 
@@ -52,7 +52,7 @@ class Chain:
             if not self._assembly.world.on_main(functools.partial(self._is_complete, phase, wanted)):
                 return [phase for phase in phases[index:] if phase in wanted]
             self._assembly.screen.say(f"{phase}: complete, skipped")
-            self._retire(self._layout.folder(phase))
+            self._retire(self._folders.folder(phase))
         return []
 
     def _retire(self, folder: PhaseFolder) -> None:
@@ -67,7 +67,7 @@ class Chain:
         self._assembly.world.on_main(retire)
 
     def _is_complete(self, phase: str, wanted: Sequence[str]) -> bool:
-        folder = self._layout.folder(phase)
+        folder = self._folders.folder(phase)
         complete = folder.is_complete()
         if not complete and phase not in wanted:
             raise CheckpointError(f"{folder.path}: phase {phase} is not complete; do it first, or all: ted-ds run")
@@ -81,11 +81,11 @@ class Chain:
         Raises:
             CheckpointError: They are not.
         """
-        for name, path in (("teacher", self._layout.teacher_origin), ("student", self._layout.student_origin)):
+        for name, path in (("teacher", self._folders.teacher_origin), ("student", self._folders.student_origin)):
             if path is not None:
                 act_on(self._assembly, vet_weights(self._assembly, name, path))
         if self._assembly.teacher_facts.quantisation is not None:
-            teacher = vet_quantised(self._assembly, self._layout.teacher_origin)
+            teacher = vet_quantised(self._assembly, self._folders.teacher_origin)
             self._vet_teacher(teacher)
             teacher.release()
 
@@ -97,7 +97,7 @@ class Chain:
         """
         build = self._assembly
         for phase in phases:
-            folder = build.world.on_main(functools.partial(self._layout.folder, phase))
+            folder = build.world.on_main(functools.partial(self._folders.folder, phase))
             try:
                 build.stops.has_work(False)  # until its first step
                 build.stop_if_asked()
@@ -122,7 +122,7 @@ class Chain:
         if not self._teacher_is_vetted:
             models = self._assembly.models
             is_whole = all(self._assembly.world.gather(teacher is not None and teacher.tapped.share.is_whole))
-            whole = teacher if is_whole else models.frozen("teacher", self._layout.teacher_path())
+            whole = teacher if is_whole else models.frozen("teacher", self._folders.teacher_path())
             assert whole is not None
             verdict = vet_knowledge(self._assembly, "teacher", whole)
             if whole is not teacher:
@@ -136,11 +136,11 @@ class Chain:
 
     def _finetune_teacher(self, folder: PhaseFolder) -> None:
         assert self._recipe.teacher.finetune is not None
-        self._finetune(folder, "teacher", self._recipe.teacher.finetune, self._layout.teacher_origin)
+        self._finetune(folder, "teacher", self._recipe.teacher.finetune, self._folders.teacher_origin)
 
     def _finetune_student(self, folder: PhaseFolder) -> None:
         assert self._recipe.student.finetune is not None
-        self._finetune(folder, "student", self._recipe.student.finetune, self._layout.student_start_path())
+        self._finetune(folder, "student", self._recipe.student.finetune, self._folders.student_start_path())
 
     def _finetune(self, folder: PhaseFolder, side: str, plan: PhasePlan, origin: Path) -> None:
         build = self._assembly
@@ -163,7 +163,7 @@ class Chain:
         assert from_teacher is not None
 
         def write(place: Path) -> dict[str, Any]:
-            cut_student(self._assembly, self._layout.teacher_path(), place / MODEL_FOLDER)
+            cut_student(self._assembly, self._folders.teacher_path(), place / MODEL_FOLDER)
             return {"blocks": from_teacher.blocks}
 
         self._assembly.world.on_main(functools.partial(folder.write, write))
@@ -174,7 +174,7 @@ class Chain:
         plan_path = PLAN_OF_PHASE[phase]
         plan = self._recipe.phase_plans()[plan_path]
         config = build.engine_config(plan, plan_path)
-        models = {"teacher": self._layout.teacher_path(), "student": self._layout.student_path()}
+        models = {"teacher": self._folders.teacher_path(), "student": self._folders.student_path()}
         stage = build_stage_one(build, phase, models)
         if "teacher" in stage.sides:
             self._vet_teacher(stage.sides["teacher"].body)
@@ -206,10 +206,10 @@ class Chain:
         build, plan = self._assembly, self._recipe.distill
         config = build.engine_config(plan, "distill")
         with_filters = plan.method == "ted"
-        filters = {side: self._layout.filters_path(side) if with_filters else None for side in ("student", "teacher")}
+        filters = {side: self._folders.filters_path(side) if with_filters else None for side in ("student", "teacher")}
         cached = cached_teacher(
             build,
-            teacher=self._layout.teacher_path(),
+            teacher=self._folders.teacher_path(),
             filters=filters["teacher"],
             depends_on={
                 "teacher": folder.inputs["teacher"]["sha256"],  # wherever it is
@@ -220,8 +220,8 @@ class Chain:
         stage = build_stage_two(
             build,
             config,
-            teacher=self._layout.teacher_path(),
-            student=self._layout.student_path(),
+            teacher=self._folders.teacher_path(),
+            student=self._folders.student_path(),
             filters=filters,
             cached=cached,
         )
@@ -251,14 +251,14 @@ class Chain:
             build.models.save(stage.student, state, place / MODEL_FOLDER)
             if filter_state:
                 save_filters(place, filter_state, layers=stage.bank.layers, dim=self._dim, kind=stage.filter_kind)
-            return {**result, "teacher": self._layout.identity(self._layout.teacher_path())}
+            return {**result, "teacher": self._folders.identity(self._folders.teacher_path())}
 
         build.world.on_main(functools.partial(folder.write, write))
 
     def _evaluate(self, folder: PhaseFolder) -> None:
         build = self._assembly
         results: dict[str, dict[str, float]] = {}
-        for name, path in self._layout.evaluated_paths().items():
+        for name, path in self._folders.evaluated_paths().items():
             model = build.models.frozen("teacher" if name == "teacher" else "student", path, new_head_allowed=True)
             metrics, tokens_per_s = build.evaluate(frozen_outputs(model))
             results[name] = {**metrics[0], "perf/tokens_per_s": tokens_per_s, "num_parameters": model.num_parameters}
@@ -277,7 +277,7 @@ class Chain:
 
     def _export(self, folder: PhaseFolder) -> None:
         def write(place: Path) -> dict[str, Any]:
-            student, origins = self._layout.distilled_path(), self._assembly.origins
+            student, origins = self._folders.distilled_path(), self._assembly.origins
             for warning in export_student(student, place, recipe=self._recipe, origins=origins):
                 self._assembly.screen.say(f"export: {warning}")
             return {"student": folder.inputs["student"]}

@@ -7,10 +7,10 @@ from typing import Any
 from torch import nn
 
 from ted_ds.runtime.cargo import Waybill
-from ted_ds.runtime.engine import TrainableEngine
 from ted_ds.runtime.pipeline import PipelineRunner, Travellers
 from ted_ds.runtime.step_runner import StepRunner
 from ted_ds.runtime.world import World
+from ted_ds.runtime.zero_runner import ZeroRunner
 
 
 def start_runner(
@@ -19,4 +19,4 @@ def start_runner(
     """The engine for this world; ``travellers`` and ``waybill`` are a pipeline's, the rest is :class:`StepRunner`'s."""
     if world.num_stages > 1:
         return PipelineRunner(module, world=world, travellers=travellers, waybill=waybill, **settings)
-    return TrainableEngine(module, world=world, **settings)
+    return ZeroRunner(module, world=world, **settings)

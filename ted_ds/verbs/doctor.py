@@ -21,6 +21,6 @@ def examine(recipe_path: str, overrides: Sequence[str]) -> bool:
     """
     stops = StopRequests()
     with hearing(stops):
-        assembly, layout = prepare(recipe_path, overrides, contracts_hold=False, in_pipeline=False, stops=stops)
+        assembly, folders = prepare(recipe_path, overrides, contracts_hold=False, in_pipeline=False, stops=stops)
         greet(assembly)
-        return Doctor(assembly, layout).examine()
+        return Doctor(assembly, folders).examine()

@@ -16,9 +16,9 @@ from ted_ds.data.reading.listing import list_data
 from ted_ds.data.tokenizers import traits_of
 from ted_ds.errors import ConfigError, RankLostError
 from ted_ds.models.loading import fetch, load_tokenizer
-from ted_ds.output.layout import Layout, Settled
 from ted_ds.output.output_lock import OutputLock, wait_for
 from ted_ds.output.run_folder import new_run, read_run
+from ted_ds.output.run_folders import RunFolders, Settled
 from ted_ds.output.screen import Screen
 from ted_ds.planning.contracts import broken_by_loaded
 from ted_ds.planning.plan import Plan, make_plan, model_sides, plan_recipe
@@ -63,7 +63,7 @@ def prepare(
     in_pipeline: bool = True,
     stops: StopRequests,
     held: contextlib.ExitStack | None = None,
-) -> tuple[Assembly, Layout]:
+) -> tuple[Assembly, RunFolders]:
     """Everything up to the first use of a model's weights.
 
     Args:
@@ -145,7 +145,7 @@ def prepare(
         start_tokens=start,
         in_8_bits=hosting.host == "int8",
     )
-    return assembly, Layout(settled, teacher=teacher, student=student)
+    return assembly, RunFolders(settled, teacher=teacher, student=student)
 
 
 def _own_output(output_dir: Path, world: World, stops: StopRequests, held: contextlib.ExitStack) -> None:

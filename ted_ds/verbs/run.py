@@ -43,8 +43,8 @@ def _run_phases(
     started: float,
     held: contextlib.ExitStack,
 ) -> None:
-    assembly, layout = prepare(recipe_path, overrides, contracts_hold=True, stops=stops, held=held)
-    chain = Chain(assembly, layout)
+    assembly, folders = prepare(recipe_path, overrides, contracts_hold=True, stops=stops, held=held)
+    chain = Chain(assembly, folders)
     recipe, world, screen = assembly.recipe, assembly.world, assembly.screen
     stops.limit(recipe.stop_after_minutes, started_at=started)
     greet(assembly)

@@ -19,11 +19,11 @@ from ted_ds.errors import TedError
 from ted_ds.numerics.filters import Match
 from ted_ds.numerics.losses import feature_mse_sum
 from ted_ds.objectives.distill import DistillObjective
-from ted_ds.output.layout import Layout
 from ted_ds.output.phase_folder import model_identity
-from ted_ds.runtime.engine import TrainableEngine
+from ted_ds.output.run_folders import RunFolders
 from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.runtime.sharding import collect_garbage, whole_parameters
+from ted_ds.runtime.zero_runner import ZeroRunner
 from ted_ds.vetting.batch_text import first_batch
 from ted_ds.vetting.contracts import vet_contracts
 from ted_ds.vetting.preflight import heldout_guess, vet_composition, vet_knowledge, vet_weights
@@ -39,8 +39,8 @@ LARGEST_SELF_LOSS = 1e-6
 class Doctor:
     """Examines one recipe on one world of ranks; writes nothing that stays."""
 
-    def __init__(self, assembly: Assembly, layout: Layout) -> None:
-        self._build, self._layout = assembly, layout
+    def __init__(self, assembly: Assembly, folders: RunFolders) -> None:
+        self._build, self._folders = assembly, folders
         self._recipe, self._world = assembly.recipe, assembly.world
         self._verdicts: list[Verdict] = []
 
@@ -55,7 +55,7 @@ class Doctor:
             batch = next(self._first_batches())[0]
         assert batch is not None
         teacher_is_ready = self._is_done("finetune_teacher", wanted=self._recipe.teacher.finetune is not None)
-        teacher = self._layout.teacher_path() if teacher_is_ready else self._layout.teacher_origin
+        teacher = self._folders.teacher_path() if teacher_is_ready else self._folders.teacher_origin
         with self._student(teacher) as (student, student_is_ready):
             broken = self._look_at_contracts(student)
             for name, path in (("teacher", teacher), ("student", student)):
@@ -87,7 +87,7 @@ class Doctor:
         if not self._world.on_main((self._recipe.output_dir / phase).exists):
             return False
         try:
-            return self._world.on_main(lambda: self._layout.folder(phase).is_complete())
+            return self._world.on_main(lambda: self._folders.folder(phase).is_complete())
         except TedError as error:
             self._add(phase, "fail", str(error))
             return False
@@ -110,10 +110,10 @@ class Doctor:
     @contextlib.contextmanager
     def _student(self, teacher: Path) -> Iterator[tuple[Path, bool]]:
         """The student as it is now, and whether it is past Stage 0; cut for the time being where it must be."""
-        start = self._layout.student_start_path()
+        start = self._folders.student_start_path()
         tuned = self._recipe.student.finetune is not None
         if tuned and self._is_done("finetune_student", wanted=True):
-            yield self._layout.student_path(), True
+            yield self._folders.student_path(), True
             return
         if self._world.on_main(start.is_dir):
             yield start, not tuned
@@ -122,7 +122,7 @@ class Doctor:
             yield place, False
 
     def _look_at_contracts(self, student: Path) -> Mapping[str, list[str]]:
-        broken, verdicts = vet_contracts(self._build, self._layout.teacher_origin, student)
+        broken, verdicts = vet_contracts(self._build, self._folders.teacher_origin, student)
         self._verdicts += verdicts
         return broken
 
@@ -136,7 +136,7 @@ class Doctor:
             return
         for side in ("teacher", "student"):
             check = f"filters of {side}"
-            path = self._layout.filters_path(side)
+            path = self._folders.filters_path(side)
             if not self._world.on_main(path.exists):
                 self._add(check, "skip", "not learned yet; ted-ds filters does it, fresh ones stand in here")
                 continue
@@ -144,7 +144,7 @@ class Doctor:
 
     def _look_at_learned(self, side: str, check: str) -> None:
         def scores() -> dict[str, float]:
-            folder = self._layout.folder(self._layout.filters_phase(side))
+            folder = self._folders.folder(self._folders.filters_phase(side))
             folder.is_complete()
             return {name: values["loss"] for name, values in folder.result()["filters"][side].items()}
 
@@ -182,7 +182,7 @@ class Doctor:
         for side in ("teacher", "student"):
             unusable = any(v.check == f"filters of {side}" and v.status in ("fail", "skip") for v in self._verdicts)
             learned = self._recipe.distill.method == "ted" and not unusable
-            folders[side] = self._layout.filters_path(side) if learned else None
+            folders[side] = self._folders.filters_path(side) if learned else None
         stage = build_stage_two(
             build, config, teacher=teacher, student=student, filters=folders, new_head_allowed=not is_ready
         )
@@ -194,7 +194,7 @@ class Doctor:
             self._verdicts.append(verdict)
             self._distil_into_itself(stage, teacher, batch.to(self._world.device), head_may_be_new=not is_ready)
         with build.engine("distill", stage.module, config, plan, watched=stage.watched) as engine:
-            self._take_a_step(cast(TrainableEngine, engine), stage)  # a pair is examined without a pipeline
+            self._take_a_step(cast(ZeroRunner, engine), stage)  # a pair is examined without a pipeline
         if stage.teacher is not None:
             stage.teacher.release()
 
@@ -225,7 +225,7 @@ class Doctor:
         shown = ", ".join(f"{name} {value:.2g}" for name, value in (wrong or everywhere).items())
         self._add("teacher as its own student", "fail" if wrong else "pass", shown or "no term compares models")
 
-    def _take_a_step(self, engine: TrainableEngine, stage: StageTwo) -> None:
+    def _take_a_step(self, engine: ZeroRunner, stage: StageTwo) -> None:
         engine.accumulate(self._first_batches(), stage.objective)
         unreached: list[str] = []
         digest = hashlib.sha256()

@@ -24,10 +24,10 @@ from ted_ds.objectives.distill import DistillObjective
 from ted_ds.objectives.finetune import FinetuneObjective
 from ted_ds.objectives.learn_filters import FilterObjective
 from ted_ds.phases.loop import Progress, train
-from ted_ds.runtime.engine import TrainableEngine
 from ted_ds.runtime.frozen import FrozenModel, frozen_engine_config
 from ted_ds.runtime.sharding import full_state_dict, sharded_loading
 from ted_ds.runtime.world import World
+from ted_ds.runtime.zero_runner import ZeroRunner
 from tests.distributed.steps import training_steps
 from tests.tiny import LABELS, ROOT, VOCAB_SIZE
 
@@ -123,7 +123,7 @@ def batches(world: World, kind: str):
 class Recorder:
     """What the training loop asks of the run around it, kept in lists; a state is saved in ``folder``."""
 
-    def __init__(self, engine: TrainableEngine, folder: Path) -> None:
+    def __init__(self, engine: ZeroRunner, folder: Path) -> None:
         self._engine, self._folder = engine, folder
         self.reports: list[tuple[int, Any]] = []
         self.said: list[str] = []
@@ -146,7 +146,7 @@ class Recorder:
         return self._folder
 
 
-def train_on(engine: TrainableEngine, steps: Any, objective: Any, recorder: Recorder, **settings: Any) -> float:
+def train_on(engine: ZeroRunner, steps: Any, objective: Any, recorder: Recorder, **settings: Any) -> float:
     """The training loop, from the first step on."""
     values = {"log_every_steps": 1, "evaluate_every_steps": None, "evaluate_last": False, "progress": Progress()}
     return train(engine, steps, objective, recorder, **{**values, **settings})
@@ -163,8 +163,8 @@ def start_engine(
     max_steps: int = NUM_STEPS,
     weight_decay: float = 0.0,
     watched: dict[str, Any] | None = None,
-) -> TrainableEngine:
-    return TrainableEngine(
+) -> ZeroRunner:
+    return ZeroRunner(
         module,
         config=ds_config,
         schedule=schedule,

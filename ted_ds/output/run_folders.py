@@ -43,7 +43,7 @@ class Settled(NamedTuple):
     """Whether the teacher's weights are not its files'."""
 
 
-class Layout:
+class RunFolders:
     """The folders of one run, from the models it starts with to the student it exports."""
 
     def __init__(self, settled: Settled, *, teacher: Path, student: Path | None) -> None:

@@ -14,7 +14,7 @@ from ted_ds.runtime.nonfinite import SkippedStep, skip_nonfinite_gradients
 from ted_ds.runtime.step_runner import Objective, Seen, StepRunner
 
 
-class TrainableEngine(StepRunner):
+class ZeroRunner(StepRunner):
     """A module under ZeRO 0-3, its optimizer and schedule."""
 
     def __init__(self, module: nn.Module, **settings: Any) -> None:
