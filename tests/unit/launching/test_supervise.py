@@ -13,6 +13,8 @@ import pytest
 
 from tests.tiny import ROOT
 
+pytestmark = pytest.mark.lengthy
+
 RANK = """
 import json, os, socket, sys, time
 from pathlib import Path

@@ -17,6 +17,8 @@ from ted_ds.errors import ConfigError
 from ted_ds.launching.processes import Process
 from ted_ds.output.output_lock import LOCK_FILE, STALE_AFTER_S, TAKEOVER_FILE, OutputLock, holding, wait_for
 
+pytestmark = pytest.mark.lengthy
+
 HOLD = """
 import sys, time
 from pathlib import Path

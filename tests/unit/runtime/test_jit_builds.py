@@ -15,6 +15,8 @@ import torch.utils.cpp_extension
 from ted_ds.errors import ConfigError
 from ted_ds.runtime import jit_builds
 
+pytestmark = pytest.mark.lengthy
+
 HOLD = "import os, sys, time; os.open(sys.argv[1], os.O_CREAT | os.O_EXCL); print('held', flush=True); time.sleep(60)"
 
 

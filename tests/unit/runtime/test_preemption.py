@@ -12,6 +12,8 @@ import pytest
 
 from ted_ds.runtime.preemption import AGREE_WITHIN_S, STOP_SIGNALS, StopRequests, shielded
 
+pytestmark = pytest.mark.lengthy
+
 LISTEN = """
 import os, signal, sys, time
 from ted_ds.runtime.preemption import StopRequests
