@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-TIMEOUT_S = 120.0
+TIMEOUT_S = 240.0
 START = "TED_DS_TESTS_START"
 """The variable that says ``fork`` where this process itself is to be what ranks are copies of (``tests/mutants``)."""
 CONTEXT = multiprocessing.get_context(os.environ.get(START, "forkserver"))
