@@ -48,7 +48,17 @@ setup(
         "benchmarks": ["torchdata>=0.11"],  # a rival; the other, mosaicml-streaming, needs an environment of its own
         "demo": ["gguf>=0.19"],
         "int8": ["torchao>=0.18"],
-        "dev": ["hypothesis", "import-linter", "pyright[nodejs]", "pytest", "pytest-timeout", "pyyaml", "ruff"],
+        "dev": [
+            "grimp",
+            "hypothesis",
+            "import-linter",
+            "pyright[nodejs]",
+            "pytest",
+            "pytest-timeout",
+            "pytest-xdist[psutil]",
+            "pyyaml",
+            "ruff",
+        ],
     },
     entry_points={"console_scripts": ["ted-ds=ted_ds.cli:entry"]},
 )

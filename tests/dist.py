@@ -7,20 +7,25 @@ The function must be importable (a module's top level), and its result picklable
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import pickle
 import queue
+import random
 import socket
 import time
 import traceback
 from collections.abc import Callable
 from typing import Any
 
-TIMEOUT_S = 120.0
+TIMEOUT_S = 240.0
 START = "TED_DS_TESTS_START"
 """The variable that says ``fork`` where this process itself is to be what ranks are copies of (``tests/mutants``)."""
 CONTEXT = multiprocessing.get_context(os.environ.get(START, "forkserver"))
+LOWEST_PORT, HIGHEST_PORT = 15_000, 32_000  # below those that Linux gives away by itself
+_PORTS = itertools.cycle(random.Random(os.getpid()).sample(range(LOWEST_PORT, HIGHEST_PORT), 5_000))
+"""Of this process: others that test at the same time begin elsewhere."""
 CONTEXT.set_forkserver_preload(
     [
         "ted_ds.verbs.run",
@@ -29,6 +34,8 @@ CONTEXT.set_forkserver_preload(
         "deepspeed.runtime.zero.muon.muon_optimizer",  # with a large part of torch, at the start of each engine
         "transformers.models.auto",
         "transformers.models.llama.modeling_llama",
+        "deepspeed.module_inject.auto_ep_layer",
+        "tests.frozen",  # last
     ]
 )
 
@@ -59,10 +66,12 @@ def run_ranks(
 
 
 def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port nobody listens on, and that the system gives nobody who asks for any: it stays free until it is used."""
+    while True:
+        port = next(_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _collect(ranks: list[Any], results: Any, deadline: float) -> list[Any]:

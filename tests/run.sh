@@ -1,5 +1,12 @@
 #!/usr/bin/env bash
-# Makes the environment and runs every check and test. Words are passed on to pytest: bash tests/run.sh tests/unit
+# Makes the environment and runs every check and test.
+#
+#   bash tests/run.sh             all of it
+#   bash tests/run.sh --quick     what answers in 3 minutes where the environment is there: types, lint, functions,
+#                                 losses, ZeRO 0-3 against one process, one whole run
+#   bash tests/run.sh WORDS...    the same checks, and pytest with these words: bash tests/run.sh tests/unit
+#
+# Tests run in a process per core, at most 4 (TED_DS_TEST_PROCESSES: another number).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launchers/environment.sh
@@ -21,4 +28,14 @@ ruff format --check ted_ds benchmarks tests setup.py
 ruff check ted_ds benchmarks tests setup.py
 pyright
 lint-imports
-python -m pytest "$@"
+# a file's tests stay together, as they share what its fixtures make; those with ranks come first
+tests=(python -m pytest -n "${TED_DS_TEST_PROCESSES:-logical}" --maxprocesses 4 --dist loadfile --no-loadscope-reorder)
+if [ "${1:-}" = --quick ]; then
+    shift
+    of_runs=tests/integration/test_run.py
+    "${tests[@]}" -m "not slow and not lengthy" tests/distributed/test_world.py tests/distributed/test_zero_parity.py \
+        $of_runs::test_verbs_one_by_one_are_the_run $of_runs::test_other_families_run_the_chain_under_zero3 \
+        tests/parity tests/unit "$@"
+else
+    "${tests[@]}" "$@"
+fi

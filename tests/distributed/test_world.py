@@ -27,7 +27,7 @@ def fail_on(world, failing_ranks, kind, text):
 def test_one_ranks_mistake_is_raised_on_all_with_its_name(kind):
     for seen in run_ranks(fail_on, 3, [1], kind, "weights.bin: missing"):
         assert seen[:3] == (kind.__name__, "rank 1: weights.bin: missing", True)
-        assert seen[3] < 10
+        assert seen[3] < 30  # the limit of a collective is 60
 
 
 def test_a_mistake_all_ranks_share_is_told_once():

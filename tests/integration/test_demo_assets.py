@@ -49,7 +49,7 @@ def test_minilm_tells_near_texts_from_far_ones(assets):
 
 
 def test_texts_are_whole(assets):
-    rows = {file.stem: [json.loads(line) for line in file.open()] for file in assets.glob("*.jsonl")}
+    rows = {file.stem: [json.loads(line) for line in file.read_bytes().splitlines()] for file in assets.glob("*.jsonl")}
     assert len(rows["rotten_tomatoes"]) == 8530
     assert sum(row["label"] for row in rows["rotten_tomatoes"]) == 4265
     assert len(rows["imdb"]) == 25_000

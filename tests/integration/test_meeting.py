@@ -34,12 +34,12 @@ def changed(_rank, variables):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_ranks_that_do_not_come_are_said_and_one_signal_ends_it(recipe, verb, number):
     started = Run([verb, recipe], num_ranks=1, fault=changed, fault_arguments=({"WORLD_SIZE": "4"},))
-    started.wait_for("rank 0: waiting for 3 of 4 ranks ($WORLD_SIZE) at 127.0.0.1:", timeout_s=60)
+    started.wait_for("rank 0: waiting for 3 of 4 ranks ($WORLD_SIZE) at 127.0.0.1:")
     assert "missing: 1, 2, 3" in started.output()
     started.send(number)
     asked_at = time.monotonic()
-    assert started.wait(20) == [STOPPED]
-    assert time.monotonic() - asked_at < 10
+    assert started.wait() == [STOPPED]
+    assert time.monotonic() - asked_at < 30  # it would wait for the others for half an hour
     assert f"stopped on {number.name} before the first step: there was nothing to save" in started.output()
     assert "Traceback" not in started.output()
 
@@ -79,7 +79,7 @@ while True:
 
 def test_a_port_in_use_is_a_mistake_that_all_ranks_name(recipe, occupied):
     started = Run(["run", recipe], num_ranks=2, fault=changed, fault_arguments=({"MASTER_PORT": occupied},))
-    assert started.wait(60) == [MISTAKE, MISTAKE], started.output()
+    assert started.wait() == [MISTAKE, MISTAKE], started.output()
     assert f"port {occupied} of 127.0.0.1 ($MASTER_PORT), where the ranks meet, is in use" in started.output(0)
     assert f"what answers at 127.0.0.1:{occupied} ($MASTER_ADDR, $MASTER_PORT) is not this run's" in started.output(1)
     for rank in (0, 1):
@@ -96,7 +96,7 @@ def test_the_port_of_another_run_is_named_and_that_run_goes_on(recipe, tmp_path)
         first.wait_for("distill 1/")
         arguments[-1] = f"output_dir={tmp_path / 'other'}"
         second = Run(arguments, **at_port)
-        assert second.wait(60) == [MISTAKE, MISTAKE], second.output()
+        assert second.wait() == [MISTAKE, MISTAKE], second.output()
         assert f"port {port} of 127.0.0.1" in second.output(0)
         assert f"rank 1 is already at 127.0.0.1:{port}, as " in second.output(1)
         first.send(signal.SIGTERM)
@@ -136,7 +136,7 @@ def test_a_rank_that_is_there_twice_is_refused(recipe):
     first = Run(["run", recipe], num_ranks=1, fault=changed, fault_arguments=(of_first,))
     ones = [Run(["run", recipe], num_ranks=1, fault=changed, fault_arguments=(variables,)) for _ in range(2)]
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while not (refused := [one for one in ones if one.processes[0].exitcode is not None]):
             assert time.monotonic() < deadline
             time.sleep(0.1)

@@ -7,6 +7,7 @@ import contextlib
 import pytest
 import torch
 
+from ted_ds.models.execution import checkpoint_activations
 from ted_ds.models.families import FAMILY_OF, family_of
 from ted_ds.models.files import read_model_facts
 from ted_ds.models.folder import CAUSAL_LM_TYPES, KNOWN_TYPES
@@ -137,7 +138,7 @@ def test_a_tap_fires_once_and_gives_right_gradients_under_activation_checkpointi
     for checkpointing in (False, True):
         model = load(tmp_path, model_type, classify=True)
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            checkpoint_activations(model)
         tapped = TappedModel(model.train(), family_of(model_type), [2])
         fired = []
         family_of(model_type).blocks(model)[1].register_forward_hook(lambda *_, fired=fired: fired.append(1))

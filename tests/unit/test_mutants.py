@@ -11,6 +11,8 @@ from tests.mutants.reach import ReachTable
 from tests.mutants.trial import importing_tests
 from tests.tiny import ROOT
 
+pytestmark = pytest.mark.lengthy
+
 
 def wrong(tmp_path, source):
     """What becomes of each place of a module."""

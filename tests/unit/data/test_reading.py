@@ -858,6 +858,7 @@ def huge_files() -> Iterator[tuple[str, dict[str, Any], bytes, list[str]]]:
     yield ".csv.zst", {}, COMPRESS[".zst"](b"text,label\none,1\n" + fill + b",2\nthree,3\n"), ["one", "three"]
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("case", range(10))
 def test_a_document_of_50_mib_is_skipped_and_never_held(new_file: Any, case: int) -> None:
     ending, options, content, texts = next(itertools.islice(huge_files(), case, None))

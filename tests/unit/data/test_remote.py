@@ -24,6 +24,8 @@ from ted_ds.data.reading.records import START, BadRecord, Item
 from ted_ds.data.sources import locate
 from ted_ds.errors import DataError
 
+pytestmark = pytest.mark.lengthy
+
 LARGE = 2**24
 
 

@@ -203,6 +203,7 @@ source_strategy = st.fixed_dictionaries(
     worlds=st.lists(st.sampled_from([1, 2, 3, 4]), min_size=3, max_size=3),
     stops=st.tuples(st.integers(0, 14), st.integers(0, 14)),
 )
+@pytest.mark.lengthy
 def test_stop_and_resume_is_never_stopped(
     tmp_path_factory: pytest.TempPathFactory,
     sources: list[dict],
@@ -630,6 +631,7 @@ def test_a_source_that_vanishes_ends_the_stream_with_its_name(tmp_path: Path) ->
 # --- worker processes -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(("world_size", "workers"), [(1, 1), (1, 3), (2, 2)])
 def test_workers_make_the_same_stream_and_the_same_states(tmp_path: Path, world_size: int, workers: int) -> None:
     paths = [
@@ -646,6 +648,7 @@ def test_workers_make_the_same_stream_and_the_same_states(tmp_path: Path, world_
     again.close()
 
 
+@pytest.mark.lengthy
 def test_workers_start_where_the_folder_for_temporary_files_has_a_long_name(tmp_path: Path) -> None:
     data = write_texts(tmp_path / "a.jsonl", numbered(50))
     program = (
@@ -730,6 +733,7 @@ def is_descendant(pid: int) -> bool:
     return False
 
 
+@pytest.mark.lengthy
 def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost_or_repeated(tmp_path: Path) -> None:
     of = make_settings([write_texts(tmp_path / "a.jsonl", numbered(400))], num_lanes=4)
     expected = Run(of).steps(40)
@@ -747,6 +751,7 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost_or_repeated(tmp
     run.close()
 
 
+@pytest.mark.lengthy
 def test_a_worker_that_dies_again_and_again_is_an_error(tmp_path: Path) -> None:
     of = make_settings([write_texts(tmp_path / "a.jsonl", numbered(50))], num_lanes=2)
     stream = CorpusStream(
@@ -774,6 +779,7 @@ class Killer(Bytes):
         return super().__call__(texts)
 
 
+@pytest.mark.lengthy
 def test_what_is_wrong_in_a_worker_is_said_as_in_the_process_itself(tmp_path: Path) -> None:
     of = make_settings([write_texts(tmp_path / "a.jsonl", ["short"] * 9)], cleaning={"min_characters": 100})
     messages = []

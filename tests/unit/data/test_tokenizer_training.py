@@ -189,6 +189,7 @@ print(reading.bytes, peak() - before)
 """
 
 
+@pytest.mark.lengthy
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
 def test_memory_does_not_grow_with_the_stream(tmp_path) -> None:
     def read_and_grown(max_sentences: int) -> list[int]:
@@ -280,6 +281,7 @@ def recipe_file(tmp_path) -> Path:
     return write_recipe(tmp_path / "recipe.yaml", recipe)
 
 
+@pytest.mark.lengthy
 def test_the_verb_trains_without_deepspeed_skips_and_refuses(recipe_file, tmp_path, capsys) -> None:
     output = tmp_path / "run" / "tokenizer"
     broken = tmp_path / "broken" / "deepspeed"

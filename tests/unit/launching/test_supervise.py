@@ -11,7 +11,10 @@ import time
 
 import pytest
 
+from ted_ds.launching.starters import SAME_REQUEST_S
 from tests.tiny import ROOT
+
+pytestmark = pytest.mark.lengthy
 
 RANK = """
 import json, os, socket, sys, time
@@ -57,7 +60,7 @@ def start(folder, codes, *options):
 
 
 def finish(process):
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=240)
     return process.returncode, said
 
 
@@ -104,14 +107,16 @@ def test_a_launcher_that_waits_for_a_rank_that_has_ended_is_ended(tmp_path):
     code, said = finish(start(tmp_path, ["ends", 0], "--grace", "1"))
     assert code == 0, said
     assert "a rank ended 1 s ago and the launcher still waits: ending it" in said
-    assert time.monotonic() - started < 45
+    assert time.monotonic() - started < 300  # the rank and its launcher would be there for 600
 
 
 def test_a_second_request_ends_a_rank_that_hangs(tmp_path):
     process = start(tmp_path, ["hangs", 0])
-    wait_for(tmp_path / "logs" / "attempt_0001" / "rank_00000.json")
+    attempt = tmp_path / "logs" / "attempt_0001"
+    wait_for(attempt / "rank_00000.json")
     process.send_signal(signal.SIGINT)
-    time.sleep(2.5)
+    wait_for(attempt / "stop")
+    time.sleep(SAME_REQUEST_S + 0.5)
     process.send_signal(signal.SIGINT)
     code, said = finish(process)
     assert (code, left(tmp_path)) == (76, ["0"]), said
@@ -168,7 +173,7 @@ def test_a_start_without_ranks_is_final_only_the_first_time(tmp_path, requeued, 
 
 
 def wait_for(file):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not file.exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -11,6 +11,8 @@ import pytest
 from ted_ds.errors import ConfigError
 from ted_ds.output.tracking import METRICS_FILE, START_TIMEOUT_S, Tracker
 
+pytestmark = pytest.mark.lengthy
+
 
 def lines_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
@@ -54,9 +56,11 @@ def test_an_offline_run_is_really_written(tmp_path: Path) -> None:
     tracker.close()
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
     (record,) = run.glob("run-*.wandb")
-    content = record.read_bytes()
-    for name in (b"distill/loss/total", b"distill/step", b"student_after/perplexity", b"ted_ds_tests"):
-        assert name in content
+    names = (b"distill/loss/total", b"distill/step", b"student_after/perplexity", b"ted_ds_tests")
+    deadline = time.monotonic() + 60
+    while not all(name in record.read_bytes() for name in names):  # W&B's own process writes it
+        assert time.monotonic() < deadline, record.read_bytes()
+        time.sleep(0.05)
     assert len(lines_of(tmp_path)) == 1
 
 
@@ -121,7 +125,7 @@ def test_a_service_that_does_not_start_leaves_an_offline_run(
     monkeypatch.setattr("ted_ds.output.tracking.START_TIMEOUT_S", 2.0)
     started = time.monotonic()
     tracker = opened(tmp_path, "online")
-    assert time.monotonic() - started < 10 < START_TIMEOUT_S
+    assert time.monotonic() - started < START_TIMEOUT_S
     tracker.log("distill", 1, {"loss/total": 1.0})
     tracker.close()
     assert tracker.mode == "offline"

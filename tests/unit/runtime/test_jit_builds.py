@@ -15,6 +15,8 @@ import torch.utils.cpp_extension
 from ted_ds.errors import ConfigError
 from ted_ds.runtime import jit_builds
 
+pytestmark = pytest.mark.lengthy
+
 HOLD = "import os, sys, time; os.open(sys.argv[1], os.O_CREAT | os.O_EXCL); print('held', flush=True); time.sleep(60)"
 
 
@@ -60,7 +62,7 @@ def test_what_a_killed_build_left_is_removed(baton, holder, capsys, hours_old):
 
 
 def test_one_that_is_held_is_waited_for_with_words_until_it_is_built(baton, holder, capsys):
-    threading.Timer(1.5, Path(baton.lock_file_path).unlink).start()
+    threading.Timer(0.6, Path(baton.lock_file_path).unlink).start()
     assert baton.try_acquire() is True
     baton.release()
     assert f"waiting for {baton.lock_file_path}, held by process {holder.pid} since 20" in capsys.readouterr().err
@@ -98,7 +100,7 @@ def test_ranks_that_find_it_at_once_build_one_after_the_other(baton):
         own = torch.utils.cpp_extension.FileBaton(baton.lock_file_path)
         assert own.try_acquire()
         building.append(own)
-        time.sleep(0.3)
+        time.sleep(0.1)
         most.append(len(building))
         building.remove(own)
         own.release()

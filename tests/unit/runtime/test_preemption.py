@@ -10,8 +10,16 @@ import time
 
 import pytest
 
+from ted_ds.launching.starters import SAME_REQUEST_S
 from ted_ds.runtime.preemption import AGREE_WITHIN_S, STOP_SIGNALS, StopRequests, shielded
 
+pytestmark = pytest.mark.lengthy
+
+NOTED = """while stops.reason is None: time.sleep(0.01)
+    print(stops.reason, flush=True)
+    """
+PATIENCE_S = 60
+"""Of a machine that does much else."""
 LISTEN = """
 import os, signal, sys, time
 from ted_ds.runtime.preemption import StopRequests
@@ -21,6 +29,14 @@ with stops.listening():
     print("listening", flush=True)
     {body}
 """
+
+
+@pytest.fixture(autouse=True)
+def heard():
+    """Closed terminals are heard here, also where these tests themselves were started with nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture
@@ -46,7 +62,7 @@ def listening(start, body, *, has_work=True):
 
 
 def wait_until(condition):
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -60,10 +76,11 @@ def test_each_signal_is_a_reason_and_does_not_end_the_process(number):
     with stops.listening():
         assert stops.reason is None
         assert stops.seconds_since is None
+        asked_at = time.monotonic()
         os.kill(os.getpid(), number)
         wait_until(lambda: stops.reason is not None)
         assert stops.reason == number.name
-        assert 0 <= stops.seconds_since < 5
+        assert 0 <= stops.seconds_since <= time.monotonic() - asked_at
     assert signal.getsignal(number) is before
     assert signal.set_wakeup_fd(-1) == -1
 
@@ -74,45 +91,48 @@ def test_a_budget_is_a_reason_once_it_is_used_up():
     assert stops.reason is None
     stops.limit(1.0, started_at=time.monotonic() - 59)
     assert stops.reason is None
-    stops.limit(1.0, started_at=time.monotonic() - 61)
+    used_up_at = time.monotonic() - 1
+    stops.limit(1.0, started_at=used_up_at - 60)
     assert stops.reason == "stop_after_minutes"
-    assert 0.9 < stops.seconds_since < 6
+    assert 1 <= stops.seconds_since <= time.monotonic() - used_up_at
 
 
 def test_a_signal_is_noted_while_the_main_thread_is_in_code_that_does_not_return(start):
     # Python runs a handler only between two of its own instructions; here there is none for minutes
-    process = listening(start, "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**8)")
+    process = listening(start, "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)")
     process.send_signal(signal.SIGTERM)
     time.sleep(0.5)
     assert process.poll() is None
     process.send_signal(signal.SIGUSR1)
-    assert process.wait(10) == 128 + signal.SIGUSR1
+    assert process.wait(PATIENCE_S) == 128 + signal.SIGUSR1
 
 
 def test_without_a_launcher_a_second_signal_ends_the_process_at_once(start):
-    process = listening(start, "time.sleep(60)")
+    process = listening(start, NOTED + "time.sleep(600)")
     process.send_signal(signal.SIGINT)
-    time.sleep(0.2)
+    assert process.stdout.readline() == "SIGINT\n"
     process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 128 + signal.SIGINT
+    assert process.wait(PATIENCE_S) == 128 + signal.SIGINT
 
 
 def test_under_a_launcher_what_follows_at_once_is_the_same_request(start, tmp_path):
     # what torchrun's command line looks like from below
     launcher = tmp_path / "torchrun"
     launcher.write_text("import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', sys.argv[1]]))")
-    body = "time.sleep(0.5); print(stops.reason, flush=True); time.sleep(2); print('alive', flush=True); time.sleep(60)"
-    code = LISTEN.format(body="print(os.getpid(), flush=True); " + body, has_work=True)
+    body = NOTED + "time.sleep(SAME_REQUEST_S + 0.5); print('alive', flush=True); time.sleep(60)"
+    code = LISTEN.format(
+        body=f"SAME_REQUEST_S = {SAME_REQUEST_S}; print(os.getpid(), flush=True)\n    {body}", has_work=True
+    )
     process = start(str(launcher), code)
     assert process.stdout.readline() == "listening\n"
     rank = int(process.stdout.readline())
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
         os.kill(rank, number)
-        time.sleep(0.05)
+        time.sleep(0.01)
     assert process.stdout.readline() == "SIGINT\n"
     assert process.stdout.readline() == "alive\n"
     os.kill(rank, signal.SIGTERM)
-    assert process.wait(10) == 128 + signal.SIGTERM
+    assert process.wait(PATIENCE_S) == 128 + signal.SIGTERM
 
 
 def test_a_launcher_that_is_gone_is_a_reason(start, tmp_path):
@@ -142,38 +162,40 @@ def test_before_the_first_step_one_signal_ends_a_process_that_waits(start, numbe
     process = listening(start, body, has_work=False)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
-    assert process.wait(AGREE_WITHIN_S + 7) == 75
+    assert process.wait(PATIENCE_S) == 75
     assert not made.exists()
 
 
 @pytest.mark.parametrize("coming", ["stops.agreed()", "stops.has_work(True)"])
 def test_before_the_first_step_ranks_that_agree_end_together(start, coming):
-    process = listening(
-        start, f"time.sleep(1); {coming}; time.sleep({AGREE_WITHIN_S + 2}); os._exit(3)", has_work=False
-    )
+    body = f"{NOTED}{coming}; time.sleep({AGREE_WITHIN_S + 2}); os._exit(3)"
+    process = listening(start, body, has_work=False)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 3
+    assert process.wait(PATIENCE_S) == 3
 
 
 def test_before_the_first_step_a_file_ends_it_too(start, tmp_path, monkeypatch):
     monkeypatch.setenv("TED_DS_LOG_DIR", str(tmp_path))
-    process = listening(start, "time.sleep(60)", has_work=False)
+    process = listening(start, "time.sleep(600)", has_work=False)
     (tmp_path / "stop").touch()
-    assert process.wait(AGREE_WITHIN_S + 10) == 75
+    assert process.wait(PATIENCE_S) == 75
 
 
-def test_a_terminal_that_closes_is_heard_unless_it_is_ignored(start):
+def test_a_terminal_that_closes_is_heard_unless_it_is_ignored(start, tmp_path):
     assert signal.SIGHUP in STOP_SIGNALS
-    body = "time.sleep(1); print(stops.reason, flush=True); time.sleep(60)"
-    process = listening(start, body)
+    process = listening(start, NOTED)
     process.send_signal(signal.SIGHUP)
     assert process.stdout.readline() == "SIGHUP\n"
+    sent = tmp_path / "sent"
+    body = f"""while not os.path.exists({str(sent)!r}): time.sleep(0.01)
+    time.sleep(0.5); print(stops.reason, flush=True); time.sleep(60)"""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup does
     try:
         process = listening(start, body)
     finally:
         signal.signal(signal.SIGHUP, before)
     process.send_signal(signal.SIGHUP)
+    sent.touch()
     assert process.stdout.readline() == "None\n"
     process.send_signal(signal.SIGHUP)
     time.sleep(0.5)
@@ -184,7 +206,7 @@ def test_a_shell_is_no_launcher():
     # a run that was started with nohup outlives its shell
     program = LISTEN.format(body="time.sleep(1); print(stops.reason, flush=True)", has_work=True)
     script = f"{sys.executable} -c '{program}' & exit 0"
-    done = subprocess.run(["sh", "-c", script], stdout=subprocess.PIPE, text=True, timeout=20)
+    done = subprocess.run(["sh", "-c", script], stdout=subprocess.PIPE, text=True, timeout=PATIENCE_S)
     assert done.stdout.splitlines() == ["listening", "None"]
 
 
@@ -194,5 +216,5 @@ def test_shielded_processes_do_not_hear_of_it(start):
     assert process.stdout.readline() == "here\n"
     for number in STOP_SIGNALS:
         process.send_signal(number)
-    assert process.wait(10) == 0
+    assert process.wait(PATIENCE_S) == 0
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(STOP_SIGNALS)

@@ -262,7 +262,7 @@ def test_ranks_together_score_every_example_once_and_count_its_tokens_alone(task
 
 
 def test_tokens_per_second_count_neither_padding_nor_empty_rows() -> None:
-    samples = [Sample([5] * length, 0) for length in (3, 1, 2)]
+    samples = [Sample([5] * length, length % 2) for length in (3, 1, 2)]
     batches = evaluation_batches(samples, Collator(pad_id=0, labels="class"), micro_batch_size=2, rank=0, world_size=1)
 
     def forward(batch: Batch) -> dict[int, Tensor]:

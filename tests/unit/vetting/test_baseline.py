@@ -45,6 +45,7 @@ def share_of(status, num_labels, count, accuracy, confidence=None, runs=300):
     ("num_labels", "count", "accuracy"),
     [(2, 512, 0.65), (2, 64, 0.8), (2, 8, 0.9), (2, 16, 0.55), (5, 64, 0.5), (77, 64, 0.6), (150, 64, 0.7)],
 )
+@pytest.mark.lengthy
 def test_a_sound_classifier_is_not_condemned(num_labels, count, accuracy):
     assert share_of("fail", num_labels, count, accuracy) <= 0.01
 
