@@ -22,11 +22,11 @@ from ted_ds.models.student import FilteredModel
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank
 from ted_ds.numerics.losses import cross_entropy_sum
-from ted_ds.numerics.task_terms import TASK_TERMS
 from ted_ds.objectives.distill import DistillObjective
 from ted_ds.objectives.finetune import FinetuneObjective
 from ted_ds.runtime.frozen import FrozenModel
 from tests.plain import logits_of, run_frozen
+from tests.task_kinds import TASK_TERMS
 from tests.tiny import VOCAB_SIZE, model_config, recipe_dict, task_dict, write_tokenizer
 
 KL_WEIGHT = 0.7
