@@ -24,8 +24,8 @@ from ted_ds.config.load import load_recipe
 from ted_ds.planning.memory import frozen_bytes
 from ted_ds.planning.phase_memory import phase_memories
 from ted_ds.planning.plan import make_plan
-from ted_ds.tasks.kind import kind_of
 from ted_ds.planning.traffic import Link, phase_traffic
+from ted_ds.tasks.kind import kind_of
 
 HIDDEN, INNER, BLOCKS, VOCABULARY, HEADS = 4096, 11008, 32, 32000, 32
 KEPT_BLOCKS = [0, 2, 4, 7, 9, 11, 14, 16, 19, 21, 24, 26, 29, 31]

@@ -16,16 +16,9 @@ from ted_ds.errors import StoppedOnRequest, TedError
 from ted_ds.launching.lasting_output import outlast_readers
 from ted_ds.launching.own_log import open_log
 from ted_ds.launching.records import LOG_DIR, log_folder
+from ted_ds.planning.phase import PHASES, phases_of_verb
 
-PHASES_OF_VERB = {
-    "finetune": ("finetune_teacher", "cut_student", "finetune_student"),
-    "filters": ("filters_teacher", "filters_student", "filters_both"),
-    "distill": ("distill",),
-    "evaluate": ("evaluate",),
-    "export": ("export",),
-}
-PHASES_OF_VERB["run"] = tuple(phase for phases in PHASES_OF_VERB.values() for phase in phases)
-VERBS_OF_RANKS = (*PHASES_OF_VERB, "doctor")
+VERBS_OF_RANKS = ("run", *(phase.verb for phase in PHASES), "doctor")
 HELP_OF_VERB = {
     "run": "all phases; those already complete are skipped",
     "finetune": "Stage 0: train teacher and student on the task, cut the student out of the teacher",
@@ -152,7 +145,7 @@ def _dispatch(options: argparse.Namespace) -> int:
 
             if options.verb == "doctor":
                 return 0 if examine(options.recipe, options.overrides) else 1
-            run_phases(options.recipe, options.overrides, PHASES_OF_VERB[options.verb])
+            run_phases(options.recipe, options.overrides, phases_of_verb(options.verb))
     except TedError as error:
         # one rank prints what all say, or each into a file of its own
         if os.environ.get("RANK", "0") == "0" or not error.agreed or log_folder(os.environ) is not None:

@@ -19,7 +19,8 @@ from ted_ds.numerics.layer_map import layer_names
 from ted_ds.objectives.distill import AbsentTeacher, DistillObjective, Teacher
 from ted_ds.objectives.finetune import FinetuneObjective
 from ted_ds.objectives.learn_filters import FilterObjective, FilterObjectives
-from ted_ds.planning.pipeline_cut import FILTER_PHASES, Stage
+from ted_ds.planning.phase import DISTILL, phase_named
+from ted_ds.planning.pipeline_cut import Stage
 from ted_ds.runtime.determinism import seed_everything
 from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.runtime.outputs import Outputs, probe_outputs
@@ -87,9 +88,10 @@ def build_stage_one(build: Assembly, phase: str, models: Mapping[str, Path]) -> 
     places = None if stage is None else stage.places
     filters = build.recipe.filters
     assert filters is not None
+    bodies = phase_named(phase).frozen
     sides: dict[str, Probed] = {}
     objectives: dict[str, FilterObjective] = {}
-    for side in FILTER_PHASES[phase]:
+    for side in bodies:
         layers = build.layers(side)
         body = build.models.frozen(side, models[side], layers, stage=stage, new_head_allowed=True)
         bank = fresh_filters(build, side)
@@ -106,7 +108,7 @@ def build_stage_one(build: Assembly, phase: str, models: Mapping[str, Path]) -> 
         assert probes is not None
         if places is not None:
             probes.keep(places)
-        prefix = f"{side}/" if len(FILTER_PHASES[phase]) > 1 else ""
+        prefix = f"{side}/" if len(bodies) > 1 else ""
         sides[side] = Probed(body, stage is None or side in stage.runs, bank, probes, prefix)
         objectives[side] = FilterObjective(build.terms, body, layers, places, prefix=prefix)
     module = ProbesOfModels({side: one.probes for side, one in sides.items()})
@@ -183,7 +185,7 @@ def build_stage_two(
     """
     plan = build.recipe.distill
     student_layers, teacher_layers = build.layers("student"), build.layers("teacher")
-    stage = build.stage("distill")
+    stage = build.stage(DISTILL.name)
     tapped = build.models.trained("student", student, config, student_layers, stage=stage)
     bank: FilterBank | None = None
     teacher_filters: FilterBank | None = None
@@ -227,7 +229,7 @@ def _distill_objective(
         normalise_features=plan.normalise_features,
         num_shared_ids=build.num_shared_ids,
         places=None if stage is None else stage.places,
-        has_output=stage is None or stage is build.plan.stages["distill"][-1],
+        has_output=stage is None or stage is build.plan.stages[DISTILL.name][-1],
     )
 
 

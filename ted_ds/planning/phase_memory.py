@@ -19,7 +19,7 @@ from ted_ds.planning.memory import (
     trained_bytes,
 )
 from ted_ds.planning.mistakes import EAGER_ATTENTION_TYPES
-from ted_ds.planning.pipeline_cut import FILTER_PHASES, filter_phases
+from ted_ds.planning.phase import DISTILL, Phase, phases_of, training_of
 from ted_ds.planning.plan import Plan
 
 SHARDED_HOSTS = ("zero3", "cpu_offload", "nvme_offload")
@@ -63,11 +63,7 @@ def phase_memories(
     if plan.teacher is None or plan.student is None:
         return []
     pair = _Pair(recipe, plan, config, world_size, {"teacher": plan.teacher, "student": plan.student})
-    sides = ("teacher", "student")
-    found = [pair.finetuning(side, tuning) for side in sides if (tuning := pair.tuning(side)) is not None]
-    if recipe.filters is not None:
-        found += [pair.learning_filters(phase, recipe.filters, host) for phase in filter_phases(recipe)]
-    return [*found, pair.distilling()]
+    return [pair.training(phase, host) for phase in phases_of(recipe) if phase.plan_path is not None]
 
 
 @dataclass(frozen=True)
@@ -80,19 +76,24 @@ class _Pair:
     world_size: int
     facts: Mapping[str, ModelFacts]
 
-    def tuning(self, side: str) -> PhasePlan | None:
-        """How a side is fine-tuned, if it is."""
-        return (self.recipe.teacher if side == "teacher" else self.recipe.student).finetune
+    def training(self, phase: Phase, host: str) -> PhaseMemory:
+        """Of any phase that trains."""
+        if phase is DISTILL:
+            return self._distilling()
+        if phase.trains is None:
+            return self._learning_filters(phase, host)
+        return self._finetuning(phase, phase.trains)
 
-    def finetuning(self, side: str, tuning: PhasePlan) -> PhaseMemory:
+    def _finetuning(self, phase: Phase, side: str) -> PhaseMemory:
         """Stage 0."""
         sizes, num_frozen = self._trained_sizes(side)
-        activations = _activations(self.recipe, tuning, self.facts[side])
-        return self._phase(f"finetune_{side}", sizes, num_frozen, activations=activations)
+        activations = _activations(self.recipe, training_of(self.recipe, phase), self.facts[side])
+        return self._phase(phase.name, sizes, num_frozen, activations=activations)
 
-    def learning_filters(self, phase: str, filters: Filters, host: str) -> PhaseMemory:
+    def _learning_filters(self, phase: Phase, host: str) -> PhaseMemory:
         """Stage I; what its small heads keep for their backward pass is left out."""
-        sides = FILTER_PHASES[phase]
+        filters, sides = self.recipe.filters, phase.frozen
+        assert filters is not None
         of_heads = {side: self._heads(side, filters) for side in sides}
         frozen = 0
         if "student" in sides:
@@ -104,19 +105,19 @@ class _Pair:
                 world_size=self.world_size,
             )
         return self._phase(
-            phase,
+            phase.name,
             [size for side, (heads, _) in of_heads.items() for size in (*self._filters(side), *heads)],
             sum(num_frozen for _, num_frozen in of_heads.values()),
             hosts_teacher="teacher" in sides,
             frozen=frozen,
         )
 
-    def distilling(self) -> PhaseMemory:
+    def _distilling(self) -> PhaseMemory:
         """Stage II."""
         sizes, num_frozen = self._trained_sizes("student")
         with_filters = self.recipe.distill.method == "ted"
         return self._phase(
-            "distill",
+            DISTILL.name,
             [*sizes, *self._filters("student")],
             num_frozen,
             activations=_activations(self.recipe, self.recipe.distill, self.facts["student"]),

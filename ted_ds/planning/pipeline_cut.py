@@ -19,15 +19,10 @@ from ted_ds.errors import ConfigError
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.share import Share
 from ted_ds.numerics.layer_map import LayerPairs
+from ted_ds.planning.phase import DISTILL, Phase, phases_of
 
 FORWARD, LEARN, RECOMPUTED = 1, 3, 4
 """Passes through a matrix: forward; with the gradients of input and weights; with activations computed once more."""
-FILTER_PHASES: Mapping[str, tuple[str, ...]] = {
-    "filters_teacher": ("teacher",),
-    "filters_student": ("student",),
-    "filters_both": ("student", "teacher"),
-}
-"""Of Stage I, with the models whose filters they learn."""
 MOST_CHOICES = 33
 """Of where to cut the teacher, for one cut of the student: where no layers are matched, any would do."""
 
@@ -46,20 +41,6 @@ class Stage:
     """Operations (multiply-adds counted twice) per token of a training step."""
 
 
-def filter_phases(recipe: Recipe) -> list[str]:
-    """The phases of Stage I that a recipe has."""
-    if recipe.distill.method != "ted" or recipe.filters is None:
-        return []
-    return [f"filters_{name}" for name in recipe.filters.plans]
-
-
-def sides_of(phase: str) -> tuple[str | None, tuple[str, ...]]:
-    """Which model trains in a phase, and which are frozen beside it."""
-    if phase.startswith("finetune_"):
-        return phase.removeprefix("finetune_"), ()
-    return (None, FILTER_PHASES[phase]) if phase in FILTER_PHASES else ("student", ("teacher",))
-
-
 def whole_stage(facts: Mapping[str, ModelFacts], num_pairs: int) -> Stage:
     """Everything on one stage: no pipeline."""
     shares = {side: Share.whole(one.num_blocks) for side, one in facts.items()}
@@ -76,31 +57,27 @@ def plan_stages(
     """
     num_stages = recipe.pipeline.stages
     stages: dict[str, tuple[Stage, ...]] = {}
-    for phase, sides in _phases(recipe).items():
+    for phase in phases_of(recipe):
+        if phase.plan_path is None:
+            continue
         if num_stages == 1:
-            stages[phase] = (whole_stage({side: facts[side] for side in facts if side in sides}, len(pairs)),)
+            here = {side: facts[side] for side in facts if side in _sides(recipe, phase)}
+            stages[phase.name] = (whole_stage(here, len(pairs)),)
         else:
-            stages[phase] = _Cutter(recipe, facts, pairs, filter_dim, phase, sides).cut(num_stages)
+            stages[phase.name] = _Cutter(recipe, facts, pairs, filter_dim, phase).cut(num_stages)
     return stages
 
 
 def operations_per_token(
-    recipe: Recipe, facts: Mapping[str, ModelFacts], pairs: LayerPairs, filter_dim: int, phase: str
+    recipe: Recipe, facts: Mapping[str, ModelFacts], pairs: LayerPairs, filter_dim: int, phase: Phase
 ) -> float:
     """Operations (multiply-adds counted twice) per token of a phase's training step, over all stages."""
-    return _Cutter(recipe, facts, pairs, filter_dim, phase, _phases(recipe)[phase]).whole_cost()
+    return _Cutter(recipe, facts, pairs, filter_dim, phase).whole_cost()
 
 
-def _phases(recipe: Recipe) -> dict[str, tuple[str, ...]]:
-    """The models in each phase that trains, the one that sets its pace first."""
-    found: dict[str, tuple[str, ...]] = {}
-    if recipe.teacher.finetune is not None:
-        found["finetune_teacher"] = ("teacher",)
-    if recipe.student.finetune is not None:
-        found["finetune_student"] = ("student",)
-    found |= {phase: FILTER_PHASES[phase] for phase in filter_phases(recipe)}
-    found["distill"] = ("student",) if recipe.distill.method == "sft" else ("student", "teacher")
-    return found
+def _sides(recipe: Recipe, phase: Phase) -> Sequence[str]:
+    """The models in a phase, the one that sets its pace first."""
+    return ("student",) if phase is DISTILL and recipe.distill.method == "sft" else phase.sides
 
 
 class _Cutter:
@@ -112,13 +89,13 @@ class _Cutter:
         facts: Mapping[str, ModelFacts],
         pairs: LayerPairs,
         filter_dim: int,
-        phase: str,
-        sides: Sequence[str],
+        phase: Phase,
     ) -> None:
+        sides = _sides(recipe, phase)
         self._recipe, self._phase, self._sides, self._dim = recipe, phase, sides, filter_dim
         self._facts = facts
         self._own = facts[sides[0]]
-        self._is_filters = phase in FILTER_PHASES
+        self._is_filters = phase.learns_filters
         self._other = facts[sides[1]] if len(sides) > 1 else None
         self._causal = recipe.task.has_lm_head
         # the layers of each place on the side that sets the pace, and on the other
@@ -191,7 +168,8 @@ class _Cutter:
             else f"{self._own_end} blocks of the {self._sides[0]} take part"
         )
         return (
-            f"pipeline.stages: {num_stages}: {self._phase} can be cut into at most {most}: {reason}; use fewer stages"
+            f"pipeline.stages: {num_stages}: {self._phase.name} can be cut into at most {most}: {reason}; use "
+            "fewer stages"
             + (", or a layer map in which later student layers have later teacher layers" if crossing else "")
         )
 

@@ -19,29 +19,10 @@ from ted_ds.models.folder import no_folder
 from ted_ds.numerics.layer_map import LayerPairs, make_layer_map
 from ted_ds.planning.contracts import Side, broken_contracts, document_ends, doubts
 from ted_ds.planning.mistakes import Mistakes, check_data, check_deepspeed, check_model, check_tracking
-from ted_ds.planning.pipeline_cut import FILTER_PHASES, Stage, filter_phases, plan_stages
+from ted_ds.planning.phase import phases_of
+from ted_ds.planning.pipeline_cut import Stage, plan_stages
 from ted_ds.planning.quantised_teacher import quantised_mistakes
 
-PLAN_OF_PHASE = {
-    "finetune_teacher": "teacher.finetune",
-    "finetune_student": "student.finetune",
-    "filters_teacher": "filters.teacher",
-    "filters_student": "filters.student",
-    "filters_both": "filters.both",
-    "distill": "distill",
-}
-"""Where the recipe says how a phase trains."""
-PHASES = (
-    "finetune_teacher",
-    "cut_student",
-    "finetune_student",
-    "filters_teacher",
-    "filters_student",
-    "filters_both",
-    "distill",
-    "evaluate",
-    "export",
-)
 RowsOf = Callable[[Task], Rows]
 
 
@@ -50,6 +31,7 @@ class Plan:
     """What the recipe comes to."""
 
     phases: tuple[str, ...]
+    """By name, in order."""
     teacher: ModelFacts | None
     """None while the teacher is a hub name that is not fetched yet."""
     student: ModelFacts | None
@@ -181,7 +163,7 @@ def _lay_out(recipe: Recipe, rows_of: RowsOf, mistakes: Mistakes, *, num_ranks: 
         facts = {"student": student, "teacher": teacher}
         stages = mistakes.attempt("", lambda: plan_stages(recipe, facts, layer_pairs, filter_dim)) or {}
     return Plan(
-        _phases(recipe),
+        tuple(phase.name for phase in phases_of(recipe)),
         teacher,
         student,
         layer_pairs,
@@ -238,16 +220,6 @@ def _layer_pairs(recipe: Recipe, student: ModelFacts, teacher: ModelFacts) -> La
         num_pairs=recipe.layer_map.num_pairs,
         pairs=recipe.layer_map.pairs,
     )
-
-
-def _phases(recipe: Recipe) -> tuple[str, ...]:
-    left_out = {
-        "finetune_teacher": recipe.teacher.finetune is None,
-        "cut_student": recipe.student.from_teacher is None,
-        "finetune_student": recipe.student.finetune is None,
-        **{phase: phase not in filter_phases(recipe) for phase in FILTER_PHASES},
-    }
-    return tuple(phase for phase in PHASES if not left_out.get(phase, False))
 
 
 def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:

@@ -10,9 +10,10 @@ from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.schema import Recipe
 from ted_ds.models.share import Share
 from ted_ds.planning.memory import ITEM_BYTES, activation_bytes, bucket_bytes, frozen_bytes, gib, trained_bytes
+from ted_ds.planning.phase import DISTILL, Phase, phase_named, training_of
 from ted_ds.planning.phase_memory import facts_of, filter_sizes, head_sizes, keeps_scores, trained_sizes, with_head
-from ted_ds.planning.pipeline_cut import FILTER_PHASES, Stage, sides_of
-from ted_ds.planning.plan import PLAN_OF_PHASE, Plan
+from ted_ds.planning.pipeline_cut import Stage
+from ted_ds.planning.plan import Plan
 
 INTEGER_ROWS = 5
 """Of every token beside its states, as 32-bit integers: id, mask, whether it is kept, label, position if isolated."""
@@ -35,20 +36,21 @@ def stage_needs(
 ) -> list[StageNeeds]:
     """What each stage of a phase needs. Both models must be known."""
     stages = plan.stages[phase]
-    return [_needs(recipe, plan, config, phase, index, stages, num_replicas) for index in range(len(stages))]
+    return [
+        _needs(recipe, plan, config, phase_named(phase), index, stages, num_replicas) for index in range(len(stages))
+    ]
 
 
 def _needs(
     recipe: Recipe,
     plan: Plan,
     config: Mapping[str, Any],
-    phase: str,
+    phase: Phase,
     index: int,
     stages: Sequence[Stage],
     num_replicas: int,
 ) -> StageNeeds:
-    stage, training = stages[index], recipe.phase_plans()[PLAN_OF_PHASE[phase]]
-    _, frozen_sides = sides_of(phase)
+    stage, training = stages[index], training_of(recipe, phase)
     sizes: list[int] = []
     activations, frozen, num_frozen = 0, 0, 0
     under_way = min(len(stages) - index, num_microbatches(training, num_replicas))
@@ -57,7 +59,7 @@ def _needs(
         share = stage.shares[side]
         facts = facts_of(plan, side)
         parameters = with_head(recipe, facts).of_share(share, predicts_tokens=recipe.task.has_lm_head)
-        if side in frozen_sides:
+        if side in phase.frozen:
             host = "int8" if side == "teacher" and recipe.teacher.host == "int8" else "replica"
             frozen += frozen_bytes(parameters, host=host, precision=recipe.precision, world_size=1)
             continue
@@ -76,13 +78,13 @@ def _needs(
         )
     if stage.places:
         per_pair = len(stage.places)
-        for side in FILTER_PHASES.get(phase, ("student",)):
+        for side in phase.frozen if phase.learns_filters else ("student",):
             sizes += filter_sizes(recipe, plan, side) * per_pair
-            if phase in FILTER_PHASES and recipe.filters is not None:
+            if phase.learns_filters and recipe.filters is not None:
                 heads, shared = head_sizes(recipe, plan, side, recipe.filters)
                 sizes += heads * per_pair
                 num_frozen += shared
-        if phase == "distill" and recipe.distill.method == "ted":
+        if phase is DISTILL and recipe.distill.method == "ted":
             frozen += sum(filter_sizes(recipe, plan, "teacher")) * per_pair * ITEM_BYTES[recipe.precision]
     trained = trained_bytes(
         sizes or [1], config=config, precision=recipe.precision, world_size=num_replicas, num_frozen=num_frozen
@@ -104,21 +106,20 @@ def micro_tokens(recipe: Recipe, training: PhasePlan) -> int:
 
 def sent_bytes(recipe: Recipe, plan: Plan, phase: str, border: int) -> int:
     """What crosses a border for each microbatch, both ways: states there, the gradient back."""
-    trained_side, _ = sides_of(phase)
-    forward = _forward_bytes(recipe, plan, phase, border)
-    return forward + (_state_bytes(recipe, plan, phase, trained_side) if trained_side is not None else 0)
+    which = phase_named(phase)
+    forward = _forward_bytes(recipe, plan, which, border)
+    return forward + (_state_bytes(recipe, plan, which, which.trains) if which.trains is not None else 0)
 
 
-def _forward_bytes(recipe: Recipe, plan: Plan, phase: str, border: int) -> int:
-    trained_side, frozen_sides = sides_of(phase)
-    passing = [trained_side] if trained_side is not None else []
-    passing += [side for side in frozen_sides if side in plan.stages[phase][border + 1].runs]
-    integers = 4 * INTEGER_ROWS * micro_tokens(recipe, recipe.phase_plans()[PLAN_OF_PHASE[phase]])
+def _forward_bytes(recipe: Recipe, plan: Plan, phase: Phase, border: int) -> int:
+    passing = [phase.trains] if phase.trains is not None else []
+    passing += [side for side in phase.frozen if side in plan.stages[phase.name][border + 1].runs]
+    integers = 4 * INTEGER_ROWS * micro_tokens(recipe, training_of(recipe, phase))
     return integers + sum(_state_bytes(recipe, plan, phase, side) for side in passing)
 
 
-def _state_bytes(recipe: Recipe, plan: Plan, phase: str, side: str) -> int:
-    tokens = micro_tokens(recipe, recipe.phase_plans()[PLAN_OF_PHASE[phase]])
+def _state_bytes(recipe: Recipe, plan: Plan, phase: Phase, side: str) -> int:
+    tokens = micro_tokens(recipe, training_of(recipe, phase))
     return ITEM_BYTES[recipe.precision] * facts_of(plan, side).hidden_size * tokens
 
 
@@ -129,7 +130,7 @@ def describe_stages(recipe: Recipe, plan: Plan, config: Mapping[str, Any], *, nu
     pipelines = "1 pipeline" if num_replicas == 1 else f"{num_replicas} pipelines"
     lines = []
     for phase, stages in plan.stages.items():
-        training = recipe.phase_plans()[PLAN_OF_PHASE[phase]]
+        training = training_of(recipe, phase_named(phase))
         count = num_microbatches(training, num_replicas)
         about = "" if training.micro_batch_size is not None else "up to "
         mean = sum(stage.cost for stage in stages) / num_stages

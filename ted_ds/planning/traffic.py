@@ -16,9 +16,10 @@ from ted_ds.config.deepspeed_keys import zero_stage
 from ted_ds.config.schema import Recipe
 from ted_ds.planning.deepspeed_json import deepspeed_json_of
 from ted_ds.planning.memory import ITEM_BYTES, gib
+from ted_ds.planning.phase import phase_named, training_of
 from ted_ds.planning.phase_memory import SHARDED_HOSTS, facts_of, phase_memories, with_head
-from ted_ds.planning.pipeline_cut import operations_per_token, sides_of
-from ted_ds.planning.plan import PLAN_OF_PHASE, Plan
+from ted_ds.planning.pipeline_cut import operations_per_token
+from ted_ds.planning.plan import Plan
 
 REUSED = 1_000_000_000
 """Parameters that ZeRO-3 keeps gathered from forward to backward (DeepSpeed's default ``stage3_max_live_parameters``
@@ -68,20 +69,20 @@ def phase_traffic(recipe: Recipe, plan: Plan, config: Mapping[str, Any], *, num_
         return []
     item, found = ITEM_BYTES[recipe.precision], []
     for one in phase_memories(recipe, plan, config, world_size=num_ranks, host=host):
-        training = recipe.phase_plans()[PLAN_OF_PHASE[one.phase]]
+        phase = phase_named(one.phase)
+        training = training_of(recipe, phase)
         row, share = recipe.task.sequence_length, training.global_batch_size / num_ranks
         per_micro = training.micro_batch_size or max((training.micro_batch_tokens or 0) // row, 1)
         num_micro = max(round(share / per_micro), 1)
         sent = sent_by_engine(
             one.num_trained, stage=zero_stage(config), item_bytes=item, num_ranks=num_ranks, num_micro=num_micro
         )
-        _, frozen_sides = sides_of(one.phase)
-        for side in frozen_sides if host in SHARDED_HOSTS else ():
+        for side in phase.frozen if host in SHARDED_HOSTS else ():
             if side == "teacher" and not one.hosts_teacher:  # a cache speaks for it
                 continue
             sent += num_micro * with_head(recipe, facts_of(plan, side)).total * item * (num_ranks - 1) / num_ranks
         facts = {side: facts_of(plan, side) for side in ("student", "teacher")}
-        per_token = operations_per_token(recipe, facts, plan.layer_pairs, plan.filter_dim, one.phase)
+        per_token = operations_per_token(recipe, facts, plan.layer_pairs, plan.filter_dim, phase)
         found.append(Traffic(one.phase, sent, per_token * share * row))
     return found
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
+from ted_ds.phases.chain import phase_folder
 from ted_ds.runtime.preemption import StopRequests
 from ted_ds.verbs.prepare import greet, hearing, prepare
 from ted_ds.vetting.doctor import Doctor
@@ -21,6 +23,6 @@ def examine(recipe_path: str, overrides: Sequence[str]) -> bool:
     """
     stops = StopRequests()
     with hearing(stops):
-        assembly, folders = prepare(recipe_path, overrides, contracts_hold=False, in_pipeline=False, stops=stops)
+        assembly, inputs = prepare(recipe_path, overrides, contracts_hold=False, in_pipeline=False, stops=stops)
         greet(assembly)
-        return Doctor(assembly, folders).examine()
+        return Doctor(assembly, inputs.folders, functools.partial(phase_folder, inputs)).examine()

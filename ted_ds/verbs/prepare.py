@@ -17,8 +17,9 @@ from ted_ds.errors import ConfigError, RankLostError
 from ted_ds.models.loading import fetch, load_tokenizer
 from ted_ds.output.output_lock import OutputLock, wait_for
 from ted_ds.output.run_folder import new_run, read_run
-from ted_ds.output.run_folders import RunFolders, Settled
+from ted_ds.output.run_folders import RunFolders
 from ted_ds.output.screen import Screen
+from ted_ds.phases.inputs import Inputs, Settled
 from ted_ds.planning.contracts import broken_by_loaded
 from ted_ds.planning.plan import Plan, make_plan, model_sides, plan_recipe
 from ted_ds.runtime.arithmetic import set_arithmetic, without_effect
@@ -63,7 +64,7 @@ def prepare(
     in_pipeline: bool = True,
     stops: StopRequests,
     held: contextlib.ExitStack | None = None,
-) -> tuple[Assembly, RunFolders]:
+) -> tuple[Assembly, Inputs]:
     """Everything up to the first use of a model's weights.
 
     Args:
@@ -147,7 +148,7 @@ def prepare(
         start_tokens=start,
         in_8_bits=hosting.host == "int8",
     )
-    return assembly, RunFolders(settled, teacher=teacher, student=student)
+    return assembly, Inputs(settled, RunFolders(recipe, teacher=teacher, student=student))
 
 
 def _own_output(output_dir: Path, world: World, stops: StopRequests, held: contextlib.ExitStack) -> None:

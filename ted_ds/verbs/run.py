@@ -12,17 +12,19 @@ from ted_ds.config.schema import Recipe
 from ted_ds.data.bad_records import Ledger
 from ted_ds.errors import ConfigError, StoppedOnRequest
 from ted_ds.output.run_folder import begin_run, mark_stopped
+from ted_ds.output.run_folders import RunFolders
 from ted_ds.output.screen import Screen
 from ted_ds.output.tracking import METRICS_FILE, Tracker
 from ted_ds.phases.chain import Chain
+from ted_ds.phases.evaluate import read_results, results_file
+from ted_ds.planning.phase import EXPORT, Phase
 from ted_ds.runtime.preemption import StopRequests, shielded
 from ted_ds.runtime.world import World
 from ted_ds.tasks.kind import kind_of
-from ted_ds.teacher_cache.fill import plan_cache, refuse_useless_cache
 from ted_ds.verbs.prepare import greet, hearing, prepare
 
 
-def run_phases(recipe_path: str, overrides: Sequence[str], wanted: Sequence[str]) -> None:
+def run_phases(recipe_path: str, overrides: Sequence[str], wanted: Sequence[Phase]) -> None:
     """Run the wanted phases of a recipe on the ranks the launcher started.
 
     Raises:
@@ -38,41 +40,31 @@ def run_phases(recipe_path: str, overrides: Sequence[str], wanted: Sequence[str]
 def _run_phases(
     recipe_path: str,
     overrides: Sequence[str],
-    wanted: Sequence[str],
+    wanted: Sequence[Phase],
     stops: StopRequests,
     started: float,
     held: contextlib.ExitStack,
 ) -> None:
-    assembly, folders = prepare(recipe_path, overrides, contracts_hold=True, stops=stops, held=held)
-    chain = Chain(assembly, folders)
+    assembly, inputs = prepare(recipe_path, overrides, contracts_hold=True, stops=stops, held=held)
+    chain = Chain(assembly, inputs)
     recipe, world, screen = assembly.recipe, assembly.world, assembly.screen
     stops.limit(recipe.stop_after_minutes, started_at=started)
     greet(assembly)
     phases = chain.pending(wanted)
     try:
         if phases:
-            if "distill" in phases:
-                _expect_cache(assembly)
+            chain.announce(phases)
             chain.vet_files()
             _open_output(recipe, world, assembly)
             chain.run(phases)
         if world.is_main:
-            _show_results(screen, recipe, chain, assembly.tracker, time.monotonic() - started)
+            _show_results(screen, recipe, inputs.folders, assembly.tracker, time.monotonic() - started)
     except StoppedOnRequest as stop:
         _leave_stopped(assembly, stop)
         raise
     finally:
         if assembly.tracker is not None:
             assembly.tracker.close()
-
-
-def _expect_cache(assembly: Assembly) -> None:
-    """Say what the teacher's cache will take, or refuse it."""
-    with assembly.world.together():
-        refuse_useless_cache(assembly)
-    expected = plan_cache(assembly)
-    if expected is not None:
-        assembly.screen.say(str(expected))
 
 
 def _leave_stopped(assembly: Assembly, stop: StoppedOnRequest) -> None:
@@ -119,8 +111,8 @@ def _open_output(recipe: Recipe, world: World, assembly: Assembly) -> None:
             )
 
 
-def _show_results(screen: Screen, recipe: Recipe, chain: Chain, tracker: Tracker | None, seconds: float) -> None:
-    results = chain.results()
+def _show_results(screen: Screen, recipe: Recipe, folders: RunFolders, tracker: Tracker | None, seconds: float) -> None:
+    results = read_results(folders)
     if results is None:
         return
     metric = kind_of(recipe.task).scorer.headline
@@ -137,8 +129,8 @@ def _show_results(screen: Screen, recipe: Recipe, chain: Chain, tracker: Tracker
     columns = ("model", "parameters", f"held-out {metric}", "loss", "tokens/s")
     screen.table(f"{recipe.name}: {recipe.distill.method}, {seconds / 60:.1f} min", columns, rows)
     output = recipe.output_dir
-    screen.say(f"student     {output / 'export'}")
-    screen.say(f"evaluation  {output / 'evaluate' / 'evaluation.json'}")
+    screen.say(f"student     {folders.place(EXPORT)}")
+    screen.say(f"evaluation  {results_file(folders)}")
     screen.say(f"metrics     {output / METRICS_FILE}")
     if tracker is not None:
         screen.say(f"W&B         {tracker.mode}, {output / 'wandb'}")

@@ -19,8 +19,9 @@ from ted_ds.errors import TedError
 from ted_ds.numerics.filters import Match
 from ted_ds.numerics.losses import feature_mse_sum
 from ted_ds.objectives.distill import DistillObjective
-from ted_ds.output.phase_folder import model_identity
+from ted_ds.output.phase_folder import PhaseFolder, model_identity
 from ted_ds.output.run_folders import RunFolders
+from ted_ds.planning.phase import DISTILL, FINETUNE_STUDENT, FINETUNE_TEACHER, Phase
 from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.runtime.sharding import collect_garbage, whole_parameters
 from ted_ds.runtime.zero_runner import ZeroRunner
@@ -39,8 +40,9 @@ LARGEST_SELF_LOSS = 1e-6
 class Doctor:
     """Examines one recipe on one world of ranks; writes nothing that stays."""
 
-    def __init__(self, assembly: Assembly, folders: RunFolders) -> None:
-        self._build, self._folders = assembly, folders
+    def __init__(self, assembly: Assembly, folders: RunFolders, folder_of: Callable[[Phase], PhaseFolder]) -> None:
+        """Examine what an assembly builds; ``folder_of`` gives a phase's folder, with what it depends on."""
+        self._build, self._folders, self._folder_of = assembly, folders, folder_of
         self._recipe, self._world = assembly.recipe, assembly.world
         self._verdicts: list[Verdict] = []
 
@@ -54,7 +56,7 @@ class Doctor:
         with self._world.together():
             batch = next(self._first_batches())[0]
         assert batch is not None
-        teacher_is_ready = self._is_done("finetune_teacher", wanted=self._recipe.teacher.finetune is not None)
+        teacher_is_ready = self._is_done(FINETUNE_TEACHER)
         teacher = self._folders.teacher_path() if teacher_is_ready else self._folders.teacher_origin
         with self._student(teacher) as (student, student_is_ready):
             broken = self._look_at_contracts(student)
@@ -80,16 +82,16 @@ class Doctor:
     def _first_batches(self) -> Iterator[list[Batch]]:
         return self._build.training_batches(self._recipe.distill, num_workers=0)
 
-    def _is_done(self, phase: str, *, wanted: bool) -> bool:
+    def _is_done(self, phase: Phase) -> bool:
         """Whether a phase of Stage 0 is behind the model: not asked for, or complete with this recipe's settings."""
-        if not wanted:
+        if not phase.is_in(self._recipe):
             return True
-        if not self._world.on_main((self._recipe.output_dir / phase).exists):
+        if not self._world.on_main(self._folders.place(phase).exists):
             return False
         try:
-            return self._world.on_main(lambda: self._folders.folder(phase).is_complete())
+            return self._world.on_main(lambda: self._folder_of(phase).is_complete())
         except TedError as error:
-            self._add(phase, "fail", str(error))
+            self._add(phase.name, "fail", str(error))
             return False
 
     def _attempt(self, check: str, work: Callable[[], None]) -> None:
@@ -111,8 +113,8 @@ class Doctor:
     def _student(self, teacher: Path) -> Iterator[tuple[Path, bool]]:
         """The student as it is now, and whether it is past Stage 0; cut for the time being where it must be."""
         start = self._folders.student_start_path()
-        tuned = self._recipe.student.finetune is not None
-        if tuned and self._is_done("finetune_student", wanted=True):
+        tuned = FINETUNE_STUDENT.is_in(self._recipe)
+        if tuned and self._is_done(FINETUNE_STUDENT):
             yield self._folders.student_path(), True
             return
         if self._world.on_main(start.is_dir):
@@ -144,7 +146,7 @@ class Doctor:
 
     def _look_at_learned(self, side: str, check: str) -> None:
         def scores() -> dict[str, float]:
-            folder = self._folders.folder(self._folders.filters_phase(side))
+            folder = self._folder_of(self._folders.filters_phase(side))
             folder.is_complete()
             return {name: values["loss"] for name, values in folder.result()["filters"][side].items()}
 
@@ -193,7 +195,7 @@ class Doctor:
                 verdict = Verdict(verdict.check, "skip", f"{verdict.detail}; teacher.finetune is still to come")
             self._verdicts.append(verdict)
             self._distil_into_itself(stage, teacher, batch.to(self._world.device), head_may_be_new=not is_ready)
-        with build.engine("distill", stage.module, config, plan, watched=stage.watched) as engine:
+        with build.engine(DISTILL.name, stage.module, config, plan, watched=stage.watched) as engine:
             self._take_a_step(cast(ZeroRunner, engine), stage)  # a pair is examined without a pipeline
         if stage.teacher is not None:
             stage.teacher.release()

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ted_ds.assembly.stages import build_stage_one, build_stage_two
 from ted_ds.objectives.finetune import FinetuneObjective
-from ted_ds.planning.plan import PLAN_OF_PHASE
+from ted_ds.planning.phase import phase_named
 from ted_ds.runtime.checkpoints.engine_state import STAND_IN
 from ted_ds.runtime.checkpoints.resharding import own_name
 from ted_ds.runtime.outputs import engine_outputs
@@ -135,7 +135,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(build: Any, models: dict[str, Path], case: Case) -> Prepared:
-    plan_path = PLAN_OF_PHASE[case.phase]
+    plan_path = phase_named(case.phase).plan_path
     plan = build.recipe.phase_plans()[plan_path]
     config = build.engine_config(plan, plan_path)
     if case.phase == "distill":

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ted_ds import __version__
-from ted_ds.cli import HELP_OF_VERB, PHASES_OF_VERB, main, parse
-from ted_ds.planning.plan import PHASES
+from ted_ds.cli import HELP_OF_VERB, main, parse
+from ted_ds.planning.phase import PHASES, phases_of_verb
 from tests.tiny import ROOT
 
 
@@ -28,8 +28,9 @@ def ted_ds(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 
 
 def test_verbs_cover_all_phases_in_order() -> None:
-    assert PHASES_OF_VERB["run"] == PHASES
-    assert HELP_OF_VERB.keys() == PHASES_OF_VERB.keys() | {"check", "doctor", "supervise", "tokenizer"}
+    verbs = dict.fromkeys(phase.verb for phase in PHASES)
+    assert tuple(phase for verb in verbs for phase in phases_of_verb(verb)) == phases_of_verb("run") == PHASES
+    assert HELP_OF_VERB.keys() == {*verbs, "run", "check", "doctor", "supervise", "tokenizer"}
 
 
 def test_the_launchers_local_rank_is_accepted_before_the_verb() -> None:

@@ -1,0 +1,96 @@
+"""Stage II: the student learns from the teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ted_ds.assembly.assembly import Assembly
+from ted_ds.assembly.stages import build_stage_two
+from ted_ds.models.filter_files import save_filters
+from ted_ds.output.phase_folder import PhaseFolder
+from ted_ds.output.run_folders import MODEL_FOLDER
+from ted_ds.phases.inputs import Inputs
+from ted_ds.phases.training import PhaseTraining
+from ted_ds.phases.work import Kit, Work
+from ted_ds.planning.phase import Phase
+from ted_ds.runtime.outputs import engine_outputs
+from ted_ds.teacher_cache.fill import cached_teacher, plan_cache, refuse_useless_cache, retire_cache
+
+
+def _inputs(inputs: Inputs, phase: Phase) -> dict[str, Any]:
+    recipe, folders = inputs.recipe, inputs.folders
+    found = inputs.of_training(phase, model=folders.student_path())
+    found["teacher"] = folders.identity(folders.teacher_path())
+    found |= inputs.in_8_bits() | inputs.frozen_part()
+    if recipe.teacher.cache is not None:
+        found["teacher_cache"] = recipe.teacher.cache.precision
+    found["layer_pairs"] = [list(pair) for pair in inputs.plan.layer_pairs]
+    if recipe.distill.method == "ted":
+        for side in ("teacher", "student"):
+            found[f"filters_{side}"] = inputs.filter_files(side)
+    return found
+
+
+def _announce(build: Assembly) -> None:
+    """Say what the teacher's cache will take, or refuse it."""
+    with build.world.together():
+        refuse_useless_cache(build)
+    expected = plan_cache(build)
+    if expected is not None:
+        build.screen.say(str(expected))
+
+
+def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
+    build, folders, plan = kit.build, kit.folders, kit.build.recipe.distill
+    assert phase.plan_path is not None
+    config = build.engine_config(plan, phase.plan_path)
+    with_filters = plan.method == "ted"
+    filters = {side: folders.filters_path(side) if with_filters else None for side in ("student", "teacher")}
+    teacher = folders.teacher_path()
+    cached = cached_teacher(
+        build,
+        teacher=teacher,
+        filters=filters["teacher"],
+        depends_on={
+            "teacher": folder.inputs["teacher"]["sha256"],  # wherever it is
+            **{name: folder.inputs.get(name) for name in ("teacher_weights", "filters_teacher")},
+        },
+        vet=lambda model: kit.teacher.vet(model, teacher),
+    )
+    stage = build_stage_two(
+        build, config, teacher=teacher, student=folders.student_path(), filters=filters, cached=cached
+    )
+    if plan.method != "sft" and cached is None:
+        kit.teacher.vet(stage.teacher, teacher)
+    if stage.teacher is not None:
+        if plan.kl_weight == 0:
+            build.models.drop_beyond_taps(stage.teacher)
+        build.models.share(stage.teacher, stage.module)
+    with build.engine(
+        phase.name,
+        stage.module,
+        config,
+        plan,
+        watched=stage.watched,
+        trained=stage.student,
+        frozen={} if stage.teacher is None else {"teacher": stage.teacher},
+    ) as engine:
+        training = PhaseTraining(build, folder, engine, plan, forward=engine_outputs(engine))
+        result = training.run(stage.objective)
+        state = build.models.whole_state(stage.student)
+        filter_state = build.models.whole_state(stage.bank)
+    if stage.teacher is not None:
+        stage.teacher.release()
+
+    def write(place: Path) -> dict[str, Any]:
+        build.models.save(stage.student, state, place / MODEL_FOLDER)
+        if filter_state:
+            dim = build.plan.filter_dim
+            save_filters(place, filter_state, layers=stage.bank.layers, dim=dim, kind=stage.filter_kind)
+        return {**result, "teacher": folders.identity(teacher)}
+
+    kit.write(folder, write)
+
+
+WORK = Work(_inputs, _run, announce=_announce, retire=retire_cache)

@@ -1,0 +1,61 @@
+"""Teacher and student are scored on held-out data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ted_ds.output.phase_folder import PhaseFolder
+from ted_ds.output.run_folders import RunFolders
+from ted_ds.phases.inputs import Inputs
+from ted_ds.phases.work import Kit, Work
+from ted_ds.planning.phase import EVALUATE, Phase
+from ted_ds.runtime.outputs import frozen_outputs
+from ted_ds.runtime.sharding import collect_garbage
+
+RESULTS_FILE = "evaluation.json"
+
+
+def results_file(folders: RunFolders) -> Path:
+    """Where the scores are."""
+    return folders.place(EVALUATE) / RESULTS_FILE
+
+
+def read_results(folders: RunFolders) -> dict[str, dict[str, float]] | None:
+    """The scores of each model, by its name; None before they are computed."""
+    file = results_file(folders)
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def _inputs(inputs: Inputs, _: Phase) -> dict[str, Any]:
+    return {
+        "models": {name: inputs.folders.identity(path) for name, path in inputs.folders.evaluated_paths().items()},
+        **inputs.in_8_bits(),
+        **inputs.data_files(),
+        **inputs.recipe_values("evaluation", "data", "task"),
+    }
+
+
+def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
+    build = kit.build
+    results: dict[str, dict[str, float]] = {}
+    for name, path in kit.folders.evaluated_paths().items():
+        model = build.models.frozen("teacher" if name == "teacher" else "student", path, new_head_allowed=True)
+        metrics, tokens_per_s = build.evaluate(frozen_outputs(model))
+        results[name] = {**metrics[0], "perf/tokens_per_s": tokens_per_s, "num_parameters": model.num_parameters}
+        model.release()
+        del model
+        collect_garbage()
+    build.rewind_tracker(phase.name, -1)
+    for name, values in results.items():
+        build.track(phase.name, 0, {f"{name.replace(' ', '_')}/{key}": v for key, v in values.items()})
+
+    def write(place: Path) -> dict[str, Any]:
+        (place / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        return results
+
+    kit.write(folder, write)
+
+
+WORK = Work(_inputs, _run)

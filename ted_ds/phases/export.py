@@ -1,0 +1,31 @@
+"""The student is left as a plain transformers folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ted_ds.output.export import export_student
+from ted_ds.output.phase_folder import PhaseFolder
+from ted_ds.phases.inputs import Inputs
+from ted_ds.phases.work import Kit, Work
+from ted_ds.planning.phase import Phase
+
+
+def _inputs(inputs: Inputs, _: Phase) -> dict[str, Any]:
+    return {"student": inputs.folders.identity_in_run(inputs.folders.distilled_path())}
+
+
+def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
+    build = kit.build
+
+    def write(place: Path) -> dict[str, Any]:
+        student = kit.folders.distilled_path()
+        for warning in export_student(student, place, recipe=build.recipe, origins=build.origins):
+            build.screen.say(f"{phase.name}: {warning}")
+        return {"student": folder.inputs["student"]}
+
+    kit.write(folder, write)
+
+
+WORK = Work(_inputs, _run)

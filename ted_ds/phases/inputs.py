@@ -1,0 +1,86 @@
+"""What the results of phases depend on, in the parts that several of them have.
+
+These go into a phase's manifest: a run that is started again goes on where they are the same.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ted_ds.config.redaction import without_secrets
+from ted_ds.config.schema import Recipe
+from ted_ds.data.reading.listing import DataListing
+from ted_ds.output.phase_folder import MANIFEST
+from ted_ds.output.run_folders import RunFolders
+from ted_ds.planning.phase import Phase, training_of
+from ted_ds.planning.plan import Plan
+
+UNDECIDING_DATA_KEYS: dict[str, Any] = {
+    **dict.fromkeys(("padding", "workers", "bad_records"), True),
+    # files are known by what they are, wherever they are
+    **{part: {"__all__": {"path"}} for part in ("train", "evaluation")},
+}
+"""What may change in ``data`` without a change in results."""
+
+
+class Settled(NamedTuple):
+    """What decides the results of a run, beside the models it starts from."""
+
+    recipe: Recipe
+    plan: Plan
+    deepspeed_json: dict[str, Any]
+    listing: DataListing
+    start_tokens: list[str] | None
+    """What ``task.bos`` came to; None where texts have no such beginning at all."""
+    in_8_bits: bool
+    """Whether the teacher's weights are not its files'."""
+
+
+class Inputs:
+    """Says what of a run its phases depend on."""
+
+    def __init__(self, settled: Settled, folders: RunFolders) -> None:
+        self.recipe, self.plan, self.folders = settled.recipe, settled.plan, folders
+        self._settled = settled
+
+    def of_training(self, phase: Phase, **models: Path) -> dict[str, Any]:
+        """What any phase that trains depends on, with the models it reads by what they are to it."""
+        plan = training_of(self.recipe, phase)
+        return {
+            **{name: self.folders.identity(model) for name, model in models.items()},
+            # how the global batch is cut up and sharded does not decide the result: a requeued run may change it
+            "plan": plan.model_dump(mode="json", exclude={"micro_batch_size", "micro_batch_tokens"}),
+            "deepspeed": {key: self._settled.deepspeed_json.get(key) for key in ("optimizer", "scheduler")},
+            **self.data_files(),
+            **self.recipe_values("task", "data", "seed", "precision"),
+        }
+
+    def data_files(self) -> dict[str, Any]:
+        """The files that data is read from."""
+        return {"data_files": self._settled.listing.identity()}
+
+    def recipe_values(self, *sections: str) -> dict[str, Any]:
+        """What sections of the recipe say, with what ``task.bos`` came to in its place."""
+        values = without_secrets(
+            self.recipe.model_dump(mode="json", include={*sections}, exclude={"data": UNDECIDING_DATA_KEYS})
+        )
+        if self._settled.start_tokens is not None:  # None, as in phases from before the setting, where nothing is added
+            values["task"]["bos"] = self._settled.start_tokens or None
+        return values
+
+    def filter_files(self, side: str) -> dict[str, Any]:
+        """Size and hash of a side's learned filters."""
+        folder = self.folders.place(self.folders.filters_phase(side))
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        place = self.folders.filters_path(side).relative_to(folder)
+        return {Path(name).name: hashed for name, hashed in files.items() if Path(name).parent == place}
+
+    def in_8_bits(self) -> dict[str, str]:
+        """What to know of a teacher whose weights are not its files'; no other host makes a difference."""
+        return {"teacher_weights": "int8"} if self._settled.in_8_bits else {}
+
+    def frozen_part(self) -> dict[str, bool]:
+        """What of the student does not train."""
+        return {"freeze_embeddings": True} if self.recipe.student.freeze_embeddings else {}
