@@ -16,12 +16,11 @@ from ted_ds.data.first_rows import FirstRows, first_rows
 from ted_ds.data.sources import is_remote, locate, names_hub
 from ted_ds.errors import TedError
 from ted_ds.launching.starters import Told
+from ted_ds.models.families import CAUSAL_LM_TYPES
 from ted_ds.models.files import ModelFacts
-from ted_ds.models.folder import CAUSAL_LM_TYPES
 from ted_ds.models.rope_rules import KNOWN_RULES
 
 Result = TypeVar("Result")
-EAGER_ATTENTION_TYPES = ("deberta-v2",)
 
 
 class Mistakes:
@@ -132,9 +131,9 @@ def check_model(recipe: Recipe, facts: ModelFacts, where: str, mistakes: Mistake
 
 
 def _model_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
-    if isinstance(recipe.task, CausalLm) and facts.model_type not in CAUSAL_LM_TYPES:
+    if isinstance(recipe.task, CausalLm) and facts.family.lm_head_path is None:
         yield f"a {facts.model_type} is no causal LM; use one of {', '.join(CAUSAL_LM_TYPES)}"
-    if recipe.attention in ("sdpa", "flash") and facts.model_type in EAGER_ATTENTION_TYPES:
+    if recipe.attention not in ("auto", *facts.family.attention):
         yield f"a {facts.model_type} has no {recipe.attention} attention; use attention: auto"
     key = "sequence_length" if isinstance(recipe.task, CausalLm) else "max_length"
     multiple = recipe.data.padding.multiple_of
@@ -151,5 +150,5 @@ def _model_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
                 f"its config.json has rope_type {rule!r}, a rule for positions that is not known here; known are "
                 f"{', '.join(KNOWN_RULES)}"
             )
-    if recipe.data.padding.side == "left" and facts.model_type not in CAUSAL_LM_TYPES:
+    if recipe.data.padding.side == "left" and facts.family.pooled_token == "first":
         yield f"data.padding.side is left, but a {facts.model_type} reads its first token; use right"
