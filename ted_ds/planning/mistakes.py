@@ -11,6 +11,7 @@ from ted_ds.config.deepspeed import filled, inspect_deepspeed_json, remarks
 from ted_ds.config.deepspeed_keys import offload_device, zero_stage
 from ted_ds.config.schema import Recipe
 from ted_ds.config.tasks import CausalLm
+from ted_ds.config.tracking import refuse_missing_packages
 from ted_ds.config.wandb import refuse_missing_account, wandb_mode
 from ted_ds.data.first_rows import FirstRows, first_rows
 from ted_ds.data.sources import is_remote, locate, names_hub
@@ -72,11 +73,15 @@ def check_deepspeed(recipe: Recipe, num_ranks: int, mistakes: Mistakes) -> tuple
 
 
 def check_tracking(recipe: Recipe, mistakes: Mistakes) -> None:
-    """Whether W&B can do what the recipe and the environment want of it."""
+    """Whether those who take numbers can do what the recipe and the environment want of them."""
+    speaks = Told.by(os.environ).rank == 0  # alone
+    if speaks:
+        mistakes.attempt("", lambda: refuse_missing_packages(recipe.tracking))
     wanted = recipe.tracking.wandb
-    known = mistakes.attempt("", lambda: wandb_mode(wanted, os.environ))
-    if known is not None and Told.by(os.environ).rank == 0:  # which alone speaks to W&B
-        mistakes.attempt("", lambda: refuse_missing_account(wanted, os.environ))
+    if "wandb" in recipe.tracking.backends:
+        known = mistakes.attempt("", lambda: wandb_mode(wanted, os.environ))
+        if known is not None and speaks:
+            mistakes.attempt("", lambda: refuse_missing_account(wanted, os.environ))
 
 
 def check_data(recipe: Recipe, mistakes: Mistakes) -> dict[str, FirstRows]:
