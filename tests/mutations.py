@@ -207,7 +207,7 @@ MUTATIONS = {
         "flash attention gets several rows of isolated documents",
     ),
     "first_layer": Mutation(
-        "models/families.py",
+        "models/parts.py",
         "return modules if behind_first is None else [behind_first, *modules[1:]]",
         "return modules",
         "layer 1 is taken before DeBERTa's convolution",

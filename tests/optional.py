@@ -8,3 +8,5 @@ from pathlib import Path
 OPTIONAL = Path(sys.prefix) / "optional"
 MISSING = f"{OPTIONAL} is not there; bash tests/run.sh makes it"
 BITSANDBYTES = OPTIONAL / "bitsandbytes"
+TRACKERS = Path(sys.prefix) / "trackers"
+NO_TRACKERS = f"{TRACKERS} is not there; bash tests/run.sh makes it"

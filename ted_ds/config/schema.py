@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from ted_ds.config.data import Data
 from ted_ds.config.pair import Student, Teacher
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.section import Section, rule
 from ted_ds.config.tasks import Task
-from ted_ds.config.wandb import refuse_bad_project
+from ted_ds.config.tracking import Tracking
 
 NUM_SPECIAL_TOKENS = 4
 """Of a trained tokenizer: unknown, begin, end, padding."""
@@ -110,17 +110,6 @@ class Evaluation(Section):
     """Held-out examples, or packed sequences, that are scored."""
     micro_batch_size: int = Field(default=8, gt=0)
     """Examples per rank and forward pass."""
-
-
-class Tracking(Section):
-    """Where numbers go."""
-
-    project: Annotated[str, AfterValidator(refuse_bad_project)] = "ted_ds"
-    """Of W&B."""
-    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """``auto``: as ``$WANDB_DISABLED`` and ``$WANDB_MODE`` say, else online with an account and offline without one. A
-    JSONL of the same numbers is always written."""
-    log_every_steps: int = Field(default=10, gt=0)
 
 
 class Checkpoint(Section):

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ted_ds.errors import CheckpointError
+from ted_ds.models.family import Family
 from ted_ds.models.folder import CONFIG_FILE
 
 Shape = tuple[int, ...]
-BLOCK = re.compile(r"(?:^|\.)(?:h|layers?)\.(\d+)\.")
-TOKEN_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
-POSITION_EMBEDDINGS = ("wpe.weight", "position_embeddings.weight")
-LM_HEAD_MATRICES = ("lm_head.weight", "cls.predictions.decoder.weight")
-CLASSIFIER_MATRICES = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
 TOKEN_ID_KEYS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
 
 
-def refuse_other_shapes(config: Mapping[str, Any], shapes: Mapping[str, Shape], *, folder: Path, is_tied: bool) -> None:
+def refuse_other_shapes(
+    config: Mapping[str, Any], shapes: Mapping[str, Shape], family: Family, *, folder: Path
+) -> None:
     """Compare the config's numbers with those of the tensors that would be loaded under it, but for a classifier's.
 
     (Its head may start anew: :func:`classifier_rows`.)
@@ -27,20 +24,21 @@ def refuse_other_shapes(config: Mapping[str, Any], shapes: Mapping[str, Shape], 
     Args:
         config: The content of ``config.json``.
         shapes: Of all tensors in the weight files.
+        family: The model's.
         folder: Where they are, for messages.
-        is_tied: Whether an LM head is the embeddings.
 
     Raises:
         CheckpointError: They are of different models; lists all that differs.
     """
-    wrong = [*_other_matrices(config, shapes, is_tied=is_tied), *_other_blocks(config, shapes)]
+    wrong = [*_other_matrices(config, shapes, family), *_other_blocks(config, shapes, family)]
     if wrong:
         raise CheckpointError("\n".join(f"{folder / CONFIG_FILE}: {one}" for one in wrong))
 
 
-def classifier_rows(shapes: Mapping[str, Shape]) -> int | None:
+def classifier_rows(shapes: Mapping[str, Shape], family: Family) -> int | None:
     """How many labels the head in the weights is for; None where there is none."""
-    rows = [shape[0] for name, shape in shapes.items() if name.endswith(CLASSIFIER_MATRICES) and len(shape) == 2]
+    ending = f"{family.label_head_path}.weight"
+    rows = [shape[0] for name, shape in shapes.items() if name.endswith(ending) and len(shape) == 2]
     return rows[0] if rows else None
 
 
@@ -59,19 +57,22 @@ def _first(config: Mapping[str, Any], *keys: str) -> tuple[str, int] | None:
     return next(((key, config[key]) for key in keys if isinstance(config.get(key), int)), None)
 
 
-def _other_matrices(config: Mapping[str, Any], shapes: Mapping[str, Shape], *, is_tied: bool) -> Iterator[str]:
+def _other_matrices(config: Mapping[str, Any], shapes: Mapping[str, Shape], family: Family) -> Iterator[str]:
     rows = _first(config, "vocab_size")
-    width = _first(config, "embedding_size", "hidden_size", "n_embd")
-    expected: list[tuple[Sequence[str], int, str, tuple[str, int] | None]] = [
-        (TOKEN_EMBEDDINGS, 0, "rows", rows),
-        (TOKEN_EMBEDDINGS, 1, "columns", width),
-        (() if is_tied else LM_HEAD_MATRICES, 0, "rows", rows),
-        (POSITION_EMBEDDINGS, 0, "rows", _first(config, "max_position_embeddings", "n_positions")),
+    width = _first(config, "embedding_size", *family.keys("hidden_size"))
+    positions = _first(config, *family.keys("max_position_embeddings"))
+    expected = [
+        (_matrix_at(family.token_embeddings_path), 0, "rows", rows),
+        (_matrix_at(family.token_embeddings_path), 1, "columns", width),
     ]
+    if not family.is_tied(config):
+        expected.append((family.lm_head_matrix, 0, "rows", rows))
+    if family.position_embeddings_path is not None:
+        expected.append((_matrix_at(family.position_embeddings_path), 0, "rows", positions))
     found: dict[tuple[str, int, int, str], list[str]] = {}
     for name, shape in shapes.items():
-        for endings, axis, word, said in expected:
-            if said is not None and name.endswith(tuple(endings)) and len(shape) == 2 and shape[axis] != said[1]:
+        for ending, axis, word, said in expected:
+            if said is not None and name.endswith(ending) and len(shape) == 2 and shape[axis] != said[1]:
                 found.setdefault((*said, shape[axis], word), []).append(name)
     for (key, value, held, word), names in found.items():
         have = "has" if len(names) == 1 else "have"
@@ -81,9 +82,14 @@ def _other_matrices(config: Mapping[str, Any], shapes: Mapping[str, Shape], *, i
         )
 
 
-def _other_blocks(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Iterator[str]:
-    said = _first(config, "num_hidden_layers", "n_layer")
-    held = {int(block[1]) for name in shapes if (block := BLOCK.search(name))}
+def _matrix_at(path: str) -> str:
+    """The end of a matrix's name in files, of a bare body as well."""
+    return f"{path.rpartition('.')[2]}.weight"
+
+
+def _other_blocks(config: Mapping[str, Any], shapes: Mapping[str, Shape], family: Family) -> Iterator[str]:
+    said = _first(config, *family.keys("num_hidden_layers"))
+    held = {block for name in shapes if (block := family.block_number(name)) is not None}
     if said is None or not held or held == set(range(said[1])):
         return
     key, count = said

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ted_ds.errors import CheckpointError
+from ted_ds.models.family import Family
 
 WHOLE_NUMBERS = (
     "vocab_size",
@@ -18,11 +19,6 @@ WHOLE_NUMBERS = (
     "max_position_embeddings",
     "max_window_layers",
     "sliding_window",
-    "n_embd",
-    "n_layer",
-    "n_head",
-    "n_positions",
-    "n_inner",
 )
 SMALLEST: Mapping[str, int] = {"max_window_layers": 0}
 """Of those that may be less than 1."""
@@ -55,27 +51,22 @@ ACTIVATIONS = (
     "xielu",
 )
 """Transformers' own."""
-ROTARY_TYPES = ("llama", "mistral", "qwen2", "qwen3")
-TYPES_OF_LAYERS: Mapping[str, tuple[str, ...]] = dict.fromkeys(
-    ("qwen2", "qwen3"), ("full_attention", "sliding_attention")
-)
-"""The attention that blocks of a model type may have, where each names its own."""
 
 
-def refuse_odd_values(config: Mapping[str, Any]) -> None:
-    """Make sure that a model can be built of a config's values.
+def refuse_odd_values(config: Mapping[str, Any], family: Family) -> None:
+    """Make sure that a model of a family can be built of a config's values.
 
     Raises:
         CheckpointError: It cannot; lists all that is wrong.
     """
-    wrong = [*_other_kinds(config)]
-    wrong = wrong or [*_heads(config), *_layers(config), *_names(config)]
+    wrong = [*_other_kinds(config, family)]
+    wrong = wrong or [*_heads(config, family), *_layers(config, family), *_names(config)]
     if wrong:
         raise CheckpointError("\n".join(wrong))
 
 
-def _other_kinds(config: Mapping[str, Any]) -> Iterator[str]:
-    for key in WHOLE_NUMBERS:
+def _other_kinds(config: Mapping[str, Any], family: Family) -> Iterator[str]:
+    for key in (*WHOLE_NUMBERS, *family.own_names.values()):
         value, smallest = config.get(key), SMALLEST.get(key, 1)
         if key == "sliding_window" and config.get("use_sliding_window", True) is False:
             continue  # not used
@@ -93,9 +84,9 @@ def _other_kinds(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key} is {value!r}, and has to be an object such as {example}, or null; {_correct(key)}"
 
 
-def _heads(config: Mapping[str, Any]) -> Iterator[str]:
-    width_key, width = _first(config, "hidden_size", "n_embd")
-    heads_key, heads = _first(config, "num_attention_heads", "n_head")
+def _heads(config: Mapping[str, Any], family: Family) -> Iterator[str]:
+    width_key, width = family.entry(config, "hidden_size")
+    heads_key, heads = family.entry(config, "num_attention_heads")
     groups, size = config.get("num_key_value_heads"), config.get("head_dim")
     if heads is None:
         return
@@ -106,19 +97,19 @@ def _heads(config: Mapping[str, Any]) -> Iterator[str]:
             f"num_key_value_heads is {groups}, which does not divide {heads_key}, {heads}: as many heads read each of "
             f"them; {_correct('num_key_value_heads')}"
         )
-    if size is not None and size % 2 and config.get("model_type") in ROTARY_TYPES:
+    if size is not None and size % 2 and family.positions == "rotary":
         yield f"head_dim is {size}, and has to be even, as positions turn pairs of numbers; {_correct('head_dim')}"
 
 
-def _layers(config: Mapping[str, Any]) -> Iterator[str]:
-    layers, (key, count) = config.get("layer_types"), _first(config, "num_hidden_layers", "n_layer")
+def _layers(config: Mapping[str, Any], family: Family) -> Iterator[str]:
+    layers, (key, count) = config.get("layer_types"), family.entry(config, "num_hidden_layers")
     if layers is None:
         return
     if not isinstance(layers, list) or (count is not None and len(layers) != count):
         given = f"{len(layers)} entries" if isinstance(layers, list) else repr(layers)
         yield f"layer_types has {given}, and {key} is {count}; give one for each block, or remove layer_types"
         return
-    known = TYPES_OF_LAYERS.get(str(config.get("model_type")))
+    known = family.block_kinds
     other = next((one for one in layers if known is not None and one not in known), None)
     if known is not None and other is not None:
         yield f"layer_types has {other!r}; a {config['model_type']} has {' and '.join(known)}"
@@ -134,7 +125,3 @@ def _names(config: Mapping[str, Any]) -> Iterator[str]:
 
 def _correct(key: str) -> str:
     return f"give the {key} that the weights were trained with"
-
-
-def _first(config: Mapping[str, Any], *keys: str) -> tuple[str, int | None]:
-    return next(((key, config[key]) for key in keys if config.get(key) is not None), (keys[0], None))

@@ -20,13 +20,10 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoModel
 
 from ted_ds.errors import CheckpointError
-from ted_ds.models.families import Family
+from ted_ds.models.family import Family, path_in_body
 
-DEPTH_KEYS = ("num_hidden_layers", "n_layer")
 ABOUT_BLOCKS = re.compile(r"layer|block|_idx|_indices")
 """In the names of entries that are lists of or over blocks."""
-FIRST_BLOCKS_KEYS = ("max_window_layers", "first_k_dense_replace")
-"""So many of the first blocks differ from the others."""
 Value = bool | int | float | str | None
 
 
@@ -36,14 +33,13 @@ def config_of_blocks(config: Mapping[str, Any], blocks: Sequence[int], family: F
     Raises:
         CheckpointError: There is no such block.
     """
-    depth_key = next(key for key in DEPTH_KEYS if key in config)
-    depth: int = config[depth_key]
+    depth_key, depth = family.entry(config, "num_hidden_layers")
     if blocks[-1] >= depth:
         raise CheckpointError(f"block {blocks[-1]} does not exist (the model has {depth} blocks); use 0..{depth - 1}")
     said = {**_filled_in(config).to_dict(), **{key: value for key, value in config.items() if value is not None}}
     result = {**config, depth_key: len(blocks)}
     for key, value in said.items():
-        if key in FIRST_BLOCKS_KEYS and isinstance(value, int):
+        if key in family.first_blocks_keys and isinstance(value, int):
             result[key] = sum(block < value for block in blocks)
         elif ABOUT_BLOCKS.search(key) and isinstance(value, list | tuple):
             result[key] = _of_blocks(value, blocks, depth)
@@ -66,9 +62,10 @@ def _filled_in(config: Mapping[str, Any]) -> Any:
     return CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(dict(config)))
 
 
-def query_factor(config: Mapping[str, Any], old: int, new: int) -> float:
-    """What a block's queries are multiplied by to make up for its new number (``scale_attn_by_inverse_layer_idx``)."""
-    return (new + 1) / (old + 1) if config.get("scale_attn_by_inverse_layer_idx") else 1.0
+def query_factor(config: Mapping[str, Any], old: int, new: int, family: Family) -> float:
+    """What a block's queries are multiplied by to make up for its new number (:attr:`Family.inverse_number_key`)."""
+    key = family.inverse_number_key
+    return (new + 1) / (old + 1) if key is not None and config.get(key) else 1.0
 
 
 def refuse_other_blocks(
@@ -81,7 +78,8 @@ def refuse_other_blocks(
     """
     before, after = (_skeleton(one, family) for one in (config, cut_config))
     for new, old in enumerate(blocks):
-        difference = _difference(before[old], after[new], old, new, query_factor(config, old, new))
+        factor = query_factor(config, old, new, family)
+        difference = _difference(before[old], after[new], old, new, factor)
         if difference is not None:
             raise CheckpointError(
                 f"{where}: block {old} of this {config['model_type']} would not be itself as block {new} of a student: "
@@ -94,7 +92,7 @@ def _skeleton(config: Mapping[str, Any], family: Family) -> nn.ModuleList:
     """The blocks, without memory of their own."""
     with torch.device("meta"):
         body = AutoModel.from_config(_filled_in(config))
-    blocks = body.get_submodule(family.blocks_path.split(".", 1)[1])
+    blocks = body.get_submodule(path_in_body(family.blocks_path))
     assert isinstance(blocks, nn.ModuleList)
     return blocks
 

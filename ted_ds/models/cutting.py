@@ -23,13 +23,10 @@ from ted_ds.models.companions import (
     copy_tokenizer,
 )
 from ted_ds.models.cut_config import config_of_blocks, query_factor, refuse_other_blocks
-from ted_ds.models.families import Family
+from ted_ds.models.family import Family, path_in_body
 from ted_ds.models.files import GENERATION_CONFIG_FILE, weight_files
 from ted_ds.models.folder import CONFIG_FILE, WEIGHTS_FILE
 from ted_ds.models.local_paths import without_local_paths
-
-FUSED_QUERIES = ("attn.c_attn.weight", "attn.c_attn.bias")
-"""GPT-2's, the only ones that a block's number scales: queries first, then as many keys and values."""
 
 
 def cut(teacher: Path, student: Path, *, blocks: Sequence[int], family: Family, origins: Origins) -> None:
@@ -62,7 +59,7 @@ def cut(teacher: Path, student: Path, *, blocks: Sequence[int], family: Family, 
 
 def _marker(family: Family) -> str:
     # checkpoints of a bare body lack the first part of the path ("bert."), so compare without it
-    return f".{family.blocks_path.split('.', 1)[1]}."
+    return f".{path_in_body(family.blocks_path)}."
 
 
 def _cut_weights(
@@ -71,7 +68,7 @@ def _cut_weights(
     new_number = {old: new for new, old in enumerate(blocks)}
     marker = _marker(family)
     # it belongs to the first block, and does not go without it
-    of_first = f".{family.behind_first_block.split('.', 1)[1]}." if family.behind_first_block else ""
+    of_first = f".{path_in_body(family.behind_first_block)}." if family.behind_first_block else ""
     for file in weight_files(teacher):
         with safe_open(file, framework="pt") as weights:
             for name in weights.keys():  # noqa: SIM118 - not a dict
@@ -85,8 +82,8 @@ def _cut_weights(
                 if int(number) in new_number:
                     new = new_number[int(number)]
                     weight = weights.get_tensor(name)
-                    if rest in FUSED_QUERIES:
-                        weight = _scale_queries(weight, query_factor(config, int(number), new))
+                    if rest in family.fused_queries:
+                        weight = _scale_queries(weight, query_factor(config, int(number), new, family))
                     yield f"{before}{marker}{new}.{rest}"[1:], weight
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ted_ds.models.families import Family
+from ted_ds.models.family import Family
+from ted_ds.models.parts import blocks_of
 
 ATTENTION = {"auto": None, "eager": "eager", "sdpa": "sdpa", "flash": "flash_attention_2"}
 """Transformers' names; ``auto`` leaves the choice to it."""
@@ -26,5 +27,5 @@ def compile_blocks(model: nn.Module, family: Family) -> None:
 
     The forward and not the call: hooks (taps, the watch for numbers that are not finite) stay outside.
     """
-    for block in family.blocks(model):
+    for block in blocks_of(model, family):
         block.forward = torch.compile(block.forward)

@@ -1,134 +1,119 @@
-"""Model families: where a transformers model keeps its embeddings, blocks, final norm and head.
+"""The model families that ted_ds knows, without torch: all that is asked by a model type is asked here.
 
-To add one, write a :class:`Family` and list its model types; ``tests/parity/test_families.py`` then holds it against
-the plain transformers forward.
+To add one, write a :class:`~ted_ds.models.family.Family`; ``tests/parity/test_families.py`` then holds it against the
+plain transformers forward.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
-
-from torch import nn
+from dataclasses import replace
 
 from ted_ds.errors import ConfigError
+from ted_ds.models.family import Family
 
-
-@dataclass(frozen=True)
-class Family:
-    """Paths of the parts, as in the parameter names of the model with its head."""
-
-    model_types: tuple[str, ...]
-    """``model_type`` values of ``config.json`` this family covers."""
-    embeddings_path: str
-    """The module whose output is layer 0."""
-    blocks_path: str
-    """The list of blocks; block i puts out layer i + 1 (see ``behind_first_block``)."""
-    final_norm_path: str | None
-    """Applied to the last block's output before the LM head; None where blocks end normalised."""
-    lm_head_path: str | None
-    """The LM head; None where the family is not a causal LM."""
-    pooled_token: str
-    """Which kept token classification reads: ``first`` or ``last``."""
-    label_head_path: str | None
-    """What makes logits of the state of the ``last`` token; None where the model itself reads its ``first``."""
-    arrival_path: str
-    """The module in whose place the state from the pipeline stage before is put in (:mod:`ted_ds.models.partial`)."""
-    before_blocks: Mapping[str, Literal["added", "passed"]] = field(default_factory=dict)
-    """Other modules that only a model with embeddings runs: what they put out is added to the state, or they pass it on
-    changed."""
-    behind_first_block: str | None = None
-    """A module that some have: it changes what the first block puts out, and puts out layer 1 itself."""
-    behind_first_block_key: str | None = None
-    """The entry of the config that is 0 without it."""
-    behind_blocks: tuple[str, ...] = ()
-    """Modules of the body that only a model with its output runs."""
-    blocks_return_tuples: bool = False
-    """Whether a block returns its state as the first of a tuple."""
-
-    def embed(self, model: nn.Module) -> nn.Module:
-        """The module whose output is hidden state 0."""
-        return model.get_submodule(self.embeddings_path)
-
-    def blocks(self, model: nn.Module) -> nn.ModuleList:
-        """The blocks, in order."""
-        blocks = model.get_submodule(self.blocks_path)
-        assert isinstance(blocks, nn.ModuleList)
-        return blocks
-
-    def layers_of_blocks(self, model: nn.Module) -> list[nn.Module]:
-        """For each block, the module that puts out its layer."""
-        modules: list[nn.Module] = list(self.blocks(model))
-        parent, _, name = (self.behind_first_block or "").rpartition(".")
-        behind_first = getattr(model.get_submodule(parent), name) if name else None
-        return modules if behind_first is None else [behind_first, *modules[1:]]
-
-    def final_norm(self, model: nn.Module) -> nn.Module:
-        """The norm between the last block and the LM head."""
-        return model.get_submodule(self.final_norm_path) if self.final_norm_path else nn.Identity()
-
-    def head(self, model: nn.Module) -> nn.Module:
-        """The LM head.
-
-        Raises:
-            ConfigError: The family has none.
-        """
-        if self.lm_head_path is None:
-            raise ConfigError(f"{'/'.join(self.model_types)} has no causal LM head; use another task.kind")
-        return model.get_submodule(self.lm_head_path)
-
-
-FAMILIES = (
-    Family(
-        model_types=("llama", "mistral", "qwen2", "qwen3"),
-        embeddings_path="model.embed_tokens",
-        blocks_path="model.layers",
-        final_norm_path="model.norm",
-        lm_head_path="lm_head",
-        pooled_token="last",
-        label_head_path="score",
-        arrival_path="model.embed_tokens",
-        behind_blocks=("model.norm",),
-    ),
-    Family(
-        model_types=("gpt2",),
-        embeddings_path="transformer.drop",
-        blocks_path="transformer.h",
-        final_norm_path="transformer.ln_f",
-        lm_head_path="lm_head",
-        pooled_token="last",
-        label_head_path="score",
-        arrival_path="transformer.wte",
-        before_blocks={"transformer.wpe": "added", "transformer.drop": "passed"},
-        behind_blocks=("transformer.ln_f",),
-    ),
-    Family(
-        model_types=("bert",),
-        embeddings_path="bert.embeddings",
-        blocks_path="bert.encoder.layer",
-        final_norm_path=None,
-        lm_head_path=None,
-        pooled_token="first",
-        label_head_path=None,
-        arrival_path="bert.embeddings",
-        behind_blocks=("bert.pooler",),
-    ),
-    Family(
-        model_types=("deberta-v2",),
-        embeddings_path="deberta.embeddings",
-        blocks_path="deberta.encoder.layer",
-        final_norm_path=None,
-        lm_head_path=None,
-        pooled_token="first",
-        label_head_path=None,
-        arrival_path="deberta.embeddings",
-        behind_first_block="deberta.encoder.conv",
-        behind_first_block_key="conv_kernel_size",
-        blocks_return_tuples=True,
-    ),
+LLAMA = Family(
+    model_types=("llama",),
+    embeddings_path="model.embed_tokens",
+    token_embeddings_path="model.embed_tokens",
+    blocks_path="model.layers",
+    arrival_path="model.embed_tokens",
+    behind_blocks=("model.norm",),
+    final_norm_path="model.norm",
+    lm_head_path="lm_head",
+    lm_heads_in_files=("lm_head",),
+    lm_head_matrix="lm_head.weight",
+    ties_by_default=False,
+    label_head_path="score",
+    pooled_token="last",
+    positions="rotary",
+    buffers=("rotary_emb.inv_freq",),
 )
+MISTRAL = replace(LLAMA, model_types=("mistral",))
+QWEN2 = replace(
+    LLAMA,
+    model_types=("qwen2",),
+    block_kinds=("full_attention", "sliding_attention"),
+    tokenizer_class="Qwen2Tokenizer",
+    believes_tokenizer_files=False,
+)
+QWEN3 = replace(QWEN2, model_types=("qwen3",), believes_tokenizer_files=True)
+GPT2 = Family(
+    model_types=("gpt2",),
+    embeddings_path="transformer.drop",
+    token_embeddings_path="transformer.wte",
+    blocks_path="transformer.h",
+    arrival_path="transformer.wte",
+    before_blocks={"transformer.wpe": "added", "transformer.drop": "passed"},
+    behind_blocks=("transformer.ln_f",),
+    final_norm_path="transformer.ln_f",
+    lm_head_path="lm_head",
+    lm_heads_in_files=("lm_head",),
+    lm_head_matrix="lm_head.weight",
+    ties_by_default=True,
+    label_head_path="score",
+    pooled_token="last",
+    positions="learned",
+    position_embeddings_path="transformer.wpe",
+    own_names={
+        "hidden_size": "n_embd",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "max_position_embeddings": "n_positions",
+        "intermediate_size": "n_inner",
+    },
+    inverse_number_key="scale_attn_by_inverse_layer_idx",
+    fused_queries=("attn.c_attn.weight", "attn.c_attn.bias"),
+    buffers=(".attn.bias", ".attn.masked_bias"),
+    tokenizer_class="GPT2Tokenizer",
+)
+BERT = Family(
+    model_types=("bert",),
+    embeddings_path="bert.embeddings",
+    token_embeddings_path="bert.embeddings.word_embeddings",
+    blocks_path="bert.encoder.layer",
+    arrival_path="bert.embeddings",
+    behind_blocks=("bert.pooler",),
+    final_norm_path=None,
+    lm_head_path=None,
+    lm_heads_in_files=("cls",),
+    lm_head_matrix="cls.predictions.decoder.weight",
+    ties_by_default=True,
+    label_head_path="classifier",
+    before_label_head=("bert.pooler",),
+    pooled_token="first",
+    positions="learned",
+    position_embeddings_path="bert.embeddings.position_embeddings",
+    buffers=("position_ids",),
+    tokenizer_class="BertTokenizer",
+)
+DEBERTA_V2 = Family(
+    model_types=("deberta-v2",),
+    embeddings_path="deberta.embeddings",
+    token_embeddings_path="deberta.embeddings.word_embeddings",
+    blocks_path="deberta.encoder.layer",
+    arrival_path="deberta.embeddings",
+    behind_first_block="deberta.encoder.conv",
+    behind_first_block_key="conv_kernel_size",
+    blocks_return_tuples=True,
+    final_norm_path=None,
+    lm_head_path=None,
+    lm_heads_in_files=("cls", "lm_predictions", "mask_predictions"),
+    lm_head_matrix="cls.predictions.decoder.weight",
+    ties_by_default=True,
+    label_head_path="classifier",
+    before_label_head=("pooler",),
+    pooled_token="first",
+    attention=("eager",),
+    positions="relative",
+    position_embeddings_path="deberta.embeddings.position_embeddings",
+    buffers=("position_ids",),
+    tokenizer_class="DebertaV2Tokenizer",
+)
+FAMILIES = (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2, BERT, DEBERTA_V2)
 FAMILY_OF: Mapping[str, Family] = {name: family for family in FAMILIES for name in family.model_types}
+KNOWN_TYPES = tuple(FAMILY_OF)
+CAUSAL_LM_TYPES = tuple(name for name, family in FAMILY_OF.items() if family.lm_head_path is not None)
 
 
 def family_of(model_type: str) -> Family:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ted_ds.errors import CheckpointError
-from ted_ds.models.config_agreement import BLOCK, Shape, classifier_rows, refuse_other_shapes, token_ids
+from ted_ds.models.config_agreement import Shape, classifier_rows, refuse_other_shapes, token_ids
 from ted_ds.models.config_values import refuse_odd_values
+from ted_ds.models.families import family_of
+from ted_ds.models.family import Family
 from ted_ds.models.folder import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, no_weights, read_config
 from ted_ds.models.model_file import read_json, refuse_pointer
 from ted_ds.models.packed import NOTHING_PACKED, Packed, Quantisation, Stored, read_quantisation, unpack
@@ -21,11 +23,6 @@ from ted_ds.models.share import Share
 
 MAX_HEADER_BYTES = 100_000_000
 READ_AT_ONCE = 1 << 24
-# in many files, but no parameters
-BUFFERS = (".attn.bias", ".attn.masked_bias", "position_ids", "rotary_emb.inv_freq")
-TIED_BY_DEFAULT = ("gpt2", "bert", "deberta-v2")
-CLASSIFIERS = ("classifier.", "score.")
-LM_HEADS = ("lm_head.", "embed_out.", "cls.", "lm_predictions.", "mask_predictions.")
 GENERATION_CONFIG_FILE = "generation_config.json"
 
 
@@ -112,6 +109,11 @@ class ModelFacts:
     quantisation: Quantisation | None = None
     """How the files hold the weights of blocks; None where every number is in 16 or 32 bits."""
 
+    @property
+    def family(self) -> Family:
+        """What is true of all models of its type."""
+        return family_of(self.model_type)
+
 
 def read_model_facts(folder: Path) -> ModelFacts:
     """Read ``config.json`` and make sure that the weight files are whole.
@@ -121,32 +123,30 @@ def read_model_facts(folder: Path) -> ModelFacts:
             model than the weights.
     """
     config = read_config(folder)
+    family = family_of(config["model_type"])
     try:
         quantisation = read_quantisation(config)
-        _facts(config, {})  # what is wrong with it comes before what is wrong with the weights
-        refuse_odd_values(config)
+        _facts(config, {}, family)  # what is wrong with it comes before what is wrong with the weights
+        refuse_odd_values(config, family)
     except CheckpointError as error:
         lines = str(error).splitlines()
         raise CheckpointError("\n".join(f"{folder / CONFIG_FILE}: {line}" for line in lines)) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: not a transformers model config ({error!r})") from error
     tensors = read_tensors(folder)
-    shapes, packed, outside = unpack(tensors, quantisation)
-    facts = _facts(config, shapes)
-    refuse_other_shapes(
-        config,
-        {name: shape for name, shape in shapes.items() if name not in outside},
-        folder=folder,
-        is_tied=_is_tied(config),
-    )
+    shapes, packed, outside = unpack(tensors, quantisation, family)
+    facts = _facts(config, shapes, family)
+    plain = {name: shape for name, shape in shapes.items() if name not in outside}
+    refuse_other_shapes(config, plain, family, folder=folder)
+    lm_heads = _prefixes(family.lm_heads_in_files)
     ids = {CONFIG_FILE: token_ids(config), GENERATION_CONFIG_FILE: token_ids(read_generation_config(folder))}
     return replace(
         facts,
         parameters=replace(facts.parameters, packed=packed),
         quantisation=quantisation and replace(quantisation, outside_blocks=outside),
-        has_classifier=any(name.startswith(CLASSIFIERS) for name in shapes),
-        classifier_rows=classifier_rows(shapes),
-        has_lm_head=_is_tied(config) or any(name.startswith(LM_HEADS) for name in shapes),
+        has_classifier=any(name.startswith(f"{family.label_head_path}.") for name in shapes),
+        classifier_rows=classifier_rows(shapes, family),
+        has_lm_head=family.is_tied(config) or any(name.startswith(lm_heads) for name in shapes),
         token_ids=ids,
     )
 
@@ -169,32 +169,32 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _is_tied(config: Mapping[str, Any]) -> bool:
-    return config.get("tie_word_embeddings", config.get("model_type") in TIED_BY_DEFAULT)
+def _facts(config: dict[str, Any], shapes: Mapping[str, Shape], family: Family) -> ModelFacts:
+    def said(name: str) -> Any:
+        _, value = family.entry(config, name)
+        if value is None:
+            raise KeyError("depth, width, attention heads or longest sequence is missing")
+        return value
+
+    labels = _labels(config.get("id2label"))
+    classifies = any("Classification" in name for name in config.get("architectures") or ())
+    return ModelFacts(
+        model_type=config["model_type"],
+        num_blocks=int(said("num_hidden_layers")),
+        hidden_size=int(said("hidden_size")),
+        num_heads=int(said("num_attention_heads")),
+        vocab_size=int(config["vocab_size"]),
+        max_positions=int(said("max_position_embeddings")),
+        labels=labels if labels and any(name != f"LABEL_{i}" for i, name in enumerate(labels)) else None,
+        num_labels=len(labels) or (2 if classifies else None),  # transformers leaves its default of two out
+        architectures=tuple(config.get("architectures") or ()),
+        parameters=_sort(shapes, said("num_hidden_layers"), config, family),
+        rope_rules=rope_rules(config),
+    )
 
 
-def _facts(config: dict[str, Any], shapes: Mapping[str, Shape]) -> ModelFacts:
-    def first(*names: str) -> Any:
-        return next(config[name] for name in names if config.get(name) is not None)
-
-    try:
-        labels = _labels(config.get("id2label"))
-        classifies = any("Classification" in name for name in config.get("architectures") or ())
-        return ModelFacts(
-            model_type=config["model_type"],
-            num_blocks=int(first("num_hidden_layers", "n_layer")),
-            hidden_size=int(first("hidden_size", "n_embd")),
-            num_heads=int(first("num_attention_heads", "n_head")),
-            vocab_size=int(config["vocab_size"]),
-            max_positions=int(first("max_position_embeddings", "n_positions")),
-            labels=labels if labels and any(name != f"LABEL_{i}" for i, name in enumerate(labels)) else None,
-            num_labels=len(labels) or (2 if classifies else None),  # transformers leaves its default of two out
-            architectures=tuple(config.get("architectures") or ()),
-            parameters=_sort(shapes, first("num_hidden_layers", "n_layer"), config),
-            rope_rules=rope_rules(config),
-        )
-    except StopIteration as error:
-        raise KeyError("depth, width, attention heads or longest sequence is missing") from error
+def _prefixes(paths: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"{path}." for path in paths)
 
 
 def _labels(id2label: Any) -> tuple[str, ...]:
@@ -219,17 +219,17 @@ def _labels(id2label: Any) -> tuple[str, ...]:
     return tuple(by_id[index] for index in range(len(by_id)))
 
 
-def _sort(shapes: Mapping[str, Shape], num_blocks: int, config: Mapping[str, Any]) -> Parameters:
+def _sort(shapes: Mapping[str, Shape], num_blocks: int, config: Mapping[str, Any], family: Family) -> Parameters:
     of_blocks: list[list[Shape]] = [[] for _ in range(num_blocks)]
     embeddings, lm_head, others = 0, 0, []
-    is_tied = _is_tied(config)
+    is_tied, lm_heads = family.is_tied(config), _prefixes(family.lm_heads_in_files)
     for name, shape in shapes.items():
-        block = BLOCK.search(name)
-        if name.endswith(BUFFERS):
+        block = family.block_number(name)
+        if name.endswith(family.buffers):
             continue
-        if block is not None and int(block[1]) < num_blocks:
-            of_blocks[int(block[1])].append(shape)
-        elif name.startswith(LM_HEADS):
+        if block is not None and block < num_blocks:
+            of_blocks[block].append(shape)
+        elif name.startswith(lm_heads):
             lm_head += 0 if is_tied and len(shape) == 2 else math.prod(shape)
         elif len(shape) == 2 and shape[0] == config["vocab_size"]:
             embeddings += math.prod(shape)

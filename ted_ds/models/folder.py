@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ted_ds.errors import CheckpointError
+from ted_ds.models.families import KNOWN_TYPES
 from ted_ds.models.model_file import read_json
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 ADAPTER_FILE = "adapter_config.json"
-CAUSAL_LM_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gpt2")
-KNOWN_TYPES = (*CAUSAL_LM_TYPES, "bert", "deberta-v2")
 ORIGINAL = "give the transformers folder (config.json, *.safetensors) it was made from"
 TO_SAFETENSORS = (
     "load it with transformers where you trust it and write it anew: "

@@ -13,7 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ted_ds.errors import CheckpointError
 from ted_ds.models.families import family_of
+from ted_ds.models.family import path_in_body
 from ted_ds.models.files import weight_files
+from ted_ds.models.parts import final_norm_of, lm_head_of
 from ted_ds.models.predictions import DensePredictions, Predictions, VocabularyHead, VocabularyPredictions
 from ted_ds.numerics.filters import INITIAL_STD, FilterBank, PooledClassifier, pool
 
@@ -133,8 +135,8 @@ def load_lm_output(model_path: Path, dtype: torch.dtype) -> tuple[nn.Module, Voc
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config, dtype=dtype)
     skeleton.tie_weights()
-    norm: Any = family.final_norm(skeleton)
-    head: Any = family.head(skeleton)
+    norm: Any = final_norm_of(skeleton, family)
+    head: Any = lm_head_of(skeleton, family)
     embeddings = skeleton.get_input_embeddings()
     tied = embeddings.weight is head.weight
     embeddings_name = next(name for name, module in skeleton.named_modules() if module is embeddings)
@@ -143,7 +145,7 @@ def load_lm_output(model_path: Path, dtype: torch.dtype) -> tuple[nn.Module, Voc
     if head.bias is not None:
         wanted[f"{family.lm_head_path}.bias"] = "1.bias"
     # checkpoints of a bare body lack the first part of the path
-    wanted |= {name.split(".", 1)[1]: own for name, own in wanted.items() if name.count(".") > 1}
+    wanted |= {path_in_body(name): own for name, own in wanted.items() if name.count(".") > 1}
     state: dict[str, Tensor] = {}
     for file in weight_files(model_path):
         with safe_open(file, framework="pt") as weights:

@@ -19,12 +19,13 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from ted_ds.errors import CheckpointError, ConfigError
-from ted_ds.models.config_agreement import BLOCK, classifier_rows
+from ted_ds.models.config_agreement import classifier_rows
 from ted_ds.models.config_build import build_config, try_to_build
 from ted_ds.models.execution import ATTENTION
 from ted_ds.models.families import family_of
+from ted_ds.models.family import Family
 from ted_ds.models.file_kinds import MODEL_PATTERNS, OTHER_PATTERNS, PAPER_PATTERNS
-from ted_ds.models.files import BUFFERS, CLASSIFIERS, read_tensors
+from ted_ds.models.files import read_tensors
 from ted_ds.models.folder import CONFIG_FILE
 from ted_ds.models.partial import load_with_blocks_of
 from ted_ds.models.sentencepiece_model import MODEL_FILE, convert, read_sentencepiece, refuse_other_ids, special_tokens
@@ -35,8 +36,6 @@ from ted_ds.models.tokenizer_settings import TOKENIZER_CONFIG_FILE, declared_tok
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FETCHED = [*MODEL_PATTERNS, *PAPER_PATTERNS]
 """What the model comes with goes with whatever is made of it."""
-# the head of a body that was never trained for classification
-HEAD_PREFIXES = ("classifier.", "score.", "pooler.", "bert.pooler.")
 
 
 def fetch(path: str) -> Path:
@@ -112,13 +111,14 @@ def load_model(
     auto = auto_class("CausalLM" if head is None else architecture)
     kind = "causal LM" if head is None else f"{architecture.removesuffix('Classification').lower()} classifier"
     config = build_config(path, head or {})
+    family = family_of(config.model_type)
     model_class = try_to_build(path, auto, config)
     quantisation: Any = getattr(config, "quantization_config", None)
     try:
         with context:
             load = auto.from_pretrained
             if share is not None:
-                load = functools.partial(load_with_blocks_of, model_class, family_of(config.model_type), share)
+                load = functools.partial(load_with_blocks_of, model_class, family, share)
             model, report = load(
                 path,
                 config=config,
@@ -129,7 +129,7 @@ def load_model(
                 local_files_only=True,
                 device_map={"": device} if quantisation and device and device.type != "cpu" else None,
                 ignore_mismatched_sizes=True,  # its own message refers to a report that nobody sees: see below
-                key_mapping=_leave_out_head(path, head),
+                key_mapping=_leave_out_head(path, head, family),
             )
     except (ImportError, AssertionError, AttributeError, KeyError, TypeError) as error:
         if quantisation is not None:  # methods have packages and kernels of their own, which fail in ways of their own
@@ -141,11 +141,12 @@ def load_model(
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: cannot be loaded as a {kind}: {error}") from error
     other_shapes = {name: (tuple(held), tuple(wanted)) for name, held, wanted in report["mismatched_keys"]}
-    missing = sorted({*report["missing_keys"], *(name for name in other_shapes if name.startswith(HEAD_PREFIXES))})
+    head_prefixes = family.label_head_prefixes
+    missing = sorted({*report["missing_keys"], *(name for name in other_shapes if name.startswith(head_prefixes))})
     _refuse_other_shapes(path, {name: shape for name, shape in other_shapes.items() if name not in missing})
     if share is None and quantisation is None:  # else names of other blocks, and of how weights are packed, are left
         _refuse_unused(path, config.model_type, report["unexpected_keys"])
-    of_head = [name for name in missing if name.startswith(HEAD_PREFIXES)]
+    of_head = [name for name in missing if name.startswith(head_prefixes)]
     body = [name for name in missing if name not in of_head]
     if body:
         raise CheckpointError(
@@ -171,17 +172,18 @@ def _train_every_row(model: nn.Module) -> None:
             module.padding_idx = None
 
 
-def _leave_out_head(path: Path, head: Mapping[str, Any] | None) -> dict[str, str] | None:
+def _leave_out_head(path: Path, head: Mapping[str, Any] | None, family: Family) -> dict[str, str] | None:
     """Names for what is in the files of a head for other labels, under which it is not found: it starts anew.
 
     (transformers would see the other shapes itself, but not where ZeRO-3 shards the weights.)
     """
     if head is None or "id2label" not in head:
         return None
-    rows = classifier_rows({name: tensor.shape for name, tensor in read_tensors(path).items()})
+    rows = classifier_rows({name: tensor.shape for name, tensor in read_tensors(path).items()}, family)
     if rows in (None, len(head["id2label"])):
         return None
-    return {rf"^{re.escape(prefix)}": f"of_other_labels.{prefix}" for prefix in CLASSIFIERS}
+    prefix = f"{family.label_head_path}."
+    return {rf"^{re.escape(prefix)}": f"of_other_labels.{prefix}"}
 
 
 def _refuse_other_shapes(path: Path, shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
@@ -196,7 +198,9 @@ def _refuse_other_shapes(path: Path, shapes: Mapping[str, tuple[tuple[int, ...],
 
 def _refuse_unused(path: Path, model_type: str, names: Iterable[str]) -> None:
     """Weights of blocks that this type of model has no place for: whoever trained them computed something else."""
-    unused = sorted(name for name in names if BLOCK.search(name) and not name.endswith(BUFFERS))
+    family = family_of(model_type)
+    of_blocks = (name for name in names if family.block_number(name) is not None)
+    unused = sorted(name for name in of_blocks if not name.endswith(family.buffers))
     if unused:
         raise CheckpointError(
             f"{path}: {len(unused)} weights in the files are of no use to a {model_type} ({unused[0]}, ...), and "

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ted_ds.errors import CheckpointError
-from ted_ds.models.config_agreement import BLOCK, Shape
+from ted_ds.models.config_agreement import Shape
+from ted_ds.models.family import Family
 
 PACKAGES: Mapping[str, Mapping[str, str]] = {
     "aqlm": {"aqlm": "aqlm[cpu,gpu]"},
@@ -148,7 +149,7 @@ def read_quantisation(config: Mapping[str, Any]) -> Quantisation | None:
 
 
 def unpack(
-    tensors: Mapping[str, Stored], quantisation: Quantisation | None
+    tensors: Mapping[str, Stored], quantisation: Quantisation | None, family: Family
 ) -> tuple[dict[str, Shape], Packed, tuple[str, ...]]:
     """What the tensors of a model's files stand for.
 
@@ -181,7 +182,7 @@ def unpack(
             num_bytes += _bytes(tensor)
         else:
             shapes[name] = tensor.shape
-    outside = tuple(sorted(name for name in packed if BLOCK.search(name) is None))
+    outside = tuple(sorted(name for name in packed if family.block_number(name) is None))
     is_packed_here = quantisation.method not in DEQUANTISED
     return shapes, Packed(numbers, num_bytes) if is_packed_here else NOTHING_PACKED, outside
 

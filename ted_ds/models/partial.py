@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ted_ds.models.families import Family
+from ted_ds.models.family import Family
+from ted_ds.models.parts import blocks_of, has_part, put_part
 from ted_ds.models.share import Share
 
 
@@ -82,31 +83,21 @@ def keep_share(model: PreTrainedModel, family: Family, share: Share) -> Arrival 
             if child is not body:
                 setattr(model, name, nn.Identity())
         for path in family.behind_blocks:
-            if _has(model, path):
-                _put(model, path, nn.Identity())
+            if has_part(model, path):
+                put_part(model, path, nn.Identity())
     arrival = None if share.has_embeddings else Arrival()
     if arrival is not None:
-        _put(model, family.arrival_path, arrival)
+        put_part(model, family.arrival_path, arrival)
         for path, kind in family.before_blocks.items():
-            _put(model, path, Nothing() if kind == "added" else nn.Identity())
+            put_part(model, path, Nothing() if kind == "added" else nn.Identity())
     has_first_block = share.start == 0 < share.stop
-    if not has_first_block and family.behind_first_block is not None and _has(model, family.behind_first_block):
-        _put(model, family.behind_first_block, None)
+    if not has_first_block and family.behind_first_block is not None and has_part(model, family.behind_first_block):
+        put_part(model, family.behind_first_block, None)
     return arrival
 
 
 def _leave_out_blocks(model: PreTrainedModel, family: Family, share: Share) -> None:
-    blocks = family.blocks(model)
+    blocks = blocks_of(model, family)
     for index in range(len(blocks)):
         if not share.start <= index < share.stop:
             blocks[index] = AbsentBlock(returns_tuple=family.blocks_return_tuples)
-
-
-def _has(model: nn.Module, path: str) -> bool:
-    parent, _, name = path.rpartition(".")
-    return isinstance(getattr(model.get_submodule(parent), name, None), nn.Module)
-
-
-def _put(model: nn.Module, path: str, module: nn.Module | None) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, module)

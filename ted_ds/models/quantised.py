@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ted_ds.errors import ConfigError
-from ted_ds.models.families import Family
+from ted_ds.models.family import Family
+from ted_ds.models.parts import blocks_of
 
 OLDEST = Version("0.18")
 """Version of torchao."""
@@ -59,7 +60,7 @@ def quantise_blocks(model: PreTrainedModel, family: Family, device: torch.device
     torchao = _torchao()
     # it would change settings of the compiler for the student, too
     config = torchao.Int8WeightOnlyConfig(set_inductor_config=False)
-    for block in family.blocks(model):
+    for block in blocks_of(model, family):
         block.requires_grad_(False).to(device)
         _as_linear(block)
         torchao.quantize_(block, config)

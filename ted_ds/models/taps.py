@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ted_ds.models.families import Family
+from ted_ds.models.family import Family
 from ted_ds.models.joined_rows import Rows
 from ted_ds.models.partial import Arrival, keep_share
+from ted_ds.models.parts import blocks_of, embeddings_of, layers_of_blocks, lm_head_of, put_part
 from ted_ds.models.positions import choose_by_text, positions_in_row
 from ted_ds.models.predictions import DensePredictions, Predictions, VocabularyHead, VocabularyPredictions
 from ted_ds.models.share import Share
@@ -58,7 +59,7 @@ class TappedModel(nn.Module):
             pooled: Whether a head of its own, which is no LM head, says one thing of a text, or some of each token.
         """
         super().__init__()
-        self.share = share or Share.whole(len(family.blocks(model)))
+        self.share = share or Share.whole(len(blocks_of(model, family)))
         first_names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._arrival: Arrival | None = keep_share(model, family, self.share)
         self.aliases = {
@@ -106,12 +107,11 @@ class TappedModel(nn.Module):
         Those of a text not by the forward of transformers' own decoders: that finds the last token by its id alone,
         whether it is padding or not, and reads none of several rows where there is no padding id.
         """
-        path = self._family.label_head_path
-        if path is None or not self._pooled:
+        if self.pooled_token == "first" or not self._pooled:
             return self.model(**arguments).logits
         hidden = self.model.base_model(**arguments).last_hidden_state
         unread = None if self.unread_id is None else arguments["input_ids"] == self.unread_id
-        logits = self.model.get_submodule(path)(hidden)
+        logits = self.model.get_submodule(self._family.label_head_path)(hidden)
         return pool(logits, _attention_mask(arguments), how=self.pooled_token, unread=unread)
 
     def named_layers(self) -> dict[str, nn.Module]:
@@ -123,8 +123,8 @@ class TappedModel(nn.Module):
 
     def _modules_of_layers(self) -> dict[int, nn.Module]:
         """What puts out each layer's state here; the arriving one is put out by what stands for the embeddings."""
-        layers = self._family.layers_of_blocks(self.model)[self.share.start : self.share.stop]
-        return dict(enumerate([self._family.embed(self.model), *layers], start=self.share.start))
+        layers = layers_of_blocks(self.model, self._family)[self.share.start : self.share.stop]
+        return dict(enumerate([embeddings_of(self.model, self._family), *layers], start=self.share.start))
 
     def arrive(self, state: Tensor) -> None:
         """Take the state of layer ``share.start``, ``[batch, seq, hidden]``, for the next forward pass."""
@@ -146,7 +146,7 @@ class TappedModel(nn.Module):
         """
         if not self.share.is_whole:
             return []
-        blocks = self._family.blocks(self.model)
+        blocks = blocks_of(self.model, self._family)
         kept = max(self.layers)
         dropped = list(blocks[kept:])
         del blocks[kept:]
@@ -161,15 +161,14 @@ class TappedModel(nn.Module):
         return dropped
 
     def _install_lm_head(self) -> None:
-        head = self._family.head(self.model)
+        head = lm_head_of(self.model, self._family)
         assert isinstance(head, nn.Linear), f"the LM head of a {self.model.config.model_type} is no linear layer"
         self._put_lm_head(VocabularyHead.of(head))
 
     def _put_lm_head(self, head: nn.Module) -> None:
         path = self._family.lm_head_path
         assert path is not None
-        parent, _, name = path.rpartition(".")
-        setattr(self.model.get_submodule(parent), name, head)
+        put_part(self.model, path, head)
 
     def _tap(self, layer: int) -> Callable[[nn.Module, Any, Any], None]:
         places = [place for place, other in enumerate(self.layers) if other == layer and place in self._places]
@@ -230,7 +229,7 @@ class TappedModel(nn.Module):
                 hidden = self._rows.part(self.model.base_model(**arguments).last_hidden_state)
                 self._leaving = None if self.share.has_output else hidden
                 if with_predictions:
-                    head: Any = self._family.head(self.model)
+                    head: Any = lm_head_of(self.model, self._family)
                     predictions = VocabularyPredictions(hidden, head)
             states: Any = ()
             if on_state is None:

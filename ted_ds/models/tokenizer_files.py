@@ -14,6 +14,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from ted_ds.errors import CheckpointError, ConfigError
+from ted_ds.models.families import FAMILY_OF
 from ted_ds.models.file_kinds import TEMPLATES_FOLDER
 from ted_ds.models.folder import CONFIG_FILE
 from ted_ds.models.model_file import refuse_pointer, refuse_shared_ids
@@ -79,16 +80,6 @@ CLASS_ROLES: Mapping[str, Mapping[str, str]] = {
 """Tokens that transformers' classes have where the files name none for the role."""
 AS_FILES_SAY = (*CLASS_ROLES, "PreTrainedTokenizer", "TokenizersBackend")
 """Classes known to put around a text what ``tokenizer.json`` says; others may make that step anew."""
-CLASS_OF_TYPE = {
-    "gpt2": "GPT2Tokenizer",
-    "qwen2": "Qwen2Tokenizer",
-    "qwen3": "Qwen2Tokenizer",
-    "bert": "BertTokenizer",
-    "deberta-v2": "DebertaV2Tokenizer",
-}
-"""The class of a model type, where the tokenizer's files name none."""
-CLASS_BY_TYPE_ALONE = ("qwen2",)
-"""Types whose files' class transformers does not believe."""
 
 
 def refuse_no_vocabulary(folder: Path) -> None:
@@ -267,10 +258,10 @@ def _as_added(token: Any, *, where: Path) -> AddedToken:
 def _class_name(folder: Path, settings: Mapping[str, Any], backend: Tokenizer) -> str | None:
     """The class of transformers that will load the tokenizer, as far as it has tokens of its own."""
     config = read_object(folder / CONFIG_FILE)
-    model_type = config.get("model_type")
+    family = FAMILY_OF.get(str(config.get("model_type")))
     declared = settings.get("tokenizer_class") or config.get("tokenizer_class")
-    if declared is None or model_type in CLASS_BY_TYPE_ALONE:
-        return CLASS_OF_TYPE.get(str(model_type))
+    if declared is None or (family is not None and not family.believes_tokenizer_files):
+        return None if family is None else family.tokenizer_class
     name = str(declared).removesuffix("Fast")
     if name == "LlamaTokenizer" and "ByteLevel" in str(backend.pre_tokenizer):
         return None  # one of its kind by name alone, which transformers sees

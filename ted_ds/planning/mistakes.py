@@ -10,18 +10,18 @@ from typing import Any, TypeVar
 from ted_ds.config.deepspeed import filled, inspect_deepspeed_json, remarks
 from ted_ds.config.deepspeed_keys import offload_device, zero_stage
 from ted_ds.config.schema import Recipe
+from ted_ds.config.tracking import refuse_missing_packages
 from ted_ds.config.wandb import refuse_missing_account, wandb_mode
 from ted_ds.data.first_rows import FirstRows, first_rows
 from ted_ds.data.samples import Rows
 from ted_ds.data.sources import is_remote, locate, names_hub
 from ted_ds.errors import TedError
 from ted_ds.launching.starters import Told
+from ted_ds.models.families import CAUSAL_LM_TYPES
 from ted_ds.models.files import ModelFacts
-from ted_ds.models.folder import CAUSAL_LM_TYPES
 from ted_ds.models.rope_rules import KNOWN_RULES
 
 Result = TypeVar("Result")
-EAGER_ATTENTION_TYPES = ("deberta-v2",)
 
 
 class Mistakes:
@@ -73,11 +73,15 @@ def check_deepspeed(recipe: Recipe, num_ranks: int, mistakes: Mistakes) -> tuple
 
 
 def check_tracking(recipe: Recipe, mistakes: Mistakes) -> None:
-    """Whether W&B can do what the recipe and the environment want of it."""
+    """Whether those who take numbers can do what the recipe and the environment want of them."""
+    speaks = Told.by(os.environ).rank == 0  # alone
+    if speaks:
+        mistakes.attempt("", lambda: refuse_missing_packages(recipe.tracking))
     wanted = recipe.tracking.wandb
-    known = mistakes.attempt("", lambda: wandb_mode(wanted, os.environ))
-    if known is not None and Told.by(os.environ).rank == 0:  # which alone speaks to W&B
-        mistakes.attempt("", lambda: refuse_missing_account(wanted, os.environ))
+    if "wandb" in recipe.tracking.backends:
+        known = mistakes.attempt("", lambda: wandb_mode(wanted, os.environ))
+        if known is not None and speaks:
+            mistakes.attempt("", lambda: refuse_missing_account(wanted, os.environ))
 
 
 def check_data(recipe: Recipe, rows: Rows, mistakes: Mistakes) -> dict[str, FirstRows]:
@@ -135,9 +139,9 @@ def check_model(recipe: Recipe, facts: ModelFacts, where: str, mistakes: Mistake
 
 
 def _model_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
-    if recipe.task.has_lm_head and facts.model_type not in CAUSAL_LM_TYPES:
+    if recipe.task.has_lm_head and facts.family.lm_head_path is None:
         yield f"a {facts.model_type} is no causal LM; use one of {', '.join(CAUSAL_LM_TYPES)}"
-    if recipe.attention in ("sdpa", "flash") and facts.model_type in EAGER_ATTENTION_TYPES:
+    if recipe.attention not in ("auto", *facts.family.attention):
         yield f"a {facts.model_type} has no {recipe.attention} attention; use attention: auto"
     key = recipe.task.length_key
     multiple = recipe.data.padding.multiple_of
@@ -154,5 +158,5 @@ def _model_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
                 f"its config.json has rope_type {rule!r}, a rule for positions that is not known here; known are "
                 f"{', '.join(KNOWN_RULES)}"
             )
-    if recipe.data.padding.side == "left" and facts.model_type not in CAUSAL_LM_TYPES:
+    if recipe.data.padding.side == "left" and facts.family.pooled_token == "first":
         yield f"data.padding.side is left, but a {facts.model_type} reads its first token; use right"

@@ -18,7 +18,6 @@ from ted_ds.planning.memory import (
     on_device,
     trained_bytes,
 )
-from ted_ds.planning.mistakes import EAGER_ATTENTION_TYPES
 from ted_ds.planning.phase import DISTILL, Phase, phases_of, training_of
 from ted_ds.planning.plan import Plan
 
@@ -221,4 +220,4 @@ def _activations(recipe: Recipe, training: PhasePlan, facts: ModelFacts) -> int:
 
 def keeps_scores(recipe: Recipe, facts: ModelFacts) -> bool:
     """Whether a model's attention keeps its scores for the backward pass."""
-    return recipe.attention == "eager" or facts.model_type in EAGER_ATTENTION_TYPES
+    return recipe.attention == "eager" or facts.family.attention == ("eager",)

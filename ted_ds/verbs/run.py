@@ -14,7 +14,9 @@ from ted_ds.errors import ConfigError, StoppedOnRequest
 from ted_ds.output.run_folder import begin_run, mark_stopped
 from ted_ds.output.run_folders import RunFolders
 from ted_ds.output.screen import Screen
-from ted_ds.output.tracking import METRICS_FILE, Tracker
+from ted_ds.output.trackers.backend import TrackedRun
+from ted_ds.output.trackers.jsonl_backend import METRICS_FILE
+from ted_ds.output.tracking import Tracker, backends_of
 from ted_ds.phases.chain import Chain
 from ted_ds.phases.evaluate import read_results, results_file
 from ted_ds.planning.phase import EXPORT, Phase
@@ -92,14 +94,14 @@ def _open_output(recipe: Recipe, world: World, assembly: Assembly) -> None:
     with world.together():
         if world.is_main:
             with shielded():
-                assembly.tracker = Tracker(
+                tracked = TrackedRun(
                     recipe.output_dir,
                     run_id=assembly.run.run_id,
                     name=recipe.name,
                     project=recipe.tracking.project,
-                    mode=recipe.tracking.wandb,
                     config=without_secrets(recipe.model_dump(mode="json")),
                 )
+                assembly.tracker = Tracker(tracked, backends_of(recipe.tracking))
             begin_run(recipe.output_dir, assembly.run)
             assembly.ledger = Ledger(recipe.output_dir)
             assembly.ledger.add(assembly.data.bad_records)
@@ -133,5 +135,6 @@ def _show_results(screen: Screen, recipe: Recipe, folders: RunFolders, tracker: 
     screen.say(f"evaluation  {results_file(folders)}")
     screen.say(f"metrics     {output / METRICS_FILE}")
     if tracker is not None:
-        screen.say(f"W&B         {tracker.mode}, {output / 'wandb'}")
+        for title, place in tracker.places():
+            screen.say(f"{title:11} {place}")
         tracker.summarise({f"{name.replace(' ', '_')}/{metric}": values[metric] for name, values in results.items()})

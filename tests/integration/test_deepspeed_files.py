@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ted_ds.output.tracking import METRICS_FILE
+from ted_ds.output.trackers.jsonl_backend import METRICS_FILE
 from tests.integration.launching import forked_ranks
 from tests.tiny import write_run
 from tests.unit.config.test_published_configs import PUBLISHED

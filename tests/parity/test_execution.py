@@ -12,6 +12,7 @@ from ted_ds.errors import CheckpointError, ConfigError
 from ted_ds.models.execution import checkpoint_activations, compile_blocks
 from ted_ds.models.families import family_of
 from ted_ds.models.loading import load_model
+from ted_ds.models.parts import blocks_of
 from ted_ds.models.student import FilteredModel
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank
@@ -44,7 +45,7 @@ def loss_and_gradients(folder, model_type, *, attention="auto", recompute=False,
     teacher = FrozenModel(TappedModel(model, family, [2, 4]), device=torch.device("cpu"), engine_config=None)
     model, family = load(folder / "student", model_type, attention)
     ran, tapped = [], []
-    for block in family.blocks(model):
+    for block in blocks_of(model, family):
         next(block.children()).register_forward_hook(lambda *_: ran.append(1))
         block.register_forward_hook(lambda *_: tapped.append(1))
     if compiled:

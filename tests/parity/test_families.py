@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from ted_ds.models.execution import checkpoint_activations
-from ted_ds.models.families import FAMILY_OF, family_of
+from ted_ds.models.families import CAUSAL_LM_TYPES, KNOWN_TYPES, family_of
 from ted_ds.models.files import read_model_facts
-from ted_ds.models.folder import CAUSAL_LM_TYPES, KNOWN_TYPES
 from ted_ds.models.heads import lm_probes, load_lm_output
 from ted_ds.models.loading import load_model
+from ted_ds.models.parts import blocks_of, embeddings_of, final_norm_of, lm_head_of
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank
 from tests.plain import logits_of, probe_logits
@@ -63,7 +63,7 @@ def test_taps_are_the_hidden_states_and_leave_the_logits_alone(tmp_path, model_t
         hidden = [*plain.hidden_states]
         for layer, state in zip(layers, states, strict=True):
             # transformers' last hidden state comes after the final norm, a tap before it
-            state = family.final_norm(model)(state) if layer == NUM_BLOCKS else state
+            state = final_norm_of(model, family)(state) if layer == NUM_BLOCKS else state
             torch.testing.assert_close(state, hidden[layer], rtol=0, atol=0)
 
 
@@ -73,7 +73,9 @@ def test_head_of_the_final_norm_of_the_last_block_is_the_logits(tmp_path, model_
     family = family_of(model_type)
     with torch.no_grad():
         logits, (last,) = TappedModel(model, family, [NUM_BLOCKS])(batch())
-        torch.testing.assert_close(family.head(model)(family.final_norm(model)(last)), logits, rtol=0, atol=0)
+        torch.testing.assert_close(
+            lm_head_of(model, family)(final_norm_of(model, family)(last)), logits, rtol=0, atol=0
+        )
 
 
 @pytest.mark.parametrize("model_type", CAUSAL_LM_TYPES)
@@ -103,8 +105,8 @@ def test_embeddings_then_blocks_are_what_the_model_runs(tmp_path, model_type):
     model = load(tmp_path, model_type, classify=True)
     family = family_of(model_type)
     called = []
-    family.embed(model).register_forward_hook(lambda *_: called.append("embed"))
-    for index, block in enumerate(family.blocks(model)):
+    embeddings_of(model, family).register_forward_hook(lambda *_: called.append("embed"))
+    for index, block in enumerate(blocks_of(model, family)):
         block.register_forward_hook(lambda *_, index=index: called.append(index))
     with torch.no_grad():
         model(**batch())
@@ -141,7 +143,7 @@ def test_a_tap_fires_once_and_gives_right_gradients_under_activation_checkpointi
             checkpoint_activations(model)
         tapped = TappedModel(model.train(), family_of(model_type), [2])
         fired = []
-        family_of(model_type).blocks(model)[1].register_forward_hook(lambda *_, fired=fired: fired.append(1))
+        blocks_of(model, family_of(model_type))[1].register_forward_hook(lambda *_, fired=fired: fired.append(1))
         logits, (state,) = tapped(batch())
         (logits.square().sum() + state.square().sum()).backward()
         assert len(fired) == 1
@@ -182,16 +184,11 @@ def test_the_frozen_head_trains_nothing_of_the_model(tmp_path):
     assert all(name.startswith("bank.") or ".to_hidden." in name for name in trainable)
 
 
-def test_the_plan_and_the_families_know_the_same_model_types():
-    assert set(KNOWN_TYPES) == set(FAMILY_OF)
-    assert set(CAUSAL_LM_TYPES) == {name for name, family in FAMILY_OF.items() if family.lm_head_path}
-
-
 @pytest.mark.parametrize("model_type", KNOWN_TYPES)
 def test_facts_read_without_torch_are_those_of_the_loaded_model(tmp_path, model_type):
     model = load(tmp_path, model_type, classify=True)
     facts = read_model_facts(tmp_path)
-    assert facts.num_blocks == len(family_of(model_type).blocks(model))
+    assert facts.num_blocks == len(blocks_of(model, family_of(model_type)))
     assert facts.hidden_size == model.config.hidden_size
     assert facts.vocab_size == model.config.vocab_size
     assert facts.labels == LABELS

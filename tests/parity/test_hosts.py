@@ -13,6 +13,7 @@ from ted_ds.errors import ConfigError
 from ted_ds.models import quantised
 from ted_ds.models.families import family_of
 from ted_ds.models.loading import load_model
+from ted_ds.models.parts import blocks_of
 from ted_ds.models.quantised import quantise_blocks, stored_bytes
 from ted_ds.models.taps import TappedModel
 from ted_ds.runtime.frozen import FrozenModel
@@ -56,7 +57,7 @@ def test_a_quantised_model_predicts_nearly_the_same_in_less_memory(tmp_path, tor
     write_model(tmp_path, model_type, blocks=4, hidden=64, labels=labels)
     plain = logits_and_states(load(tmp_path, kind), family, kind)
     model = load(tmp_path, kind)
-    matrices = [p for p in family.blocks(model).parameters() if p.dim() == 2]
+    matrices = [p for p in blocks_of(model, family).parameters() if p.dim() == 2]
     num_in_matrices, before = sum(p.numel() for p in matrices), bytes_held(model)
     num_rows = sum(len(p.t() if model_type == "gpt2" else p) for p in matrices)
     quantise_blocks(model, family, CPU)

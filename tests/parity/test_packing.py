@@ -15,8 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from ted_ds.data.loader import Batch, Collator
 from ted_ds.data.packing import pack
 from ted_ds.data.samples import Sample
-from ted_ds.models.families import family_of
-from ted_ds.models.folder import CAUSAL_LM_TYPES
+from ted_ds.models.families import CAUSAL_LM_TYPES, family_of
 from ted_ds.models.heads import classification_probes
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank

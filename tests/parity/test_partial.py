@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ted_ds.errors import CheckpointError
-from ted_ds.models.families import family_of
-from ted_ds.models.folder import CAUSAL_LM_TYPES, KNOWN_TYPES
+from ted_ds.models.families import CAUSAL_LM_TYPES, KNOWN_TYPES, family_of
 from ted_ds.models.loading import load_model
+from ted_ds.models.parts import blocks_of
 from ted_ds.models.predictions import LossWeights
 from ted_ds.models.share import Share
 from ted_ds.models.taps import TappedModel
@@ -116,7 +116,7 @@ def test_blocks_of_other_stages_are_not_read(tmp_path, model_type):
     share = Share(0, 2, has_embeddings=True, has_output=False)
     part = load_share(share)
     assert type(part) is type(whole)
-    assert sum("absent" in type(block).__name__.lower() for block in family.blocks(part)) == NUM_BLOCKS - 2
+    assert sum("absent" in type(block).__name__.lower() for block in blocks_of(part, family)) == NUM_BLOCKS - 2
     for name, parameter in part.named_parameters():
         torch.testing.assert_close(parameter, whole.get_parameter(name), rtol=0, atol=0)
     with pytest.raises(CheckpointError, match=r"1 weights are missing from the files"):

@@ -22,6 +22,7 @@ from ted_ds.models.companions import Origins
 from ted_ds.models.cut_config import config_of_blocks, refuse_other_blocks
 from ted_ds.models.cutting import cut
 from ted_ds.models.families import family_of
+from ted_ds.models.parts import blocks_of
 from tests.tiny import LABELS, write_model
 
 BLOCKS = [0, 2, 3]
@@ -207,7 +208,7 @@ BY_NUMBER: list[tuple[str, dict[str, Any], list[int]]] = [
 def outputs_of_blocks(model: PreTrainedModel, given: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
     """What some blocks put out, as the model runs them, where they are given another state than they would have."""
     found: dict[int, torch.Tensor] = {}
-    blocks = family_of(model.config.model_type).blocks(model)
+    blocks = blocks_of(model, family_of(model.config.model_type))
     for number, state in given.items():
         blocks[number].register_forward_pre_hook(lambda _, rest, state=state: (state, *rest[1:]))
 

@@ -17,8 +17,8 @@ from transformers import AutoConfig
 
 from ted_ds.errors import CheckpointError, ConfigError
 from ted_ds.models import loading
+from ted_ds.models.families import KNOWN_TYPES
 from ted_ds.models.files import read_model_facts, weight_files
-from ted_ds.models.folder import KNOWN_TYPES
 from ted_ds.planning.plan import local_model
 from tests.tiny import write_model
 

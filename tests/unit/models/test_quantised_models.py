@@ -17,6 +17,7 @@ from ted_ds.config.load import load_recipe
 from ted_ds.config.schema import Recipe
 from ted_ds.errors import CheckpointError, ConfigError
 from ted_ds.models import packed
+from ted_ds.models.families import family_of
 from ted_ds.models.files import read_model_facts
 from ted_ds.models.packed import Stored, read_quantisation, unpack
 from ted_ds.planning.hosting import describe_memory
@@ -103,7 +104,7 @@ def test_memory_is_that_of_the_files_where_weights_stay_packed(plain: Path, tmp_
 )
 def test_each_layout_is_unpacked(tensors: dict[str, Stored], bits: int | None, numbers: int) -> None:
     bias = {"m.bias": Stored((32,), "F32"), "n.weight": Stored((7, 3), "F32")}
-    shapes, found, outside = unpack({**tensors, **bias}, packed.Quantisation("gptq", bits))
+    shapes, found, outside = unpack({**tensors, **bias}, packed.Quantisation("gptq", bits), family_of("llama"))
     (name, *_) = tensors
     assert found.numbers == numbers
     assert shapes.keys() == {name, "m.bias", "n.weight"}

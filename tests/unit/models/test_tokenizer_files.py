@@ -18,9 +18,10 @@ from ted_ds.data.document_ends import added_around, choose_start, ends_of, own_e
 from ted_ds.data.tokenizer_comparison import differences
 from ted_ds.data.tokenizers import ends_when_loaded, traits_of
 from ted_ds.errors import CheckpointError, ConfigError, TedError
+from ted_ds.models.families import FAMILY_OF
 from ted_ds.models.files import read_model_facts
 from ted_ds.models.loading import load_tokenizer
-from ted_ds.models.tokenizer_files import CLASS_OF_TYPE, CLASS_ROLES, tokenizer_of_files
+from ted_ds.models.tokenizer_files import CLASS_ROLES, tokenizer_of_files
 from ted_ds.models.tokenizer_traits import TokenizerTraits
 from ted_ds.planning.tokenizer_contracts import refuse_ids_outside, refuse_useless_tokenizer
 from tests.tiny import VOCAB_SIZE, write_model
@@ -151,10 +152,9 @@ def test_the_defaults_of_the_classes_are_those_of_transformers(name: str) -> Non
 def test_the_classes_of_the_types_are_those_of_transformers() -> None:
     from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
-    for model_type in ("llama", "mistral", "qwen2", "qwen3", "gpt2", "bert", "deberta-v2"):
+    for model_type, family in FAMILY_OF.items():
         name = str(TOKENIZER_MAPPING_NAMES.get(model_type)).removesuffix("Fast")
-        assert CLASS_OF_TYPE.get(model_type, name) == name
-        assert (model_type in CLASS_OF_TYPE) == (name in CLASS_ROLES)
+        assert family.tokenizer_class == (name if name in CLASS_ROLES else None)
 
 
 # --- ids without an embedding -----------------------------------------------------------------------------------------

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from ted_ds.errors import ConfigError
-from ted_ds.output.tracking import METRICS_FILE, START_TIMEOUT_S, Tracker
+from ted_ds.output.trackers.backend import Backend, TrackedRun
+from ted_ds.output.trackers.jsonl_backend import METRICS_FILE
+from ted_ds.output.trackers.wandb_backend import START_TIMEOUT_S, WandbBackend
+from ted_ds.output.tracking import Tracker
 
 pytestmark = pytest.mark.lengthy
 
@@ -18,12 +21,13 @@ def lines_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
 
 
-def opened(folder: Path, mode: str) -> Tracker:
-    return Tracker(folder, run_id="0123abcd", name="tiny", project="ted_ds_tests", mode=mode, config={"seed": 1})
+def opened(folder: Path, *backends: Backend) -> Tracker:
+    run = TrackedRun(folder, run_id="0123abcd", name="tiny", project="ted_ds_tests", config={"seed": 1})
+    return Tracker(run, backends)
 
 
 def test_each_record_is_a_json_line_with_time_phase_and_step(tmp_path: Path) -> None:
-    tracker = opened(tmp_path / "run", "disabled")
+    tracker = opened(tmp_path / "run")
     before = time.time()
     tracker.log("distill", 5, {"loss/total": 1.25, "train/tokens": 64})
     tracker.log("evaluate", 0, {"student_after/loss": 2.0})
@@ -36,7 +40,7 @@ def test_each_record_is_a_json_line_with_time_phase_and_step(tmp_path: Path) -> 
 
 def test_a_run_that_continues_adds_to_its_file(tmp_path: Path) -> None:
     for step in (1, 2):
-        tracker = opened(tmp_path, "disabled")
+        tracker = opened(tmp_path)
         tracker.log("distill", step, {"loss/total": 1.0})
         tracker.close()
     assert [line["step"] for line in lines_of(tmp_path)] == [1, 2]
@@ -45,12 +49,12 @@ def test_a_run_that_continues_adds_to_its_file(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"output_dir: .*file: cannot be written: "):
-        opened(tmp_path / "file", "disabled")
+        opened(tmp_path / "file")
 
 
 def test_an_offline_run_is_really_written(tmp_path: Path) -> None:
-    tracker = opened(tmp_path, "offline")
-    assert tracker.mode == "offline"
+    tracker = opened(tmp_path, WandbBackend("offline"))
+    assert [*tracker.places()] == [("W&B", f"offline, {tmp_path / 'wandb'}")]
     tracker.log("distill", 1, {"loss/total": 1.0})
     tracker.summarise({"student_after/perplexity": 9.5})
     tracker.close()
@@ -65,7 +69,7 @@ def test_an_offline_run_is_really_written(tmp_path: Path) -> None:
 
 
 def test_what_comes_again_is_forgotten_and_a_half_written_line_too(tmp_path: Path) -> None:
-    tracker = opened(tmp_path, "disabled")
+    tracker = opened(tmp_path)
     tracker.log("finetune", 9, {"loss/total": 1.0})
     for step in (1, 2, 3):
         tracker.log("distill", step, {"loss/total": 1.0})
@@ -73,7 +77,7 @@ def test_what_comes_again_is_forgotten_and_a_half_written_line_too(tmp_path: Pat
     tracker.close()
     with (tmp_path / METRICS_FILE).open("a") as file:
         file.write('{"phase": "dist')
-    tracker = opened(tmp_path, "disabled")
+    tracker = opened(tmp_path)
     tracker.rewind("distill", 2, 1)  # the score after step 2 was not yet known when the state was saved
     tracker.log("distill", 3, {"loss/total": 2.0})
     tracker.close()
@@ -84,7 +88,7 @@ def test_what_comes_again_is_forgotten_and_a_half_written_line_too(tmp_path: Pat
 
 def test_a_full_disk_is_said_once_and_not_again_as_the_file_is_closed(tmp_path: Path) -> None:
     (tmp_path / METRICS_FILE).symlink_to("/dev/full")
-    tracker = opened(tmp_path, "disabled")
+    tracker = opened(tmp_path)
     with pytest.raises(OSError, match="No space left"):
         tracker.log("distill", 1, {"loss/total": 1.0})
     tracker.close()
@@ -93,12 +97,13 @@ def test_a_full_disk_is_said_once_and_not_again_as_the_file_is_closed(tmp_path: 
 def test_a_service_that_breaks_is_said_once_and_the_file_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tracker = opened(tmp_path, "offline")
+    backend = WandbBackend("offline")
+    tracker = opened(tmp_path, backend)
 
     def broken(_values: object) -> None:
         raise ConnectionResetError("Connection lost")
 
-    monkeypatch.setattr(tracker._wandb, "log", broken)
+    monkeypatch.setattr(backend._wandb, "log", broken)
     for step in (1, 2):
         tracker.log("distill", step, {"loss/total": 1.0})
     tracker.close()
@@ -122,13 +127,13 @@ def test_a_service_that_does_not_start_leaves_an_offline_run(
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_API_KEY", key)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr("ted_ds.output.tracking.START_TIMEOUT_S", 2.0)
+    monkeypatch.setattr("ted_ds.output.trackers.wandb_backend.START_TIMEOUT_S", 2.0)
     started = time.monotonic()
-    tracker = opened(tmp_path, "online")
+    tracker = opened(tmp_path, WandbBackend("online"))
     assert time.monotonic() - started < START_TIMEOUT_S
     tracker.log("distill", 1, {"loss/total": 1.0})
     tracker.close()
-    assert tracker.mode == "offline"
+    assert [*tracker.places()] == [("W&B", f"offline, {tmp_path / 'wandb'}")]
     assert [*(tmp_path / "wandb").glob("offline-run-*")]  # to be synced later
     assert [line["step"] for line in lines_of(tmp_path)] == [1]
     said = capsys.readouterr().err

@@ -1,0 +1,65 @@
+"""The recipe's section on where numbers go, and what its words need installed."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from ted_ds.config.section import Section, rule
+from ted_ds.config.wandb import refuse_bad_project
+from ted_ds.errors import raise_all
+
+BackendName = Literal["wandb", "tensorboard", "trackio"]
+EXTRAS: Mapping[str, str] = {"tensorboard": "tensorboard", "trackio": "trackio"}
+"""The package that a backend needs beside those of ted_ds itself, which is also the extra that installs it."""
+
+
+class Tracking(Section):
+    """Where numbers go. A JSONL of them is always written."""
+
+    to: list[BackendName] | None = None
+    """Where else; null: to W&B, as ``wandb`` says. An empty list: nowhere else."""
+    project: Annotated[str, AfterValidator(refuse_bad_project)] = "ted_ds"
+    """Of W&B and Trackio."""
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """``auto``: as ``$WANDB_DISABLED`` and ``$WANDB_MODE`` say, else online with an account and offline without one."""
+    log_every_steps: int = Field(default=10, gt=0)
+
+    @property
+    def backends(self) -> tuple[BackendName, ...]:
+        """Where numbers go beside the JSONL."""
+        return ("wandb",) if self.to is None else tuple(self.to)
+
+    @rule
+    def _backends_agree(self) -> Iterator[str]:
+        twice = sorted({name for name in self.backends if self.backends.count(name) > 1})
+        if twice:
+            yield f"tracking.to: names {' and '.join(twice)} more than once; name each once"
+        given = f"[{', '.join(self.backends)}]"
+        if "wandb" not in self.backends and self.wandb in ("online", "offline"):
+            yield f"tracking.wandb: {self.wandb}, but tracking.to is {given}: add wandb to it, or remove tracking.wandb"
+        if self.to is not None and "wandb" in self.to and self.wandb == "disabled":
+            yield f"tracking.to: {given}, but tracking.wandb is disabled: change one of them"
+
+
+def refuse_missing_packages(tracking: Tracking) -> None:
+    """Make sure that what the backends need is installed.
+
+    Raises:
+        ConfigError: Some of it is not; lists all.
+    """
+    missing = [name for name in tracking.backends if name in EXTRAS and not _is_installed(EXTRAS[name])]
+    raise_all(
+        [
+            f"tracking.to: {name} needs the package {EXTRAS[name]}, which is not installed here: pip install "
+            f"'ted_ds[{EXTRAS[name]}]'; or take {name} off the list"
+            for name in missing
+        ]
+    )
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None

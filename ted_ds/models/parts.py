@@ -1,0 +1,56 @@
+"""The modules of a live model that its family names (:mod:`ted_ds.models.family`)."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ted_ds.errors import ConfigError
+from ted_ds.models.family import Family
+
+
+def embeddings_of(model: nn.Module, family: Family) -> nn.Module:
+    """The module whose output is hidden state 0."""
+    return model.get_submodule(family.embeddings_path)
+
+
+def blocks_of(model: nn.Module, family: Family) -> nn.ModuleList:
+    """The blocks, in order."""
+    blocks = model.get_submodule(family.blocks_path)
+    assert isinstance(blocks, nn.ModuleList)
+    return blocks
+
+
+def layers_of_blocks(model: nn.Module, family: Family) -> list[nn.Module]:
+    """For each block, the module that puts out its layer."""
+    modules: list[nn.Module] = list(blocks_of(model, family))
+    parent, _, name = (family.behind_first_block or "").rpartition(".")
+    behind_first = getattr(model.get_submodule(parent), name) if name else None
+    return modules if behind_first is None else [behind_first, *modules[1:]]
+
+
+def final_norm_of(model: nn.Module, family: Family) -> nn.Module:
+    """The norm between the last block and the LM head."""
+    return model.get_submodule(family.final_norm_path) if family.final_norm_path else nn.Identity()
+
+
+def lm_head_of(model: nn.Module, family: Family) -> nn.Module:
+    """The LM head.
+
+    Raises:
+        ConfigError: The family has none.
+    """
+    if family.lm_head_path is None:
+        raise ConfigError(f"{'/'.join(family.model_types)} has no causal LM head; use another task.kind")
+    return model.get_submodule(family.lm_head_path)
+
+
+def has_part(model: nn.Module, path: str) -> bool:
+    """Whether a module is at a path whose parent is there."""
+    parent, _, name = path.rpartition(".")
+    return isinstance(getattr(model.get_submodule(parent), name, None), nn.Module)
+
+
+def put_part(model: nn.Module, path: str, module: nn.Module | None) -> None:
+    """Put a module in another's place."""
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)

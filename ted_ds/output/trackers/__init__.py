@@ -1,0 +1,1 @@
+"""Where a run's numbers can go."""

@@ -1,0 +1,92 @@
+"""What the families say of models, against what transformers builds, without weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+)
+
+from ted_ds.errors import ConfigError
+from ted_ds.models.families import KNOWN_TYPES, family_of
+from ted_ds.models.family import path_in_body
+from ted_ds.models.parts import blocks_of, lm_head_of
+from tests.tiny import VOCAB_SIZE, model_config
+
+TABLES = {"deberta-v2": {"position_biased_input": True}}
+"""A config with a table of positions, where a family can do without."""
+
+
+def without_weights(model_type: str, auto: Any, **config: Any) -> Any:
+    with torch.device("meta"):
+        return auto.from_config(model_config(model_type, blocks=3, **TABLES.get(model_type, {}), **config))
+
+
+@pytest.mark.parametrize("model_type", KNOWN_TYPES)
+def test_entries_of_the_config_are_transformers_own(model_type: str) -> None:
+    family, config = family_of(model_type), CONFIG_MAPPING[model_type]()
+    assert config.attribute_map.items() <= family.own_names.items()
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
+        key, value = family.entry(config.to_dict(), name)
+        assert value == getattr(config, name) == config.to_dict()[key]
+    assert family.entry({}, "hidden_size") == ("hidden_size", None)
+    assert family.is_tied({}) == config.tie_word_embeddings
+    assert not family.is_tied({"tie_word_embeddings": False})
+    kinds = config.to_dict().get("layer_types")
+    assert (family.block_kinds is None) == (kinds is None)
+    assert {*(kinds or ())} <= {*(family.block_kinds or ())}
+
+
+@pytest.mark.parametrize("model_type", KNOWN_TYPES)
+def test_attention_and_positions_are_those_of_the_model(model_type: str) -> None:
+    family, model = family_of(model_type), without_weights(model_type, AutoModelForSequenceClassification)
+    supported = {"eager": True, "sdpa": model._supports_sdpa, "flash": model._supports_flash_attn}
+    assert {*family.attention} == {name for name, is_there in supported.items() if is_there}
+    assert (family.positions == "rotary") == any(hasattr(module, "rope_type") for module in model.modules())
+    assert (family.positions == "relative") == any("rel_embeddings" in name for name, _ in model.named_parameters())
+    tables = {name.removesuffix(".weight") for name, one in model.named_parameters() if len(one) == 64}
+    assert tables == {family.position_embeddings_path} - {None}
+    assert model.config.max_position_embeddings == 64
+    assert model.get_submodule(family.token_embeddings_path) is model.get_input_embeddings()
+
+
+@pytest.mark.parametrize("model_type", KNOWN_TYPES)
+def test_names_in_files_are_told_apart_as_the_parts_of_the_model_are(model_type: str) -> None:
+    family = family_of(model_type)
+    auto = AutoModelForMaskedLM if family.lm_head_path is None else AutoModelForCausalLM
+    lm = dict(without_weights(model_type, auto, tie_word_embeddings=False).named_parameters())
+    classifier = dict(without_weights(model_type, AutoModelForSequenceClassification, num_labels=3).named_parameters())
+    assert {name for name in classifier if name.startswith(family.label_head_prefixes)} == {*classifier} - {*lm}
+    assert classifier[f"{family.label_head_path}.weight"].shape[0] == 3
+    lm_heads = tuple(f"{path}." for path in family.lm_heads_in_files)
+    assert {name for name in lm if name.startswith(lm_heads)} == {*lm} - {*classifier}
+    assert lm[family.lm_head_matrix].shape[0] == VOCAB_SIZE
+
+
+@pytest.mark.parametrize("model_type", KNOWN_TYPES)
+def test_the_block_of_a_name_is_the_one_that_holds_the_parameter(model_type: str) -> None:
+    family, model = family_of(model_type), without_weights(model_type, AutoModelForSequenceClassification)
+    numbers = {id(one): number for number, block in enumerate(blocks_of(model, family)) for one in block.parameters()}
+    for name, parameter in model.named_parameters():
+        of_body = [path_in_body(name)] if name.startswith(model.base_model_prefix) else []
+        for name_in_file in (name, *of_body):
+            assert family.block_number(name_in_file) == numbers.get(id(parameter)), name_in_file
+    assert {*numbers.values()} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_what_a_family_has_not_is_refused(model_type: str) -> None:
+    family = replace(family_of(model_type), lm_head_path=None, model_types=("of-a-kind", "another"))
+    with pytest.raises(ConfigError, match=r"^of-a-kind/another has no causal LM head; use another task\.kind$"):
+        lm_head_of(without_weights(model_type, AutoModelForCausalLM), family)
+    with pytest.raises(
+        ConfigError, match=r"^model type 'of-a-kind' has no family; ted_ds knows bert, deberta-v2, gpt2"
+    ):
+        family_of("of-a-kind")
