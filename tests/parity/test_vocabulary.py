@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ted_ds.numerics import chunks, vocabulary
-from ted_ds.numerics.losses import cross_entropy_sum, kept_labels, kl_divergence_sum
+from ted_ds.numerics.losses import cross_entropy_sum, divergence_sum, kept_labels
 from ted_ds.numerics.vocabulary import TeacherPredictions, VocabularyTargets, vocabulary_losses
 
 HIDDEN, TEACHER_HIDDEN = 12, 20
@@ -170,7 +170,7 @@ def test_the_plain_losses_are_its_twins():
     logits, teacher_logits = F.linear(case.hidden, case.weight), F.linear(case.teacher_hidden, case.teacher_weight)
     (_, task, kl), _ = case.fused(temperature=3.0)
     assert task.item() == pytest.approx(cross_entropy_sum(logits, case.labels).item(), rel=1e-5)
-    twin = kl_divergence_sum(logits, teacher_logits, keep=kept_labels(case.labels), temperature=3.0)
+    twin = divergence_sum(logits, teacher_logits, keep=kept_labels(case.labels), temperature=3.0)
     assert kl.item() == pytest.approx(twin.item(), rel=1e-5)
 
 
