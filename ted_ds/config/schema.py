@@ -263,6 +263,14 @@ class Recipe(Section):
             yield "distill.temperature: regression outputs are compared as numbers; remove it"
 
     @rule
+    def _divergence_has_distributions(self) -> Iterator[str]:
+        if self.task.kind == "regression" and self.distill.divergence != "kl":
+            yield (
+                f"distill.divergence: {self.distill.divergence}: regression outputs are compared as numbers, not as "
+                "distributions; remove it"
+            )
+
+    @rule
     def _lengths_differ(self) -> Iterator[str]:
         if self.task.kind == "causal_lm" and self.data.length_grouping.window_steps > 1:
             yield (

@@ -124,10 +124,8 @@ class Layout:
     def _training_inputs(self, plan: PhasePlan | None, **models: Path) -> dict[str, Any]:
         return {
             **{name: self.identity(model) for name, model in models.items()},
-            # how the global batch is cut up and sharded does not decide the result: a requeued run may change it
-            "plan": None
-            if plan is None
-            else plan.model_dump(mode="json", exclude={"micro_batch_size", "micro_batch_tokens"}),
+            "plan": None if plan is None else plan.deciding_values(),
+            # how models are sharded does not decide the result: a requeued run may change it
             "deepspeed": {key: self._settled.deepspeed_json.get(key) for key in ("optimizer", "scheduler")},
             "data_files": self._settled.listing.identity(),
             **self._recipe_values("task", "data", "seed", "precision"),
