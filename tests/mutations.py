@@ -49,20 +49,20 @@ class Mutation(NamedTuple):
 MUTATIONS = {
     "T2": Mutation(
         "numerics/task_terms.py",
-        "return temperature**2 if self.softened else 1.0",
+        "return 1.0 if self.law is Law.NUMBER else temperature**2",
         "return 1.0",
         "T^2 is dropped",
     ),
     "direction": Mutation(
-        "numerics/losses.py",
-        "(teacher.exp() * (teacher - student)).sum(-1)",
-        "(student.exp() * (student - teacher)).sum(-1)",
+        "numerics/divergences.py",
+        "return (teacher.probabilities * (teacher.logs - student.logs)).sum(-1)",
+        "return (student.probabilities * (student.logs - teacher.logs)).sum(-1)",
         "KL(student || teacher) instead of KL(teacher || student)",
     ),
     "cross_entropy": Mutation(
-        "numerics/losses.py",
-        "(teacher.exp() * (teacher - student)).sum(-1)",
-        "-(teacher.exp() * student).sum(-1)",
+        "numerics/divergences.py",
+        "return (teacher.probabilities * (teacher.logs - student.logs)).sum(-1)",
+        "return -(teacher.probabilities * student.logs).sum(-1)",
         "a cross-entropy in the place of the KL",
     ),
     "mask": Mutation(
@@ -154,9 +154,45 @@ MUTATIONS = {
     ),
     "vocabulary_temperature": Mutation(
         "numerics/vocabulary.py",
-        "of_kl = teacher.weight / (self._job.unit * teacher.temperature)",
-        "of_kl = teacher.weight / self._job.unit",
-        "the gradient of the chunked KL is that of another temperature",
+        "of_divergence = teacher.weight / (self._job.unit * teacher.temperature)",
+        "of_divergence = teacher.weight / self._job.unit",
+        "the gradient of the chunked divergences is that of another temperature",
+    ),
+    "reverse_kl": Mutation(
+        "numerics/divergences.py",
+        "teacher *= student.exp_()",
+        "teacher *= student.exp_().neg()",
+        "the reverse KL in place is taken the other way round",
+    ),
+    "jsd": Mutation(
+        "numerics/divergences.py",
+        "logs_beside_mixture(teacher.logs - student.logs, self.beta)",
+        "logs_beside_mixture(teacher.logs - student.logs, 1 - self.beta)",
+        "the mixture of the JSD has the two shares changed over",
+    ),
+    "skew_kl": Mutation(
+        "numerics/divergences.py",
+        "of_student.exp_().mul_(self.alpha - 1)",
+        "of_student.exp_().mul_(-1)",
+        "the gradient of the skewed KL forgets the student's share of the mixture",
+    ),
+    "skew_reverse_kl": Mutation(
+        "numerics/divergences.py",
+        "torch.sub(of_student, teacher, out=teacher).mul_(student)",
+        "torch.mul(of_student, student, out=teacher)",
+        "the gradient of the skewed reverse KL takes its mixture for given",
+    ),
+    "tv": Mutation(
+        "numerics/divergences.py",
+        "(teacher.probabilities - student.probabilities).abs().sum(-1) / 2",
+        "(teacher.probabilities - student.probabilities).abs().amax(-1)",
+        "the total variation is the largest difference",
+    ),
+    "bernoulli": Mutation(
+        "numerics/losses.py",
+        "both = (logits, -logits)",
+        "both = (logits, logits)",
+        "a label's no is taken for a second yes",
     ),
     "vocabulary_chunks": Mutation(
         "numerics/vocabulary.py",

@@ -2,14 +2,53 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.distributions import Categorical, kl_divergence
 
 from ted_ds.models.heads import FilterProbes
 from ted_ds.models.predictions import DensePredictions, VocabularyPredictions
 from ted_ds.runtime.frozen import FrozenModel
+
+DIVERGENCES: dict[str, float | None] = {
+    "kl": None,
+    "reverse_kl": None,
+    "jsd": 0.3,
+    "skew_kl": 0.1,
+    "skew_reverse_kl": 0.2,
+    "tv": None,
+}
+"""Each with a parameter that tells its two sides apart."""
+
+
+def plain_divergence(kind: str, parameter: float | None, teacher: Tensor, student: Tensor) -> Tensor:
+    """Of each row of (softened) logits, by torch.distributions."""
+    if not len(student):  # which distributions do not know
+        return student.sum(-1) * 0
+    p, q = Categorical(logits=teacher), Categorical(logits=student)
+
+    def mixture(of_teacher: float) -> Categorical:
+        shares = [p.logits + math.log(of_teacher), q.logits + math.log1p(-of_teacher)]
+        return Categorical(logits=torch.logaddexp(*shares))
+
+    if kind == "kl":
+        return kl_divergence(p, q)
+    if kind == "reverse_kl":
+        return kl_divergence(q, p)
+    if kind == "tv":
+        return (p.probs - q.probs).abs().sum(-1) / 2
+    assert parameter is not None
+    if kind == "jsd":
+        between = mixture(parameter)
+        return parameter * kl_divergence(p, between) + (1 - parameter) * kl_divergence(q, between)
+    if kind == "skew_kl":
+        return kl_divergence(p, mixture(parameter))
+    assert kind == "skew_reverse_kl", kind
+    return kl_divergence(q, mixture(1 - parameter))
 
 
 def logits_of(predictions: Any) -> Tensor:

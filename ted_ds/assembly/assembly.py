@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from ted_ds.models.companions import Origins
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.loading import DTYPES
 from ted_ds.models.taps import TappedModel
+from ted_ds.numerics.divergences import make_divergence
 from ted_ds.output.run_folder import Run
 from ted_ds.output.screen import Screen
 from ted_ds.output.tracking import Tracker
@@ -79,7 +81,8 @@ class Assembly:
             for path, one in recipe.phase_plans().items():
                 check_config(str(recipe.deepspeed), self.engine_config(one, path), world.num_replicas)
         self.teacher_facts, self.student_facts = plan.teacher, plan.student
-        self.terms = self.kind.terms
+        divergence = make_divergence(recipe.distill.divergence, recipe.distill.divergence_parameter)
+        self.terms = replace(self.kind.terms, divergence=divergence)
         vocabulary = tokenizer.get_vocab() if recipe.task.has_lm_head else {}
         self.num_shared_ids = max(vocabulary.values()) + 1 if vocabulary else None
         pad_id = tokenizer.pad_token_id

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -37,6 +37,10 @@ class PhasePlan(Section):
     """Decay of parameters with two or more dimensions; biases and norms are not decayed."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
+
+    def deciding_values(self) -> dict[str, Any]:
+        """What decides the result: not how the global batch is cut up, which a run that goes on may change."""
+        return self.model_dump(mode="json", exclude={"micro_batch_size", "micro_batch_tokens"})
 
     @rule
     def _steps_and_batches_fit(self) -> Iterator[str]:

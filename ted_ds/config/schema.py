@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ted_ds.config.data import Data
+from ted_ds.config.distill import Distill
 from ted_ds.config.pair import Student, Teacher
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.section import Section, rule
@@ -81,23 +82,6 @@ class Filters(Section):
     def _identity_is_linear(self) -> Iterator[str]:
         if self.initialisation == "identity" and self.kind != "linear":
             yield "initialisation: identity goes with kind: linear"
-
-
-class Distill(PhasePlan):
-    """Stage II, and which method it is."""
-
-    method: Literal["sft", "kd", "lwd", "ted"] = "ted"
-    """``sft``: task loss only; ``kd``: and KL; ``lwd``: and unfiltered layer matching; ``ted``: and filtered."""
-    task_weight: float = Field(default=1.0, ge=0)
-    kl_weight: float = Field(default=1.0, ge=0)
-    temperature: float = Field(default=2.0, gt=0)
-    """Softens both predictions of the KL term, whose gradient is scaled by its square; unused by regression."""
-    feature_weight: float = Field(default=1.0, ge=0)
-    feature_reduction: Literal["mean", "sum"] = "mean"
-    """Over matched layers: the mean (released code), or the sum (the paper's notation)."""
-    normalise_features: bool = False
-    """Bring each token's features to mean 0 and variance 1 before comparing; for decoders, whose states have outliers.
-    Not in the paper."""
 
 
 class Evaluation(Section):
@@ -264,6 +248,14 @@ class Recipe(Section):
     def _temperature_softens_something(self) -> Iterator[str]:
         if not self.task.softened and "temperature" in self.distill.model_fields_set:
             yield f"distill.temperature: {self.task.kind} outputs are compared as numbers; remove it"
+
+    @rule
+    def _divergence_has_distributions(self) -> Iterator[str]:
+        if self.task.kind == "regression" and self.distill.divergence != "kl":
+            yield (
+                f"distill.divergence: {self.distill.divergence}: regression outputs are compared as numbers, not as "
+                "distributions; remove it"
+            )
 
     @rule
     def _lengths_differ(self) -> Iterator[str]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from ted_ds.config.distill import PARAMETERS
 from ted_ds.config.schema import Recipe
 from ted_ds.config.section import Section
 from ted_ds.config.tasks import CausalLm
 
+OF_PREDICTIONS = ("temperature", "divergence", *PARAMETERS)
+OF_LAYERS = ("feature_weight", "feature_reduction", "normalise_features")
 UNUSED_BY_METHOD = {
-    "sft": ("kl_weight", "temperature", "feature_weight", "feature_reduction", "normalise_features"),
-    "kd": ("feature_weight", "feature_reduction", "normalise_features"),
+    "sft": ("kl_weight", *OF_PREDICTIONS, *OF_LAYERS),
+    "kd": OF_LAYERS,
     "lwd": (),
     "ted": (),
 }
@@ -32,6 +35,8 @@ def _unused(recipe: Recipe) -> Iterator[tuple[list[str], str]]:
     by_method += _given(recipe, "", ("layer_map",)) if method in ("sft", "kd") else []
     by_method += ["filters"] if method != "ted" and recipe.filters is not None else []
     yield by_method, f"distill.method: {method}"
+    if method != "sft" and recipe.distill.kl_weight == 0:
+        yield _given(recipe.distill, "distill", OF_PREDICTIONS), "distill.kl_weight: 0"
     by_task = []
     if recipe.filters is not None and method == "ted":
         by_task += _given(recipe.filters, "filters", task.unused_filter_settings)

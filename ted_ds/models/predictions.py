@@ -139,13 +139,13 @@ class VocabularyPredictions(Predictions):
 
     def losses(
         self,
-        terms: TaskTerms,  # noqa: ARG002 - as the others
+        terms: TaskTerms,
         labels: Tensor,
         weights: LossWeights,
         teacher: Predictions | None = None,
         kept_tokens: Tensor | None = None,  # noqa: ARG002 - labels say it here
     ) -> PredictionLosses:
-        """Cross-entropy, and the KL where there is a teacher: those of ``causal_lm``."""
+        """Cross-entropy, and the divergence where there is a teacher: the terms of ``causal_lm``."""
         if teacher is None:
             weighted, task, _ = self._read(VocabularyTargets(labels, weights.task))
             return PredictionLosses(weighted, task)
@@ -160,6 +160,7 @@ class VocabularyPredictions(Predictions):
                 weights.temperature,
                 weights.prediction,
                 weights.num_shared_ids,
+                terms.divergence,
             )
             found.append(PredictionLosses(*self._read(VocabularyTargets(labels, weights.task, targets))))
             # what a sharded teacher's module returns with a graph, its engine would fetch weights for in backward
@@ -184,7 +185,7 @@ class VocabularyPredictions(Predictions):
         return [float(one) for one in self.head(self.hidden, by_row)]
 
     def _read(self, targets: VocabularyTargets) -> tuple[Tensor, Tensor, Tensor]:
-        weighted, cross_entropy, kl = self.head(
+        weighted, cross_entropy, divergence = self.head(
             self.hidden, lambda weight, bias: vocabulary_losses(self.hidden, weight, bias, targets)
         )
-        return weighted, cross_entropy, kl
+        return weighted, cross_entropy, divergence

@@ -12,6 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from ted_ds.numerics.divergences import KL, Divergence, Softened
+
 IGNORED_LABEL = -100
 """Of class ids and tokens. In labels that are numbers, NaN is ignored: -100 may be somebody's target."""
 
@@ -69,39 +71,51 @@ def squared_error_sum(
     return _sum_where(keep, difference.square())
 
 
-def kl_divergence_sum(
+def divergence_sum(
     student_logits: Float[Tensor, "*batch vocab"],
     teacher_logits: Float[Tensor, "*batch vocab"],
     *,
     keep: Bool[Tensor, "*batch"],
     temperature: float,
+    divergence: Divergence = KL,
 ) -> Float[Tensor, ""]:
-    """Sum over kept positions of ``KL(softmax(teacher / T) || softmax(student / T))``, in fp32 nats.
+    """Sum over kept positions of the divergence of ``softmax(student / T)`` from ``softmax(teacher / T)``, in fp32.
 
     Only ``student_logits`` receive gradient; it shrinks with ``1 / T^2``, which the objective makes up for.
     """
-    student = F.log_softmax(_zeroed(keep, student_logits).float() / temperature, dim=-1)
-    teacher = F.log_softmax(_zeroed(keep, teacher_logits.detach()).float() / temperature, dim=-1)
-    return _sum_where(keep, (teacher.exp() * (teacher - student)).sum(-1))
+    student = _zeroed(keep, student_logits).float() / temperature
+    teacher = _zeroed(keep, teacher_logits.detach()).float() / temperature
+    return _sum_where(keep, divergence.of_rows(_categorical(teacher), _categorical(student)))
 
 
-def bernoulli_kl_sum(
+def bernoulli_divergence_sum(
     student_logits: Float[Tensor, "batch labels"],
     teacher_logits: Float[Tensor, "batch labels"],
     *,
     keep: Bool[Tensor, "batch labels"],
     temperature: float,
+    divergence: Divergence = KL,
 ) -> Float[Tensor, ""]:
-    """Sum over kept entries of ``KL(Bernoulli(s(teacher / T)) || Bernoulli(s(student / T)))``, in fp32 nats.
+    """Sum over kept entries of the divergence of ``Bernoulli(s(student / T))`` from the teacher's, in fp32.
 
     s is the logistic function: in a multi-label task each label is a yes or no of its own. Gradient as in
-    :func:`kl_divergence_sum`.
+    :func:`divergence_sum`.
     """
     student = _zeroed(keep, student_logits).float() / temperature
     teacher = _zeroed(keep, teacher_logits.detach()).float() / temperature
-    yes = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
-    no = (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
-    return _sum_where(keep, yes + no)
+    return _sum_where(keep, divergence.of_rows(_bernoulli(teacher), _bernoulli(student)))
+
+
+def _categorical(logits: Float[Tensor, "*batch outcomes"]) -> Softened:
+    logs = F.log_softmax(logits, dim=-1)
+    return Softened(logs.exp(), logs)
+
+
+def _bernoulli(logits: Float[Tensor, "*batch"]) -> Softened:
+    """Yes, and no."""
+    both = (logits, -logits)
+    probabilities, logs = [one.sigmoid() for one in both], [F.logsigmoid(one) for one in both]
+    return Softened(torch.stack(probabilities, dim=-1), torch.stack(logs, dim=-1))
 
 
 def feature_mse_sum(

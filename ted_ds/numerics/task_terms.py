@@ -3,20 +3,24 @@
 ================================  =====================================  ==========================================
 task                              task loss                              prediction term, teacher to student
 ================================  =====================================  ==========================================
-``causal_lm``                     cross-entropy per kept token           KL over the vocabulary, per kept token
-``sequence_classification``       cross-entropy per kept example         KL over the labels, per kept example
+``causal_lm``                     cross-entropy per kept token           divergence over the vocabulary, per kept
+                                                                         token
+``sequence_classification``       cross-entropy per kept example         divergence over the labels, per kept
+                                                                         example
 ``soft_label_classification``     cross-entropy to the given             the same
                                   distribution, per kept example
-``multi_label_classification``    binary cross-entropy per kept          Bernoulli KL per kept example and label
-                                  example and label
+``multi_label_classification``    binary cross-entropy per kept          divergence over yes and no, per kept example
+                                  example and label                      and label
 ``regression``                    squared error per kept target          squared difference per kept target
 ================================  =====================================  ==========================================
 
 The task loss counts what has a label, the prediction term what has tokens: an example without a label (or, of several
 targets, without that one) still learns from the teacher. In ``causal_lm`` both count the tokens that have a next one.
 
-A regression output is a number, not a logit: there is no distribution to take a KL of (a softmax over it, as in the
-reference, compares the examples of a batch with each other). Two Gaussians of equal variance have a KL proportional
+The divergence is the KL, or another of :mod:`ted_ds.numerics.divergences`.
+
+A regression output is a number, not a logit: there is no distribution to take a divergence of (a softmax over it, as in
+the reference, compares the examples of a batch with each other). Two Gaussians of equal variance have a KL proportional
 to the squared difference of their means, which is the term used here.
 """
 
@@ -24,18 +28,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 
 from torch import Tensor
 
+from ted_ds.numerics.divergences import KL, Divergence
 from ted_ds.numerics.losses import (
-    bernoulli_kl_sum,
+    bernoulli_divergence_sum,
     binary_cross_entropy_sum,
     cross_entropy_sum,
+    divergence_sum,
     kept_labels,
-    kl_divergence_sum,
     soft_cross_entropy_sum,
     squared_error_sum,
 )
+
+
+class Law(Enum):
+    """How what a model puts out is distributed."""
+
+    CATEGORICAL = "categorical"
+    """Logits: one of several outcomes."""
+    BERNOULLI = "bernoulli"
+    """Logits: a yes or no each."""
+    NUMBER = "number"
+    """As they are: nothing to soften."""
 
 
 @dataclass(frozen=True)
@@ -44,38 +61,43 @@ class TaskTerms:
 
     loss_sum: Callable[[Tensor, Tensor], Tensor]
     """Of logits and labels."""
-    prediction_name: str
-    """The prediction term's name among the metrics: its formula."""
-    prediction_sum: Callable[[Tensor, Tensor, Tensor, float], Tensor]
-    """Of student logits, teacher logits, what is kept, and the temperature."""
-    softened: bool = True
-    """Whether a temperature softens the predictions. The gradient of such a term shrinks with its square."""
+    law: Law = Law.CATEGORICAL
+    """Of the outputs, which decides the prediction term."""
     kept: Callable[[Tensor], Tensor] = kept_labels
     """What has a label, of the labels: the entries that the task loss runs over."""
     predicted: Callable[[Tensor, Tensor], Tensor] = lambda _labels, kept_tokens: kept_tokens.any(-1)
     """Of labels and of which tokens are data: the entries that the prediction term runs over."""
     counts_apart: bool = True
     """Whether these may be others than ``kept``."""
+    divergence: Divergence = KL
+    """Of the prediction term, but for numbers, which have none."""
+
+    @property
+    def prediction_name(self) -> str:
+        """The prediction term's name among the metrics: its formula."""
+        if self.law is Law.NUMBER:
+            return "loss/squared_teacher_student"
+        return f"loss/{'bernoulli_' if self.law is Law.BERNOULLI else ''}{self.divergence.name}"
+
+    def prediction_sum(self, student: Tensor, teacher: Tensor, keep: Tensor, temperature: float) -> Tensor:
+        """The prediction term of the logits, or numbers, of both models. Gradient flows to the student's alone."""
+        if self.law is Law.NUMBER:
+            return squared_error_sum(student, teacher, keep=keep)
+        of_logits = bernoulli_divergence_sum if self.law is Law.BERNOULLI else divergence_sum
+        return of_logits(student, teacher, keep=keep, temperature=temperature, divergence=self.divergence)
 
     def prediction_scale(self, temperature: float) -> float:
-        """``T^2`` keeps the gradient's scale independent of ``T`` (Hinton et al. 2015, section 2)."""
-        return temperature**2 if self.softened else 1.0
+        """``T^2`` keeps the gradient's scale independent of ``T`` (Hinton et al. 2015, section 2).
 
-
-def _kl(student: Tensor, teacher: Tensor, keep: Tensor, temperature: float) -> Tensor:
-    return kl_divergence_sum(student, teacher, keep=keep, temperature=temperature)
-
-
-def _bernoulli_kl(student: Tensor, teacher: Tensor, keep: Tensor, temperature: float) -> Tensor:
-    return bernoulli_kl_sum(student, teacher, keep=keep, temperature=temperature)
+        With a high temperature the gradient of each divergence is that of the KL times a constant, and shrinks with
+        ``1 / T^2``. But for ``tv``: its gradient shrinks with ``1 / T`` alone, and so grows with ``T`` here; one rule
+        for all, that of the implementations beside this one.
+        """
+        return 1.0 if self.law is Law.NUMBER else temperature**2
 
 
 def _squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     return squared_error_sum(outputs, targets, keep=kept_labels(targets))
-
-
-def _squared_difference(student: Tensor, teacher: Tensor, keep: Tensor, _temperature: float) -> Tensor:
-    return squared_error_sum(student, teacher, keep=keep)
 
 
 def _of_rows_with_tokens(labels: Tensor, kept_tokens: Tensor) -> Tensor:
@@ -83,24 +105,8 @@ def _of_rows_with_tokens(labels: Tensor, kept_tokens: Tensor) -> Tensor:
     return kept_tokens.any(-1, keepdim=True).expand_as(labels)
 
 
-CAUSAL_LM = TaskTerms(
-    cross_entropy_sum,
-    "loss/kl_teacher_student",
-    _kl,
-    predicted=lambda labels, _kept_tokens: kept_labels(labels),
-    counts_apart=False,
-)
-SEQUENCE_CLASSIFICATION = TaskTerms(cross_entropy_sum, "loss/kl_teacher_student", _kl)
-SOFT_LABEL_CLASSIFICATION = TaskTerms(
-    soft_cross_entropy_sum, "loss/kl_teacher_student", _kl, kept=lambda labels: kept_labels(labels).all(-1)
-)
-MULTI_LABEL_CLASSIFICATION = TaskTerms(
-    binary_cross_entropy_sum, "loss/bernoulli_kl_teacher_student", _bernoulli_kl, predicted=_of_rows_with_tokens
-)
-REGRESSION = TaskTerms(
-    _squared_error,
-    "loss/squared_teacher_student",
-    _squared_difference,
-    softened=False,
-    predicted=_of_rows_with_tokens,
-)
+CAUSAL_LM = TaskTerms(cross_entropy_sum, predicted=lambda labels, _kept_tokens: kept_labels(labels), counts_apart=False)
+SEQUENCE_CLASSIFICATION = TaskTerms(cross_entropy_sum)
+SOFT_LABEL_CLASSIFICATION = TaskTerms(soft_cross_entropy_sum, kept=lambda labels: kept_labels(labels).all(-1))
+MULTI_LABEL_CLASSIFICATION = TaskTerms(binary_cross_entropy_sum, Law.BERNOULLI, predicted=_of_rows_with_tokens)
+REGRESSION = TaskTerms(_squared_error, Law.NUMBER, predicted=_of_rows_with_tokens)

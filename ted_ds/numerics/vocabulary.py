@@ -1,8 +1,8 @@
-"""Cross-entropy and KL over a vocabulary, from last hidden states: no model's logits of all tokens ever exist.
+"""Cross-entropy and divergence over a vocabulary, from last hidden states: no model's logits of all tokens ever exist.
 
 The losses and their gradients are computed together, chunk by chunk, in the forward pass; backward only scales them.
 A chunk's logits turn into their own gradient in place. The plain twins are
-:func:`ted_ds.numerics.losses.cross_entropy_sum` and :func:`~ted_ds.numerics.losses.kl_divergence_sum`.
+:func:`ted_ds.numerics.losses.cross_entropy_sum` and :func:`~ted_ds.numerics.losses.divergence_sum`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from ted_ds.numerics.chunks import (
     scale_rows,
     select_rows,
 )
+from ted_ds.numerics.divergences import KL, Block, Divergence
 from ted_ds.numerics.losses import kept_labels
 
 BLOCK_BYTES = {"cpu": 3 * MIB, "cuda": 64 * MIB}
@@ -48,9 +49,10 @@ class TeacherPredictions:
     head_bias: Float[Tensor, " vocab"] | None
     temperature: float
     weight: float
-    """Of the KL term in the weighted sum."""
+    """Of the divergence in the weighted sum."""
     num_shared_ids: int | None = None
-    """The KL is over the first so many ids: vocabularies of one family are padded to different sizes."""
+    """The divergence is over the first so many ids: vocabularies of one family are padded to different sizes."""
+    divergence: Divergence = KL
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,16 @@ def vocabulary_losses(
     bias: Float[Tensor, " vocab"] | None,
     targets: VocabularyTargets,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
-    """``task_weight * CE + teacher.weight * KL``, and the two sums over kept labels, in nats, for reports.
+    """``task_weight * CE + teacher.weight * D``, and the two sums over kept labels, for reports.
 
-    ``CE`` is the sum of ``-log softmax(hidden weight^T + bias)[label]``, ``KL`` that of ``KL(softmax(teacher / T) ||
-    softmax(student / T))``, both accumulated in fp32. Gradient flows to ``hidden``, ``weight`` and ``bias``, from the
-    first of the three alone, and once. 16-bit gradients of the weight are added up over chunks in fp32.
+    ``CE`` is the sum of ``-log softmax(hidden weight^T + bias)[label]``, in nats, ``D`` that of the divergence of
+    ``softmax(student / T)`` from ``softmax(teacher / T)``, both accumulated in fp32. Gradient flows to ``hidden``,
+    ``weight`` and ``bias``, from the first of the three alone, and once. 16-bit gradients of the weight are added up
+    over chunks in fp32.
 
     Returns:
-        The weighted sum, with graph; the sum of the cross-entropies and that of the KL (0 without a teacher), without.
+        The weighted sum, with graph; the sum of the cross-entropies and that of the divergences (0 without a teacher),
+        without.
     """
     teacher = targets.teacher
     rows = kept_rows(kept_labels(targets.labels))
@@ -124,16 +128,16 @@ class _VocabularyLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: _Job) -> tuple[Tensor, ...]:
         with torch.autocast(hidden.device.type, enabled=False):
-            cross_entropy, kl, gradients = _walk(hidden, weight, bias, job)
+            cross_entropy, divergence, gradients = _walk(hidden, weight, bias, job)
         ctx.gradients, ctx.unit = gradients, job.unit
-        weighted = job.task_weight * cross_entropy + (job.teacher.weight * kl if job.teacher else 0.0)
-        ctx.mark_non_differentiable(cross_entropy, kl)
-        return weighted, cross_entropy, kl
+        weighted = job.task_weight * cross_entropy + (job.teacher.weight * divergence if job.teacher else 0.0)
+        ctx.mark_non_differentiable(cross_entropy, divergence)
+        return weighted, cross_entropy, divergence
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - torch calls it by place, never by name
-        ctx: Any, upstream: Tensor, _cross_entropy: Tensor, _kl: Tensor
+        ctx: Any, upstream: Tensor, _cross_entropy: Tensor, _divergence: Tensor
     ) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
@@ -222,10 +226,10 @@ class _Blocks:
         num_bytes = BLOCK_BYTES.get(device.type, BLOCK_BYTES["cuda"])
         self._rows = max(1, min(num_rows, num_bytes // (vocab * job.exact.itemsize)))
         self._student = torch.empty(self._rows, vocab, dtype=job.exact, device=device)
-        self._softened, self._target = torch.empty_like(self._student), torch.empty_like(self._student)
+        self._scratch, self._target = torch.empty_like(self._student), torch.empty_like(self._student)
 
     def losses(self, logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, with_gradient: bool) -> Tensor:
-        """The sums of cross-entropy and KL."""
+        """The sums of cross-entropy and divergence."""
         sums = torch.zeros(2, dtype=self._job.exact, device=logits.device)
         for rows in _slices(logits.shape[0], self._rows):
             student = self._student[: rows.stop - rows.start]
@@ -239,9 +243,9 @@ class _Blocks:
                 if with_gradient:
                     student *= self._relative_task_weight / norm
             else:
-                cross_entropies, kls = self._with_teacher(student, teacher_logits[rows], picked)
+                cross_entropies, divergences = self._with_teacher(student, teacher_logits[rows], picked)
                 sums[0] += cross_entropies.sum()
-                sums[1] += kls.sum()
+                sums[1] += divergences.sum()
             if with_gradient:
                 own = torch.full_like(picked, -self._relative_task_weight)
                 logits[rows] = student.scatter_add_(-1, labels[rows, None], own[:, None])
@@ -252,37 +256,29 @@ class _Blocks:
         return self._job.task_weight / self._job.unit
 
     def _with_teacher(self, student: Tensor, teacher_logits: Tensor, picked: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy (given each label's logit) and KL of each row; its gradient replaces ``student``."""
+        """Cross-entropy (given each label's logit) and divergence of each row; its gradient replaces ``student``."""
         teacher = self._job.teacher
         assert teacher is not None
         shared = slice(teacher.num_shared_ids)
         own = student[:, shared]
         target = self._target[: len(student), : own.shape[1]]
-        soft = self._softened[: len(student), : own.shape[1]]
         target.copy_(teacher_logits[:, shared])
         target -= target.amax(-1, keepdim=True)
-        # KL = sum_v p_v (t_v - s_v) / T - log sum exp(t / T) + log sum exp(s / T), p the teacher's
-        torch.sub(target, own, out=soft)
-        target *= 1 / teacher.temperature
-        target.exp_()
-        target_norm = target.sum(-1, keepdim=True)
-        soft *= target
-        gap = soft.sum(-1, keepdim=True) / (teacher.temperature * target_norm)
-        # the largest logit may be that of an id which is not shared: taken from it, all others could vanish
-        shift = own.amax(-1, keepdim=True) / teacher.temperature if own.shape[1] < student.shape[1] else None
-        torch.mul(own, 1 / teacher.temperature, out=soft)
-        if shift is not None:
-            soft -= shift
-        soft.exp_()
-        soft_norm = soft.sum(-1, keepdim=True)
-        kls = gap - target_norm.log() + soft_norm.log() + (0.0 if shift is None else shift)
+        block = Block(
+            own,
+            target,
+            self._scratch[: len(student), : own.shape[1]],
+            teacher.temperature,
+            student_starts_at_0=own.shape[1] == student.shape[1],
+        )
+        of_divergence = teacher.weight / (self._job.unit * teacher.temperature)
+        divergences, slopes = teacher.divergence.compare(block, of_divergence)
         student.exp_()
         norm = student.sum(-1, keepdim=True)
         student *= self._relative_task_weight / norm
-        of_kl = teacher.weight / (self._job.unit * teacher.temperature)
-        own.addcmul_(soft, of_kl / soft_norm)
-        own.addcmul_(target, -of_kl / target_norm)
-        return norm.squeeze(-1).log() - picked, kls.squeeze(-1)
+        for values, factors in slopes:
+            own.addcmul_(values, factors)
+        return norm.squeeze(-1).log() - picked, divergences.squeeze(-1)
 
 
 def _slices(length: int, size: int) -> Iterator[slice]:

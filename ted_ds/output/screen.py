@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
@@ -12,11 +13,13 @@ from rich.text import Text
 SHOWN_VALUES = {
     "loss/total": "loss",
     "loss/task": "task",
-    "loss/kl_teacher_student": "kl",
+    "loss/(.+)_teacher_student": r"\1",
+    "loss/(.+)_student_teacher": r"reverse \1",
     "loss/feature_mse": "feature mse",
     "train/padding": "padding",
     "perf/tokens_per_s": "tok/s",
 }
+"""Patterns of metrics, in the order of a line, and what they are called there."""
 
 
 LOG_WIDTH = 120
@@ -54,7 +57,8 @@ class Screen:
 
     def update(self, step: int, values: Mapping[str, float], *, remaining_s: float) -> None:
         """Show a report: loss terms, tokens per second, time left."""
-        text = "  ".join(f"{SHOWN_VALUES[name]} {values[name]:.4g}" for name in SHOWN_VALUES if name in values)
+        found = ((re.fullmatch(pattern, name), short) for pattern, short in SHOWN_VALUES.items() for name in values)
+        text = "  ".join(f"{match.expand(short)} {values[match[0]]:.4g}" for match, short in found if match)
         if self._progress is not None:
             self._progress.update(self._progress.task_ids[0], completed=step, values=text)
         else:

@@ -50,8 +50,8 @@ class Inputs:
         plan = training_of(self.recipe, phase)
         return {
             **{name: self.folders.identity(model) for name, model in models.items()},
-            # how the global batch is cut up and sharded does not decide the result: a requeued run may change it
-            "plan": plan.model_dump(mode="json", exclude={"micro_batch_size", "micro_batch_tokens"}),
+            "plan": plan.deciding_values(),
+            # how models are sharded does not decide the result: a requeued run may change it
             "deepspeed": {key: self._settled.deepspeed_json.get(key) for key in ("optimizer", "scheduler")},
             **self.data_files(),
             **self.recipe_values("task", "data", "seed", "precision"),

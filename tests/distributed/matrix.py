@@ -14,6 +14,7 @@ import random
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from ted_ds.models.families import family_of
 from ted_ds.models.heads import classification_probes, lm_probes
 from ted_ds.models.loading import DTYPES
 from ted_ds.models.student import FilteredModel
+from ted_ds.numerics.divergences import make_divergence
 from ted_ds.numerics.filters import FilterBank
 from ted_ds.objectives.distill import DistillObjective
 from ted_ds.objectives.learn_filters import FilterObjective
@@ -43,7 +45,7 @@ from tests.distributed.training import (
     raw_config,
     start_engine,
 )
-from tests.plain import probe_logits
+from tests.plain import DIVERGENCES, plain_divergence, probe_logits
 from tests.task_kinds import TASK_TERMS
 from tests.tiny import LABELS, MAX_POSITIONS, ROOT, VOCAB_SIZE, write_model
 
@@ -119,6 +121,7 @@ class Setup(NamedTuple):
     stage: int
     precision: str
     hosting: str
+    divergence: str = "kl"
     width: int = HIDDEN
 
     @property
@@ -212,6 +215,20 @@ def pair_covered(pair: Any, values: dict[str, Any]) -> bool:
 def sample() -> list[Case]:
     """Every allowed pair of values, in two different companies."""
     return list(dict.fromkeys([*pairwise(seed=0), *pairwise(seed=1)]))
+
+
+def of_divergences() -> list[Case]:
+    """Every divergence but the KL under every ZeRO stage, alone or with all terms, in company drawn at random."""
+    generator = random.Random(0)
+    cases = []
+    for divergence, stage in itertools.product([one for one in DIVERGENCES if one != "kl"], FACTORS["stage"]):
+        values: dict[str, Any] = {}
+        while not values or values["kind"] == "regression" or not is_allowed(values):
+            values = {name: generator.choice(options) for name, options in FACTORS.items()}
+            values |= {"stage": stage, "what": generator.choice(("kl", "all"))}
+        case = make_case(values)
+        cases.append(case._replace(setup=case.setup._replace(divergence=divergence)))
+    return cases
 
 
 def full_product() -> list[Case]:
@@ -356,7 +373,8 @@ def run_setup(world: Any, place: Path, setup: Setup, layouts: Sequence[Layout]) 
     teacher = FrozenModel(
         load(place / "teacher", layers=size.teacher_layers, shard=shard), device=world.device, engine_config=shard
     )
-    terms = TASK_TERMS[setup.kind]
+    divergence = make_divergence(setup.divergence, DIVERGENCES[setup.divergence])
+    terms = replace(TASK_TERMS[setup.kind], divergence=divergence)
     if setup.what == "filters":
         module: Any = make_probes(place, setup)
         objective: Any = FilterObjective(terms, teacher, size.teacher_layers)
@@ -431,24 +449,49 @@ def plain_task(kind: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.T
     return loss(logits[kept], labels[kept].to(logits.dtype))
 
 
-def plain_prediction(kind: str, student: torch.Tensor, teacher: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+def plain_prediction(
+    kind: str, divergence: str, student: torch.Tensor, teacher: torch.Tensor, kept: torch.Tensor
+) -> torch.Tensor:
     """The prediction term of the whole batch, from torch.distributions."""
     student, teacher = student[kept], teacher[kept]
     if not kept.any():
         return student.sum() * 0
     if kind == "regression":
         return F.mse_loss(student, teacher)
-    law = torch.distributions.Bernoulli if kind == "multi_label_classification" else torch.distributions.Categorical
-    divergence = torch.distributions.kl_divergence(law(logits=teacher / TEMPERATURE), law(logits=student / TEMPERATURE))
-    return divergence.mean()
+    pair = [teacher / TEMPERATURE, student / TEMPERATURE]
+    if kind == "multi_label_classification":  # a yes or no each
+        pair = [torch.stack([one, torch.zeros_like(one)], -1) for one in pair]
+    return plain_divergence(divergence, DIVERGENCES[divergence], *pair).mean()
+
+
+def name_of(kind: str, divergence: str) -> str:
+    """What the prediction term is called."""
+    if kind == "regression":
+        return "loss/squared_teacher_student"
+    name = {
+        "kl": "kl_teacher_student",
+        "reverse_kl": "kl_student_teacher",
+        "jsd": "jsd_0.3_teacher_student",
+        "skew_kl": "skew_kl_0.1_teacher_student",
+        "skew_reverse_kl": "skew_kl_0.2_student_teacher",
+        "tv": "tv_teacher_student",
+    }[divergence]
+    return f"loss/{'bernoulli_' if kind == 'multi_label_classification' else ''}{name}"
 
 
 @functools.cache
 def reference(
-    place: Path, what: str, kind: str, family: str, precision: str, width: int, arithmetic: torch.dtype = torch.float64
+    place: Path,
+    what: str,
+    kind: str,
+    family: str,
+    precision: str,
+    divergence: str,
+    width: int,
+    arithmetic: torch.dtype = torch.float64,
 ) -> list[tuple[dict[str, float], Any]]:
     """Terms and gradients of each step: one process, one batch, one document a row; losses in fp64 either way."""
-    setup = Setup(what, kind, family, 1, 1, 0, precision, "replicated", width)
+    setup = Setup(what, kind, family, 1, 1, 0, precision, "replicated", divergence, width)
     size = setup.size
     dtype = DTYPES[precision]
     load = functools.partial(load_tapped, kind=kind, precision=precision)
@@ -477,10 +520,11 @@ def reference(
             kept = labels != -100 if kind == "causal_lm" else torch.ones(len(labels), dtype=torch.bool)
             with torch.no_grad():
                 wanted = teacher_bank(states)
-            terms, scale = TASK_TERMS[kind], 1.0 if kind == "regression" else TEMPERATURE**2
+            name, scale = name_of(kind, divergence), 1.0 if kind == "regression" else TEMPERATURE**2
+            predictions = [one.double() for one in (logits, teacher_logits)]
             values = {
                 "loss/task": plain_task(kind, logits.double(), labels),
-                terms.prediction_name: plain_prediction(kind, logits.double(), teacher_logits.double(), kept),
+                name: plain_prediction(kind, divergence, *predictions, kept),
             }
             values |= {
                 f"loss/feature_mse/layer_{i:02d}": F.mse_loss(mine[token].double(), theirs[token].double())
@@ -488,7 +532,7 @@ def reference(
             }
             chosen = WEIGHTS[what]
             weights = dict.fromkeys(values, chosen["feature_weight"] / len(features))
-            weights |= {"loss/task": chosen["task_weight"], terms.prediction_name: chosen["kl_weight"] * scale}
+            weights |= {"loss/task": chosen["task_weight"], name: chosen["kl_weight"] * scale}
         sum(weights[name] * value for name, value in values.items()).backward()
         gradients = {
             name: parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
@@ -535,7 +579,7 @@ def errors_of(case: Case, place: Path, by_rank: list[list[Any]]) -> Errors:
     difference, relative to the norm of the parameter's gradient plus 1/1000 of the whole gradient's (some are 0).
     """
     setup = case.setup
-    of_place = (place, setup.what, setup.kind, setup.family, setup.precision, setup.width)
+    of_place = (place, setup.what, setup.kind, setup.family, setup.precision, setup.divergence, setup.width)
     expected = reference(*of_place)
     plain = reference(*of_place, torch.bfloat16) if setup.precision == "bf16" else expected
     terms: dict[str, float] = {}
@@ -627,7 +671,7 @@ def render(results: dict[Case, Errors], *, option: str, hardware: str, commit: s
         lines.append(f"| `{name}` | {len(having)} | {' | '.join(map(worst, by_precision))} |")
     lines += ["", "| | | cases | terms, fp32 | gradient, fp32 | terms, bf16 | gradient, bf16 | gradient, plain bf16 |"]
     lines += ["|---" * 8 + "|"]
-    for factor, values in {**FACTORS, "width": (*SIZES,)}.items():
+    for factor, values in {**FACTORS, "divergence": (*DIVERGENCES,), "width": (*SIZES,)}.items():
         for value in values:
             having = {c: e for c, e in results.items() if {**c.setup._asdict(), **c.layout._asdict()}[factor] == value}
             cells = []
@@ -644,7 +688,9 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="also the full product: half an hour in all")
     parser.add_argument("--hardware", required=True, help="where this runs, for the document")
     options = parser.parse_args()
-    cases = list(dict.fromkeys([*sample(), *(full_product() if options.full else []), *wide_product()]))
+    cases = list(
+        dict.fromkeys([*sample(), *of_divergences(), *(full_product() if options.full else []), *wide_product()])
+    )
     results: dict[Case, Errors] = {}
     for world_size in FACTORS["ranks"]:
         with tempfile.TemporaryDirectory() as folder:

@@ -19,7 +19,7 @@ from ted_ds.runtime.outputs import engine_outputs
 from ted_ds.runtime.preemption import StopRequests
 from ted_ds.runtime.step_runner import StepRunner
 from ted_ds.verbs.prepare import prepare as prepare_run
-from tests.plain import probe_logits
+from tests.plain import plain_divergence, probe_logits
 from tests.tiny import LABELS, ROOT, recipe_dict, write_corpus, write_labelled, write_model, write_recipe
 
 NUM_STEPS = 5
@@ -242,10 +242,12 @@ def _plain_one(build: Any, models: dict[str, Path], case: Case) -> Trained:
             mse = [(own - other).square().mean(-1)[kept].mean() for own, other in features]
             task = F.cross_entropy(logits[counted], labels[counted])
             heat = plan.temperature
-            softened = [F.log_softmax(one[counted] / heat, -1) for one in (logits, theirs)]
-            kl = F.kl_div(*softened, log_target=True, reduction="batchmean")
-            loss = plan.task_weight * task + plan.kl_weight * heat**2 * kl + plan.feature_weight * sum(mse) / len(mse)
-            report = {"loss/task": task, "loss/kl_teacher_student": kl, "loss/feature_mse": sum(mse) / len(mse)}
+            softened = [one[counted] / heat for one in (theirs, logits)]
+            prediction = plain_divergence(plan.divergence, plan.divergence_parameter, *softened).mean()
+            loss = plan.task_weight * task + plan.kl_weight * heat**2 * prediction
+            loss = loss + plan.feature_weight * sum(mse) / len(mse)
+            report = {"loss/task": task, build.terms.prediction_name: prediction}
+            report["loss/feature_mse"] = sum(mse) / len(mse)
         else:
             loss = torch.zeros((), dtype=torch.float64)
             for side, body in bodies.items():

@@ -15,6 +15,7 @@ from tests.distributed.matrix import (
     bounds_in_words,
     full_product,
     is_allowed,
+    of_divergences,
     pair_covered,
     run_cases,
     sample,
@@ -22,7 +23,7 @@ from tests.distributed.matrix import (
     wide_sample,
 )
 
-CASES = sample()
+CASES = [*sample(), *of_divergences()]
 FULL = full_product()
 
 

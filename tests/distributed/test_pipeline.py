@@ -29,9 +29,23 @@ SMALLEST = 1e-7
 
 STAGE_ONE = ("filters_teacher", "filters_student", "filters_both")
 SAMPLE = {
-    "llama": (Layout(2, 1, 1), [("last", "distill", CLIPPING), ("last", "filters_student", CLIPPING)]),
+    "llama": (
+        Layout(2, 1, 1),
+        [
+            ("last", "distill", CLIPPING),
+            ("last", "filters_student", CLIPPING),
+            ("last", "distill", 0.0, ("distill.divergence=jsd", "distill.divergence_beta=0.3")),
+        ],
+    ),
     "gpt2": (Layout(3, 1, 0), [("explicit", "distill", 0.0), ("explicit", "filters_teacher", CLIPPING)]),
-    "bert": (Layout(2, 2, 0), [("distilgpt2", "distill", CLIPPING), ("explicit", "filters_both", CLIPPING)]),
+    "bert": (
+        Layout(2, 2, 0),
+        [
+            ("distilgpt2", "distill", CLIPPING),
+            ("explicit", "filters_both", CLIPPING),
+            ("distilgpt2", "distill", 0.0, ("distill.divergence=reverse_kl",)),
+        ],
+    ),
     "deberta-v2": (Layout(2, 2, 1), [("uniform", "distill", CLIPPING)]),
 }
 
@@ -39,7 +53,8 @@ SAMPLE = {
 def all_cases(family):
     distill = [Case(family, one, "distill", clipping) for one in MAPS for clipping in (0.0, CLIPPING)]
     filters = [Case(family, one, phase, CLIPPING) for one in ("last", "explicit") for phase in STAGE_ONE]
-    return [*distill, *filters]
+    others = [f"distill.divergence={kind}" for kind in ("reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "tv")]
+    return [*distill, *filters, *(Case(family, "uniform", "distill", 0.0, (one,)) for one in others)]
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from ted_ds.numerics.losses import (
-    bernoulli_kl_sum,
+    bernoulli_divergence_sum,
     binary_cross_entropy_sum,
     cross_entropy_sum,
+    divergence_sum,
     feature_mse_sum,
     kept_labels,
-    kl_divergence_sum,
     soft_cross_entropy_sum,
     squared_error_sum,
 )
@@ -153,7 +153,7 @@ def test_kl_is_from_teacher_to_student_at_a_temperature(temperature):
             expected += sum(p[v] * (math.log(p[v]) - math.log(q[v])) for v in range(6))
             for v in range(6):
                 gradient[b, t, v] = (q[v] - p[v]) / temperature
-    check(kl_divergence_sum(student, teacher, keep=keep, temperature=temperature), student, expected, gradient)
+    check(divergence_sum(student, teacher, keep=keep, temperature=temperature), student, expected, gradient)
     assert teacher.grad is None
 
 
@@ -169,7 +169,7 @@ def test_bernoulli_kl_is_from_teacher_to_student_at_a_temperature(temperature):
                 p, q = (brute_logistic(one[b, c].item() / temperature) for one in (teacher, student))
                 expected += brute_bernoulli_kl(p, q)
                 gradient[b, c] = (q - p) / temperature
-    check(bernoulli_kl_sum(student, teacher, keep=keep, temperature=temperature), student, expected, gradient)
+    check(bernoulli_divergence_sum(student, teacher, keep=keep, temperature=temperature), student, expected, gradient)
     assert teacher.grad is None
 
 
@@ -178,15 +178,15 @@ def test_a_bernoulli_kl_is_the_kl_over_yes_and_no():
     keep = torch.ones(5, 3, dtype=torch.bool)
     as_classes = [torch.stack([one, torch.zeros_like(one)], dim=-1) for one in (student, teacher)]
     torch.testing.assert_close(
-        bernoulli_kl_sum(student, teacher, keep=keep, temperature=2.0),
-        kl_divergence_sum(*as_classes, keep=keep, temperature=2.0),
+        bernoulli_divergence_sum(student, teacher, keep=keep, temperature=2.0),
+        divergence_sum(*as_classes, keep=keep, temperature=2.0),
         rtol=1e-5,
         atol=0,
     )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
-@pytest.mark.parametrize(("term", "keep_shape"), [(kl_divergence_sum, (6,)), (bernoulli_kl_sum, (6, 5))])
+@pytest.mark.parametrize(("term", "keep_shape"), [(divergence_sum, (6,)), (bernoulli_divergence_sum, (6, 5))])
 def test_a_kl_of_a_model_with_itself_is_zero_and_has_no_gradient(term, keep_shape, temperature):
     student = make_logits(0, 6, 5).requires_grad_()
     total = term(student, student.detach(), keep=torch.ones(keep_shape, dtype=torch.bool), temperature=temperature)
@@ -199,7 +199,7 @@ def test_a_kl_of_a_model_with_itself_is_zero_and_has_no_gradient(term, keep_shap
 def test_a_kl_is_the_cross_entropy_less_the_teachers_entropy(temperature):
     # the two have one gradient, so that only the value tells which of them a metric is
     student, teacher = make_logits(0, 6, 5), make_logits(1, 6, 5)
-    kl = kl_divergence_sum(student, teacher, keep=torch.ones(6, dtype=torch.bool), temperature=temperature)
+    kl = divergence_sum(student, teacher, keep=torch.ones(6, dtype=torch.bool), temperature=temperature)
     cross_entropy = soft_cross_entropy_sum(student / temperature, (teacher / temperature).softmax(-1))
     rows = [brute_softmax(row, temperature) for row in teacher.tolist()]
     entropy = -sum(p * math.log(p) for row in rows for p in row)
@@ -207,7 +207,7 @@ def test_a_kl_is_the_cross_entropy_less_the_teachers_entropy(temperature):
     assert (cross_entropy - kl).item() == pytest.approx(entropy, rel=1e-5)
 
     keep = torch.ones(6, 5, dtype=torch.bool)
-    bernoulli_kl = bernoulli_kl_sum(student, teacher, keep=keep, temperature=temperature)
+    bernoulli_kl = bernoulli_divergence_sum(student, teacher, keep=keep, temperature=temperature)
     cross_entropy = binary_cross_entropy_sum(student / temperature, (teacher / temperature).sigmoid())
     yes = [brute_logistic(value / temperature) for row in teacher.tolist() for value in row]
     entropy = -sum(p * math.log(p) + (1 - p) * math.log(1 - p) for p in yes)
@@ -221,8 +221,8 @@ def test_a_kl_of_certain_predictions_is_finite_and_never_below_zero(scale):
     teacher = torch.tensor([[scale, -scale, 0.0], [-scale, scale, 0.0]])
     rows, entries = torch.ones(2, dtype=torch.bool), torch.ones(2, 3, dtype=torch.bool)
     for total in (
-        kl_divergence_sum(student, teacher, keep=rows, temperature=1.0),
-        bernoulli_kl_sum(student, teacher, keep=entries, temperature=1.0),
+        divergence_sum(student, teacher, keep=rows, temperature=1.0),
+        bernoulli_divergence_sum(student, teacher, keep=entries, temperature=1.0),
     ):
         student.grad = None
         total.backward()
@@ -267,8 +267,8 @@ TERMS = {
         lambda s, t: binary_cross_entropy_sum(s, torch.eye(4, 3).masked_fill(~ENTRIES, NAN)),
     ),
     "squared_error": (ENTRIES, lambda s, t: squared_error_to(s, make_logits(2, 4, 3).masked_fill(~ENTRIES, NAN))),
-    "kl": (ROWS, lambda s, t: kl_divergence_sum(s, t, keep=ROWS, temperature=2.0)),
-    "bernoulli_kl": (ENTRIES, lambda s, t: bernoulli_kl_sum(s, t, keep=ENTRIES, temperature=2.0)),
+    "kl": (ROWS, lambda s, t: divergence_sum(s, t, keep=ROWS, temperature=2.0)),
+    "bernoulli_kl": (ENTRIES, lambda s, t: bernoulli_divergence_sum(s, t, keep=ENTRIES, temperature=2.0)),
     "squared_difference": (ENTRIES, lambda s, t: TASK_TERMS["regression"].prediction_sum(s, t, ENTRIES, 2.0)),
     "feature_mse": (ROWS, lambda s, t: feature_mse_sum(s[None], t[None], keep=ROWS[None])),
     "normalised_feature_mse": (

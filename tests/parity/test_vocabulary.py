@@ -11,8 +11,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ted_ds.numerics import chunks, vocabulary
-from ted_ds.numerics.losses import cross_entropy_sum, kept_labels, kl_divergence_sum
+from ted_ds.numerics.divergences import make_divergence
+from ted_ds.numerics.losses import cross_entropy_sum, divergence_sum, kept_labels
 from ted_ds.numerics.vocabulary import TeacherPredictions, VocabularyTargets, vocabulary_losses
+from tests.plain import DIVERGENCES, plain_divergence
 
 HIDDEN, TEACHER_HIDDEN = 12, 20
 # of each gradient's norm; the worst seen were 3e-15, 3e-7, 5e-3, 8e-4
@@ -61,8 +63,17 @@ class Case:
     def trained(self) -> list[Tensor]:
         return [one for one in (self.hidden, self.weight, self.bias) if one is not None]
 
-    def targets(self, *, weights: tuple[float, float], temperature: float, shared: int | None, size: int) -> Any:
-        teacher = TeacherPredictions(self.teacher_hidden, self.teacher_weight, None, temperature, weights[1], shared)
+    def targets(
+        self,
+        *,
+        weights: tuple[float, float],
+        temperature: float,
+        shared: int | None,
+        size: int,
+        divergence: str = "kl",
+    ) -> Any:
+        learned_from = (self.teacher_hidden, self.teacher_weight, None, temperature, weights[1], shared)
+        teacher = TeacherPredictions(*learned_from, make_divergence(divergence, DIVERGENCES[divergence]))
         return VocabularyTargets(self.labels, weights[0], teacher, max_chunk_bytes=size)
 
     def fused(
@@ -72,14 +83,21 @@ class Case:
         temperature: float = 2.0,
         shared: int | None = None,
         size: int = 1,
+        divergence: str = "kl",
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The three sums, and the gradients of 1.3 times the first."""
-        targets = self.targets(weights=weights, temperature=temperature, shared=shared, size=size)
+        chosen = {"weights": weights, "temperature": temperature, "shared": shared, "divergence": divergence}
+        targets = self.targets(**chosen, size=size)
         sums = vocabulary_losses(self.hidden, self.weight, self.bias, targets)
         return list(sums), list(torch.autograd.grad(1.3 * sums[0], self.trained))
 
     def plain(
-        self, *, weights: tuple[float, float] = (0.7, 2.5), temperature: float = 2.0, shared: int | None = None
+        self,
+        *,
+        weights: tuple[float, float] = (0.7, 2.5),
+        temperature: float = 2.0,
+        shared: int | None = None,
+        divergence: str = "kl",
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The same from all logits, in fp64 throughout."""
         leaves = [one.detach().double().requires_grad_() for one in self.trained]
@@ -89,11 +107,10 @@ class Case:
         kept = kept_labels(self.labels)
         # (the plain losses are fp32; these are their formulas in fp64)
         task = F.cross_entropy(logits[kept], self.labels[kept], reduction="sum")
-        mine = F.log_softmax(logits[kept][:, :shared] / temperature, -1)
-        theirs = F.log_softmax(teacher_logits[kept][:, :shared] / temperature, -1)
-        kl = F.kl_div(mine, theirs, reduction="sum", log_target=True)
-        weighted = weights[0] * task + weights[1] * kl
-        return [weighted, task, kl], list(torch.autograd.grad(1.3 * weighted, leaves))
+        mine, theirs = (one[kept][:, :shared] / temperature for one in (logits, teacher_logits))
+        total = plain_divergence(divergence, DIVERGENCES[divergence], theirs, mine).sum()
+        weighted = weights[0] * task + weights[1] * total
+        return [weighted, task, total], list(torch.autograd.grad(1.3 * weighted, leaves))
 
 
 def assert_same(got: Any, expected: Any, tolerance: float) -> None:
@@ -170,7 +187,7 @@ def test_the_plain_losses_are_its_twins():
     logits, teacher_logits = F.linear(case.hidden, case.weight), F.linear(case.teacher_hidden, case.teacher_weight)
     (_, task, kl), _ = case.fused(temperature=3.0)
     assert task.item() == pytest.approx(cross_entropy_sum(logits, case.labels).item(), rel=1e-5)
-    twin = kl_divergence_sum(logits, teacher_logits, keep=kept_labels(case.labels), temperature=3.0)
+    twin = divergence_sum(logits, teacher_logits, keep=kept_labels(case.labels), temperature=3.0)
     assert kl.item() == pytest.approx(twin.item(), rel=1e-5)
 
 

@@ -192,7 +192,7 @@ def test_every_kind_of_value_has_its_rule_in_words(path: Path, override: str, ru
         ("distill.steps=3", "did you mean 'max_steps' or 'warmup_steps'?"),
         ("distill.batch_size=3", "did you mean 'global_batch_size' or 'micro_batch_size'?"),
         ("distill.lr=1e-3", "did you mean 'learning_rate'?"),
-        ("distill.epochs=3", "known here: betas, eps"),
+        ("distill.epochs=3", "known here: betas, divergence"),
         ("betas=1", "it belongs to teacher.finetune, student.finetune, filters.teacher, filters.student"),
         ("data.path=x", "it belongs to data.train or data.evaluation"),
     ],
