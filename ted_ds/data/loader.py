@@ -15,6 +15,8 @@ from torch import Tensor
 from ted_ds.data.samples import Sample
 from ted_ds.numerics.losses import IGNORED_LABEL
 
+Labels = Literal["tokens", "class", "numbers"]
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -64,7 +66,7 @@ class Collator:
     """
 
     pad_id: int
-    labels: Literal["tokens", "class", "numbers"]
+    labels: Labels
     """The next tokens, one class id per sample, or a list of numbers per sample."""
     num_outputs: int = 1
     """How many ``numbers``."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from ted_ds.config.data import Data, Padding
 from ted_ds.config.tasks import TextTask
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ted_ds.config.schema import Filters
     from ted_ds.data.corpus_data import CorpusData
     from ted_ds.data.labelled_data import LabelledData
-    from ted_ds.data.loader import Batch, Collator
+    from ted_ds.data.loader import Batch, Collator, Labels
     from ted_ds.models.heads import FilterProbes
     from ted_ds.models.taps import TappedModel
     from ted_ds.numerics.filters import FilterBank
@@ -56,7 +56,7 @@ class TaskKind(ABC, Generic[Task]):
 
     are_labelled: bool
     of_words: bool = False
-    collated_as: ClassVar[Literal["tokens", "class", "numbers"]]
+    collated_as: ClassVar[Labels]
     """What the labels of a batch are (:class:`ted_ds.data.loader.Collator`)."""
     one_class: ClassVar[bool] = False
     """Whether a text has one of the task's labels, or is most probably of one."""
