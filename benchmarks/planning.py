@@ -23,6 +23,7 @@ from ted_ds.config.load import load_recipe
 from ted_ds.planning.memory import frozen_bytes
 from ted_ds.planning.phase_memory import phase_memories
 from ted_ds.planning.plan import make_plan
+from ted_ds.tasks.kind import kind_of
 from ted_ds.planning.traffic import Link, phase_traffic
 
 HIDDEN, INNER, BLOCKS, VOCABULARY, HEADS = 4096, 11008, 32, 32000, 32
@@ -60,7 +61,7 @@ def plan_one(recipe: Path, num_ranks: int, stage: int, host: str) -> tuple[int, 
     changes = [f"deepspeed={ROOT / 'ds_configs' / 'deepspeed' / f'zero{stage}.json'}", f"teacher.host={host}"]
     changes += [f"{phase}.global_batch_size={batch}" for phase in ("distill", "filters.both")]
     loaded = load_recipe(recipe, changes)
-    plan, config = make_plan(loaded, num_ranks=num_ranks), read_deepspeed_json(loaded.deepspeed)
+    plan, config = make_plan(loaded, kind_of, num_ranks=num_ranks), read_deepspeed_json(loaded.deepspeed)
     assert plan.teacher is not None
     memory = phase_memories(loaded, plan, config, world_size=num_ranks, host=host)[-1]
     teacher = frozen_bytes(plan.teacher.parameters, host=host, precision=loaded.precision, world_size=num_ranks)
