@@ -5,6 +5,10 @@ from __future__ import annotations
 import gc
 import os
 
+import pytest
+
+CLUSTER = "tests/cluster/"
+
 os.environ.update(
     DS_ACCELERATOR="cpu",
     OMP_NUM_THREADS="1",
@@ -19,3 +23,15 @@ def pytest_collection_finish():
     """What is imported by now is never garbage: collections, which the product makes on purpose, pass it over."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests stay in one process, as they share its fixtures; and all of the one cluster that there can be."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return CLUSTER if nodeid.startswith(CLUSTER) else super()._split_scope(nodeid)
+
+    return ByFile(config, log)

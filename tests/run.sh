@@ -28,7 +28,7 @@ ruff format --check ted_ds benchmarks tests setup.py
 ruff check ted_ds benchmarks tests setup.py
 pyright
 lint-imports
-# a file's tests stay together, as they share what its fixtures make; those with ranks come first
+# in the order of the tiers: those with ranks first, so that the processes end together
 tests=(python -m pytest -n "${TED_DS_TEST_PROCESSES:-logical}" --maxprocesses 4 --dist loadfile --no-loadscope-reorder)
 if [ "${1:-}" = --quick ]; then
     shift
