@@ -19,6 +19,11 @@ fi
 if [ ! -d "$TED_DS_VENV/optional/bitsandbytes" ]; then # for quantised teachers
     "$TED_DS_VENV/bin/pip" install --quiet --no-deps --target "$TED_DS_VENV/optional" "bitsandbytes==0.50.2"
 fi
+if [ ! -d "$TED_DS_VENV/trackers" ]; then # what tracking.to can name: for the tests of them alone, others see it missing
+    "$TED_DS_VENV/bin/pip" install --quiet --no-deps --target "$TED_DS_VENV/trackers" "tensorboard==2.21.0" \
+        "absl-py==2.5.1" "trackio==0.43.0" "gradio_client==2.7.2" "orjson==3.13.0" "starlette==1.10.0" \
+        "uvicorn==0.54.0" "brotli==1.2.1" "python-multipart==0.0.34" "pillow==12.3.0"
+fi
 if [ ! -d "$TED_DS_VENV/schemas" ]; then # of Kubernetes: 100 MB that nothing but a test needs
     "$TED_DS_VENV/bin/pip" install --quiet --target "$TED_DS_VENV/schemas" "kubernetes-validate==1.37.0"
 fi

@@ -37,12 +37,12 @@ class Tracking(Section):
     def _backends_agree(self) -> Iterator[str]:
         twice = sorted({name for name in self.backends if self.backends.count(name) > 1})
         if twice:
-            yield f"tracking.to: names {' and '.join(twice)} more than once; name each once"
+            yield f"to has {' and '.join(twice)} more than once; name each once"
         given = f"[{', '.join(self.backends)}]"
         if "wandb" not in self.backends and self.wandb in ("online", "offline"):
-            yield f"tracking.wandb: {self.wandb}, but tracking.to is {given}: add wandb to it, or remove tracking.wandb"
+            yield f"wandb is {self.wandb}, but to is {given}; add wandb to it, or leave wandb: {self.wandb} out"
         if self.to is not None and "wandb" in self.to and self.wandb == "disabled":
-            yield f"tracking.to: {given}, but tracking.wandb is disabled: change one of them"
+            yield f"to is {given}, but wandb is disabled; take it off the list, or leave wandb: disabled out"
 
 
 def refuse_missing_packages(tracking: Tracking) -> None:

@@ -50,6 +50,8 @@ def _unused(recipe: Recipe) -> Iterator[tuple[list[str], str]]:
         yield _given(task.packing, "task.packing", ("window",)), "task.packing.method: wrap"
     if data.evaluation is not None:
         yield _given(data, "data", ("heldout_fraction",)), "data.evaluation is given"
+    if not {"wandb", "trackio"} & {*recipe.tracking.backends}:
+        yield _given(recipe.tracking, "tracking", ("project",)), "tracking.to names neither wandb nor trackio"
     if recipe.evaluation.every_steps is None and recipe.checkpoint.keep_best:
         yield _given(recipe.checkpoint, "checkpoint", ("keep_best",)), "evaluation.every_steps is not given"
 

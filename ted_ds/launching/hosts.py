@@ -20,12 +20,12 @@ AT_ONCE = 32
 ASK_AGAIN_S = 5.0
 PASSED_ON = re.compile(
     r"(TED_DS|HF|TRANSFORMERS|TOKENIZERS|OMP|MKL|MALLOC|DS|TORCH\w*|PYTORCH|TRITON|CUDA|CUBLAS|CUDNN|NVIDIA|NCCL|GLOO|"
-    r"FI|OFI|UCX|SHARP|WANDB)_\w+|PATH|LD_LIBRARY_PATH|TMPDIR|LANG"
+    r"FI|OFI|UCX|SHARP|WANDB|TRACKIO)_\w+|PATH|LD_LIBRARY_PATH|TMPDIR|LANG"
 )
 """Variables that reach the ranks of other hosts."""
 OF_ONE_HOST = re.compile(r"(CUDA|NVIDIA)_VISIBLE_DEVICES")
 """Those that do not, as they count the GPUs of this one."""
-SECRET = re.compile(r"KEY|TOKEN(?!IZERS)|SECRET|PASSW|CREDENTIAL")
+SECRET = re.compile(r"KEY|TOKEN(?!IZERS)|SECRET|PASSW|CREDENTIAL|TRACKIO_SERVER_URL")  # which may hold a token
 """Those that do not: a command line, which every user of a host can read, is how they would travel."""
 OWN_FILE = ".deepspeed_env"
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from ted_ds.output.phase_folder import model_identity
 from tests.integration.launching import alone, by_mpirun, by_srun, deepspeed, environment, forked, ranks
-from tests.optional import MISSING, OPTIONAL
+from tests.optional import MISSING, NO_TRACKERS, OPTIONAL, TRACKERS
 from tests.tiny import ROOT, write_model, write_run
 
 ZERO3 = f"deepspeed={ROOT / 'ds_configs' / 'deepspeed' / 'zero3.json'}"
@@ -119,6 +119,44 @@ def test_the_same_numbers_are_in_the_offline_wandb_run(lm_run):
     content = binary.read_bytes()
     for name in (b"distill/loss/kl_teacher_student", b"filters_student/loss/task/layer_01", b"distill/step"):
         assert name in content
+
+
+READ_TRACKERS = """
+import json, sqlite3, sys
+from pathlib import Path
+from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
+run = Path(sys.argv[1])
+runs = EventMultiplexer().AddRunsFromDirectory(str(run / "tensorboard")).Reload()
+board = [[name, tag, one.step] for name in runs.Runs() for tag in runs.Runs()[name]["scalars"]
+         for one in runs.Scalars(name, tag)]
+(file,) = (run / "trackio").glob("*.db")
+rows = sqlite3.connect(file).execute("SELECT step, metrics FROM metrics").fetchall()
+print(json.dumps([board, [[*name.split("/", 1), step] for step, metrics in rows for name in json.loads(metrics)]]))
+"""
+
+
+def test_the_same_numbers_are_wherever_the_recipe_says(tmp_path):
+    assert TRACKERS.is_dir(), NO_TRACKERS
+    recipe, path = write_run(tmp_path), f"{ROOT}:{TRACKERS}"
+    outcome = alone("run", str(recipe), "tracking.to=[tensorboard,trackio]", PYTHONPATH=path)
+    assert outcome.code == 0, outcome.output
+    run = tmp_path / "run"
+    assert f"TensorBoard {run / 'tensorboard'}\nTrackio     {run / 'trackio'}\n" in outcome.output
+    assert "W&B" not in outcome.output
+    assert not (run / "wandb").exists()
+    command = [sys.executable, "-c", READ_TRACKERS, str(run)]
+    done = subprocess.run(command, env=environment(PYTHONPATH=path), capture_output=True, text=True, check=True)
+    board, trackio = json.loads(done.stdout)
+    expected = {
+        (record["phase"], name, record["step"])
+        for record in metrics(tmp_path)
+        for name in record.keys() - {"time", "phase", "step"}
+    }
+    assert {(phase, name, step) for phase, name, step in board if phase != "."} == expected
+    assert {(phase, name, step) for phase, name, step in trackio if phase != "summary"} == expected
+    final = {"student_after/perplexity", "student_before/perplexity", "teacher/perplexity"}
+    assert {name for phase, name, _ in board if phase == "."} == final
+    assert {name for phase, name, _ in trackio if phase == "summary"} == final
 
 
 def test_the_export_is_plain_transformers_and_equal_to_the_student(lm_run):

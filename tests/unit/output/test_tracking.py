@@ -10,7 +10,7 @@ import pytest
 
 from ted_ds.errors import ConfigError
 from ted_ds.output.trackers.backend import Backend, TrackedRun
-from ted_ds.output.trackers.jsonl_backend import METRICS_FILE
+from ted_ds.output.trackers.jsonl_backend import METRICS_FILE, JsonlBackend
 from ted_ds.output.trackers.wandb_backend import START_TIMEOUT_S, WandbBackend
 from ted_ds.output.tracking import Tracker
 
@@ -109,6 +109,38 @@ def test_a_service_that_breaks_is_said_once_and_the_file_goes_on(
     tracker.close()
     assert [line["step"] for line in lines_of(tmp_path)] == [1, 2]
     assert capsys.readouterr().err.count("W&B no longer answers") == 1
+
+
+def test_wandb_that_is_disabled_is_said_and_writes_nothing(tmp_path: Path) -> None:
+    tracker = opened(tmp_path, WandbBackend("disabled"))
+    tracker.log("distill", 1, {"loss/total": 1.0})
+    tracker.summarise({"student_after/perplexity": 9.5})
+    tracker.close()
+    assert [*tracker.places()] == [("W&B", f"disabled, {tmp_path / 'wandb'}")]
+    assert [file.name for file in tmp_path.iterdir()] == [METRICS_FILE]
+
+
+class Slow(JsonlBackend):
+    """A second file, which takes its time to be closed."""
+
+    def __init__(self, title: str, seconds: float) -> None:
+        self.title, self._seconds = title, seconds
+
+    def close(self) -> None:
+        time.sleep(self._seconds)
+        super().close()
+
+
+def test_backends_finish_side_by_side_and_the_slow_are_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ted_ds.output.tracking.FINISH_TIMEOUT_S", 0.5)
+    tracker = opened(tmp_path, Slow("one", 3.0), Slow("another", 0.01), Slow("a third", 3.0))
+    started = time.monotonic()
+    tracker.close()
+    assert time.monotonic() - started < 2.5
+    said = capsys.readouterr().err
+    assert said == "".join(f"WARN {name} does not finish within 0.5 s: left behind\n" for name in ("one", "a third"))
 
 
 KEY = "0123456789" * 4
