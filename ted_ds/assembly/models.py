@@ -169,8 +169,7 @@ class ModelMaker:
         if shard_config is None and share is None:  # else ranks read different parts, or one rank reads for all
             free = free_host_bytes(self._world)
             self._world.first_on_host(lambda: read_ahead(path, free))
-        loaded: tuple[PreTrainedModel, list[str]] | None = None
-        failure: TedError | None = None
+        loaded: tuple[PreTrainedModel, list[str]] | TedError
         try:
             loaded = load_model(
                 path,
@@ -183,12 +182,8 @@ class ModelMaker:
                 device=self._world.device,
             )
         except TedError as error:
-            failure = error
-        with self._world.together():
-            if failure is not None:
-                raise failure
-        assert loaded is not None
-        model, fresh = loaded
+            loaded = error
+        model, fresh = self._world.settle(loaded)
         self._name_padding(model)
         if self._recipe.torch_compile and shard_config is None:
             compile_blocks(model, family_of(model.config.model_type))
