@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from ted_ds.assembly.assembly import Assembly
+from ted_ds.assembly.given import Given
 from ted_ds.assembly.host_teacher import host_teacher
 from ted_ds.config.schema import Recipe
 from ted_ds.data.reading.listing import list_data
@@ -120,18 +121,7 @@ def prepare(
     before = world.on_main(lambda: read_run(output_dir))
     run = before or world.on_main(new_run)
     run, hosting = host_teacher(recipe, plan, run, world, run_is_old=before is not None)
-    assembly = Assembly(
-        recipe,
-        plan,
-        world,
-        tokenizer=tokenizer,
-        listing=listing,
-        data=data,
-        screen=screen,
-        stops=stops,
-        run=run,
-        hosting=hosting,
-    )
+    assembly = Assembly(Given(recipe, plan, world, tokenizer, data, screen, stops, run, hosting))
     start: list[str] | None = None
     if isinstance(data, CausalLmData):
         start = list(tokenizer.convert_ids_to_tokens(list(data.start)))
