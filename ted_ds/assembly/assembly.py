@@ -1,82 +1,53 @@
-"""Where a recipe becomes objects: models, engines, batches, numbers."""
+"""Where a recipe becomes objects: models, engines, batches, scores."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
+from ted_ds.assembly.given import Given
 from ted_ds.assembly.models import ModelMaker
 from ted_ds.config.deepspeed import complete, schedule_of
 from ted_ds.config.phase_plan import PhasePlan
-from ted_ds.config.schema import Recipe
-from ted_ds.data.bad_records import Ledger
-from ted_ds.data.corpus_data import CorpusData
-from ted_ds.data.labelled_data import LabelledData
 from ted_ds.data.labelled_stream import LabelledStream
 from ted_ds.data.loader import Batch, evaluation_batches
 from ted_ds.data.no_batches import NoBatches
-from ted_ds.data.reading.listing import DataListing
 from ted_ds.data.stream.corpus_stream import CorpusStream
 from ted_ds.errors import StoppedOnRequest
-from ted_ds.models.companions import Origins
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.loading import DTYPES
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.divergences import make_divergence
-from ted_ds.output.run_folder import Run
-from ted_ds.output.screen import Screen
-from ted_ds.output.tracking import Tracker
-from ted_ds.planning.deepspeed_json import deepspeed_json_of
-from ted_ds.planning.hosting import Hosting
 from ted_ds.planning.pipeline_cut import Stage
-from ted_ds.planning.plan import Plan
 from ted_ds.runtime.cargo import Waybill
 from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.runtime.initialize import check_config
 from ted_ds.runtime.pipeline import Travellers
-from ted_ds.runtime.preemption import StopNow, StopRequests
+from ted_ds.runtime.preemption import StopNow
 from ted_ds.runtime.start import start_runner
 from ted_ds.runtime.step_runner import StepRunner
-from ted_ds.runtime.world import World
-from ted_ds.tasks.kind import kind_of
 from ted_ds.tasks.scoring import evaluate
 
 
 class Assembly:
     """Builds what the phases need, from one recipe on one world of ranks."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        plan: Plan,
-        world: World,
-        *,
-        tokenizer: PreTrainedTokenizerBase,
-        listing: DataListing,
-        data: LabelledData | CorpusData,
-        screen: Screen,
-        stops: StopRequests,
-        run: Run,
-        hosting: Hosting,
-    ) -> None:
+    def __init__(self, given: Given) -> None:
+        """Build for what is given; nobody else writes into this."""
+        recipe, plan, world, tokenizer = given.recipe, given.plan, given.world, given.tokenizer
+        self.kind = given.kind
         self.recipe, self.plan, self.world = recipe, plan, world
-        self.kind = kind_of(recipe.task)
-        self.tokenizer, self.listing, self.data = tokenizer, listing, data
-        self.screen = screen
-        self.tracker: Tracker | None = None  # opened on rank 0 once there is something to write
-        self.ledger: Ledger | None = None  # likewise
-        self.stops = stops
-        self.run, self.hosting = run, hosting
+        self.tokenizer, self.data = tokenizer, given.data
+        self.screen, self.stops = given.screen, given.stops
+        self.run, self.hosting = given.run, given.hosting
         self.dtype = DTYPES[recipe.precision]
         assert plan.teacher is not None  # both are known once their files are here
         assert plan.student is not None
-        self.deepspeed_json = deepspeed_json_of(recipe, plan)
+        self.deepspeed_json = given.deepspeed_json
         with world.together():
             for path, one in recipe.phase_plans().items():
                 check_config(str(recipe.deepspeed), self.engine_config(one, path), world.num_replicas)
@@ -88,20 +59,8 @@ class Assembly:
         pad_id = tokenizer.pad_token_id
         assert isinstance(pad_id, int)
         self.collate = self.kind.collator(pad_id, recipe.data.padding)
-        student_path = recipe.student.path  # local folders, both: hub models were fetched
-        self.origins = Origins(Path(recipe.teacher.path), None if student_path is None else Path(student_path))
-        self.models = ModelMaker(
-            recipe,
-            self.kind,
-            world,
-            deepspeed_json=self.deepspeed_json,
-            tokenizer=tokenizer,
-            screen=screen,
-            hosting=hosting,
-            largest_of_teacher=max(plan.teacher.parameters.sizes),
-            last_token_ids=data.last_token_ids,
-            origins=self.origins,
-        )
+        self.origins = given.origins
+        self.models = ModelMaker(given)
 
     def layers(self, side: str) -> tuple[int, ...]:
         """The ``student``'s or the ``teacher``'s side of the layer map."""
@@ -201,24 +160,6 @@ class Assembly:
             timeout_s=self.recipe.collective_timeout_s,
             state=state,
         )
-
-    # --- numbers ------------------------------------------------------------------------------------------------
-
-    def track(self, phase: str, step: int, values: Mapping[str, float]) -> None:
-        """Write numbers down. Every rank must call it: a disk that is full ends all of them.
-
-        Raises:
-            TedError: They cannot be written; on every rank.
-        """
-        with self.world.together():
-            if self.tracker is not None:
-                self.tracker.log(phase, step, values)
-
-    def rewind_tracker(self, phase: str, step: int, scored_step: int = 0) -> None:
-        """Forget the numbers of a phase that come again; see :meth:`Tracker.rewind`. Every rank must call it."""
-        with self.world.together():
-            if self.tracker is not None:
-                self.tracker.rewind(phase, step, scored_step)
 
     # --- stopping -----------------------------------------------------------------------------------------------
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
+from ted_ds.assembly.given import Given
 from ted_ds.config.deepspeed_keys import zero_stage
-from ted_ds.config.schema import Recipe
 from ted_ds.errors import TedError
-from ted_ds.models.companions import Origins, accompany
+from ted_ds.models.companions import accompany
 from ted_ds.models.execution import checkpoint_activations, compile_blocks
 from ted_ds.models.families import family_of
 from ted_ds.models.files import read_ahead, read_model_facts
@@ -22,8 +22,7 @@ from ted_ds.models.loading import DTYPES, load_model
 from ted_ds.models.quantised import quantise_blocks
 from ted_ds.models.share import Share
 from ted_ds.models.taps import TappedModel
-from ted_ds.output.screen import Screen
-from ted_ds.planning.hosting import IN_WORDS, Hosting
+from ted_ds.planning.hosting import IN_WORDS
 from ted_ds.planning.memory import gib
 from ted_ds.planning.phase_memory import SHARDED_HOSTS, with_head
 from ted_ds.planning.pipeline_cut import Stage
@@ -31,44 +30,18 @@ from ted_ds.runtime.determinism import seed_everything
 from ted_ds.runtime.free_memory import free_host_bytes
 from ted_ds.runtime.frozen import FrozenModel, frozen_engine_config, offload_to
 from ted_ds.runtime.sharding import full_state_dict, sharded_loading
-from ted_ds.runtime.world import World
-from ted_ds.tasks.kind import AnyKind
 
 
 class ModelMaker:
     """Makes the models of a run on this rank. Every rank must call everything."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        kind: AnyKind,
-        world: World,
-        *,
-        deepspeed_json: Mapping[str, Any],
-        tokenizer: PreTrainedTokenizerBase,
-        screen: Screen,
-        hosting: Hosting,
-        largest_of_teacher: int,
-        last_token_ids: frozenset[int],
-        origins: Origins,
-    ) -> None:
-        """Make models for a recipe.
-
-        Args:
-            recipe: The recipe.
-            kind: Its task.
-            world: The ranks.
-            deepspeed_json: Its DeepSpeed config.
-            tokenizer: Of both models.
-            screen: Takes messages.
-            hosting: Where the teacher's weights are.
-            largest_of_teacher: The numbers in its largest parameter.
-            last_token_ids: Ids that the last tokens of labelled texts have.
-            origins: Whose tokenizer, licences and cards go with what is saved.
-        """
-        self._recipe, self._kind, self._world, self._deepspeed_json = recipe, kind, world, deepspeed_json
-        self._tokenizer, self._screen, self._hosting = tokenizer, screen, hosting
-        self._largest_of_teacher, self._last_token_ids, self._origins = largest_of_teacher, last_token_ids, origins
+    def __init__(self, given: Given) -> None:
+        self._recipe, self._world, self._deepspeed_json = given.recipe, given.world, given.deepspeed_json
+        self._kind = given.kind
+        self._tokenizer, self._screen, self._hosting = given.tokenizer, given.screen, given.hosting
+        assert given.plan.teacher is not None  # it is known once its files are here
+        self._largest_of_teacher = max(given.plan.teacher.parameters.sizes)
+        self._last_token_ids, self._origins = given.data.last_token_ids, given.origins
 
     def frozen(
         self,
@@ -172,8 +145,7 @@ class ModelMaker:
         if shard_config is None and share is None:  # else ranks read different parts, or one rank reads for all
             free = free_host_bytes(self._world)
             self._world.first_on_host(lambda: read_ahead(path, free))
-        loaded: tuple[PreTrainedModel, list[str]] | None = None
-        failure: TedError | None = None
+        loaded: tuple[PreTrainedModel, list[str]] | TedError
         try:
             loaded = load_model(
                 path,
@@ -187,12 +159,8 @@ class ModelMaker:
                 device=self._world.device,
             )
         except TedError as error:
-            failure = error
-        with self._world.together():
-            if failure is not None:
-                raise failure
-        assert loaded is not None
-        model, fresh = loaded
+            loaded = error
+        model, fresh = self._world.settle(loaded)
         self._name_padding(model)
         if self._recipe.torch_compile and shard_config is None:
             compile_blocks(model, family_of(model.config.model_type))

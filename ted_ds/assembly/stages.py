@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,17 +96,8 @@ def build_stage_one(build: Assembly, phase: str, models: Mapping[str, Path]) -> 
         layers = build.layers(side)
         body = build.models.frozen(side, models[side], layers, stage=stage, new_head_allowed=True)
         bank = fresh_filters(build, side)
-        probes: FilterProbes | None = None
-        with build.world.together():
-            probes = build.kind.probes(
-                bank,
-                filters,
-                dim=build.plan.filter_dim,
-                model_path=models[side],
-                tapped=body.tapped,
-                dtype=build.dtype,
-            )
-        assert probes is not None
+        make = functools.partial(build.kind.probes, bank, filters, dim=build.plan.filter_dim, dtype=build.dtype)
+        probes = build.world.agree(functools.partial(make, model_path=models[side], tapped=body.tapped))
         if places is not None:
             probes.keep(places)
         prefix = f"{side}/" if len(bodies) > 1 else ""
@@ -187,12 +179,12 @@ def build_stage_two(
     student_layers, teacher_layers = build.layers("student"), build.layers("teacher")
     stage = build.stage(DISTILL.name)
     tapped = build.models.trained("student", student, config, student_layers, stage=stage)
-    bank: FilterBank | None = None
-    teacher_filters: FilterBank | None = None
-    with build.world.together():
-        bank = _student_bank(build, filters["student"])
-        teacher_filters = _no_filters(build) if cached is not None else teacher_bank(build, filters["teacher"])
-    assert bank is not None
+    bank, teacher_filters = build.world.agree(
+        lambda: (
+            _student_bank(build, filters["student"]),
+            _no_filters(build) if cached is not None else teacher_bank(build, filters["teacher"]),
+        )
+    )
     if stage is not None:
         bank.keep(stage.places)
         if teacher_filters is not None:

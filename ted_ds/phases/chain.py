@@ -10,6 +10,7 @@ from ted_ds.errors import CheckpointError
 from ted_ds.output.phase_folder import PhaseFolder
 from ted_ds.phases import cut_student, distill, evaluate, export, finetune, learn_filters
 from ted_ds.phases.inputs import Inputs
+from ted_ds.phases.journal import Journal
 from ted_ds.phases.training import checkpoints_of
 from ted_ds.phases.work import Kit, Work
 from ted_ds.planning.phase import (
@@ -51,9 +52,9 @@ def phase_folder(inputs: Inputs, phase: Phase) -> PhaseFolder:
 class Chain:
     """Runs phases, skipping those that are complete."""
 
-    def __init__(self, assembly: Assembly, inputs: Inputs) -> None:
+    def __init__(self, assembly: Assembly, inputs: Inputs, journal: Journal) -> None:
         self._assembly, self._inputs = assembly, inputs
-        self._kit = Kit(assembly, inputs.folders, TeacherVetting(assembly))
+        self._kit = Kit(assembly, inputs.folders, journal, TeacherVetting(assembly))
 
     def pending(self, wanted: Sequence[Phase]) -> list[Phase]:
         """The wanted phases from the first that is not complete; writes nothing.

@@ -76,7 +76,7 @@ def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
         trained=stage.student,
         frozen={} if stage.teacher is None else {"teacher": stage.teacher},
     ) as engine:
-        training = PhaseTraining(build, folder, engine, plan, forward=engine_outputs(engine))
+        training = PhaseTraining(kit, folder, engine, plan, forward=engine_outputs(engine))
         result = training.run(stage.objective)
         state = build.models.whole_state(stage.student)
         filter_state = build.models.whole_state(stage.bank)

@@ -47,9 +47,9 @@ def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
         model.release()
         del model
         collect_garbage()
-    build.rewind_tracker(phase.name, -1)
+    kit.journal.rewind(phase.name, -1)
     for name, values in results.items():
-        build.track(phase.name, 0, {f"{name.replace(' ', '_')}/{key}": v for key, v in values.items()})
+        kit.journal.track(phase.name, 0, {f"{name.replace(' ', '_')}/{key}": v for key, v in values.items()})
 
     def write(place: Path) -> dict[str, Any]:
         (place / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

@@ -34,7 +34,7 @@ def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
     config = build.engine_config(plan, phase.plan_path)
     tapped = build.models.trained(phase.trains, _start(kit.folders, phase), config, stage=build.stage(phase.name))
     with build.engine(phase.name, tapped, config, plan, watched=tapped.named_layers(), trained=tapped) as engine:
-        training = PhaseTraining(build, folder, engine, plan, forward=engine_outputs(engine))
+        training = PhaseTraining(kit, folder, engine, plan, forward=engine_outputs(engine))
         result = training.run(FinetuneObjective(build.terms))
         state = build.models.whole_state(tapped)
 

@@ -48,7 +48,7 @@ def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
         build.models.share(one.body, one.probes)
     bodies = {side: one.body for side, one in stage.sides.items()}
     with build.engine(phase.name, stage.module, config, plan, watched=stage.watched, frozen=bodies) as engine:
-        training = PhaseTraining(build, folder, engine, plan, forward=stage.outputs(engine), outputs=stage.names)
+        training = PhaseTraining(kit, folder, engine, plan, forward=stage.outputs(engine), outputs=stage.names)
         result = training.run(stage.objective)
         states = {side: build.models.whole_state(one.bank) for side, one in stage.sides.items()}
     for body in bodies.values():

@@ -16,6 +16,7 @@ from ted_ds.data.stream.state_file import STREAM_FILE, read_stream_state, stream
 from ted_ds.errors import DataError
 from ted_ds.output.phase_folder import PhaseFolder
 from ted_ds.phases.loop import Progress, train
+from ted_ds.phases.work import Kit
 from ted_ds.runtime.checkpoints.folders import Retention
 from ted_ds.runtime.checkpoints.saving import Checkpoints, Saved
 from ted_ds.runtime.determinism import random_state, restore_random_state, seed_everything
@@ -44,7 +45,7 @@ class PhaseTraining:
 
     def __init__(
         self,
-        build: Assembly,
+        kit: Kit,
         folder: PhaseFolder,
         engine: StepRunner,
         plan: PhasePlan,
@@ -55,7 +56,7 @@ class PhaseTraining:
         """Prepare, and load the newest checkpoint if there is one.
 
         Args:
-            build: The run's assembly.
+            kit: The run's.
             folder: The phase's.
             engine: What trains, new.
             plan: How.
@@ -65,7 +66,9 @@ class PhaseTraining:
         Raises:
             CheckpointError: The newest checkpoint is of other settings or another run; on every rank.
         """
-        self._build, self._phase, self._engine, self._plan = build, folder.path.name, engine, plan
+        build = kit.build
+        self._build, self._journal = build, kit.journal
+        self._phase, self._engine, self._plan = folder.path.name, engine, plan
         self._forward, self._outputs = forward, outputs
         self._progress = Progress()
         self.scores: list[dict[str, float]] = []
@@ -83,9 +86,9 @@ class PhaseTraining:
         found: list[BadRecord] = []
         if saved is not None:
             found = self._go_on(saved)
-        if build.ledger is not None:
-            build.ledger.begin_phase(found)
-        build.rewind_tracker(self._phase, self._progress.step, self._progress.evaluated)
+        if self._journal.ledger is not None:
+            self._journal.ledger.begin_phase(found)
+        self._journal.rewind(self._phase, self._progress.step, self._progress.evaluated)
         self._saved_step, self._saved_at = self._progress.step, time.monotonic()
         self._started, self._first_step = time.monotonic(), self._progress.step
 
@@ -124,7 +127,7 @@ class PhaseTraining:
         """Write a report down, with what the data says."""
         whole = {**values, **self._look_at_data()}
         self._progress.report = whole
-        self._build.track(self._phase, step, whole)
+        self._journal.track(self._phase, step, whole)
         elapsed = time.monotonic() - self._started
         remaining_s = elapsed / max(step - self._first_step, 1) * (self._plan.max_steps - step)
         self._build.screen.update(step, whole, remaining_s=remaining_s)
@@ -152,7 +155,7 @@ class PhaseTraining:
             self._best = {"metric": scorer.headline, "value": value, "step": progress.step}
         pairs = zip([f"/{name}" for name in self._outputs] or [""], self.scores, strict=True)
         scores = {f"eval/{metric}{name}": v for name, metrics in pairs for metric, v in metrics.items()}
-        build.track(self._phase, progress.step, scores)
+        self._journal.track(self._phase, progress.step, scores)
 
     def between_steps(self, progress: Progress) -> None:
         """Finish what is written, save what is due, stop if any rank was asked to."""
@@ -204,7 +207,7 @@ class PhaseTraining:
         raise self._build.stopped(where, f"The state is in {place}, saved in {time.monotonic() - started:.1f} s")
 
     def _begin_save(self, progress: Progress) -> None:
-        world, ledger = self._build.world, self._build.ledger
+        world, ledger = self._build.world, self._journal.ledger
         # where one rank could not make its next step, others may be one ahead
         parts = world.gather((self._batches.state_dict(progress.step), self._batches.take_bad_records()))
 
@@ -265,7 +268,7 @@ class PhaseTraining:
         return totals
 
     def _list_bad_records(self, bad: Sequence[BadRecord], num_read: int) -> None:
-        ledger = self._build.ledger
+        ledger = self._journal.ledger
         if ledger is None:
             return
         ledger.add(bad)

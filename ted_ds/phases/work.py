@@ -12,6 +12,7 @@ from ted_ds.assembly.assembly import Assembly
 from ted_ds.output.phase_folder import PhaseFolder
 from ted_ds.output.run_folders import RunFolders
 from ted_ds.phases.inputs import Inputs
+from ted_ds.phases.journal import Journal
 from ted_ds.planning.phase import Phase
 from ted_ds.vetting.teacher import TeacherVetting
 
@@ -22,6 +23,7 @@ class Kit:
 
     build: Assembly
     folders: RunFolders
+    journal: Journal
     teacher: TeacherVetting
 
     def write(self, folder: PhaseFolder, work: Callable[[Path], dict[str, Any]]) -> None:

@@ -229,10 +229,7 @@ class StepRunner(ABC):
         Raises:
             CheckpointError: They are not whole; on every rank.
         """
-        saved: SavedEngine | None = None
-        with self._world.together():
-            saved = SavedEngine(folder, layout, self._trained_names)
-        assert saved is not None
+        saved = self._world.agree(lambda: SavedEngine(folder, layout, self._trained_names))
         states = self.states(place)
         with self._world.together():
             saved.fill(states, self.engine, self._names)

@@ -198,6 +198,26 @@ class World:
         agreed.agreed = True
         raise agreed from error
 
+    def agree(self, work: Callable[[], Result]) -> Result:
+        """Each rank's own result of ``work``, which must not communicate, where none of them failed in it.
+
+        Raises:
+            TedError: See :meth:`together`.
+        """
+        with self.together():
+            return work()
+
+    def settle(self, outcome: Result | TedError | Exception) -> Result:
+        """Each rank's own outcome of what was tried before and may have communicated, where none of them failed in it.
+
+        Raises:
+            TedError: See :meth:`together`.
+        """
+        with self.together():
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+
     def first_on_host(self, work: Callable[[], object]) -> None:
         """Do ``work`` on one rank of each host while the others wait, no longer than for any collective.
 

@@ -135,15 +135,18 @@ def cached_teacher(
     place = plan.root / hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     if not world.on_main(lambda: is_complete(place)):
         _fill(build, plan, place, teacher=teacher, filters=filters, about=about, vet=vet)
-    reader: Reader | None = None
-    with world.together():
-        if not is_complete(place):
-            raise ConfigError(f"teacher.cache.dir: {place} was written by other ranks and is not seen here; share it")
-        reader = Reader(place, plan.record)
-        if len(reader) != len(plan.samples):
-            raise CheckpointError(f"{place}: the teacher's cache lacks examples; remove it, and it is filled again")
-    assert reader is not None
-    return CachedTeacher(reader, dtype=build.dtype, side=build.recipe.data.padding.side)
+    return CachedTeacher(
+        world.agree(lambda: _open(plan, place)), dtype=build.dtype, side=build.recipe.data.padding.side
+    )
+
+
+def _open(plan: CachePlan, place: Path) -> Reader:
+    if not is_complete(place):
+        raise ConfigError(f"teacher.cache.dir: {place} was written by other ranks and is not seen here; share it")
+    reader = Reader(place, plan.record)
+    if len(reader) != len(plan.samples):
+        raise CheckpointError(f"{place}: the teacher's cache lacks examples; remove it, and it is filled again")
+    return reader
 
 
 def retire_cache(build: Assembly) -> None:
@@ -211,12 +214,10 @@ def _fill(
     shares = [by_length[start : start + size] for start in range(0, len(by_length), size)]
     shares = [share for share in shares if not done.issuperset(sample.index for sample in share)]
     rounds = -(-len(shares) // world.size)  # as many on every rank, which a sharded teacher needs
-    bank: FilterBank | None = None
-    writer: PartWriter | None = None
-    with world.together():
-        bank = teacher_bank(build, filters)
-        writer = PartWriter(unfinished, f"{secrets.token_hex(4)}_{world.rank:05d}", plan.record)
-    assert writer is not None
+    part = f"{secrets.token_hex(4)}_{world.rank:05d}"
+    bank, writer = world.agree(
+        lambda: (teacher_bank(build, filters), PartWriter(unfinished, part, plan.record)),
+    )
     frozen = build.models.frozen("teacher", teacher, build.layers("teacher"))
     vet(frozen)
     if not plan.record.num_outputs:

@@ -7,9 +7,14 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from ted_ds.assembly.assembly import Assembly
+from ted_ds.assembly.given import Given
 from ted_ds.assembly.host_teacher import host_teacher
 from ted_ds.config.schema import Recipe
+from ted_ds.data.corpus_data import CorpusData
+from ted_ds.data.labelled_data import LabelledData
 from ted_ds.data.reading.listing import list_data
 from ted_ds.data.rows import refuse_without_labels
 from ted_ds.data.tokenizers import traits_of
@@ -76,37 +81,32 @@ def prepare(
         held: Gets what gives the output folder back; None for who writes nothing there.
     """
     find_ranks()
-    recipe: Recipe | None = None
-    plan: Plan | None = None
-    failure: Exception | None = None
+    planned: tuple[Recipe, Plan] | Exception
+    timeout_s, num_stages = JOIN_TIMEOUT_S, 1
     try:
         num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
-        recipe, plan = plan_recipe(
+        planned = plan_recipe(
             recipe_path, overrides, kind_of, num_ranks=num_ranks, contracts_hold=contracts_hold, in_pipeline=in_pipeline
         )
+        recipe, _ = planned
         set_arithmetic(tf32=recipe.tf32, deterministic=recipe.deterministic, attention=recipe.attention)
-    except Exception as error:  # a defect of ours on one rank must not leave the others waiting either
-        failure = error
-    timeout_s, num_stages = JOIN_TIMEOUT_S, 1
-    if recipe is not None and failure is None:  # which includes that the stages divide the ranks
+        # known once all is right, which includes that the stages divide the ranks
         timeout_s, num_stages = recipe.collective_timeout_s, recipe.pipeline.stages
+    except Exception as error:  # a defect of ours on one rank must not leave the others waiting either
+        planned = error
     world = World.join(timeout_s, num_stages)
-    with world.together():
-        if failure is not None:
-            raise failure
-    assert recipe is not None
-    assert plan is not None
+    recipe, plan = world.settle(planned)
     refuse_other_settings(world, recipe)
     with world.together():
         world.check_precision(recipe.precision)
     if held is not None:
         _own_output(recipe.output_dir, world, stops, held)
     recipe, plan, teacher, student = _resolve_models(recipe, plan, recipe_path, world, contracts_hold=contracts_hold)
-    tokenizer, data = None, None
     wanted = recipe.data
     listing = world.on_main(lambda: list_data(wanted))  # once, and the same for all
     refuse_other_files(world, {"teacher": teacher, "student": student}, listing)
-    with world.together():
+
+    def read() -> tuple[PreTrainedTokenizerBase, LabelledData | CorpusData]:
         tokenizer = load_tokenizer(teacher)
         if contracts_hold:
             sides = model_sides(recipe, teacher, plan.teacher, student or teacher, plan.student)
@@ -118,25 +118,15 @@ def prepare(
         )
         with_labels = [path for path in recipe.phase_plans() if path != "distill" or recipe.distill.task_weight > 0]
         refuse_without_labels(recipe.data, with_labels, has_labels=data.has_labels)
-    assert tokenizer is not None
-    assert data is not None
+        return tokenizer, data
+
+    tokenizer, data = world.agree(read)
     screen = Screen(shown=world.is_main)
     output_dir = recipe.output_dir
     before = world.on_main(lambda: read_run(output_dir))
     run = before or world.on_main(new_run)
     run, hosting = host_teacher(recipe, plan, run, world, run_is_old=before is not None)
-    assembly = Assembly(
-        recipe,
-        plan,
-        world,
-        tokenizer=tokenizer,
-        listing=listing,
-        data=data,
-        screen=screen,
-        stops=stops,
-        run=run,
-        hosting=hosting,
-    )
+    assembly = Assembly(Given(recipe, plan, world, tokenizer, data, screen, stops, run, hosting))
     start: list[str] | None = None
     if data.start is not None:
         start = list(tokenizer.convert_ids_to_tokens(list(data.start)))
@@ -169,13 +159,12 @@ def _resolve_models(
     recipe: Recipe, plan: Plan, recipe_path: str, world: World, *, contracts_hold: bool
 ) -> tuple[Recipe, Plan, Path, Path | None]:
     """Fetch hub models, and plan again where there were some: what their files say is known only now."""
-    teacher: Path | None = None
-    student: Path | None = None
     names = [name for name in (recipe.teacher.path, recipe.student.path) if name is not None]
     world.first_on_host(lambda: [fetch(name) for name in names])  # the others find it there
-    with world.together():
-        teacher = fetch(recipe.teacher.path)
-        student = fetch(recipe.student.path) if recipe.student.path is not None else None
+    student_name = recipe.student.path
+    teacher, student = world.agree(
+        lambda: (fetch(names[0]), fetch(student_name) if student_name is not None else None),
+    )
     recipe = recipe.model_copy(
         update={
             "teacher": recipe.teacher.model_copy(update={"path": str(teacher)}),
@@ -185,7 +174,6 @@ def _resolve_models(
     with world.together():
         if plan.teacher is None or plan.student is None:
             plan = make_plan(recipe, kind_of, num_ranks=world.size, source=recipe_path, contracts_hold=contracts_hold)
-    assert teacher is not None
     return recipe, plan, teacher, student
 
 

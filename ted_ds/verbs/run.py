@@ -19,6 +19,7 @@ from ted_ds.output.trackers.jsonl_backend import METRICS_FILE
 from ted_ds.output.tracking import Tracker, backends_of
 from ted_ds.phases.chain import Chain
 from ted_ds.phases.evaluate import read_results, results_file
+from ted_ds.phases.journal import Journal
 from ted_ds.planning.phase import EXPORT, Phase
 from ted_ds.runtime.preemption import StopRequests, shielded
 from ted_ds.runtime.world import World
@@ -48,8 +49,9 @@ def _run_phases(
     held: contextlib.ExitStack,
 ) -> None:
     assembly, inputs = prepare(recipe_path, overrides, contracts_hold=True, stops=stops, held=held)
-    chain = Chain(assembly, inputs)
     recipe, world, screen = assembly.recipe, assembly.world, assembly.screen
+    journal = Journal(world)
+    chain = Chain(assembly, inputs, journal)
     stops.limit(recipe.stop_after_minutes, started_at=started)
     greet(assembly)
     phases = chain.pending(wanted)
@@ -57,24 +59,23 @@ def _run_phases(
         if phases:
             chain.announce(phases)
             chain.vet_files()
-            _open_output(recipe, world, assembly)
+            _open_output(recipe, world, assembly, journal)
             chain.run(phases)
         if world.is_main:
-            _show_results(screen, recipe, inputs.folders, assembly.tracker, time.monotonic() - started)
+            _show_results(screen, recipe, inputs.folders, journal.tracker, time.monotonic() - started)
     except StoppedOnRequest as stop:
-        _leave_stopped(assembly, stop)
+        _leave_stopped(assembly, journal, stop)
         raise
     finally:
-        if assembly.tracker is not None:
-            assembly.tracker.close()
+        journal.close()
 
 
-def _leave_stopped(assembly: Assembly, stop: StoppedOnRequest) -> None:
+def _leave_stopped(assembly: Assembly, journal: Journal, stop: StoppedOnRequest) -> None:
     """Leave the sign for the launcher, and say how long it took; then all ranks exit together.
 
     (The first one out makes many a launcher kill the others.)
     """
-    world, tracker, screen = assembly.world, assembly.tracker, assembly.screen
+    world, screen = assembly.world, assembly.screen
     seconds = max(one or 0.0 for one in world.gather(assembly.stops.seconds_since))
     about = {"message": str(stop), "exit_code": stop.exit_code, "seconds_from_request": round(seconds, 2)}
     if world.is_main:
@@ -82,15 +83,13 @@ def _leave_stopped(assembly: Assembly, stop: StoppedOnRequest) -> None:
             mark_stopped(assembly.recipe.output_dir, about)
         except OSError as error:  # what counts is saved
             screen.say(f"WARN {assembly.recipe.output_dir}: stopped.json cannot be written: {error}")
-    if tracker is not None:
-        tracker.close()
-        assembly.tracker = None
+    journal.close()
     seconds = max(one or 0.0 for one in world.gather(assembly.stops.seconds_since))
     screen.say(f"stopped {seconds:.1f} s after the request")
 
 
-def _open_output(recipe: Recipe, world: World, assembly: Assembly) -> None:
-    """Create the output folder with the tracker in it, and make sure that every rank sees it."""
+def _open_output(recipe: Recipe, world: World, assembly: Assembly, journal: Journal) -> None:
+    """Create the output folder with the journal in it, and make sure that every rank sees it."""
     with world.together():
         if world.is_main:
             with shielded():
@@ -101,10 +100,11 @@ def _open_output(recipe: Recipe, world: World, assembly: Assembly) -> None:
                     project=recipe.tracking.project,
                     config=without_secrets(recipe.model_dump(mode="json")),
                 )
-                assembly.tracker = Tracker(tracked, backends_of(recipe.tracking))
+                journal.keep_numbers(Tracker(tracked, backends_of(recipe.tracking)))
             begin_run(recipe.output_dir, assembly.run)
-            assembly.ledger = Ledger(recipe.output_dir)
-            assembly.ledger.add(assembly.data.bad_records)
+            ledger = Ledger(recipe.output_dir)
+            journal.keep_bad_records(ledger)
+            ledger.add(assembly.data.bad_records)
     with world.together():
         if not recipe.output_dir.is_dir():
             raise ConfigError(

@@ -61,11 +61,13 @@ def vet_contracts(build: Assembly, teacher: Path, student: Path) -> tuple[Mappin
 def _compare_splits(build: Assembly, student: Path) -> list[Verdict]:
     """Equal vocabularies may still split texts differently."""
     texts = [str(build.tokenizer.decode(one.input_ids)) for one in build.data.heldout[: NUM_EXAMPLES[0]]]
-    differing = 0
+
+    def count_differing() -> int:
+        own = load_tokenizer(student)
+        return sum(own(text)["input_ids"] != build.tokenizer(text)["input_ids"] for text in texts)
+
     try:
-        with build.world.together():
-            own = load_tokenizer(student)
-            differing = sum(own(text)["input_ids"] != build.tokenizer(text)["input_ids"] for text in texts)
+        differing = build.world.agree(count_differing)
     except TedError as error:
         return [Verdict("tokenizers", "fail", str(error))]
     if not differing:

@@ -52,10 +52,7 @@ class Doctor:
         Raises:
             TedError: There is no batch to look at, or one rank alone cannot go on.
         """
-        batch: Batch | None = None
-        with self._world.together():
-            batch = next(self._first_batches())[0]
-        assert batch is not None
+        batch = self._world.agree(lambda: next(self._first_batches())[0])
         teacher_is_ready = self._is_done(FINETUNE_TEACHER)
         teacher = self._folders.teacher_path() if teacher_is_ready else self._folders.teacher_origin
         with self._student(teacher) as (student, student_is_ready):

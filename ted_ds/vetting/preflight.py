@@ -20,7 +20,7 @@ from ted_ds.tasks.guess import Guess
 from ted_ds.vetting.baseline import NUM_EXAMPLES, Example, judge_against_guess, read_examples
 from ted_ds.vetting.composition import judge_composition, mixed_lengths, numbers_of_rows
 from ted_ds.vetting.verdict import Verdict
-from ted_ds.vetting.weights import WeightCounts, count_weights, judge_weights
+from ted_ds.vetting.weights import count_weights, judge_weights
 
 
 def vet_weights(build: Assembly, name: str, folder: Path) -> Verdict:
@@ -29,9 +29,7 @@ def vet_weights(build: Assembly, name: str, folder: Path) -> Verdict:
     Raises:
         TedError: A file cannot be read; on every rank.
     """
-    mine = WeightCounts()
-    with build.world.together():
-        mine = count_weights(weight_files(folder)[build.world.rank :: build.world.size])
+    mine = build.world.agree(lambda: count_weights(weight_files(folder)[build.world.rank :: build.world.size]))
     return judge_weights(name, build.world.gather(mine))
 
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from ted_ds.models import taps
+from ted_ds.planning.phase import FILTERS_STUDENT, FILTERS_TEACHER, FINETUNE_TEACHER
 from ted_ds.verbs.doctor import examine
 from ted_ds.verbs.run import run_phases
 from tests.dist import run_ranks
@@ -80,7 +81,7 @@ def sound(tmp_path_factory):
 
 
 def learn_filters(_world, recipe):
-    run_phases(recipe, [], ("filters_teacher", "filters_student"))
+    run_phases(recipe, [], (FILTERS_TEACHER, FILTERS_STUDENT))
 
 
 def copy(sound, tmp_path, kind):
@@ -194,7 +195,7 @@ def test_a_teacher_fine_tuned_with_other_settings(sound, tmp_path):
 
 
 def finetune_teacher(_world, recipe, override):
-    run_phases(recipe, [override, f"teacher.finetune={PLAN}"], ("finetune_teacher",))
+    run_phases(recipe, [override, f"teacher.finetune={PLAN}"], (FINETUNE_TEACHER,))
 
 
 def test_labels_in_another_order_by_name(sound, tmp_path):
@@ -337,7 +338,7 @@ def preflight(_world, recipe, overrides):
     from ted_ds.errors import CheckpointError
 
     try:
-        run_phases(recipe, overrides, ("filters_teacher",))
+        run_phases(recipe, overrides, (FILTERS_TEACHER,))
     except CheckpointError as error:
         return error.agreed, str(error)
     return None

@@ -8,12 +8,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from ted_ds.planning.phase import PHASES
 from ted_ds.verbs.run import run_phases
 from tests.dist import run_ranks
 from tests.task_kinds import TASK_TERMS
 from tests.tiny import ROOT, VOCAB_SIZE, write_model, write_run
 
-ALL = ("cut_student", "filters_teacher", "filters_student", "distill", "evaluate", "export")
 METRICS = {
     "sequence_classification": {"accuracy", "f1_macro", "matthews_correlation"},
     "soft_label_classification": {"accuracy", "f1_macro", "matthews_correlation"},
@@ -29,7 +29,7 @@ PROBLEM_TYPES = {
 
 
 def run(_world, recipe, overrides):
-    run_phases(recipe, overrides, ALL)
+    run_phases(recipe, overrides, PHASES)
 
 
 def records(folder, phase):

@@ -40,6 +40,23 @@ def test_different_mistakes_are_all_told():
         assert seen[1] == "rank 0: file 0\nrank 1: file 1"
 
 
+def square_of(world, failing_ranks):
+    def work():
+        if world.rank in failing_ranks:
+            raise DataError("no number")
+        return world.rank**2
+
+    try:
+        return world.agree(work)
+    except TedError as error:
+        return str(error), error.agreed
+
+
+def test_ranks_that_agree_keep_each_its_own_result_or_none_has_one():
+    assert run_ranks(square_of, 3, []) == [0, 1, 4]
+    assert run_ranks(square_of, 3, [2]) == [("rank 2: no number", True)] * 3
+
+
 def test_a_defect_on_one_rank_stops_the_others_too():
     for name, text, *_ in run_ranks(fail_on, 2, [1], ZeroDivisionError, "oops"):
         assert name == "RuntimeError"

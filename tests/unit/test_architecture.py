@@ -146,3 +146,26 @@ def test_a_question_for_the_task_is_seen(source, expected):
 def test_nobody_but_tasks_and_config_asks_which_task_it_is(file):
     """What they want to know is a fact of the section, or the kind's to answer (``ted_ds/tasks/``)."""
     assert [*asks_for_a_task(file.read_text(encoding="utf-8"))] == []
+
+
+# --- who writes into the assembly? ---------------------------------------------------------------------------------
+
+
+def written_attributes(file):
+    """Attributes of the assembly that code beside it sets, by line."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            holder = node.value.id if isinstance(node.value, ast.Name) else getattr(node.value, "attr", "")
+            if holder.lstrip("_") in ("build", "assembly"):
+                yield f"{node.lineno}: {holder}.{node.attr}"
+
+
+@pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_nobody_writes_into_the_assembly(file):
+    assert not list(written_attributes(file))
+
+
+def test_a_write_into_the_assembly_is_found(tmp_path):
+    place = tmp_path / "module.py"
+    place.write_text("self._build.tracker = 1\nassembly.ledger = 2\nbuild.run.x, y = 3, 4\nprint(build.plan)\n")
+    assert list(written_attributes(place)) == ["1: _build.tracker", "2: assembly.ledger"]
