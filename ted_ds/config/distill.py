@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import Field
 
+from ted_ds.config.needs import NOTHING, Needs
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.section import rule
 
@@ -46,6 +49,21 @@ class Distill(PhasePlan):
         for name, (kinds, _) in PARAMETERS.items():
             if getattr(self, name) is not None and self.divergence not in kinds:
                 yield f"{name} goes with divergence: {' or '.join(kinds)}, not {self.divergence}; remove it"
+
+    @property
+    def needs_of_terms(self) -> dict[str, Needs]:
+        """What each term that the method and the weights switch on needs; the task's is always there."""
+        terms = {"task": NOTHING}
+        if self.method == "kd" or (self.method != "sft" and self.kl_weight > 0):
+            terms["prediction"] = Needs(predictions=True)
+        if self.method in ("lwd", "ted"):
+            terms["features"] = Needs(states=True, filters=self.method == "ted")
+        return terms
+
+    @property
+    def needs(self) -> Needs:
+        """What Stage II needs in all."""
+        return functools.reduce(operator.or_, self.needs_of_terms.values())
 
     @property
     def divergence_parameter(self) -> float | None:

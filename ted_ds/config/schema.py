@@ -212,7 +212,7 @@ class Recipe(Section):
 
     @rule
     def _ted_has_filters(self) -> Iterator[str]:
-        if self.distill.method == "ted" and self.filters is None:
+        if self.distill.needs.filters and self.filters is None:
             yield "distill.method: ted needs a filters section (Stage I)"
 
     @rule
@@ -231,7 +231,7 @@ class Recipe(Section):
             yield (
                 "teacher.cache: the packed sequences of a causal_lm do not come again; remove it (it is for task data)"
             )
-        if self.teacher.cache is not None and self.distill.method == "sft":
+        if self.teacher.cache is not None and not self.distill.needs.teacher:
             yield "teacher.cache: distill.method: sft has no teacher; remove it"
 
     @rule
@@ -312,7 +312,7 @@ class Recipe(Section):
     def phase_plans(self) -> dict[str, PhasePlan]:
         """The plans this recipe will run, by their path in the recipe."""
         plans = {"teacher.finetune": self.teacher.finetune, "student.finetune": self.student.finetune}
-        if self.distill.method == "ted" and self.filters is not None:
+        if self.distill.needs.filters and self.filters is not None:
             plans |= {f"filters.{name}": plan for name, plan in self.filters.plans.items()}
         plans["distill"] = self.distill
         return {path: plan for path, plan in plans.items() if plan is not None}

@@ -161,7 +161,7 @@ class Layout:
         if self._recipe.teacher.cache is not None:
             inputs["teacher_cache"] = self._recipe.teacher.cache.precision
         inputs["layer_pairs"] = [list(pair) for pair in self._settled.plan.layer_pairs]
-        if self._recipe.distill.method == "ted":
+        if self._recipe.distill.needs.filters:
             for side in ("teacher", "student"):
                 inputs[f"filters_{side}"] = self._filter_files(side)
         return inputs

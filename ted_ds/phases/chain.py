@@ -205,8 +205,8 @@ class Chain:
     def _distill(self, folder: PhaseFolder) -> None:
         build, plan = self._assembly, self._recipe.distill
         config = build.engine_config(plan, "distill")
-        with_filters = plan.method == "ted"
-        filters = {side: self._layout.filters_path(side) if with_filters else None for side in ("student", "teacher")}
+        needs = plan.needs
+        filters = {side: self._layout.filters_path(side) if needs.filters else None for side in ("student", "teacher")}
         cached = cached_teacher(
             build,
             teacher=self._layout.teacher_path(),
@@ -225,10 +225,10 @@ class Chain:
             filters=filters,
             cached=cached,
         )
-        if plan.method != "sft" and cached is None:
+        if needs.teacher and cached is None:
             self._vet_teacher(stage.teacher)
         if stage.teacher is not None:
-            if plan.kl_weight == 0:
+            if not needs.predictions:
                 build.models.drop_beyond_taps(stage.teacher)
             build.models.share(stage.teacher, stage.module)
         with build.engine(

@@ -49,7 +49,7 @@ class Stage:
 
 def filter_phases(recipe: Recipe) -> list[str]:
     """The phases of Stage I that a recipe has."""
-    if recipe.distill.method != "ted" or recipe.filters is None:
+    if not recipe.distill.needs.filters or recipe.filters is None:
         return []
     return [f"filters_{name}" for name in recipe.filters.plans]
 
@@ -100,7 +100,7 @@ def _phases(recipe: Recipe) -> dict[str, tuple[str, ...]]:
     if recipe.student.finetune is not None:
         found["finetune_student"] = ("student",)
     found |= {phase: FILTER_PHASES[phase] for phase in filter_phases(recipe)}
-    found["distill"] = ("student",) if recipe.distill.method == "sft" else ("student", "teacher")
+    found["distill"] = ("student", "teacher") if recipe.distill.needs.teacher else ("student",)
     return found
 
 
@@ -129,7 +129,7 @@ class _Cutter:
         self._other_layers = [pair[1] for pair in pairs] if self._other is not None else []
         # what no matched layer needs does not run where there are no predictions
         self._own_end = max(self._own_layers) if self._is_filters else self._own.num_blocks
-        self._predicts = self._other is not None and not self._is_filters and recipe.distill.kl_weight > 0
+        self._predicts = self._other is not None and not self._is_filters and recipe.distill.needs.predictions
         self._other_end = 0
         if self._other is not None:
             self._other_end = self._other.num_blocks if self._predicts else max(self._other_layers, default=0)

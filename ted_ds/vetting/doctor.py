@@ -132,7 +132,7 @@ class Doctor:
         self._verdicts.append(vet_weights(self._build, name, path))
 
     def _look_at_filters(self) -> None:
-        if self._recipe.distill.method != "ted":
+        if not self._recipe.distill.needs.filters:
             return
         for side in ("teacher", "student"):
             check = f"filters of {side}"
@@ -181,7 +181,7 @@ class Doctor:
         folders: dict[str, Path | None] = {}
         for side in ("teacher", "student"):
             unusable = any(v.check == f"filters of {side}" and v.status in ("fail", "skip") for v in self._verdicts)
-            learned = self._recipe.distill.method == "ted" and not unusable
+            learned = self._recipe.distill.needs.filters and not unusable
             folders[side] = self._layout.filters_path(side) if learned else None
         stage = build_stage_two(
             build, config, teacher=teacher, student=student, filters=folders, new_head_allowed=not is_ready

@@ -47,7 +47,7 @@ from tests.distributed.training import (
     start_engine,
 )
 from tests.plain import DIVERGENCES, plain_divergence, probe_logits
-from tests.tiny import LABELS, MAX_POSITIONS, ROOT, VOCAB_SIZE, write_model
+from tests.tiny import LABELS, MAX_POSITIONS, ROOT, VOCAB_SIZE, distill_plan, write_model
 
 GLOBAL_BATCH = 16
 SEPARATOR, PAD = 1, 0
@@ -383,13 +383,10 @@ def run_setup(world: Any, place: Path, setup: Setup, layouts: Sequence[Layout]) 
         module = FilteredModel(student, make_bank(size, size.student_layers, 11))
         objective = DistillObjective(
             terms,
+            distill_plan(temperature=TEMPERATURE, **WEIGHTS[setup.what]),
             teacher=teacher,
             teacher_filters=make_bank(size, size.teacher_layers, 12).to(dtype).requires_grad_(False),
             student_layers=size.student_layers,
-            temperature=TEMPERATURE,
-            feature_reduction="mean",
-            normalise_features=False,
-            **WEIGHTS[setup.what],
         )
     engine = start_engine(world, module, config, precision=setup.precision, max_steps=len(size.steps) * 8)
     results = [run_layout(world, engine, objective, setup, layout) for layout in layouts]
