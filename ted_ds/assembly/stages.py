@@ -17,7 +17,7 @@ from ted_ds.models.student import FilteredModel
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank, IdentityFilters
 from ted_ds.numerics.layer_map import layer_names
-from ted_ds.objectives.distill import AbsentTeacher, DistillObjective, Teacher
+from ted_ds.objectives.distill import DistillObjective
 from ted_ds.objectives.finetune import FinetuneObjective
 from ted_ds.objectives.learn_filters import FilterObjective, FilterObjectives
 from ted_ds.planning.pipeline_cut import FILTER_PHASES, Stage
@@ -25,6 +25,7 @@ from ted_ds.runtime.determinism import seed_everything
 from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.runtime.outputs import Outputs, probe_outputs
 from ted_ds.runtime.step_runner import Objective, StepRunner
+from ted_ds.runtime.teacher import AbsentTeacher, Teacher
 
 
 @dataclass

@@ -6,7 +6,7 @@ The baselines are this same code: ``sft`` has no teacher, ``kd`` no filters, ``l
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
@@ -21,37 +21,7 @@ from ted_ds.numerics.objective import combine
 from ted_ds.numerics.task_terms import TaskTerms
 from ted_ds.objectives.finetune import TASK, label_counter
 from ted_ds.objectives.term import Term, Terms
-
-
-class Teacher(Protocol):
-    """What a student learns from: a model that runs, or what one said before."""
-
-    def teach(
-        self,
-        batch: Batch,
-        then: Callable[[Predictions | None], None],
-        *,
-        with_predictions: bool,
-        on_state: Callable[[int, Tensor], None] | None,
-    ) -> None:
-        """Hand over each state, by its place in the layer map, and then the predictions (None without them)."""
-        ...
-
-
-class AbsentTeacher:
-    """What a pipeline stage without any of the teacher's blocks learns from."""
-
-    def teach(
-        self,
-        batch: Batch,  # noqa: ARG002 - as the others
-        then: Callable[[Predictions | None], None],
-        *,
-        with_predictions: bool,
-        on_state: Callable[[int, Tensor], None] | None,  # noqa: ARG002 - as the others
-    ) -> None:
-        """Nothing to hand over."""
-        assert not with_predictions, "a stage that needs predictions has the teacher's output"
-        then(None)
+from ted_ds.runtime.teacher import Teacher
 
 
 def _count_tokens(batch: Batch) -> Tensor:
