@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from ted_ds.models.companions import Origins
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.loading import DTYPES
 from ted_ds.models.taps import TappedModel
-from ted_ds.numerics.divergences import make_divergence
 from ted_ds.numerics.task_terms import TASK_TERMS
 from ted_ds.output.run_folder import Run
 from ted_ds.output.screen import Screen
@@ -80,8 +78,7 @@ class Assembly:
             for path, one in recipe.phase_plans().items():
                 check_config(str(recipe.deepspeed), self.engine_config(one, path), world.num_replicas)
         self.teacher_facts, self.student_facts = plan.teacher, plan.student
-        divergence = make_divergence(recipe.distill.divergence, recipe.distill.divergence_parameter)
-        self.terms = replace(TASK_TERMS[recipe.task.kind], divergence=divergence)
+        self.terms = TASK_TERMS[recipe.task.kind]
         vocabulary = tokenizer.get_vocab() if isinstance(recipe.task, CausalLm) else {}
         self.num_shared_ids = max(vocabulary.values()) + 1 if vocabulary else None
         self.collate = _collator(recipe, tokenizer)

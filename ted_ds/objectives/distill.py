@@ -6,6 +6,7 @@ The baselines are this same code: ``sft`` has no teacher, ``kd`` no filters, ``l
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +16,7 @@ from ted_ds.data.loader import Batch
 from ted_ds.models.predictions import LossWeights, Predictions
 from ted_ds.models.student import Matcher
 from ted_ds.numerics.chunks import kept_rows
+from ted_ds.numerics.divergences import make_divergence
 from ted_ds.numerics.filters import FilterBank, Match
 from ted_ds.numerics.layer_map import layer_names
 from ted_ds.numerics.objective import combine
@@ -52,8 +54,8 @@ class DistillObjective(Terms):
         """Make the terms that the plan switches on.
 
         Args:
-            task: What the task loss and the prediction term are.
-            plan: Which terms there are, and how they weigh.
+            task: What the task loss and the prediction term are, but for its divergence.
+            plan: Which terms there are, with which divergence, and how they weigh.
             teacher: Gives states at the teacher's side of the layer map.
             teacher_filters: What those still have to go through, in the order of the layer map; None for ``kd``.
             student_layers: The student's side of the layer map, for the names of the terms.
@@ -62,6 +64,7 @@ class DistillObjective(Terms):
             places: Which places in the layer map are compared here (on this pipeline stage); None for all.
             has_output: Whether the predictions are made here.
         """
+        task = replace(task, divergence=make_divergence(plan.divergence, plan.divergence_parameter))
         self._task, self._teacher, self._teacher_filters = task, teacher, teacher_filters
         self._normalise_features = plan.normalise_features
         self._feature_names = [f"loss/feature_mse/{name}" for name in layer_names(student_layers)]

@@ -237,8 +237,8 @@ class Doctor:
         num_trained = sum(parameter.requires_grad for parameter in stage.module.parameters())
         if unreached:
             names = f"{len(unreached)} of {num_trained} parameters receive none: {', '.join(unreached[:3])}"
-            weights = stage.objective.weights
-            if weights["loss/task"] or weights.get(self._build.terms.prediction_name):
+            plan = self._recipe.distill
+            if plan.task_weight or plan.needs.predictions:
                 self._add("gradients", "fail", names)
             else:
                 self._add("gradients", "warn", f"{names}; task_weight and kl_weight are 0, so nothing needs the head")
