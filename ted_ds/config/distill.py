@@ -24,12 +24,12 @@ class Distill(PhasePlan):
     """Stage II, and which method it is."""
 
     method: Literal["sft", "kd", "lwd", "ted"] = "ted"
-    """``sft``: task loss only; ``kd``: and KL; ``lwd``: and unfiltered layer matching; ``ted``: and filtered."""
+    """``sft``: task loss only; ``kd``: and predictions; ``lwd``: and matching of layers; ``ted``: filtered ones."""
     task_weight: float = Field(default=1.0, ge=0)
     kl_weight: float = Field(default=1.0, ge=0)
     """Of the prediction term, whichever divergence that is."""
     temperature: float = Field(default=2.0, gt=0)
-    """Softens both predictions of the KL term, whose gradient is scaled by its square; unused by regression."""
+    """Softens both predictions of the prediction term, which is scaled by its square; unused by regression."""
     divergence: Literal["kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "tv"] = "kl"
     """How far the student's predictions are from the teacher's (:mod:`ted_ds.numerics.divergences`); regression, whose
     predictions are numbers, has the squared difference alone."""
