@@ -80,10 +80,11 @@ class DistillObjective(Terms):
         self._loss_weights = LossWeights(plan.task_weight, prediction_weight, plan.temperature, num_shared_ids)
         # where task and prediction term have one count, their gradients are computed together
         with_output = [TASK, *([task.prediction_name] if self.needs.predictions and task.counts_apart else [])]
-        here = self._feature_names if places is None else [self._feature_names[place] for place in places]
+        compared = self._feature_names if self.needs.states else []
+        here = compared if places is None else [name for place, name in enumerate(compared) if place in places]
         self._weights_of_sums = {
             **dict.fromkeys(with_output if has_output else [], 1.0),
-            **dict.fromkeys(here if self.needs.states else [], per_pair),
+            **dict.fromkeys(here, per_pair),
         }
 
     def _count_predicted(self, batch: Batch) -> Tensor:
