@@ -21,6 +21,7 @@ from transformers import (
     PretrainedConfig,
 )
 
+from ted_ds.config.distill import Distill
 from ted_ds.data.loader import Batch
 from ted_ds.models.families import family_of
 from ted_ds.models.student import FilteredModel
@@ -233,17 +234,21 @@ class ByTedDs:
         """What a method trains for; ``ted`` is with the KL."""
         if method == "sft":
             return FinetuneObjective(self._terms)
+        plan = Distill(
+            max_steps=1,
+            learning_rate=1.0,
+            global_batch_size=1,
+            micro_batch_size=1,
+            method=method,
+            kl_weight=0.0 if method == "lwd" else 1.0,
+            temperature=TEMPERATURE,
+        )
         return DistillObjective(
             self._terms,
+            plan,
             teacher=self.teacher,
             teacher_filters=None if method == "kd" else self._filters(method),
             student_layers=self._student_layers,
-            task_weight=1.0,
-            kl_weight=0.0 if method == "lwd" else 1.0,
-            temperature=TEMPERATURE,
-            feature_weight=1.0,
-            feature_reduction="mean",
-            normalise_features=False,
         )
 
     def method(self, name: str) -> Callable[[], None]:

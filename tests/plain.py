@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
+from ted_ds.config.distill import PARAMETERS
 from ted_ds.models.heads import FilterProbes
 from ted_ds.models.predictions import DensePredictions, VocabularyPredictions
 from ted_ds.runtime.frozen import FrozenModel
@@ -23,6 +24,12 @@ DIVERGENCES: dict[str, float | None] = {
     "tv": None,
 }
 """Each with a parameter that tells its two sides apart."""
+
+
+def divergence_settings(kind: str) -> dict[str, Any]:
+    """One of :data:`DIVERGENCES`, as a recipe has it."""
+    names = [name for name, (kinds, _) in PARAMETERS.items() if kind in kinds]
+    return {"divergence": kind, **dict.fromkeys(names, DIVERGENCES[kind])}
 
 
 def plain_divergence(kind: str, parameter: float | None, teacher: Tensor, student: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from ted_ds.config.distill import Distill
+
 ROOT = Path(__file__).parent.parent
 SPECIAL_TOKENS = {
     "pad_token": "[PAD]",
@@ -31,6 +33,11 @@ VOCAB_SIZE = len(SPECIAL_TOKENS) + len(WORDS)
 ENCODERS = ("bert", "deberta-v2")
 LABELS = ("negative", "positive")
 MAX_POSITIONS = 64
+
+
+def distill_plan(**settings: Any) -> Distill:
+    """Stage II with these settings, where how long and in which batches it trains is nobody's business."""
+    return Distill(max_steps=1, learning_rate=1.0, global_batch_size=1, micro_batch_size=1, **settings)
 
 
 def write_tokenizer(folder: Path, words: Sequence[str] = WORDS, *, encoder: bool = False) -> PreTrainedTokenizerFast:

@@ -17,7 +17,7 @@ from ted_ds.models.student import FilteredModel
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank, IdentityFilters
 from ted_ds.numerics.layer_map import layer_names
-from ted_ds.objectives.distill import AbsentTeacher, DistillObjective, Teacher
+from ted_ds.objectives.distill import DistillObjective
 from ted_ds.objectives.finetune import FinetuneObjective
 from ted_ds.objectives.learn_filters import FilterObjective, FilterObjectives
 from ted_ds.planning.phase import DISTILL, phase_named
@@ -26,6 +26,7 @@ from ted_ds.runtime.determinism import seed_everything
 from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.runtime.outputs import Outputs, probe_outputs
 from ted_ds.runtime.step_runner import Objective, StepRunner
+from ted_ds.runtime.teacher import AbsentTeacher, Teacher
 
 
 @dataclass
@@ -189,16 +190,16 @@ def build_stage_two(
         bank.keep(stage.places)
         if teacher_filters is not None:
             teacher_filters.keep(stage.places)
-    kind = build.recipe.filters.kind if plan.method == "ted" and build.recipe.filters is not None else "linear"
+    kind = build.recipe.filters.kind if plan.needs.filters and build.recipe.filters is not None else "linear"
     frozen = None
-    if plan.method != "sft" and cached is None:  # on every stage: to load it is to communicate
+    if plan.needs.teacher and cached is None:  # on every stage: to load it is to communicate
         frozen = build.models.frozen("teacher", teacher, teacher_layers, stage=stage, new_head_allowed=new_head_allowed)
     runs_here = frozen if stage is None or "teacher" in stage.runs else None
     teaching: Teacher = cached or runs_here or AbsentTeacher()
     objective: Objective = (
-        FinetuneObjective(build.terms, plan.task_weight)
-        if plan.method == "sft"
-        else _distill_objective(build, teaching, teacher_filters, stage)
+        _distill_objective(build, teaching, teacher_filters, stage)
+        if plan.needs.teacher
+        else FinetuneObjective(build.terms, plan.task_weight)
     )
     return StageTwo(tapped, bank, kind, FilteredModel(tapped, bank), frozen, teacher_filters, objective)
 
@@ -207,18 +208,12 @@ def _distill_objective(
     build: Assembly, teacher: Teacher, teacher_filters: FilterBank | None, stage: Stage | None
 ) -> DistillObjective:
     """The recipe's Stage II objective with this teacher; in a pipeline, what of it is here."""
-    plan = build.recipe.distill
     return DistillObjective(
         build.terms,
+        build.recipe.distill,
         teacher=teacher,
         teacher_filters=teacher_filters,
         student_layers=build.layers("student"),
-        task_weight=plan.task_weight,
-        kl_weight=plan.kl_weight,
-        temperature=plan.temperature,
-        feature_weight=plan.feature_weight,
-        feature_reduction=plan.feature_reduction,
-        normalise_features=plan.normalise_features,
         num_shared_ids=build.num_shared_ids,
         places=None if stage is None else stage.places,
         has_output=stage is None or stage is build.plan.stages[DISTILL.name][-1],
@@ -228,9 +223,9 @@ def _distill_objective(
 def _student_bank(build: Assembly, folder: Path | None) -> FilterBank:
     recipe, layers = build.recipe, build.layers("student")
     width = build.facts("student").hidden_size
-    if recipe.distill.method == "ted":
+    if recipe.distill.needs.filters:
         return _filters(build, "student", folder)
-    if recipe.distill.method == "lwd":
+    if recipe.distill.needs.states:
         seed_everything(recipe.seed, phase="lwd")
         return FilterBank(layers, width, build.plan.filter_dim)
     return FilterBank((), width, width)
@@ -242,7 +237,7 @@ def teacher_bank(build: Assembly, folder: Path | None) -> FilterBank | None:
     Raises:
         TedError: They cannot be loaded.
     """
-    if build.recipe.distill.method != "ted":
+    if not build.recipe.distill.needs.filters:
         return _no_filters(build)
     bank = _filters(build, "teacher", folder)
     return bank.to(build.world.device, build.dtype).requires_grad_(False).eval()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import Field
 
+from ted_ds.config.needs import NOTHING, Needs
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.section import rule
 
@@ -21,12 +24,12 @@ class Distill(PhasePlan):
     """Stage II, and which method it is."""
 
     method: Literal["sft", "kd", "lwd", "ted"] = "ted"
-    """``sft``: task loss only; ``kd``: and KL; ``lwd``: and unfiltered layer matching; ``ted``: and filtered."""
+    """``sft``: task loss only; ``kd``: and predictions; ``lwd``: and matching of layers; ``ted``: filtered ones."""
     task_weight: float = Field(default=1.0, ge=0)
     kl_weight: float = Field(default=1.0, ge=0)
     """Of the prediction term, whichever divergence that is."""
     temperature: float = Field(default=2.0, gt=0)
-    """Softens both predictions of the KL term, whose gradient is scaled by its square; unused by regression."""
+    """Softens both predictions of the prediction term, which is scaled by its square; unused by regression."""
     divergence: Literal["kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "tv"] = "kl"
     """How far the student's predictions are from the teacher's (:mod:`ted_ds.numerics.divergences`); regression, whose
     predictions are numbers, has the squared difference alone."""
@@ -46,6 +49,21 @@ class Distill(PhasePlan):
         for name, (kinds, _) in PARAMETERS.items():
             if getattr(self, name) is not None and self.divergence not in kinds:
                 yield f"{name} goes with divergence: {' or '.join(kinds)}, not {self.divergence}; remove it"
+
+    @property
+    def needs_of_terms(self) -> dict[str, Needs]:
+        """What each term that the method and the weights switch on needs; the task's is always there."""
+        terms = {"task": NOTHING}
+        if self.method == "kd" or (self.method != "sft" and self.kl_weight > 0):
+            terms["prediction"] = Needs(predictions=True)
+        if self.method in ("lwd", "ted"):
+            terms["features"] = Needs(states=True, filters=self.method == "ted")
+        return terms
+
+    @property
+    def needs(self) -> Needs:
+        """What Stage II needs in all."""
+        return functools.reduce(operator.or_, self.needs_of_terms.values())
 
     @property
     def divergence_parameter(self) -> float | None:

@@ -201,7 +201,7 @@ class Recipe(Section):
 
     @rule
     def _ted_has_filters(self) -> Iterator[str]:
-        if self.distill.method == "ted" and self.filters is None:
+        if self.distill.needs.filters and self.filters is None:
             yield "distill.method: ted needs a filters section (Stage I)"
 
     @rule
@@ -218,7 +218,7 @@ class Recipe(Section):
     def _cached_examples_come_again(self) -> Iterator[str]:
         if self.teacher.cache is not None and self.task.why_not_cached is not None:
             yield f"teacher.cache: {self.task.why_not_cached}"
-        if self.teacher.cache is not None and self.distill.method == "sft":
+        if self.teacher.cache is not None and not self.distill.needs.teacher:
             yield "teacher.cache: distill.method: sft has no teacher; remove it"
 
     @rule
@@ -299,7 +299,7 @@ class Recipe(Section):
     def phase_plans(self) -> dict[str, PhasePlan]:
         """The plans this recipe will run, by their path in the recipe."""
         plans = {"teacher.finetune": self.teacher.finetune, "student.finetune": self.student.finetune}
-        if self.distill.method == "ted" and self.filters is not None:
+        if self.distill.needs.filters and self.filters is not None:
             plans |= {f"filters.{name}": plan for name, plan in self.filters.plans.items()}
         plans["distill"] = self.distill
         return {path: plan for path, plan in plans.items() if plan is not None}

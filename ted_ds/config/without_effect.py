@@ -32,13 +32,14 @@ def settings_without_effect(recipe: Recipe) -> list[str]:
 def _unused(recipe: Recipe) -> Iterator[tuple[list[str], str]]:
     method, task, data = recipe.distill.method, recipe.task, recipe.data
     by_method = _given(recipe.distill, "distill", UNUSED_BY_METHOD[method])
-    by_method += _given(recipe, "", ("layer_map",)) if method in ("sft", "kd") else []
-    by_method += ["filters"] if method != "ted" and recipe.filters is not None else []
+    needs = recipe.distill.needs
+    by_method += _given(recipe, "", ("layer_map",)) if not needs.states else []
+    by_method += ["filters"] if not needs.filters and recipe.filters is not None else []
     yield by_method, f"distill.method: {method}"
-    if method != "sft" and recipe.distill.kl_weight == 0:
+    if needs.teacher and not needs.predictions:
         yield _given(recipe.distill, "distill", OF_PREDICTIONS), "distill.kl_weight: 0"
     by_task = []
-    if recipe.filters is not None and method == "ted":
+    if recipe.filters is not None and needs.filters:
         by_task += _given(recipe.filters, "filters", task.unused_filter_settings)
     if not task.packed:
         by_task += _given(data, "data", OF_CORPORA) + _given(data.cleaning, "data.cleaning", OF_CLEANING)

@@ -6,123 +6,90 @@ The baselines are this same code: ``sft`` has no teacher, ``kd`` no filters, ``l
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
+from ted_ds.config.distill import Distill
 from ted_ds.data.loader import Batch
 from ted_ds.models.predictions import LossWeights, Predictions
 from ted_ds.models.student import Matcher
 from ted_ds.numerics.chunks import kept_rows
+from ted_ds.numerics.divergences import make_divergence
 from ted_ds.numerics.filters import FilterBank, Match
 from ted_ds.numerics.layer_map import layer_names
 from ted_ds.numerics.objective import combine
 from ted_ds.numerics.task_terms import TaskTerms
-from ted_ds.objectives.finetune import TASK
+from ted_ds.objectives.finetune import TASK, label_counter
+from ted_ds.objectives.term import Term, Terms
+from ted_ds.runtime.teacher import Teacher
 
 
-class Teacher(Protocol):
-    """What a student learns from: a model that runs, or what one said before."""
-
-    def teach(
-        self,
-        batch: Batch,
-        then: Callable[[Predictions | None], None],
-        *,
-        with_predictions: bool,
-        on_state: Callable[[int, Tensor], None] | None,
-    ) -> None:
-        """Hand over each state, by its place in the layer map, and then the predictions (None without them)."""
-        ...
+def _count_tokens(batch: Batch) -> Tensor:
+    """Of the data: not the padding, and not what an empty row attends to."""
+    return batch.kept_tokens.sum()
 
 
-class AbsentTeacher:
-    """What a pipeline stage without any of the teacher's blocks learns from."""
+class DistillObjective(Terms):
+    """``task + kl_weight * T^2 * D(teacher, student; T) + feature_weight * mean over pairs of MSE``.
 
-    def teach(
-        self,
-        batch: Batch,  # noqa: ARG002 - as the others
-        then: Callable[[Predictions | None], None],
-        *,
-        with_predictions: bool,
-        on_state: Callable[[int, Tensor], None] | None,  # noqa: ARG002 - as the others
-    ) -> None:
-        """Nothing to hand over."""
-        assert not with_predictions, "a stage that needs predictions has the teacher's output"
-        then(None)
-
-
-class DistillObjective:
-    """``task + kl_weight * T^2 * KL(teacher || student; T) + feature_weight * mean over pairs of MSE``.
-
-    The task loss is a mean over kept labels, the KL over what the teacher predicts (examples without a label, too), and
-    each pair's MSE over unpadded tokens. What stands for the KL in
-    tasks without a distribution over classes is said in :mod:`ted_ds.numerics.task_terms`.
+    The task loss is a mean over kept labels, the divergence D over what the teacher predicts (examples without a label,
+    too), and each pair's MSE over unpadded tokens. What stands for D in tasks without a distribution over classes is
+    said in :mod:`ted_ds.numerics.task_terms`.
     """
 
     def __init__(
         self,
-        terms: TaskTerms,
+        task: TaskTerms,
+        plan: Distill,
         *,
         teacher: Teacher,
         teacher_filters: FilterBank | None,
         student_layers: Sequence[int],
-        task_weight: float,
-        kl_weight: float,
-        temperature: float,
-        feature_weight: float,
-        feature_reduction: str,
-        normalise_features: bool,
         num_shared_ids: int | None = None,
         places: Sequence[int] | None = None,
         has_output: bool = True,
     ) -> None:
-        """Weigh the terms.
+        """Make the terms that the plan switches on.
 
         Args:
-            terms: What the task loss and the prediction term are.
+            task: What the task loss and the prediction term are, but for its divergence.
+            plan: Which terms there are, with which divergence, and how they weigh.
             teacher: Gives states at the teacher's side of the layer map.
             teacher_filters: What those still have to go through, in the order of the layer map; None for ``kd``.
             student_layers: The student's side of the layer map, for the names of the terms.
-            task_weight: Weight of the task loss.
-            kl_weight: Weight of the KL term.
-            temperature: Softens both predictions of the KL term.
-            feature_weight: Weight of the layer-wise term.
-            feature_reduction: ``mean`` or ``sum`` over pairs.
-            normalise_features: Compare features after normalising each token's.
             num_shared_ids: For causal LM, the number of ids the tokenizer has. The prediction term is over these
                 alone: vocabularies of one family are padded to different sizes, and no token has a padded id.
             places: Which places in the layer map are compared here (on this pipeline stage); None for all.
             has_output: Whether the predictions are made here.
         """
-        self._terms = terms
-        self._teacher = teacher
-        self._teacher_filters = teacher_filters
-        self._normalise_features = normalise_features
-        self._needs_predictions = kl_weight > 0
-        layers = student_layers if teacher_filters is not None else ()
-        self._feature_names = [f"loss/feature_mse/{name}" for name in layer_names(layers)]
-        per_pair = feature_weight / (len(layers) if feature_reduction == "mean" and layers else 1)
-        prediction_weight = kl_weight * terms.prediction_scale(temperature)
-        self._loss_weights = LossWeights(task_weight, prediction_weight, temperature, num_shared_ids)
-        self._compares = bool(self._feature_names)
-        here = self._feature_names if places is None or not self._compares else [self._feature_names[p] for p in places]
+        task = replace(task, divergence=make_divergence(plan.divergence, plan.divergence_parameter))
+        self._task, self._teacher, self._teacher_filters = task, teacher, teacher_filters
+        self._normalise_features = plan.normalise_features
+        self._feature_names = [f"loss/feature_mse/{name}" for name in layer_names(student_layers)]
+        per_pair = plan.feature_weight / (max(len(student_layers), 1) if plan.feature_reduction == "mean" else 1)
+        prediction_weight = plan.kl_weight * task.prediction_scale(plan.temperature)
+        needs = plan.needs_of_terms
+        terms = [Term(TASK, plan.task_weight, label_counter(task), needs["task"])]
+        if "prediction" in needs:
+            terms.append(Term(task.prediction_name, prediction_weight, self._count_predicted, needs["prediction"]))
+        if "features" in needs:
+            terms += [Term(name, per_pair, _count_tokens, needs["features"]) for name in self._feature_names]
+        super().__init__(terms)
+        self._loss_weights = LossWeights(plan.task_weight, prediction_weight, plan.temperature, num_shared_ids)
         # where task and prediction term have one count, their gradients are computed together
-        sums = [TASK, *([terms.prediction_name] if self._needs_predictions and terms.counts_apart else [])]
-        self._weights_of_sums = {**dict.fromkeys(sums if has_output else [], 1.0), **dict.fromkeys(here, per_pair)}
-        self.weights: Mapping[str, float] = {
-            TASK: task_weight,
-            **({terms.prediction_name: prediction_weight} if self._needs_predictions else {}),
-            **dict.fromkeys(self._feature_names, per_pair),
+        with_output = [TASK, *([task.prediction_name] if self.needs.predictions and task.counts_apart else [])]
+        compared = self._feature_names if self.needs.states else []
+        here = compared if places is None else [name for place, name in enumerate(compared) if place in places]
+        self._weights_of_sums = {
+            **dict.fromkeys(with_output if has_output else [], 1.0),
+            **dict.fromkeys(here, per_pair),
         }
 
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Kept labels for the task, what the teacher predicts for the predictions, unpadded tokens for the layers."""
-        counts = dict.fromkeys(self._feature_names, batch.kept_tokens.sum())
-        counts[TASK] = self._terms.kept(batch.labels).sum()
-        if self._needs_predictions:
-            counts[self._terms.prediction_name] = self._terms.predicted(batch.labels, batch.kept_tokens).sum()
-        return counts
+    def _count_predicted(self, batch: Batch) -> Tensor:
+        """Of what the teacher predicts."""
+        return self._task.predicted(batch.labels, batch.kept_tokens).sum()
 
     def loss(
         self, forward: Callable[..., Any], batch: Batch, counts: Mapping[str, Tensor]
@@ -132,7 +99,7 @@ class DistillObjective:
         The student goes first, as its states stay for its backward pass anyway: each of the teacher's is compared as
         soon as it exists, and freed.
         """
-        rows = kept_rows(batch.kept_tokens) if self._compares else None
+        rows = kept_rows(batch.kept_tokens) if self.needs.states else None
         totals: dict[str, Tensor] = {}
 
         def learn(student: Predictions | None, match: Matcher) -> Tensor:
@@ -148,19 +115,19 @@ class DistillObjective:
             def compare_predictions(teacher: Predictions | None) -> None:
                 if student is None:  # they are made on the last stage of a pipeline
                     return
-                losses = student.losses(self._terms, batch.labels, self._loss_weights, teacher, batch.kept_tokens)
+                losses = student.losses(self._task, batch.labels, self._loss_weights, teacher, batch.kept_tokens)
                 sums[TASK] = losses.weighted
                 totals[TASK] = losses.task
                 if losses.weighted_prediction is not None:
-                    sums[self._terms.prediction_name] = losses.weighted_prediction
+                    sums[self._task.prediction_name] = losses.weighted_prediction
                 if losses.prediction is not None:
-                    totals[self._terms.prediction_name] = losses.prediction
+                    totals[self._task.prediction_name] = losses.prediction
 
             self._teacher.teach(
                 batch,
                 compare_predictions,
-                with_predictions=self._needs_predictions and student is not None,
-                on_state=compare_states if self._compares else None,
+                with_predictions=self.needs.predictions and student is not None,
+                on_state=compare_states if self.needs.states else None,
             )
             own_counts = {name: counts[name] for name in self._weights_of_sums}
             return combine(sums, own_counts, self._weights_of_sums)

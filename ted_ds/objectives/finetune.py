@@ -11,20 +11,22 @@ from ted_ds.data.loader import Batch
 from ted_ds.models.predictions import LossWeights, Predictions
 from ted_ds.numerics.objective import combine
 from ted_ds.numerics.task_terms import TaskTerms
+from ted_ds.objectives.term import Term, Terms
 
 TASK = "loss/task"
 
 
-class FinetuneObjective:
+def label_counter(task: TaskTerms) -> Callable[[Batch], Tensor]:
+    """Counts the kept labels of a microbatch."""
+    return lambda batch: task.kept(batch.labels).sum()
+
+
+class FinetuneObjective(Terms):
     """The task loss, per kept label."""
 
-    def __init__(self, terms: TaskTerms, task_weight: float = 1.0) -> None:
-        self._terms = terms
-        self.weights: Mapping[str, float] = {TASK: task_weight}
-
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Kept labels."""
-        return {TASK: self._terms.kept(batch.labels).sum()}
+    def __init__(self, task: TaskTerms, task_weight: float = 1.0) -> None:
+        super().__init__([Term(TASK, task_weight, label_counter(task))])
+        self._task = task
 
     def loss(
         self, forward: Callable[..., Any], batch: Batch, counts: Mapping[str, Tensor]
@@ -35,7 +37,7 @@ class FinetuneObjective:
         def learn(predictions: Predictions | None, _: Any) -> Tensor:
             if predictions is None:  # they are made on the last stage of a pipeline
                 return combine({}, {}, {})
-            losses = predictions.losses(self._terms, batch.labels, LossWeights())
+            losses = predictions.losses(self._task, batch.labels, LossWeights())
             totals[TASK] = losses.task
             return combine({TASK: losses.weighted}, counts, self.weights)
 

@@ -13,15 +13,17 @@ from ted_ds.models.predictions import LossWeights
 from ted_ds.numerics.layer_map import layer_names
 from ted_ds.numerics.objective import combine
 from ted_ds.numerics.task_terms import TaskTerms
+from ted_ds.objectives.finetune import label_counter
+from ted_ds.objectives.term import Term, Terms
 from ted_ds.runtime.frozen import FrozenModel
 
 
-class FilterObjective:
+class FilterObjective(Terms):
     """The mean over filters of each one's task loss: K independent probes."""
 
     def __init__(
         self,
-        terms: TaskTerms,
+        task: TaskTerms,
         body: FrozenModel,
         layers: Sequence[int],
         places: Sequence[int] | None = None,
@@ -31,20 +33,17 @@ class FilterObjective:
         """Read filters on the states of ``body``.
 
         Args:
-            terms: What the task loss is.
+            task: What the task loss is.
             body: Gives the states.
             layers: Its side of the layer map.
             places: Which places in the layer map are here; None for all.
             prefix: Before each layer, in the names of the terms.
         """
-        self._terms, self._body = terms, body
+        self._task, self._body = task, body
         self._places = range(len(layers)) if places is None else places
         self._names = [f"loss/task/{prefix}{name}" for name in layer_names(layers)]
-        self.weights: Mapping[str, float] = dict.fromkeys(self._names, 1.0 / len(self._names))
-
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Kept labels, the same for each filter."""
-        return dict.fromkeys(self._names, self._terms.kept(batch.labels).sum())
+        kept = label_counter(task)
+        super().__init__([Term(name, 1.0 / len(self._names), kept) for name in self._names])
 
     def loss(
         self, forward: Callable[..., Any], batch: Batch, counts: Mapping[str, Tensor]
@@ -57,28 +56,25 @@ class FilterObjective:
 
             def probe(place: int, state: Tensor) -> None:
                 predictions = predict(place, state, batch.inputs)
-                losses = predictions.losses(self._terms, batch.labels, LossWeights())
+                losses = predictions.losses(self._task, batch.labels, LossWeights())
                 sums[self._names[place]], totals[self._names[place]] = losses.weighted, losses.task
 
             self._body(batch.inputs, on_state=probe, states_are_saved=True)
+            weights = self.weights
             here = [self._names[place] for place in self._places]
-            return combine(sums, {name: counts[name] for name in here}, {name: self.weights[name] for name in here})
+            return combine(sums, {name: counts[name] for name in here}, {name: weights[name] for name in here})
 
         loss = forward(learn)
         return loss, {name: totals[name] for name in self.weights if name in totals}
 
 
-class FilterObjectives:
+class FilterObjectives(Terms):
     """The sum over models of the objective of each one's filters, on the same batch."""
 
     def __init__(self, sides: Mapping[str, FilterObjective], *, here: Collection[str]) -> None:
         """Learn the filters of each side; ``here`` are those that run on this pipeline stage."""
+        super().__init__([term for side in sides.values() for term in side.terms])
         self._sides, self._here = sides, here
-        self.weights: Mapping[str, float] = {n: w for side in sides.values() for n, w in side.weights.items()}
-
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Kept labels, the same for each filter."""
-        return {name: count for side in self._sides.values() for name, count in side.counts(batch).items()}
 
     def loss(
         self, forward: Callable[..., Any], batch: Batch, counts: Mapping[str, Tensor]

@@ -26,7 +26,7 @@ def _inputs(inputs: Inputs, phase: Phase) -> dict[str, Any]:
     if recipe.teacher.cache is not None:
         found["teacher_cache"] = recipe.teacher.cache.precision
     found["layer_pairs"] = [list(pair) for pair in inputs.plan.layer_pairs]
-    if recipe.distill.method == "ted":
+    if recipe.distill.needs.filters:
         for side in ("teacher", "student"):
             found[f"filters_{side}"] = inputs.filter_files(side)
     return found
@@ -45,8 +45,8 @@ def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
     build, folders, plan = kit.build, kit.folders, kit.build.recipe.distill
     assert phase.plan_path is not None
     config = build.engine_config(plan, phase.plan_path)
-    with_filters = plan.method == "ted"
-    filters = {side: folders.filters_path(side) if with_filters else None for side in ("student", "teacher")}
+    needs = plan.needs
+    filters = {side: folders.filters_path(side) if needs.filters else None for side in ("student", "teacher")}
     teacher = folders.teacher_path()
     cached = cached_teacher(
         build,
@@ -61,10 +61,10 @@ def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
     stage = build_stage_two(
         build, config, teacher=teacher, student=folders.student_path(), filters=filters, cached=cached
     )
-    if plan.method != "sft" and cached is None:
+    if needs.teacher and cached is None:
         kit.teacher.vet(stage.teacher, teacher)
     if stage.teacher is not None:
-        if plan.kl_weight == 0:
+        if not needs.predictions:
             build.models.drop_beyond_taps(stage.teacher)
         build.models.share(stage.teacher, stage.module)
     with build.engine(

@@ -114,14 +114,14 @@ class _Pair:
     def _distilling(self) -> PhaseMemory:
         """Stage II."""
         sizes, num_frozen = self._trained_sizes("student")
-        with_filters = self.recipe.distill.method == "ted"
+        needs = self.recipe.distill.needs
         return self._phase(
             DISTILL.name,
             [*sizes, *self._filters("student")],
             num_frozen,
             activations=_activations(self.recipe, self.recipe.distill, self.facts["student"]),
-            hosts_teacher=self.recipe.distill.method != "sft" and self.recipe.teacher.cache is None,
-            frozen=sum(self._filters("teacher")) * ITEM_BYTES[self.recipe.precision] if with_filters else 0,
+            hosts_teacher=needs.teacher and self.recipe.teacher.cache is None,
+            frozen=sum(self._filters("teacher")) * ITEM_BYTES[self.recipe.precision] if needs.filters else 0,
         )
 
     def _phase(
@@ -175,7 +175,7 @@ def trained_sizes(recipe: Recipe, side: str, model: Parameters, *, frozen_head: 
 def filter_sizes(recipe: Recipe, plan: Plan, side: str) -> list[int]:
     """Of the parameters of one filter of a side (:class:`ted_ds.numerics.filters.Filter`)."""
     filters, width, dim = recipe.filters, facts_of(plan, side).hidden_size, plan.filter_dim
-    is_mlp = recipe.distill.method == "ted" and filters is not None and filters.kind == "mlp"
+    is_mlp = recipe.distill.needs.filters and filters is not None and filters.kind == "mlp"
     return [*([width * width, width] if is_mlp else []), dim * width, dim]
 
 

@@ -77,7 +77,7 @@ def operations_per_token(
 
 def _sides(recipe: Recipe, phase: Phase) -> Sequence[str]:
     """The models in a phase, the one that sets its pace first."""
-    return ("student",) if phase is DISTILL and recipe.distill.method == "sft" else phase.sides
+    return ("student",) if phase is DISTILL and not recipe.distill.needs.teacher else phase.sides
 
 
 class _Cutter:
@@ -105,7 +105,7 @@ class _Cutter:
         self._other_layers = [pair[1] for pair in pairs] if self._other is not None else []
         # what no matched layer needs does not run where there are no predictions
         self._own_end = max(self._own_layers) if self._is_filters else self._own.num_blocks
-        self._predicts = self._other is not None and not self._is_filters and recipe.distill.kl_weight > 0
+        self._predicts = self._other is not None and not self._is_filters and recipe.distill.needs.predictions
         self._other_end = 0
         if self._other is not None:
             self._other_end = self._other.num_blocks if self._predicts else max(self._other_layers, default=0)

@@ -154,9 +154,9 @@ def _lay_out(recipe: Recipe, rows_of: RowsOf, mistakes: Mistakes, *, num_ranks: 
         mistakes.add("", *broken)
     layer_pairs: LayerPairs = ()
     filter_dim = 0
-    if teacher is not None and student is not None and recipe.distill.method in ("lwd", "ted"):
+    if teacher is not None and student is not None and recipe.distill.needs.states:
         layer_pairs = mistakes.attempt("", lambda: _layer_pairs(recipe, student, teacher)) or ()
-        own_dim = recipe.filters.dim if recipe.filters and recipe.distill.method == "ted" else None
+        own_dim = recipe.filters.dim if recipe.filters and recipe.distill.needs.filters else None
         filter_dim = own_dim or teacher.hidden_size
     stages: Mapping[str, tuple[Stage, ...]] = {}
     if not mistakes.found and teacher is not None and student is not None:

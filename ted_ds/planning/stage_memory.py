@@ -84,7 +84,7 @@ def _needs(
                 heads, shared = head_sizes(recipe, plan, side, recipe.filters)
                 sizes += heads * per_pair
                 num_frozen += shared
-        if phase is DISTILL and recipe.distill.method == "ted":
+        if phase is DISTILL and recipe.distill.needs.filters:
             frozen += sum(filter_sizes(recipe, plan, "teacher")) * per_pair * ITEM_BYTES[recipe.precision]
     trained = trained_bytes(
         sizes or [1], config=config, precision=recipe.precision, world_size=num_replicas, num_frozen=num_frozen

@@ -180,7 +180,7 @@ class FrozenModel:
         with_predictions: bool,
         on_state: OnState | None,
     ) -> None:
-        """Run it on a batch; see :class:`ted_ds.objectives.distill.Teacher`."""
+        """Run it on a batch; see :class:`ted_ds.runtime.teacher.Teacher`."""
         self(batch.inputs, then, with_predictions=with_predictions, on_state=on_state)
 
     @property

@@ -27,7 +27,7 @@ class CachedTeacher:
         with_predictions: bool,
         on_state: Callable[[int, Tensor], None] | None,
     ) -> None:
-        """See :class:`ted_ds.objectives.distill.Teacher`."""
+        """See :class:`ted_ds.runtime.teacher.Teacher`."""
         found = {row: self._reader.read(sample) for row, sample in enumerate(batch.samples) if sample >= 0}
         record, device, (rows, length) = self._reader.record, batch.input_ids.device, batch.input_ids.shape
         if on_state is not None:

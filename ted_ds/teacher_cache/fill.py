@@ -64,7 +64,7 @@ def plan_cache(build: Assembly) -> CachePlan | None:
     assert isinstance(build.data, LabelledData)
     samples = build.data.train
     layers = len(build.plan.layer_pairs)
-    outputs = recipe.task.num_outputs if recipe.distill.kl_weight > 0 else 0
+    outputs = recipe.task.num_outputs if recipe.distill.needs.predictions else 0
     record = Record(layers, build.plan.filter_dim if layers else 0, outputs, settings.precision)
     return CachePlan(
         record,

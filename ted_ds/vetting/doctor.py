@@ -131,7 +131,7 @@ class Doctor:
         self._verdicts.append(vet_weights(self._build, name, path))
 
     def _look_at_filters(self) -> None:
-        if self._recipe.distill.method != "ted":
+        if not self._recipe.distill.needs.filters:
             return
         for side in ("teacher", "student"):
             check = f"filters of {side}"
@@ -180,7 +180,7 @@ class Doctor:
         folders: dict[str, Path | None] = {}
         for side in ("teacher", "student"):
             unusable = any(v.check == f"filters of {side}" and v.status in ("fail", "skip") for v in self._verdicts)
-            learned = self._recipe.distill.method == "ted" and not unusable
+            learned = self._recipe.distill.needs.filters and not unusable
             folders[side] = self._folders.filters_path(side) if learned else None
         stage = build_stage_two(
             build, config, teacher=teacher, student=student, filters=folders, new_head_allowed=not is_ready
@@ -236,8 +236,8 @@ class Doctor:
         num_trained = sum(parameter.requires_grad for parameter in stage.module.parameters())
         if unreached:
             names = f"{len(unreached)} of {num_trained} parameters receive none: {', '.join(unreached[:3])}"
-            weights = stage.objective.weights
-            if weights["loss/task"] or weights.get(self._build.terms.prediction_name):
+            plan = self._recipe.distill
+            if plan.task_weight or plan.needs.predictions:
                 self._add("gradients", "fail", names)
             else:
                 self._add("gradients", "warn", f"{names}; task_weight and kl_weight are 0, so nothing needs the head")

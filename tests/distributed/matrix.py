@@ -14,7 +14,6 @@ import random
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +28,6 @@ from ted_ds.models.families import family_of
 from ted_ds.models.heads import classification_probes, lm_probes
 from ted_ds.models.loading import DTYPES
 from ted_ds.models.student import FilteredModel
-from ted_ds.numerics.divergences import make_divergence
 from ted_ds.numerics.filters import FilterBank
 from ted_ds.objectives.distill import DistillObjective
 from ted_ds.objectives.learn_filters import FilterObjective
@@ -45,9 +43,9 @@ from tests.distributed.training import (
     raw_config,
     start_engine,
 )
-from tests.plain import DIVERGENCES, plain_divergence, probe_logits
+from tests.plain import DIVERGENCES, divergence_settings, plain_divergence, probe_logits
 from tests.task_kinds import TASK_TERMS
-from tests.tiny import LABELS, MAX_POSITIONS, ROOT, VOCAB_SIZE, write_model
+from tests.tiny import LABELS, MAX_POSITIONS, ROOT, VOCAB_SIZE, distill_plan, write_model
 
 GLOBAL_BATCH = 16
 SEPARATOR, PAD = 1, 0
@@ -373,8 +371,7 @@ def run_setup(world: Any, place: Path, setup: Setup, layouts: Sequence[Layout]) 
     teacher = FrozenModel(
         load(place / "teacher", layers=size.teacher_layers, shard=shard), device=world.device, engine_config=shard
     )
-    divergence = make_divergence(setup.divergence, DIVERGENCES[setup.divergence])
-    terms = replace(TASK_TERMS[setup.kind], divergence=divergence)
+    terms = TASK_TERMS[setup.kind]
     if setup.what == "filters":
         module: Any = make_probes(place, setup)
         objective: Any = FilterObjective(terms, teacher, size.teacher_layers)
@@ -383,13 +380,10 @@ def run_setup(world: Any, place: Path, setup: Setup, layouts: Sequence[Layout]) 
         module = FilteredModel(student, make_bank(size, size.student_layers, 11))
         objective = DistillObjective(
             terms,
+            distill_plan(temperature=TEMPERATURE, **WEIGHTS[setup.what], **divergence_settings(setup.divergence)),
             teacher=teacher,
             teacher_filters=make_bank(size, size.teacher_layers, 12).to(dtype).requires_grad_(False),
             student_layers=size.student_layers,
-            temperature=TEMPERATURE,
-            feature_reduction="mean",
-            normalise_features=False,
-            **WEIGHTS[setup.what],
         )
     engine = start_engine(world, module, config, precision=setup.precision, max_steps=len(size.steps) * 8)
     results = [run_layout(world, engine, objective, setup, layout) for layout in layouts]

@@ -11,6 +11,7 @@ from deepspeed.utils import safe_get_full_grad
 from torch.nn import functional as F
 
 from ted_ds.assembly.stages import build_stage_one, build_stage_two
+from ted_ds.numerics.divergences import make_divergence
 from ted_ds.objectives.finetune import FinetuneObjective
 from ted_ds.planning.phase import phase_named
 from ted_ds.runtime.checkpoints.engine_state import STAND_IN
@@ -246,7 +247,8 @@ def _plain_one(build: Any, models: dict[str, Path], case: Case) -> Trained:
             prediction = plain_divergence(plan.divergence, plan.divergence_parameter, *softened).mean()
             loss = plan.task_weight * task + plan.kl_weight * heat**2 * prediction
             loss = loss + plan.feature_weight * sum(mse) / len(mse)
-            report = {"loss/task": task, build.terms.prediction_name: prediction}
+            name = make_divergence(plan.divergence, plan.divergence_parameter).name
+            report = {"loss/task": task, f"loss/{name}": prediction}
             report["loss/feature_mse"] = sum(mse) / len(mse)
         else:
             loss = torch.zeros((), dtype=torch.float64)

@@ -29,7 +29,7 @@ from tests.distributed.training import (
     train_on,
 )
 from tests.task_kinds import TASK_TERMS
-from tests.tiny import VOCAB_SIZE, write_model
+from tests.tiny import VOCAB_SIZE, distill_plan, write_model
 
 BAD_STEP, NUM_STEPS = 2, 3
 STAGES = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")]
@@ -98,12 +98,10 @@ def start(world, folder, stage, precision, what, *, offload=False):
     )
     objective = DistillObjective(
         TASK_TERMS["causal_lm"],
+        distill_plan(**WEIGHTS),
         teacher=teacher,
         teacher_filters=teacher_bank(),
         student_layers=STUDENT_LAYERS,
-        feature_reduction="mean",
-        normalise_features=False,
-        **WEIGHTS,
     )
     module = FilteredModel(student, student_bank())
     watched = {f"student {name}": layer for name, layer in student.named_layers().items()}

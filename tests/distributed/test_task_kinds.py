@@ -28,6 +28,13 @@ PROBLEM_TYPES = {
 }
 
 
+OTHER_TERMS = {
+    "soft_label_classification": ("jsd", "loss/jsd_0.5_teacher_student"),
+    "multi_label_classification": ("skew_reverse_kl", "loss/bernoulli_skew_kl_0.1_student_teacher"),
+}
+"""Divergences that some are run with, and what the prediction term is called then."""
+
+
 def run(_world, recipe, overrides):
     run_phases(recipe, overrides, PHASES)
 
@@ -41,9 +48,11 @@ def records(folder, phase):
 def test_a_run_of_every_kind_of_task(tmp_path, kind, stage):
     recipe = write_run(tmp_path, kind=kind)
     zero = f"deepspeed={ROOT / 'ds_configs' / 'deepspeed' / f'zero{stage}.json'}"
-    run_ranks(run, 2, str(recipe), [zero])
+    divergence, name = OTHER_TERMS.get(kind, ("kl", TASK_TERMS[kind].prediction_name))
+    run_ranks(run, 2, str(recipe), [zero, f"distill.divergence={divergence}"])
     (first, _) = records(tmp_path, "distill")
-    assert first[TASK_TERMS[kind].prediction_name] > 0
+    assert first[name] > 0
+    assert {one for one in first if one.endswith(("_teacher_student", "_student_teacher"))} == {name}
     # a run's student, cut from its teacher, has yet to learn
     results = json.loads((tmp_path / "run" / "evaluate" / "evaluation.json").read_text())
     assert METRICS[kind] | {"loss", "num_examples"} <= results["student after"].keys()

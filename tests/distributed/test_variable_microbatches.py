@@ -38,7 +38,7 @@ from tests.distributed.training import (
     teacher_bank,
 )
 from tests.task_kinds import TASK_TERMS
-from tests.tiny import LABELS, VOCAB_SIZE
+from tests.tiny import LABELS, VOCAB_SIZE, distill_plan
 
 KIND = "sequence_classification"
 BUDGET = {1: 48, 2: 24}
@@ -97,12 +97,10 @@ def run_steps(world, folder, stage, precision, offload):
     module = FilteredModel(student, student_bank())
     objective = DistillObjective(
         TASK_TERMS[KIND],
+        distill_plan(**WEIGHTS),
         teacher=teacher,
         teacher_filters=teacher_bank().to(DTYPES[precision]),
         student_layers=STUDENT_LAYERS,
-        feature_reduction="mean",
-        normalise_features=False,
-        **WEIGHTS,
     )
     plain_loss, bad = objective.loss, torch.zeros(())
 

@@ -29,7 +29,7 @@ from ted_ds.runtime.world import World
 from ted_ds.runtime.zero_runner import ZeroRunner
 from tests.distributed.steps import training_steps
 from tests.task_kinds import TASK_TERMS
-from tests.tiny import LABELS, ROOT, VOCAB_SIZE
+from tests.tiny import LABELS, ROOT, VOCAB_SIZE, distill_plan
 
 GLOBAL_BATCH, MICRO_BATCH, NUM_STEPS = 8, 2, 3
 STUDENT_LAYERS, TEACHER_LAYERS = (1, 2), (3, 4)
@@ -204,12 +204,10 @@ def run_stage(
             module = FilteredModel(student, student_bank())
             objective = DistillObjective(
                 TASK_TERMS[kind],
+                distill_plan(**WEIGHTS),
                 teacher=teacher,
                 teacher_filters=teacher_bank(),
                 student_layers=STUDENT_LAYERS,
-                feature_reduction="mean",
-                normalise_features=False,
-                **WEIGHTS,
             )
     engine = start_engine(world, module, ds_config, precision=precision)
     steps, reports = batches(world, kind), []

@@ -15,7 +15,7 @@ from ted_ds.numerics.divergences import DIVERGENCES as FACTORIES
 from ted_ds.numerics.divergences import Block, Softened, logs_beside_mixture, make_divergence
 from ted_ds.numerics.losses import bernoulli_divergence_sum, divergence_sum
 from ted_ds.numerics.vocabulary import TeacherPredictions, VocabularyTargets, vocabulary_losses
-from tests.parity.test_vocabulary import TOLERANCE, Case, assert_same
+from tests.parity.test_vocabulary import TEACHER_HIDDEN, TOLERANCE, Case, Largest, assert_same
 from tests.plain import DIVERGENCES, plain_divergence
 
 # with the recipes' defaults, and near both ends
@@ -152,6 +152,15 @@ def test_ids_that_one_vocabulary_alone_has_take_no_part(kind):
 def test_half_precision_loses_no_more_than_with_the_kl(kind, dtype):
     case = Case(123, dtype=dtype)
     assert_same(case.fused(divergence=kind), case.plain(divergence=kind), TOLERANCE[dtype])
+
+
+@pytest.mark.usefixtures("many_small_chunks")
+@pytest.mark.parametrize("kind", OTHERS)
+def test_the_logits_of_all_tokens_never_exist(kind):
+    case = Case(200, keep="all")
+    with Largest() as largest:
+        case.fused(divergence=kind)
+    assert largest.numel == 2 * 200 * TEACHER_HIDDEN  # the teacher's states
 
 
 @pytest.mark.parametrize("kind", DIVERGENCES)

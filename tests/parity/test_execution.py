@@ -20,7 +20,7 @@ from ted_ds.objectives.distill import DistillObjective
 from ted_ds.runtime.frozen import FrozenModel
 from tests.parity.test_task_terms import batch_of
 from tests.task_kinds import TASK_TERMS
-from tests.tiny import write_model
+from tests.tiny import distill_plan, write_model
 
 KIND = "causal_lm"
 
@@ -56,15 +56,10 @@ def loss_and_gradients(folder, model_type, *, attention="auto", recompute=False,
     module = FilteredModel(TappedModel(model, family, [1, 2]), FilterBank([1, 2], 16, 24)).train()
     objective = DistillObjective(
         TASK_TERMS[KIND],
+        distill_plan(task_weight=1.0, kl_weight=0.5, temperature=2.0, feature_weight=2.0),
         teacher=teacher,
         teacher_filters=FilterBank([2, 4], 16, 24).requires_grad_(False),
         student_layers=(1, 2),
-        task_weight=1.0,
-        kl_weight=0.5,
-        temperature=2.0,
-        feature_weight=2.0,
-        feature_reduction="mean",
-        normalise_features=False,
     )
     batch = batch_of(KIND)
     loss, _ = objective.loss(module, batch, objective.counts(batch))

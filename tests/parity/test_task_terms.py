@@ -26,7 +26,7 @@ from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.tasks.kind import kind_of
 from tests.plain import logits_of, run_frozen
 from tests.task_kinds import TASK_TERMS
-from tests.tiny import VOCAB_SIZE, model_config, recipe_dict, task_dict, write_tokenizer
+from tests.tiny import VOCAB_SIZE, distill_plan, model_config, recipe_dict, task_dict, write_tokenizer
 
 KL_WEIGHT = 0.7
 NUM_OUTPUTS = 3
@@ -91,15 +91,12 @@ class Run:
         self.teacher = FrozenModel(teacher or model_of(kind, seed=2), device=torch.device("cpu"), engine_config=None)
         self.objective = DistillObjective(
             TASK_TERMS[kind],
+            distill_plan(
+                method="kd", task_weight=task_weight, kl_weight=KL_WEIGHT, temperature=temperature, feature_weight=1.0
+            ),
             teacher=self.teacher,
             teacher_filters=None,
             student_layers=(),
-            task_weight=task_weight,
-            kl_weight=KL_WEIGHT,
-            temperature=temperature,
-            feature_weight=1.0,
-            feature_reduction="mean",
-            normalise_features=False,
             num_shared_ids=num_shared_ids,
         )
         module = FilteredModel(student, FilterBank((), 16, 16))
@@ -366,15 +363,10 @@ def test_layers_are_divided_by_the_tokens_of_the_data_and_not_by_those_of_empty_
     bank = FilterBank([1], 16, 16, initialisation="identity")
     objective = DistillObjective(
         TASK_TERMS["causal_lm"],
+        distill_plan(task_weight=0.0, kl_weight=0.0, temperature=2.0, feature_weight=0.5),
         teacher=teacher,
         teacher_filters=FilterBank([1], 16, 16, initialisation="identity"),
         student_layers=(1,),
-        task_weight=0.0,
-        kl_weight=0.0,
-        temperature=2.0,
-        feature_weight=0.5,
-        feature_reduction="mean",
-        normalise_features=False,
     )
     batch = batch_of("causal_lm")
     module = FilteredModel(TappedModel(student.model, family_of("llama"), [1]), bank)

@@ -21,7 +21,7 @@ from ted_ds.teacher_cache.cached import CachedTeacher
 from ted_ds.teacher_cache.store import PartWriter, Reader, Record, finish, is_complete, read_about, written
 from tests.parity.test_hosts import load
 from tests.task_kinds import TASK_TERMS
-from tests.tiny import LABELS, write_model
+from tests.tiny import LABELS, distill_plan, write_model
 
 CPU, KIND, DIM = torch.device("cpu"), "sequence_classification", 6
 TEACHER_LAYERS, STUDENT_LAYERS = (2, 4), (1, 2)
@@ -190,15 +190,16 @@ def test_a_cached_teacher_gives_the_same_loss_and_gradients(tmp_path, side, with
     def step(teaching, samples):
         objective = DistillObjective(
             TASK_TERMS[KIND],
+            distill_plan(
+                method="lwd" if with_layers else "kd",
+                task_weight=1.0,
+                kl_weight=0.5,
+                temperature=2.0,
+                feature_weight=2.0,
+            ),
             teacher=teaching,
             teacher_filters=IdentityFilters(layers[0]) if with_layers else None,
             student_layers=layers[1],
-            task_weight=1.0,
-            kl_weight=0.5,
-            temperature=2.0,
-            feature_weight=2.0,
-            feature_reduction="mean",
-            normalise_features=False,
         )
         batch = collate(samples)
         student.zero_grad()

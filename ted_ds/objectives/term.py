@@ -1,0 +1,47 @@
+"""What an objective is made of: terms, each with its name, weight and count, and what it needs of a teacher."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ted_ds.config.needs import NOTHING, Needs
+from ted_ds.data.loader import Batch
+
+
+@dataclass(frozen=True)
+class Term:
+    """A sum over what is kept, divided by the count of that in the whole global batch, times a weight."""
+
+    name: str
+    """Among the metrics: its formula."""
+    weight: float
+    count: Callable[[Batch], Tensor]
+    """What a microbatch keeps for it; known before the forward pass."""
+    needs: Needs = NOTHING
+
+
+class Terms:
+    """The terms of an objective, in the order of its reports."""
+
+    def __init__(self, terms: Sequence[Term]) -> None:
+        self.terms = tuple(terms)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each term."""
+        return {term.name: term.weight for term in self.terms}
+
+    @property
+    def needs(self) -> Needs:
+        """What the terms need in all."""
+        return functools.reduce(operator.or_, (term.needs for term in self.terms), NOTHING)
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """What a microbatch adds to each term's count; those that many terms share are counted once."""
+        found = {count: count(batch) for count in dict.fromkeys(term.count for term in self.terms)}
+        return {term.name: found[term.count] for term in self.terms}
