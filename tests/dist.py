@@ -30,6 +30,7 @@ CONTEXT.set_forkserver_preload(
     [
         "ted_ds.verbs.run",
         "wandb",
+        "wandb.sdk.launch",  # which each run that is recorded imports as it begins
         "sklearn.metrics",
         "deepspeed.runtime.zero.muon.muon_optimizer",  # with a large part of torch, at the start of each engine
         "transformers.models.auto",

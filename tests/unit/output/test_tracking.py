@@ -33,7 +33,7 @@ def test_each_record_is_a_json_line_with_time_phase_and_step(tmp_path: Path) -> 
     tracker.log("evaluate", 0, {"student_after/loss": 2.0})
     first, second = lines_of(tmp_path / "run")  # flushed before it is closed: a killed run keeps its numbers
     tracker.close()
-    assert abs(first.pop("time") - before) < 5
+    assert before - 0.001 <= first.pop("time") <= time.time() + 0.001  # rounded
     assert first == {"phase": "distill", "step": 5, "loss/total": 1.25, "train/tokens": 64}
     assert (second["phase"], second["step"]) == ("evaluate", 0)
 
