@@ -27,7 +27,7 @@ from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.data.loader import Batch
 from ted_ds.models.families import family_of
 from ted_ds.models.taps import TappedModel
-from ted_ds.numerics.task_terms import TASK_TERMS
+from ted_ds.numerics.task_terms import CAUSAL_LM
 from ted_ds.objectives.finetune import FinetuneObjective
 from ted_ds.runtime.checkpoints.folders import Retention
 from ted_ds.runtime.checkpoints.saving import Checkpoints
@@ -86,7 +86,7 @@ class Training:
             world=world,
             watched={},
         )
-        self._objective = FinetuneObjective(TASK_TERMS["causal_lm"])
+        self._objective = FinetuneObjective(CAUSAL_LM)
         self._world, self._batches, self._step = world, _batches(size.vocab), 0
         self.checkpoints = Checkpoints(
             folder, world, run_id="benchmark", inputs={}, retention=Retention(1), say=lambda _: None

@@ -180,10 +180,11 @@ def _planned(recipe: Path) -> list[float]:
     """What each stage was to cost, in parts of the mean."""
     from ted_ds.config.load import load_recipe
     from ted_ds.planning.plan import make_plan
+    from ted_ds.tasks.kind import kind_of
 
     path = ROOT / "ds_configs" / "deepspeed" / "zero1.json"
     loaded = load_recipe(recipe, [f"deepspeed={path}", "pipeline.stages=2"])
-    stages = make_plan(loaded, num_ranks=NUM_STAGES).stages["distill"]
+    stages = make_plan(loaded, kind_of, num_ranks=NUM_STAGES).stages["distill"]
     mean = sum(stage.cost for stage in stages) / NUM_STAGES
     return [stage.cost / mean for stage in stages]
 

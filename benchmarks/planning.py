@@ -4,8 +4,9 @@
 
 The model is a config and a file of weights that is all hole: what is read of it are the shapes. Memory on a rank, bytes
 it sends in a step of Stage II, and the share of the step that is work, by the arithmetic of
-ted_ds.planning.phase_memory and ted_ds.planning.traffic. Assumed: 400 Gbit/s from each GPU to other hosts, 3,600 Gbit/s to those of its own host, 400
-TFLOP/s of work (40 % of an H100's data sheet), 80 GB. Any machine gives the same numbers.
+ted_ds.planning.phase_memory and ted_ds.planning.traffic. Assumed: 400 Gbit/s from each GPU to other hosts, 3,600
+Gbit/s to those of its own host, 400 TFLOP/s of work (40 % of an H100's data sheet), 80 GB. Any machine gives the same
+numbers.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ted_ds.planning.memory import frozen_bytes
 from ted_ds.planning.phase_memory import phase_memories
 from ted_ds.planning.plan import make_plan
 from ted_ds.planning.traffic import Link, phase_traffic
+from ted_ds.tasks.kind import kind_of
 
 HIDDEN, INNER, BLOCKS, VOCABULARY, HEADS = 4096, 11008, 32, 32000, 32
 KEPT_BLOCKS = [0, 2, 4, 7, 9, 11, 14, 16, 19, 21, 24, 26, 29, 31]
@@ -60,7 +62,7 @@ def plan_one(recipe: Path, num_ranks: int, stage: int, host: str) -> tuple[int, 
     changes = [f"deepspeed={ROOT / 'ds_configs' / 'deepspeed' / f'zero{stage}.json'}", f"teacher.host={host}"]
     changes += [f"{phase}.global_batch_size={batch}" for phase in ("distill", "filters.both")]
     loaded = load_recipe(recipe, changes)
-    plan, config = make_plan(loaded, num_ranks=num_ranks), read_deepspeed_json(loaded.deepspeed)
+    plan, config = make_plan(loaded, kind_of, num_ranks=num_ranks), read_deepspeed_json(loaded.deepspeed)
     assert plan.teacher is not None
     memory = phase_memories(loaded, plan, config, world_size=num_ranks, host=host)[-1]
     teacher = frozen_bytes(plan.teacher.parameters, host=host, precision=loaded.precision, world_size=num_ranks)

@@ -27,7 +27,7 @@ from ted_ds.models.student import FilteredModel
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank, IdentityFilters
 from ted_ds.numerics.layer_map import make_layer_map
-from ted_ds.numerics.task_terms import TASK_TERMS
+from ted_ds.numerics.task_terms import CAUSAL_LM, SEQUENCE_CLASSIFICATION
 from ted_ds.objectives.distill import DistillObjective
 from ted_ds.objectives.finetune import FinetuneObjective
 from ted_ds.runtime.frozen import FrozenModel
@@ -225,7 +225,7 @@ class ByTedDs:
             self.teacher_filters = FilterBank([t for _, t in pairs], dim, dim).to(dtype).requires_grad_(False)
         self.module = FilteredModel(student, bank).train()
         self.batch = new_batch(shape, device)
-        self._terms = TASK_TERMS["causal_lm" if shape.is_lm else "sequence_classification"]
+        self._terms = CAUSAL_LM if shape.is_lm else SEQUENCE_CLASSIFICATION
         self._student_layers = [s for s, _ in pairs]
         self._optimizer = _adam(self.module)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ted_ds.data.corpus_data import CausalLmData
+from ted_ds.data.corpus_data import CorpusData
 from ted_ds.data.loader import Collator
 from ted_ds.data.stream.corpus_stream import CorpusStream
 
 
 def open_stream(
-    data: CausalLmData,
+    data: CorpusData,
     *,
     num_lanes: int = 1,
     seed: int = 0,

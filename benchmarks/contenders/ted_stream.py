@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from benchmarks.contenders import Spec
 from ted_ds.config.data import Data, Source
 from ted_ds.config.tasks import CausalLm
-from ted_ds.data.corpus_data import CausalLmData
+from ted_ds.data.corpus_data import CorpusData
 from ted_ds.data.loader import Batch, Collator
 from ted_ds.data.reading.listing import list_data
 from ted_ds.data.stream.corpus_stream import CorpusStream
@@ -21,16 +21,16 @@ PACKAGES = ("tokenizers", "torch")
 TIMEOUT_S = 300
 
 
-def open_data(spec: Spec) -> CausalLmData:
+def open_data(spec: Spec) -> CorpusData:
     """The corpus, checked as at the start of a run."""
     data = Data(train=[Source(path=spec.file)], shuffle_mib=spec.shuffle_mib)
     task = CausalLm(kind="causal_lm", sequence_length=spec.sequence_length)
     backend = Tokenizer.from_file(str(Path(spec.tokenizer) / "tokenizer.json"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=backend.id_to_token(spec.end_id))
-    return CausalLmData(data, task, tokenizer, list_data(data), max_heldout=1)
+    return CorpusData(data, task, tokenizer, list_data(data), max_heldout=1)
 
 
-def open_stream(data: CausalLmData, spec: Spec, state: Mapping[str, Any] | None = None) -> CorpusStream:
+def open_stream(data: CorpusData, spec: Spec, state: Mapping[str, Any] | None = None) -> CorpusStream:
     """The training stream of one rank that makes the whole batch."""
     return data.stream(
         Collator(spec.end_id, "tokens", isolate_documents=True),

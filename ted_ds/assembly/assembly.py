@@ -14,11 +14,11 @@ from ted_ds.assembly.models import ModelMaker
 from ted_ds.config.deepspeed import complete, schedule_of
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.schema import Recipe
-from ted_ds.config.tasks import CausalLm, SequenceClassification
 from ted_ds.data.bad_records import Ledger
-from ted_ds.data.labelled_data import LabelledData, TaskData
+from ted_ds.data.corpus_data import CorpusData
+from ted_ds.data.labelled_data import LabelledData
 from ted_ds.data.labelled_stream import LabelledStream
-from ted_ds.data.loader import Batch, Collator, evaluation_batches
+from ted_ds.data.loader import Batch, evaluation_batches
 from ted_ds.data.no_batches import NoBatches
 from ted_ds.data.reading.listing import DataListing
 from ted_ds.data.stream.corpus_stream import CorpusStream
@@ -27,7 +27,6 @@ from ted_ds.models.companions import Origins
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.loading import DTYPES
 from ted_ds.models.taps import TappedModel
-from ted_ds.numerics.task_terms import TASK_TERMS
 from ted_ds.output.run_folder import Run
 from ted_ds.output.screen import Screen
 from ted_ds.output.tracking import Tracker
@@ -43,6 +42,7 @@ from ted_ds.runtime.preemption import StopNow, StopRequests
 from ted_ds.runtime.start import start_runner
 from ted_ds.runtime.step_runner import StepRunner
 from ted_ds.runtime.world import World
+from ted_ds.tasks.kind import kind_of
 from ted_ds.tasks.scoring import evaluate
 
 
@@ -57,13 +57,14 @@ class Assembly:
         *,
         tokenizer: PreTrainedTokenizerBase,
         listing: DataListing,
-        data: TaskData,
+        data: LabelledData | CorpusData,
         screen: Screen,
         stops: StopRequests,
         run: Run,
         hosting: Hosting,
     ) -> None:
         self.recipe, self.plan, self.world = recipe, plan, world
+        self.kind = kind_of(recipe.task)
         self.tokenizer, self.listing, self.data = tokenizer, listing, data
         self.screen = screen
         self.tracker: Tracker | None = None  # opened on rank 0 once there is something to write
@@ -78,14 +79,17 @@ class Assembly:
             for path, one in recipe.phase_plans().items():
                 check_config(str(recipe.deepspeed), self.engine_config(one, path), world.num_replicas)
         self.teacher_facts, self.student_facts = plan.teacher, plan.student
-        self.terms = TASK_TERMS[recipe.task.kind]
-        vocabulary = tokenizer.get_vocab() if isinstance(recipe.task, CausalLm) else {}
+        self.terms = self.kind.terms
+        vocabulary = tokenizer.get_vocab() if recipe.task.has_lm_head else {}
         self.num_shared_ids = max(vocabulary.values()) + 1 if vocabulary else None
-        self.collate = _collator(recipe, tokenizer)
+        pad_id = tokenizer.pad_token_id
+        assert isinstance(pad_id, int)
+        self.collate = self.kind.collator(pad_id, recipe.data.padding)
         student_path = recipe.student.path  # local folders, both: hub models were fetched
         self.origins = Origins(Path(recipe.teacher.path), None if student_path is None else Path(student_path))
         self.models = ModelMaker(
             recipe,
+            self.kind,
             world,
             deepspeed_json=self.deepspeed_json,
             tokenizer=tokenizer,
@@ -182,25 +186,12 @@ class Assembly:
         """
         if not self.world.reads_data:
             return NoBatches()
-        if isinstance(self.data, LabelledData):
-            return LabelledStream(
-                samples=self.data.train,
-                collate=self.collate,
-                seed=self.recipe.seed,
-                global_batch_size=plan.global_batch_size,
-                micro_batch_size=plan.micro_batch_size,
-                micro_batch_tokens=plan.micro_batch_tokens,
-                grouping_window_steps=self.recipe.data.length_grouping.window_steps,
-                rank=self.world.replica,
-                world_size=self.world.num_replicas,
-                state=state,
-            )
-        assert plan.micro_batch_size is not None  # the recipe refuses a token budget for packed sequences
         return self.data.stream(
             self.collate,
             seed=self.recipe.seed,
             global_batch_size=plan.global_batch_size,
             micro_batch_size=plan.micro_batch_size,
+            micro_batch_tokens=plan.micro_batch_tokens,
             rank=self.world.replica,
             world_size=self.world.num_replicas,
             num_workers=num_workers,
@@ -268,20 +259,9 @@ class Assembly:
         return evaluate(
             forward,
             batches,
-            task=self.recipe.task.kind,
+            scorer=self.kind.scorer,
             gather=self.world.gather,
             device=self.world.device,
             before_batch=self.stop_if_asked,
             counts_tokens=not in_pipeline or self.world.reads_data,
         )
-
-
-def _collator(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Collator:
-    task, pad_id = recipe.task, tokenizer.pad_token_id
-    assert isinstance(pad_id, int)
-    padding = {"side": recipe.data.padding.side, "multiple_of": recipe.data.padding.multiple_of}
-    if isinstance(task, CausalLm):
-        return Collator(pad_id, "tokens", isolate_documents=task.packing.isolate_documents, **padding)
-    if isinstance(task, SequenceClassification):
-        return Collator(pad_id, "class", **padding)
-    return Collator(pad_id, "numbers", num_outputs=task.num_outputs, **padding)

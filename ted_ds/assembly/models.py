@@ -13,7 +13,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ted_ds.config.deepspeed_keys import zero_stage
 from ted_ds.config.schema import Recipe
-from ted_ds.config.tasks import CausalLm, HeadTask, LabelledTask
 from ted_ds.errors import TedError
 from ted_ds.models.companions import Origins, accompany
 from ted_ds.models.execution import checkpoint_activations, compile_blocks
@@ -33,6 +32,7 @@ from ted_ds.runtime.free_memory import free_host_bytes
 from ted_ds.runtime.frozen import FrozenModel, frozen_engine_config, offload_to
 from ted_ds.runtime.sharding import full_state_dict, sharded_loading
 from ted_ds.runtime.world import World
+from ted_ds.tasks.kind import AnyKind
 
 
 class ModelMaker:
@@ -41,6 +41,7 @@ class ModelMaker:
     def __init__(
         self,
         recipe: Recipe,
+        kind: AnyKind,
         world: World,
         *,
         deepspeed_json: Mapping[str, Any],
@@ -55,6 +56,7 @@ class ModelMaker:
 
         Args:
             recipe: The recipe.
+            kind: Its task.
             world: The ranks.
             deepspeed_json: Its DeepSpeed config.
             tokenizer: Of both models.
@@ -64,7 +66,7 @@ class ModelMaker:
             last_token_ids: Ids that the last tokens of labelled texts have.
             origins: Whose tokenizer, licences and cards go with what is saved.
         """
-        self._recipe, self._world, self._deepspeed_json = recipe, world, deepspeed_json
+        self._recipe, self._kind, self._world, self._deepspeed_json = recipe, kind, world, deepspeed_json
         self._tokenizer, self._screen, self._hosting = tokenizer, screen, hosting
         self._largest_of_teacher, self._last_token_ids, self._origins = largest_of_teacher, last_token_ids, origins
 
@@ -155,13 +157,14 @@ class ModelMaker:
     ) -> TappedModel:
         places = stage.places if share is not None and layers else None
         family = family_of(model.config.model_type)
-        return TappedModel(model, family, layers, fresh_parameters=fresh, share=share, places=places)
+        return TappedModel(
+            model, family, layers, fresh_parameters=fresh, share=share, places=places, pooled=self._recipe.task.pooled
+        )
 
     def _load(
         self, path: Path, shard_config: Mapping[str, Any] | None, share: Share | None, *, new_head_allowed: bool
     ) -> tuple[PreTrainedModel, list[str]]:
         """A model with the blocks of its share, and the names of its head's weights that start random."""
-        task = self._recipe.task
         # a new head must start the same on every rank and, by its own seed, in every phase that needs one
         seed_everything(self._recipe.seed, phase="model")
         with self._world.together():  # a sharded load communicates: make sure first that every rank can read it
@@ -174,7 +177,8 @@ class ModelMaker:
         try:
             loaded = load_model(
                 path,
-                head=None if isinstance(task, CausalLm) else _head_config(task),
+                head=self._kind.head_config,
+                architecture=self._recipe.task.architecture,
                 dtype=DTYPES[self._recipe.precision],
                 new_head_allowed=new_head_allowed,
                 context=sharded_loading(shard_config) if shard_config else contextlib.nullcontext(),
@@ -231,21 +235,3 @@ class ModelMaker:
 
 def _share(stage: Stage | None, side: str) -> Share | None:
     return None if stage is None else stage.shares[side]
-
-
-PROBLEM_TYPES = {
-    "regression": "regression",
-    "multi_label_classification": "multi_label_classification",
-    "sequence_classification": "single_label_classification",
-    "soft_label_classification": "single_label_classification",
-}
-
-
-def _head_config(task: HeadTask) -> dict[str, Any]:
-    """What transformers' config says of the head, so that an exported model computes its own loss as trained."""
-    labels = task.labels if isinstance(task, LabelledTask) else task.target_columns
-    return {
-        "id2label": dict(enumerate(labels)),
-        "label2id": {name: index for index, name in enumerate(labels)},
-        "problem_type": PROBLEM_TYPES[task.kind],
-    }

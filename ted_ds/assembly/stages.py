@@ -10,9 +10,8 @@ from typing import Any
 from torch import nn
 
 from ted_ds.assembly.assembly import Assembly
-from ted_ds.config.tasks import CausalLm
 from ted_ds.models.filter_files import load_filters
-from ted_ds.models.heads import FilterProbes, ProbesOfModels, classification_probes, lm_probes
+from ted_ds.models.heads import FilterProbes, ProbesOfModels
 from ted_ds.models.student import FilteredModel
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank, IdentityFilters
@@ -86,6 +85,8 @@ def build_stage_one(build: Assembly, phase: str, models: Mapping[str, Path]) -> 
     """
     stage = build.stage(phase)
     places = None if stage is None else stage.places
+    filters = build.recipe.filters
+    assert filters is not None
     sides: dict[str, Probed] = {}
     objectives: dict[str, FilterObjective] = {}
     for side in FILTER_PHASES[phase]:
@@ -94,7 +95,14 @@ def build_stage_one(build: Assembly, phase: str, models: Mapping[str, Path]) -> 
         bank = fresh_filters(build, side)
         probes: FilterProbes | None = None
         with build.world.together():
-            probes = _probes(build, bank, models[side], body.tapped)
+            probes = build.kind.probes(
+                bank,
+                filters,
+                dim=build.plan.filter_dim,
+                model_path=models[side],
+                tapped=body.tapped,
+                dtype=build.dtype,
+            )
         assert probes is not None
         if places is not None:
             probes.keep(places)
@@ -117,17 +125,6 @@ def fresh_filters(build: Assembly, side: str) -> FilterBank:
         build.plan.filter_dim,
         kind=filters.kind,
         initialisation=filters.initialisation,
-    )
-
-
-def _probes(build: Assembly, bank: FilterBank, model: Path, tapped: TappedModel) -> FilterProbes:
-    task, filters, dim = build.recipe.task, build.recipe.filters, build.plan.filter_dim
-    assert filters is not None
-    if isinstance(task, CausalLm):
-        return lm_probes(bank, dim=dim, model_path=model, kind=filters.lm_head, dtype=build.dtype)
-    pooling = tapped.pooled_token if filters.pooling == "model" else filters.pooling
-    return classification_probes(
-        bank, dim=dim, num_labels=task.num_outputs, pooling=pooling, unread_id=tapped.unread_id
     )
 
 

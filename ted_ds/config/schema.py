@@ -243,10 +243,8 @@ class Recipe(Section):
 
     @rule
     def _cached_examples_come_again(self) -> Iterator[str]:
-        if self.teacher.cache is not None and self.task.kind == "causal_lm":
-            yield (
-                "teacher.cache: the packed sequences of a causal_lm do not come again; remove it (it is for task data)"
-            )
+        if self.teacher.cache is not None and self.task.why_not_cached is not None:
+            yield f"teacher.cache: {self.task.why_not_cached}"
         if self.teacher.cache is not None and self.distill.method == "sft":
             yield "teacher.cache: distill.method: sft has no teacher; remove it"
 
@@ -275,15 +273,15 @@ class Recipe(Section):
 
     @rule
     def _temperature_softens_something(self) -> Iterator[str]:
-        if self.task.kind == "regression" and "temperature" in self.distill.model_fields_set:
-            yield "distill.temperature: regression outputs are compared as numbers; remove it"
+        if not self.task.softened and "temperature" in self.distill.model_fields_set:
+            yield f"distill.temperature: {self.task.kind} outputs are compared as numbers; remove it"
 
     @rule
     def _lengths_differ(self) -> Iterator[str]:
-        if self.task.kind == "causal_lm" and self.data.length_grouping.window_steps > 1:
+        if self.task.packed and self.data.length_grouping.window_steps > 1:
             yield (
                 f"data.length_grouping.window_steps: {self.data.length_grouping.window_steps}: the packed sequences of "
-                "a causal_lm all have one length; remove it"
+                f"a {self.task.kind} all have one length; remove it"
             )
         multiple = self.data.padding.multiple_of
         longest = -(-self.task.sequence_length // multiple) * multiple
@@ -291,13 +289,13 @@ class Recipe(Section):
             if plan.micro_batch_tokens is None:
                 continue
             given = f"{path}.micro_batch_tokens: {plan.micro_batch_tokens}"
-            if self.task.kind == "causal_lm":
-                yield f"{given}: the packed sequences of a causal_lm all have one length; use micro_batch_size"
+            if self.task.packed:
+                yield f"{given}: the packed sequences of a {self.task.kind} all have one length; use micro_batch_size"
             elif plan.micro_batch_tokens < longest:
                 padded = f", padded to {longest}" if longest > self.task.sequence_length else ""
                 yield (
-                    f"{given}: a text of task.max_length ({self.task.sequence_length}{padded}) would not fit; use "
-                    f"{longest} or more"
+                    f"{given}: a text of task.{self.task.length_key} ({self.task.sequence_length}{padded}) would not "
+                    f"fit; use {longest} or more"
                 )
 
     def without_pipeline(self) -> Recipe:

@@ -1,9 +1,13 @@
-"""The recipe's ``task`` section: what goes into the models and what they predict, by kind."""
+"""The recipe's ``task`` section: what goes into the models and what they predict, by kind.
+
+A section says, without torch, what planning, data and models ask of a kind of task; all else about it is in
+``ted_ds/tasks/``, in a module of its name. Nobody outside of these two asks which kind a task is.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -12,9 +16,65 @@ from ted_ds.config.section import Section, rule
 BosSetting = Literal["auto", "always", "never"]
 
 
-class TextTask(Section):
+class TaskSection(Section):
+    """What is asked of every kind of task."""
+
+    architecture: ClassVar[str]
+    """Of the models with their head, as transformers calls it: what follows ``AutoModelFor``."""
+    has_lm_head: ClassVar[bool] = False
+    """Whether that is an LM head, which came with the models; else one of its own in the place of it."""
+    packed: ClassVar[bool] = False
+    """Whether the data are documents, packed into sequences; else rows of a labelled set, held in memory."""
+    pooled: ClassVar[bool] = True
+    """Whether there is one prediction for a text, read at one of its tokens; else some for each token."""
+    softened: ClassVar[bool] = True
+    """Whether predictions are probabilities, which a temperature softens."""
+    length_key: ClassVar[str] = "max_length"
+    """The key of ``sequence_length``, which every kind has, here."""
+    outputs_key: ClassVar[str] = "labels"
+    """The key of :attr:`output_names` here."""
+    unused_filter_settings: ClassVar[tuple[str, ...]] = ("lm_head",)
+    """Of ``filters``."""
+    why_not_cached: ClassVar[str | None] = None
+    """Why a teacher's outputs cannot be kept on disk, and what to do; None where they can."""
+
+    @property
+    def document_column(self) -> str | None:
+        """The column of texts that a tokenizer can be trained on; None where there is none."""
+        return getattr(self, "text_column", None)
+
+    @property
+    def output_names(self) -> list[str]:
+        """Of the outputs of a head of its own, in their order."""
+        return []
+
+    @property
+    def label_names(self) -> list[str]:
+        """Those of ``output_names`` that are classes."""
+        return []
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of a head of its own."""
+        return len(self.output_names)
+
+    @property
+    def document_start(self) -> BosSetting | None:
+        """Whether documents start with the BOS token; None where texts are read as the tokenizer's encode does."""
+        return None
+
+    def probe_sizes(self, dim: int) -> list[int]:
+        """Numbers in each parameter of what stands on a filter of width ``dim`` in Stage I, without an LM head.
+
+        See :mod:`ted_ds.models.heads`.
+        """
+        return [dim * dim, dim, dim * self.num_outputs, self.num_outputs]
+
+
+class TextTask(TaskSection):
     """A text in, one prediction out."""
 
+    architecture: ClassVar[str] = "SequenceClassification"
     text_column: str = "text"
     max_length: int = Field(default=128, gt=1)
     """Longest text in tokens; longer ones are cut."""
@@ -53,9 +113,14 @@ class LabelledTask(TextTask):
             yield f"data_labels has {len(self.data_labels)} names, labels has {len(self.labels)}; give one for each"
 
     @property
-    def num_outputs(self) -> int:
-        """Outputs of the model's head."""
-        return len(self.labels)
+    def output_names(self) -> list[str]:
+        """The labels."""
+        return self.labels
+
+    @property
+    def label_names(self) -> list[str]:
+        """All of them."""
+        return self.labels
 
 
 class SequenceClassification(LabelledTask):
@@ -85,14 +150,16 @@ class MultiLabelClassification(LabelledTask):
 class Regression(TextTask):
     """One or more numbers per text."""
 
+    softened: ClassVar[bool] = False
+    outputs_key: ClassVar[str] = "target_columns"
     kind: Literal["regression"]
     target_columns: list[str] = Field(default=["label"], min_length=1)
     """Columns with the numbers to predict, in the order of the model's outputs."""
 
     @property
-    def num_outputs(self) -> int:
-        """Outputs of the model's head."""
-        return len(self.target_columns)
+    def output_names(self) -> list[str]:
+        """The columns."""
+        return self.target_columns
 
 
 class Packing(Section):
@@ -108,9 +175,18 @@ class Packing(Section):
     """``best_fit``: pieces to choose from."""
 
 
-class CausalLm(Section):
+class CausalLm(TaskSection):
     """Continual pre-training: next-token prediction on packed documents."""
 
+    architecture: ClassVar[str] = "CausalLM"
+    has_lm_head: ClassVar[bool] = True
+    packed: ClassVar[bool] = True
+    pooled: ClassVar[bool] = False
+    length_key: ClassVar[str] = "sequence_length"
+    unused_filter_settings: ClassVar[tuple[str, ...]] = ("pooling",)
+    why_not_cached: ClassVar[str | None] = (
+        "the packed sequences of a causal_lm do not come again; remove it (it is for task data)"
+    )
     kind: Literal["causal_lm"]
     sequence_length: int = Field(gt=1)
     """Tokens per packed sequence."""
@@ -119,6 +195,11 @@ class CausalLm(Section):
     """Whether each document starts with the tokenizer's BOS token: ``auto`` puts before it what the tokenizer's own
     ``encode`` puts before a text (nothing, with many). What a cut document goes on with starts with no such token."""
     packing: Packing = Packing()
+
+    @property
+    def document_start(self) -> BosSetting:
+        """Whether documents start with the BOS token."""
+        return self.bos
 
 
 HeadTask = SequenceClassification | SoftLabelClassification | MultiLabelClassification | Regression

@@ -34,8 +34,8 @@ def _unused(recipe: Recipe) -> Iterator[tuple[list[str], str]]:
     yield by_method, f"distill.method: {method}"
     by_task = []
     if recipe.filters is not None and method == "ted":
-        by_task += _given(recipe.filters, "filters", ("pooling",) if isinstance(task, CausalLm) else ("lm_head",))
-    if not isinstance(task, CausalLm):
+        by_task += _given(recipe.filters, "filters", task.unused_filter_settings)
+    if not task.packed:
         by_task += _given(data, "data", OF_CORPORA) + _given(data.cleaning, "data.cleaning", OF_CLEANING)
         for part, sources in (("train", data.train), ("evaluation", data.evaluation or [])):
             for index, source in enumerate(sources):

@@ -27,11 +27,13 @@ NUM_TRIED_DOCUMENTS = 16
 LONGEST_SHOWN = 60
 
 
-class CausalLmData:
+class CorpusData:
     """Documents, streamed and packed."""
 
     last_token_ids: frozenset[int] = frozenset()
     """None: no token stands for a whole text."""
+    has_labels = True
+    """Its tokens are."""
 
     def __init__(
         self,
@@ -93,7 +95,8 @@ class CausalLmData:
         *,
         seed: int,
         global_batch_size: int,
-        micro_batch_size: int,
+        micro_batch_size: int | None,
+        micro_batch_tokens: int | None = None,
         rank: int,
         world_size: int,
         num_workers: int,
@@ -101,6 +104,8 @@ class CausalLmData:
         state: Mapping[str, Any] | None = None,
     ) -> CorpusStream:
         """This rank's microbatches of each step, from the beginning or from a state on."""
+        assert micro_batch_size is not None  # the recipe refuses a token budget for packed sequences
+        assert micro_batch_tokens is None
         return CorpusStream(
             self.settings(seed=seed, num_lanes=global_batch_size),
             self._encode,

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ted_ds.config.data import Cleaning, Source
-from ted_ds.config.tasks import CausalLm, SequenceClassification, Task
-from ted_ds.data.labels import empty_text_fault, label_columns, read_label
 from ted_ds.data.reading.listing import Listing, one_by_one, read_in_order
 from ted_ds.data.reading.records import BadRecord
+from ted_ds.data.samples import Rows, empty_text_fault
 from ted_ds.data.sources import is_remote, names_hub
 from ted_ds.errors import DataError
 
@@ -78,8 +77,8 @@ def describe_bad(record: BadRecord) -> str:
     return f"{record.file}: {record.position}: {record.fault}"
 
 
-def first_rows(source: Source, task: Task, *, cleaning: Cleaning | None = None, num_rows: int = NUM_ROWS) -> FirstRows:
-    """Read the first rows of a source; whatever is wrong comes back as ``problems``.
+def first_rows(source: Source, rows: Rows, *, cleaning: Cleaning | None = None, num_rows: int = NUM_ROWS) -> FirstRows:
+    """Read the first rows of a source as ``rows`` reads them; whatever is wrong comes back as ``problems``.
 
     What is only reached over a network is not read.
     """
@@ -93,7 +92,7 @@ def first_rows(source: Source, task: Task, *, cleaning: Cleaning | None = None, 
         for listing in listings:
             if listing.files[0].is_array and listing.files[0].size > LARGEST_ARRAY_BYTES:
                 return FirstRows(not_read="not looked into: a JSON array is read whole, and this one is large")
-            found = _look(listing, task, cleaning or Cleaning(), num_rows)
+            found = _look(listing, rows, cleaning or Cleaning(), num_rows)
             found = replace(found, files=files, are_all=found.are_all and num_files == 1)
             if found.num_rows or found.problems:
                 return found
@@ -102,46 +101,51 @@ def first_rows(source: Source, task: Task, *, cleaning: Cleaning | None = None, 
         return FirstRows(problems=tuple(str(error).splitlines()))
 
 
-def _look(listing: Listing, task: Task, cleaning: Cleaning, num_rows: int) -> FirstRows:
-    columns = [task.text_column, *([] if isinstance(task, CausalLm) else label_columns(task))]
+def _look(listing: Listing, rows: Rows, cleaning: Cleaning, num_rows: int) -> FirstRows:
+    columns = rows.columns
     bad: list[BadRecord] = []
-    rows: list[dict[str, Any]] = []
+    good: list[dict[str, Any]] = []
+    lengths: list[int] = []
     problems: dict[str, list[str]] = {}
     labels: Counter[str] = Counter()
     num_characters = num_unlabelled = 0
     are_all = False
     max_bytes = int(cleaning.max_document_mib * 2**20)
-    records = read_in_order(listing, columns, max_bytes=max_bytes, report=bad.append)
+    records = read_in_order(listing, columns, max_bytes=max_bytes, report=bad.append, of_words=rows.of_words)
     try:
         for record in records:
+            text = " ".join(record.row[columns[0]]) if rows.of_words else record.row[columns[0]]
             fault, label = None, None
-            if not isinstance(task, CausalLm):
+            if rows.are_labelled:
                 try:
-                    label = read_label(task, record.row, where=record.place, declared=dict(record.file.class_names))
+                    example = rows.read(record.row, where=record.place, declared=dict(record.file.class_names))
                 except DataError as error:
                     problems.setdefault(str(error).removeprefix(record.place), []).append(str(error))
                 else:
-                    if isinstance(task, SequenceClassification):
-                        labels[task.labels[label] if isinstance(label, int) else "none"] += 1
-                fault = empty_text_fault(task.text_column, record.row[task.text_column])
+                    if example is None:
+                        continue
+                    text, label = example.text, example.label
+                    labels.update(rows.counted(label))
+                fault = empty_text_fault(columns[0], text)
             if fault is None:
-                rows.append(record.row)
-                num_unlabelled += label is None and not isinstance(task, CausalLm)
+                good.append(record.row)
+                lengths.append(len(text))
+                num_unlabelled += label is None and rows.are_labelled
             else:
                 bad.append(record.bad(fault))
-            num_characters += len(record.row[columns[0]])
-            if len(rows) + len(bad) >= num_rows or num_characters >= MOST_CHARACTERS:
+            num_characters += len(text)
+            if len(good) + len(bad) >= num_rows or num_characters >= MOST_CHARACTERS:
                 break
         else:
             are_all = True
     except DataError as error:  # the first row lacks a column
         problems[str(error)] = [str(error)]
-    if bad and not rows and not problems:
+    if bad and not good and not problems:
         problems = {record.position: [describe_bad(record)] for record in bad}
-    lengths = sorted(len(row[columns[0]]) for row in rows)
+    lengths.sort()
     return FirstRows(
-        len(rows),
-        tuple((name, _types(rows, name)) for name in columns) if rows else (),
+        len(good),
+        tuple((name, _types(good, name)) for name in columns) if good else (),
         (lengths[0], lengths[len(lengths) // 2], lengths[-1]) if lengths else None,
         tuple(labels.most_common()),
         tuple(bad),

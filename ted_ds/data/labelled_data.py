@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from ted_ds.config.data import Data
-from ted_ds.config.tasks import CausalLm, HeadTask, Task
 from ted_ds.data.cleaning import is_heldout
-from ted_ds.data.corpus_data import CausalLmData
-from ted_ds.data.labels import empty_text_fault, label_columns, read_label
-from ted_ds.data.reading.listing import DataListing, Listing
+from ted_ds.data.labelled_stream import LabelledStream
+from ted_ds.data.loader import Collator
+from ted_ds.data.reading.listing import DataListing, Listing, Record
 from ted_ds.data.rows import RowReader, names_of, refuse_empty
-from ted_ds.data.samples import Sample
+from ted_ds.data.samples import Example, LabelledRows, Sample, empty_text_fault
 from ted_ds.data.tokenizers import ends_when_loaded
 from ted_ds.errors import DataError
 
@@ -27,10 +26,13 @@ ROWS_AT_ONCE = 1024
 class LabelledData:
     """A labelled set, held in memory."""
 
+    start = None
+    """Texts are read as the tokenizer's own encode does."""
+
     def __init__(
         self,
         data: Data,
-        task: HeadTask,
+        rows: LabelledRows,
         tokenizer: PreTrainedTokenizerBase,
         listing: DataListing,
         *,
@@ -42,8 +44,8 @@ class LabelledData:
             DataError: A label is wrong, too many rows are, or a split is empty.
         """
         self.text_ends = ends_when_loaded(tokenizer, None).in_words
-        self._reader = RowReader(data, [task.text_column, *label_columns(task)])
-        self._task, self._tokenizer = task, tokenizer
+        self._reader = RowReader(data, rows.columns, of_words=rows.of_words)
+        self._data, self._rows, self._tokenizer = data, rows, tokenizer
         splits: dict[bool, list[Sample]] = {False: [], True: []}
         for source in listing.train:
             for text, sample in self._samples(source):
@@ -67,55 +69,66 @@ class LabelledData:
         """The ids of the last tokens of all texts, at which decoders are read."""
         return frozenset(sample.input_ids[-1] for sample in (*self.train, *self.heldout))
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether there is any to learn from."""
+        return self.num_unlabelled < len(self.train)
+
     def describe(self, _world_size: int) -> str:
         """How much there is."""
         without = f", {self.num_unlabelled} of them without a label" if self.num_unlabelled else ""
-        return f"{len(self.train)} training examples{without}, held by every rank"
+        num_cut = sum(sample.num_cut for sample in self.train)
+        cut = (
+            f"; {num_cut:,} labels are of words that were cut off, or that are nothing to the tokenizer"
+            if num_cut
+            else ""
+        )
+        return f"{len(self.train)} training examples{without}, held by every rank{cut}"
+
+    def stream(
+        self,
+        collate: Collator,
+        *,
+        seed: int,
+        global_batch_size: int,
+        micro_batch_size: int | None,
+        micro_batch_tokens: int | None,
+        rank: int,
+        world_size: int,
+        num_workers: int,  # noqa: ARG002 - as the others
+        timeout_s: float,  # noqa: ARG002 - as the others
+        state: Mapping[str, Any] | None = None,
+    ) -> LabelledStream:
+        """This rank's microbatches of each step, from the beginning or from a state on; nothing is read ahead."""
+        return LabelledStream(
+            samples=self.train,
+            collate=collate,
+            seed=seed,
+            global_batch_size=global_batch_size,
+            micro_batch_size=micro_batch_size,
+            micro_batch_tokens=micro_batch_tokens,
+            grouping_window_steps=self._data.length_grouping.window_steps,
+            rank=rank,
+            world_size=world_size,
+            state=state,
+        )
 
     def _samples(self, source: Listing) -> Iterator[tuple[str, Sample]]:
         """The examples of a source and their texts; those without a token are bad records."""
-        task, records = self._task, self._reader.rows(source)
+        rows, records = self._rows, self._reader.rows(source)
+        column = rows.columns[0]
         while chunk := list(itertools.islice(records, ROWS_AT_ONCE)):
-            texts = [record.row[task.text_column] for record in chunk]
-            labels = [
-                read_label(task, record.row, where=record.place, declared=dict(record.file.class_names))
-                for record in chunk
-            ]
-            encoded: Any = self._tokenizer(texts, truncation=True, max_length=task.max_length)["input_ids"]
-            for record, text, label, ids in zip(chunk, texts, labels, encoded, strict=True):
-                fault = empty_text_fault(task.text_column, text)
-                if fault is None and not ids:
-                    fault = f"column {task.text_column!r} holds {text!r:.20}, of which the tokenizer makes no token"
+            read = [(record, self._read(record)) for record in chunk]
+            found = [(record, example) for record, example in read if example is not None]
+            samples = rows.encode(self._tokenizer, [example for _, example in found])
+            for (record, example), sample in zip(found, samples, strict=True):
+                fault = empty_text_fault(column, example.text)
+                if fault is None and not sample.input_ids:
+                    fault = f"column {column!r} holds {example.text!r:.20}, of which the tokenizer makes no token"
                 if fault is None:
-                    yield text, Sample(ids, label)
+                    yield example.text, sample
                 else:
                     self._reader.skip(record, fault)
 
-
-TaskData = LabelledData | CausalLmData
-
-
-def open_task_data(
-    data: Data, task: Task, tokenizer: PreTrainedTokenizerBase, listing: DataListing, *, max_heldout: int
-) -> TaskData:
-    """The task's data, checked as far as it can be before training.
-
-    Raises:
-        DataError: A source or a row is wrong, or a split is empty.
-    """
-    if isinstance(task, CausalLm):
-        return CausalLmData(data, task, tokenizer, listing, max_heldout=max_heldout)
-    return LabelledData(data, task, tokenizer, listing, max_heldout=max_heldout)
-
-
-def refuse_without_labels(data: Data, found: TaskData, phases: Sequence[str]) -> None:
-    """Make sure that there is a label to learn from, where ``phases`` of the recipe learn from labels.
-
-    Raises:
-        DataError: No row has any.
-    """
-    if isinstance(found, LabelledData) and phases and found.num_unlabelled == len(found.train):
-        raise DataError(
-            f"{names_of(data.train)}: no row has a label, and {', '.join(phases)} would learn from labels; give some "
-            "rows theirs, or leave these phases out and set distill.task_weight: 0"
-        )
+    def _read(self, record: Record) -> Example | None:
+        return self._rows.read(record.row, where=record.place, declared=dict(record.file.class_names))

@@ -15,6 +15,8 @@ from torch import Tensor
 from ted_ds.data.samples import Sample
 from ted_ds.numerics.losses import IGNORED_LABEL
 
+Labels = Literal["tokens", "class", "numbers"]
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -64,7 +66,7 @@ class Collator:
     """
 
     pad_id: int
-    labels: Literal["tokens", "class", "numbers"]
+    labels: Labels
     """The next tokens, one class id per sample, or a list of numbers per sample."""
     num_outputs: int = 1
     """How many ``numbers``."""
@@ -81,7 +83,7 @@ class Collator:
         shape = (len(samples), -(-longest // self.multiple_of) * self.multiple_of)
         # filled in NumPy, which takes a list and a short slice in a tenth of torch's time
         ids, kept = np.full(shape, self.pad_id, dtype=np.int64), np.zeros(shape, dtype=bool)
-        following, positions = np.full(shape, IGNORED_LABEL, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        of_tokens, positions = np.full(shape, IGNORED_LABEL, dtype=np.int64), np.zeros(shape, dtype=np.int64)
         for row, sample in enumerate(samples):
             own = sample.input_ids if sample else []
             end = shape[1] if self.side == "left" else len(own)
@@ -89,17 +91,18 @@ class Collator:
             ids[row, start:end] = own
             kept[row, start:end] = True
             for length in self._pieces(sample):
-                following[row, start : start + length - 1] = ids[row, start + 1 : start + length]
+                if self.labels == "tokens":
+                    of_tokens[row, start : start + length - 1] = ids[row, start + 1 : start + length]
                 positions[row, start : start + length] = np.arange(length)
                 start += length
-        input_ids, kept_tokens, next_tokens, position_ids = map(torch.from_numpy, (ids, kept, following, positions))
+        input_ids, kept_tokens, token_labels, position_ids = map(torch.from_numpy, (ids, kept, of_tokens, positions))
         attention_mask = kept_tokens.long()
         attention_mask[~kept_tokens.any(1), -1 if self.side == "left" else 0] = 1  # no key at all: softmax is NaN
         positions_differ = self.isolate_documents or self.side == "left"
         return Batch(
             input_ids,
             attention_mask,
-            next_tokens if self.labels == "tokens" else self._given_labels(samples),
+            token_labels if self.labels == "tokens" else self._given_labels(samples),
             kept_tokens,
             position_ids if positions_differ else None,
             self.isolate_documents,

@@ -16,12 +16,12 @@ from ted_ds.errors import DataError
 class RowReader:
     """Reads sources whole and in order: labelled sets, held-out documents, the text a tokenizer is trained on."""
 
-    def __init__(self, data: Data, columns: Sequence[str], *, by_number: bool = True) -> None:
-        """Read ``columns``, the first of which is the text.
+    def __init__(self, data: Data, columns: Sequence[str], *, by_number: bool = True, of_words: bool = False) -> None:
+        """Read ``columns``, the first of which is the text or, ``of_words``, a list of them.
 
         ``by_number`` names the bad rows of a single file by their numbers; else all are named as a stream names them.
         """
-        self._data, self._columns, self._by_number = data, columns, by_number
+        self._data, self._columns, self._by_number, self._of_words = data, columns, by_number, of_words
         self._num_good = 0
         self.bad: list[BadRecord] = []
 
@@ -34,7 +34,12 @@ class RowReader:
         self.bad += [record for record in empty_files(source) if record not in self.bad]
         max_bytes = int(self._data.cleaning.max_document_mib * 2**20)
         for record in read_in_order(
-            source, self._columns, max_bytes=max_bytes, report=self._skip, by_number=self._by_number
+            source,
+            self._columns,
+            max_bytes=max_bytes,
+            report=self._skip,
+            by_number=self._by_number,
+            of_words=self._of_words,
         ):
             self._num_good += 1
             yield record
@@ -82,6 +87,19 @@ class RowReader:
 def names_of(sources: Sequence[Source]) -> str:
     """What sources are called in messages."""
     return ", ".join(source.path for source in sources)
+
+
+def refuse_without_labels(data: Data, phases: Sequence[str], *, has_labels: bool) -> None:
+    """Make sure that there is a label to learn from, where ``phases`` of the recipe learn from labels.
+
+    Raises:
+        DataError: No row has any.
+    """
+    if phases and not has_labels:
+        raise DataError(
+            f"{names_of(data.train)}: no row has a label, and {', '.join(phases)} would learn from labels; give some "
+            "rows theirs, or leave these phases out and set distill.task_weight: 0"
+        )
 
 
 def refuse_empty(data: Data, train: Sequence[object], heldout: Sequence[object]) -> None:

@@ -179,7 +179,7 @@ def _facts(config: dict[str, Any], shapes: Mapping[str, Shape]) -> ModelFacts:
 
     try:
         labels = _labels(config.get("id2label"))
-        classifies = any("SequenceClassification" in name for name in config.get("architectures") or ())
+        classifies = any("Classification" in name for name in config.get("architectures") or ())
         return ModelFacts(
             model_type=config["model_type"],
             num_blocks=int(first("num_hidden_layers", "n_layer")),

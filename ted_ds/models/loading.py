@@ -10,18 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from tokenizers import AddedToken
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from ted_ds.errors import CheckpointError, ConfigError
@@ -75,10 +69,16 @@ def _why_not_fetched(name: str, error: Exception) -> str:
     return f"a model the hub gives ({reason}); correct the path or name"
 
 
+def auto_class(architecture: str) -> Any:
+    """What loads models of an architecture, whatever their type: ``CausalLM``, ``SequenceClassification``, ..."""
+    return getattr(transformers, f"AutoModelFor{architecture}")
+
+
 def load_model(
     path: Path,
     *,
     head: Mapping[str, Any] | None,
+    architecture: str = "SequenceClassification",
     dtype: torch.dtype,
     new_head_allowed: bool,
     context: AbstractContextManager[Any],
@@ -90,8 +90,9 @@ def load_model(
 
     Args:
         path: A transformers model folder.
-        head: Config values of the head that a text's prediction comes from (``id2label``, ``problem_type``, ...);
-            None for a causal LM.
+        head: Config values of the head that predictions come from (``id2label``, ``problem_type``, ...); None for a
+            causal LM.
+        architecture: Of a model with such a head (:func:`auto_class`).
         dtype: Of the weights.
         new_head_allowed: Whether such a head may be missing from the files and start random.
         context: What to build under (a ZeRO-3 context shards the weights as they are read).
@@ -108,8 +109,8 @@ def load_model(
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    auto: Any = AutoModelForCausalLM if head is None else AutoModelForSequenceClassification
-    kind = "causal LM" if head is None else "sequence classifier"
+    auto = auto_class("CausalLM" if head is None else architecture)
+    kind = "causal LM" if head is None else f"{architecture.removesuffix('Classification').lower()} classifier"
     config = build_config(path, head or {})
     model_class = try_to_build(path, auto, config)
     quantisation: Any = getattr(config, "quantization_config", None)

@@ -44,6 +44,7 @@ class TappedModel(nn.Module):
         fresh_parameters: Sequence[str] = (),
         share: Share | None = None,
         places: Sequence[int] | None = None,
+        pooled: bool = True,
     ) -> None:
         """Tap ``layers``.
 
@@ -54,6 +55,7 @@ class TappedModel(nn.Module):
             fresh_parameters: Names of weights that no file holds.
             share: What to keep of the model; None for all of it.
             places: Which places in the layer map are tapped here; None for all.
+            pooled: Whether a head of its own, which is no LM head, says one thing of a text, or some of each token.
         """
         super().__init__()
         self.share = share or Share.whole(len(family.blocks(model)))
@@ -74,7 +76,7 @@ class TappedModel(nn.Module):
         self._places = frozenset(range(len(self.layers)) if places is None else places)
         self._captured: dict[int, Tensor] = {}
         self._on_state: OnState | None = None
-        self._family = family
+        self._family, self._pooled = family, pooled
         self._needs_positions = choose_by_text(model)
         self._has_lm_head = self.share.has_output and model.get_output_embeddings() is not None
         self._can_predict = self.share.has_output
@@ -99,13 +101,13 @@ class TappedModel(nn.Module):
         return pad_id if self.pooled_token == "last" else None
 
     def _label_logits(self, arguments: Mapping[str, Any]) -> Tensor:
-        """Logits of a classifier, ``[batch, labels]``.
+        """Logits of a classifier, ``[batch, labels]``, or ``[batch, seq, labels]`` of one of tokens.
 
-        Not by the forward of transformers' own decoders: that finds the last token by its id alone, whether it is
-        padding or not, and reads none of several rows where there is no padding id.
+        Those of a text not by the forward of transformers' own decoders: that finds the last token by its id alone,
+        whether it is padding or not, and reads none of several rows where there is no padding id.
         """
         path = self._family.label_head_path
-        if path is None:
+        if path is None or not self._pooled:
             return self.model(**arguments).logits
         hidden = self.model.base_model(**arguments).last_hidden_state
         unread = None if self.unread_id is None else arguments["input_ids"] == self.unread_id

@@ -22,7 +22,7 @@ to the squared difference of their means, which is the term used here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -83,29 +83,24 @@ def _of_rows_with_tokens(labels: Tensor, kept_tokens: Tensor) -> Tensor:
     return kept_tokens.any(-1, keepdim=True).expand_as(labels)
 
 
-TASK_TERMS: Mapping[str, TaskTerms] = {
-    "causal_lm": TaskTerms(
-        cross_entropy_sum,
-        "loss/kl_teacher_student",
-        _kl,
-        predicted=lambda labels, _kept_tokens: kept_labels(labels),
-        counts_apart=False,
-    ),
-    "sequence_classification": TaskTerms(cross_entropy_sum, "loss/kl_teacher_student", _kl),
-    "soft_label_classification": TaskTerms(
-        soft_cross_entropy_sum, "loss/kl_teacher_student", _kl, kept=lambda labels: kept_labels(labels).all(-1)
-    ),
-    "multi_label_classification": TaskTerms(
-        binary_cross_entropy_sum,
-        "loss/bernoulli_kl_teacher_student",
-        _bernoulli_kl,
-        predicted=_of_rows_with_tokens,
-    ),
-    "regression": TaskTerms(
-        _squared_error,
-        "loss/squared_teacher_student",
-        _squared_difference,
-        softened=False,
-        predicted=_of_rows_with_tokens,
-    ),
-}
+CAUSAL_LM = TaskTerms(
+    cross_entropy_sum,
+    "loss/kl_teacher_student",
+    _kl,
+    predicted=lambda labels, _kept_tokens: kept_labels(labels),
+    counts_apart=False,
+)
+SEQUENCE_CLASSIFICATION = TaskTerms(cross_entropy_sum, "loss/kl_teacher_student", _kl)
+SOFT_LABEL_CLASSIFICATION = TaskTerms(
+    soft_cross_entropy_sum, "loss/kl_teacher_student", _kl, kept=lambda labels: kept_labels(labels).all(-1)
+)
+MULTI_LABEL_CLASSIFICATION = TaskTerms(
+    binary_cross_entropy_sum, "loss/bernoulli_kl_teacher_student", _bernoulli_kl, predicted=_of_rows_with_tokens
+)
+REGRESSION = TaskTerms(
+    _squared_error,
+    "loss/squared_teacher_student",
+    _squared_difference,
+    softened=False,
+    predicted=_of_rows_with_tokens,
+)

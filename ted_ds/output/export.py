@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoTokenizer
 
 from ted_ds.config.schema import Recipe
-from ted_ds.config.tasks import CausalLm
 from ted_ds.errors import CheckpointError
 from ted_ds.models.companions import (
     CARD,
@@ -22,6 +20,7 @@ from ted_ds.models.companions import (
 )
 from ted_ds.models.files import GENERATION_CONFIG_FILE, ModelFacts, read_model_facts, weight_files
 from ted_ds.models.folder import CONFIG_FILE, INDEX_FILE
+from ted_ds.models.loading import auto_class
 from ted_ds.models.local_paths import local_values_of
 from ted_ds.models.tokenizer_settings import TOKENIZER_CONFIG_FILE
 
@@ -41,9 +40,10 @@ def export_student(student: Path, folder: Path, *, recipe: Recipe, origins: Orig
         shutil.copyfile(file, folder / file.name)
     accompany(folder, origins)
     (folder / CARD).write_text(_card(recipe, origins, read_model_facts(folder), folder), encoding="utf-8")
-    auto: Any = AutoModelForCausalLM if isinstance(recipe.task, CausalLm) else AutoModelForSequenceClassification
     try:
-        _, report = auto.from_pretrained(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)
+        _, report = auto_class(recipe.task.architecture).from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
         AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{student}: its copy does not load ({error}); distil it again") from error

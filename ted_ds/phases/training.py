@@ -22,7 +22,6 @@ from ted_ds.runtime.determinism import random_state, restore_random_state, seed_
 from ted_ds.runtime.outputs import Outputs
 from ted_ds.runtime.preemption import StopNow, shielded
 from ted_ds.runtime.step_runner import Objective, StepRunner
-from ted_ds.tasks.scoring import SCORERS
 
 CHECKPOINTS_FOLDER = "checkpoints"
 
@@ -144,7 +143,7 @@ class PhaseTraining:
         for name, metrics in zip(self._outputs, self.scores, strict=False):
             shown = "  ".join(f"{metric} {value:.4g}" for metric, value in metrics.items() if "num_" not in metric)
             build.screen.say(f"  {self._phase}, {name}: {shown}")
-        scorer = SCORERS[build.recipe.task.kind]
+        scorer = build.kind.scorer
         value = sum(metrics[scorer.headline] for metrics in self.scores) / len(self.scores)
         if not self._outputs:
             build.screen.say(f"  {self._phase} {progress.step}, held-out {scorer.headline}: {value:.4g}")

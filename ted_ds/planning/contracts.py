@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ted_ds.config.schema import Recipe
-from ted_ds.config.tasks import CausalLm, LabelledTask
 from ted_ds.data.document_ends import ends_of
 from ted_ds.errors import CheckpointError, ConfigError, TedError
 from ted_ds.models.files import ModelFacts
@@ -76,7 +75,7 @@ def broken_contracts(recipe: Recipe, teacher: Side | None, student: Side | None)
             attempt("vocabulary", side, lambda side=side: _check_vocabulary(side))
     if teacher is not None:
         attempt("head", teacher, lambda: _check_head(recipe, teacher))
-        if teacher in readable and isinstance(recipe.task, CausalLm) and "vocabulary" not in broken:
+        if teacher in readable and recipe.task.packed and "vocabulary" not in broken:
             attempt("bos", teacher, lambda: document_ends(recipe, teacher))
     if teacher in readable and student in readable:
         attempt("tokenizers", student, lambda: _check_same(teacher, student))
@@ -112,10 +111,10 @@ def _differ(teacher: Side, student: Side) -> bool:
 
 def _check_head(recipe: Recipe, teacher: Side) -> None:
     facts = teacher.facts
-    if isinstance(recipe.task, CausalLm) or teacher.trained_first:
+    if recipe.task.has_lm_head or teacher.trained_first:
         return
     remedy = "its predictions would be random; fine-tune it on the task: add teacher.finetune"
-    if facts.architectures and not any("SequenceClassification" in name for name in facts.architectures):
+    if facts.architectures and not any(recipe.task.architecture in name for name in facts.architectures):
         raise ConfigError(f"a {facts.architectures[0]} has no head for {recipe.task.kind} and {remedy}")
     if not facts.has_classifier:
         raise ConfigError(f"its weights hold no head for {recipe.task.kind} (classifier or score), so {remedy}")
@@ -127,7 +126,7 @@ def _check_head(recipe: Recipe, teacher: Side) -> None:
 def _head_for_other_labels(recipe: Recipe, side: Side) -> str | None:
     """Why a head in the weights cannot be used: it is for other labels than its own config names."""
     rows, facts = side.facts.classifier_rows, side.facts
-    if isinstance(recipe.task, CausalLm) or rows in (None, facts.num_labels) or facts.num_labels is None:
+    if recipe.task.has_lm_head or rows in (None, facts.num_labels) or facts.num_labels is None:
         return None
     return (
         f"{side.folder / CONFIG_FILE} names {facts.num_labels} labels in id2label, but the head in the weights has "
@@ -136,7 +135,7 @@ def _head_for_other_labels(recipe: Recipe, side: Side) -> str | None:
 
 
 def _check_lm_head(recipe: Recipe, side: Side) -> None:
-    if isinstance(recipe.task, CausalLm) and not side.facts.has_lm_head:
+    if recipe.task.has_lm_head and not side.facts.has_lm_head:
         raise CheckpointError(
             "its weights hold no LM head, and its config.json does not tie one to the embeddings; give the causal LM, "
             "not its bare body"
@@ -145,22 +144,19 @@ def _check_lm_head(recipe: Recipe, side: Side) -> None:
 
 def _check_labels(recipe: Recipe, side: Side) -> None:
     task, facts = recipe.task, side.facts
-    if isinstance(task, CausalLm) or side.trained_first:
+    if task.has_lm_head or side.trained_first:
         return
-    if facts.architectures and not any("SequenceClassification" in name for name in facts.architectures):
+    if facts.architectures and not any(task.architecture in name for name in facts.architectures):
         return  # a bare body: its head, and the labels of it, are made new
-    if not isinstance(task, LabelledTask):
-        if facts.num_labels not in (None, task.num_outputs):
-            raise ConfigError(
-                f"it has {facts.num_labels} outputs, task.target_columns has {task.num_outputs}; give as many"
-            )
-        return
-    if facts.num_labels not in (None, len(task.labels)):
-        raise ConfigError(f"it has {facts.num_labels} labels, task.labels has {len(task.labels)}; give as many")
-    if facts.labels is not None and list(facts.labels) != task.labels:
+    if facts.num_labels not in (None, task.num_outputs):
+        what = "labels" if task.label_names else "outputs"
         raise ConfigError(
-            f"its labels are {list(facts.labels)}, task.labels are {task.labels}; predictions are compared by "
-            "id: give task.labels in the model's order"
+            f"it has {facts.num_labels} {what}, task.{task.outputs_key} has {task.num_outputs}; give as many"
+        )
+    if task.label_names and facts.labels is not None and list(facts.labels) != task.label_names:
+        raise ConfigError(
+            f"its labels are {list(facts.labels)}, task.{task.outputs_key} are {task.label_names}; predictions are "
+            f"compared by id: give task.{task.outputs_key} in the model's order"
         )
 
 
@@ -193,7 +189,7 @@ def document_ends(recipe: Recipe, teacher: Side) -> str | None:
         return None
     if tokenizer.unknown_class is not None:
         return f"what is put around each is known once the teacher's {tokenizer.unknown_class} is loaded"
-    return ends_of(tokenizer, recipe.task.bos if isinstance(recipe.task, CausalLm) else None).in_words
+    return ends_of(tokenizer, recipe.task.document_start).in_words
 
 
 def doubts(recipe: Recipe, teacher: Side | None, student: Side | None) -> Mapping[str, list[str]]:
@@ -211,7 +207,7 @@ def doubts(recipe: Recipe, teacher: Side | None, student: Side | None) -> Mappin
         other = _head_for_other_labels(recipe, side)
         if other is not None:
             doubt("head", side, f"{other}: a new one starts random")
-        if isinstance(recipe.task, CausalLm):
+        if recipe.task.has_lm_head:
             doubt("vocabulary", side, *doubtful_ids(side.facts, used))
         if side.tokenizer is not None:
             longest = side.tokenizer.settings.get("model_max_length")

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 from ted_ds.config.deepspeed import filled, inspect_deepspeed_json, remarks
 from ted_ds.config.deepspeed_keys import offload_device, zero_stage
 from ted_ds.config.schema import Recipe
-from ted_ds.config.tasks import CausalLm
 from ted_ds.config.wandb import refuse_missing_account, wandb_mode
 from ted_ds.data.first_rows import FirstRows, first_rows
+from ted_ds.data.samples import Rows
 from ted_ds.data.sources import is_remote, locate, names_hub
 from ted_ds.errors import TedError
 from ted_ds.launching.starters import Told
@@ -80,8 +80,11 @@ def check_tracking(recipe: Recipe, mistakes: Mistakes) -> None:
         mistakes.attempt("", lambda: refuse_missing_account(wanted, os.environ))
 
 
-def check_data(recipe: Recipe, mistakes: Mistakes) -> dict[str, FirstRows]:
-    """Every source, by its place in the recipe: its files, and what their first rows say (to the first rank alone)."""
+def check_data(recipe: Recipe, rows: Rows, mistakes: Mistakes) -> dict[str, FirstRows]:
+    """Every source, by its place in the recipe: its files, and what their first rows say (to the first rank alone).
+
+    ``rows`` reads those of the recipe's task.
+    """
     looked_at = {}
     for part, sources in (("train", recipe.data.train), ("evaluation", recipe.data.evaluation or [])):
         for index, one in enumerate(sources):
@@ -91,7 +94,7 @@ def check_data(recipe: Recipe, mistakes: Mistakes) -> dict[str, FirstRows]:
                 continue
             if Told.by(os.environ).rank != 0:
                 continue
-            looked_at[place] = first_rows(one, recipe.task, cleaning=recipe.data.cleaning)
+            looked_at[place] = first_rows(one, rows, cleaning=recipe.data.cleaning)
             mistakes.add(place, *looked_at[place].problems)
     part, sources = ("evaluation", recipe.data.evaluation) if recipe.data.evaluation else ("train", recipe.data.train)
     scored = [looked_at.get(f"data.{part}[{index}]") for index in range(len(sources))]
@@ -132,11 +135,11 @@ def check_model(recipe: Recipe, facts: ModelFacts, where: str, mistakes: Mistake
 
 
 def _model_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
-    if isinstance(recipe.task, CausalLm) and facts.model_type not in CAUSAL_LM_TYPES:
+    if recipe.task.has_lm_head and facts.model_type not in CAUSAL_LM_TYPES:
         yield f"a {facts.model_type} is no causal LM; use one of {', '.join(CAUSAL_LM_TYPES)}"
     if recipe.attention in ("sdpa", "flash") and facts.model_type in EAGER_ATTENTION_TYPES:
         yield f"a {facts.model_type} has no {recipe.attention} attention; use attention: auto"
-    key = "sequence_length" if isinstance(recipe.task, CausalLm) else "max_length"
+    key = recipe.task.length_key
     multiple = recipe.data.padding.multiple_of
     longest = -(-recipe.task.sequence_length // multiple) * multiple
     if longest > facts.max_positions:

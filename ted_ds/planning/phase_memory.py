@@ -8,7 +8,6 @@ from typing import Any
 
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.schema import Filters, Recipe
-from ted_ds.config.tasks import CausalLm
 from ted_ds.models.files import ModelFacts, Parameters
 from ted_ds.planning.memory import (
     ITEM_BYTES,
@@ -187,8 +186,8 @@ def head_sizes(recipe: Recipe, plan: Plan, side: str, filters: Filters) -> tuple
     """
     facts, task = facts_of(plan, side), recipe.task
     model, dim, width = with_head(recipe, facts), plan.filter_dim, facts.hidden_size
-    if not isinstance(task, CausalLm):
-        return [dim * dim, dim, dim * task.num_outputs, task.num_outputs], 0
+    if not task.has_lm_head:
+        return task.probe_sizes(dim), 0
     if filters.lm_head == "new":
         return [dim * facts.vocab_size], 0
     return [dim * width, width] if dim != width else [], (model.lm_head or model.embeddings) + width
@@ -203,7 +202,7 @@ def facts_of(plan: Plan, side: str) -> ModelFacts:
 
 def with_head(recipe: Recipe, facts: ModelFacts) -> Parameters:
     """A model's parameters as the task uses it: a classifier goes without the LM head."""
-    return facts.parameters if isinstance(recipe.task, CausalLm) else facts.parameters.as_classifier()
+    return facts.parameters if recipe.task.has_lm_head else facts.parameters.as_classifier()
 
 
 def _activations(recipe: Recipe, training: PhasePlan, facts: ModelFacts) -> int:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from ted_ds.config.schema import Recipe
-from ted_ds.config.tasks import CausalLm
 from ted_ds.errors import ConfigError
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.share import Share
@@ -121,7 +120,7 @@ class _Cutter:
         self._own = facts[sides[0]]
         self._is_filters = phase in FILTER_PHASES
         self._other = facts[sides[1]] if len(sides) > 1 else None
-        self._causal = isinstance(recipe.task, CausalLm)
+        self._causal = recipe.task.has_lm_head
         # the layers of each place on the side that sets the pace, and on the other
         column = 1 if sides[0] == "teacher" else 0
         with_pairs = self._is_filters or self._other is not None

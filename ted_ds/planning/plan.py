@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ted_ds.config.load import draft_mistakes, load_draft
 from ted_ds.config.schema import Recipe
+from ted_ds.config.tasks import Task
 from ted_ds.config.without_effect import settings_without_effect
 from ted_ds.data.first_rows import FirstRows
+from ted_ds.data.samples import Rows
 from ted_ds.data.sources import HUB_NAME
 from ted_ds.errors import ConfigError, raise_all
 from ted_ds.models.files import ModelFacts, read_model_facts
@@ -40,6 +42,7 @@ PHASES = (
     "evaluate",
     "export",
 )
+RowsOf = Callable[[Task], Rows]
 
 
 @dataclass(frozen=True)
@@ -83,11 +86,14 @@ def local_model(path: str) -> Path | None:
     return None
 
 
-def make_plan(recipe: Recipe, *, num_ranks: int = 1, source: str = "recipe", contracts_hold: bool = True) -> Plan:
+def make_plan(
+    recipe: Recipe, rows_of: RowsOf, *, num_ranks: int = 1, source: str = "recipe", contracts_hold: bool = True
+) -> Plan:
     """Check the recipe against the files it names, and lay out the run.
 
     Args:
         recipe: The recipe.
+        rows_of: Tells how a task's rows are read (:func:`ted_ds.tasks.kind.kind_of`).
         num_ranks: Ranks the batches must divide over, once they are divided by the pipeline's stages.
         source: The recipe's file, for messages.
         contracts_hold: Whether models that break a contract (:mod:`ted_ds.planning.contracts`) are a mistake.
@@ -96,7 +102,7 @@ def make_plan(recipe: Recipe, *, num_ranks: int = 1, source: str = "recipe", con
         ConfigError: Lists every mistake found.
     """
     mistakes = Mistakes()
-    plan = _lay_out(recipe, mistakes, num_ranks=num_ranks, contracts_hold=contracts_hold)
+    plan = _lay_out(recipe, rows_of, mistakes, num_ranks=num_ranks, contracts_hold=contracts_hold)
     raise_all([f"{source}: {mistake}" for mistake in mistakes.found])
     return plan
 
@@ -104,6 +110,7 @@ def make_plan(recipe: Recipe, *, num_ranks: int = 1, source: str = "recipe", con
 def plan_recipe(
     path: str,
     overrides: Sequence[str],
+    rows_of: RowsOf,
     *,
     num_ranks: int = 1,
     contracts_hold: bool = True,
@@ -114,6 +121,7 @@ def plan_recipe(
     Args:
         path: Its file.
         overrides: Changes to it.
+        rows_of: As there.
         num_ranks: Ranks the batches must divide over.
         contracts_hold: Whether models that break a contract are a mistake.
         in_pipeline: Whether the recipe's pipeline is used.
@@ -127,7 +135,7 @@ def plan_recipe(
     if recipe is not None:
         recipe = recipe if in_pipeline else recipe.without_pipeline()
         found = Mistakes()
-        plan = _lay_out(recipe, found, num_ranks=num_ranks, contracts_hold=contracts_hold)
+        plan = _lay_out(recipe, rows_of, found, num_ranks=num_ranks, contracts_hold=contracts_hold)
         mistakes += [mistake for mistake in found.found if not draft.concerns_a_stand_in(mistake)]
     raise_all([f"{path}: {mistake}" for mistake in mistakes])
     assert recipe is not None
@@ -135,9 +143,9 @@ def plan_recipe(
     return recipe, plan
 
 
-def _lay_out(recipe: Recipe, mistakes: Mistakes, *, num_ranks: int, contracts_hold: bool) -> Plan:
+def _lay_out(recipe: Recipe, rows_of: RowsOf, mistakes: Mistakes, *, num_ranks: int, contracts_hold: bool) -> Plan:
     remarks = check_deepspeed(recipe, num_ranks, mistakes)
-    data = check_data(recipe, mistakes)
+    data = check_data(recipe, rows_of(recipe.task), mistakes)
     if recipe.output_dir.exists() and not recipe.output_dir.is_dir():
         mistakes.add("output_dir", f"{recipe.output_dir} is a file; give a folder")
 

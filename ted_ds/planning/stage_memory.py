@@ -8,7 +8,6 @@ from typing import Any
 
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.schema import Recipe
-from ted_ds.config.tasks import CausalLm
 from ted_ds.models.share import Share
 from ted_ds.planning.memory import ITEM_BYTES, activation_bytes, bucket_bytes, frozen_bytes, gib, trained_bytes
 from ted_ds.planning.phase_memory import facts_of, filter_sizes, head_sizes, keeps_scores, trained_sizes, with_head
@@ -57,7 +56,7 @@ def _needs(
     for side in sorted(stage.runs):
         share = stage.shares[side]
         facts = facts_of(plan, side)
-        parameters = with_head(recipe, facts).of_share(share, predicts_tokens=isinstance(recipe.task, CausalLm))
+        parameters = with_head(recipe, facts).of_share(share, predicts_tokens=recipe.task.has_lm_head)
         if side in frozen_sides:
             host = "int8" if side == "teacher" and recipe.teacher.host == "int8" else "replica"
             frozen += frozen_bytes(parameters, host=host, precision=recipe.precision, world_size=1)

@@ -10,17 +10,8 @@ import torch
 from torch import Tensor
 
 from ted_ds.data.loader import Batch
-from ted_ds.tasks.causal_lm import LanguageModel
-from ted_ds.tasks.regression import RegressionScores
-from ted_ds.tasks.sequence_classification import MultiLabel, SingleLabel, SoftLabel
+from ted_ds.tasks.base import Scorer
 
-SCORERS: Mapping[str, Any] = {
-    "causal_lm": LanguageModel(),
-    "sequence_classification": SingleLabel(),
-    "soft_label_classification": SoftLabel(),
-    "multi_label_classification": MultiLabel(),
-    "regression": RegressionScores(),
-}
 Gather = Callable[[Any], list[Any]]
 
 
@@ -29,7 +20,7 @@ def evaluate(
     forward: Callable[[Batch], Mapping[int, Tensor]],
     batches: Iterable[Batch],
     *,
-    task: str,
+    scorer: Scorer,
     gather: Gather,
     device: torch.device,
     before_batch: Callable[[], None] | None = None,
@@ -42,7 +33,7 @@ def evaluate(
     Args:
         forward: Runs a batch; may give only some of the outputs, where other ranks give the others of that batch.
         batches: This rank's batches.
-        task: The kind of task.
+        scorer: The task's.
         gather: Every rank's value, on every rank.
         device: Where ``forward`` runs.
         before_batch: Called before each batch, of which every rank has as many; it may raise to break off.
@@ -51,7 +42,6 @@ def evaluate(
     Returns:
         The metrics of each output, and tokens per second over all ranks.
     """
-    scorer = SCORERS[task]
     observed: dict[int, list[Any]] = {}
     num_tokens, started = 0, time.monotonic()
     for batch in batches:

@@ -1,17 +1,59 @@
-"""Scores of tasks with labels: one per text, a distribution over them, or any number of them."""
+"""One label per text."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
-from ted_ds.numerics.losses import binary_cross_entropy_sum, cross_entropy_sum, kept_labels, soft_cross_entropy_sum
+from ted_ds.config.tasks import SequenceClassification
+from ted_ds.data.samples import Label
+from ted_ds.tasks.base import HeadKind
+from ted_ds.tasks.guess import Guess, one_of
+from ted_ds.tasks.label_values import label_id
+from ted_ds.tasks.observations import Observation, joined, sklearn_metrics
 
-Observation = tuple[list[Any], list[Any], float]
-"""Predictions and labels of the kept rows, and the summed loss."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ted_ds.numerics.task_terms import TaskTerms
+
+
+class SequenceClassificationKind(HeadKind[SequenceClassification]):
+    """See :class:`ted_ds.config.tasks.SequenceClassification`."""
+
+    collated_as = "class"
+    one_class = True
+    problem_type = "single_label_classification"
+
+    def read_label(
+        self, row: Mapping[str, Any], *, where: str, declared: Mapping[str, Sequence[str]] = {}
+    ) -> int | None:
+        """The label's id."""
+        column = self.task.label_column
+        return label_id(row[column], self.task.data_labels or self.task.labels, where, declared.get(column, ()))
+
+    def counted(self, label: Label | None) -> list[str]:
+        """Its name."""
+        return [self.task.labels[label] if isinstance(label, int) else "none"]
+
+    @property
+    def terms(self) -> TaskTerms:
+        """Cross-entropy, and KL over the labels."""
+        from ted_ds.numerics.task_terms import SEQUENCE_CLASSIFICATION
+
+        return SEQUENCE_CLASSIFICATION
+
+    @property
+    def scorer(self) -> SingleLabel:
+        """By accuracy."""
+        return SingleLabel(self.terms)
+
+    def guess(self, labels: Sequence[int], *, vocab_size: int) -> Guess:  # noqa: ARG002 - as others do
+        """One of the labels."""
+        count = self.task.num_outputs
+        return one_of(count, np.bincount(np.asarray(labels), minlength=count) / len(labels))
 
 
 class SingleLabel:
@@ -20,15 +62,22 @@ class SingleLabel:
     headline = "accuracy"
     higher_is_better = True
 
-    def observe(self, logits: Tensor, labels: Tensor) -> Observation:
+    def __init__(self, terms: TaskTerms) -> None:
+        self._terms = terms
+
+    def observe(self, outputs: Tensor, labels: Tensor) -> Observation:
         """Predicted and given class ids."""
-        kept = kept_labels(labels)
-        return logits[kept].argmax(-1).tolist(), labels[kept].tolist(), float(cross_entropy_sum(logits, labels))
+        kept = self._terms.kept(labels)
+        loss = float(self._terms.loss_sum(outputs, labels))
+        return outputs[kept].argmax(-1).tolist(), self._ids(labels[kept]).tolist(), loss
+
+    def _ids(self, labels: Tensor) -> Tensor:
+        return labels
 
     def score(self, observations: Sequence[Observation]) -> dict[str, float]:
         """Metrics over everything observed."""
-        predictions, labels, loss = _joined(observations)
-        metrics = _sklearn_metrics()
+        predictions, labels, loss = joined(observations)
+        metrics = sklearn_metrics()
         return {
             "accuracy": float(metrics.accuracy_score(labels, predictions)),
             "f1_macro": float(metrics.f1_score(labels, predictions, average="macro", zero_division=0)),
@@ -36,51 +85,3 @@ class SingleLabel:
             "loss": loss / len(labels),
             "num_examples": len(labels),
         }
-
-
-class SoftLabel(SingleLabel):
-    """As for one label, against the most probable one; the loss is cross-entropy to the distribution."""
-
-    def observe(self, logits: Tensor, labels: Tensor) -> Observation:
-        """Predicted and most probable class ids."""
-        kept = kept_labels(labels).all(-1)
-        loss = float(soft_cross_entropy_sum(logits, labels))
-        return logits[kept].argmax(-1).tolist(), labels[kept].argmax(-1).tolist(), loss
-
-
-class MultiLabel:
-    """Micro and macro F1 at a probability of one half, exact matches; the loss is binary cross-entropy per label."""
-
-    headline = "f1_micro"
-    higher_is_better = True
-
-    def observe(self, logits: Tensor, labels: Tensor) -> Observation:
-        """Which labels are predicted and which hold, row by row."""
-        kept = kept_labels(labels).all(-1)
-        loss = float(binary_cross_entropy_sum(logits, labels))
-        return (logits[kept] > 0).int().tolist(), labels[kept].int().tolist(), loss
-
-    def score(self, observations: Sequence[Observation]) -> dict[str, float]:
-        """Metrics over everything observed."""
-        predictions, labels, loss = _joined(observations)
-        metrics = _sklearn_metrics()
-        return {
-            "f1_micro": float(metrics.f1_score(labels, predictions, average="micro", zero_division=0)),
-            "f1_macro": float(metrics.f1_score(labels, predictions, average="macro", zero_division=0)),
-            "exact_match": float(metrics.accuracy_score(labels, predictions)),
-            "loss": loss / np.asarray(labels).size,
-            "num_examples": len(labels),
-        }
-
-
-def _joined(observations: Sequence[Observation]) -> tuple[np.ndarray, np.ndarray, float]:
-    predictions = np.asarray([one for observation in observations for one in observation[0]])
-    labels = np.asarray([one for observation in observations for one in observation[1]])
-    return predictions, labels, sum(observation[2] for observation in observations)
-
-
-def _sklearn_metrics() -> Any:
-    """Imported where something is scored: it takes most of a second, on every rank of every run."""
-    from sklearn import metrics
-
-    return metrics

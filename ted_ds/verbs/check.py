@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ted_ds.planning.hosting import describe_memory
 from ted_ds.planning.plan import describe, plan_recipe
 from ted_ds.planning.traffic import Link, describe_traffic
+from ted_ds.tasks.kind import kind_of
 
 
 def check(recipe_path: str, overrides: Sequence[str], *, num_ranks: int, link: Link | None) -> None:
@@ -15,7 +16,7 @@ def check(recipe_path: str, overrides: Sequence[str], *, num_ranks: int, link: L
     Raises:
         ConfigError: The recipe has mistakes; all of them.
     """
-    recipe, plan = plan_recipe(recipe_path, overrides, num_ranks=num_ranks)
+    recipe, plan = plan_recipe(recipe_path, overrides, kind_of, num_ranks=num_ranks)
     print(describe(recipe, plan, num_ranks=num_ranks))
     print(describe_memory(recipe, plan, num_ranks=num_ranks), end="")
     if link is not None:

@@ -10,9 +10,8 @@ from pathlib import Path
 from ted_ds.assembly.assembly import Assembly
 from ted_ds.assembly.host_teacher import host_teacher
 from ted_ds.config.schema import Recipe
-from ted_ds.data.corpus_data import CausalLmData
-from ted_ds.data.labelled_data import open_task_data, refuse_without_labels
 from ted_ds.data.reading.listing import list_data
+from ted_ds.data.rows import refuse_without_labels
 from ted_ds.data.tokenizers import traits_of
 from ted_ds.errors import ConfigError, RankLostError
 from ted_ds.models.loading import fetch, load_tokenizer
@@ -27,6 +26,7 @@ from ted_ds.runtime.device_faults import as_device_fault, is_device_fault
 from ted_ds.runtime.preemption import StopRequests
 from ted_ds.runtime.rendezvous import find_ranks
 from ted_ds.runtime.world import World, is_lost_rank
+from ted_ds.tasks.kind import kind_of
 from ted_ds.verbs.agreement import refuse_other_files, refuse_other_settings
 
 JOIN_TIMEOUT_S = 1800.0
@@ -81,7 +81,7 @@ def prepare(
     try:
         num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
         recipe, plan = plan_recipe(
-            recipe_path, overrides, num_ranks=num_ranks, contracts_hold=contracts_hold, in_pipeline=in_pipeline
+            recipe_path, overrides, kind_of, num_ranks=num_ranks, contracts_hold=contracts_hold, in_pipeline=in_pipeline
         )
         set_arithmetic(tf32=recipe.tf32, deterministic=recipe.deterministic, attention=recipe.attention)
     except Exception as error:  # a defect of ours on one rank must not leave the others waiting either
@@ -112,9 +112,11 @@ def prepare(
             broken = broken_by_loaded(traits_of(tokenizer), *sides)
             if broken:
                 raise ConfigError("\n".join(f"{recipe_path}: {line}" for line in broken))
-        data = open_task_data(recipe.data, recipe.task, tokenizer, listing, max_heldout=recipe.evaluation.max_examples)
+        data = kind_of(recipe.task).open_data(
+            recipe.data, tokenizer, listing, max_heldout=recipe.evaluation.max_examples
+        )
         with_labels = [path for path in recipe.phase_plans() if path != "distill" or recipe.distill.task_weight > 0]
-        refuse_without_labels(recipe.data, data, with_labels)
+        refuse_without_labels(recipe.data, with_labels, has_labels=data.has_labels)
     assert tokenizer is not None
     assert data is not None
     screen = Screen(shown=world.is_main)
@@ -135,7 +137,7 @@ def prepare(
         hosting=hosting,
     )
     start: list[str] | None = None
-    if isinstance(data, CausalLmData):
+    if data.start is not None:
         start = list(tokenizer.convert_ids_to_tokens(list(data.start)))
     settled = Settled(
         recipe,
@@ -181,7 +183,7 @@ def _resolve_models(
     )
     with world.together():
         if plan.teacher is None or plan.student is None:
-            plan = make_plan(recipe, num_ranks=world.size, source=recipe_path, contracts_hold=contracts_hold)
+            plan = make_plan(recipe, kind_of, num_ranks=world.size, source=recipe_path, contracts_hold=contracts_hold)
     assert teacher is not None
     return recipe, plan, teacher, student
 

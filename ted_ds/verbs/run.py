@@ -17,7 +17,7 @@ from ted_ds.output.tracking import METRICS_FILE, Tracker
 from ted_ds.phases.chain import Chain
 from ted_ds.runtime.preemption import StopRequests, shielded
 from ted_ds.runtime.world import World
-from ted_ds.tasks.scoring import SCORERS
+from ted_ds.tasks.kind import kind_of
 from ted_ds.teacher_cache.fill import plan_cache, refuse_useless_cache
 from ted_ds.verbs.prepare import greet, hearing, prepare
 
@@ -123,7 +123,7 @@ def _show_results(screen: Screen, recipe: Recipe, chain: Chain, tracker: Tracker
     results = chain.results()
     if results is None:
         return
-    metric = SCORERS[recipe.task.kind].headline
+    metric = kind_of(recipe.task).scorer.headline
     rows = [
         (
             name,

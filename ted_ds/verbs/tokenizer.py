@@ -41,6 +41,7 @@ def train_from_recipe(recipe_path: str, overrides: Sequence[str]) -> None:
         raise ConfigError(f"{recipe_path}: no tokenizer section; add one, such as tokenizer: {{vocab_size: 32000}}")
     if int(rendezvous_variables(os.environ).get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("a tokenizer is trained by one process; run this verb without a launcher")
+    column = _column(recipe)
     listing = list_data(recipe.data)
     inputs = {
         **recipe.model_dump(
@@ -48,7 +49,7 @@ def train_from_recipe(recipe_path: str, overrides: Sequence[str]) -> None:
             include={"tokenizer": True, "seed": True, "data": {"train", "evaluation", "heldout_fraction", "cleaning"}},
             exclude={"data": {part: {"__all__": {"path"}} for part in ("train", "evaluation")}},
         ),
-        "text_column": recipe.task.text_column,
+        "text_column": column,
         "data_files": listing.identity(),
     }
     folder = PhaseFolder(recipe.output_dir / FOLDER, inputs)
@@ -81,8 +82,17 @@ def heldout_texts(recipe: Recipe, listing: DataListing) -> Iterator[str]:
     return _in_turn(recipe, listing.evaluation, "all")
 
 
+def _column(recipe: Recipe) -> str:
+    if recipe.task.document_column is None:
+        raise ConfigError(
+            f"tokenizer: the rows of a {recipe.task.kind} are no texts to train one on; use a recipe of documents "
+            "(task.kind: causal_lm)"
+        )
+    return recipe.task.document_column
+
+
 def _in_turn(recipe: Recipe, sources: Sequence[Listing], split: Literal["train", "heldout", "all"]) -> Iterator[str]:
-    reader = RowReader(recipe.data, [recipe.task.text_column])
+    reader = RowReader(recipe.data, [_column(recipe)])
     streams = [reader.texts(source, split) for source in sources]
     for text in itertools.chain.from_iterable(itertools.zip_longest(*streams)):
         if text is not None:

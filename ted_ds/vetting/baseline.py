@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ted_ds.models.predictions import DensePredictions, Predictions
 from ted_ds.numerics.task_terms import TaskTerms
+from ted_ds.tasks.guess import Guess
 from ted_ds.vetting.verdict import Verdict
 
 NUM_EXAMPLES = (64, 512)
@@ -53,46 +54,6 @@ def read_examples(predictions: Predictions, labels: Tensor, terms: TaskTerms, *,
             label = int(one_labels.argmax()) if one_labels.is_floating_point() else int(one_labels)
         examples.append(Example(loss, count, prediction, label))
     return examples
-
-
-@dataclass(frozen=True)
-class Guess:
-    """Predictions that have not seen the text."""
-
-    loss: float
-    what: str
-    """What is guessed."""
-    prior_loss: float | None = None
-    """The loss of guessing how frequent each label is; None where that is the same or makes no sense."""
-
-
-def make_guess(task: str, *, num_outputs: int, labels: Sequence[int | Sequence[float]] = ()) -> Guess:
-    """The guess to beat.
-
-    Args:
-        task: The kind of task.
-        num_outputs: Labels, or ids of the vocabulary.
-        labels: Held-out labels or targets, for those tasks that have them.
-    """
-    if task == "causal_lm":
-        return Guess(math.log(num_outputs), f"one of {num_outputs:,}")
-    if task == "regression":
-        targets = np.asarray(labels, dtype=float)  # a row may lack some
-        kept = ~np.isnan(targets)
-        means = np.where(kept, targets, 0).sum(axis=0) / np.maximum(kept.sum(axis=0), 1)
-        return Guess(float(np.square(targets - means)[kept].mean()), "the mean")
-    if task == "sequence_classification":
-        rates = np.bincount(np.asarray(labels), minlength=num_outputs) / len(labels)
-    else:
-        rates = np.asarray(labels).mean(axis=0)
-    if task == "multi_label_classification":
-        prior = float((_entropy_terms(rates) + _entropy_terms(1 - rates)).mean())
-        return Guess(math.log(2), "one half for each label", prior)
-    return Guess(math.log(num_outputs), f"one of {num_outputs:,}", float(_entropy_terms(rates).sum()))
-
-
-def _entropy_terms(rates: np.ndarray) -> np.ndarray:
-    return -rates * np.log(np.where(rates > 0, rates, 1.0))
 
 
 def judge_against_guess(model: str, examples: Sequence[Example], guess: Guess, *, labels: Sequence[str]) -> Verdict:

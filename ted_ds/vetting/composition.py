@@ -40,11 +40,13 @@ def _beginning(sample: Sample, length: int) -> Sample:
 
 
 def numbers_of_rows(predictions: Predictions, labels: Tensor, terms: TaskTerms) -> list[list[float]]:
-    """Of each row of a batch: the loss per kept label, and the logits where they are few."""
+    """Of each row of a batch: the loss per kept label, and the logits where they are few, of a text."""
     rows = []
     for row, loss in enumerate(predictions.task_sums(terms, labels)):
         count = max(int(terms.kept(labels[row : row + 1]).sum()), 1)
-        logits = predictions.logits[row].tolist() if isinstance(predictions, DensePredictions) else []
+        logits: list[float] = []
+        if isinstance(predictions, DensePredictions) and predictions.logits.dim() == 2:
+            logits = predictions.logits[row].tolist()
         rows.append([loss / count, *logits])
     return rows
 

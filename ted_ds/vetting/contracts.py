@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ted_ds.assembly.assembly import Assembly
-from ted_ds.config.tasks import LabelledTask
 from ted_ds.data.tokenizers import traits_of
 from ted_ds.errors import TedError
 from ted_ds.models.loading import load_tokenizer
@@ -39,11 +38,11 @@ def vet_contracts(build: Assembly, teacher: Path, student: Path) -> tuple[Mappin
         "tokenizers": "one and the same" if of_teacher else "the same ids for the same tokens",
         "vocabulary": f"{len(build.tokenizer.get_vocab()):,} tokens; embeddings "
         f"{build.teacher_facts.vocab_size:,} (teacher), {build.student_facts.vocab_size:,} (student)",
-        "labels": ", ".join(task.labels) if isinstance(task, LabelledTask) else "none",
+        "labels": ", ".join(task.label_names) or "none",
         "head": "as the task asks",
     }
     doubtful = {contract: [*lines] for contract, lines in doubts(recipe, *sides).items()} if not broken else {}
-    if isinstance(task, LabelledTask) and facts[0] and facts[0].labels is None:
+    if task.label_names and facts[0] and facts[0].labels is None:
         names = f"the teacher does not name its labels; taken to be {held['labels']}, in this order"
         doubtful.setdefault("labels", []).append(names)
     verdicts: list[Verdict] = []

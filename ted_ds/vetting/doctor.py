@@ -69,7 +69,7 @@ class Doctor:
                 look = self._look_at_stage_two
                 self._attempt("stage II", lambda: look(teacher, student, batch, is_ready=teacher_is_ready))
         self._show_layer_map()
-        for line in first_batch(batch, self._build.tokenizer, self._recipe.task):
+        for line in first_batch(batch, self._build.tokenizer, self._build.kind):
             self._build.screen.say(line)
         rows = [(one.check, MARKS[one.status], one.detail) for one in self._verdicts]
         self._build.screen.table(f"{self._recipe.name}: doctor", ("check", "verdict", "detail"), rows, numbers=False)

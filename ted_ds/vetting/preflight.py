@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ted_ds.assembly.assembly import Assembly
-from ted_ds.config.tasks import CausalLm, LabelledTask, MultiLabelClassification, Regression
 from ted_ds.data.loader import evaluation_batches
 from ted_ds.data.samples import Sample
 from ted_ds.errors import CheckpointError
@@ -17,7 +16,8 @@ from ted_ds.models.files import weight_files
 from ted_ds.models.predictions import Predictions
 from ted_ds.runtime.device_faults import is_device_fault
 from ted_ds.runtime.frozen import FrozenModel
-from ted_ds.vetting.baseline import NUM_EXAMPLES, Example, Guess, judge_against_guess, make_guess, read_examples
+from ted_ds.tasks.guess import Guess
+from ted_ds.vetting.baseline import NUM_EXAMPLES, Example, judge_against_guess, read_examples
 from ted_ds.vetting.composition import judge_composition, mixed_lengths, numbers_of_rows
 from ted_ds.vetting.verdict import Verdict
 from ted_ds.vetting.weights import WeightCounts, count_weights, judge_weights
@@ -37,8 +37,7 @@ def vet_weights(build: Assembly, name: str, folder: Path) -> Verdict:
 
 def vet_knowledge(build: Assembly, name: str, model: FrozenModel) -> Verdict:
     """Whether a model is better at the task than a guess, on real held-out examples. Every rank must call it."""
-    is_lm = isinstance(build.recipe.task, CausalLm)
-    heldout = [sample for sample in build.data.heldout if is_lm or sample.label is not None]
+    heldout = [one for one in build.data.heldout if not build.kind.are_labelled or one.label is not None]
     verdict: Verdict | None = None
     for count in NUM_EXAMPLES:
         if verdict is None or (verdict.status in ("fail", "warn") and len(heldout) > NUM_EXAMPLES[0]):
@@ -49,8 +48,7 @@ def vet_knowledge(build: Assembly, name: str, model: FrozenModel) -> Verdict:
 
 @torch.no_grad()
 def _vet_on(build: Assembly, name: str, model: FrozenModel, heldout: Sequence[Sample]) -> Verdict:
-    task, world = build.recipe.task, build.world
-    classes = not isinstance(task, CausalLm | MultiLabelClassification | Regression)
+    world = build.world
     examples: list[Example] = []
     for batch in evaluation_batches(
         heldout,
@@ -63,12 +61,11 @@ def _vet_on(build: Assembly, name: str, model: FrozenModel, heldout: Sequence[Sa
 
         def read(predictions: Predictions | None, labels: Tensor = on_device.labels) -> None:
             assert predictions is not None
-            examples.extend(read_examples(predictions, labels, build.terms, classes=classes))
+            examples.extend(read_examples(predictions, labels, build.terms, classes=build.kind.one_class))
 
         model(on_device.inputs, read)
     everything = [example for of_rank in world.gather(examples) for example in of_rank]
-    labels = task.labels if isinstance(task, LabelledTask) else []
-    return judge_against_guess(name, everything, heldout_guess(build), labels=labels)
+    return judge_against_guess(name, everything, heldout_guess(build), labels=build.recipe.task.label_names)
 
 
 def vet_quantised(build: Assembly, path: Path) -> FrozenModel:
@@ -118,10 +115,8 @@ def vet_composition(build: Assembly, name: str, model: FrozenModel) -> Verdict:
 
 def heldout_guess(build: Assembly) -> Guess:
     """A guess at the held-out labels that has not seen the text."""
-    task = build.recipe.task
-    num_outputs = build.teacher_facts.vocab_size if isinstance(task, CausalLm) else task.num_outputs
     labels = [sample.label for sample in build.data.heldout if sample.label is not None]
-    return make_guess(task.kind, num_outputs=num_outputs, labels=labels)
+    return build.kind.guess(labels, vocab_size=build.teacher_facts.vocab_size)
 
 
 def act_on(build: Assembly, verdict: Verdict) -> None:

@@ -29,7 +29,6 @@ from ted_ds.models.heads import classification_probes, lm_probes
 from ted_ds.models.loading import DTYPES
 from ted_ds.models.student import FilteredModel
 from ted_ds.numerics.filters import FilterBank
-from ted_ds.numerics.task_terms import TASK_TERMS
 from ted_ds.objectives.distill import DistillObjective
 from ted_ds.objectives.learn_filters import FilterObjective
 from ted_ds.runtime.frozen import FrozenModel, frozen_engine_config
@@ -45,6 +44,7 @@ from tests.distributed.training import (
     start_engine,
 )
 from tests.plain import probe_logits
+from tests.task_kinds import TASK_TERMS
 from tests.tiny import LABELS, MAX_POSITIONS, ROOT, VOCAB_SIZE, write_model
 
 GLOBAL_BATCH = 16

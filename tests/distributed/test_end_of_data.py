@@ -7,11 +7,11 @@ import torch
 
 from ted_ds.data.loader import Collator
 from ted_ds.errors import DataError, NumericsError
-from ted_ds.numerics.task_terms import TASK_TERMS
 from ted_ds.objectives.finetune import FinetuneObjective
 from tests.dist import run_ranks
 from tests.distributed.test_nonfinite import one_sample
 from tests.distributed.training import Recorder, config, load_tapped, start_engine, train_on
+from tests.task_kinds import TASK_TERMS
 from tests.tiny import write_model
 
 MAX_STEPS = 9

@@ -8,7 +8,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, get_scheduler
 
-from ted_ds.numerics.task_terms import TASK_TERMS
 from ted_ds.objectives.finetune import FinetuneObjective
 from ted_ds.runtime.frozen import FrozenModel, frozen_engine_config, offload_to
 from ted_ds.runtime.sharding import collect_garbage, full_state_dict
@@ -16,6 +15,7 @@ from tests.dist import run_ranks
 from tests.distributed.test_zero_parity import whole_batch
 from tests.distributed.training import NUM_STEPS, batches, config, load_tapped, samples, start_engine
 from tests.plain import run_frozen
+from tests.task_kinds import TASK_TERMS
 from tests.tiny import write_model
 
 # large eps: where a gradient is nearly zero, Adam would otherwise turn rounding into steps of size lr

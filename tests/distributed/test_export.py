@@ -11,12 +11,12 @@ from ted_ds.models.companions import Origins
 from ted_ds.models.filter_files import FILE_NAME
 from ted_ds.models.loading import DTYPES
 from ted_ds.models.student import FilteredModel
-from ted_ds.numerics.task_terms import TASK_TERMS
 from ted_ds.objectives.finetune import FinetuneObjective
 from ted_ds.output.export import export_student
 from ted_ds.runtime.sharding import full_state_dict
 from tests.dist import run_ranks
 from tests.distributed.training import STUDENT_LAYERS, config, load_tapped, start_engine, student_bank
+from tests.task_kinds import TASK_TERMS
 from tests.tiny import recipe_dict, write_model
 
 INPUTS = {

@@ -10,7 +10,6 @@ from ted_ds.data.samples import Sample
 from ted_ds.errors import DataError, NumericsError
 from ted_ds.models.student import FilteredModel
 from ted_ds.numerics.layer_map import layer_names
-from ted_ds.numerics.task_terms import TASK_TERMS
 from ted_ds.objectives.distill import DistillObjective
 from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.runtime.nonfinite import Sighting, explain
@@ -29,6 +28,7 @@ from tests.distributed.training import (
     teacher_bank,
     train_on,
 )
+from tests.task_kinds import TASK_TERMS
 from tests.tiny import VOCAB_SIZE, write_model
 
 BAD_STEP, NUM_STEPS = 2, 3

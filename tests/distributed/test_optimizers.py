@@ -14,7 +14,6 @@ import torch
 
 from ted_ds.config.deepspeed import complete
 from ted_ds.config.phase_plan import PhasePlan
-from ted_ds.numerics.task_terms import TASK_TERMS
 from ted_ds.objectives.finetune import FinetuneObjective
 from ted_ds.runtime.sharding import full_state_dict
 from ted_ds.runtime.step_runner import group_of
@@ -30,6 +29,7 @@ from tests.distributed.training import (
     samples,
     start_engine,
 )
+from tests.task_kinds import TASK_TERMS
 
 KIND = "causal_lm"
 PLAN = {

@@ -9,13 +9,13 @@ import torch
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
 from ted_ds.errors import CheckpointError
-from ted_ds.numerics.task_terms import TASK_TERMS
 from ted_ds.objectives.finetune import FinetuneObjective
 from ted_ds.runtime.checkpoints.folders import Retention
 from ted_ds.runtime.checkpoints.saving import Checkpoints
 from ted_ds.runtime.sharding import whole_parameters
 from tests.dist import run_ranks
 from tests.distributed.training import batches, config, load_tapped, start_engine
+from tests.task_kinds import TASK_TERMS
 from tests.tiny import write_model
 
 LAYOUTS = [(0, 2), (1, 1), (1, 2), (2, 2), (3, 1), (3, 2), (3, 4)]

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from ted_ds.numerics.task_terms import TASK_TERMS
 from ted_ds.verbs.run import run_phases
 from tests.dist import run_ranks
+from tests.task_kinds import TASK_TERMS
 from tests.tiny import ROOT, VOCAB_SIZE, write_model, write_run
 
 ALL = ("cut_student", "filters_teacher", "filters_student", "distill", "evaluate", "export")

@@ -21,7 +21,6 @@ from ted_ds.data.loader import Collator
 from ted_ds.data.samples import Sample
 from ted_ds.models.loading import DTYPES
 from ted_ds.models.student import FilteredModel
-from ted_ds.numerics.task_terms import TASK_TERMS
 from ted_ds.objectives.distill import DistillObjective
 from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.runtime.sharding import full_state_dict
@@ -38,6 +37,7 @@ from tests.distributed.training import (
     student_bank,
     teacher_bank,
 )
+from tests.task_kinds import TASK_TERMS
 from tests.tiny import LABELS, VOCAB_SIZE
 
 KIND = "sequence_classification"

@@ -19,7 +19,6 @@ from ted_ds.models.loading import DTYPES, load_model
 from ted_ds.models.student import FilteredModel
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank
-from ted_ds.numerics.task_terms import TASK_TERMS
 from ted_ds.objectives.distill import DistillObjective
 from ted_ds.objectives.finetune import FinetuneObjective
 from ted_ds.objectives.learn_filters import FilterObjective
@@ -29,6 +28,7 @@ from ted_ds.runtime.frozen import FrozenModel, frozen_engine_config
 from ted_ds.runtime.sharding import full_state_dict, sharded_loading
 from ted_ds.runtime.world import World
 from tests.distributed.steps import training_steps
+from tests.task_kinds import TASK_TERMS
 from tests.tiny import LABELS, ROOT, VOCAB_SIZE
 
 GLOBAL_BATCH, MICRO_BATCH, NUM_STEPS = 8, 2, 3

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ted_ds.config.load import load_recipe
-from ted_ds.data.corpus_data import CausalLmData
+from ted_ds.data.corpus_data import CorpusData
 from ted_ds.data.reading.listing import list_data
 from ted_ds.models.loading import load_tokenizer
 from tests.integration.launching import forked, forked_ranks
@@ -37,7 +37,7 @@ def listed(folder):
 
 def stream_of(recipe, world_size, rank, state=None):
     tokenizer = load_tokenizer(Path(recipe.teacher.path))
-    data = CausalLmData(recipe.data, recipe.task, tokenizer, list_data(recipe.data), max_heldout=8)
+    data = CorpusData(recipe.data, recipe.task, tokenizer, list_data(recipe.data), max_heldout=8)
     return open_stream(data, num_lanes=4, seed=recipe.seed, rank=rank, world_size=world_size, state=state)
 
 

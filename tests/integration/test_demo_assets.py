@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from ted_ds.config.data import Data, Source
 from ted_ds.config.tasks import CausalLm
 from ted_ds.data.cleaning import is_heldout
-from ted_ds.data.corpus_data import CausalLmData
+from ted_ds.data.corpus_data import CorpusData
 from ted_ds.data.reading.listing import list_data
 from ted_ds.data.tokenizers import DocumentEncoder
 from ted_ds.models.files import read_model_facts
@@ -70,7 +70,7 @@ def test_an_epoch_of_a_real_corpus_holds_each_document_once_and_none_that_is_hel
     tokenizer = AutoTokenizer.from_pretrained(assets / "smollm2-135m")
     data = Data(train=[Source(path=str(assets / f"{name}.jsonl"), epochs=1)], heldout_fraction=0.05)
     task = CausalLm(kind="causal_lm", sequence_length=1024)
-    opened = CausalLmData(data, task, tokenizer, list_data(data), max_heldout=1)
+    opened = CorpusData(data, task, tokenizer, list_data(data), max_heldout=1)
     stream = open_stream(opened, num_lanes=8, seed=17)
     lanes: list[list[int]] = [[] for _ in range(8)]
     for (batch,) in stream:

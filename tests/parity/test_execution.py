@@ -15,10 +15,10 @@ from ted_ds.models.loading import load_model
 from ted_ds.models.student import FilteredModel
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank
-from ted_ds.numerics.task_terms import TASK_TERMS
 from ted_ds.objectives.distill import DistillObjective
 from ted_ds.runtime.frozen import FrozenModel
 from tests.parity.test_task_terms import batch_of
+from tests.task_kinds import TASK_TERMS
 from tests.tiny import write_model
 
 KIND = "causal_lm"

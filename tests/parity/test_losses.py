@@ -18,7 +18,7 @@ from ted_ds.numerics.losses import (
     squared_error_sum,
 )
 from ted_ds.numerics.objective import combine
-from ted_ds.numerics.task_terms import TASK_TERMS
+from tests.task_kinds import TASK_TERMS
 
 # fp32 sums of ~100 terms of size ~5; the worst difference seen over 200 seeds was 3e-6 relative
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-6}

@@ -16,8 +16,8 @@ from ted_ds.models.loading import load_model
 from ted_ds.models.predictions import LossWeights
 from ted_ds.models.share import Share
 from ted_ds.models.taps import TappedModel
-from ted_ds.numerics.task_terms import TASK_TERMS
 from tests.parity.test_families import NUM_BLOCKS, batch, load
+from tests.task_kinds import TASK_TERMS
 from tests.tiny import LABELS, write_model
 
 CUTS = ([2], [1, 3], [1, 2, 3], [4], [0])

@@ -10,8 +10,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from ted_ds.assembly.assembly import _collator
-from ted_ds.assembly.models import _head_config
 from ted_ds.config.schema import Recipe
 from ted_ds.config.tasks import CausalLm
 from ted_ds.data.loader import Batch, Collator
@@ -22,11 +20,12 @@ from ted_ds.models.student import FilteredModel
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank
 from ted_ds.numerics.losses import cross_entropy_sum
-from ted_ds.numerics.task_terms import TASK_TERMS
 from ted_ds.objectives.distill import DistillObjective
 from ted_ds.objectives.finetune import FinetuneObjective
 from ted_ds.runtime.frozen import FrozenModel
+from ted_ds.tasks.kind import kind_of
 from tests.plain import logits_of, run_frozen
+from tests.task_kinds import TASK_TERMS
 from tests.tiny import VOCAB_SIZE, model_config, recipe_dict, task_dict, write_tokenizer
 
 KL_WEIGHT = 0.7
@@ -460,14 +459,17 @@ def test_a_recipes_batches_and_head_are_those_of_its_kind_of_task(tmp_path: Path
     recipe = recipe_dict(tmp_path)
     recipe = {**recipe, "task": task_dict(kind), "data": {**recipe["data"], "padding": padding}}
     validated = Recipe.model_validate(recipe)
-    collate = _collator(validated, write_tokenizer(tmp_path))
+    own, pad_id = kind_of(validated.task), write_tokenizer(tmp_path).pad_token_id
+    assert isinstance(pad_id, int)
+    collate = own.collator(pad_id, validated.data.padding)
     assert (collate.pad_id, collate.side, collate.multiple_of) == (0, "left", 8)
     assert collate.isolate_documents == (kind == "causal_lm")
     labels = {"causal_lm": "tokens", "sequence_classification": "class"}.get(kind, "numbers")
     assert collate.labels == labels
     if isinstance(validated.task, CausalLm):
         return
-    head = _head_config(validated.task)
+    head = own.head_config
+    assert head is not None
     assert list(head["id2label"]) == list(head["label2id"].values()) == list(range(validated.task.num_outputs))
     if labels == "numbers":
         assert collate.num_outputs == validated.task.num_outputs

@@ -15,12 +15,12 @@ from ted_ds.models.families import family_of
 from ted_ds.models.student import FilteredModel
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank, IdentityFilters
-from ted_ds.numerics.task_terms import TASK_TERMS
 from ted_ds.objectives.distill import DistillObjective
 from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.teacher_cache.cached import CachedTeacher
 from ted_ds.teacher_cache.store import PartWriter, Reader, Record, finish, is_complete, read_about, written
 from tests.parity.test_hosts import load
+from tests.task_kinds import TASK_TERMS
 from tests.tiny import LABELS, write_model
 
 CPU, KIND, DIM = torch.device("cpu"), "sequence_classification", 6

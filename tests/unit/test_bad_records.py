@@ -11,11 +11,12 @@ import pytest
 from ted_ds.config.data import BadRecords, Data, Source
 from ted_ds.config.tasks import CausalLm, SequenceClassification
 from ted_ds.data.bad_records import FEWEST_JUDGED, LEDGER_FILE, Ledger, too_many
-from ted_ds.data.corpus_data import CausalLmData
-from ted_ds.data.labelled_data import LabelledData, open_task_data
+from ted_ds.data.corpus_data import CorpusData
+from ted_ds.data.labelled_data import LabelledData
 from ted_ds.data.reading.listing import list_data
 from ted_ds.data.reading.records import BadRecord
 from ted_ds.errors import CheckpointError, DataError
+from ted_ds.tasks.kind import kind_of
 from tests.streams import open_stream
 from tests.tiny import texts, write_rows, write_tokenizer
 
@@ -118,14 +119,14 @@ def start_of_row(path: Path, number: int) -> int:
     return sum(len(line) for line in path.read_bytes().splitlines(keepends=True)[: number - 1])
 
 
-def opened(folder: Path, kind: str, *paths: Path, **data: Any) -> LabelledData | CausalLmData:
+def opened(folder: Path, kind: str, *paths: Path, **data: Any) -> LabelledData | CorpusData:
     task = (
         CausalLm(kind="causal_lm", sequence_length=4)
         if kind == "causal_lm"
         else SequenceClassification(kind="sequence_classification", labels=["no", "yes"])
     )
     recipe = Data(train=[Source(path=str(path)) for path in paths], heldout_fraction=0.3, **data)
-    return open_task_data(recipe, task, write_tokenizer(folder / "tokenizer"), list_data(recipe), max_heldout=1000)
+    return kind_of(task).open_data(recipe, write_tokenizer(folder / "tokenizer"), list_data(recipe), max_heldout=1000)
 
 
 def test_one_bad_row_of_60_is_refused_with_its_file_row_and_fault(tmp_path: Path) -> None:
@@ -164,7 +165,7 @@ def test_a_corpus_goes_on_without_a_bad_row_and_lists_it_once(tmp_path: Path, nu
 
 def test_a_corpus_is_named_alike_when_it_is_opened_and_when_it_is_streamed(tmp_path: Path) -> None:
     data = opened(tmp_path, "causal_lm", write_with_bad_row(tmp_path / "a.jsonl"), bad_records={"max_fraction": 0.1})
-    assert isinstance(data, CausalLmData)
+    assert isinstance(data, CorpusData)
     stream = open_stream(data)
     next(stream)
     assert stream.take_bad_records() == data.bad_records != []

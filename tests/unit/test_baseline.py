@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from ted_ds.models.predictions import DensePredictions
-from ted_ds.numerics.task_terms import TASK_TERMS
-from ted_ds.vetting.baseline import Guess, judge_against_guess, make_guess, read_examples
+from ted_ds.tasks.guess import Guess
+from ted_ds.vetting.baseline import judge_against_guess, read_examples
+from tests.task_kinds import TASK_TERMS, make_guess
 
 KIND = "sequence_classification"
 

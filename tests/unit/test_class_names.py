@@ -13,9 +13,10 @@ from ted_ds.config.data import Data, Source
 from ted_ds.config.tasks import MultiLabelClassification, SequenceClassification
 from ted_ds.data.class_names import names_in_features
 from ted_ds.data.labelled_data import LabelledData
-from ted_ds.data.labels import read_label
 from ted_ds.data.reading.listing import list_data, list_source
 from ted_ds.errors import DataError
+from ted_ds.tasks.kind import kind_of
+from tests.task_kinds import read_label
 from tests.tiny import WORDS, write_tokenizer
 
 NAMES = ["glad", "sad", "mad"]
@@ -70,7 +71,7 @@ def write(folder: Path, where: str) -> Path:
 def labels_of(folder: Path, task: Any, tokenizer: Path) -> dict[str, Any]:
     source = Source(path=str(folder))
     data = Data(train=[source], evaluation=[source])
-    found = LabelledData(data, task, write_tokenizer(tokenizer), list_data(data), max_heldout=1)
+    found = LabelledData(data, kind_of(task), write_tokenizer(tokenizer), list_data(data), max_heldout=1)
     return {row["text"]: sample.label for row, sample in zip(ROWS, found.train, strict=True)}
 
 
@@ -98,7 +99,7 @@ def test_files_of_one_source_may_declare_other_orders(tmp_path: Path) -> None:
         Dataset.from_list([{"text": "ba", "label": 0}], features=features).to_parquet(tmp_path / f"{name}.parquet")
     source = Source(path=str(tmp_path / "*.parquet"))
     data = Data(train=[source], evaluation=[source])
-    found = LabelledData(data, TASK, write_tokenizer(tmp_path), list_data(data), max_heldout=1)
+    found = LabelledData(data, kind_of(TASK), write_tokenizer(tmp_path), list_data(data), max_heldout=1)
     assert [TASK.labels[sample.label] for sample in found.train] == ["sad", "glad"]  # type: ignore[index]
 
 

@@ -9,8 +9,8 @@ import torch
 
 from ted_ds.data.samples import Sample
 from ted_ds.models.predictions import DensePredictions
-from ted_ds.numerics.task_terms import TASK_TERMS
 from ted_ds.vetting.composition import judge_composition, mixed_lengths, numbers_of_rows
+from tests.task_kinds import TASK_TERMS
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from ted_ds.config.schema import Recipe
 from ted_ds.errors import CheckpointError, ConfigError
 from ted_ds.models.files import read_model_facts
 from ted_ds.planning.contracts import Side, broken_contracts, document_ends
-from ted_ds.planning.plan import make_plan
 from ted_ds.planning.tokenizer_contracts import refuse_different_tokenizers
+from tests.task_kinds import make_plan
 from tests.tiny import LABELS, WORDS, recipe_dict, task_dict, write_model, write_tokenizer
 
 HEAD_KINDS = ["sequence_classification", "soft_label_classification", "multi_label_classification", "regression"]

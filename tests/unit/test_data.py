@@ -18,15 +18,15 @@ from transformers import PreTrainedTokenizerFast
 
 from ted_ds.config.data import Data, Source
 from ted_ds.config.tasks import CausalLm, SequenceClassification
-from ted_ds.data.corpus_data import CausalLmData
-from ted_ds.data.labelled_data import LabelledData, open_task_data
-from ted_ds.data.labels import Label
+from ted_ds.data.corpus_data import CorpusData
+from ted_ds.data.labelled_data import LabelledData
 from ted_ds.data.loader import Batch, Collator, evaluation_batches
 from ted_ds.data.packing import pack
 from ted_ds.data.reading.listing import list_data
-from ted_ds.data.samples import Sample
+from ted_ds.data.samples import Label, Sample
 from ted_ds.errors import ConfigError, DataError
 from ted_ds.numerics.losses import IGNORED_LABEL, kept_labels
+from ted_ds.tasks.kind import kind_of
 from tests.streams import open_stream
 from tests.tiny import LABELS, WORDS, texts, write_labelled, write_rows, write_tokenizer
 
@@ -56,7 +56,7 @@ def split_of(
 ) -> tuple[Counter[tuple[int, ...]], Counter[tuple[int, ...]]]:
     """Token ids of one epoch of training rows, and of the held-out rows."""
     source = Data(train=[Source(path=str(path))], **data)
-    one = opened(LabelledData, source, TASK, tokenizer, max_heldout=1000)
+    one = opened(LabelledData, source, kind_of(TASK), tokenizer, max_heldout=1000)
     return Counter(tuple(s.input_ids) for s in one.train), Counter(tuple(s.input_ids) for s in one.heldout)
 
 
@@ -83,7 +83,7 @@ def test_evaluation_data_of_its_own_leaves_all_training_rows_for_training(
     train = write_labelled(tmp_path / "train.jsonl", 20)
     evaluation = write_labelled(tmp_path / "evaluation.jsonl", 12, seed=1)
     data = Data(train=[Source(path=str(train))], evaluation=[Source(path=str(evaluation))])
-    one = opened(LabelledData, data, TASK, tokenizer, max_heldout=1000)
+    one = opened(LabelledData, data, kind_of(TASK), tokenizer, max_heldout=1000)
     assert len(one.heldout) == 12
     assert Counter(tuple(s.input_ids) for s in one.train) == Counter(
         tuple(tokenizer(text)["input_ids"][:8]) for text in texts(20)
@@ -99,7 +99,11 @@ def test_labels_may_be_names_or_ids(tmp_path: Path, tokenizer: PreTrainedTokeniz
     ids = write_rows(tmp_path / "ids.jsonl", [{**row, "label": LABELS.index(row["label"])} for row in rows])
     samples = [
         opened(
-            LabelledData, Data(train=[Source(path=str(path))], heldout_fraction=0.3), TASK, tokenizer, max_heldout=99
+            LabelledData,
+            Data(train=[Source(path=str(path))], heldout_fraction=0.3),
+            kind_of(TASK),
+            tokenizer,
+            max_heldout=99,
         )
         for path in (names, ids)
     ]
@@ -113,7 +117,7 @@ def test_an_unknown_label_is_refused_with_its_row(
 ) -> None:
     path = write_rows(tmp_path / "a.jsonl", [{"text": "ba", "label": label} for label in (known, unknown)])
     with pytest.raises(DataError, match=rf"a\.jsonl: row 2: label {unknown!r} is unknown; use one of \['negative'"):
-        opened(LabelledData, Data(train=[Source(path=str(path))]), TASK, tokenizer, max_heldout=10)
+        opened(LabelledData, Data(train=[Source(path=str(path))]), kind_of(TASK), tokenizer, max_heldout=10)
 
 
 def test_long_texts_are_cut_with_their_special_tokens_kept(
@@ -121,7 +125,7 @@ def test_long_texts_are_cut_with_their_special_tokens_kept(
 ) -> None:
     path = write_labelled(tmp_path / "a.jsonl", 60)
     data = Data(train=[Source(path=str(path))], heldout_fraction=0.5)
-    one = open_task_data(data, TASK, encoder_tokenizer, list_data(data), max_heldout=99)
+    one = kind_of(TASK).open_data(data, encoder_tokenizer, list_data(data), max_heldout=99)
     lengths = [len(sample.input_ids) for sample in one.heldout]
     assert max(lengths) == 8
     assert min(lengths) < 8
@@ -132,7 +136,7 @@ def test_long_texts_are_cut_with_their_special_tokens_kept(
 
 def test_at_most_max_heldout_rows_are_kept(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     data = Data(train=[Source(path=str(write_labelled(tmp_path / "a.jsonl")))], heldout_fraction=0.5)
-    assert len(opened(LabelledData, data, TASK, tokenizer, max_heldout=3).heldout) == 3
+    assert len(opened(LabelledData, data, kind_of(TASK), tokenizer, max_heldout=3).heldout) == 3
 
 
 @pytest.mark.parametrize(
@@ -144,7 +148,7 @@ def test_an_empty_split_is_refused(
 ) -> None:
     data = Data(train=[Source(path=str(write_labelled(tmp_path / "a.jsonl", 10)))], heldout_fraction=fraction)
     with pytest.raises(DataError, match=phrase):
-        opened(LabelledData, data, TASK, tokenizer, max_heldout=10)
+        opened(LabelledData, data, kind_of(TASK), tokenizer, max_heldout=10)
 
 
 # --- causal LM --------------------------------------------------------------------------------------------------------
@@ -204,10 +208,10 @@ def lm_data(
     max_heldout: int = 1000,
     bos: Any = "auto",
     **data: Any,
-) -> CausalLmData:
+) -> CorpusData:
     sources = Data(train=[Source(path=str(path)) for path in paths], **data)
     task = CausalLm(kind="causal_lm", sequence_length=length, bos=bos)
-    return opened(CausalLmData, sources, task, tokenizer, max_heldout=max_heldout)
+    return opened(CorpusData, sources, task, tokenizer, max_heldout=max_heldout)
 
 
 def test_training_and_heldout_documents_are_apart_and_together_all(
@@ -294,12 +298,12 @@ def test_rows_of_labelled_tasks_are_read_with_the_tokenizers_own_ends(
     tmp_path: Path, encoder_tokenizer: PreTrainedTokenizerFast, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     data = Data(train=[Source(path=str(write_labelled(tmp_path / "a.jsonl")))], heldout_fraction=0.5)
-    with_ends = opened(LabelledData, data, TASK, encoder_tokenizer, max_heldout=3)
+    with_ends = opened(LabelledData, data, kind_of(TASK), encoder_tokenizer, max_heldout=3)
     why = "(as the tokenizer's own encode does), behind it"
     assert with_ends.text_ends == f"before each text '[CLS]' (3) {why} '[SEP]' (4)"
     assert all(sample.input_ids[0] == 3 and sample.input_ids[-1] == 4 for sample in with_ends.train)
     assert (
-        opened(LabelledData, data, TASK, tokenizer, max_heldout=3).text_ends
+        opened(LabelledData, data, kind_of(TASK), tokenizer, max_heldout=3).text_ends
         == f"before each text nothing {why} nothing"
     )
 

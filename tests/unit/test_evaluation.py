@@ -16,7 +16,8 @@ from torch import Tensor
 from ted_ds.data.loader import Batch, Collator, evaluation_batches
 from ted_ds.data.samples import Sample
 from ted_ds.numerics.losses import cross_entropy_sum
-from ted_ds.tasks.scoring import SCORERS, evaluate
+from ted_ds.tasks.scoring import evaluate
+from tests.task_kinds import SCORERS
 
 NUM_OUTPUTS = 3
 COUNT = 23
@@ -247,7 +248,7 @@ def test_ranks_together_score_every_example_once_and_count_its_tokens_alone(task
 
     def of_rank(rank: int, gather: Any) -> Any:
         batches = evaluation_batches(samples, collate, micro_batch_size=4, rank=rank, world_size=world_size)
-        return evaluate(forward, batches, task=task, gather=gather, device=torch.device("cpu"))
+        return evaluate(forward, batches, scorer=SCORERS[task], gather=gather, device=torch.device("cpu"))
 
     gathered: list[list[Any]] = []
     for rank in range(world_size):  # each rank's contributions first
@@ -273,7 +274,7 @@ def test_tokens_per_second_count_neither_padding_nor_empty_rows() -> None:
     _, tokens_per_s = evaluate(
         forward,
         batches,
-        task="sequence_classification",
+        scorer=SCORERS["sequence_classification"],
         gather=lambda value: [value],
         device=torch.device("cpu"),
     )
@@ -290,7 +291,7 @@ def test_stages_of_a_pipeline_have_an_output_each_and_the_first_counts_tokens() 
         return evaluate(
             lambda _: {number: logits if number else -logits},
             batches,
-            task="sequence_classification",
+            scorer=SCORERS["sequence_classification"],
             gather=gather,
             device=torch.device("cpu"),
             counts_tokens=number == 0,

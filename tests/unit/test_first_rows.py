@@ -22,6 +22,7 @@ from ted_ds.config.tasks import (
     SoftLabelClassification,
 )
 from ted_ds.data.first_rows import FirstRows, first_rows
+from ted_ds.tasks.kind import kind_of
 from tests.tiny import ROOT
 
 LABELS = ["sad", "glad"]
@@ -49,7 +50,7 @@ def write(folder: Path, kind: str) -> Path:
 
 
 def look(path: Path, task: Any = ONE, **settings: Any) -> FirstRows:
-    return first_rows(Source(path=str(path)), task, **settings)
+    return first_rows(Source(path=str(path)), kind_of(task), **settings)
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "json", "parquet", "arrow"])
@@ -110,7 +111,7 @@ def test_what_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
 
 def test_what_is_on_other_machines_or_large_is_not_read(tmp_path: Path) -> None:
     for path in ("s3://bucket/a.jsonl", "org/name"):
-        assert str(first_rows(Source(path=path), ONE)) == "not looked into: it is not on this machine"
+        assert str(first_rows(Source(path=path), kind_of(ONE))) == "not looked into: it is not on this machine"
     (tmp_path / "a.json").write_text("[" + " " * 2**22 + "]")
     assert look(tmp_path).not_read == "not looked into: a JSON array is read whole, and this one is large"
 
@@ -120,7 +121,8 @@ def test_rows_are_read_without_torch_and_datasets(tmp_path: Path) -> None:
     Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
     code = (
         "import sys; from ted_ds.config.data import Source; from ted_ds.config.tasks import CausalLm; "
-        "from ted_ds.data.first_rows import first_rows; task = CausalLm(kind='causal_lm', sequence_length=8)\n"
+        "from ted_ds.data.first_rows import first_rows; from ted_ds.tasks.kind import kind_of\n"
+        "task = kind_of(CausalLm(kind='causal_lm', sequence_length=8))\n"
         "for path in sys.argv[1:]: assert first_rows(Source(path=path), task).num_rows == 3\n"
         "assert not {'torch', 'transformers', 'datasets'} & sys.modules.keys()"
     )

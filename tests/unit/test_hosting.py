@@ -19,7 +19,7 @@ from ted_ds.output.run_folder import Run
 from ted_ds.planning.hosting import Hosting, choose_host, describe_memory
 from ted_ds.planning.memory import Trained, activation_bytes, bucket_bytes, frozen_bytes, gib, on_device, trained_bytes
 from ted_ds.planning.phase_memory import phase_memories
-from ted_ds.planning.plan import make_plan
+from tests.task_kinds import make_plan
 from tests.tiny import LABELS, write_model, write_run
 
 ADAM = {"optimizer": {"type": "AdamW"}}

@@ -14,10 +14,11 @@ from pydantic import ValidationError
 from ted_ds.config.data import Data, Source
 from ted_ds.config.tasks import MultiLabelClassification, Regression, SequenceClassification, SoftLabelClassification
 from ted_ds.data.labelled_data import LabelledData
-from ted_ds.data.labels import label_columns, read_label
 from ted_ds.data.loader import Collator
 from ted_ds.data.reading.listing import list_data
 from ted_ds.errors import DataError
+from ted_ds.tasks.kind import kind_of
+from tests.task_kinds import read_label
 from tests.tiny import texts, write_rows, write_tokenizer
 
 LABELS = ["sad", "glad", "mad"]
@@ -81,12 +82,16 @@ def test_several_targets_come_in_the_order_of_their_columns() -> None:
     assert read_label(NUMBERS, {"anger": 2, "joy": 1}, where="x") == [1.0, 2.0]
 
 
+def columns_of(task: Any) -> list[str]:
+    text, *labels = kind_of(task).columns
+    assert text == "text"
+    return labels
+
+
 def test_the_columns_with_labels_are_those_of_the_task() -> None:
-    assert label_columns(NUMBERS) == ["joy", "anger"]
-    assert label_columns(NUMBER) == label_columns(ONE) == label_columns(SOFT) == label_columns(MANY) == ["label"]
-    assert label_columns(SequenceClassification(kind="sequence_classification", labels=LABELS, label_column="y")) == [
-        "y"
-    ]
+    assert columns_of(NUMBERS) == ["joy", "anger"]
+    assert columns_of(NUMBER) == columns_of(ONE) == columns_of(SOFT) == columns_of(MANY) == ["label"]
+    assert columns_of(SequenceClassification(kind="sequence_classification", labels=LABELS, label_column="y")) == ["y"]
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
@@ -148,7 +153,7 @@ def test_the_target_that_is_wrong_is_named_by_its_column() -> None:
 def open_rows(folder: Path, task: Any, rows: list[dict[str, Any]]) -> LabelledData:
     path = write_rows(folder / "a.jsonl", rows)
     data = Data(train=[Source(path=str(path))], heldout_fraction=0.3)
-    return LabelledData(data, task, write_tokenizer(folder / "tokenizer"), list_data(data), max_heldout=100)
+    return LabelledData(data, kind_of(task), write_tokenizer(folder / "tokenizer"), list_data(data), max_heldout=100)
 
 
 VALUES = {
@@ -341,7 +346,7 @@ def test_a_text_without_tokens_is_refused(tmp_path):
     source = Source(path=str(write_rows(tmp_path / "a.jsonl", [{"text": " ", "label": 0}])))
     data = Data(train=[source], evaluation=[source])
     with pytest.raises(DataError, match=r"a\.jsonl: row 1: column 'text' holds ' '; there is nothing in it to predict"):
-        LabelledData(data, ONE, tokenizer, list_data(data), max_heldout=9)
+        LabelledData(data, kind_of(ONE), tokenizer, list_data(data), max_heldout=9)
 
 
 PAIR = MultiLabelClassification(kind="multi_label_classification", labels=["bad", "good"])

@@ -16,7 +16,8 @@ from ted_ds.config.deepspeed import complete, read_deepspeed_json
 from ted_ds.config.load import load_recipe
 from ted_ds.errors import ConfigError
 from ted_ds.models.folder import CAUSAL_LM_TYPES
-from ted_ds.planning.plan import Plan, describe, make_plan, plan_recipe
+from ted_ds.planning.plan import Plan, describe
+from tests.task_kinds import make_plan, plan_recipe
 from tests.tiny import LABELS, ROOT, WORDS, write_model, write_tokenizer
 
 SHIPPED = sorted((ROOT / "ds_configs" / "recipes").glob("*.yaml"))

@@ -21,10 +21,11 @@ from ted_ds.models.files import read_model_facts
 from ted_ds.models.packed import Stored, read_quantisation, unpack
 from ted_ds.planning.hosting import describe_memory
 from ted_ds.planning.memory import frozen_bytes
-from ted_ds.planning.plan import describe, make_plan
+from ted_ds.planning.plan import describe
 from ted_ds.planning.quantised_teacher import quantised_mistakes
 from ted_ds.vetting.weights import count_weights
 from tests.quantised import rewrite, to_fp8, to_gptq, to_nf4
+from tests.task_kinds import make_plan
 from tests.tiny import recipe_dict, write_corpus, write_model, write_recipe
 
 TRAINING = {"max_steps": 2, "learning_rate": 1e-3, "global_batch_size": 4, "micro_batch_size": 2}

@@ -15,8 +15,7 @@ from ted_ds.config.tasks import CausalLm, Regression
 from ted_ds.config.without_effect import settings_without_effect
 from ted_ds.config.yaml_file import without_duplicates
 from ted_ds.errors import ConfigError
-from ted_ds.numerics.task_terms import TASK_TERMS
-from ted_ds.tasks.scoring import SCORERS
+from tests.task_kinds import SCORERS, TASK_TERMS
 from tests.tiny import recipe_dict, task_dict, write_recipe
 
 LABELLED_KINDS = ("sequence_classification", "soft_label_classification", "multi_label_classification")

@@ -14,8 +14,8 @@ from ted_ds.models.files import Parameters, read_model_facts
 from ted_ds.models.share import Share
 from ted_ds.planning.hosting import describe_memory
 from ted_ds.planning.pipeline_cut import plan_stages
-from ted_ds.planning.plan import make_plan
 from ted_ds.planning.stage_memory import bubble, sent_bytes, stage_needs
+from tests.task_kinds import make_plan
 from tests.tiny import ROOT, write_run
 
 # blocks, width, vocabulary, parameters in a block's matrices

@@ -11,14 +11,14 @@ import torch
 
 from ted_ds.config.data import Data, Source
 from ted_ds.config.tasks import CausalLm, MultiLabelClassification, Regression, SequenceClassification
-from ted_ds.data.corpus_data import CausalLmData
-from ted_ds.data.labelled_data import LabelledData, refuse_without_labels
+from ted_ds.data.corpus_data import CorpusData
+from ted_ds.data.labelled_data import LabelledData
 from ted_ds.data.loader import Collator
 from ted_ds.data.reading.listing import list_data
+from ted_ds.data.rows import refuse_without_labels
 from ted_ds.errors import DataError
-from ted_ds.tasks.regression import RegressionScores
-from ted_ds.tasks.sequence_classification import MultiLabel, SingleLabel
-from ted_ds.vetting.baseline import make_guess
+from ted_ds.tasks.kind import kind_of
+from tests.task_kinds import SCORERS, make_guess
 from tests.tiny import texts, write_rows, write_tokenizer
 
 LABELS = ["sad", "glad"]
@@ -31,8 +31,8 @@ def open_rows(folder: Path, task: Any, train: list[Any], evaluation: list[Any], 
     paths = [write_rows(folder / f"{name}.jsonl", rows) for name, rows in (("a", train), ("b", evaluation))]
     settings = Data(train=[Source(path=str(paths[0]))], evaluation=[Source(path=str(paths[1]))], **data)
     tokenizer = write_tokenizer(folder / "tokenizer")
-    found = LabelledData(settings, task, tokenizer, list_data(settings), max_heldout=9)
-    refuse_without_labels(settings, found, ["distill"] if task is ONE else [])
+    found = LabelledData(settings, kind_of(task), tokenizer, list_data(settings), max_heldout=9)
+    refuse_without_labels(settings, ["distill"] if task is ONE else [], has_labels=found.has_labels)
     return found
 
 
@@ -108,7 +108,7 @@ def test_a_text_of_which_no_token_is_made_is_a_bad_record_with_its_place(tmp_pat
         evaluation=[Source(path=str(path))],
         bad_records={"max_fraction": 0.5},  # type: ignore[arg-type]
     )
-    found = LabelledData(data, ONE, Forgetful(), list_data(data), max_heldout=9)  # type: ignore[arg-type]
+    found = LabelledData(data, kind_of(ONE), Forgetful(), list_data(data), max_heldout=9)  # type: ignore[arg-type]
     assert [record.position for record in found.bad_records] == ["row 3", "row 3"]
     assert found.bad_records[0].fault.endswith("of which the tokenizer makes no token")
     assert len(found.train) == 2
@@ -119,17 +119,19 @@ def test_a_text_of_which_no_token_is_made_is_a_bad_record_with_its_place(tmp_pat
 
 def test_scores_are_of_rows_with_labels_alone() -> None:
     logits = torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 2.0]])
-    single = SingleLabel().score([SingleLabel().observe(logits, torch.tensor([0, -100, 1]))])
+    of_one, of_many = SCORERS["sequence_classification"], SCORERS["multi_label_classification"]
+    single = of_one.score([of_one.observe(logits, torch.tensor([0, -100, 1]))])
     assert (single["num_examples"], single["accuracy"]) == (2, 1.0)
     labels = torch.tensor([[1.0, 0.0], [math.nan, math.nan], [1.0, 1.0]])
-    many = MultiLabel().score([MultiLabel().observe(torch.tensor([[1.0, -1.0], [1.0, 1.0], [1.0, -1.0]]), labels)])
+    many = of_many.score([of_many.observe(torch.tensor([[1.0, -1.0], [1.0, 1.0], [1.0, -1.0]]), labels)])
     assert (many["num_examples"], many["exact_match"]) == (2, 0.5)
 
 
 def test_the_scores_of_regression_are_over_the_targets_that_there_are() -> None:
     outputs = torch.tensor([[1.0, 5.0], [2.0, 7.0], [3.0, 9.0], [100.0, 100.0]])
     targets = torch.tensor([[1.5, math.nan], [2.5, 7.0], [3.5, 8.0], [math.nan, math.nan]])
-    scores = RegressionScores().score([RegressionScores().observe(outputs, targets)])
+    scorer = SCORERS["regression"]
+    scores = scorer.score([scorer.observe(outputs, targets)])
     assert scores["num_examples"] == 3
     assert scores["loss"] == pytest.approx((3 * 0.25 + 0 + 1) / 5)
     assert scores["pearson"] == pytest.approx(1.0)
@@ -147,7 +149,7 @@ def test_one_document_cannot_be_split(tmp_path: Path, documents: Any, fraction: 
     data = Data(train=[Source(path=str(path), documents=documents)], heldout_fraction=fraction)
     task = CausalLm(kind="causal_lm", sequence_length=8)
     with pytest.raises(DataError) as caught:
-        CausalLmData(data, task, write_tokenizer(tmp_path / "tokenizer"), list_data(data), max_heldout=9)
+        CorpusData(data, task, write_tokenizer(tmp_path / "tokenizer"), list_data(data), max_heldout=9)
     assert str(caught.value) == (
         f"{path}: this is one document of {path.stat().st_size:,} characters, which cannot be both trained on and held "
         "out; cut it (of a text file, documents: block or line makes many), or give data.evaluation"

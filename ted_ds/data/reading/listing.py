@@ -27,6 +27,8 @@ ARROW_EXTENT_ROWS = 1000
 FILES_AT_ONCE = 16
 REMOTE_ATTEMPTS = 4
 REMOTE_WAIT_S = 1.0
+KEYS_OF_COLUMNS = "task.text_column, task.label_column or task.target_columns"
+KEYS_OF_WORDS = "task.words_column or task.label_column"
 
 
 @dataclass(frozen=True)
@@ -128,9 +130,15 @@ def one_by_one(source: Source) -> tuple[int, Iterator[Listing]]:
 
 
 def read_extent(
-    listing: Listing, extent: Extent, start: Position, columns: Sequence[str], *, max_bytes: int
+    listing: Listing,
+    extent: Extent,
+    start: Position,
+    columns: Sequence[str],
+    *,
+    max_bytes: int,
+    of_words: bool = False,
 ) -> Iterator[Item]:
-    """The records of an extent from a position on, each with ``columns`` or with a fault.
+    """The records of an extent from a position on, each with ``columns`` or with a fault (:func:`column_fault`).
 
     What cannot be read any further ends with a fault; over a network it is tried several times first.
     """
@@ -141,7 +149,7 @@ def read_extent(
         try:
             for item in _reader(listing, extent, columns, max_bytes)(start):
                 start = item.end
-                fault = item.fault or column_fault(item.row, columns, max_bytes=max_bytes)
+                fault = item.fault or column_fault(item.row, columns, max_bytes=max_bytes, of_words=of_words)
                 yield Item(item.start, item.end, item.row if fault is None else {}, fault)
             return
         except Exception as error:  # file systems, decompressors and readers raise their own types
@@ -214,8 +222,9 @@ def read_in_order(
     max_bytes: int,
     report: Callable[[BadRecord], None],
     by_number: bool = True,
+    of_words: bool = False,
 ) -> Iterator[Record]:
-    """Rows of a source in file order; bad ones are reported.
+    """Rows of a source in file order; bad ones are reported (:func:`column_fault`).
 
     ``by_number`` names those of a single file by their numbers; else all are named as a stream names them.
 
@@ -227,15 +236,17 @@ def read_in_order(
     number = 0
     for index in range(len(extents)):
         extent = extents[index]
-        for item in read_extent(listing, extent, START, columns, max_bytes=max_bytes):
+        for item in read_extent(listing, extent, START, columns, max_bytes=max_bytes, of_words=of_words):
             number += 1
             position = f"row {number}" if has_number else describe_position(extent, item.start, listing)
             record = Record(number, item.row, extent.file, position)
             if item.fault is None:
                 yield record
             elif number == 1 and item.fault.startswith(("no column", DOUBLED)):
-                keys = ". Set task.text_column, task.label_column or task.target_columns"
-                raise DataError(f"{record.place}: {item.fault}{'' if item.fault.startswith(DOUBLED) else keys}")
+                keys = "task.words_column or task.label_column" if of_words else KEYS_OF_COLUMNS
+                raise DataError(
+                    f"{record.place}: {item.fault}{'' if item.fault.startswith(DOUBLED) else f'. Set {keys}'}"
+                )
             else:
                 report(record.bad(item.fault))
 

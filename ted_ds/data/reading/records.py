@@ -46,10 +46,10 @@ class BadRecord(NamedTuple):
     fault: str
 
 
-def column_fault(row: dict[str, Any], columns: Sequence[str], *, max_bytes: int) -> str | None:
+def column_fault(row: dict[str, Any], columns: Sequence[str], *, max_bytes: int, of_words: bool = False) -> str | None:
     """What is wrong with a row of which ``columns`` are wanted, the first of them as text; None if nothing is.
 
-    The others may hold nothing: a row need not have a label.
+    The others may hold nothing: a row need not have a label. ``of_words``: the first holds a list of words instead.
     """
     for column in columns:
         if column not in row:
@@ -58,6 +58,10 @@ def column_fault(row: dict[str, Any], columns: Sequence[str], *, max_bytes: int)
     text = row[columns[0]]
     if text is None:
         return f"no value in column {columns[0]!r}; every row needs one"
+    if of_words:
+        if not isinstance(text, list) or not all(isinstance(word, str) for word in text):
+            return f"column {columns[0]!r} holds {text!r:.50}; it must be a list of words, each as text"
+        text = " ".join(text)
     if not isinstance(text, str):
         return f"column {columns[0]!r} holds {text!r:.50}; it must be text"
     size = len(text)

@@ -1,0 +1,28 @@
+"""Which module knows a kind of task: the one place that asks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ted_ds.config import tasks as sections
+from ted_ds.tasks.base import TaskKind
+from ted_ds.tasks.causal_lm import CausalLmKind
+from ted_ds.tasks.multi_label_classification import MultiLabelClassificationKind
+from ted_ds.tasks.regression import RegressionKind
+from ted_ds.tasks.sequence_classification import SequenceClassificationKind
+from ted_ds.tasks.soft_label_classification import SoftLabelClassificationKind
+
+AnyKind = TaskKind[Any]
+KINDS: Mapping[type[sections.TaskSection], type[AnyKind]] = {
+    sections.CausalLm: CausalLmKind,
+    sections.SequenceClassification: SequenceClassificationKind,
+    sections.SoftLabelClassification: SoftLabelClassificationKind,
+    sections.MultiLabelClassification: MultiLabelClassificationKind,
+    sections.Regression: RegressionKind,
+}
+
+
+def kind_of(task: sections.Task) -> AnyKind:
+    """All there is to know of a recipe's task."""
+    return KINDS[type(task)](task)

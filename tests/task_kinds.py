@@ -1,0 +1,32 @@
+"""Kinds of tasks by their names, as tests choose them, and the functions that are told of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, get_args
+
+from ted_ds.planning import plan
+from ted_ds.tasks.guess import Guess
+from ted_ds.tasks.kind import KINDS, AnyKind, kind_of
+from tests.tiny import task_dict
+
+SECTIONS: dict[str, Any] = {get_args(section.model_fields["kind"].annotation)[0]: section for section in KINDS}
+OF_NAME: dict[str, AnyKind] = {name: kind_of(section(**task_dict(name))) for name, section in SECTIONS.items()}
+TASK_TERMS = {name: kind.terms for name, kind in OF_NAME.items()}
+SCORERS = {name: kind.scorer for name, kind in OF_NAME.items()}
+make_plan = functools.partial(plan.make_plan, rows_of=kind_of)
+plan_recipe = functools.partial(plan.plan_recipe, rows_of=kind_of)
+
+
+def read_label(task: Any, row: dict[str, Any], *, where: str, **declared: Any) -> Any:
+    """What a row says of its text."""
+    kind: Any = kind_of(task)
+    return kind.read_label(row, where=where, **declared)
+
+
+def make_guess(name: str, *, num_outputs: int, labels: Sequence[Any] = ()) -> Guess:
+    """The guess of a kind of task with so many outputs."""
+    section = OF_NAME[name].task
+    changes = {section.outputs_key: [f"name {index}" for index in range(num_outputs)]} if section.num_outputs else {}
+    return kind_of(section.model_copy(update=changes)).guess(labels, vocab_size=num_outputs)
