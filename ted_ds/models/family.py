@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -51,10 +51,10 @@ class Family:
     """The end of the name of its matrix, ``[vocab, hidden]``, in files."""
     ties_by_default: bool
     """Whether the embeddings are the LM head where the config does not say."""
-    label_head_path: str
-    """The module that puts out the logits of labels."""
+    label_heads: tuple[str, ...]
+    """The modules that put out logits of labels: a text's, and a token's where transformers calls that otherwise."""
     before_label_head: tuple[str, ...] = ()
-    """Modules between the body's states and it, which files of a body that never had labels lack as well."""
+    """Modules between the body's states and a head, which files of a body that never had labels lack as well."""
     pooled_token: Literal["first", "last"]
     """Which kept token a label is read at. The forward of transformers' models that read the ``first`` does that;
     where it is the ``last``, the label head's logits are read here (:mod:`ted_ds.models.taps`)."""
@@ -108,12 +108,17 @@ class Family:
     @property
     def label_head_prefixes(self) -> tuple[str, ...]:
         """How names of parameters begin that a body without labels lacks."""
-        return tuple(f"{path}." for path in (self.label_head_path, *self.before_label_head))
+        return prefixes((*self.label_heads, *self.before_label_head))
 
     def block_number(self, name: str) -> int | None:
         """The number, from 0, of the block that a parameter belongs to, in files of a bare body as well; else None."""
         found = _block(self.blocks_path).search(name)
         return None if found is None else int(found[1])
+
+
+def prefixes(paths: Iterable[str]) -> tuple[str, ...]:
+    """How the names of all that is in some modules begin."""
+    return tuple(f"{path}." for path in paths)
 
 
 def path_in_body(path: str) -> str:

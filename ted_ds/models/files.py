@@ -14,7 +14,7 @@ from ted_ds.errors import CheckpointError
 from ted_ds.models.config_agreement import Shape, classifier_rows, refuse_other_shapes, token_ids
 from ted_ds.models.config_values import refuse_odd_values
 from ted_ds.models.families import family_of
-from ted_ds.models.family import Family
+from ted_ds.models.family import Family, prefixes
 from ted_ds.models.folder import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, no_weights, read_config
 from ted_ds.models.model_file import read_json, refuse_pointer
 from ted_ds.models.packed import NOTHING_PACKED, Packed, Quantisation, Stored, read_quantisation, unpack
@@ -138,13 +138,13 @@ def read_model_facts(folder: Path) -> ModelFacts:
     facts = _facts(config, shapes, family)
     plain = {name: shape for name, shape in shapes.items() if name not in outside}
     refuse_other_shapes(config, plain, family, folder=folder)
-    lm_heads = _prefixes(family.lm_heads_in_files)
+    label_heads, lm_heads = prefixes(family.label_heads), prefixes(family.lm_heads_in_files)
     ids = {CONFIG_FILE: token_ids(config), GENERATION_CONFIG_FILE: token_ids(read_generation_config(folder))}
     return replace(
         facts,
         parameters=replace(facts.parameters, packed=packed),
         quantisation=quantisation and replace(quantisation, outside_blocks=outside),
-        has_classifier=any(name.startswith(f"{family.label_head_path}.") for name in shapes),
+        has_classifier=any(name.startswith(label_heads) for name in shapes),
         classifier_rows=classifier_rows(shapes, family),
         has_lm_head=family.is_tied(config) or any(name.startswith(lm_heads) for name in shapes),
         token_ids=ids,
@@ -193,10 +193,6 @@ def _facts(config: dict[str, Any], shapes: Mapping[str, Shape], family: Family) 
     )
 
 
-def _prefixes(paths: Sequence[str]) -> tuple[str, ...]:
-    return tuple(f"{path}." for path in paths)
-
-
 def _labels(id2label: Any) -> tuple[str, ...]:
     """Label names by id.
 
@@ -222,7 +218,7 @@ def _labels(id2label: Any) -> tuple[str, ...]:
 def _sort(shapes: Mapping[str, Shape], num_blocks: int, config: Mapping[str, Any], family: Family) -> Parameters:
     of_blocks: list[list[Shape]] = [[] for _ in range(num_blocks)]
     embeddings, lm_head, others = 0, 0, []
-    is_tied, lm_heads = family.is_tied(config), _prefixes(family.lm_heads_in_files)
+    is_tied, lm_heads = family.is_tied(config), prefixes(family.lm_heads_in_files)
     for name, shape in shapes.items():
         block = family.block_number(name)
         if name.endswith(family.buffers):

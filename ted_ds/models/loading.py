@@ -23,7 +23,7 @@ from ted_ds.models.config_agreement import classifier_rows
 from ted_ds.models.config_build import build_config, try_to_build
 from ted_ds.models.execution import ATTENTION
 from ted_ds.models.families import family_of
-from ted_ds.models.family import Family
+from ted_ds.models.family import Family, prefixes
 from ted_ds.models.file_kinds import MODEL_PATTERNS, OTHER_PATTERNS, PAPER_PATTERNS
 from ted_ds.models.files import read_tensors
 from ted_ds.models.folder import CONFIG_FILE
@@ -182,8 +182,7 @@ def _leave_out_head(path: Path, head: Mapping[str, Any] | None, family: Family) 
     rows = classifier_rows({name: tensor.shape for name, tensor in read_tensors(path).items()}, family)
     if rows in (None, len(head["id2label"])):
         return None
-    prefix = f"{family.label_head_path}."
-    return {rf"^{re.escape(prefix)}": f"of_other_labels.{prefix}"}
+    return {rf"^{re.escape(prefix)}": f"of_other_labels.{prefix}" for prefix in prefixes(family.label_heads)}
 
 
 def _refuse_other_shapes(path: Path, shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> None:

@@ -111,7 +111,7 @@ class TappedModel(nn.Module):
             return self.model(**arguments).logits
         hidden = self.model.base_model(**arguments).last_hidden_state
         unread = None if self.unread_id is None else arguments["input_ids"] == self.unread_id
-        logits = self.model.get_submodule(self._family.label_head_path)(hidden)
+        logits = self.model.get_submodule(self._family.label_heads[0])(hidden)
         return pool(logits, _attention_mask(arguments), how=self.pooled_token, unread=unread)
 
     def named_layers(self) -> dict[str, nn.Module]:

@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
 )
 
 from ted_ds.errors import ConfigError
@@ -64,7 +65,10 @@ def test_names_in_files_are_told_apart_as_the_parts_of_the_model_are(model_type:
     lm = dict(without_weights(model_type, auto, tie_word_embeddings=False).named_parameters())
     classifier = dict(without_weights(model_type, AutoModelForSequenceClassification, num_labels=3).named_parameters())
     assert {name for name in classifier if name.startswith(family.label_head_prefixes)} == {*classifier} - {*lm}
-    assert classifier[f"{family.label_head_path}.weight"].shape[0] == 3
+    assert classifier[f"{family.label_heads[0]}.weight"].shape[0] == 3
+    of_tokens = dict(without_weights(model_type, AutoModelForTokenClassification, num_labels=5).named_parameters())
+    assert {name for name in of_tokens if name.startswith(family.label_head_prefixes)} == {*of_tokens} - {*lm}
+    assert of_tokens[f"{family.label_heads[-1]}.weight"].shape[0] == 5
     lm_heads = tuple(f"{path}." for path in family.lm_heads_in_files)
     assert {name for name in lm if name.startswith(lm_heads)} == {*lm} - {*classifier}
     assert lm[family.lm_head_matrix].shape[0] == VOCAB_SIZE
