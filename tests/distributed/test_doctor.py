@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from ted_ds.models import taps
-from ted_ds.verbs.doctor import examine
 from ted_ds.planning.phase import FILTERS_STUDENT, FILTERS_TEACHER, FINETUNE_TEACHER
+from ted_ds.verbs.doctor import examine
 from ted_ds.verbs.run import run_phases
 from tests.dist import run_ranks
 from tests.tiny import (
