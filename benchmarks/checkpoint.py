@@ -32,6 +32,7 @@ from ted_ds.objectives.finetune import FinetuneObjective
 from ted_ds.runtime.checkpoints.folders import Retention
 from ted_ds.runtime.checkpoints.saving import Checkpoints
 from ted_ds.runtime.determinism import random_state
+from ted_ds.runtime.step_runner import EngineSettings
 from ted_ds.runtime.world import World
 from ted_ds.runtime.zero_runner import ZeroRunner
 
@@ -77,12 +78,14 @@ class Training:
         ds_config = complete(CONFIG, plan, plan_path="plan", precision="fp32", world_size=1, source=Path("benchmark"))
         self._engine = ZeroRunner(
             model,
-            config=ds_config,
-            schedule="constant",
-            warmup_steps=0,
-            max_steps=plan.max_steps,
-            weight_decay=0.0,
-            dtype=torch.float32,
+            EngineSettings(
+                config=ds_config,
+                schedule="constant",
+                warmup_steps=0,
+                max_steps=plan.max_steps,
+                weight_decay=0.0,
+                dtype=torch.float32,
+            ),
             world=world,
             watched={},
         )

@@ -22,6 +22,7 @@ from benchmarks.steps import DTYPES, SHAPES, ByTedDs, Shape
 from benchmarks.timing import ratio
 from ted_ds.config.deepspeed import complete
 from ted_ds.config.phase_plan import PhasePlan
+from ted_ds.runtime.step_runner import EngineSettings
 from ted_ds.runtime.world import World
 from ted_ds.runtime.zero_runner import ZeroRunner
 
@@ -41,14 +42,16 @@ def work(shape: Shape, dtype: str, orders: Orders) -> None:
     )
     engine = ZeroRunner(
         models.module,
-        config=complete(
-            CONFIG, plan, plan_path="plan", precision=dtype, world_size=world.size, source=Path("benchmark")
+        EngineSettings(
+            config=complete(
+                CONFIG, plan, plan_path="plan", precision=dtype, world_size=world.size, source=Path("benchmark")
+            ),
+            schedule="constant",
+            warmup_steps=0,
+            max_steps=plan.max_steps,
+            weight_decay=0.0,
+            dtype=DTYPES[dtype],
         ),
-        schedule="constant",
-        warmup_steps=0,
-        max_steps=plan.max_steps,
-        weight_decay=0.0,
-        dtype=DTYPES[dtype],
         world=world,
         watched={},
     )

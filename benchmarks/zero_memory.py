@@ -29,6 +29,7 @@ from ted_ds.models.loading import load_model
 from ted_ds.planning.memory import Trained, frozen_bytes, trained_bytes
 from ted_ds.runtime.frozen import frozen_engine_config
 from ted_ds.runtime.sharding import collect_garbage, sharded_loading
+from ted_ds.runtime.step_runner import EngineSettings
 from ted_ds.runtime.world import World
 from ted_ds.runtime.zero_runner import ZeroRunner
 
@@ -84,12 +85,9 @@ def measure(world: World, folder: Path, stage: int, precision: str, host: str) -
     sizes = [getattr(one, "ds_numel", one.numel()) for one in models.module.parameters()]
     engine = ZeroRunner(
         models.module,
-        config=config,
-        schedule="constant",
-        warmup_steps=0,
-        max_steps=9,
-        weight_decay=0.1,
-        dtype=DTYPES[precision],
+        EngineSettings(
+            config=config, schedule="constant", warmup_steps=0, max_steps=9, weight_decay=0.1, dtype=DTYPES[precision]
+        ),
         world=world,
         watched={},
     )

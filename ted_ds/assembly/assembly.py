@@ -12,10 +12,9 @@ from ted_ds.assembly.given import Given
 from ted_ds.assembly.models import ModelMaker
 from ted_ds.config.deepspeed import complete, schedule_of
 from ted_ds.config.phase_plan import PhasePlan
-from ted_ds.data.labelled_stream import LabelledStream
+from ted_ds.data.batches import Batches
 from ted_ds.data.loader import Batch, evaluation_batches
 from ted_ds.data.no_batches import NoBatches
-from ted_ds.data.stream.corpus_stream import CorpusStream
 from ted_ds.errors import StoppedOnRequest
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.loading import DTYPES
@@ -27,7 +26,7 @@ from ted_ds.runtime.initialize import check_config
 from ted_ds.runtime.pipeline import Travellers
 from ted_ds.runtime.preemption import StopNow
 from ted_ds.runtime.start import start_runner
-from ted_ds.runtime.step_runner import StepRunner
+from ted_ds.runtime.step_runner import EngineSettings, StepRunner
 from ted_ds.tasks.scoring import evaluate
 
 
@@ -109,8 +108,20 @@ class Assembly:
             frozen: The models beside it, by side.
         """
         here, *behind = self.plan.stages[phase][self.world.stage :]
+        settings = EngineSettings(
+            config,
+            schedule_of(self.deepspeed_json, plan),
+            plan.warmup_steps,
+            plan.max_steps,
+            plan.weight_decay,
+            self.dtype,
+            source=str(self.recipe.deepspeed),
+        )
         engine = start_runner(
             module,
+            settings,
+            world=self.world,
+            watched=watched,
             travellers=Travellers(
                 trained,
                 {side: frozen[side].tapped for side in sorted(frozen) if side in here.runs},
@@ -121,24 +132,13 @@ class Assembly:
                 labels_are_numbers=self.collate.labels == "numbers",
                 isolated=self.collate.isolate_documents,
             ),
-            config=config,
-            schedule=schedule_of(self.deepspeed_json, plan),
-            source=str(self.recipe.deepspeed),
-            warmup_steps=plan.warmup_steps,
-            max_steps=plan.max_steps,
-            weight_decay=plan.weight_decay,
-            dtype=self.dtype,
-            world=self.world,
-            watched=watched,
         )
         try:
             yield engine
         finally:
             engine.release()
 
-    def training_batches(
-        self, plan: PhasePlan, *, num_workers: int, state: Mapping[str, Any] | None = None
-    ) -> LabelledStream | CorpusStream | NoBatches:
+    def training_batches(self, plan: PhasePlan, *, num_workers: int, state: Mapping[str, Any] | None = None) -> Batches:
         """This rank's microbatches of each step of a phase, from the first or from a state on.
 
         ``num_workers`` processes read a corpus ahead.

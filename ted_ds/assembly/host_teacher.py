@@ -9,7 +9,7 @@ from ted_ds.errors import CheckpointError, ConfigError, TedError
 from ted_ds.models.quantised import has_torchao, refuse_without_torchao
 from ted_ds.output.run_folder import RUN_FILE, Run
 from ted_ds.planning.deepspeed_json import deepspeed_json_of
-from ted_ds.planning.hosting import HOSTS, Hosting, choose_host
+from ted_ds.planning.hosting import HOSTS, Hosting, Machine, choose_host
 from ted_ds.planning.plan import Plan
 from ted_ds.runtime.free_memory import free_device_bytes, free_host_bytes
 from ted_ds.runtime.initialize import refuse_without_async_io
@@ -49,11 +49,13 @@ def host_teacher(recipe: Recipe, plan: Plan, run: Run, world: World, *, run_is_o
             recipe,
             plan,
             deepspeed_json_of(recipe, plan),
-            world_size=world.size,
-            free_device=free_device_bytes(world),
-            free_host=free_host_bytes(world),
-            device_is_host=world.device.type == "cpu",
-            torchao_is_there=all(world.gather(has_torchao())),
+            Machine(
+                world_size=world.size,
+                free_device=free_device_bytes(world),
+                free_host=free_host_bytes(world),
+                device_is_host=world.device.type == "cpu",
+                torchao_is_there=all(world.gather(has_torchao())),
+            ),
             began_whole=run_is_old,
         )
         run = replace(run, teacher_host=hosting.host)

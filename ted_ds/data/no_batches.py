@@ -7,7 +7,7 @@ from ted_ds.data.reading.records import BadRecord
 
 
 class NoBatches:
-    """Reads nothing: the first stage of a pipeline does."""
+    """:class:`ted_ds.data.batches.Batches` that reads nothing: the first stage of a pipeline does."""
 
     def __iter__(self) -> NoBatches:
         return self

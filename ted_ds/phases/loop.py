@@ -33,6 +33,22 @@ class Progress:
     """The last one."""
 
 
+@dataclass(frozen=True)
+class Rhythm:
+    """How far, and what happens how often."""
+
+    max_steps: int
+    """Optimizer steps, skipped ones included."""
+    log_every_steps: int
+    """How often to report."""
+    evaluate_every_steps: int | None
+    """How often to score the held-out data; None for not at all."""
+    evaluate_last: bool
+    """Whether to do so after the last step in any case."""
+    max_consecutive_skips: int
+    """How many steps in a row may be skipped for a number that is not finite."""
+
+
 class Surroundings(Protocol):
     """What the loop asks of the run around it; every rank must call all of it."""
 
@@ -64,13 +80,9 @@ def train(
     surroundings: Surroundings,
     *,
     progress: Progress,
-    max_steps: int,
-    log_every_steps: int,
-    evaluate_every_steps: int | None,
-    evaluate_last: bool,
-    max_consecutive_skips: int,
+    rhythm: Rhythm,
 ) -> float:
-    """Run optimizer steps up to ``max_steps`` and report at every ``log_every_steps``-th and the last.
+    """Run optimizer steps up to ``rhythm.max_steps``, and report at every ``log_every_steps``-th and the last.
 
     Where the data ends before, so does the phase, with what it has.
 
@@ -80,11 +92,7 @@ def train(
         objective: What it trains for.
         surroundings: Takes reports, saves, and stops.
         progress: Where to begin; kept up to date.
-        max_steps: Optimizer steps, skipped ones included.
-        log_every_steps: How often to report.
-        evaluate_every_steps: How often to score the held-out data; None for not at all.
-        evaluate_last: Whether to do so after the last step in any case.
-        max_consecutive_skips: How many steps in a row may be skipped for a number that is not finite.
+        rhythm: How far, and what happens how often.
 
     Returns:
         Tokens per second over all ranks, without the first logging interval when there are more (start-up); 0 where
@@ -93,6 +101,7 @@ def train(
     Raises:
         TedError: The data or the numbers went wrong, or there is no data for even one step; on every rank.
     """
+    max_steps, every = rhythm.max_steps, rhythm.evaluate_every_steps
     intervals: list[tuple[float, float]] = []
     started = time.monotonic()
 
@@ -111,8 +120,8 @@ def train(
             _stop_for_data(engine, surroundings, progress, error)
 
     def evaluate_if_due(last: int) -> None:
-        due = evaluate_every_steps is not None and progress.step % evaluate_every_steps == 0
-        if (due or (evaluate_last and progress.step == last)) and 0 < progress.step != progress.evaluated:
+        due = every is not None and progress.step % every == 0
+        if (due or (rhythm.evaluate_last and progress.step == last)) and 0 < progress.step != progress.evaluated:
             surroundings.evaluate(progress)
             progress.evaluated = progress.step
 
@@ -142,11 +151,11 @@ def train(
             reason = skipped.reason
             in_a_row = progress.step - progress.last_taken
             surroundings.say(f"  step {progress.step} skipped, {in_a_row} in a row: {reason}")
-            if progress.bad_in_a_row > max_consecutive_skips or (
+            if progress.bad_in_a_row > rhythm.max_consecutive_skips or (
                 progress.step == max_steps and _is_lost(engine, progress)
             ):
                 raise _cannot_go_on(engine, surroundings, progress, reason)
-        if progress.step % log_every_steps == 0 or progress.step == max_steps:
+        if progress.step % rhythm.log_every_steps == 0 or progress.step == max_steps:
             report()
         evaluate_if_due(max_steps)
     timed = intervals[1:] or intervals

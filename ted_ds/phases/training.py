@@ -15,7 +15,7 @@ from ted_ds.data.reading.records import BadRecord
 from ted_ds.data.stream.state_file import STREAM_FILE, read_stream_state, stream_state_text
 from ted_ds.errors import DataError
 from ted_ds.output.phase_folder import PhaseFolder
-from ted_ds.phases.loop import Progress, train
+from ted_ds.phases.loop import Progress, Rhythm, train
 from ted_ds.phases.work import Kit
 from ted_ds.runtime.checkpoints.folders import Retention
 from ted_ds.runtime.checkpoints.saving import Checkpoints, Saved
@@ -108,11 +108,13 @@ class PhaseTraining:
                 objective,
                 self,
                 progress=self._progress,
-                max_steps=self._plan.max_steps,
-                log_every_steps=build.recipe.tracking.log_every_steps,
-                evaluate_every_steps=build.recipe.evaluation.every_steps,
-                evaluate_last=bool(self._outputs),
-                max_consecutive_skips=build.recipe.max_consecutive_skips,
+                rhythm=Rhythm(
+                    self._plan.max_steps,
+                    log_every_steps=build.recipe.tracking.log_every_steps,
+                    evaluate_every_steps=build.recipe.evaluation.every_steps,
+                    evaluate_last=bool(self._outputs),
+                    max_consecutive_skips=build.recipe.max_consecutive_skips,
+                ),
             )
             self._checkpoints.finish()
         finally:

@@ -41,16 +41,28 @@ class Hosting:
         return self.host in SHARDED_HOSTS
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What there is for each rank."""
+
+    world_size: int
+    """Ranks."""
+    free_device: int
+    """Free bytes of a rank's device."""
+    free_host: int
+    """Free bytes of host memory for a rank."""
+    device_is_host: bool
+    """Whether the device is the CPU: then there is nothing to offload to but a disk."""
+    torchao_is_there: bool
+    """Whether it is installed."""
+
+
 def choose_host(
     recipe: Recipe,
     plan: Plan,
     config: Mapping[str, Any],
+    machine: Machine,
     *,
-    world_size: int,
-    free_device: int,
-    free_host: int,
-    device_is_host: bool,
-    torchao_is_there: bool,
     began_whole: bool = False,
 ) -> Hosting:
     """The first host whose device memory, beside the phase that needs most, is free.
@@ -59,21 +71,20 @@ def choose_host(
         recipe: The recipe; its ``teacher.host`` is ``auto``.
         plan: Its plan, with both models known.
         config: The DeepSpeed JSON.
-        world_size: Ranks.
-        free_device: Free bytes of a rank's device.
-        free_host: Free bytes of host memory for a rank.
-        device_is_host: Whether the device is the CPU: then there is nothing to offload to but a disk.
-        torchao_is_there: Whether it is installed.
+        machine: What there is for each rank.
         began_whole: Whether phases may be complete that saw the teacher's own weights: then 8 bits are out.
     """
     assert plan.teacher is not None
+    world_size, free_device, free_host = machine.world_size, machine.free_device, machine.free_host
+    device_is_host = machine.device_is_host
     teacher = with_head(recipe, plan.teacher)
     whole = frozen_bytes(teacher, host="replica", precision=recipe.precision, world_size=world_size)
     # a whole model comes to a device through host memory
     cannot_load = None
     if not device_is_host and whole > USABLE * free_host:
         cannot_load = f"to load {gib(whole)} on each rank does not fit into {gib(free_host)} of host memory"
-    no_int8 = "the run began without it" if began_whole else None if torchao_is_there else "torchao is not installed"
+    no_torchao = None if machine.torchao_is_there else "torchao is not installed"
+    no_int8 = "the run began without it" if began_whole else no_torchao
     impossible: dict[str, str | None] = {
         "replica": cannot_load,
         "int8": no_int8 or cannot_load,

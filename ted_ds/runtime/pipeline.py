@@ -12,7 +12,7 @@ import io
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from ted_ds.models.taps import TappedModel
 from ted_ds.runtime.cargo import DID_NOT_RUN, Cargo, Waybill
 from ted_ds.runtime.checkpoints.engine_state import STAND_IN, layout_of
 from ted_ds.runtime.nonfinite import SkippedStep
-from ted_ds.runtime.step_runner import Objective, Seen, StepRunner, group_of
+from ted_ds.runtime.step_runner import EngineSettings, Objective, Seen, StepRunner, group_of
 from ted_ds.runtime.world import World
 
 STAND_IN_SHAPES = {"matrix": (1, 1), "vector": (1,)}
@@ -112,34 +112,32 @@ class PipelineRunner(StepRunner):
     def __init__(
         self,
         module: nn.Module,
+        settings: EngineSettings,
         *,
-        config: Mapping[str, Any],
-        dtype: torch.dtype,
         world: World,
+        watched: Mapping[str, nn.Module],
         travellers: Travellers,
         waybill: Waybill,
-        **settings: Any,
     ) -> None:
         """Start the engine.
 
         Args:
             module: What this stage trains, by the names of the whole module.
-            config: The completed DeepSpeed config.
-            dtype: Of the weights.
+            settings: How the engine is started.
             world: The ranks.
+            watched: See :class:`StepRunner`.
             travellers: The models whose states pass.
             waybill: How they travel.
-            settings: The others of :class:`StepRunner`.
         """
-        self._stage = StageModule(module, travellers, waybill, world, dtype)
+        self._stage = StageModule(module, travellers, waybill, world, settings.dtype)
         self._waybill = waybill
-        own_config = dict(config)
-        is_plain = zero_stage(config) == 0
+        own_config = dict(settings.config)
+        is_plain = zero_stage(own_config) == 0
         if is_plain:  # DeepSpeed would clip by the norm of the first stage's gradients
             own_config["gradient_clipping"] = 0.0
-        super().__init__(module, config=own_config, dtype=dtype, world=world, **settings)
+        super().__init__(module, replace(settings, config=own_config), world=world, watched=watched)
         if is_plain:
-            step_by_whole_gradient(self.engine, world, max_norm=float(config["gradient_clipping"]))
+            step_by_whole_gradient(self.engine, world, max_norm=float(settings.config["gradient_clipping"]))
         parts = world.gather((layout_of(self.engine, self._names), self._trained_names))[:: world.num_replicas]
         orders, names = [layout["order"] for layout, _ in parts], [groups for _, groups in parts]
         self._layout = {**parts[0][0], "order": orders, "stages": names}

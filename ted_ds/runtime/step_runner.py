@@ -11,6 +11,7 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -58,26 +59,36 @@ class DataExhausted(DataError):
     agreed = True
 
 
+@dataclass(frozen=True)
+class EngineSettings:
+    """How an engine is started."""
+
+    config: Mapping[str, Any]
+    """The completed DeepSpeed config."""
+    schedule: str
+    """Of the learning rate after its warm-up; ``deepspeed`` leaves it to the config."""
+    warmup_steps: int
+    max_steps: int
+    weight_decay: float
+    """Of matrices."""
+    dtype: torch.dtype
+    """Of the weights."""
+    source: str = "(made by a program)"
+    """The file that the config comes from, for messages."""
+
+
 class StepRunner(ABC):
     """A module on an engine of DeepSpeed, its optimizer and schedule: turns microbatches into optimizer steps."""
 
     def __init__(
         self,
         module: nn.Module,
+        settings: EngineSettings,
         *,
-        config: Mapping[str, Any],
-        schedule: str,
-        warmup_steps: int,
-        max_steps: int,
-        weight_decay: float,
-        dtype: torch.dtype,
         world: World,
         watched: Mapping[str, nn.Module],
-        source: str = "(made by a program)",
     ) -> None:
         """Start the engine. ``requires_grad`` must be final: ZeRO does not see later changes.
-
-        ``source`` is the file ``config`` comes from, for messages.
 
         ``watched`` are the modules, from input to output, among which to look for the origin of a number that is not
         finite.
@@ -87,25 +98,25 @@ class StepRunner(ABC):
         # ZeRO-3 cannot hold parameters of two dtypes, and new filters are fp32. Buffers keep theirs: rotary
         # frequencies in bf16 would put tokens at other positions than the exported model does.
         for parameter in module.parameters():
-            parameter.data = parameter.data.to(dtype)
+            parameter.data = parameter.data.to(settings.dtype)
         make_schedule = functools.partial(
             get_scheduler,
             # its plain "constant" takes no notice of the warm-up
-            "constant_with_warmup" if schedule == "constant" else schedule,
-            num_warmup_steps=warmup_steps,
-            num_training_steps=max_steps,
+            "constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
+            num_warmup_steps=settings.warmup_steps,
+            num_training_steps=settings.max_steps,
         )
         aliases: Mapping[str, str] = getattr(module, "aliases", {})
         self._names = {id(parameter): aliases.get(name, name) for name, parameter in module.named_parameters()}
         whole = self._engine_module()
-        groups = _parameter_groups(whole, weight_decay)
+        groups = _parameter_groups(whole, settings.weight_decay)
         self._trained_names = [[self._names[id(parameter)] for parameter in group["params"]] for group in groups]
         # its annotations are narrower than what it documents and takes: parameter groups, and any callable
         arguments: dict[str, Any] = {
             "model_parameters": groups,
-            "lr_scheduler": make_schedule if schedule != "deepspeed" else None,
+            "lr_scheduler": make_schedule if settings.schedule != "deepspeed" else None,
         }
-        self.engine: Any = initialize(source, model=whole, config=dict(config), **arguments)
+        self.engine: Any = initialize(settings.source, model=whole, config=dict(settings.config), **arguments)
         self._watch = FiniteWatch(watched, world.device)
         self._step = StepSums()
         self._pending = StepSums()

@@ -11,15 +11,18 @@ from torch import Tensor, nn
 
 from ted_ds.data.loader import Batch
 from ted_ds.runtime.nonfinite import SkippedStep, skip_nonfinite_gradients
-from ted_ds.runtime.step_runner import Objective, Seen, StepRunner
+from ted_ds.runtime.step_runner import EngineSettings, Objective, Seen, StepRunner
+from ted_ds.runtime.world import World
 
 
 class ZeroRunner(StepRunner):
     """A module under ZeRO 0-3, its optimizer and schedule."""
 
-    def __init__(self, module: nn.Module, **settings: Any) -> None:
+    def __init__(
+        self, module: nn.Module, settings: EngineSettings, *, world: World, watched: Mapping[str, nn.Module]
+    ) -> None:
         """See :class:`StepRunner`."""
-        super().__init__(module, **settings)
+        super().__init__(module, settings, world=world, watched=watched)
         skip_nonfinite_gradients(self.engine)
 
     def _engine_module(self) -> nn.Module:

@@ -22,9 +22,10 @@ from ted_ds.numerics.filters import FilterBank
 from ted_ds.objectives.distill import DistillObjective
 from ted_ds.objectives.finetune import FinetuneObjective
 from ted_ds.objectives.learn_filters import FilterObjective
-from ted_ds.phases.loop import Progress, train
+from ted_ds.phases.loop import Progress, Rhythm, train
 from ted_ds.runtime.frozen import FrozenModel, frozen_engine_config
 from ted_ds.runtime.sharding import full_state_dict, sharded_loading
+from ted_ds.runtime.step_runner import EngineSettings
 from ted_ds.runtime.world import World
 from ted_ds.runtime.zero_runner import ZeroRunner
 from tests.distributed.steps import training_steps
@@ -148,8 +149,9 @@ class Recorder:
 
 def train_on(engine: ZeroRunner, steps: Any, objective: Any, recorder: Recorder, **settings: Any) -> float:
     """The training loop, from the first step on."""
-    values = {"log_every_steps": 1, "evaluate_every_steps": None, "evaluate_last": False, "progress": Progress()}
-    return train(engine, steps, objective, recorder, **{**values, **settings})
+    progress = settings.pop("progress", Progress())
+    values = {"log_every_steps": 1, "evaluate_every_steps": None, "evaluate_last": False}
+    return train(engine, steps, objective, recorder, progress=progress, rhythm=Rhythm(**{**values, **settings}))
 
 
 def start_engine(
@@ -166,12 +168,14 @@ def start_engine(
 ) -> ZeroRunner:
     return ZeroRunner(
         module,
-        config=ds_config,
-        schedule=schedule,
-        warmup_steps=warmup_steps,
-        max_steps=max_steps,
-        weight_decay=weight_decay,
-        dtype=DTYPES[precision],
+        EngineSettings(
+            config=ds_config,
+            schedule=schedule,
+            warmup_steps=warmup_steps,
+            max_steps=max_steps,
+            weight_decay=weight_decay,
+            dtype=DTYPES[precision],
+        ),
         world=world,
         watched=watched or {},
     )

@@ -16,7 +16,7 @@ from ted_ds.errors import CheckpointError, ConfigError
 from ted_ds.models.files import Parameters, read_model_facts
 from ted_ds.models.loading import load_model, num_parameters
 from ted_ds.output.run_folder import Run
-from ted_ds.planning.hosting import Hosting, choose_host, describe_memory
+from ted_ds.planning.hosting import Hosting, Machine, choose_host, describe_memory
 from ted_ds.planning.memory import Trained, activation_bytes, bucket_bytes, frozen_bytes, gib, on_device, trained_bytes
 from ted_ds.planning.phase_memory import phase_memories
 from tests.task_kinds import make_plan
@@ -163,16 +163,14 @@ def test_buffers_and_tied_heads_in_files_are_no_parameters(tmp_path):
 # --- the choice -------------------------------------------------------------------------------------------------------
 
 
-def choose(run, free_device, *overrides, ranks=2, free_host=10**12, **situation):
+def choose(run, free_device, *overrides, ranks=2, free_host=10**12, began_whole=False, **situation):
     recipe = load_recipe(run / "recipe.yaml", overrides)
     return choose_host(
         recipe,
         make_plan(recipe, num_ranks=ranks),
         ADAM | {"zero_optimization": {"stage": 2}},
-        world_size=ranks,
-        free_device=free_device,
-        free_host=free_host,
-        **{"device_is_host": False, "torchao_is_there": True, **situation},
+        Machine(ranks, free_device, free_host, **{"device_is_host": False, "torchao_is_there": True, **situation}),
+        began_whole=began_whole,
     )
 
 
