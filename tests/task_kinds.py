@@ -27,6 +27,11 @@ def read_label(task: Any, row: dict[str, Any], *, where: str, **declared: Any) -
 
 def make_guess(name: str, *, num_outputs: int, labels: Sequence[Any] = ()) -> Guess:
     """The guess of a kind of task with so many outputs."""
+    return with_outputs(name, num_outputs).guess(labels, vocab_size=num_outputs)
+
+
+def with_outputs(name: str, number: int) -> AnyKind:
+    """A kind of task with so many outputs, where it has a head of its own."""
     section = OF_NAME[name].task
-    changes = {section.outputs_key: [f"name {index}" for index in range(num_outputs)]} if section.num_outputs else {}
-    return kind_of(section.model_copy(update=changes)).guess(labels, vocab_size=num_outputs)
+    changes = {section.outputs_key: [f"name {index}" for index in range(number)]} if section.num_outputs else {}
+    return kind_of(section.model_copy(update=changes))

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     PreTrainedTokenizerFast,
 )
 
@@ -32,6 +32,7 @@ WORDS = tuple(consonant + vowel for consonant in "bcdfghjklmnprstvwyz" for vowel
 VOCAB_SIZE = len(SPECIAL_TOKENS) + len(WORDS)
 ENCODERS = ("bert", "deberta-v2")
 LABELS = ("negative", "positive")
+WORD_LABELS = ("O", "B-NAME", "I-NAME")
 MAX_POSITIONS = 64
 
 
@@ -95,6 +96,7 @@ def write_model(
     hidden: int = 16,
     vocab: int = VOCAB_SIZE,
     labels: Sequence[str] | None = None,
+    architecture: str = "SequenceClassification",
     seed: int = 0,
     **changes: Any,
 ) -> Path:
@@ -102,7 +104,7 @@ def write_model(
     if labels is not None:
         changes |= {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
     config = model_config(family, blocks=blocks, hidden=hidden, vocab=vocab, **changes)
-    auto = AutoModelForSequenceClassification if labels is not None else AutoModelForCausalLM
+    auto = getattr(transformers, f"AutoModelFor{architecture}") if labels is not None else AutoModelForCausalLM
     if labels is None and family in ENCODERS:
         auto = AutoModel
     with torch.random.fork_rng():
@@ -144,10 +146,13 @@ def write_labelled(
 ) -> Path:
     """Texts in the column ``text``, and beside each what a task of ``kind`` predicts: it follows from the first letter.
 
-    ``score`` for regression, else ``label``.
+    ``score`` for regression, else ``label``. Or words and their labels, in ``tokens`` and ``ner_tags``.
     """
 
     def row(text: str) -> dict[str, Any]:
+        if kind == "token_classification":
+            words = text.split()
+            return {"tokens": words, "ner_tags": [WORD_LABELS[ord(word[0]) % len(WORD_LABELS)] for word in words]}
         letter = ord(text[0])
         share = (letter % 5) / 5
         return {
@@ -184,8 +189,14 @@ def task_dict(kind: str) -> dict[str, Any]:
     """A minimal valid ``task`` section of any kind."""
     if kind == "causal_lm":
         return {"kind": kind, "sequence_length": 16}
-    head = {"target_columns": ["score"]} if kind == "regression" else {"labels": [*LABELS]}
-    return {"kind": kind, "max_length": 16, **head}
+    return {"kind": kind, "max_length": 16, **head_dict(kind)}
+
+
+def head_dict(kind: str) -> dict[str, list[str]]:
+    """What the outputs of a head are, as a recipe says it."""
+    if kind == "regression":
+        return {"target_columns": ["score"]}
+    return {"labels": [*(WORD_LABELS if kind == "token_classification" else LABELS)]}
 
 
 def write_recipe(path: Path, recipe: dict[str, Any]) -> Path:
@@ -201,7 +212,8 @@ def write_run(folder: Path, *, kind: str = "causal_lm", family: str | None = Non
         write_model(folder / "teacher", family or "llama")
         write_corpus(folder / "train.jsonl")
     else:
-        labels = ["score"] if kind == "regression" else LABELS
-        write_model(folder / "teacher", family or "bert", labels=labels)
+        (labels,) = head_dict(kind).values()
+        architecture = "TokenClassification" if kind == "token_classification" else "SequenceClassification"
+        write_model(folder / "teacher", family or "bert", labels=labels, architecture=architecture)
         write_labelled(folder / "train.jsonl", kind=kind)
     return write_recipe(folder / "recipe.yaml", recipe_dict(folder, kind=kind, method=method))

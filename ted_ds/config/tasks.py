@@ -71,11 +71,9 @@ class TaskSection(Section):
         return [dim * dim, dim, dim * self.num_outputs, self.num_outputs]
 
 
-class TextTask(TaskSection):
-    """A text in, one prediction out."""
+class HeadSection(TaskSection):
+    """A text in, and predictions out, by a head of the task's own."""
 
-    architecture: ClassVar[str] = "SequenceClassification"
-    text_column: str = "text"
     max_length: int = Field(default=128, gt=1)
     """Longest text in tokens; longer ones are cut."""
 
@@ -85,8 +83,15 @@ class TextTask(TaskSection):
         return self.max_length
 
 
-class LabelledTask(TextTask):
-    """A text in, something said about each of its labels out."""
+class TextTask(HeadSection):
+    """A text in, one prediction out."""
+
+    architecture: ClassVar[str] = "SequenceClassification"
+    text_column: str = "text"
+
+
+class WithLabels(HeadSection):
+    """What is predicted has names."""
 
     labels: list[str] = Field(min_length=2)
     """Label names in the order of their ids."""
@@ -121,6 +126,10 @@ class LabelledTask(TextTask):
     def label_names(self) -> list[str]:
         """All of them."""
         return self.labels
+
+
+class LabelledTask(TextTask, WithLabels):
+    """A text in, something said about each of its labels out."""
 
 
 class SequenceClassification(LabelledTask):
@@ -160,6 +169,35 @@ class Regression(TextTask):
     def output_names(self) -> list[str]:
         """The columns."""
         return self.target_columns
+
+
+class TokenClassification(WithLabels):
+    """A label for each word of a text: entities, parts of speech."""
+
+    architecture: ClassVar[str] = "TokenClassification"
+    pooled: ClassVar[bool] = False
+    unused_filter_settings: ClassVar[tuple[str, ...]] = ("lm_head", "pooling")
+    why_not_cached: ClassVar[str | None] = (
+        "a cache keeps one prediction for each text, and a token_classification has one for each word; remove it"
+    )
+    kind: Literal["token_classification"]
+    rows: Literal["lists", "conll"] = "lists"
+    """``lists``: a row has a list of words, and one of labels. ``conll``: it is the lines of a sentence, each with a
+    word in its first column and a label in its last; white space is between columns, and a blank line between
+    sentences, in text sources with ``documents: block``."""
+    words_column: str = "tokens"
+    label_column: str = "ner_tags"
+    """Column with the labels' names or ids; nothing, or -100, for a word that has none."""
+
+    @rule
+    def _columns_are_of_lists(self) -> Iterator[str]:
+        given = [name for name in ("words_column", "label_column") if name in self.model_fields_set]
+        if self.rows == "conll" and given:
+            yield f"rows: conll has no columns with names; remove {' and '.join(given)}"
+
+    def probe_sizes(self, dim: int) -> list[int]:
+        """Numbers in the weight and the bias of a linear head."""
+        return [dim * self.num_outputs, self.num_outputs]
 
 
 class Packing(Section):
@@ -202,6 +240,8 @@ class CausalLm(TaskSection):
         return self.bos
 
 
-HeadTask = SequenceClassification | SoftLabelClassification | MultiLabelClassification | Regression
+HeadTask = (
+    SequenceClassification | SoftLabelClassification | MultiLabelClassification | Regression | TokenClassification
+)
 """Tasks whose models end in a head of their own, in place of the LM head."""
 Task = HeadTask | CausalLm

@@ -15,7 +15,7 @@ from torch import Tensor
 from ted_ds.data.samples import Sample
 from ted_ds.numerics.losses import IGNORED_LABEL
 
-Labels = Literal["tokens", "class", "numbers"]
+Labels = Literal["tokens", "class", "numbers", "token_classes"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,8 @@ class Collator:
                     of_tokens[row, start : start + length - 1] = ids[row, start + 1 : start + length]
                 positions[row, start : start + length] = np.arange(length)
                 start += length
+            if self.labels == "token_classes" and sample is not None and sample.label is not None:
+                of_tokens[row, end - len(own) : end] = np.asarray(sample.label)[: len(own)]
         input_ids, kept_tokens, token_labels, position_ids = map(torch.from_numpy, (ids, kept, of_tokens, positions))
         attention_mask = kept_tokens.long()
         attention_mask[~kept_tokens.any(1), -1 if self.side == "left" else 0] = 1  # no key at all: softmax is NaN
@@ -102,7 +104,7 @@ class Collator:
         return Batch(
             input_ids,
             attention_mask,
-            token_labels if self.labels == "tokens" else self._given_labels(samples),
+            token_labels if "token" in self.labels else self._given_labels(samples),
             kept_tokens,
             position_ids if positions_differ else None,
             self.isolate_documents,

@@ -12,6 +12,8 @@ task                              task loss                              predict
 ``multi_label_classification``    binary cross-entropy per kept          divergence over yes and no, per kept example
                                   example and label                      and label
 ``regression``                    squared error per kept target          squared difference per kept target
+``token_classification``          cross-entropy per word with a label    divergence over the labels, per word with a
+                                                                         label
 ================================  =====================================  ==========================================
 
 The task loss counts what has a label, the prediction term what has tokens: an example without a label (or, of several
@@ -27,7 +29,7 @@ to the squared difference of their means, which is the term used here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from torch import Tensor
@@ -110,3 +112,4 @@ SEQUENCE_CLASSIFICATION = TaskTerms(cross_entropy_sum)
 SOFT_LABEL_CLASSIFICATION = TaskTerms(soft_cross_entropy_sum, kept=lambda labels: kept_labels(labels).all(-1))
 MULTI_LABEL_CLASSIFICATION = TaskTerms(binary_cross_entropy_sum, Law.BERNOULLI, predicted=_of_rows_with_tokens)
 REGRESSION = TaskTerms(_squared_error, Law.NUMBER, predicted=_of_rows_with_tokens)
+TOKEN_CLASSIFICATION = replace(SEQUENCE_CLASSIFICATION, predicted=CAUSAL_LM.predicted)

@@ -176,7 +176,7 @@ class HeadKind(TaskKind[HeadTask]):
         """The text's, and those of labels."""
         return [self.task.text_column, *self.label_columns]
 
-    def read(self, row: Mapping[str, Any], *, where: str, declared: Mapping[str, Sequence[str]]) -> Example:
+    def read(self, row: Mapping[str, Any], *, where: str, declared: Mapping[str, Sequence[str]]) -> Example | None:
         """The text and its label."""
         return Example(row[self.task.text_column], self.read_label(row, where=where, declared=declared))
 

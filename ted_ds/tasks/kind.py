@@ -12,6 +12,7 @@ from ted_ds.tasks.multi_label_classification import MultiLabelClassificationKind
 from ted_ds.tasks.regression import RegressionKind
 from ted_ds.tasks.sequence_classification import SequenceClassificationKind
 from ted_ds.tasks.soft_label_classification import SoftLabelClassificationKind
+from ted_ds.tasks.token_classification import TokenClassificationKind
 
 AnyKind = TaskKind[Any]
 KINDS: Mapping[type[sections.TaskSection], type[AnyKind]] = {
@@ -20,6 +21,7 @@ KINDS: Mapping[type[sections.TaskSection], type[AnyKind]] = {
     sections.SoftLabelClassification: SoftLabelClassificationKind,
     sections.MultiLabelClassification: MultiLabelClassificationKind,
     sections.Regression: RegressionKind,
+    sections.TokenClassification: TokenClassificationKind,
 }
 
 

@@ -25,7 +25,7 @@ from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.data.loader import Collator
 from ted_ds.data.samples import Sample
 from ted_ds.models.families import family_of
-from ted_ds.models.heads import classification_probes, lm_probes
+from ted_ds.models.heads import FilterProbes, classification_probes, lm_probes
 from ted_ds.models.loading import DTYPES
 from ted_ds.models.student import FilteredModel
 from ted_ds.numerics.filters import FilterBank
@@ -44,7 +44,7 @@ from tests.distributed.training import (
     start_engine,
 )
 from tests.plain import DIVERGENCES, divergence_settings, plain_divergence, probe_logits
-from tests.task_kinds import TASK_TERMS
+from tests.task_kinds import OF_NAME, TASK_TERMS
 from tests.tiny import LABELS, MAX_POSITIONS, ROOT, VOCAB_SIZE, distill_plan, write_model
 
 GLOBAL_BATCH = 16
@@ -270,8 +270,8 @@ def documents(steps: Steps, step: int) -> list[list[int]]:
     ]
 
 
-def label_of(kind: str, index: int) -> Any:
-    """A label for a document; the second of each step has none."""
+def label_of(kind: str, index: int, length: int) -> Any:
+    """A label for a document of so many tokens; the second of each step has none."""
     if index == 1:
         return None
     share = (index % 7) / 7
@@ -281,6 +281,7 @@ def label_of(kind: str, index: int) -> Any:
         "soft_label_classification": [share, 1 - share],
         "multi_label_classification": [float(index % 2), float(index % 3 == 0)],
         "regression": [share - 0.3, 2.0 * share],
+        "token_classification": [-100 if place % 3 == 1 else (index + place // 2) % 2 for place in range(length)],
     }[kind]
 
 
@@ -297,12 +298,12 @@ def samples(kind: str, packed: bool, steps: Steps) -> Iterator[list[Sample]]:
             grouped = [list(itertools.islice(remaining, len(row))) for row in rows]
             yield [Sample([*itertools.chain(*row)], None, [len(text) for text in row]) for row in grouped]
             continue
-        labels = [None if is_unlabelled(kind, step, i) else label_of(kind, i) for i in range(len(texts))]
+        labels = [None if is_unlabelled(kind, step, i) else label_of(kind, i, len(t)) for i, t in enumerate(texts)]
         yield [Sample(text, label, [len(text)]) for text, label in zip(texts, labels, strict=True)]
 
 
 def place_of(folder: Path, setup: Setup) -> Path:
-    return folder / f"{setup.family}_{setup.width}_{setup.kind == 'causal_lm'}"
+    return folder / f"{setup.family}_{setup.width}_{OF_NAME[setup.kind].task.architecture}"
 
 
 def write_models(folder: Path, setup: Setup) -> Path:
@@ -321,6 +322,7 @@ def write_models(folder: Path, setup: Setup) -> Path:
                 blocks=layers[-1],
                 hidden=size.hidden,
                 labels=labels,
+                architecture=OF_NAME[setup.kind].task.architecture,
                 seed=seed,
                 **longest,
                 **spread,
@@ -340,6 +342,9 @@ def make_probes(place: Path, setup: Setup) -> Any:
         return lm_probes(
             bank, dim=size.filter_dim, model_path=place / "teacher", kind="frozen", dtype=DTYPES[setup.precision]
         )
+    if setup.kind == "token_classification":
+        heads = [torch.nn.Linear(size.filter_dim, 2) for _ in bank.layers]
+        return FilterProbes(bank, heads, pooling=None)
     pooling = family_of(setup.family).pooled_token
     return classification_probes(bank, dim=size.filter_dim, num_labels=2, pooling=pooling)
 
@@ -395,7 +400,7 @@ def run_setup(world: Any, place: Path, setup: Setup, layouts: Sequence[Layout]) 
 def run_layout(world: Any, engine: Any, objective: Any, setup: Setup, layout: Layout) -> list[Any]:
     collate = Collator(
         PAD,
-        "tokens" if setup.kind == "causal_lm" else "class" if setup.kind == "sequence_classification" else "numbers",
+        OF_NAME[setup.kind].collated_as,
         num_outputs=2,
         side=layout.side,
         multiple_of=layout.multiple_of,
@@ -429,7 +434,7 @@ def run_all(world: Any, folder: Path, groups: list[tuple[Setup, list[Layout]]]) 
 
 def plain_task(kind: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The task loss of the whole batch, by torch's own losses; 0 where every label is ignored."""
-    if kind in ("causal_lm", "sequence_classification"):
+    if kind in ("causal_lm", "sequence_classification", "token_classification"):
         kept = labels != -100
         return F.cross_entropy(logits[kept], labels[kept]) if kept.any() else logits.sum() * 0
     kept = ~labels.isnan().any(-1)
@@ -510,8 +515,9 @@ def reference(
             weights = dict.fromkeys(values, 1 / len(values))
         else:
             logits, features = module(inputs)
-            # an example without a label still learns from the teacher
-            kept = labels != -100 if kind == "causal_lm" else torch.ones(len(labels), dtype=torch.bool)
+            # a text without a label still learns from the teacher
+            of_tokens = kind in ("causal_lm", "token_classification")
+            kept = labels != -100 if of_tokens else torch.ones(len(labels), dtype=torch.bool)
             with torch.no_grad():
                 wanted = teacher_bank(states)
             name, scale = name_of(kind, divergence), 1.0 if kind == "regression" else TEMPERATURE**2
@@ -547,6 +553,10 @@ def one_batch(kind: str, rows: list[Sample]) -> tuple[dict[str, torch.Tensor], t
     if kind == "causal_lm":
         labels = torch.full_like(ids, -100)
         labels[:, :-1] = torch.where(mask[:, 1:].bool(), ids[:, 1:], -100)
+    elif kind == "token_classification":
+        labels = torch.full_like(ids, -100)
+        for own, row in zip(labels, rows, strict=True):
+            own[: len(row.input_ids)] = torch.tensor(-100 if row.label is None else row.label)
     elif kind == "sequence_classification":
         labels = torch.tensor([-100 if row.label is None else row.label for row in rows])
     else:

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
 
 from ted_ds.planning.phase import PHASES
 from ted_ds.verbs.run import run_phases
 from tests.dist import run_ranks
 from tests.task_kinds import TASK_TERMS
-from tests.tiny import ROOT, VOCAB_SIZE, write_model, write_run
+from tests.tiny import ROOT, VOCAB_SIZE, head_dict, write_model, write_run
 
 METRICS = {
     "sequence_classification": {"accuracy", "f1_macro", "matthews_correlation"},
     "soft_label_classification": {"accuracy", "f1_macro", "matthews_correlation"},
     "multi_label_classification": {"f1_micro", "f1_macro", "exact_match"},
     "regression": {"pearson", "spearman"},
+    "token_classification": {"f1", "precision", "recall", "accuracy"},
 }
 PROBLEM_TYPES = {
     "sequence_classification": "single_label_classification",
     "soft_label_classification": "single_label_classification",
     "multi_label_classification": "multi_label_classification",
     "regression": "regression",
+    "token_classification": None,
 }
 
 
@@ -44,7 +53,7 @@ def records(folder, phase):
     return [record for record in map(json.loads, lines) if record["phase"] == phase]
 
 
-@pytest.mark.parametrize(("kind", "stage"), [(kind, stage) for stage, kind in enumerate(METRICS)])
+@pytest.mark.parametrize(("kind", "stage"), [*zip(METRICS, itertools.cycle(range(4)), strict=False)])
 def test_a_run_of_every_kind_of_task(tmp_path, kind, stage):
     recipe = write_run(tmp_path, kind=kind)
     zero = f"deepspeed={ROOT / 'ds_configs' / 'deepspeed' / f'zero{stage}.json'}"
@@ -60,10 +69,12 @@ def test_a_run_of_every_kind_of_task(tmp_path, kind, stage):
     export = tmp_path / "run" / "export"
     config = AutoConfig.from_pretrained(export)
     assert config.problem_type == PROBLEM_TYPES[kind]
-    assert list(config.id2label.values()) == (["score"] if kind == "regression" else ["negative", "positive"])
-    model = AutoModelForSequenceClassification.from_pretrained(export)
+    (names,) = head_dict(kind).values()
+    assert list(config.id2label.values()) == names
+    of_words = kind == "token_classification"
+    auto = AutoModelForTokenClassification if of_words else AutoModelForSequenceClassification
     inputs = AutoTokenizer.from_pretrained(export)("ba be bi", return_tensors="pt")
-    assert model(**inputs).logits.shape == (1, 1 if kind == "regression" else 2)
+    assert auto.from_pretrained(export)(**inputs).logits.shape == (1, *([5] if of_words else []), len(names))
 
 
 def probabilities_of_ids(folder, text):

@@ -29,7 +29,7 @@ from ted_ds.runtime.step_runner import EngineSettings
 from ted_ds.runtime.world import World
 from ted_ds.runtime.zero_runner import ZeroRunner
 from tests.distributed.steps import training_steps
-from tests.task_kinds import TASK_TERMS
+from tests.task_kinds import OF_NAME, TASK_TERMS
 from tests.tiny import LABELS, ROOT, VOCAB_SIZE, distill_plan
 
 GLOBAL_BATCH, MICRO_BATCH, NUM_STEPS = 8, 2, 3
@@ -79,14 +79,16 @@ def config(stage: int, world_size: int, clipping: float, precision: str = "fp32"
 
 
 def load_tapped(folder: Path, kind: str, layers: tuple[int, ...], *, shard: Any = None, precision: str = "fp32"):
+    task = OF_NAME[kind].task
     model, _ = load_model(
         folder,
         head=None if kind == "causal_lm" else {"num_labels": len(LABELS)},
+        architecture=task.architecture,
         dtype=DTYPES[precision],
         new_head_allowed=False,
         context=sharded_loading(shard) if shard else contextlib.nullcontext(),
     )
-    return TappedModel(model, family_of(model.config.model_type), layers)
+    return TappedModel(model, family_of(model.config.model_type), layers, pooled=task.pooled)
 
 
 def student_bank() -> FilterBank:

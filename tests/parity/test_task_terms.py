@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from ted_ds.config.schema import Recipe
 from ted_ds.config.tasks import CausalLm
 from ted_ds.data.loader import Batch, Collator
 from ted_ds.data.samples import Sample
 from ted_ds.models.families import family_of
+from ted_ds.models.loading import auto_class
 from ted_ds.models.predictions import VocabularyHead, VocabularyPredictions
 from ted_ds.models.student import FilteredModel
 from ted_ds.models.taps import TappedModel
@@ -25,13 +25,20 @@ from ted_ds.objectives.finetune import FinetuneObjective
 from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.tasks.kind import kind_of
 from tests.plain import logits_of, run_frozen
-from tests.task_kinds import TASK_TERMS
+from tests.task_kinds import OF_NAME, TASK_TERMS
 from tests.tiny import VOCAB_SIZE, distill_plan, model_config, recipe_dict, task_dict, write_tokenizer
 
 KL_WEIGHT = 0.7
 NUM_OUTPUTS = 3
-SOFTENED = ("causal_lm", "sequence_classification", "soft_label_classification", "multi_label_classification")
+SOFTENED = (
+    "causal_lm",
+    "token_classification",
+    "sequence_classification",
+    "soft_label_classification",
+    "multi_label_classification",
+)
 KINDS = (*SOFTENED, "regression")
+OF_TOKENS = ("causal_lm", "token_classification")
 # fp32 against fp64; the worst difference seen was 5e-8, and 3.4e-7 of the largest gradient
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-7}
 
@@ -39,12 +46,14 @@ TOLERANCE = {"rtol": 2e-5, "atol": 2e-7}
 def model_of(kind: str, *, seed: int, vocab: int = VOCAB_SIZE) -> TappedModel:
     family = "llama" if kind == "causal_lm" else "bert"
     changes = {} if kind == "causal_lm" else {"num_labels": NUM_OUTPUTS}
-    auto: Any = AutoModelForCausalLM if kind == "causal_lm" else AutoModelForSequenceClassification
+    task = OF_NAME[kind].task
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         # large weights: predictions that are far from uniform, and teacher and student far apart
-        model = auto.from_config(model_config(family, blocks=1, vocab=vocab, initializer_range=0.5, **changes))
-    return TappedModel(model, family_of(family))
+        model = auto_class(task.architecture).from_config(
+            model_config(family, blocks=1, vocab=vocab, initializer_range=0.5, **changes)
+        )
+    return TappedModel(model, family_of(family), pooled=task.pooled)
 
 
 LABELS_OF = {
@@ -52,6 +61,7 @@ LABELS_OF = {
     "soft_label_classification": [[0.2, 0.5, 0.3], [1.0, 0.0, 0.0], [0.0, 0.5, 0.5]],
     "multi_label_classification": [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 1.0]],
     "regression": [[0.5, -100.0, 2.0], [1.0, 0.0, 3.0], [0.1, 0.2, 0.3]],
+    "token_classification": [[-100, 2, -100, 0, 1, 1], [2, -100, 0], [-100, 1, 0, -100]],
 }
 
 
@@ -61,7 +71,7 @@ def batch_of(kind: str, labels_of: Any = None) -> Batch:
     if kind == "causal_lm":
         collate = Collator(pad_id=0, labels="tokens", isolate_documents=True)
         return collate([*(Sample(one, document_lengths=[2, len(one) - 2]) for one in ids), None])
-    labels = "class" if kind == "sequence_classification" else "numbers"
+    labels = OF_NAME[kind].collated_as
     samples = [Sample(one, label) for one, label in zip(ids, labels_of or LABELS_OF[kind], strict=True)]
     return Collator(pad_id=0, labels=labels, num_outputs=NUM_OUTPUTS)([*samples, None])
 
@@ -132,7 +142,7 @@ def softmax(row: list[float], temperature: float) -> list[float]:
 
 def rows_of(kind: str, batch: Batch) -> list[tuple[int, ...]]:
     """Where predictions are compared: (row, position) or (row,)."""
-    if kind == "causal_lm":
+    if kind in OF_TOKENS:
         return [(r, t) for r, t in batch.labels.ne(-100).nonzero().tolist()]
     return [(row,) for row in range(3)]
 
@@ -241,7 +251,7 @@ def task_sum(kind: str, run: Run, labels: Any, rows: list[int]) -> tuple[float, 
 
 
 @pytest.mark.parametrize("unlabelled", [(), (1,), (0, 2), (0, 1, 2)])
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "causal_lm"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in OF_TOKENS])
 def test_an_example_without_a_label_has_no_task_term_and_its_prediction_term(
     kind: str, unlabelled: tuple[int, ...]
 ) -> None:
@@ -279,6 +289,7 @@ def test_no_metric_is_called_a_kl_that_is_none() -> None:
         "soft_label_classification": "loss/kl_teacher_student",
         "multi_label_classification": "loss/bernoulli_kl_teacher_student",
         "regression": "loss/squared_teacher_student",
+        "token_classification": "loss/kl_teacher_student",
     }
     for kind, name in names.items():
         run = Run(kind)
@@ -295,7 +306,7 @@ def test_no_metric_is_called_a_kl_that_is_none() -> None:
         assert entropies[keep].sum() > 0.5
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "causal_lm"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in OF_TOKENS])
 def test_an_examples_prediction_term_does_not_depend_on_the_others_in_its_batch(kind: str) -> None:
     # a softmax over the batch, as in the reference's regression, would fail this
     terms, labels = TASK_TERMS[kind], batch_of(kind).labels[:3]
@@ -343,6 +354,7 @@ def test_a_regression_of_one_output_learns_from_its_teacher() -> None:
         ("soft_label_classification", 3),
         ("multi_label_classification", 9),
         ("regression", 9),
+        ("token_classification", 4 + 2 + 2),
     ],
 )
 def test_terms_are_divided_by_what_they_run_over(kind: str, count: int) -> None:
@@ -397,7 +409,7 @@ def test_the_task_loss_of_finetuning_and_distillation_is_the_same(kind: str) -> 
     for place in rows_of(kind, batch):
         row = logits[place].tolist()
         label = batch.labels[place].tolist()
-        if kind in ("causal_lm", "sequence_classification"):
+        if kind in (*OF_TOKENS, "sequence_classification"):
             expected -= math.log(softmax(row, 1.0)[label])
         elif kind == "soft_label_classification":
             expected -= sum(p * math.log(q) for p, q in zip(label, softmax(row, 1.0), strict=True))
@@ -456,7 +468,11 @@ def test_a_recipes_batches_and_head_are_those_of_its_kind_of_task(tmp_path: Path
     collate = own.collator(pad_id, validated.data.padding)
     assert (collate.pad_id, collate.side, collate.multiple_of) == (0, "left", 8)
     assert collate.isolate_documents == (kind == "causal_lm")
-    labels = {"causal_lm": "tokens", "sequence_classification": "class"}.get(kind, "numbers")
+    labels = {
+        "causal_lm": "tokens",
+        "token_classification": "token_classes",
+        "sequence_classification": "class",
+    }.get(kind, "numbers")
     assert collate.labels == labels
     if isinstance(validated.task, CausalLm):
         return
@@ -466,12 +482,9 @@ def test_a_recipes_batches_and_head_are_those_of_its_kind_of_task(tmp_path: Path
     if labels == "numbers":
         assert collate.num_outputs == validated.task.num_outputs
     # transformers' own loss, which an exported model computes, is of the kind that was trained
-    assert (
-        head["problem_type"]
-        == {
-            "sequence_classification": "single_label_classification",
-            "soft_label_classification": "single_label_classification",
-            "multi_label_classification": "multi_label_classification",
-            "regression": "regression",
-        }[kind]
-    )
+    assert head.get("problem_type") == {
+        "sequence_classification": "single_label_classification",
+        "soft_label_classification": "single_label_classification",
+        "multi_label_classification": "multi_label_classification",
+        "regression": "regression",
+    }.get(kind)

@@ -18,7 +18,12 @@ from ted_ds.errors import ConfigError
 from tests.task_kinds import SCORERS, TASK_TERMS
 from tests.tiny import recipe_dict, task_dict, write_recipe
 
-LABELLED_KINDS = ("sequence_classification", "soft_label_classification", "multi_label_classification")
+LABELLED_KINDS = (
+    "sequence_classification",
+    "soft_label_classification",
+    "multi_label_classification",
+    "token_classification",
+)
 KINDS = (*LABELLED_KINDS, "regression", "causal_lm")
 
 
@@ -579,11 +584,11 @@ def test_every_kind_of_task_is_read(tmp_path: Path, kind: str) -> None:
     task = load_recipe(write_task(tmp_path, task_dict(kind))).task
     assert task.kind == kind
     assert task.sequence_length == 16
-    assert task.text_column == "text"
+    assert task.document_column == (None if kind == "token_classification" else "text")
     if isinstance(task, CausalLm):
         assert task.packing.isolate_documents
         return
-    assert task.num_outputs == (1 if kind == "regression" else 2)
+    assert task.num_outputs == {"regression": 1, "token_classification": 3}.get(kind, 2)
 
 
 def test_padding_is_on_the_right_to_the_longest_unless_said_otherwise(path: Path) -> None:

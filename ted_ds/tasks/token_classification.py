@@ -1,0 +1,316 @@
+"""A label for each word of a text: words and their labels, where these stand among tokens, and F1 of whole entities."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ted_ds.config.tasks import TokenClassification
+from ted_ds.data.samples import Example, Label, Sample
+from ted_ds.errors import CheckpointError, DataError
+from ted_ds.tasks.base import HeadKind
+from ted_ds.tasks.guess import Guess, one_of
+from ted_ds.tasks.label_values import UNLABELLED, is_nothing, label_id, list_of
+from ted_ds.tasks.shown import shown_tokens
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from ted_ds.config.schema import Filters
+    from ted_ds.data.loader import Batch
+    from ted_ds.models.heads import FilterProbes
+    from ted_ds.models.taps import TappedModel
+    from ted_ds.numerics.filters import FilterBank
+    from ted_ds.numerics.task_terms import TaskTerms
+
+TEXT_COLUMN = "text"
+"""Of a block of lines, as readers of text call it."""
+BLANKS = " \t\r"
+BETWEEN_DOCUMENTS = "-DOCSTART-"
+"""The word that stands alone between the documents of CoNLL 2003."""
+SPAN_LABEL = re.compile(r"O|([BIES])(?:-(.*))?")
+"""``O`` for none, else how a word stands in an entity, and the entity's type."""
+
+
+@dataclass(frozen=True)
+class Words(Example):
+    """A text of words, each with a label or none."""
+
+    words: Sequence[str] = ()
+
+
+class TokenClassificationKind(HeadKind[Any]):
+    """See :class:`ted_ds.config.tasks.TokenClassification`."""
+
+    collated_as = "token_classes"
+    task: TokenClassification
+
+    def __init__(self, task: TokenClassification) -> None:
+        super().__init__(task)
+        self.of_words = task.rows == "lists"
+
+    # --- data -------------------------------------------------------------------------------------------------------
+
+    @property
+    def columns(self) -> list[str]:
+        """Those of words and of labels, or that of blocks of lines."""
+        return [self.task.words_column, self.task.label_column] if self.of_words else [TEXT_COLUMN]
+
+    def read(self, row: Mapping[str, Any], *, where: str, declared: Mapping[str, Sequence[str]]) -> Words | None:
+        """The words of a row and their labels; None for a mark between documents."""
+        if self.of_words:
+            words: Sequence[str] = row[self.task.words_column]
+        else:
+            words = [line[0] for line in _lines(row[TEXT_COLUMN], where)]
+            if words[0] == BETWEEN_DOCUMENTS:
+                return None
+        return Words(" ".join(words), self.read_label(row, where=where, declared=declared), words)
+
+    def read_label(
+        self, row: Mapping[str, Any], *, where: str, declared: Mapping[str, Sequence[str]] = {}
+    ) -> list[int] | None:
+        """An id for each word, -100 for one without a label; None where no word has any."""
+        if self.of_words:
+            given, num_words = row[self.task.label_column], len(row[self.task.words_column])
+            given = list_of(given) if isinstance(given, str) else given
+            if is_nothing(given):
+                return None
+            if not isinstance(given, Sequence) or isinstance(given, str):
+                raise DataError(
+                    f"{where}: label {given!r:.200}: {self.task.kind} needs a list in column {self.task.label_column!r}"
+                )
+        else:
+            lines = _lines(row[TEXT_COLUMN], where)
+            num_words, given = len(lines), [line[-1] for line in lines if len(line) > 1]
+            if not given:  # a file of words alone
+                return None
+        if len(given) != num_words:
+            raise DataError(f"{where}: {num_words} words and {len(given)} labels; give a label for each word")
+        names, theirs = self.task.data_labels or self.task.labels, declared.get(self.task.label_column, ())
+        ids = [label_id(one, names, where, theirs) for one in given]
+        return None if set(ids) <= {None} else [UNLABELLED if one is None else one for one in ids]
+
+    def counted(self, label: Label | None) -> list[str]:
+        """The label of each word."""
+        ids = label if isinstance(label, list) else []
+        return ["none" if one == UNLABELLED else self.task.labels[int(one)] for one in ids]
+
+    def encode(self, tokenizer: Any, examples: Sequence[Example]) -> list[Sample]:
+        """The words with a space between, and each label at the first token that has something of its word.
+
+        That is the convention of transformers' own examples: other tokens of a word, and those that are of none, have
+        no label, so that a word counts once however it is split.
+
+        Raises:
+            CheckpointError: The tokenizer does not say where its tokens come from.
+        """
+        if not tokenizer.is_fast:
+            raise CheckpointError(
+                f"{tokenizer.name_or_path}: its tokenizer does not say which words its tokens are of, which "
+                f"{self.task.kind} needs; use a model with a tokenizer.json"
+            )
+        texts = [example.text for example in examples]
+        settings = {"truncation": True, "max_length": self.task.max_length, "return_offsets_mapping": True}
+        encoded = tokenizer(texts, **settings) if texts else {"input_ids": [], "offset_mapping": []}
+        samples: list[Sample] = []
+        for example, ids, spans in zip(examples, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            assert isinstance(example, Words)
+            given = example.label
+            if given is None or isinstance(given, int):
+                samples.append(Sample(ids))
+                continue
+            label = [UNLABELLED if word is None else int(given[word]) for word in first_tokens(example.words, spans)]
+            num_cut = sum(one != UNLABELLED for one in given) - sum(one != UNLABELLED for one in label)
+            samples.append(Sample(ids, label if set(label) - {UNLABELLED} else None, num_cut=num_cut))
+        return samples
+
+    def show_row(self, batch: Batch, row: int, tokenizer: PreTrainedTokenizerBase) -> str:
+        """The text, with the label of each word behind its first token."""
+        names = {
+            place: self.task.labels[one] for place, one in enumerate(batch.labels[row].tolist()) if one != UNLABELLED
+        }
+        predicted = [place in names for place in range(batch.labels.shape[1])]
+        return shown_tokens(batch, row, tokenizer, predicted, names)
+
+    # --- models -----------------------------------------------------------------------------------------------------
+
+    @property
+    def head_config(self) -> dict[str, Any]:
+        """The names of labels; transformers has one kind of such heads."""
+        names = self.task.labels
+        return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+
+    def probes(
+        self,
+        bank: FilterBank,
+        filters: Filters,  # noqa: ARG002 - as others do
+        *,
+        dim: int,
+        model_path: Path,  # noqa: ARG002 - as others do
+        tapped: TappedModel,  # noqa: ARG002 - as others do
+        dtype: torch.dtype,  # noqa: ARG002 - as others do
+    ) -> FilterProbes:
+        """A linear head on each token's feature."""
+        from torch import nn
+
+        from ted_ds.models.heads import FilterProbes
+        from ted_ds.numerics.filters import INITIAL_STD
+
+        heads = [nn.Linear(dim, self.task.num_outputs) for _ in bank.layers]
+        for head in heads:
+            nn.init.normal_(head.weight, std=INITIAL_STD)
+            nn.init.zeros_(head.bias)
+        return FilterProbes(bank, heads, pooling=None)
+
+    # --- numbers ----------------------------------------------------------------------------------------------------
+
+    @property
+    def terms(self) -> TaskTerms:
+        """Cross-entropy, and KL over the labels, per word with a label."""
+        from ted_ds.numerics.task_terms import TOKEN_CLASSIFICATION
+
+        return TOKEN_CLASSIFICATION
+
+    @property
+    def scorer(self) -> WordLabels:
+        """By F1 of entities, or accuracy where labels are of no entities."""
+        return WordLabels(self.terms, self.task.labels)
+
+    def guess(self, labels: Sequence[Sequence[int]], *, vocab_size: int) -> Guess:  # noqa: ARG002 - as others do
+        """One of the labels."""
+        ids = np.asarray([one for label in labels for one in label if one != UNLABELLED])
+        count = self.task.num_outputs
+        return one_of(count, np.bincount(ids, minlength=count) / max(len(ids), 1))
+
+
+def _lines(block: str, where: str) -> list[list[str]]:
+    """The columns of each line, as CoNLL has them: the word first, its label last.
+
+    Raises:
+        DataError: It has no lines, or some with a word alone beside others.
+    """
+    lines = [re.split(f"[{BLANKS}]+", text) for line in block.split("\n") if (text := line.strip(BLANKS))]
+    if not lines:
+        raise DataError(
+            f"{where}: a blank line, where a word and its label are wanted; sentences with blank lines between are "
+            "read with documents: block"
+        )
+    alone = next((line for line in lines if len(line) == 1), None)
+    if alone is not None and any(len(line) > 1 for line in lines):
+        raise DataError(
+            f"{where}: {alone[0]!r:.40} stands alone on its line, where others have a label behind the word; give each "
+            "word one, with white space between"
+        )
+    return lines
+
+
+def first_tokens(words: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[int | None]:
+    """For each token, the word whose first token it is; None for others.
+
+    Args:
+        words: Of a text that has one space between them.
+        spans: Of its tokens: the first character and that behind the last; nothing is between them where a token
+            stands for no text.
+    """
+    ends = list(itertools.accumulate(len(word) + 1 for word in words))  # behind the space that follows
+    of_character = np.repeat(np.arange(len(words)), np.diff([0, *ends]))
+    is_space = np.zeros(len(of_character), dtype=bool)
+    is_space[np.asarray(ends, dtype=int) - 1] = True
+    found: list[int | None] = []
+    begun: set[int] = set()
+    for start, stop in spans:
+        inside = of_character[start:stop][~is_space[start:stop]].tolist()
+        word = next((one for one in inside if one not in begun), None)
+        begun.update(inside)
+        found.append(word)
+    return found
+
+
+class Entity(NamedTuple):
+    """Words of a sentence that are one thing."""
+
+    kind: str
+    start: int
+    end: int
+    """The last word, itself in it."""
+
+
+def entities(labels: Sequence[str]) -> set[Entity]:
+    """The entities that the labels of one sentence mark, by seqeval's lenient reading, whatever the scheme.
+
+    An entity goes on as long as its type does. It ends before ``B`` and ``S`` and behind ``E`` and ``S``; so ``I``
+    without a ``B`` begins one, too. (https://github.com/chakki-works/seqeval, its default mode, which reads labels as
+    conlleval does.)
+    """
+    found: set[Entity] = set()
+    start, kind, ended = 0, None, True
+    for place, label in enumerate([*labels, "O"]):
+        match = SPAN_LABEL.fullmatch(label)
+        assert match is not None, f"{label} marks no entity"
+        prefix, own = match[1], None if match[1] is None else match[2] or "_"
+        if own is None or own != kind or ended or prefix in "BS":
+            if kind is not None:
+                found.add(Entity(kind, start, place - 1))
+            start, kind = place, own
+        ended = own is None or prefix in "ES"
+    return found
+
+
+WordObservation = tuple[list[list[int]], list[list[int]], float]
+"""Of each sentence, the predicted and given ids of its words; and the summed loss."""
+
+
+class WordLabels:
+    """F1, precision and recall of whole entities, and accuracy per word; the loss is cross-entropy per word.
+
+    An entity counts as found where its type, its first and its last word are right. Labels that mark no entities, such
+    as parts of speech, have accuracy alone.
+    """
+
+    higher_is_better = True
+
+    def __init__(self, terms: TaskTerms, labels: Sequence[str]) -> None:
+        self._terms, self._labels = terms, labels
+        self._mark_entities = all(map(SPAN_LABEL.fullmatch, labels))
+        self.headline = "f1" if self._mark_entities else "accuracy"
+
+    def observe(self, outputs: Tensor, labels: Tensor) -> WordObservation:
+        """Predicted and given class ids, sentence by sentence."""
+        kept = self._terms.kept(labels)
+        rows = [row for row, has_labels in enumerate(kept.any(-1).tolist()) if has_labels]
+        predictions = [outputs[row][kept[row]].argmax(-1).tolist() for row in rows]
+        given = [labels[row][kept[row]].tolist() for row in rows]
+        return predictions, given, float(self._terms.loss_sum(outputs, labels))
+
+    def score(self, observations: Sequence[WordObservation]) -> dict[str, float]:
+        """Metrics over everything observed."""
+        pairs = [pair for mine, theirs, _ in observations for pair in zip(mine, theirs, strict=True)]
+        num_words = sum(len(given) for _, given in pairs)
+        right = sum(mine == theirs for pair in pairs for mine, theirs in zip(*pair, strict=True))
+        loss = sum(observation[2] for observation in observations)
+        return {
+            **(self._of_entities(pairs) if self._mark_entities else {}),
+            "accuracy": right / num_words,
+            "loss": loss / num_words,
+            "num_examples": len(pairs),
+            "num_words": num_words,
+        }
+
+    def _of_entities(self, pairs: Sequence[tuple[list[int], list[int]]]) -> dict[str, float]:
+        counts: Counter[str] = Counter()
+        for predicted, given in pairs:
+            mine, theirs = (entities([self._labels[one] for one in ids]) for ids in (predicted, given))
+            counts.update(found=len(mine), there=len(theirs), right=len(mine & theirs))
+        precision = counts["right"] / max(counts["found"], 1)
+        recall = counts["right"] / max(counts["there"], 1)
+        f1 = 2 * counts["right"] / max(counts["found"] + counts["there"], 1)
+        return {"f1": f1, "precision": precision, "recall": recall}
