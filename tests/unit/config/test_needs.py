@@ -8,11 +8,11 @@ import pytest
 
 from ted_ds.config.needs import NOTHING, Needs
 from ted_ds.numerics.filters import FilterBank, IdentityFilters
-from ted_ds.numerics.task_terms import TASK_TERMS
 from ted_ds.objectives.distill import DistillObjective
 from ted_ds.objectives.finetune import FinetuneObjective
 from ted_ds.objectives.learn_filters import FilterObjective
 from tests.parity.test_task_terms import batch_of
+from tests.task_kinds import TASK_TERMS
 from tests.tiny import distill_plan
 
 PREDICTIONS, STATES = Needs(predictions=True), Needs(states=True)

@@ -11,7 +11,7 @@ import pytest
 from ted_ds.output.run_folders import RunFolders
 from ted_ds.phases.chain import WORK_OF_PHASE
 from ted_ds.planning.phase import FILTERS_BOTH, PHASES, phase_named
-from ted_ds.planning.plan import plan_recipe
+from tests.task_kinds import plan_recipe
 from tests.tiny import ROOT, write_run
 
 

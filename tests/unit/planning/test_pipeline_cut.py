@@ -13,6 +13,7 @@ from ted_ds.errors import ConfigError
 from ted_ds.models.files import Parameters, read_model_facts
 from ted_ds.models.share import Share
 from ted_ds.planning.hosting import describe_memory
+from ted_ds.planning.phase import phase_named
 from ted_ds.planning.pipeline_cut import operations_per_token, plan_stages
 from ted_ds.planning.stage_memory import bubble, sent_bytes, stage_needs
 from tests.task_kinds import make_plan
@@ -141,7 +142,7 @@ def test_a_head_that_learns_costs_a_pass_more(run, lm_head, passes):
             },
             ((2, 4), (4, 8)),
             16,
-            "filters_teacher",
+            phase_named("filters_teacher"),
         )
         for vocabulary in (0, 1000)
     }

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ted_ds.planning.deepspeed_json import deepspeed_json_of
-from ted_ds.planning.plan import plan_recipe
 from ted_ds.planning.traffic import phase_traffic
+from tests.task_kinds import plan_recipe
 from tests.tiny import ROOT, write_run
 
 
