@@ -80,21 +80,25 @@ def try_all(mutants: Sequence[Mutant], table: ReachTable, root: Path, scratch: P
         importlib.import_module(name)
     sound: dict[str, bool] = {}
     for mutant in mutants:
-        tests = table.tests_of(mutant.file, mutant.function)[:MOST_TESTS] or importing_tests(mutant.file, root)
-        if not tests:
-            yield Outcome(mutant, False, "no test reaches it")
-            continue
-        while True:
-            unsound = [test for test, is_sound in sound.items() if not is_sound]
-            with _broken(mutant, scratch):
-                outcome, test = _try(mutant, tests, unsound, scratch)
-            if test is None or sound.get(test, False):
-                yield outcome
-                break
-            sound[test] = _run([Reach(test, 0.0)], (), scratch)[0] == PASSED
-            if sound[test]:
-                yield outcome
-                break
+        outcome = Outcome(mutant, False, "no test reaches it")
+        # programs that tests start reach it, too, and the table does not see that
+        for tests in (table.tests_of(mutant.file, mutant.function)[:MOST_TESTS], importing_tests(mutant.file, root)):
+            if tests and not outcome.noticed:
+                outcome = _try_until_sound(mutant, tests, sound, scratch)
+        yield outcome
+
+
+def _try_until_sound(mutant: Mutant, tests: Sequence[Reach], sound: dict[str, bool], scratch: Path) -> Outcome:
+    """What becomes of it by tests that pass where nothing is broken; ``sound`` takes what is found of that."""
+    while True:
+        unsound = [test for test, is_sound in sound.items() if not is_sound]
+        with _broken(mutant, scratch):
+            outcome, test = _try(mutant, tests, unsound, scratch)
+        if test is None or sound.get(test, False):
+            return outcome
+        sound[test] = _run([Reach(test, 0.0)], (), scratch)[0] == PASSED
+        if sound[test]:
+            return outcome
 
 
 def importing_tests(file: str, root: Path) -> list[Reach]:

@@ -154,3 +154,13 @@ def test_one_document_cannot_be_split(tmp_path: Path, documents: Any, fraction: 
         f"{path}: this is one document of {path.stat().st_size:,} characters, which cannot be both trained on and held "
         "out; cut it (of a text file, documents: block or line makes many), or give data.evaluation"
     )
+
+
+def test_of_several_documents_each_in_a_file_none_is_named(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a.txt", "b.txt")]
+    for path in paths:
+        path.write_text(" ".join(texts(50)))
+    data = Data(train=[Source(path=str(path), documents="file") for path in paths], heldout_fraction=1e-9)
+    task = CausalLm(kind="causal_lm", sequence_length=8)
+    with pytest.raises(DataError, match=r"no held-out rows to evaluate on; raise data\.heldout_fraction"):
+        CorpusData(data, task, write_tokenizer(tmp_path / "tokenizer"), list_data(data), max_heldout=9)

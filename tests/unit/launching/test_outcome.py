@@ -46,6 +46,11 @@ def test_the_outcome_is_what_the_ranks_say(tmp_path, codes, code, text):
     assert outcome.text.startswith(text)
 
 
+def test_a_launcher_that_starts_no_rank_has_failed_whatever_its_own_code(tmp_path):
+    assert outcome_of(tmp_path, 0).code == 1
+    assert outcome_of(tmp_path, -9).code == 137
+
+
 def test_the_last_lines_of_the_first_that_failed_are_shown(tmp_path):
     write(tmp_path, 76, None)
     lines = outcome_of(tmp_path, 1).text.splitlines()

@@ -25,6 +25,8 @@ code, *rest = codes.read_text().split()
 codes.write_text(" ".join(rest))
 if code == "silent":  # nothing of a rank, not even a record
     time.sleep(600)
+if code == "alone":  # of two
+    os.environ.update(RANK="0", WORLD_SIZE="2")
 own = OwnRecord(log_folder(os.environ))
 if code == "waits":
     while not (log_folder(os.environ) / "stop").exists():
@@ -37,6 +39,8 @@ if code == "ends":  # and its launcher does not
     time.sleep(600)
 if code == "faults":
     own.failed("CUDA error: uncorrectable ECC error encountered")
+    code = "76"
+if code == "alone":
     code = "76"
 if code != "dies":
     own.ended(int(code))
@@ -90,6 +94,12 @@ def test_a_gpu_that_fails_again_and_again_is_given_up(tmp_path):
     host = socket.gethostname()
     assert f"rank 0 on {host} was the first to fail: it lost its GPU (CUDA error: uncorrectable ECC error" in said
     assert f"given up: 3 times in a row a GPU of {host} failed; look at it" in said
+
+
+def test_ranks_that_never_leave_anything_are_given_up(tmp_path):
+    code, said = finish(start(tmp_path, ["alone", 76, "alone", "alone", "alone", 0]))
+    assert (code, left(tmp_path)) == (76, ["0"]), said  # in a row, by the same ranks
+    assert "given up: 3 times the same ranks left nothing; give --logs a folder all hosts see" in said
 
 
 def test_a_request_is_a_file_for_the_ranks_and_nothing_is_started_again(tmp_path):

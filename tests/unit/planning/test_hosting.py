@@ -18,7 +18,7 @@ from ted_ds.models.loading import load_model, num_parameters
 from ted_ds.output.run_folder import Run
 from ted_ds.planning.hosting import Hosting, Machine, choose_host, describe_memory
 from ted_ds.planning.memory import Trained, activation_bytes, bucket_bytes, frozen_bytes, gib, on_device, trained_bytes
-from ted_ds.planning.phase_memory import phase_memories
+from ted_ds.planning.phase_memory import keeps_scores, phase_memories
 from tests.task_kinds import make_plan
 from tests.tiny import LABELS, write_model, write_run
 
@@ -336,3 +336,13 @@ def test_hosts_that_make_no_sense_are_refused(lm_run, overrides, message):
 
 def test_sizes_for_people():
     assert [gib(size) for size in (3 * 2**30, 2**29, 100)] == ["3 GiB", "512 MiB", "9.54e-05 MiB"]
+
+
+@pytest.mark.parametrize(
+    ("family", "attention", "keeps"),
+    [("llama", "auto", False), ("llama", "eager", True), ("deberta-v2", "auto", True)],
+)
+def test_attention_that_is_not_fused_keeps_its_scores(lm_run, tmp_path, family, attention, keeps):
+    write_model(tmp_path, family)
+    recipe = load_recipe(lm_run / "recipe.yaml", [f"attention={attention}"])
+    assert keeps_scores(recipe, read_model_facts(tmp_path)) == keeps

@@ -89,8 +89,9 @@ def test_a_budget_is_a_reason_once_it_is_used_up():
     stops = StopRequests()
     stops.limit(None, started_at=time.monotonic() - 1e6)
     assert stops.reason is None
-    stops.limit(1.0, started_at=time.monotonic() - 59)
+    stops.limit(1.0, started_at=time.monotonic() - 30)
     assert stops.reason is None
+    assert stops.seconds_since is None
     used_up_at = time.monotonic() - 1
     stops.limit(1.0, started_at=used_up_at - 60)
     assert stops.reason == "stop_after_minutes"
