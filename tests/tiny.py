@@ -103,6 +103,8 @@ def write_model(
     """A random model and its tokenizer: a classifier with ``labels``, else a causal LM or a bare encoder."""
     if labels is not None:
         changes |= {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
+        if architecture == "TokenClassification":
+            changes = {"classifier_dropout": 0.0, **changes}  # which decoders have by default
     config = model_config(family, blocks=blocks, hidden=hidden, vocab=vocab, **changes)
     auto = getattr(transformers, f"AutoModelFor{architecture}") if labels is not None else AutoModelForCausalLM
     if labels is None and family in ENCODERS:
