@@ -124,8 +124,8 @@ MUTATIONS = {
     ),
     "next_token": Mutation(
         "data/loader.py",
-        "following[row, start : start + length - 1] = ids[row, start + 1 : start + length]",
-        "following[row, start : start + length] = ids[row, start : start + length]",
+        "of_tokens[row, start : start + length - 1] = ids[row, start + 1 : start + length]",
+        "of_tokens[row, start : start + length] = ids[row, start : start + length]",
         "labels are not shifted",
     ),
     "boundary": Mutation(

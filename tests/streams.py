@@ -7,6 +7,7 @@ from typing import Any
 
 from ted_ds.data.corpus_data import CorpusData
 from ted_ds.data.loader import Collator
+from ted_ds.data.step_division import StepDivision
 from ted_ds.data.stream.corpus_stream import CorpusStream
 
 
@@ -22,11 +23,8 @@ def open_stream(
     """One rank's steps, each in one microbatch."""
     return data.stream(
         Collator(pad_id=0, labels="tokens"),
+        StepDivision(num_lanes, num_lanes // world_size, rank=rank, world_size=world_size),
         seed=seed,
-        global_batch_size=num_lanes,
-        micro_batch_size=num_lanes // world_size,
-        rank=rank,
-        world_size=world_size,
         num_workers=0,
         timeout_s=60,
         state=state,

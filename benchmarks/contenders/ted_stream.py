@@ -15,6 +15,7 @@ from ted_ds.config.tasks import CausalLm
 from ted_ds.data.corpus_data import CorpusData
 from ted_ds.data.loader import Batch, Collator
 from ted_ds.data.reading.listing import list_data
+from ted_ds.data.step_division import StepDivision
 from ted_ds.data.stream.corpus_stream import CorpusStream
 
 PACKAGES = ("tokenizers", "torch")
@@ -34,11 +35,8 @@ def open_stream(data: CorpusData, spec: Spec, state: Mapping[str, Any] | None = 
     """The training stream of one rank that makes the whole batch."""
     return data.stream(
         Collator(spec.end_id, "tokens", isolate_documents=True),
+        StepDivision(spec.batch_size, spec.batch_size),
         seed=1,
-        global_batch_size=spec.batch_size,
-        micro_batch_size=spec.batch_size,
-        rank=0,
-        world_size=1,
         num_workers=spec.num_workers,
         timeout_s=TIMEOUT_S,
         state=state,

@@ -15,6 +15,7 @@ from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.data.batches import Batches
 from ted_ds.data.loader import Batch, evaluation_batches
 from ted_ds.data.no_batches import NoBatches
+from ted_ds.data.step_division import StepDivision
 from ted_ds.errors import StoppedOnRequest
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.loading import DTYPES
@@ -145,14 +146,11 @@ class Assembly:
         """
         if not self.world.reads_data:
             return NoBatches()
+        sizes = (plan.global_batch_size, plan.micro_batch_size, plan.micro_batch_tokens)
         return self.data.stream(
             self.collate,
+            StepDivision(*sizes, rank=self.world.replica, world_size=self.world.num_replicas),
             seed=self.recipe.seed,
-            global_batch_size=plan.global_batch_size,
-            micro_batch_size=plan.micro_batch_size,
-            micro_batch_tokens=plan.micro_batch_tokens,
-            rank=self.world.replica,
-            world_size=self.world.num_replicas,
             num_workers=num_workers,
             timeout_s=self.recipe.collective_timeout_s,
             state=state,

@@ -16,6 +16,7 @@ from ted_ds.data.packing import pack, predicts_something
 from ted_ds.data.reading.listing import DataListing, Listing
 from ted_ds.data.rows import RowReader, refuse_empty
 from ted_ds.data.samples import Sample
+from ted_ds.data.step_division import StepDivision
 from ted_ds.data.stream.corpus_stream import CorpusStream
 from ted_ds.data.stream.documents import LaneDocuments
 from ted_ds.data.stream.lane import make_units
@@ -92,27 +93,19 @@ class CorpusData:
     def stream(
         self,
         collate: Collator,
+        division: StepDivision,
         *,
         seed: int,
-        global_batch_size: int,
-        micro_batch_size: int | None,
-        micro_batch_tokens: int | None = None,
-        rank: int,
-        world_size: int,
         num_workers: int,
         timeout_s: float,
         state: Mapping[str, Any] | None = None,
     ) -> CorpusStream:
         """This rank's microbatches of each step, from the beginning or from a state on."""
-        assert micro_batch_size is not None  # the recipe refuses a token budget for packed sequences
-        assert micro_batch_tokens is None
         return CorpusStream(
-            self.settings(seed=seed, num_lanes=global_batch_size),
+            self.settings(seed=seed, num_lanes=division.global_batch_size),
             self._encode,
             collate,
-            micro_batch_size=micro_batch_size,
-            rank=rank,
-            world_size=world_size,
+            division,
             num_workers=num_workers,
             timeout_s=timeout_s,
             state=state,

@@ -16,6 +16,7 @@ from ted_ds.data.loader import Collator
 from ted_ds.data.reading.listing import DataListing, Listing, Record
 from ted_ds.data.rows import RowReader, names_of, refuse_empty
 from ted_ds.data.samples import Example, LabelledRows, Sample, empty_text_fault
+from ted_ds.data.step_division import StepDivision
 from ted_ds.data.tokenizers import ends_when_loaded
 from ted_ds.errors import DataError
 
@@ -88,28 +89,20 @@ class LabelledData:
     def stream(
         self,
         collate: Collator,
+        division: StepDivision,
         *,
         seed: int,
-        global_batch_size: int,
-        micro_batch_size: int | None,
-        micro_batch_tokens: int | None,
-        rank: int,
-        world_size: int,
         num_workers: int,  # noqa: ARG002 - as the others
         timeout_s: float,  # noqa: ARG002 - as the others
         state: Mapping[str, Any] | None = None,
     ) -> LabelledStream:
         """This rank's microbatches of each step, from the beginning or from a state on; nothing is read ahead."""
         return LabelledStream(
-            samples=self.train,
-            collate=collate,
+            self.train,
+            collate,
+            division,
             seed=seed,
-            global_batch_size=global_batch_size,
-            micro_batch_size=micro_batch_size,
-            micro_batch_tokens=micro_batch_tokens,
             grouping_window_steps=self._data.length_grouping.window_steps,
-            rank=rank,
-            world_size=world_size,
             state=state,
         )
 

@@ -13,6 +13,7 @@ from ted_ds.data.grouping import by_token_budget, interleaved, steps_of_window
 from ted_ds.data.loader import Batch, Collator
 from ted_ds.data.reading.records import BadRecord
 from ted_ds.data.samples import Sample
+from ted_ds.data.step_division import StepDivision
 from ted_ds.errors import DataError
 
 VERSION = 1
@@ -37,16 +38,12 @@ class LabelledStream(Iterator[list[Batch]]):
 
     def __init__(
         self,
-        *,
         samples: Sequence[Sample],
         collate: Collator,
+        division: StepDivision,
+        *,
         seed: int,
-        global_batch_size: int,
-        micro_batch_size: int | None,
-        micro_batch_tokens: int | None,
         grouping_window_steps: int,
-        rank: int,
-        world_size: int,
         state: Mapping[str, Any] | None,
     ) -> None:
         """Start at the first step, or where a state was taken.
@@ -54,23 +51,17 @@ class LabelledStream(Iterator[list[Batch]]):
         Args:
             samples: The training set, held in memory.
             collate: Makes batches of samples.
+            division: What of a step is this rank's, and in which microbatches.
             seed: Decides the permutations.
-            global_batch_size: Samples per step over all ranks, which it divides over.
-            micro_batch_size: Samples per microbatch; divides a rank's share of a step.
-            micro_batch_tokens: Most padded tokens per microbatch, at least the longest sample's; exactly one of the two
-                is None.
             grouping_window_steps: Of how many consecutive steps the samples are regrouped by length; 1 is none.
-            rank: This rank.
-            world_size: All ranks; may be another number than the state was taken on.
             state: What :meth:`state_dict` gave; None to start.
 
         Raises:
             DataError: The state is of other samples, another seed, batch size or grouping, or no state of this kind.
         """
         self._samples, self._collate, self._seed = samples, collate, seed
-        self._global_batch_size, self._window_steps = global_batch_size, grouping_window_steps
-        self._micro_batch_size, self._micro_batch_tokens = micro_batch_size, micro_batch_tokens
-        self._rank, self._world_size = rank, world_size
+        self._global_batch_size, self._window_steps = division.global_batch_size, grouping_window_steps
+        self._division = division
         self._step = 0
         self._epoch_order: tuple[int, list[int]] | None = None
         self._window: tuple[int, list[list[Sample]]] | None = None
@@ -79,21 +70,22 @@ class LabelledStream(Iterator[list[Batch]]):
 
     def __next__(self) -> list[Batch]:
         rows = self._global_batch(self._step)
-        if self._micro_batch_tokens is None:
-            assert self._micro_batch_size is not None  # the recipe gives exactly one of them
-            share = interleaved(
-                rows, micro_batch_size=self._micro_batch_size, rank=self._rank, world_size=self._world_size
-            )
+        division = self._division
+        if division.micro_batch_tokens is None:
+            size = division.micro_batch_size
+            assert size is not None  # the recipe gives exactly one of them
+            share = interleaved(rows, micro_batch_size=size, rank=division.rank, world_size=division.world_size)
             batches = [self._collate(one) for one in share]
         else:
             of_ranks = by_token_budget(
                 [len(sample.input_ids) for sample in rows],
-                budget=self._micro_batch_tokens,
+                budget=division.micro_batch_tokens,
                 multiple_of=self._collate.multiple_of,
-                world_size=self._world_size,
+                world_size=division.world_size,
             )
             batches = [
-                self._collate([None if place is None else rows[place] for place in one]) for one in of_ranks[self._rank]
+                self._collate([None if place is None else rows[place] for place in one])
+                for one in of_ranks[division.rank]
             ]
         self._step += 1
         return batches
@@ -114,7 +106,7 @@ class LabelledStream(Iterator[list[Batch]]):
 
     def progress(self) -> dict[str, float]:
         """This rank's share of ``data/epoch``, passes over the samples; sums over ranks are those of the run."""
-        return {"data/epoch": self._step * self._global_batch_size / len(self._samples) / self._world_size}
+        return {"data/epoch": self._step * self._global_batch_size / len(self._samples) / self._division.world_size}
 
     def take_bad_records(self) -> list[BadRecord]:
         """None: a labelled set is checked as it is loaded."""

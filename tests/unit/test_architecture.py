@@ -173,10 +173,6 @@ def test_a_write_into_the_assembly_is_found(tmp_path):
 
 LONGEST_SIGNATURE = 7
 OWED = {
-    "data/labelled_stream.py: LabelledStream.__init__",
-    "data/stream/corpus_stream.py: CorpusStream.__init__",
-    "data/corpus_data.py: CorpusData.stream",
-    "data/labelled_data.py: LabelledData.stream",
     "models/loading.py: load_model",
     "objectives/distill.py: DistillObjective.__init__",
 }

@@ -7,6 +7,7 @@ from typing import Any
 
 from ted_ds.data.loader import Batch, Collator
 from ted_ds.data.reading.records import BadRecord
+from ted_ds.data.step_division import StepDivision
 from ted_ds.data.stream.documents import Encoder
 from ted_ds.data.stream.settings import StreamSettings
 from ted_ds.data.stream.workers import LaneWorkers
@@ -26,10 +27,8 @@ class CorpusStream(Iterator[list[Batch]]):
         settings: StreamSettings,
         encode: Encoder,
         collate: Collator,
+        division: StepDivision,
         *,
-        micro_batch_size: int,
-        rank: int,
-        world_size: int,
         num_workers: int,
         timeout_s: float,
         state: Mapping[str, Any] | None = None,
@@ -39,8 +38,10 @@ class CorpusStream(Iterator[list[Batch]]):
         Raises:
             DataError: The state is of another stream.
         """
-        self._settings, self._collate, self._micro_batch_size = settings, collate, micro_batch_size
-        lanes = range(rank, settings.num_lanes, world_size)
+        assert division.micro_batch_size is not None  # the recipe refuses a token budget for packed sequences
+        assert division.global_batch_size == settings.num_lanes
+        self._settings, self._collate, self._micro_batch_size = settings, collate, division.micro_batch_size
+        lanes = range(division.rank, settings.num_lanes, division.world_size)
         states = {} if state is None else _lane_states(state, settings, lanes)
         self._step = 0 if state is None else int(state["step"])
         self._workers = LaneWorkers(settings, encode, lanes, states, num_workers=num_workers, timeout_s=timeout_s)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ted_ds.data.labelled_stream import LabelledStream
 from ted_ds.data.loader import Batch, Collator
 from ted_ds.data.samples import Sample
+from ted_ds.data.step_division import StepDivision
 from ted_ds.errors import DataError
 
 COLLATE = Collator(pad_id=0, labels="class", multiple_of=4)
@@ -28,16 +29,15 @@ def made_samples(count: int, seed: int = 0) -> list[Sample]:
 
 
 def stream_of(samples: list[Sample], *, rank: int = 0, world_size: int = 1, state: Any = None, **options: Any):
-    chosen: dict[str, Any] = {
-        "collate": COLLATE,
-        "seed": 3,
-        "global_batch_size": 12,
-        "micro_batch_size": None if "micro_batch_tokens" in options else 2,
-        "micro_batch_tokens": None,
-        "grouping_window_steps": 1,
-        **options,
-    }
-    return LabelledStream(samples=samples, rank=rank, world_size=world_size, state=state, **chosen)
+    division = StepDivision(
+        options.pop("global_batch_size", 12),
+        options.pop("micro_batch_size", None if "micro_batch_tokens" in options else 2),
+        options.pop("micro_batch_tokens", None),
+        rank=rank,
+        world_size=world_size,
+    )
+    collate = options.pop("collate", COLLATE)
+    return LabelledStream(samples, collate, division, state=state, **{"seed": 3, "grouping_window_steps": 1, **options})
 
 
 def numbers_in(batches: list[Batch]) -> list[int]:

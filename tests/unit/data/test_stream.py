@@ -26,6 +26,7 @@ from ted_ds.config.tasks import CausalLm
 from ted_ds.data.cleaning import is_heldout
 from ted_ds.data.loader import Batch, Collator
 from ted_ds.data.reading.listing import list_data
+from ted_ds.data.step_division import StepDivision
 from ted_ds.data.stream.corpus_stream import CorpusStream, merge_states
 from ted_ds.data.stream.lane import Lane, make_units
 from ted_ds.data.stream.mixture import shares_at
@@ -110,9 +111,7 @@ def open_stream(
         of,
         Bytes(),
         Collator(PAD, "tokens", isolate_documents=True),
-        micro_batch_size=micro,
-        rank=rank,
-        world_size=world_size,
+        StepDivision(of.num_lanes, micro, rank=rank, world_size=world_size),
         num_workers=workers,
         timeout_s=60,
         state=state,
@@ -758,9 +757,7 @@ def test_a_worker_that_dies_again_and_again_is_an_error(tmp_path: Path) -> None:
         of,
         Killer(),
         Collator(PAD, "tokens"),
-        micro_batch_size=1,
-        rank=0,
-        world_size=1,
+        StepDivision(2, 1),
         num_workers=1,
         timeout_s=60,
     )
