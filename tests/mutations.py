@@ -72,9 +72,9 @@ MUTATIONS = {
         "padding and ignored labels are summed",
     ),
     "feature_mask": Mutation(
-        "objectives/distill.py",
-        "kept_rows(batch.kept_tokens)",
-        "kept_rows(batch.attention_mask.bool())",
+        "data/loader.py",
+        "kept_rows(self.kept_tokens)",
+        "kept_rows(self.attention_mask.bool())",
         "the token an empty row attends to is matched",
     ),
     "global_count": Mutation(

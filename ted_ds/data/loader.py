@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ted_ds.data.samples import Sample
-from ted_ds.numerics.losses import IGNORED_LABEL
+from ted_ds.numerics.chunks import kept_rows
+from ted_ds.numerics.losses import IGNORED_LABEL, kept_labels
 
 Labels = Literal["tokens", "class", "numbers", "token_classes"]
 
@@ -37,11 +38,31 @@ class Batch:
     """Whether documents in one row are kept apart."""
     samples: tuple[int, ...] = ()
     """The place of each row's example in a labelled training set; -1 for an empty row, or without such a set."""
+    _rows: dict[str, Tensor | None] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Which are kept, once that was found."""
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
+        moved = replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
+        # found here: to find them there, the host would wait for the device in every microbatch
+        for name, rows in (("tokens", self.token_rows), ("labels", self.label_rows)):
+            moved._rows[name] = None if rows is None else rows.to(device, non_blocking=True)
+        return moved
+
+    @property
+    def token_rows(self) -> Int[Tensor, " kept"] | None:
+        """Which of the flattened tokens are kept; None for all."""
+        if "tokens" not in self._rows:
+            self._rows["tokens"] = kept_rows(self.kept_tokens)
+        return self._rows["tokens"]
+
+    @property
+    def label_rows(self) -> Int[Tensor, " kept"] | None:
+        """Which of the flattened labels are kept, of those that are one class each; None for all."""
+        if "labels" not in self._rows:
+            self._rows["labels"] = kept_rows(kept_labels(self.labels))
+        return self._rows["labels"]
 
     @property
     def inputs(self) -> dict[str, Tensor]:

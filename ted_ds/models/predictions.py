@@ -9,6 +9,7 @@ from typing import Protocol, overload
 import torch
 from torch import Tensor, nn
 
+from ted_ds.numerics.chunks import KeptRows
 from ted_ds.numerics.task_terms import TaskTerms
 from ted_ds.numerics.vocabulary import TeacherPredictions, VocabularyTargets, vocabulary_losses
 
@@ -69,21 +70,36 @@ class PredictionLosses:
     """With graph, where the prediction term has a count of its own."""
 
 
+class Labelled(Protocol):
+    """What a batch says of the predictions that are wanted (:class:`ted_ds.data.loader.Batch`)."""
+
+    @property
+    def labels(self) -> Tensor:
+        """They stand where the logits that predict them stand."""
+        ...
+
+    @property
+    def kept_tokens(self) -> Tensor:
+        """Which tokens are data: of examples without any, a teacher predicts nothing."""
+        ...
+
+    @property
+    def label_rows(self) -> Tensor | None:
+        """Which of the flattened labels are kept; None for all."""
+        ...
+
+
 class Predictions(Protocol):
     """What a model predicts of a batch."""
 
     def losses(
         self,
         terms: TaskTerms,
-        labels: Tensor,
+        batch: Labelled,
         weights: LossWeights,
         teacher: Predictions | None = None,
-        kept_tokens: Tensor | None = None,
     ) -> PredictionLosses:
-        """The task loss, and the prediction term where there is a teacher (with predictions of the same class).
-
-        With a teacher, ``kept_tokens`` say which examples it predicts anything of.
-        """
+        """The task loss, and the prediction term where there is a teacher (with predictions of the same class)."""
         ...
 
     def outputs(self, labels: Tensor) -> Tensor:
@@ -104,18 +120,16 @@ class DensePredictions(Predictions):
     def losses(
         self,
         terms: TaskTerms,
-        labels: Tensor,
+        batch: Labelled,
         weights: LossWeights,
         teacher: Predictions | None = None,
-        kept_tokens: Tensor | None = None,
     ) -> PredictionLosses:
         """See :class:`Predictions`."""
-        task = terms.loss_sum(self.logits, labels)
+        task = terms.loss_sum(self.logits, batch.labels)
         if teacher is None:
             return PredictionLosses(weights.task * task, task.detach())
         assert isinstance(teacher, DensePredictions)
-        assert kept_tokens is not None
-        predicted = terms.predicted(labels, kept_tokens)
+        predicted = terms.predicted(batch.labels, batch.kept_tokens)
         prediction = terms.prediction_sum(self.logits, teacher.logits, predicted, weights.temperature)
         return PredictionLosses(
             weights.task * task, task.detach(), prediction.detach(), weights.prediction * prediction
@@ -140,14 +154,15 @@ class VocabularyPredictions(Predictions):
     def losses(
         self,
         terms: TaskTerms,
-        labels: Tensor,
+        batch: Labelled,
         weights: LossWeights,
         teacher: Predictions | None = None,
-        kept_tokens: Tensor | None = None,  # noqa: ARG002 - labels say it here
     ) -> PredictionLosses:
         """Cross-entropy, and the divergence where there is a teacher: the terms of ``causal_lm``."""
         if teacher is None:
-            weighted, task, _ = self._read(VocabularyTargets(labels, weights.task))
+            weighted, task, _ = self._read(
+                VocabularyTargets(batch.labels, weights.task, kept=KeptRows(batch.label_rows))
+            )
             return PredictionLosses(weighted, task)
         assert isinstance(teacher, VocabularyPredictions)
         found: list[PredictionLosses] = []
@@ -162,7 +177,8 @@ class VocabularyPredictions(Predictions):
                 weights.num_shared_ids,
                 terms.divergence,
             )
-            found.append(PredictionLosses(*self._read(VocabularyTargets(labels, weights.task, targets))))
+            both = VocabularyTargets(batch.labels, weights.task, targets, kept=KeptRows(batch.label_rows))
+            found.append(PredictionLosses(*self._read(both)))
             # what a sharded teacher's module returns with a graph, its engine would fetch weights for in backward
             return ()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +36,12 @@ def rows_per_chunk(num_rows: int, bytes_per_row: int, max_bytes: int) -> int:
     size = max(1, -(-num_rows // num_chunks))
     # matrix products like full tiles
     return min(-(-size // LEAST_ROWS) * LEAST_ROWS, most) if num_chunks > 1 else size
+
+
+class KeptRows(NamedTuple):
+    """What :func:`kept_rows` has found."""
+
+    rows: Tensor | None
 
 
 def kept_rows(keep: Tensor) -> Tensor | None:

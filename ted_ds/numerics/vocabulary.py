@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from ted_ds.numerics.chunks import (
     MIB,
+    KeptRows,
     chunk_bytes,
     compute_dtype,
     exact_dtype,
@@ -65,6 +66,8 @@ class VocabularyTargets:
     teacher: TeacherPredictions | None = None
     max_chunk_bytes: int | None = None
     """For a chunk's logits; unset: what suits the device."""
+    kept: KeptRows | None = None
+    """Where ``labels`` are kept, if that is known: to find it, the host waits for the device."""
 
 
 def vocabulary_losses(
@@ -85,7 +88,7 @@ def vocabulary_losses(
         without.
     """
     teacher = targets.teacher
-    rows = kept_rows(kept_labels(targets.labels))
+    rows = kept_rows(kept_labels(targets.labels)) if targets.kept is None else targets.kept.rows
     labels = targets.labels.flatten() if rows is None else targets.labels.flatten().index_select(0, rows)
     with_grad = torch.is_grad_enabled()
     needs = tuple(with_grad and one is not None and one.requires_grad for one in (hidden, weight, bias))

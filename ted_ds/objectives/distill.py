@@ -15,7 +15,6 @@ from ted_ds.config.distill import Distill
 from ted_ds.data.loader import Batch
 from ted_ds.models.predictions import LossWeights, Predictions
 from ted_ds.models.student import Matcher
-from ted_ds.numerics.chunks import kept_rows
 from ted_ds.numerics.divergences import make_divergence
 from ted_ds.numerics.filters import FilterBank, Match
 from ted_ds.numerics.layer_map import layer_names
@@ -99,7 +98,7 @@ class DistillObjective(Terms):
         The student goes first, as its states stay for its backward pass anyway: each of the teacher's is compared as
         soon as it exists, and freed.
         """
-        rows = kept_rows(batch.kept_tokens) if self.needs.states else None
+        rows = batch.token_rows if self.needs.states else None
         totals: dict[str, Tensor] = {}
 
         def learn(student: Predictions | None, match: Matcher) -> Tensor:
@@ -115,7 +114,7 @@ class DistillObjective(Terms):
             def compare_predictions(teacher: Predictions | None) -> None:
                 if student is None:  # they are made on the last stage of a pipeline
                     return
-                losses = student.losses(self._task, batch.labels, self._loss_weights, teacher, batch.kept_tokens)
+                losses = student.losses(self._task, batch, self._loss_weights, teacher)
                 sums[TASK] = losses.weighted
                 totals[TASK] = losses.task
                 if losses.weighted_prediction is not None:

@@ -37,7 +37,7 @@ class FinetuneObjective(Terms):
         def learn(predictions: Predictions | None, _: Any) -> Tensor:
             if predictions is None:  # they are made on the last stage of a pipeline
                 return combine({}, {}, {})
-            losses = predictions.losses(self._task, batch.labels, LossWeights())
+            losses = predictions.losses(self._task, batch, LossWeights())
             totals[TASK] = losses.task
             return combine({TASK: losses.weighted}, counts, self.weights)
 

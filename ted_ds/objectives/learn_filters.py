@@ -56,7 +56,7 @@ class FilterObjective(Terms):
 
             def probe(place: int, state: Tensor) -> None:
                 predictions = predict(place, state, batch.inputs)
-                losses = predictions.losses(self._task, batch.labels, LossWeights())
+                losses = predictions.losses(self._task, batch, LossWeights())
                 sums[self._names[place]], totals[self._names[place]] = losses.weighted, losses.task
 
             self._body(batch.inputs, on_state=probe, states_are_saved=True)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ted_ds.data.loader import Batch
 from ted_ds.errors import CheckpointError
 from ted_ds.models.families import CAUSAL_LM_TYPES, KNOWN_TYPES, family_of
 from ted_ds.models.loading import load_model
@@ -46,7 +47,8 @@ def run_through(parts, inputs, taken):
 
 def loss_of(predictions, labels):
     terms = TASK_TERMS["causal_lm" if labels.dim() == 2 else "sequence_classification"]
-    return predictions.losses(terms, labels, LossWeights()).weighted
+    ids = torch.zeros(labels.shape if labels.dim() == 2 else (len(labels), 1), dtype=torch.long)
+    return predictions.losses(terms, Batch(ids, ids, labels, ids == 0), LossWeights()).weighted
 
 
 @pytest.mark.parametrize("cuts", CUTS, ids=str)
