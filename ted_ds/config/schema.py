@@ -251,10 +251,10 @@ class Recipe(Section):
 
     @rule
     def _divergence_has_distributions(self) -> Iterator[str]:
-        if self.task.kind == "regression" and self.distill.divergence != "kl":
+        if not self.task.softened and self.distill.divergence != "kl":
             yield (
-                f"distill.divergence: {self.distill.divergence}: regression outputs are compared as numbers, not as "
-                "distributions; remove it"
+                f"distill.divergence: {self.distill.divergence}: {self.task.kind} outputs are compared as numbers, not "
+                "as distributions; remove it"
             )
 
     @rule
