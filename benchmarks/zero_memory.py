@@ -25,7 +25,7 @@ from benchmarks.steps import DTYPES, ByTedDs, Shape, gpt2, new_model
 from ted_ds.config.deepspeed import complete
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.models.files import read_model_facts
-from ted_ds.models.loading import load_model
+from ted_ds.models.loading import LoadSettings, load_model
 from ted_ds.planning.memory import Trained, frozen_bytes, trained_bytes
 from ted_ds.runtime.frozen import frozen_engine_config
 from ted_ds.runtime.sharding import collect_garbage, sharded_loading
@@ -79,7 +79,7 @@ def measure(world: World, folder: Path, stage: int, precision: str, host: str) -
     def load(side: str) -> Any:
         shard = frozen_config if side == "teacher" else config if stage == 3 else None
         context = sharded_loading(shard) if shard else contextlib.nullcontext()
-        return load_model(folder / side, head=None, dtype=DTYPES[precision], new_head_allowed=False, context=context)[0]
+        return load_model(folder / side, LoadSettings(DTYPES[precision], context), head=None)[0]
 
     models = ByTedDs(SHAPE, DTYPES[precision], world.device, load=load, teacher_config=frozen_config)
     sizes = [getattr(one, "ds_numel", one.numel()) for one in models.module.parameters()]

@@ -18,7 +18,7 @@ from ted_ds.models.companions import accompany
 from ted_ds.models.execution import checkpoint_activations, compile_blocks
 from ted_ds.models.families import family_of
 from ted_ds.models.files import read_ahead, read_model_facts
-from ted_ds.models.loading import DTYPES, load_model
+from ted_ds.models.loading import DTYPES, LoadSettings, load_model
 from ted_ds.models.quantised import quantise_blocks
 from ted_ds.models.share import Share
 from ted_ds.models.taps import TappedModel
@@ -149,14 +149,16 @@ class ModelMaker:
         try:
             loaded = load_model(
                 path,
+                LoadSettings(
+                    DTYPES[self._recipe.precision],
+                    sharded_loading(shard_config) if shard_config else contextlib.nullcontext(),
+                    self._recipe.attention,
+                    self._world.device,
+                ),
                 head=self._kind.head_config,
                 architecture=self._recipe.task.architecture,
-                dtype=DTYPES[self._recipe.precision],
                 new_head_allowed=new_head_allowed,
-                context=sharded_loading(shard_config) if shard_config else contextlib.nullcontext(),
-                attention=self._recipe.attention,
                 share=share,
-                device=self._world.device,
             )
         except TedError as error:
             loaded = error

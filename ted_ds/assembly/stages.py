@@ -17,7 +17,7 @@ from ted_ds.models.student import FilteredModel
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank, IdentityFilters
 from ted_ds.numerics.layer_map import layer_names
-from ted_ds.objectives.distill import DistillObjective
+from ted_ds.objectives.distill import DistillObjective, StageLoss
 from ted_ds.objectives.finetune import FinetuneObjective
 from ted_ds.objectives.learn_filters import FilterObjective, FilterObjectives
 from ted_ds.planning.phase import DISTILL, phase_named
@@ -215,8 +215,7 @@ def _distill_objective(
         teacher_filters=teacher_filters,
         student_layers=build.layers("student"),
         num_shared_ids=build.num_shared_ids,
-        places=None if stage is None else stage.places,
-        has_output=stage is None or stage is build.plan.stages[DISTILL.name][-1],
+        here=None if stage is None else StageLoss(stage.places, stage is build.plan.stages[DISTILL.name][-1]),
     )
 
 

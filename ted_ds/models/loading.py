@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -73,31 +75,39 @@ def auto_class(architecture: str) -> Any:
     return getattr(transformers, f"AutoModelFor{architecture}")
 
 
+@dataclass(frozen=True)
+class LoadSettings:
+    """How weights are read into memory."""
+
+    dtype: torch.dtype
+    """Of the weights."""
+    context: AbstractContextManager[Any] = field(default_factory=contextlib.nullcontext)
+    """What to build under (a ZeRO-3 context shards the weights as they are read)."""
+    attention: str = "auto"
+    """One of :data:`~ted_ds.models.execution.ATTENTION`."""
+    device: torch.device | None = None
+    """Where quantised weights are to be, some of which cannot be moved later."""
+
+
 def load_model(
     path: Path,
+    settings: LoadSettings,
     *,
     head: Mapping[str, Any] | None,
     architecture: str = "SequenceClassification",
-    dtype: torch.dtype,
-    new_head_allowed: bool,
-    context: AbstractContextManager[Any],
-    attention: str = "auto",
+    new_head_allowed: bool = False,
     share: Share | None = None,
-    device: torch.device | None = None,
 ) -> tuple[PreTrainedModel, list[str]]:
     """Load the model of a local folder from safetensors.
 
     Args:
         path: A transformers model folder.
+        settings: How it is read.
         head: Config values of the head that predictions come from (``id2label``, ``problem_type``, ...); None for a
             causal LM.
         architecture: Of a model with such a head (:func:`auto_class`).
-        dtype: Of the weights.
         new_head_allowed: Whether such a head may be missing from the files and start random.
-        context: What to build under (a ZeRO-3 context shards the weights as they are read).
-        attention: One of :data:`~ted_ds.models.execution.ATTENTION`.
         share: What a pipeline stage needs of it: blocks of others are not read; None for all.
-        device: Where quantised weights are to be, some of which cannot be moved later.
 
     Returns:
         The model, and the names of its head's weights that the files lack: they start random.
@@ -115,29 +125,29 @@ def load_model(
     model_class = try_to_build(path, auto, config)
     quantisation: Any = getattr(config, "quantization_config", None)
     try:
-        with context:
+        with settings.context:
             load = auto.from_pretrained
             if share is not None:
                 load = functools.partial(load_with_blocks_of, model_class, family, share)
             model, report = load(
                 path,
                 config=config,
-                dtype=dtype,
-                attn_implementation=ATTENTION[attention],
+                dtype=settings.dtype,
+                attn_implementation=ATTENTION[settings.attention],
                 use_safetensors=True,
                 output_loading_info=True,
                 local_files_only=True,
-                device_map={"": device} if quantisation and device and device.type != "cpu" else None,
+                device_map=_device_map(settings.device) if quantisation else None,
                 ignore_mismatched_sizes=True,  # its own message refers to a report that nobody sees: see below
                 key_mapping=_leave_out_head(path, head, family),
             )
     except (ImportError, AssertionError, AttributeError, KeyError, TypeError) as error:
         if quantisation is not None:  # methods have packages and kernels of their own, which fail in ways of their own
             raise CheckpointError(f"{path}: its weights are quantised and cannot be loaded here: {error}") from error
-        if attention != "flash" or not isinstance(error, ImportError):
+        if settings.attention != "flash" or not isinstance(error, ImportError):
             raise
         reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"attention: {attention} does not work here: {reason}; use sdpa") from error
+        raise ConfigError(f"attention: {settings.attention} does not work here: {reason}; use sdpa") from error
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: cannot be loaded as a {kind}: {error}") from error
     other_shapes = {name: (tuple(held), tuple(wanted)) for name, held, wanted in report["mismatched_keys"]}
@@ -159,6 +169,11 @@ def load_model(
         )
     _train_every_row(model)
     return model, of_head
+
+
+def _device_map(device: torch.device | None) -> dict[str, torch.device] | None:
+    """Where transformers puts all of a model that is not to be on the CPU."""
+    return {"": device} if device is not None and device.type != "cpu" else None
 
 
 def _train_every_row(model: nn.Module) -> None:

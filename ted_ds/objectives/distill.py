@@ -6,7 +6,7 @@ The baselines are this same code: ``sft`` has no teacher, ``kd`` no filters, ``l
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -30,6 +30,16 @@ def _count_tokens(batch: Batch) -> Tensor:
     return batch.kept_tokens.sum()
 
 
+@dataclass(frozen=True)
+class StageLoss:
+    """What of the loss is found on one pipeline stage."""
+
+    places: Sequence[int]
+    """Which places in the layer map are compared here."""
+    has_output: bool
+    """Whether the predictions are made here."""
+
+
 class DistillObjective(Terms):
     """``task + kl_weight * T^2 * D(teacher, student; T) + feature_weight * mean over pairs of MSE``.
 
@@ -47,8 +57,7 @@ class DistillObjective(Terms):
         teacher_filters: FilterBank | None,
         student_layers: Sequence[int],
         num_shared_ids: int | None = None,
-        places: Sequence[int] | None = None,
-        has_output: bool = True,
+        here: StageLoss | None = None,
     ) -> None:
         """Make the terms that the plan switches on.
 
@@ -60,8 +69,7 @@ class DistillObjective(Terms):
             student_layers: The student's side of the layer map, for the names of the terms.
             num_shared_ids: For causal LM, the number of ids the tokenizer has. The prediction term is over these
                 alone: vocabularies of one family are padded to different sizes, and no token has a padded id.
-            places: Which places in the layer map are compared here (on this pipeline stage); None for all.
-            has_output: Whether the predictions are made here.
+            here: What of the loss this pipeline stage finds; None for all of it.
         """
         task = replace(task, divergence=make_divergence(plan.divergence, plan.divergence_parameter))
         self._task, self._teacher, self._teacher_filters = task, teacher, teacher_filters
@@ -80,11 +88,10 @@ class DistillObjective(Terms):
         # where task and prediction term have one count, their gradients are computed together
         with_output = [TASK, *([task.prediction_name] if self.needs.predictions and task.counts_apart else [])]
         compared = self._feature_names if self.needs.states else []
-        here = compared if places is None else [name for place, name in enumerate(compared) if place in places]
-        self._weights_of_sums = {
-            **dict.fromkeys(with_output if has_output else [], 1.0),
-            **dict.fromkeys(here, per_pair),
-        }
+        if here is not None:
+            compared = [name for place, name in enumerate(compared) if place in here.places]
+            with_output = with_output if here.has_output else []
+        self._weights_of_sums = {**dict.fromkeys(with_output, 1.0), **dict.fromkeys(compared, per_pair)}
 
     def _count_predicted(self, batch: Batch) -> Tensor:
         """Of what the teacher predicts."""

@@ -15,7 +15,7 @@ from ted_ds.data.loader import Collator
 from ted_ds.data.samples import Sample
 from ted_ds.models.families import family_of
 from ted_ds.models.heads import classification_probes, lm_probes
-from ted_ds.models.loading import DTYPES, load_model
+from ted_ds.models.loading import DTYPES, LoadSettings, load_model
 from ted_ds.models.student import FilteredModel
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank
@@ -82,11 +82,9 @@ def load_tapped(folder: Path, kind: str, layers: tuple[int, ...], *, shard: Any 
     task = OF_NAME[kind].task
     model, _ = load_model(
         folder,
+        LoadSettings(DTYPES[precision], sharded_loading(shard) if shard else contextlib.nullcontext()),
         head=None if kind == "causal_lm" else {"num_labels": len(LABELS)},
         architecture=task.architecture,
-        dtype=DTYPES[precision],
-        new_head_allowed=False,
-        context=sharded_loading(shard) if shard else contextlib.nullcontext(),
     )
     return TappedModel(model, family_of(model.config.model_type), layers, pooled=task.pooled)
 

@@ -30,18 +30,15 @@ model.save_pretrained(sys.argv[2])
 # what ted_ds taps of a teacher, beside what transformers says of the same model
 TAPS = """
 import sys, torch
-from contextlib import nullcontext
 from pathlib import Path
 from transformers import AutoModelForCausalLM
 from ted_ds.models.families import family_of
-from ted_ds.models.loading import load_model
+from ted_ds.models.loading import LoadSettings, load_model
 from ted_ds.models.taps import TappedModel
 from ted_ds.runtime.frozen import FrozenModel
 ids = torch.tensor([[5, 6, 7, 8, 9], [9, 8, 7, 6, 5]])
 inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-model, fresh = load_model(
-    Path(sys.argv[1]), head=None, dtype=torch.float32, new_head_allowed=False, context=nullcontext()
-)
+model, fresh = load_model(Path(sys.argv[1]), LoadSettings(torch.float32), head=None)
 tapped = TappedModel(model, family_of("llama"), (0, 1, 3), fresh_parameters=fresh)
 frozen = FrozenModel(tapped, device=torch.device("cpu"), engine_config=None)
 with torch.no_grad():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -11,7 +9,7 @@ from torch._dynamo.utils import counters
 from ted_ds.errors import CheckpointError, ConfigError
 from ted_ds.models.execution import checkpoint_activations, compile_blocks
 from ted_ds.models.families import family_of
-from ted_ds.models.loading import load_model
+from ted_ds.models.loading import LoadSettings, load_model
 from ted_ds.models.parts import blocks_of
 from ted_ds.models.student import FilteredModel
 from ted_ds.models.taps import TappedModel
@@ -26,14 +24,7 @@ KIND = "causal_lm"
 
 
 def load(folder, model_type, attention="auto"):
-    model, _ = load_model(
-        folder,
-        head=None,
-        dtype=torch.float32,
-        new_head_allowed=False,
-        context=contextlib.nullcontext(),
-        attention=attention,
-    )
+    model, _ = load_model(folder, LoadSettings(torch.float32, attention=attention), head=None)
     return model, family_of(model_type)
 
 

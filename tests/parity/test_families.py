@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import pytest
 import torch
 
@@ -11,7 +9,7 @@ from ted_ds.models.execution import checkpoint_activations
 from ted_ds.models.families import CAUSAL_LM_TYPES, KNOWN_TYPES, family_of
 from ted_ds.models.files import read_model_facts
 from ted_ds.models.heads import lm_probes, load_lm_output
-from ted_ds.models.loading import load_model
+from ted_ds.models.loading import LoadSettings, load_model
 from ted_ds.models.parts import blocks_of, embeddings_of, final_norm_of, lm_head_of
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank
@@ -25,12 +23,7 @@ def load(folder, model_type, *, classify=False, dtype=torch.float32, share=None,
     labels = [*LABELS] if classify else None
     write_model(folder, model_type, blocks=NUM_BLOCKS, labels=labels, **config)
     model, _ = load_model(
-        folder,
-        head={"num_labels": len(LABELS)} if classify else None,
-        dtype=dtype,
-        new_head_allowed=False,
-        context=contextlib.nullcontext(),
-        share=share,
+        folder, LoadSettings(dtype), head={"num_labels": len(LABELS)} if classify else None, share=share
     )
     return model.eval()
 
@@ -156,9 +149,7 @@ def test_a_tap_fires_once_and_gives_right_gradients_under_activation_checkpointi
 @pytest.mark.parametrize("model_type", CAUSAL_LM_TYPES)
 def test_lm_output_read_from_files_is_the_models_own(tmp_path, model_type, tied):
     write_model(tmp_path, model_type, tie_word_embeddings=tied)
-    model, _ = load_model(
-        tmp_path, head=None, dtype=torch.float32, new_head_allowed=False, context=contextlib.nullcontext()
-    )
+    model, _ = load_model(tmp_path, LoadSettings(torch.float32), head=None)
     model.eval()
     norm, head = load_lm_output(tmp_path, torch.float32)
     with torch.no_grad():

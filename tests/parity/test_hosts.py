@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from importlib.metadata import PackageNotFoundError
 
 import pytest
@@ -12,7 +11,7 @@ from torch import nn
 from ted_ds.errors import ConfigError
 from ted_ds.models import quantised
 from ted_ds.models.families import family_of
-from ted_ds.models.loading import load_model
+from ted_ds.models.loading import LoadSettings, load_model
 from ted_ds.models.parts import blocks_of
 from ted_ds.models.quantised import quantise_blocks, stored_bytes
 from ted_ds.models.taps import TappedModel
@@ -40,7 +39,7 @@ def torchao(monkeypatch):
 
 def load(folder, kind, dtype=torch.float32):
     head = None if kind == "causal_lm" else {"num_labels": 2}
-    return load_model(folder, head=head, dtype=dtype, new_head_allowed=False, context=contextlib.nullcontext())[0]
+    return load_model(folder, LoadSettings(dtype), head=head)[0]
 
 
 def logits_and_states(model, family, kind):

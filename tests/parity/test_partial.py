@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 
 import pytest
@@ -12,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from ted_ds.data.loader import Batch
 from ted_ds.errors import CheckpointError
 from ted_ds.models.families import CAUSAL_LM_TYPES, KNOWN_TYPES, family_of
-from ted_ds.models.loading import load_model
+from ted_ds.models.loading import LoadSettings, load_model
 from ted_ds.models.parts import blocks_of
 from ted_ds.models.predictions import LossWeights
 from ted_ds.models.share import Share
@@ -112,8 +111,7 @@ def test_blocks_of_other_stages_are_not_read(tmp_path, model_type):
 
     def load_share(share):
         head = {"num_labels": len(LABELS)} if classify else None
-        settings = {"dtype": torch.float32, "new_head_allowed": False, "context": contextlib.nullcontext()}
-        return load_model(tmp_path, head=head, share=share, **settings)[0]
+        return load_model(tmp_path, LoadSettings(torch.float32), head=head, share=share)[0]
 
     share = Share(0, 2, has_embeddings=True, has_output=False)
     part = load_share(share)
@@ -131,8 +129,8 @@ def test_a_new_head_starts_the_same_on_every_stage(tmp_path, share):
     heads = []
     for one in (share, None):
         torch.manual_seed(5)
-        settings = {"dtype": torch.float32, "new_head_allowed": True, "context": contextlib.nullcontext()}
-        model, fresh = load_model(tmp_path, head={"num_labels": len(LABELS)}, share=one, **settings)
+        head = {"num_labels": len(LABELS)}
+        model, fresh = load_model(tmp_path, LoadSettings(torch.float32), head=head, new_head_allowed=True, share=one)
         assert fresh == ["score.weight"]
         heads.append(model.score.weight)
     torch.testing.assert_close(*heads, rtol=0, atol=0)

@@ -116,7 +116,7 @@ ASKS = {  # what each of these is must be seen
 
 
 def asks_for_a_task(source):
-    """Lines that decide by a section of ``ted_ds/config/tasks.py`` or by a kind's name."""
+    """Lines that decide by a section of ``ted_ds/config/tasks/`` or by a kind's name."""
     for node in ast.walk(ast.parse(source)):
         parts: list[ast.AST] = []
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "issubclass"):
@@ -172,11 +172,6 @@ def test_a_write_into_the_assembly_is_found(tmp_path):
 
 
 LONGEST_SIGNATURE = 7
-OWED = {
-    "models/loading.py: load_model",
-    "objectives/distill.py: DistillObjective.__init__",
-}
-"""Longer ones that are left; no other may come."""
 
 
 def long_signatures(tree, holder=""):
@@ -196,7 +191,7 @@ def test_signatures_stay_short():
         for file in MODULES
         for name in long_signatures(ast.parse(file.read_text(encoding="utf-8")))
     }
-    assert found == OWED
+    assert not found
 
 
 def test_a_long_signature_is_found_wherever_it_is():

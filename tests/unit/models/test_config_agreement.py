@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 from ted_ds.config.schema import Recipe
 from ted_ds.errors import CheckpointError
 from ted_ds.models.files import read_model_facts
-from ted_ds.models.loading import load_model
+from ted_ds.models.loading import LoadSettings, load_model
 from ted_ds.planning.contracts import Side, broken_contracts, doubts
 from ted_ds.planning.tokenizer_contracts import doubtful_ids, refuse_padding_outside
 from tests.tiny import LABELS, MAX_POSITIONS, recipe_dict, task_dict, write_model
@@ -38,13 +37,7 @@ def set_weights(folder: Path, change: Callable[[Weights], Mapping[str, Tensor]])
 
 def load(folder: Path, *, labels: int | None = None, new_head_allowed: bool = True) -> Any:
     head = None if labels is None else {"id2label": {index: str(index) for index in range(labels)}}
-    return load_model(
-        folder,
-        head=head,
-        dtype=torch.float32,
-        new_head_allowed=new_head_allowed,
-        context=contextlib.nullcontext(),
-    )
+    return load_model(folder, LoadSettings(torch.float32), head=head, new_head_allowed=new_head_allowed)
 
 
 def without(*beginnings: str) -> Callable[[Weights], Weights]:

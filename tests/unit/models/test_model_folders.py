@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -178,9 +177,7 @@ def test_one_whole_file_is_what_counts_beside_an_index_as_for_transformers(folde
 @pytest.mark.parametrize("extra", ["self_attn.q_norm.weight", "mlp.up_proj.lora_A.weight"])
 def test_weights_of_blocks_that_the_model_has_no_place_for_are_refused(folder: Path, extra: str) -> None:
     """transformers leaves them out without a word."""
-    load = functools.partial(
-        loading.load_model, folder, head=None, dtype=torch.float32, new_head_allowed=False, context=nullcontext()
-    )
+    load = functools.partial(loading.load_model, folder, loading.LoadSettings(torch.float32), head=None)
     state = load_file(folder / "model.safetensors")
     buffers = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4), "other.weight": torch.zeros(2)}
     save_file({**state, **buffers}, folder / "model.safetensors", metadata={"format": "pt"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -16,7 +15,7 @@ from transformers.activations import ACT2FN
 from ted_ds.errors import CheckpointError
 from ted_ds.models.config_values import ACTIVATIONS
 from ted_ds.models.files import read_model_facts
-from ted_ds.models.loading import load_model, read_tokenizer
+from ted_ds.models.loading import LoadSettings, load_model, read_tokenizer
 from ted_ds.models.rope_rules import rope_rules
 from tests.tiny import LABELS, write_model
 
@@ -43,8 +42,7 @@ def change(folder: Path, **values: Any) -> None:
 
 def load(folder: Path, *, is_classifier: bool = False) -> Any:
     head = {"id2label": dict(enumerate(LABELS))} if is_classifier else None
-    context = contextlib.nullcontext()
-    return load_model(folder, head=head, dtype=torch.float32, new_head_allowed=False, context=context)[0]
+    return load_model(folder, LoadSettings(torch.float32), head=head)[0]
 
 
 # --- rows of the embeddings -------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +13,7 @@ from ted_ds.assembly.host_teacher import host_teacher
 from ted_ds.config.load import load_recipe
 from ted_ds.errors import CheckpointError, ConfigError
 from ted_ds.models.files import Parameters, read_model_facts
-from ted_ds.models.loading import load_model, num_parameters
+from ted_ds.models.loading import LoadSettings, load_model, num_parameters
 from ted_ds.output.run_folder import Run
 from ted_ds.planning.hosting import Hosting, Machine, choose_host, describe_memory
 from ted_ds.planning.memory import Trained, activation_bytes, bucket_bytes, frozen_bytes, gib, on_device, trained_bytes
@@ -136,13 +135,7 @@ def test_recomputed_activations_are_fewer(lm_run):
 def test_parameters_are_counted_from_the_files(tmp_path, family):
     is_lm = family in ("llama", "gpt2")
     write_model(tmp_path, family, blocks=3, labels=None if is_lm else LABELS)
-    model, _ = load_model(
-        tmp_path,
-        head=None if is_lm else {"num_labels": 2},
-        dtype=torch.float32,
-        new_head_allowed=False,
-        context=contextlib.nullcontext(),
-    )
+    model, _ = load_model(tmp_path, LoadSettings(torch.float32), head=None if is_lm else {"num_labels": 2})
     found = read_model_facts(tmp_path).parameters
     assert found.total == num_parameters(model)
     assert sum(found.sizes) == found.total

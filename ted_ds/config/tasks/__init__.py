@@ -1,0 +1,39 @@
+"""The recipe's ``task`` section: what goes into the models and what they predict, by kind.
+
+A section says, without torch, what planning, data and models ask of a kind of task; all else about it is in
+``ted_ds/tasks/``, in a module of its name. Nobody outside of these two asks which kind a task is.
+"""
+
+from __future__ import annotations
+
+from ted_ds.config.tasks.base import BosSetting, TaskSection
+from ted_ds.config.tasks.language import CausalLm, Packing
+from ted_ds.config.tasks.texts import (
+    MultiLabelClassification,
+    Regression,
+    SequenceClassification,
+    SoftLabelClassification,
+    TextTask,
+)
+from ted_ds.config.tasks.words import TokenClassification
+
+HeadTask = (
+    SequenceClassification | SoftLabelClassification | MultiLabelClassification | Regression | TokenClassification
+)
+"""Tasks whose models end in a head of their own, in place of the LM head."""
+Task = HeadTask | CausalLm
+
+__all__ = [
+    "BosSetting",
+    "CausalLm",
+    "HeadTask",
+    "MultiLabelClassification",
+    "Packing",
+    "Regression",
+    "SequenceClassification",
+    "SoftLabelClassification",
+    "Task",
+    "TaskSection",
+    "TextTask",
+    "TokenClassification",
+]

@@ -1,0 +1,117 @@
+"""What planning, data and models ask of every kind of task, and what kinds have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from ted_ds.config.section import Section, rule
+
+BosSetting = Literal["auto", "always", "never"]
+
+
+class TaskSection(Section):
+    """What is asked of every kind of task."""
+
+    architecture: ClassVar[str]
+    """Of the models with their head, as transformers calls it: what follows ``AutoModelFor``."""
+    has_lm_head: ClassVar[bool] = False
+    """Whether that is an LM head, which came with the models; else one of its own in the place of it."""
+    packed: ClassVar[bool] = False
+    """Whether the data are documents, packed into sequences; else rows of a labelled set, held in memory."""
+    pooled: ClassVar[bool] = True
+    """Whether there is one prediction for a text, read at one of its tokens; else some for each token."""
+    softened: ClassVar[bool] = True
+    """Whether predictions are probabilities, which a temperature softens."""
+    length_key: ClassVar[str] = "max_length"
+    """The key of ``sequence_length``, which every kind has, here."""
+    outputs_key: ClassVar[str] = "labels"
+    """The key of :attr:`output_names` here."""
+    unused_filter_settings: ClassVar[tuple[str, ...]] = ("lm_head",)
+    """Of ``filters``."""
+    why_not_cached: ClassVar[str | None] = None
+    """Why a teacher's outputs cannot be kept on disk, and what to do; None where they can."""
+
+    @property
+    def document_column(self) -> str | None:
+        """The column of texts that a tokenizer can be trained on; None where there is none."""
+        return getattr(self, "text_column", None)
+
+    @property
+    def output_names(self) -> list[str]:
+        """Of the outputs of a head of its own, in their order."""
+        return []
+
+    @property
+    def label_names(self) -> list[str]:
+        """Those of ``output_names`` that are classes."""
+        return []
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of a head of its own."""
+        return len(self.output_names)
+
+    @property
+    def document_start(self) -> BosSetting | None:
+        """Whether documents start with the BOS token; None where texts are read as the tokenizer's encode does."""
+        return None
+
+    def probe_sizes(self, dim: int) -> list[int]:
+        """Numbers in each parameter of what stands on a filter of width ``dim`` in Stage I, without an LM head.
+
+        See :mod:`ted_ds.models.heads`.
+        """
+        return [dim * dim, dim, dim * self.num_outputs, self.num_outputs]
+
+
+class HeadSection(TaskSection):
+    """A text in, and predictions out, by a head of the task's own."""
+
+    max_length: int = Field(default=128, gt=1)
+    """Longest text in tokens; longer ones are cut."""
+
+    @property
+    def sequence_length(self) -> int:
+        """Longest sequence the models will see, in tokens."""
+        return self.max_length
+
+
+class WithLabels(HeadSection):
+    """What is predicted has names."""
+
+    labels: list[str] = Field(min_length=2)
+    """Label names in the order of their ids."""
+    data_labels: list[str] | None = None
+    """What the data call each of ``labels``, in their order, where they call them otherwise."""
+
+    @field_validator("labels", "data_labels", mode="before")
+    @classmethod
+    def _names_are_text(cls, names: Any) -> Any:
+        """YAML makes a number of a name such as 1, and a truth value of no."""
+        if not isinstance(names, list):
+            return names
+        for name in names:
+            if isinstance(name, bool | float) or name is None:
+                raise ValueError(f"{name!r} is no text; put each name in quotes")
+        return [str(name) if isinstance(name, int) else name for name in names]
+
+    @rule
+    def _labels_distinct(self) -> Iterator[str]:
+        for key, names in (("labels", self.labels), ("data_labels", self.data_labels or [])):
+            if len(set(names)) != len(names):
+                yield f"{key} must be distinct, got {names}"
+        if self.data_labels is not None and len(self.data_labels) != len(self.labels):
+            yield f"data_labels has {len(self.data_labels)} names, labels has {len(self.labels)}; give one for each"
+
+    @property
+    def output_names(self) -> list[str]:
+        """The labels."""
+        return self.labels
+
+    @property
+    def label_names(self) -> list[str]:
+        """All of them."""
+        return self.labels

@@ -1,0 +1,38 @@
+"""One prediction for each word of a text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+from ted_ds.config.section import rule
+from ted_ds.config.tasks.base import WithLabels
+
+
+class TokenClassification(WithLabels):
+    """A label for each word of a text: entities, parts of speech."""
+
+    architecture: ClassVar[str] = "TokenClassification"
+    pooled: ClassVar[bool] = False
+    unused_filter_settings: ClassVar[tuple[str, ...]] = ("lm_head", "pooling")
+    why_not_cached: ClassVar[str | None] = (
+        "a cache keeps one prediction for each text, and a token_classification has one for each word; remove it"
+    )
+    kind: Literal["token_classification"]
+    rows: Literal["lists", "conll"] = "lists"
+    """``lists``: a row has a list of words, and one of labels. ``conll``: it is the lines of a sentence, each with a
+    word in its first column and a label in its last; white space is between columns, and a blank line between
+    sentences, in text sources with ``documents: block``."""
+    words_column: str = "tokens"
+    label_column: str = "ner_tags"
+    """Column with the labels' names or ids; nothing, or -100, for a word that has none."""
+
+    @rule
+    def _columns_are_of_lists(self) -> Iterator[str]:
+        given = [name for name in ("words_column", "label_column") if name in self.model_fields_set]
+        if self.rows == "conll" and given:
+            yield f"rows: conll has no columns with names; remove {' and '.join(given)}"
+
+    def probe_sizes(self, dim: int) -> list[int]:
+        """Numbers in the weight and the bias of a linear head."""
+        return [dim * self.num_outputs, self.num_outputs]
