@@ -55,7 +55,7 @@ class Assembly:
         self.num_shared_ids = max(vocabulary.values()) + 1 if vocabulary else None
         pad_id = tokenizer.pad_token_id
         assert isinstance(pad_id, int)
-        self.collate = self.kind.collator(pad_id, recipe.data.padding)
+        self.collate = self.kind.collator(pad_id, recipe.data.padding, with_token_types=given.data.has_token_types)
         self.origins = given.origins
         self.models = ModelMaker(given)
 
@@ -132,6 +132,7 @@ class Assembly:
                 has_trained=trained is not None,
                 labels_are_numbers=self.collate.labels == "numbers",
                 isolated=self.collate.isolate_documents,
+                has_token_types=self.collate.with_token_types,
             ),
         )
         try:

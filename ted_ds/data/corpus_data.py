@@ -35,6 +35,8 @@ class CorpusData:
     """None: no token stands for a whole text."""
     has_labels = True
     """Its tokens are."""
+    has_token_types = False
+    """A document is no pair."""
 
     def __init__(
         self,

@@ -44,8 +44,8 @@ class LabelledData:
         Raises:
             DataError: A label is wrong, too many rows are, or a split is empty.
         """
-        self.text_ends = ends_when_loaded(tokenizer, None).in_words
-        self._reader = RowReader(data, rows.columns, of_words=rows.of_words)
+        self.text_ends = ends_when_loaded(tokenizer, None, pairs=rows.num_texts > 1).in_words
+        self._reader = RowReader(data, rows.columns, of_words=rows.of_words, num_texts=rows.num_texts)
         self._data, self._rows, self._tokenizer = data, rows, tokenizer
         splits: dict[bool, list[Sample]] = {False: [], True: []}
         for source in listing.train:
@@ -69,6 +69,11 @@ class LabelledData:
     def last_token_ids(self) -> frozenset[int]:
         """The ids of the last tokens of all texts, at which decoders are read."""
         return frozenset(sample.input_ids[-1] for sample in (*self.train, *self.heldout))
+
+    @property
+    def has_token_types(self) -> bool:
+        """Whether its examples say which text of a pair each token is of."""
+        return any(sample.token_types is not None for sample in (*self.train, *self.heldout))
 
     @property
     def has_labels(self) -> bool:
@@ -109,17 +114,17 @@ class LabelledData:
     def _samples(self, source: Listing) -> Iterator[tuple[str, Sample]]:
         """The examples of a source and their texts; those without a token are bad records."""
         rows, records = self._rows, self._reader.rows(source)
-        column = rows.columns[0]
+        columns = rows.columns
         while chunk := list(itertools.islice(records, ROWS_AT_ONCE)):
             read = [(record, self._read(record)) for record in chunk]
             found = [(record, example) for record, example in read if example is not None]
             samples = rows.encode(self._tokenizer, [example for _, example in found])
             for (record, example), sample in zip(found, samples, strict=True):
-                fault = empty_text_fault(column, example.text)
+                fault = empty_text_fault(columns, example.texts)
                 if fault is None and not sample.input_ids:
-                    fault = f"column {column!r} holds {example.text!r:.20}, of which the tokenizer makes no token"
+                    fault = f"column {columns[0]!r} holds {example.text!r:.20}, of which the tokenizer makes no token"
                 if fault is None:
-                    yield example.text, sample
+                    yield example.whole_text, sample
                 else:
                     self._reader.skip(record, fault)
 

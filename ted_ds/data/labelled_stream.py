@@ -25,6 +25,8 @@ def samples_sha256(samples: Sequence[Sample]) -> str:
     for sample in samples:
         digest.update(array("q", [len(sample.input_ids), *sample.input_ids]).tobytes())
         digest.update(repr(sample.label).encode())
+        if sample.token_types is not None:
+            digest.update(array("q", sample.token_types).tobytes())
     return digest.hexdigest()
 
 

@@ -25,6 +25,8 @@ class Sample:
     num_cut: int = 0
     """Labels that no token stands for, of a text that has many: their words were cut off, or the tokenizer makes
     nothing of them."""
+    token_types: Sequence[int] | None = None
+    """Of each token of a pair, by the tokenizer: which of its two texts it is of. None where it does not say."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,18 @@ class Example:
     text: str
     label: Label | None
     """None where the row has none."""
+    second: str | None = None
+    """The other text of a pair."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The one, or both."""
+        return (self.text,) if self.second is None else (self.text, self.second)
+
+    @property
+    def whole_text(self) -> str:
+        """All that is read of it, by which copies are known: two pairs have the same only if both texts are."""
+        return "\0".join(self.texts)
 
 
 class Rows(Protocol):
@@ -46,7 +60,12 @@ class Rows(Protocol):
 
     @property
     def columns(self) -> Sequence[str]:
-        """What is read of a row, the text first."""
+        """What is read of a row, its texts first."""
+        ...
+
+    @property
+    def num_texts(self) -> int:
+        """How many of ``columns`` hold texts: one, or two of pairs."""
         ...
 
     @property
@@ -80,6 +99,15 @@ class LabelledRows(Rows, Protocol):
         ...
 
 
-def empty_text_fault(column: str, text: str) -> str | None:
-    """What is wrong with a text that a label cannot be about; None if nothing is."""
-    return None if text.strip() else f"column {column!r} holds {text!r:.20}; there is nothing in it to predict from"
+def empty_text_fault(columns: Sequence[str], texts: Sequence[str]) -> str | None:
+    """What is wrong with texts, one of which a label cannot be about; None if nothing is.
+
+    Args:
+        columns: They are in; there may be more.
+        texts: The text, or the two of a pair.
+    """
+    for column, text in zip(columns, texts, strict=False):
+        if not text.strip():
+            missing = "a pair with one side missing" if len(texts) > 1 else "there is nothing in it to predict from"
+            return f"column {column!r} holds {text!r:.20}; {missing}"
+    return None

@@ -84,6 +84,8 @@ BERT = Family(
     pooled_token="first",
     positions="learned",
     position_embeddings_path="bert.embeddings.position_embeddings",
+    token_types_key="type_vocab_size",
+    token_types_by_default=2,
     buffers=("position_ids",),
     tokenizer_class="BertTokenizer",
 )
@@ -107,6 +109,7 @@ DEBERTA_V2 = Family(
     attention=("eager",),
     positions="relative",
     position_embeddings_path="deberta.embeddings.position_embeddings",
+    token_types_key="type_vocab_size",
     buffers=("position_ids",),
     tokenizer_class="DebertaV2Tokenizer",
 )

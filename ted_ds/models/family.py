@@ -67,6 +67,11 @@ class Family:
     token's distance to the others (beside a table, where the files hold one)."""
     position_embeddings_path: str | None = None
     """The table."""
+    token_types_key: str | None = None
+    """The entry of the config that says how many types of tokens it tells apart by embeddings: those of the two texts
+    of a pair, as a rule; None where it has no such embeddings."""
+    token_types_by_default: int = 0
+    """How many where the config does not say."""
 
     # --- config.json
     own_names: Mapping[str, str] = field(default_factory=dict)
@@ -104,6 +109,12 @@ class Family:
     def is_tied(self, config: Mapping[str, Any]) -> bool:
         """Whether an LM head is the embeddings, by a ``config.json``."""
         return config.get("tie_word_embeddings", self.ties_by_default)
+
+    def num_token_types(self, config: Mapping[str, Any]) -> int:
+        """How many types of tokens a model tells apart, by a ``config.json``."""
+        if self.token_types_key is None:
+            return 0
+        return int(config.get(self.token_types_key, self.token_types_by_default))
 
     @property
     def label_head_prefixes(self) -> tuple[str, ...]:

@@ -72,6 +72,11 @@ class TaskKind(ABC, Generic[Task]):
     def columns(self) -> Sequence[str]:
         """See :class:`ted_ds.data.samples.Rows`."""
 
+    @property
+    def num_texts(self) -> int:
+        """See :class:`ted_ds.data.samples.Rows`."""
+        return 1
+
     @abstractmethod
     def read(self, row: Mapping[str, Any], *, where: str, declared: Mapping[str, Sequence[str]]) -> Example | None:
         """See :class:`ted_ds.data.samples.Rows`."""
@@ -90,12 +95,17 @@ class TaskKind(ABC, Generic[Task]):
             DataError: A source or a row is wrong, or a split is empty.
         """
 
-    def collator(self, pad_id: int, padding: Padding) -> Collator:
-        """What makes batches of samples."""
+    def collator(self, pad_id: int, padding: Padding, *, with_token_types: bool = False) -> Collator:
+        """What makes batches of samples, which may have token types."""
         from ted_ds.data.loader import Collator
 
         return Collator(
-            pad_id, self.collated_as, side=padding.side, multiple_of=padding.multiple_of, **self._collator_settings()
+            pad_id,
+            self.collated_as,
+            side=padding.side,
+            multiple_of=padding.multiple_of,
+            with_token_types=with_token_types,
+            **self._collator_settings(),
         )
 
     def _collator_settings(self) -> dict[str, Any]:
@@ -160,7 +170,7 @@ class TaskKind(ABC, Generic[Task]):
 
 
 class HeadKind(TaskKind[HeadTask]):
-    """A text in, and one prediction out, by a head of the task's own."""
+    """A text in, or a pair of two, and one prediction out, by a head of the task's own."""
 
     are_labelled = True
     problem_type: ClassVar[str]
@@ -172,13 +182,24 @@ class HeadKind(TaskKind[HeadTask]):
         return [self.task.label_column]  # type: ignore[attr-defined]
 
     @property
+    def text_columns(self) -> list[str]:
+        """The columns that hold texts."""
+        return self.task.text_columns
+
+    @property
     def columns(self) -> list[str]:
-        """The text's, and those of labels."""
-        return [self.task.text_column, *self.label_columns]
+        """Those of texts, and those of labels."""
+        return [*self.text_columns, *self.label_columns]
+
+    @property
+    def num_texts(self) -> int:
+        """See :class:`ted_ds.data.samples.Rows`."""
+        return len(self.text_columns)
 
     def read(self, row: Mapping[str, Any], *, where: str, declared: Mapping[str, Sequence[str]]) -> Example | None:
-        """The text and its label."""
-        return Example(row[self.task.text_column], self.read_label(row, where=where, declared=declared))
+        """The text, or both of a pair, and the label."""
+        first, *second = (row[column] for column in self.text_columns)
+        return Example(first, self.read_label(row, where=where, declared=declared), *second)
 
     @abstractmethod
     def read_label(
@@ -194,10 +215,20 @@ class HeadKind(TaskKind[HeadTask]):
         """
 
     def encode(self, tokenizer: Any, examples: Sequence[Example]) -> list[Sample]:
-        """Texts as the tokenizer's own encode reads them, cut to the longest allowed."""
+        """Texts as the tokenizer's own encode reads them, cut to the longest allowed; of a pair the longer text first.
+
+        What stands between the two of a pair, and their token types, are the tokenizer's own, too.
+        """
+        if not examples:
+            return []
         texts = [example.text for example in examples]
-        encoded = tokenizer(texts, truncation=True, max_length=self.task.max_length)["input_ids"] if texts else []
-        return [Sample(ids, example.label) for ids, example in zip(encoded, examples, strict=True)]
+        pairs = [example.second for example in examples] if self.num_texts > 1 else None
+        encoded = tokenizer(texts, pairs, truncation=True, max_length=self.task.max_length)
+        types = encoded.get("token_type_ids") if pairs is not None else None
+        return [
+            Sample(ids, example.label, token_types=own)
+            for ids, example, own in zip(encoded["input_ids"], examples, types or [None] * len(texts), strict=True)
+        ]
 
     def open_data(
         self, data: Data, tokenizer: PreTrainedTokenizerBase, listing: DataListing, *, max_heldout: int

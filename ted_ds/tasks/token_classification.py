@@ -61,9 +61,14 @@ class TokenClassificationKind(HeadKind[Any]):
     # --- data -------------------------------------------------------------------------------------------------------
 
     @property
-    def columns(self) -> list[str]:
-        """Those of words and of labels, or that of blocks of lines."""
-        return [self.task.words_column, self.task.label_column] if self.of_words else [TEXT_COLUMN]
+    def text_columns(self) -> list[str]:
+        """That of words, or that of blocks of lines."""
+        return [self.task.words_column if self.of_words else TEXT_COLUMN]
+
+    @property
+    def label_columns(self) -> list[str]:
+        """That of labels; none of blocks of lines, which have them within."""
+        return [self.task.label_column] if self.of_words else []
 
     def read(self, row: Mapping[str, Any], *, where: str, declared: Mapping[str, Sequence[str]]) -> Words | None:
         """The words of a row and their labels; None for a mark between documents."""
@@ -73,7 +78,7 @@ class TokenClassificationKind(HeadKind[Any]):
             words = [line[0] for line in _lines(row[TEXT_COLUMN], where)]
             if words[0] == BETWEEN_DOCUMENTS:
                 return None
-        return Words(" ".join(words), self.read_label(row, where=where, declared=declared), words)
+        return Words(" ".join(words), self.read_label(row, where=where, declared=declared), words=words)
 
     def read_label(
         self, row: Mapping[str, Any], *, where: str, declared: Mapping[str, Sequence[str]] = {}

@@ -299,7 +299,15 @@ def samples(kind: str, packed: bool, steps: Steps) -> Iterator[list[Sample]]:
             yield [Sample([*itertools.chain(*row)], None, [len(text) for text in row]) for row in grouped]
             continue
         labels = [None if is_unlabelled(kind, step, i) else label_of(kind, i, len(t)) for i, t in enumerate(texts)]
-        yield [Sample(text, label, [len(text)]) for text, label in zip(texts, labels, strict=True)]
+        yield [
+            Sample(text, label, [len(text)], token_types=types_of(text))
+            for text, label in zip(texts, labels, strict=True)
+        ]
+
+
+def types_of(text: list[int]) -> list[int]:
+    """Token types, as if the second half of a document were the other text of a pair; BERT alone takes them."""
+    return [int(2 * place >= len(text)) for place in range(len(text))]
 
 
 def place_of(folder: Path, setup: Setup) -> Path:
@@ -405,6 +413,7 @@ def run_layout(world: Any, engine: Any, objective: Any, setup: Setup, layout: La
         side=layout.side,
         multiple_of=layout.multiple_of,
         isolate_documents=layout.packed,
+        with_token_types=not layout.packed,
     )
     steps = []
     for rows in samples(setup.kind, layout.packed, setup.size.steps):
@@ -561,7 +570,8 @@ def one_batch(kind: str, rows: list[Sample]) -> tuple[dict[str, torch.Tensor], t
         labels = torch.tensor([-100 if row.label is None else row.label for row in rows])
     else:
         labels = torch.tensor([[torch.nan] * 2 if row.label is None else row.label for row in rows])
-    return {"input_ids": ids, "attention_mask": mask}, labels, mask.bool()
+    types = torch.tensor([types_of(row.input_ids) + [0] * (longest - len(row.input_ids)) for row in rows])
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}, labels, mask.bool()
 
 
 # --- comparison ------------------------------------------------------------------------------------------------------

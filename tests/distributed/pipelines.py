@@ -21,7 +21,7 @@ from ted_ds.runtime.preemption import StopRequests
 from ted_ds.runtime.step_runner import StepRunner
 from ted_ds.verbs.prepare import prepare as prepare_run
 from tests.plain import plain_divergence, probe_logits
-from tests.tiny import LABELS, ROOT, recipe_dict, write_corpus, write_labelled, write_model, write_recipe
+from tests.tiny import LABELS, ROOT, recipe_dict, write_corpus, write_labelled, write_model, write_pairs, write_recipe
 
 NUM_STEPS = 5
 MAPS: dict[str, dict[str, Any]] = {
@@ -33,6 +33,8 @@ MAPS: dict[str, dict[str, Any]] = {
 }
 FAMILIES = {"llama": "causal_lm", "gpt2": "causal_lm", "bert": "sequence_classification"}
 FAMILIES["deberta-v2"] = "sequence_classification"
+WITH_PAIRS = ("bert",)
+"""Families whose texts come in pairs, of tokens of two types."""
 
 
 class Layout(NamedTuple):
@@ -75,7 +77,7 @@ def write_pair(folder: Path, family: str) -> None:
     if kind == "causal_lm":
         write_corpus(folder / "train.jsonl", 200)
     else:
-        write_labelled(folder / "train.jsonl", 120)
+        (write_pairs if family in WITH_PAIRS else write_labelled)(folder / "train.jsonl", 120)
     for stage in (0, 1):
         config = json.loads((ROOT / "ds_configs" / "deepspeed" / f"zero{stage}.json").read_text())
         # Adam would hide a wrong scale of the gradient
@@ -87,6 +89,8 @@ def write_pair(folder: Path, family: str) -> None:
         recipe["filters"]["dim"] = 12
         if kind == "causal_lm":
             recipe["task"] |= {"packing": {"isolate_documents": False}}
+        if family in WITH_PAIRS:
+            recipe["task"] |= {"text_column": ["first", "second"]}
         plans = (recipe["distill"], *(recipe["filters"][side] for side in ("teacher", "student")))
         for plan in (*plans, recipe["student"]["finetune"]):
             plan |= {"global_batch_size": 8, "micro_batch_size": 2, "learning_rate": 0.2, "schedule": "constant"}
@@ -287,7 +291,10 @@ def _joined(batches: list[Any]) -> tuple[dict[str, torch.Tensor], torch.Tensor, 
     mask = torch.cat([padded(batch.attention_mask, 0) for batch in batches])
     labels = torch.cat([padded(batch.labels, -100) for batch in batches])
     kept = torch.cat([padded(batch.kept_tokens.long(), 0) for batch in batches]).bool()
-    return {"input_ids": ids, "attention_mask": mask}, labels, kept
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if batches[0].token_type_ids is not None:
+        inputs["token_type_ids"] = torch.cat([padded(batch.token_type_ids, 0) for batch in batches])
+    return inputs, labels, kept
 
 
 # --- numbers that go wrong ----------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from ted_ds.planning.phase import PHASES
 from ted_ds.verbs.run import run_phases
 from tests.dist import run_ranks
 from tests.task_kinds import TASK_TERMS
-from tests.tiny import ROOT, VOCAB_SIZE, head_dict, write_model, write_run
+from tests.tiny import ROOT, VOCAB_SIZE, head_dict, write_model, write_rows, write_run
 
 METRICS = {
     "sequence_classification": {"accuracy", "f1_macro", "matthews_correlation"},
@@ -37,6 +37,8 @@ PROBLEM_TYPES = {
 }
 
 
+WITH_PAIRS = "regression"
+"""The kind that is run on pairs of texts, as in STS-B."""
 OTHER_TERMS = {
     "soft_label_classification": ("jsd", "loss/jsd_0.5_teacher_student"),
     "multi_label_classification": ("skew_reverse_kl", "loss/bernoulli_skew_kl_0.1_student_teacher"),
@@ -56,9 +58,13 @@ def records(folder, phase):
 @pytest.mark.parametrize(("kind", "stage"), [*zip(METRICS, itertools.cycle(range(4)), strict=False)])
 def test_a_run_of_every_kind_of_task(tmp_path, kind, stage):
     recipe = write_run(tmp_path, kind=kind)
-    zero = f"deepspeed={ROOT / 'ds_configs' / 'deepspeed' / f'zero{stage}.json'}"
+    overrides = [f"deepspeed={ROOT / 'ds_configs' / 'deepspeed' / f'zero{stage}.json'}"]
+    if kind == WITH_PAIRS:
+        overrides.append("task.text_column=[text, second]")
+        rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+        write_rows(tmp_path / "train.jsonl", ({**row, "second": row["text"][::-1]} for row in rows))
     divergence, name = OTHER_TERMS.get(kind, ("kl", TASK_TERMS[kind].prediction_name))
-    run_ranks(run, 2, str(recipe), [zero, f"distill.divergence={divergence}"])
+    run_ranks(run, 2, str(recipe), [*overrides, f"distill.divergence={divergence}"])
     (first, _) = records(tmp_path, "distill")
     assert first[name] > 0
     assert {one for one in first if one.endswith(("_teacher_student", "_student_teacher"))} == {name}

@@ -40,6 +40,11 @@ class TaskSection(Section):
         return getattr(self, "text_column", None)
 
     @property
+    def takes_pairs(self) -> bool:
+        """Whether two texts go into a model together."""
+        return False
+
+    @property
     def output_names(self) -> list[str]:
         """Of the outputs of a head of its own, in their order."""
         return []

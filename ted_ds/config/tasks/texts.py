@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ted_ds.config.tasks.base import HeadSection, WithLabels
 
 
 class TextTask(HeadSection):
-    """A text in, one prediction out."""
+    """A text in, or a pair of two, and one prediction out."""
 
     architecture: ClassVar[str] = "SequenceClassification"
-    text_column: str = "text"
+    text_column: str | list[str] = "text"
+    """Column with the text; ``[first, second]``: those with the two texts of a pair."""
+
+    @field_validator("text_column", mode="before")
+    @classmethod
+    def _is_one_or_two(cls, column: Any) -> Any:
+        """One rule in words, where a union would give a message per member."""
+        names = column if isinstance(column, list) else [column]
+        if not all(isinstance(name, str) for name in names) or len(set(names)) != (2 if column is names else 1):
+            raise ValueError("must be a column, or [first, second] with two columns for texts that come in pairs")
+        return column
+
+    @property
+    def text_columns(self) -> list[str]:
+        """The columns with texts: one, or two."""
+        return self.text_column if isinstance(self.text_column, list) else [self.text_column]
+
+    @property
+    def takes_pairs(self) -> bool:
+        """Where there are two."""
+        return len(self.text_columns) > 1
+
+    @property
+    def document_column(self) -> str | None:
+        """See :class:`~ted_ds.config.tasks.base.TaskSection`; pairs are no documents."""
+        return self.text_column if isinstance(self.text_column, str) else None
 
 
 class LabelledTask(TextTask, WithLabels):

@@ -137,6 +137,7 @@ def read_extent(
     *,
     max_bytes: int,
     of_words: bool = False,
+    num_texts: int = 1,
 ) -> Iterator[Item]:
     """The records of an extent from a position on, each with ``columns`` or with a fault (:func:`column_fault`).
 
@@ -149,7 +150,9 @@ def read_extent(
         try:
             for item in _reader(listing, extent, columns, max_bytes)(start):
                 start = item.end
-                fault = item.fault or column_fault(item.row, columns, max_bytes=max_bytes, of_words=of_words)
+                fault = item.fault or column_fault(
+                    item.row, columns, max_bytes=max_bytes, of_words=of_words, num_texts=num_texts
+                )
                 yield Item(item.start, item.end, item.row if fault is None else {}, fault)
             return
         except Exception as error:  # file systems, decompressors and readers raise their own types
@@ -223,6 +226,7 @@ def read_in_order(
     report: Callable[[BadRecord], None],
     by_number: bool = True,
     of_words: bool = False,
+    num_texts: int = 1,
 ) -> Iterator[Record]:
     """Rows of a source in file order; bad ones are reported (:func:`column_fault`).
 
@@ -236,7 +240,9 @@ def read_in_order(
     number = 0
     for index in range(len(extents)):
         extent = extents[index]
-        for item in read_extent(listing, extent, START, columns, max_bytes=max_bytes, of_words=of_words):
+        for item in read_extent(
+            listing, extent, START, columns, max_bytes=max_bytes, of_words=of_words, num_texts=num_texts
+        ):
             number += 1
             position = f"row {number}" if has_number else describe_position(extent, item.start, listing)
             record = Record(number, item.row, extent.file, position)
