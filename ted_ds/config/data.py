@@ -12,6 +12,8 @@ from ted_ds.config.finite_number import is_finite_number
 from ted_ds.config.section import Section, rule
 
 WeightPoint = tuple[int, float]
+KIND_OF_SETTING = {"delimiter": "csv", "quoting": "csv", "columns": "csv", "field": "json"}
+"""Settings of a source that say how rows stand in files of one format, and which."""
 
 
 def weight_at(weight: float | str | Sequence[tuple[int, float]], step: int) -> float:
@@ -40,6 +42,16 @@ class Source(Section):
     """``auto`` goes by the file's ending, or takes ``path`` as a hub name where nothing local has it."""
     documents: Literal["line", "block", "file"] = "line"
     """Text files: what one document is; a ``block`` ends at a blank line."""
+    delimiter: str | None = None
+    """CSV files: the one character between values; unset: a comma, in a ``.tsv`` file a tab, or what else is usual and
+    fits."""
+    quoting: Literal["minimal", "none"] | None = None
+    """CSV files: ``none`` takes quotation marks for characters like any other, as official TSV files (GLUE's) mean
+    them; unset or ``minimal``: a value that begins with one goes on to the next."""
+    columns: list[str] | None = Field(default=None, min_length=1)
+    """CSV files without a first row of names: the names of all values of a row, in their order."""
+    field: str | None = Field(default=None, min_length=1)
+    """JSON files that are one object: the key, or dotted path of keys, under which the list of rows stands."""
     name: str | None = None
     """Configuration of a Hugging Face dataset, or of a folder whose README.md names some."""
     split: str = "train"
@@ -51,6 +63,28 @@ class Source(Section):
     """Corpora: how often it is read at most."""
     max_tokens: int | None = Field(default=None, gt=0)
     """Corpora: after about how many tokens it ends (each place in the global batch counts its share)."""
+
+    @field_validator("delimiter")
+    @classmethod
+    def _delimiter_is_one_character(cls, delimiter: str | None) -> str | None:
+        if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n\0'):
+            raise ValueError(
+                'must be one character, and no quotation mark or line end; a tab is "\\t" in double quotes'
+            )
+        return delimiter
+
+    @rule
+    def _columns_are_distinct(self) -> Iterator[str]:
+        if self.columns is not None and len(set(self.columns)) != len(self.columns):
+            yield f"columns must be distinct, got {self.columns}"
+
+    @rule
+    def _form_goes_with_format(self) -> Iterator[str]:
+        if self.format in ("auto", "hub"):
+            return  # known once its files are
+        for key, kind in KIND_OF_SETTING.items():
+            if kind != self.format and getattr(self, key) is not None:
+                yield f"{key} goes with format: {kind}, not {self.format}; leave one of them out"
 
     @field_validator("weight", mode="before")
     @classmethod
