@@ -180,17 +180,22 @@ class Assembly:
 
     # --- evaluation ---------------------------------------------------------------------------------------------
 
-    def evaluate(self, forward: Any, *, in_pipeline: bool = False) -> tuple[list[dict[str, float]], float]:
+    def evaluate(
+        self, forward: Any, *, in_pipeline: bool = False, apart: str | None = None
+    ) -> tuple[list[dict[str, float]], float]:
         """Held-out metrics of each output of ``forward(batch)`` (:mod:`ted_ds.runtime.outputs`), and tokens per second.
 
-        In a pipeline all stages see the same batches, else every rank sees its own.
+        Args:
+            forward: Runs a batch.
+            in_pipeline: Whether all stages see the same batches; else every rank sees its own.
+            apart: One of the sets that are scored by themselves, in the place of the held-out data.
 
         Raises:
             StopNow: Any rank was asked to stop; on every rank.
         """
         self.stops.has_work(True)  # a batch may take long, and all see the request after it
         batches: Iterator[Batch] = evaluation_batches(
-            self.data.heldout,
+            self.data.heldout if apart is None else self.data.apart[apart],
             self.collate,
             micro_batch_size=self.recipe.evaluation.micro_batch_size,
             rank=self.world.replica if in_pipeline else self.world.rank,

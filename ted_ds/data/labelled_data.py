@@ -14,7 +14,7 @@ from ted_ds.data.cleaning import is_heldout
 from ted_ds.data.labelled_stream import LabelledStream
 from ted_ds.data.loader import Collator
 from ted_ds.data.reading.listing import DataListing, Listing, Record
-from ted_ds.data.rows import RowReader, names_of, refuse_empty
+from ted_ds.data.rows import RowReader, names_of, refuse_empty, refuse_empty_apart
 from ted_ds.data.samples import Example, LabelledRows, Sample, empty_text_fault
 from ted_ds.data.step_division import StepDivision
 from ted_ds.data.tokenizers import ends_when_loaded
@@ -53,27 +53,39 @@ class LabelledData:
                 splits[listing.evaluation is None and is_heldout(text, data.heldout_fraction)].append(sample)
         kept, heldout = splits[False], splits[True]
         heldout += [sample for source in listing.evaluation or () for _, sample in self._samples(source)]
+        apart = {
+            name: [sample for source in sources for _, sample in self._samples(source)]
+            for name, sources in listing.apart.items()
+        }
         self._reader.judge(is_complete=True)
         self.bad_records = self._reader.bad
         refuse_empty(data, kept, heldout)
-        if all(sample.label is None for sample in heldout):
-            raise DataError(
-                f"{names_of(data.evaluation or data.train)}: no held-out row has a label to be scored by; give "
-                "data.evaluation rows with labels"
-            )
+        refuse_empty_apart(data, apart)
+        places = {"data.evaluation": data.evaluation or data.train}
+        places |= {f"data.apart.{name}": sources for name, sources in (data.apart or {}).items()}
+        for (place, sources), samples in zip(places.items(), (heldout, *apart.values()), strict=True):
+            if all(sample.label is None for sample in samples):
+                raise DataError(
+                    f"{names_of(sources)}: no held-out row has a label to be scored by; give {place} rows with labels"
+                )
+        self.apart = {name: samples[:max_heldout] for name, samples in apart.items()}
         self.train = [replace(sample, index=index) for index, sample in enumerate(kept)]
         self.heldout = heldout[:max_heldout]
         self.num_unlabelled = sum(sample.label is None for sample in self.train)
 
     @property
+    def _all(self) -> Iterator[Sample]:
+        return itertools.chain(self.train, self.heldout, *self.apart.values())
+
+    @property
     def last_token_ids(self) -> frozenset[int]:
         """The ids of the last tokens of all texts, at which decoders are read."""
-        return frozenset(sample.input_ids[-1] for sample in (*self.train, *self.heldout))
+        return frozenset(sample.input_ids[-1] for sample in self._all)
 
     @property
     def has_token_types(self) -> bool:
         """Whether its examples say which text of a pair each token is of."""
-        return any(sample.token_types is not None for sample in (*self.train, *self.heldout))
+        return any(sample.token_types is not None for sample in self._all)
 
     @property
     def has_labels(self) -> bool:

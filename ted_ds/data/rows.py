@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from ted_ds.config.data import Data, Source
@@ -124,3 +124,15 @@ def refuse_empty(data: Data, train: Sequence[object], heldout: Sequence[object])
     if not heldout:
         remedy = "raise data.heldout_fraction" if data.evaluation is None else "fill data.evaluation"
         raise DataError(f"{where}: no held-out rows to evaluate on; {remedy}")
+
+
+def refuse_empty_apart(data: Data, apart: Mapping[str, Sequence[object]]) -> None:
+    """Make sure that there is something to score on in each set that is scored by itself.
+
+    Raises:
+        DataError: There is not.
+    """
+    for name, samples in apart.items():
+        if not samples:
+            where = names_of((data.apart or {})[name])
+            raise DataError(f"{where}: no rows to evaluate on; fill data.apart.{name}, or remove it")

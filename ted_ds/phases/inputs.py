@@ -21,6 +21,8 @@ UNDECIDING_DATA_KEYS: dict[str, Any] = {
     **dict.fromkeys(("padding", "workers", "bad_records"), True),
     # files are known by what they are, wherever they are
     **{part: {"__all__": {"path"}} for part in ("train", "evaluation")},
+    "apart": {"__all__": {"__all__": {"path"}}},
+    "glue_folder": True,
 }
 """What may change in ``data`` without a change in results."""
 

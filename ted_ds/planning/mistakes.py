@@ -90,16 +90,15 @@ def check_data(recipe: Recipe, rows: Rows, mistakes: Mistakes) -> dict[str, Firs
     ``rows`` reads those of the recipe's task.
     """
     looked_at = {}
-    for part, sources in (("train", recipe.data.train), ("evaluation", recipe.data.evaluation or [])):
-        for index, one in enumerate(sources):
-            place = f"data.{part}[{index}]"
-            is_here = not is_remote(one.path) and not names_hub(one)
-            if is_here and mistakes.attempt(f"{place}.path", functools.partial(locate, one)) is None:
-                continue
-            if Told.by(os.environ).rank != 0:
-                continue
-            looked_at[place] = first_rows(one, rows, cleaning=recipe.data.cleaning)
-            mistakes.add(place, *looked_at[place].problems)
+    for within, one in recipe.data.sources:
+        place = f"data.{within}"
+        is_here = not is_remote(one.path) and not names_hub(one)
+        if is_here and mistakes.attempt(f"{place}.path", functools.partial(locate, one)) is None:
+            continue
+        if Told.by(os.environ).rank != 0:
+            continue
+        looked_at[place] = first_rows(one, rows, cleaning=recipe.data.cleaning)
+        mistakes.add(place, *looked_at[place].problems)
     part, sources = ("evaluation", recipe.data.evaluation) if recipe.data.evaluation else ("train", recipe.data.train)
     scored = [looked_at.get(f"data.{part}[{index}]") for index in range(len(sources))]
     if all(found is not None and found.has_no_label for found in scored):

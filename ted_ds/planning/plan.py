@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ted_ds.config.glue import filled_in
 from ted_ds.config.load import draft_mistakes, load_draft
 from ted_ds.config.schema import Recipe
 from ted_ds.config.tasks import Task
@@ -235,6 +236,9 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
     if plan.layer_pairs:
         pairs = " ".join(f"{s}<-{t}" for s, t in plan.layer_pairs)
         lines.append(f"layers    student<-teacher {pairs}, matched in {plan.filter_dim} dimensions")
+    if recipe.data.glue is not None:
+        filled = "; ".join(filled_in(recipe.data.glue, recipe.model_dump(mode="json")))
+        lines.append(f"glue      {recipe.data.glue} stands for {filled}")
     lines += [f"{place} {rows}" for place, rows in plan.data.items()]
     lines.append(f"phases    {' > '.join(plan.phases)}")
     replicas = max(num_ranks // recipe.pipeline.stages, 1)

@@ -35,6 +35,10 @@ Task = TypeVar("Task")
 HeadTask = TypeVar("HeadTask", bound=TextTask)
 
 
+LOSS = "loss"
+"""The one metric of all kinds that is better where it is lower."""
+
+
 class Scorer(Protocol):
     """How good predictions are."""
 
@@ -158,6 +162,17 @@ class TaskKind(ABC, Generic[Task]):
     @abstractmethod
     def scorer(self) -> Scorer:
         """What scores a model."""
+
+    @property
+    def headline(self) -> str:
+        """The metric by which models are compared: the recipe's, or else the scorer's."""
+        return self.task.headline or self.scorer.headline  # type: ignore[attr-defined]
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Of the ``headline``."""
+        is_loss = self.headline == LOSS
+        return self.scorer.higher_is_better if self.headline == self.scorer.headline else not is_loss
 
     @abstractmethod
     def guess(self, labels: Sequence[Any], *, vocab_size: int) -> Guess:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ted_ds.config.tasks import TokenClassification
+from ted_ds.config.tasks.words import SPAN_LABEL
 from ted_ds.data.samples import Example, Label, Sample
 from ted_ds.errors import CheckpointError, DataError
 from ted_ds.tasks.base import HeadKind
@@ -37,8 +38,6 @@ TEXT_COLUMN = "text"
 BLANKS = " \t\r"
 BETWEEN_DOCUMENTS = "-DOCSTART-"
 """The word that stands alone between the documents of CoNLL 2003."""
-SPAN_LABEL = re.compile(r"O|([BIES])(?:-(.*))?")
-"""``O`` for none, else how a word stands in an entity, and the entity's type."""
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ MAPS: dict[str, dict[str, Any]] = {
 }
 FAMILIES = {"llama": "causal_lm", "gpt2": "causal_lm", "bert": "sequence_classification"}
 FAMILIES["deberta-v2"] = "sequence_classification"
-WITH_PAIRS = ("bert",)
-"""Families whose texts come in pairs, of tokens of two types."""
+WITH_PAIRS: dict[str, dict[str, Any]] = {"deberta-v2": {"type_vocab_size": 2}}
+"""Families whose texts come in pairs, and what models need that tell their tokens apart."""
 
 
 class Layout(NamedTuple):
@@ -71,9 +71,10 @@ def write_pair(folder: Path, family: str) -> None:
     kind = FAMILIES[family]
     labels = LABELS if kind != "causal_lm" else None
     folder.mkdir(parents=True)
-    write_model(folder / "teacher", family, blocks=8, hidden=24, labels=labels, seed=1)
+    types = WITH_PAIRS.get(family, {})
+    write_model(folder / "teacher", family, blocks=8, hidden=24, labels=labels, seed=1, **types)
     tied = {"tie_word_embeddings": True} if family == "llama" else {}
-    write_model(folder / "student", family, blocks=4, hidden=16, labels=labels, seed=2, **tied)
+    write_model(folder / "student", family, blocks=4, hidden=16, labels=labels, seed=2, **tied, **types)
     if kind == "causal_lm":
         write_corpus(folder / "train.jsonl", 200)
     else:

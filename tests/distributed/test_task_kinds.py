@@ -37,6 +37,8 @@ PROBLEM_TYPES = {
 }
 
 
+SCORED_APART = "sequence_classification"
+"""The kind that is scored on more than one set, by a headline that the recipe chooses."""
 WITH_PAIRS = "regression"
 """The kind that is run on pairs of texts, as in STS-B."""
 OTHER_TERMS = {
@@ -63,6 +65,8 @@ def test_a_run_of_every_kind_of_task(tmp_path, kind, stage):
         overrides.append("task.text_column=[text, second]")
         rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
         write_rows(tmp_path / "train.jsonl", ({**row, "second": row["text"][::-1]} for row in rows))
+    if kind == SCORED_APART:
+        overrides += ["task.headline=f1", f"data.apart={{again: [{{path: {tmp_path / 'train.jsonl'}}}]}}"]
     divergence, name = OTHER_TERMS.get(kind, ("kl", TASK_TERMS[kind].prediction_name))
     run_ranks(run, 2, str(recipe), [*overrides, f"distill.divergence={divergence}"])
     (first, _) = records(tmp_path, "distill")
@@ -71,6 +75,12 @@ def test_a_run_of_every_kind_of_task(tmp_path, kind, stage):
     # a run's student, cut from its teacher, has yet to learn
     results = json.loads((tmp_path / "run" / "evaluate" / "evaluation.json").read_text())
     assert METRICS[kind] | {"loss", "num_examples"} <= results["student after"].keys()
+    if kind == SCORED_APART:
+        assert {f"again/{metric}" for metric in (*METRICS[kind], "f1", "loss")} <= results["student after"].keys()
+        assert (results["teacher"]["num_examples"], results["teacher"]["again/num_examples"]) == (8, 8)
+        assert results["teacher"]["again/loss"] != results["teacher"]["loss"], "it is another set"
+        (summed_up,) = records(tmp_path, "evaluate")
+        assert summed_up["student_after/again/f1"] == results["student after"]["again/f1"]
     assert METRICS[kind] <= {name.split("/")[1] for name in records(tmp_path, "filters_teacher")[-1] if "eval/" in name}
     export = tmp_path / "run" / "export"
     config = AutoConfig.from_pretrained(export)

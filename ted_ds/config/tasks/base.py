@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -31,8 +31,25 @@ class TaskSection(Section):
     """The key of :attr:`output_names` here."""
     unused_filter_settings: ClassVar[tuple[str, ...]] = ("lm_head",)
     """Of ``filters``."""
+    metrics: ClassVar[tuple[str, ...]] = ()
+    """What a model may be compared by; none where there is no choice."""
     why_not_cached: ClassVar[str | None] = None
     """Why a teacher's outputs cannot be kept on disk, and what to do; None where they can."""
+
+    headline: str | None = None
+    """The metric that checkpoints, and models in the table at the end, are compared by; unset: the kind's own."""
+
+    @rule
+    def _headline_is_a_metric(self) -> Iterator[str]:
+        known = self.possible_headlines
+        if self.headline is not None and self.headline not in known:
+            what = f"use {_one_of(known)}" if known else "this kind of task has one alone; remove it"
+            yield f"headline: {self.headline!r}: {what}"
+
+    @property
+    def possible_headlines(self) -> tuple[str, ...]:
+        """Those of ``metrics`` that there are with these labels."""
+        return self.metrics
 
     @property
     def document_column(self) -> str | None:
@@ -70,6 +87,11 @@ class TaskSection(Section):
         See :mod:`ted_ds.models.heads`.
         """
         return [dim * dim, dim, dim * self.num_outputs, self.num_outputs]
+
+
+def _one_of(names: Sequence[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 class HeadSection(TaskSection):

@@ -44,10 +44,16 @@ class TextTask(HeadSection):
 class LabelledTask(TextTask, WithLabels):
     """A text in, something said about each of its labels out."""
 
+    @property
+    def possible_headlines(self) -> tuple[str, ...]:
+        """All, but for F1 of the second label where there are more than two."""
+        return tuple(name for name in self.metrics if name != "f1" or len(self.labels) == 2)
+
 
 class SequenceClassification(LabelledTask):
     """One label per text."""
 
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "f1_macro", "matthews_correlation", "f1", "loss")
     kind: Literal["sequence_classification"]
     label_column: str = "label"
     """Column with a label's name or id; nothing, or -100, where a row has none."""
@@ -56,6 +62,7 @@ class SequenceClassification(LabelledTask):
 class SoftLabelClassification(LabelledTask):
     """A distribution over the labels per text: annotators' votes, or another model's predictions."""
 
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "f1_macro", "matthews_correlation", "f1", "loss")
     kind: Literal["soft_label_classification"]
     label_column: str = "label"
     """Column with a list of probabilities, in the order of ``labels``."""
@@ -64,6 +71,7 @@ class SoftLabelClassification(LabelledTask):
 class MultiLabelClassification(LabelledTask):
     """Any number of labels per text, each a yes or no of its own."""
 
+    metrics: ClassVar[tuple[str, ...]] = ("f1_micro", "f1_macro", "exact_match", "loss")
     kind: Literal["multi_label_classification"]
     label_column: str = "label"
     """Column with a list of the ids or names of the labels that hold."""
@@ -74,6 +82,7 @@ class Regression(TextTask):
 
     softened: ClassVar[bool] = False
     outputs_key: ClassVar[str] = "target_columns"
+    metrics: ClassVar[tuple[str, ...]] = ("pearson", "spearman", "loss")
     kind: Literal["regression"]
     target_columns: list[str] = Field(default=["label"], min_length=1)
     """Columns with the numbers to predict, in the order of the model's outputs."""

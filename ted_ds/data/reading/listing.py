@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ted_ds.config.data import Data, Source
@@ -79,10 +79,18 @@ class DataListing:
 
     train: tuple[Listing, ...]
     evaluation: tuple[Listing, ...] | None
+    apart: Mapping[str, tuple[Listing, ...]] = field(default_factory=dict)
+    """Of the sets that are scored by themselves."""
+
+    @property
+    def sources(self) -> Iterator[Listing]:
+        """All of them."""
+        return itertools.chain(self.train, self.evaluation or (), *self.apart.values())
 
     def identity(self) -> dict[str, dict[str, list[Any]]]:
         """Of every source, :meth:`Listing.identity`: tells a phase that its data has changed, and not that it moved."""
         parts = {"train": self.train, "evaluation": self.evaluation or ()}
+        parts |= {f"apart.{name}": part for name, part in self.apart.items()}
         return {f"{name}[{i}]": one.identity() for name, part in parts.items() for i, one in enumerate(part)}
 
 
@@ -93,7 +101,8 @@ def list_data(data: Data) -> DataListing:
         DataError: One is not there, is empty, or of no known format.
     """
     evaluation = None if data.evaluation is None else tuple(list_source(source) for source in data.evaluation)
-    return DataListing(tuple(list_source(source) for source in data.train), evaluation)
+    apart = {name: tuple(map(list_source, sources)) for name, sources in (data.apart or {}).items()}
+    return DataListing(tuple(list_source(source) for source in data.train), evaluation, apart)
 
 
 def list_source(source: Source) -> Listing:
