@@ -33,6 +33,9 @@ VOCAB_SIZE = len(SPECIAL_TOKENS) + len(WORDS)
 ENCODERS = ("bert", "deberta-v2")
 LABELS = ("negative", "positive")
 WORD_LABELS = ("O", "B-NAME", "I-NAME")
+OF_TEXTS = "SequenceClassification"
+ARCHITECTURES = {"token_classification": "TokenClassification", "question_answering": "QuestionAnswering"}
+"""Of the models of some kinds of task."""
 MAX_POSITIONS = 64
 MODEL_INPUTS = ["input_ids", "token_type_ids", "attention_mask"]
 """What an encoder's tokenizer gives."""
@@ -157,13 +160,24 @@ def write_labelled(
 ) -> Path:
     """Texts in the column ``text``, and beside each what a task of ``kind`` predicts: it follows from the first letter.
 
-    ``score`` for regression, else ``label``. Or words and their labels, in ``tokens`` and ``ner_tags``.
+    ``score`` for regression, else ``label``. Or words and their labels, in ``tokens`` and ``ner_tags``. Or a question
+    about a ``context``: the answer is its last word, where that stands, and the one behind.
     """
 
     def row(text: str) -> dict[str, Any]:
         if kind == "token_classification":
             words = text.split()
             return {"tokens": words, "ner_tags": [WORD_LABELS[ord(word[0]) % len(WORD_LABELS)] for word in words]}
+        if kind == "question_answering":
+            words = text.split()
+            first = ord(text[0]) % (len(words) - 1)
+            start = len(" ".join([*words[:first], ""]))
+            answer = " ".join(words[first : first + 2])
+            return {
+                "question": f"ba be bi bo {words[first]}",
+                "context": text,
+                "answers": {"text": [answer], "answer_start": [start]},
+            }
         letter = ord(text[0])
         share = (letter % 5) / 5
         return {
@@ -212,7 +226,14 @@ def task_dict(kind: str) -> dict[str, Any]:
     """A minimal valid ``task`` section of any kind."""
     if kind == "causal_lm":
         return {"kind": kind, "sequence_length": 16}
+    if kind == "question_answering":
+        return {"kind": kind, "max_length": 16, "stride": 3}
     return {"kind": kind, "max_length": 16, **head_dict(kind)}
+
+
+def labels_of(kind: str) -> Sequence[str]:
+    """The outputs of a head."""
+    return ("start", "end") if kind == "question_answering" else next(iter(head_dict(kind).values()))
 
 
 def head_dict(kind: str) -> dict[str, list[str]]:
@@ -235,8 +256,7 @@ def write_run(folder: Path, *, kind: str = "causal_lm", family: str | None = Non
         write_model(folder / "teacher", family or "llama")
         write_corpus(folder / "train.jsonl")
     else:
-        (labels,) = head_dict(kind).values()
-        architecture = "TokenClassification" if kind == "token_classification" else "SequenceClassification"
-        write_model(folder / "teacher", family or "bert", labels=labels, architecture=architecture)
+        labels = labels_of(kind)
+        write_model(folder / "teacher", family or "bert", labels=labels, architecture=ARCHITECTURES.get(kind, OF_TEXTS))
         write_labelled(folder / "train.jsonl", kind=kind)
     return write_recipe(folder / "recipe.yaml", recipe_dict(folder, kind=kind, method=method))

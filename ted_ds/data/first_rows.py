@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from ted_ds.config.data import Cleaning, Source
 from ted_ds.data.reading.listing import Listing, one_by_one, read_in_order
 from ted_ds.data.reading.records import BadRecord
-from ted_ds.data.samples import Rows, empty_text_fault
+from ted_ds.data.samples import Example, Rows, empty_text_fault
 from ted_ds.data.sources import is_remote, names_hub
 from ted_ds.errors import DataError
 
@@ -29,7 +30,7 @@ class FirstRows:
     """What the first rows of a source say."""
 
     num_rows: int = 0
-    """Rows that can be used, of those looked at."""
+    """Rows, or examples in them, that can be used, of those looked at."""
     types: tuple[tuple[str, str], ...] = ()
     """The wanted columns, and in words what they hold."""
     characters: tuple[int, int, int] | None = None
@@ -48,6 +49,8 @@ class FirstRows:
     """Rows without a label."""
     are_all: bool = False
     """Whether the source has no rows but these."""
+    rows_are: str = "rows"
+    """What is counted: ``examples`` where a row has several."""
 
     @property
     def has_no_label(self) -> bool:
@@ -59,7 +62,7 @@ class FirstRows:
         if self.not_read is not None:
             return self.not_read
         columns = ", ".join(f"{name} ({kind})" for name, kind in self.types)
-        parts = [self.files, f"first {self.num_rows} rows: {columns}"]
+        parts = [self.files, f"first {self.num_rows} {self.rows_are}: {columns}"]
         if self.characters is not None:
             parts.append("texts of {} to {} characters, median {}".format(*(self.characters[i] for i in (0, 2, 1))))
         if self.labels:
@@ -108,7 +111,7 @@ def _look(listing: Listing, rows: Rows, cleaning: Cleaning, num_rows: int) -> Fi
     lengths: list[int] = []
     problems: dict[str, list[str]] = {}
     labels: Counter[str] = Counter()
-    num_characters = num_unlabelled = 0
+    num_characters = num_unlabelled = num_rows_read = 0
     are_all = False
     max_bytes = int(cleaning.max_document_mib * 2**20)
     records = read_in_order(
@@ -116,26 +119,26 @@ def _look(listing: Listing, rows: Rows, cleaning: Cleaning, num_rows: int) -> Fi
     )
     try:
         for record in records:
-            text = " ".join(record.row[columns[0]]) if rows.of_words else record.row[columns[0]]
-            fault, label = None, None
+            text = record.row[columns[0]]
+            examples: Sequence[Example] = [Example(" ".join(text) if rows.of_words else str(text), None)]
             if rows.are_labelled:
                 try:
-                    example = rows.read(record.row, where=record.place, declared=dict(record.file.class_names))
+                    examples = rows.read(record.row, where=record.place, declared=dict(record.file.class_names))
                 except DataError as error:
                     problems.setdefault(str(error).removeprefix(record.place), []).append(str(error))
                 else:
-                    if example is None:
-                        continue
-                    text, label = example.whole_text, example.label
-                    labels.update(rows.counted(label))
-                    fault = empty_text_fault(columns, example.texts)
-            if fault is None:
-                good.append(record.row)
-                lengths.append(len(text))
-                num_unlabelled += label is None and rows.are_labelled
-            else:
-                bad.append(record.bad(fault))
-            num_characters += len(text)
+                    labels.update(name for one in examples if not one.fault for name in rows.counted(one.label))
+            num_rows_read += 1
+            for example in examples:
+                fault = empty_text_fault(columns, example.texts) if rows.are_labelled else None
+                fault = example.fault or fault
+                if fault is None:
+                    good.append(record.row)
+                    lengths.append(len(example.whole_text))
+                    num_unlabelled += example.label is None and rows.are_labelled
+                else:
+                    bad.append(record.bad(fault))
+                num_characters += len(example.whole_text)
             if len(good) + len(bad) >= num_rows or num_characters >= MOST_CHARACTERS:
                 break
         else:
@@ -154,6 +157,7 @@ def _look(listing: Listing, rows: Rows, cleaning: Cleaning, num_rows: int) -> Fi
         tuple(map(_once, itertools.islice(problems.values(), MOST_PROBLEMS))),
         num_unlabelled=num_unlabelled,
         are_all=are_all,
+        rows_are="examples" if len(good) + len(bad) > num_rows_read else "rows",
     )
 
 

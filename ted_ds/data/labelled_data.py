@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -44,17 +44,20 @@ class LabelledData:
         Raises:
             DataError: A label is wrong, too many rows are, or a split is empty.
         """
-        self.text_ends = ends_when_loaded(tokenizer, None, pairs=rows.num_texts > 1).in_words
+        self.text_ends = ends_when_loaded(tokenizer, None, pairs=rows.num_texts != 1).in_words
         self._reader = RowReader(data, rows.columns, of_words=rows.of_words, num_texts=rows.num_texts)
         self._data, self._rows, self._tokenizer = data, rows, tokenizer
-        splits: dict[bool, list[Sample]] = {False: [], True: []}
+        kept: list[Sample] = []
+        heldout: list[Sequence[Sample]] = []
         for source in listing.train:
-            for text, sample in self._samples(source):
-                splits[listing.evaluation is None and is_heldout(text, data.heldout_fraction)].append(sample)
-        kept, heldout = splits[False], splits[True]
-        heldout += [sample for source in listing.evaluation or () for _, sample in self._samples(source)]
+            for text, samples in self._examples(source):
+                if listing.evaluation is None and is_heldout(text, data.heldout_fraction):
+                    heldout.append(samples)
+                else:
+                    kept += (replace(sample, facts=None) for sample in samples)
+        heldout += (samples for source in listing.evaluation or () for _, samples in self._examples(source))
         apart = {
-            name: [sample for source in sources for _, sample in self._samples(source)]
+            name: [samples for source in sources for _, samples in self._examples(source)]
             for name, sources in listing.apart.items()
         }
         self._reader.judge(is_complete=True)
@@ -63,14 +66,14 @@ class LabelledData:
         refuse_empty_apart(data, apart)
         places = {"data.evaluation": data.evaluation or data.train}
         places |= {f"data.apart.{name}": sources for name, sources in (data.apart or {}).items()}
-        for (place, sources), samples in zip(places.items(), (heldout, *apart.values()), strict=True):
-            if all(sample.label is None for sample in samples):
+        for (place, sources), examples in zip(places.items(), (heldout, *apart.values()), strict=True):
+            if all(sample.label is None for samples in examples for sample in samples):
                 raise DataError(
                     f"{names_of(sources)}: no held-out row has a label to be scored by; give {place} rows with labels"
                 )
-        self.apart = {name: samples[:max_heldout] for name, samples in apart.items()}
+        self.apart = {name: [*itertools.chain(*examples[:max_heldout])] for name, examples in apart.items()}
         self.train = [replace(sample, index=index) for index, sample in enumerate(kept)]
-        self.heldout = heldout[:max_heldout]
+        self.heldout = [*itertools.chain(*heldout[:max_heldout])]
         self.num_unlabelled = sum(sample.label is None for sample in self.train)
 
     @property
@@ -123,22 +126,30 @@ class LabelledData:
             state=state,
         )
 
-    def _samples(self, source: Listing) -> Iterator[tuple[str, Sample]]:
-        """The examples of a source and their texts; those without a token are bad records."""
+    def _examples(self, source: Listing) -> Iterator[tuple[str, Sequence[Sample]]]:
+        """The examples of a source: their texts, and the samples of each; those without a token are bad records."""
         rows, records = self._rows, self._reader.rows(source)
         columns = rows.columns
         while chunk := list(itertools.islice(records, ROWS_AT_ONCE)):
-            read = [(record, self._read(record)) for record in chunk]
-            found = [(record, example) for record, example in read if example is not None]
-            samples = rows.encode(self._tokenizer, [example for _, example in found])
-            for (record, example), sample in zip(found, samples, strict=True):
-                fault = empty_text_fault(columns, example.texts)
-                if fault is None and not sample.input_ids:
-                    fault = f"column {columns[0]!r} holds {example.text!r:.20}, of which the tokenizer makes no token"
-                if fault is None:
-                    yield example.whole_text, sample
+            right: list[tuple[Record, Example]] = []
+            for record in chunk:
+                for example in self._read(record):
+                    fault = example.fault or empty_text_fault(columns, example.texts)
+                    if fault is None:
+                        right.append((record, example))
+                    else:
+                        self._reader.skip(record, fault)
+            encoded = rows.encode(self._tokenizer, [example for _, example in right])
+            for (record, example), samples in zip(right, encoded, strict=True):
+                if isinstance(samples, str):
+                    self._reader.skip(record, samples)
+                elif not all(sample.input_ids for sample in samples):
+                    what = f"column {columns[0]!r} holds {example.text!r:.20}"
+                    self._reader.skip(record, f"{what}, of which the tokenizer makes no token")
                 else:
-                    self._reader.skip(record, fault)
+                    yield example.whole_text, samples
 
-    def _read(self, record: Record) -> Example | None:
-        return self._rows.read(record.row, where=record.place, declared=dict(record.file.class_names))
+    def _read(self, record: Record) -> Sequence[Example]:
+        read = self._rows.read(record.row, where=record.place, declared=dict(record.file.class_names))
+        self._reader.count_more(max(len(read), 1) - 1)
+        return read

@@ -27,6 +27,8 @@ def samples_sha256(samples: Sequence[Sample]) -> str:
         digest.update(repr(sample.label).encode())
         if sample.token_types is not None:
             digest.update(array("q", sample.token_types).tobytes())
+        if sample.candidates:
+            digest.update(repr(sample.candidates).encode())
     return digest.hexdigest()
 
 

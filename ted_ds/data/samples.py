@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 Label = int | Sequence[float]
-"""A class id; a number for each of the model's outputs, NaN for a target that a row does not have; or a class id for
-each token."""
+"""A class id; a number for each of the model's outputs, NaN for a target that a row does not have; a class id for
+each token; or the tokens where an answer starts and ends (of an example, its characters, and none where nothing is
+one)."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class Sample:
     nothing of them."""
     token_types: Sequence[int] | None = None
     """Of each token of a pair, by the tokenizer: which of its two texts it is of. None where it does not say."""
+    candidates: Sequence[range] = ()
+    """The tokens that a label may be one of, where labels are tokens."""
+    facts: Any = None
+    """What a scorer must know of it beside its label; None where it is trained on."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class Example:
     """None where the row has none."""
     second: str | None = None
     """The other text of a pair."""
+    fault: str | None = None
+    """What is wrong with it, so that it is skipped and counted, where others may be right."""
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -46,7 +53,10 @@ class Example:
 
     @property
     def whole_text(self) -> str:
-        """All that is read of it, by which copies are known: two pairs have the same only if both texts are."""
+        """All that is read of it, by which copies are known: two pairs have the same only if both texts are.
+
+        Examples with the same are held out together, or not at all.
+        """
         return "\0".join(self.texts)
 
 
@@ -65,7 +75,7 @@ class Rows(Protocol):
 
     @property
     def num_texts(self) -> int:
-        """How many of ``columns`` hold texts: one, or two of pairs."""
+        """How many of ``columns`` hold texts: one, or two of pairs; none where a row holds pairs deeper within."""
         ...
 
     @property
@@ -73,8 +83,8 @@ class Rows(Protocol):
         """Whether a list of words stands in the place of the text."""
         ...
 
-    def read(self, row: Mapping[str, Any], *, where: str, declared: Mapping[str, Sequence[str]]) -> Example | None:
-        """What a row says; None where it is no example, but something between them.
+    def read(self, row: Mapping[str, Any], *, where: str, declared: Mapping[str, Sequence[str]]) -> Sequence[Example]:
+        """The examples in a row: one, as a rule; none where it is something between them.
 
         Args:
             row: With at least ``columns``.
@@ -94,8 +104,8 @@ class Rows(Protocol):
 class LabelledRows(Rows, Protocol):
     """How a kind of task makes samples of the rows of a labelled set."""
 
-    def encode(self, tokenizer: Any, examples: Sequence[Example]) -> list[Sample]:
-        """The examples as the models take them."""
+    def encode(self, tokenizer: Any, examples: Sequence[Example]) -> Sequence[Sequence[Sample] | str]:
+        """Each example as the models take it, in one sample or several; or what is wrong with it."""
         ...
 
 

@@ -29,7 +29,7 @@ LLAMA = Family(
     positions="rotary",
     buffers=("rotary_emb.inv_freq",),
 )
-MISTRAL = replace(LLAMA, model_types=("mistral",))
+MISTRAL = replace(LLAMA, model_types=("mistral",), span_head="qa_outputs")
 QWEN2 = replace(
     LLAMA,
     model_types=("qwen2",),
@@ -52,6 +52,7 @@ GPT2 = Family(
     lm_head_matrix="lm_head.weight",
     ties_by_default=True,
     label_heads=("score", "classifier"),
+    span_head="qa_outputs",
     pooled_token="last",
     positions="learned",
     position_embeddings_path="transformer.wpe",
@@ -80,6 +81,7 @@ BERT = Family(
     lm_head_matrix="cls.predictions.decoder.weight",
     ties_by_default=True,
     label_heads=("classifier",),
+    span_head="qa_outputs",
     before_label_head=("bert.pooler",),
     pooled_token="first",
     positions="learned",
@@ -104,6 +106,7 @@ DEBERTA_V2 = Family(
     lm_head_matrix="cls.predictions.decoder.weight",
     ties_by_default=True,
     label_heads=("classifier",),
+    span_head="qa_outputs",
     before_label_head=("pooler",),
     pooled_token="first",
     attention=("eager",),
@@ -116,6 +119,7 @@ DEBERTA_V2 = Family(
 FAMILIES = (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2, BERT, DEBERTA_V2)
 FAMILY_OF: Mapping[str, Family] = {name: family for family in FAMILIES for name in family.model_types}
 KNOWN_TYPES = tuple(FAMILY_OF)
+SPAN_TYPES = tuple(name for name, family in FAMILY_OF.items() if family.span_head is not None)
 CAUSAL_LM_TYPES = tuple(name for name, family in FAMILY_OF.items() if family.lm_head_path is not None)
 
 

@@ -14,6 +14,8 @@ task                              task loss                              predict
 ``regression``                    squared error per kept target          squared difference per kept target
 ``token_classification``          cross-entropy per word with a label    divergence over the labels, per word with a
                                                                          label
+``question_answering``            cross-entropy per start and per end    divergence over the candidates, for start
+                                  of an answer                           and end of each part of a text
 ================================  =====================================  ==========================================
 
 The task loss counts what has a label, the prediction term what has tokens: an example without a label (or, of several
@@ -119,4 +121,5 @@ SEQUENCE_CLASSIFICATION = TaskTerms(cross_entropy_sum)
 SOFT_LABEL_CLASSIFICATION = TaskTerms(soft_cross_entropy_sum, kept=lambda labels: kept_labels(labels).all(-1))
 MULTI_LABEL_CLASSIFICATION = TaskTerms(binary_cross_entropy_sum, Law.BERNOULLI, predicted=_of_rows_with_tokens)
 REGRESSION = TaskTerms(_squared_error, Law.NUMBER, predicted=_of_rows_with_tokens)
+QUESTION_ANSWERING = TaskTerms(cross_entropy_sum, predicted=_of_rows_with_tokens)
 TOKEN_CLASSIFICATION = replace(SEQUENCE_CLASSIFICATION, predicted=CAUSAL_LM.predicted)

@@ -153,6 +153,10 @@ def _check_labels(recipe: Recipe, side: Side) -> None:
     if facts.architectures and not any(task.architecture in name for name in facts.architectures):
         return  # a bare body: its head, and the labels of it, are made new
     if facts.num_labels not in (None, task.num_outputs):
+        if not task.output_names:
+            raise ConfigError(
+                f"its head has {facts.num_labels} outputs, one for a {task.kind} has {task.num_outputs}; use another"
+            )
         what = "labels" if task.label_names else "outputs"
         raise ConfigError(
             f"it has {facts.num_labels} {what}, task.{task.outputs_key} has {task.num_outputs}; give as many"

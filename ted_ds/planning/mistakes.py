@@ -17,7 +17,7 @@ from ted_ds.data.samples import Rows
 from ted_ds.data.sources import is_remote, locate, names_hub
 from ted_ds.errors import TedError
 from ted_ds.launching.starters import Told
-from ted_ds.models.families import CAUSAL_LM_TYPES
+from ted_ds.models.families import CAUSAL_LM_TYPES, SPAN_TYPES
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.rope_rules import KNOWN_RULES
 
@@ -140,6 +140,11 @@ def check_model(recipe: Recipe, facts: ModelFacts, where: str, mistakes: Mistake
 def _model_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
     if recipe.task.has_lm_head and facts.family.lm_head_path is None:
         yield f"a {facts.model_type} is no causal LM; use one of {', '.join(CAUSAL_LM_TYPES)}"
+    if recipe.task.predicts_spans and facts.family.span_head is None:
+        yield (
+            f"a {facts.model_type} has no head for {recipe.task.kind} here, as its blocks have other names in "
+            f"transformers' model for it; use one of {', '.join(SPAN_TYPES)}"
+        )
     if recipe.attention not in ("auto", *facts.family.attention):
         yield f"a {facts.model_type} has no {recipe.attention} attention; use attention: auto"
     key = recipe.task.length_key

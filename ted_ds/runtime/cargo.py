@@ -72,6 +72,7 @@ class Waybill:
         tokens, labels = cargo[-2:]
         input_ids, attention_mask, bits, *others = tokens.long().unbind()
         types = others.pop(0) if self.has_token_types else None
+        masks: dict[str, Any] = {name: (bits >> place & 1).bool() for place, name in enumerate(self.masks, start=1)}
         return Batch(
             input_ids,
             attention_mask,
@@ -80,7 +81,7 @@ class Waybill:
             others[0] if others else None,
             self.isolated,
             types,
-            **{name: (bits >> place & 1).bool() for place, name in enumerate(self.masks, start=1)},
+            **masks,
         )
 
     def pass_on(self, cargo: Cargo, loss: Tensor, trained: Tensor | None, frozen: Sequence[Tensor]) -> Cargo:

@@ -49,9 +49,9 @@ class CausalLmKind(TaskKind[CausalLm]):
         *,
         where: str,  # noqa: ARG002 - as others do
         declared: Mapping[str, Sequence[str]],  # noqa: ARG002 - as others do
-    ) -> Example:
+    ) -> Sequence[Example]:
         """A document."""
-        return Example(row[self.task.text_column], None)
+        return [Example(row[self.task.text_column], None)]
 
     def open_data(
         self, data: Data, tokenizer: PreTrainedTokenizerBase, listing: DataListing, *, max_heldout: int
@@ -113,9 +113,9 @@ class LanguageModel:
     def __init__(self, terms: TaskTerms) -> None:
         self._terms = terms
 
-    def observe(self, outputs: Tensor, labels: Tensor) -> Observation:
+    def observe(self, outputs: Tensor, batch: Batch) -> Observation:
         """Sum, which the ``outputs`` are, and count of a batch."""
-        return float(outputs), int(self._terms.kept(labels).sum())
+        return float(outputs), int(self._terms.kept(batch.labels).sum())
 
     def score(self, observations: Sequence[Observation]) -> dict[str, float]:
         """The loss and its exponential, over everything observed."""

@@ -10,6 +10,7 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -27,6 +28,7 @@ METRICS = {
     "multi_label_classification": {"f1_micro", "f1_macro", "exact_match"},
     "regression": {"pearson", "spearman"},
     "token_classification": {"f1", "precision", "recall", "accuracy"},
+    "question_answering": {"f1", "exact_match"},
 }
 PROBLEM_TYPES = {
     "sequence_classification": "single_label_classification",
@@ -34,6 +36,7 @@ PROBLEM_TYPES = {
     "multi_label_classification": "multi_label_classification",
     "regression": "regression",
     "token_classification": None,
+    "question_answering": None,
 }
 
 
@@ -85,11 +88,17 @@ def test_a_run_of_every_kind_of_task(tmp_path, kind, stage):
     export = tmp_path / "run" / "export"
     config = AutoConfig.from_pretrained(export)
     assert config.problem_type == PROBLEM_TYPES[kind]
+    inputs = AutoTokenizer.from_pretrained(export)("ba be bi", return_tensors="pt")
+    if kind == "question_answering":
+        assert config.num_labels == 2
+        outputs = AutoModelForQuestionAnswering.from_pretrained(export)(**inputs)
+        assert outputs.start_logits.shape == outputs.end_logits.shape == (1, 5)
+        assert results["teacher"]["num_examples"] == 8 < results["teacher"]["num_windows"]
+        return
     (names,) = head_dict(kind).values()
     assert list(config.id2label.values()) == names
     of_words = kind == "token_classification"
     auto = AutoModelForTokenClassification if of_words else AutoModelForSequenceClassification
-    inputs = AutoTokenizer.from_pretrained(export)("ba be bi", return_tensors="pt")
     assert auto.from_pretrained(export)(**inputs).logits.shape == (1, *([5] if of_words else []), len(names))
 
 

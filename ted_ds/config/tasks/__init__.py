@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ted_ds.config.tasks.base import BosSetting, TaskSection
 from ted_ds.config.tasks.language import CausalLm, Packing
+from ted_ds.config.tasks.spans import QuestionAnswering
 from ted_ds.config.tasks.texts import (
     MultiLabelClassification,
     Regression,
@@ -18,7 +19,12 @@ from ted_ds.config.tasks.texts import (
 from ted_ds.config.tasks.words import TokenClassification
 
 HeadTask = (
-    SequenceClassification | SoftLabelClassification | MultiLabelClassification | Regression | TokenClassification
+    SequenceClassification
+    | SoftLabelClassification
+    | MultiLabelClassification
+    | Regression
+    | TokenClassification
+    | QuestionAnswering
 )
 """Tasks whose models end in a head of their own, in place of the LM head."""
 Task = HeadTask | CausalLm
@@ -29,6 +35,7 @@ __all__ = [
     "HeadTask",
     "MultiLabelClassification",
     "Packing",
+    "QuestionAnswering",
     "Regression",
     "SequenceClassification",
     "SoftLabelClassification",

@@ -23,6 +23,8 @@ class TaskSection(Section):
     """Whether the data are documents, packed into sequences; else rows of a labelled set, held in memory."""
     pooled: ClassVar[bool] = True
     """Whether there is one prediction for a text, read at one of its tokens; else some for each token."""
+    predicts_spans: ClassVar[bool] = False
+    """Whether predictions are of where something starts and ends in a text."""
     softened: ClassVar[bool] = True
     """Whether predictions are probabilities, which a temperature softens."""
     length_key: ClassVar[str] = "max_length"
