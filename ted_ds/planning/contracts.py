@@ -121,7 +121,8 @@ def _check_head(recipe: Recipe, teacher: Side) -> None:
     if facts.architectures and not any(recipe.task.architecture in name for name in facts.architectures):
         raise ConfigError(f"a {facts.architectures[0]} has no head for {recipe.task.kind} and {remedy}")
     if not facts.has_classifier:
-        raise ConfigError(f"its weights hold no head for {recipe.task.kind} (classifier or score), so {remedy}")
+        names = facts.family.span_head if recipe.task.predicts_spans else "classifier or score"
+        raise ConfigError(f"its weights hold no head for {recipe.task.kind} ({names}), so {remedy}")
     other = _head_for_other_labels(recipe, teacher)
     if other is not None and recipe.preflight == "refuse":
         raise ConfigError(f"{other}, so {remedy}, or use the weights that belong to this file")

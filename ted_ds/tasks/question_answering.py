@@ -95,8 +95,8 @@ class QuestionAnsweringKind(HeadKind[Any]):
         label: list[int] | None = None if found is None else []
         texts = None if found is None else [text for _, text in found]
         for start, text in reversed(found or []):
-            there = context[max(start, 0) : max(start, 0) + len(text)]
-            if start < 0 or there != text:
+            there = context[start : start + len(text)] if start >= 0 else ""
+            if there != text:
                 return Question(
                     question,
                     None,
