@@ -45,7 +45,7 @@ def read(answers: Any, *, question: Any = " Who?", context: Any = CONTEXT, **set
     return found
 
 
-# --- rows --------------------------------------------------------------------------------------------------------------
+# --- rows ------------------------------------------------------------------------------------------------------------
 
 
 def test_an_answer_is_the_characters_where_it_stands_in_whatever_form_it_comes() -> None:
@@ -202,7 +202,7 @@ def test_all_that_is_asked_about_one_context_is_held_out_together_or_not_at_all(
     assert all(heldout.count(context) == 3 for context in set(heldout))
 
 
-# --- windows -----------------------------------------------------------------------------------------------------------
+# --- windows ---------------------------------------------------------------------------------------------------------
 
 
 def test_windows_are_those_of_the_tokenizers_own_encoding_and_labels_stand_at_the_answer(tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_labels_and_candidates_move_with_the_padding(tmp_path: Path, side: str) 
     assert kind.show_row(batch, 1, tokenizer).endswith("-> no answer here")
 
 
-# --- the official scores -----------------------------------------------------------------------------------------------
+# --- the official scores ---------------------------------------------------------------------------------------------
 
 
 def test_answers_are_compared_as_squads_scripts_do() -> None:
@@ -400,7 +400,8 @@ def test_scores_come_from_logits_whatever_the_padding_and_the_batches(
     for size in (1, 3):
         observed.append([])
         for rank in range(world_size):
-            collate = kind.collator(0, Padding(side=side, multiple_of=8), with_token_types=True)  # type: ignore[arg-type]
+            padding: Any = {"side": side, "multiple_of": 8}
+            collate = kind.collator(0, Padding(**padding), with_token_types=True)
             for batch in evaluation_batches(
                 data.heldout, collate, micro_batch_size=size, rank=rank, world_size=world_size
             ):
@@ -437,7 +438,7 @@ def test_a_guess_is_one_of_the_candidates_or_knows_how_often_nothing_is_there(tm
     assert guess.prior_loss == pytest.approx(math.log(2) + (math.log(11) + math.log(6)) / 4)
 
 
-# --- recipes -----------------------------------------------------------------------------------------------------------
+# --- recipes ---------------------------------------------------------------------------------------------------------
 
 
 def recipe(folder: Path, *overrides: str, **settings: Any) -> Any:
