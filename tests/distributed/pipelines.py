@@ -21,7 +21,18 @@ from ted_ds.runtime.preemption import StopRequests
 from ted_ds.runtime.step_runner import StepRunner
 from ted_ds.verbs.prepare import prepare as prepare_run
 from tests.plain import plain_divergence, probe_logits
-from tests.tiny import LABELS, ROOT, recipe_dict, write_corpus, write_labelled, write_model, write_pairs, write_recipe
+from tests.tiny import (
+    ARCHITECTURES,
+    LABELS,
+    OF_TEXTS,
+    ROOT,
+    recipe_dict,
+    write_corpus,
+    write_labelled,
+    write_model,
+    write_pairs,
+    write_recipe,
+)
 
 NUM_STEPS = 5
 MAPS: dict[str, dict[str, Any]] = {
@@ -32,7 +43,7 @@ MAPS: dict[str, dict[str, Any]] = {
     "explicit": {"kind": "explicit", "pairs": [[0, 0], [1, 3], [2, 3], [4, 7]]},
 }
 FAMILIES = {"llama": "causal_lm", "gpt2": "causal_lm", "bert": "sequence_classification"}
-FAMILIES["deberta-v2"] = "sequence_classification"
+FAMILIES |= {"deberta-v2": "sequence_classification", "mistral": "question_answering"}
 WITH_PAIRS: dict[str, dict[str, Any]] = {"deberta-v2": {"type_vocab_size": 2}}
 """Families whose texts come in pairs, and what models need that tell their tokens apart."""
 
@@ -71,14 +82,17 @@ def write_pair(folder: Path, family: str) -> None:
     kind = FAMILIES[family]
     labels = LABELS if kind != "causal_lm" else None
     folder.mkdir(parents=True)
-    types = WITH_PAIRS.get(family, {})
+    types = {**WITH_PAIRS.get(family, {})}
+    types |= {"architecture": ARCHITECTURES.get(kind, OF_TEXTS)} if labels else {}
     write_model(folder / "teacher", family, blocks=8, hidden=24, labels=labels, seed=1, **types)
     tied = {"tie_word_embeddings": True} if family == "llama" else {}
     write_model(folder / "student", family, blocks=4, hidden=16, labels=labels, seed=2, **tied, **types)
     if kind == "causal_lm":
         write_corpus(folder / "train.jsonl", 200)
+    elif family in WITH_PAIRS:
+        write_pairs(folder / "train.jsonl", 120)
     else:
-        (write_pairs if family in WITH_PAIRS else write_labelled)(folder / "train.jsonl", 120)
+        write_labelled(folder / "train.jsonl", 120, kind=kind)
     for stage in (0, 1):
         config = json.loads((ROOT / "ds_configs" / "deepspeed" / f"zero{stage}.json").read_text())
         # Adam would hide a wrong scale of the gradient
@@ -238,12 +252,14 @@ def _plain_one(build: Any, models: dict[str, Path], case: Case) -> Trained:
     steps = build.training_batches(plan, num_workers=0)
     for _ in range(NUM_STEPS):
         batches = list(next(steps))
-        inputs, labels, kept = _joined(batches)
+        inputs, labels, kept, allowed = _joined(batches)
         counted = labels != -100
         if case.phase == "distill":
             logits, states = student(inputs)
             with torch.no_grad():
                 theirs, teacher_states = teacher(inputs)
+            if allowed is not None:
+                logits, theirs = (torch.where(allowed[:, None], one, -1e6) for one in (logits, theirs))
             features = list(zip(bank(states), teacher_bank(teacher_states), strict=True))
             mse = [(own - other).square().mean(-1)[kept].mean() for own, other in features]
             task = F.cross_entropy(logits[counted], labels[counted])
@@ -260,10 +276,10 @@ def _plain_one(build: Any, models: dict[str, Path], case: Case) -> Trained:
             for side, body in bodies.items():
                 with torch.no_grad():
                     _, states = body(inputs)
-                losses = [
-                    F.cross_entropy(logits[counted], labels[counted])
-                    for logits in probe_logits(one.sides[side].probes, states, inputs)
-                ]
+                of_filters = probe_logits(one.sides[side].probes, states, inputs)
+                if allowed is not None:
+                    of_filters = [torch.where(allowed[:, None], logits, -1e6) for logits in of_filters]
+                losses = [F.cross_entropy(logits[counted], labels[counted]) for logits in of_filters]
                 loss = loss + sum(losses) / len(losses)
             report = {"loss/total": loss}
         loss.backward()
@@ -281,8 +297,8 @@ def _plain_one(build: Any, models: dict[str, Path], case: Case) -> Trained:
     return Trained(reports, gradients, weights, [])
 
 
-def _joined(batches: list[Any]) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
-    """Microbatches of one step as one, padded on the right to one length."""
+def _joined(batches: list[Any]) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Microbatches of one step as one, padded on the right to one length; last, where labels may stand, if anywhere."""
     longest = max(batch.input_ids.shape[1] for batch in batches)
 
     def padded(tensor: torch.Tensor, value: int) -> torch.Tensor:
@@ -290,12 +306,14 @@ def _joined(batches: list[Any]) -> tuple[dict[str, torch.Tensor], torch.Tensor, 
 
     ids = torch.cat([padded(batch.input_ids, 0) for batch in batches])
     mask = torch.cat([padded(batch.attention_mask, 0) for batch in batches])
-    labels = torch.cat([padded(batch.labels, -100) for batch in batches])
+    are_positions = batches[0].candidates is not None
+    labels = torch.cat([batch.labels if are_positions else padded(batch.labels, -100) for batch in batches])
+    allowed = torch.cat([padded(batch.candidates, 0) for batch in batches]) if are_positions else None
     kept = torch.cat([padded(batch.kept_tokens.long(), 0) for batch in batches]).bool()
     inputs = {"input_ids": ids, "attention_mask": mask}
     if batches[0].token_type_ids is not None:
         inputs["token_type_ids"] = torch.cat([padded(batch.token_type_ids, 0) for batch in batches])
-    return inputs, labels, kept
+    return inputs, labels, kept, allowed
 
 
 # --- numbers that go wrong ----------------------------------------------------------------------------------------
