@@ -48,6 +48,7 @@ class LabelledData:
         self._reader = RowReader(data, rows.columns, of_words=rows.of_words, num_texts=rows.num_texts)
         self._data, self._rows, self._tokenizer = data, rows, tokenizer
         kept: list[Sample] = []
+        self._num_examples = 0
         heldout: list[Sequence[Sample]] = []
         for source in listing.train:
             for text, samples in self._examples(source):
@@ -55,6 +56,7 @@ class LabelledData:
                     heldout.append(samples)
                 else:
                     kept += (replace(sample, facts=None) for sample in samples)
+                    self._num_examples += 1
         heldout += (samples for source in listing.evaluation or () for _, samples in self._examples(source))
         apart = {
             name: [samples for source in sources for _, samples in self._examples(source)]
@@ -104,7 +106,8 @@ class LabelledData:
             if num_cut
             else ""
         )
-        return f"{len(self.train)} training examples{without}, held by every rank{cut}"
+        several = f" in {len(self.train)} sequences" if self._num_examples < len(self.train) else ""
+        return f"{self._num_examples} training examples{several}{without}, held by every rank{cut}"
 
     def stream(
         self,

@@ -145,6 +145,27 @@ def test_squads_own_files_are_read_question_by_question(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {},
+            "no column 'question'; it has version, data (if its rows are the list under 'data', set field: data). Set "
+            "task.text_column and task.label_column, or for questions task.question_column, task.context_column and "
+            "task.answers_column",
+        ),
+        (
+            {"rows": "articles"},
+            "no column 'paragraphs'; it has version, data (if its rows are the list under 'data', set field: data). "
+            "Set task.rows",
+        ),
+    ],
+)
+def test_a_file_of_another_form_is_told_what_to_set(tmp_path: Path, settings: Any, message: str) -> None:
+    file = write_rows(tmp_path / "squad.jsonl", [ARTICLES])
+    assert first_rows(Source(path=str(file)), kind_of(task(**settings))).problems == (f"{file}: row 1: {message}",)
+
+
 def data_of(
     folder: Path, rows: list[Any], own: QuestionAnswering, *, max_heldout: int = 100, **data: Any
 ) -> LabelledData:
@@ -190,7 +211,7 @@ def test_a_bad_question_is_counted_and_the_held_out_ones_are_cut_between_questio
     ] * 2
     assert [sample.label for sample in data.heldout] == [[9, 9], [0, 0], [0, 0], [17, 17]]
     assert data.has_token_types
-    assert data.describe(1) == "7 training examples, held by every rank"
+    assert data.describe(1) == "4 training examples in 7 sequences, held by every rank"
 
 
 def test_all_that_is_asked_about_one_context_is_held_out_together_or_not_at_all(tmp_path: Path) -> None:
