@@ -22,7 +22,14 @@ MOST_CHARACTERS = 2**22
 LARGEST_ARRAY_BYTES = 2**22
 """A JSON array is read whole; a larger one takes too long here."""
 MOST_PROBLEMS = 3
-NAMES_OF_TYPES = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "nothing"}
+NAMES_OF_TYPES = {
+    dict: "object",
+    str: "text",
+    int: "integer",
+    float: "number",
+    bool: "true or false",
+    type(None): "nothing",
+}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -143,6 +144,19 @@ def test_squads_own_files_are_read_question_by_question(tmp_path: Path) -> None:
         "a.json: element 2: no article of SQuAD: paragraphs must be a list of {context, qas: [{question, answers}]} "
         "(KeyError: 'qas'); leave task.rows out where a row has one question"
     )
+
+
+def test_answers_come_as_the_hubs_datasets_and_csv_files_have_them(tmp_path: Path) -> None:
+    rows = [row_of(words(9, start=place), WORDS[place + 1]) for place in range(5)]
+    Dataset.from_list(rows).to_parquet(str(tmp_path / "rows.parquet"))
+    answers = json.dumps(rows[0]["answers"]).replace('"', '""')
+    (tmp_path / "rows.csv").write_text(f'question,context,answers\nba be,{rows[0]["context"]},"{answers}"\n')
+    nested = {"asked": {"question": "ba", "right": {"text": ["be"], "answer_start": [3]}}, "context": "ba be"}
+    write_rows(tmp_path / "rows.jsonl", [nested])
+    paths = {"question_column": "asked.question", "answers_column": "asked.right"}
+    for name, own, number in (("parquet", task(), 5), ("csv", task(), 1), ("jsonl", task(**paths), 1)):
+        found = first_rows(Source(path=str(tmp_path / f"rows.{name}")), kind_of(own))
+        assert found.labels == (("answered", number),), name
 
 
 @pytest.mark.parametrize(
