@@ -46,7 +46,7 @@ class Batch:
     matched: Bool[Tensor, "batch seq"] | None = None
     """True for tokens whose states are compared with the teacher's; None for all that are kept."""
     candidates: Bool[Tensor, "batch seq"] | None = None
-    """True where labels may stand that are positions: nothing else has a probability; None where labels are none."""
+    """Of labels that are positions: True for those that have a probability at all; None with other labels."""
     facts: tuple[Any, ...] = ()
     """What a scorer must know of each row beside its label, where samples say it; None of an empty row."""
     _rows: dict[str, Tensor | None] = field(default_factory=dict, init=False, repr=False, compare=False)
