@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ted_ds.planning.deepspeed_json import deepspeed_json_of
-from ted_ds.planning.traffic import phase_traffic
+from ted_ds.planning.traffic import Link, Traffic, phase_traffic
 from tests.task_kinds import plan_recipe
 from tests.tiny import ROOT, write_run
 
@@ -31,3 +31,9 @@ def test_a_budget_of_tokens_sends_as_often_as_microbatches_of_its_longest_rows(r
         budget = f"distill.micro_batch_tokens={size * 16}"
         changes = ["task.max_length=16", "distill.global_batch_size=16", "distill.micro_batch_size=null", budget]
         assert sent(run, *changes) == expected
+
+
+def test_a_step_takes_its_operations_by_their_rate_and_its_bytes_by_theirs():
+    step = Traffic("distill", sent=2.5e9, operations=8e12)
+    assert step.seconds(Link(gbit=10, tflops=4)) == (2.0, 2.0)
+    assert step.seconds(Link(gbit=100, tflops=40)) == (0.2, 0.2)
