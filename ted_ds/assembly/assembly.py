@@ -50,7 +50,7 @@ class Assembly:
             for path, one in recipe.phase_plans().items():
                 check_config(str(recipe.deepspeed), self.engine_config(one, path), world.num_replicas)
         self.teacher_facts, self.student_facts = plan.teacher, plan.student
-        self.terms = self.kind.terms
+        self.terms, self.training_terms = self.kind.terms, self.kind.training_terms
         vocabulary = tokenizer.get_vocab() if recipe.task.has_lm_head else {}
         self.num_shared_ids = max(vocabulary.values()) + 1 if vocabulary else None
         pad_id = tokenizer.pad_token_id

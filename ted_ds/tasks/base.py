@@ -156,7 +156,12 @@ class TaskKind(ABC, Generic[Task]):
     @property
     @abstractmethod
     def terms(self) -> TaskTerms:
-        """The task loss and the prediction term."""
+        """The task loss and the prediction term, as models are scored and compared with a guess."""
+
+    @property
+    def training_terms(self) -> TaskTerms:
+        """The same as models are trained by them."""
+        return self.terms
 
     @property
     @abstractmethod

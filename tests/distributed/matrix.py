@@ -14,6 +14,7 @@ import random
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from ted_ds.models.heads import FilterProbes, classification_probes, lm_probes
 from ted_ds.models.loading import DTYPES
 from ted_ds.models.student import FilteredModel
 from ted_ds.numerics.filters import FilterBank
+from ted_ds.numerics.task_terms import WeighedCrossEntropy
 from ted_ds.objectives.distill import DistillObjective
 from ted_ds.objectives.learn_filters import FilterObjective
 from ted_ds.runtime.frozen import FrozenModel, frozen_engine_config
@@ -50,6 +52,7 @@ from tests.tiny import LABELS, MAX_POSITIONS, ROOT, VOCAB_SIZE, distill_plan, wr
 GLOBAL_BATCH = 16
 SEPARATOR, PAD = 1, 0
 TEMPERATURE = 2.0
+CLASS_WEIGHTS, SMOOTHING = (0.3, 1.9), 0.2
 Steps = tuple[tuple[tuple[int, ...], ...], ...]
 """Of each step, and of each of its rows when packed, the lengths of documents, their separator included."""
 
@@ -121,6 +124,8 @@ class Setup(NamedTuple):
     hosting: str
     divergence: str = "kl"
     width: int = HIDDEN
+    loss: str = "plain"
+    """The task loss; ``weighed`` has class weights and label smoothing."""
 
     @property
     def size(self) -> Size:
@@ -226,6 +231,21 @@ def of_divergences() -> list[Case]:
             values |= {"stage": stage, "what": generator.choice(("kl", "all"))}
         case = make_case(values)
         cases.append(case._replace(setup=case.setup._replace(divergence=divergence)))
+    return cases
+
+
+def of_weighed_losses() -> list[Case]:
+    """Class weights and label smoothing under every ZeRO stage, in company drawn at random."""
+    generator = random.Random(1)
+    cases = []
+    for stage, what in zip(FACTORS["stage"], ("task", "all", "filters", "task"), strict=True):
+        values: dict[str, Any] = {}
+        while not values or not is_allowed(values):
+            values = {name: generator.choice(options) for name, options in FACTORS.items()}
+            values |= {"stage": stage, "what": what, "precision": "fp32", "packed": False}
+            values["kind"] = generator.choice(("sequence_classification", "token_classification"))
+        case = make_case(values)
+        cases.append(case._replace(setup=case.setup._replace(loss="weighed")))
     return cases
 
 
@@ -385,6 +405,8 @@ def run_setup(world: Any, place: Path, setup: Setup, layouts: Sequence[Layout]) 
         load(place / "teacher", layers=size.teacher_layers, shard=shard), device=world.device, engine_config=shard
     )
     terms = TASK_TERMS[setup.kind]
+    if setup.loss == "weighed":
+        terms = replace(terms, loss_sum=WeighedCrossEntropy(CLASS_WEIGHTS, SMOOTHING))
     if setup.what == "filters":
         module: Any = make_probes(place, setup)
         objective: Any = FilterObjective(terms, teacher, size.teacher_layers)
@@ -441,8 +463,13 @@ def run_all(world: Any, folder: Path, groups: list[tuple[Setup, list[Layout]]]) 
 # --- the reference ---------------------------------------------------------------------------------------------------
 
 
-def plain_task(kind: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def plain_task(kind: str, loss: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The task loss of the whole batch, by torch's own losses; 0 where every label is ignored."""
+    if loss == "weighed":
+        weights = torch.tensor(CLASS_WEIGHTS, dtype=logits.dtype)
+        kept = labels != -100
+        total = F.cross_entropy(logits[kept], labels[kept], weight=weights, label_smoothing=SMOOTHING, reduction="sum")
+        return total / kept.sum() if kept.any() else logits.sum() * 0
     if kind in ("causal_lm", "sequence_classification", "token_classification"):
         kept = labels != -100
         return F.cross_entropy(logits[kept], labels[kept]) if kept.any() else logits.sum() * 0
@@ -496,10 +523,11 @@ def reference(
     precision: str,
     divergence: str,
     width: int,
+    loss: str,
     arithmetic: torch.dtype = torch.float64,
 ) -> list[tuple[dict[str, float], Any]]:
     """Terms and gradients of each step: one process, one batch, one document a row; losses in fp64 either way."""
-    setup = Setup(what, kind, family, 1, 1, 0, precision, "replicated", divergence, width)
+    setup = Setup(what, kind, family, 1, 1, 0, precision, "replicated", divergence, width, loss)
     size = setup.size
     dtype = DTYPES[precision]
     load = functools.partial(load_tapped, kind=kind, precision=precision)
@@ -519,7 +547,9 @@ def reference(
             teacher_logits, states = teacher(inputs)
         module.zero_grad()
         if what == "filters":
-            losses = [plain_task(kind, logits.double(), labels) for logits in probe_logits(module, states, inputs)]
+            losses = [
+                plain_task(kind, loss, logits.double(), labels) for logits in probe_logits(module, states, inputs)
+            ]
             values = {f"loss/task/layer_{i:02d}": one for i, one in zip(size.teacher_layers, losses, strict=True)}
             weights = dict.fromkeys(values, 1 / len(values))
         else:
@@ -532,7 +562,7 @@ def reference(
             name, scale = name_of(kind, divergence), 1.0 if kind == "regression" else TEMPERATURE**2
             predictions = [one.double() for one in (logits, teacher_logits)]
             values = {
-                "loss/task": plain_task(kind, logits.double(), labels),
+                "loss/task": plain_task(kind, loss, logits.double(), labels),
                 name: plain_prediction(kind, divergence, *predictions, kept),
             }
             values |= {
@@ -593,7 +623,8 @@ def errors_of(case: Case, place: Path, by_rank: list[list[Any]]) -> Errors:
     difference, relative to the norm of the parameter's gradient plus 1/1000 of the whole gradient's (some are 0).
     """
     setup = case.setup
-    of_place = (place, setup.what, setup.kind, setup.family, setup.precision, setup.divergence, setup.width)
+    named = (setup.what, setup.kind, setup.family, setup.precision, setup.divergence, setup.width, setup.loss)
+    of_place = (place, *named)
     expected = reference(*of_place)
     plain = reference(*of_place, torch.bfloat16) if setup.precision == "bf16" else expected
     terms: dict[str, float] = {}
@@ -702,9 +733,8 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="also the full product: half an hour in all")
     parser.add_argument("--hardware", required=True, help="where this runs, for the document")
     options = parser.parse_args()
-    cases = list(
-        dict.fromkeys([*sample(), *of_divergences(), *(full_product() if options.full else []), *wide_product()])
-    )
+    chosen = [*sample(), *of_divergences(), *of_weighed_losses()]
+    cases = list(dict.fromkeys([*chosen, *(full_product() if options.full else []), *wide_product()]))
     results: dict[Case, Errors] = {}
     for world_size in FACTORS["ranks"]:
         with tempfile.TemporaryDirectory() as folder:

@@ -150,7 +150,9 @@ def prepare(build: Any, models: dict[str, Path], case: Case) -> Prepared:
         return Prepared(stage.module, stage.objective, passing, plan, config, stage.watched, engine_outputs)
     if case.phase == "finetune_student":
         module = build.models.trained("student", models["student"], config, stage=build.stage(case.phase))
-        return Prepared(module, FinetuneObjective(build.terms), {"trained": module}, plan, config, {}, engine_outputs)
+        return Prepared(
+            module, FinetuneObjective(build.training_terms), {"trained": module}, plan, config, {}, engine_outputs
+        )
     stage = build_stage_one(build, case.phase, models)
     bodies = {side: one.body for side, one in stage.sides.items()}
     for body in bodies.values():
@@ -246,7 +248,11 @@ def _plain_one(build: Any, models: dict[str, Path], case: Case) -> Trained:
                 theirs, teacher_states = teacher(inputs)
             features = list(zip(bank(states), teacher_bank(teacher_states), strict=True))
             mse = [(own - other).square().mean(-1)[kept].mean() for own, other in features]
-            task = F.cross_entropy(logits[counted], labels[counted])
+            given = getattr(recipe.task, "class_weights", None)
+            weights = None if given is None else torch.tensor(given, dtype=torch.float64)
+            smoothing = getattr(recipe.task, "label_smoothing", None) or 0.0
+            summed: dict[str, Any] = {"weight": weights, "label_smoothing": smoothing, "reduction": "sum"}
+            task = F.cross_entropy(logits[counted], labels[counted], **summed) / counted.sum()
             heat = plan.temperature
             softened = [one[counted] / heat for one in (theirs, logits)]
             prediction = plain_divergence(plan.divergence, plan.divergence_parameter, *softened).mean()

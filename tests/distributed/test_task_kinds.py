@@ -66,7 +66,8 @@ def test_a_run_of_every_kind_of_task(tmp_path, kind, stage):
         rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
         write_rows(tmp_path / "train.jsonl", ({**row, "second": row["text"][::-1]} for row in rows))
     if kind == SCORED_APART:
-        overrides += ["task.headline=f1", f"data.apart={{again: [{{path: {tmp_path / 'train.jsonl'}}}]}}"]
+        overrides += ["task.headline=f1", "task.class_weights=[0.5,2]", "task.label_smoothing=0.1"]
+        overrides += [f"data.apart={{again: [{{path: {tmp_path / 'train.jsonl'}}}]}}"]
     divergence, name = OTHER_TERMS.get(kind, ("kl", TASK_TERMS[kind].prediction_name))
     run_ranks(run, 2, str(recipe), [*overrides, f"distill.divergence={divergence}"])
     (first, _) = records(tmp_path, "distill")

@@ -6,7 +6,7 @@ A section says, without torch, what planning, data and models ask of a kind of t
 
 from __future__ import annotations
 
-from ted_ds.config.tasks.base import BosSetting, TaskSection
+from ted_ds.config.tasks.base import BosSetting, OneOfLabels, TaskSection
 from ted_ds.config.tasks.language import CausalLm, Packing
 from ted_ds.config.tasks.texts import (
     MultiLabelClassification,
@@ -28,6 +28,7 @@ __all__ = [
     "CausalLm",
     "HeadTask",
     "MultiLabelClassification",
+    "OneOfLabels",
     "Packing",
     "Regression",
     "SequenceClassification",

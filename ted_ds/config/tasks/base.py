@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from ted_ds.config.section import Section, rule
 
 BosSetting = Literal["auto", "always", "never"]
+
+
+NotNegative = Annotated[float, Field(ge=0)]
 
 
 class TaskSection(Section):
@@ -142,3 +145,21 @@ class WithLabels(HeadSection):
     def label_names(self) -> list[str]:
         """All of them."""
         return self.labels
+
+
+class OneOfLabels(WithLabels):
+    """What is predicted is one of the labels, by a cross-entropy."""
+
+    class_weights: list[NotNegative] | None = None
+    """Of the task loss in training, in the order of ``labels``; unset: 1 each. It is divided by the number of labels
+    given, not by the sum of their weights as torch's weighted mean is: weights with a mean of 1 keep its size."""
+    label_smoothing: float | None = Field(default=None, gt=0, lt=1)
+    """Of the task loss in training: this share of each target is spread evenly over all labels; unset: none."""
+
+    @rule
+    def _a_weight_for_each_label(self) -> Iterator[str]:
+        weights = self.class_weights
+        if weights is not None and len(weights) != len(self.labels):
+            yield f"class_weights has {len(weights)} numbers, labels has {len(self.labels)} names; give one for each"
+        if weights is not None and not any(weights):
+            yield "class_weights: all are 0, and nothing would be learned; give at least one above it"

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from ted_ds.config.tasks.base import HeadSection, WithLabels
+from ted_ds.config.tasks.base import HeadSection, OneOfLabels, WithLabels
 
 
 class TextTask(HeadSection):
@@ -50,7 +50,7 @@ class LabelledTask(TextTask, WithLabels):
         return tuple(name for name in self.metrics if name != "f1" or len(self.labels) == 2)
 
 
-class SequenceClassification(LabelledTask):
+class SequenceClassification(LabelledTask, OneOfLabels):
     """One label per text."""
 
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "f1_macro", "matthews_correlation", "f1", "loss")

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from ted_ds.config.section import rule
-from ted_ds.config.tasks.base import WithLabels
+from ted_ds.config.tasks.base import OneOfLabels
 
 SPAN_LABEL = re.compile(r"O|([BIES])(?:-(.*))?")
 """``O`` for none, else how a word stands in an entity, and the entity's type."""
 
 
-class TokenClassification(WithLabels):
+class TokenClassification(OneOfLabels):
     """A label for each word of a text: entities, parts of speech."""
 
     architecture: ClassVar[str] = "TokenClassification"
