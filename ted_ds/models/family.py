@@ -80,6 +80,12 @@ class Family:
     """What ``layer_types`` may say of a block; None where it is not read."""
     first_blocks_keys: tuple[str, ...] = ("max_window_layers", "first_k_dense_replace")
     """Entries that say how many of the first blocks differ from the others."""
+    hidden_dropouts: tuple[str, ...] = ()
+    """Entries with the probabilities that states are dropped by."""
+    attention_dropouts: tuple[str, ...] = ()
+    """Those that attention is dropped by."""
+    label_dropouts: Mapping[str, str] = field(default_factory=dict)
+    """That before a head of labels, by the model's architecture (what follows ``AutoModelFor``)."""
     inverse_number_key: str | None = None
     """The entry by which a block divides its attention scores by its number, counted from 1."""
     fused_queries: tuple[str, ...] = ()
@@ -115,6 +121,15 @@ class Family:
         if self.token_types_key is None:
             return 0
         return int(config.get(self.token_types_key, self.token_types_by_default))
+
+    def dropout_keys(self, what: str, architecture: str) -> tuple[str, ...]:
+        """The entries of the config with the dropout of ``hidden`` states, ``attention`` or the ``classifier``.
+
+        None where models of this architecture have no such dropout.
+        """
+        if what == "classifier":
+            return (self.label_dropouts[architecture],) if architecture in self.label_dropouts else ()
+        return self.hidden_dropouts if what == "hidden" else self.attention_dropouts
 
     @property
     def label_head_prefixes(self) -> tuple[str, ...]:

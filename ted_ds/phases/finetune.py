@@ -21,9 +21,11 @@ def _start(folders: RunFolders, phase: Phase) -> Path:
 
 
 def _inputs(inputs: Inputs, phase: Phase) -> dict[str, Any]:
+    assert phase.trains is not None
     return {
         **inputs.of_training(phase, model=_start(inputs.folders, phase)),
         **(inputs.frozen_part() if phase.trains == "student" else {}),
+        **inputs.dropout_part(phase.trains),
     }
 
 

@@ -83,6 +83,11 @@ class Inputs:
         """What to know of a teacher whose weights are not its files'; no other host makes a difference."""
         return {"teacher_weights": "int8"} if self._settled.in_8_bits else {}
 
+    def dropout_part(self, side: str) -> dict[str, Any]:
+        """What of a model that trains is dropped, where the recipe says so."""
+        given = (self.recipe.teacher if side == "teacher" else self.recipe.student).dropout.given
+        return {"dropout": given} if given else {}
+
     def frozen_part(self) -> dict[str, bool]:
         """What of the student does not train."""
         return {"freeze_embeddings": True} if self.recipe.student.freeze_embeddings else {}

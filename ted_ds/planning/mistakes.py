@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from ted_ds.config.deepspeed import filled, inspect_deepspeed_json, remarks
 from ted_ds.config.deepspeed_keys import offload_device, zero_stage
+from ted_ds.config.pair import Student, Teacher
 from ted_ds.config.schema import Recipe
 from ted_ds.config.tracking import refuse_missing_packages
 from ted_ds.config.wandb import refuse_missing_account, wandb_mode
@@ -135,6 +136,18 @@ def _pipeline_mistakes(recipe: Recipe, config: dict[str, Any], num_ranks: int) -
 def check_model(recipe: Recipe, facts: ModelFacts, where: str, mistakes: Mistakes) -> None:
     """A model beside what the recipe wants of it."""
     mistakes.add(where, *_model_mistakes(recipe, facts))
+
+
+def check_dropout(recipe: Recipe, teacher: ModelFacts | None, student: ModelFacts | None, mistakes: Mistakes) -> None:
+    """Whether models have the dropout that the recipe sets."""
+    for side, facts in (("teacher", teacher), ("student", student)):
+        section: Teacher | Student = getattr(recipe, side)
+        for what in section.dropout.given if facts is not None else ():
+            if not facts.family.dropout_keys(what, recipe.task.architecture):
+                mistakes.add(
+                    f"{side}.dropout.{what}",
+                    f"a {facts.model_type} for {recipe.task.kind} has no such dropout; remove it",
+                )
 
 
 def _model_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:

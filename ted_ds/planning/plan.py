@@ -19,7 +19,14 @@ from ted_ds.models.files import ModelFacts, read_model_facts
 from ted_ds.models.folder import no_folder
 from ted_ds.numerics.layer_map import LayerPairs, make_layer_map
 from ted_ds.planning.contracts import Side, broken_contracts, document_ends, doubts
-from ted_ds.planning.mistakes import Mistakes, check_data, check_deepspeed, check_model, check_tracking
+from ted_ds.planning.mistakes import (
+    Mistakes,
+    check_data,
+    check_deepspeed,
+    check_dropout,
+    check_model,
+    check_tracking,
+)
 from ted_ds.planning.phase import phases_of
 from ted_ds.planning.pipeline_cut import Stage, plan_stages
 from ted_ds.planning.quantised_teacher import quantised_mistakes
@@ -148,6 +155,7 @@ def _lay_out(recipe: Recipe, rows_of: RowsOf, mistakes: Mistakes, *, num_ranks: 
         check_model(recipe, teacher, "teacher.path", mistakes)
     if student is not None and recipe.student.path is not None:
         check_model(recipe, student, "student.path", mistakes)
+    check_dropout(recipe, teacher, student, mistakes)
     mistakes.add("", *quantised_mistakes(recipe, teacher, student))
     sides = model_sides(recipe, teacher_dir, teacher, student_dir, student)
     broken = [line for lines in broken_contracts(recipe, *sides).values() for line in lines]

@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+import yaml
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -38,7 +39,8 @@ PROBLEM_TYPES = {
 
 
 SCORED_APART = "sequence_classification"
-"""The kind that is scored on more than one set, by a headline that the recipe chooses."""
+"""The kind that is run with more settings: another set to score, a headline, weights of classes, dropout."""
+DROPOUT = "{classifier: 0.3, hidden: 0.2, attention: 0.1}"
 WITH_PAIRS = "regression"
 """The kind that is run on pairs of texts, as in STS-B."""
 OTHER_TERMS = {
@@ -50,6 +52,14 @@ OTHER_TERMS = {
 
 def run(_world, recipe, overrides):
     run_phases(recipe, overrides, PHASES)
+
+
+def inputs_of(folder, phase):
+    return json.loads((folder / "run" / phase / "phase.json").read_text())["inputs"]
+
+
+def config_of(folder):
+    return AutoConfig.from_pretrained(folder)
 
 
 def records(folder, phase):
@@ -66,6 +76,7 @@ def test_a_run_of_every_kind_of_task(tmp_path, kind, stage):
         rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
         write_rows(tmp_path / "train.jsonl", ({**row, "second": row["text"][::-1]} for row in rows))
     if kind == SCORED_APART:
+        overrides.append(f"student.dropout={DROPOUT}")
         overrides += ["task.headline=f1", "task.class_weights=[0.5,2]", "task.label_smoothing=0.1"]
         overrides += [f"data.apart={{again: [{{path: {tmp_path / 'train.jsonl'}}}]}}"]
     divergence, name = OTHER_TERMS.get(kind, ("kl", TASK_TERMS[kind].prediction_name))
@@ -81,6 +92,10 @@ def test_a_run_of_every_kind_of_task(tmp_path, kind, stage):
         assert (results["teacher"]["num_examples"], results["teacher"]["again/num_examples"]) == (8, 8)
         assert results["teacher"]["again/loss"] != results["teacher"]["loss"], "it is another set"
         (summed_up,) = records(tmp_path, "evaluate")
+        assert inputs_of(tmp_path, "distill")["dropout"] == yaml.safe_load(DROPOUT)
+        assert "dropout" not in inputs_of(tmp_path, "filters_student")
+        names = ("classifier_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob")
+        assert [getattr(config_of(tmp_path / "run" / "export"), name) for name in names] == [0.3, 0.2, 0.1]
         assert summed_up["student_after/again/f1"] == results["student after"]["again/f1"]
     assert METRICS[kind] <= {name.split("/")[1] for name in records(tmp_path, "filters_teacher")[-1] if "eval/" in name}
     export = tmp_path / "run" / "export"
