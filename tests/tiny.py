@@ -32,6 +32,8 @@ WORDS = tuple(consonant + vowel for consonant in "bcdfghjklmnprstvwyz" for vowel
 VOCAB_SIZE = len(SPECIAL_TOKENS) + len(WORDS)
 ENCODERS = ("bert", "deberta-v2")
 LABELS = ("negative", "positive")
+ARCHITECTURES = {"token_classification": "TokenClassification", "multiple_choice": "MultipleChoice"}
+"""Of kinds whose models have another head than one for texts with labels."""
 WORD_LABELS = ("O", "B-NAME", "I-NAME")
 MAX_POSITIONS = 64
 MODEL_INPUTS = ["input_ids", "token_type_ids", "attention_mask"]
@@ -165,6 +167,9 @@ def write_labelled(
             words = text.split()
             return {"tokens": words, "ner_tags": [WORD_LABELS[ord(word[0]) % len(WORD_LABELS)] for word in words]}
         letter = ord(text[0])
+        if kind == "multiple_choice":
+            words = text.split()
+            return {"text": text, "one": words[0], "two": words[-1], "label": letter % 2}
         share = (letter % 5) / 5
         return {
             "sequence_classification": {"label": labels[letter % len(labels)]},
@@ -219,6 +224,8 @@ def head_dict(kind: str) -> dict[str, list[str]]:
     """What the outputs of a head are, as a recipe says it."""
     if kind == "regression":
         return {"target_columns": ["score"]}
+    if kind == "multiple_choice":
+        return {"choice_columns": ["one", "two"]}
     return {"labels": [*(WORD_LABELS if kind == "token_classification" else LABELS)]}
 
 
@@ -236,7 +243,8 @@ def write_run(folder: Path, *, kind: str = "causal_lm", family: str | None = Non
         write_corpus(folder / "train.jsonl")
     else:
         (labels,) = head_dict(kind).values()
-        architecture = "TokenClassification" if kind == "token_classification" else "SequenceClassification"
+        labels = ["fits"] if kind == "multiple_choice" else labels
+        architecture = ARCHITECTURES.get(kind, "SequenceClassification")
         write_model(folder / "teacher", family or "bert", labels=labels, architecture=architecture)
         write_labelled(folder / "train.jsonl", kind=kind)
     return write_recipe(folder / "recipe.yaml", recipe_dict(folder, kind=kind, method=method))

@@ -15,6 +15,7 @@ from ted_ds.assembly.given import Given
 from ted_ds.config.deepspeed_keys import zero_stage
 from ted_ds.config.pair import Student, Teacher
 from ted_ds.errors import TedError
+from ted_ds.models.choices import choose_among_rows
 from ted_ds.models.companions import accompany
 from ted_ds.models.execution import checkpoint_activations, compile_blocks
 from ted_ds.models.families import family_of
@@ -174,6 +175,8 @@ class ModelMaker:
         except TedError as error:
             loaded = error
         model, fresh = self._world.settle(loaded)
+        if self._recipe.task.rows_per_example > 1:
+            choose_among_rows(model, self._recipe.task.rows_per_example)
         self._name_padding(model)
         if self._recipe.torch_compile and shard_config is None:
             compile_blocks(model, family_of(model.config.model_type))

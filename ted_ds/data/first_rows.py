@@ -11,7 +11,7 @@ from typing import Any
 from ted_ds.config.data import Cleaning, Source
 from ted_ds.data.reading.listing import Listing, one_by_one, read_in_order
 from ted_ds.data.reading.records import BadRecord
-from ted_ds.data.samples import Rows, empty_text_fault
+from ted_ds.data.samples import Rows
 from ted_ds.data.sources import is_remote, names_hub
 from ted_ds.errors import DataError
 
@@ -128,7 +128,7 @@ def _look(listing: Listing, rows: Rows, cleaning: Cleaning, num_rows: int) -> Fi
                         continue
                     text, label = example.whole_text, example.label
                     labels.update(rows.counted(label))
-                    fault = empty_text_fault(columns, example.texts)
+                    fault = example.fault(columns)
             if fault is None:
                 good.append(record.row)
                 lengths.append(len(text))

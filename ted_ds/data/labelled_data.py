@@ -15,7 +15,7 @@ from ted_ds.data.labelled_stream import LabelledStream
 from ted_ds.data.loader import Collator
 from ted_ds.data.reading.listing import DataListing, Listing, Record
 from ted_ds.data.rows import RowReader, names_of, refuse_empty, refuse_empty_apart
-from ted_ds.data.samples import Example, LabelledRows, Sample, empty_text_fault
+from ted_ds.data.samples import Example, LabelledRows, Sample
 from ted_ds.data.step_division import StepDivision
 from ted_ds.data.tokenizers import ends_when_loaded
 from ted_ds.errors import DataError
@@ -44,7 +44,7 @@ class LabelledData:
         Raises:
             DataError: A label is wrong, too many rows are, or a split is empty.
         """
-        self.text_ends = ends_when_loaded(tokenizer, None, pairs=rows.num_texts > 1).in_words
+        self.text_ends = ends_when_loaded(tokenizer, None, pairs=rows.takes_pairs).in_words
         self._reader = RowReader(data, rows.columns, of_words=rows.of_words, num_texts=rows.num_texts)
         self._data, self._rows, self._tokenizer = data, rows, tokenizer
         splits: dict[bool, list[Sample]] = {False: [], True: []}
@@ -75,7 +75,9 @@ class LabelledData:
 
     @property
     def _all(self) -> Iterator[Sample]:
-        return itertools.chain(self.train, self.heldout, *self.apart.values())
+        """What models read of all examples."""
+        whole = itertools.chain(self.train, self.heldout, *self.apart.values())
+        return (sequence for sample in whole for sequence in sample.sequences)
 
     @property
     def last_token_ids(self) -> frozenset[int]:
@@ -132,7 +134,7 @@ class LabelledData:
             found = [(record, example) for record, example in read if example is not None]
             samples = rows.encode(self._tokenizer, [example for _, example in found])
             for (record, example), sample in zip(found, samples, strict=True):
-                fault = empty_text_fault(columns, example.texts)
+                fault = example.fault(columns)
                 if fault is None and not sample.input_ids:
                     fault = f"column {columns[0]!r} holds {example.text!r:.20}, of which the tokenizer makes no token"
                 if fault is None:

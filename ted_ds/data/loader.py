@@ -103,16 +103,19 @@ class Collator:
     """Keep documents of one row apart: positions start again, and none predicts the first token of the next."""
     with_token_types: bool = False
     """Whether samples say which text of a pair each token is of."""
+    rows_per_sample: int = 1
+    """Sequences of each sample; all of them are rows, one after the other."""
 
     def __call__(self, samples: Sequence[Sample | None]) -> Batch:
         """Pad to one length; a ``None`` is a row of one padding token of which nothing is kept."""
-        longest = max(len(sample.input_ids) if sample else 1 for sample in samples)
-        shape = (len(samples), -(-longest // self.multiple_of) * self.multiple_of)
+        sequences = self._sequences(samples)
+        longest = max(len(sequence.input_ids) if sequence else 1 for sequence in sequences)
+        shape = (len(sequences), -(-longest // self.multiple_of) * self.multiple_of)
         # filled in NumPy, which takes a list and a short slice in a tenth of torch's time
         ids, kept = np.full(shape, self.pad_id, dtype=np.int64), np.zeros(shape, dtype=bool)
         of_tokens, positions = np.full(shape, IGNORED_LABEL, dtype=np.int64), np.zeros(shape, dtype=np.int64)
         types = np.zeros(shape, dtype=np.int64) if self.with_token_types else None
-        for row, sample in enumerate(samples):
+        for row, sample in enumerate(sequences):
             own = sample.input_ids if sample else []
             end = shape[1] if self.side == "left" else len(own)
             start = end - len(own)
@@ -139,8 +142,14 @@ class Collator:
             position_ids if positions_differ else None,
             self.isolate_documents,
             None if types is None else torch.from_numpy(types),
-            tuple(-1 if sample is None else sample.index for sample in samples),
+            tuple(-1 if sample is None else sample.index for sample in samples for _ in range(self.rows_per_sample)),
         )
+
+    def _sequences(self, samples: Sequence[Sample | None]) -> Sequence[Sample | None]:
+        if self.rows_per_sample == 1:
+            return samples
+        nothing = (None,) * self.rows_per_sample
+        return [one for sample in samples for one in (nothing if sample is None else sample.sequences)]
 
     def _pieces(self, sample: Sample | None) -> Sequence[int]:
         if sample is None:

@@ -27,6 +27,17 @@ class Sample:
     nothing of them."""
     token_types: Sequence[int] | None = None
     """Of each token of a pair, by the tokenizer: which of its two texts it is of. None where it does not say."""
+    choices: tuple[Sample, ...] = ()
+    """Of a question with several answers: a sequence with each, of which this is the longest; none where there is
+    nothing to choose from."""
+
+    @property
+    def sequences(self) -> tuple[Sample, ...]:
+        """What a model reads of it: itself, or one for each choice."""
+        return self.choices or (self,)
+
+
+ONE_SIDE = "a pair with one side missing"
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,18 @@ class Example:
     def whole_text(self) -> str:
         """All that is read of it, by which copies are known: two pairs have the same only if both texts are."""
         return "\0".join(self.texts)
+
+    def fault(self, columns: Sequence[str]) -> str | None:
+        """What makes it useless: a text that a label cannot be about; None if nothing does.
+
+        Args:
+            columns: The texts are in the first of them.
+        """
+        for column, text in zip(columns, self.texts, strict=False):
+            if not text.strip():
+                missing = "there is nothing in it to predict from"
+                return f"column {column!r} holds {text!r:.20}; {missing if self.second is None else ONE_SIDE}"
+        return None
 
 
 class Rows(Protocol):
@@ -94,20 +117,11 @@ class Rows(Protocol):
 class LabelledRows(Rows, Protocol):
     """How a kind of task makes samples of the rows of a labelled set."""
 
+    @property
+    def takes_pairs(self) -> bool:
+        """Whether two texts go into a model together."""
+        ...
+
     def encode(self, tokenizer: Any, examples: Sequence[Example]) -> list[Sample]:
         """The examples as the models take them."""
         ...
-
-
-def empty_text_fault(columns: Sequence[str], texts: Sequence[str]) -> str | None:
-    """What is wrong with texts, one of which a label cannot be about; None if nothing is.
-
-    Args:
-        columns: They are in; there may be more.
-        texts: The text, or the two of a pair.
-    """
-    for column, text in zip(columns, texts, strict=False):
-        if not text.strip():
-            missing = "a pair with one side missing" if len(texts) > 1 else "there is nothing in it to predict from"
-            return f"column {column!r} holds {text!r:.20}; {missing}"
-    return None

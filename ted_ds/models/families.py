@@ -25,6 +25,7 @@ LLAMA = Family(
     lm_head_matrix="lm_head.weight",
     ties_by_default=False,
     label_heads=("score",),
+    lacks=("MultipleChoice",),
     pooled_token="last",
     positions="rotary",
     attention_dropouts=("attention_dropout",),
@@ -54,6 +55,7 @@ GPT2 = Family(
     lm_head_matrix="lm_head.weight",
     ties_by_default=True,
     label_heads=("score", "classifier"),
+    lacks=("MultipleChoice",),
     pooled_token="last",
     positions="learned",
     position_embeddings_path="transformer.wpe",
@@ -93,7 +95,9 @@ BERT = Family(
     token_types_by_default=2,
     hidden_dropouts=("hidden_dropout_prob",),
     attention_dropouts=("attention_probs_dropout_prob",),
-    label_dropouts=dict.fromkeys(("SequenceClassification", "TokenClassification"), "classifier_dropout"),
+    label_dropouts=dict.fromkeys(
+        ("SequenceClassification", "TokenClassification", "MultipleChoice"), "classifier_dropout"
+    ),
     buffers=("position_ids",),
     tokenizer_class="BertTokenizer",
 )
@@ -120,7 +124,7 @@ DEBERTA_V2 = Family(
     token_types_key="type_vocab_size",
     hidden_dropouts=("hidden_dropout_prob",),
     attention_dropouts=("attention_probs_dropout_prob",),
-    label_dropouts={"SequenceClassification": "cls_dropout"},
+    label_dropouts=dict.fromkeys(("SequenceClassification", "MultipleChoice"), "cls_dropout"),
     buffers=("position_ids",),
     tokenizer_class="DebertaV2Tokenizer",
 )

@@ -59,6 +59,9 @@ class Family:
     """Which kept token a label is read at. The forward of transformers' models that read the ``first`` does that;
     where it is the ``last``, the label head's logits are read here (:mod:`ted_ds.models.taps`)."""
 
+    lacks: tuple[str, ...] = ()
+    """Heads that transformers has no class of with this family (what follows ``AutoModelFor``)."""
+
     # --- what it does
     attention: tuple[str, ...] = ("eager", "sdpa", "flash")
     """The implementations it has, by the recipe's words."""

@@ -14,6 +14,8 @@ task                              task loss                              predict
 ``regression``                    squared error per kept target          squared difference per kept target
 ``token_classification``          cross-entropy per word with a label    divergence over the labels, per word with a
                                                                          label
+``multiple_choice``               cross-entropy over the choices, per    divergence over the choices, per kept
+                                  kept question                          question
 ================================  =====================================  ==========================================
 
 The task loss counts what has a label, the prediction term what has tokens: an example without a label (or, of several
@@ -113,6 +115,11 @@ def _of_rows_with_tokens(labels: Tensor, kept_tokens: Tensor) -> Tensor:
     return kept_tokens.any(-1, keepdim=True).expand_as(labels)
 
 
+def _of_questions_with_tokens(labels: Tensor, kept_tokens: Tensor) -> Tensor:
+    """Questions, of which each choice has a row of tokens."""
+    return kept_tokens.any(-1).unflatten(0, (len(labels), -1)).any(-1)
+
+
 @dataclass(frozen=True)
 class WeighedCrossEntropy:
     """Cross-entropy with class weights and label smoothing, of logits and labels."""
@@ -137,4 +144,5 @@ SEQUENCE_CLASSIFICATION = TaskTerms(cross_entropy_sum)
 SOFT_LABEL_CLASSIFICATION = TaskTerms(soft_cross_entropy_sum, kept=lambda labels: kept_labels(labels).all(-1))
 MULTI_LABEL_CLASSIFICATION = TaskTerms(binary_cross_entropy_sum, Law.BERNOULLI, predicted=_of_rows_with_tokens)
 REGRESSION = TaskTerms(_squared_error, Law.NUMBER, predicted=_of_rows_with_tokens)
+MULTIPLE_CHOICE = replace(SEQUENCE_CLASSIFICATION, predicted=_of_questions_with_tokens)
 TOKEN_CLASSIFICATION = replace(SEQUENCE_CLASSIFICATION, predicted=CAUSAL_LM.predicted)

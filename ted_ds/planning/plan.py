@@ -257,9 +257,11 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
             cut = f"{accumulation} microbatches x {phase.micro_batch_size}"
         else:
             cut = f"microbatches of at most {phase.micro_batch_tokens:,} padded tokens"
-        tokens = phase.max_steps * phase.global_batch_size * recipe.task.sequence_length
+        task = recipe.task
+        tokens = phase.max_steps * phase.global_batch_size * task.rows_per_example * task.sequence_length
+        what = "sequences" if task.rows_per_example == 1 else f"questions of {task.rows_per_example} sequences"
         lines.append(
-            f"{path:16} {phase.max_steps} steps x {phase.global_batch_size} sequences = "
+            f"{path:16} {phase.max_steps} steps x {phase.global_batch_size} {what} = "
             f"{readers} x {cut}; at most {tokens:,} tokens"
         )
     if plan.text_ends is not None:

@@ -207,6 +207,11 @@ class HeadKind(TaskKind[HeadTask]):
         return self.task.text_columns
 
     @property
+    def takes_pairs(self) -> bool:
+        """See :class:`ted_ds.data.samples.LabelledRows`."""
+        return self.task.takes_pairs
+
+    @property
     def columns(self) -> list[str]:
         """Those of texts, and those of labels."""
         return [*self.text_columns, *self.label_columns]

@@ -25,6 +25,7 @@ from ted_ds.config.deepspeed import complete
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.data.loader import Collator
 from ted_ds.data.samples import Sample
+from ted_ds.models.choices import choice_probes
 from ted_ds.models.families import family_of
 from ted_ds.models.heads import FilterProbes, classification_probes, lm_probes
 from ted_ds.models.loading import DTYPES
@@ -170,6 +171,8 @@ def is_allowed(values: dict[str, Any]) -> bool:
         (values.get("stage") == 0 and values.get("precision") == "bf16")  # DeepSpeed steps Adam at start-up there
         or (encoder and values.get("side") == "left")  # reads position 0
         or (encoder and values.get("kind") == "causal_lm")
+        or (values.get("family", "bert") != "bert" and values.get("kind") == "multiple_choice")
+        or (values.get("side") == "left" and values.get("kind") == "multiple_choice")  # encoders alone have such heads
         or (values.get("packed") and values.get("kind", "causal_lm") != "causal_lm")
         or (values.get("packed") and encoder)
     )
@@ -298,6 +301,7 @@ def label_of(kind: str, index: int, length: int) -> Any:
     return {
         "causal_lm": None,
         "sequence_classification": index % 2,
+        "multiple_choice": index % 2,
         "soft_label_classification": [share, 1 - share],
         "multi_label_classification": [float(index % 2), float(index % 3 == 0)],
         "regression": [share - 0.3, 2.0 * share],
@@ -319,10 +323,12 @@ def samples(kind: str, packed: bool, steps: Steps) -> Iterator[list[Sample]]:
             yield [Sample([*itertools.chain(*row)], None, [len(text) for text in row]) for row in grouped]
             continue
         labels = [None if is_unlabelled(kind, step, i) else label_of(kind, i, len(t)) for i, t in enumerate(texts)]
-        yield [
-            Sample(text, label, [len(text)], token_types=types_of(text))
-            for text, label in zip(texts, labels, strict=True)
-        ]
+        rows = [Sample(text, None, [len(text)], token_types=types_of(text)) for text in texts]
+        if kind == "multiple_choice":  # each document, and the next one
+            pairs = zip(rows, [*rows[1:], rows[0]], strict=True)
+            yield [replace(pair[0], label=label, choices=pair) for pair, label in zip(pairs, labels, strict=True)]
+        else:
+            yield [replace(row, label=label) for row, label in zip(rows, labels, strict=True)]
 
 
 def types_of(text: list[int]) -> list[int]:
@@ -374,6 +380,8 @@ def make_probes(place: Path, setup: Setup) -> Any:
         heads = [torch.nn.Linear(size.filter_dim, 2) for _ in bank.layers]
         return FilterProbes(bank, heads, pooling=None)
     pooling = family_of(setup.family).pooled_token
+    if setup.kind == "multiple_choice":
+        return choice_probes(bank, dim=size.filter_dim, num_choices=2, pooling=pooling)
     return classification_probes(bank, dim=size.filter_dim, num_labels=2, pooling=pooling)
 
 
@@ -436,6 +444,7 @@ def run_layout(world: Any, engine: Any, objective: Any, setup: Setup, layout: La
         multiple_of=layout.multiple_of,
         isolate_documents=layout.packed,
         with_token_types=not layout.packed,
+        rows_per_sample=OF_NAME[setup.kind].task.rows_per_example,
     )
     steps = []
     for rows in samples(setup.kind, layout.packed, setup.size.steps):
@@ -470,7 +479,7 @@ def plain_task(kind: str, loss: str, logits: torch.Tensor, labels: torch.Tensor)
         kept = labels != -100
         total = F.cross_entropy(logits[kept], labels[kept], weight=weights, label_smoothing=SMOOTHING, reduction="sum")
         return total / kept.sum() if kept.any() else logits.sum() * 0
-    if kind in ("causal_lm", "sequence_classification", "token_classification"):
+    if kind in ("causal_lm", "sequence_classification", "token_classification", "multiple_choice"):
         kept = labels != -100
         return F.cross_entropy(logits[kept], labels[kept]) if kept.any() else logits.sum() * 0
     kept = ~labels.isnan().any(-1)
@@ -586,6 +595,8 @@ def reference(
 
 def one_batch(kind: str, rows: list[Sample]) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
     """A rectangle of all documents, padded on the right, built without the loader."""
+    questions = rows
+    rows = [one for row in rows for one in row.choices or (row,)]
     longest = max(len(row.input_ids) for row in rows)
     ids = torch.tensor([row.input_ids + [PAD] * (longest - len(row.input_ids)) for row in rows])
     mask = torch.tensor([[1] * len(row.input_ids) + [0] * (longest - len(row.input_ids)) for row in rows])
@@ -596,8 +607,8 @@ def one_batch(kind: str, rows: list[Sample]) -> tuple[dict[str, torch.Tensor], t
         labels = torch.full_like(ids, -100)
         for own, row in zip(labels, rows, strict=True):
             own[: len(row.input_ids)] = torch.tensor(-100 if row.label is None else row.label)
-    elif kind == "sequence_classification":
-        labels = torch.tensor([-100 if row.label is None else row.label for row in rows])
+    elif kind in ("sequence_classification", "multiple_choice"):
+        labels = torch.tensor([-100 if row.label is None else row.label for row in questions])
     else:
         labels = torch.tensor([[torch.nan] * 2 if row.label is None else row.label for row in rows])
     types = torch.tensor([types_of(row.input_ids) + [0] * (longest - len(row.input_ids)) for row in rows])

@@ -11,6 +11,7 @@ import yaml
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMultipleChoice,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -28,6 +29,7 @@ METRICS = {
     "multi_label_classification": {"f1_micro", "f1_macro", "exact_match"},
     "regression": {"pearson", "spearman"},
     "token_classification": {"f1", "precision", "recall", "accuracy"},
+    "multiple_choice": {"accuracy"},
 }
 PROBLEM_TYPES = {
     "sequence_classification": "single_label_classification",
@@ -35,6 +37,7 @@ PROBLEM_TYPES = {
     "multi_label_classification": "multi_label_classification",
     "regression": "regression",
     "token_classification": None,
+    "multiple_choice": None,
 }
 
 
@@ -101,6 +104,11 @@ def test_a_run_of_every_kind_of_task(tmp_path, kind, stage):
     export = tmp_path / "run" / "export"
     config = AutoConfig.from_pretrained(export)
     assert config.problem_type == PROBLEM_TYPES[kind]
+    if kind == "multiple_choice":
+        both = AutoTokenizer.from_pretrained(export)(["ba be"] * 2, ["bi", "bo bu"], return_tensors="pt", padding=True)
+        model = AutoModelForMultipleChoice.from_pretrained(export)
+        assert model(**{name: one[None] for name, one in both.items()}).logits.shape == (1, 2)
+        return
     (names,) = head_dict(kind).values()
     assert list(config.id2label.values()) == names
     of_words = kind == "token_classification"

@@ -60,6 +60,11 @@ class TaskSection(Section):
         return getattr(self, "text_column", None)
 
     @property
+    def rows_per_example(self) -> int:
+        """Sequences that an example is read as."""
+        return 1
+
+    @property
     def takes_pairs(self) -> bool:
         """Whether two texts go into a model together."""
         return False
