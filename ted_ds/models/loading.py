@@ -122,7 +122,9 @@ def load_model(
     transformers_logging.disable_progress_bar()
     auto = auto_class("CausalLM" if head is None else architecture)
     kind = "causal LM" if head is None else f"{architecture.removesuffix('Classification').lower()} classifier"
-    config = build_config(path, {**(head or {}), **settings.config_values})
+    config = build_config(path, head or {})
+    for name, value in settings.config_values.items():
+        setattr(config, name, value)  # transformers leaves out what the class does not name, as DeBERTa's cls_dropout
     family = family_of(config.model_type)
     model_class = try_to_build(path, auto, config)
     quantisation: Any = getattr(config, "quantization_config", None)
