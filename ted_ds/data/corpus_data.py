@@ -35,6 +35,8 @@ class CorpusData:
     """None: no token stands for a whole text."""
     has_labels = True
     """Its tokens are."""
+    template_sha256 = None
+    """Documents are read as they are."""
 
     def __init__(
         self,

@@ -36,6 +36,8 @@ class Settled(NamedTuple):
     """What ``task.bos`` came to; None where texts have no such beginning at all."""
     in_8_bits: bool
     """Whether the teacher's weights are not its files'."""
+    template_sha256: str | None = None
+    """Of the chat template that texts are written by."""
 
 
 class Inputs:
@@ -62,12 +64,14 @@ class Inputs:
         return {"data_files": self._settled.listing.identity()}
 
     def recipe_values(self, *sections: str) -> dict[str, Any]:
-        """What sections of the recipe say, with what ``task.bos`` came to in its place."""
+        """What sections of the recipe say, with what ``task.bos`` or a chat template came to in their places."""
         values = without_secrets(
             self.recipe.model_dump(mode="json", include={*sections}, exclude={"data": UNDECIDING_DATA_KEYS})
         )
         if self._settled.start_tokens is not None:  # None, as in phases from before the setting, where nothing is added
             values["task"]["bos"] = self._settled.start_tokens or None
+        if "task" in values and self._settled.template_sha256 is not None:  # whatever file it is in
+            values["task"]["chat_template"] = self._settled.template_sha256
         return values
 
     def filter_files(self, side: str) -> dict[str, Any]:

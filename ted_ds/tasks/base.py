@@ -56,6 +56,7 @@ class TaskKind(ABC, Generic[Task]):
 
     are_labelled: bool
     of_words: bool = False
+    counted_as: str = "labels"
     collated_as: ClassVar[Labels]
     """What the labels of a batch are (:class:`ted_ds.data.loader.Collator`)."""
     one_class: ClassVar[bool] = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -23,6 +24,8 @@ class TaskSection(Section):
     """Whether the data are documents, packed into sequences; else rows of a labelled set, held in memory."""
     pooled: ClassVar[bool] = True
     """Whether there is one prediction for a text, read at one of its tokens; else some for each token."""
+    has_template: ClassVar[bool] = False
+    """Whether a chat template decides what is read."""
     softened: ClassVar[bool] = True
     """Whether predictions are probabilities, which a temperature softens."""
     length_key: ClassVar[str] = "max_length"
@@ -38,6 +41,11 @@ class TaskSection(Section):
     def document_column(self) -> str | None:
         """The column of texts that a tokenizer can be trained on; None where there is none."""
         return getattr(self, "text_column", None)
+
+    @property
+    def template_file(self) -> Path | None:
+        """The file of a chat template that is not the tokenizer's own."""
+        return None
 
     @property
     def output_names(self) -> list[str]:

@@ -122,7 +122,7 @@ def read_csv(extent: Extent, start: Position, columns: Sequence[str], *, max_byt
             continue
         named = dict(zip(header, row, strict=True))
         wanted = {name: named[name] for name in columns if name in named}
-        yield Item(here, there, wanted if len(wanted) == len(columns) else named)
+        yield Item(here, there, wanted if columns and len(wanted) == len(columns) else named)
 
 
 def _header(extent: Extent, columns: Sequence[str], max_bytes: int) -> tuple[list[str] | None, _RowLines, str]:

@@ -143,7 +143,8 @@ def read_json_lines(extent: Extent, start: Position, columns: Sequence[str], *, 
         if fault is not None:
             yield Item(here, there, {}, fault)
         elif isinstance(row, dict):
-            yield Item(here, there, {name: row[name] for name in columns} if row.keys() >= set(columns) else row)
+            are_there = columns and row.keys() >= set(columns)
+            yield Item(here, there, {name: row[name] for name in columns} if are_there else row)
         else:
             yield Item(here, there, {}, f"a JSON {type(row).__name__}; each line must be an object")
 

@@ -50,7 +50,10 @@ def column_fault(row: dict[str, Any], columns: Sequence[str], *, max_bytes: int,
     """What is wrong with a row of which ``columns`` are wanted, the first of them as text; None if nothing is.
 
     The others may hold nothing: a row need not have a label. ``of_words``: the first holds a list of words instead.
+    Without ``columns`` all of a row is wanted, and who reads it says what is wrong.
     """
+    if not columns:
+        return None
     for column in columns:
         if column not in row:
             present = ", ".join(map(str, row)).encode(errors="backslashreplace").decode()
