@@ -128,7 +128,7 @@ class Renderer:
         """Write for a loaded tokenizer; ``last_alone``: of several completions the last alone is one."""
         self._template, self._last_alone = template, last_alone
         self._tokens = {role: str(token) for role in ROLES if (token := getattr(tokenizer, role, None)) is not None}
-        self._specials = tuple(tokenizer.all_special_tokens)
+        self._specials = tuple(str(one) for one in tokenizer.added_tokens_decoder.values() if one.special)
 
     def render(self, dialogue: Dialogue) -> tuple[str, list[Span]]:
         """The text of a conversation, and the characters of its completions.
