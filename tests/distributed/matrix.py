@@ -274,13 +274,14 @@ def documents(steps: Steps, step: int) -> list[list[int]]:
 
 
 def label_of(kind: str, index: int, length: int) -> Any:
-    """A label for a document of so many tokens; the second of each step has none."""
+    """A label for a document of so many tokens; the second of each step has none, but for the spans of a chat."""
+    if kind == "chat":
+        return spans_of(index, length)
     if index == 1:
         return None
     share = (index % 7) / 7
     return {
         "causal_lm": None,
-        "chat": spans_of(index, length),
         "sequence_classification": index % 2,
         "soft_label_classification": [share, 1 - share],
         "multi_label_classification": [float(index % 2), float(index % 3 == 0)],
