@@ -318,7 +318,7 @@ def packed_samples(kind: str, rows: list[list[list[int]]]) -> Iterator[Sample]:
     numbers = itertools.count()
     for row in rows:
         label, start = [], 0
-        for number, text in zip(numbers, row, strict=False):
+        for text, number in zip(row, numbers, strict=False):  # in this order: none is lost at a row's end
             label += [start + place for place in spans_of(number, len(text))]
             start += len(text)
         yield Sample([*itertools.chain(*row)], label if kind == "chat" else None, [len(text) for text in row])
