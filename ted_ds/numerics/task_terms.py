@@ -14,6 +14,8 @@ task                              task loss                              predict
 ``regression``                    squared error per kept target          squared difference per kept target
 ``token_classification``          cross-entropy per word with a label    divergence over the labels, per word with a
                                                                          label
+``chat``                          cross-entropy per token of a           divergence over the vocabulary, the same or
+                                  completion, or per kept token          the other of these
 ================================  =====================================  ==========================================
 
 The task loss counts what has a label, the prediction term what has tokens: an example without a label (or, of several

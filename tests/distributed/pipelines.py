@@ -21,7 +21,16 @@ from ted_ds.runtime.preemption import StopRequests
 from ted_ds.runtime.step_runner import StepRunner
 from ted_ds.verbs.prepare import prepare as prepare_run
 from tests.plain import plain_divergence, probe_logits
-from tests.tiny import LABELS, ROOT, recipe_dict, write_corpus, write_labelled, write_model, write_recipe
+from tests.tiny import (
+    LABELS,
+    ROOT,
+    recipe_dict,
+    write_chats,
+    write_corpus,
+    write_labelled,
+    write_model,
+    write_recipe,
+)
 
 NUM_STEPS = 5
 MAPS: dict[str, dict[str, Any]] = {
@@ -33,6 +42,7 @@ MAPS: dict[str, dict[str, Any]] = {
 }
 FAMILIES = {"llama": "causal_lm", "gpt2": "causal_lm", "bert": "sequence_classification"}
 FAMILIES["deberta-v2"] = "sequence_classification"
+FAMILIES["qwen2"] = "chat"
 
 
 class Layout(NamedTuple):
@@ -67,13 +77,15 @@ class Trained(NamedTuple):
 def write_pair(folder: Path, family: str) -> None:
     """A teacher of 8 blocks, a narrower student of 4, data and a recipe in ``folder``."""
     kind = FAMILIES[family]
-    labels = LABELS if kind != "causal_lm" else None
+    labels = LABELS if kind == "sequence_classification" else None
     folder.mkdir(parents=True)
     write_model(folder / "teacher", family, blocks=8, hidden=24, labels=labels, seed=1)
     tied = {"tie_word_embeddings": True} if family == "llama" else {}
     write_model(folder / "student", family, blocks=4, hidden=16, labels=labels, seed=2, **tied)
     if kind == "causal_lm":
         write_corpus(folder / "train.jsonl", 200)
+    elif kind == "chat":
+        write_chats(folder / "train.jsonl", 120)
     else:
         write_labelled(folder / "train.jsonl", 120)
     for stage in (0, 1):
@@ -233,17 +245,17 @@ def _plain_one(build: Any, models: dict[str, Path], case: Case) -> Trained:
     steps = build.training_batches(plan, num_workers=0)
     for _ in range(NUM_STEPS):
         batches = list(next(steps))
-        inputs, labels, kept = _joined(batches)
+        inputs, labels, predicted, matched = _joined(batches)
         counted = labels != -100
         if case.phase == "distill":
             logits, states = student(inputs)
             with torch.no_grad():
                 theirs, teacher_states = teacher(inputs)
             features = list(zip(bank(states), teacher_bank(teacher_states), strict=True))
-            mse = [(own - other).square().mean(-1)[kept].mean() for own, other in features]
+            mse = [(own - other).square().mean(-1)[matched].mean() for own, other in features]
             task = F.cross_entropy(logits[counted], labels[counted])
             heat = plan.temperature
-            softened = [one[counted] / heat for one in (theirs, logits)]
+            softened = [one[predicted] / heat for one in (theirs, logits)]
             prediction = plain_divergence(plan.divergence, plan.divergence_parameter, *softened).mean()
             loss = plan.task_weight * task + plan.kl_weight * heat**2 * prediction
             loss = loss + plan.feature_weight * sum(mse) / len(mse)
@@ -276,8 +288,8 @@ def _plain_one(build: Any, models: dict[str, Path], case: Case) -> Trained:
     return Trained(reports, gradients, weights, [])
 
 
-def _joined(batches: list[Any]) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
-    """Microbatches of one step as one, padded on the right to one length."""
+def _joined(batches: list[Any]) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Microbatches of one step as one, padded on the right to one length; where it is predicted, and matched."""
     longest = max(batch.input_ids.shape[1] for batch in batches)
 
     def padded(tensor: torch.Tensor, value: int) -> torch.Tensor:
@@ -286,8 +298,11 @@ def _joined(batches: list[Any]) -> tuple[dict[str, torch.Tensor], torch.Tensor, 
     ids = torch.cat([padded(batch.input_ids, 0) for batch in batches])
     mask = torch.cat([padded(batch.attention_mask, 0) for batch in batches])
     labels = torch.cat([padded(batch.labels, -100) for batch in batches])
-    kept = torch.cat([padded(batch.kept_tokens.long(), 0) for batch in batches]).bool()
-    return {"input_ids": ids, "attention_mask": mask}, labels, kept
+    matched = torch.cat([padded(batch.matched_tokens.long(), 0) for batch in batches]).bool()
+    predicted = labels != -100
+    if batches[0].predicted is not None:
+        predicted = torch.cat([padded(batch.predicted.long(), 0) for batch in batches]).bool()
+    return {"input_ids": ids, "attention_mask": mask}, labels, predicted, matched
 
 
 # --- numbers that go wrong ----------------------------------------------------------------------------------------
