@@ -175,10 +175,11 @@ class Renderer:
         for place in answers:
             before, behind = write(place, ready=True), write(place + 1)
             if not (whole.startswith(behind) and behind.startswith(before)):
+                other = "" if self._last_alone else ", or set task.completions: last"
                 raise UnclearError(
                     f"the chat template writes what comes until message {place + 1} in another way once more follows, "
                     "so it is unclear what is completion; mark it in the template with {% generation %} and "
-                    "{% endgeneration %}, or set task.completions: last"
+                    f"{{% endgeneration %}}{other}"
                 )
             spans.append((len(before), len(before) + len(self._until_end_of_turn(behind[len(before) :]))))
         return whole, spans

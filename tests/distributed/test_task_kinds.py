@@ -15,6 +15,8 @@ from transformers import (
     AutoTokenizer,
 )
 
+from ted_ds.config.load import load_recipe
+from ted_ds.data.chat_template import find_template
 from ted_ds.data.cleaning import is_heldout
 from ted_ds.planning.phase import PHASES
 from ted_ds.verbs.run import run_phases
@@ -84,20 +86,25 @@ def test_a_run_of_chats_exports_its_template_and_scores_completions_alone(tmp_pa
     run_ranks(run, 2, str(recipe), [zero, "task.pack=true", "evaluation.max_examples=1000"])
     (first, second) = records(tmp_path, "distill")
     assert all(one["loss/kl_teacher_student"] > 0 for one in (first, second))
+    settled = json.loads((tmp_path / "run" / "distill" / "phase.json").read_text())["inputs"]["task"]["chat_template"]
+    assert settled == find_template(load_recipe(recipe).task.template_file, None).sha256
     export = tmp_path / "run" / "export"
     tokenizer, model = AutoTokenizer.from_pretrained(export), AutoModelForCausalLM.from_pretrained(export)
     total, count = 0.0, 0
     for row in map(json.loads, (tmp_path / "train.jsonl").read_text().splitlines()):
         if not is_heldout("\n".join(f"{one['role']}: {one['content']}" for one in row["messages"]), 0.2):
             continue
-        whole = tokenizer.apply_chat_template(
-            row["messages"], return_assistant_tokens_mask=True, return_dict=True, return_tensors="pt"
-        )
-        ids, mask = whole["input_ids"][:, :16], torch.as_tensor(whole["assistant_masks"]).reshape(1, -1)[:, 1:16]
+        ids, learned = [], []
+        for one in row["messages"]:
+            answers = one["role"] == "assistant"
+            own = [*tokenizer(one["content"])["input_ids"], *([tokenizer.eos_token_id] if answers else [])]
+            ids, learned = ids + own, learned + [answers] * len(own)
+        assert tokenizer.apply_chat_template(row["messages"])["input_ids"] == ids
         with torch.no_grad():
-            logs = model(ids).logits[:, :-1].log_softmax(-1)
-        picked = logs.gather(-1, ids[:, 1:, None]).squeeze(-1)[mask.bool()]
-        total, count = total - picked.sum().item(), count + len(picked)
+            logs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        places = [place for place, one in enumerate(learned[:16]) if one]
+        total -= sum(logs[place - 1, ids[place]].item() for place in places)
+        count += len(places)
     scores = json.loads((tmp_path / "run" / "evaluate" / "evaluation.json").read_text())["student after"]
     assert scores["num_tokens"] == count > 0
     assert scores["loss"] == pytest.approx(total / count, rel=1e-5)

@@ -124,6 +124,13 @@ def test_a_turn_that_changes_once_another_follows_is_unclear_unless_the_last_alo
     assert text.count("<think>") == 1
 
 
+def test_a_template_that_asks_for_thoughts_that_no_answer_has_is_unclear_whatever_is_wanted() -> None:
+    # as DeepSeek-R1 has it
+    template = BRACKETS + "{% if add_generation_prompt %}{{ '<think>' }}{% endif %}"
+    with pytest.raises(UnclearError, match=r"until message 2 in another way .* and \{% endgeneration %\}$"):
+        completions(of_bytes(template=template), {"prompt": "x", "completion": "re"}, last_alone=True)
+
+
 @pytest.mark.parametrize(
     ("template", "fault"),
     [
