@@ -42,7 +42,7 @@ MAPS: dict[str, dict[str, Any]] = {
 }
 FAMILIES = {"llama": "causal_lm", "gpt2": "causal_lm", "bert": "sequence_classification"}
 FAMILIES["deberta-v2"] = "sequence_classification"
-FAMILIES["qwen2"] = "chat"
+FAMILIES["llama-chat"] = "chat"
 
 
 class Layout(NamedTuple):
@@ -79,9 +79,10 @@ def write_pair(folder: Path, family: str) -> None:
     kind = FAMILIES[family]
     labels = LABELS if kind == "sequence_classification" else None
     folder.mkdir(parents=True)
-    write_model(folder / "teacher", family, blocks=8, hidden=24, labels=labels, seed=1)
-    tied = {"tie_word_embeddings": True} if family == "llama" else {}
-    write_model(folder / "student", family, blocks=4, hidden=16, labels=labels, seed=2, **tied)
+    model_type = family.removesuffix("-chat")
+    write_model(folder / "teacher", model_type, blocks=8, hidden=24, labels=labels, seed=1)
+    tied = {"tie_word_embeddings": True} if model_type == "llama" else {}
+    write_model(folder / "student", model_type, blocks=4, hidden=16, labels=labels, seed=2, **tied)
     if kind == "causal_lm":
         write_corpus(folder / "train.jsonl", 200)
     elif kind == "chat":

@@ -47,7 +47,7 @@ SAMPLE = {
         ],
     ),
     "deberta-v2": (Layout(2, 2, 1), [("uniform", "distill", CLIPPING)]),
-    "qwen2": (Layout(2, 1, 1), [("uniform", "distill", 0.0)]),
+    "llama-chat": (Layout(2, 1, 1), [("uniform", "distill", 0.0)]),
 }
 
 
@@ -142,7 +142,7 @@ def test_each_family_trains_on_a_pipeline_like_one_process(pairs, references, fa
         ("llama", Layout(3, 1, 1), "distill", ["layer_map.pairs=[[1, 8], [4, 8]]"]),
         ("gpt2", Layout(3, 1, 1), "distill", ["layer_map.pairs=[[1, 2], [2, 4]]", "distill.kl_weight=0"]),
         ("gpt2", Layout(2, 1, 1), "distill", ["task.packing.isolate_documents=true"]),
-        ("qwen2", Layout(2, 1, 1), "distill", ["task.pack=true", "task.feature_on=all"]),
+        ("llama-chat", Layout(2, 1, 1), "distill", ["task.pack=true", "task.feature_on=all"]),
         ("gpt2", Layout(2, 2, 1), "finetune_student", []),
     ],
 )

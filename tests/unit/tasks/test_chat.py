@@ -11,6 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from datasets import Dataset
 
 from ted_ds.config.data import Data, Padding, Source
 from ted_ds.config.schema import Recipe
@@ -90,7 +91,7 @@ def test_rows_of_several_forms_become_samples_and_are_counted(tmp_path: Path) ->
     assert "without a label" not in shown
 
 
-@pytest.mark.parametrize("form", ["parquet", "csv", "json"])
+@pytest.mark.parametrize("form", ["parquet", "arrow", "csv", "json"])
 def test_whole_rows_are_read_from_other_files_too(tmp_path: Path, form: str) -> None:
     rows = [{"id": str(number), **GOOD} for number in range(3)]
     path = tmp_path / f"a.{form}"
@@ -98,6 +99,8 @@ def test_whole_rows_are_read_from_other_files_too(tmp_path: Path, form: str) -> 
         messages = [{"role": "user", "content": "ba be"}, {"role": "assistant", "content": " bi bo", "name": "x"}]
         table = pyarrow.Table.from_pylist([{"messages": messages, "id": 1}] * 3)
         pyarrow.parquet.write_table(table, path)
+    elif form == "arrow":
+        Dataset.from_list(rows).save_to_disk(path)
     elif form == "csv":
         path.write_text("id,prompt,completion\n" + "".join(f"{n},ba be, bi bo\n" for n in range(3)))
     else:
