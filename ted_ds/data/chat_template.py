@@ -5,7 +5,6 @@ Imports transformers only where something is rendered: ``ted-ds check`` looks at
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -127,7 +126,9 @@ class Renderer:
     def __init__(self, template: ChatTemplate, tokenizer: Any, *, last_alone: bool) -> None:
         """Write for a loaded tokenizer; ``last_alone``: of several completions the last alone is one."""
         self._template, self._last_alone = template, last_alone
-        self._tokens = {role: str(token) for role in ROLES if (token := getattr(tokenizer, role, None)) is not None}
+        self._tokens: dict[str, Any] = {
+            role: str(token) for role in ROLES if (token := getattr(tokenizer, role, None)) is not None
+        }
         self._specials = tuple(str(one) for one in tokenizer.added_tokens_decoder.values() if one.special)
 
     def render(self, dialogue: Dialogue) -> tuple[str, list[Span]]:
@@ -148,15 +149,7 @@ class Renderer:
             raise UnclearError(f"the chat template cannot write it: {' '.join(str(error).split())[:200]}") from error
 
     def _by_marks(self, template: str, dialogue: Dialogue, answers: Sequence[int]) -> tuple[str, list[Span]]:
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        (whole,), (spans,) = render_jinja_template(
-            conversations=[list(dialogue.messages)],
-            tools=dialogue.tools,
-            chat_template=template,
-            return_assistant_tokens_mask=True,
-            **self._tokens,
-        )
+        whole, (spans,) = self._write(template, dialogue, return_assistant_tokens_mask=True)
         turns = [place for place, one in enumerate(dialogue.messages) if one["role"] == "assistant"]
         if len(spans) != len(turns):
             raise UnclearError(
@@ -169,11 +162,11 @@ class Renderer:
 
         Both must be beginnings of the whole: then the parts put together are the whole.
         """
-        write = functools.partial(self._part, template, dialogue)
-        whole = write(len(dialogue.messages))
+        whole, _ = self._write(template, dialogue)
         spans: list[Span] = []
         for place in answers:
-            before, behind = write(place, ready=True), write(place + 1)
+            before, _ = self._write(template, dialogue, place, add_generation_prompt=True)
+            behind, _ = self._write(template, dialogue, place + 1)
             if not (whole.startswith(behind) and behind.startswith(before)):
                 other = "" if self._last_alone else ", or set task.completions: last"
                 raise UnclearError(
@@ -184,18 +177,21 @@ class Renderer:
             spans.append((len(before), len(before) + len(self._until_end_of_turn(behind[len(before) :]))))
         return whole, spans
 
-    def _part(self, template: str, dialogue: Dialogue, count: int, *, ready: bool = False) -> str:
-        """The first messages, and whatever makes it the assistant's turn."""
+    def _write(
+        self, template: str, dialogue: Dialogue, count: int | None = None, **settings: Any
+    ) -> tuple[str, list[list[Span]]]:
+        """The first ``count`` messages, and what is marked in them."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        (text,), _ = render_jinja_template(
-            conversations=[list(dialogue.messages[:count])],
+        made: Any = render_jinja_template(
+            conversations=[[dict(one) for one in dialogue.messages[:count]]],
             tools=dialogue.tools,
             chat_template=template,
-            add_generation_prompt=ready,
+            **settings,
             **self._tokens,
         )
-        return text
+        (text,), spans = made
+        return text, spans
 
     def _until_end_of_turn(self, completion: str) -> str:
         """Without the white space behind a token that ends it: no model is asked for that."""

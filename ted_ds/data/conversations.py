@@ -52,7 +52,7 @@ class Dialogue(Example):
     """A conversation; its label is the number of its form, and its text what copies of it are known by."""
 
     messages: Sequence[Message] = ()
-    tools: Sequence[Any] | None = None
+    tools: list[Any] | None = None
     answers: Sequence[int] = ()
     """The messages that are completions, by their place, but for those that a row has as part of its prompt."""
 

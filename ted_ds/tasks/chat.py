@@ -111,7 +111,7 @@ class ChatKind(CausalLmKind):
         # an array, as it holds a token in a tenth of what a list takes
         return Sample(array("i", ids[:length]), completions, document_lengths=[length]) if completions else None
 
-    def open_data(
+    def open_data(  # type: ignore[override] - a set, where its likes have a corpus
         self, data: Data, tokenizer: PreTrainedTokenizerBase, listing: DataListing, *, max_heldout: int
     ) -> ChatData:
         """A set of conversations."""
