@@ -121,7 +121,7 @@ def microbatches(kind: Any, layout: str) -> list[Batch]:
 
 def run(module: Any, objective: Any, batches: Sequence[Batch]) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     of_batches = [objective.counts(batch) for batch in batches]
-    counts = {name: sum(one[name] for one in of_batches).float() for name in of_batches[0]}
+    counts = {name: torch.stack([one[name] for one in of_batches]).sum().float() for name in of_batches[0]}
     totals: dict[str, float] = {}
     for batch in batches:
         loss, sums = objective.loss(module, batch, counts)
