@@ -5,6 +5,8 @@ Imports transformers only where something is rendered: ``ted-ds check`` looks at
 
 from __future__ import annotations
 
+import datetime
+import functools
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +26,10 @@ MARK = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 """Around what a model generates; a tag of transformers' own."""
 TOKEN_OF_TEMPLATE = re.compile(r"<[|｜][^<>'\"\s{}]+[|｜]>|<(?:start|end)_of_turn>|</?s>")
 """What a template can only mean as one token."""
+TODAY = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
+"""Asks for the date, as Llama 3.2's does in its system prompt."""
+DAY = datetime.date(2024, 7, 26)
+"""What it is told, that of Llama 3.1: a run that goes on tomorrow has to read what it has read today."""
 DEFAULT, WITH_TOOLS = "default", "tool_use"
 """Names of templates, where a tokenizer has several."""
 
@@ -137,7 +143,7 @@ class Renderer:
         Raises:
             UnclearError: The template refuses the conversation, or does not tell its completions.
         """
-        text = self._template.text(with_tools=dialogue.tools is not None)
+        text = _on_one_day(self._template.text(with_tools=dialogue.tools is not None))
         answers = dialogue.answers[-1:] if self._last_alone else dialogue.answers
         try:
             if MARK.search(text):
@@ -197,6 +203,11 @@ class Renderer:
         """Without the white space behind a token that ends it: no model is asked for that."""
         stripped = completion.rstrip()
         return stripped if stripped.endswith(self._specials) else completion
+
+
+@functools.lru_cache
+def _on_one_day(template: str) -> str:
+    return TODAY.sub(lambda call: repr(DAY.strftime(call[2])), template)
 
 
 class UnclearError(ValueError):

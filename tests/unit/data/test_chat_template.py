@@ -158,6 +158,11 @@ def test_tools_reach_the_template_which_may_be_another_with_them() -> None:
     assert completions(of_bytes(template=both), row | {"tools": [{"name": "f"}]})[0] == "fxre[EOS]"
 
 
+def test_a_template_that_asks_for_the_date_is_told_the_same_one_every_day() -> None:
+    template = '{% if strftime_now is defined %}{{ strftime_now("%d %b \'%y") }}{% endif %}' + PLAIN
+    assert completions(of_bytes(template=template), {"prompt": "x", "completion": "re"})[0] == "26 Jul '24xre[EOS]"
+
+
 # --- characters and tokens --------------------------------------------------------------------------------------------
 
 
