@@ -14,7 +14,7 @@ from ted_ds.config.schema import Recipe
 from ted_ds.data.reading.listing import DataListing
 from ted_ds.output.phase_folder import MANIFEST
 from ted_ds.output.run_folders import RunFolders
-from ted_ds.planning.phase import Phase, training_of
+from ted_ds.planning.phase import DISTILL, Phase, training_of
 from ted_ds.planning.plan import Plan
 
 UNDECIDING_DATA_KEYS: dict[str, Any] = {
@@ -50,13 +50,16 @@ class Inputs:
     def of_training(self, phase: Phase, **models: Path) -> dict[str, Any]:
         """What any phase that trains depends on, with the models it reads by what they are to it."""
         plan = training_of(self.recipe, phase)
+        values = self.recipe_values("task", "data", "seed", "precision")
+        for key in self.recipe.task.of_distillation if phase is not DISTILL else ():
+            del values["task"][key]
         return {
             **{name: self.folders.identity(model) for name, model in models.items()},
             "plan": plan.deciding_values(),
             # how models are sharded does not decide the result: a requeued run may change it
             "deepspeed": {key: self._settled.deepspeed_json.get(key) for key in ("optimizer", "scheduler")},
             **self.data_files(),
-            **self.recipe_values("task", "data", "seed", "precision"),
+            **values,
         }
 
     def data_files(self) -> dict[str, Any]:

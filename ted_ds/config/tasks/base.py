@@ -34,6 +34,8 @@ class TaskSection(Section):
     """The key of :attr:`output_names` here."""
     unused_filter_settings: ClassVar[tuple[str, ...]] = ("lm_head",)
     """Of ``filters``."""
+    of_distillation: ClassVar[tuple[str, ...]] = ()
+    """Keys here that Stage II alone depends on."""
     why_not_cached: ClassVar[str | None] = None
     """Why a teacher's outputs cannot be kept on disk, and what to do; None where they can."""
 

@@ -20,6 +20,7 @@ class Chat(TaskSection):
     pooled: ClassVar[bool] = False
     has_template: ClassVar[bool] = True
     unused_filter_settings: ClassVar[tuple[str, ...]] = ("pooling",)
+    of_distillation: ClassVar[tuple[str, ...]] = ("kl_on", "feature_on")
     why_not_cached: ClassVar[str | None] = (
         "a cache keeps one prediction for each text, and a chat has one for each token; remove it"
     )

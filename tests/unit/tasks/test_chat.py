@@ -23,6 +23,9 @@ from ted_ds.data.loader import Batch, Collator, OfCompletions
 from ted_ds.data.reading.listing import list_data
 from ted_ds.data.samples import Sample
 from ted_ds.errors import CheckpointError, ConfigError, DataError
+from ted_ds.output.run_folders import RunFolders
+from ted_ds.phases.inputs import Inputs, Settled
+from ted_ds.planning.phase import DISTILL, FILTERS_TEACHER
 from ted_ds.runtime.cargo import Waybill
 from ted_ds.tasks.kind import kind_of
 from ted_ds.tasks.shown import LEGEND
@@ -334,6 +337,32 @@ def test_terms_that_are_not_there_run_over_nothing_and_it_is_said(
     recipe["distill"] |= distill
     said = " ".join(settings_without_effect(Recipe.model_validate(recipe)))
     assert [name for name in ("task.kl_on", "task.feature_on") if name in said] == without
+
+
+def test_what_filters_were_learned_on_hangs_on_no_setting_of_stage_two_and_on_no_place_of_a_template(
+    tmp_path: Path,
+) -> None:
+    def inputs(phase: Any, **task: Any) -> Any:
+        recipe = recipe_dict(tmp_path, kind="chat")
+        recipe = Recipe.model_validate({**recipe, "task": {**recipe["task"], **task}})
+        settled = Settled(recipe, plan, {}, list_data(recipe.data), None, in_8_bits=False, template_sha256="abc")
+        return Inputs(settled, RunFolders(recipe, teacher=tmp_path, student=None)).of_training(phase)["task"]
+
+    plan = planned(tmp_path, task_dict("chat"))
+    assert inputs(DISTILL) == {
+        "kind": "chat",
+        "max_length": 16,
+        "chat_template": "abc",
+        "completions": "all",
+        "task_on": "completion",
+        "kl_on": "all",
+        "feature_on": "completion",
+        "pack": False,
+    }
+    other = {"kl_on": "completion", "feature_on": "all", "chat_template": "elsewhere.jinja"}
+    assert inputs(FILTERS_TEACHER) == inputs(FILTERS_TEACHER, **other)
+    assert inputs(DISTILL) != inputs(DISTILL, **other)
+    assert inputs(FILTERS_TEACHER) != inputs(FILTERS_TEACHER, task_on="all")
 
 
 def test_packing_by_best_fit_leaves_no_conversation_out() -> None:
