@@ -133,7 +133,8 @@ class Collator:
         terms = self.of_completions
         if terms is None:
             return ()
-        return (*["predicted"][: terms.predictions != terms.task], *["matched"][: terms.features])
+        differ = {"predicted": terms.predictions != terms.task, "matched": terms.features}
+        return tuple(name for name, is_there in differ.items() if is_there)
 
     def __call__(self, samples: Sequence[Sample | None]) -> Batch:
         """Pad to one length; a ``None`` is a row of one padding token of which nothing is kept."""
