@@ -133,6 +133,7 @@ class Assembly:
                 labels_are_numbers=self.collate.labels == "numbers",
                 isolated=self.collate.isolate_documents,
                 has_token_types=self.collate.with_token_types,
+                masks=self.collate.masks,
             ),
         )
         try:

@@ -16,6 +16,8 @@ task                              task loss                              predict
                                                                          label
 ``multiple_choice``               cross-entropy over the choices, per    divergence over the choices, per kept
                                   kept question                          question
+``chat``                          cross-entropy per token of a           divergence over the vocabulary, the same or
+                                  completion, or per kept token          the other of these
 ================================  =====================================  ==========================================
 
 The task loss counts what has a label, the prediction term what has tokens: an example without a label (or, of several
@@ -79,6 +81,8 @@ class TaskTerms:
     """Of labels and of which tokens are data: the entries that the prediction term runs over."""
     counts_apart: bool = True
     """Whether these may be others than ``kept``."""
+    in_one_pass: bool = False
+    """Whether both are computed together, from what an LM head takes, and divided together."""
     divergence: Divergence = KL
     """Of the prediction term, but for numbers, which have none."""
 
@@ -139,7 +143,12 @@ def _on_device(numbers: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(numbers, dtype=torch.float32, device=device)
 
 
-CAUSAL_LM = TaskTerms(cross_entropy_sum, predicted=lambda labels, _kept_tokens: kept_labels(labels), counts_apart=False)
+CAUSAL_LM = TaskTerms(
+    cross_entropy_sum,
+    predicted=lambda labels, _kept_tokens: kept_labels(labels),
+    counts_apart=False,
+    in_one_pass=True,
+)
 SEQUENCE_CLASSIFICATION = TaskTerms(cross_entropy_sum)
 SOFT_LABEL_CLASSIFICATION = TaskTerms(soft_cross_entropy_sum, kept=lambda labels: kept_labels(labels).all(-1))
 MULTI_LABEL_CLASSIFICATION = TaskTerms(binary_cross_entropy_sum, Law.BERNOULLI, predicted=_of_rows_with_tokens)

@@ -54,10 +54,15 @@ class Waybill:
     """Of :class:`~ted_ds.data.loader.Batch`."""
     has_token_types: bool = False
     """Whether a batch has them."""
+    masks: tuple[str, ...] = ()
+    """Those of its masks that are not None. A bit each, they travel with which tokens are kept."""
 
     def load(self, batch: Batch) -> Cargo:
         """What the first stage takes of a microbatch: its tokens, and its labels."""
-        rows = [batch.input_ids, batch.attention_mask, batch.kept_tokens]
+        bits = batch.kept_tokens.int()
+        for place, name in enumerate(self.masks, start=1):
+            bits = bits | getattr(batch, name).int() << place
+        rows = [batch.input_ids, batch.attention_mask, bits]
         rows += [row for row in (batch.token_type_ids, batch.position_ids) if row is not None]
         tokens = torch.stack([row.int() for row in rows])
         return tokens, batch.labels.float().view(torch.int32) if self.labels_are_numbers else batch.labels.int()
@@ -65,16 +70,18 @@ class Waybill:
     def batch(self, cargo: Cargo) -> Batch:
         """The microbatch in a cargo."""
         tokens, labels = cargo[-2:]
-        input_ids, attention_mask, kept, *others = tokens.long().unbind()
+        input_ids, attention_mask, bits, *others = tokens.long().unbind()
         types = others.pop(0) if self.has_token_types else None
+        masks: Any = {name: (bits >> place & 1).bool() for place, name in enumerate(self.masks, start=1)}
         return Batch(
             input_ids,
             attention_mask,
             labels.view(torch.float32) if self.labels_are_numbers else labels.long(),
-            kept.bool(),
+            (bits & 1).bool(),
             others[0] if others else None,
             self.isolated,
             types,
+            **masks,
         )
 
     def pass_on(self, cargo: Cargo, loss: Tensor, trained: Tensor | None, frozen: Sequence[Tensor]) -> Cargo:

@@ -8,6 +8,7 @@ table of ``docs/invariance.md``.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import itertools
 import random
@@ -21,9 +22,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
+from ted_ds.config.data import Padding
 from ted_ds.config.deepspeed import complete
 from ted_ds.config.phase_plan import PhasePlan
-from ted_ds.data.loader import Collator
 from ted_ds.data.samples import Sample
 from ted_ds.models.choices import choice_probes
 from ted_ds.models.families import family_of
@@ -95,6 +96,8 @@ SIZES = {
     ),
 }
 """By width."""
+OF_THE_VOCABULARY = tuple(kind for kind, one in OF_NAME.items() if one.task.has_lm_head)
+"""Kinds with an LM head."""
 WEIGHTS = {
     "task": {"task_weight": 0.7, "kl_weight": 1e-30, "feature_weight": 0.0},
     "kl": {"task_weight": 0.0, "kl_weight": 1.3, "feature_weight": 0.0},
@@ -170,10 +173,10 @@ def is_allowed(values: dict[str, Any]) -> bool:
     return not (
         (values.get("stage") == 0 and values.get("precision") == "bf16")  # DeepSpeed steps Adam at start-up there
         or (encoder and values.get("side") == "left")  # reads position 0
-        or (encoder and values.get("kind") == "causal_lm")
+        or (encoder and values.get("kind") in OF_THE_VOCABULARY)
         or (values.get("family", "bert") != "bert" and values.get("kind") == "multiple_choice")
         or (values.get("side") == "left" and values.get("kind") == "multiple_choice")  # encoders alone have such heads
-        or (values.get("packed") and values.get("kind", "causal_lm") != "causal_lm")
+        or (values.get("packed") and values.get("kind", "causal_lm") not in OF_THE_VOCABULARY)
         or (values.get("packed") and encoder)
     )
 
@@ -294,7 +297,9 @@ def documents(steps: Steps, step: int) -> list[list[int]]:
 
 
 def label_of(kind: str, index: int, length: int) -> Any:
-    """A label for a document of so many tokens; the second of each step has none."""
+    """A label for a document of so many tokens; the second of each step has none, but for the spans of a chat."""
+    if kind == "chat":
+        return spans_of(index, length)
     if index == 1:
         return None
     share = (index % 7) / 7
@@ -309,8 +314,14 @@ def label_of(kind: str, index: int, length: int) -> Any:
     }[kind]
 
 
+def spans_of(index: int, length: int) -> list[int]:
+    """The completions of a conversation: its first token may be of one, and its last."""
+    middle = length // 2
+    return [[0, length], [middle, length], [0, middle, middle + 1, length], []][index % 4 if length > 3 else 1]
+
+
 def is_unlabelled(kind: str, step: int, index: int) -> bool:
-    return kind != "causal_lm" and (step == 1 or index == 1)
+    return kind not in OF_THE_VOCABULARY and (step == 1 or index == 1)
 
 
 def samples(kind: str, packed: bool, steps: Steps) -> Iterator[list[Sample]]:
@@ -320,7 +331,7 @@ def samples(kind: str, packed: bool, steps: Steps) -> Iterator[list[Sample]]:
         if packed:
             remaining = iter(texts)
             grouped = [list(itertools.islice(remaining, len(row))) for row in rows]
-            yield [Sample([*itertools.chain(*row)], None, [len(text) for text in row]) for row in grouped]
+            yield list(packed_samples(kind, grouped))
             continue
         labels = [None if is_unlabelled(kind, step, i) else label_of(kind, i, len(t)) for i, t in enumerate(texts)]
         rows = [Sample(text, None, [len(text)], token_types=types_of(text)) for text in texts]
@@ -336,6 +347,17 @@ def types_of(text: list[int]) -> list[int]:
     return [int(2 * place >= len(text)) for place in range(len(text))]
 
 
+def packed_samples(kind: str, rows: list[list[list[int]]]) -> Iterator[Sample]:
+    """Several documents in each; they are numbered through."""
+    numbers = itertools.count()
+    for row in rows:
+        label, start = [], 0
+        for text, number in zip(row, numbers, strict=False):  # in this order: none is lost at a row's end
+            label += [start + place for place in spans_of(number, len(text))]
+            start += len(text)
+        yield Sample([*itertools.chain(*row)], label if kind == "chat" else None, [len(text) for text in row])
+
+
 def place_of(folder: Path, setup: Setup) -> Path:
     return folder / f"{setup.family}_{setup.width}_{OF_NAME[setup.kind].task.architecture}"
 
@@ -344,7 +366,7 @@ def write_models(folder: Path, setup: Setup) -> Path:
     place, size = place_of(folder, setup), setup.size
     if not place.exists():
         # two outputs serve every kind of task with a head
-        labels = LABELS if setup.kind != "causal_lm" else None
+        labels = LABELS if setup.kind not in OF_THE_VOCABULARY else None
         longest = {"n_positions" if setup.family == "gpt2" else "max_position_embeddings": size.positions}
         # a standard deviation of 0.1 suits the tiny; what a block adds grows with the width
         spread = {"initializer_range": 0.1 * (HIDDEN / size.hidden) ** 0.5}
@@ -372,7 +394,7 @@ def make_bank(size: Size, layers: Sequence[int], seed: int) -> FilterBank:
 def make_probes(place: Path, setup: Setup) -> Any:
     size = setup.size
     bank = make_bank(size, size.teacher_layers, 13)
-    if setup.kind == "causal_lm":
+    if setup.kind in OF_THE_VOCABULARY:
         return lm_probes(
             bank, dim=size.filter_dim, model_path=place / "teacher", kind="frozen", dtype=DTYPES[setup.precision]
         )
@@ -436,15 +458,10 @@ def run_setup(world: Any, place: Path, setup: Setup, layouts: Sequence[Layout]) 
 
 
 def run_layout(world: Any, engine: Any, objective: Any, setup: Setup, layout: Layout) -> list[Any]:
-    collate = Collator(
-        PAD,
-        OF_NAME[setup.kind].collated_as,
-        num_outputs=2,
-        side=layout.side,
-        multiple_of=layout.multiple_of,
-        isolate_documents=layout.packed,
-        with_token_types=not layout.packed,
-        rows_per_sample=OF_NAME[setup.kind].task.rows_per_example,
+    padding = Padding(side=layout.side, multiple_of=layout.multiple_of)
+    of_kind = OF_NAME[setup.kind].collator(PAD, padding)
+    collate = dataclasses.replace(
+        of_kind, num_outputs=2, isolate_documents=layout.packed, with_token_types=not layout.packed
     )
     steps = []
     for rows in samples(setup.kind, layout.packed, setup.size.steps):
@@ -479,7 +496,7 @@ def plain_task(kind: str, loss: str, logits: torch.Tensor, labels: torch.Tensor)
         kept = labels != -100
         total = F.cross_entropy(logits[kept], labels[kept], weight=weights, label_smoothing=SMOOTHING, reduction="sum")
         return total / kept.sum() if kept.any() else logits.sum() * 0
-    if kind in ("causal_lm", "sequence_classification", "token_classification", "multiple_choice"):
+    if kind in (*OF_THE_VOCABULARY, "sequence_classification", "token_classification", "multiple_choice"):
         kept = labels != -100
         return F.cross_entropy(logits[kept], labels[kept]) if kept.any() else logits.sum() * 0
     kept = ~labels.isnan().any(-1)
@@ -552,6 +569,8 @@ def reference(
     results = []
     for rows in samples(kind, packed=False, steps=size.steps):
         inputs, labels, token = one_batch(kind, rows)
+        if kind == "chat":  # layer-wise terms are of what completions are predicted from, the KL of all that follows
+            token = labels != -100
         with torch.no_grad():
             teacher_logits, states = teacher(inputs)
         module.zero_grad()
@@ -566,6 +585,8 @@ def reference(
             # a text without a label still learns from the teacher
             of_tokens = kind in ("causal_lm", "token_classification")
             kept = labels != -100 if of_tokens else torch.ones(len(labels), dtype=torch.bool)
+            if kind == "chat":
+                kept = torch.nn.functional.pad(inputs["attention_mask"][:, 1:], (0, 1)).bool()
             with torch.no_grad():
                 wanted = teacher_bank(states)
             name, scale = name_of(kind, divergence), 1.0 if kind == "regression" else TEMPERATURE**2
@@ -575,7 +596,7 @@ def reference(
                 name: plain_prediction(kind, divergence, *predictions, kept),
             }
             values |= {
-                f"loss/feature_mse/layer_{i:02d}": F.mse_loss(mine[token].double(), theirs[token].double())
+                f"loss/feature_mse/layer_{i:02d}": mean_square(mine[token].double() - theirs[token].double())
                 for i, mine, theirs in zip(size.student_layers, features, wanted, strict=True)
             }
             chosen = WEIGHTS[what]
@@ -593,6 +614,11 @@ def reference(
     return results
 
 
+def mean_square(difference: torch.Tensor) -> torch.Tensor:
+    """0 of nothing at all."""
+    return difference.square().sum() / max(difference.numel(), 1)
+
+
 def one_batch(kind: str, rows: list[Sample]) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
     """A rectangle of all documents, padded on the right, built without the loader."""
     questions = rows
@@ -600,9 +626,14 @@ def one_batch(kind: str, rows: list[Sample]) -> tuple[dict[str, torch.Tensor], t
     longest = max(len(row.input_ids) for row in rows)
     ids = torch.tensor([row.input_ids + [PAD] * (longest - len(row.input_ids)) for row in rows])
     mask = torch.tensor([[1] * len(row.input_ids) + [0] * (longest - len(row.input_ids)) for row in rows])
-    if kind == "causal_lm":
+    if kind in OF_THE_VOCABULARY:
         labels = torch.full_like(ids, -100)
         labels[:, :-1] = torch.where(mask[:, 1:].bool(), ids[:, 1:], -100)
+        if kind == "chat":
+            for own, row in zip(labels, rows, strict=True):
+                spans = zip(row.label[::2], row.label[1::2], strict=True)
+                completed = {place for first, behind in spans for place in range(first, behind)}
+                own[[place for place in range(longest) if place + 1 not in completed]] = -100
     elif kind == "token_classification":
         labels = torch.full_like(ids, -100)
         for own, row in zip(labels, rows, strict=True):

@@ -290,9 +290,10 @@ def test_no_metric_is_called_a_kl_that_is_none() -> None:
         "multi_label_classification": "loss/bernoulli_kl_teacher_student",
         "regression": "loss/squared_teacher_student",
         "token_classification": "loss/kl_teacher_student",
+        "chat": "loss/kl_teacher_student",
     }
-    for kind, name in names.items():
-        run = Run(kind)
+    for kind in KINDS:
+        run, name = Run(kind), names[kind]
         assert set(run.totals) == {"loss/task", name}
         if "kl" not in name:
             continue

@@ -24,7 +24,7 @@ LABELLED_KINDS = (
     "multi_label_classification",
     "token_classification",
 )
-KINDS = (*LABELLED_KINDS, "regression", "multiple_choice", "causal_lm")
+KINDS = (*LABELLED_KINDS, "regression", "multiple_choice", "causal_lm", "chat")
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_a_key_of_the_other_task_kind_is_refused_and_not_suggested(path: Path) -
         ("preflight=ignore", "preflight: 'ignore': use refuse or warn"),
         (
             "task.kind=span_qa",
-            "task.kind: 'span_qa': use one of causal_lm, multi_label_classification, multiple_choice, regression",
+            "task.kind: 'span_qa': use one of causal_lm, chat, multi_label_classification, multiple_choice, regression",
         ),
     ],
 )
@@ -587,9 +587,10 @@ def test_every_kind_of_task_is_read(tmp_path: Path, kind: str) -> None:
     task = load_recipe(write_task(tmp_path, task_dict(kind))).task
     assert task.kind == kind
     assert task.sequence_length == 16
-    assert task.document_column == (None if kind in ("token_classification", "multiple_choice") else "text")
+    assert task.document_column == (None if kind in ("token_classification", "multiple_choice", "chat") else "text")
     if isinstance(task, CausalLm):
         assert task.packing.isolate_documents
+    if task.has_lm_head:
         return
     assert task.num_outputs == {"regression": 1, "token_classification": 3, "multiple_choice": 1}.get(kind, 2)
 
