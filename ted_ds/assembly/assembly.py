@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -15,6 +15,7 @@ from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.data.batches import Batches
 from ted_ds.data.loader import Batch, evaluation_batches
 from ted_ds.data.no_batches import NoBatches
+from ted_ds.data.samples import Sample
 from ted_ds.data.step_division import StepDivision
 from ted_ds.errors import StoppedOnRequest
 from ted_ds.models.files import ModelFacts
@@ -179,17 +180,20 @@ class Assembly:
 
     # --- evaluation ---------------------------------------------------------------------------------------------
 
-    def evaluate(self, forward: Any, *, in_pipeline: bool = False) -> tuple[list[dict[str, float]], float]:
-        """Held-out metrics of each output of ``forward(batch)`` (:mod:`ted_ds.runtime.outputs`), and tokens per second.
+    def evaluate(
+        self, forward: Any, samples: Sequence[Sample] | None = None, *, in_pipeline: bool = False
+    ) -> tuple[list[dict[str, float]], float]:
+        """Metrics of each output of ``forward(batch)`` (:mod:`ted_ds.runtime.outputs`), and tokens per second.
 
-        In a pipeline all stages see the same batches, else every rank sees its own.
+        Those on ``samples``; unset: on held-out data. In a pipeline all stages see the same batches, else every rank
+        sees its own.
 
         Raises:
             StopNow: Any rank was asked to stop; on every rank.
         """
         self.stops.has_work(True)  # a batch may take long, and all see the request after it
         batches: Iterator[Batch] = evaluation_batches(
-            self.data.heldout,
+            self.data.heldout if samples is None else samples,
             self.collate,
             micro_batch_size=self.recipe.evaluation.micro_batch_size,
             rank=self.world.replica if in_pipeline else self.world.rank,

@@ -143,8 +143,13 @@ class Data(Section):
     """What is trained and evaluated on."""
 
     train: list[Source] = Field(min_length=1)
+    validation: list[Source] | None = Field(default=None, min_length=1)
+    """Held-out data: scored during training, where it chooses the best checkpoint, and at the end; unset:
+    ``heldout_fraction`` of ``train`` is kept apart by a hash of the text."""
     evaluation: list[Source] | None = None
-    """Held-out data; unset: ``heldout_fraction`` of ``train`` is kept apart by a hash of the text."""
+    """The same by its older name."""
+    test: list[Source] | None = Field(default=None, min_length=1)
+    """Data that decides nothing: scored once, whole, by the phase ``evaluate``, as ``test/...``."""
     heldout_fraction: float = Field(default=0.05, gt=0, lt=1)
     mixture_temperature: float = Field(default=1.0, gt=0)
     """Corpora: shares are weight^(1/temperature); above 1 brings small sources up."""
@@ -157,9 +162,37 @@ class Data(Section):
     padding: Padding = Padding()
     length_grouping: LengthGrouping = LengthGrouping()
 
+    @property
+    def heldout_sources(self) -> list[Source] | None:
+        """Of held-out data; None where it is split off."""
+        return self.evaluation if self.validation is None else self.validation
+
+    @property
+    def heldout_key(self) -> str:
+        """The key they stand under, or would."""
+        return "validation" if self.evaluation is None else "evaluation"
+
+    @property
+    def parts(self) -> dict[str, list[Source]]:
+        """All sources, by their keys here."""
+        given = {"train": self.train, self.heldout_key: self.heldout_sources, "test": self.test}
+        return {key: sources for key, sources in given.items() if sources is not None}
+
+    @rule
+    def _heldout_data_has_one_name(self) -> Iterator[str]:
+        if self.validation is not None and self.evaluation is not None:
+            yield "evaluation is the older name of validation; give one of them"
+
     @rule
     def _some_source_has_weight(self) -> Iterator[str]:
         points = {step for one in self.train if isinstance(one.weight, tuple) for step, _ in one.weight}
         for step in sorted({0, *points}):
             if not any(weight_at(one.weight, step) for one in self.train):
                 yield f"train: at step {step} every source has weight 0"
+
+
+def by_older_name(data: dict[str, Any]) -> dict[str, Any]:
+    """The values of this section with held-out data by its older name: manifests know it by that."""
+    values = {**data}
+    validation = values.pop("validation", None)
+    return values if validation is None else {**values, "evaluation": validation}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from ted_ds.config.tasks import CausalLm
 from ted_ds.data.loader import Collator
 from ted_ds.data.packing import pack, predicts_something
 from ted_ds.data.reading.listing import DataListing, Listing
-from ted_ds.data.rows import RowReader, refuse_empty
+from ted_ds.data.rows import Part, RowReader, refuse_empty, refuse_empty_test
 from ted_ds.data.samples import Sample
 from ted_ds.data.step_division import StepDivision
 from ted_ds.data.stream.corpus_stream import CorpusStream
@@ -58,12 +58,17 @@ class CorpusData:
         sources = listing.train if listing.evaluation is None else listing.evaluation
         # order does not matter here, but one source must not crowd out the others: take as many from each
         per_source = -(-max_heldout // len(sources))
-        self.heldout = [s for source in sources for s in itertools.islice(self._heldout(reader, source), per_source)]
+        part: Part = "heldout" if listing.evaluation is None else "all"
+        packed = [itertools.islice(self._packed(reader.texts(source, part)), per_source) for source in sources]
+        self.heldout = [sample for of_source in packed for sample in of_source]
+        self.test = [s for source in listing.test for s in self._packed(reader.texts(source, "all"))]
+        """Scored at the end alone."""
         reader.judge(is_complete=False)
         self.bad_records = reader.bad
         if not self.heldout and len(sources) == 1:
             self._refuse_one_document(sources[0])
         refuse_empty(data, [None], self.heldout)
+        refuse_empty_test(data, self.test)
         self.heldout = self.heldout[:max_heldout]
 
     def describe(self, world_size: int) -> str:
@@ -142,15 +147,15 @@ class CorpusData:
             raise DataError(
                 f"{source.name}: this is one document of {len(first_two[0]):,} characters, which cannot be both "
                 "trained on and held out; cut it (of a text file, documents: block or line makes many), or give "
-                "data.evaluation"
+                f"data.{self._data.heldout_key}"
             )
 
     def _reader(self) -> RowReader:
         # a corpus is read as a stream, too, which names a record by its position: each is listed once
         return RowReader(self._data, [self._task.text_column], by_number=False)
 
-    def _heldout(self, reader: RowReader, source: Listing) -> Iterator[Sample]:
-        texts = reader.texts(source, "heldout" if self._listing.evaluation is None else "all")
+    def _packed(self, texts: Iterable[str]) -> Iterator[Sample]:
+        """Sequences of documents that predict something."""
         tokens = (self._encode([text])[0] for text in texts)
         isolate = self._task.packing.isolate_documents
         for sequence in pack(tokens, length=self._task.sequence_length, separator=self._separator, start=self.start):

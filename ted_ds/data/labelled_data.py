@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from ted_ds.data.cleaning import is_heldout
 from ted_ds.data.labelled_stream import LabelledStream
 from ted_ds.data.loader import Collator
 from ted_ds.data.reading.listing import DataListing, Listing, Record
-from ted_ds.data.rows import RowReader, names_of, refuse_empty
+from ted_ds.data.rows import RowReader, names_of, refuse_empty, refuse_empty_test
 from ted_ds.data.samples import Example, LabelledRows, Sample, empty_text_fault
 from ted_ds.data.step_division import StepDivision
 from ted_ds.data.tokenizers import ends_when_loaded
@@ -53,14 +53,13 @@ class LabelledData:
                 splits[listing.evaluation is None and is_heldout(text, data.heldout_fraction)].append(sample)
         kept, heldout = splits[False], splits[True]
         heldout += [sample for source in listing.evaluation or () for _, sample in self._samples(source)]
+        self.test = [sample for source in listing.test for _, sample in self._samples(source)]
+        """Scored at the end alone."""
         self._reader.judge(is_complete=True)
         self.bad_records = self._reader.bad
         refuse_empty(data, kept, heldout)
-        if all(sample.label is None for sample in heldout):
-            raise DataError(
-                f"{names_of(data.evaluation or data.train)}: no held-out row has a label to be scored by; give "
-                "data.evaluation rows with labels"
-            )
+        refuse_empty_test(data, self.test)
+        self._refuse_without_labels(heldout)
         self.train = [replace(sample, index=index) for index, sample in enumerate(kept)]
         self.heldout = heldout[:max_heldout]
         self.num_unlabelled = sum(sample.label is None for sample in self.train)
@@ -68,7 +67,7 @@ class LabelledData:
     @property
     def last_token_ids(self) -> frozenset[int]:
         """The ids of the last tokens of all texts, at which decoders are read."""
-        return frozenset(sample.input_ids[-1] for sample in (*self.train, *self.heldout))
+        return frozenset(sample.input_ids[-1] for sample in (*self.train, *self.heldout, *self.test))
 
     @property
     def has_labels(self) -> bool:
@@ -105,6 +104,19 @@ class LabelledData:
             grouping_window_steps=self._data.length_grouping.window_steps,
             state=state,
         )
+
+    def _refuse_without_labels(self, heldout: Sequence[Sample]) -> None:
+        """What is scored has something to be scored by."""
+        data = self._data
+        if all(sample.label is None for sample in heldout):
+            raise DataError(
+                f"{names_of(data.heldout_sources or data.train)}: no held-out row has a label to be scored by; give "
+                f"data.{data.heldout_key} rows with labels"
+            )
+        if data.test is not None and all(sample.label is None for sample in self.test):
+            raise DataError(
+                f"{names_of(data.test)}: no row of data.test has a label to be scored by; give it some, or remove it"
+            )
 
     def _samples(self, source: Listing) -> Iterator[tuple[str, Sample]]:
         """The examples of a source and their texts; those without a token are bad records."""

@@ -12,6 +12,9 @@ from ted_ds.data.reading.listing import Listing, Record, empty_files, read_in_or
 from ted_ds.data.reading.records import BadRecord
 from ted_ds.errors import DataError
 
+Part = Literal["train", "heldout", "all"]
+"""Of a source: what a hash of each text leaves to train on, or keeps apart."""
+
 
 class RowReader:
     """Reads sources whole and in order: labelled sets, held-out documents, the text a tokenizer is trained on."""
@@ -53,7 +56,7 @@ class RowReader:
         self._num_good -= 1
         self._skip(record.bad(fault))
 
-    def texts(self, source: Listing, split: Literal["train", "heldout", "all"]) -> Iterator[str]:
+    def texts(self, source: Listing, split: Part) -> Iterator[str]:
         """Documents of a source that are long enough; copies are not left out.
 
         Raises:
@@ -112,5 +115,16 @@ def refuse_empty(data: Data, train: Sequence[object], heldout: Sequence[object])
     if not train:
         raise DataError(f"{where}: no training rows; the files are empty or all is held out")
     if not heldout:
-        remedy = "raise data.heldout_fraction" if data.evaluation is None else "fill data.evaluation"
+        own = data.heldout_sources is not None
+        remedy = f"fill data.{data.heldout_key}" if own else "raise data.heldout_fraction"
         raise DataError(f"{where}: no held-out rows to evaluate on; {remedy}")
+
+
+def refuse_empty_test(data: Data, test: Sequence[object]) -> None:
+    """Make sure that there is something in ``data.test``, where a recipe has it.
+
+    Raises:
+        DataError: There is not.
+    """
+    if data.test is not None and not test:
+        raise DataError(f"{names_of(data.test)}: no rows to score as data.test; fill it, or remove it")

@@ -1,4 +1,4 @@
-"""Teacher and student are scored on held-out data."""
+"""Teacher and student are scored on held-out data, and on test data where there is some."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def _inputs(inputs: Inputs, _: Phase) -> dict[str, Any]:
         "models": {name: inputs.folders.identity(path) for name, path in inputs.folders.evaluated_paths().items()},
         **inputs.in_8_bits(),
         **inputs.data_files(),
+        **inputs.test_data(),
         **inputs.recipe_values("evaluation", "data", "task"),
     }
 
@@ -44,6 +45,9 @@ def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
         model = build.models.frozen("teacher" if name == "teacher" else "student", path, new_head_allowed=True)
         metrics, tokens_per_s = build.evaluate(frozen_outputs(model))
         results[name] = {**metrics[0], "perf/tokens_per_s": tokens_per_s, "num_parameters": model.num_parameters}
+        if build.data.test:
+            (tested,), _ = build.evaluate(frozen_outputs(model), build.data.test)
+            results[name] |= {f"test/{metric}": value for metric, value in tested.items()}
         model.release()
         del model
         collect_garbage()

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ted_ds.config.data import by_older_name
 from ted_ds.config.redaction import without_secrets
 from ted_ds.config.schema import Recipe
 from ted_ds.data.reading.listing import DataListing
@@ -20,7 +21,8 @@ from ted_ds.planning.plan import Plan
 UNDECIDING_DATA_KEYS: dict[str, Any] = {
     **dict.fromkeys(("padding", "workers", "bad_records"), True),
     # files are known by what they are, wherever they are
-    **{part: {"__all__": {"path"}} for part in ("train", "evaluation")},
+    **{part: {"__all__": {"path"}} for part in ("train", "validation", "evaluation")},
+    "test": True,  # decides the phase that scores it, alone
 }
 """What may change in ``data`` without a change in results."""
 
@@ -61,11 +63,21 @@ class Inputs:
         """The files that data is read from."""
         return {"data_files": self._settled.listing.identity()}
 
+    def test_data(self) -> dict[str, Any]:
+        """The files of ``data.test`` and how they are read; nothing where there are none."""
+        data = self.recipe.data
+        if data.test is None:
+            return {}
+        values = [source.model_dump(mode="json", exclude={"path"}) for source in data.test]
+        return {"test": without_secrets(values), "test_files": self._settled.listing.test_identity()}
+
     def recipe_values(self, *sections: str) -> dict[str, Any]:
         """What sections of the recipe say, with what ``task.bos`` came to in its place."""
         values = without_secrets(
             self.recipe.model_dump(mode="json", include={*sections}, exclude={"data": UNDECIDING_DATA_KEYS})
         )
+        if "data" in values:
+            values["data"] = by_older_name(values["data"])
         if self._settled.start_tokens is not None:  # None, as in phases from before the setting, where nothing is added
             values["task"]["bos"] = self._settled.start_tokens or None
         return values

@@ -90,7 +90,7 @@ def check_data(recipe: Recipe, rows: Rows, mistakes: Mistakes) -> dict[str, Firs
     ``rows`` reads those of the recipe's task.
     """
     looked_at = {}
-    for part, sources in (("train", recipe.data.train), ("evaluation", recipe.data.evaluation or [])):
+    for part, sources in recipe.data.parts.items():
         for index, one in enumerate(sources):
             place = f"data.{part}[{index}]"
             is_here = not is_remote(one.path) and not names_hub(one)
@@ -100,10 +100,12 @@ def check_data(recipe: Recipe, rows: Rows, mistakes: Mistakes) -> dict[str, Firs
                 continue
             looked_at[place] = first_rows(one, rows, cleaning=recipe.data.cleaning)
             mistakes.add(place, *looked_at[place].problems)
-    part, sources = ("evaluation", recipe.data.evaluation) if recipe.data.evaluation else ("train", recipe.data.train)
-    scored = [looked_at.get(f"data.{part}[{index}]") for index in range(len(sources))]
-    if all(found is not None and found.has_no_label for found in scored):
-        mistakes.add(f"data.{part}", "no row has a label to be scored by; give data.evaluation rows with labels")
+    heldout = recipe.data.heldout_key if recipe.data.heldout_sources else "train"
+    remedies = {heldout: f"give data.{recipe.data.heldout_key} rows with labels", "test": "give it some, or remove it"}
+    for part, remedy in remedies.items():
+        scored = [looked_at.get(f"data.{part}[{index}]") for index in range(len(recipe.data.parts.get(part, ())))]
+        if scored and all(found is not None and found.has_no_label for found in scored):
+            mistakes.add(f"data.{part}", f"no row has a label to be scored by; {remedy}")
     return looked_at
 
 

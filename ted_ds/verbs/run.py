@@ -118,17 +118,19 @@ def _show_results(screen: Screen, recipe: Recipe, folders: RunFolders, tracker: 
     if results is None:
         return
     metric = kind_of(recipe.task).scorer.headline
+    has_test = any(f"test/{metric}" in values for values in results.values())
+    scores = {metric: f"held-out {metric}"} | ({f"test/{metric}": f"test {metric}"} if has_test else {})
     rows = [
         (
             name,
             f"{values['num_parameters'] / 1e6:.1f} M",
-            f"{values[metric]:.4g}",
+            *(f"{values[one]:.4g}" for one in scores),
             f"{values['loss']:.4f}",
             f"{values['perf/tokens_per_s']:.0f}",
         )
         for name, values in results.items()
     ]
-    columns = ("model", "parameters", f"held-out {metric}", "loss", "tokens/s")
+    columns = ("model", "parameters", *scores.values(), "loss", "tokens/s")
     screen.table(f"{recipe.name}: {recipe.distill.method}, {seconds / 60:.1f} min", columns, rows)
     output = recipe.output_dir
     screen.say(f"student     {folders.place(EXPORT)}")
@@ -137,4 +139,6 @@ def _show_results(screen: Screen, recipe: Recipe, folders: RunFolders, tracker: 
     if tracker is not None:
         for title, place in tracker.places():
             screen.say(f"{title:11} {place}")
-        tracker.summarise({f"{name.replace(' ', '_')}/{metric}": values[metric] for name, values in results.items()})
+        tracker.summarise(
+            {f"{name.replace(' ', '_')}/{one}": values[one] for name, values in results.items() for one in scores}
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -79,11 +79,25 @@ class DataListing:
 
     train: tuple[Listing, ...]
     evaluation: tuple[Listing, ...] | None
+    """Held-out data; None where it is split off."""
+    test: tuple[Listing, ...] = ()
 
     def identity(self) -> dict[str, dict[str, list[Any]]]:
-        """Of every source, :meth:`Listing.identity`: tells a phase that its data has changed, and not that it moved."""
-        parts = {"train": self.train, "evaluation": self.evaluation or ()}
-        return {f"{name}[{i}]": one.identity() for name, part in parts.items() for i, one in enumerate(part)}
+        """By this a phase knows that its data changed, and not that it moved: of all but ``test``."""
+        return _identity({"train": self.train, "evaluation": self.evaluation or ()})
+
+    def test_identity(self) -> dict[str, dict[str, list[Any]]]:
+        """The same of ``test``."""
+        return _identity({"test": self.test})
+
+    @property
+    def all(self) -> tuple[Listing, ...]:
+        """Every source."""
+        return (*self.train, *(self.evaluation or ()), *self.test)
+
+
+def _identity(parts: Mapping[str, Sequence[Listing]]) -> dict[str, dict[str, list[Any]]]:
+    return {f"{name}[{i}]": one.identity() for name, part in parts.items() for i, one in enumerate(part)}
 
 
 def list_data(data: Data) -> DataListing:
@@ -92,8 +106,9 @@ def list_data(data: Data) -> DataListing:
     Raises:
         DataError: One is not there, is empty, or of no known format.
     """
-    evaluation = None if data.evaluation is None else tuple(list_source(source) for source in data.evaluation)
-    return DataListing(tuple(list_source(source) for source in data.train), evaluation)
+    heldout = None if data.heldout_sources is None else tuple(list_source(source) for source in data.heldout_sources)
+    test = tuple(list_source(source) for source in data.test or ())
+    return DataListing(tuple(list_source(source) for source in data.train), heldout, test)
 
 
 def list_source(source: Source) -> Listing:

@@ -200,9 +200,9 @@ def test_every_kind_of_value_has_its_rule_in_words(path: Path, override: str, ru
         ("distill.steps=3", "did you mean 'max_steps' or 'warmup_steps'?"),
         ("distill.batch_size=3", "did you mean 'global_batch_size' or 'micro_batch_size'?"),
         ("distill.lr=1e-3", "did you mean 'learning_rate'?"),
-        ("distill.epochs=3", "known here: betas, divergence"),
+        ("distill.tempo=3", "known here: betas, divergence"),
         ("betas=1", "it belongs to teacher.finetune, student.finetune, filters.teacher, filters.student"),
-        ("data.path=x", "it belongs to data.train or data.evaluation"),
+        ("data.path=x", "it belongs to data.train, data.validation, data.evaluation or data.test"),
     ],
 )
 def test_a_hint_leads_to_the_key_that_was_meant_or_there_is_none(path: Path, override: str, hint: str) -> None:
@@ -554,6 +554,7 @@ def test_the_other_terms_may_be_left_out(path: Path) -> None:
         (["task.packing.window=8"], "without effect: task.packing.window (task.packing.method: wrap)"),
         (["task.packing={method: best_fit, window: 8}"], None),
         (["data.evaluation=[{path: x}]"], "without effect: data.heldout_fraction (data.evaluation is given)"),
+        (["data.validation=[{path: x}]"], "without effect: data.heldout_fraction (data.validation is given)"),
         (["checkpoint.keep_best=true"], "without effect: checkpoint.keep_best (evaluation.every_steps is not given)"),
         (["checkpoint.keep_best=true", "evaluation.every_steps=1"], None),
     ],
