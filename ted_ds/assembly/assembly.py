@@ -114,7 +114,7 @@ class Assembly:
             config,
             schedule_of(self.deepspeed_json, plan),
             plan.warmup_steps,
-            plan.max_steps,
+            plan.steps,
             plan.weight_decay,
             self.dtype,
             source=str(self.recipe.deepspeed),

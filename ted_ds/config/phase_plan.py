@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -16,8 +18,10 @@ class PhasePlan(Section):
     These values are the recipe's: the DeepSpeed JSON takes them where it says ``"auto"``.
     """
 
-    max_steps: int = Field(gt=0)
+    max_steps: int | None = Field(default=None, gt=0)
     """Optimizer steps."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Instead, for task data: how often each training row is seen; the steps follow from their number and the batch."""
     learning_rate: float = Field(gt=0)
     """Peak learning rate."""
     global_batch_size: int = Field(gt=0)
@@ -38,14 +42,37 @@ class PhasePlan(Section):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
 
+    @property
+    def steps(self) -> int:
+        """Optimizer steps, once they are known: where ``epochs`` is given, with :meth:`with_rows`."""
+        assert self.max_steps is not None, "epochs come to steps once the rows are counted"
+        return self.max_steps
+
+    def with_rows(self, num_rows: int) -> PhasePlan:
+        """The same with its steps known, for so many training rows: the fewest in which each is seen so often."""
+        if self.epochs is None:
+            return self
+        seen = Fraction(str(self.epochs)) * num_rows  # 0.1 is a tenth
+        return self.model_copy(update={"max_steps": math.ceil(seen / self.global_batch_size)})
+
     def deciding_values(self) -> dict[str, Any]:
-        """What decides the result: not how the global batch is cut up, which a run that goes on may change."""
-        return self.model_dump(mode="json", exclude={"micro_batch_size", "micro_batch_tokens"})
+        """What decides the result: not how the global batch is cut up, which a run that goes on may change.
+
+        Epochs decide by the steps they come to.
+        """
+        return self.model_dump(mode="json", exclude={"micro_batch_size", "micro_batch_tokens", "epochs"})
+
+    def warmup_mistakes(self) -> Iterator[str]:
+        """What is wrong with the warm-up, as far as the steps are known."""
+        if self.max_steps is not None and self.warmup_steps >= self.max_steps:
+            steps = "max_steps" if self.epochs is None else f"the steps of epochs: {self.epochs:g}"
+            yield f"warmup_steps ({self.warmup_steps}) must be smaller than {steps} ({self.max_steps})"
 
     @rule
     def _steps_and_batches_fit(self) -> Iterator[str]:
-        if self.warmup_steps >= self.max_steps:
-            yield f"warmup_steps ({self.warmup_steps}) must be smaller than max_steps ({self.max_steps})"
+        if (self.max_steps is None) == (self.epochs is None):
+            yield "give exactly one of max_steps (optimizer steps) and epochs (passes over the rows of task data)"
+        yield from self.warmup_mistakes()
         if (self.micro_batch_size is None) == (self.micro_batch_tokens is None):
             yield "give exactly one of micro_batch_size (examples) and micro_batch_tokens (padded tokens)"
         if self.micro_batch_size is not None and self.global_batch_size % self.micro_batch_size:

@@ -6,7 +6,7 @@ Models are frozen and refuse unknown keys. Rules that need a file, a model or th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -258,6 +258,16 @@ class Recipe(Section):
             )
 
     @rule
+    def _epochs_are_of_rows(self) -> Iterator[str]:
+        for path, plan in self.phase_plans().items():
+            if plan.epochs is not None and self.task.packed:
+                yield (
+                    f"{path}.epochs: {plan.epochs:g}: a {self.task.kind} packs documents as they come, and how many "
+                    "sequences they make is known once all are read; give max_steps (a source of data.train may have "
+                    "epochs, by which it ends)"
+                )
+
+    @rule
     def _lengths_differ(self) -> Iterator[str]:
         if self.task.packed and self.data.length_grouping.window_steps > 1:
             yield (
@@ -286,13 +296,17 @@ class Recipe(Section):
         def larger(plan: PhasePlan) -> PhasePlan:
             return plan.model_copy(update={"global_batch_size": plan.global_batch_size * stages})
 
-        parts: dict[str, Any] = {"distill": larger(self.distill), "pipeline": Pipeline()}
+        return self.with_plans(larger).model_copy(update={"pipeline": Pipeline()})
+
+    def with_plans(self, change: Callable[[PhasePlan], PhasePlan]) -> Recipe:
+        """The same with each of its plans changed, used or not."""
+        parts: dict[str, Any] = {"distill": change(self.distill)}
         for name in ("teacher", "student"):
             part: Teacher | Student = getattr(self, name)
             if part.finetune is not None:
-                parts[name] = part.model_copy(update={"finetune": larger(part.finetune)})
+                parts[name] = part.model_copy(update={"finetune": change(part.finetune)})
         if self.filters is not None:
-            plans = {name: larger(plan) for name, plan in self.filters.plans.items()}
+            plans = {name: change(plan) for name, plan in self.filters.plans.items()}
             parts["filters"] = self.filters.model_copy(update=plans)
         return self.model_copy(update=parts)
 

@@ -35,6 +35,8 @@ class CorpusData:
     """None: no token stands for a whole text."""
     has_labels = True
     """Its tokens are."""
+    num_rows = None
+    """Its sequences are made as it is read."""
 
     def __init__(
         self,

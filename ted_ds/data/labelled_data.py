@@ -70,6 +70,11 @@ class LabelledData:
         return frozenset(sample.input_ids[-1] for sample in (*self.train, *self.heldout, *self.test))
 
     @property
+    def num_rows(self) -> int:
+        """Training rows."""
+        return len(self.train)
+
+    @property
     def has_labels(self) -> bool:
         """Whether there is any to learn from."""
         return self.num_unlabelled < len(self.train)

@@ -100,7 +100,7 @@ class PhaseTraining:
             TedError: It cannot go on; on every rank.
         """
         build = self._build
-        build.screen.start(self._phase, self._plan.max_steps)
+        build.screen.start(self._phase, self._plan.steps)
         try:
             tokens_per_s = train(
                 self._engine,
@@ -109,7 +109,7 @@ class PhaseTraining:
                 self,
                 progress=self._progress,
                 rhythm=Rhythm(
-                    self._plan.max_steps,
+                    self._plan.steps,
                     log_every_steps=build.recipe.tracking.log_every_steps,
                     evaluate_every_steps=build.recipe.evaluation.every_steps,
                     evaluate_last=bool(self._outputs),
@@ -131,7 +131,7 @@ class PhaseTraining:
         self._progress.report = whole
         self._journal.track(self._phase, step, whole)
         elapsed = time.monotonic() - self._started
-        remaining_s = elapsed / max(step - self._first_step, 1) * (self._plan.max_steps - step)
+        remaining_s = elapsed / max(step - self._first_step, 1) * (self._plan.steps - step)
         self._build.screen.update(step, whole, remaining_s=remaining_s)
 
     def say(self, text: str) -> None:
@@ -248,7 +248,7 @@ class PhaseTraining:
             restore_random_state(saved.of_ranks[world.rank]["random"])
         else:  # nobody's dropout goes on; the data does
             seed_everything(self._build.recipe.seed, phase=f"{self._phase} {saved.step}", rank=world.rank)
-        self._build.screen.say(f"  going on after step {saved.step} of {self._plan.max_steps}, from {saved.folder}")
+        self._build.screen.say(f"  going on after step {saved.step} of {self._plan.steps}, from {saved.folder}")
         return [BadRecord(*record) for record in state["bad_records"]]
 
     # --- data -------------------------------------------------------------------------------------------------------

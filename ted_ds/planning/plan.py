@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +12,11 @@ from ted_ds.config.schema import Recipe
 from ted_ds.config.tasks import Task
 from ted_ds.config.without_effect import settings_without_effect
 from ted_ds.data.first_rows import FirstRows
+from ted_ds.data.row_counts import RowCount, count_training_rows
 from ted_ds.data.samples import Rows
 from ted_ds.data.sources import HUB_NAME
 from ted_ds.errors import ConfigError, raise_all
+from ted_ds.launching.starters import Told
 from ted_ds.models.files import ModelFacts, read_model_facts
 from ted_ds.models.folder import no_folder
 from ted_ds.numerics.layer_map import LayerPairs, make_layer_map
@@ -22,6 +25,7 @@ from ted_ds.planning.mistakes import Mistakes, check_data, check_deepspeed, chec
 from ted_ds.planning.phase import phases_of
 from ted_ds.planning.pipeline_cut import Stage, plan_stages
 from ted_ds.planning.quantised_teacher import quantised_mistakes
+from ted_ds.planning.steps import counts_epochs, epochs_in_words, with_rows
 
 RowsOf = Callable[[Task], Rows]
 
@@ -48,6 +52,8 @@ class Plan:
     """What is no mistake in the models and should be known."""
     remarks: tuple[str, ...] = ()
     """What is worth saying of settings that are right."""
+    num_rows: RowCount | None = None
+    """Training rows, where the recipe counts in epochs and they are quickly counted."""
 
     def layers(self, side: str) -> tuple[int, ...]:
         """The ``student``'s or the ``teacher``'s side of the layer map."""
@@ -128,6 +134,7 @@ def plan_recipe(
 def _lay_out(recipe: Recipe, rows_of: RowsOf, mistakes: Mistakes, *, num_ranks: int, contracts_hold: bool) -> Plan:
     remarks = check_deepspeed(recipe, num_ranks, mistakes)
     data = check_data(recipe, rows_of(recipe.task), mistakes)
+    num_rows = _count_rows(recipe, rows_of, mistakes)
     if recipe.output_dir.exists() and not recipe.output_dir.is_dir():
         mistakes.add("output_dir", f"{recipe.output_dir} is a file; give a folder")
 
@@ -172,8 +179,20 @@ def _lay_out(recipe: Recipe, rows_of: RowsOf, mistakes: Mistakes, *, num_ranks: 
         data,
         text_ends=document_ends(recipe, sides[0]) if sides[0] is not None and not broken else None,
         remarks=(*settings_without_effect(recipe), *remarks),
+        num_rows=num_rows,
         doubts=() if broken else tuple(line for lines in doubts(recipe, *sides).values() for line in lines),
     )
+
+
+def _count_rows(recipe: Recipe, rows_of: RowsOf, mistakes: Mistakes) -> RowCount | None:
+    """The training rows, where steps follow from them (on the first rank alone, which says what is wrong)."""
+    is_asked = counts_epochs(recipe) and not recipe.task.packed and Told.by(os.environ).rank == 0
+    if not is_asked or mistakes.found:
+        return None
+    count = mistakes.attempt("data.train", lambda: count_training_rows(recipe.data, rows_of(recipe.task)))
+    if count is not None and count.is_exact:
+        mistakes.attempt("", lambda: with_rows(recipe, count.number))
+    return count
 
 
 def _output_among_models(output: Path, *models: Path | None) -> Iterator[str]:
@@ -245,11 +264,13 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
             cut = f"{accumulation} microbatches x {phase.micro_batch_size}"
         else:
             cut = f"microbatches of at most {phase.micro_batch_tokens:,} padded tokens"
-        tokens = phase.max_steps * phase.global_batch_size * recipe.task.sequence_length
-        lines.append(
-            f"{path:16} {phase.max_steps} steps x {phase.global_batch_size} sequences = "
-            f"{readers} x {cut}; at most {tokens:,} tokens"
-        )
+        steps = f"{phase.max_steps} steps" if phase.epochs is None else epochs_in_words(phase, plan.num_rows)
+        known = phase if plan.num_rows is None else phase.with_rows(plan.num_rows.number)
+        line = f"{path:16} {steps} x {phase.global_batch_size} sequences = {readers} x {cut}"
+        if known.max_steps is not None:
+            tokens = known.max_steps * phase.global_batch_size * recipe.task.sequence_length
+            line += f"; at most {tokens:,} tokens"
+        lines.append(line)
     if plan.text_ends is not None:
         lines.append(f"texts     {plan.text_ends}")
     lines += [f"note      {remark}" for remark in plan.remarks]

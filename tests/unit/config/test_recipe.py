@@ -164,7 +164,7 @@ def test_a_whole_number_may_be_written_in_other_ways(path: Path, override: str) 
     ("override", "rule"),
     [
         ("distill.max_steps=2.5", "2.5: use a whole number above 0"),
-        ("distill.max_steps=null", "null: use a whole number above 0"),
+        ("distill.global_batch_size=null", "null: use a whole number above 0"),
         ("distill.learning_rate=abc", "'abc': use a number above 0"),
         ("distill.betas=0.9", "0.9: use a list of 2 values, each a number from 0 to below 1"),
         ("distill.betas=[0.9]", "[0.9]: use a list of 2 values, each a number from 0 to below 1"),
@@ -212,9 +212,9 @@ def test_a_hint_leads_to_the_key_that_was_meant_or_there_is_none(path: Path, ove
 
 
 def test_a_missing_key_is_named(tmp_path: Path, recipe: dict[str, Any]) -> None:
-    del recipe["distill"]["max_steps"]
+    del recipe["distill"]["learning_rate"]
     path = write_recipe(tmp_path / "recipe.yaml", recipe)
-    assert refusal(path) == f"{path}: distill.max_steps: this key is required"
+    assert refusal(path) == f"{path}: distill.learning_rate: this key is required"
 
 
 def test_all_mistakes_are_reported_at_once(path: Path) -> None:
