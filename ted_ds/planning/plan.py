@@ -52,6 +52,8 @@ class Plan:
     """What is no mistake in the models and should be known."""
     remarks: tuple[str, ...] = ()
     """What is worth saying of settings that are right."""
+    files: tuple[str, ...] = ()
+    """The recipe's file, the one it extends, and so on; none where it was not read from a file."""
     num_rows: RowCount | None = None
     """Training rows, where the recipe counts in epochs and they are quickly counted."""
 
@@ -125,10 +127,10 @@ def plan_recipe(
         found = Mistakes()
         plan = _lay_out(recipe, rows_of, found, num_ranks=num_ranks, contracts_hold=contracts_hold)
         mistakes += [mistake for mistake in found.found if not draft.concerns_a_stand_in(mistake)]
-    raise_all([f"{path}: {mistake}" for mistake in mistakes])
+    raise_all([draft.chain.place(mistake) for mistake in mistakes])
     assert recipe is not None
     assert plan is not None
-    return recipe, plan
+    return recipe, replace(plan, files=tuple(map(str, draft.chain.files)))
 
 
 def _lay_out(recipe: Recipe, rows_of: RowsOf, mistakes: Mistakes, *, num_ranks: int, contracts_hold: bool) -> Plan:
@@ -244,6 +246,8 @@ def _layer_pairs(recipe: Recipe, student: ModelFacts, teacher: ModelFacts) -> La
 def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
     """The plan in words, for ``ted-ds check``."""
     lines = [f"{recipe.name}: {recipe.task.kind} by {recipe.distill.method}, {num_ranks} ranks, {recipe.precision}"]
+    if len(plan.files) > 1:
+        lines.append(f"recipe    {' extends '.join(plan.files)}")
     for name, facts in (("teacher", plan.teacher), ("student", plan.student)):
         if facts is None:
             lines.append(f"{name:9} known once it is fetched from the hub")
