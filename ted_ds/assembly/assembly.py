@@ -117,6 +117,7 @@ class Assembly:
             plan.steps,
             plan.weight_decay,
             self.dtype,
+            schedule_parameters=plan.schedule_parameters,
             source=str(self.recipe.deepspeed),
         )
         engine = start_runner(

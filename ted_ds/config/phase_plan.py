@@ -32,9 +32,15 @@ class PhasePlan(Section):
     """Instead: most tokens per rank and forward pass, padding included; for tasks whose texts differ in length."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps of linear warm-up from 0 to ``learning_rate``."""
-    schedule: Literal["linear", "cosine", "constant", "deepspeed"] = "linear"
+    schedule: Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "deepspeed"] = "linear"
     """Shape after warm-up; ``deepspeed`` leaves it to the ``scheduler`` block of the DeepSpeed JSON, as does a recipe
     that does not set it."""
+    num_cycles: int | None = Field(default=None, gt=0)
+    """``cosine_with_restarts``: how often it falls from the peak to 0."""
+    power: float | None = Field(default=None, gt=0)
+    """``polynomial``: of the share of steps that are left, times which the rate falls; 1 is linear."""
+    end_learning_rate: float | None = Field(default=None, ge=0)
+    """``polynomial``: what it falls to; unset: 0."""
     gradient_clipping: float = Field(default=1.0, ge=0)
     """Largest global gradient norm; 0 switches clipping off."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -62,17 +68,45 @@ class PhasePlan(Section):
         """
         return self.model_dump(mode="json", exclude={"micro_batch_size", "micro_batch_tokens", "epochs"})
 
-    def warmup_mistakes(self) -> Iterator[str]:
-        """What is wrong with the warm-up, as far as the steps are known."""
-        if self.max_steps is not None and self.warmup_steps >= self.max_steps:
-            steps = "max_steps" if self.epochs is None else f"the steps of epochs: {self.epochs:g}"
+    @property
+    def schedule_parameters(self) -> dict[str, float]:
+        """What a schedule of transformers' takes beside steps, by transformers' names."""
+        if self.schedule == "polynomial":
+            return {"power": self.power or 1.0, "lr_end": self.end_learning_rate or 0.0}
+        return {"num_cycles": self.num_cycles} if self.num_cycles is not None else {}
+
+    def step_mistakes(self) -> Iterator[str]:
+        """What of the schedule does not fit into the steps, as far as these are known."""
+        if self.max_steps is None:
+            return
+        steps = "max_steps" if self.epochs is None else f"the steps of epochs: {self.epochs:g}"
+        left = self.max_steps - self.warmup_steps
+        if left <= 0:
             yield f"warmup_steps ({self.warmup_steps}) must be smaller than {steps} ({self.max_steps})"
+        elif self.num_cycles is not None and self.num_cycles > left:
+            yield f"num_cycles ({self.num_cycles}) must not be above the steps after warm-up, {left} of {steps}"
+
+    @rule
+    def _schedule_has_its_parameters(self) -> Iterator[str]:
+        for key, schedule in {
+            "num_cycles": "cosine_with_restarts",
+            "power": "polynomial",
+            "end_learning_rate": "polynomial",
+        }.items():
+            if getattr(self, key) is not None and self.schedule != schedule:
+                yield f"{key} goes with schedule: {schedule}, not {self.schedule}; remove it"
+        if self.schedule == "cosine_with_restarts" and self.num_cycles is None:
+            yield "schedule: cosine_with_restarts needs num_cycles; with 1 it is cosine"
+        if self.schedule == "polynomial" and self.power is None:
+            yield "schedule: polynomial needs a power; with 1 it is linear"
+        if self.end_learning_rate is not None and self.end_learning_rate >= self.learning_rate:
+            yield f"end_learning_rate ({self.end_learning_rate:g}) must be below learning_rate ({self.learning_rate:g})"
 
     @rule
     def _steps_and_batches_fit(self) -> Iterator[str]:
         if (self.max_steps is None) == (self.epochs is None):
             yield "give exactly one of max_steps (optimizer steps) and epochs (passes over the rows of task data)"
-        yield from self.warmup_mistakes()
+        yield from self.step_mistakes()
         if (self.micro_batch_size is None) == (self.micro_batch_tokens is None):
             yield "give exactly one of micro_batch_size (examples) and micro_batch_tokens (padded tokens)"
         if self.micro_batch_size is not None and self.global_batch_size % self.micro_batch_size:

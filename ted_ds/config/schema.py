@@ -186,6 +186,9 @@ class Recipe(Section):
     evaluation: Evaluation = Evaluation()
     tracking: Tracking = Tracking()
     checkpoint: Checkpoint = Checkpoint()
+    export: Literal["best", "last"] = "last"
+    """Which model a phase that trains one leaves, and so which student is exported: of those scored
+    (``evaluation.every_steps``) that with the best held-out score, or the last. Filters are always the last."""
     stop_after_minutes: float | None = Field(default=None, gt=0)
     """Save and stop after so much wall-clock time, with the exit code for "start me again" (75); set it below a batch
     system's limit by what a step and a save take."""
@@ -256,6 +259,13 @@ class Recipe(Section):
                 f"distill.divergence: {self.distill.divergence}: {self.task.kind} outputs are compared as numbers, not "
                 "as distributions; remove it"
             )
+
+    @rule
+    def _the_best_is_scored_and_kept(self) -> Iterator[str]:
+        if self.export == "best" and self.evaluation.every_steps is None:
+            yield "export: best needs evaluation.every_steps: only what is scored during training can be the best"
+        if self.export == "best" and not self.checkpoint.keep_best:
+            yield "export: best is taken from the checkpoint that checkpoint.keep_best keeps; set it to true"
 
     @rule
     def _epochs_are_of_rows(self) -> Iterator[str]:

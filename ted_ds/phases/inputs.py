@@ -57,7 +57,15 @@ class Inputs:
             "deepspeed": {key: self._settled.deepspeed_json.get(key) for key in ("optimizer", "scheduler")},
             **self.data_files(),
             **self.recipe_values("task", "data", "seed", "precision"),
+            **(self._choice() if phase.trains is not None else {}),
         }
+
+    def _choice(self) -> dict[str, Any]:
+        """What decides which of a phase's models is its result; nothing where it is the last."""
+        evaluation = self.recipe.evaluation
+        if self.recipe.export == "last":
+            return {}
+        return {"export": {"every_steps": evaluation.every_steps, "max_examples": evaluation.max_examples}}
 
     def data_files(self) -> dict[str, Any]:
         """The files that data is read from."""

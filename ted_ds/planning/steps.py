@@ -17,16 +17,11 @@ def with_rows(recipe: Recipe, num_rows: int) -> Recipe:
     """The recipe with the steps of all plans known for so many training rows.
 
     Raises:
-        ConfigError: A warm-up does not end before them; lists every one.
+        ConfigError: A schedule does not fit into them; lists every one.
     """
     known = recipe.with_plans(lambda plan: plan.with_rows(num_rows))
-    raise_all(warmup_mistakes(known))
+    raise_all([f"{path}: {line}" for path, plan in known.phase_plans().items() for line in plan.step_mistakes()])
     return known
-
-
-def warmup_mistakes(recipe: Recipe) -> list[str]:
-    """Each warm-up that is too long, by the path of its plan."""
-    return [f"{path}: {line}" for path, plan in recipe.phase_plans().items() for line in plan.warmup_mistakes()]
 
 
 def epochs_in_words(plan: PhasePlan, count: RowCount | None) -> str:

@@ -436,6 +436,36 @@ def test_a_recipe_is_frozen(path: Path) -> None:
     [
         (["distill.warmup_steps=2"], "distill: warmup_steps (2) must be smaller than max_steps (2)"),
         (
+            ["export=best"],
+            "export: best needs evaluation.every_steps: only what is scored during training can be the best",
+        ),
+        (
+            ["export=best", "evaluation.every_steps=1", "checkpoint.keep_best=false"],
+            "export: best is taken from the checkpoint that checkpoint.keep_best keeps; set it to true",
+        ),
+        (["distill.power=2"], "distill: power goes with schedule: polynomial, not linear; remove it"),
+        (
+            ["distill.end_learning_rate=0"],
+            "distill: end_learning_rate goes with schedule: polynomial, not linear; remove",
+        ),
+        (
+            ["distill.num_cycles=2"],
+            "distill: num_cycles goes with schedule: cosine_with_restarts, not linear; remove it",
+        ),
+        (["distill.schedule=polynomial"], "distill: schedule: polynomial needs a power; with 1 it is linear"),
+        (
+            ["distill.schedule=cosine_with_restarts"],
+            "distill: schedule: cosine_with_restarts needs num_cycles; with 1 it is cosine",
+        ),
+        (
+            ["distill.schedule=cosine_with_restarts", "distill.num_cycles=3"],
+            "distill: num_cycles (3) must not be above the steps after warm-up, 2 of max_steps",
+        ),
+        (
+            ["distill.schedule=polynomial", "distill.power=1", "distill.end_learning_rate=0.01"],
+            "distill: end_learning_rate (0.01) must be below learning_rate (0.001)",
+        ),
+        (
             ["filters.student.global_batch_size=5"],
             "filters.student: global_batch_size (5) must be a multiple of micro_batch_size (2)",
         ),
