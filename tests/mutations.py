@@ -71,6 +71,12 @@ MUTATIONS = {
         "return values.sum()",
         "padding and ignored labels are summed",
     ),
+    "class_weights": Mutation(
+        "numerics/losses.py",
+        "smoothing * weighed.mean(-1)",
+        "smoothing * F.log_softmax(logits.float(), dim=-1).mean(-1)",
+        "label smoothing forgets the class weights",
+    ),
     "feature_mask": Mutation(
         "data/loader.py",
         "kept_rows(self.kept_tokens)",

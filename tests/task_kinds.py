@@ -34,4 +34,6 @@ def with_outputs(name: str, number: int) -> AnyKind:
     """A kind of task with so many outputs, where it has a head of its own."""
     section = OF_NAME[name].task
     changes = {section.outputs_key: [f"name {index}" for index in range(number)]} if section.num_outputs else {}
+    if section.rows_per_example > 1:
+        changes = {"choice_columns": None, "num_choices": number}
     return kind_of(section.model_copy(update=changes))

@@ -51,12 +51,12 @@ class Assembly:
             for path, one in recipe.phase_plans().items():
                 check_config(str(recipe.deepspeed), self.engine_config(one, path), world.num_replicas)
         self.teacher_facts, self.student_facts = plan.teacher, plan.student
-        self.terms = self.kind.terms
+        self.terms, self.training_terms = self.kind.terms, self.kind.training_terms
         vocabulary = tokenizer.get_vocab() if recipe.task.has_lm_head else {}
         self.num_shared_ids = max(vocabulary.values()) + 1 if vocabulary else None
         pad_id = tokenizer.pad_token_id
         assert isinstance(pad_id, int)
-        self.collate = self.kind.collator(pad_id, recipe.data.padding)
+        self.collate = self.kind.collator(pad_id, recipe.data.padding, with_token_types=given.data.has_token_types)
         self.origins = given.origins
         self.models = ModelMaker(given)
 
@@ -134,6 +134,7 @@ class Assembly:
                 has_trained=trained is not None,
                 labels_are_numbers=self.collate.labels == "numbers",
                 isolated=self.collate.isolate_documents,
+                has_token_types=self.collate.with_token_types,
             ),
         )
         try:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import bisect
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from ted_ds.config.finite_number import is_finite_number
+from ted_ds.config.glue import GlueName
 from ted_ds.config.section import Section, rule
 
 WeightPoint = tuple[int, float]
+APART_NAME = re.compile(r"[\w.-]+")
 KIND_OF_SETTING = {"delimiter": "csv", "quoting": "csv", "columns": "csv", "field": "json"}
 """Settings of a source that say how rows stand in files of one format, and which."""
 
@@ -142,12 +145,19 @@ class BadRecords(Section):
 class Data(Section):
     """What is trained and evaluated on."""
 
+    glue: GlueName | None = None
+    """A task of GLUE: sources, columns, labels, headline and how much is scored follow from it, and need not be given
+    (:mod:`ted_ds.config.glue`)."""
+    glue_folder: str | None = Field(default=None, min_length=1)
+    """Where it is: a folder with its official files, or with a copy of the hub's dataset; unset: on the hub."""
     train: list[Source] = Field(min_length=1)
     validation: list[Source] | None = Field(default=None, min_length=1)
     """Held-out data: scored during training, where it chooses the best checkpoint, and at the end; unset:
     ``heldout_fraction`` of ``train`` is kept apart by a hash of the text."""
     evaluation: list[Source] | None = None
     """The same by its older name."""
+    apart: dict[str, list[Source]] | None = None
+    """Further held-out data by a name of your own: scored at the end, each by itself, as ``name/metric``."""
     test: list[Source] | None = Field(default=None, min_length=1)
     """Data that decides nothing: scored once, whole, by the phase ``evaluate``, as ``test/...``."""
     heldout_fraction: float = Field(default=0.05, gt=0, lt=1)
@@ -174,14 +184,35 @@ class Data(Section):
 
     @property
     def parts(self) -> dict[str, list[Source]]:
-        """All sources, by their keys here."""
-        given = {"train": self.train, self.heldout_key: self.heldout_sources, "test": self.test}
-        return {key: sources for key, sources in given.items() if sources is not None}
+        """All sources, by the place of their list in this section."""
+        given = {"train": self.train, self.heldout_key: self.heldout_sources}
+        given |= {f"apart.{name}": sources for name, sources in (self.apart or {}).items()} | {"test": self.test}
+        return {place: sources for place, sources in given.items() if sources is not None}
+
+    @property
+    def sources(self) -> Iterator[tuple[str, Source]]:
+        """Every source, with its place in this section."""
+        return ((f"{part}[{i}]", one) for part, sources in self.parts.items() for i, one in enumerate(sources))
 
     @rule
     def _heldout_data_has_one_name(self) -> Iterator[str]:
         if self.validation is not None and self.evaluation is not None:
             yield "evaluation is the older name of validation; give one of them"
+
+    @rule
+    def _apart_has_names_and_sources(self) -> Iterator[str]:
+        for name, sources in (self.apart or {}).items():
+            if not APART_NAME.fullmatch(name):
+                yield f"apart: {name!r}: use letters, digits, '_', '.' and '-'; metrics are called by it"
+            if not sources:
+                yield f"apart.{name}: no source; give at least one"
+        if "test" in (self.apart or {}):
+            yield "apart.test: metrics called test/... are those of data.test; give it there, or another name"
+
+    @rule
+    def _glue_is_somewhere(self) -> Iterator[str]:
+        if self.glue_folder is not None and self.glue is None:
+            yield f"glue_folder: {self.glue_folder} has no effect without glue; name a task there, or remove it"
 
     @rule
     def _some_source_has_weight(self) -> Iterator[str]:

@@ -14,6 +14,7 @@ from yaml import YAMLError
 from ted_ds.config.draft import Draft, read_draft
 from ted_ds.config.extends import KEY as EXTENDS
 from ted_ds.config.extends import Chain, read_chain
+from ted_ds.config.glue import fill_from_glue
 from ted_ds.config.schema import Recipe
 from ted_ds.config.wording import in_words
 from ted_ds.config.yaml_file import unresolved, without_duplicates
@@ -43,8 +44,9 @@ def load_draft(path: str | Path, overrides: Sequence[str] = ()) -> Draft:
         ConfigError: The file cannot be read as a mapping, or an override has no place in it.
     """
     tree, chain = read_chain(Path(path))
-    draft = read_draft(_values(tree, chain, overrides))
-    draft.given_twice = [*chain.repeated]
+    values, beside_glue = _values(tree, chain, overrides)
+    draft = read_draft(values)
+    draft.given_twice = [*chain.repeated, *beside_glue]
     draft.chain = chain
     return draft
 
@@ -54,7 +56,8 @@ def draft_mistakes(draft: Draft) -> list[str]:
     return [*draft.given_twice, *in_words(draft.errors), *draft.broken_rules]
 
 
-def _values(tree: DictConfig, chain: Chain, overrides: Sequence[str]) -> Any:
+def _values(tree: DictConfig, chain: Chain, overrides: Sequence[str]) -> tuple[Any, list[str]]:
+    """A recipe's values with overrides, and what is wrong with those that stand beside ``data.glue``."""
     for override in overrides:
         key, sign, value = override.partition("=")
         if not sign or not KEY.fullmatch(key):
@@ -68,9 +71,13 @@ def _values(tree: DictConfig, chain: Chain, overrides: Sequence[str]) -> Any:
             raise ConfigError(f"command line: {override!r}: {_first_line(error)}") from error
         chain.override(key)
     try:
-        return OmegaConf.to_container(tree, resolve=True)
+        data = OmegaConf.to_container(tree, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(chain.place(unresolved(error))) from error
+    try:
+        return data, [*fill_from_glue(data)]
+    except ConfigError as error:
+        raise ConfigError(chain.place(str(error))) from error
 
 
 def _refuse_entry_that_is_not_there(tree: DictConfig, key: str, override: str) -> None:

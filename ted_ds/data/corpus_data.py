@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from ted_ds.config.tasks import CausalLm
 from ted_ds.data.loader import Collator
 from ted_ds.data.packing import pack, predicts_something
 from ted_ds.data.reading.listing import DataListing, Listing
-from ted_ds.data.rows import Part, RowReader, refuse_empty, refuse_empty_test
+from ted_ds.data.rows import Part, RowReader, refuse_empty, scored_beside
 from ted_ds.data.samples import Sample
 from ted_ds.data.step_division import StepDivision
 from ted_ds.data.stream.corpus_stream import CorpusStream
@@ -37,6 +37,8 @@ class CorpusData:
     """Its tokens are."""
     num_rows = None
     """Its sequences are made as it is read."""
+    has_token_types = False
+    """A document is no pair."""
 
     def __init__(
         self,
@@ -58,20 +60,17 @@ class CorpusData:
         self._refuse_unreadable()
         reader = self._reader()
         sources = listing.train if listing.evaluation is None else listing.evaluation
-        # order does not matter here, but one source must not crowd out the others: take as many from each
-        per_source = -(-max_heldout // len(sources))
         part: Part = "heldout" if listing.evaluation is None else "all"
-        packed = [itertools.islice(self._packed(reader.texts(source, part)), per_source) for source in sources]
-        self.heldout = [sample for of_source in packed for sample in of_source]
-        self.test = [s for source in listing.test for s in self._packed(reader.texts(source, "all"))]
-        """Scored at the end alone."""
+        self.heldout = self._some(reader, sources, part, max_heldout)
+        self.apart = {name: self._some(reader, own, "all", max_heldout) for name, own in listing.apart.items()}
+        self.test = [one for source in listing.test for one in self._packed(reader.texts(source, "all"))]
+        """Scored at the end alone, and whole."""
         reader.judge(is_complete=False)
         self.bad_records = reader.bad
         if not self.heldout and len(sources) == 1:
             self._refuse_one_document(sources[0])
         refuse_empty(data, [None], self.heldout)
-        refuse_empty_test(data, self.test)
-        self.heldout = self.heldout[:max_heldout]
+        scored_beside(data, self.apart, self.test)
 
     def describe(self, world_size: int) -> str:
         """The sources and their sizes, and what each rank holds of them."""
@@ -155,6 +154,13 @@ class CorpusData:
     def _reader(self) -> RowReader:
         # a corpus is read as a stream, too, which names a record by its position: each is listed once
         return RowReader(self._data, [self._task.text_column], by_number=False)
+
+    def _some(self, reader: RowReader, sources: Sequence[Listing], part: Part, max_samples: int) -> list[Sample]:
+        """Sequences to be scored on, at most so many."""
+        # order does not matter here, but one source must not crowd out the others: take as many from each
+        per_source = -(-max_samples // len(sources))
+        packed = (itertools.islice(self._packed(reader.texts(source, part)), per_source) for source in sources)
+        return [*itertools.chain.from_iterable(packed)][:max_samples]
 
     def _packed(self, texts: Iterable[str]) -> Iterator[Sample]:
         """Sequences of documents that predict something."""

@@ -36,6 +36,8 @@ class Batch:
     """Each token's place in its document; None where it is its place in the row."""
     isolated: bool = False
     """Whether documents in one row are kept apart."""
+    token_type_ids: Int[Tensor, "batch seq"] | None = None
+    """Which text of a pair each token is of, 0 for padding; None where the tokenizer does not say."""
     samples: tuple[int, ...] = ()
     """The place of each row's example in a labelled training set; -1 for an empty row, or without such a set."""
     _rows: dict[str, Tensor | None] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -76,6 +78,8 @@ class Batch:
             inputs["attention_mask"] = self.attention_mask
         if self.position_ids is not None:
             inputs["position_ids"] = self.position_ids
+        if self.token_type_ids is not None:
+            inputs["token_type_ids"] = self.token_type_ids
         return inputs
 
 
@@ -97,20 +101,28 @@ class Collator:
     """Pad to the longest, rounded up to a multiple of this."""
     isolate_documents: bool = False
     """Keep documents of one row apart: positions start again, and none predicts the first token of the next."""
+    with_token_types: bool = False
+    """Whether samples say which text of a pair each token is of."""
+    rows_per_sample: int = 1
+    """Sequences of each sample; all of them are rows, one after the other."""
 
     def __call__(self, samples: Sequence[Sample | None]) -> Batch:
         """Pad to one length; a ``None`` is a row of one padding token of which nothing is kept."""
-        longest = max(len(sample.input_ids) if sample else 1 for sample in samples)
-        shape = (len(samples), -(-longest // self.multiple_of) * self.multiple_of)
+        sequences = self._sequences(samples)
+        longest = max(len(sequence.input_ids) if sequence else 1 for sequence in sequences)
+        shape = (len(sequences), -(-longest // self.multiple_of) * self.multiple_of)
         # filled in NumPy, which takes a list and a short slice in a tenth of torch's time
         ids, kept = np.full(shape, self.pad_id, dtype=np.int64), np.zeros(shape, dtype=bool)
         of_tokens, positions = np.full(shape, IGNORED_LABEL, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-        for row, sample in enumerate(samples):
+        types = np.zeros(shape, dtype=np.int64) if self.with_token_types else None
+        for row, sample in enumerate(sequences):
             own = sample.input_ids if sample else []
             end = shape[1] if self.side == "left" else len(own)
             start = end - len(own)
             ids[row, start:end] = own
             kept[row, start:end] = True
+            if types is not None and sample is not None and sample.token_types is not None:
+                types[row, start:end] = sample.token_types
             for length in self._pieces(sample):
                 if self.labels == "tokens":
                     of_tokens[row, start : start + length - 1] = ids[row, start + 1 : start + length]
@@ -129,8 +141,15 @@ class Collator:
             kept_tokens,
             position_ids if positions_differ else None,
             self.isolate_documents,
-            tuple(-1 if sample is None else sample.index for sample in samples),
+            None if types is None else torch.from_numpy(types),
+            tuple(-1 if sample is None else sample.index for sample in samples for _ in range(self.rows_per_sample)),
         )
+
+    def _sequences(self, samples: Sequence[Sample | None]) -> Sequence[Sample | None]:
+        if self.rows_per_sample == 1:
+            return samples
+        nothing = (None,) * self.rows_per_sample
+        return [one for sample in samples for one in (nothing if sample is None else sample.sequences)]
 
     def _pieces(self, sample: Sample | None) -> Sequence[int]:
         if sample is None:

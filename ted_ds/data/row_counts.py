@@ -11,7 +11,7 @@ from ted_ds.data.reading.extents import DataFile
 from ted_ds.data.reading.listing import Listing, list_source, read_in_order
 from ted_ds.data.reading.records import BadRecord
 from ted_ds.data.reading.tables import parquet_metadata
-from ted_ds.data.samples import Rows, empty_text_fault
+from ted_ds.data.samples import Rows
 from ted_ds.data.sources import is_remote, names_hub
 
 MOST_BYTES_READ = 2**23
@@ -62,11 +62,17 @@ def count_training_rows(data: Data, rows: Rows) -> RowCount | None:
 def _count_read(listing: Listing, rows: Rows, heldout_fraction: float, max_bytes: int) -> int:
     bad: list[BadRecord] = []
     number = 0
-    for record in read_in_order(listing, rows.columns, max_bytes=max_bytes, report=bad.append, of_words=rows.of_words):
+    for record in read_in_order(
+        listing,
+        rows.columns,
+        max_bytes=max_bytes,
+        report=bad.append,
+        of_words=rows.of_words,
+        num_texts=rows.num_texts,
+    ):
         example = rows.read(record.row, where=record.place, declared=dict(record.file.class_names))
-        if example is None or empty_text_fault(rows.columns[0], example.text) is not None:
-            continue
-        number += not is_heldout(example.text, heldout_fraction)
+        if example is not None and example.fault(rows.columns) is None:
+            number += not is_heldout(example.whole_text, heldout_fraction)
     return number
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, TypeVar
 
 from ted_ds.config.data import Data, Source
 from ted_ds.data.bad_records import too_many
@@ -16,15 +16,27 @@ Part = Literal["train", "heldout", "all"]
 """Of a source: what a hash of each text leaves to train on, or keeps apart."""
 
 
+Scored = TypeVar("Scored")
+
+
 class RowReader:
     """Reads sources whole and in order: labelled sets, held-out documents, the text a tokenizer is trained on."""
 
-    def __init__(self, data: Data, columns: Sequence[str], *, by_number: bool = True, of_words: bool = False) -> None:
-        """Read ``columns``, the first of which is the text or, ``of_words``, a list of them.
+    def __init__(
+        self,
+        data: Data,
+        columns: Sequence[str],
+        *,
+        by_number: bool = True,
+        of_words: bool = False,
+        num_texts: int = 1,
+    ) -> None:
+        """Read ``columns``, the first ``num_texts`` of which hold texts or, ``of_words``, the first a list of them.
 
         ``by_number`` names the bad rows of a single file by their numbers; else all are named as a stream names them.
         """
-        self._data, self._columns, self._by_number, self._of_words = data, columns, by_number, of_words
+        self._data, self._columns, self._by_number = data, columns, by_number
+        self._of_words, self._num_texts = of_words, num_texts
         self._num_good = 0
         self.bad: list[BadRecord] = []
 
@@ -43,6 +55,7 @@ class RowReader:
             report=self._skip,
             by_number=self._by_number,
             of_words=self._of_words,
+            num_texts=self._num_texts,
         ):
             self._num_good += 1
             yield record
@@ -120,11 +133,18 @@ def refuse_empty(data: Data, train: Sequence[object], heldout: Sequence[object])
         raise DataError(f"{where}: no held-out rows to evaluate on; {remedy}")
 
 
-def refuse_empty_test(data: Data, test: Sequence[object]) -> None:
-    """Make sure that there is something in ``data.test``, where a recipe has it.
+def scored_beside(
+    data: Data, apart: Mapping[str, Sequence[Scored]], test: Sequence[Scored]
+) -> dict[str, Sequence[Scored]]:
+    """The sets that are scored beside the held-out data, by their places in ``data``.
 
     Raises:
-        DataError: There is not.
+        DataError: One of them is empty.
     """
-    if data.test is not None and not test:
-        raise DataError(f"{names_of(data.test)}: no rows to score as data.test; fill it, or remove it")
+    found: dict[str, Sequence[Scored]] = {f"apart.{name}": samples for name, samples in apart.items()}
+    found |= {"test": test} if data.test is not None else {}
+    for place, samples in found.items():
+        if not samples:
+            where = names_of(data.parts[place])
+            raise DataError(f"{where}: no rows to evaluate on; fill data.{place}, or remove it")
+    return found

@@ -45,9 +45,10 @@ def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
         model = build.models.frozen("teacher" if name == "teacher" else "student", path, new_head_allowed=True)
         metrics, tokens_per_s = build.evaluate(frozen_outputs(model))
         results[name] = {**metrics[0], "perf/tokens_per_s": tokens_per_s, "num_parameters": model.num_parameters}
-        if build.data.test:
-            (tested,), _ = build.evaluate(frozen_outputs(model), build.data.test)
-            results[name] |= {f"test/{metric}": value for metric, value in tested.items()}
+        for part, samples in {**build.data.apart, "test": build.data.test}.items():
+            if samples:
+                (of_part,), _ = build.evaluate(frozen_outputs(model), samples)
+                results[name] |= {f"{part}/{metric}": value for metric, value in of_part.items()}
         model.release()
         del model
         collect_garbage()

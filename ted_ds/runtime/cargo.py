@@ -52,25 +52,29 @@ class Waybill:
     labels_are_numbers: bool
     isolated: bool
     """Of :class:`~ted_ds.data.loader.Batch`."""
+    has_token_types: bool = False
+    """Whether a batch has them."""
 
     def load(self, batch: Batch) -> Cargo:
         """What the first stage takes of a microbatch: its tokens, and its labels."""
         rows = [batch.input_ids, batch.attention_mask, batch.kept_tokens]
-        rows += [] if batch.position_ids is None else [batch.position_ids]
+        rows += [row for row in (batch.token_type_ids, batch.position_ids) if row is not None]
         tokens = torch.stack([row.int() for row in rows])
         return tokens, batch.labels.float().view(torch.int32) if self.labels_are_numbers else batch.labels.int()
 
     def batch(self, cargo: Cargo) -> Batch:
         """The microbatch in a cargo."""
         tokens, labels = cargo[-2:]
-        input_ids, attention_mask, kept, *positions = tokens.long().unbind()
+        input_ids, attention_mask, kept, *others = tokens.long().unbind()
+        types = others.pop(0) if self.has_token_types else None
         return Batch(
             input_ids,
             attention_mask,
             labels.view(torch.float32) if self.labels_are_numbers else labels.long(),
             kept.bool(),
-            positions[0] if positions else None,
+            others[0] if others else None,
             self.isolated,
+            types,
         )
 
     def pass_on(self, cargo: Cargo, loss: Tensor, trained: Tensor | None, frozen: Sequence[Tensor]) -> Cargo:

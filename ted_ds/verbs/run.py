@@ -117,9 +117,9 @@ def _show_results(screen: Screen, recipe: Recipe, folders: RunFolders, tracker: 
     results = read_results(folders)
     if results is None:
         return
-    metric = kind_of(recipe.task).scorer.headline
-    has_test = any(f"test/{metric}" in values for values in results.values())
-    scores = {metric: f"held-out {metric}"} | ({f"test/{metric}": f"test {metric}"} if has_test else {})
+    metric = kind_of(recipe.task).headline
+    parts = [*(recipe.data.apart or {}), *(["test"] if recipe.data.test else [])]
+    scores = {metric: f"held-out {metric}"} | {f"{part}/{metric}": f"{part} {metric}" for part in parts}
     rows = [
         (
             name,

@@ -6,7 +6,8 @@ A section says, without torch, what planning, data and models ask of a kind of t
 
 from __future__ import annotations
 
-from ted_ds.config.tasks.base import BosSetting, TaskSection
+from ted_ds.config.tasks.base import BosSetting, OneOfLabels, TaskSection
+from ted_ds.config.tasks.choices import MultipleChoice
 from ted_ds.config.tasks.language import CausalLm, Packing
 from ted_ds.config.tasks.texts import (
     MultiLabelClassification,
@@ -18,7 +19,12 @@ from ted_ds.config.tasks.texts import (
 from ted_ds.config.tasks.words import TokenClassification
 
 HeadTask = (
-    SequenceClassification | SoftLabelClassification | MultiLabelClassification | Regression | TokenClassification
+    SequenceClassification
+    | SoftLabelClassification
+    | MultiLabelClassification
+    | Regression
+    | TokenClassification
+    | MultipleChoice
 )
 """Tasks whose models end in a head of their own, in place of the LM head."""
 Task = HeadTask | CausalLm
@@ -28,6 +34,8 @@ __all__ = [
     "CausalLm",
     "HeadTask",
     "MultiLabelClassification",
+    "MultipleChoice",
+    "OneOfLabels",
     "Packing",
     "Regression",
     "SequenceClassification",

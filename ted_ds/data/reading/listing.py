@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ted_ds.config.data import Data, Source
@@ -80,20 +80,23 @@ class DataListing:
     train: tuple[Listing, ...]
     evaluation: tuple[Listing, ...] | None
     """Held-out data; None where it is split off."""
+    apart: Mapping[str, tuple[Listing, ...]] = field(default_factory=dict)
+    """Of the sets that are scored by themselves."""
     test: tuple[Listing, ...] = ()
+
+    @property
+    def sources(self) -> Iterator[Listing]:
+        """All of them."""
+        return itertools.chain(self.train, self.evaluation or (), *self.apart.values(), self.test)
 
     def identity(self) -> dict[str, dict[str, list[Any]]]:
         """By this a phase knows that its data changed, and not that it moved: of all but ``test``."""
-        return _identity({"train": self.train, "evaluation": self.evaluation or ()})
+        parts = {"train": self.train, "evaluation": self.evaluation or ()}
+        return _identity(parts | {f"apart.{name}": part for name, part in self.apart.items()})
 
     def test_identity(self) -> dict[str, dict[str, list[Any]]]:
         """The same of ``test``."""
         return _identity({"test": self.test})
-
-    @property
-    def all(self) -> tuple[Listing, ...]:
-        """Every source."""
-        return (*self.train, *(self.evaluation or ()), *self.test)
 
 
 def _identity(parts: Mapping[str, Sequence[Listing]]) -> dict[str, dict[str, list[Any]]]:
@@ -106,9 +109,10 @@ def list_data(data: Data) -> DataListing:
     Raises:
         DataError: One is not there, is empty, or of no known format.
     """
-    heldout = None if data.heldout_sources is None else tuple(list_source(source) for source in data.heldout_sources)
-    test = tuple(list_source(source) for source in data.test or ())
-    return DataListing(tuple(list_source(source) for source in data.train), heldout, test)
+    heldout = None if data.heldout_sources is None else tuple(map(list_source, data.heldout_sources))
+    apart = {name: tuple(map(list_source, sources)) for name, sources in (data.apart or {}).items()}
+    test = tuple(map(list_source, data.test or ()))
+    return DataListing(tuple(map(list_source, data.train)), heldout, apart, test)
 
 
 def list_source(source: Source) -> Listing:
@@ -163,6 +167,7 @@ def read_extent(
     *,
     max_bytes: int,
     of_words: bool = False,
+    num_texts: int = 1,
 ) -> Iterator[Item]:
     """The records of an extent from a position on, each with ``columns`` or with a fault (:func:`column_fault`).
 
@@ -175,7 +180,9 @@ def read_extent(
         try:
             for item in _reader(listing, extent, columns, max_bytes)(start):
                 start = item.end
-                fault = item.fault or column_fault(item.row, columns, max_bytes=max_bytes, of_words=of_words)
+                fault = item.fault or column_fault(
+                    item.row, columns, max_bytes=max_bytes, of_words=of_words, num_texts=num_texts
+                )
                 yield Item(item.start, item.end, item.row if fault is None else {}, fault)
             return
         except Exception as error:  # file systems, decompressors and readers raise their own types
@@ -249,6 +256,7 @@ def read_in_order(
     report: Callable[[BadRecord], None],
     by_number: bool = True,
     of_words: bool = False,
+    num_texts: int = 1,
 ) -> Iterator[Record]:
     """Rows of a source in file order; bad ones are reported (:func:`column_fault`).
 
@@ -262,7 +270,9 @@ def read_in_order(
     number = 0
     for index in range(len(extents)):
         extent = extents[index]
-        for item in read_extent(listing, extent, START, columns, max_bytes=max_bytes, of_words=of_words):
+        for item in read_extent(
+            listing, extent, START, columns, max_bytes=max_bytes, of_words=of_words, num_texts=num_texts
+        ):
             number += 1
             position = f"row {number}" if has_number else describe_position(extent, item.start, listing)
             record = Record(number, item.row, extent.file, position)

@@ -52,10 +52,17 @@ class BadRecord(NamedTuple):
     fault: str
 
 
-def column_fault(row: dict[str, Any], columns: Sequence[str], *, max_bytes: int, of_words: bool = False) -> str | None:
+def column_fault(
+    row: dict[str, Any], columns: Sequence[str], *, max_bytes: int, of_words: bool = False, num_texts: int = 1
+) -> str | None:
     """What is wrong with a row of which ``columns`` are wanted, the first of them as text; None if nothing is.
 
-    The others may hold nothing: a row need not have a label. ``of_words``: the first holds a list of words instead.
+    Args:
+        row: As it was read.
+        columns: Those behind the texts may hold nothing: a row need not have a label.
+        max_bytes: The longest text.
+        of_words: Whether the first holds a list of words instead.
+        num_texts: How many of them hold texts: one, or two of pairs.
     """
     for column in columns:
         if column not in row:
@@ -63,21 +70,26 @@ def column_fault(row: dict[str, Any], columns: Sequence[str], *, max_bytes: int,
             lists = [key for key, value in row.items() if isinstance(value, list) and _are_rows(value)]
             hint = f" (if its rows are the list under {lists[0]!r}, set field: {lists[0]})" if lists else ""
             return f"no column {column!r}; it has {present or 'none'}{hint}"
-    text = row[columns[0]]
-    if text is None:
-        return f"no value in column {columns[0]!r}; every row needs one"
     if of_words:
-        if not isinstance(text, list) or not all(isinstance(word, str) for word in text):
-            return f"column {columns[0]!r} holds {text!r:.50}; it must be a list of words, each as text"
-        text = " ".join(text)
+        words = row[columns[0]]
+        if words is not None and (not isinstance(words, list) or not all(isinstance(word, str) for word in words)):
+            return f"column {columns[0]!r} holds {words!r:.50}; it must be a list of words, each as text"
+        return _text_fault(columns[0], None if words is None else " ".join(words), max_bytes)
+    faults = (_text_fault(column, row[column], max_bytes) for column in columns[:num_texts])
+    return next((fault for fault in faults if fault is not None), None)
+
+
+def _text_fault(column: str, text: Any, max_bytes: int) -> str | None:
+    if text is None:
+        return f"no value in column {column!r}; every row needs one"
     if not isinstance(text, str):
-        return f"column {columns[0]!r} holds {text!r:.50}; it must be text"
+        return f"column {column!r} holds {text!r:.50}; it must be text"
     size = len(text)
     if not text.isascii():
         try:
             size = len(text.encode())
         except UnicodeEncodeError:
-            return f"column {columns[0]!r}: not valid Unicode (wrong encoding, or half a surrogate pair); use UTF-8"
+            return f"column {column!r}: not valid Unicode (wrong encoding, or half a surrogate pair); use UTF-8"
     return too_long(max_bytes) if size > max_bytes else None
 
 

@@ -79,7 +79,7 @@ def test_test_data_without_a_row_are_refused(tmp_path: Path, files: dict[str, Pa
     )
     with pytest.raises(DataError) as caught:
         opened(task, data, tmp_path)
-    assert str(caught.value) == f"{blank}: no rows to score as data.test; fill it, or remove it"
+    assert str(caught.value) == f"{blank}: no rows to evaluate on; fill data.test, or remove it"
 
 
 def test_test_data_without_a_label_are_refused(tmp_path: Path, files: dict[str, Path]) -> None:
@@ -87,7 +87,9 @@ def test_test_data_without_a_label_are_refused(tmp_path: Path, files: dict[str, 
     data = Data(train=sources(files["train"]), validation=sources(files["validation"]), test=sources(path))
     with pytest.raises(DataError) as caught:
         opened(ONE, data, tmp_path)
-    assert str(caught.value) == f"{path}: no row of data.test has a label to be scored by; give it some, or remove it"
+    assert str(caught.value) == (
+        f"{path}: no held-out row has a label to be scored by; give data.test rows with labels"
+    )
 
 
 def test_both_names_of_one_thing_are_refused() -> None:
@@ -106,4 +108,4 @@ def test_no_phase_that_trains_depends_on_test_data_or_on_which_name_is_used(file
     assert inputs(evaluation=held_out) != inputs()
     listing = list_data(Data(train=train, test=test))
     assert [*listing.test_identity()] == ["test[0]"]
-    assert len(listing.all) == 2
+    assert len([*listing.sources]) == 2

@@ -633,9 +633,7 @@ def test_labelled_sets_without_any_label_to_be_scored_by_are_refused(classificat
     assert f"data.evaluation: {message}evaluation rows with labels" in refusal(classification_run, evaluation)
     for part in ("validation", "test"):
         given = f"data.{part}=[{{path: {paths[1]}}}]"
-        remedy = "give data.validation rows with labels" if part == "validation" else "give it some, or remove it"
-        found = refusal(classification_run, given)
-        assert f"data.{part}: no row has a label to be scored by; {remedy}" in found
+        assert f"data.{part}: {message}{part} rows with labels" in refusal(classification_run, given)
     with paths[1].open("a") as file:
         file.write('{"text": "w3", "label": 0}\n')
     assert plan(classification_run, train, evaluation).data["data.evaluation[0]"].num_unlabelled == 2
