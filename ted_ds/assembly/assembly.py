@@ -13,7 +13,7 @@ from ted_ds.assembly.models import ModelMaker
 from ted_ds.config.deepspeed import complete, schedule_of
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.data.batches import Batches
-from ted_ds.data.loader import Batch, evaluation_batches
+from ted_ds.data.loader import Batch, Collator, evaluation_batches
 from ted_ds.data.no_batches import NoBatches
 from ted_ds.data.samples import Sample
 from ted_ds.data.step_division import StepDivision
@@ -29,6 +29,8 @@ from ted_ds.runtime.pipeline import Travellers
 from ted_ds.runtime.preemption import StopNow
 from ted_ds.runtime.start import start_runner
 from ted_ds.runtime.step_runner import EngineSettings, StepRunner
+from ted_ds.tasks.base import Scorer
+from ted_ds.tasks.language_tests import EndCollator, OpenedTest, open_test
 from ted_ds.tasks.scoring import evaluate
 
 
@@ -182,6 +184,26 @@ class Assembly:
 
     # --- evaluation ---------------------------------------------------------------------------------------------
 
+    def language_tests(self) -> list[OpenedTest]:
+        """Those of ``evaluation.perplexity`` and ``last_word``, read.
+
+        Raises:
+            DataError: One cannot be.
+        """
+        start = self.data.start or ()
+        tests = self.recipe.evaluation.tests
+        return [open_test(self.recipe, name, test, self.tokenizer, start) for _, name, test in tests]
+
+    def run_test(self, forward: Any, test: OpenedTest) -> dict[str, float]:
+        """Metrics of the one output of ``forward`` on a test of language models.
+
+        Raises:
+            StopNow: Any rank was asked to stop; on every rank.
+        """
+        whole = Collator(self.collate.pad_id, "tokens", multiple_of=self.collate.multiple_of)
+        (metrics,), _ = self._score(forward, test.samples, EndCollator(whole), test.scorer, in_pipeline=False)
+        return {f"{test.name}/{metric}": value for metric, value in metrics.items()}
+
     def evaluate(
         self, forward: Any, samples: Sequence[Sample] | None = None, *, in_pipeline: bool = False
     ) -> tuple[list[dict[str, float]], float]:
@@ -193,10 +215,27 @@ class Assembly:
         Raises:
             StopNow: Any rank was asked to stop; on every rank.
         """
+        scored = self.data.heldout if samples is None else samples
+        return self._score(forward, scored, self.collate, self.kind.scorer, in_pipeline=in_pipeline)
+
+    def _score(
+        self,
+        forward: Any,
+        samples: Sequence[Sample],
+        collate: Collator | EndCollator,
+        scorer: Scorer,
+        *,
+        in_pipeline: bool,
+    ) -> tuple[list[dict[str, float]], float]:
+        """Metrics of each output, and tokens per second.
+
+        Raises:
+            StopNow: Any rank was asked to stop; on every rank.
+        """
         self.stops.has_work(True)  # a batch may take long, and all see the request after it
         batches: Iterator[Batch] = evaluation_batches(
-            self.data.heldout if samples is None else samples,
-            self.collate,
+            samples,
+            collate,
             micro_batch_size=self.recipe.evaluation.micro_batch_size,
             rank=self.world.replica if in_pipeline else self.world.rank,
             world_size=self.world.num_replicas if in_pipeline else self.world.size,
@@ -204,7 +243,7 @@ class Assembly:
         return evaluate(
             forward,
             batches,
-            scorer=self.kind.scorer,
+            scorer=scorer,
             gather=self.world.gather,
             device=self.world.device,
             before_batch=self.stop_if_asked,

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from ted_ds.config.data import Data
 from ted_ds.config.distill import Distill
+from ted_ds.config.evaluation import Evaluation, StridedPerplexity
 from ted_ds.config.pair import Student, Teacher
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.section import Section, rule
@@ -82,18 +83,6 @@ class Filters(Section):
     def _identity_is_linear(self) -> Iterator[str]:
         if self.initialisation == "identity" and self.kind != "linear":
             yield "initialisation: identity goes with kind: linear"
-
-
-class Evaluation(Section):
-    """How much is scored, and when."""
-
-    every_steps: int | None = Field(default=None, gt=0)
-    """Also during training, after every so many steps; unset: when a phase is over."""
-
-    max_examples: int = Field(default=1000, gt=0)
-    """Held-out examples, or packed sequences, that are scored."""
-    micro_batch_size: int = Field(default=8, gt=0)
-    """Examples per rank and forward pass."""
 
 
 class Checkpoint(Section):
@@ -259,6 +248,19 @@ class Recipe(Section):
                 f"distill.divergence: {self.distill.divergence}: {self.task.kind} outputs are compared as numbers, not "
                 "as distributions; remove it"
             )
+
+    @rule
+    def _tests_fit_the_task(self) -> Iterator[str]:
+        taken = {*(self.data.apart or {}), *(["test"] if self.data.test else [])}
+        for within, name, test in self.evaluation.tests:
+            place = f"evaluation.{within}"
+            window = test.window or self.task.sequence_length
+            if not self.task.predicts_next_token:
+                yield f"{place}: a {self.task.kind} does not predict the next token of a text; remove it"
+            if name in taken:
+                yield f"{place}: metrics called {name}/... are those of data.{name}; use another name"
+            if isinstance(test, StridedPerplexity) and test.stride is not None and test.stride >= window:
+                yield f"{place}.stride: {test.stride} must be below the window ({window}), for something to go before"
 
     @rule
     def _the_best_is_scored_and_kept(self) -> Iterator[str]:

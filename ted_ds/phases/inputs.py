@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from ted_ds.config.data import by_older_name
 from ted_ds.config.redaction import without_secrets
 from ted_ds.config.schema import Recipe
-from ted_ds.data.reading.listing import DataListing
+from ted_ds.data.reading.listing import DataListing, list_source
 from ted_ds.output.phase_folder import MANIFEST
 from ted_ds.output.run_folders import RunFolders
 from ted_ds.planning.phase import Phase, training_of
@@ -27,6 +27,12 @@ UNDECIDING_DATA_KEYS: dict[str, Any] = {
     "test": True,  # decides the phase that scores it, alone
 }
 """What may change in ``data`` without a change in results."""
+
+PATHS_OF_TESTS: dict[str, Any] = {
+    key: {"__all__": {"sources": {"__all__": {"path"}}}} for key in ("perplexity", "last_word")
+}
+"""What may change in ``evaluation``: files are known by what they are."""
+UNDECIDING_KEYS: dict[str, Any] = {"data": UNDECIDING_DATA_KEYS, "evaluation": PATHS_OF_TESTS}
 
 
 class Settled(NamedTuple):
@@ -81,11 +87,21 @@ class Inputs:
         values = [source.model_dump(mode="json", exclude={"path"}) for source in data.test]
         return {"test": without_secrets(values), "test_files": self._settled.listing.test_identity()}
 
+    def language_tests(self) -> dict[str, Any]:
+        """The files of each test of language models; nothing where there are none.
+
+        Raises:
+            DataError: They cannot be read.
+        """
+        files = {
+            within: [list_source(source).identity() for source in test.sources]
+            for within, _, test in self.recipe.evaluation.tests
+        }
+        return {"language_tests": files} if files else {}
+
     def recipe_values(self, *sections: str) -> dict[str, Any]:
         """What sections of the recipe say, with what ``task.bos`` came to in its place."""
-        values = without_secrets(
-            self.recipe.model_dump(mode="json", include={*sections}, exclude={"data": UNDECIDING_DATA_KEYS})
-        )
+        values = without_secrets(self.recipe.model_dump(mode="json", include={*sections}, exclude=UNDECIDING_KEYS))
         if "data" in values:
             values["data"] = by_older_name(values["data"])
         if self._settled.start_tokens is not None:  # None, as in phases from before the setting, where nothing is added
