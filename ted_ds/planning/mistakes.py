@@ -148,8 +148,8 @@ def check_dropout(recipe: Recipe, teacher: ModelFacts | None, student: ModelFact
     """Whether models have the dropout that the recipe sets."""
     for side, facts in (("teacher", teacher), ("student", student)):
         section: Teacher | Student = getattr(recipe, side)
-        for what in section.dropout.given if facts is not None else ():
-            if not facts.family.dropout_keys(what, recipe.task.architecture):
+        for what in section.dropout.given:
+            if facts is not None and not facts.family.dropout_keys(what, recipe.task.architecture):
                 mistakes.add(
                     f"{side}.dropout.{what}",
                     f"a {facts.model_type} for {recipe.task.kind} has no such dropout; remove it",

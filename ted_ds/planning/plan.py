@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ted_ds.config.evaluation import lm_eval_mistakes
 from ted_ds.config.glue import filled_in
 from ted_ds.config.load import draft_mistakes, load_draft
 from ted_ds.config.schema import Recipe
@@ -149,6 +150,7 @@ def _lay_out(recipe: Recipe, rows_of: RowsOf, mistakes: Mistakes, *, num_ranks: 
         mistakes.add("output_dir", f"{recipe.output_dir} is a file; give a folder")
 
     check_tracking(recipe, mistakes)
+    mistakes.add("evaluation.lm_eval", *lm_eval_mistakes(recipe.evaluation.lm_eval))
     teacher_dir = mistakes.attempt("teacher.path", lambda: local_model(recipe.teacher.path))
     teacher = mistakes.attempt("teacher.path", lambda: read_model_facts(teacher_dir)) if teacher_dir else None
     student_dir, student = teacher_dir, None

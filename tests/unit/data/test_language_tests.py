@@ -144,6 +144,16 @@ def test_a_test_without_a_text_is_refused(recipe_file: Path) -> None:
             "teacher.path: evaluation.last_word.t.window is 999, but this model allows at most 64 tokens; lower it",
         ),
         (
+            ["evaluation.lm_eval=[a, a]"],
+            "evaluation: lm_eval: ['a', 'a'] has a task twice; name each once",
+        ),
+        (
+            ["evaluation.lm_eval=[lambada_openai]"],
+            "evaluation.lm_eval: the package lm-eval, which runs these tasks, is not installed here: pip install "
+            "'ted_ds[lm_eval]'; or remove them",
+        ),
+        (["evaluation.lm_eval=[/none.yaml]"], "evaluation.lm_eval: /none.yaml: no such task file"),
+        (
             ["evaluation.last_word={t: {sources: [{path: /none.jsonl}]}}"],
             "evaluation.last_word.t.sources[0].path: /none.jsonl: no such data file or folder",
         ),
