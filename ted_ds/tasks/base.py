@@ -246,13 +246,12 @@ class HeadKind(TaskKind[HeadTask]):
         """
         if not examples:
             return []
-        texts = [example.text for example in examples]
-        pairs = [example.second for example in examples] if self.num_texts > 1 else None
-        encoded = tokenizer(texts, pairs, truncation=True, max_length=self.task.max_length)
-        types = encoded.get("token_type_ids") if pairs is not None else None
+        sides = [[*side] for side in zip(*(example.texts for example in examples), strict=True)]
+        encoded = tokenizer(*sides, truncation=True, max_length=self.task.max_length)
+        types = encoded.get("token_type_ids") if len(sides) > 1 else None
         return [
             Sample(ids, example.label, token_types=own)
-            for ids, example, own in zip(encoded["input_ids"], examples, types or [None] * len(texts), strict=True)
+            for ids, example, own in zip(encoded["input_ids"], examples, types or [None] * len(examples), strict=True)
         ]
 
     def open_data(
