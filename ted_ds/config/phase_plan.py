@@ -38,7 +38,7 @@ class PhasePlan(Section):
     num_cycles: int | None = Field(default=None, gt=0)
     """``cosine_with_restarts``: how often it falls from the peak to 0."""
     power: float | None = Field(default=None, gt=0)
-    """``polynomial``: of the share of steps that are left, times which the rate falls; 1 is linear."""
+    """``polynomial``: the rate is the share of steps that are left to this power, from the peak down; 1 is linear."""
     end_learning_rate: float | None = Field(default=None, ge=0)
     """``polynomial``: what it falls to; unset: 0."""
     gradient_clipping: float = Field(default=1.0, ge=0)
