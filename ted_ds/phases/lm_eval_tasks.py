@@ -23,8 +23,8 @@ from ted_ds.planning.phase import EXPORT, Phase
 JOB = "ted_ds.phases.lm_eval_job"
 RESULTS_FILE = "lm_eval.json"
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""Variables by which lm-eval would take its process for one of several."""
+OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "OMPI_", "PMI_", "PMIX_", "MV2_")
+"""How variables begin by which lm-eval would take its process for one of several."""
 POLL_S = 0.2
 LAST_LINES = 5
 
@@ -105,7 +105,7 @@ def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
 def _start(job: Job, place: Path) -> subprocess.Popen[bytes]:
     settings = place / "settings.json"
     settings.write_text(json.dumps(dataclasses.asdict(job)), encoding="utf-8")
-    environment = {name: value for name, value in os.environ.items() if name not in OF_RANKS}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(OF_RANKS)}
     with (place / "log").open("wb") as log:
         return subprocess.Popen(  # noqa: S603 - a module of ours
             [sys.executable, "-m", JOB, str(settings)], env=environment, stdout=log, stderr=subprocess.STDOUT
