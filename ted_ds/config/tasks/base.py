@@ -23,6 +23,8 @@ class TaskSection(Section):
     """Of the models with their head, as transformers calls it: what follows ``AutoModelFor``."""
     has_lm_head: ClassVar[bool] = False
     """Whether that is an LM head, which came with the models; else one of its own in the place of it."""
+    predicts_next_token: ClassVar[bool] = False
+    """Whether its models can be tested as language models are."""
     packed: ClassVar[bool] = False
     """Whether the data are documents, packed into sequences; else rows of a labelled set, held in memory."""
     pooled: ClassVar[bool] = True

@@ -28,6 +28,7 @@ class CausalLm(TaskSection):
 
     architecture: ClassVar[str] = "CausalLM"
     has_lm_head: ClassVar[bool] = True
+    predicts_next_token: ClassVar[bool] = True
     packed: ClassVar[bool] = True
     pooled: ClassVar[bool] = False
     length_key: ClassVar[str] = "sequence_length"
