@@ -7,12 +7,13 @@ A chunk's logits turn into their own gradient in place. The plain twins are
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -49,8 +50,8 @@ class TeacherPredictions:
     """Of its LM head."""
     head_bias: Float[Tensor, " vocab"] | None
     temperature: float
-    weight: float
-    """Of the divergence in the weighted sum."""
+    weight: float | Float[Tensor, ""]
+    """Of the divergence in the weighted sum; a tensor where it hangs on the counts of a step."""
     num_shared_ids: int | None = None
     """The divergence is over the first so many ids: vocabularies of one family are padded to different sizes."""
     divergence: Divergence = KL
@@ -61,13 +62,16 @@ class VocabularyTargets:
     """What a student's predictions are held against."""
 
     labels: Int[Tensor, "*batch"]
-    """Where one is ignored, neither model's logits are computed."""
+    """Where one is ignored, there is no cross-entropy."""
     task_weight: float = 1.0
     teacher: TeacherPredictions | None = None
     max_chunk_bytes: int | None = None
     """For a chunk's logits; unset: what suits the device."""
+    predicted: Bool[Tensor, "*batch"] | None = None
+    """Where predictions are compared with the teacher's; None: where ``labels`` are kept. Neither model's logits are
+    computed where none of the two is wanted."""
     kept: KeptRows | None = None
-    """Where ``labels`` are kept, if that is known: to find it, the host waits for the device."""
+    """Where one of the two is wanted, if that is known: to find it, the host waits for the device."""
 
 
 def vocabulary_losses(
@@ -76,10 +80,11 @@ def vocabulary_losses(
     bias: Float[Tensor, " vocab"] | None,
     targets: VocabularyTargets,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
-    """``task_weight * CE + teacher.weight * D``, and the two sums over kept labels, for reports.
+    """``task_weight * CE + teacher.weight * D``, and the two sums, for reports.
 
-    ``CE`` is the sum of ``-log softmax(hidden weight^T + bias)[label]``, in nats, ``D`` that of the divergence of
-    ``softmax(student / T)`` from ``softmax(teacher / T)``, both accumulated in fp32. Gradient flows to ``hidden``,
+    ``CE`` is the sum of ``-log softmax(hidden weight^T + bias)[label]`` over kept labels, in nats, ``D`` that of the
+    divergence of ``softmax(student / T)`` from ``softmax(teacher / T)``, over what is predicted, both accumulated in
+    fp32. Gradient flows to ``hidden``,
     ``weight`` and ``bias``, from the first of the three alone, and once. 16-bit gradients of the weight are added up
     over chunks in fp32.
 
@@ -87,26 +92,54 @@ def vocabulary_losses(
         The weighted sum, with graph; the sum of the cross-entropies and that of the divergences (0 without a teacher),
         without.
     """
-    teacher = targets.teacher
-    rows = kept_rows(kept_labels(targets.labels)) if targets.kept is None else targets.kept.rows
-    labels = targets.labels.flatten() if rows is None else targets.labels.flatten().index_select(0, rows)
+    teacher, predicted = targets.teacher, targets.predicted
+    if targets.kept is None:
+        rows = kept_rows(kept_labels(targets.labels) if predicted is None else wanted(targets.labels, predicted))
+    else:
+        rows = targets.kept.rows
+    labels = select_rows(targets.labels.unsqueeze(-1), rows)
+    own_rows = None
+    if predicted is not None:
+        own_rows = _OwnRows(kept_labels(labels), select_rows(predicted.unsqueeze(-1), rows))
+        labels = labels.masked_fill(~own_rows.labelled, 0)
     with_grad = torch.is_grad_enabled()
     needs = tuple(with_grad and one is not None and one.requires_grad for one in (hidden, weight, bias))
+    dtype = compute_dtype(weight)
+    if teacher is not None and isinstance(teacher.weight, Tensor):
+        teacher = replace(teacher, weight=teacher.weight.to(exact_dtype(dtype)))
     job = _Job(
-        labels=labels,
+        labels=labels.squeeze(-1),
+        own_rows=own_rows,
         teacher_hidden=None if teacher is None else select_rows(teacher.hidden, rows),
         teacher=teacher,
         task_weight=targets.task_weight,
         needs=needs,
         max_chunk_bytes=targets.max_chunk_bytes or chunk_bytes(hidden.device),
-        dtype=compute_dtype(weight),
+        dtype=dtype,
     )
     return _VocabularyLosses.apply(select_rows(hidden, rows), weight, bias, job)
+
+
+def wanted(labels: Int[Tensor, "*batch"], predicted: Bool[Tensor, "*batch"]) -> Bool[Tensor, "*batch"]:
+    """Where logits are wanted: for a label, or to be compared with the teacher's."""
+    return kept_labels(labels) | predicted
+
+
+class _OwnRows(NamedTuple):
+    """Which of the rows each of the two losses has, where they differ."""
+
+    labelled: Bool[Tensor, "rows 1"]
+    predicted: Bool[Tensor, "rows 1"]
+
+    def part(self, rows: slice) -> _OwnRows:
+        return _OwnRows(self.labelled[rows], self.predicted[rows])
 
 
 @dataclass(frozen=True)
 class _Job:
     labels: Tensor
+    """0 where there is none."""
+    own_rows: _OwnRows | None
     teacher_hidden: Tensor | None
     teacher: TeacherPredictions | None
     task_weight: float
@@ -116,10 +149,13 @@ class _Job:
     dtype: torch.dtype
     """Of the products."""
 
-    @property
-    def unit(self) -> float:
+    @functools.cached_property
+    def unit(self) -> float | Tensor:
         """Gradients are computed for the weighted sum divided by this: near 1, where fp16 does not underflow."""
-        return max(self.task_weight, self.teacher.weight if self.teacher else 0.0) or 1.0
+        of_divergence = self.teacher.weight if self.teacher else 0.0
+        if isinstance(of_divergence, Tensor):
+            return of_divergence.clamp(min=self.task_weight or torch.finfo(of_divergence.dtype).tiny)
+        return max(self.task_weight, of_divergence) or 1.0
 
     @property
     def exact(self) -> torch.dtype:
@@ -188,7 +224,7 @@ def _walk(
             teacher_logits = teacher_buffer[: states.shape[0]]
             teacher_states = job.teacher_hidden[chunk].to(teacher_logits.dtype)
             _write_logits(teacher_logits, teacher_states, teacher.head_weight, teacher.head_bias)
-        sums += blocks.losses(logits, teacher_logits, job.labels[chunk], any(job.needs))
+        sums += blocks.losses(logits, teacher_logits, chunk, any(job.needs))
         if of_hidden is not None:
             torch.mm(logits, factor, out=of_hidden[chunk])
         if of_weight is not None:
@@ -231,35 +267,41 @@ class _Blocks:
         self._student = torch.empty(self._rows, vocab, dtype=job.exact, device=device)
         self._scratch, self._target = torch.empty_like(self._student), torch.empty_like(self._student)
 
-    def losses(self, logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, with_gradient: bool) -> Tensor:
-        """The sums of cross-entropy and divergence."""
+    def losses(self, logits: Tensor, teacher_logits: Tensor | None, chunk: slice, with_gradient: bool) -> Tensor:
+        """The sums of cross-entropy and divergence over a chunk of the rows."""
         sums = torch.zeros(2, dtype=self._job.exact, device=logits.device)
+        labels = self._job.labels[chunk]
+        own_rows = None if self._job.own_rows is None else self._job.own_rows.part(chunk)
         for rows in _slices(logits.shape[0], self._rows):
             student = self._student[: rows.stop - rows.start]
             student.copy_(logits[rows])
             student -= student.amax(-1, keepdim=True)
-            picked = student.gather(-1, labels[rows, None]).squeeze(-1)
+            picked = student.gather(-1, labels[rows, None])
+            of_each = None if own_rows is None else own_rows.part(rows)
+            of_task = self._job.task_weight / self._job.unit
+            if of_each is not None:
+                of_task = of_each.labelled * of_task
             if teacher_logits is None:
                 student.exp_()
                 norm = student.sum(-1, keepdim=True)
-                sums[0] += (norm.squeeze(-1).log() - picked).sum()
                 if with_gradient:
-                    student *= self._relative_task_weight / norm
+                    student *= of_task / norm
             else:
-                cross_entropies, divergences = self._with_teacher(student, teacher_logits[rows], picked)
-                sums[0] += cross_entropies.sum()
-                sums[1] += divergences.sum()
+                norm, divergences = self._with_teacher(student, teacher_logits[rows], of_task, of_each)
+                sums[1] += _sum_of(divergences, None if of_each is None else of_each.predicted)
+            sums[0] += _sum_of(norm.log() - picked, None if of_each is None else of_each.labelled)
             if with_gradient:
-                own = torch.full_like(picked, -self._relative_task_weight)
-                logits[rows] = student.scatter_add_(-1, labels[rows, None], own[:, None])
+                own = torch.full_like(picked, -1.0) * of_task
+                logits[rows] = student.scatter_add_(-1, labels[rows, None], own)
         return sums
 
-    @property
-    def _relative_task_weight(self) -> float:
-        return self._job.task_weight / self._job.unit
+    def _with_teacher(
+        self, student: Tensor, teacher_logits: Tensor, of_task: float | Tensor, of_each: _OwnRows | None
+    ) -> tuple[Tensor, Tensor]:
+        """The norm of the softmax and the divergence of each row, ``[rows, 1]``.
 
-    def _with_teacher(self, student: Tensor, teacher_logits: Tensor, picked: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy (given each label's logit) and divergence of each row; its gradient replaces ``student``."""
+        The gradient, but for that by the labels' own logits, replaces ``student``.
+        """
         teacher = self._job.teacher
         assert teacher is not None
         shared = slice(teacher.num_shared_ids)
@@ -275,13 +317,20 @@ class _Blocks:
             student_starts_at_0=own.shape[1] == student.shape[1],
         )
         of_divergence = teacher.weight / (self._job.unit * teacher.temperature)
-        divergences, slopes = teacher.divergence.compare(block, of_divergence)
+        if of_each is not None:
+            of_divergence = of_each.predicted * of_divergence
+        of_all = 1.0 if isinstance(of_divergence, Tensor) else of_divergence
+        divergences, slopes = teacher.divergence.compare(block, of_all)
         student.exp_()
         norm = student.sum(-1, keepdim=True)
-        student *= self._relative_task_weight / norm
+        student *= of_task / norm
         for values, factors in slopes:
-            own.addcmul_(values, factors)
-        return norm.squeeze(-1).log() - picked, divergences.squeeze(-1)
+            own.addcmul_(values, factors * of_divergence if isinstance(of_divergence, Tensor) else factors)
+        return norm, divergences
+
+
+def _sum_of(values: Tensor, rows: Tensor | None) -> Tensor:
+    return values.sum() if rows is None else torch.where(rows, values, torch.zeros_like(values)).sum()
 
 
 def _slices(length: int, size: int) -> Iterator[slice]:

@@ -58,6 +58,8 @@ class Case:
             self.labels[torch.rand(2, num_tokens, generator=generator) < 0.4] = -100
         elif keep == "none":
             self.labels[:] = -100
+        self.predicted: Tensor | None = None
+        """Where the divergence is, where that is not where labels are kept."""
 
     @property
     def trained(self) -> list[Tensor]:
@@ -72,9 +74,10 @@ class Case:
         size: int,
         divergence: str = "kl",
     ) -> Any:
-        learned_from = (self.teacher_hidden, self.teacher_weight, None, temperature, weights[1], shared)
+        weight = weights[1] if self.predicted is None else torch.tensor(weights[1], dtype=torch.float64)
+        learned_from = (self.teacher_hidden, self.teacher_weight, None, temperature, weight, shared)
         teacher = TeacherPredictions(*learned_from, make_divergence(divergence, DIVERGENCES[divergence]))
-        return VocabularyTargets(self.labels, weights[0], teacher, max_chunk_bytes=size)
+        return VocabularyTargets(self.labels, weights[0], teacher, max_chunk_bytes=size, predicted=self.predicted)
 
     def fused(
         self,
@@ -105,9 +108,10 @@ class Case:
         logits = F.linear(hidden, weight, bias[0] if bias else None)
         teacher_logits = F.linear(self.teacher_hidden.double(), self.teacher_weight.double())
         kept = kept_labels(self.labels)
+        predicted = kept if self.predicted is None else self.predicted
         # (the plain losses are fp32; these are their formulas in fp64)
         task = F.cross_entropy(logits[kept], self.labels[kept], reduction="sum")
-        mine, theirs = (one[kept][:, :shared] / temperature for one in (logits, teacher_logits))
+        mine, theirs = (one[predicted][:, :shared] / temperature for one in (logits, teacher_logits))
         total = plain_divergence(divergence, DIVERGENCES[divergence], theirs, mine).sum()
         weighted = weights[0] * task + weights[1] * total
         return [weighted, task, total], list(torch.autograd.grad(1.3 * weighted, leaves))
@@ -133,6 +137,30 @@ def test_sums_and_gradients_are_those_of_all_logits(num_tokens, keep, dtype):
 def test_the_size_of_a_chunk_changes_nothing(size, dtype):
     case = Case(47, dtype=dtype)
     assert_same(case.fused(size=size), case.plain(), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("where", ["everywhere", "fewer", "others", "nowhere", "as labels"])
+def test_the_two_losses_may_be_of_different_rows(where, dtype, divergence):
+    case = Case(47, dtype=dtype)
+    kept, some = kept_labels(case.labels), torch.rand(2, 47, generator=torch.Generator().manual_seed(1)) < 0.5
+    case.predicted = {
+        "everywhere": torch.ones_like(kept),
+        "fewer": kept & some,
+        "others": ~kept,
+        "nowhere": torch.zeros_like(kept),
+        "as labels": kept,
+    }[where]
+    assert_same(case.fused(divergence=divergence), case.plain(divergence=divergence), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0), (1e-3, 40.0), (40.0, 1e-3), (0.0, 0.0)])
+def test_any_weights_where_the_two_losses_are_of_different_rows(weights):
+    case = Case(13, bias=True, teacher_vocab=40)
+    case.labels.clamp_(max=28)
+    case.predicted = torch.rand(2, 13, generator=torch.Generator().manual_seed(2)) < 0.5
+    assert_same(case.fused(weights=weights, shared=29), case.plain(weights=weights, shared=29), 1e-12)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 5.0])
@@ -225,6 +253,20 @@ def test_gradcheck(bias):
 def test_what_is_not_kept_is_never_read():
     case = Case(23)
     ignored = case.labels == -100
+    expected = case.plain()
+    with torch.no_grad():
+        case.hidden[ignored] = torch.nan
+        case.teacher_hidden[ignored] = torch.inf
+    sums, gradients = case.fused()
+    assert_same((sums, gradients), expected, 1e-12)
+    assert gradients[0][ignored].abs().max() == 0
+
+
+def test_what_neither_of_two_losses_wants_is_never_read():
+    case = Case(23)
+    case.predicted = torch.zeros_like(case.labels, dtype=torch.bool)
+    case.predicted[0] = True
+    ignored = (case.labels == -100) & ~case.predicted
     expected = case.plain()
     with torch.no_grad():
         case.hidden[ignored] = torch.nan
