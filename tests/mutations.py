@@ -195,7 +195,7 @@ MUTATIONS = {
         "a label's no is taken for a second yes",
     ),
     "vocabulary_chunks": Mutation(
-        "numerics/vocabulary.py",
+        "numerics/chunks.py",
         "beta=0 if is_first else 1",
         "beta=0",
         "the head learns from the last chunk alone",

@@ -15,6 +15,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     PreTrainedTokenizerFast,
 )
 
@@ -31,6 +32,8 @@ SPECIAL_TOKENS = {
 WORDS = tuple(consonant + vowel for consonant in "bcdfghjklmnprstvwyz" for vowel in "aeiou")
 VOCAB_SIZE = len(SPECIAL_TOKENS) + len(WORDS)
 ENCODERS = ("bert", "deberta-v2")
+LM_FAMILIES = {"causal_lm": "llama", "masked_lm": "bert"}
+"""The family of a teacher whose kind of task has an LM head."""
 LABELS = ("negative", "positive")
 WORD_LABELS = ("O", "B-NAME", "I-NAME")
 MAX_POSITIONS = 64
@@ -41,15 +44,22 @@ def distill_plan(**settings: Any) -> Distill:
     return Distill(max_steps=1, learning_rate=1.0, global_batch_size=1, micro_batch_size=1, **settings)
 
 
-def write_tokenizer(folder: Path, words: Sequence[str] = WORDS, *, encoder: bool = False) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer of the special tokens and ``words``; an ``encoder``'s texts become [CLS] ... [SEP]."""
+def write_tokenizer(
+    folder: Path, words: Sequence[str] = WORDS, *, encoder: bool = False, masks: bool = False
+) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer of the special tokens and ``words``; an ``encoder``'s texts become [CLS] ... [SEP].
+
+    One that ``masks`` has a mask token in the place of the last word.
+    """
+    roles = {**SPECIAL_TOKENS, **({"mask_token": "[MASK]"} if masks else {})}
+    words = [*words[:-1], "[MASK]"] if masks else words
     vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS.values(), *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL_TOKENS["unk_token"]))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     if encoder:
         ends = [(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
         tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL_TOKENS)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles)
     fast.save_pretrained(folder)
     return fast
 
@@ -100,7 +110,7 @@ def write_model(
     seed: int = 0,
     **changes: Any,
 ) -> Path:
-    """A random model and its tokenizer: a classifier with ``labels``, else a causal LM or a bare encoder."""
+    """A random model and its tokenizer: a classifier with ``labels``, else a causal or masked LM or a bare encoder."""
     if labels is not None:
         changes |= {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
         if architecture == "TokenClassification":
@@ -108,11 +118,11 @@ def write_model(
     config = model_config(family, blocks=blocks, hidden=hidden, vocab=vocab, **changes)
     auto = getattr(transformers, f"AutoModelFor{architecture}") if labels is not None else AutoModelForCausalLM
     if labels is None and family in ENCODERS:
-        auto = AutoModel
+        auto = AutoModelForMaskedLM if architecture == "MaskedLM" else AutoModel
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         auto.from_config(config).save_pretrained(folder)
-    write_tokenizer(folder, encoder=family in ENCODERS)
+    write_tokenizer(folder, encoder=family in ENCODERS, masks=architecture == "MaskedLM")
     return folder
 
 
@@ -189,7 +199,7 @@ def recipe_dict(folder: Path, *, kind: str = "causal_lm", method: str = "ted", s
 
 def task_dict(kind: str) -> dict[str, Any]:
     """A minimal valid ``task`` section of any kind."""
-    if kind == "causal_lm":
+    if kind in LM_FAMILIES:
         return {"kind": kind, "sequence_length": 16}
     return {"kind": kind, "max_length": 16, **head_dict(kind)}
 
@@ -210,8 +220,9 @@ def write_recipe(path: Path, recipe: dict[str, Any]) -> Path:
 def write_run(folder: Path, *, kind: str = "causal_lm", family: str | None = None, method: str = "ted") -> Path:
     """All a tiny run needs, in ``folder``: teacher of 4 blocks, data, and the recipe, whose path is returned."""
     folder.mkdir(parents=True, exist_ok=True)
-    if kind == "causal_lm":
-        write_model(folder / "teacher", family or "llama")
+    if kind in LM_FAMILIES:
+        architecture = "MaskedLM" if kind == "masked_lm" else "CausalLM"
+        write_model(folder / "teacher", family or LM_FAMILIES[kind], architecture=architecture)
         write_corpus(folder / "train.jsonl")
     else:
         (labels,) = head_dict(kind).values()

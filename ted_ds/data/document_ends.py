@@ -17,6 +17,8 @@ PROBES = ("a", "the", "0", "é", "的", "а", "あ", "ا")
 NUM_PROBED_TOKENS = 2000
 
 
+ENDS = ("sep_token", "eos_token", "pad_token")
+"""What may end a document, the best first; the first is that of encoders."""
 WHY = {"auto": "as the tokenizer's own encode does", "always": "task.bos: always", "never": "task.bos: never"}
 """Why documents start as they do, by the setting."""
 
@@ -31,12 +33,13 @@ class Ends(NamedTuple):
     in_words: str
 
 
-def ends_of(tokenizer: TokenizerTraits, bos: BosSetting | None) -> Ends:
+def ends_of(tokenizer: TokenizerTraits, bos: BosSetting | None, *, own_end: bool = False) -> Ends:
     """What stands around each text.
 
     Args:
         tokenizer: With a ``backend``, or loaded.
         bos: The recipe's for the documents of a corpus; None for the texts of a labelled task.
+        own_end: Whether documents end as the tokenizer's own encode ends a text; else with its end token.
 
     Raises:
         CheckpointError: It gives no tokens.
@@ -44,8 +47,8 @@ def ends_of(tokenizer: TokenizerTraits, bos: BosSetting | None) -> Ends:
     """
     start, end = own_ends(tokenizer)
     if bos is not None:
-        separator = separator_id(tokenizer)
         start = choose_start(bos, added=start, bos=tokenizer.role_id("bos_token"))
+        separator = end[-1] if own_end and end else separator_id(tokenizer, ENDS if own_end else ENDS[1:])
         end = () if separator is None else (separator,)
     names = {index: token for token, index in tokenizer.vocabulary.items()}
     before, behind = (" ".join(f"{names.get(index)!r} ({index})" for index in ids) or "nothing" for ids in (start, end))
@@ -62,9 +65,9 @@ def own_ends(tokenizer: TokenizerTraits) -> tuple[tuple[int, ...], tuple[int, ..
     return added_around(tokenizer.encode, probes(tokenizer.vocabulary, specials, tokenizer.decode))
 
 
-def separator_id(tokenizer: TokenizerTraits) -> int | None:
-    """The id that ends each document of a corpus: the end token's, or else the padding's; None where it has neither."""
-    return tokenizer.role_id("eos_token" if "eos_token" in tokenizer.roles else "pad_token")
+def separator_id(tokenizer: TokenizerTraits, roles: Sequence[str]) -> int | None:
+    """The id that ends each document of a corpus: of the first of the roles that it has; None where it has none."""
+    return tokenizer.role_id(next((role for role in roles if role in tokenizer.roles), roles[-1]))
 
 
 def added_around(encode: Encode, texts: Iterator[str]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+UNLABELLED = -100
+"""What transformers puts where a label is ignored."""
 Label = int | Sequence[float]
 """A class id; a number for each of the model's outputs, NaN for a target that a row does not have; or a class id for
 each token."""
@@ -17,7 +19,7 @@ class Sample:
 
     input_ids: list[int]
     label: Label | None = None
-    """None where the labels are the tokens themselves."""
+    """None where the labels are the next tokens, or there are none."""
     document_lengths: Sequence[int] = ()
     """Tokens of each document in a packed sequence."""
     index: int = -1

@@ -5,6 +5,8 @@ task                              task loss                              predict
 ================================  =====================================  ==========================================
 ``causal_lm``                     cross-entropy per kept token           divergence over the vocabulary, per kept
                                                                          token
+``masked_lm``                     cross-entropy per masked token         divergence over the vocabulary, per masked
+                                                                         token
 ``sequence_classification``       cross-entropy per kept example         divergence over the labels, per kept
                                                                          example
 ``soft_label_classification``     cross-entropy to the given             the same
@@ -17,7 +19,8 @@ task                              task loss                              predict
 ================================  =====================================  ==========================================
 
 The task loss counts what has a label, the prediction term what has tokens: an example without a label (or, of several
-targets, without that one) still learns from the teacher. In ``causal_lm`` both count the tokens that have a next one.
+targets, without that one) still learns from the teacher. In ``causal_lm`` both count the tokens that have a next one,
+in ``masked_lm`` those that are to be found out.
 
 The divergence is the KL, or another of :mod:`ted_ds.numerics.divergences`.
 
@@ -108,6 +111,7 @@ def _of_rows_with_tokens(labels: Tensor, kept_tokens: Tensor) -> Tensor:
 
 
 CAUSAL_LM = TaskTerms(cross_entropy_sum, predicted=lambda labels, _kept_tokens: kept_labels(labels), counts_apart=False)
+MASKED_LM = CAUSAL_LM
 SEQUENCE_CLASSIFICATION = TaskTerms(cross_entropy_sum)
 SOFT_LABEL_CLASSIFICATION = TaskTerms(soft_cross_entropy_sum, kept=lambda labels: kept_labels(labels).all(-1))
 MULTI_LABEL_CLASSIFICATION = TaskTerms(binary_cross_entropy_sum, Law.BERNOULLI, predicted=_of_rows_with_tokens)

@@ -17,7 +17,7 @@ from ted_ds.data.samples import Rows
 from ted_ds.data.sources import is_remote, locate, names_hub
 from ted_ds.errors import TedError
 from ted_ds.launching.starters import Told
-from ted_ds.models.families import CAUSAL_LM_TYPES
+from ted_ds.models.families import types_of
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.rope_rules import KNOWN_RULES
 
@@ -139,8 +139,15 @@ def check_model(recipe: Recipe, facts: ModelFacts, where: str, mistakes: Mistake
 
 
 def _model_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
-    if recipe.task.has_lm_head and facts.family.lm_head_path is None:
-        yield f"a {facts.model_type} is no causal LM; use one of {', '.join(CAUSAL_LM_TYPES)}"
+    wanted = recipe.task.architecture
+    if recipe.task.has_lm_head and facts.family.language_model != wanted:
+        kind = f"{wanted.removesuffix('LM').lower()} LM"
+        yield f"a {facts.model_type} is no {kind}; use one of {', '.join(types_of(wanted))}"
+    elif recipe.task.has_lm_head and facts.switched_off is not None:
+        yield (
+            f"its config.json has {facts.switched_off}: false, and such an LM head is not known here; set it to true "
+            "and fine-tune a new one (teacher.finetune, student.finetune)"
+        )
     if recipe.attention not in ("auto", *facts.family.attention):
         yield f"a {facts.model_type} has no {recipe.attention} attention; use attention: auto"
     key = recipe.task.length_key

@@ -8,6 +8,7 @@ from typing import Any
 from ted_ds.config import tasks as sections
 from ted_ds.tasks.base import TaskKind
 from ted_ds.tasks.causal_lm import CausalLmKind
+from ted_ds.tasks.masked_lm import MaskedLmKind
 from ted_ds.tasks.multi_label_classification import MultiLabelClassificationKind
 from ted_ds.tasks.regression import RegressionKind
 from ted_ds.tasks.sequence_classification import SequenceClassificationKind
@@ -17,6 +18,7 @@ from ted_ds.tasks.token_classification import TokenClassificationKind
 AnyKind = TaskKind[Any]
 KINDS: Mapping[type[sections.TaskSection], type[AnyKind]] = {
     sections.CausalLm: CausalLmKind,
+    sections.MaskedLm: MaskedLmKind,
     sections.SequenceClassification: SequenceClassificationKind,
     sections.SoftLabelClassification: SoftLabelClassificationKind,
     sections.MultiLabelClassification: MultiLabelClassificationKind,

@@ -165,6 +165,8 @@ def is_allowed(values: dict[str, Any]) -> bool:
         (values.get("stage") == 0 and values.get("precision") == "bf16")  # DeepSpeed steps Adam at start-up there
         or (encoder and values.get("side") == "left")  # reads position 0
         or (encoder and values.get("kind") == "causal_lm")
+        or (not encoder and values.get("kind") == "masked_lm" and "family" in values)
+        or (values.get("side") == "left" and values.get("kind") == "masked_lm")
         or (values.get("packed") and values.get("kind", "causal_lm") != "causal_lm")
         or (values.get("packed") and encoder)
     )
@@ -281,6 +283,7 @@ def label_of(kind: str, index: int, length: int) -> Any:
         "soft_label_classification": [share, 1 - share],
         "multi_label_classification": [float(index % 2), float(index % 3 == 0)],
         "regression": [share - 0.3, 2.0 * share],
+        "masked_lm": [-100 if place % 3 == 1 else 5 + (7 * index + place) % 90 for place in range(length)],
         "token_classification": [-100 if place % 3 == 1 else (index + place // 2) % 2 for place in range(length)],
     }[kind]
 
@@ -310,7 +313,7 @@ def write_models(folder: Path, setup: Setup) -> Path:
     place, size = place_of(folder, setup), setup.size
     if not place.exists():
         # two outputs serve every kind of task with a head
-        labels = LABELS if setup.kind != "causal_lm" else None
+        labels = None if OF_NAME[setup.kind].task.has_lm_head else LABELS
         longest = {"n_positions" if setup.family == "gpt2" else "max_position_embeddings": size.positions}
         # a standard deviation of 0.1 suits the tiny; what a block adds grows with the width
         spread = {"initializer_range": 0.1 * (HIDDEN / size.hidden) ** 0.5}
@@ -338,7 +341,7 @@ def make_bank(size: Size, layers: Sequence[int], seed: int) -> FilterBank:
 def make_probes(place: Path, setup: Setup) -> Any:
     size = setup.size
     bank = make_bank(size, size.teacher_layers, 13)
-    if setup.kind == "causal_lm":
+    if OF_NAME[setup.kind].task.has_lm_head:
         return lm_probes(
             bank, dim=size.filter_dim, model_path=place / "teacher", kind="frozen", dtype=DTYPES[setup.precision]
         )
@@ -434,7 +437,7 @@ def run_all(world: Any, folder: Path, groups: list[tuple[Setup, list[Layout]]]) 
 
 def plain_task(kind: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The task loss of the whole batch, by torch's own losses; 0 where every label is ignored."""
-    if kind in ("causal_lm", "sequence_classification", "token_classification"):
+    if kind in ("causal_lm", "masked_lm", "sequence_classification", "token_classification"):
         kept = labels != -100
         return F.cross_entropy(logits[kept], labels[kept]) if kept.any() else logits.sum() * 0
     kept = ~labels.isnan().any(-1)
@@ -516,7 +519,7 @@ def reference(
         else:
             logits, features = module(inputs)
             # a text without a label still learns from the teacher
-            of_tokens = kind in ("causal_lm", "token_classification")
+            of_tokens = kind in ("causal_lm", "masked_lm", "token_classification")
             kept = labels != -100 if of_tokens else torch.ones(len(labels), dtype=torch.bool)
             with torch.no_grad():
                 wanted = teacher_bank(states)
@@ -553,7 +556,7 @@ def one_batch(kind: str, rows: list[Sample]) -> tuple[dict[str, torch.Tensor], t
     if kind == "causal_lm":
         labels = torch.full_like(ids, -100)
         labels[:, :-1] = torch.where(mask[:, 1:].bool(), ids[:, 1:], -100)
-    elif kind == "token_classification":
+    elif kind in ("masked_lm", "token_classification"):
         labels = torch.full_like(ids, -100)
         for own, row in zip(labels, rows, strict=True):
             own[: len(row.input_ids)] = torch.tensor(-100 if row.label is None else row.label)

@@ -83,7 +83,7 @@ def load_tapped(folder: Path, kind: str, layers: tuple[int, ...], *, shard: Any 
     model, _ = load_model(
         folder,
         LoadSettings(DTYPES[precision], sharded_loading(shard) if shard else contextlib.nullcontext()),
-        head=None if kind == "causal_lm" else {"num_labels": len(LABELS)},
+        head=None if task.has_lm_head else {"num_labels": len(LABELS)},
         architecture=task.architecture,
     )
     return TappedModel(model, family_of(model.config.model_type), layers, pooled=task.pooled)

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from ted_ds.config.schema import Recipe
-from ted_ds.config.tasks import CausalLm
 from ted_ds.data.loader import Batch, Collator
 from ted_ds.data.samples import Sample
 from ted_ds.models.families import family_of
@@ -32,21 +31,22 @@ KL_WEIGHT = 0.7
 NUM_OUTPUTS = 3
 SOFTENED = (
     "causal_lm",
+    "masked_lm",
     "token_classification",
     "sequence_classification",
     "soft_label_classification",
     "multi_label_classification",
 )
 KINDS = (*SOFTENED, "regression")
-OF_TOKENS = ("causal_lm", "token_classification")
+OF_TOKENS = ("causal_lm", "masked_lm", "token_classification")
 # fp32 against fp64; the worst difference seen was 5e-8, and 3.4e-7 of the largest gradient
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-7}
 
 
 def model_of(kind: str, *, seed: int, vocab: int = VOCAB_SIZE) -> TappedModel:
     family = "llama" if kind == "causal_lm" else "bert"
-    changes = {} if kind == "causal_lm" else {"num_labels": NUM_OUTPUTS}
     task = OF_NAME[kind].task
+    changes = {} if task.has_lm_head else {"num_labels": NUM_OUTPUTS}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         # large weights: predictions that are far from uniform, and teacher and student far apart
@@ -62,6 +62,7 @@ LABELS_OF = {
     "multi_label_classification": [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 1.0]],
     "regression": [[0.5, -100.0, 2.0], [1.0, 0.0, 3.0], [0.1, 0.2, 0.3]],
     "token_classification": [[-100, 2, -100, 0, 1, 1], [2, -100, 0], [-100, 1, 0, -100]],
+    "masked_lm": [[-100, 6, -100, 8, 9, -100], [-100] * 3, [14, -100, -100, 17]],
 }
 
 
@@ -290,6 +291,7 @@ def test_no_metric_is_called_a_kl_that_is_none() -> None:
         "multi_label_classification": "loss/bernoulli_kl_teacher_student",
         "regression": "loss/squared_teacher_student",
         "token_classification": "loss/kl_teacher_student",
+        "masked_lm": "loss/kl_teacher_student",
     }
     for kind, name in names.items():
         run = Run(kind)
@@ -355,6 +357,7 @@ def test_a_regression_of_one_output_learns_from_its_teacher() -> None:
         ("multi_label_classification", 9),
         ("regression", 9),
         ("token_classification", 4 + 2 + 2),
+        ("masked_lm", 3 + 0 + 2),
     ],
 )
 def test_terms_are_divided_by_what_they_run_over(kind: str, count: int) -> None:
@@ -470,11 +473,13 @@ def test_a_recipes_batches_and_head_are_those_of_its_kind_of_task(tmp_path: Path
     assert collate.isolate_documents == (kind == "causal_lm")
     labels = {
         "causal_lm": "tokens",
+        "masked_lm": "token_classes",
         "token_classification": "token_classes",
         "sequence_classification": "class",
     }.get(kind, "numbers")
     assert collate.labels == labels
-    if isinstance(validated.task, CausalLm):
+    if validated.task.has_lm_head:
+        assert own.head_config is None
         return
     head = own.head_config
     assert head is not None

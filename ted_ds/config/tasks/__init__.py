@@ -7,7 +7,8 @@ A section says, without torch, what planning, data and models ask of a kind of t
 from __future__ import annotations
 
 from ted_ds.config.tasks.base import BosSetting, TaskSection
-from ted_ds.config.tasks.language import CausalLm, Packing
+from ted_ds.config.tasks.language import CausalLm, DocumentTask, MaskedLm, Packing
+from ted_ds.config.tasks.masking import Masking
 from ted_ds.config.tasks.texts import (
     MultiLabelClassification,
     Regression,
@@ -21,12 +22,15 @@ HeadTask = (
     SequenceClassification | SoftLabelClassification | MultiLabelClassification | Regression | TokenClassification
 )
 """Tasks whose models end in a head of their own, in place of the LM head."""
-Task = HeadTask | CausalLm
+Task = HeadTask | CausalLm | MaskedLm
 
 __all__ = [
     "BosSetting",
     "CausalLm",
+    "DocumentTask",
     "HeadTask",
+    "MaskedLm",
+    "Masking",
     "MultiLabelClassification",
     "Packing",
     "Regression",
