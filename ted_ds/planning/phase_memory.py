@@ -9,7 +9,8 @@ from typing import Any
 
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.schema import Filters, Recipe
-from ted_ds.models.files import ModelFacts, Parameters
+from ted_ds.models.files import ModelFacts
+from ted_ds.models.parameters import Parameters
 from ted_ds.planning.memory import (
     ITEM_BYTES,
     Trained,
