@@ -73,7 +73,7 @@ MUTATIONS = {
     ),
     "feature_mask": Mutation(
         "data/loader.py",
-        "kept_rows(self.kept_tokens)",
+        "kept_rows(self.matched_tokens)",
         "kept_rows(self.attention_mask.bool())",
         "the token an empty row attends to is matched",
     ),

@@ -132,6 +132,7 @@ class Assembly:
                 has_trained=trained is not None,
                 labels_are_numbers=self.collate.labels == "numbers",
                 isolated=self.collate.isolate_documents,
+                masks=self.collate.masks,
             ),
         )
         try:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ted_ds.data.samples import Sample
+from ted_ds.data.samples import Label, Sample
 from ted_ds.numerics.chunks import kept_rows
 from ted_ds.numerics.losses import IGNORED_LABEL, kept_labels
 
@@ -38,6 +38,10 @@ class Batch:
     """Whether documents in one row are kept apart."""
     samples: tuple[int, ...] = ()
     """The place of each row's example in a labelled training set; -1 for an empty row, or without such a set."""
+    predicted: Bool[Tensor, "batch seq"] | None = None
+    """True where predictions are compared with the teacher's; None where that follows from the other tensors."""
+    matched: Bool[Tensor, "batch seq"] | None = None
+    """True for tokens whose states are compared with the teacher's; None for all that are kept."""
     _rows: dict[str, Tensor | None] = field(default_factory=dict, init=False, repr=False, compare=False)
     """Which are kept, once that was found."""
 
@@ -46,15 +50,21 @@ class Batch:
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         moved = replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
         # found here: to find them there, the host would wait for the device in every microbatch
-        for name, rows in (("tokens", self.token_rows), ("labels", self.label_rows)):
+        of_outputs = {} if self.predicted is None else {"outputs": self.output_rows}
+        for name, rows in {"tokens": self.token_rows, "labels": self.label_rows, **of_outputs}.items():
             moved._rows[name] = None if rows is None else rows.to(device, non_blocking=True)
         return moved
 
     @property
+    def matched_tokens(self) -> Bool[Tensor, "batch seq"]:
+        """True for tokens whose states are compared with the teacher's."""
+        return self.kept_tokens if self.matched is None else self.matched
+
+    @property
     def token_rows(self) -> Int[Tensor, " kept"] | None:
-        """Which of the flattened tokens are kept; None for all."""
+        """Which of the flattened tokens have states that are compared; None for all."""
         if "tokens" not in self._rows:
-            self._rows["tokens"] = kept_rows(self.kept_tokens)
+            self._rows["tokens"] = kept_rows(self.matched_tokens)
         return self._rows["tokens"]
 
     @property
@@ -63,6 +73,15 @@ class Batch:
         if "labels" not in self._rows:
             self._rows["labels"] = kept_rows(kept_labels(self.labels))
         return self._rows["labels"]
+
+    @property
+    def output_rows(self) -> Int[Tensor, " kept"] | None:
+        """Which of the flattened labels are kept, or stand where predictions are compared; None for all."""
+        if self.predicted is None:
+            return self.label_rows
+        if "outputs" not in self._rows:
+            self._rows["outputs"] = kept_rows(kept_labels(self.labels) | self.predicted)
+        return self._rows["outputs"]
 
     @property
     def inputs(self) -> dict[str, Tensor]:
@@ -77,6 +96,14 @@ class Batch:
         if self.position_ids is not None:
             inputs["position_ids"] = self.position_ids
         return inputs
+
+
+class OfCompletions(NamedTuple):
+    """Which terms run over completions alone; the others run over all tokens."""
+
+    task: bool
+    predictions: bool
+    features: bool
 
 
 @dataclass(frozen=True)
@@ -97,6 +124,16 @@ class Collator:
     """Pad to the longest, rounded up to a multiple of this."""
     isolate_documents: bool = False
     """Keep documents of one row apart: positions start again, and none predicts the first token of the next."""
+    of_completions: OfCompletions | None = None
+    """Where a sample's label says which of its tokens are completions: the first of each, and that behind its last."""
+
+    @property
+    def masks(self) -> tuple[str, ...]:
+        """The masks that its batches have beside those that all have."""
+        terms = self.of_completions
+        if terms is None:
+            return ()
+        return (*["predicted"][: terms.predictions != terms.task], *["matched"][: terms.features])
 
     def __call__(self, samples: Sequence[Sample | None]) -> Batch:
         """Pad to one length; a ``None`` is a row of one padding token of which nothing is kept."""
@@ -105,6 +142,7 @@ class Collator:
         # filled in NumPy, which takes a list and a short slice in a tenth of torch's time
         ids, kept = np.full(shape, self.pad_id, dtype=np.int64), np.zeros(shape, dtype=bool)
         of_tokens, positions = np.full(shape, IGNORED_LABEL, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        completes = np.zeros(shape, dtype=bool)
         for row, sample in enumerate(samples):
             own = sample.input_ids if sample else []
             end = shape[1] if self.side == "left" else len(own)
@@ -116,8 +154,15 @@ class Collator:
                     of_tokens[row, start : start + length - 1] = ids[row, start + 1 : start + length]
                 positions[row, start : start + length] = np.arange(length)
                 start += length
+            if self.of_completions is not None and sample is not None:
+                # as labels stand: one place before their tokens
+                for first, behind in _pairs(sample.label):
+                    completes[row, max(end - len(own) + first - 1, 0) : end - len(own) + behind - 1] = True
             if self.labels == "token_classes" and sample is not None and sample.label is not None:
                 of_tokens[row, end - len(own) : end] = np.asarray(sample.label)[: len(own)]
+        masks: dict[str, Tensor] = {}
+        if self.of_completions is not None:
+            of_tokens, masks = self._for_terms(self.of_completions, of_tokens, completes)
         input_ids, kept_tokens, token_labels, position_ids = map(torch.from_numpy, (ids, kept, of_tokens, positions))
         attention_mask = kept_tokens.long()
         attention_mask[~kept_tokens.any(1), -1 if self.side == "left" else 0] = 1  # no key at all: softmax is NaN
@@ -130,7 +175,19 @@ class Collator:
             position_ids if positions_differ else None,
             self.isolate_documents,
             tuple(-1 if sample is None else sample.index for sample in samples),
+            **masks,
         )
+
+    def _for_terms(
+        self, alone: OfCompletions, of_tokens: np.ndarray, completes: np.ndarray
+    ) -> tuple[np.ndarray, dict[str, Tensor]]:
+        """The labels of the task term, and the masks of the others."""
+        follows = of_tokens != IGNORED_LABEL
+        completes &= follows
+        predicted, matched = (completes if one else follows for one in (alone.predictions, alone.features))
+        masks = {"predicted": torch.from_numpy(predicted), "matched": torch.from_numpy(matched)}
+        labels = np.where(completes, of_tokens, IGNORED_LABEL) if alone.task else of_tokens
+        return labels, {name: masks[name] for name in self.masks}
 
     def _pieces(self, sample: Sample | None) -> Sequence[int]:
         if sample is None:
@@ -144,6 +201,13 @@ class Collator:
         if self.labels == "class":
             return torch.tensor([IGNORED_LABEL if label is None else label for label in given])
         return torch.tensor([[math.nan] * self.num_outputs if label is None else label for label in given])
+
+
+def _pairs(spans: Label | None) -> Iterator[tuple[int, int]]:
+    """Of numbers that stand together in twos."""
+    assert isinstance(spans, Sequence)
+    numbers = map(int, spans)
+    return zip(numbers, numbers, strict=True)
 
 
 def evaluation_batches(

@@ -50,8 +50,8 @@ class LossWeights:
     """How a student's predictions are weighed."""
 
     task: float = 1.0
-    prediction: float = 0.0
-    """With the square of the temperature in it, where that belongs."""
+    prediction: float | Tensor = 0.0
+    """With the square of the temperature in it, where that belongs; a tensor where it hangs on the counts of a step."""
     temperature: float = 1.0
     num_shared_ids: int | None = None
     """Of a vocabulary, the first so many that both models have."""
@@ -62,7 +62,7 @@ class PredictionLosses:
     """Sums: of the task loss over what has a label, of the prediction term over what the teacher predicts."""
 
     weighted: Tensor
-    """With graph: of the task loss, and of all that shares its count."""
+    """With graph: of the task loss, and of all that is divided by its count."""
     task: Tensor
     prediction: Tensor | None = None
     """None without a teacher."""
@@ -87,6 +87,21 @@ class Labelled(Protocol):
     def label_rows(self) -> Tensor | None:
         """Which of the flattened labels are kept; None for all."""
         ...
+
+    @property
+    def predicted(self) -> Tensor | None:
+        """Where predictions are compared with the teacher's; None where the task says it."""
+        ...
+
+    @property
+    def output_rows(self) -> Tensor | None:
+        """Which of the flattened labels are kept, or stand where predictions are compared; None for all."""
+        ...
+
+
+def predicted_of(terms: TaskTerms, batch: Labelled) -> Tensor:
+    """What the prediction term runs over."""
+    return terms.predicted(batch.labels, batch.kept_tokens) if batch.predicted is None else batch.predicted
 
 
 class Predictions(Protocol):
@@ -129,7 +144,7 @@ class DensePredictions(Predictions):
         if teacher is None:
             return PredictionLosses(weights.task * task, task.detach())
         assert isinstance(teacher, DensePredictions)
-        predicted = terms.predicted(batch.labels, batch.kept_tokens)
+        predicted = predicted_of(terms, batch)
         prediction = terms.prediction_sum(self.logits, teacher.logits, predicted, weights.temperature)
         return PredictionLosses(
             weights.task * task, task.detach(), prediction.detach(), weights.prediction * prediction
@@ -177,7 +192,8 @@ class VocabularyPredictions(Predictions):
                 weights.num_shared_ids,
                 terms.divergence,
             )
-            both = VocabularyTargets(batch.labels, weights.task, targets, kept=KeptRows(batch.label_rows))
+            kept = KeptRows(batch.output_rows)
+            both = VocabularyTargets(batch.labels, weights.task, targets, predicted=batch.predicted, kept=kept)
             found.append(PredictionLosses(*self._read(both)))
             # what a sharded teacher's module returns with a graph, its engine would fetch weights for in backward
             return ()

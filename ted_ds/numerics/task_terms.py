@@ -74,6 +74,8 @@ class TaskTerms:
     """Of labels and of which tokens are data: the entries that the prediction term runs over."""
     counts_apart: bool = True
     """Whether these may be others than ``kept``."""
+    in_one_pass: bool = False
+    """Whether both are computed together, from what an LM head takes, and divided together."""
     divergence: Divergence = KL
     """Of the prediction term, but for numbers, which have none."""
 
@@ -110,7 +112,12 @@ def _of_rows_with_tokens(labels: Tensor, kept_tokens: Tensor) -> Tensor:
     return kept_tokens.any(-1, keepdim=True).expand_as(labels)
 
 
-CAUSAL_LM = TaskTerms(cross_entropy_sum, predicted=lambda labels, _kept_tokens: kept_labels(labels), counts_apart=False)
+CAUSAL_LM = TaskTerms(
+    cross_entropy_sum,
+    predicted=lambda labels, _kept_tokens: kept_labels(labels),
+    counts_apart=False,
+    in_one_pass=True,
+)
 MASKED_LM = CAUSAL_LM
 SEQUENCE_CLASSIFICATION = TaskTerms(cross_entropy_sum)
 SOFT_LABEL_CLASSIFICATION = TaskTerms(soft_cross_entropy_sum, kept=lambda labels: kept_labels(labels).all(-1))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ted_ds.config.distill import Distill
 from ted_ds.data.loader import Batch
-from ted_ds.models.predictions import LossWeights, Predictions
+from ted_ds.models.predictions import LossWeights, Predictions, predicted_of
 from ted_ds.models.student import Matcher
 from ted_ds.numerics.divergences import make_divergence
 from ted_ds.numerics.filters import FilterBank, Match
@@ -26,8 +26,8 @@ from ted_ds.runtime.teacher import Teacher
 
 
 def _count_tokens(batch: Batch) -> Tensor:
-    """Of the data: not the padding, and not what an empty row attends to."""
-    return batch.kept_tokens.sum()
+    """Those whose states are compared: not the padding, and not what an empty row attends to."""
+    return batch.matched_tokens.sum()
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class DistillObjective(Terms):
     """``task + kl_weight * T^2 * D(teacher, student; T) + feature_weight * mean over pairs of MSE``.
 
     The task loss is a mean over kept labels, the divergence D over what the teacher predicts (examples without a label,
-    too), and each pair's MSE over unpadded tokens. What stands for D in tasks without a distribution over classes is
-    said in :mod:`ted_ds.numerics.task_terms`.
+    too), and each pair's MSE over unpadded tokens, or those of them that a batch names. What stands for D in tasks
+    without a distribution over classes is said in :mod:`ted_ds.numerics.task_terms`.
     """
 
     def __init__(
@@ -85,8 +85,7 @@ class DistillObjective(Terms):
             terms += [Term(name, per_pair, _count_tokens, needs["features"]) for name in self._feature_names]
         super().__init__(terms)
         self._loss_weights = LossWeights(plan.task_weight, prediction_weight, plan.temperature, num_shared_ids)
-        # where task and prediction term have one count, their gradients are computed together
-        with_output = [TASK, *([task.prediction_name] if self.needs.predictions and task.counts_apart else [])]
+        with_output = [TASK, *([task.prediction_name] if self.needs.predictions and not task.in_one_pass else [])]
         compared = self._feature_names if self.needs.states else []
         if here is not None:
             compared = [name for place, name in enumerate(compared) if place in here.places]
@@ -95,7 +94,15 @@ class DistillObjective(Terms):
 
     def _count_predicted(self, batch: Batch) -> Tensor:
         """Of what the teacher predicts."""
-        return self._task.predicted(batch.labels, batch.kept_tokens).sum()
+        return predicted_of(self._task, batch).sum()
+
+    def _weights_by(self, counts: Mapping[str, Tensor]) -> LossWeights:
+        """What is computed in one pass is one sum, of which all is divided by the task's count."""
+        weights, task = self._loss_weights, self._task
+        if not (self.needs.predictions and task.in_one_pass and task.counts_apart):
+            return weights
+        of_task, of_prediction = (counts[name].clamp(min=1) for name in (TASK, task.prediction_name))
+        return replace(weights, prediction=weights.prediction * of_task / of_prediction)
 
     def loss(
         self, forward: Callable[..., Any], batch: Batch, counts: Mapping[str, Tensor]
@@ -121,7 +128,7 @@ class DistillObjective(Terms):
             def compare_predictions(teacher: Predictions | None) -> None:
                 if student is None:  # they are made on the last stage of a pipeline
                     return
-                losses = student.losses(self._task, batch, self._loss_weights, teacher)
+                losses = student.losses(self._task, batch, self._weights_by(counts), teacher)
                 sums[TASK] = losses.weighted
                 totals[TASK] = losses.task
                 if losses.weighted_prediction is not None:

@@ -52,10 +52,15 @@ class Waybill:
     labels_are_numbers: bool
     isolated: bool
     """Of :class:`~ted_ds.data.loader.Batch`."""
+    masks: tuple[str, ...] = ()
+    """Those of its masks that are not None. A bit each, they travel with which tokens are kept."""
 
     def load(self, batch: Batch) -> Cargo:
         """What the first stage takes of a microbatch: its tokens, and its labels."""
-        rows = [batch.input_ids, batch.attention_mask, batch.kept_tokens]
+        bits = batch.kept_tokens.int()
+        for place, name in enumerate(self.masks, start=1):
+            bits = bits | getattr(batch, name).int() << place
+        rows = [batch.input_ids, batch.attention_mask, bits]
         rows += [] if batch.position_ids is None else [batch.position_ids]
         tokens = torch.stack([row.int() for row in rows])
         return tokens, batch.labels.float().view(torch.int32) if self.labels_are_numbers else batch.labels.int()
@@ -63,14 +68,15 @@ class Waybill:
     def batch(self, cargo: Cargo) -> Batch:
         """The microbatch in a cargo."""
         tokens, labels = cargo[-2:]
-        input_ids, attention_mask, kept, *positions = tokens.long().unbind()
+        input_ids, attention_mask, bits, *positions = tokens.long().unbind()
         return Batch(
             input_ids,
             attention_mask,
             labels.view(torch.float32) if self.labels_are_numbers else labels.long(),
-            kept.bool(),
+            (bits & 1).bool(),
             positions[0] if positions else None,
             self.isolated,
+            **{name: (bits >> place & 1).bool() for place, name in enumerate(self.masks, start=1)},
         )
 
     def pass_on(self, cargo: Cargo, loss: Tensor, trained: Tensor | None, frozen: Sequence[Tensor]) -> Cargo:
