@@ -6,7 +6,7 @@ task                              task loss                              predict
 ``causal_lm``                     cross-entropy per kept token           divergence over the vocabulary, per kept
                                                                          token
 ``masked_lm``                     cross-entropy per masked token         divergence over the vocabulary, per masked
-                                                                         token
+                                                                         or per kept token
 ``sequence_classification``       cross-entropy per kept example         divergence over the labels, per kept
                                                                          example
 ``soft_label_classification``     cross-entropy to the given             the same
@@ -119,6 +119,7 @@ CAUSAL_LM = TaskTerms(
     in_one_pass=True,
 )
 MASKED_LM = CAUSAL_LM
+MASKED_LM_ON_ALL = replace(MASKED_LM, predicted=lambda _labels, kept_tokens: kept_tokens, counts_apart=True)
 SEQUENCE_CLASSIFICATION = TaskTerms(cross_entropy_sum)
 SOFT_LABEL_CLASSIFICATION = TaskTerms(soft_cross_entropy_sum, kept=lambda labels: kept_labels(labels).all(-1))
 MULTI_LABEL_CLASSIFICATION = TaskTerms(binary_cross_entropy_sum, Law.BERNOULLI, predicted=_of_rows_with_tokens)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ted_ds.config.tasks import MaskedLm
 from ted_ds.data.samples import UNLABELLED
@@ -37,12 +37,15 @@ class MaskedLmKind(DocumentKind[MaskedLm]):
         }
         return shown_tokens(batch, row, tokenizer, [place in own for place in range(len(labels))], own)
 
+    def _collator_settings(self) -> dict[str, Any]:
+        return {"predict_all": self.task.prediction_on == "kept"}
+
     @property
     def terms(self) -> TaskTerms:
         """Cross-entropy, and KL over the vocabulary."""
-        from ted_ds.numerics.task_terms import MASKED_LM
+        from ted_ds.numerics.task_terms import MASKED_LM, MASKED_LM_ON_ALL
 
-        return MASKED_LM
+        return MASKED_LM_ON_ALL if self.task.prediction_on == "kept" else MASKED_LM
 
     @property
     def scorer(self) -> MaskedTokens:

@@ -44,11 +44,12 @@ from tests.distributed.training import (
     start_engine,
 )
 from tests.plain import DIVERGENCES, divergence_settings, plain_divergence, probe_logits
-from tests.task_kinds import OF_NAME, TASK_TERMS
+from tests.task_kinds import MASKED_ON_KEPT, OF_NAME, TASK_TERMS
 from tests.tiny import LABELS, MAX_POSITIONS, ROOT, VOCAB_SIZE, distill_plan, write_model
 
 GLOBAL_BATCH = 16
 SEPARATOR, PAD = 1, 0
+MASKED = ("masked_lm", MASKED_ON_KEPT)
 TEMPERATURE = 2.0
 Steps = tuple[tuple[tuple[int, ...], ...], ...]
 """Of each step, and of each of its rows when packed, the lengths of documents, their separator included."""
@@ -165,8 +166,8 @@ def is_allowed(values: dict[str, Any]) -> bool:
         (values.get("stage") == 0 and values.get("precision") == "bf16")  # DeepSpeed steps Adam at start-up there
         or (encoder and values.get("side") == "left")  # reads position 0
         or (encoder and values.get("kind") == "causal_lm")
-        or (not encoder and values.get("kind") == "masked_lm" and "family" in values)
-        or (values.get("side") == "left" and values.get("kind") == "masked_lm")
+        or (not encoder and values.get("kind") in MASKED and "family" in values)
+        or (values.get("side") == "left" and values.get("kind") in MASKED)
         or (values.get("packed") and values.get("kind", "causal_lm") != "causal_lm")
         or (values.get("packed") and encoder)
     )
@@ -285,7 +286,7 @@ def label_of(kind: str, index: int, length: int) -> Any:
         "regression": [share - 0.3, 2.0 * share],
         "masked_lm": [-100 if place % 3 == 1 else 5 + (7 * index + place) % 90 for place in range(length)],
         "token_classification": [-100 if place % 3 == 1 else (index + place // 2) % 2 for place in range(length)],
-    }[kind]
+    }[kind.partition(" ")[0]]
 
 
 def is_unlabelled(kind: str, step: int, index: int) -> bool:
@@ -408,6 +409,7 @@ def run_layout(world: Any, engine: Any, objective: Any, setup: Setup, layout: La
         side=layout.side,
         multiple_of=layout.multiple_of,
         isolate_documents=layout.packed,
+        predict_all=setup.kind == MASKED_ON_KEPT,
     )
     steps = []
     for rows in samples(setup.kind, layout.packed, setup.size.steps):
@@ -437,7 +439,7 @@ def run_all(world: Any, folder: Path, groups: list[tuple[Setup, list[Layout]]]) 
 
 def plain_task(kind: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The task loss of the whole batch, by torch's own losses; 0 where every label is ignored."""
-    if kind in ("causal_lm", "masked_lm", "sequence_classification", "token_classification"):
+    if kind in ("causal_lm", *MASKED, "sequence_classification", "token_classification"):
         kept = labels != -100
         return F.cross_entropy(logits[kept], labels[kept]) if kept.any() else logits.sum() * 0
     kept = ~labels.isnan().any(-1)
@@ -521,6 +523,7 @@ def reference(
             # a text without a label still learns from the teacher
             of_tokens = kind in ("causal_lm", "masked_lm", "token_classification")
             kept = labels != -100 if of_tokens else torch.ones(len(labels), dtype=torch.bool)
+            kept = token if kind == MASKED_ON_KEPT else kept
             with torch.no_grad():
                 wanted = teacher_bank(states)
             name, scale = name_of(kind, divergence), 1.0 if kind == "regression" else TEMPERATURE**2
@@ -556,7 +559,7 @@ def one_batch(kind: str, rows: list[Sample]) -> tuple[dict[str, torch.Tensor], t
     if kind == "causal_lm":
         labels = torch.full_like(ids, -100)
         labels[:, :-1] = torch.where(mask[:, 1:].bool(), ids[:, 1:], -100)
-    elif kind in ("masked_lm", "token_classification"):
+    elif kind in (*MASKED, "token_classification"):
         labels = torch.full_like(ids, -100)
         for own, row in zip(labels, rows, strict=True):
             own[: len(row.input_ids)] = torch.tensor(-100 if row.label is None else row.label)

@@ -36,6 +36,8 @@ class TaskSection(Section):
     """Whether documents end with what the tokenizer's own encode puts behind a text; else with its end token."""
     unused_filter_settings: ClassVar[tuple[str, ...]] = ("lm_head",)
     """Of ``filters``."""
+    prediction_settings: ClassVar[tuple[str, ...]] = ()
+    """Those that a prediction term alone goes by."""
     why_not_cached: ClassVar[str | None] = None
     """Why a teacher's outputs cannot be kept on disk, and what to do; None where they can."""
 

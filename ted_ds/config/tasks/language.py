@@ -78,12 +78,16 @@ class MaskedLm(DocumentTask):
     architecture: ClassVar[str] = "MaskedLM"
     new_lm_head: ClassVar[bool] = True
     own_document_ends: ClassVar[bool] = True
+    prediction_settings: ClassVar[tuple[str, ...]] = ("prediction_on",)
     why_not_cached: ClassVar[str | None] = (
         "the packed sequences of a masked_lm do not come again; remove it (it is for task data)"
     )
     kind: Literal["masked_lm"]
     packing: SharedPacking = SharedPacking()
     masking: Masking = Masking()
+    prediction_on: Literal["masked", "kept"] = "masked"
+    """Where the teacher's predictions are learned: at masked tokens, as the labels are, or at all but padding, which
+    costs so many more logits of both models."""
 
     @property
     def document_start(self) -> BosSetting:
@@ -97,5 +101,5 @@ class MaskedLm(DocumentTask):
 
     @property
     def predicted_share(self) -> float:
-        """The masked ones."""
-        return self.masking.probability
+        """The masked ones, where no others are."""
+        return self.masking.probability if self.prediction_on == "masked" else 1.0

@@ -104,6 +104,25 @@ def test_settings_without_effect_are_said(run: Path) -> None:
         "without effect: filters.pooling (task.kind: masked_lm)",
         "without effect: task.packing.window (task.packing.method: wrap)",
     ]
+    everywhere = "task.prediction_on=kept"
+    assert settings_without_effect(recipe(run, everywhere)) == []
+    assert settings_without_effect(recipe(run, everywhere, "distill.method=sft", "filters=null")) == [
+        "without effect: task.prediction_on (distill.method: sft)"
+    ]
+    assert settings_without_effect(recipe(run, everywhere, "distill.kl_weight=0")) == [
+        "without effect: task.prediction_on (distill.kl_weight: 0)"
+    ]
+
+
+def test_predictions_are_compared_where_the_recipe_says(run: Path) -> None:
+    samples = [Sample([3, 5, MASK, 7, 4], [-100, -100, 6, 7, -100], [5]), Sample([3, 5, 4], [-100, 5, -100], [3]), None]
+    for where, predicted in (("masked", None), ("kept", [[True] * 5, [True] * 3 + [False] * 2, [False] * 5])):
+        given = recipe(run, f"task.prediction_on={where}")
+        kind = kind_of(given.task)
+        batch = kind.collator(0, given.data.padding)(samples)
+        assert (None if batch.predicted is None else batch.predicted.tolist()) == predicted
+        assert batch.labels.tolist()[:2] == [[-100, -100, 6, 7, -100], [-100, 5, -100, -100, -100]]
+        assert kind.terms.predicted(batch.labels, batch.kept_tokens).sum() == (3 if where == "masked" else 8)
 
 
 # --- what the models must have ----------------------------------------------------------------------------------------
