@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from ted_ds.config.distill import Distill
+from ted_ds.models.families import types_of
 
 ROOT = Path(__file__).parent.parent
 SPECIAL_TOKENS = {
@@ -32,6 +33,7 @@ SPECIAL_TOKENS = {
 WORDS = tuple(consonant + vowel for consonant in "bcdfghjklmnprstvwyz" for vowel in "aeiou")
 VOCAB_SIZE = len(SPECIAL_TOKENS) + len(WORDS)
 ENCODERS = ("bert", "deberta-v2")
+CAUSAL_LM_TYPES = types_of("CausalLM")
 LM_FAMILIES = {"causal_lm": "llama", "masked_lm": "bert"}
 """The family of a teacher whose kind of task has an LM head."""
 LABELS = ("negative", "positive")

@@ -242,6 +242,8 @@ def test_masks_are_the_same_on_any_number_of_ranks_and_after_a_stop(masked_strea
     expected = [one.step() for _ in range(6)]
     assert any(400 in ids[0] for ids, _ in expected[0])
     assert len({str(labels) for step in expected for _, labels in step}) > 60
+    places = [np.flatnonzero(np.asarray(step[0][1][0]) != -100).tolist() for step in expected]
+    assert len({str(one) for one in places}) == 6
     for world_size, stop, resumed in ((2, 2, 4), (3, 5, 1), (4, 1, 3)):
         before = Ranks(masked_stream, world_size)
         assert [before.step() for _ in range(stop)] == expected[:stop]
