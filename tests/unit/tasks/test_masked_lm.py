@@ -19,6 +19,8 @@ from ted_ds.data.reading.listing import list_data
 from ted_ds.data.samples import Sample
 from ted_ds.errors import CheckpointError, ConfigError
 from ted_ds.models.loading import LoadSettings, load_model, load_tokenizer
+from ted_ds.planning.phase import DISTILL
+from ted_ds.planning.pipeline_cut import FORWARD, LEARN, operations_per_token
 from ted_ds.planning.plan import Plan
 from ted_ds.tasks.kind import kind_of
 from tests.task_kinds import make_guess, make_plan
@@ -132,6 +134,18 @@ def test_a_masked_lm_is_taken(run: Path) -> None:
     teacher = plan(run).teacher
     assert teacher is not None
     assert teacher.has_lm_head
+
+
+def test_the_logits_of_tokens_that_are_not_predicted_cost_nothing(run: Path) -> None:
+    def cost(where: str) -> float:
+        given, planned = recipe(run, f"task.prediction_on={where}"), plan(run)
+        assert planned.teacher is not None
+        assert planned.student is not None
+        facts = {"teacher": planned.teacher, "student": planned.student}
+        return operations_per_token(given, facts, planned.layer_pairs, planned.filter_dim, DISTILL)
+
+    # the student's head learns, the teacher's is run; both are 100 x 16
+    assert cost("kept") - cost("masked") == pytest.approx(0.85 * 2 * VOCAB_SIZE * 16 * (LEARN + FORWARD))
 
 
 def test_another_kind_of_model_is_refused(run: Path) -> None:
