@@ -69,6 +69,7 @@ class Waybill:
         """The microbatch in a cargo."""
         tokens, labels = cargo[-2:]
         input_ids, attention_mask, bits, *positions = tokens.long().unbind()
+        masks: Any = {name: (bits >> place & 1).bool() for place, name in enumerate(self.masks, start=1)}
         return Batch(
             input_ids,
             attention_mask,
@@ -76,7 +77,7 @@ class Waybill:
             (bits & 1).bool(),
             positions[0] if positions else None,
             self.isolated,
-            **{name: (bits >> place & 1).bool() for place, name in enumerate(self.masks, start=1)},
+            **masks,
         )
 
     def pass_on(self, cargo: Cargo, loss: Tensor, trained: Tensor | None, frozen: Sequence[Tensor]) -> Cargo:

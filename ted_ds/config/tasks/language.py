@@ -83,7 +83,7 @@ class MaskedLm(DocumentTask):
         "the packed sequences of a masked_lm do not come again; remove it (it is for task data)"
     )
     kind: Literal["masked_lm"]
-    packing: SharedPacking = SharedPacking()
+    packing: SharedPacking = SharedPacking()  # pyright: ignore[reportIncompatibleVariableOverride] - it is frozen
     masking: Masking = Masking()
     prediction_on: Literal["masked", "kept"] = "masked"
     """Where the teacher's predictions are learned: at masked tokens, as the labels are, or at all but padding, which
