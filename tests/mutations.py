@@ -72,6 +72,18 @@ MUTATIONS = {
         "return values.sum()",
         "padding and ignored labels are summed",
     ),
+    "class_weights": Mutation(
+        "numerics/losses.py",
+        "smoothing * weighed.mean(-1)",
+        "smoothing * F.log_softmax(logits.float(), dim=-1).mean(-1)",
+        "label smoothing forgets the class weights",
+    ),
+    "token_types": Mutation(
+        "data/loader.py",
+        "types[row, start:end] = sample.token_types",
+        "types[row, : len(own)] = 0",
+        "the texts of a pair are of one type",
+    ),
     "feature_mask": Mutation(
         "data/loader.py",
         "kept_rows(self.matched_tokens)",

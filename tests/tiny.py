@@ -37,8 +37,12 @@ CAUSAL_LM_TYPES = types_of("CausalLM")
 LM_FAMILIES = {"causal_lm": "llama", "masked_lm": "bert"}
 """The family of a teacher whose kind of task has an LM head."""
 LABELS = ("negative", "positive")
+ARCHITECTURES = {"token_classification": "TokenClassification", "multiple_choice": "MultipleChoice"}
+"""Of kinds whose models have another head than one for texts with labels."""
 WORD_LABELS = ("O", "B-NAME", "I-NAME")
 MAX_POSITIONS = 64
+MODEL_INPUTS = ["input_ids", "token_type_ids", "attention_mask"]
+"""What an encoder's tokenizer gives."""
 
 
 def distill_plan(**settings: Any) -> Distill:
@@ -51,7 +55,8 @@ def write_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """A word-level tokenizer of the special tokens and ``words``; an ``encoder``'s texts become [CLS] ... [SEP].
 
-    One that ``masks`` has a mask token in the place of the last word.
+    Two of an encoder become [CLS] ... [SEP] ... [SEP], of two types of tokens, as BERT has them. One that ``masks`` has
+    a mask token in the place of the last word.
     """
     roles = {**SPECIAL_TOKENS, **({"mask_token": "[MASK]"} if masks else {})}
     words = [*words[:-1], "[MASK]"] if masks else words
@@ -60,8 +65,12 @@ def write_tokenizer(
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     if encoder:
         ends = [(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
-        tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles)
+        pair = "[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1"
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair=pair, special_tokens=ends
+        )
+    given = {"model_input_names": MODEL_INPUTS} if encoder else {}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles, **given)
     fast.save_pretrained(folder)
     return fast
 
@@ -168,6 +177,9 @@ def write_labelled(
             words = text.split()
             return {"tokens": words, "ner_tags": [WORD_LABELS[ord(word[0]) % len(WORD_LABELS)] for word in words]}
         letter = ord(text[0])
+        if kind == "multiple_choice":
+            words = text.split()
+            return {"text": text, "one": words[0], "two": words[-1], "label": letter % 2}
         share = (letter % 5) / 5
         return {
             "sequence_classification": {"label": labels[letter % len(labels)]},
@@ -177,6 +189,18 @@ def write_labelled(
         }[kind] | {"text": text}
 
     return write_rows(path, (row(text) for text in texts(count, seed=seed)))
+
+
+def write_pairs(path: Path, count: int = 60, *, labels: Sequence[str] = LABELS, seed: int = 0) -> Path:
+    """Two texts in the columns ``first`` and ``second``, and a label that follows from both first letters."""
+    pairs = zip(texts(count, seed=seed, longest=9), texts(count, seed=seed + 1, longest=6), strict=True)
+    return write_rows(
+        path,
+        (
+            {"first": one, "second": other, "label": labels[(ord(one[0]) + ord(other[0])) % len(labels)]}
+            for one, other in pairs
+        ),
+    )
 
 
 def recipe_dict(folder: Path, *, kind: str = "causal_lm", method: str = "ted", steps: int = 2) -> dict[str, Any]:
@@ -210,6 +234,8 @@ def head_dict(kind: str) -> dict[str, list[str]]:
     """What the outputs of a head are, as a recipe says it."""
     if kind == "regression":
         return {"target_columns": ["score"]}
+    if kind == "multiple_choice":
+        return {"choice_columns": ["one", "two"]}
     return {"labels": [*(WORD_LABELS if kind == "token_classification" else LABELS)]}
 
 
@@ -228,7 +254,8 @@ def write_run(folder: Path, *, kind: str = "causal_lm", family: str | None = Non
         write_corpus(folder / "train.jsonl")
     else:
         (labels,) = head_dict(kind).values()
-        architecture = "TokenClassification" if kind == "token_classification" else "SequenceClassification"
+        labels = ["fits"] if kind == "multiple_choice" else labels
+        architecture = ARCHITECTURES.get(kind, "SequenceClassification")
         write_model(folder / "teacher", family or "bert", labels=labels, architecture=architecture)
         write_labelled(folder / "train.jsonl", kind=kind)
     return write_recipe(folder / "recipe.yaml", recipe_dict(folder, kind=kind, method=method))

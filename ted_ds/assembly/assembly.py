@@ -50,12 +50,12 @@ class Assembly:
             for path, one in recipe.phase_plans().items():
                 check_config(str(recipe.deepspeed), self.engine_config(one, path), world.num_replicas)
         self.teacher_facts, self.student_facts = plan.teacher, plan.student
-        self.terms = self.kind.terms
+        self.terms, self.training_terms = self.kind.terms, self.kind.training_terms
         vocabulary = tokenizer.get_vocab() if recipe.task.has_lm_head else {}
         self.num_shared_ids = max(vocabulary.values()) + 1 if vocabulary else None
         pad_id = tokenizer.pad_token_id
         assert isinstance(pad_id, int)
-        self.collate = self.kind.collator(pad_id, recipe.data.padding)
+        self.collate = self.kind.collator(pad_id, recipe.data.padding, with_token_types=given.data.has_token_types)
         self.origins = given.origins
         self.models = ModelMaker(given)
 
@@ -133,6 +133,7 @@ class Assembly:
                 labels_are_numbers=self.collate.labels == "numbers",
                 isolated=self.collate.isolate_documents,
                 masks=self.collate.masks,
+                has_token_types=self.collate.with_token_types,
             ),
         )
         try:
@@ -180,17 +181,22 @@ class Assembly:
 
     # --- evaluation ---------------------------------------------------------------------------------------------
 
-    def evaluate(self, forward: Any, *, in_pipeline: bool = False) -> tuple[list[dict[str, float]], float]:
+    def evaluate(
+        self, forward: Any, *, in_pipeline: bool = False, apart: str | None = None
+    ) -> tuple[list[dict[str, float]], float]:
         """Held-out metrics of each output of ``forward(batch)`` (:mod:`ted_ds.runtime.outputs`), and tokens per second.
 
-        In a pipeline all stages see the same batches, else every rank sees its own.
+        Args:
+            forward: Runs a batch.
+            in_pipeline: Whether all stages see the same batches; else every rank sees its own.
+            apart: One of the sets that are scored by themselves, in the place of the held-out data.
 
         Raises:
             StopNow: Any rank was asked to stop; on every rank.
         """
         self.stops.has_work(True)  # a batch may take long, and all see the request after it
         batches: Iterator[Batch] = evaluation_batches(
-            self.data.heldout,
+            self.data.heldout if apart is None else self.data.apart[apart],
             self.collate,
             micro_batch_size=self.recipe.evaluation.micro_batch_size,
             rank=self.world.replica if in_pipeline else self.world.rank,

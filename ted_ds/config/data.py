@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import bisect
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from ted_ds.config.finite_number import is_finite_number
+from ted_ds.config.glue import GlueName
 from ted_ds.config.section import Section, rule
 
 WeightPoint = tuple[int, float]
+APART_NAME = re.compile(r"[\w.-]+")
+KIND_OF_SETTING = {"delimiter": "csv", "quoting": "csv", "columns": "csv", "field": "json"}
+"""Settings of a source that say how rows stand in files of one format, and which."""
 
 
 def weight_at(weight: float | str | Sequence[tuple[int, float]], step: int) -> float:
@@ -40,6 +45,16 @@ class Source(Section):
     """``auto`` goes by the file's ending, or takes ``path`` as a hub name where nothing local has it."""
     documents: Literal["line", "block", "file"] = "line"
     """Text files: what one document is; a ``block`` ends at a blank line."""
+    delimiter: str | None = None
+    """CSV files: the one character between values; unset: a comma, in a ``.tsv`` file a tab, or what else is usual and
+    fits."""
+    quoting: Literal["minimal", "none"] | None = None
+    """CSV files: ``none`` takes quotation marks for characters like any other, as official TSV files (GLUE's) mean
+    them; unset or ``minimal``: a value that begins with one goes on to the next."""
+    columns: list[str] | None = Field(default=None, min_length=1)
+    """CSV files without a first row of names: the names of all values of a row, in their order."""
+    field: str | None = Field(default=None, min_length=1)
+    """JSON files that are one object: the key, or dotted path of keys, under which the list of rows stands."""
     name: str | None = None
     """Configuration of a Hugging Face dataset, or of a folder whose README.md names some."""
     split: str = "train"
@@ -51,6 +66,28 @@ class Source(Section):
     """Corpora: how often it is read at most."""
     max_tokens: int | None = Field(default=None, gt=0)
     """Corpora: after about how many tokens it ends (each place in the global batch counts its share)."""
+
+    @field_validator("delimiter")
+    @classmethod
+    def _delimiter_is_one_character(cls, delimiter: str | None) -> str | None:
+        if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n\0'):
+            raise ValueError(
+                'must be one character, and no quotation mark or line end; a tab is "\\t" in double quotes'
+            )
+        return delimiter
+
+    @rule
+    def _columns_are_distinct(self) -> Iterator[str]:
+        if self.columns is not None and len(set(self.columns)) != len(self.columns):
+            yield f"columns must be distinct, got {self.columns}"
+
+    @rule
+    def _form_goes_with_format(self) -> Iterator[str]:
+        if self.format in ("auto", "hub"):
+            return  # known once its files are
+        for key, kind in KIND_OF_SETTING.items():
+            if kind != self.format and getattr(self, key) is not None:
+                yield f"{key} goes with format: {kind}, not {self.format}; leave one of them out"
 
     @field_validator("weight", mode="before")
     @classmethod
@@ -108,9 +145,16 @@ class BadRecords(Section):
 class Data(Section):
     """What is trained and evaluated on."""
 
+    glue: GlueName | None = None
+    """A task of GLUE: sources, columns, labels, headline and how much is scored follow from it, and need not be given
+    (:mod:`ted_ds.config.glue`)."""
+    glue_folder: str | None = Field(default=None, min_length=1)
+    """Where it is: a folder with its official files, or with a copy of the hub's dataset; unset: on the hub."""
     train: list[Source] = Field(min_length=1)
     evaluation: list[Source] | None = None
     """Held-out data; unset: ``heldout_fraction`` of ``train`` is kept apart by a hash of the text."""
+    apart: dict[str, list[Source]] | None = None
+    """Further held-out data by a name of your own: scored at the end, each by itself, as ``name/metric``."""
     heldout_fraction: float = Field(default=0.05, gt=0, lt=1)
     mixture_temperature: float = Field(default=1.0, gt=0)
     """Corpora: shares are weight^(1/temperature); above 1 brings small sources up."""
@@ -122,6 +166,26 @@ class Data(Section):
     bad_records: BadRecords = BadRecords()
     padding: Padding = Padding()
     length_grouping: LengthGrouping = LengthGrouping()
+
+    @property
+    def sources(self) -> Iterator[tuple[str, Source]]:
+        """Every source, with its place in this section."""
+        parts = {"train": self.train, "evaluation": self.evaluation or []}
+        parts |= {f"apart.{name}": sources for name, sources in (self.apart or {}).items()}
+        return ((f"{part}[{index}]", one) for part, sources in parts.items() for index, one in enumerate(sources))
+
+    @rule
+    def _apart_has_names_and_sources(self) -> Iterator[str]:
+        for name, sources in (self.apart or {}).items():
+            if not APART_NAME.fullmatch(name):
+                yield f"apart: {name!r}: use letters, digits, '_', '.' and '-'; metrics are called by it"
+            if not sources:
+                yield f"apart.{name}: no source; give at least one"
+
+    @rule
+    def _glue_is_somewhere(self) -> Iterator[str]:
+        if self.glue_folder is not None and self.glue is None:
+            yield f"glue_folder: {self.glue_folder} has no effect without glue; name a task there, or remove it"
 
     @rule
     def _some_source_has_weight(self) -> Iterator[str]:

@@ -31,7 +31,7 @@ class Draft:
     errors: list[ErrorDetails] = field(default_factory=list)
     """Keys and values that are wrong by themselves, in pydantic's words."""
     given_twice: list[str] = field(default_factory=list)
-    """Keys that stand twice in the file, with their lines."""
+    """Keys that stand twice in the file, with their lines, or that say again what ``data.glue`` does."""
     broken_rules: list[str] = field(default_factory=list)
     """What is wrong among values, with their place; not where a stand-in takes part."""
     stand_ins: list[Location] = field(default_factory=list)
@@ -125,12 +125,18 @@ def _broken_rules(section: Section, where: str) -> Iterator[tuple[str, str]]:
     for name in type(section).model_fields:
         value = getattr(section, name)
         place = f"{where}.{name}" if where else name
-        if isinstance(value, Section):
-            yield from _broken_rules(value, place)
-        elif isinstance(value, list):
-            for index, one in enumerate(value):
-                if isinstance(one, Section):
-                    yield from _broken_rules(one, f"{place}[{index}]")
+        yield from _broken_within(value, place)
+
+
+def _broken_within(value: Any, place: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Section):
+        yield from _broken_rules(value, place)
+    elif isinstance(value, list):
+        for index, one in enumerate(value):
+            yield from _broken_within(one, f"{place}[{index}]")
+    elif isinstance(value, dict):
+        for key, one in value.items():
+            yield from _broken_within(one, f"{place}.{key}")
 
 
 def _is_about(message: str, location: Location) -> bool:

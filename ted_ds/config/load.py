@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ted_ds.config.draft import Draft, read_draft
+from ted_ds.config.glue import fill_from_glue
 from ted_ds.config.schema import Recipe
 from ted_ds.config.wording import in_words
 from ted_ds.config.yaml_file import read_yaml, unresolved, without_duplicates
@@ -66,7 +67,10 @@ def _read_values(path: Path, overrides: Sequence[str]) -> tuple[Any, list[str]]:
         data = OmegaConf.to_container(tree, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {unresolved(error)}") from error
-    return data, repeated
+    try:
+        return data, [*repeated, *fill_from_glue(data)]
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _refuse_entry_that_is_not_there(tree: DictConfig, key: str, override: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from ted_ds.config.section import Section
 from ted_ds.config.tasks import Task
@@ -30,6 +30,8 @@ def sections_at(annotation: Any, path: Sequence[int | str]) -> list[type[Section
 
     A union by ``kind`` puts the kind into the path.
     """
+    if get_origin(annotation) is dict:  # by names of the user's own
+        return sections_at(get_args(annotation)[1], path[1:])
     if not (isinstance(annotation, type) and issubclass(annotation, Section)):
         inner = path[1:] if path and isinstance(path[0], int) else path
         return [model for arg in get_args(annotation) for model in sections_at(arg, inner)]

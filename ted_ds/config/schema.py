@@ -270,7 +270,12 @@ class Recipe(Section):
             if plan.micro_batch_tokens is None:
                 continue
             given = f"{path}.micro_batch_tokens: {plan.micro_batch_tokens}"
-            if self.task.packed:
+            if self.task.rows_per_example > 1:
+                yield (
+                    f"{given}: a {self.task.kind} has {self.task.rows_per_example} texts for each example; use "
+                    "micro_batch_size"
+                )
+            elif self.task.packed:
                 yield f"{given}: the packed sequences of a {self.task.kind} all have one length; use micro_batch_size"
             elif plan.micro_batch_tokens < longest:
                 padded = f", padded to {longest}" if longest > self.task.sequence_length else ""

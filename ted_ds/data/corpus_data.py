@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -15,7 +15,7 @@ from ted_ds.data.loader import Collator
 from ted_ds.data.masking import Masker, make_masker, make_sample
 from ted_ds.data.packing import pack
 from ted_ds.data.reading.listing import DataListing, Listing
-from ted_ds.data.rows import RowReader, refuse_empty
+from ted_ds.data.rows import RowReader, refuse_empty, refuse_empty_apart
 from ted_ds.data.samples import Sample
 from ted_ds.data.step_division import StepDivision
 from ted_ds.data.stream.corpus_stream import CorpusStream
@@ -36,6 +36,8 @@ class CorpusData:
     """None: no token stands for a whole text."""
     has_labels = True
     """Its tokens are."""
+    has_token_types = False
+    """A document is no pair."""
 
     def __init__(
         self,
@@ -61,17 +63,15 @@ class CorpusData:
         self._refuse_unreadable()
         reader = self._reader()
         sources = listing.train if listing.evaluation is None else listing.evaluation
-        # order does not matter here, but one source must not crowd out the others: take as many from each
-        per_source = -(-max_heldout // len(sources))
-        self.heldout = [
-            one for index in range(len(sources)) for one in itertools.islice(self._heldout(reader, index), per_source)
-        ]
+        split: Literal["heldout", "all"] = "heldout" if listing.evaluation is None else "all"
+        self.heldout = self._some(reader, sources, split, max_heldout)
+        self.apart = {name: self._some(reader, part, "all", max_heldout) for name, part in listing.apart.items()}
         reader.judge(is_complete=False)
         self.bad_records = reader.bad
         if not self.heldout and len(sources) == 1:
             self._refuse_one_document(sources[0])
         refuse_empty(data, [None], self.heldout)
-        self.heldout = self.heldout[:max_heldout]
+        refuse_empty_apart(data, self.apart)
 
     def describe(self, world_size: int) -> str:
         """The sources and their sizes, and what each rank holds of them."""
@@ -157,12 +157,17 @@ class CorpusData:
         # a corpus is read as a stream, too, which names a record by its position: each is listed once
         return RowReader(self._data, [self._task.text_column], by_number=False)
 
-    def _heldout(self, reader: RowReader, index: int) -> Iterator[Sample]:
-        """The sequences of a source that is scored, by its place among those."""
-        if self._listing.evaluation is None:
-            texts = reader.texts(self._listing.train[index], "heldout")
-        else:
-            texts = reader.texts(self._listing.evaluation[index], "all")
+    def _some(
+        self, reader: RowReader, sources: Sequence[Listing], split: Literal["heldout", "all"], max_samples: int
+    ) -> list[Sample]:
+        """Sequences to be scored on, at most so many."""
+        # order does not matter here, but one source must not crowd out the others: take as many from each
+        per_source = -(-max_samples // len(sources))
+        packed = (self._packed(reader.texts(source, split), index) for index, source in enumerate(sources))
+        return [one for of_source in packed for one in itertools.islice(of_source, per_source)][:max_samples]
+
+    def _packed(self, texts: Iterable[str], index: int) -> Iterator[Sample]:
+        """Sequences of a source, which is known by its place among those that are scored together."""
         tokens = (self._encode([text])[0] for text in texts)
         isolate = self._task.packing.isolate_documents
         sequences = pack(tokens, length=self._task.sequence_length, separator=self._separator, start=self.start)

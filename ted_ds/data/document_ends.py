@@ -33,13 +33,14 @@ class Ends(NamedTuple):
     in_words: str
 
 
-def ends_of(tokenizer: TokenizerTraits, bos: BosSetting | None, *, own_end: bool = False) -> Ends:
+def ends_of(tokenizer: TokenizerTraits, bos: BosSetting | None, *, own_end: bool = False, pairs: bool = False) -> Ends:
     """What stands around each text.
 
     Args:
         tokenizer: With a ``backend``, or loaded.
         bos: The recipe's for the documents of a corpus; None for the texts of a labelled task.
         own_end: Whether documents end as the tokenizer's own encode ends a text; else with its end token.
+        pairs: Whether texts come in pairs; what stands between the two is said then, too.
 
     Raises:
         CheckpointError: It gives no tokens.
@@ -51,8 +52,14 @@ def ends_of(tokenizer: TokenizerTraits, bos: BosSetting | None, *, own_end: bool
         separator = end[-1] if own_end and end else separator_id(tokenizer, ENDS if own_end else ENDS[1:])
         end = () if separator is None else (separator,)
     names = {index: token for token, index in tokenizer.vocabulary.items()}
-    before, behind = (" ".join(f"{names.get(index)!r} ({index})" for index in ids) or "nothing" for ids in (start, end))
-    return Ends(start, end, f"before each text {before} ({WHY[bos or 'auto']}), behind it {behind}")
+
+    def shown(ids: Sequence[int]) -> str:
+        return " ".join(f"{names.get(index)!r} ({index})" for index in ids) or "nothing"
+
+    in_words = f"before each text {shown(start)} ({WHY[bos or 'auto']}), behind it {shown(end)}"
+    if pairs and (between := own_separator(tokenizer)) is not None:
+        in_words += f", between the two of a pair {shown(between)}"
+    return Ends(start, end, in_words)
 
 
 def own_ends(tokenizer: TokenizerTraits) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -63,6 +70,21 @@ def own_ends(tokenizer: TokenizerTraits) -> tuple[tuple[int, ...], tuple[int, ..
     """
     specials = {*tokenizer.flags, *tokenizer.roles.values()}
     return added_around(tokenizer.encode, probes(tokenizer.vocabulary, specials, tokenizer.decode))
+
+
+def own_separator(tokenizer: TokenizerTraits) -> tuple[int, ...] | None:
+    """What a tokenizer puts between the two texts of a pair; None where it reads a text in a pair in another way."""
+    specials = {*tokenizer.flags, *tokenizer.roles.values()}
+    for text in probes(tokenizer.vocabulary, specials, tokenizer.decode):
+        try:
+            plain, whole = tuple(tokenizer.encode(text, False)), tuple(tokenizer.encode_pair(text, text)[0])
+        except Exception:  # noqa: S112 - as in added_around, which says so where no text will do
+            continue
+        if plain:
+            size = len(plain)
+            found = [at for at in range(len(whole) - size + 1) if whole[at : at + size] == plain]
+            return whole[found[0] + size : found[-1]] if found and found[-1] >= found[0] + size else None
+    return None
 
 
 def separator_id(tokenizer: TokenizerTraits, roles: Sequence[str]) -> int | None:

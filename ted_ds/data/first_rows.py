@@ -11,7 +11,7 @@ from typing import Any
 from ted_ds.config.data import Cleaning, Source
 from ted_ds.data.reading.listing import Listing, one_by_one, read_in_order
 from ted_ds.data.reading.records import BadRecord
-from ted_ds.data.samples import Rows, empty_text_fault
+from ted_ds.data.samples import Rows
 from ted_ds.data.sources import is_remote, names_hub
 from ted_ds.errors import DataError
 
@@ -111,7 +111,9 @@ def _look(listing: Listing, rows: Rows, cleaning: Cleaning, num_rows: int) -> Fi
     num_characters = num_unlabelled = 0
     are_all = False
     max_bytes = int(cleaning.max_document_mib * 2**20)
-    records = read_in_order(listing, columns, max_bytes=max_bytes, report=bad.append, of_words=rows.of_words)
+    records = read_in_order(
+        listing, columns, max_bytes=max_bytes, report=bad.append, of_words=rows.of_words, num_texts=rows.num_texts
+    )
     try:
         for record in records:
             text = " ".join(record.row[columns[0]]) if rows.of_words else record.row[columns[0]]
@@ -124,9 +126,9 @@ def _look(listing: Listing, rows: Rows, cleaning: Cleaning, num_rows: int) -> Fi
                 else:
                     if example is None:
                         continue
-                    text, label = example.text, example.label
+                    text, label = example.whole_text, example.label
                     labels.update(rows.counted(label))
-                fault = empty_text_fault(columns[0], text)
+                    fault = example.fault(columns)
             if fault is None:
                 good.append(record.row)
                 lengths.append(len(text))

@@ -14,8 +14,8 @@ from ted_ds.data.cleaning import is_heldout
 from ted_ds.data.labelled_stream import LabelledStream
 from ted_ds.data.loader import Collator
 from ted_ds.data.reading.listing import DataListing, Listing, Record
-from ted_ds.data.rows import RowReader, names_of, refuse_empty
-from ted_ds.data.samples import Example, LabelledRows, Sample, empty_text_fault
+from ted_ds.data.rows import RowReader, names_of, refuse_empty, refuse_empty_apart
+from ted_ds.data.samples import Example, LabelledRows, Sample
 from ted_ds.data.step_division import StepDivision
 from ted_ds.data.tokenizers import ends_when_loaded
 from ted_ds.errors import DataError
@@ -44,8 +44,8 @@ class LabelledData:
         Raises:
             DataError: A label is wrong, too many rows are, or a split is empty.
         """
-        self.text_ends = ends_when_loaded(tokenizer, None).in_words
-        self._reader = RowReader(data, rows.columns, of_words=rows.of_words)
+        self.text_ends = ends_when_loaded(tokenizer, None, pairs=rows.takes_pairs).in_words
+        self._reader = RowReader(data, rows.columns, of_words=rows.of_words, num_texts=rows.num_texts)
         self._data, self._rows, self._tokenizer = data, rows, tokenizer
         splits: dict[bool, list[Sample]] = {False: [], True: []}
         for source in listing.train:
@@ -53,22 +53,41 @@ class LabelledData:
                 splits[listing.evaluation is None and is_heldout(text, data.heldout_fraction)].append(sample)
         kept, heldout = splits[False], splits[True]
         heldout += [sample for source in listing.evaluation or () for _, sample in self._samples(source)]
+        apart = {
+            name: [sample for source in sources for _, sample in self._samples(source)]
+            for name, sources in listing.apart.items()
+        }
         self._reader.judge(is_complete=True)
         self.bad_records = self._reader.bad
         refuse_empty(data, kept, heldout)
-        if all(sample.label is None for sample in heldout):
-            raise DataError(
-                f"{names_of(data.evaluation or data.train)}: no held-out row has a label to be scored by; give "
-                "data.evaluation rows with labels"
-            )
+        refuse_empty_apart(data, apart)
+        places = {"data.evaluation": data.evaluation or data.train}
+        places |= {f"data.apart.{name}": sources for name, sources in (data.apart or {}).items()}
+        for (place, sources), samples in zip(places.items(), (heldout, *apart.values()), strict=True):
+            if all(sample.label is None for sample in samples):
+                raise DataError(
+                    f"{names_of(sources)}: no held-out row has a label to be scored by; give {place} rows with labels"
+                )
+        self.apart = {name: samples[:max_heldout] for name, samples in apart.items()}
         self.train = [replace(sample, index=index) for index, sample in enumerate(kept)]
         self.heldout = heldout[:max_heldout]
         self.num_unlabelled = sum(sample.label is None for sample in self.train)
 
     @property
+    def _all(self) -> Iterator[Sample]:
+        """What models read of all examples."""
+        whole = itertools.chain(self.train, self.heldout, *self.apart.values())
+        return (sequence for sample in whole for sequence in sample.sequences)
+
+    @property
     def last_token_ids(self) -> frozenset[int]:
         """The ids of the last tokens of all texts, at which decoders are read."""
-        return frozenset(sample.input_ids[-1] for sample in (*self.train, *self.heldout))
+        return frozenset(sample.input_ids[-1] for sample in self._all)
+
+    @property
+    def has_token_types(self) -> bool:
+        """Whether its examples say which text of a pair each token is of."""
+        return any(sample.token_types is not None for sample in self._all)
 
     @property
     def has_labels(self) -> bool:
@@ -109,17 +128,17 @@ class LabelledData:
     def _samples(self, source: Listing) -> Iterator[tuple[str, Sample]]:
         """The examples of a source and their texts; those without a token are bad records."""
         rows, records = self._rows, self._reader.rows(source)
-        column = rows.columns[0]
+        columns = rows.columns
         while chunk := list(itertools.islice(records, ROWS_AT_ONCE)):
             read = [(record, self._read(record)) for record in chunk]
             found = [(record, example) for record, example in read if example is not None]
             samples = rows.encode(self._tokenizer, [example for _, example in found])
             for (record, example), sample in zip(found, samples, strict=True):
-                fault = empty_text_fault(column, example.text)
+                fault = example.fault(columns)
                 if fault is None and not sample.input_ids:
-                    fault = f"column {column!r} holds {example.text!r:.20}, of which the tokenizer makes no token"
+                    fault = f"column {columns[0]!r} holds {example.text!r:.20}, of which the tokenizer makes no token"
                 if fault is None:
-                    yield example.text, sample
+                    yield example.whole_text, sample
                 else:
                     self._reader.skip(record, fault)
 

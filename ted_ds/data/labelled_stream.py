@@ -23,7 +23,10 @@ def samples_sha256(samples: Sequence[Sample]) -> str:
     """A hash of the tokens and labels of a set, in its order."""
     digest = hashlib.sha256()
     for sample in samples:
-        digest.update(array("q", [len(sample.input_ids), *sample.input_ids]).tobytes())
+        for sequence in sample.sequences:
+            digest.update(array("q", [len(sequence.input_ids), *sequence.input_ids]).tobytes())
+            if sequence.token_types is not None:
+                digest.update(array("q", sequence.token_types).tobytes())
         digest.update(repr(sample.label).encode())
     return digest.hexdigest()
 

@@ -36,6 +36,8 @@ class Batch:
     """Each token's place in its document; None where it is its place in the row."""
     isolated: bool = False
     """Whether documents in one row are kept apart."""
+    token_type_ids: Int[Tensor, "batch seq"] | None = None
+    """Which text of a pair each token is of, 0 for padding; None where the tokenizer does not say."""
     samples: tuple[int, ...] = ()
     """The place of each row's example in a labelled training set; -1 for an empty row, or without such a set."""
     predicted: Bool[Tensor, "batch seq"] | None = None
@@ -95,6 +97,8 @@ class Batch:
             inputs["attention_mask"] = self.attention_mask
         if self.position_ids is not None:
             inputs["position_ids"] = self.position_ids
+        if self.token_type_ids is not None:
+            inputs["token_type_ids"] = self.token_type_ids
         return inputs
 
 
@@ -126,9 +130,12 @@ class Collator:
     """Keep documents of one row apart: positions start again, and none predicts the first token of the next."""
     of_completions: OfCompletions | None = None
     """Where a sample's label says which of its tokens are completions: the first of each, and that behind its last."""
-
     predict_all: bool = False
     """Compare the predictions for every token with the teacher's, whether it has a label or not."""
+    with_token_types: bool = False
+    """Whether samples say which text of a pair each token is of."""
+    rows_per_sample: int = 1
+    """Sequences of each sample; all of them are rows, one after the other."""
 
     @property
     def masks(self) -> tuple[str, ...]:
@@ -140,18 +147,22 @@ class Collator:
 
     def __call__(self, samples: Sequence[Sample | None]) -> Batch:
         """Pad to one length; a ``None`` is a row of one padding token of which nothing is kept."""
-        longest = max(len(sample.input_ids) if sample else 1 for sample in samples)
-        shape = (len(samples), -(-longest // self.multiple_of) * self.multiple_of)
+        sequences = self._sequences(samples)
+        longest = max(len(sequence.input_ids) if sequence else 1 for sequence in sequences)
+        shape = (len(sequences), -(-longest // self.multiple_of) * self.multiple_of)
         # filled in NumPy, which takes a list and a short slice in a tenth of torch's time
         ids, kept = np.full(shape, self.pad_id, dtype=np.int64), np.zeros(shape, dtype=bool)
         of_tokens, positions = np.full(shape, IGNORED_LABEL, dtype=np.int64), np.zeros(shape, dtype=np.int64)
         completes = np.zeros(shape, dtype=bool)
-        for row, sample in enumerate(samples):
+        types = np.zeros(shape, dtype=np.int64) if self.with_token_types else None
+        for row, sample in enumerate(sequences):
             own = sample.input_ids if sample else []
             end = shape[1] if self.side == "left" else len(own)
             start = end - len(own)
             ids[row, start:end] = own
             kept[row, start:end] = True
+            if types is not None and sample is not None and sample.token_types is not None:
+                types[row, start:end] = sample.token_types
             for length in self._pieces(sample):
                 if self.labels == "tokens":
                     of_tokens[row, start : start + length - 1] = ids[row, start + 1 : start + length]
@@ -178,7 +189,8 @@ class Collator:
             kept_tokens,
             position_ids if positions_differ else None,
             self.isolate_documents,
-            tuple(-1 if sample is None else sample.index for sample in samples),
+            None if types is None else torch.from_numpy(types),
+            tuple(-1 if sample is None else sample.index for sample in samples for _ in range(self.rows_per_sample)),
             **masks,
         )
 
@@ -192,6 +204,12 @@ class Collator:
         masks = {"predicted": torch.from_numpy(predicted), "matched": torch.from_numpy(matched)}
         labels = np.where(completes, of_tokens, IGNORED_LABEL) if alone.task else of_tokens
         return labels, {name: masks[name] for name in self.masks}
+
+    def _sequences(self, samples: Sequence[Sample | None]) -> Sequence[Sample | None]:
+        if self.rows_per_sample == 1:
+            return samples
+        nothing = (None,) * self.rows_per_sample
+        return [one for sample in samples for one in (nothing if sample is None else sample.sequences)]
 
     def _pieces(self, sample: Sample | None) -> Sequence[int]:
         if sample is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from ted_ds.config.data import Data, Source
@@ -16,12 +16,21 @@ from ted_ds.errors import DataError
 class RowReader:
     """Reads sources whole and in order: labelled sets, held-out documents, the text a tokenizer is trained on."""
 
-    def __init__(self, data: Data, columns: Sequence[str], *, by_number: bool = True, of_words: bool = False) -> None:
-        """Read ``columns``, the first of which is the text or, ``of_words``, a list of them.
+    def __init__(
+        self,
+        data: Data,
+        columns: Sequence[str],
+        *,
+        by_number: bool = True,
+        of_words: bool = False,
+        num_texts: int = 1,
+    ) -> None:
+        """Read ``columns``, the first ``num_texts`` of which hold texts or, ``of_words``, the first a list of them.
 
         ``by_number`` names the bad rows of a single file by their numbers; else all are named as a stream names them.
         """
-        self._data, self._columns, self._by_number, self._of_words = data, columns, by_number, of_words
+        self._data, self._columns, self._by_number = data, columns, by_number
+        self._of_words, self._num_texts = of_words, num_texts
         self._num_good = 0
         self.bad: list[BadRecord] = []
 
@@ -40,6 +49,7 @@ class RowReader:
             report=self._skip,
             by_number=self._by_number,
             of_words=self._of_words,
+            num_texts=self._num_texts,
         ):
             self._num_good += 1
             yield record
@@ -114,3 +124,15 @@ def refuse_empty(data: Data, train: Sequence[object], heldout: Sequence[object])
     if not heldout:
         remedy = "raise data.heldout_fraction" if data.evaluation is None else "fill data.evaluation"
         raise DataError(f"{where}: no held-out rows to evaluate on; {remedy}")
+
+
+def refuse_empty_apart(data: Data, apart: Mapping[str, Sequence[object]]) -> None:
+    """Make sure that there is something to score on in each set that is scored by itself.
+
+    Raises:
+        DataError: There is not.
+    """
+    for name, samples in apart.items():
+        if not samples:
+            where = names_of((data.apart or {})[name])
+            raise DataError(f"{where}: no rows to evaluate on; fill data.apart.{name}, or remove it")

@@ -27,6 +27,19 @@ class Sample:
     num_cut: int = 0
     """Labels that no token stands for, of a text that has many: their words were cut off, or the tokenizer makes
     nothing of them."""
+    token_types: Sequence[int] | None = None
+    """Of each token of a pair, by the tokenizer: which of its two texts it is of. None where it does not say."""
+    choices: tuple[Sample, ...] = ()
+    """Of a question with several answers: a sequence with each, of which this is the longest; none where there is
+    nothing to choose from."""
+
+    @property
+    def sequences(self) -> tuple[Sample, ...]:
+        """What a model reads of it: itself, or one for each choice."""
+        return self.choices or (self,)
+
+
+ONE_SIDE = "a pair with one side missing"
 
 
 @dataclass(frozen=True)
@@ -36,6 +49,30 @@ class Example:
     text: str
     label: Label | None
     """None where the row has none."""
+    second: str | None = None
+    """The other text of a pair."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The one, or both."""
+        return (self.text,) if self.second is None else (self.text, self.second)
+
+    @property
+    def whole_text(self) -> str:
+        """All that is read of it, by which copies are known: two pairs have the same only if both texts are."""
+        return "\0".join(self.texts)
+
+    def fault(self, columns: Sequence[str]) -> str | None:
+        """What makes it useless: a text that a label cannot be about; None if nothing does.
+
+        Args:
+            columns: The texts are in the first of them.
+        """
+        for column, text in zip(columns, self.texts, strict=False):
+            if not text.strip():
+                missing = "there is nothing in it to predict from"
+                return f"column {column!r} holds {text!r:.20}; {missing if self.second is None else ONE_SIDE}"
+        return None
 
 
 class Rows(Protocol):
@@ -48,7 +85,12 @@ class Rows(Protocol):
 
     @property
     def columns(self) -> Sequence[str]:
-        """What is read of a row, the text first."""
+        """What is read of a row, its texts first."""
+        ...
+
+    @property
+    def num_texts(self) -> int:
+        """How many of ``columns`` hold texts: one, or two of pairs."""
         ...
 
     @property
@@ -77,11 +119,11 @@ class Rows(Protocol):
 class LabelledRows(Rows, Protocol):
     """How a kind of task makes samples of the rows of a labelled set."""
 
+    @property
+    def takes_pairs(self) -> bool:
+        """Whether two texts go into a model together."""
+        ...
+
     def encode(self, tokenizer: Any, examples: Sequence[Example]) -> list[Sample]:
         """The examples as the models take them."""
         ...
-
-
-def empty_text_fault(column: str, text: str) -> str | None:
-    """What is wrong with a text that a label cannot be about; None if nothing is."""
-    return None if text.strip() else f"column {column!r} holds {text!r:.20}; there is nothing in it to predict from"

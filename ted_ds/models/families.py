@@ -24,8 +24,11 @@ LLAMA = Family(
     lm_heads_in_files=("lm_head",),
     ties_by_default=False,
     label_heads=("score",),
+    lacks=("MultipleChoice",),
     pooled_token="last",
     positions="rotary",
+    attention_dropouts=("attention_dropout",),
+    label_dropouts={"TokenClassification": "classifier_dropout"},
     buffers=("rotary_emb.inv_freq",),
 )
 MISTRAL = replace(LLAMA, model_types=("mistral",))
@@ -50,6 +53,7 @@ GPT2 = Family(
     lm_heads_in_files=("lm_head",),
     ties_by_default=True,
     label_heads=("score", "classifier"),
+    lacks=("MultipleChoice",),
     pooled_token="last",
     positions="learned",
     position_embeddings_path="transformer.wpe",
@@ -60,6 +64,9 @@ GPT2 = Family(
         "max_position_embeddings": "n_positions",
         "intermediate_size": "n_inner",
     },
+    hidden_dropouts=("embd_pdrop", "resid_pdrop"),
+    attention_dropouts=("attn_pdrop",),
+    label_dropouts={"TokenClassification": "classifier_dropout"},
     inverse_number_key="scale_attn_by_inverse_layer_idx",
     fused_queries=("attn.c_attn.weight", "attn.c_attn.bias"),
     buffers=(".attn.bias", ".attn.masked_bias"),
@@ -83,6 +90,13 @@ BERT = Family(
     pooled_token="first",
     positions="learned",
     position_embeddings_path="bert.embeddings.position_embeddings",
+    token_types_key="type_vocab_size",
+    token_types_by_default=2,
+    hidden_dropouts=("hidden_dropout_prob",),
+    attention_dropouts=("attention_probs_dropout_prob",),
+    label_dropouts=dict.fromkeys(
+        ("SequenceClassification", "TokenClassification", "MultipleChoice"), "classifier_dropout"
+    ),
     buffers=("position_ids",),
     tokenizer_class="BertTokenizer",
 )
@@ -108,6 +122,10 @@ DEBERTA_V2 = Family(
     attention=("eager",),
     positions="relative",
     position_embeddings_path="deberta.embeddings.position_embeddings",
+    token_types_key="type_vocab_size",
+    hidden_dropouts=("hidden_dropout_prob",),
+    attention_dropouts=("attention_probs_dropout_prob",),
+    label_dropouts=dict.fromkeys(("SequenceClassification", "MultipleChoice"), "cls_dropout"),
     buffers=("position_ids",),
     tokenizer_class="DebertaV2Tokenizer",
 )

@@ -64,6 +64,9 @@ class Family:
     """Which kept token a label is read at. The forward of transformers' models that read the ``first`` does that;
     where it is the ``last``, the label head's logits are read here (:mod:`ted_ds.models.taps`)."""
 
+    lacks: tuple[str, ...] = ()
+    """Heads that transformers has no class of with this family (what follows ``AutoModelFor``)."""
+
     # --- what it does
     attention: tuple[str, ...] = ("eager", "sdpa", "flash")
     """The implementations it has, by the recipe's words."""
@@ -72,6 +75,11 @@ class Family:
     token's distance to the others (beside a table, where the files hold one)."""
     position_embeddings_path: str | None = None
     """The table."""
+    token_types_key: str | None = None
+    """The entry of the config that says how many types of tokens it tells apart by embeddings: those of the two texts
+    of a pair, as a rule; None where it has no such embeddings."""
+    token_types_by_default: int = 0
+    """How many where the config does not say."""
 
     # --- config.json
     own_names: Mapping[str, str] = field(default_factory=dict)
@@ -80,6 +88,12 @@ class Family:
     """What ``layer_types`` may say of a block; None where it is not read."""
     first_blocks_keys: tuple[str, ...] = ("max_window_layers", "first_k_dense_replace")
     """Entries that say how many of the first blocks differ from the others."""
+    hidden_dropouts: tuple[str, ...] = ()
+    """Entries with the probabilities that states are dropped by."""
+    attention_dropouts: tuple[str, ...] = ()
+    """Those that attention is dropped by."""
+    label_dropouts: Mapping[str, str] = field(default_factory=dict)
+    """That before a head of labels, by the model's architecture (what follows ``AutoModelFor``)."""
     inverse_number_key: str | None = None
     """The entry by which a block divides its attention scores by its number, counted from 1."""
     fused_queries: tuple[str, ...] = ()
@@ -109,6 +123,21 @@ class Family:
     def is_tied(self, config: Mapping[str, Any]) -> bool:
         """Whether an LM head is the embeddings, by a ``config.json``."""
         return config.get("tie_word_embeddings", self.ties_by_default)
+
+    def num_token_types(self, config: Mapping[str, Any]) -> int:
+        """How many types of tokens a model tells apart, by a ``config.json``."""
+        if self.token_types_key is None:
+            return 0
+        return int(config.get(self.token_types_key, self.token_types_by_default))
+
+    def dropout_keys(self, what: str, architecture: str) -> tuple[str, ...]:
+        """The entries of the config with the dropout of ``hidden`` states, ``attention`` or the ``classifier``.
+
+        None where models of this architecture have no such dropout.
+        """
+        if what == "classifier":
+            return (self.label_dropouts[architecture],) if architecture in self.label_dropouts else ()
+        return self.hidden_dropouts if what == "hidden" else self.attention_dropouts
 
     @property
     def lm_head_matrix(self) -> str:

@@ -56,6 +56,8 @@ class ModelFacts:
     """Ids of special tokens that ``config.json`` and ``generation_config.json`` name, by file and key."""
     rope_rules: tuple[str, ...] = ()
     """How rotary positions come about."""
+    num_token_types: int = 0
+    """How many types of tokens it tells apart; see :attr:`~ted_ds.models.family.Family.token_types_key`."""
     quantisation: Quantisation | None = None
     """How the files hold the weights of blocks; None where every number is in 16 or 32 bits."""
 
@@ -156,6 +158,7 @@ def _facts(config: dict[str, Any], shapes: Mapping[str, Shape], family: Family) 
         is_tied=family.is_tied(config),
         switched_off=family.lm_head_switch if config.get(family.lm_head_switch or "", True) is False else None,
         rope_rules=rope_rules(config),
+        num_token_types=family.num_token_types(config),
     )
 
 

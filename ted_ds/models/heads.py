@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +20,8 @@ from ted_ds.models.parts import before_lm_head_of, lm_head_of
 from ted_ds.models.predictions import DensePredictions, Predictions, VocabularyHead, VocabularyPredictions
 from ted_ds.numerics.filters import INITIAL_STD, FilterBank, PooledClassifier, pool
 
+EARLY_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+"""Ends of names in early files, and in what transformers makes of these, or under ZeRO-3 of any."""
 Result = TypeVar("Result")
 Prober = Callable[[int, Tensor, Mapping[str, Tensor]], Predictions]
 """Of a place in the layer map, its state ``[batch, seq, hidden]`` and what the model was given."""
@@ -157,14 +159,20 @@ def load_lm_output(model_path: Path, dtype: torch.dtype) -> tuple[nn.Module, Voc
 def _read_first(model_path: Path, wanted: Mapping[str, Sequence[str]], dtype: torch.dtype) -> dict[str, Tensor]:
     """Of each thing wanted, the tensor in a model's files under the first of its names that they have."""
     found: dict[str, Tensor] = {}
-    # checkpoints of a bare body lack the first part of the path
-    names = {
-        own: [*of_own, *(path_in_body(name) for name in of_own if name.count(".") > 1)]
-        for own, of_own in wanted.items()
-    }
+    names = {own: [one for name in of_own for one in _in_files(name)] for own, of_own in wanted.items()}
     for file in weight_files(model_path):
         with safe_open(file, framework="pt") as weights:
             for name in set(weights.keys()) & {one for of_own in names.values() for one in of_own}:
                 found[name] = weights.get_tensor(name).to(dtype)
     first = {own: next((one for one in of_own if one in found), None) for own, of_own in names.items()}
     return {own: found[one] for own, one in first.items() if one is not None}
+
+
+def _in_files(name: str) -> Iterator[str]:
+    """What files may call a parameter."""
+    yield name
+    if name.count(".") > 1:  # those of a bare body lack the first part of the path
+        yield path_in_body(name)
+    for now, before in EARLY_NAMES.items():
+        if name.endswith(now):
+            yield name.removesuffix(now) + before

@@ -87,6 +87,8 @@ class LoadSettings:
     """One of :data:`~ted_ds.models.execution.ATTENTION`."""
     device: torch.device | None = None
     """Where quantised weights are to be, some of which cannot be moved later."""
+    config_values: Mapping[str, Any] = field(default_factory=dict)
+    """Entries of its config that are to be others than in its file."""
 
 
 def load_model(
@@ -124,6 +126,8 @@ def load_model(
     if head is None:
         kind = f"{architecture.removesuffix('LM').lower()} LM"
     config = build_config(path, head or {})
+    for name, value in settings.config_values.items():
+        setattr(config, name, value)  # transformers leaves out what the class does not name, as DeBERTa's cls_dropout
     family = family_of(config.model_type)
     model_class = try_to_build(path, auto, config)
     quantisation: Any = getattr(config, "quantization_config", None)

@@ -78,6 +78,7 @@ class TappedModel(nn.Module):
         self._captured: dict[int, Tensor] = {}
         self._on_state: OnState | None = None
         self._family, self._pooled = family, pooled
+        self._takes_token_types = family.num_token_types(model.config.to_dict()) > 1
         self._needs_positions = choose_by_text(model)
         self._has_lm_head = self.share.has_output and model.get_output_embeddings() is not None
         self._can_predict = self.share.has_output
@@ -211,6 +212,8 @@ class TappedModel(nn.Module):
             without output has no predictions; of other places in the layer map, the state is None.
         """
         arguments: dict[str, Any] = dict(inputs)
+        if not self._takes_token_types:  # a table of one row has none for the second text; GPT-2 would add words
+            arguments.pop("token_type_ids", None)
         if getattr(self.model.config, "use_cache", False):
             arguments["use_cache"] = False
         if self._needs_positions and "position_ids" not in arguments:

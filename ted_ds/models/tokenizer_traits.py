@@ -75,6 +75,15 @@ class TokenizerTraits:
         assert self.backend is not None
         return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
 
+    def encode_pair(self, first: str, second: str) -> tuple[list[int], list[int]]:
+        """The ids of a pair of texts, and each one's token type: none where it has none. Needs what ``encode`` does."""
+        if self.loaded is not None:
+            encoded = self.loaded(first, second)
+            return list(encoded["input_ids"]), list(encoded.get("token_type_ids", ()))
+        assert self.backend is not None
+        found = self.backend.encode(first, second)
+        return found.ids, found.type_ids
+
     def decode(self, index: int) -> str:
         """The text of a token; needs a ``backend``, or to be loaded."""
         owner = self.backend if self.loaded is None else self.loaded

@@ -44,6 +44,9 @@ def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
         model = build.models.frozen("teacher" if name == "teacher" else "student", path, new_head_allowed=True)
         metrics, tokens_per_s = build.evaluate(frozen_outputs(model))
         results[name] = {**metrics[0], "perf/tokens_per_s": tokens_per_s, "num_parameters": model.num_parameters}
+        for part in build.data.apart:
+            (of_part,), _ = build.evaluate(frozen_outputs(model), apart=part)
+            results[name] |= {f"{part}/{metric}": value for metric, value in of_part.items()}
         model.release()
         del model
         collect_garbage()

@@ -21,6 +21,8 @@ UNDECIDING_DATA_KEYS: dict[str, Any] = {
     **dict.fromkeys(("padding", "workers", "bad_records"), True),
     # files are known by what they are, wherever they are
     **{part: {"__all__": {"path"}} for part in ("train", "evaluation")},
+    "apart": {"__all__": {"__all__": {"path"}}},
+    "glue_folder": True,
 }
 """What may change in ``data`` without a change in results."""
 
@@ -80,6 +82,11 @@ class Inputs:
     def in_8_bits(self) -> dict[str, str]:
         """What to know of a teacher whose weights are not its files'; no other host makes a difference."""
         return {"teacher_weights": "int8"} if self._settled.in_8_bits else {}
+
+    def dropout_part(self, side: str) -> dict[str, Any]:
+        """What of a model that trains is dropped, where the recipe says so."""
+        given = (self.recipe.teacher if side == "teacher" else self.recipe.student).dropout.given
+        return {"dropout": given} if given else {}
 
     def frozen_part(self) -> dict[str, bool]:
         """What of the student does not train."""

@@ -148,13 +148,13 @@ class PhaseTraining:
         for name, metrics in zip(self._outputs, self.scores, strict=False):
             shown = "  ".join(f"{metric} {value:.4g}" for metric, value in metrics.items() if "num_" not in metric)
             build.screen.say(f"  {self._phase}, {name}: {shown}")
-        scorer = build.kind.scorer
-        value = sum(metrics[scorer.headline] for metrics in self.scores) / len(self.scores)
+        headline, best_is_highest = build.kind.headline, build.kind.higher_is_better
+        value = sum(metrics[headline] for metrics in self.scores) / len(self.scores)
         if not self._outputs:
-            build.screen.say(f"  {self._phase} {progress.step}, held-out {scorer.headline}: {value:.4g}")
+            build.screen.say(f"  {self._phase} {progress.step}, held-out {headline}: {value:.4g}")
         gain = 0.0 if self._best is None else value - self._best["value"]
-        if math.isfinite(value) and (self._best is None or (gain > 0 if scorer.higher_is_better else gain < 0)):
-            self._best = {"metric": scorer.headline, "value": value, "step": progress.step}
+        if math.isfinite(value) and (self._best is None or (gain > 0 if best_is_highest else gain < 0)):
+            self._best = {"metric": headline, "value": value, "step": progress.step}
         pairs = zip([f"/{name}" for name in self._outputs] or [""], self.scores, strict=True)
         scores = {f"eval/{metric}{name}": v for name, metrics in pairs for metric, v in metrics.items()}
         self._journal.track(self._phase, progress.step, scores)

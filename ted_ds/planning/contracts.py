@@ -24,7 +24,9 @@ from ted_ds.planning.tokenizer_contracts import (
     refuse_different_tokenizers,
     refuse_ids_outside,
     refuse_padding_outside,
+    refuse_token_types_outside,
     refuse_useless_tokenizer,
+    undivided_pairs,
 )
 
 
@@ -74,6 +76,8 @@ def broken_contracts(recipe: Recipe, teacher: Side | None, student: Side | None)
         if attempt("vocabulary", side, lambda side=side: _read_tokenizer(side)):
             readable.append(side)
             attempt("vocabulary", side, lambda side=side: _check_vocabulary(side))
+    for side in own if recipe.task.takes_pairs and teacher in readable else ():
+        attempt("vocabulary", side, lambda side=side: _check_token_types(teacher, side))
     if teacher is not None:
         attempt("head", teacher, lambda: _check_head(recipe, teacher))
         if teacher in readable and recipe.task.packed and "vocabulary" not in broken:
@@ -191,6 +195,12 @@ def _check_masks(recipe: Recipe, teacher: Side) -> None:
         make_masker(tokenizer, masking)
 
 
+def _check_token_types(teacher: Side | None, side: Side) -> None:
+    """Pairs are read by the teacher's tokenizer."""
+    if teacher is not None and teacher.tokenizer is not None:
+        refuse_token_types_outside(teacher.tokenizer, side.facts)
+
+
 def _check_same(teacher: Side, student: Side) -> None:
     """The student reads the teacher's ids, so they must be its own, or within its embeddings at least."""
     if teacher.tokenizer is not None and student.tokenizer is not None:
@@ -211,7 +221,8 @@ def document_ends(recipe: Recipe, teacher: Side) -> str | None:
     if tokenizer.unknown_class is not None:
         return f"what is put around each is known once the teacher's {tokenizer.unknown_class} is loaded"
     task = recipe.task
-    return ends_of(tokenizer, task.document_start, own_end=task.own_document_ends).in_words
+    ends = ends_of(tokenizer, task.document_start, own_end=task.own_document_ends, pairs=task.takes_pairs)
+    return ends.in_words
 
 
 def doubts(recipe: Recipe, teacher: Side | None, student: Side | None) -> Mapping[str, list[str]]:
@@ -223,6 +234,8 @@ def doubts(recipe: Recipe, teacher: Side | None, student: Side | None) -> Mappin
         if lines:
             found.setdefault(contract, []).extend(f"{side.name}.path: {line}" for line in lines)
 
+    if teacher is not None and used is not None and recipe.task.takes_pairs:
+        doubt("tokenizers", teacher, *undivided_pairs(used, teacher.facts))
     for side in _own_files(teacher, student):
         if side.name == "student" and used is not None and side.tokenizer is not None:
             doubt("tokenizers", side, *compare_readings(used, side.tokenizer))

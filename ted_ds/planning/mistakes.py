@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from ted_ds.config.deepspeed import filled, inspect_deepspeed_json, remarks
 from ted_ds.config.deepspeed_keys import offload_device, zero_stage
+from ted_ds.config.pair import Student, Teacher
 from ted_ds.config.schema import Recipe
 from ted_ds.config.tracking import refuse_missing_packages
 from ted_ds.config.wandb import refuse_missing_account, wandb_mode
@@ -17,7 +18,7 @@ from ted_ds.data.samples import Rows
 from ted_ds.data.sources import is_remote, locate, names_hub
 from ted_ds.errors import TedError
 from ted_ds.launching.starters import Told
-from ted_ds.models.families import types_of
+from ted_ds.models.families import FAMILY_OF, types_of
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.rope_rules import KNOWN_RULES
 
@@ -90,16 +91,15 @@ def check_data(recipe: Recipe, rows: Rows, mistakes: Mistakes) -> dict[str, Firs
     ``rows`` reads those of the recipe's task.
     """
     looked_at = {}
-    for part, sources in (("train", recipe.data.train), ("evaluation", recipe.data.evaluation or [])):
-        for index, one in enumerate(sources):
-            place = f"data.{part}[{index}]"
-            is_here = not is_remote(one.path) and not names_hub(one)
-            if is_here and mistakes.attempt(f"{place}.path", functools.partial(locate, one)) is None:
-                continue
-            if Told.by(os.environ).rank != 0:
-                continue
-            looked_at[place] = first_rows(one, rows, cleaning=recipe.data.cleaning)
-            mistakes.add(place, *looked_at[place].problems)
+    for within, one in recipe.data.sources:
+        place = f"data.{within}"
+        is_here = not is_remote(one.path) and not names_hub(one)
+        if is_here and mistakes.attempt(f"{place}.path", functools.partial(locate, one)) is None:
+            continue
+        if Told.by(os.environ).rank != 0:
+            continue
+        looked_at[place] = first_rows(one, rows, cleaning=recipe.data.cleaning)
+        mistakes.add(place, *looked_at[place].problems)
     part, sources = ("evaluation", recipe.data.evaluation) if recipe.data.evaluation else ("train", recipe.data.train)
     scored = [looked_at.get(f"data.{part}[{index}]") for index in range(len(sources))]
     if all(found is not None and found.has_no_label for found in scored):
@@ -138,6 +138,18 @@ def check_model(recipe: Recipe, facts: ModelFacts, where: str, mistakes: Mistake
     mistakes.add(where, *_model_mistakes(recipe, facts))
 
 
+def check_dropout(recipe: Recipe, teacher: ModelFacts | None, student: ModelFacts | None, mistakes: Mistakes) -> None:
+    """Whether models have the dropout that the recipe sets."""
+    for side, facts in (("teacher", teacher), ("student", student)):
+        section: Teacher | Student = getattr(recipe, side)
+        for what in section.dropout.given if facts is not None else ():
+            if not facts.family.dropout_keys(what, recipe.task.architecture):
+                mistakes.add(
+                    f"{side}.dropout.{what}",
+                    f"a {facts.model_type} for {recipe.task.kind} has no such dropout; remove it",
+                )
+
+
 def _model_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
     wanted = recipe.task.architecture
     if recipe.task.has_lm_head and facts.family.language_model != wanted:
@@ -148,6 +160,9 @@ def _model_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
             f"its config.json has {facts.switched_off}: false, and such an LM head is not known here; set it to true "
             "and fine-tune a new one (teacher.finetune, student.finetune)"
         )
+    if recipe.task.architecture in facts.family.lacks:
+        able = [name for name, family in FAMILY_OF.items() if recipe.task.architecture not in family.lacks]
+        yield f"transformers has no {recipe.task.kind} head for a {facts.model_type}; use one of {', '.join(able)}"
     if recipe.attention not in ("auto", *facts.family.attention):
         yield f"a {facts.model_type} has no {recipe.attention} attention; use attention: auto"
     key = recipe.task.length_key

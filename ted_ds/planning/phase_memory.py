@@ -210,7 +210,7 @@ def with_head(recipe: Recipe, facts: ModelFacts) -> Parameters:
 
 def _activations(recipe: Recipe, training: PhasePlan, facts: ModelFacts) -> int:
     row = recipe.task.sequence_length
-    tokens = training.micro_batch_tokens or (training.micro_batch_size or 1) * row
+    tokens = training.micro_batch_tokens or (training.micro_batch_size or 1) * row * recipe.task.rows_per_example
     return activation_bytes(
         facts,
         tokens=tokens,

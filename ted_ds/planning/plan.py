@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ted_ds.config.glue import filled_in
 from ted_ds.config.load import draft_mistakes, load_draft
 from ted_ds.config.schema import Recipe
 from ted_ds.config.tasks import Task
@@ -18,7 +19,14 @@ from ted_ds.models.files import ModelFacts, read_model_facts
 from ted_ds.models.folder import no_folder
 from ted_ds.numerics.layer_map import LayerPairs, make_layer_map
 from ted_ds.planning.contracts import Side, broken_contracts, document_ends, doubts
-from ted_ds.planning.mistakes import Mistakes, check_data, check_deepspeed, check_model, check_tracking
+from ted_ds.planning.mistakes import (
+    Mistakes,
+    check_data,
+    check_deepspeed,
+    check_dropout,
+    check_model,
+    check_tracking,
+)
 from ted_ds.planning.phase import phases_of
 from ted_ds.planning.pipeline_cut import Stage, plan_stages
 from ted_ds.planning.quantised_teacher import quantised_mistakes
@@ -147,6 +155,7 @@ def _lay_out(recipe: Recipe, rows_of: RowsOf, mistakes: Mistakes, *, num_ranks: 
         check_model(recipe, teacher, "teacher.path", mistakes)
     if student is not None and recipe.student.path is not None:
         check_model(recipe, student, "student.path", mistakes)
+    check_dropout(recipe, teacher, student, mistakes)
     mistakes.add("", *quantised_mistakes(recipe, teacher, student))
     sides = model_sides(recipe, teacher_dir, teacher, student_dir, student)
     broken = [line for lines in broken_contracts(recipe, *sides).values() for line in lines]
@@ -235,6 +244,9 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
     if plan.layer_pairs:
         pairs = " ".join(f"{s}<-{t}" for s, t in plan.layer_pairs)
         lines.append(f"layers    student<-teacher {pairs}, matched in {plan.filter_dim} dimensions")
+    if recipe.data.glue is not None:
+        filled = "; ".join(filled_in(recipe.data.glue, recipe.model_dump(mode="json")))
+        lines.append(f"glue      {recipe.data.glue} stands for {filled}")
     lines += [f"{place} {rows}" for place, rows in plan.data.items()]
     lines.append(f"phases    {' > '.join(plan.phases)}")
     replicas = max(num_ranks // recipe.pipeline.stages, 1)
@@ -245,9 +257,11 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
             cut = f"{accumulation} microbatches x {phase.micro_batch_size}"
         else:
             cut = f"microbatches of at most {phase.micro_batch_tokens:,} padded tokens"
-        tokens = phase.max_steps * phase.global_batch_size * recipe.task.sequence_length
+        task = recipe.task
+        tokens = phase.max_steps * phase.global_batch_size * task.rows_per_example * task.sequence_length
+        what = "sequences" if task.rows_per_example == 1 else f"questions of {task.rows_per_example} sequences"
         lines.append(
-            f"{path:16} {phase.max_steps} steps x {phase.global_batch_size} sequences = "
+            f"{path:16} {phase.max_steps} steps x {phase.global_batch_size} {what} = "
             f"{readers} x {cut}; at most {tokens:,} tokens"
         )
     if plan.text_ends is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from ted_ds.data.document_ends import own_ends
+from ted_ds.data.document_ends import own_ends, own_separator
 from ted_ds.data.tokenizer_comparison import differences
 from ted_ds.data.tokenizers import describe_difference
 from ted_ds.errors import CheckpointError
@@ -17,6 +17,9 @@ from ted_ds.models.files import GENERATION_CONFIG_FILE, ModelFacts
 from ted_ds.models.folder import CONFIG_FILE
 from ted_ds.models.tokenizer_files import TOKENIZER_FILE, refuse_without_padding
 from ted_ds.models.tokenizer_traits import Origin, TokenizerTraits
+
+PAIR = ("a", "b")
+"""Any two texts."""
 
 
 def refuse_ids_outside(tokenizer: TokenizerTraits, facts: ModelFacts, *, whose: str = "its") -> None:
@@ -73,6 +76,36 @@ def refuse_useless_tokenizer(tokenizer: TokenizerTraits) -> None:
         return  # seen when it is loaded
     own_ends(tokenizer)
     refuse_without_padding(tokenizer.roles.get("pad_token"), tokenizer.roles.get("eos_token"))
+
+
+def refuse_token_types_outside(tokenizer: TokenizerTraits, facts: ModelFacts) -> None:
+    """Make sure that a model which tells types of tokens apart knows those that a tokenizer gives to a pair of texts.
+
+    Raises:
+        CheckpointError: It does not.
+    """
+    types = tokenizer.encode_pair(*PAIR)[1] if _reads_pairs_by_its_files(tokenizer) else []
+    highest = max(types, default=0)
+    if facts.num_token_types > 1 and highest >= facts.num_token_types:
+        raise CheckpointError(
+            f"the teacher's tokenizer gives tokens of a pair the type {highest}, but the model tells types "
+            f"0..{facts.num_token_types - 1} apart ({facts.family.token_types_key} in its {CONFIG_FILE}); use the "
+            "tokenizer it was trained with"
+        )
+
+
+def undivided_pairs(tokenizer: TokenizerTraits, facts: ModelFacts) -> Iterator[str]:
+    """Lines on a tokenizer that does not show a model where the second text of a pair begins, for a warning."""
+    if _reads_pairs_by_its_files(tokenizer) and own_separator(tokenizer) == () and facts.num_token_types < 2:
+        yield (
+            "its tokenizer puts nothing between the two texts of a pair: where the second begins is for the model to "
+            "find; end the first ones in the data with a mark of your own"
+        )
+
+
+def _reads_pairs_by_its_files(tokenizer: TokenizerTraits) -> bool:
+    """Whether that is known before transformers loads it."""
+    return tokenizer.backend is not None and tokenizer.unknown_class is None
 
 
 def refuse_different_tokenizers(teacher: Mapping[str, int], student: Mapping[str, int]) -> None:

@@ -52,6 +52,8 @@ class Waybill:
     labels_are_numbers: bool
     isolated: bool
     """Of :class:`~ted_ds.data.loader.Batch`."""
+    has_token_types: bool = False
+    """Whether a batch has them."""
     masks: tuple[str, ...] = ()
     """Those of its masks that are not None. A bit each, they travel with which tokens are kept."""
 
@@ -61,22 +63,24 @@ class Waybill:
         for place, name in enumerate(self.masks, start=1):
             bits = bits | getattr(batch, name).int() << place
         rows = [batch.input_ids, batch.attention_mask, bits]
-        rows += [] if batch.position_ids is None else [batch.position_ids]
+        rows += [row for row in (batch.token_type_ids, batch.position_ids) if row is not None]
         tokens = torch.stack([row.int() for row in rows])
         return tokens, batch.labels.float().view(torch.int32) if self.labels_are_numbers else batch.labels.int()
 
     def batch(self, cargo: Cargo) -> Batch:
         """The microbatch in a cargo."""
         tokens, labels = cargo[-2:]
-        input_ids, attention_mask, bits, *positions = tokens.long().unbind()
+        input_ids, attention_mask, bits, *others = tokens.long().unbind()
+        types = others.pop(0) if self.has_token_types else None
         masks: Any = {name: (bits >> place & 1).bool() for place, name in enumerate(self.masks, start=1)}
         return Batch(
             input_ids,
             attention_mask,
             labels.view(torch.float32) if self.labels_are_numbers else labels.long(),
             (bits & 1).bool(),
-            positions[0] if positions else None,
+            others[0] if others else None,
             self.isolated,
+            types,
             **masks,
         )
 

@@ -35,6 +35,10 @@ Task = TypeVar("Task")
 HeadTask = TypeVar("HeadTask", bound=TextTask)
 
 
+LOSS = "loss"
+"""The one metric of all kinds that is better where it is lower."""
+
+
 class Scorer(Protocol):
     """How good predictions are."""
 
@@ -72,6 +76,11 @@ class TaskKind(ABC, Generic[Task]):
     def columns(self) -> Sequence[str]:
         """See :class:`ted_ds.data.samples.Rows`."""
 
+    @property
+    def num_texts(self) -> int:
+        """See :class:`ted_ds.data.samples.Rows`."""
+        return 1
+
     @abstractmethod
     def read(self, row: Mapping[str, Any], *, where: str, declared: Mapping[str, Sequence[str]]) -> Example | None:
         """See :class:`ted_ds.data.samples.Rows`."""
@@ -90,12 +99,17 @@ class TaskKind(ABC, Generic[Task]):
             DataError: A source or a row is wrong, or a split is empty.
         """
 
-    def collator(self, pad_id: int, padding: Padding) -> Collator:
-        """What makes batches of samples."""
+    def collator(self, pad_id: int, padding: Padding, *, with_token_types: bool = False) -> Collator:
+        """What makes batches of samples, which may have token types."""
         from ted_ds.data.loader import Collator
 
         return Collator(
-            pad_id, self.collated_as, side=padding.side, multiple_of=padding.multiple_of, **self._collator_settings()
+            pad_id,
+            self.collated_as,
+            side=padding.side,
+            multiple_of=padding.multiple_of,
+            with_token_types=with_token_types,
+            **self._collator_settings(),
         )
 
     def _collator_settings(self) -> dict[str, Any]:
@@ -142,12 +156,28 @@ class TaskKind(ABC, Generic[Task]):
     @property
     @abstractmethod
     def terms(self) -> TaskTerms:
-        """The task loss and the prediction term."""
+        """The task loss and the prediction term, as models are scored and compared with a guess."""
+
+    @property
+    def training_terms(self) -> TaskTerms:
+        """The same as models are trained by them."""
+        return self.terms
 
     @property
     @abstractmethod
     def scorer(self) -> Scorer:
         """What scores a model."""
+
+    @property
+    def headline(self) -> str:
+        """The metric by which models are compared: the recipe's, or else the scorer's."""
+        return self.task.headline or self.scorer.headline  # type: ignore[attr-defined]
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Of the ``headline``."""
+        is_loss = self.headline == LOSS
+        return self.scorer.higher_is_better if self.headline == self.scorer.headline else not is_loss
 
     @abstractmethod
     def guess(self, labels: Sequence[Any], *, vocab_size: int) -> Guess:
@@ -160,7 +190,7 @@ class TaskKind(ABC, Generic[Task]):
 
 
 class HeadKind(TaskKind[HeadTask]):
-    """A text in, and one prediction out, by a head of the task's own."""
+    """A text in, or a pair of two, and one prediction out, by a head of the task's own."""
 
     are_labelled = True
     problem_type: ClassVar[str]
@@ -172,13 +202,29 @@ class HeadKind(TaskKind[HeadTask]):
         return [self.task.label_column]  # type: ignore[attr-defined]
 
     @property
+    def text_columns(self) -> list[str]:
+        """The columns that hold texts."""
+        return self.task.text_columns
+
+    @property
+    def takes_pairs(self) -> bool:
+        """See :class:`ted_ds.data.samples.LabelledRows`."""
+        return self.task.takes_pairs
+
+    @property
     def columns(self) -> list[str]:
-        """The text's, and those of labels."""
-        return [self.task.text_column, *self.label_columns]
+        """Those of texts, and those of labels."""
+        return [*self.text_columns, *self.label_columns]
+
+    @property
+    def num_texts(self) -> int:
+        """See :class:`ted_ds.data.samples.Rows`."""
+        return len(self.text_columns)
 
     def read(self, row: Mapping[str, Any], *, where: str, declared: Mapping[str, Sequence[str]]) -> Example | None:
-        """The text and its label."""
-        return Example(row[self.task.text_column], self.read_label(row, where=where, declared=declared))
+        """The text, or both of a pair, and the label."""
+        first, *second = (row[column] for column in self.text_columns)
+        return Example(first, self.read_label(row, where=where, declared=declared), *second)
 
     @abstractmethod
     def read_label(
@@ -194,10 +240,19 @@ class HeadKind(TaskKind[HeadTask]):
         """
 
     def encode(self, tokenizer: Any, examples: Sequence[Example]) -> list[Sample]:
-        """Texts as the tokenizer's own encode reads them, cut to the longest allowed."""
-        texts = [example.text for example in examples]
-        encoded = tokenizer(texts, truncation=True, max_length=self.task.max_length)["input_ids"] if texts else []
-        return [Sample(ids, example.label) for ids, example in zip(encoded, examples, strict=True)]
+        """Texts as the tokenizer's own encode reads them, cut to the longest allowed; of a pair the longer text first.
+
+        What stands between the two of a pair, and their token types, are the tokenizer's own, too.
+        """
+        if not examples:
+            return []
+        sides = [[*side] for side in zip(*(example.texts for example in examples), strict=True)]
+        encoded = tokenizer(*sides, truncation=True, max_length=self.task.max_length)
+        types = encoded.get("token_type_ids") if len(sides) > 1 else None
+        return [
+            Sample(ids, example.label, token_types=own)
+            for ids, example, own in zip(encoded["input_ids"], examples, types or [None] * len(examples), strict=True)
+        ]
 
     def open_data(
         self, data: Data, tokenizer: PreTrainedTokenizerBase, listing: DataListing, *, max_heldout: int

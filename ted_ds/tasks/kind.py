@@ -10,6 +10,7 @@ from ted_ds.tasks.base import TaskKind
 from ted_ds.tasks.causal_lm import CausalLmKind
 from ted_ds.tasks.masked_lm import MaskedLmKind
 from ted_ds.tasks.multi_label_classification import MultiLabelClassificationKind
+from ted_ds.tasks.multiple_choice import MultipleChoiceKind
 from ted_ds.tasks.regression import RegressionKind
 from ted_ds.tasks.sequence_classification import SequenceClassificationKind
 from ted_ds.tasks.soft_label_classification import SoftLabelClassificationKind
@@ -24,6 +25,7 @@ KINDS: Mapping[type[sections.TaskSection], type[AnyKind]] = {
     sections.MultiLabelClassification: MultiLabelClassificationKind,
     sections.Regression: RegressionKind,
     sections.TokenClassification: TokenClassificationKind,
+    sections.MultipleChoice: MultipleChoiceKind,
 }
 
 

@@ -13,6 +13,7 @@ from ted_ds.tasks.base import HeadKind
 from ted_ds.tasks.guess import Guess, one_of
 from ted_ds.tasks.label_values import label_id
 from ted_ds.tasks.observations import Observation, joined, sklearn_metrics
+from ted_ds.tasks.weighing import weighed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,9 +47,14 @@ class SequenceClassificationKind(HeadKind[SequenceClassification]):
         return SEQUENCE_CLASSIFICATION
 
     @property
+    def training_terms(self) -> TaskTerms:
+        """With class weights and label smoothing, where the recipe has them."""
+        return weighed(self.terms, self.task)
+
+    @property
     def scorer(self) -> SingleLabel:
         """By accuracy."""
-        return SingleLabel(self.terms)
+        return SingleLabel(self.terms, num_labels=self.task.num_outputs)
 
     def guess(self, labels: Sequence[int], *, vocab_size: int) -> Guess:  # noqa: ARG002 - as others do
         """One of the labels."""
@@ -57,13 +63,17 @@ class SequenceClassificationKind(HeadKind[SequenceClassification]):
 
 
 class SingleLabel:
-    """Accuracy, macro F1 and Matthews correlation; the loss is cross-entropy per example."""
+    """Accuracy, macro F1 and Matthews correlation; the loss is cross-entropy per example.
+
+    Of two labels there is F1 of the second as well: the one that is looked for, such as ``duplicate`` beside
+    ``not_duplicate`` in GLUE.
+    """
 
     headline = "accuracy"
     higher_is_better = True
 
-    def __init__(self, terms: TaskTerms) -> None:
-        self._terms = terms
+    def __init__(self, terms: TaskTerms, *, num_labels: int) -> None:
+        self._terms, self._num_labels = terms, num_labels
 
     def observe(self, outputs: Tensor, labels: Tensor) -> Observation:
         """Predicted and given class ids."""
@@ -78,8 +88,10 @@ class SingleLabel:
         """Metrics over everything observed."""
         predictions, labels, loss = joined(observations)
         metrics = sklearn_metrics()
+        f1 = {"f1": float(metrics.f1_score(labels, predictions, zero_division=0))} if self._num_labels == 2 else {}
         return {
             "accuracy": float(metrics.accuracy_score(labels, predictions)),
+            **f1,
             "f1_macro": float(metrics.f1_score(labels, predictions, average="macro", zero_division=0)),
             "matthews_correlation": float(metrics.matthews_corrcoef(labels, predictions)),
             "loss": loss / len(labels),

@@ -67,7 +67,7 @@ class SoftLabelClassificationKind(HeadKind[SoftLabelClassification]):
     @property
     def scorer(self) -> SoftLabel:
         """By accuracy."""
-        return SoftLabel(self.terms)
+        return SoftLabel(self.terms, num_labels=self.task.num_outputs)
 
     def guess(self, labels: Sequence[Sequence[float]], *, vocab_size: int) -> Guess:  # noqa: ARG002 - as others do
         """One of the labels."""

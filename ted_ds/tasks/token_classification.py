@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ted_ds.config.tasks import TokenClassification
+from ted_ds.config.tasks.words import SPAN_LABEL
 from ted_ds.data.samples import UNLABELLED, Example, Label, Sample
 from ted_ds.errors import CheckpointError, DataError
 from ted_ds.tasks.base import HeadKind
 from ted_ds.tasks.guess import Guess, one_of
 from ted_ds.tasks.label_values import is_nothing, label_id, list_of
 from ted_ds.tasks.shown import shown_tokens
+from ted_ds.tasks.weighing import weighed
 
 if TYPE_CHECKING:
     import torch
@@ -37,8 +39,6 @@ TEXT_COLUMN = "text"
 BLANKS = " \t\r"
 BETWEEN_DOCUMENTS = "-DOCSTART-"
 """The word that stands alone between the documents of CoNLL 2003."""
-SPAN_LABEL = re.compile(r"O|([BIES])(?:-(.*))?")
-"""``O`` for none, else how a word stands in an entity, and the entity's type."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,14 @@ class TokenClassificationKind(HeadKind[Any]):
     # --- data -------------------------------------------------------------------------------------------------------
 
     @property
-    def columns(self) -> list[str]:
-        """Those of words and of labels, or that of blocks of lines."""
-        return [self.task.words_column, self.task.label_column] if self.of_words else [TEXT_COLUMN]
+    def text_columns(self) -> list[str]:
+        """That of words, or that of blocks of lines."""
+        return [self.task.words_column if self.of_words else TEXT_COLUMN]
+
+    @property
+    def label_columns(self) -> list[str]:
+        """That of labels; none of blocks of lines, which have them within."""
+        return [self.task.label_column] if self.of_words else []
 
     def read(self, row: Mapping[str, Any], *, where: str, declared: Mapping[str, Sequence[str]]) -> Words | None:
         """The words of a row and their labels; None for a mark between documents."""
@@ -73,7 +78,7 @@ class TokenClassificationKind(HeadKind[Any]):
             words = [line[0] for line in _lines(row[TEXT_COLUMN], where)]
             if words[0] == BETWEEN_DOCUMENTS:
                 return None
-        return Words(" ".join(words), self.read_label(row, where=where, declared=declared), words)
+        return Words(" ".join(words), self.read_label(row, where=where, declared=declared), words=words)
 
     def read_label(
         self, row: Mapping[str, Any], *, where: str, declared: Mapping[str, Sequence[str]] = {}
@@ -179,6 +184,11 @@ class TokenClassificationKind(HeadKind[Any]):
         from ted_ds.numerics.task_terms import TOKEN_CLASSIFICATION
 
         return TOKEN_CLASSIFICATION
+
+    @property
+    def training_terms(self) -> TaskTerms:
+        """With class weights and label smoothing, where the recipe has them."""
+        return weighed(self.terms, self.task)
 
     @property
     def scorer(self) -> WordLabels:

@@ -61,8 +61,7 @@ def refuse_other_files(world: World, models: Mapping[str, Path | None], listing:
         for side, folder in models.items():
             if folder is not None:
                 view.update(view_of_model(side, folder))
-        sources = (*listing.train, *(listing.evaluation or ()))
-        local = [file for source in sources for file in source.files if not is_remote(file.url)]
+        local = [file for source in listing.sources for file in source.files if not is_remote(file.url)]
         view.update({f"data {file.url}": _look_at_data(file) for file in local})
 
     world.first_on_host(look)

@@ -36,7 +36,10 @@ def _beginning(sample: Sample, length: int) -> Sample:
     documents: list[int] = []
     for of_document in sample.document_lengths:
         documents.append(min(of_document, length - sum(documents)))
-    return replace(sample, input_ids=sample.input_ids[:length], document_lengths=[one for one in documents if one])
+    types = None if sample.token_types is None else sample.token_types[:length]
+    ids, lengths = sample.input_ids[:length], [one for one in documents if one]
+    choices = tuple(_beginning(one, length) for one in sample.choices)
+    return replace(sample, input_ids=ids, token_types=types, document_lengths=lengths, choices=choices)
 
 
 def numbers_of_rows(predictions: Predictions, labels: Tensor, terms: TaskTerms) -> list[list[float]]:

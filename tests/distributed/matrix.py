@@ -14,6 +14,7 @@ import random
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,11 +25,13 @@ from ted_ds.config.deepspeed import complete
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.data.loader import Collator
 from ted_ds.data.samples import Sample
+from ted_ds.models.choices import choice_probes
 from ted_ds.models.families import family_of
 from ted_ds.models.heads import FilterProbes, classification_probes, lm_probes
 from ted_ds.models.loading import DTYPES
 from ted_ds.models.student import FilteredModel
 from ted_ds.numerics.filters import FilterBank
+from ted_ds.numerics.task_terms import WeighedCrossEntropy
 from ted_ds.objectives.distill import DistillObjective
 from ted_ds.objectives.learn_filters import FilterObjective
 from ted_ds.runtime.frozen import FrozenModel, frozen_engine_config
@@ -51,6 +54,7 @@ GLOBAL_BATCH = 16
 SEPARATOR, PAD = 1, 0
 MASKED = ("masked_lm", MASKED_ON_KEPT)
 TEMPERATURE = 2.0
+CLASS_WEIGHTS, SMOOTHING = (0.3, 1.9), 0.2
 Steps = tuple[tuple[tuple[int, ...], ...], ...]
 """Of each step, and of each of its rows when packed, the lengths of documents, their separator included."""
 
@@ -122,6 +126,8 @@ class Setup(NamedTuple):
     hosting: str
     divergence: str = "kl"
     width: int = HIDDEN
+    loss: str = "plain"
+    """The task loss; ``weighed`` has class weights and label smoothing."""
 
     @property
     def size(self) -> Size:
@@ -168,6 +174,8 @@ def is_allowed(values: dict[str, Any]) -> bool:
         or (encoder and values.get("kind") == "causal_lm")
         or (not encoder and values.get("kind") in MASKED and "family" in values)
         or (values.get("side") == "left" and values.get("kind") in MASKED)
+        or (values.get("family", "bert") != "bert" and values.get("kind") == "multiple_choice")
+        or (values.get("side") == "left" and values.get("kind") == "multiple_choice")  # encoders alone have such heads
         or (values.get("packed") and values.get("kind", "causal_lm") != "causal_lm")
         or (values.get("packed") and encoder)
     )
@@ -232,6 +240,21 @@ def of_divergences() -> list[Case]:
     return cases
 
 
+def of_weighed_losses() -> list[Case]:
+    """Class weights and label smoothing under every ZeRO stage, in company drawn at random."""
+    generator = random.Random(1)
+    cases = []
+    for stage, what in zip(FACTORS["stage"], ("task", "all", "filters", "task"), strict=True):
+        values: dict[str, Any] = {}
+        while not values or not is_allowed(values):
+            values = {name: generator.choice(options) for name, options in FACTORS.items()}
+            values |= {"stage": stage, "what": what, "precision": "fp32", "packed": False}
+            values["kind"] = generator.choice(("sequence_classification", "token_classification"))
+        case = make_case(values)
+        cases.append(case._replace(setup=case.setup._replace(loss="weighed")))
+    return cases
+
+
 def full_product() -> list[Case]:
     """Every term, number of ranks, accumulation, padding, packing, stage and precision, for both kinds of batch."""
     chosen = {
@@ -281,6 +304,7 @@ def label_of(kind: str, index: int, length: int) -> Any:
     return {
         "causal_lm": None,
         "sequence_classification": index % 2,
+        "multiple_choice": index % 2,
         "soft_label_classification": [share, 1 - share],
         "multi_label_classification": [float(index % 2), float(index % 3 == 0)],
         "regression": [share - 0.3, 2.0 * share],
@@ -303,7 +327,17 @@ def samples(kind: str, packed: bool, steps: Steps) -> Iterator[list[Sample]]:
             yield [Sample([*itertools.chain(*row)], None, [len(text) for text in row]) for row in grouped]
             continue
         labels = [None if is_unlabelled(kind, step, i) else label_of(kind, i, len(t)) for i, t in enumerate(texts)]
-        yield [Sample(text, label, [len(text)]) for text, label in zip(texts, labels, strict=True)]
+        rows = [Sample(text, None, [len(text)], token_types=types_of(text)) for text in texts]
+        if kind == "multiple_choice":  # each document, and the next one
+            pairs = zip(rows, [*rows[1:], rows[0]], strict=True)
+            yield [replace(pair[0], label=label, choices=pair) for pair, label in zip(pairs, labels, strict=True)]
+        else:
+            yield [replace(row, label=label) for row, label in zip(rows, labels, strict=True)]
+
+
+def types_of(text: list[int]) -> list[int]:
+    """Token types, as if the second half of a document were the other text of a pair; BERT alone takes them."""
+    return [int(2 * place >= len(text)) for place in range(len(text))]
 
 
 def place_of(folder: Path, setup: Setup) -> Path:
@@ -350,6 +384,8 @@ def make_probes(place: Path, setup: Setup) -> Any:
         heads = [torch.nn.Linear(size.filter_dim, 2) for _ in bank.layers]
         return FilterProbes(bank, heads, pooling=None)
     pooling = family_of(setup.family).pooled_token
+    if setup.kind == "multiple_choice":
+        return choice_probes(bank, dim=size.filter_dim, num_choices=2, pooling=pooling)
     return classification_probes(bank, dim=size.filter_dim, num_labels=2, pooling=pooling)
 
 
@@ -381,6 +417,8 @@ def run_setup(world: Any, place: Path, setup: Setup, layouts: Sequence[Layout]) 
         load(place / "teacher", layers=size.teacher_layers, shard=shard), device=world.device, engine_config=shard
     )
     terms = TASK_TERMS[setup.kind]
+    if setup.loss == "weighed":
+        terms = replace(terms, loss_sum=WeighedCrossEntropy(CLASS_WEIGHTS, SMOOTHING))
     if setup.what == "filters":
         module: Any = make_probes(place, setup)
         objective: Any = FilterObjective(terms, teacher, size.teacher_layers)
@@ -410,6 +448,8 @@ def run_layout(world: Any, engine: Any, objective: Any, setup: Setup, layout: La
         multiple_of=layout.multiple_of,
         isolate_documents=layout.packed,
         predict_all=setup.kind == MASKED_ON_KEPT,
+        with_token_types=not layout.packed,
+        rows_per_sample=OF_NAME[setup.kind].task.rows_per_example,
     )
     steps = []
     for rows in samples(setup.kind, layout.packed, setup.size.steps):
@@ -437,9 +477,14 @@ def run_all(world: Any, folder: Path, groups: list[tuple[Setup, list[Layout]]]) 
 # --- the reference ---------------------------------------------------------------------------------------------------
 
 
-def plain_task(kind: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def plain_task(kind: str, loss: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The task loss of the whole batch, by torch's own losses; 0 where every label is ignored."""
-    if kind in ("causal_lm", *MASKED, "sequence_classification", "token_classification"):
+    if loss == "weighed":
+        weights = torch.tensor(CLASS_WEIGHTS, dtype=logits.dtype)
+        kept = labels != -100
+        total = F.cross_entropy(logits[kept], labels[kept], weight=weights, label_smoothing=SMOOTHING, reduction="sum")
+        return total / kept.sum() if kept.any() else logits.sum() * 0
+    if kind in ("causal_lm", *MASKED, "sequence_classification", "token_classification", "multiple_choice"):
         kept = labels != -100
         return F.cross_entropy(logits[kept], labels[kept]) if kept.any() else logits.sum() * 0
     kept = ~labels.isnan().any(-1)
@@ -492,10 +537,11 @@ def reference(
     precision: str,
     divergence: str,
     width: int,
+    loss: str,
     arithmetic: torch.dtype = torch.float64,
 ) -> list[tuple[dict[str, float], Any]]:
     """Terms and gradients of each step: one process, one batch, one document a row; losses in fp64 either way."""
-    setup = Setup(what, kind, family, 1, 1, 0, precision, "replicated", divergence, width)
+    setup = Setup(what, kind, family, 1, 1, 0, precision, "replicated", divergence, width, loss)
     size = setup.size
     dtype = DTYPES[precision]
     load = functools.partial(load_tapped, kind=kind, precision=precision)
@@ -515,7 +561,9 @@ def reference(
             teacher_logits, states = teacher(inputs)
         module.zero_grad()
         if what == "filters":
-            losses = [plain_task(kind, logits.double(), labels) for logits in probe_logits(module, states, inputs)]
+            losses = [
+                plain_task(kind, loss, logits.double(), labels) for logits in probe_logits(module, states, inputs)
+            ]
             values = {f"loss/task/layer_{i:02d}": one for i, one in zip(size.teacher_layers, losses, strict=True)}
             weights = dict.fromkeys(values, 1 / len(values))
         else:
@@ -529,7 +577,7 @@ def reference(
             name, scale = name_of(kind, divergence), 1.0 if kind == "regression" else TEMPERATURE**2
             predictions = [one.double() for one in (logits, teacher_logits)]
             values = {
-                "loss/task": plain_task(kind, logits.double(), labels),
+                "loss/task": plain_task(kind, loss, logits.double(), labels),
                 name: plain_prediction(kind, divergence, *predictions, kept),
             }
             values |= {
@@ -553,6 +601,8 @@ def reference(
 
 def one_batch(kind: str, rows: list[Sample]) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
     """A rectangle of all documents, padded on the right, built without the loader."""
+    questions = rows
+    rows = [one for row in rows for one in row.choices or (row,)]
     longest = max(len(row.input_ids) for row in rows)
     ids = torch.tensor([row.input_ids + [PAD] * (longest - len(row.input_ids)) for row in rows])
     mask = torch.tensor([[1] * len(row.input_ids) + [0] * (longest - len(row.input_ids)) for row in rows])
@@ -563,11 +613,12 @@ def one_batch(kind: str, rows: list[Sample]) -> tuple[dict[str, torch.Tensor], t
         labels = torch.full_like(ids, -100)
         for own, row in zip(labels, rows, strict=True):
             own[: len(row.input_ids)] = torch.tensor(-100 if row.label is None else row.label)
-    elif kind == "sequence_classification":
-        labels = torch.tensor([-100 if row.label is None else row.label for row in rows])
+    elif kind in ("sequence_classification", "multiple_choice"):
+        labels = torch.tensor([-100 if row.label is None else row.label for row in questions])
     else:
         labels = torch.tensor([[torch.nan] * 2 if row.label is None else row.label for row in rows])
-    return {"input_ids": ids, "attention_mask": mask}, labels, mask.bool()
+    types = torch.tensor([types_of(row.input_ids) + [0] * (longest - len(row.input_ids)) for row in rows])
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}, labels, mask.bool()
 
 
 # --- comparison ------------------------------------------------------------------------------------------------------
@@ -589,7 +640,8 @@ def errors_of(case: Case, place: Path, by_rank: list[list[Any]]) -> Errors:
     difference, relative to the norm of the parameter's gradient plus 1/1000 of the whole gradient's (some are 0).
     """
     setup = case.setup
-    of_place = (place, setup.what, setup.kind, setup.family, setup.precision, setup.divergence, setup.width)
+    named = (setup.what, setup.kind, setup.family, setup.precision, setup.divergence, setup.width, setup.loss)
+    of_place = (place, *named)
     expected = reference(*of_place)
     plain = reference(*of_place, torch.bfloat16) if setup.precision == "bf16" else expected
     terms: dict[str, float] = {}
@@ -698,9 +750,8 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="also the full product: half an hour in all")
     parser.add_argument("--hardware", required=True, help="where this runs, for the document")
     options = parser.parse_args()
-    cases = list(
-        dict.fromkeys([*sample(), *of_divergences(), *(full_product() if options.full else []), *wide_product()])
-    )
+    chosen = [*sample(), *of_divergences(), *of_weighed_losses()]
+    cases = list(dict.fromkeys([*chosen, *(full_product() if options.full else []), *wide_product()]))
     results: dict[Case, Errors] = {}
     for world_size in FACTORS["ranks"]:
         with tempfile.TemporaryDirectory() as folder:

@@ -21,7 +21,7 @@ from ted_ds.runtime.preemption import StopRequests
 from ted_ds.runtime.step_runner import StepRunner
 from ted_ds.verbs.prepare import prepare as prepare_run
 from tests.plain import plain_divergence, probe_logits
-from tests.tiny import LABELS, ROOT, recipe_dict, write_corpus, write_labelled, write_model, write_recipe
+from tests.tiny import LABELS, ROOT, recipe_dict, write_corpus, write_labelled, write_model, write_pairs, write_recipe
 
 NUM_STEPS = 5
 MAPS: dict[str, dict[str, Any]] = {
@@ -33,6 +33,8 @@ MAPS: dict[str, dict[str, Any]] = {
 }
 FAMILIES = {"llama": "causal_lm", "gpt2": "causal_lm", "bert": "sequence_classification"}
 FAMILIES["deberta-v2"] = "sequence_classification"
+WITH_PAIRS: dict[str, dict[str, Any]] = {"deberta-v2": {"type_vocab_size": 2}}
+"""Families whose texts come in pairs, and what models need that tell their tokens apart."""
 
 
 class Layout(NamedTuple):
@@ -69,13 +71,14 @@ def write_pair(folder: Path, family: str) -> None:
     kind = FAMILIES[family]
     labels = LABELS if kind != "causal_lm" else None
     folder.mkdir(parents=True)
-    write_model(folder / "teacher", family, blocks=8, hidden=24, labels=labels, seed=1)
+    types = WITH_PAIRS.get(family, {})
+    write_model(folder / "teacher", family, blocks=8, hidden=24, labels=labels, seed=1, **types)
     tied = {"tie_word_embeddings": True} if family == "llama" else {}
-    write_model(folder / "student", family, blocks=4, hidden=16, labels=labels, seed=2, **tied)
+    write_model(folder / "student", family, blocks=4, hidden=16, labels=labels, seed=2, **tied, **types)
     if kind == "causal_lm":
         write_corpus(folder / "train.jsonl", 200)
     else:
-        write_labelled(folder / "train.jsonl", 120)
+        (write_pairs if family in WITH_PAIRS else write_labelled)(folder / "train.jsonl", 120)
     for stage in (0, 1):
         config = json.loads((ROOT / "ds_configs" / "deepspeed" / f"zero{stage}.json").read_text())
         # Adam would hide a wrong scale of the gradient
@@ -87,6 +90,8 @@ def write_pair(folder: Path, family: str) -> None:
         recipe["filters"]["dim"] = 12
         if kind == "causal_lm":
             recipe["task"] |= {"packing": {"isolate_documents": False}}
+        if family in WITH_PAIRS:
+            recipe["task"] |= {"text_column": ["first", "second"]}
         plans = (recipe["distill"], *(recipe["filters"][side] for side in ("teacher", "student")))
         for plan in (*plans, recipe["student"]["finetune"]):
             plan |= {"global_batch_size": 8, "micro_batch_size": 2, "learning_rate": 0.2, "schedule": "constant"}
@@ -145,7 +150,9 @@ def prepare(build: Any, models: dict[str, Path], case: Case) -> Prepared:
         return Prepared(stage.module, stage.objective, passing, plan, config, stage.watched, engine_outputs)
     if case.phase == "finetune_student":
         module = build.models.trained("student", models["student"], config, stage=build.stage(case.phase))
-        return Prepared(module, FinetuneObjective(build.terms), {"trained": module}, plan, config, {}, engine_outputs)
+        return Prepared(
+            module, FinetuneObjective(build.training_terms), {"trained": module}, plan, config, {}, engine_outputs
+        )
     stage = build_stage_one(build, case.phase, models)
     bodies = {side: one.body for side, one in stage.sides.items()}
     for body in bodies.values():
@@ -241,7 +248,11 @@ def _plain_one(build: Any, models: dict[str, Path], case: Case) -> Trained:
                 theirs, teacher_states = teacher(inputs)
             features = list(zip(bank(states), teacher_bank(teacher_states), strict=True))
             mse = [(own - other).square().mean(-1)[kept].mean() for own, other in features]
-            task = F.cross_entropy(logits[counted], labels[counted])
+            given = getattr(recipe.task, "class_weights", None)
+            weights = None if given is None else torch.tensor(given, dtype=torch.float64)
+            smoothing = getattr(recipe.task, "label_smoothing", None) or 0.0
+            summed: dict[str, Any] = {"weight": weights, "label_smoothing": smoothing, "reduction": "sum"}
+            task = F.cross_entropy(logits[counted], labels[counted], **summed) / counted.sum()
             heat = plan.temperature
             softened = [one[counted] / heat for one in (theirs, logits)]
             prediction = plain_divergence(plan.divergence, plan.divergence_parameter, *softened).mean()
@@ -287,7 +298,10 @@ def _joined(batches: list[Any]) -> tuple[dict[str, torch.Tensor], torch.Tensor, 
     mask = torch.cat([padded(batch.attention_mask, 0) for batch in batches])
     labels = torch.cat([padded(batch.labels, -100) for batch in batches])
     kept = torch.cat([padded(batch.kept_tokens.long(), 0) for batch in batches]).bool()
-    return {"input_ids": ids, "attention_mask": mask}, labels, kept
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if batches[0].token_type_ids is not None:
+        inputs["token_type_ids"] = torch.cat([padded(batch.token_type_ids, 0) for batch in batches])
+    return inputs, labels, kept
 
 
 # --- numbers that go wrong ----------------------------------------------------------------------------------------

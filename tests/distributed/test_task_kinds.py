@@ -7,11 +7,13 @@ import json
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -21,7 +23,7 @@ from ted_ds.planning.phase import PHASES
 from ted_ds.verbs.run import run_phases
 from tests.dist import run_ranks
 from tests.task_kinds import TASK_TERMS
-from tests.tiny import ROOT, VOCAB_SIZE, head_dict, write_model, write_run, write_tokenizer
+from tests.tiny import ROOT, VOCAB_SIZE, head_dict, write_model, write_rows, write_run, write_tokenizer
 
 METRICS = {
     "sequence_classification": {"accuracy", "f1_macro", "matthews_correlation"},
@@ -29,6 +31,7 @@ METRICS = {
     "multi_label_classification": {"f1_micro", "f1_macro", "exact_match"},
     "regression": {"pearson", "spearman"},
     "token_classification": {"f1", "precision", "recall", "accuracy"},
+    "multiple_choice": {"accuracy"},
 }
 PROBLEM_TYPES = {
     "sequence_classification": "single_label_classification",
@@ -36,9 +39,15 @@ PROBLEM_TYPES = {
     "multi_label_classification": "multi_label_classification",
     "regression": "regression",
     "token_classification": None,
+    "multiple_choice": None,
 }
 
 
+SCORED_APART = "sequence_classification"
+"""The kind that is run with more settings: another set to score, a headline, weights of classes, dropout."""
+DROPOUT = "{classifier: 0.3, hidden: 0.2, attention: 0.1}"
+WITH_PAIRS = "regression"
+"""The kind that is run on pairs of texts, as in STS-B."""
 OTHER_TERMS = {
     "soft_label_classification": ("jsd", "loss/jsd_0.5_teacher_student"),
     "multi_label_classification": ("skew_reverse_kl", "loss/bernoulli_skew_kl_0.1_student_teacher"),
@@ -54,6 +63,14 @@ def run(_world, recipe, overrides):
     run_phases(recipe, overrides, PHASES)
 
 
+def inputs_of(folder, phase):
+    return json.loads((folder / "run" / phase / "phase.json").read_text())["inputs"]
+
+
+def config_of(folder):
+    return AutoConfig.from_pretrained(folder)
+
+
 def records(folder, phase):
     lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
     return [record for record in map(json.loads, lines) if record["phase"] == phase]
@@ -62,19 +79,42 @@ def records(folder, phase):
 @pytest.mark.parametrize(("kind", "stage"), [*zip(METRICS, itertools.cycle(range(4)), strict=False)])
 def test_a_run_of_every_kind_of_task(tmp_path, kind, stage):
     recipe = write_run(tmp_path, kind=kind)
-    zero = f"deepspeed={ROOT / 'ds_configs' / 'deepspeed' / f'zero{stage}.json'}"
+    overrides = [f"deepspeed={ROOT / 'ds_configs' / 'deepspeed' / f'zero{stage}.json'}"]
+    if kind == WITH_PAIRS:
+        overrides.append("task.text_column=[text, second]")
+        rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+        write_rows(tmp_path / "train.jsonl", ({**row, "second": row["text"][::-1]} for row in rows))
+    if kind == SCORED_APART:
+        overrides.append(f"student.dropout={DROPOUT}")
+        overrides += ["task.headline=f1", "task.class_weights=[0.5,2]", "task.label_smoothing=0.1"]
+        overrides += [f"data.apart={{again: [{{path: {tmp_path / 'train.jsonl'}}}]}}"]
     divergence, name = OTHER_TERMS.get(kind, ("kl", TASK_TERMS[kind].prediction_name))
-    run_ranks(run, 2, str(recipe), [zero, f"distill.divergence={divergence}"])
+    run_ranks(run, 2, str(recipe), [*overrides, f"distill.divergence={divergence}"])
     (first, _) = records(tmp_path, "distill")
     assert first[name] > 0
     assert {one for one in first if one.endswith(("_teacher_student", "_student_teacher"))} == {name}
     # a run's student, cut from its teacher, has yet to learn
     results = json.loads((tmp_path / "run" / "evaluate" / "evaluation.json").read_text())
     assert METRICS[kind] | {"loss", "num_examples"} <= results["student after"].keys()
+    if kind == SCORED_APART:
+        assert {f"again/{metric}" for metric in (*METRICS[kind], "f1", "loss")} <= results["student after"].keys()
+        assert (results["teacher"]["num_examples"], results["teacher"]["again/num_examples"]) == (8, 8)
+        assert results["teacher"]["again/loss"] != results["teacher"]["loss"], "it is another set"
+        summed_up = {name: value for record in records(tmp_path, "evaluate") for name, value in record.items()}
+        assert inputs_of(tmp_path, "distill")["dropout"] == yaml.safe_load(DROPOUT)
+        assert "dropout" not in inputs_of(tmp_path, "filters_student")
+        names = ("classifier_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob")
+        assert [getattr(config_of(tmp_path / "run" / "export"), name) for name in names] == [0.3, 0.2, 0.1]
+        assert summed_up["student_after/again/f1"] == results["student after"]["again/f1"]
     assert METRICS[kind] <= {name.split("/")[1] for name in records(tmp_path, "filters_teacher")[-1] if "eval/" in name}
     export = tmp_path / "run" / "export"
     config = AutoConfig.from_pretrained(export)
     assert config.problem_type == PROBLEM_TYPES[kind]
+    if kind == "multiple_choice":
+        both = AutoTokenizer.from_pretrained(export)(["ba be"] * 2, ["bi", "bo bu"], return_tensors="pt", padding=True)
+        model = AutoModelForMultipleChoice.from_pretrained(export)
+        assert model(**{name: one[None] for name, one in both.items()}).logits.shape == (1, 2)
+        return
     (names,) = head_dict(kind).values()
     assert list(config.id2label.values()) == names
     of_words = kind == "token_classification"

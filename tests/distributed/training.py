@@ -13,6 +13,7 @@ from ted_ds.config.deepspeed import complete
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.data.loader import Collator
 from ted_ds.data.samples import Sample
+from ted_ds.models.choices import choose_among_rows
 from ted_ds.models.families import family_of
 from ted_ds.models.heads import classification_probes, lm_probes
 from ted_ds.models.loading import DTYPES, LoadSettings, load_model
@@ -86,6 +87,8 @@ def load_tapped(folder: Path, kind: str, layers: tuple[int, ...], *, shard: Any 
         head=None if task.has_lm_head else {"num_labels": len(LABELS)},
         architecture=task.architecture,
     )
+    if task.rows_per_example > 1:
+        choose_among_rows(model, task.rows_per_example)
     return TappedModel(model, family_of(model.config.model_type), layers, pooled=task.pooled)
 
 

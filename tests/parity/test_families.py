@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ted_ds.models.execution import checkpoint_activations
 from ted_ds.models.families import KNOWN_TYPES, family_of
@@ -157,6 +158,18 @@ def test_lm_output_read_from_files_is_the_models_own(tmp_path, model_type, tied)
     with torch.no_grad():
         logits, (last,) = TappedModel(model, family_of(model_type), [NUM_BLOCKS])(batch())
         torch.testing.assert_close(head(norm(last)), logits, rtol=0, atol=0)
+
+
+def test_lm_output_is_read_by_the_names_of_early_files(tmp_path):
+    model = load(tmp_path, "bert")
+    norm, _ = load_lm_output(tmp_path, torch.float32)
+    torch.nn.init.normal_(model.cls.predictions.transform.LayerNorm.weight)
+    weights = {name.replace("LayerNorm.weight", "LayerNorm.gamma"): one for name, one in model.state_dict().items()}
+    weights = {name.replace("LayerNorm.bias", "LayerNorm.beta"): one.clone() for name, one in weights.items()}
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    norm, _ = load_lm_output(tmp_path, torch.float32)
+    assert torch.equal(norm.LayerNorm.weight, model.cls.predictions.transform.LayerNorm.weight)
+    assert read_model_facts(tmp_path).has_lm_head
 
 
 def test_identity_filters_on_the_last_layer_with_the_frozen_head_are_the_model_itself(tmp_path):

@@ -6,7 +6,8 @@ A section says, without torch, what planning, data and models ask of a kind of t
 
 from __future__ import annotations
 
-from ted_ds.config.tasks.base import BosSetting, TaskSection
+from ted_ds.config.tasks.base import BosSetting, OneOfLabels, TaskSection
+from ted_ds.config.tasks.choices import MultipleChoice
 from ted_ds.config.tasks.language import CausalLm, DocumentTask, MaskedLm, Packing
 from ted_ds.config.tasks.masking import Masking
 from ted_ds.config.tasks.texts import (
@@ -19,7 +20,12 @@ from ted_ds.config.tasks.texts import (
 from ted_ds.config.tasks.words import TokenClassification
 
 HeadTask = (
-    SequenceClassification | SoftLabelClassification | MultiLabelClassification | Regression | TokenClassification
+    SequenceClassification
+    | SoftLabelClassification
+    | MultiLabelClassification
+    | Regression
+    | TokenClassification
+    | MultipleChoice
 )
 """Tasks whose models end in a head of their own, in place of the LM head."""
 Task = HeadTask | CausalLm | MaskedLm
@@ -32,6 +38,8 @@ __all__ = [
     "MaskedLm",
     "Masking",
     "MultiLabelClassification",
+    "MultipleChoice",
+    "OneOfLabels",
     "Packing",
     "Regression",
     "SequenceClassification",

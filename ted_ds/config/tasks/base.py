@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -11,6 +11,9 @@ from ted_ds.config.section import Section, rule
 from ted_ds.config.tasks.masking import Masking
 
 BosSetting = Literal["auto", "always", "never"]
+
+
+NotNegative = Annotated[float, Field(ge=0)]
 
 
 class TaskSection(Section):
@@ -38,13 +41,40 @@ class TaskSection(Section):
     """Of ``filters``."""
     prediction_settings: ClassVar[tuple[str, ...]] = ()
     """Those that a prediction term alone goes by."""
+    metrics: ClassVar[tuple[str, ...]] = ()
+    """What a model may be compared by; none where there is no choice."""
     why_not_cached: ClassVar[str | None] = None
     """Why a teacher's outputs cannot be kept on disk, and what to do; None where they can."""
+
+    headline: str | None = None
+    """The metric that checkpoints, and models in the table at the end, are compared by; unset: the kind's own."""
+
+    @rule
+    def _headline_is_a_metric(self) -> Iterator[str]:
+        known = self.possible_headlines
+        if self.headline is not None and self.headline not in known:
+            what = f"use {_one_of(known)}" if known else "this kind of task has one alone; remove it"
+            yield f"headline: {self.headline!r}: {what}"
+
+    @property
+    def possible_headlines(self) -> tuple[str, ...]:
+        """Those of ``metrics`` that there are with these labels."""
+        return self.metrics
 
     @property
     def document_column(self) -> str | None:
         """The column of texts that a tokenizer can be trained on; None where there is none."""
         return getattr(self, "text_column", None)
+
+    @property
+    def rows_per_example(self) -> int:
+        """Sequences that an example is read as."""
+        return 1
+
+    @property
+    def takes_pairs(self) -> bool:
+        """Whether two texts go into a model together."""
+        return False
 
     @property
     def output_names(self) -> list[str]:
@@ -82,6 +112,11 @@ class TaskSection(Section):
         See :mod:`ted_ds.models.heads`.
         """
         return [dim * dim, dim, dim * self.num_outputs, self.num_outputs]
+
+
+def _one_of(names: Sequence[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 class HeadSection(TaskSection):
@@ -132,3 +167,21 @@ class WithLabels(HeadSection):
     def label_names(self) -> list[str]:
         """All of them."""
         return self.labels
+
+
+class OneOfLabels(WithLabels):
+    """What is predicted is one of the labels, by a cross-entropy."""
+
+    class_weights: list[NotNegative] | None = None
+    """Of the task loss in training, in the order of ``labels``; unset: 1 each. It is divided by the number of labels
+    given, not by the sum of their weights as torch's weighted mean is: weights with a mean of 1 keep its size."""
+    label_smoothing: float | None = Field(default=None, gt=0, lt=1)
+    """Of the task loss in training: this share of each target is spread evenly over all labels; unset: none."""
+
+    @rule
+    def _a_weight_for_each_label(self) -> Iterator[str]:
+        weights = self.class_weights
+        if weights is not None and len(weights) != len(self.labels):
+            yield f"class_weights has {len(weights)} numbers, labels has {len(self.labels)} names; give one for each"
+        if weights is not None and not any(weights):
+            yield "class_weights: all are 0, and nothing would be learned; give at least one above it"

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from ted_ds.config.section import rule
-from ted_ds.config.tasks.base import WithLabels
+from ted_ds.config.tasks.base import OneOfLabels
+
+SPAN_LABEL = re.compile(r"O|([BIES])(?:-(.*))?")
+"""``O`` for none, else how a word stands in an entity, and the entity's type."""
 
 
-class TokenClassification(WithLabels):
+class TokenClassification(OneOfLabels):
     """A label for each word of a text: entities, parts of speech."""
 
     architecture: ClassVar[str] = "TokenClassification"
     pooled: ClassVar[bool] = False
     unused_filter_settings: ClassVar[tuple[str, ...]] = ("lm_head", "pooling")
+    metrics: ClassVar[tuple[str, ...]] = ("f1", "precision", "recall", "accuracy", "loss")
     why_not_cached: ClassVar[str | None] = (
         "a cache keeps one prediction for each text, and a token_classification has one for each word; remove it"
     )
@@ -32,6 +37,11 @@ class TokenClassification(WithLabels):
         given = [name for name in ("words_column", "label_column") if name in self.model_fields_set]
         if self.rows == "conll" and given:
             yield f"rows: conll has no columns with names; remove {' and '.join(given)}"
+
+    @property
+    def possible_headlines(self) -> tuple[str, ...]:
+        """Those of whole entities only where labels mark some."""
+        return self.metrics if all(map(SPAN_LABEL.fullmatch, self.labels)) else ("accuracy", "loss")
 
     def probe_sizes(self, dim: int) -> list[int]:
         """Numbers in the weight and the bias of a linear head."""

@@ -7,11 +7,21 @@ import csv
 from collections.abc import Iterator, Sequence
 
 from ted_ds.data.reading.extents import Extent
+from ted_ds.data.reading.form import Form
 from ted_ds.data.reading.lines import Line, extent_lines
-from ted_ds.data.reading.records import MIXED_LINE_ENDS, START, Item, Position, doubled_fault, too_long
+from ted_ds.data.reading.records import (
+    MIXED_LINE_ENDS,
+    NAMES_DO_NOT_FIT,
+    START,
+    Item,
+    Position,
+    doubled_fault,
+    too_long,
+)
 from ted_ds.data.sources import uncompressed_name
 
 DELIMITERS = (",", "\t", ";", "|")
+"""That are tried where none is given."""
 
 
 class _TooLong(csv.Error):
@@ -21,8 +31,8 @@ class _TooLong(csv.Error):
 class _RowLines(Iterator[str]):
     """Lines as text for :mod:`csv`, which remembers those of the current row."""
 
-    def __init__(self, extent: Extent, start: Position, *, max_bytes: int, delimiter: str) -> None:
-        self._extent, self._max_bytes, self._delimiter = extent, max_bytes, delimiter
+    def __init__(self, extent: Extent, start: Position, *, max_bytes: int, delimiter: str, has_quotes: bool) -> None:
+        self._extent, self._max_bytes, self._delimiter, self._has_quotes = extent, max_bytes, delimiter, has_quotes
         self._lines = extent_lines(extent, start, max_bytes=max_bytes)
         self._again: collections.deque[Line] = collections.deque()
         self.row: list[Line] = []
@@ -37,6 +47,12 @@ class _RowLines(Iterator[str]):
         # bytes that are no UTF-8 become half surrogate pairs, which the check of the column finds
         return line.data.decode(errors="surrogateescape") + "\n"
 
+    def again(self, start: Position) -> _RowLines:
+        """The same from another row on."""
+        return _RowLines(
+            self._extent, start, max_bytes=self._max_bytes, delimiter=self._delimiter, has_quotes=self._has_quotes
+        )
+
     def next_row(self) -> list[str] | None:
         """The next row, empty for a blank line; None where there are no more.
 
@@ -47,7 +63,8 @@ class _RowLines(Iterator[str]):
         """
         self.row, self._size = [], 0
         try:
-            return next(csv.reader(self, strict=True, delimiter=self._delimiter), None)
+            quoting = csv.QUOTE_MINIMAL if self._has_quotes else csv.QUOTE_NONE
+            return next(csv.reader(self, strict=True, delimiter=self._delimiter, quoting=quoting), None)
         except _TooLong:
             self._skip_quoted()
             raise
@@ -58,7 +75,7 @@ class _RowLines(Iterator[str]):
 
     def _skip_quoted(self) -> None:
         """Pass over the rest of a row that is too long."""
-        num_quotes = sum(map(_num_quotes, self.row))
+        num_quotes = sum(map(_num_quotes, self.row)) if self._has_quotes else 0
         del self.row[1:-1]
         while num_quotes % 2:
             line = self._again.popleft() if self._again else next(self._lines, None)
@@ -79,8 +96,8 @@ def _in_words(error: csv.Error, delimiter: str) -> str:
     if "expected after" in fault or fault == "unexpected end of data":
         end = "goes on after its closing quote" if "expected after" in fault else "has no closing quote"
         return (
-            f"not {kind}: a value that begins with a quote {end}; put each value with quotes in it between quotes, and "
-            "double those in it, or save the file as JSON lines"
+            f"not {kind}: a value that begins with a quote {end}; set quoting: none where quotes are characters like "
+            "any other; else put each value with quotes in it between quotes, and double those in it"
         )
     return f"not {kind}: {fault}"
 
@@ -89,18 +106,18 @@ def _num_quotes(line: Line) -> int:
     return line.num_quotes if line.data is None else line.data.count(b'"')
 
 
-def read_csv(extent: Extent, start: Position, columns: Sequence[str], *, max_bytes: int) -> Iterator[Item]:
-    """A record per row of a CSV file, whose first row names the columns.
+def read_csv(extent: Extent, start: Position, columns: Sequence[str], *, form: Form, max_bytes: int) -> Iterator[Item]:
+    """A record per row of a CSV file, whose first row names the columns where ``form`` does not.
 
     Every value is text: what it says is for those to decide who know what they want of it.
     """
     csv.field_size_limit(max_bytes + 1)
-    header, lines, delimiter = _header(extent, columns, max_bytes)
+    header, lines = _opened(extent, columns, form, max_bytes)
     if header is None:
         return
     doubled = doubled_fault(columns, header)
     if start != START:
-        lines = _RowLines(extent, start, max_bytes=max_bytes, delimiter=delimiter)
+        lines = lines.again(start)
     ordinal = start.ordinal
     while True:
         row, fault = None, None
@@ -111,8 +128,10 @@ def read_csv(extent: Extent, start: Position, columns: Sequence[str], *, max_byt
             if not row:
                 continue  # a blank line
             fault = doubled
-            if fault is None and len(row) != len(header):
-                fault = f"{len(row)} values for the {len(header)} columns of the first row"
+            if fault is None and row == [*form.columns]:
+                fault = f"{NAMES_DO_NOT_FIT} the values of each row, and this row is those names; leave columns out"
+            elif fault is None and len(row) != len(header):
+                fault = _wrong_number(len(row), len(header), form)
         except csv.Error as error:
             fault = str(error)
         here, there = Position(ordinal, *lines.row[0].start), Position(ordinal + 1, *lines.row[-1].end)
@@ -125,26 +144,44 @@ def read_csv(extent: Extent, start: Position, columns: Sequence[str], *, max_byt
         yield Item(here, there, wanted if len(wanted) == len(columns) else named)
 
 
-def _header(extent: Extent, columns: Sequence[str], max_bytes: int) -> tuple[list[str] | None, _RowLines, str]:
-    """The first row, the lines behind it, and what separates its values.
+def _wrong_number(num_values: int, num_columns: int, form: Form) -> str:
+    if not form.columns:
+        return f"{num_values} values for the {num_columns} columns of the first row"
+    return (
+        f"{NAMES_DO_NOT_FIT} {num_columns} values, and this row has {num_values}; name each value of a row, and see "
+        "that delimiter and quoting are the file's"
+    )
 
-    That is a comma, in a ``.tsv`` file a tab; or what else is usual, where only with it all ``columns`` are there.
+
+def _opened(
+    extent: Extent, columns: Sequence[str], form: Form, max_bytes: int
+) -> tuple[Sequence[str] | None, _RowLines]:
+    """The names of the columns, None in a file without a row, and the lines of all rows.
+
+    Values are separated as ``form`` says; else by a comma, in a ``.tsv`` file a tab; or what else is usual, where only
+    with it all ``columns`` are there, or a first row without names has as many values as it should.
     """
-    own = "\t" if uncompressed_name(extent.url).endswith(".tsv") else ","
+    own = form.delimiter or ("\t" if uncompressed_name(extent.url).endswith(".tsv") else ",")
     found = None
-    for delimiter in (own, *(other for other in DELIMITERS if other != own)):
-        lines = _RowLines(extent, START, max_bytes=max_bytes, delimiter=delimiter)
-        header: list[str] | None = []
+    for delimiter in (own, *(other for other in DELIMITERS if other != own and form.delimiter is None)):
+        lines = _RowLines(extent, START, max_bytes=max_bytes, delimiter=delimiter, has_quotes=form.has_quotes)
+        first: list[str] | None = []
         try:
-            while header == []:
-                header = lines.next_row()
+            while first == []:
+                first = lines.next_row()
         except csv.Error:
-            if delimiter == own:
+            if delimiter == own and not form.columns:
                 raise
             continue
-        if found is None or set(columns) <= set(header or ()):
-            found = (header, lines, delimiter)
-        if set(columns) <= set(header or ()):
+        fits = len(first or ()) == len(form.columns) if form.columns else set(columns) <= set(first or ())
+        if found is None or fits:
+            found = (first, lines)
+        if fits:
             break
-    assert found is not None
-    return found
+    if not form.columns:
+        assert found is not None, "a first row that cannot be read has raised"
+        return found
+    if found is None:  # the first row has a fault, which is told when it is read
+        lines = _RowLines(extent, START, max_bytes=max_bytes, delimiter=own, has_quotes=form.has_quotes)
+        return form.columns, lines
+    return None if found[0] is None else form.columns, found[1].again(START)

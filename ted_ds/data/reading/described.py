@@ -38,7 +38,14 @@ def with_ends(num_files: int) -> Sequence[int]:
 
 
 def described(
-    url: str, kind: str, documents: str, declared: ClassNames, *, has_ends: bool = True, whole: bool = True
+    url: str,
+    kind: str,
+    documents: str,
+    declared: ClassNames,
+    *,
+    is_array: bool = False,
+    has_ends: bool = True,
+    whole: bool = True,
 ) -> DataFile:
     """A file as it is now.
 
@@ -47,6 +54,7 @@ def described(
         kind: Its format.
         documents: Of text, what a document is.
         declared: The names that the dataset it is of declares for the ids in its columns.
+        is_array: Whether it is known to hold a JSON array, whatever it begins with.
         has_ends: Whether to hash its ends.
         whole: Whether all of it will be read, and not only its first rows.
 
@@ -54,13 +62,15 @@ def described(
         DataError: It cannot be read, or not as what it is said to be.
     """
     try:
-        return _describe(url, kind, documents, declared, has_ends=has_ends, whole=whole)
+        return _describe(url, kind, documents, declared, is_array=is_array, has_ends=has_ends, whole=whole)
     except Exception as error:  # file systems, Parquet and Arrow raise their own types
         where = without_secrets(url)
         raise DataError(f"{where}: cannot be read: {' '.join(str(error).split())[:400]}") from error
 
 
-def _describe(url: str, kind: str, documents: str, declared: ClassNames, *, has_ends: bool, whole: bool) -> DataFile:
+def _describe(
+    url: str, kind: str, documents: str, declared: ClassNames, *, is_array: bool, has_ends: bool, whole: bool
+) -> DataFile:
     filesystem, path = open_filesystem(url)
     size = filesystem.size(path)
     if size is None:
@@ -90,7 +100,13 @@ def _describe(url: str, kind: str, documents: str, declared: ClassNames, *, has_
         head = read_range(url, 0, min(size, 64))
     if head.startswith(MARKS_OF_OTHER_ENCODINGS):
         raise DataError("it is text in UTF-16 or UTF-32; save it as UTF-8, such as with iconv -f UTF-16 -t UTF-8")
-    is_array = may_be_array and head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if may_be_array and not is_array and text.startswith((b"{\n", b"{\r")):
+        raise DataError(
+            "it is one JSON object over several lines; if its rows are a list in it, name the key of that list, such "
+            "as field: data"
+        )
+    is_array = is_array or (may_be_array and text.startswith(b"["))
     from_start = compression is not None or kind == "csv" or (kind == "text" and documents == "file")
     return DataFile(
         url,

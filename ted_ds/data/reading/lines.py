@@ -17,12 +17,13 @@ from ted_ds.data.reading.bytes import (
     read_range,
 )
 from ted_ds.data.reading.extents import Extent
+from ted_ds.data.reading.fields import picked
 from ted_ds.data.reading.records import (
     MIXED_LINE_ENDS,
     START,
     Item,
     Position,
-    doubled_fault,
+    doubled_key_fault,
     may_be_doubled,
     too_long,
 )
@@ -135,7 +136,7 @@ def read_json_lines(extent: Extent, start: Position, columns: Sequence[str], *, 
             fault = None
             if may_be_doubled(text, columns, 1):
                 row = json.loads(text, object_pairs_hook=JsonObject)
-                fault = doubled_fault(columns, row.keys_given) if isinstance(row, JsonObject) else None
+                fault = doubled_key_fault(row, columns)
         except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
             is_mixed = str(error).startswith("Extra data") and any(end in line.data.strip() for end in (b"\r", b"\n"))
             yield Item(here, there, {}, f"not JSON in UTF-8: {MIXED_LINE_ENDS if is_mixed else error}")
@@ -143,7 +144,7 @@ def read_json_lines(extent: Extent, start: Position, columns: Sequence[str], *, 
         if fault is not None:
             yield Item(here, there, {}, fault)
         elif isinstance(row, dict):
-            yield Item(here, there, {name: row[name] for name in columns} if row.keys() >= set(columns) else row)
+            yield Item(here, there, picked(row, columns))
         else:
             yield Item(here, there, {}, f"a JSON {type(row).__name__}; each line must be an object")
 

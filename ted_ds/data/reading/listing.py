@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ted_ds.config.data import Data, Source
@@ -15,8 +15,9 @@ from ted_ds.data.reading.bytes import compression_of
 from ted_ds.data.reading.csv_rows import read_csv
 from ted_ds.data.reading.described import described, with_ends
 from ted_ds.data.reading.extents import DataFile, Extent, ExtentTable
+from ted_ds.data.reading.form import AS_IT_IS, Form, form_of
 from ted_ds.data.reading.lines import read_json_lines, read_text_blocks, read_text_lines
-from ted_ds.data.reading.records import DOUBLED, START, BadRecord, Item, Position, column_fault
+from ted_ds.data.reading.records import FAULTS_OF_SOURCE, START, BadRecord, Item, Position, column_fault
 from ted_ds.data.reading.tables import read_arrow, read_parquet, read_remote_arrow
 from ted_ds.data.reading.whole import read_json_array, read_text_file
 from ted_ds.data.sources import declared_names, is_remote, locate, without_query
@@ -41,6 +42,7 @@ class Listing:
     text_documents: str
     """For text: what a document is, a ``line``, a ``block`` or a ``file``."""
     files: tuple[DataFile, ...]
+    form: Form = AS_IT_IS
 
     def extents(self, extent_bytes: int = EXTENT_BYTES) -> ExtentTable:
         """Its extents; those of tables have sizes of their own."""
@@ -77,10 +79,18 @@ class DataListing:
 
     train: tuple[Listing, ...]
     evaluation: tuple[Listing, ...] | None
+    apart: Mapping[str, tuple[Listing, ...]] = field(default_factory=dict)
+    """Of the sets that are scored by themselves."""
+
+    @property
+    def sources(self) -> Iterator[Listing]:
+        """All of them."""
+        return itertools.chain(self.train, self.evaluation or (), *self.apart.values())
 
     def identity(self) -> dict[str, dict[str, list[Any]]]:
         """Of every source, :meth:`Listing.identity`: tells a phase that its data has changed, and not that it moved."""
         parts = {"train": self.train, "evaluation": self.evaluation or ()}
+        parts |= {f"apart.{name}": part for name, part in self.apart.items()}
         return {f"{name}[{i}]": one.identity() for name, part in parts.items() for i, one in enumerate(part)}
 
 
@@ -91,7 +101,8 @@ def list_data(data: Data) -> DataListing:
         DataError: One is not there, is empty, or of no known format.
     """
     evaluation = None if data.evaluation is None else tuple(list_source(source) for source in data.evaluation)
-    return DataListing(tuple(list_source(source) for source in data.train), evaluation)
+    apart = {name: tuple(map(list_source, sources)) for name, sources in (data.apart or {}).items()}
+    return DataListing(tuple(list_source(source) for source in data.train), evaluation, apart)
 
 
 def list_source(source: Source) -> Listing:
@@ -101,17 +112,25 @@ def list_source(source: Source) -> Listing:
         DataError: It is not there, is empty, or of no known format.
     """
     kind, urls = locate(source)
+    form = form_of(source, kind)
     declared = declared_names(source, urls)
     looked_at = set(with_ends(len(urls)))
 
     def describe(number: int) -> DataFile:
-        return described(urls[number], kind, source.documents, declared[number], has_ends=number in looked_at)
+        return described(
+            urls[number],
+            kind,
+            source.documents,
+            declared[number],
+            is_array=form.field is not None,
+            has_ends=number in looked_at,
+        )
 
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         files = tuple(pool.map(describe, range(len(urls))))
     if not any(file.size for file in files):
         raise DataError(f"{source.path}: empty; give at least one row")
-    return Listing(source.path, kind, source.documents, files)
+    return Listing(source.path, kind, source.documents, files, form)
 
 
 def one_by_one(source: Source) -> tuple[int, Iterator[Listing]]:
@@ -121,12 +140,13 @@ def one_by_one(source: Source) -> tuple[int, Iterator[Listing]]:
         DataError: It is not there, or of no known format; or one of them cannot be read.
     """
     kind, urls = locate(source)
+    form = form_of(source, kind)
     declared = declared_names(source, urls)
     files = (
-        described(*one, whole=False)
+        described(*one, is_array=form.field is not None, whole=False)
         for one in zip(urls, itertools.repeat(kind), itertools.repeat(source.documents), declared, strict=False)
     )
-    return len(urls), (Listing(source.path, kind, source.documents, (file,)) for file in files if file.size)
+    return len(urls), (Listing(source.path, kind, source.documents, (file,), form) for file in files if file.size)
 
 
 def read_extent(
@@ -137,6 +157,7 @@ def read_extent(
     *,
     max_bytes: int,
     of_words: bool = False,
+    num_texts: int = 1,
 ) -> Iterator[Item]:
     """The records of an extent from a position on, each with ``columns`` or with a fault (:func:`column_fault`).
 
@@ -149,7 +170,9 @@ def read_extent(
         try:
             for item in _reader(listing, extent, columns, max_bytes)(start):
                 start = item.end
-                fault = item.fault or column_fault(item.row, columns, max_bytes=max_bytes, of_words=of_words)
+                fault = item.fault or column_fault(
+                    item.row, columns, max_bytes=max_bytes, of_words=of_words, num_texts=num_texts
+                )
                 yield Item(item.start, item.end, item.row if fault is None else {}, fault)
             return
         except Exception as error:  # file systems, decompressors and readers raise their own types
@@ -170,9 +193,9 @@ def _reader(
         read = read_remote_arrow if extent.file.division == "file" else read_arrow
         return lambda start: read(extent, start, columns)
     if listing.format == "csv":
-        return lambda start: read_csv(extent, start, columns, max_bytes=max_bytes)
+        return lambda start: read_csv(extent, start, columns, form=listing.form, max_bytes=max_bytes)
     if listing.format == "json" and extent.file.is_array:
-        return lambda start: read_json_array(extent, start, columns)
+        return lambda start: read_json_array(extent, start, columns, field=listing.form.field)
     if listing.format == "json":
         return lambda start: read_json_lines(extent, start, columns, max_bytes=max_bytes)
     text: dict[str, Callable[..., Iterator[Item]]] = {
@@ -223,6 +246,7 @@ def read_in_order(
     report: Callable[[BadRecord], None],
     by_number: bool = True,
     of_words: bool = False,
+    num_texts: int = 1,
 ) -> Iterator[Record]:
     """Rows of a source in file order; bad ones are reported (:func:`column_fault`).
 
@@ -236,17 +260,18 @@ def read_in_order(
     number = 0
     for index in range(len(extents)):
         extent = extents[index]
-        for item in read_extent(listing, extent, START, columns, max_bytes=max_bytes, of_words=of_words):
+        for item in read_extent(
+            listing, extent, START, columns, max_bytes=max_bytes, of_words=of_words, num_texts=num_texts
+        ):
             number += 1
             position = f"row {number}" if has_number else describe_position(extent, item.start, listing)
             record = Record(number, item.row, extent.file, position)
             if item.fault is None:
                 yield record
-            elif number == 1 and item.fault.startswith(("no column", DOUBLED)):
-                keys = "task.words_column or task.label_column" if of_words else KEYS_OF_COLUMNS
-                raise DataError(
-                    f"{record.place}: {item.fault}{'' if item.fault.startswith(DOUBLED) else f'. Set {keys}'}"
-                )
+            elif number == 1 and item.fault.startswith(FAULTS_OF_SOURCE):
+                keys = KEYS_OF_WORDS if of_words else KEYS_OF_COLUMNS
+                what_to_do = f". Set {keys}" if item.fault.startswith("no column") else ""
+                raise DataError(f"{record.place}: {item.fault}{what_to_do}")
             else:
                 report(record.bad(item.fault))
 

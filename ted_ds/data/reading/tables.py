@@ -12,6 +12,7 @@ import pyarrow.parquet
 
 from ted_ds.data.reading.bytes import open_filesystem
 from ted_ds.data.reading.extents import Extent
+from ted_ds.data.reading.fields import picked, roots
 from ted_ds.data.reading.records import Item, Position, doubled_fault
 
 ROWS_AT_ONCE = 256
@@ -34,14 +35,15 @@ def read_parquet(extent: Extent, start: Position, columns: Sequence[str]) -> Ite
     metadata = parquet_metadata(extent.url)
     present = metadata.schema.to_arrow_schema().names
     group = metadata.row_group(extent.start)
-    if _are_unusable(columns, present):
-        yield from _without_columns(columns, present, start.offset, group.num_rows)
+    own = roots(columns, present)
+    if _are_unusable(own, present):
+        yield from _without_columns(own, present, start.offset, group.num_rows)
         return
     num_rows = max(1, min(ROWS_AT_ONCE, BYTES_AT_ONCE * group.num_rows // max(group.total_byte_size, 1)))
     filesystem, path = open_filesystem(extent.url)
     with filesystem.open(path, "rb") as stream, pyarrow.parquet.ParquetFile(stream, metadata=metadata) as file:
         row = 0
-        for batch in file.iter_batches(num_rows, row_groups=[extent.start], columns=[*columns]):
+        for batch in file.iter_batches(num_rows, row_groups=[extent.start], columns=own):
             first = row
             row += len(batch)
             if row > start.offset:
@@ -72,11 +74,12 @@ def arrow_schema(url: str) -> Any:
 def read_arrow(extent: Extent, start: Position, columns: Sequence[str]) -> Iterator[Item]:
     """A record per row of a range of rows."""
     table = arrow_file(extent.url)
-    if _are_unusable(columns, table.column_names):
-        yield from _without_columns(columns, table.column_names, start.offset, extent.end - extent.start)
+    own = roots(columns, table.column_names)
+    if _are_unusable(own, table.column_names):
+        yield from _without_columns(own, table.column_names, start.offset, extent.end - extent.start)
         return
     for first in range(extent.start + start.offset, extent.end, ROWS_AT_ONCE):
-        rows = table.fast_slice(first, min(ROWS_AT_ONCE, extent.end - first)).select([*columns])
+        rows = table.fast_slice(first, min(ROWS_AT_ONCE, extent.end - first)).select(own)
         yield from _items(rows, first - extent.start, columns)
 
 
@@ -88,6 +91,7 @@ def read_remote_arrow(extent: Extent, start: Position, columns: Sequence[str]) -
             file.seek(0)
         reader = pyarrow.ipc.open_stream(file)
         names, ordinal = reader.schema.names, start.ordinal
+        own = roots(columns, names)
         if start.block and not any(pyarrow.types.is_dictionary(kind) for kind in reader.schema.types):
             file.seek(start.block)
         while True:
@@ -99,8 +103,8 @@ def read_remote_arrow(extent: Extent, start: Position, columns: Sequence[str]) -
             if block < start.block:
                 continue
             first = start.offset if block == start.block else 0
-            if _are_unusable(columns, names):
-                items = _without_columns(columns, names, first, len(batch))
+            if _are_unusable(own, names):
+                items = _without_columns(own, names, first, len(batch))
             else:
                 items = _items(batch.slice(first), first, columns)
             for item in items:
@@ -122,13 +126,14 @@ def _without_columns(columns: Sequence[str], present: Sequence[str], first: int,
 
 def _items(rows: Any, first: int, columns: Sequence[str]) -> Iterator[Item]:
     """A record per row of a batch or table, one by one so that a value that is none harms no other row."""
-    arrays = [rows.column(name) for name in columns]
+    own = roots(columns, rows.schema.names)
+    arrays = [rows.column(name) for name in own]
     for row in range(len(rows)):
         index = first + row
         here, there = Position(index, 0, index), Position(index + 1, 0, index + 1)
         try:
-            values = {name: array[row].as_py() for name, array in zip(columns, arrays, strict=True)}
+            values = {name: array[row].as_py() for name, array in zip(own, arrays, strict=True)}
         except (ValueError, ArithmeticError) as error:  # UnicodeDecodeError, pyarrow.ArrowInvalid, OverflowError
             yield Item(here, there, {}, f"a value cannot be read: {error}")
             continue
-        yield Item(here, there, values)
+        yield Item(here, there, picked(values, columns))

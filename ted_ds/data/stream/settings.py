@@ -35,7 +35,7 @@ class SourceSettings:
         listing = self.listing
         files = [listing.identity(), [(file.division, file.num_pieces) for file in listing.files]]
         digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
-        about = [listing.format, listing.text_documents, len(listing.files), digest]
+        about = [listing.format, listing.text_documents, len(listing.files), digest, *listing.form.identity()]
         return own | {"listing": about, "extent_bytes": extent_bytes(listing, num_lanes)}
 
 

@@ -131,6 +131,7 @@ class Checkpoints:
             CheckpointError: Some rank could not write; on every rank. The earlier checkpoints are untouched.
         """
         assert self._write is not None
+        assert self._write.is_done, "what is half written is no checkpoint"
         started = time.monotonic()
         write, self._write = self._write, None
         place = self.folders.path(self._step)

@@ -24,7 +24,7 @@ LABELLED_KINDS = (
     "multi_label_classification",
     "token_classification",
 )
-KINDS = (*LABELLED_KINDS, "regression", "causal_lm", "masked_lm")
+KINDS = (*LABELLED_KINDS, "regression", "multiple_choice", "causal_lm", "masked_lm")
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_a_key_of_the_other_task_kind_is_refused_and_not_suggested(path: Path) -
         ("preflight=ignore", "preflight: 'ignore': use refuse or warn"),
         (
             "task.kind=span_qa",
-            "task.kind: 'span_qa': use one of causal_lm, masked_lm, multi_label_classification, regression",
+            "task.kind: 'span_qa': use one of causal_lm, masked_lm, multi_label_classification, multiple_choice",
         ),
     ],
 )
@@ -202,7 +202,7 @@ def test_every_kind_of_value_has_its_rule_in_words(path: Path, override: str, ru
         ("distill.lr=1e-3", "did you mean 'learning_rate'?"),
         ("distill.epochs=3", "known here: betas, divergence"),
         ("betas=1", "it belongs to teacher.finetune, student.finetune, filters.teacher, filters.student"),
-        ("data.path=x", "it belongs to data.train or data.evaluation"),
+        ("data.path=x", "it belongs to data.train, data.evaluation or data.apart"),
     ],
 )
 def test_a_hint_leads_to_the_key_that_was_meant_or_there_is_none(path: Path, override: str, hint: str) -> None:
@@ -579,8 +579,7 @@ def write_task(folder: Path, task: dict[str, Any]) -> Path:
 
 
 def test_the_kinds_of_tasks_are_those_that_have_terms_and_scores() -> None:
-    of_kinds = [{*one} - {MASKED_ON_KEPT} for one in (TASK_TERMS, SCORERS)]
-    assert of_kinds == [TASK_KINDS, {*KINDS}]
+    assert {*TASK_TERMS} - {MASKED_ON_KEPT} == {*SCORERS} == TASK_KINDS == {*KINDS}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -588,11 +587,11 @@ def test_every_kind_of_task_is_read(tmp_path: Path, kind: str) -> None:
     task = load_recipe(write_task(tmp_path, task_dict(kind))).task
     assert task.kind == kind
     assert task.sequence_length == 16
-    assert task.document_column == (None if kind == "token_classification" else "text")
+    assert task.document_column == (None if kind in ("token_classification", "multiple_choice") else "text")
     if isinstance(task, DocumentTask):
         assert task.packing.isolate_documents == (kind == "causal_lm")
         return
-    assert task.num_outputs == {"regression": 1, "token_classification": 3}.get(kind, 2)
+    assert task.num_outputs == {"regression": 1, "token_classification": 3, "multiple_choice": 1}.get(kind, 2)
 
 
 def test_padding_is_on_the_right_to_the_longest_unless_said_otherwise(path: Path) -> None:

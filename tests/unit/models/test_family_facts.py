@@ -20,6 +20,8 @@ from ted_ds.models.family import path_in_body
 from ted_ds.models.parts import blocks_of
 from tests.tiny import VOCAB_SIZE, model_config
 
+CLASSIFIER_KEYS = ("classifier_dropout", "cls_dropout", "summary_first_dropout")
+HIDDEN_KEYS = ("hidden_dropout", "hidden_dropout_prob")
 TABLES = {"deberta-v2": {"position_biased_input": True}}
 """A config with a table of positions, where a family can do without."""
 
@@ -55,6 +57,35 @@ def test_attention_and_positions_are_those_of_the_model(model_type: str) -> None
     assert tables == {family.position_embeddings_path} - {None}
     assert model.config.max_position_embeddings == 64
     assert model.get_submodule(family.token_embeddings_path) is model.get_input_embeddings()
+
+
+@pytest.mark.parametrize(
+    ("auto", "architecture"),
+    [
+        (AutoModelForSequenceClassification, "SequenceClassification"),
+        (AutoModelForTokenClassification, "TokenClassification"),
+        (AutoModelForCausalLM, "CausalLM"),
+        (AutoModelForMaskedLM, "MaskedLM"),
+    ],
+)
+@pytest.mark.parametrize("model_type", KNOWN_TYPES)
+def test_dropouts_are_those_that_the_model_has(model_type: str, auto: Any, architecture: str) -> None:
+    family = family_of(model_type)
+    if architecture.endswith("LM") and architecture != family.language_model:
+        assert family.dropout_keys("classifier", architecture) == ()
+        return
+    shares = {"classifier": 0.11, "hidden": 0.22, "attention": 0.33}
+    known = {what: family.dropout_keys(what, architecture) for what in shares}
+    values = {key: shares[what] for what, keys in known.items() for key in keys}
+    model = without_weights(model_type, auto, **values)
+    found = {one.p for one in model.modules() if isinstance(one, torch.nn.Dropout)}
+    found |= {getattr(one, "attention_dropout", 0.0) for one in model.modules()} - {None}
+    assert found - {0.0} == {shares[what] for what, keys in known.items() if keys}
+    # what no entry is known of, no model of transformers reads either
+    others = {*CLASSIFIER_KEYS, *HIDDEN_KEYS} - {*values}
+    other = without_weights(model_type, auto, **values, **dict.fromkeys(others, 0.44))
+    if not known["classifier"]:
+        assert 0.44 not in {one.p for one in other.modules() if isinstance(one, torch.nn.Dropout)}
 
 
 @pytest.mark.parametrize("model_type", KNOWN_TYPES)

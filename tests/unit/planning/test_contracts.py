@@ -13,7 +13,7 @@ from ted_ds.config.load import load_recipe
 from ted_ds.config.schema import Recipe
 from ted_ds.errors import CheckpointError, ConfigError
 from ted_ds.models.files import read_model_facts
-from ted_ds.planning.contracts import Side, broken_contracts, document_ends
+from ted_ds.planning.contracts import Side, broken_contracts, document_ends, doubts
 from ted_ds.planning.tokenizer_contracts import refuse_different_tokenizers
 from tests.task_kinds import make_plan
 from tests.tiny import LABELS, WORDS, recipe_dict, task_dict, write_model, write_tokenizer
@@ -282,3 +282,18 @@ def test_what_a_class_may_put_around_a_text_is_left_to_be_seen_when_it_is_loaded
     assert document_ends(lm, side("teacher", teacher)) == (
         f"what is put around each is known once the teacher's {name.removesuffix('Fast')} is loaded"
     )
+
+
+def test_texts_that_two_tokenizers_would_read_otherwise_are_a_doubt(models: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(task_dict("causal_lm"), tmp_path)
+    teacher, student = tmp_path / "teacher", tmp_path / "student"
+    for folder in (teacher, student):
+        shutil.copytree(models / "lm", folder)
+    assert "tokenizers" not in doubts(recipe, side("teacher", teacher), side("student", student))
+    file = student / "tokenizer.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "normalizer": {"type": "Lowercase"}}))
+    (line,) = doubts(recipe, side("teacher", teacher), side("student", student))["tokenizers"]
+    assert line.startswith("student.path: ")
+    assert "the normaliser differs: none for the teacher, Lowercase for the student" in line
+    assert "tokenizers" not in doubts(recipe, None, side("student", student))

@@ -366,3 +366,15 @@ def test_attention_that_is_not_fused_keeps_its_scores(lm_run, tmp_path, family, 
     write_model(tmp_path, family)
     recipe = load_recipe(lm_run / "recipe.yaml", [f"attention={attention}"])
     assert keeps_scores(recipe, read_model_facts(tmp_path)) == keeps
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "expected"),
+    [(1, {"replica", "cpu_offload", "int8"}), (2, {"replica", "cpu_offload", "int8", "zero3"})],
+)
+def test_what_a_teacher_needs_is_told_for_each_way_to_hold_it(lm_run, num_ranks, expected):
+    recipe = load_recipe(lm_run / "recipe.yaml", [f"distill.global_batch_size={4 * num_ranks}"])
+    line = describe_memory(recipe, make_plan(recipe, num_ranks=num_ranks), num_ranks=num_ranks).splitlines()[-1]
+    hosts = {part.split()[0] for part in line.partition("per rank: ")[2].split(", ")}
+    assert hosts == expected
+    assert line.endswith(" (the first that fits)")

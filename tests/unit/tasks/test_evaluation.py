@@ -9,15 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, log_loss, matthews_corrcoef, mean_squared_error
 from torch import Tensor
+from torch.nn import functional as F
 
+from ted_ds.config.tasks import SequenceClassification, TokenClassification
 from ted_ds.data.loader import Batch, Collator, evaluation_batches
 from ted_ds.data.samples import Sample
 from ted_ds.numerics.vocabulary import vocabulary_scores
+from ted_ds.tasks.kind import kind_of
 from ted_ds.tasks.scoring import evaluate
-from tests.task_kinds import SCORERS
+from tests.task_kinds import OF_NAME, SCORERS, with_outputs
+from tests.tiny import task_dict
 
 NUM_OUTPUTS = 3
 COUNT = 23
@@ -40,7 +45,7 @@ def labels_of(task: str, seed: int = 1) -> Tensor:
 
 def score(task: str, logits: Tensor, labels: Tensor, *, size: int = 5) -> dict[str, float]:
     """Of logits and labels that are observed in batches of ``size``."""
-    scorer = SCORERS[task]
+    scorer = with_outputs(task, NUM_OUTPUTS).scorer
     parts = range(0, len(labels), size)
     return scorer.score([scorer.observe(logits[i : i + size], labels[i : i + size]) for i in parts])
 
@@ -122,6 +127,19 @@ def test_numbers_have_correlations_averaged_over_targets_and_a_squared_error(num
     }
 
 
+@pytest.mark.parametrize("task", ["sequence_classification", "soft_label_classification"])
+def test_of_two_labels_there_is_an_f1_of_the_second(task: str) -> None:
+    labels = torch.tensor([0, 1, 1, 0, 1, 1, 0])
+    predictions = torch.tensor([0, 1, 0, 1, 1, 1, 0])
+    given = labels if task == "sequence_classification" else F.one_hot(labels).double()
+    scorer = with_outputs(task, 2).scorer
+    scores = scorer.score([scorer.observe(F.one_hot(predictions, 2).float(), given)])
+    assert scores["f1"] == f1_score(labels, predictions) == pytest.approx(6 / 8)
+    nothing = scorer.score([scorer.observe(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), given[:2])])
+    assert nothing["f1"] == 0
+    assert "f1" not in score(task, normal(COUNT, NUM_OUTPUTS, seed=0), labels_of(task))
+
+
 def test_tokens_have_a_perplexity() -> None:
     logits, labels = normal(4, 6, 9, seed=0), torch.randint(9, (4, 6), generator=torch.Generator().manual_seed(1))
     labels[1, 2:] = labels[3] = -100
@@ -166,6 +184,38 @@ def test_masked_tokens_have_a_pseudo_perplexity_and_an_accuracy() -> None:
 def test_the_headline_is_one_of_the_scores(task: str) -> None:
     assert SCORERS[task].headline in score(task, normal(COUNT, NUM_OUTPUTS, seed=0), labels_of(task))
     assert SCORERS["causal_lm"].headline == "perplexity"
+
+
+@pytest.mark.parametrize("kind", OF_NAME)
+def test_a_recipe_may_choose_any_metric_of_its_kind_as_headline(kind: str) -> None:
+    own = OF_NAME[kind]
+    assert own.headline == own.scorer.headline
+    assert own.higher_is_better == own.scorer.higher_is_better
+    possible = own.task.possible_headlines
+    if kind in TASKS:
+        scores = own.scorer.score([own.scorer.observe(*two_outputs(kind))])
+        assert {*possible} == scores.keys() - {"num_examples"}
+    for name in possible:
+        chosen = kind_of(type(own.task)(**task_dict(kind), headline=name))
+        assert (chosen.headline, chosen.higher_is_better) == (name, name != "loss")
+    with pytest.raises(ValidationError, match=r"headline: 'perplexityy': (use|this kind of task has one alone)"):
+        type(own.task)(**task_dict(kind), headline="perplexityy")
+
+
+def two_outputs(kind: str) -> tuple[Tensor, Tensor]:
+    labels = labels_of(kind)
+    columns = 1 if kind == "regression" else 2
+    labels = labels % 2 if kind == "sequence_classification" else labels[:, :columns]
+    return normal(COUNT, columns, seed=0), labels
+
+
+def test_what_needs_two_labels_or_entities_is_a_headline_only_where_there_are_some() -> None:
+    three = {"labels": ["a", "b", "c"], "kind": "sequence_classification"}
+    with pytest.raises(ValidationError, match="headline: 'f1': use accuracy, f1_macro, matthews_correlation or loss"):
+        SequenceClassification(**three, headline="f1")  # type: ignore[arg-type]
+    parts_of_speech = {"labels": ["NOUN", "VERB"], "kind": "token_classification"}
+    with pytest.raises(ValidationError, match="headline: 'f1': use accuracy or loss"):
+        TokenClassification(**parts_of_speech, headline="f1")  # type: ignore[arg-type]
 
 
 # --- rows that do not count, and batches ------------------------------------------------------------------------------
@@ -273,7 +323,8 @@ def test_ranks_together_score_every_example_once_and_count_its_tokens_alone(task
 
     def of_rank(rank: int, gather: Any) -> Any:
         batches = evaluation_batches(samples, collate, micro_batch_size=4, rank=rank, world_size=world_size)
-        return evaluate(forward, batches, scorer=SCORERS[task], gather=gather, device=torch.device("cpu"))
+        scorer = with_outputs(task, NUM_OUTPUTS).scorer
+        return evaluate(forward, batches, scorer=scorer, gather=gather, device=torch.device("cpu"))
 
     gathered: list[list[Any]] = []
     for rank in range(world_size):  # each rank's contributions first

@@ -102,8 +102,8 @@ def conll(block: str) -> Any:
 
 def test_a_line_has_its_word_first_and_its_label_last() -> None:
     read = conll("EU NNP B-NP B-PER\n  rejects\tVBZ   B-VP O \r\n\u2028 . 0")
-    assert read == Words("EU rejects \u2028", [1, 0, 0], ["EU", "rejects", "\u2028"])
-    assert conll("EU\nrejects") == Words("EU rejects", None, ["EU", "rejects"])
+    assert read == Words("EU rejects \u2028", [1, 0, 0], words=["EU", "rejects", "\u2028"])
+    assert conll("EU\nrejects") == Words("EU rejects", None, words=["EU", "rejects"])
     assert conll("-DOCSTART- -X- O O") is None
 
 
@@ -232,7 +232,7 @@ def bytes_of_words(*, trim: bool) -> PreTrainedTokenizerFast:
 
 def labels_on(tokenizer: PreTrainedTokenizerFast, words: list[str]) -> tuple[list[str], list[int]]:
     task = LISTS.model_copy(update={"labels": [str(index) for index in range(len(words))], "max_length": 99})
-    (sample,) = kind_of(task).encode(tokenizer, [Words(" ".join(words), [*range(len(words))], words)])  # type: ignore[attr-defined]
+    (sample,) = kind_of(task).encode(tokenizer, [Words(" ".join(words), [*range(len(words))], words=words)])  # type: ignore[attr-defined]
     return tokenizer.convert_ids_to_tokens(sample.input_ids), sample.label
 
 
@@ -271,7 +271,7 @@ def test_a_token_may_begin_several_words_and_has_the_first_ones_label() -> None:
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_labels_stand_beside_their_tokens_in_a_batch(side: Any) -> None:
     kind = kind_of(LISTS)
-    rows = [Words("ba be", [1, 2], ["ba", "be"]), Words("bo", None, ["bo"]), Words("bi", [0], ["bi"])]
+    rows = [Words("ba be", [1, 2], words=["ba", "be"]), Words("bo", None, words=["bo"]), Words("bi", [0], words=["bi"])]
     samples = kind.encode(bytes_of_words(trim=True), rows)  # type: ignore[attr-defined]
     collate = Collator(0, kind.collated_as, side=side, multiple_of=8)
     batch = collate([*samples, None])
@@ -362,7 +362,7 @@ def test_the_guess_knows_how_frequent_labels_of_words_are() -> None:
 def test_a_batch_is_shown_with_the_labels_of_its_words() -> None:
     tokenizer = wordpiece()
     kind = kind_of(LISTS)
-    samples = kind.encode(tokenizer, [Words("EU rejects a", [1, 0, -100], ["EU", "rejects", "a"])])  # type: ignore[attr-defined]
+    samples = kind.encode(tokenizer, [Words("EU rejects a", [1, 0, -100], words=["EU", "rejects", "a"])])  # type: ignore[attr-defined]
     batch = Collator(0, kind.collated_as, multiple_of=8)(samples)
     shown = kind.show_row(batch, 0, tokenizer)
     assert shown == "‹[CLS]› EU[B-PER] re[O]‹ ##ject›‹ ##s›‹ a›‹ [SEP]›[pad x1]"
