@@ -27,6 +27,7 @@ setup(
         "deepspeed>=0.19",
         "huggingface_hub>=1.0",
         "jaxtyping>=0.3",
+        "jinja2>=3.1.6",  # transformers renders chat templates with it, from this version on
         "numpy>=2.0",
         "omegaconf>=2.3",
         "psutil>=6.0",

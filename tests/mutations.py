@@ -159,6 +159,48 @@ MUTATIONS = {
         "positions_differ = self.isolate_documents",
         "positions count the padding on the left",
     ),
+    "completion_place": Mutation(
+        "data/loader.py",
+        "completes[row, max(end - len(own) + first - 1, 0) : end - len(own) + behind - 1] = True",
+        "completes[row, end - len(own) + first : end - len(own) + behind] = True",
+        "what follows each token of a completion is learned",
+    ),
+    "prompts": Mutation(
+        "data/loader.py",
+        "labels = np.where(completes, of_tokens, IGNORED_LABEL) if alone.task else of_tokens",
+        "labels = of_tokens",
+        "prompts are learned as completions are",
+    ),
+    "prompts_compared": Mutation(
+        "data/loader.py",
+        "return self.kept_tokens if self.matched is None else self.matched",
+        "return self.kept_tokens",
+        "layers are compared on prompts, too",
+    ),
+    "completions_packed": Mutation(
+        "data/chat_data.py",
+        "spans += [place + len(ids) for place in label]",
+        "spans += [place for place in label]",
+        "packed completions stand where each stood alone",
+    ),
+    "own_counts": Mutation(
+        "objectives/distill.py",
+        "return replace(weights, prediction=weights.prediction * of_task / of_prediction)",
+        "return weights",
+        "in one pass the prediction term is divided by the task's count",
+    ),
+    "rows_of_divergence": Mutation(
+        "numerics/vocabulary.py",
+        "of_divergence = of_each.predicted * of_divergence",
+        "of_divergence = torch.ones_like(of_each.predicted) * of_divergence",
+        "the gradient of the divergence reaches rows that it is not of",
+    ),
+    "rows_of_task": Mutation(
+        "numerics/vocabulary.py",
+        "of_task = of_each.labelled * of_task",
+        "of_task = torch.ones_like(of_each.labelled) * of_task",
+        "rows without a label learn token 0",
+    ),
     "shared_ids": Mutation(
         "numerics/vocabulary.py",
         "shared = slice(teacher.num_shared_ids)",

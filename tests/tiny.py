@@ -159,6 +159,24 @@ def write_corpus(path: Path, count: int = 60, *, seed: int = 0) -> Path:
     return write_rows(path, ({"text": text} for text in texts(count, seed=seed)))
 
 
+def write_chats(path: Path, count: int = 60, *, seed: int = 0) -> Path:
+    """Conversations of a turn or two in ``messages``; each but the first begins with a space, to be put together."""
+    given = iter(texts(4 * count, seed=seed, longest=6))
+    roles = ("user", "assistant", "user", "assistant")
+    return write_rows(
+        path,
+        (
+            {
+                "messages": [
+                    {"role": role, "content": " " * (turn > 0) + next(given)}
+                    for turn, role in enumerate(roles[: 2 + 2 * (index % 3 == 0)])
+                ]
+            }
+            for index in range(count)
+        ),
+    )
+
+
 def write_labelled(
     path: Path,
     count: int = 60,
@@ -227,6 +245,9 @@ def task_dict(kind: str) -> dict[str, Any]:
     """A minimal valid ``task`` section of any kind."""
     if kind in LM_FAMILIES:
         return {"kind": kind, "sequence_length": 16}
+    if kind == "chat":  # each term with a count of its own
+        template = ROOT / "ds_configs" / "chat_templates" / "plain.jinja"
+        return {"kind": kind, "max_length": 16, "chat_template": str(template), "kl_on": "all"}
     return {"kind": kind, "max_length": 16, **head_dict(kind)}
 
 
@@ -248,10 +269,10 @@ def write_recipe(path: Path, recipe: dict[str, Any]) -> Path:
 def write_run(folder: Path, *, kind: str = "causal_lm", family: str | None = None, method: str = "ted") -> Path:
     """All a tiny run needs, in ``folder``: teacher of 4 blocks, data, and the recipe, whose path is returned."""
     folder.mkdir(parents=True, exist_ok=True)
-    if kind in LM_FAMILIES:
+    if kind in (*LM_FAMILIES, "chat"):
         architecture = "MaskedLM" if kind == "masked_lm" else "CausalLM"
-        write_model(folder / "teacher", family or LM_FAMILIES[kind], architecture=architecture)
-        write_corpus(folder / "train.jsonl")
+        write_model(folder / "teacher", family or LM_FAMILIES.get(kind, "llama"), architecture=architecture)
+        (write_chats if kind == "chat" else write_corpus)(folder / "train.jsonl")
     else:
         (labels,) = head_dict(kind).values()
         labels = ["fits"] if kind == "multiple_choice" else labels

@@ -132,8 +132,8 @@ class Assembly:
                 has_trained=trained is not None,
                 labels_are_numbers=self.collate.labels == "numbers",
                 isolated=self.collate.isolate_documents,
-                masks=self.collate.masks,
                 has_token_types=self.collate.with_token_types,
+                masks=self.collate.masks,
             ),
         )
         try:

@@ -35,10 +35,12 @@ def _unused(recipe: Recipe) -> Iterator[tuple[list[str], str]]:
     needs = recipe.distill.needs
     by_method += _given(recipe, "", ("layer_map",)) if not needs.states else []
     by_method += ["filters"] if not needs.filters and recipe.filters is not None else []
-    of_predictions = _given(task, "task", task.prediction_settings) if not needs.predictions else []
-    yield by_method + (of_predictions if not needs.teacher else []), f"distill.method: {method}"
+    by_method += _given(task, "task", ("feature_on",)) if not needs.states else []
+    by_method += _given(task, "task", ("kl_on",)) if not needs.teacher else []
+    yield by_method, f"distill.method: {method}"
     if needs.teacher and not needs.predictions:
-        yield _given(recipe.distill, "distill", OF_PREDICTIONS) + of_predictions, "distill.kl_weight: 0"
+        of_predictions = _given(recipe.distill, "distill", OF_PREDICTIONS) + _given(task, "task", ("kl_on",))
+        yield of_predictions, "distill.kl_weight: 0"
     by_task = []
     if recipe.filters is not None and needs.filters:
         by_task += _given(recipe.filters, "filters", task.unused_filter_settings)

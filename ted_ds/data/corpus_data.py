@@ -38,6 +38,8 @@ class CorpusData:
     """Its tokens are."""
     has_token_types = False
     """A document is no pair."""
+    template_sha256 = None
+    """Documents are read as they are."""
 
     def __init__(
         self,

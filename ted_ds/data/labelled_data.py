@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ from ted_ds.data.labelled_stream import LabelledStream
 from ted_ds.data.loader import Collator
 from ted_ds.data.reading.listing import DataListing, Listing, Record
 from ted_ds.data.rows import RowReader, names_of, refuse_empty, refuse_empty_apart
-from ted_ds.data.samples import Example, LabelledRows, Sample
+from ted_ds.data.samples import BadRow, Example, LabelledRows, Sample
 from ted_ds.data.step_division import StepDivision
 from ted_ds.data.tokenizers import ends_when_loaded
 from ted_ds.errors import DataError
@@ -29,6 +30,8 @@ class LabelledData:
 
     start = None
     """Texts are read as the tokenizer's own encode does."""
+    template_sha256: str | None = None
+    """Of the chat template that texts are written by."""
 
     def __init__(
         self,
@@ -47,11 +50,19 @@ class LabelledData:
         self.text_ends = ends_when_loaded(tokenizer, None, pairs=rows.takes_pairs).in_words
         self._reader = RowReader(data, rows.columns, of_words=rows.of_words, num_texts=rows.num_texts)
         self._data, self._rows, self._tokenizer = data, rows, tokenizer
+        self.counted: Counter[str] = Counter()
+        self.num_beyond = 0
+        """Rows of which nothing is left to learn within the longest sequence."""
         splits: dict[bool, list[Sample]] = {False: [], True: []}
         for source in listing.train:
             for text, sample in self._samples(source):
                 splits[listing.evaluation is None and is_heldout(text, data.heldout_fraction)].append(sample)
         kept, heldout = splits[False], splits[True]
+        if self.num_beyond and not kept:
+            raise DataError(
+                f"{names_of(data.train)}: of all {self.num_beyond:,} rows that could be used, nothing is left to learn "
+                "within task.max_length tokens; raise it"
+            )
         heldout += [sample for source in listing.evaluation or () for _, sample in self._samples(source)]
         apart = {
             name: [sample for source in sources for _, sample in self._samples(source)]
@@ -134,13 +145,23 @@ class LabelledData:
             found = [(record, example) for record, example in read if example is not None]
             samples = rows.encode(self._tokenizer, [example for _, example in found])
             for (record, example), sample in zip(found, samples, strict=True):
+                if sample is None:
+                    self.num_beyond += 1
+                    continue
                 fault = example.fault(columns)
-                if fault is None and not sample.input_ids:
+                if isinstance(sample, str):
+                    fault = fault or sample
+                elif fault is None and not sample.input_ids:
                     fault = f"column {columns[0]!r} holds {example.text!r:.20}, of which the tokenizer makes no token"
-                if fault is None:
-                    yield example.whole_text, sample
-                else:
+                if fault is not None:
                     self._reader.skip(record, fault)
+                elif isinstance(sample, Sample):
+                    self.counted.update(rows.counted(example.label))
+                    yield example.whole_text, sample
 
     def _read(self, record: Record) -> Example | None:
-        return self._rows.read(record.row, where=record.place, declared=dict(record.file.class_names))
+        try:
+            return self._rows.read(record.row, where=record.place, declared=dict(record.file.class_names))
+        except BadRow as error:
+            self._reader.skip(record, str(error))
+            return None

@@ -128,14 +128,14 @@ class Collator:
     """Pad to the longest, rounded up to a multiple of this."""
     isolate_documents: bool = False
     """Keep documents of one row apart: positions start again, and none predicts the first token of the next."""
-    of_completions: OfCompletions | None = None
-    """Where a sample's label says which of its tokens are completions: the first of each, and that behind its last."""
-    predict_all: bool = False
-    """Compare the predictions for every token with the teacher's, whether it has a label or not."""
     with_token_types: bool = False
     """Whether samples say which text of a pair each token is of."""
     rows_per_sample: int = 1
     """Sequences of each sample; all of them are rows, one after the other."""
+    of_completions: OfCompletions | None = None
+    """Where a sample's label says which of its tokens are completions: the first of each, and that behind its last."""
+    predict_all: bool = False
+    """Compare the predictions for every token with the teacher's, whether it has a label or not."""
 
     @property
     def masks(self) -> tuple[str, ...]:
@@ -143,7 +143,8 @@ class Collator:
         terms = self.of_completions
         if terms is None:
             return ("predicted",) if self.predict_all else ()
-        return (*["predicted"][: terms.predictions != terms.task], *["matched"][: terms.features])
+        differ = {"predicted": terms.predictions != terms.task, "matched": terms.features}
+        return tuple(name for name, is_there in differ.items() if is_there)
 
     def __call__(self, samples: Sequence[Sample | None]) -> Batch:
         """Pad to one length; a ``None`` is a row of one padding token of which nothing is kept."""
@@ -153,8 +154,8 @@ class Collator:
         # filled in NumPy, which takes a list and a short slice in a tenth of torch's time
         ids, kept = np.full(shape, self.pad_id, dtype=np.int64), np.zeros(shape, dtype=bool)
         of_tokens, positions = np.full(shape, IGNORED_LABEL, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-        completes = np.zeros(shape, dtype=bool)
         types = np.zeros(shape, dtype=np.int64) if self.with_token_types else None
+        completes = np.zeros(shape, dtype=bool)
         for row, sample in enumerate(sequences):
             own = sample.input_ids if sample else []
             end = shape[1] if self.side == "left" else len(own)
@@ -194,6 +195,12 @@ class Collator:
             **masks,
         )
 
+    def _sequences(self, samples: Sequence[Sample | None]) -> Sequence[Sample | None]:
+        if self.rows_per_sample == 1:
+            return samples
+        nothing = (None,) * self.rows_per_sample
+        return [one for sample in samples for one in (nothing if sample is None else sample.sequences)]
+
     def _for_terms(
         self, alone: OfCompletions, of_tokens: np.ndarray, completes: np.ndarray
     ) -> tuple[np.ndarray, dict[str, Tensor]]:
@@ -204,12 +211,6 @@ class Collator:
         masks = {"predicted": torch.from_numpy(predicted), "matched": torch.from_numpy(matched)}
         labels = np.where(completes, of_tokens, IGNORED_LABEL) if alone.task else of_tokens
         return labels, {name: masks[name] for name in self.masks}
-
-    def _sequences(self, samples: Sequence[Sample | None]) -> Sequence[Sample | None]:
-        if self.rows_per_sample == 1:
-            return samples
-        nothing = (None,) * self.rows_per_sample
-        return [one for sample in samples for one in (nothing if sample is None else sample.sequences)]
 
     def _pieces(self, sample: Sample | None) -> Sequence[int]:
         if sample is None:

@@ -6,18 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ted_ds.errors import DataError
+
 UNLABELLED = -100
 """What transformers puts where a label is ignored."""
 Label = int | Sequence[float]
-"""A class id; a number for each of the model's outputs, NaN for a target that a row does not have; or a class id for
-each token."""
+"""A class id; a number for each of the model's outputs, NaN for a target that a row does not have; a class id for
+each token; or, of each completion in a conversation, its first token and that behind its last."""
 
 
 @dataclass(frozen=True)
 class Sample:
     """One sequence."""
 
-    input_ids: list[int]
+    input_ids: Sequence[int]
     label: Label | None = None
     """None where the labels are the next tokens, or there are none."""
     document_lengths: Sequence[int] = ()
@@ -75,6 +77,10 @@ class Example:
         return None
 
 
+class BadRow(DataError):
+    """What is wrong with a row that is skipped and counted, where others may be right."""
+
+
 class Rows(Protocol):
     """How a kind of task reads rows; without torch, transformers or datasets."""
 
@@ -85,7 +91,7 @@ class Rows(Protocol):
 
     @property
     def columns(self) -> Sequence[str]:
-        """What is read of a row, its texts first."""
+        """What is read of a row, its texts first; nothing where all of it is."""
         ...
 
     @property
@@ -107,8 +113,14 @@ class Rows(Protocol):
             declared: The names that the data declare for the ids in a column.
 
         Raises:
+            BadRow: It cannot be used.
             DataError: It is not what the task asks for.
         """
+        ...
+
+    @property
+    def counted_as(self) -> str:
+        """What the names are that :meth:`counted` gives, in a message before them."""
         ...
 
     def counted(self, label: Label | None) -> Sequence[str]:
@@ -124,6 +136,9 @@ class LabelledRows(Rows, Protocol):
         """Whether two texts go into a model together."""
         ...
 
-    def encode(self, tokenizer: Any, examples: Sequence[Example]) -> list[Sample]:
-        """The examples as the models take them."""
+    def encode(self, tokenizer: Any, examples: Sequence[Example]) -> Sequence[Sample | str | None]:
+        """The examples as the models take them; or what is wrong with one; or None.
+
+        None is for one that is right, and of which nothing is left to learn within the task's longest sequence.
+        """
         ...

@@ -18,6 +18,8 @@ task                              task loss                              predict
                                                                          label
 ``multiple_choice``               cross-entropy over the choices, per    divergence over the choices, per kept
                                   kept question                          question
+``chat``                          cross-entropy per token of a           divergence over the vocabulary, the same or
+                                  completion, or per kept token          the other of these
 ================================  =====================================  ==========================================
 
 The task loss counts what has a label, the prediction term what has tokens: an example without a label (or, of several

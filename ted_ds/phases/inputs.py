@@ -14,7 +14,7 @@ from ted_ds.config.schema import Recipe
 from ted_ds.data.reading.listing import DataListing
 from ted_ds.output.phase_folder import MANIFEST
 from ted_ds.output.run_folders import RunFolders
-from ted_ds.planning.phase import Phase, training_of
+from ted_ds.planning.phase import DISTILL, Phase, training_of
 from ted_ds.planning.plan import Plan
 
 UNDECIDING_DATA_KEYS: dict[str, Any] = {
@@ -38,6 +38,8 @@ class Settled(NamedTuple):
     """What ``task.bos`` came to; None where texts have no such beginning at all."""
     in_8_bits: bool
     """Whether the teacher's weights are not its files'."""
+    template_sha256: str | None = None
+    """Of the chat template that texts are written by."""
 
 
 class Inputs:
@@ -50,13 +52,16 @@ class Inputs:
     def of_training(self, phase: Phase, **models: Path) -> dict[str, Any]:
         """What any phase that trains depends on, with the models it reads by what they are to it."""
         plan = training_of(self.recipe, phase)
+        values = self.recipe_values("task", "data", "seed", "precision")
+        for key in self.recipe.task.of_distillation if phase is not DISTILL else ():
+            del values["task"][key]
         return {
             **{name: self.folders.identity(model) for name, model in models.items()},
             "plan": plan.deciding_values(),
             # how models are sharded does not decide the result: a requeued run may change it
             "deepspeed": {key: self._settled.deepspeed_json.get(key) for key in ("optimizer", "scheduler")},
             **self.data_files(),
-            **self.recipe_values("task", "data", "seed", "precision"),
+            **values,
         }
 
     def data_files(self) -> dict[str, Any]:
@@ -64,12 +69,14 @@ class Inputs:
         return {"data_files": self._settled.listing.identity()}
 
     def recipe_values(self, *sections: str) -> dict[str, Any]:
-        """What sections of the recipe say, with what ``task.bos`` came to in its place."""
+        """What sections of the recipe say, with what ``task.bos`` or a chat template came to in their places."""
         values = without_secrets(
             self.recipe.model_dump(mode="json", include={*sections}, exclude={"data": UNDECIDING_DATA_KEYS})
         )
         if self._settled.start_tokens is not None:  # None, as in phases from before the setting, where nothing is added
             values["task"]["bos"] = self._settled.start_tokens or None
+        if "task" in values and self._settled.template_sha256 is not None:  # whatever file it is in
+            values["task"]["chat_template"] = self._settled.template_sha256
         return values
 
     def filter_files(self, side: str) -> dict[str, Any]:

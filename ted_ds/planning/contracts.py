@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ted_ds.config.schema import Recipe
+from ted_ds.data.chat_template import find_template, vet_template
 from ted_ds.data.document_ends import ends_of
 from ted_ds.data.masking import make_masker
 from ted_ds.errors import CheckpointError, ConfigError, TedError
@@ -61,7 +62,7 @@ def broken_contracts(recipe: Recipe, teacher: Side | None, student: Side | None)
         try:
             check()
         except TedError as error:
-            where = "" if contract == "bos" else f"{side.name}.path: "
+            where = "" if contract in ("bos", "template") else f"{side.name}.path: "
             lines = [f"{where}{line}" for line in str(error).splitlines()]
             broken.setdefault(contract, []).extend(lines)
             return False
@@ -83,6 +84,8 @@ def broken_contracts(recipe: Recipe, teacher: Side | None, student: Side | None)
         if teacher in readable and recipe.task.packed and "vocabulary" not in broken:
             attempt("bos", teacher, lambda: document_ends(recipe, teacher))
             attempt("vocabulary", teacher, lambda: _check_masks(recipe, teacher))
+        if teacher in readable and recipe.task.has_template:
+            attempt("template", teacher, lambda: _look_at_template(recipe, teacher))
     if teacher in readable and student in readable:
         attempt("tokenizers", student, lambda: _check_same(teacher, student))
     return broken
@@ -209,12 +212,26 @@ def _check_same(teacher: Side, student: Side) -> None:
         refuse_ids_outside(teacher.tokenizer, student.facts, whose="the teacher's")
 
 
+def _look_at_template(recipe: Recipe, teacher: Side) -> tuple[str | None, list[str]]:
+    """How conversations are written, in words, and what is doubtful in it; nothing where there are none.
+
+    Raises:
+        ConfigError: There is no template, or it does not fit the tokenizer.
+    """
+    if not recipe.task.has_template or teacher.tokenizer is None:
+        return None, []
+    template = find_template(recipe.task.template_file, teacher.tokenizer.settings.get("chat_template"))
+    return template.in_words, vet_template(template, teacher.tokenizer)
+
+
 def document_ends(recipe: Recipe, teacher: Side) -> str | None:
     """What is put around each text, in words; None where only the loaded tokenizer knows.
 
     Raises:
         TedError: The recipe asks for what the tokenizer has not, or a file of it is damaged.
     """
+    if recipe.task.has_template:
+        return _look_at_template(recipe, teacher)[0]
     tokenizer = teacher.tokenizer
     if tokenizer is None or tokenizer.backend is None:
         return None
@@ -234,6 +251,8 @@ def doubts(recipe: Recipe, teacher: Side | None, student: Side | None) -> Mappin
         if lines:
             found.setdefault(contract, []).extend(f"{side.name}.path: {line}" for line in lines)
 
+    if teacher is not None:
+        doubt("template", teacher, *_look_at_template(recipe, teacher)[1])
     if teacher is not None and used is not None and recipe.task.takes_pairs:
         doubt("tokenizers", teacher, *undivided_pairs(used, teacher.facts))
     for side in _own_files(teacher, student):

@@ -141,8 +141,10 @@ def check_model(recipe: Recipe, facts: ModelFacts, where: str, mistakes: Mistake
 def check_dropout(recipe: Recipe, teacher: ModelFacts | None, student: ModelFacts | None, mistakes: Mistakes) -> None:
     """Whether models have the dropout that the recipe sets."""
     for side, facts in (("teacher", teacher), ("student", student)):
+        if facts is None:
+            continue
         section: Teacher | Student = getattr(recipe, side)
-        for what in section.dropout.given if facts is not None else ():
+        for what in section.dropout.given:
             if not facts.family.dropout_keys(what, recipe.task.architecture):
                 mistakes.add(
                     f"{side}.dropout.{what}",

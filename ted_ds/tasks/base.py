@@ -60,6 +60,7 @@ class TaskKind(ABC, Generic[Task]):
 
     are_labelled: bool
     of_words: bool = False
+    counted_as: str = "labels"
     collated_as: ClassVar[Labels]
     """What the labels of a batch are (:class:`ted_ds.data.loader.Collator`)."""
     one_class: ClassVar[bool] = False
@@ -75,6 +76,11 @@ class TaskKind(ABC, Generic[Task]):
     @abstractmethod
     def columns(self) -> Sequence[str]:
         """See :class:`ted_ds.data.samples.Rows`."""
+
+    @property
+    def takes_pairs(self) -> bool:
+        """See :class:`ted_ds.data.samples.LabelledRows`."""
+        return self.task.takes_pairs
 
     @property
     def num_texts(self) -> int:
@@ -205,11 +211,6 @@ class HeadKind(TaskKind[HeadTask]):
     def text_columns(self) -> list[str]:
         """The columns that hold texts."""
         return self.task.text_columns
-
-    @property
-    def takes_pairs(self) -> bool:
-        """See :class:`ted_ds.data.samples.LabelledRows`."""
-        return self.task.takes_pairs
 
     @property
     def columns(self) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 from ted_ds.config import tasks as sections
 from ted_ds.tasks.base import TaskKind
 from ted_ds.tasks.causal_lm import CausalLmKind
+from ted_ds.tasks.chat import ChatKind
 from ted_ds.tasks.masked_lm import MaskedLmKind
 from ted_ds.tasks.multi_label_classification import MultiLabelClassificationKind
 from ted_ds.tasks.multiple_choice import MultipleChoiceKind
@@ -20,6 +21,7 @@ AnyKind = TaskKind[Any]
 KINDS: Mapping[type[sections.TaskSection], type[AnyKind]] = {
     sections.CausalLm: CausalLmKind,
     sections.MaskedLm: MaskedLmKind,
+    sections.Chat: ChatKind,
     sections.SequenceClassification: SequenceClassificationKind,
     sections.SoftLabelClassification: SoftLabelClassificationKind,
     sections.MultiLabelClassification: MultiLabelClassificationKind,

@@ -38,14 +38,14 @@ class MaskedLmKind(DocumentKind[MaskedLm]):
         return shown_tokens(batch, row, tokenizer, [place in own for place in range(len(labels))], own)
 
     def _collator_settings(self) -> dict[str, Any]:
-        return {"predict_all": self.task.prediction_on == "kept"}
+        return {"predict_all": self.task.kl_on == "all"}
 
     @property
     def terms(self) -> TaskTerms:
         """Cross-entropy, and KL over the vocabulary."""
         from ted_ds.numerics.task_terms import MASKED_LM, MASKED_LM_ON_ALL
 
-        return MASKED_LM_ON_ALL if self.task.prediction_on == "kept" else MASKED_LM
+        return MASKED_LM_ON_ALL if self.task.kl_on == "all" else MASKED_LM
 
     @property
     def scorer(self) -> MaskedTokens:

@@ -137,6 +137,7 @@ def prepare(
         listing,
         start_tokens=start,
         in_8_bits=hosting.host == "int8",
+        template_sha256=data.template_sha256,
     )
     return assembly, Inputs(settled, RunFolders(recipe, teacher=teacher, student=student))
 

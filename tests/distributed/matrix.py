@@ -8,6 +8,7 @@ table of ``docs/invariance.md``.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import itertools
 import random
@@ -21,9 +22,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
+from ted_ds.config.data import Padding
 from ted_ds.config.deepspeed import complete
 from ted_ds.config.phase_plan import PhasePlan
-from ted_ds.data.loader import Collator
 from ted_ds.data.samples import Sample
 from ted_ds.models.choices import choice_probes
 from ted_ds.models.families import family_of
@@ -47,12 +48,12 @@ from tests.distributed.training import (
     start_engine,
 )
 from tests.plain import DIVERGENCES, divergence_settings, plain_divergence, probe_logits
-from tests.task_kinds import MASKED_ON_KEPT, OF_NAME, TASK_TERMS
+from tests.task_kinds import MASKED_ON_ALL, OF_NAME, TASK_TERMS
 from tests.tiny import LABELS, MAX_POSITIONS, ROOT, VOCAB_SIZE, distill_plan, write_model
 
 GLOBAL_BATCH = 16
 SEPARATOR, PAD = 1, 0
-MASKED = ("masked_lm", MASKED_ON_KEPT)
+MASKED = ("masked_lm", MASKED_ON_ALL)
 TEMPERATURE = 2.0
 CLASS_WEIGHTS, SMOOTHING = (0.3, 1.9), 0.2
 Steps = tuple[tuple[tuple[int, ...], ...], ...]
@@ -96,6 +97,8 @@ SIZES = {
     ),
 }
 """By width."""
+OF_THE_VOCABULARY = tuple(kind for kind, one in OF_NAME.items() if one.task.architecture == "CausalLM")
+"""Kinds with an LM head."""
 WEIGHTS = {
     "task": {"task_weight": 0.7, "kl_weight": 1e-30, "feature_weight": 0.0},
     "kl": {"task_weight": 0.0, "kl_weight": 1.3, "feature_weight": 0.0},
@@ -171,12 +174,12 @@ def is_allowed(values: dict[str, Any]) -> bool:
     return not (
         (values.get("stage") == 0 and values.get("precision") == "bf16")  # DeepSpeed steps Adam at start-up there
         or (encoder and values.get("side") == "left")  # reads position 0
-        or (encoder and values.get("kind") == "causal_lm")
+        or (encoder and values.get("kind") in OF_THE_VOCABULARY)
         or (not encoder and values.get("kind") in MASKED and "family" in values)
         or (values.get("side") == "left" and values.get("kind") in MASKED)
         or (values.get("family", "bert") != "bert" and values.get("kind") == "multiple_choice")
         or (values.get("side") == "left" and values.get("kind") == "multiple_choice")  # encoders alone have such heads
-        or (values.get("packed") and values.get("kind", "causal_lm") != "causal_lm")
+        or (values.get("packed") and values.get("kind", "causal_lm") not in OF_THE_VOCABULARY)
         or (values.get("packed") and encoder)
     )
 
@@ -297,7 +300,9 @@ def documents(steps: Steps, step: int) -> list[list[int]]:
 
 
 def label_of(kind: str, index: int, length: int) -> Any:
-    """A label for a document of so many tokens; the second of each step has none."""
+    """A label for a document of so many tokens; the second of each step has none, but for the spans of a chat."""
+    if kind == "chat":
+        return spans_of(index, length)
     if index == 1:
         return None
     share = (index % 7) / 7
@@ -313,8 +318,14 @@ def label_of(kind: str, index: int, length: int) -> Any:
     }[kind.partition(" ")[0]]
 
 
+def spans_of(index: int, length: int) -> list[int]:
+    """The completions of a conversation: its first token may be of one, and its last."""
+    middle = length // 2
+    return [[0, length], [middle, length], [0, middle, middle + 1, length], []][index % 4 if length > 3 else 1]
+
+
 def is_unlabelled(kind: str, step: int, index: int) -> bool:
-    return kind != "causal_lm" and (step == 1 or index == 1)
+    return kind not in OF_THE_VOCABULARY and (step == 1 or index == 1)
 
 
 def samples(kind: str, packed: bool, steps: Steps) -> Iterator[list[Sample]]:
@@ -324,7 +335,7 @@ def samples(kind: str, packed: bool, steps: Steps) -> Iterator[list[Sample]]:
         if packed:
             remaining = iter(texts)
             grouped = [list(itertools.islice(remaining, len(row))) for row in rows]
-            yield [Sample([*itertools.chain(*row)], None, [len(text) for text in row]) for row in grouped]
+            yield list(packed_samples(kind, grouped))
             continue
         labels = [None if is_unlabelled(kind, step, i) else label_of(kind, i, len(t)) for i, t in enumerate(texts)]
         rows = [Sample(text, None, [len(text)], token_types=types_of(text)) for text in texts]
@@ -338,6 +349,17 @@ def samples(kind: str, packed: bool, steps: Steps) -> Iterator[list[Sample]]:
 def types_of(text: list[int]) -> list[int]:
     """Token types, as if the second half of a document were the other text of a pair; BERT alone takes them."""
     return [int(2 * place >= len(text)) for place in range(len(text))]
+
+
+def packed_samples(kind: str, rows: list[list[list[int]]]) -> Iterator[Sample]:
+    """Several documents in each; they are numbered through."""
+    numbers = itertools.count()
+    for row in rows:
+        label, start = [], 0
+        for text, number in zip(row, numbers, strict=False):  # in this order: none is lost at a row's end
+            label += [start + place for place in spans_of(number, len(text))]
+            start += len(text)
+        yield Sample([*itertools.chain(*row)], label if kind == "chat" else None, [len(text) for text in row])
 
 
 def place_of(folder: Path, setup: Setup) -> Path:
@@ -440,16 +462,10 @@ def run_setup(world: Any, place: Path, setup: Setup, layouts: Sequence[Layout]) 
 
 
 def run_layout(world: Any, engine: Any, objective: Any, setup: Setup, layout: Layout) -> list[Any]:
-    collate = Collator(
-        PAD,
-        OF_NAME[setup.kind].collated_as,
-        num_outputs=2,
-        side=layout.side,
-        multiple_of=layout.multiple_of,
-        isolate_documents=layout.packed,
-        predict_all=setup.kind == MASKED_ON_KEPT,
-        with_token_types=not layout.packed,
-        rows_per_sample=OF_NAME[setup.kind].task.rows_per_example,
+    padding = Padding(side=layout.side, multiple_of=layout.multiple_of)
+    of_kind = OF_NAME[setup.kind].collator(PAD, padding)
+    collate = dataclasses.replace(
+        of_kind, num_outputs=2, isolate_documents=layout.packed, with_token_types=not layout.packed
     )
     steps = []
     for rows in samples(setup.kind, layout.packed, setup.size.steps):
@@ -484,7 +500,7 @@ def plain_task(kind: str, loss: str, logits: torch.Tensor, labels: torch.Tensor)
         kept = labels != -100
         total = F.cross_entropy(logits[kept], labels[kept], weight=weights, label_smoothing=SMOOTHING, reduction="sum")
         return total / kept.sum() if kept.any() else logits.sum() * 0
-    if kind in ("causal_lm", *MASKED, "sequence_classification", "token_classification", "multiple_choice"):
+    if kind in (*OF_THE_VOCABULARY, *MASKED, "sequence_classification", "token_classification", "multiple_choice"):
         kept = labels != -100
         return F.cross_entropy(logits[kept], labels[kept]) if kept.any() else logits.sum() * 0
     kept = ~labels.isnan().any(-1)
@@ -557,6 +573,8 @@ def reference(
     results = []
     for rows in samples(kind, packed=False, steps=size.steps):
         inputs, labels, token = one_batch(kind, rows)
+        if kind == "chat":  # layer-wise terms are of what completions are predicted from, the KL of all that follows
+            token = labels != -100
         with torch.no_grad():
             teacher_logits, states = teacher(inputs)
         module.zero_grad()
@@ -571,7 +589,9 @@ def reference(
             # a text without a label still learns from the teacher
             of_tokens = kind in ("causal_lm", "masked_lm", "token_classification")
             kept = labels != -100 if of_tokens else torch.ones(len(labels), dtype=torch.bool)
-            kept = token if kind == MASKED_ON_KEPT else kept
+            kept = token if kind == MASKED_ON_ALL else kept
+            if kind == "chat":
+                kept = torch.nn.functional.pad(inputs["attention_mask"][:, 1:], (0, 1)).bool()
             with torch.no_grad():
                 wanted = teacher_bank(states)
             name, scale = name_of(kind, divergence), 1.0 if kind == "regression" else TEMPERATURE**2
@@ -581,7 +601,7 @@ def reference(
                 name: plain_prediction(kind, divergence, *predictions, kept),
             }
             values |= {
-                f"loss/feature_mse/layer_{i:02d}": F.mse_loss(mine[token].double(), theirs[token].double())
+                f"loss/feature_mse/layer_{i:02d}": mean_square(mine[token].double() - theirs[token].double())
                 for i, mine, theirs in zip(size.student_layers, features, wanted, strict=True)
             }
             chosen = WEIGHTS[what]
@@ -599,6 +619,11 @@ def reference(
     return results
 
 
+def mean_square(difference: torch.Tensor) -> torch.Tensor:
+    """0 of nothing at all."""
+    return difference.square().sum() / max(difference.numel(), 1)
+
+
 def one_batch(kind: str, rows: list[Sample]) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
     """A rectangle of all documents, padded on the right, built without the loader."""
     questions = rows
@@ -606,9 +631,14 @@ def one_batch(kind: str, rows: list[Sample]) -> tuple[dict[str, torch.Tensor], t
     longest = max(len(row.input_ids) for row in rows)
     ids = torch.tensor([row.input_ids + [PAD] * (longest - len(row.input_ids)) for row in rows])
     mask = torch.tensor([[1] * len(row.input_ids) + [0] * (longest - len(row.input_ids)) for row in rows])
-    if kind == "causal_lm":
+    if kind in OF_THE_VOCABULARY:
         labels = torch.full_like(ids, -100)
         labels[:, :-1] = torch.where(mask[:, 1:].bool(), ids[:, 1:], -100)
+        if kind == "chat":
+            for own, row in zip(labels, rows, strict=True):
+                spans = zip(row.label[::2], row.label[1::2], strict=True)
+                completed = {place for first, behind in spans for place in range(first, behind)}
+                own[[place for place in range(longest) if place + 1 not in completed]] = -100
     elif kind in (*MASKED, "token_classification"):
         labels = torch.full_like(ids, -100)
         for own, row in zip(labels, rows, strict=True):

@@ -21,7 +21,17 @@ from ted_ds.runtime.preemption import StopRequests
 from ted_ds.runtime.step_runner import StepRunner
 from ted_ds.verbs.prepare import prepare as prepare_run
 from tests.plain import plain_divergence, probe_logits
-from tests.tiny import LABELS, ROOT, recipe_dict, write_corpus, write_labelled, write_model, write_pairs, write_recipe
+from tests.tiny import (
+    LABELS,
+    ROOT,
+    recipe_dict,
+    write_chats,
+    write_corpus,
+    write_labelled,
+    write_model,
+    write_pairs,
+    write_recipe,
+)
 
 NUM_STEPS = 5
 MAPS: dict[str, dict[str, Any]] = {
@@ -35,6 +45,7 @@ FAMILIES = {"llama": "causal_lm", "gpt2": "causal_lm", "bert": "sequence_classif
 FAMILIES["deberta-v2"] = "sequence_classification"
 WITH_PAIRS: dict[str, dict[str, Any]] = {"deberta-v2": {"type_vocab_size": 2}}
 """Families whose texts come in pairs, and what models need that tell their tokens apart."""
+FAMILIES["llama-chat"] = "chat"
 
 
 class Layout(NamedTuple):
@@ -69,14 +80,16 @@ class Trained(NamedTuple):
 def write_pair(folder: Path, family: str) -> None:
     """A teacher of 8 blocks, a narrower student of 4, data and a recipe in ``folder``."""
     kind = FAMILIES[family]
-    labels = LABELS if kind != "causal_lm" else None
+    labels = LABELS if kind == "sequence_classification" else None
     folder.mkdir(parents=True)
-    types = WITH_PAIRS.get(family, {})
-    write_model(folder / "teacher", family, blocks=8, hidden=24, labels=labels, seed=1, **types)
-    tied = {"tie_word_embeddings": True} if family == "llama" else {}
-    write_model(folder / "student", family, blocks=4, hidden=16, labels=labels, seed=2, **tied, **types)
+    types, model_type = WITH_PAIRS.get(family, {}), family.removesuffix("-chat")
+    write_model(folder / "teacher", model_type, blocks=8, hidden=24, labels=labels, seed=1, **types)
+    tied = {"tie_word_embeddings": True} if model_type == "llama" else {}
+    write_model(folder / "student", model_type, blocks=4, hidden=16, labels=labels, seed=2, **tied, **types)
     if kind == "causal_lm":
         write_corpus(folder / "train.jsonl", 200)
+    elif kind == "chat":
+        write_chats(folder / "train.jsonl", 120)
     else:
         (write_pairs if family in WITH_PAIRS else write_labelled)(folder / "train.jsonl", 120)
     for stage in (0, 1):
@@ -240,21 +253,21 @@ def _plain_one(build: Any, models: dict[str, Path], case: Case) -> Trained:
     steps = build.training_batches(plan, num_workers=0)
     for _ in range(NUM_STEPS):
         batches = list(next(steps))
-        inputs, labels, kept = _joined(batches)
+        inputs, labels, predicted, matched = _joined(batches)
         counted = labels != -100
         if case.phase == "distill":
             logits, states = student(inputs)
             with torch.no_grad():
                 theirs, teacher_states = teacher(inputs)
             features = list(zip(bank(states), teacher_bank(teacher_states), strict=True))
-            mse = [(own - other).square().mean(-1)[kept].mean() for own, other in features]
+            mse = [(own - other).square().mean(-1)[matched].mean() for own, other in features]
             given = getattr(recipe.task, "class_weights", None)
             weights = None if given is None else torch.tensor(given, dtype=torch.float64)
             smoothing = getattr(recipe.task, "label_smoothing", None) or 0.0
             summed: dict[str, Any] = {"weight": weights, "label_smoothing": smoothing, "reduction": "sum"}
             task = F.cross_entropy(logits[counted], labels[counted], **summed) / counted.sum()
             heat = plan.temperature
-            softened = [one[counted] / heat for one in (theirs, logits)]
+            softened = [one[predicted] / heat for one in (theirs, logits)]
             prediction = plain_divergence(plan.divergence, plan.divergence_parameter, *softened).mean()
             loss = plan.task_weight * task + plan.kl_weight * heat**2 * prediction
             loss = loss + plan.feature_weight * sum(mse) / len(mse)
@@ -287,8 +300,8 @@ def _plain_one(build: Any, models: dict[str, Path], case: Case) -> Trained:
     return Trained(reports, gradients, weights, [])
 
 
-def _joined(batches: list[Any]) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
-    """Microbatches of one step as one, padded on the right to one length."""
+def _joined(batches: list[Any]) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Microbatches of one step as one, padded on the right to one length; where it is predicted, and matched."""
     longest = max(batch.input_ids.shape[1] for batch in batches)
 
     def padded(tensor: torch.Tensor, value: int) -> torch.Tensor:
@@ -297,11 +310,14 @@ def _joined(batches: list[Any]) -> tuple[dict[str, torch.Tensor], torch.Tensor, 
     ids = torch.cat([padded(batch.input_ids, 0) for batch in batches])
     mask = torch.cat([padded(batch.attention_mask, 0) for batch in batches])
     labels = torch.cat([padded(batch.labels, -100) for batch in batches])
-    kept = torch.cat([padded(batch.kept_tokens.long(), 0) for batch in batches]).bool()
+    matched = torch.cat([padded(batch.matched_tokens.long(), 0) for batch in batches]).bool()
+    predicted = labels != -100
+    if batches[0].predicted is not None:
+        predicted = torch.cat([padded(batch.predicted.long(), 0) for batch in batches]).bool()
     inputs = {"input_ids": ids, "attention_mask": mask}
     if batches[0].token_type_ids is not None:
         inputs["token_type_ids"] = torch.cat([padded(batch.token_type_ids, 0) for batch in batches])
-    return inputs, labels, kept
+    return inputs, labels, predicted, matched
 
 
 # --- numbers that go wrong ----------------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ SAMPLE = {
         ],
     ),
     "deberta-v2": (Layout(2, 2, 1), [("uniform", "distill", CLIPPING, WEIGHED)]),
+    "llama-chat": (Layout(2, 1, 1), [("uniform", "distill", 0.0)]),
 }
 
 

@@ -19,6 +19,9 @@ from transformers import (
     AutoTokenizer,
 )
 
+from ted_ds.config.load import load_recipe
+from ted_ds.data.chat_template import find_template
+from ted_ds.data.cleaning import is_heldout
 from ted_ds.planning.phase import PHASES
 from ted_ds.verbs.run import run_phases
 from tests.dist import run_ranks
@@ -128,7 +131,7 @@ def test_a_masked_lm_whose_teacher_learns_its_head_first(tmp_path):
     body = write_model(tmp_path / "body", "bert")
     write_tokenizer(body, encoder=True, masks=True)
     plan = "{max_steps: 2, learning_rate: 1e-2, global_batch_size: 4, micro_batch_size: 2}"
-    task = ["task.masking.whole_words=true", "task.packing.method=best_fit", "task.prediction_on=kept"]
+    task = ["task.masking.whole_words=true", "task.packing.method=best_fit", "task.kl_on=all"]
     zero = f"deepspeed={ROOT / 'ds_configs' / 'deepspeed' / 'zero3.json'}"
     run_ranks(run, 2, str(recipe), [zero, f"teacher.path={body}", f"teacher.finetune={plan}", *task])
     (first, _) = records(tmp_path, "distill")
@@ -149,6 +152,36 @@ def test_a_masked_lm_whose_teacher_learns_its_head_first(tmp_path):
     assert torch.equal(weights["finetune_teacher"][of_head], weights["cut_student"][of_head])
     assert not torch.equal(weights["cut_student"][of_head], weights["distill"][of_head])
     assert torch.equal(weights["distill"][of_head], model.state_dict()[of_head])
+
+
+def test_a_run_of_chats_exports_its_template_and_scores_completions_alone(tmp_path):
+    recipe = write_run(tmp_path, kind="chat")
+    zero = f"deepspeed={ROOT / 'ds_configs' / 'deepspeed' / 'zero3.json'}"
+    run_ranks(run, 2, str(recipe), [zero, "task.pack=true", "evaluation.max_examples=1000"])
+    (first, second) = records(tmp_path, "distill")
+    assert all(one["loss/kl_teacher_student"] > 0 for one in (first, second))
+    settled = json.loads((tmp_path / "run" / "distill" / "phase.json").read_text())["inputs"]["task"]["chat_template"]
+    assert settled == find_template(load_recipe(recipe).task.template_file, None).sha256
+    export = tmp_path / "run" / "export"
+    tokenizer, model = AutoTokenizer.from_pretrained(export), AutoModelForCausalLM.from_pretrained(export)
+    total, count = 0.0, 0
+    for row in map(json.loads, (tmp_path / "train.jsonl").read_text().splitlines()):
+        if not is_heldout("\n".join(f"{one['role']}: {one['content']}" for one in row["messages"]), 0.2):
+            continue
+        ids, learned = [], []
+        for one in row["messages"]:
+            answers = one["role"] == "assistant"
+            own = [*tokenizer(one["content"])["input_ids"], *([tokenizer.eos_token_id] if answers else [])]
+            ids, learned = ids + own, learned + [answers] * len(own)
+        assert tokenizer.apply_chat_template(row["messages"])["input_ids"] == ids
+        with torch.no_grad():
+            logs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        places = [place for place, one in enumerate(learned[:16]) if one]
+        total -= sum(logs[place - 1, ids[place]].item() for place in places)
+        count += len(places)
+    scores = json.loads((tmp_path / "run" / "evaluate" / "evaluation.json").read_text())["student after"]
+    assert scores["num_tokens"] == count > 0
+    assert scores["loss"] == pytest.approx(total / count, rel=1e-5)
 
 
 def probabilities_of_ids(folder, text):

@@ -24,7 +24,7 @@ from ted_ds.objectives.finetune import FinetuneObjective
 from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.tasks.kind import kind_of
 from tests.plain import logits_of, run_frozen
-from tests.task_kinds import MASKED_ON_KEPT, OF_NAME, TASK_TERMS
+from tests.task_kinds import MASKED_ON_ALL, OF_NAME, TASK_TERMS
 from tests.tiny import VOCAB_SIZE, distill_plan, model_config, recipe_dict, task_dict, write_tokenizer
 
 KL_WEIGHT = 0.7
@@ -32,14 +32,14 @@ NUM_OUTPUTS = 3
 SOFTENED = (
     "causal_lm",
     "masked_lm",
-    MASKED_ON_KEPT,
+    MASKED_ON_ALL,
     "token_classification",
     "sequence_classification",
     "soft_label_classification",
     "multi_label_classification",
 )
 KINDS = (*SOFTENED, "regression")
-OF_TOKENS = ("causal_lm", "masked_lm", MASKED_ON_KEPT, "token_classification")
+OF_TOKENS = ("causal_lm", "masked_lm", MASKED_ON_ALL, "token_classification")
 # fp32 against fp64; the worst difference seen was 5e-8, and 3.4e-7 of the largest gradient
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-7}
 
@@ -65,7 +65,7 @@ LABELS_OF = {
     "token_classification": [[-100, 2, -100, 0, 1, 1], [2, -100, 0], [-100, 1, 0, -100]],
     "masked_lm": [[-100, 6, -100, 8, 9, -100], [-100] * 3, [14, -100, -100, 17]],
 }
-LABELS_OF[MASKED_ON_KEPT] = LABELS_OF["masked_lm"]
+LABELS_OF[MASKED_ON_ALL] = LABELS_OF["masked_lm"]
 
 
 def batch_of(kind: str, labels_of: Any = None) -> Batch:
@@ -76,7 +76,7 @@ def batch_of(kind: str, labels_of: Any = None) -> Batch:
         return collate([*(Sample(one, document_lengths=[2, len(one) - 2]) for one in ids), None])
     labels = OF_NAME[kind].collated_as
     samples = [Sample(one, label) for one, label in zip(ids, labels_of or LABELS_OF[kind], strict=True)]
-    on_kept = kind == MASKED_ON_KEPT
+    on_kept = kind == MASKED_ON_ALL
     return Collator(pad_id=0, labels=labels, num_outputs=NUM_OUTPUTS, predict_all=on_kept)([*samples, None])
 
 
@@ -146,7 +146,7 @@ def softmax(row: list[float], temperature: float) -> list[float]:
 
 def rows_of(kind: str, batch: Batch) -> list[tuple[int, ...]]:
     """Where predictions are compared: (row, position) or (row,)."""
-    if kind == MASKED_ON_KEPT:
+    if kind == MASKED_ON_ALL:
         return [(r, t) for r, t in batch.kept_tokens.nonzero().tolist()]
     return labelled_rows_of(kind, batch)
 
@@ -302,10 +302,12 @@ def test_no_metric_is_called_a_kl_that_is_none() -> None:
         "regression": "loss/squared_teacher_student",
         "token_classification": "loss/kl_teacher_student",
         "masked_lm": "loss/kl_teacher_student",
-        MASKED_ON_KEPT: "loss/kl_teacher_student",
+        MASKED_ON_ALL: "loss/kl_teacher_student",
+        "multiple_choice": "loss/kl_teacher_student",
+        "chat": "loss/kl_teacher_student",
     }
-    for kind, name in names.items():
-        run = Run(kind)
+    for kind in KINDS:
+        run, name = Run(kind), names[kind]
         assert set(run.totals) == {"loss/task", name}
         if "kl" not in name:
             continue
@@ -380,7 +382,7 @@ def test_terms_are_divided_by_what_they_run_over(kind: str, count: int) -> None:
 
 
 def test_labels_and_predictions_of_a_masked_lm_may_be_counted_apart() -> None:
-    run = Run(MASKED_ON_KEPT, task_weight=1.0)
+    run = Run(MASKED_ON_ALL, task_weight=1.0)
     assert {name: value.item() for name, value in run.counts.items()} == {
         "loss/task": 3 + 0 + 2,
         "loss/kl_teacher_student": 6 + 3 + 4,
@@ -479,7 +481,7 @@ def test_the_kl_runs_over_the_ids_that_the_tokenizer_has(teacher_ids: int, stude
 # --- from the recipe --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != MASKED_ON_KEPT])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != MASKED_ON_ALL])
 def test_a_recipes_batches_and_head_are_those_of_its_kind_of_task(tmp_path: Path, kind: str) -> None:
     padding = {"side": "left", "multiple_of": 8}
     recipe = recipe_dict(tmp_path)

@@ -7,6 +7,7 @@ A section says, without torch, what planning, data and models ask of a kind of t
 from __future__ import annotations
 
 from ted_ds.config.tasks.base import BosSetting, OneOfLabels, TaskSection
+from ted_ds.config.tasks.chat import Chat
 from ted_ds.config.tasks.choices import MultipleChoice
 from ted_ds.config.tasks.language import CausalLm, DocumentTask, MaskedLm, Packing
 from ted_ds.config.tasks.masking import Masking
@@ -28,11 +29,12 @@ HeadTask = (
     | MultipleChoice
 )
 """Tasks whose models end in a head of their own, in place of the LM head."""
-Task = HeadTask | CausalLm | MaskedLm
+Task = HeadTask | CausalLm | MaskedLm | Chat
 
 __all__ = [
     "BosSetting",
     "CausalLm",
+    "Chat",
     "DocumentTask",
     "HeadTask",
     "MaskedLm",

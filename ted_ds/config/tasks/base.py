@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -29,6 +30,8 @@ class TaskSection(Section):
     """Whether the data are documents, packed into sequences; else rows of a labelled set, held in memory."""
     pooled: ClassVar[bool] = True
     """Whether there is one prediction for a text, read at one of its tokens; else some for each token."""
+    has_template: ClassVar[bool] = False
+    """Whether a chat template decides what is read."""
     softened: ClassVar[bool] = True
     """Whether predictions are probabilities, which a temperature softens."""
     length_key: ClassVar[str] = "max_length"
@@ -39,10 +42,10 @@ class TaskSection(Section):
     """Whether documents end with what the tokenizer's own encode puts behind a text; else with its end token."""
     unused_filter_settings: ClassVar[tuple[str, ...]] = ("lm_head",)
     """Of ``filters``."""
-    prediction_settings: ClassVar[tuple[str, ...]] = ()
-    """Those that a prediction term alone goes by."""
     metrics: ClassVar[tuple[str, ...]] = ()
     """What a model may be compared by; none where there is no choice."""
+    of_distillation: ClassVar[tuple[str, ...]] = ()
+    """Keys here that Stage II alone depends on."""
     why_not_cached: ClassVar[str | None] = None
     """Why a teacher's outputs cannot be kept on disk, and what to do; None where they can."""
 
@@ -75,6 +78,11 @@ class TaskSection(Section):
     def takes_pairs(self) -> bool:
         """Whether two texts go into a model together."""
         return False
+
+    @property
+    def template_file(self) -> Path | None:
+        """The file of a chat template that is not the tokenizer's own."""
+        return None
 
     @property
     def output_names(self) -> list[str]:

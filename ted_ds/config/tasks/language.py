@@ -78,16 +78,16 @@ class MaskedLm(DocumentTask):
     architecture: ClassVar[str] = "MaskedLM"
     new_lm_head: ClassVar[bool] = True
     own_document_ends: ClassVar[bool] = True
-    prediction_settings: ClassVar[tuple[str, ...]] = ("prediction_on",)
+    of_distillation: ClassVar[tuple[str, ...]] = ("kl_on",)
     why_not_cached: ClassVar[str | None] = (
         "the packed sequences of a masked_lm do not come again; remove it (it is for task data)"
     )
     kind: Literal["masked_lm"]
     packing: SharedPacking = SharedPacking()  # pyright: ignore[reportIncompatibleVariableOverride] - it is frozen
     masking: Masking = Masking()
-    prediction_on: Literal["masked", "kept"] = "masked"
-    """Where the teacher's predictions are learned: at masked tokens, as the labels are, or at all but padding, which
-    costs so many more logits of both models."""
+    kl_on: Literal["masked", "all"] = "masked"
+    """Which tokens the prediction term runs over: masked ones, as the task term, or all but padding, which costs so
+    many more logits of both models."""
 
     @property
     def document_start(self) -> BosSetting:
@@ -102,4 +102,4 @@ class MaskedLm(DocumentTask):
     @property
     def predicted_share(self) -> float:
         """The masked ones, where no others are."""
-        return self.masking.probability if self.prediction_on == "masked" else 1.0
+        return self.masking.probability if self.kl_on == "masked" else 1.0

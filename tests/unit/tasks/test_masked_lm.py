@@ -106,20 +106,20 @@ def test_settings_without_effect_are_said(run: Path) -> None:
         "without effect: filters.pooling (task.kind: masked_lm)",
         "without effect: task.packing.window (task.packing.method: wrap)",
     ]
-    everywhere = "task.prediction_on=kept"
+    everywhere = "task.kl_on=all"
     assert settings_without_effect(recipe(run, everywhere)) == []
     assert settings_without_effect(recipe(run, everywhere, "distill.method=sft", "filters=null")) == [
-        "without effect: task.prediction_on (distill.method: sft)"
+        "without effect: task.kl_on (distill.method: sft)"
     ]
     assert settings_without_effect(recipe(run, everywhere, "distill.kl_weight=0")) == [
-        "without effect: task.prediction_on (distill.kl_weight: 0)"
+        "without effect: task.kl_on (distill.kl_weight: 0)"
     ]
 
 
 def test_predictions_are_compared_where_the_recipe_says(run: Path) -> None:
     samples = [Sample([3, 5, MASK, 7, 4], [-100, -100, 6, 7, -100], [5]), Sample([3, 5, 4], [-100, 5, -100], [3]), None]
-    for where, predicted in (("masked", None), ("kept", [[True] * 5, [True] * 3 + [False] * 2, [False] * 5])):
-        given = recipe(run, f"task.prediction_on={where}")
+    for where, predicted in (("masked", None), ("all", [[True] * 5, [True] * 3 + [False] * 2, [False] * 5])):
+        given = recipe(run, f"task.kl_on={where}")
         kind = kind_of(given.task)
         batch = kind.collator(0, given.data.padding)(samples)
         assert (None if batch.predicted is None else batch.predicted.tolist()) == predicted
@@ -138,14 +138,14 @@ def test_a_masked_lm_is_taken(run: Path) -> None:
 
 def test_the_logits_of_tokens_that_are_not_predicted_cost_nothing(run: Path) -> None:
     def cost(where: str) -> float:
-        given, planned = recipe(run, f"task.prediction_on={where}"), plan(run)
+        given, planned = recipe(run, f"task.kl_on={where}"), plan(run)
         assert planned.teacher is not None
         assert planned.student is not None
         facts = {"teacher": planned.teacher, "student": planned.student}
         return operations_per_token(given, facts, planned.layer_pairs, planned.filter_dim, DISTILL)
 
     # the student's head learns, the teacher's is run; both are 100 x 16
-    assert cost("kept") - cost("masked") == pytest.approx(0.85 * 2 * VOCAB_SIZE * 16 * (LEARN + FORWARD))
+    assert cost("all") - cost("masked") == pytest.approx(0.85 * 2 * VOCAB_SIZE * 16 * (LEARN + FORWARD))
 
 
 def test_another_kind_of_model_is_refused(run: Path) -> None:
