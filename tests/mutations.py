@@ -34,7 +34,8 @@ ROOT = Path(__file__).parent.parent
 MOST_SURVIVORS = 0.05
 """Share of the random ones."""
 REACHING = ["tests/unit", "tests/parity", "tests/distributed", "tests/integration"]
-TESTS = ["tests/parity", "tests/distributed/test_matrix.py", "tests/distributed/test_variable_microbatches.py"]
+TESTS = ["tests/unit/data/test_masking.py", "tests/parity"]
+TESTS += ["tests/distributed/test_matrix.py", "tests/distributed/test_variable_microbatches.py"]
 
 
 class Mutation(NamedTuple):
@@ -249,7 +250,7 @@ MUTATIONS = {
         "a label's no is taken for a second yes",
     ),
     "vocabulary_chunks": Mutation(
-        "numerics/vocabulary.py",
+        "numerics/chunks.py",
         "beta=0 if is_first else 1",
         "beta=0",
         "the head learns from the last chunk alone",
@@ -313,6 +314,42 @@ MUTATIONS = {
         ".reshape(shape) * scales",
         ".reshape(shape).float()",
         "cached states of 8 bits go without their scales",
+    ),
+    "unmasked_labels": Mutation(
+        "data/masking.py",
+        "labels[places] = tokens[places]",
+        "labels[ordinary] = tokens[ordinary]",
+        "tokens that a masked LM sees are predicted, too",
+    ),
+    "masked_specials": Mutation(
+        "data/masking.py",
+        "places = np.flatnonzero(ordinary & is_chosen[unit])",
+        "places = np.flatnonzero(is_chosen[unit])",
+        "special tokens are masked",
+    ),
+    "same_masks": Mutation(
+        "data/stream/lane.py",
+        '"masks of lane", self._lane, "step", self._step)',
+        '"masks of lane", self._lane)',
+        "the masks of all steps stand at the same places",
+    ),
+    "masks_by_chance": Mutation(
+        "data/masking.py",
+        "np.random.PCG64(hash_of(*words))",
+        "np.random.PCG64()",
+        "masks hang on more than what a sequence is called",
+    ),
+    "predicted_places": Mutation(
+        "data/loader.py",
+        '{"predicted": kept_tokens} if self.predict_all',
+        '{"predicted": token_labels != IGNORED_LABEL} if self.predict_all',
+        "predictions of a masked LM are compared at masked tokens, where all are asked for",
+    ),
+    "before_lm_head": Mutation(
+        "models/taps.py",
+        "hidden = self.model.get_submodule(self._family.before_lm_head)(hidden)",
+        "pass",
+        "a masked LM's head takes the states of its last block as they are",
     ),
 }
 

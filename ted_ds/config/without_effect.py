@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from ted_ds.config.distill import PARAMETERS
 from ted_ds.config.schema import Recipe
 from ted_ds.config.section import Section
-from ted_ds.config.tasks import CausalLm
+from ted_ds.config.tasks import DocumentTask
 
 OF_PREDICTIONS = ("temperature", "divergence", *PARAMETERS)
 OF_LAYERS = ("feature_weight", "feature_reduction", "normalise_features")
@@ -50,7 +50,7 @@ def _unused(recipe: Recipe) -> Iterator[tuple[list[str], str]]:
             for index, source in enumerate(sources):
                 by_task += _given(source, f"data.{part}[{index}]", OF_SOURCES)
     yield by_task, f"task.kind: {task.kind}"
-    if isinstance(task, CausalLm) and task.packing.method == "wrap":
+    if isinstance(task, DocumentTask) and task.packing.method == "wrap":
         yield _given(task.packing, "task.packing", ("window",)), "task.packing.method: wrap"
     if data.heldout_sources is not None:
         yield _given(data, "data", ("heldout_fraction",)), f"data.{data.heldout_key} is given"

@@ -134,13 +134,15 @@ class Collator:
     """Sequences of each sample; all of them are rows, one after the other."""
     of_completions: OfCompletions | None = None
     """Where a sample's label says which of its tokens are completions: the first of each, and that behind its last."""
+    predict_all: bool = False
+    """Compare the predictions for every token with the teacher's, whether it has a label or not."""
 
     @property
     def masks(self) -> tuple[str, ...]:
         """The masks that its batches have beside those that all have."""
         terms = self.of_completions
         if terms is None:
-            return ()
+            return ("predicted",) if self.predict_all else ()
         differ = {"predicted": terms.predictions != terms.task, "matched": terms.features}
         return tuple(name for name, is_there in differ.items() if is_there)
 
@@ -177,6 +179,7 @@ class Collator:
         if self.of_completions is not None:
             of_tokens, masks = self._for_terms(self.of_completions, of_tokens, completes)
         input_ids, kept_tokens, token_labels, position_ids = map(torch.from_numpy, (ids, kept, of_tokens, positions))
+        masks |= {"predicted": kept_tokens} if self.predict_all else {}
         attention_mask = kept_tokens.long()
         attention_mask[~kept_tokens.any(1), -1 if self.side == "left" else 0] = 1  # no key at all: softmax is NaN
         positions_differ = self.isolate_documents or self.side == "left"

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from ted_ds.errors import DataError
 
+UNLABELLED = -100
+"""What transformers puts where a label is ignored."""
 Label = int | Sequence[float]
 """A class id; a number for each of the model's outputs, NaN for a target that a row does not have; a class id for
 each token; or, of each completion in a conversation, its first token and that behind its last."""
@@ -19,7 +21,7 @@ class Sample:
 
     input_ids: Sequence[int]
     label: Label | None = None
-    """None where the labels are the tokens themselves."""
+    """None where the labels are the next tokens, or there are none."""
     document_lengths: Sequence[int] = ()
     """Tokens of each document in a packed sequence."""
     index: int = -1

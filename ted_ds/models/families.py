@@ -22,7 +22,6 @@ LLAMA = Family(
     final_norm_path="model.norm",
     lm_head_path="lm_head",
     lm_heads_in_files=("lm_head",),
-    lm_head_matrix="lm_head.weight",
     ties_by_default=False,
     label_heads=("score",),
     lacks=("MultipleChoice",),
@@ -52,7 +51,6 @@ GPT2 = Family(
     final_norm_path="transformer.ln_f",
     lm_head_path="lm_head",
     lm_heads_in_files=("lm_head",),
-    lm_head_matrix="lm_head.weight",
     ties_by_default=True,
     label_heads=("score", "classifier"),
     lacks=("MultipleChoice",),
@@ -82,9 +80,10 @@ BERT = Family(
     arrival_path="bert.embeddings",
     behind_blocks=("bert.pooler",),
     final_norm_path=None,
-    lm_head_path=None,
+    language_model="MaskedLM",
+    before_lm_head="cls.predictions.transform",
+    lm_head_path="cls.predictions.decoder",
     lm_heads_in_files=("cls",),
-    lm_head_matrix="cls.predictions.decoder.weight",
     ties_by_default=True,
     label_heads=("classifier",),
     before_label_head=("bert.pooler",),
@@ -111,9 +110,11 @@ DEBERTA_V2 = Family(
     behind_first_block_key="conv_kernel_size",
     blocks_return_tuples=True,
     final_norm_path=None,
-    lm_head_path=None,
+    language_model="MaskedLM",
+    before_lm_head="cls.predictions.transform",
+    lm_head_path="cls.predictions.decoder",
     lm_heads_in_files=("cls", "lm_predictions", "mask_predictions"),
-    lm_head_matrix="cls.predictions.decoder.weight",
+    lm_head_switch="legacy",
     ties_by_default=True,
     label_heads=("classifier",),
     before_label_head=("pooler",),
@@ -131,7 +132,11 @@ DEBERTA_V2 = Family(
 FAMILIES = (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2, BERT, DEBERTA_V2)
 FAMILY_OF: Mapping[str, Family] = {name: family for family in FAMILIES for name in family.model_types}
 KNOWN_TYPES = tuple(FAMILY_OF)
-CAUSAL_LM_TYPES = tuple(name for name, family in FAMILY_OF.items() if family.lm_head_path is not None)
+
+
+def types_of(language_model: str) -> tuple[str, ...]:
+    """The types whose language models are a ``CausalLM``, or a ``MaskedLM``."""
+    return tuple(name for name, family in FAMILY_OF.items() if family.language_model == language_model)
 
 
 def family_of(model_type: str) -> Family:

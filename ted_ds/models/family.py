@@ -41,14 +41,19 @@ class Family:
     """Whether a block returns its state as the first of a tuple."""
 
     # --- from the last block's output to predictions
+    language_model: Literal["CausalLM", "MaskedLM"] = "CausalLM"
+    """What its language model is to transformers: what follows ``AutoModelFor``."""
     final_norm_path: str | None
     """Applied before the LM head; None where blocks end normalised."""
-    lm_head_path: str | None
-    """The linear LM head; None where the family is not a causal LM."""
+    before_lm_head: str | None = None
+    """Behind the body, the module of a language model that states go through before the linear head: a linear map, an
+    activation and a norm, which keep their width. Files of a body alone lack it."""
+    lm_head_path: str
+    """The linear LM head."""
+    lm_head_switch: str | None = None
+    """The entry of the config that is true, as where it is not said, where the LM head is there."""
     lm_heads_in_files: tuple[str, ...]
-    """Modules that files may hold as the head of a language model, masked ones included."""
-    lm_head_matrix: str
-    """The end of the name of its matrix, ``[vocab, hidden]``, in files."""
+    """Modules that files may hold as the head of a language model."""
     ties_by_default: bool
     """Whether the embeddings are the LM head where the config does not say."""
     label_heads: tuple[str, ...]
@@ -133,6 +138,16 @@ class Family:
         if what == "classifier":
             return (self.label_dropouts[architecture],) if architecture in self.label_dropouts else ()
         return self.hidden_dropouts if what == "hidden" else self.attention_dropouts
+
+    @property
+    def lm_head_matrix(self) -> str:
+        """The name of the LM head's matrix, ``[vocab, hidden]``, in files."""
+        return f"{self.lm_head_path}.weight"
+
+    @property
+    def new_lm_head_prefixes(self) -> tuple[str, ...]:
+        """How names of parameters begin that a body alone lacks and a language model has, where such may start new."""
+        return () if self.before_lm_head is None else prefixes(self.lm_heads_in_files)
 
     @property
     def label_head_prefixes(self) -> tuple[str, ...]:

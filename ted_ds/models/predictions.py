@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ted_ds.numerics.chunks import KeptRows
 from ted_ds.numerics.losses import kept_labels
 from ted_ds.numerics.task_terms import TaskTerms
-from ted_ds.numerics.vocabulary import TeacherPredictions, VocabularyTargets, vocabulary_losses
+from ted_ds.numerics.vocabulary import TeacherPredictions, VocabularyTargets, vocabulary_losses, vocabulary_scores
 
 
 class VocabularyHead(nn.Linear):
@@ -162,7 +162,7 @@ class DensePredictions(Predictions):
 
 @dataclass(frozen=True)
 class VocabularyPredictions(Predictions):
-    """A causal LM's last hidden states, and its head; their logits never exist all at once."""
+    """What the head of a language model takes, and that head; logits never exist all at once."""
 
     hidden: Tensor
     head: VocabularyHead
@@ -174,7 +174,7 @@ class VocabularyPredictions(Predictions):
         weights: LossWeights,
         teacher: Predictions | None = None,
     ) -> PredictionLosses:
-        """Cross-entropy, and the divergence where there is a teacher: the terms of ``causal_lm``."""
+        """Cross-entropy, and the divergence where there is a teacher: the terms of a language model."""
         if teacher is None:
             weighted, task, _ = self._read(
                 VocabularyTargets(batch.labels, weights.task, kept=KeptRows(batch.label_rows))
@@ -203,8 +203,9 @@ class VocabularyPredictions(Predictions):
         return found[0]
 
     def outputs(self, labels: Tensor) -> Tensor:
-        """The sum of the cross-entropies."""
-        return self._read(VocabularyTargets(labels))[1]
+        """The sum of the cross-entropies, and how many labels have the largest logit."""
+        (scores,) = self.head(self.hidden, lambda weight, bias: (vocabulary_scores(self.hidden, weight, bias, labels),))
+        return scores
 
     def task_sums(self, terms: TaskTerms, labels: Tensor) -> list[float]:  # noqa: ARG002 - as the others
         """The cross-entropy of each row."""

@@ -5,6 +5,8 @@ task                              task loss                              predict
 ================================  =====================================  ==========================================
 ``causal_lm``                     cross-entropy per kept token           divergence over the vocabulary, per kept
                                                                          token
+``masked_lm``                     cross-entropy per masked token         divergence over the vocabulary, per masked
+                                                                         or per kept token
 ``sequence_classification``       cross-entropy per kept example         divergence over the labels, per kept
                                                                          example
 ``soft_label_classification``     cross-entropy to the given             the same
@@ -21,7 +23,8 @@ task                              task loss                              predict
 ================================  =====================================  ==========================================
 
 The task loss counts what has a label, the prediction term what has tokens: an example without a label (or, of several
-targets, without that one) still learns from the teacher. In ``causal_lm`` both count the tokens that have a next one.
+targets, without that one) still learns from the teacher. In ``causal_lm`` both count the tokens that have a next one,
+in ``masked_lm`` those that are to be found out.
 
 With class weights or label smoothing, the cross-entropy to one label is :class:`WeighedCrossEntropy` in training;
 scores and guesses have the plain one.
@@ -149,6 +152,8 @@ CAUSAL_LM = TaskTerms(
     counts_apart=False,
     in_one_pass=True,
 )
+MASKED_LM = CAUSAL_LM
+MASKED_LM_ON_ALL = replace(MASKED_LM, predicted=lambda _labels, kept_tokens: kept_tokens, counts_apart=True)
 SEQUENCE_CLASSIFICATION = TaskTerms(cross_entropy_sum)
 SOFT_LABEL_CLASSIFICATION = TaskTerms(soft_cross_entropy_sum, kept=lambda labels: kept_labels(labels).all(-1))
 MULTI_LABEL_CLASSIFICATION = TaskTerms(binary_cross_entropy_sum, Law.BERNOULLI, predicted=_of_rows_with_tokens)

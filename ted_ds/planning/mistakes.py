@@ -18,7 +18,7 @@ from ted_ds.data.samples import Rows
 from ted_ds.data.sources import is_remote, locate, names_hub
 from ted_ds.errors import TedError
 from ted_ds.launching.starters import Told
-from ted_ds.models.families import CAUSAL_LM_TYPES, FAMILY_OF
+from ted_ds.models.families import FAMILY_OF, types_of
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.rope_rules import KNOWN_RULES
 
@@ -159,8 +159,15 @@ def check_dropout(recipe: Recipe, teacher: ModelFacts | None, student: ModelFact
 
 
 def _model_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
-    if recipe.task.has_lm_head and facts.family.lm_head_path is None:
-        yield f"a {facts.model_type} is no causal LM; use one of {', '.join(CAUSAL_LM_TYPES)}"
+    wanted = recipe.task.architecture
+    if recipe.task.has_lm_head and facts.family.language_model != wanted:
+        kind = f"{wanted.removesuffix('LM').lower()} LM"
+        yield f"a {facts.model_type} is no {kind}; use one of {', '.join(types_of(wanted))}"
+    elif recipe.task.has_lm_head and facts.switched_off is not None:
+        yield (
+            f"its config.json has {facts.switched_off}: false, and such an LM head is not known here; set it to true "
+            "and fine-tune a new one (teacher.finetune, student.finetune)"
+        )
     if recipe.task.architecture in facts.family.lacks:
         able = [name for name, family in FAMILY_OF.items() if recipe.task.architecture not in family.lacks]
         yield f"transformers has no {recipe.task.kind} head for a {facts.model_type}; use one of {', '.join(able)}"

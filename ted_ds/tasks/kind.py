@@ -9,6 +9,7 @@ from ted_ds.config import tasks as sections
 from ted_ds.tasks.base import TaskKind
 from ted_ds.tasks.causal_lm import CausalLmKind
 from ted_ds.tasks.chat import ChatKind
+from ted_ds.tasks.masked_lm import MaskedLmKind
 from ted_ds.tasks.multi_label_classification import MultiLabelClassificationKind
 from ted_ds.tasks.multiple_choice import MultipleChoiceKind
 from ted_ds.tasks.regression import RegressionKind
@@ -19,6 +20,7 @@ from ted_ds.tasks.token_classification import TokenClassificationKind
 AnyKind = TaskKind[Any]
 KINDS: Mapping[type[sections.TaskSection], type[AnyKind]] = {
     sections.CausalLm: CausalLmKind,
+    sections.MaskedLm: MaskedLmKind,
     sections.Chat: ChatKind,
     sections.SequenceClassification: SequenceClassificationKind,
     sections.SoftLabelClassification: SoftLabelClassificationKind,

@@ -48,11 +48,12 @@ from tests.distributed.training import (
     start_engine,
 )
 from tests.plain import DIVERGENCES, divergence_settings, plain_divergence, probe_logits
-from tests.task_kinds import OF_NAME, TASK_TERMS
+from tests.task_kinds import MASKED_ON_ALL, OF_NAME, TASK_TERMS
 from tests.tiny import LABELS, MAX_POSITIONS, ROOT, VOCAB_SIZE, distill_plan, write_model
 
 GLOBAL_BATCH = 16
 SEPARATOR, PAD = 1, 0
+MASKED = ("masked_lm", MASKED_ON_ALL)
 TEMPERATURE = 2.0
 SPREAD = {"multiple_choice": 0.3}
 """Of weights: where choices are hardly told apart, gradients are differences of numbers that are nearly equal."""
@@ -98,7 +99,7 @@ SIZES = {
     ),
 }
 """By width."""
-OF_THE_VOCABULARY = tuple(kind for kind, one in OF_NAME.items() if one.task.has_lm_head)
+OF_THE_VOCABULARY = tuple(kind for kind, one in OF_NAME.items() if one.task.architecture == "CausalLM")
 """Kinds with an LM head."""
 WEIGHTS = {
     "task": {"task_weight": 0.7, "kl_weight": 1e-30, "feature_weight": 0.0},
@@ -176,6 +177,8 @@ def is_allowed(values: dict[str, Any]) -> bool:
         (values.get("stage") == 0 and values.get("precision") == "bf16")  # DeepSpeed steps Adam at start-up there
         or (encoder and values.get("side") == "left")  # reads position 0
         or (encoder and values.get("kind") in OF_THE_VOCABULARY)
+        or (not encoder and values.get("kind") in MASKED and "family" in values)
+        or (values.get("side") == "left" and values.get("kind") in MASKED)
         or (values.get("family", "bert") != "bert" and values.get("kind") == "multiple_choice")
         or (values.get("side") == "left" and values.get("kind") == "multiple_choice")  # encoders alone have such heads
         or (values.get("packed") and values.get("kind", "causal_lm") not in OF_THE_VOCABULARY)
@@ -312,8 +315,9 @@ def label_of(kind: str, index: int, length: int) -> Any:
         "soft_label_classification": [share, 1 - share],
         "multi_label_classification": [float(index % 2), float(index % 3 == 0)],
         "regression": [share - 0.3, 2.0 * share],
+        "masked_lm": [-100 if place % 3 == 1 else 5 + (7 * index + place) % 90 for place in range(length)],
         "token_classification": [-100 if place % 3 == 1 else (index + place // 2) % 2 for place in range(length)],
-    }[kind]
+    }[kind.partition(" ")[0]]
 
 
 def spans_of(index: int, length: int) -> list[int]:
@@ -370,7 +374,7 @@ def write_models(folder: Path, setup: Setup) -> Path:
     place, size = place_of(folder, setup), setup.size
     if not place.exists():
         # two outputs serve every kind of task with a head
-        labels = LABELS if setup.kind not in OF_THE_VOCABULARY else None
+        labels = None if OF_NAME[setup.kind].task.has_lm_head else LABELS
         longest = {"n_positions" if setup.family == "gpt2" else "max_position_embeddings": size.positions}
         # a standard deviation of 0.1 suits the tiny; what a block adds grows with the width
         spread = {"initializer_range": SPREAD.get(setup.kind, 0.1) * (HIDDEN / size.hidden) ** 0.5}
@@ -398,7 +402,7 @@ def make_bank(size: Size, layers: Sequence[int], seed: int) -> FilterBank:
 def make_probes(place: Path, setup: Setup) -> Any:
     size = setup.size
     bank = make_bank(size, size.teacher_layers, 13)
-    if setup.kind in OF_THE_VOCABULARY:
+    if OF_NAME[setup.kind].task.has_lm_head:
         return lm_probes(
             bank, dim=size.filter_dim, model_path=place / "teacher", kind="frozen", dtype=DTYPES[setup.precision]
         )
@@ -500,7 +504,7 @@ def plain_task(kind: str, loss: str, logits: torch.Tensor, labels: torch.Tensor)
         kept = labels != -100
         total = F.cross_entropy(logits[kept], labels[kept], weight=weights, label_smoothing=SMOOTHING, reduction="sum")
         return total / kept.sum() if kept.any() else logits.sum() * 0
-    if kind in (*OF_THE_VOCABULARY, "sequence_classification", "token_classification", "multiple_choice"):
+    if kind in (*OF_THE_VOCABULARY, *MASKED, "sequence_classification", "token_classification", "multiple_choice"):
         kept = labels != -100
         return F.cross_entropy(logits[kept], labels[kept]) if kept.any() else logits.sum() * 0
     kept = ~labels.isnan().any(-1)
@@ -587,8 +591,9 @@ def reference(
         else:
             logits, features = module(inputs)
             # a text without a label still learns from the teacher
-            of_tokens = kind in ("causal_lm", "token_classification")
+            of_tokens = kind in ("causal_lm", "masked_lm", "token_classification")
             kept = labels != -100 if of_tokens else torch.ones(len(labels), dtype=torch.bool)
+            kept = token if kind == MASKED_ON_ALL else kept
             if kind == "chat":
                 kept = torch.nn.functional.pad(inputs["attention_mask"][:, 1:], (0, 1)).bool()
             with torch.no_grad():
@@ -638,7 +643,7 @@ def one_batch(kind: str, rows: list[Sample]) -> tuple[dict[str, torch.Tensor], t
                 spans = zip(row.label[::2], row.label[1::2], strict=True)
                 completed = {place for first, behind in spans for place in range(first, behind)}
                 own[[place for place in range(longest) if place + 1 not in completed]] = -100
-    elif kind == "token_classification":
+    elif kind in (*MASKED, "token_classification"):
         labels = torch.full_like(ids, -100)
         for own, row in zip(labels, rows, strict=True):
             own[: len(row.input_ids)] = torch.tensor(-100 if row.label is None else row.label)

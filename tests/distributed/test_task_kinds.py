@@ -8,9 +8,11 @@ import json
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForMultipleChoice,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -24,7 +26,7 @@ from ted_ds.planning.phase import PHASES
 from ted_ds.verbs.run import run_phases
 from tests.dist import run_ranks
 from tests.task_kinds import TASK_TERMS
-from tests.tiny import ROOT, VOCAB_SIZE, head_dict, write_model, write_rows, write_run
+from tests.tiny import ROOT, VOCAB_SIZE, head_dict, write_model, write_rows, write_run, write_tokenizer
 
 METRICS = {
     "sequence_classification": {"accuracy", "f1_macro", "matthews_correlation"},
@@ -54,6 +56,10 @@ OTHER_TERMS = {
     "multi_label_classification": ("skew_reverse_kl", "loss/bernoulli_skew_kl_0.1_student_teacher"),
 }
 """Divergences that some are run with, and what the prediction term is called then."""
+
+
+MADE = ("finetune_teacher", "cut_student", "distill")
+"""Phases that leave a model."""
 
 
 def run(_world, recipe, overrides):
@@ -118,6 +124,34 @@ def test_a_run_of_every_kind_of_task(tmp_path, kind, stage):
     auto = AutoModelForTokenClassification if of_words else AutoModelForSequenceClassification
     inputs = AutoTokenizer.from_pretrained(export)("ba be bi", return_tensors="pt")
     assert auto.from_pretrained(export)(**inputs).logits.shape == (1, *([5] if of_words else []), len(names))
+
+
+def test_a_masked_lm_whose_teacher_learns_its_head_first(tmp_path):
+    recipe = write_run(tmp_path, kind="masked_lm")
+    body = write_model(tmp_path / "body", "bert")
+    write_tokenizer(body, encoder=True, masks=True)
+    plan = "{max_steps: 2, learning_rate: 1e-2, global_batch_size: 4, micro_batch_size: 2}"
+    task = ["task.masking.whole_words=true", "task.packing.method=best_fit", "task.kl_on=all"]
+    zero = f"deepspeed={ROOT / 'ds_configs' / 'deepspeed' / 'zero3.json'}"
+    run_ranks(run, 2, str(recipe), [zero, f"teacher.path={body}", f"teacher.finetune={plan}", *task])
+    (first, _) = records(tmp_path, "distill")
+    assert first["loss/kl_teacher_student"] > 0
+    scores = {"pseudo_perplexity", "masked_accuracy", "loss"}
+    results = json.loads((tmp_path / "run" / "evaluate" / "evaluation.json").read_text())
+    assert scores | {"num_tokens"} <= results["student after"].keys()
+    assert len({one["num_tokens"] for one in results.values()}) == 1
+    assert scores <= {name.split("/")[1] for name in records(tmp_path, "filters_teacher")[-1] if "eval/" in name}
+    export = tmp_path / "run" / "export"
+    model = AutoModelForMaskedLM.from_pretrained(export)
+    inputs = AutoTokenizer.from_pretrained(export)("ba [MASK] bi", return_tensors="pt")
+    assert inputs["input_ids"][0, 2] == VOCAB_SIZE - 1
+    assert model(**inputs).logits.shape == (1, 5, VOCAB_SIZE)
+    # the head that both have was made once, learned, and went with the student's blocks
+    weights = {name: load_file(tmp_path / "run" / name / "model" / "model.safetensors") for name in MADE}
+    of_head = "cls.predictions.transform.dense.weight"
+    assert torch.equal(weights["finetune_teacher"][of_head], weights["cut_student"][of_head])
+    assert not torch.equal(weights["cut_student"][of_head], weights["distill"][of_head])
+    assert torch.equal(weights["distill"][of_head], model.state_dict()[of_head])
 
 
 def test_a_run_of_chats_exports_its_template_and_scores_completions_alone(tmp_path):

@@ -9,7 +9,8 @@ from __future__ import annotations
 from ted_ds.config.tasks.base import BosSetting, OneOfLabels, TaskSection
 from ted_ds.config.tasks.chat import Chat
 from ted_ds.config.tasks.choices import MultipleChoice
-from ted_ds.config.tasks.language import CausalLm, Packing
+from ted_ds.config.tasks.language import CausalLm, DocumentTask, MaskedLm, Packing
+from ted_ds.config.tasks.masking import Masking
 from ted_ds.config.tasks.texts import (
     MultiLabelClassification,
     Regression,
@@ -28,13 +29,16 @@ HeadTask = (
     | MultipleChoice
 )
 """Tasks whose models end in a head of their own, in place of the LM head."""
-Task = HeadTask | CausalLm | Chat
+Task = HeadTask | CausalLm | MaskedLm | Chat
 
 __all__ = [
     "BosSetting",
     "CausalLm",
     "Chat",
+    "DocumentTask",
     "HeadTask",
+    "MaskedLm",
+    "Masking",
     "MultiLabelClassification",
     "MultipleChoice",
     "OneOfLabels",

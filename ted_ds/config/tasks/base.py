@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from ted_ds.config.section import Section, rule
+from ted_ds.config.tasks.masking import Masking
 
 BosSetting = Literal["auto", "always", "never"]
 
@@ -25,6 +26,8 @@ class TaskSection(Section):
     """Whether that is an LM head, which came with the models; else one of its own in the place of it."""
     predicts_next_token: ClassVar[bool] = False
     """Whether its models can be tested as language models are."""
+    new_lm_head: ClassVar[bool] = False
+    """Whether files may lack it, as they may one of the task's own: it then starts random."""
     packed: ClassVar[bool] = False
     """Whether the data are documents, packed into sequences; else rows of a labelled set, held in memory."""
     pooled: ClassVar[bool] = True
@@ -37,6 +40,8 @@ class TaskSection(Section):
     """The key of ``sequence_length``, which every kind has, here."""
     outputs_key: ClassVar[str] = "labels"
     """The key of :attr:`output_names` here."""
+    own_document_ends: ClassVar[bool] = False
+    """Whether documents end with what the tokenizer's own encode puts behind a text; else with its end token."""
     unused_filter_settings: ClassVar[tuple[str, ...]] = ("lm_head",)
     """Of ``filters``."""
     metrics: ClassVar[tuple[str, ...]] = ()
@@ -100,6 +105,16 @@ class TaskSection(Section):
     def document_start(self) -> BosSetting | None:
         """Whether documents start with the BOS token; None where texts are read as the tokenizer's encode does."""
         return None
+
+    @property
+    def masked(self) -> Masking | None:
+        """Which tokens of documents are hidden from the models, and predicted; None where they see all."""
+        return None
+
+    @property
+    def predicted_share(self) -> float:
+        """Of tokens, those whose predictions by an LM head are computed."""
+        return 1.0
 
     def probe_sizes(self, dim: int) -> list[int]:
         """Numbers in each parameter of what stands on a filter of width ``dim`` in Stage I, without an LM head.

@@ -11,11 +11,11 @@ from pydantic import ValidationError
 
 from ted_ds.config.load import load_recipe
 from ted_ds.config.places import TASK_KINDS
-from ted_ds.config.tasks import CausalLm, Regression
+from ted_ds.config.tasks import DocumentTask, Regression
 from ted_ds.config.without_effect import settings_without_effect
 from ted_ds.config.yaml_file import without_duplicates
 from ted_ds.errors import ConfigError
-from tests.task_kinds import SCORERS, TASK_TERMS
+from tests.task_kinds import MASKED_ON_ALL, SCORERS, TASK_TERMS
 from tests.tiny import recipe_dict, task_dict, write_recipe
 
 LABELLED_KINDS = (
@@ -24,7 +24,7 @@ LABELLED_KINDS = (
     "multi_label_classification",
     "token_classification",
 )
-KINDS = (*LABELLED_KINDS, "regression", "multiple_choice", "causal_lm", "chat")
+KINDS = (*LABELLED_KINDS, "regression", "multiple_choice", "causal_lm", "masked_lm", "chat")
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_a_key_of_the_other_task_kind_is_refused_and_not_suggested(path: Path) -
         ("preflight=ignore", "preflight: 'ignore': use refuse or warn"),
         (
             "task.kind=span_qa",
-            "task.kind: 'span_qa': use one of causal_lm, chat, multi_label_classification, multiple_choice, regression",
+            "task.kind: 'span_qa': use one of causal_lm, chat, masked_lm, multi_label_classification, multiple_choice",
         ),
     ],
 )
@@ -610,7 +610,7 @@ def write_task(folder: Path, task: dict[str, Any]) -> Path:
 
 
 def test_the_kinds_of_tasks_are_those_that_have_terms_and_scores() -> None:
-    assert set(TASK_TERMS) == set(SCORERS) == TASK_KINDS == set(KINDS)
+    assert {*TASK_TERMS} - {MASKED_ON_ALL} == {*SCORERS} == TASK_KINDS == {*KINDS}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -619,8 +619,8 @@ def test_every_kind_of_task_is_read(tmp_path: Path, kind: str) -> None:
     assert task.kind == kind
     assert task.sequence_length == 16
     assert task.document_column == (None if kind in ("token_classification", "multiple_choice", "chat") else "text")
-    if isinstance(task, CausalLm):
-        assert task.packing.isolate_documents
+    if isinstance(task, DocumentTask):
+        assert task.packing.isolate_documents == (kind == "causal_lm")
     if task.has_lm_head:
         return
     assert task.num_outputs == {"regression": 1, "token_classification": 3, "multiple_choice": 1}.get(kind, 2)

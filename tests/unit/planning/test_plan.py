@@ -15,10 +15,9 @@ from safetensors.torch import load_file, save_file
 from ted_ds.config.deepspeed import complete, read_deepspeed_json
 from ted_ds.config.load import load_recipe
 from ted_ds.errors import ConfigError
-from ted_ds.models.families import CAUSAL_LM_TYPES
 from ted_ds.planning.plan import Plan, describe
 from tests.task_kinds import make_plan, plan_recipe
-from tests.tiny import LABELS, ROOT, WORDS, write_model, write_tokenizer
+from tests.tiny import CAUSAL_LM_TYPES, LABELS, ROOT, WORDS, write_model, write_tokenizer
 
 SHIPPED = sorted((ROOT / "ds_configs" / "recipes").glob("*.yaml"))
 TRAINING = "{max_steps: 2, learning_rate: 1e-3, global_batch_size: 4, micro_batch_size: 2}"
