@@ -44,7 +44,6 @@ class DocumentTask(TaskSection):
     """Documents, packed into sequences; predictions for tokens of them, by an LM head."""
 
     has_lm_head: ClassVar[bool] = True
-    predicts_next_token: ClassVar[bool] = True
     packed: ClassVar[bool] = True
     pooled: ClassVar[bool] = False
     length_key: ClassVar[str] = "sequence_length"
@@ -59,6 +58,7 @@ class CausalLm(DocumentTask):
     """Continual pre-training: next-token prediction on packed documents."""
 
     architecture: ClassVar[str] = "CausalLM"
+    predicts_next_token: ClassVar[bool] = True
     why_not_cached: ClassVar[str | None] = (
         "the packed sequences of a causal_lm do not come again; remove it (it is for task data)"
     )
