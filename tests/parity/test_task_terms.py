@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from ted_ds.config.schema import Recipe
 from ted_ds.data.loader import Batch, Collator
 from ted_ds.data.samples import Sample
+from ted_ds.models.choices import choose_among_rows
 from ted_ds.models.families import family_of
 from ted_ds.models.loading import auto_class
 from ted_ds.models.predictions import VocabularyHead, VocabularyPredictions
@@ -37,6 +39,7 @@ SOFTENED = (
     "sequence_classification",
     "soft_label_classification",
     "multi_label_classification",
+    "multiple_choice",
 )
 KINDS = (*SOFTENED, "regression")
 OF_TOKENS = ("causal_lm", "masked_lm", MASKED_ON_ALL, "token_classification")
@@ -54,11 +57,14 @@ def model_of(kind: str, *, seed: int, vocab: int = VOCAB_SIZE) -> TappedModel:
         model = auto_class(task.architecture).from_config(
             model_config(family, blocks=1, vocab=vocab, initializer_range=0.5, **changes)
         )
+    if kind == "multiple_choice":
+        choose_among_rows(model, NUM_OUTPUTS)
     return TappedModel(model, family_of(family), pooled=task.pooled)
 
 
 LABELS_OF = {
     "sequence_classification": [2, 0, 1],
+    "multiple_choice": [2, 0, 1],
     "soft_label_classification": [[0.2, 0.5, 0.3], [1.0, 0.0, 0.0], [0.0, 0.5, 0.5]],
     "multi_label_classification": [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 1.0]],
     "regression": [[0.5, -100.0, 2.0], [1.0, 0.0, 3.0], [0.1, 0.2, 0.3]],
@@ -76,6 +82,10 @@ def batch_of(kind: str, labels_of: Any = None) -> Batch:
         return collate([*(Sample(one, document_lengths=[2, len(one) - 2]) for one in ids), None])
     labels = OF_NAME[kind].collated_as
     samples = [Sample(one, label) for one, label in zip(ids, labels_of or LABELS_OF[kind], strict=True)]
+    if kind == "multiple_choice":
+        choices = [tuple(Sample([18 + 9 * choice, *one.input_ids]) for choice in range(NUM_OUTPUTS)) for one in samples]
+        samples = [replace(one, choices=own) for one, own in zip(samples, choices, strict=True)]
+        return Collator(pad_id=0, labels=labels, rows_per_sample=NUM_OUTPUTS)([*samples, None])
     on_kept = kind == MASKED_ON_ALL
     return Collator(pad_id=0, labels=labels, num_outputs=NUM_OUTPUTS, predict_all=on_kept)([*samples, None])
 
@@ -371,6 +381,7 @@ def test_a_regression_of_one_output_learns_from_its_teacher() -> None:
         ("regression", 9),
         ("token_classification", 4 + 2 + 2),
         ("masked_lm", 3 + 0 + 2),
+        ("multiple_choice", 3),
     ],
 )
 def test_terms_are_divided_by_what_they_run_over(kind: str, count: int) -> None:
@@ -433,7 +444,7 @@ def test_the_task_loss_of_finetuning_and_distillation_is_the_same(kind: str) -> 
     for place in labelled_rows_of(kind, batch):
         row = logits[place].tolist()
         label = batch.labels[place].tolist()
-        if kind in (*OF_TOKENS, "sequence_classification"):
+        if kind in (*OF_TOKENS, "sequence_classification", "multiple_choice"):
             expected -= math.log(softmax(row, 1.0)[label])
         elif kind == "soft_label_classification":
             expected -= sum(p * math.log(q) for p, q in zip(label, softmax(row, 1.0), strict=True))
@@ -497,6 +508,7 @@ def test_a_recipes_batches_and_head_are_those_of_its_kind_of_task(tmp_path: Path
         "masked_lm": "token_classes",
         "token_classification": "token_classes",
         "sequence_classification": "class",
+        "multiple_choice": "class",
     }.get(kind, "numbers")
     assert collate.labels == labels
     if validated.task.has_lm_head:
