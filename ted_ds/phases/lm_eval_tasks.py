@@ -46,7 +46,7 @@ def _inputs(inputs: Inputs, _: Phase) -> dict[str, Any]:
     return {
         "student": inputs.folders.identity_in_run(inputs.folders.distilled_path()),
         "tasks": {Path(task).name if is_task_file(task) else task: _identity(task) for task in tasks},
-        **inputs.recipe_values("precision"),
+        "precision": inputs.recipe.precision,
     }
 
 
