@@ -151,10 +151,15 @@ class Data(Section):
     glue_folder: str | None = Field(default=None, min_length=1)
     """Where it is: a folder with its official files, or with a copy of the hub's dataset; unset: on the hub."""
     train: list[Source] = Field(min_length=1)
+    validation: list[Source] | None = Field(default=None, min_length=1)
+    """Held-out data: scored during training, where it chooses the best checkpoint, and at the end; unset:
+    ``heldout_fraction`` of ``train`` is kept apart by a hash of the text."""
     evaluation: list[Source] | None = None
-    """Held-out data; unset: ``heldout_fraction`` of ``train`` is kept apart by a hash of the text."""
+    """The same by its older name."""
     apart: dict[str, list[Source]] | None = None
     """Further held-out data by a name of your own: scored at the end, each by itself, as ``name/metric``."""
+    test: list[Source] | None = Field(default=None, min_length=1)
+    """Data that decides nothing: scored once, whole, by the phase ``evaluate``, as ``test/...``."""
     heldout_fraction: float = Field(default=0.05, gt=0, lt=1)
     mixture_temperature: float = Field(default=1.0, gt=0)
     """Corpora: shares are weight^(1/temperature); above 1 brings small sources up."""
@@ -168,11 +173,31 @@ class Data(Section):
     length_grouping: LengthGrouping = LengthGrouping()
 
     @property
+    def heldout_sources(self) -> list[Source] | None:
+        """Of held-out data; None where it is split off."""
+        return self.evaluation if self.validation is None else self.validation
+
+    @property
+    def heldout_key(self) -> str:
+        """The key they stand under, or would."""
+        return "validation" if self.evaluation is None else "evaluation"
+
+    @property
+    def parts(self) -> dict[str, list[Source]]:
+        """All sources, by the place of their list in this section."""
+        given = {"train": self.train, self.heldout_key: self.heldout_sources}
+        given |= {f"apart.{name}": sources for name, sources in (self.apart or {}).items()} | {"test": self.test}
+        return {place: sources for place, sources in given.items() if sources is not None}
+
+    @property
     def sources(self) -> Iterator[tuple[str, Source]]:
         """Every source, with its place in this section."""
-        parts = {"train": self.train, "evaluation": self.evaluation or []}
-        parts |= {f"apart.{name}": sources for name, sources in (self.apart or {}).items()}
-        return ((f"{part}[{index}]", one) for part, sources in parts.items() for index, one in enumerate(sources))
+        return ((f"{part}[{i}]", one) for part, sources in self.parts.items() for i, one in enumerate(sources))
+
+    @rule
+    def _heldout_data_has_one_name(self) -> Iterator[str]:
+        if self.validation is not None and self.evaluation is not None:
+            yield "evaluation is the older name of validation; give one of them"
 
     @rule
     def _apart_has_names_and_sources(self) -> Iterator[str]:
@@ -181,6 +206,8 @@ class Data(Section):
                 yield f"apart: {name!r}: use letters, digits, '_', '.' and '-'; metrics are called by it"
             if not sources:
                 yield f"apart.{name}: no source; give at least one"
+        if "test" in (self.apart or {}):
+            yield "apart.test: metrics called test/... are those of data.test; give it there, or another name"
 
     @rule
     def _glue_is_somewhere(self) -> Iterator[str]:
@@ -193,3 +220,10 @@ class Data(Section):
         for step in sorted({0, *points}):
             if not any(weight_at(one.weight, step) for one in self.train):
                 yield f"train: at step {step} every source has weight 0"
+
+
+def by_older_name(data: dict[str, Any]) -> dict[str, Any]:
+    """The values of this section with held-out data by its older name: manifests know it by that."""
+    values = {**data}
+    validation = values.pop("validation", None)
+    return values if validation is None else {**values, "evaluation": validation}

@@ -46,14 +46,14 @@ def _unused(recipe: Recipe) -> Iterator[tuple[list[str], str]]:
         by_task += _given(recipe.filters, "filters", task.unused_filter_settings)
     if not task.packed:
         by_task += _given(data, "data", OF_CORPORA) + _given(data.cleaning, "data.cleaning", OF_CLEANING)
-        for part, sources in (("train", data.train), ("evaluation", data.evaluation or [])):
+        for part, sources in data.parts.items():
             for index, source in enumerate(sources):
                 by_task += _given(source, f"data.{part}[{index}]", OF_SOURCES)
     yield by_task, f"task.kind: {task.kind}"
     if isinstance(task, DocumentTask) and task.packing.method == "wrap":
         yield _given(task.packing, "task.packing", ("window",)), "task.packing.method: wrap"
-    if data.evaluation is not None:
-        yield _given(data, "data", ("heldout_fraction",)), "data.evaluation is given"
+    if data.heldout_sources is not None:
+        yield _given(data, "data", ("heldout_fraction",)), f"data.{data.heldout_key} is given"
     if not {"wandb", "trackio"} & {*recipe.tracking.backends}:
         yield _given(recipe.tracking, "tracking", ("project",)), "tracking.to names neither wandb nor trackio"
     if recipe.evaluation.every_steps is None and recipe.checkpoint.keep_best:

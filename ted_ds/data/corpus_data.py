@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -15,7 +15,7 @@ from ted_ds.data.loader import Collator
 from ted_ds.data.masking import Masker, make_masker, make_sample
 from ted_ds.data.packing import pack
 from ted_ds.data.reading.listing import DataListing, Listing
-from ted_ds.data.rows import RowReader, refuse_empty, refuse_empty_apart
+from ted_ds.data.rows import Part, RowReader, refuse_empty, scored_beside
 from ted_ds.data.samples import Sample
 from ted_ds.data.step_division import StepDivision
 from ted_ds.data.stream.corpus_stream import CorpusStream
@@ -36,6 +36,8 @@ class CorpusData:
     """None: no token stands for a whole text."""
     has_labels = True
     """Its tokens are."""
+    num_rows = None
+    """Its sequences are made as it is read."""
     has_token_types = False
     """A document is no pair."""
     template_sha256 = None
@@ -65,15 +67,19 @@ class CorpusData:
         self._refuse_unreadable()
         reader = self._reader()
         sources = listing.train if listing.evaluation is None else listing.evaluation
-        split: Literal["heldout", "all"] = "heldout" if listing.evaluation is None else "all"
-        self.heldout = self._some(reader, sources, split, max_heldout)
-        self.apart = {name: self._some(reader, part, "all", max_heldout) for name, part in listing.apart.items()}
+        part: Part = "heldout" if listing.evaluation is None else "all"
+        self.heldout = self._some(reader, sources, part, max_heldout)
+        self.apart = {name: self._some(reader, own, "all", max_heldout) for name, own in listing.apart.items()}
+        self.test = [
+            one for index, source in enumerate(listing.test) for one in self._packed(reader.texts(source, "all"), index)
+        ]
+        """Scored at the end alone, and whole."""
         reader.judge(is_complete=False)
         self.bad_records = reader.bad
         if not self.heldout and len(sources) == 1:
             self._refuse_one_document(sources[0])
         refuse_empty(data, [None], self.heldout)
-        refuse_empty_apart(data, self.apart)
+        scored_beside(data, self.apart, self.test)
 
     def describe(self, world_size: int) -> str:
         """The sources and their sizes, and what each rank holds of them."""
@@ -152,20 +158,18 @@ class CorpusData:
             raise DataError(
                 f"{source.name}: this is one document of {len(first_two[0]):,} characters, which cannot be both "
                 "trained on and held out; cut it (of a text file, documents: block or line makes many), or give "
-                "data.evaluation"
+                f"data.{self._data.heldout_key}"
             )
 
     def _reader(self) -> RowReader:
         # a corpus is read as a stream, too, which names a record by its position: each is listed once
         return RowReader(self._data, [self._task.text_column], by_number=False)
 
-    def _some(
-        self, reader: RowReader, sources: Sequence[Listing], split: Literal["heldout", "all"], max_samples: int
-    ) -> list[Sample]:
+    def _some(self, reader: RowReader, sources: Sequence[Listing], part: Part, max_samples: int) -> list[Sample]:
         """Sequences to be scored on, at most so many."""
         # order does not matter here, but one source must not crowd out the others: take as many from each
         per_source = -(-max_samples // len(sources))
-        packed = (self._packed(reader.texts(source, split), index) for index, source in enumerate(sources))
+        packed = (self._packed(reader.texts(source, part), index) for index, source in enumerate(sources))
         return [one for of_source in packed for one in itertools.islice(of_source, per_source)][:max_samples]
 
     def _packed(self, texts: Iterable[str], index: int) -> Iterator[Sample]:

@@ -15,7 +15,7 @@ from ted_ds.data.cleaning import is_heldout
 from ted_ds.data.labelled_stream import LabelledStream
 from ted_ds.data.loader import Collator
 from ted_ds.data.reading.listing import DataListing, Listing, Record
-from ted_ds.data.rows import RowReader, names_of, refuse_empty, refuse_empty_apart
+from ted_ds.data.rows import RowReader, names_of, refuse_empty, scored_beside
 from ted_ds.data.samples import BadRow, Example, LabelledRows, Sample
 from ted_ds.data.step_division import StepDivision
 from ted_ds.data.tokenizers import ends_when_loaded
@@ -68,16 +68,17 @@ class LabelledData:
             name: [sample for source in sources for _, sample in self._samples(source)]
             for name, sources in listing.apart.items()
         }
+        self.test = [sample for source in listing.test for _, sample in self._samples(source)]
+        """Scored at the end alone, and whole."""
         self._reader.judge(is_complete=True)
         self.bad_records = self._reader.bad
         refuse_empty(data, kept, heldout)
-        refuse_empty_apart(data, apart)
-        places = {"data.evaluation": data.evaluation or data.train}
-        places |= {f"data.apart.{name}": sources for name, sources in (data.apart or {}).items()}
-        for (place, sources), samples in zip(places.items(), (heldout, *apart.values()), strict=True):
+        beside = scored_beside(data, apart, self.test)
+        for place, samples in {data.heldout_key: heldout, **beside}.items():
             if all(sample.label is None for sample in samples):
                 raise DataError(
-                    f"{names_of(sources)}: no held-out row has a label to be scored by; give {place} rows with labels"
+                    f"{names_of(data.parts.get(place, data.train))}: no held-out row has a label to be scored by; give "
+                    f"data.{place} rows with labels"
                 )
         self.apart = {name: samples[:max_heldout] for name, samples in apart.items()}
         self.train = [replace(sample, index=index) for index, sample in enumerate(kept)]
@@ -87,13 +88,18 @@ class LabelledData:
     @property
     def _all(self) -> Iterator[Sample]:
         """What models read of all examples."""
-        whole = itertools.chain(self.train, self.heldout, *self.apart.values())
+        whole = itertools.chain(self.train, self.heldout, *self.apart.values(), self.test)
         return (sequence for sample in whole for sequence in sample.sequences)
 
     @property
     def last_token_ids(self) -> frozenset[int]:
         """The ids of the last tokens of all texts, at which decoders are read."""
         return frozenset(sample.input_ids[-1] for sample in self._all)
+
+    @property
+    def num_rows(self) -> int:
+        """Training rows."""
+        return len(self.train)
 
     @property
     def has_token_types(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
@@ -233,8 +233,11 @@ def _pairs(spans: Label | None) -> Iterator[tuple[int, int]]:
     return zip(numbers, numbers, strict=True)
 
 
+Collate = Callable[[Sequence[Sample | None]], Batch]
+
+
 def evaluation_batches(
-    samples: Sequence[Sample], collate: Collator, *, micro_batch_size: int, rank: int, world_size: int
+    samples: Sequence[Sample], collate: Collate, *, micro_batch_size: int, rank: int, world_size: int
 ) -> Iterator[Batch]:
     """This rank's share of a finite set; every rank gets as many batches, the last ones filled with empty rows.
 

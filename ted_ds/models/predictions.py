@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, overload
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ted_ds.numerics.chunks import KeptRows
+from ted_ds.numerics.losses import kept_labels
 from ted_ds.numerics.task_terms import TaskTerms
 from ted_ds.numerics.vocabulary import TeacherPredictions, VocabularyTargets, vocabulary_losses, vocabulary_scores
 
@@ -217,8 +218,32 @@ class VocabularyPredictions(Predictions):
 
         return [float(one) for one in self.head(self.hidden, by_row)]
 
+    def row_scores(self, labels: Tensor) -> Tensor:
+        """Of each row, ``[rows, 2]``: the cross-entropy, and 1 where each label has the largest logit, else 0."""
+
+        def by_row(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
+            found = []
+            for hidden, row in zip(self.hidden, labels, strict=True):
+                loss = vocabulary_losses(hidden, weight, bias, VocabularyTargets(row))[1]
+                right = (self._is_largest(state, label, weight, bias) for state, label in _kept(hidden, row))
+                found.append(torch.stack((loss, loss.new_tensor(float(all(right))))))
+            return (torch.stack(found),)
+
+        return self.head(self.hidden, by_row)[0]
+
+    @staticmethod
+    def _is_largest(state: Tensor, label: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+        logits = nn.functional.linear(state.to(weight.dtype), weight, bias)
+        return bool(logits.argmax() == label)
+
     def _read(self, targets: VocabularyTargets) -> tuple[Tensor, Tensor, Tensor]:
         weighted, cross_entropy, divergence = self.head(
             self.hidden, lambda weight, bias: vocabulary_losses(self.hidden, weight, bias, targets)
         )
         return weighted, cross_entropy, divergence
+
+
+def _kept(hidden: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each state that has a label, and that."""
+    rows = kept_labels(labels)
+    return zip(hidden[rows], labels[rows], strict=True)

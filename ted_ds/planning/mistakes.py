@@ -91,8 +91,10 @@ def check_data(recipe: Recipe, rows: Rows, mistakes: Mistakes) -> dict[str, Firs
     ``rows`` reads those of the recipe's task.
     """
     looked_at = {}
-    for within, one in recipe.data.sources:
-        place = f"data.{within}"
+    sources = {f"data.{within}": one for within, one in recipe.data.sources}
+    for within, _, test in recipe.evaluation.tests:
+        sources |= {f"evaluation.{within}.sources[{index}]": one for index, one in enumerate(test.sources)}
+    for place, one in sources.items():
         is_here = not is_remote(one.path) and not names_hub(one)
         if is_here and mistakes.attempt(f"{place}.path", functools.partial(locate, one)) is None:
             continue
@@ -100,10 +102,14 @@ def check_data(recipe: Recipe, rows: Rows, mistakes: Mistakes) -> dict[str, Firs
             continue
         looked_at[place] = first_rows(one, rows, cleaning=recipe.data.cleaning)
         mistakes.add(place, *looked_at[place].problems)
-    part, sources = ("evaluation", recipe.data.evaluation) if recipe.data.evaluation else ("train", recipe.data.train)
-    scored = [looked_at.get(f"data.{part}[{index}]") for index in range(len(sources))]
-    if all(found is not None and found.has_no_label for found in scored):
-        mistakes.add(f"data.{part}", "no row has a label to be scored by; give data.evaluation rows with labels")
+    parts, heldout = recipe.data.parts, recipe.data.heldout_key
+    for part, sources in parts.items():
+        if part == "train" and heldout in parts:
+            continue
+        scored = [looked_at.get(f"data.{part}[{index}]") for index in range(len(sources))]
+        if all(found is not None and found.has_no_label for found in scored):
+            own = heldout if part == "train" else part
+            mistakes.add(f"data.{part}", f"no row has a label to be scored by; give data.{own} rows with labels")
     return looked_at
 
 
@@ -170,6 +176,12 @@ def _model_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
     key = recipe.task.length_key
     multiple = recipe.data.padding.multiple_of
     longest = -(-recipe.task.sequence_length // multiple) * multiple
+    for within, _, test in recipe.evaluation.tests:
+        if test.window is not None and test.window > facts.max_positions:
+            yield (
+                f"evaluation.{within}.window is {test.window}, but this model allows at most {facts.max_positions} "
+                "tokens; lower it"
+            )
     if longest > facts.max_positions:
         padded = f", padded to {longest}" if longest > recipe.task.sequence_length else ""
         yield (

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from ted_ds.config.data import Data, Padding
-from ted_ds.config.tasks import TextTask
+from ted_ds.config.tasks import TaskSection, TextTask
 from ted_ds.data.reading.listing import DataListing
 from ted_ds.data.samples import Example, Label, Sample
 from ted_ds.tasks.guess import Guess
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ted_ds.numerics.filters import FilterBank
     from ted_ds.numerics.task_terms import TaskTerms
 
-Task = TypeVar("Task")
+Task = TypeVar("Task", bound=TaskSection)
 HeadTask = TypeVar("HeadTask", bound=TextTask)
 
 

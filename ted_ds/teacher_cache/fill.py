@@ -70,7 +70,7 @@ def plan_cache(build: Assembly) -> CachePlan | None:
         record,
         samples,
         sum(record.num_bytes(len(sample.input_ids)) for sample in samples),
-        recipe.distill.max_steps * recipe.distill.global_batch_size / len(samples),
+        recipe.distill.steps * recipe.distill.global_batch_size / len(samples),
         settings.dir or recipe.output_dir / CACHE_FOLDER,
     )
 
@@ -87,7 +87,7 @@ def refuse_useless_cache(build: Assembly) -> None:
     if plan.passes <= 1:
         raise ConfigError(
             f"teacher.cache: Stage II sees {plan.passes:.2g} of {len(plan.samples):,} examples, none of them twice; "
-            "remove it, or raise distill.max_steps"
+            "remove it, or raise distill.max_steps or distill.epochs"
         )
     if plan.num_bytes > settings.max_gib * 2**30:
         fewer = "precision: int8, " if settings.precision == "bf16" else ""

@@ -55,6 +55,8 @@ GLOBAL_BATCH = 16
 SEPARATOR, PAD = 1, 0
 MASKED = ("masked_lm", MASKED_ON_ALL)
 TEMPERATURE = 2.0
+SPREAD = {"multiple_choice": 0.3}
+"""Of weights: where choices are hardly told apart, gradients are differences of numbers that are nearly equal."""
 CLASS_WEIGHTS, SMOOTHING = (0.3, 1.9), 0.2
 Steps = tuple[tuple[tuple[int, ...], ...], ...]
 """Of each step, and of each of its rows when packed, the lengths of documents, their separator included."""
@@ -339,8 +341,10 @@ def samples(kind: str, packed: bool, steps: Steps) -> Iterator[list[Sample]]:
             continue
         labels = [None if is_unlabelled(kind, step, i) else label_of(kind, i, len(t)) for i, t in enumerate(texts)]
         rows = [Sample(text, None, [len(text)], token_types=types_of(text)) for text in texts]
-        if kind == "multiple_choice":  # each document, and the next one
-            pairs = zip(rows, [*rows[1:], rows[0]], strict=True)
+        if kind == "multiple_choice":  # each document, and the next one behind a word, as two of them may be equal
+            longer = [[5, *text] for text in (*texts[1:], texts[0])]
+            others = [Sample(text, token_types=types_of(text)) for text in longer]
+            pairs = zip(rows, others, strict=True)
             yield [replace(pair[0], label=label, choices=pair) for pair, label in zip(pairs, labels, strict=True)]
         else:
             yield [replace(row, label=label) for row, label in zip(rows, labels, strict=True)]
@@ -373,7 +377,7 @@ def write_models(folder: Path, setup: Setup) -> Path:
         labels = None if OF_NAME[setup.kind].task.has_lm_head else LABELS
         longest = {"n_positions" if setup.family == "gpt2" else "max_position_embeddings": size.positions}
         # a standard deviation of 0.1 suits the tiny; what a block adds grows with the width
-        spread = {"initializer_range": 0.1 * (HIDDEN / size.hidden) ** 0.5}
+        spread = {"initializer_range": SPREAD.get(setup.kind, 0.1) * (HIDDEN / size.hidden) ** 0.5}
         for name, layers, seed in (("teacher", size.teacher_layers, 1), ("student", size.student_layers, 2)):
             model = place / name
             write_model(

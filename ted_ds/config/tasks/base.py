@@ -24,6 +24,8 @@ class TaskSection(Section):
     """Of the models with their head, as transformers calls it: what follows ``AutoModelFor``."""
     has_lm_head: ClassVar[bool] = False
     """Whether that is an LM head, which came with the models; else one of its own in the place of it."""
+    predicts_next_token: ClassVar[bool] = False
+    """Whether its models can be tested as language models are."""
     new_lm_head: ClassVar[bool] = False
     """Whether files may lack it, as they may one of the task's own: it then starts random."""
     packed: ClassVar[bool] = False

@@ -58,6 +58,7 @@ class CausalLm(DocumentTask):
     """Continual pre-training: next-token prediction on packed documents."""
 
     architecture: ClassVar[str] = "CausalLM"
+    predicts_next_token: ClassVar[bool] = True
     why_not_cached: ClassVar[str | None] = (
         "the packed sequences of a causal_lm do not come again; remove it (it is for task data)"
     )

@@ -79,19 +79,28 @@ class DataListing:
 
     train: tuple[Listing, ...]
     evaluation: tuple[Listing, ...] | None
+    """Held-out data; None where it is split off."""
     apart: Mapping[str, tuple[Listing, ...]] = field(default_factory=dict)
     """Of the sets that are scored by themselves."""
+    test: tuple[Listing, ...] = ()
 
     @property
     def sources(self) -> Iterator[Listing]:
         """All of them."""
-        return itertools.chain(self.train, self.evaluation or (), *self.apart.values())
+        return itertools.chain(self.train, self.evaluation or (), *self.apart.values(), self.test)
 
     def identity(self) -> dict[str, dict[str, list[Any]]]:
-        """Of every source, :meth:`Listing.identity`: tells a phase that its data has changed, and not that it moved."""
+        """By this a phase knows that its data changed, and not that it moved: of all but ``test``."""
         parts = {"train": self.train, "evaluation": self.evaluation or ()}
-        parts |= {f"apart.{name}": part for name, part in self.apart.items()}
-        return {f"{name}[{i}]": one.identity() for name, part in parts.items() for i, one in enumerate(part)}
+        return _identity(parts | {f"apart.{name}": part for name, part in self.apart.items()})
+
+    def test_identity(self) -> dict[str, dict[str, list[Any]]]:
+        """The same of ``test``."""
+        return _identity({"test": self.test})
+
+
+def _identity(parts: Mapping[str, Sequence[Listing]]) -> dict[str, dict[str, list[Any]]]:
+    return {f"{name}[{i}]": one.identity() for name, part in parts.items() for i, one in enumerate(part)}
 
 
 def list_data(data: Data) -> DataListing:
@@ -100,9 +109,10 @@ def list_data(data: Data) -> DataListing:
     Raises:
         DataError: One is not there, is empty, or of no known format.
     """
-    evaluation = None if data.evaluation is None else tuple(list_source(source) for source in data.evaluation)
+    heldout = None if data.heldout_sources is None else tuple(map(list_source, data.heldout_sources))
     apart = {name: tuple(map(list_source, sources)) for name, sources in (data.apart or {}).items()}
-    return DataListing(tuple(list_source(source) for source in data.train), evaluation, apart)
+    test = tuple(map(list_source, data.test or ()))
+    return DataListing(tuple(map(list_source, data.train)), heldout, apart, test)
 
 
 def list_source(source: Source) -> Listing:

@@ -115,7 +115,7 @@ def stream_settings(
         shuffle_bytes=int(data.shuffle_mib * 2**20),
         temperature=data.mixture_temperature,
         cleaning=data.cleaning,
-        heldout_fraction=0.0 if data.evaluation is not None else data.heldout_fraction,
+        heldout_fraction=0.0 if data.heldout_sources is not None else data.heldout_fraction,
         most_bad_records=data.bad_records.max_count,
     )
 

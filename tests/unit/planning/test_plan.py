@@ -627,9 +627,12 @@ def test_labelled_sets_without_any_label_to_be_scored_by_are_refused(classificat
     train, evaluation = (
         f"data.{part}=[{{path: {path}}}]" for part, path in zip(("train", "evaluation"), paths, strict=True)
     )
-    message = "no row has a label to be scored by; give data.evaluation rows with labels"
-    assert f"data.train: {message}" in refusal(classification_run, train)
-    assert f"data.evaluation: {message}" in refusal(classification_run, evaluation)
+    message = "no row has a label to be scored by; give data."
+    assert f"data.train: {message}validation rows with labels" in refusal(classification_run, train)
+    assert f"data.evaluation: {message}evaluation rows with labels" in refusal(classification_run, evaluation)
+    for part in ("validation", "test"):
+        given = f"data.{part}=[{{path: {paths[1]}}}]"
+        assert f"data.{part}: {message}{part} rows with labels" in refusal(classification_run, given)
     with paths[1].open("a") as file:
         file.write('{"text": "w3", "label": 0}\n')
     assert plan(classification_run, train, evaluation).data["data.evaluation[0]"].num_unlabelled == 2
