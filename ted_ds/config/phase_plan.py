@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,9 @@ class PhasePlan(Section):
 
     These values are the recipe's: the DeepSpeed JSON takes them where it says ``"auto"``.
     """
+
+    takes_transfer: ClassVar[bool] = False
+    """Whether it learns from ``data.transfer``, too."""
 
     max_steps: int = Field(gt=0)
     """Optimizer steps."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from ted_ds.config.data import Source
 from ted_ds.config.distill import PARAMETERS
 from ted_ds.config.schema import Recipe
 from ted_ds.config.section import Section
@@ -43,7 +44,8 @@ def _unused(recipe: Recipe) -> Iterator[tuple[list[str], str]]:
         by_task += _given(recipe.filters, "filters", task.unused_filter_settings)
     if not task.packed:
         by_task += _given(data, "data", OF_CORPORA) + _given(data.cleaning, "data.cleaning", OF_CLEANING)
-        for part, sources in (("train", data.train), ("evaluation", data.evaluation or [])):
+        parts: dict[str, Sequence[Source]] = {"train": data.train, "evaluation": data.evaluation or []}
+        for part, sources in {**parts, "transfer": data.transfer or []}.items():
             for index, source in enumerate(sources):
                 by_task += _given(source, f"data.{part}[{index}]", OF_SOURCES)
     yield by_task, f"task.kind: {task.kind}"

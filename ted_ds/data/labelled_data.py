@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from ted_ds.config.data import Data
-from ted_ds.data.cleaning import is_heldout
+from ted_ds.data.cleaning import HeldoutTexts, is_heldout
 from ted_ds.data.labelled_stream import LabelledStream
 from ted_ds.data.loader import Collator
 from ted_ds.data.reading.listing import DataListing, Listing, Record
-from ted_ds.data.rows import RowReader, names_of, refuse_empty, refuse_empty_apart
-from ted_ds.data.samples import Example, LabelledRows, Sample, empty_text_fault
+from ted_ds.data.rows import RowReader, names_of, refuse_empty, refuse_empty_apart, refuse_empty_transfer
+from ted_ds.data.samples import Example, LabelledRows, Rows, Sample, empty_text_fault
 from ted_ds.data.step_division import StepDivision
 from ted_ds.data.tokenizers import ends_when_loaded
+from ted_ds.data.transfer import TextsAlone, Transfer, share_of
 from ted_ds.errors import DataError
 
 ROWS_AT_ONCE = 1024
@@ -47,20 +48,26 @@ class LabelledData:
         self.text_ends = ends_when_loaded(tokenizer, None, pairs=rows.num_texts > 1).in_words
         self._reader = RowReader(data, rows.columns, of_words=rows.of_words, num_texts=rows.num_texts)
         self._data, self._rows, self._tokenizer = data, rows, tokenizer
-        splits: dict[bool, list[Sample]] = {False: [], True: []}
+        self._scored = HeldoutTexts(data.heldout_fraction if listing.evaluation is None else 0.0)
+        kept: list[Sample] = []
+        heldout: list[Sample] = []
         for source in listing.train:
-            for text, sample in self._samples(source):
-                splits[listing.evaluation is None and is_heldout(text, data.heldout_fraction)].append(sample)
-        kept, heldout = splits[False], splits[True]
-        heldout += [sample for source in listing.evaluation or () for _, sample in self._samples(source)]
-        apart = {
-            name: [sample for source in sources for _, sample in self._samples(source)]
-            for name, sources in listing.apart.items()
-        }
+            for text, sample in self._samples(source, rows):
+                if listing.evaluation is None and is_heldout(text, data.heldout_fraction):
+                    self._scored.add(text)
+                    heldout.append(sample)
+                else:
+                    kept.append(sample)
+        heldout += self._read_scored(listing.evaluation or ())
+        apart = {name: self._read_scored(sources) for name, sources in listing.apart.items()}
+        self.num_transfer_heldout = 0
+        """Texts of ``data.transfer`` that are left out for being held out."""
+        transfer = self._read_transfer(listing)
         self._reader.judge(is_complete=True)
         self.bad_records = self._reader.bad
         refuse_empty(data, kept, heldout)
         refuse_empty_apart(data, apart)
+        refuse_empty_transfer(data, transfer, num_heldout=self.num_transfer_heldout)
         places = {"data.evaluation": data.evaluation or data.train}
         places |= {f"data.apart.{name}": sources for name, sources in (data.apart or {}).items()}
         for (place, sources), samples in zip(places.items(), (heldout, *apart.values()), strict=True):
@@ -70,12 +77,19 @@ class LabelledData:
                 )
         self.apart = {name: samples[:max_heldout] for name, samples in apart.items()}
         self.train = [replace(sample, index=index) for index, sample in enumerate(kept)]
+        self.transfer = [replace(sample, index=index) for index, sample in enumerate(transfer, len(kept))]
+        """Of ``data.transfer``."""
         self.heldout = heldout[:max_heldout]
         self.num_unlabelled = sum(sample.label is None for sample in self.train)
 
     @property
+    def learned(self) -> list[Sample]:
+        """All that Stage II learns from, in the order of their ``index``."""
+        return [*self.train, *self.transfer]
+
+    @property
     def _all(self) -> Iterator[Sample]:
-        return itertools.chain(self.train, self.heldout, *self.apart.values())
+        return itertools.chain(self.learned, self.heldout, *self.apart.values())
 
     @property
     def last_token_ids(self) -> frozenset[int]:
@@ -101,7 +115,15 @@ class LabelledData:
             if num_cut
             else ""
         )
-        return f"{len(self.train)} training examples{without}, held by every rank{cut}"
+        return f"{len(self.train)} training examples{without}, held by every rank{cut}{self._describe_transfer()}"
+
+    def _describe_transfer(self) -> str:
+        if not self.transfer:
+            return ""
+        share = self._data.transfer_share
+        how = "as they come among all texts" if share == "size" else f"{share:g} of each step"
+        left_out = f"; {self.num_transfer_heldout:,} more are held out: left out" if self.num_transfer_heldout else ""
+        return f"; {len(self.transfer):,} transfer texts for Stage II, {how}{left_out}"
 
     def stream(
         self,
@@ -112,25 +134,53 @@ class LabelledData:
         num_workers: int,  # noqa: ARG002 - as the others
         timeout_s: float,  # noqa: ARG002 - as the others
         state: Mapping[str, Any] | None = None,
+        with_transfer: bool = False,
     ) -> LabelledStream:
-        """This rank's microbatches of each step, from the beginning or from a state on; nothing is read ahead."""
+        """This rank's microbatches of each step, from the beginning or from a state on; nothing is read ahead.
+
+        ``with_transfer`` mixes in the texts of ``data.transfer``.
+        """
+        share, mixes = self._data.transfer_share, with_transfer and bool(self.transfer)
+        has_size = isinstance(share, str)
         return LabelledStream(
-            self.train,
+            self.learned if mixes and has_size else self.train,
             collate,
             division,
             seed=seed,
             grouping_window_steps=self._data.length_grouping.window_steps,
             state=state,
+            transfer=None if has_size or not mixes else Transfer(self.transfer, share_of(share)),
         )
 
-    def _samples(self, source: Listing) -> Iterator[tuple[str, Sample]]:
-        """The examples of a source and their texts; those without a token are bad records."""
-        rows, records = self._rows, self._reader.rows(source)
+    def _read_scored(self, sources: Sequence[Listing]) -> list[Sample]:
+        """The examples of held-out sources, whose texts are noted."""
+        found: list[Sample] = []
+        for source in sources:
+            for text, sample in self._samples(source, self._rows):
+                self._scored.add(text)
+                found.append(sample)
+        return found
+
+    def _read_transfer(self, listing: DataListing) -> list[Sample]:
+        """The texts of ``data.transfer`` that are not scored, once those are known."""
+        found: list[Sample] = []
+        of_task = self._rows.columns[: self._rows.num_texts]
+        for given, source in zip(self._data.transfer or (), listing.transfer, strict=True):
+            for text, sample in self._samples(source, TextsAlone(given.text_columns(of_task))):
+                if self._scored.has(text):
+                    self.num_transfer_heldout += 1
+                else:
+                    found.append(sample)
+        return found
+
+    def _samples(self, source: Listing, rows: Rows) -> Iterator[tuple[str, Sample]]:
+        """The examples of a source as ``rows`` reads them, and their texts; those without a token are bad records."""
         columns = rows.columns
+        records = self._reader.rows(source, columns)
         while chunk := list(itertools.islice(records, ROWS_AT_ONCE)):
-            read = [(record, self._read(record)) for record in chunk]
+            read = [(record, _read(rows, record)) for record in chunk]
             found = [(record, example) for record, example in read if example is not None]
-            samples = rows.encode(self._tokenizer, [example for _, example in found])
+            samples = self._rows.encode(self._tokenizer, [example for _, example in found])
             for (record, example), sample in zip(found, samples, strict=True):
                 fault = empty_text_fault(columns, example.texts)
                 if fault is None and not sample.input_ids:
@@ -140,5 +190,6 @@ class LabelledData:
                 else:
                     self._reader.skip(record, fault)
 
-    def _read(self, record: Record) -> Example | None:
-        return self._rows.read(record.row, where=record.place, declared=dict(record.file.class_names))
+
+def _read(rows: Rows, record: Record) -> Example | None:
+    return rows.read(record.row, where=record.place, declared=dict(record.file.class_names))

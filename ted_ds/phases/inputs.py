@@ -23,6 +23,8 @@ UNDECIDING_DATA_KEYS: dict[str, Any] = {
     **{part: {"__all__": {"path"}} for part in ("train", "evaluation")},
     "apart": {"__all__": {"__all__": {"path"}}},
     "glue_folder": True,
+    # decide the phase that learns from them, alone
+    **dict.fromkeys(("transfer", "transfer_share"), True),
 }
 """What may change in ``data`` without a change in results."""
 
@@ -62,6 +64,18 @@ class Inputs:
     def data_files(self) -> dict[str, Any]:
         """The files that data is read from."""
         return {"data_files": self._settled.listing.identity()}
+
+    def transfer(self) -> dict[str, Any]:
+        """The files of ``data.transfer``, how they are read and how many are mixed in; nothing where there are none."""
+        data = self.recipe.data
+        if data.transfer is None:
+            return {}
+        values = {
+            "sources": [source.model_dump(mode="json", exclude={"path"}) for source in data.transfer],
+            "share": data.transfer_share,
+            "files": self._settled.listing.transfer_identity(),
+        }
+        return {"transfer": without_secrets(values)}
 
     def recipe_values(self, *sections: str) -> dict[str, Any]:
         """What sections of the recipe say, with what ``task.bos`` came to in its place."""

@@ -35,6 +35,9 @@ class CausalLm(TaskSection):
     why_not_cached: ClassVar[str | None] = (
         "the packed sequences of a causal_lm do not come again; remove it (it is for task data)"
     )
+    why_no_transfer: ClassVar[str | None] = (
+        "the documents of a causal_lm have no labels anyway; give these sources under data.train, with a weight"
+    )
     kind: Literal["causal_lm"]
     sequence_length: int = Field(gt=1)
     """Tokens per packed sequence."""
