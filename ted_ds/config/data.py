@@ -216,12 +216,6 @@ class Data(Section):
         raise ValueError("must be a number above 0 and below 1, or size")
 
     @rule
-    def _share_is_of_something(self) -> Iterator[str]:
-        if self.transfer is None and "transfer_share" in self.model_fields_set:
-            share = self.transfer_share
-            yield f"transfer_share: {share} has no effect without transfer; name sources there, or remove it"
-
-    @rule
     def _apart_has_names_and_sources(self) -> Iterator[str]:
         for name, sources in (self.apart or {}).items():
             if not APART_NAME.fullmatch(name):

@@ -15,6 +15,7 @@ import pytest
 from ted_ds.config.data import Data
 from ted_ds.config.load import load_recipe
 from ted_ds.config.tasks import SequenceClassification
+from ted_ds.config.without_effect import settings_without_effect
 from ted_ds.data.cleaning import is_heldout
 from ted_ds.data.labelled_data import LabelledData
 from ted_ds.data.labelled_stream import LabelledStream
@@ -60,9 +61,9 @@ def test_a_share_is_one_of_two_things(tmp_path: Path, share: str) -> None:
 
 
 def test_a_share_of_nothing_has_no_effect(tmp_path: Path) -> None:
-    assert mistakes(tmp_path, "data.transfer_share=0.3").endswith(
-        "data: transfer_share: 0.3 has no effect without transfer; name sources there, or remove it"
-    )
+    recipe = write_recipe(tmp_path / "recipe.yaml", recipe_dict(tmp_path, kind="sequence_classification"))
+    unused = settings_without_effect(load_recipe(recipe, ["data.transfer=null", "data.transfer_share=0.3"]))
+    assert "without effect: data.transfer_share (data.transfer is not given)" in unused
 
 
 @pytest.mark.parametrize(
