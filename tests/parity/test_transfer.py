@@ -37,7 +37,8 @@ def open_data(folder: Path, kind: str, share: float | str) -> LabelledData:
     train, transfer, evaluation = ([{"path": str(path)}] for path in paths)
     data = Data(train=train, transfer=transfer, evaluation=evaluation, transfer_share=share)  # type: ignore[arg-type]
     tokenizer = write_tokenizer(folder / "tokenizer", encoder=True)
-    return LabelledData(data, kind_of(OF_NAME[kind].task), tokenizer, list_data(data), max_heldout=9)
+    rows: Any = kind_of(OF_NAME[kind].task)
+    return LabelledData(data, rows, tokenizer, list_data(data), max_heldout=9)
 
 
 def models(kind: str) -> tuple[FilteredModel, TappedModel]:
@@ -59,7 +60,8 @@ def models(kind: str) -> tuple[FilteredModel, TappedModel]:
 
 def plain_step(student: Any, teacher: Any, rows: list[tuple[Sample, bool]], kind: str) -> dict[str, torch.Tensor]:
     """The terms of a step in fp64, a text at a time; of each text, whether it is one of transfer."""
-    task, prediction, squares, num_tokens = [], [], [0.0] * len(TEACHER_LAYERS), 0
+    task, prediction = [], []
+    squares, num_tokens = torch.zeros(len(TEACHER_LAYERS), dtype=torch.float64), 0
     for sample, is_transfer in rows:
         inputs = {"input_ids": torch.tensor([sample.input_ids])}
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
@@ -73,11 +75,11 @@ def plain_step(student: Any, teacher: Any, rows: list[tuple[Sample, bool]], kind
             task.append(F.mse_loss(logits, torch.tensor([sample.label], dtype=torch.float64)))
         elif not is_transfer:
             task.append(F.cross_entropy(logits, torch.tensor([sample.label])))
-        for place, (mine, theirs) in enumerate(zip(features, states, strict=True)):
-            squares[place] = squares[place] + F.mse_loss(mine, theirs) * len(sample.input_ids)
+        pairs = zip(features, states, strict=True)
+        squares = squares + torch.stack([F.mse_loss(*pair) for pair in pairs]) * len(sample.input_ids)
         num_tokens += len(sample.input_ids)
-    means = [sum(one) / len(one) for one in (task, prediction)]
-    return {"task": means[0], "prediction": means[1], "features": sum(squares) / num_tokens / len(squares)}
+    means = {"task": torch.stack(task).mean(), "prediction": torch.stack(prediction).mean()}
+    return {**means, "features": squares.mean() / num_tokens}
 
 
 @pytest.mark.parametrize("share", [0.6, "size"])
@@ -99,7 +101,8 @@ def test_transfer_texts_have_all_terms_but_the_tasks(tmp_path: Path, kind: str, 
     for _ in range(3):
         batches = next(stream)
         rows = [index for batch in batches for index in batch.samples]
-        counts = sum((Counter(objective.counts(batch)) for batch in batches), Counter())  # type: ignore[arg-type]
+        of_batches = [objective.counts(batch) for batch in batches]
+        counts = {name: torch.stack([one[name] for one in of_batches]).sum() for name in objective.weights}
         of_transfer = [index >= len(data.train) for index in rows]
         num_labelled.add(of_transfer.count(False))
         assert counts["loss/task"] == of_transfer.count(False)
