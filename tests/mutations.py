@@ -303,6 +303,12 @@ MUTATIONS = {
         "return modules",
         "layer 1 is taken before DeBERTa's convolution",
     ),
+    "transfer_label": Mutation(
+        "data/transfer.py",
+        "return Example(first, None, *second)",
+        "return Example(first, 0, *second)",
+        "transfer texts have a task term",
+    ),
     "cache_side": Mutation(
         "teacher_cache/cached.py",
         'start = length - len(own) if self._side == "left" else 0',

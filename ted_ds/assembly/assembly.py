@@ -160,6 +160,7 @@ class Assembly:
             num_workers=num_workers,
             timeout_s=self.recipe.collective_timeout_s,
             state=state,
+            with_transfer=plan.takes_transfer,
         )
 
     # --- stopping -----------------------------------------------------------------------------------------------

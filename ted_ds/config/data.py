@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -37,6 +37,9 @@ def weight_at(weight: float | str | Sequence[tuple[int, float]], step: int) -> f
 
 class Source(Section):
     """Where documents or examples come from."""
+
+    column_key: ClassVar[str | None] = None
+    """The key that names its columns; None where the task does."""
 
     path: str = Field(min_length=1)
     """A local file, folder or glob, a URL (``s3://``, ``gs://``, ``hf://``, ...), or the name of a Hugging Face
@@ -107,6 +110,29 @@ class Source(Section):
         raise ValueError("must be a number above 0, size, or [[step, weight], ...] with ascending steps")
 
 
+class TransferSource(Source):
+    """Where texts come from that are learned from without labels."""
+
+    column_key: ClassVar[str | None] = "text_column of this source of data.transfer"
+    text_column: str | tuple[str, ...] | None = None
+    """Column with the text, or ``[first, second]`` with those of pairs; unset: ``task.text_column``."""
+
+    @field_validator("text_column", mode="before")
+    @classmethod
+    def _is_one_or_more(cls, column: Any) -> Any:
+        """One rule in words, where a union would give a message per member."""
+        names = column if isinstance(column, list) else [column]
+        if column is not None and not (names and all(isinstance(name, str) for name in names)):
+            raise ValueError("must be a column, or [first, second] with two columns for texts that come in pairs")
+        return tuple(names) if column is names else column
+
+    def text_columns(self, of_task: Sequence[str]) -> tuple[str, ...]:
+        """The columns with its texts, where the task names its own ``of_task``."""
+        if self.text_column is None:
+            return tuple(of_task)
+        return (self.text_column,) if isinstance(self.text_column, str) else self.text_column
+
+
 class Padding(Section):
     """How sequences of a batch are brought to one length. Losses and gradients do not depend on it."""
 
@@ -161,6 +187,12 @@ class Data(Section):
     test: list[Source] | None = Field(default=None, min_length=1)
     """Data that decides nothing: scored once, whole, by the phase ``evaluate``, as ``test/...``."""
     heldout_fraction: float = Field(default=0.05, gt=0, lt=1)
+    transfer: list[TransferSource] | None = Field(default=None, min_length=1)
+    """Further texts for Stage II, whose labels are not read: they have no task term and all others. Those that are held
+    out are left out here, too."""
+    transfer_share: float | str = 0.5
+    """Of each step of Stage II, the share of texts that come from ``transfer``; ``size``: as many as there are of them
+    among all texts."""
     mixture_temperature: float = Field(default=1.0, gt=0)
     """Corpora: shares are weight^(1/temperature); above 1 brings small sources up."""
     shuffle_mib: float = Field(default=16, gt=0)
@@ -187,6 +219,7 @@ class Data(Section):
         """All sources, by the place of their list in this section."""
         given = {"train": self.train, self.heldout_key: self.heldout_sources}
         given |= {f"apart.{name}": sources for name, sources in (self.apart or {}).items()} | {"test": self.test}
+        given["transfer"] = self.transfer
         return {place: sources for place, sources in given.items() if sources is not None}
 
     @property
@@ -198,6 +231,14 @@ class Data(Section):
     def _heldout_data_has_one_name(self) -> Iterator[str]:
         if self.validation is not None and self.evaluation is not None:
             yield "evaluation is the older name of validation; give one of them"
+
+    @field_validator("transfer_share", mode="before")
+    @classmethod
+    def _share_is_one_of_two(cls, share: Any) -> Any:
+        """One rule in words, as there."""
+        if share == "size" or (is_finite_number(share) and 0 < share < 1):
+            return share
+        raise ValueError("must be a number above 0 and below 1, or size")
 
     @rule
     def _apart_has_names_and_sources(self) -> Iterator[str]:

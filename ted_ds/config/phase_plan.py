@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,6 +17,9 @@ class PhasePlan(Section):
 
     These values are the recipe's: the DeepSpeed JSON takes them where it says ``"auto"``.
     """
+
+    takes_transfer: ClassVar[bool] = False
+    """Whether it learns from ``data.transfer``, too."""
 
     max_steps: int | None = Field(default=None, gt=0)
     """Optimizer steps."""

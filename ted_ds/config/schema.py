@@ -214,6 +214,27 @@ class Recipe(Section):
             yield "teacher.cache: distill.method: sft has no teacher; remove it"
 
     @rule
+    def _transfer_texts_teach_something(self) -> Iterator[str]:
+        if self.data.transfer is None:
+            return
+        if self.task.why_no_transfer is not None:
+            yield f"data.transfer: {self.task.why_no_transfer}"
+            return
+        if not self.distill.needs.teacher:
+            yield (
+                "data.transfer: distill.method: sft has no teacher, and no labels of these texts are read; remove it, "
+                "or use method kd, lwd or ted"
+            )
+        columns = self.task.text_columns
+        for index, source in enumerate(self.data.transfer):
+            own = source.text_columns(columns)
+            if len(own) != len(columns):
+                yield (
+                    f"data.transfer[{index}].text_column: {len(own)} column{'s'[: len(own) != 1]}, task.text_column "
+                    f"names {len(columns)}; name as many, in the same order"
+                )
+
+    @rule
     def _stages_hold_the_teacher(self) -> Iterator[str]:
         if self.pipeline.stages > 1 and self.teacher.cache is not None:
             yield (

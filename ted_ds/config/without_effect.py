@@ -54,6 +54,8 @@ def _unused(recipe: Recipe) -> Iterator[tuple[list[str], str]]:
         yield _given(task.packing, "task.packing", ("window",)), "task.packing.method: wrap"
     if data.heldout_sources is not None:
         yield _given(data, "data", ("heldout_fraction",)), f"data.{data.heldout_key} is given"
+    if data.transfer is None:
+        yield _given(data, "data", ("transfer_share",)), "data.transfer is not given"
     if not {"wandb", "trackio"} & {*recipe.tracking.backends}:
         yield _given(recipe.tracking, "tracking", ("project",)), "tracking.to names neither wandb nor trackio"
     if recipe.evaluation.every_steps is None and recipe.checkpoint.keep_best:

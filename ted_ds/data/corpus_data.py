@@ -115,6 +115,7 @@ class CorpusData:
         num_workers: int,
         timeout_s: float,
         state: Mapping[str, Any] | None = None,
+        with_transfer: bool = False,  # noqa: ARG002 - as the others
     ) -> CorpusStream:
         """This rank's microbatches of each step, from the beginning or from a state on."""
         return CorpusStream(

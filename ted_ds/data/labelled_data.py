@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from ted_ds.config.data import Data
-from ted_ds.data.cleaning import is_heldout
+from ted_ds.data.cleaning import HeldoutTexts, is_heldout
 from ted_ds.data.labelled_stream import LabelledStream
 from ted_ds.data.loader import Collator
 from ted_ds.data.reading.listing import DataListing, Listing, Record
-from ted_ds.data.rows import RowReader, names_of, refuse_empty, scored_beside
-from ted_ds.data.samples import BadRow, Example, LabelledRows, Sample
+from ted_ds.data.rows import RowReader, names_of, refuse_empty, refuse_empty_transfer, scored_beside
+from ted_ds.data.samples import BadRow, Example, LabelledRows, Rows, Sample
 from ted_ds.data.step_division import StepDivision
 from ted_ds.data.tokenizers import ends_when_loaded
+from ted_ds.data.transfer import TextsAlone, Transfer, share_of
 from ted_ds.errors import DataError
 
 ROWS_AT_ONCE = 1024
@@ -53,27 +54,33 @@ class LabelledData:
         self.counted: Counter[str] = Counter()
         self.num_beyond = 0
         """Rows of which nothing is left to learn within the longest sequence."""
-        splits: dict[bool, list[Sample]] = {False: [], True: []}
+        self._scored = HeldoutTexts(data.heldout_fraction if listing.evaluation is None else 0.0)
+        kept: list[Sample] = []
+        heldout: list[Sample] = []
         for source in listing.train:
-            for text, sample in self._samples(source):
-                splits[listing.evaluation is None and is_heldout(text, data.heldout_fraction)].append(sample)
-        kept, heldout = splits[False], splits[True]
+            for text, sample in self._samples(source, rows):
+                if listing.evaluation is None and is_heldout(text, data.heldout_fraction):
+                    self._scored.add(text)
+                    heldout.append(sample)
+                else:
+                    kept.append(sample)
         if self.num_beyond and not kept:
             raise DataError(
                 f"{names_of(data.train)}: of all {self.num_beyond:,} rows that could be used, nothing is left to learn "
                 "within task.max_length tokens; raise it"
             )
-        heldout += [sample for source in listing.evaluation or () for _, sample in self._samples(source)]
-        apart = {
-            name: [sample for source in sources for _, sample in self._samples(source)]
-            for name, sources in listing.apart.items()
-        }
-        self.test = [sample for source in listing.test for _, sample in self._samples(source)]
+        heldout += self._read_scored(listing.evaluation or ())
+        apart = {name: self._read_scored(sources) for name, sources in listing.apart.items()}
+        self.test = self._read_scored(listing.test)
         """Scored at the end alone, and whole."""
+        self.num_transfer_heldout = 0
+        """Texts of ``data.transfer`` that are left out for being held out."""
+        transfer = self._read_transfer(listing)
         self._reader.judge(is_complete=True)
         self.bad_records = self._reader.bad
         refuse_empty(data, kept, heldout)
         beside = scored_beside(data, apart, self.test)
+        refuse_empty_transfer(data, transfer, num_heldout=self.num_transfer_heldout)
         for place, samples in {data.heldout_key: heldout, **beside}.items():
             if all(sample.label is None for sample in samples):
                 raise DataError(
@@ -82,13 +89,20 @@ class LabelledData:
                 )
         self.apart = {name: samples[:max_heldout] for name, samples in apart.items()}
         self.train = [replace(sample, index=index) for index, sample in enumerate(kept)]
+        self.transfer = [replace(sample, index=index) for index, sample in enumerate(transfer, len(kept))]
+        """Of ``data.transfer``."""
         self.heldout = heldout[:max_heldout]
         self.num_unlabelled = sum(sample.label is None for sample in self.train)
 
     @property
+    def learned(self) -> list[Sample]:
+        """All that Stage II learns from, in the order of their ``index``."""
+        return [*self.train, *self.transfer]
+
+    @property
     def _all(self) -> Iterator[Sample]:
         """What models read of all examples."""
-        whole = itertools.chain(self.train, self.heldout, *self.apart.values(), self.test)
+        whole = itertools.chain(self.learned, self.heldout, *self.apart.values(), self.test)
         return (sequence for sample in whole for sequence in sample.sequences)
 
     @property
@@ -120,7 +134,15 @@ class LabelledData:
             if num_cut
             else ""
         )
-        return f"{len(self.train)} training examples{without}, held by every rank{cut}"
+        return f"{len(self.train)} training examples{without}, held by every rank{cut}{self._describe_transfer()}"
+
+    def _describe_transfer(self) -> str:
+        if not self.transfer:
+            return ""
+        share = self._data.transfer_share
+        how = "as they come among all texts" if share == "size" else f"{share:g} of each step"
+        left_out = f"; {self.num_transfer_heldout:,} more are held out: left out" if self.num_transfer_heldout else ""
+        return f"; {len(self.transfer):,} transfer texts for Stage II, {how}{left_out}"
 
     def stream(
         self,
@@ -131,25 +153,53 @@ class LabelledData:
         num_workers: int,  # noqa: ARG002 - as the others
         timeout_s: float,  # noqa: ARG002 - as the others
         state: Mapping[str, Any] | None = None,
+        with_transfer: bool = False,
     ) -> LabelledStream:
-        """This rank's microbatches of each step, from the beginning or from a state on; nothing is read ahead."""
+        """This rank's microbatches of each step, from the beginning or from a state on; nothing is read ahead.
+
+        ``with_transfer`` mixes in the texts of ``data.transfer``.
+        """
+        share, mixes = self._data.transfer_share, with_transfer and bool(self.transfer)
+        has_size = isinstance(share, str)
         return LabelledStream(
-            self.train,
+            self.learned if mixes and has_size else self.train,
             collate,
             division,
             seed=seed,
             grouping_window_steps=self._data.length_grouping.window_steps,
             state=state,
+            transfer=None if has_size or not mixes else Transfer(self.transfer, share_of(share)),
         )
 
-    def _samples(self, source: Listing) -> Iterator[tuple[str, Sample]]:
-        """The examples of a source and their texts; those without a token are bad records."""
-        rows, records = self._rows, self._reader.rows(source)
+    def _read_scored(self, sources: Sequence[Listing]) -> list[Sample]:
+        """The examples of held-out sources, whose texts are noted."""
+        found: list[Sample] = []
+        for source in sources:
+            for text, sample in self._samples(source, self._rows):
+                self._scored.add(text)
+                found.append(sample)
+        return found
+
+    def _read_transfer(self, listing: DataListing) -> list[Sample]:
+        """The texts of ``data.transfer`` that are not scored, once those are known."""
+        found: list[Sample] = []
+        of_task = self._rows.columns[: self._rows.num_texts]
+        for given, source in zip(self._data.transfer or (), listing.transfer, strict=True):
+            for text, sample in self._samples(source, TextsAlone(given.text_columns(of_task))):
+                if self._scored.has(text):
+                    self.num_transfer_heldout += 1
+                else:
+                    found.append(sample)
+        return found
+
+    def _samples(self, source: Listing, rows: Rows) -> Iterator[tuple[str, Sample]]:
+        """The examples of a source as ``rows`` reads them, and their texts; those without a token are bad records."""
         columns = rows.columns
+        records = self._reader.rows(source, columns)
         while chunk := list(itertools.islice(records, ROWS_AT_ONCE)):
-            read = [(record, self._read(record)) for record in chunk]
+            read = [(record, self._read(rows, record)) for record in chunk]
             found = [(record, example) for record, example in read if example is not None]
-            samples = rows.encode(self._tokenizer, [example for _, example in found])
+            samples = self._rows.encode(self._tokenizer, [example for _, example in found])
             for (record, example), sample in zip(found, samples, strict=True):
                 if sample is None:
                     self.num_beyond += 1
@@ -165,9 +215,9 @@ class LabelledData:
                     self.counted.update(rows.counted(example.label))
                     yield example.whole_text, sample
 
-    def _read(self, record: Record) -> Example | None:
+    def _read(self, rows: Rows, record: Record) -> Example | None:
         try:
-            return self._rows.read(record.row, where=record.place, declared=dict(record.file.class_names))
+            return rows.read(record.row, where=record.place, declared=dict(record.file.class_names))
         except BadRow as error:
             self._reader.skip(record, str(error))
             return None

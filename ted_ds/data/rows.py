@@ -40,8 +40,8 @@ class RowReader:
         self._num_good = 0
         self.bad: list[BadRecord] = []
 
-    def rows(self, source: Listing) -> Iterator[Record]:
-        """Rows of a source.
+    def rows(self, source: Listing, columns: Sequence[str] | None = None) -> Iterator[Record]:
+        """Rows of a source, with other ``columns`` than those of all where it has its own.
 
         Raises:
             DataError: The first row lacks a column, or more rows are bad than may be.
@@ -50,7 +50,7 @@ class RowReader:
         max_bytes = int(self._data.cleaning.max_document_mib * 2**20)
         for record in read_in_order(
             source,
-            self._columns,
+            self._columns if columns is None else columns,
             max_bytes=max_bytes,
             report=self._skip,
             by_number=self._by_number,
@@ -148,3 +148,14 @@ def scored_beside(
             where = names_of(data.parts[place])
             raise DataError(f"{where}: no rows to evaluate on; fill data.{place}, or remove it")
     return found
+
+
+def refuse_empty_transfer(data: Data, transfer: Sequence[object], *, num_heldout: int) -> None:
+    """Make sure that there is something in ``data.transfer``, where a recipe has it; ``num_heldout`` were left out.
+
+    Raises:
+        DataError: There is not.
+    """
+    if data.transfer is not None and not transfer:
+        why = f"all {num_heldout:,} are held out" if num_heldout else "none of its rows can be used"
+        raise DataError(f"{names_of(data.transfer)}: no texts to learn from, {why}; fill data.transfer, or remove it")

@@ -24,7 +24,8 @@ UNDECIDING_DATA_KEYS: dict[str, Any] = {
     **{part: {"__all__": {"path"}} for part in ("train", "validation", "evaluation")},
     "apart": {"__all__": {"__all__": {"path"}}},
     "glue_folder": True,
-    "test": True,  # decides the phase that scores it, alone
+    # decide the phase that scores it, or the one that learns from them, alone
+    **dict.fromkeys(("test", "transfer", "transfer_share"), True),
 }
 """What may change in ``data`` without a change in results."""
 
@@ -104,6 +105,18 @@ class Inputs:
             for within, _, test in self.recipe.evaluation.tests
         }
         return {"language_tests": files} if files else {}
+
+    def transfer(self) -> dict[str, Any]:
+        """The files of ``data.transfer``, how they are read and how many are mixed in; nothing where there are none."""
+        data = self.recipe.data
+        if data.transfer is None:
+            return {}
+        values = {
+            "sources": [source.model_dump(mode="json", exclude={"path"}) for source in data.transfer],
+            "share": data.transfer_share,
+            "files": self._settled.listing.transfer_identity(),
+        }
+        return {"transfer": without_secrets(values)}
 
     def recipe_values(self, *sections: str) -> dict[str, Any]:
         """What sections of the recipe say, with what ``task.bos`` or a chat template came to in their places."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, TypeVar
 
+from ted_ds.config.data import Cleaning, Source, TransferSource
 from ted_ds.config.deepspeed import filled, inspect_deepspeed_json, remarks
 from ted_ds.config.deepspeed_keys import offload_device, zero_stage
 from ted_ds.config.pair import Student, Teacher
@@ -16,6 +18,7 @@ from ted_ds.config.wandb import refuse_missing_account, wandb_mode
 from ted_ds.data.first_rows import FirstRows, first_rows
 from ted_ds.data.samples import Rows
 from ted_ds.data.sources import is_remote, locate, names_hub
+from ted_ds.data.transfer import TextsAlone
 from ted_ds.errors import TedError
 from ted_ds.launching.starters import Told
 from ted_ds.models.families import FAMILY_OF, types_of
@@ -100,7 +103,7 @@ def check_data(recipe: Recipe, rows: Rows, mistakes: Mistakes) -> dict[str, Firs
             continue
         if Told.by(os.environ).rank != 0:
             continue
-        looked_at[place] = first_rows(one, rows, cleaning=recipe.data.cleaning)
+        looked_at[place] = _look_at(one, rows, recipe.data.cleaning)
         mistakes.add(place, *looked_at[place].problems)
     parts, heldout = recipe.data.parts, recipe.data.heldout_key
     for part, sources in parts.items():
@@ -111,6 +114,13 @@ def check_data(recipe: Recipe, rows: Rows, mistakes: Mistakes) -> dict[str, Firs
             own = heldout if part == "train" else part
             mistakes.add(f"data.{part}", f"no row has a label to be scored by; give data.{own} rows with labels")
     return looked_at
+
+
+def _look_at(source: Source, rows: Rows, cleaning: Cleaning) -> FirstRows:
+    if not isinstance(source, TransferSource):
+        return first_rows(source, rows, cleaning=cleaning)
+    own = TextsAlone(source.text_columns(rows.columns[: rows.num_texts]))
+    return replace(first_rows(source, own, cleaning=cleaning), num_unlabelled=0)  # there may be labels
 
 
 def _compile_mistakes(recipe: Recipe, config: dict[str, Any]) -> Iterator[str]:

@@ -17,6 +17,7 @@ from ted_ds.data.first_rows import FirstRows
 from ted_ds.data.row_counts import RowCount, count_training_rows
 from ted_ds.data.samples import Rows
 from ted_ds.data.sources import HUB_NAME
+from ted_ds.data.transfer import share_of
 from ted_ds.errors import ConfigError, raise_all
 from ted_ds.launching.starters import Told
 from ted_ds.models.files import ModelFacts, read_model_facts
@@ -273,6 +274,8 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
         filled = "; ".join(filled_in(recipe.data.glue, recipe.model_dump(mode="json")))
         lines.append(f"glue      {recipe.data.glue} stands for {filled}")
     lines += [f"{place} {rows}" for place, rows in plan.data.items()]
+    if recipe.data.transfer is not None:
+        lines.append(f"transfer  {_transfer_in_words(recipe)}; their labels are not read")
     lines.append(f"phases    {' > '.join(plan.phases)}")
     replicas = max(num_ranks // recipe.pipeline.stages, 1)
     readers = f"{replicas} " + ("ranks" if recipe.pipeline.stages == 1 else "in parallel")
@@ -297,3 +300,14 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
     lines.append(f"output    {recipe.output_dir}")
     lines += [f"WARN      {doubt}" for doubt in plan.doubts]
     return "\n".join(lines)
+
+
+def _transfer_in_words(recipe: Recipe) -> str:
+    """How many texts of a step of Stage II are of ``data.transfer``."""
+    share, size = recipe.data.transfer_share, recipe.distill.global_batch_size
+    if isinstance(share, str):
+        return f"of each step of distill, as many of its {size} texts as come among all"
+    number = share_of(share) * size
+    return (
+        f"of each step of distill, {'' if number.denominator == 1 else 'on average '}{float(number):g} of {size} texts"
+    )

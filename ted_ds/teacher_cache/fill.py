@@ -45,7 +45,7 @@ class CachePlan:
     samples: list[Sample]
     num_bytes: int
     passes: float
-    """How often Stage II sees each example."""
+    """How often Stage II sees each example, on average."""
     root: Path
     """Where caches are."""
 
@@ -62,7 +62,7 @@ def plan_cache(build: Assembly) -> CachePlan | None:
     if settings is None:
         return None
     assert isinstance(build.data, LabelledData)
-    samples = build.data.train
+    samples = build.data.learned
     layers = len(build.plan.layer_pairs)
     outputs = recipe.task.num_outputs if recipe.distill.needs.predictions else 0
     record = Record(layers, build.plan.filter_dim if layers else 0, outputs, settings.precision)

@@ -50,6 +50,10 @@ class TaskSection(Section):
     """Keys here that Stage II alone depends on."""
     why_not_cached: ClassVar[str | None] = None
     """Why a teacher's outputs cannot be kept on disk, and what to do; None where they can."""
+    why_no_transfer: ClassVar[str | None] = (
+        "it is for tasks with one prediction for a text, or for a pair of texts; remove it"
+    )
+    """Why nothing is learned from ``data.transfer``, and what to do; None where something is."""
 
     headline: str | None = None
     """The metric that checkpoints, and models in the table at the end, are compared by; unset: the kind's own."""
@@ -65,6 +69,11 @@ class TaskSection(Section):
     def possible_headlines(self) -> tuple[str, ...]:
         """Those of ``metrics`` that there are with these labels."""
         return self.metrics
+
+    @property
+    def text_columns(self) -> list[str]:
+        """The columns with the text, or the texts of a pair, that go into a model as they are; none with other data."""
+        return []
 
     @property
     def document_column(self) -> str | None:

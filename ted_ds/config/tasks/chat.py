@@ -24,6 +24,9 @@ class Chat(TaskSection):
     why_not_cached: ClassVar[str | None] = (
         "a cache keeps one prediction for each text, and a chat has one for each token; remove it"
     )
+    why_no_transfer: ClassVar[str | None] = (
+        "what a chat learns from is written as conversations; give these as another source of data.train"
+    )
     kind: Literal["chat"]
     max_length: int = Field(default=2048, gt=1)
     """Longest conversation in tokens; longer ones are cut, and left out where nothing to learn is left."""

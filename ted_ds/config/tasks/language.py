@@ -62,6 +62,9 @@ class CausalLm(DocumentTask):
     why_not_cached: ClassVar[str | None] = (
         "the packed sequences of a causal_lm do not come again; remove it (it is for task data)"
     )
+    why_no_transfer: ClassVar[str | None] = (
+        "the documents of a causal_lm have no labels anyway; give these sources under data.train, with a weight"
+    )
     kind: Literal["causal_lm"]
     bos: BosSetting = "auto"
     """Whether each document starts with the tokenizer's BOS token: ``auto`` puts before it what the tokenizer's own

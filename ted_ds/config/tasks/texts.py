@@ -13,6 +13,7 @@ class TextTask(HeadSection):
     """A text in, or a pair of two, and one prediction out."""
 
     architecture: ClassVar[str] = "SequenceClassification"
+    why_no_transfer: ClassVar[str | None] = None
     text_column: str | list[str] = "text"
     """Column with the text; ``[first, second]``: those with the two texts of a pair."""
 

@@ -23,6 +23,9 @@ class TokenClassification(OneOfLabels):
     why_not_cached: ClassVar[str | None] = (
         "a cache keeps one prediction for each text, and a token_classification has one for each word; remove it"
     )
+    why_no_transfer: ClassVar[str | None] = (
+        "a token_classification learns from the teacher at words with a label, and none of these is read; remove it"
+    )
     kind: Literal["token_classification"]
     rows: Literal["lists", "conll"] = "lists"
     """``lists``: a row has a list of words, and one of labels. ``conll``: it is the lines of a sentence, each with a

@@ -43,6 +43,8 @@ class Listing:
     """For text: what a document is, a ``line``, a ``block`` or a ``file``."""
     files: tuple[DataFile, ...]
     form: Form = AS_IT_IS
+    column_key: str | None = None
+    """See :class:`ted_ds.config.data.Source`."""
 
     def extents(self, extent_bytes: int = EXTENT_BYTES) -> ExtentTable:
         """Its extents; those of tables have sizes of their own."""
@@ -83,20 +85,29 @@ class DataListing:
     apart: Mapping[str, tuple[Listing, ...]] = field(default_factory=dict)
     """Of the sets that are scored by themselves."""
     test: tuple[Listing, ...] = ()
+    transfer: tuple[Listing, ...] = ()
+    """Of texts that Stage II learns from without labels."""
 
     @property
     def sources(self) -> Iterator[Listing]:
         """All of them."""
-        return itertools.chain(self.train, self.evaluation or (), *self.apart.values(), self.test)
+        return itertools.chain(self.train, self.evaluation or (), *self.apart.values(), self.test, self.transfer)
 
     def identity(self) -> dict[str, dict[str, list[Any]]]:
-        """By this a phase knows that its data changed, and not that it moved: of all but ``test``."""
+        """By this a phase knows that its data changed, and not that it moved.
+
+        It is of all but ``test`` and ``transfer``, which one phase each depends on.
+        """
         parts = {"train": self.train, "evaluation": self.evaluation or ()}
         return _identity(parts | {f"apart.{name}": part for name, part in self.apart.items()})
 
     def test_identity(self) -> dict[str, dict[str, list[Any]]]:
         """The same of ``test``."""
         return _identity({"test": self.test})
+
+    def transfer_identity(self) -> dict[str, dict[str, list[Any]]]:
+        """The same of ``transfer``."""
+        return _identity({"transfer": self.transfer})
 
 
 def _identity(parts: Mapping[str, Sequence[Listing]]) -> dict[str, dict[str, list[Any]]]:
@@ -112,7 +123,8 @@ def list_data(data: Data) -> DataListing:
     heldout = None if data.heldout_sources is None else tuple(map(list_source, data.heldout_sources))
     apart = {name: tuple(map(list_source, sources)) for name, sources in (data.apart or {}).items()}
     test = tuple(map(list_source, data.test or ()))
-    return DataListing(tuple(map(list_source, data.train)), heldout, apart, test)
+    transfer = tuple(map(list_source, data.transfer or ()))
+    return DataListing(tuple(map(list_source, data.train)), heldout, apart, test, transfer)
 
 
 def list_source(source: Source) -> Listing:
@@ -140,7 +152,7 @@ def list_source(source: Source) -> Listing:
         files = tuple(pool.map(describe, range(len(urls))))
     if not any(file.size for file in files):
         raise DataError(f"{source.path}: empty; give at least one row")
-    return Listing(source.path, kind, source.documents, files, form)
+    return Listing(source.path, kind, source.documents, files, form, source.column_key)
 
 
 def one_by_one(source: Source) -> tuple[int, Iterator[Listing]]:
@@ -156,7 +168,8 @@ def one_by_one(source: Source) -> tuple[int, Iterator[Listing]]:
         described(*one, is_array=form.field is not None, whole=False)
         for one in zip(urls, itertools.repeat(kind), itertools.repeat(source.documents), declared, strict=False)
     )
-    return len(urls), (Listing(source.path, kind, source.documents, (file,), form) for file in files if file.size)
+    key = source.column_key
+    return len(urls), (Listing(source.path, kind, source.documents, (file,), form, key) for file in files if file.size)
 
 
 def read_extent(
@@ -279,7 +292,7 @@ def read_in_order(
             if item.fault is None:
                 yield record
             elif number == 1 and item.fault.startswith(FAULTS_OF_SOURCE):
-                keys = KEYS_OF_WORDS if of_words else KEYS_OF_COLUMNS
+                keys = listing.column_key or (KEYS_OF_WORDS if of_words else KEYS_OF_COLUMNS)
                 what_to_do = f". Set {keys}" if item.fault.startswith("no column") else ""
                 raise DataError(f"{record.place}: {item.fault}{what_to_do}")
             else:

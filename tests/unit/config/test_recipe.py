@@ -202,7 +202,10 @@ def test_every_kind_of_value_has_its_rule_in_words(path: Path, override: str, ru
         ("distill.lr=1e-3", "did you mean 'learning_rate'?"),
         ("distill.tempo=3", "known here: betas, divergence"),
         ("betas=1", "it belongs to teacher.finetune, student.finetune, filters.teacher, filters.student"),
-        ("data.path=x", "it belongs to data.train, data.validation, data.evaluation, data.apart or data.test"),
+        (
+            "data.path=x",
+            "it belongs to data.train, data.validation, data.evaluation, data.apart, data.test or data.transfer",
+        ),
     ],
 )
 def test_a_hint_leads_to_the_key_that_was_meant_or_there_is_none(path: Path, override: str, hint: str) -> None:
