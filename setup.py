@@ -27,6 +27,7 @@ setup(
         "deepspeed>=0.19",
         "huggingface_hub>=1.0",
         "jaxtyping>=0.3",
+        "jinja2>=3.1.6",  # transformers renders chat templates with it, from this version on
         "numpy>=2.0",
         "omegaconf>=2.3",
         "psutil>=6.0",
@@ -48,6 +49,7 @@ setup(
         "benchmarks": ["torchdata>=0.11"],  # a rival; the other, mosaicml-streaming, needs an environment of its own
         "demo": ["gguf>=0.19"],
         "int8": ["torchao>=0.18"],
+        "lm_eval": ["lm-eval[hf]>=0.4.9"],
         "tensorboard": ["tensorboard>=2.19"],
         "trackio": ["trackio>=0.43"],
         "dev": [

@@ -26,6 +26,7 @@ HELP_OF_VERB = {
     "distill": "Stage II: train the student",
     "evaluate": "score teacher and student on held-out data",
     "export": "write the student as a plain transformers folder",
+    "lm_eval": "run the tasks of evaluation.lm_eval on the exported student",
     "doctor": "is this pair sane? Looks at weights, labels, tokens, filters and one real step; exit code 1 if not",
     "tokenizer": "train a tokenizer on the training documents; needs no GPU and no teacher",
     "supervise": "start a launcher's command again until its run is complete; rank by rank logs, no rank left behind",

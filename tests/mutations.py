@@ -34,7 +34,8 @@ ROOT = Path(__file__).parent.parent
 MOST_SURVIVORS = 0.05
 """Share of the random ones."""
 REACHING = ["tests/unit", "tests/parity", "tests/distributed", "tests/integration"]
-TESTS = ["tests/parity", "tests/distributed/test_matrix.py", "tests/distributed/test_variable_microbatches.py"]
+TESTS = ["tests/unit/data/test_masking.py", "tests/parity"]
+TESTS += ["tests/distributed/test_matrix.py", "tests/distributed/test_variable_microbatches.py"]
 
 
 class Mutation(NamedTuple):
@@ -70,6 +71,18 @@ MUTATIONS = {
         "return torch.where(keep, values, torch.zeros_like(values)).sum()",
         "return values.sum()",
         "padding and ignored labels are summed",
+    ),
+    "class_weights": Mutation(
+        "numerics/losses.py",
+        "smoothing * weighed.mean(-1)",
+        "smoothing * F.log_softmax(logits.float(), dim=-1).mean(-1)",
+        "label smoothing forgets the class weights",
+    ),
+    "token_types": Mutation(
+        "data/loader.py",
+        "types[row, start:end] = sample.token_types",
+        "types[row, : len(own)] = 0",
+        "the texts of a pair are of one type",
     ),
     "feature_mask": Mutation(
         "data/loader.py",
@@ -164,6 +177,48 @@ MUTATIONS = {
         "positions_differ = self.isolate_documents",
         "positions count the padding on the left",
     ),
+    "completion_place": Mutation(
+        "data/loader.py",
+        "completes[row, max(end - len(own) + first - 1, 0) : end - len(own) + behind - 1] = True",
+        "completes[row, end - len(own) + first : end - len(own) + behind] = True",
+        "what follows each token of a completion is learned",
+    ),
+    "prompts": Mutation(
+        "data/loader.py",
+        "labels = np.where(completes, of_tokens, IGNORED_LABEL) if alone.task else of_tokens",
+        "labels = of_tokens",
+        "prompts are learned as completions are",
+    ),
+    "prompts_compared": Mutation(
+        "data/loader.py",
+        "return self.kept_tokens if self.matched is None else self.matched",
+        "return self.kept_tokens",
+        "layers are compared on prompts, too",
+    ),
+    "completions_packed": Mutation(
+        "data/chat_data.py",
+        "spans += [place + len(ids) for place in label]",
+        "spans += [place for place in label]",
+        "packed completions stand where each stood alone",
+    ),
+    "own_counts": Mutation(
+        "objectives/distill.py",
+        "return replace(weights, prediction=weights.prediction * of_task / of_prediction)",
+        "return weights",
+        "in one pass the prediction term is divided by the task's count",
+    ),
+    "rows_of_divergence": Mutation(
+        "numerics/vocabulary.py",
+        "of_divergence = of_each.predicted * of_divergence",
+        "of_divergence = torch.ones_like(of_each.predicted) * of_divergence",
+        "the gradient of the divergence reaches rows that it is not of",
+    ),
+    "rows_of_task": Mutation(
+        "numerics/vocabulary.py",
+        "of_task = of_each.labelled * of_task",
+        "of_task = torch.ones_like(of_each.labelled) * of_task",
+        "rows without a label learn token 0",
+    ),
     "shared_ids": Mutation(
         "numerics/vocabulary.py",
         "shared = slice(teacher.num_shared_ids)",
@@ -213,7 +268,7 @@ MUTATIONS = {
         "a label's no is taken for a second yes",
     ),
     "vocabulary_chunks": Mutation(
-        "numerics/vocabulary.py",
+        "numerics/chunks.py",
         "beta=0 if is_first else 1",
         "beta=0",
         "the head learns from the last chunk alone",
@@ -266,6 +321,12 @@ MUTATIONS = {
         "return modules",
         "layer 1 is taken before DeBERTa's convolution",
     ),
+    "transfer_label": Mutation(
+        "data/transfer.py",
+        "return Example(first, None, *second)",
+        "return Example(first, 0, *second)",
+        "transfer texts have a task term",
+    ),
     "cache_side": Mutation(
         "teacher_cache/cached.py",
         'start = length - len(own) if self._side == "left" else 0',
@@ -277,6 +338,42 @@ MUTATIONS = {
         ".reshape(shape) * scales",
         ".reshape(shape).float()",
         "cached states of 8 bits go without their scales",
+    ),
+    "unmasked_labels": Mutation(
+        "data/masking.py",
+        "labels[places] = tokens[places]",
+        "labels[ordinary] = tokens[ordinary]",
+        "tokens that a masked LM sees are predicted, too",
+    ),
+    "masked_specials": Mutation(
+        "data/masking.py",
+        "places = np.flatnonzero(ordinary & is_chosen[unit])",
+        "places = np.flatnonzero(is_chosen[unit])",
+        "special tokens are masked",
+    ),
+    "same_masks": Mutation(
+        "data/stream/lane.py",
+        '"masks of lane", self._lane, "step", self._step)',
+        '"masks of lane", self._lane)',
+        "the masks of all steps stand at the same places",
+    ),
+    "masks_by_chance": Mutation(
+        "data/masking.py",
+        "np.random.PCG64(hash_of(*words))",
+        "np.random.PCG64()",
+        "masks hang on more than what a sequence is called",
+    ),
+    "predicted_places": Mutation(
+        "data/loader.py",
+        '{"predicted": kept_tokens} if self.predict_all',
+        '{"predicted": token_labels != IGNORED_LABEL} if self.predict_all',
+        "predictions of a masked LM are compared at masked tokens, where all are asked for",
+    ),
+    "before_lm_head": Mutation(
+        "models/taps.py",
+        "hidden = self.model.get_submodule(self._family.before_lm_head)(hidden)",
+        "pass",
+        "a masked LM's head takes the states of its last block as they are",
     ),
 }
 

@@ -24,6 +24,13 @@ if [ ! -d "$TED_DS_VENV/trackers" ]; then # what tracking.to can name: for the t
         "absl-py==2.5.1" "trackio==0.43.0" "gradio_client==2.7.2" "orjson==3.13.0" "starlette==1.10.0" \
         "uvicorn==0.54.0" "brotli==1.2.1" "python-multipart==0.0.34" "pillow==12.3.0"
 fi
+if [ ! -d "$TED_DS_VENV/lm_eval" ]; then # for evaluation.lm_eval
+    "$TED_DS_VENV/bin/pip" install --quiet --no-deps --target "$TED_DS_VENV/lm_eval" "lm-eval==0.4.13" \
+        "absl-py==2.5.1" "chardet==7.7.0" "colorama==0.4.6" "dataproperty==1.1.1" "evaluate==0.4.6" \
+        "jsonlines==4.0.0" "lxml==6.1.3" "mbstrdecoder==1.1.5" "more_itertools==11.2.1" "nltk==3.10.4" \
+        "pathvalidate==3.3.1" "portalocker==4.4.2" "pytablewriter==1.2.1" "rouge-score==0.1.2" "sacrebleu==2.6.0" \
+        "sqlitedict==2.1.0" "tabledata==1.3.5" "tabulate==0.10.0" "tcolorpy==0.1.7" "typepy==2.0.0" "word2number==1.1"
+fi
 if [ ! -d "$TED_DS_VENV/schemas" ]; then # of Kubernetes: 100 MB that nothing but a test needs
     "$TED_DS_VENV/bin/pip" install --quiet --target "$TED_DS_VENV/schemas" "kubernetes-validate==1.37.0"
 fi

@@ -18,8 +18,11 @@ from tests.tiny import task_dict
 
 SECTIONS: dict[str, Any] = {get_args(section.model_fields["kind"].annotation)[0]: section for section in KINDS}
 OF_NAME: dict[str, AnyKind] = {name: kind_of(section(**task_dict(name))) for name, section in SECTIONS.items()}
+MASKED_ON_ALL = "masked_lm on all"
+"""A masked LM whose predictions are compared at all tokens."""
+OF_NAME[MASKED_ON_ALL] = kind_of(SECTIONS["masked_lm"](**task_dict("masked_lm"), kl_on="all"))
 TASK_TERMS = {name: kind.terms for name, kind in OF_NAME.items()}
-SCORERS = {name: kind.scorer for name, kind in OF_NAME.items()}
+SCORERS = {name: OF_NAME[name].scorer for name in SECTIONS}
 make_plan = functools.partial(plan.make_plan, rows_of=kind_of)
 plan_recipe = functools.partial(plan.plan_recipe, rows_of=kind_of)
 
@@ -50,4 +53,6 @@ def with_outputs(name: str, number: int) -> AnyKind:
     """A kind of task with so many outputs, where it has a head of its own."""
     section = OF_NAME[name].task
     changes = {section.outputs_key: [f"name {index}" for index in range(number)]} if section.num_outputs else {}
+    if section.rows_per_example > 1:
+        changes = {"choice_columns": None, "num_choices": number}
     return kind_of(section.model_copy(update=changes))

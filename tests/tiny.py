@@ -15,10 +15,12 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     PreTrainedTokenizerFast,
 )
 
 from ted_ds.config.distill import Distill
+from ted_ds.models.families import types_of
 
 ROOT = Path(__file__).parent.parent
 SPECIAL_TOKENS = {
@@ -31,11 +33,18 @@ SPECIAL_TOKENS = {
 WORDS = tuple(consonant + vowel for consonant in "bcdfghjklmnprstvwyz" for vowel in "aeiou")
 VOCAB_SIZE = len(SPECIAL_TOKENS) + len(WORDS)
 ENCODERS = ("bert", "deberta-v2")
+CAUSAL_LM_TYPES = types_of("CausalLM")
+LM_FAMILIES = {"causal_lm": "llama", "masked_lm": "bert"}
+"""The family of a teacher whose kind of task has an LM head."""
 LABELS = ("negative", "positive")
 WORD_LABELS = ("O", "B-NAME", "I-NAME")
 OF_TEXTS = "SequenceClassification"
-ARCHITECTURES = {"token_classification": "TokenClassification", "question_answering": "QuestionAnswering"}
-"""Of the models of some kinds of task."""
+ARCHITECTURES = {
+    "token_classification": "TokenClassification",
+    "multiple_choice": "MultipleChoice",
+    "question_answering": "QuestionAnswering",
+}
+"""Of kinds whose models have another head than one for texts with labels."""
 MAX_POSITIONS = 64
 MODEL_INPUTS = ["input_ids", "token_type_ids", "attention_mask"]
 """What an encoder's tokenizer gives."""
@@ -46,11 +55,16 @@ def distill_plan(**settings: Any) -> Distill:
     return Distill(max_steps=1, learning_rate=1.0, global_batch_size=1, micro_batch_size=1, **settings)
 
 
-def write_tokenizer(folder: Path, words: Sequence[str] = WORDS, *, encoder: bool = False) -> PreTrainedTokenizerFast:
+def write_tokenizer(
+    folder: Path, words: Sequence[str] = WORDS, *, encoder: bool = False, masks: bool = False
+) -> PreTrainedTokenizerFast:
     """A word-level tokenizer of the special tokens and ``words``; an ``encoder``'s texts become [CLS] ... [SEP].
 
-    Two of an encoder become [CLS] ... [SEP] ... [SEP], of two types of tokens, as BERT has them.
+    Two of an encoder become [CLS] ... [SEP] ... [SEP], of two types of tokens, as BERT has them. One that ``masks`` has
+    a mask token in the place of the last word.
     """
+    roles = {**SPECIAL_TOKENS, **({"mask_token": "[MASK]"} if masks else {})}
+    words = [*words[:-1], "[MASK]"] if masks else words
     vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS.values(), *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL_TOKENS["unk_token"]))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -61,7 +75,7 @@ def write_tokenizer(folder: Path, words: Sequence[str] = WORDS, *, encoder: bool
             single="[CLS] $A [SEP]", pair=pair, special_tokens=ends
         )
     given = {"model_input_names": MODEL_INPUTS} if encoder else {}
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL_TOKENS, **given)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles, **given)
     fast.save_pretrained(folder)
     return fast
 
@@ -112,7 +126,7 @@ def write_model(
     seed: int = 0,
     **changes: Any,
 ) -> Path:
-    """A random model and its tokenizer: a classifier with ``labels``, else a causal LM or a bare encoder."""
+    """A random model and its tokenizer: a classifier with ``labels``, else a causal or masked LM or a bare encoder."""
     if labels is not None:
         changes |= {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
         if architecture == "TokenClassification":
@@ -120,11 +134,11 @@ def write_model(
     config = model_config(family, blocks=blocks, hidden=hidden, vocab=vocab, **changes)
     auto = getattr(transformers, f"AutoModelFor{architecture}") if labels is not None else AutoModelForCausalLM
     if labels is None and family in ENCODERS:
-        auto = AutoModel
+        auto = AutoModelForMaskedLM if architecture == "MaskedLM" else AutoModel
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         auto.from_config(config).save_pretrained(folder)
-    write_tokenizer(folder, encoder=family in ENCODERS)
+    write_tokenizer(folder, encoder=family in ENCODERS, masks=architecture == "MaskedLM")
     return folder
 
 
@@ -148,6 +162,24 @@ def texts(count: int, *, seed: int = 0, longest: int = 12) -> list[str]:
 def write_corpus(path: Path, count: int = 60, *, seed: int = 0) -> Path:
     """Documents in the column ``text``."""
     return write_rows(path, ({"text": text} for text in texts(count, seed=seed)))
+
+
+def write_chats(path: Path, count: int = 60, *, seed: int = 0) -> Path:
+    """Conversations of a turn or two in ``messages``; each but the first begins with a space, to be put together."""
+    given = iter(texts(4 * count, seed=seed, longest=6))
+    roles = ("user", "assistant", "user", "assistant")
+    return write_rows(
+        path,
+        (
+            {
+                "messages": [
+                    {"role": role, "content": " " * (turn > 0) + next(given)}
+                    for turn, role in enumerate(roles[: 2 + 2 * (index % 3 == 0)])
+                ]
+            }
+            for index in range(count)
+        ),
+    )
 
 
 def write_labelled(
@@ -179,6 +211,9 @@ def write_labelled(
                 "answers": {"text": [answer], "answer_start": [start]},
             }
         letter = ord(text[0])
+        if kind == "multiple_choice":
+            words = text.split()
+            return {"text": text, "one": words[0], "two": words[-1], "label": letter % 2}
         share = (letter % 5) / 5
         return {
             "sequence_classification": {"label": labels[letter % len(labels)]},
@@ -224,8 +259,11 @@ def recipe_dict(folder: Path, *, kind: str = "causal_lm", method: str = "ted", s
 
 def task_dict(kind: str) -> dict[str, Any]:
     """A minimal valid ``task`` section of any kind."""
-    if kind == "causal_lm":
+    if kind in LM_FAMILIES:
         return {"kind": kind, "sequence_length": 16}
+    if kind == "chat":  # each term with a count of its own
+        template = ROOT / "ds_configs" / "chat_templates" / "plain.jinja"
+        return {"kind": kind, "max_length": 16, "chat_template": str(template), "kl_on": "all"}
     if kind == "question_answering":
         return {"kind": kind, "max_length": 16, "stride": 3}
     return {"kind": kind, "max_length": 16, **head_dict(kind)}
@@ -233,13 +271,16 @@ def task_dict(kind: str) -> dict[str, Any]:
 
 def labels_of(kind: str) -> Sequence[str]:
     """The outputs of a head."""
-    return ("start", "end") if kind == "question_answering" else next(iter(head_dict(kind).values()))
+    of_kind = {"question_answering": ("start", "end"), "multiple_choice": ("fits",)}
+    return of_kind.get(kind) or next(iter(head_dict(kind).values()))
 
 
 def head_dict(kind: str) -> dict[str, list[str]]:
     """What the outputs of a head are, as a recipe says it."""
     if kind == "regression":
         return {"target_columns": ["score"]}
+    if kind == "multiple_choice":
+        return {"choice_columns": ["one", "two"]}
     return {"labels": [*(WORD_LABELS if kind == "token_classification" else LABELS)]}
 
 
@@ -252,9 +293,10 @@ def write_recipe(path: Path, recipe: dict[str, Any]) -> Path:
 def write_run(folder: Path, *, kind: str = "causal_lm", family: str | None = None, method: str = "ted") -> Path:
     """All a tiny run needs, in ``folder``: teacher of 4 blocks, data, and the recipe, whose path is returned."""
     folder.mkdir(parents=True, exist_ok=True)
-    if kind == "causal_lm":
-        write_model(folder / "teacher", family or "llama")
-        write_corpus(folder / "train.jsonl")
+    if kind in (*LM_FAMILIES, "chat"):
+        architecture = "MaskedLM" if kind == "masked_lm" else "CausalLM"
+        write_model(folder / "teacher", family or LM_FAMILIES.get(kind, "llama"), architecture=architecture)
+        (write_chats if kind == "chat" else write_corpus)(folder / "train.jsonl")
     else:
         labels = labels_of(kind)
         write_model(folder / "teacher", family or "bert", labels=labels, architecture=ARCHITECTURES.get(kind, OF_TEXTS))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -13,8 +13,9 @@ from ted_ds.assembly.models import ModelMaker
 from ted_ds.config.deepspeed import complete, schedule_of
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.data.batches import Batches
-from ted_ds.data.loader import Batch, evaluation_batches
+from ted_ds.data.loader import Batch, Collator, evaluation_batches
 from ted_ds.data.no_batches import NoBatches
+from ted_ds.data.samples import Sample
 from ted_ds.data.step_division import StepDivision
 from ted_ds.errors import StoppedOnRequest
 from ted_ds.models.files import ModelFacts
@@ -28,6 +29,8 @@ from ted_ds.runtime.pipeline import Travellers
 from ted_ds.runtime.preemption import StopNow
 from ted_ds.runtime.start import start_runner
 from ted_ds.runtime.step_runner import EngineSettings, StepRunner
+from ted_ds.tasks.base import Scorer
+from ted_ds.tasks.language_tests import EndCollator, OpenedTest, open_test
 from ted_ds.tasks.scoring import evaluate
 
 
@@ -50,7 +53,7 @@ class Assembly:
             for path, one in recipe.phase_plans().items():
                 check_config(str(recipe.deepspeed), self.engine_config(one, path), world.num_replicas)
         self.teacher_facts, self.student_facts = plan.teacher, plan.student
-        self.terms = self.kind.terms
+        self.terms, self.training_terms = self.kind.terms, self.kind.training_terms
         vocabulary = tokenizer.get_vocab() if recipe.task.has_lm_head else {}
         self.num_shared_ids = max(vocabulary.values()) + 1 if vocabulary else None
         pad_id = tokenizer.pad_token_id
@@ -113,9 +116,10 @@ class Assembly:
             config,
             schedule_of(self.deepspeed_json, plan),
             plan.warmup_steps,
-            plan.max_steps,
+            plan.steps,
             plan.weight_decay,
             self.dtype,
+            schedule_parameters=plan.schedule_parameters,
             source=str(self.recipe.deepspeed),
         )
         engine = start_runner(
@@ -156,6 +160,7 @@ class Assembly:
             num_workers=num_workers,
             timeout_s=self.recipe.collective_timeout_s,
             state=state,
+            with_transfer=plan.takes_transfer,
         )
 
     # --- stopping -----------------------------------------------------------------------------------------------
@@ -181,23 +186,58 @@ class Assembly:
 
     # --- evaluation ---------------------------------------------------------------------------------------------
 
-    def evaluate(
-        self, forward: Any, *, in_pipeline: bool = False, apart: str | None = None
-    ) -> tuple[list[dict[str, float]], float]:
-        """Held-out metrics of each output of ``forward(batch)`` (:mod:`ted_ds.runtime.outputs`), and tokens per second.
+    def language_tests(self) -> list[OpenedTest]:
+        """Those of ``evaluation.perplexity`` and ``last_word``, read.
 
-        Args:
-            forward: Runs a batch.
-            in_pipeline: Whether all stages see the same batches; else every rank sees its own.
-            apart: One of the sets that are scored by themselves, in the place of the held-out data.
+        Raises:
+            DataError: One cannot be.
+        """
+        start = self.data.start or ()
+        tests = self.recipe.evaluation.tests
+        return [open_test(self.recipe, name, test, self.tokenizer, start) for _, name, test in tests]
+
+    def run_test(self, forward: Any, test: OpenedTest) -> dict[str, float]:
+        """Metrics of the one output of ``forward`` on a test of language models.
+
+        Raises:
+            StopNow: Any rank was asked to stop; on every rank.
+        """
+        whole = Collator(self.collate.pad_id, "tokens", multiple_of=self.collate.multiple_of)
+        (metrics,), _ = self._score(forward, test.samples, EndCollator(whole), test.scorer, in_pipeline=False)
+        return {f"{test.name}/{metric}": value for metric, value in metrics.items()}
+
+    def evaluate(
+        self, forward: Any, samples: Sequence[Sample] | None = None, *, in_pipeline: bool = False
+    ) -> tuple[list[dict[str, float]], float]:
+        """Metrics of each output of ``forward(batch)`` (:mod:`ted_ds.runtime.outputs`), and tokens per second.
+
+        Those on ``samples``; unset: on held-out data. In a pipeline all stages see the same batches, else every rank
+        sees its own.
+
+        Raises:
+            StopNow: Any rank was asked to stop; on every rank.
+        """
+        scored = self.data.heldout if samples is None else samples
+        return self._score(forward, scored, self.collate, self.kind.scorer, in_pipeline=in_pipeline)
+
+    def _score(
+        self,
+        forward: Any,
+        samples: Sequence[Sample],
+        collate: Collator | EndCollator,
+        scorer: Scorer,
+        *,
+        in_pipeline: bool,
+    ) -> tuple[list[dict[str, float]], float]:
+        """Metrics of each output, and tokens per second.
 
         Raises:
             StopNow: Any rank was asked to stop; on every rank.
         """
         self.stops.has_work(True)  # a batch may take long, and all see the request after it
         batches: Iterator[Batch] = evaluation_batches(
-            self.data.heldout if apart is None else self.data.apart[apart],
-            self.collate,
+            samples,
+            collate,
             micro_batch_size=self.recipe.evaluation.micro_batch_size,
             rank=self.world.replica if in_pipeline else self.world.rank,
             world_size=self.world.num_replicas if in_pipeline else self.world.size,
@@ -205,7 +245,7 @@ class Assembly:
         return evaluate(
             forward,
             batches,
-            scorer=self.kind.scorer,
+            scorer=scorer,
             gather=self.world.gather,
             device=self.world.device,
             before_batch=self.stop_if_asked,

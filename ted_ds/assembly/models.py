@@ -13,7 +13,9 @@ from transformers import PreTrainedModel
 
 from ted_ds.assembly.given import Given
 from ted_ds.config.deepspeed_keys import zero_stage
+from ted_ds.config.pair import Student, Teacher
 from ted_ds.errors import TedError
+from ted_ds.models.choices import choose_among_rows
 from ted_ds.models.companions import accompany
 from ted_ds.models.execution import checkpoint_activations, compile_blocks
 from ted_ds.models.families import family_of
@@ -117,7 +119,7 @@ class ModelMaker:
         """A tapped model to be trained under a completed DeepSpeed config; ZeRO-3 shards it as it loads."""
         share = _share(stage, side)
         shard_config = config if zero_stage(config) == 3 else None
-        model, fresh = self._load(path, shard_config, share, new_head_allowed=True)
+        model, fresh = self._load(path, shard_config, share, new_head_allowed=True, trains=side)
         if self._recipe.activation_checkpointing:
             checkpoint_activations(model)
         if side == "student" and self._recipe.student.freeze_embeddings:
@@ -135,9 +137,18 @@ class ModelMaker:
         )
 
     def _load(
-        self, path: Path, shard_config: Mapping[str, Any] | None, share: Share | None, *, new_head_allowed: bool
+        self,
+        path: Path,
+        shard_config: Mapping[str, Any] | None,
+        share: Share | None,
+        *,
+        new_head_allowed: bool,
+        trains: str | None = None,
     ) -> tuple[PreTrainedModel, list[str]]:
-        """A model with the blocks of its share, and the names of its head's weights that start random."""
+        """A model with the blocks of its share, and the names of its head's weights that start random.
+
+        ``trains`` is its side, where it is not frozen.
+        """
         # a new head must start the same on every rank and, by its own seed, in every phase that needs one
         seed_everything(self._recipe.seed, phase="model")
         with self._world.together():  # a sharded load communicates: make sure first that every rank can read it
@@ -154,6 +165,7 @@ class ModelMaker:
                     sharded_loading(shard_config) if shard_config else contextlib.nullcontext(),
                     self._recipe.attention,
                     self._world.device,
+                    {} if trains is None else self._dropout_of(trains, path),
                 ),
                 head=self._kind.head_config,
                 architecture=self._recipe.task.architecture,
@@ -163,10 +175,22 @@ class ModelMaker:
         except TedError as error:
             loaded = error
         model, fresh = self._world.settle(loaded)
+        if self._recipe.task.rows_per_example > 1:
+            choose_among_rows(model, self._recipe.task.rows_per_example)
         self._name_padding(model)
         if self._recipe.torch_compile and shard_config is None:
             compile_blocks(model, family_of(model.config.model_type))
         return model, fresh
+
+    def _dropout_of(self, side: str, path: Path) -> dict[str, float]:
+        """What the recipe says of the dropout of a model that trains, in words of its config."""
+        section: Teacher | Student = getattr(self._recipe, side)
+        family = read_model_facts(path).family
+        return {
+            key: share
+            for what, share in section.dropout.given.items()
+            for key in family.dropout_keys(what, self._recipe.task.architecture)
+        }
 
     def _name_padding(self, model: PreTrainedModel) -> None:
         """Let a model's config name what its tokenizer pads with, by which transformers finds a decoder's last token.

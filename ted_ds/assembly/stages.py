@@ -103,7 +103,7 @@ def build_stage_one(build: Assembly, phase: str, models: Mapping[str, Path]) -> 
             probes.keep(places)
         prefix = f"{side}/" if len(bodies) > 1 else ""
         sides[side] = Probed(body, stage is None or side in stage.runs, bank, probes, prefix)
-        objectives[side] = FilterObjective(build.terms, body, layers, places, prefix=prefix)
+        objectives[side] = FilterObjective(build.training_terms, body, layers, places, prefix=prefix)
     module = ProbesOfModels({side: one.probes for side, one in sides.items()})
     running = [side for side, one in sides.items() if one.runs]
     return StageOne(sides, module, FilterObjectives(objectives, here=running))
@@ -199,7 +199,7 @@ def build_stage_two(
     objective: Objective = (
         _distill_objective(build, teaching, teacher_filters, stage)
         if plan.needs.teacher
-        else FinetuneObjective(build.terms, plan.task_weight)
+        else FinetuneObjective(build.training_terms, plan.task_weight)
     )
     return StageTwo(tapped, bank, kind, FilteredModel(tapped, bank), frozen, teacher_filters, objective)
 
@@ -209,7 +209,7 @@ def _distill_objective(
 ) -> DistillObjective:
     """The recipe's Stage II objective with this teacher; in a pipeline, what of it is here."""
     return DistillObjective(
-        build.terms,
+        build.training_terms,
         build.recipe.distill,
         teacher=teacher,
         teacher_filters=teacher_filters,

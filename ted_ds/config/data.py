@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -37,6 +37,9 @@ def weight_at(weight: float | str | Sequence[tuple[int, float]], step: int) -> f
 
 class Source(Section):
     """Where documents or examples come from."""
+
+    column_key: ClassVar[str | None] = None
+    """The key that names its columns; None where the task does."""
 
     path: str = Field(min_length=1)
     """A local file, folder or glob, a URL (``s3://``, ``gs://``, ``hf://``, ...), or the name of a Hugging Face
@@ -107,6 +110,29 @@ class Source(Section):
         raise ValueError("must be a number above 0, size, or [[step, weight], ...] with ascending steps")
 
 
+class TransferSource(Source):
+    """Where texts come from that are learned from without labels."""
+
+    column_key: ClassVar[str | None] = "text_column of this source of data.transfer"
+    text_column: str | tuple[str, ...] | None = None
+    """Column with the text, or ``[first, second]`` with those of pairs; unset: ``task.text_column``."""
+
+    @field_validator("text_column", mode="before")
+    @classmethod
+    def _is_one_or_more(cls, column: Any) -> Any:
+        """One rule in words, where a union would give a message per member."""
+        names = column if isinstance(column, list) else [column]
+        if column is not None and not (names and all(isinstance(name, str) for name in names)):
+            raise ValueError("must be a column, or [first, second] with two columns for texts that come in pairs")
+        return tuple(names) if column is names else column
+
+    def text_columns(self, of_task: Sequence[str]) -> tuple[str, ...]:
+        """The columns with its texts, where the task names its own ``of_task``."""
+        if self.text_column is None:
+            return tuple(of_task)
+        return (self.text_column,) if isinstance(self.text_column, str) else self.text_column
+
+
 class Padding(Section):
     """How sequences of a batch are brought to one length. Losses and gradients do not depend on it."""
 
@@ -151,11 +177,22 @@ class Data(Section):
     glue_folder: str | None = Field(default=None, min_length=1)
     """Where it is: a folder with its official files, or with a copy of the hub's dataset; unset: on the hub."""
     train: list[Source] = Field(min_length=1)
+    validation: list[Source] | None = Field(default=None, min_length=1)
+    """Held-out data: scored during training, where it chooses the best checkpoint, and at the end; unset:
+    ``heldout_fraction`` of ``train`` is kept apart by a hash of the text."""
     evaluation: list[Source] | None = None
-    """Held-out data; unset: ``heldout_fraction`` of ``train`` is kept apart by a hash of the text."""
+    """The same by its older name."""
     apart: dict[str, list[Source]] | None = None
     """Further held-out data by a name of your own: scored at the end, each by itself, as ``name/metric``."""
+    test: list[Source] | None = Field(default=None, min_length=1)
+    """Data that decides nothing: scored once, whole, by the phase ``evaluate``, as ``test/...``."""
     heldout_fraction: float = Field(default=0.05, gt=0, lt=1)
+    transfer: list[TransferSource] | None = Field(default=None, min_length=1)
+    """Further texts for Stage II, whose labels are not read: they have no task term and all others. Those that are held
+    out are left out here, too."""
+    transfer_share: float | str = 0.5
+    """Of each step of Stage II, the share of texts that come from ``transfer``; ``size``: as many as there are of them
+    among all texts."""
     mixture_temperature: float = Field(default=1.0, gt=0)
     """Corpora: shares are weight^(1/temperature); above 1 brings small sources up."""
     shuffle_mib: float = Field(default=16, gt=0)
@@ -168,11 +205,40 @@ class Data(Section):
     length_grouping: LengthGrouping = LengthGrouping()
 
     @property
+    def heldout_sources(self) -> list[Source] | None:
+        """Of held-out data; None where it is split off."""
+        return self.evaluation if self.validation is None else self.validation
+
+    @property
+    def heldout_key(self) -> str:
+        """The key they stand under, or would."""
+        return "validation" if self.evaluation is None else "evaluation"
+
+    @property
+    def parts(self) -> dict[str, list[Source]]:
+        """All sources, by the place of their list in this section."""
+        given = {"train": self.train, self.heldout_key: self.heldout_sources}
+        given |= {f"apart.{name}": sources for name, sources in (self.apart or {}).items()} | {"test": self.test}
+        given["transfer"] = self.transfer
+        return {place: sources for place, sources in given.items() if sources is not None}
+
+    @property
     def sources(self) -> Iterator[tuple[str, Source]]:
         """Every source, with its place in this section."""
-        parts = {"train": self.train, "evaluation": self.evaluation or []}
-        parts |= {f"apart.{name}": sources for name, sources in (self.apart or {}).items()}
-        return ((f"{part}[{index}]", one) for part, sources in parts.items() for index, one in enumerate(sources))
+        return ((f"{part}[{i}]", one) for part, sources in self.parts.items() for i, one in enumerate(sources))
+
+    @rule
+    def _heldout_data_has_one_name(self) -> Iterator[str]:
+        if self.validation is not None and self.evaluation is not None:
+            yield "evaluation is the older name of validation; give one of them"
+
+    @field_validator("transfer_share", mode="before")
+    @classmethod
+    def _share_is_one_of_two(cls, share: Any) -> Any:
+        """One rule in words, as there."""
+        if share == "size" or (is_finite_number(share) and 0 < share < 1):
+            return share
+        raise ValueError("must be a number above 0 and below 1, or size")
 
     @rule
     def _apart_has_names_and_sources(self) -> Iterator[str]:
@@ -181,6 +247,8 @@ class Data(Section):
                 yield f"apart: {name!r}: use letters, digits, '_', '.' and '-'; metrics are called by it"
             if not sources:
                 yield f"apart.{name}: no source; give at least one"
+        if "test" in (self.apart or {}):
+            yield "apart.test: metrics called test/... are those of data.test; give it there, or another name"
 
     @rule
     def _glue_is_somewhere(self) -> Iterator[str]:
@@ -193,3 +261,10 @@ class Data(Section):
         for step in sorted({0, *points}):
             if not any(weight_at(one.weight, step) for one in self.train):
                 yield f"train: at step {step} every source has weight 0"
+
+
+def by_older_name(data: dict[str, Any]) -> dict[str, Any]:
+    """The values of this section with held-out data by its older name: manifests know it by that."""
+    values = {**data}
+    validation = values.pop("validation", None)
+    return values if validation is None else {**values, "evaluation": validation}

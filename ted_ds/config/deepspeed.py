@@ -283,7 +283,7 @@ def _choose_schedule(result: dict[str, Any], plan: PhasePlan, plan_path: str, so
         if plan.schedule != "deepspeed":
             return []
         return [
-            f"{plan_path}.schedule: 'deepspeed': {source} has no scheduler block; use linear, cosine or constant, or "
+            f"{plan_path}.schedule: 'deepspeed': {source} has no scheduler block; use linear, cosine or another, or "
             "add one"
         ]
     section = result["scheduler"]

@@ -42,6 +42,8 @@ def contradiction(
         wish = f"set precision: {path.partition('.')[0]}, or " if given is True else ""
         return f"{place} contradicts the recipe, whose precision is {precision}; {wish}write 'auto'"
     key = OWNERS.get(path)
+    if key == "max_steps" and plan.epochs is not None:
+        return f"{place}, but the steps are those that {plan_path}.epochs comes to; write 'auto'"
     if key is not None and key not in plan.model_fields_set and getattr(plan, key) is not None:
         own = f"{plan_path}.{key}"
         return f"{place}, but {own} is {getattr(plan, key)!r} (its default): set {own}: {given}, or write 'auto'"

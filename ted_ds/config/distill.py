@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -22,6 +22,8 @@ PARAMETERS = {
 
 class Distill(PhasePlan):
     """Stage II, and which method it is."""
+
+    takes_transfer: ClassVar[bool] = True
 
     method: Literal["sft", "kd", "lwd", "ted"] = "ted"
     """``sft``: task loss only; ``kd``: and predictions; ``lwd``: and matching of layers; ``ted``: filtered ones."""

@@ -13,6 +13,7 @@ from annotated_types import MinLen
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from ted_ds.config.extends import Chain
 from ted_ds.config.nearest import meant_by
 from ted_ds.config.places import Location, dotted, own_keys, sections_at
 from ted_ds.config.schema import Recipe
@@ -36,6 +37,8 @@ class Draft:
     """What is wrong among values, with their place; not where a stand-in takes part."""
     stand_ins: list[Location] = field(default_factory=list)
     """Keys of which the recipe here says something else than the user's."""
+    chain: Chain = field(default_factory=Chain)
+    """The files it was read from."""
 
     def concerns_a_stand_in(self, message: str) -> bool:
         """Whether a message is about a value that the user did not write."""

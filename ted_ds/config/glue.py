@@ -142,7 +142,8 @@ def fill_from_glue(values: Any) -> Iterator[str]:
     own = None if place is None else _official_folder(place, task)
     train = _source(name, place, own, ("train", TRAIN_FILE), task)
     data.setdefault("train", [train])
-    data.setdefault("evaluation", [_source(name, place, own, task.heldout, task)])
+    if data.get("validation") is None:
+        data.setdefault("evaluation", [_source(name, place, own, task.heldout, task)])
     if task.apart:
         apart = {part: [_source(name, place, own, split, task)] for part, split in task.apart.items()}
         data.setdefault("apart", apart)
@@ -195,8 +196,9 @@ def filled_in(name: str, recipe: Mapping[str, Any]) -> Iterator[str]:
     for key in ("kind", "text_column", *keys, "headline"):
         value = section.get(key)
         yield f"task.{key} {', '.join(value) if isinstance(value, list) else value}"
-    sources = {"train": recipe["data"]["train"], "evaluation": recipe["data"]["evaluation"] or []}
-    sources |= {f"apart.{part}": of_part for part, of_part in (recipe["data"]["apart"] or {}).items()}
+    data = recipe["data"]
+    sources = {part: data[part] or [] for part in ("train", "validation", "evaluation")}
+    sources |= {f"apart.{part}": of_part for part, of_part in (data["apart"] or {}).items()}
     for part, of_part in sources.items():
         for source in of_part:
             split = f" split {source['split']}" if source["name"] is not None or source["format"] == "auto" else ""

@@ -12,17 +12,19 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ted_ds.config.draft import Draft, read_draft
+from ted_ds.config.extends import KEY as EXTENDS
+from ted_ds.config.extends import Chain, read_chain
 from ted_ds.config.glue import fill_from_glue
 from ted_ds.config.schema import Recipe
 from ted_ds.config.wording import in_words
-from ted_ds.config.yaml_file import read_yaml, unresolved, without_duplicates
+from ted_ds.config.yaml_file import unresolved, without_duplicates
 from ted_ds.errors import ConfigError, raise_all
 
 KEY = re.compile(r"\w+(\.\w+|\[\d+\])*")
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read ``path``, apply ``a.b[0].c=value`` overrides, resolve ``${...}`` and validate.
+    """Read ``path`` and what it extends, apply ``a.b[0].c=value`` overrides, resolve ``${...}`` and validate.
 
     Of two overrides of one key the later counts, as on any command line.
 
@@ -30,7 +32,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         ConfigError: The file cannot be read, or any key or value is wrong; lists all of them.
     """
     draft = load_draft(path, overrides)
-    raise_all([f"{path}: {message}" for message in draft_mistakes(draft)])
+    raise_all([draft.chain.place(message) for message in draft_mistakes(draft)])
     assert draft.recipe is not None, "without a mistake all of it is understood"
     return draft.recipe
 
@@ -41,9 +43,11 @@ def load_draft(path: str | Path, overrides: Sequence[str] = ()) -> Draft:
     Raises:
         ConfigError: The file cannot be read as a mapping, or an override has no place in it.
     """
-    values, repeated = _read_values(Path(path), overrides)
+    tree, chain = read_chain(Path(path))
+    values, beside_glue = _values(tree, chain, overrides)
     draft = read_draft(values)
-    draft.given_twice = repeated
+    draft.given_twice = [*chain.repeated, *beside_glue]
+    draft.chain = chain
     return draft
 
 
@@ -52,25 +56,28 @@ def draft_mistakes(draft: Draft) -> list[str]:
     return [*draft.given_twice, *in_words(draft.errors), *draft.broken_rules]
 
 
-def _read_values(path: Path, overrides: Sequence[str]) -> tuple[Any, list[str]]:
-    tree, repeated = read_yaml(path)
+def _values(tree: DictConfig, chain: Chain, overrides: Sequence[str]) -> tuple[Any, list[str]]:
+    """A recipe's values with overrides, and what is wrong with those that stand beside ``data.glue``."""
     for override in overrides:
         key, sign, value = override.partition("=")
         if not sign or not KEY.fullmatch(key):
             raise ConfigError(f"command line: {override!r}: an override has the form a.b=value or a.b[0].c=value")
+        if key == EXTENDS:
+            raise ConfigError(f"command line: {override!r}: what a recipe extends stands in its file; write it there")
         _refuse_entry_that_is_not_there(tree, key, override)
         try:
             OmegaConf.update(tree, key, _parse_value(override, key, value), merge=False, force_add=True)
         except (OmegaConfBaseException, ValueError, TypeError, IndexError) as error:
             raise ConfigError(f"command line: {override!r}: {_first_line(error)}") from error
+        chain.override(key)
     try:
         data = OmegaConf.to_container(tree, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {unresolved(error)}") from error
+        raise ConfigError(chain.place(unresolved(error))) from error
     try:
-        return data, [*repeated, *fill_from_glue(data)]
+        return data, [*fill_from_glue(data)]
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(chain.place(str(error))) from error
 
 
 def _refuse_entry_that_is_not_there(tree: DictConfig, key: str, override: str) -> None:

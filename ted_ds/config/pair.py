@@ -11,6 +11,24 @@ from pydantic import Field
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.section import Section, rule
 
+Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Dropout(Section):
+    """What of a model is dropped while it trains, where that is another share than its ``config.json`` has."""
+
+    classifier: Probability | None = None
+    """Of what a head of labels reads."""
+    hidden: Probability | None = None
+    """Of states between and within blocks."""
+    attention: Probability | None = None
+    """Of the weights of attention."""
+
+    @property
+    def given(self) -> dict[str, float]:
+        """Those that are set."""
+        return {name: value for name, value in self.model_dump().items() if value is not None}
+
 
 class TeacherCache(Section):
     """Keep what the teacher says of each training example of a task, so that it runs over them once."""
@@ -31,6 +49,8 @@ class Teacher(Section):
     """Local folder or Hugging Face name of the teacher."""
     finetune: PhasePlan | None = None
     """Train the teacher on the task first (Stage 0)."""
+    dropout: Dropout = Dropout()
+    """In that training; the teacher is frozen elsewhere, and nothing of it is dropped."""
     host: Literal["auto", "replica", "int8", "zero3", "cpu_offload", "nvme_offload"] = "auto"
     """Where its weights are: whole on every rank (``replica``); whole, its blocks' matrices in 8 bits (``int8``, needs
     torchao); in ZeRO-3 shards of an engine of its own (``zero3``), which wait in host memory (``cpu_offload``) or on a
@@ -41,6 +61,11 @@ class Teacher(Section):
 
     cache: TeacherCache | None = None
     """For task data that is seen several times; unset: the teacher runs beside the student in every step."""
+
+    @rule
+    def _dropout_is_for_training(self) -> Iterator[str]:
+        if self.dropout.given and self.finetune is None:
+            yield f"dropout.{next(iter(self.dropout.given))}: without finetune the teacher does not train; remove it"
 
     @rule
     def _offload_has_a_place(self) -> Iterator[str]:
@@ -71,6 +96,9 @@ class Student(Section):
     """Cut the student out of the teacher instead."""
     finetune: PhasePlan | None = None
     """Train the student on the task before Stage I (Stage 0)."""
+    dropout: Dropout = Dropout()
+    """While it trains. A student cut out of its teacher has that one's ``config.json``, with the dropout it was trained
+    with."""
     freeze_embeddings: bool = False
     """Leave the token embeddings as they are, and an LM head that is tied to them: no gradients or optimizer state of
     them, and, while both models are whole on a rank, one copy of them for a student cut out of its teacher."""

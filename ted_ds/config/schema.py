@@ -6,7 +6,7 @@ Models are frozen and refuse unknown keys. Rules that need a file, a model or th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +14,7 @@ from pydantic import Field
 
 from ted_ds.config.data import Data
 from ted_ds.config.distill import Distill
+from ted_ds.config.evaluation import Evaluation, StridedPerplexity
 from ted_ds.config.pair import Student, Teacher
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.section import Section, rule
@@ -82,18 +83,6 @@ class Filters(Section):
     def _identity_is_linear(self) -> Iterator[str]:
         if self.initialisation == "identity" and self.kind != "linear":
             yield "initialisation: identity goes with kind: linear"
-
-
-class Evaluation(Section):
-    """How much is scored, and when."""
-
-    every_steps: int | None = Field(default=None, gt=0)
-    """Also during training, after every so many steps; unset: when a phase is over."""
-
-    max_examples: int = Field(default=1000, gt=0)
-    """Held-out examples, or packed sequences, that are scored."""
-    micro_batch_size: int = Field(default=8, gt=0)
-    """Examples per rank and forward pass."""
 
 
 class Checkpoint(Section):
@@ -186,6 +175,9 @@ class Recipe(Section):
     evaluation: Evaluation = Evaluation()
     tracking: Tracking = Tracking()
     checkpoint: Checkpoint = Checkpoint()
+    export: Literal["best", "last"] = "last"
+    """Which model a phase that trains one leaves, and so which student is exported: of those scored
+    (``evaluation.every_steps``) that with the best held-out score, or the last. Filters are always the last."""
     stop_after_minutes: float | None = Field(default=None, gt=0)
     """Save and stop after so much wall-clock time, with the exit code for "start me again" (75); set it below a batch
     system's limit by what a step and a save take."""
@@ -220,6 +212,27 @@ class Recipe(Section):
             yield f"teacher.cache: {self.task.why_not_cached}"
         if self.teacher.cache is not None and not self.distill.needs.teacher:
             yield "teacher.cache: distill.method: sft has no teacher; remove it"
+
+    @rule
+    def _transfer_texts_teach_something(self) -> Iterator[str]:
+        if self.data.transfer is None:
+            return
+        if self.task.why_no_transfer is not None:
+            yield f"data.transfer: {self.task.why_no_transfer}"
+            return
+        if not self.distill.needs.teacher:
+            yield (
+                "data.transfer: distill.method: sft has no teacher, and no labels of these texts are read; remove it, "
+                "or use method kd, lwd or ted"
+            )
+        columns = self.task.text_columns
+        for index, source in enumerate(self.data.transfer):
+            own = source.text_columns(columns)
+            if len(own) != len(columns):
+                yield (
+                    f"data.transfer[{index}].text_column: {len(own)} column{'s'[: len(own) != 1]}, task.text_column "
+                    f"names {len(columns)}; name as many, in the same order"
+                )
 
     @rule
     def _stages_hold_the_teacher(self) -> Iterator[str]:
@@ -258,6 +271,38 @@ class Recipe(Section):
             )
 
     @rule
+    def _tests_fit_the_task(self) -> Iterator[str]:
+        if self.evaluation.lm_eval and not self.task.predicts_next_token:
+            yield f"evaluation.lm_eval: a {self.task.kind} does not predict the next token of a text; remove it"
+        taken = {*(self.data.apart or {}), *(["test"] if self.data.test else [])}
+        for within, name, test in self.evaluation.tests:
+            place = f"evaluation.{within}"
+            window = test.window or self.task.sequence_length
+            if not self.task.predicts_next_token:
+                yield f"{place}: a {self.task.kind} does not predict the next token of a text; remove it"
+            if name in taken:
+                yield f"{place}: metrics called {name}/... are those of data.{name}; use another name"
+            if isinstance(test, StridedPerplexity) and test.stride is not None and test.stride >= window:
+                yield f"{place}.stride: {test.stride} must be below the window ({window}), for something to go before"
+
+    @rule
+    def _the_best_is_scored_and_kept(self) -> Iterator[str]:
+        if self.export == "best" and self.evaluation.every_steps is None:
+            yield "export: best needs evaluation.every_steps: only what is scored during training can be the best"
+        if self.export == "best" and not self.checkpoint.keep_best:
+            yield "export: best is taken from the checkpoint that checkpoint.keep_best keeps; set it to true"
+
+    @rule
+    def _epochs_are_of_rows(self) -> Iterator[str]:
+        for path, plan in self.phase_plans().items():
+            if plan.epochs is not None and self.task.packed:
+                yield (
+                    f"{path}.epochs: {plan.epochs:g}: a {self.task.kind} packs documents as they come, and how many "
+                    "sequences they make is known once all are read; give max_steps (a source of data.train may have "
+                    "epochs, by which it ends)"
+                )
+
+    @rule
     def _lengths_differ(self) -> Iterator[str]:
         if self.task.packed and self.data.length_grouping.window_steps > 1:
             yield (
@@ -270,7 +315,12 @@ class Recipe(Section):
             if plan.micro_batch_tokens is None:
                 continue
             given = f"{path}.micro_batch_tokens: {plan.micro_batch_tokens}"
-            if self.task.packed:
+            if self.task.rows_per_example > 1:
+                yield (
+                    f"{given}: a {self.task.kind} has {self.task.rows_per_example} texts for each example; use "
+                    "micro_batch_size"
+                )
+            elif self.task.packed:
                 yield f"{given}: the packed sequences of a {self.task.kind} all have one length; use micro_batch_size"
             elif plan.micro_batch_tokens < longest:
                 padded = f", padded to {longest}" if longest > self.task.sequence_length else ""
@@ -286,13 +336,17 @@ class Recipe(Section):
         def larger(plan: PhasePlan) -> PhasePlan:
             return plan.model_copy(update={"global_batch_size": plan.global_batch_size * stages})
 
-        parts: dict[str, Any] = {"distill": larger(self.distill), "pipeline": Pipeline()}
+        return self.with_plans(larger).model_copy(update={"pipeline": Pipeline()})
+
+    def with_plans(self, change: Callable[[PhasePlan], PhasePlan]) -> Recipe:
+        """The same with each of its plans changed, used or not."""
+        parts: dict[str, Any] = {"distill": change(self.distill)}
         for name in ("teacher", "student"):
             part: Teacher | Student = getattr(self, name)
             if part.finetune is not None:
-                parts[name] = part.model_copy(update={"finetune": larger(part.finetune)})
+                parts[name] = part.model_copy(update={"finetune": change(part.finetune)})
         if self.filters is not None:
-            plans = {name: larger(plan) for name, plan in self.filters.plans.items()}
+            plans = {name: change(plan) for name, plan in self.filters.plans.items()}
             parts["filters"] = self.filters.model_copy(update=plans)
         return self.model_copy(update=parts)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from ted_ds.config.distill import PARAMETERS
 from ted_ds.config.schema import Recipe
 from ted_ds.config.section import Section
-from ted_ds.config.tasks import CausalLm
+from ted_ds.config.tasks import DocumentTask
 
 OF_PREDICTIONS = ("temperature", "divergence", *PARAMETERS)
 OF_LAYERS = ("feature_weight", "feature_reduction", "normalise_features")
@@ -35,22 +35,27 @@ def _unused(recipe: Recipe) -> Iterator[tuple[list[str], str]]:
     needs = recipe.distill.needs
     by_method += _given(recipe, "", ("layer_map",)) if not needs.states else []
     by_method += ["filters"] if not needs.filters and recipe.filters is not None else []
+    by_method += _given(task, "task", ("feature_on",)) if not needs.states else []
+    by_method += _given(task, "task", ("kl_on",)) if not needs.teacher else []
     yield by_method, f"distill.method: {method}"
     if needs.teacher and not needs.predictions:
-        yield _given(recipe.distill, "distill", OF_PREDICTIONS), "distill.kl_weight: 0"
+        of_predictions = _given(recipe.distill, "distill", OF_PREDICTIONS) + _given(task, "task", ("kl_on",))
+        yield of_predictions, "distill.kl_weight: 0"
     by_task = []
     if recipe.filters is not None and needs.filters:
         by_task += _given(recipe.filters, "filters", task.unused_filter_settings)
     if not task.packed:
         by_task += _given(data, "data", OF_CORPORA) + _given(data.cleaning, "data.cleaning", OF_CLEANING)
-        for part, sources in (("train", data.train), ("evaluation", data.evaluation or [])):
+        for part, sources in data.parts.items():
             for index, source in enumerate(sources):
                 by_task += _given(source, f"data.{part}[{index}]", OF_SOURCES)
     yield by_task, f"task.kind: {task.kind}"
-    if isinstance(task, CausalLm) and task.packing.method == "wrap":
+    if isinstance(task, DocumentTask) and task.packing.method == "wrap":
         yield _given(task.packing, "task.packing", ("window",)), "task.packing.method: wrap"
-    if data.evaluation is not None:
-        yield _given(data, "data", ("heldout_fraction",)), "data.evaluation is given"
+    if data.heldout_sources is not None:
+        yield _given(data, "data", ("heldout_fraction",)), f"data.{data.heldout_key} is given"
+    if data.transfer is None:
+        yield _given(data, "data", ("transfer_share",)), "data.transfer is not given"
     if not {"wandb", "trackio"} & {*recipe.tracking.backends}:
         yield _given(recipe.tracking, "tracking", ("project",)), "tracking.to names neither wandb nor trackio"
     if recipe.evaluation.every_steps is None and recipe.checkpoint.keep_best:

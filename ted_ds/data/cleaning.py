@@ -15,6 +15,22 @@ def is_heldout(text: str, fraction: float) -> bool:
     return _is_below(_digest(text), fraction)
 
 
+class HeldoutTexts:
+    """Knows the texts that models are scored on, so that none of them is learned from by another way."""
+
+    def __init__(self, fraction: float) -> None:
+        """``fraction`` of all texts is held out by :func:`is_heldout`."""
+        self._fraction, self._digests = fraction, set[bytes]()
+
+    def add(self, text: str) -> None:
+        """Note a text that is scored."""
+        self._digests.add(_digest(_plain(text)))
+
+    def has(self, text: str) -> bool:
+        """Whether a text is held out, or is one that is scored: but for its white space and capitals."""
+        return is_heldout(text, self._fraction) or _digest(_plain(text)) in self._digests
+
+
 class Cleaner:
     """Decides on the documents of one shuffle window."""
 
@@ -39,6 +55,10 @@ class Cleaner:
 
 def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()[:16]
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).casefold()
 
 
 def _is_below(digest: bytes, fraction: float) -> bool:

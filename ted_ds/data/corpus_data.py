@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from ted_ds.config.data import Data
-from ted_ds.config.tasks import CausalLm
+from ted_ds.config.tasks import DocumentTask, Masking
 from ted_ds.data.loader import Collator
-from ted_ds.data.packing import pack, predicts_something
+from ted_ds.data.masking import Masker, make_masker, make_sample
+from ted_ds.data.packing import pack
 from ted_ds.data.reading.listing import DataListing, Listing
-from ted_ds.data.rows import RowReader, refuse_empty, refuse_empty_apart
+from ted_ds.data.rows import Part, RowReader, refuse_empty, scored_beside
 from ted_ds.data.samples import Sample
 from ted_ds.data.step_division import StepDivision
 from ted_ds.data.stream.corpus_stream import CorpusStream
 from ted_ds.data.stream.documents import LaneDocuments
 from ted_ds.data.stream.lane import make_units
 from ted_ds.data.stream.settings import StreamSettings, source_names, stream_settings
-from ted_ds.data.tokenizers import DocumentEncoder, ends_when_loaded
-from ted_ds.errors import DataError
+from ted_ds.data.tokenizers import DocumentEncoder, ends_when_loaded, traits_of
+from ted_ds.errors import ConfigError, DataError
 
 NUM_TRIED_DOCUMENTS = 16
 LONGEST_SHOWN = 60
@@ -35,13 +36,17 @@ class CorpusData:
     """None: no token stands for a whole text."""
     has_labels = True
     """Its tokens are."""
+    num_rows = None
+    """Its sequences are made as it is read."""
     has_token_types = False
     """A document is no pair."""
+    template_sha256 = None
+    """Documents are read as they are."""
 
     def __init__(
         self,
         data: Data,
-        task: CausalLm,
+        task: DocumentTask,
         tokenizer: PreTrainedTokenizerBase,
         listing: DataListing,
         *,
@@ -50,23 +55,31 @@ class CorpusData:
         """Pack the held-out sequences, and read the first document of each source.
 
         Raises:
+            ConfigError: The tokenizer lacks what the task asks of it.
             DataError: A source is wrong, too many records are, or a split is empty.
         """
         self._data, self._task, self._listing = data, task, listing
         self._encode = DocumentEncoder(tokenizer)
-        self.start, (self._separator,), self.text_ends = ends_when_loaded(tokenizer, task.bos)
+        self.start, (self._separator,), self.text_ends = ends_when_loaded(
+            tokenizer, task.document_start, own_end=task.own_document_ends
+        )
+        self._masker = None if task.masked is None else _masker_of(tokenizer, task.masked)
         self._refuse_unreadable()
         reader = self._reader()
         sources = listing.train if listing.evaluation is None else listing.evaluation
-        split: Literal["heldout", "all"] = "heldout" if listing.evaluation is None else "all"
-        self.heldout = self._some(reader, sources, split, max_heldout)
-        self.apart = {name: self._some(reader, part, "all", max_heldout) for name, part in listing.apart.items()}
+        part: Part = "heldout" if listing.evaluation is None else "all"
+        self.heldout = self._some(reader, sources, part, max_heldout)
+        self.apart = {name: self._some(reader, own, "all", max_heldout) for name, own in listing.apart.items()}
+        self.test = [
+            one for index, source in enumerate(listing.test) for one in self._packed(reader.texts(source, "all"), index)
+        ]
+        """Scored at the end alone, and whole."""
         reader.judge(is_complete=False)
         self.bad_records = reader.bad
         if not self.heldout and len(sources) == 1:
             self._refuse_one_document(sources[0])
         refuse_empty(data, [None], self.heldout)
-        refuse_empty_apart(data, self.apart)
+        scored_beside(data, self.apart, self.test)
 
     def describe(self, world_size: int) -> str:
         """The sources and their sizes, and what each rank holds of them."""
@@ -82,7 +95,7 @@ class CorpusData:
 
     def settings(self, *, seed: int, num_lanes: int) -> StreamSettings:
         """What decides the training stream with ``num_lanes`` sequences per step."""
-        return stream_settings(
+        settings = stream_settings(
             self._data,
             self._task,
             self._listing.train,
@@ -91,6 +104,7 @@ class CorpusData:
             separator=self._separator,
             start=self.start,
         )
+        return replace(settings, masker=self._masker)
 
     def stream(
         self,
@@ -101,6 +115,7 @@ class CorpusData:
         num_workers: int,
         timeout_s: float,
         state: Mapping[str, Any] | None = None,
+        with_transfer: bool = False,  # noqa: ARG002 - as the others
     ) -> CorpusStream:
         """This rank's microbatches of each step, from the beginning or from a state on."""
         return CorpusStream(
@@ -144,26 +159,34 @@ class CorpusData:
             raise DataError(
                 f"{source.name}: this is one document of {len(first_two[0]):,} characters, which cannot be both "
                 "trained on and held out; cut it (of a text file, documents: block or line makes many), or give "
-                "data.evaluation"
+                f"data.{self._data.heldout_key}"
             )
 
     def _reader(self) -> RowReader:
         # a corpus is read as a stream, too, which names a record by its position: each is listed once
         return RowReader(self._data, [self._task.text_column], by_number=False)
 
-    def _some(
-        self, reader: RowReader, sources: Sequence[Listing], split: Literal["heldout", "all"], max_samples: int
-    ) -> list[Sample]:
+    def _some(self, reader: RowReader, sources: Sequence[Listing], part: Part, max_samples: int) -> list[Sample]:
         """Sequences to be scored on, at most so many."""
         # order does not matter here, but one source must not crowd out the others: take as many from each
         per_source = -(-max_samples // len(sources))
-        found = (one for source in sources for one in itertools.islice(self._packed(reader, source, split), per_source))
-        return [*found][:max_samples]
+        packed = (self._packed(reader.texts(source, part), index) for index, source in enumerate(sources))
+        return [one for of_source in packed for one in itertools.islice(of_source, per_source)][:max_samples]
 
-    def _packed(self, reader: RowReader, source: Listing, split: Literal["heldout", "all"]) -> Iterator[Sample]:
-        texts = reader.texts(source, split)
+    def _packed(self, texts: Iterable[str], index: int) -> Iterator[Sample]:
+        """Sequences of a source, which is known by its place among those that are scored together."""
         tokens = (self._encode([text])[0] for text in texts)
         isolate = self._task.packing.isolate_documents
-        for sequence in pack(tokens, length=self._task.sequence_length, separator=self._separator, start=self.start):
-            if predicts_something(sequence, isolate_documents=isolate):
-                yield Sample(sequence[0], document_lengths=sequence[1])
+        sequences = pack(tokens, length=self._task.sequence_length, separator=self._separator, start=self.start)
+        for number, sequence in enumerate(sequences):
+            # masked in the same way for every run, whatever its seed: scores can be compared
+            sample = make_sample(sequence, "heldout", index, number, isolate_documents=isolate, masker=self._masker)
+            if sample is not None:
+                yield sample
+
+
+def _masker_of(tokenizer: PreTrainedTokenizerBase, masking: Masking) -> Masker:
+    try:
+        return make_masker(traits_of(tokenizer), masking)
+    except ConfigError as error:
+        raise ConfigError(f"{tokenizer.name_or_path}: {error}") from error

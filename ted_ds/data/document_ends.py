@@ -17,6 +17,8 @@ PROBES = ("a", "the", "0", "é", "的", "а", "あ", "ا")
 NUM_PROBED_TOKENS = 2000
 
 
+ENDS = ("sep_token", "eos_token", "pad_token")
+"""What may end a document, the best first; the first is that of encoders."""
 WHY = {"auto": "as the tokenizer's own encode does", "always": "task.bos: always", "never": "task.bos: never"}
 """Why documents start as they do, by the setting."""
 
@@ -31,12 +33,13 @@ class Ends(NamedTuple):
     in_words: str
 
 
-def ends_of(tokenizer: TokenizerTraits, bos: BosSetting | None, *, pairs: bool = False) -> Ends:
+def ends_of(tokenizer: TokenizerTraits, bos: BosSetting | None, *, own_end: bool = False, pairs: bool = False) -> Ends:
     """What stands around each text.
 
     Args:
         tokenizer: With a ``backend``, or loaded.
         bos: The recipe's for the documents of a corpus; None for the texts of a labelled task.
+        own_end: Whether documents end as the tokenizer's own encode ends a text; else with its end token.
         pairs: Whether texts come in pairs; what stands between the two is said then, too.
 
     Raises:
@@ -45,8 +48,8 @@ def ends_of(tokenizer: TokenizerTraits, bos: BosSetting | None, *, pairs: bool =
     """
     start, end = own_ends(tokenizer)
     if bos is not None:
-        separator = separator_id(tokenizer)
         start = choose_start(bos, added=start, bos=tokenizer.role_id("bos_token"))
+        separator = end[-1] if own_end and end else separator_id(tokenizer, ENDS if own_end else ENDS[1:])
         end = () if separator is None else (separator,)
     names = {index: token for token, index in tokenizer.vocabulary.items()}
 
@@ -84,9 +87,9 @@ def own_separator(tokenizer: TokenizerTraits) -> tuple[int, ...] | None:
     return None
 
 
-def separator_id(tokenizer: TokenizerTraits) -> int | None:
-    """The id that ends each document of a corpus: the end token's, or else the padding's; None where it has neither."""
-    return tokenizer.role_id("eos_token" if "eos_token" in tokenizer.roles else "pad_token")
+def separator_id(tokenizer: TokenizerTraits, roles: Sequence[str]) -> int | None:
+    """The id that ends each document of a corpus: of the first of the roles that it has; None where it has none."""
+    return tokenizer.role_id(next((role for role in roles if role in tokenizer.roles), roles[-1]))
 
 
 def added_around(encode: Encode, texts: Iterator[str]) -> tuple[tuple[int, ...], tuple[int, ...]]:

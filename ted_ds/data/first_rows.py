@@ -12,7 +12,7 @@ from typing import Any
 from ted_ds.config.data import Cleaning, Source
 from ted_ds.data.reading.listing import Listing, one_by_one, read_in_order
 from ted_ds.data.reading.records import BadRecord
-from ted_ds.data.samples import Example, Rows, empty_text_fault
+from ted_ds.data.samples import BadRow, Example, Rows
 from ted_ds.data.sources import is_remote, names_hub
 from ted_ds.errors import DataError
 
@@ -43,7 +43,10 @@ class FirstRows:
     characters: tuple[int, int, int] | None = None
     """Of the texts: the shortest, the median and the longest."""
     labels: tuple[tuple[str, int], ...] = ()
-    """How often each label name stands there, for tasks with one label per text, the most frequent first."""
+    """How often each label name stands there, for tasks with one label per text, the most frequent first; or whatever
+    else is counted."""
+    labels_are: str = "labels"
+    """In words."""
     bad_records: tuple[BadRecord, ...] = ()
     """Rows that a run would skip and count."""
     problems: tuple[str, ...] = ()
@@ -73,7 +76,8 @@ class FirstRows:
         if self.characters is not None:
             parts.append("texts of {} to {} characters, median {}".format(*(self.characters[i] for i in (0, 2, 1))))
         if self.labels:
-            parts.append("labels " + ", ".join(f"{name} {number}" for name, number in self.labels[:6]))
+            counts = ", ".join(f"{name} {number}" for name, number in self.labels[:6])
+            parts.append(f"{self.labels_are} {counts}")
         elif self.num_unlabelled:
             without = "all" if self.num_unlabelled == self.num_rows else str(self.num_unlabelled)
             parts.append(f"{without} without a label")
@@ -126,19 +130,22 @@ def _look(listing: Listing, rows: Rows, cleaning: Cleaning, num_rows: int) -> Fi
     )
     try:
         for record in records:
-            text = record.row[columns[0]]
+            text = record.row[columns[0]] if columns else ""
             examples: Sequence[Example] = [Example(" ".join(text) if rows.of_words else str(text), None)]
+            faults: Sequence[str | None] = [None]
             if rows.are_labelled:
                 try:
                     examples = rows.read(record.row, where=record.place, declared=dict(record.file.class_names))
+                except BadRow as error:
+                    faults = [str(error)]
                 except DataError as error:
                     problems.setdefault(str(error).removeprefix(record.place), []).append(str(error))
                 else:
-                    labels.update(name for one in examples if not one.fault for name in rows.counted(one.label))
+                    faults = [example.fault(columns) for example in examples]
+                    right = (one for one, fault in zip(examples, faults, strict=True) if fault is None)
+                    labels.update(name for one in right for name in rows.counted(one.label))
             num_rows_read += 1
-            for example in examples:
-                fault = empty_text_fault(columns, example.texts) if rows.are_labelled else None
-                fault = example.fault or fault
+            for example, fault in zip(examples, faults, strict=True):
                 if fault is None:
                     good.append(record.row)
                     lengths.append(len(example.whole_text))
@@ -157,9 +164,12 @@ def _look(listing: Listing, rows: Rows, cleaning: Cleaning, num_rows: int) -> Fi
     lengths.sort()
     return FirstRows(
         len(good),
-        tuple((name, _types(good, name)) for name in columns) if good else (),
+        tuple((name, _types(good, name)) for name in columns or dict.fromkeys(key for row in good for key in row))
+        if good
+        else (),
         (lengths[0], lengths[len(lengths) // 2], lengths[-1]) if lengths else None,
         tuple(labels.most_common()),
+        rows.counted_as,
         tuple(bad),
         tuple(map(_once, itertools.islice(problems.values(), MOST_PROBLEMS))),
         num_unlabelled=num_unlabelled,
@@ -175,5 +185,5 @@ def _once(alike: list[str]) -> str:
 
 
 def _types(rows: list[dict[str, Any]], column: str) -> str:
-    kinds = dict.fromkeys(NAMES_OF_TYPES.get(type(row[column]), "list") for row in rows)
+    kinds = dict.fromkeys(NAMES_OF_TYPES.get(type(row[column]), "list") for row in rows if column in row)
     return " or ".join(kinds)

@@ -6,6 +6,7 @@ Rows are known by their place in a step and their length in tokens.
 from __future__ import annotations
 
 import bisect
+import itertools
 import random
 from collections.abc import Sequence
 from typing import TypeVar
@@ -22,20 +23,20 @@ def interleaved(rows: Sequence[Row], *, micro_batch_size: int, rank: int, world_
     return [mine[start : start + micro_batch_size] for start in range(0, len(mine), micro_batch_size)]
 
 
-def steps_of_window(lengths: Sequence[int], *, global_batch_size: int, seed: int, window: int) -> list[list[int]]:
+def steps_of_window(lengths: Sequence[int], *, sizes: Sequence[int], seed: int, window: int) -> list[list[int]]:
     """Steps of similar lengths out of the rows of consecutive steps, in shuffled order.
 
     Args:
-        lengths: Tokens of each row of the window, ``steps * global_batch_size`` of them.
-        global_batch_size: Rows per step.
+        lengths: Tokens of each row of the window.
+        sizes: Rows of each step, from the shortest; all of the window's together.
         seed: The recipe's seed.
-        window: The window's number, from 0; together with ``seed`` it decides the order of steps.
+        window: The window's number, from 0; together with ``seed`` it decides the order of steps, whatever their rows.
 
     Returns:
         The places of each step's rows, by ascending length; together each place of the window once.
     """
     by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
-    steps = [by_length[start : start + global_batch_size] for start in range(0, len(lengths), global_batch_size)]
+    steps = [by_length[stop - size : stop] for size, stop in zip(sizes, itertools.accumulate(sizes), strict=True)]
     random.Random(f"{seed} window {window}").shuffle(steps)
     return steps
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,14 +11,15 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ted_ds.config.data import Data
-from ted_ds.data.cleaning import is_heldout
+from ted_ds.data.cleaning import HeldoutTexts, is_heldout
 from ted_ds.data.labelled_stream import LabelledStream
 from ted_ds.data.loader import Collator
 from ted_ds.data.reading.listing import DataListing, Listing, Record
-from ted_ds.data.rows import RowReader, names_of, refuse_empty, refuse_empty_apart
-from ted_ds.data.samples import Example, LabelledRows, Sample, empty_text_fault
+from ted_ds.data.rows import RowReader, names_of, refuse_empty, refuse_empty_transfer, scored_beside
+from ted_ds.data.samples import BadRow, Example, LabelledRows, Rows, Sample
 from ted_ds.data.step_division import StepDivision
 from ted_ds.data.tokenizers import ends_when_loaded
+from ted_ds.data.transfer import TextsAlone, Transfer, share_of
 from ted_ds.errors import DataError
 
 ROWS_AT_ONCE = 1024
@@ -29,6 +31,8 @@ class LabelledData:
 
     start = None
     """Texts are read as the tokenizer's own encode does."""
+    template_sha256: str | None = None
+    """Of the chat template that texts are written by."""
 
     def __init__(
         self,
@@ -44,48 +48,75 @@ class LabelledData:
         Raises:
             DataError: A label is wrong, too many rows are, or a split is empty.
         """
-        self.text_ends = ends_when_loaded(tokenizer, None, pairs=rows.num_texts != 1).in_words
+        self.text_ends = ends_when_loaded(tokenizer, None, pairs=rows.takes_pairs).in_words
         self._reader = RowReader(data, rows.columns, of_words=rows.of_words, num_texts=rows.num_texts)
         self._data, self._rows, self._tokenizer = data, rows, tokenizer
+        self.counted: Counter[str] = Counter()
+        self.num_beyond = 0
+        """Examples of which nothing is left to learn within the longest sequence."""
+        self._scored = HeldoutTexts(data.heldout_fraction if listing.evaluation is None else 0.0)
         kept: list[Sample] = []
         self._num_examples = 0
         heldout: list[Sequence[Sample]] = []
         for source in listing.train:
-            for text, samples in self._examples(source):
+            for text, samples in self._examples(source, rows):
                 if listing.evaluation is None and is_heldout(text, data.heldout_fraction):
+                    self._scored.add(text)
                     heldout.append(samples)
                 else:
                     kept += (replace(sample, facts=None) for sample in samples)
                     self._num_examples += 1
-        heldout += (samples for source in listing.evaluation or () for _, samples in self._examples(source))
-        apart = {
-            name: [samples for source in sources for _, samples in self._examples(source)]
-            for name, sources in listing.apart.items()
-        }
+        if self.num_beyond and not kept:
+            raise DataError(
+                f"{names_of(data.train)}: of all {self.num_beyond:,} rows that could be used, nothing is left to learn "
+                "within task.max_length tokens; raise it"
+            )
+        heldout += self._read_scored(listing.evaluation or ())
+        apart = {name: self._read_scored(sources) for name, sources in listing.apart.items()}
+        test = self._read_scored(listing.test)
+        self.num_transfer_heldout = 0
+        """Texts of ``data.transfer`` that are left out for being held out."""
+        transfer = self._read_transfer(listing)
         self._reader.judge(is_complete=True)
         self.bad_records = self._reader.bad
         refuse_empty(data, kept, heldout)
-        refuse_empty_apart(data, apart)
-        places = {"data.evaluation": data.evaluation or data.train}
-        places |= {f"data.apart.{name}": sources for name, sources in (data.apart or {}).items()}
-        for (place, sources), examples in zip(places.items(), (heldout, *apart.values()), strict=True):
+        beside = scored_beside(data, apart, test)
+        refuse_empty_transfer(data, transfer, num_heldout=self.num_transfer_heldout)
+        for place, examples in {data.heldout_key: heldout, **beside}.items():
             if all(sample.label is None for samples in examples for sample in samples):
                 raise DataError(
-                    f"{names_of(sources)}: no held-out row has a label to be scored by; give {place} rows with labels"
+                    f"{names_of(data.parts.get(place, data.train))}: no held-out row has a label to be scored by; give "
+                    f"data.{place} rows with labels"
                 )
         self.apart = {name: [*itertools.chain(*examples[:max_heldout])] for name, examples in apart.items()}
         self.train = [replace(sample, index=index) for index, sample in enumerate(kept)]
+        self.transfer = [replace(sample, index=index) for index, sample in enumerate(transfer, len(kept))]
+        """Of ``data.transfer``."""
         self.heldout = [*itertools.chain(*heldout[:max_heldout])]
+        self.test = [*itertools.chain(*test)]
+        """Scored at the end alone, and whole."""
         self.num_unlabelled = sum(sample.label is None for sample in self.train)
 
     @property
+    def learned(self) -> list[Sample]:
+        """All that Stage II learns from, in the order of their ``index``."""
+        return [*self.train, *self.transfer]
+
+    @property
     def _all(self) -> Iterator[Sample]:
-        return itertools.chain(self.train, self.heldout, *self.apart.values())
+        """What models read of all examples."""
+        whole = itertools.chain(self.learned, self.heldout, *self.apart.values(), self.test)
+        return (sequence for sample in whole for sequence in sample.sequences)
 
     @property
     def last_token_ids(self) -> frozenset[int]:
         """The ids of the last tokens of all texts, at which decoders are read."""
         return frozenset(sample.input_ids[-1] for sample in self._all)
+
+    @property
+    def num_rows(self) -> int:
+        """Training rows."""
+        return len(self.train)
 
     @property
     def has_token_types(self) -> bool:
@@ -107,7 +138,16 @@ class LabelledData:
             else ""
         )
         several = f" in {len(self.train)} sequences" if self._num_examples < len(self.train) else ""
-        return f"{self._num_examples} training examples{several}{without}, held by every rank{cut}"
+        how_many = f"{self._num_examples} training examples{several}{without}"
+        return f"{how_many}, held by every rank{cut}{self._describe_transfer()}"
+
+    def _describe_transfer(self) -> str:
+        if not self.transfer:
+            return ""
+        share = self._data.transfer_share
+        how = "as they come among all texts" if share == "size" else f"{share:g} of each step"
+        left_out = f"; {self.num_transfer_heldout:,} more are held out: left out" if self.num_transfer_heldout else ""
+        return f"; {len(self.transfer):,} transfer texts for Stage II, {how}{left_out}"
 
     def stream(
         self,
@@ -118,41 +158,79 @@ class LabelledData:
         num_workers: int,  # noqa: ARG002 - as the others
         timeout_s: float,  # noqa: ARG002 - as the others
         state: Mapping[str, Any] | None = None,
+        with_transfer: bool = False,
     ) -> LabelledStream:
-        """This rank's microbatches of each step, from the beginning or from a state on; nothing is read ahead."""
+        """This rank's microbatches of each step, from the beginning or from a state on; nothing is read ahead.
+
+        ``with_transfer`` mixes in the texts of ``data.transfer``.
+        """
+        share, mixes = self._data.transfer_share, with_transfer and bool(self.transfer)
+        has_size = isinstance(share, str)
         return LabelledStream(
-            self.train,
+            self.learned if mixes and has_size else self.train,
             collate,
             division,
             seed=seed,
             grouping_window_steps=self._data.length_grouping.window_steps,
             state=state,
+            transfer=None if has_size or not mixes else Transfer(self.transfer, share_of(share)),
         )
 
-    def _examples(self, source: Listing) -> Iterator[tuple[str, Sequence[Sample]]]:
-        """The examples of a source: their texts, and the samples of each; those without a token are bad records."""
-        rows, records = self._rows, self._reader.rows(source)
+    def _read_scored(self, sources: Sequence[Listing]) -> list[Sequence[Sample]]:
+        """The examples of held-out sources, whose texts are noted."""
+        found: list[Sequence[Sample]] = []
+        for source in sources:
+            for text, samples in self._examples(source, self._rows):
+                self._scored.add(text)
+                found.append(samples)
+        return found
+
+    def _read_transfer(self, listing: DataListing) -> list[Sample]:
+        """The texts of ``data.transfer`` that are not scored, once those are known."""
+        found: list[Sample] = []
+        of_task = self._rows.columns[: self._rows.num_texts]
+        for given, source in zip(self._data.transfer or (), listing.transfer, strict=True):
+            for text, samples in self._examples(source, TextsAlone(given.text_columns(of_task))):
+                if self._scored.has(text):
+                    self.num_transfer_heldout += 1
+                else:
+                    found += samples
+        return found
+
+    def _examples(self, source: Listing, rows: Rows) -> Iterator[tuple[str, Sequence[Sample]]]:
+        """The examples of a source as ``rows`` reads them: their texts, and the samples of each.
+
+        Those without a token are bad records.
+        """
         columns = rows.columns
+        records = self._reader.rows(source, columns)
         while chunk := list(itertools.islice(records, ROWS_AT_ONCE)):
             right: list[tuple[Record, Example]] = []
             for record in chunk:
-                for example in self._read(record):
-                    fault = example.fault or empty_text_fault(columns, example.texts)
+                for example in self._read(rows, record):
+                    fault = example.fault(columns)
                     if fault is None:
                         right.append((record, example))
                     else:
                         self._reader.skip(record, fault)
-            encoded = rows.encode(self._tokenizer, [example for _, example in right])
+            encoded = self._rows.encode(self._tokenizer, [example for _, example in right])
             for (record, example), samples in zip(right, encoded, strict=True):
                 if isinstance(samples, str):
                     self._reader.skip(record, samples)
+                elif not samples:
+                    self.num_beyond += 1
                 elif not all(sample.input_ids for sample in samples):
                     what = f"column {columns[0]!r} holds {example.text!r:.20}"
                     self._reader.skip(record, f"{what}, of which the tokenizer makes no token")
                 else:
+                    self.counted.update(rows.counted(example.label))
                     yield example.whole_text, samples
 
-    def _read(self, record: Record) -> Sequence[Example]:
-        read = self._rows.read(record.row, where=record.place, declared=dict(record.file.class_names))
+    def _read(self, rows: Rows, record: Record) -> Sequence[Example]:
+        try:
+            read = rows.read(record.row, where=record.place, declared=dict(record.file.class_names))
+        except BadRow as error:
+            self._reader.skip(record, str(error))
+            return ()
         self._reader.count_more(max(len(read), 1) - 1)
         return read

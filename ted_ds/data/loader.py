@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -135,8 +135,12 @@ class Collator:
     """Keep documents of one row apart: positions start again, and none predicts the first token of the next."""
     with_token_types: bool = False
     """Whether samples say which text of a pair each token is of."""
+    rows_per_sample: int = 1
+    """Sequences of each sample; all of them are rows, one after the other."""
     of_completions: OfCompletions | None = None
     """Where a sample's label says which of its tokens are completions: the first of each, and that behind its last."""
+    predict_all: bool = False
+    """Compare the predictions for every token with the teacher's, whether it has a label or not."""
 
     @property
     def masks(self) -> tuple[str, ...]:
@@ -145,20 +149,22 @@ class Collator:
             return ("candidates",)
         terms = self.of_completions
         if terms is None:
-            return ()
-        return (*["predicted"][: terms.predictions != terms.task], *["matched"][: terms.features])
+            return ("predicted",) if self.predict_all else ()
+        differ = {"predicted": terms.predictions != terms.task, "matched": terms.features}
+        return tuple(name for name, is_there in differ.items() if is_there)
 
     def __call__(self, samples: Sequence[Sample | None]) -> Batch:
         """Pad to one length; a ``None`` is a row of one padding token of which nothing is kept."""
-        longest = max(len(sample.input_ids) if sample else 1 for sample in samples)
-        shape = (len(samples), -(-longest // self.multiple_of) * self.multiple_of)
+        sequences = self._sequences(samples)
+        longest = max(len(sequence.input_ids) if sequence else 1 for sequence in sequences)
+        shape = (len(sequences), -(-longest // self.multiple_of) * self.multiple_of)
         # filled in NumPy, which takes a list and a short slice in a tenth of torch's time
         ids, kept = np.full(shape, self.pad_id, dtype=np.int64), np.zeros(shape, dtype=bool)
         of_tokens, positions = np.full(shape, IGNORED_LABEL, dtype=np.int64), np.zeros(shape, dtype=np.int64)
         types = np.zeros(shape, dtype=np.int64) if self.with_token_types else None
         completes, candidates = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
         starts: list[int] = []
-        for row, sample in enumerate(samples):
+        for row, sample in enumerate(sequences):
             own = sample.input_ids if sample else []
             end = shape[1] if self.side == "left" else len(own)
             start = end - len(own)
@@ -184,6 +190,7 @@ class Collator:
         if self.of_completions is not None:
             of_tokens, masks = self._for_terms(self.of_completions, of_tokens, completes)
         input_ids, kept_tokens, token_labels, position_ids = map(torch.from_numpy, (ids, kept, of_tokens, positions))
+        masks |= {"predicted": kept_tokens} if self.predict_all else {}
         attention_mask = kept_tokens.long()
         attention_mask[~kept_tokens.any(1), -1 if self.side == "left" else 0] = 1  # no key at all: softmax is NaN
         positions_differ = self.isolate_documents or self.side == "left"
@@ -195,10 +202,16 @@ class Collator:
             position_ids if positions_differ else None,
             self.isolate_documents,
             None if types is None else torch.from_numpy(types),
-            tuple(-1 if sample is None else sample.index for sample in samples),
+            tuple(-1 if sample is None else sample.index for sample in samples for _ in range(self.rows_per_sample)),
             facts=tuple(None if sample is None else sample.facts for sample in samples),
             **masks,
         )
+
+    def _sequences(self, samples: Sequence[Sample | None]) -> Sequence[Sample | None]:
+        if self.rows_per_sample == 1:
+            return samples
+        nothing = (None,) * self.rows_per_sample
+        return [one for sample in samples for one in (nothing if sample is None else sample.sequences)]
 
     def _for_terms(
         self, alone: OfCompletions, of_tokens: np.ndarray, completes: np.ndarray
@@ -242,8 +255,11 @@ def _pairs(spans: Label | None) -> Iterator[tuple[int, int]]:
     return zip(numbers, numbers, strict=True)
 
 
+Collate = Callable[[Sequence[Sample | None]], Batch]
+
+
 def evaluation_batches(
-    samples: Sequence[Sample], collate: Collator, *, micro_batch_size: int, rank: int, world_size: int
+    samples: Sequence[Sample], collate: Collate, *, micro_batch_size: int, rank: int, world_size: int
 ) -> Iterator[Batch]:
     """This rank's share of a finite set; every rank gets as many batches, the last ones filled with empty rows.
 

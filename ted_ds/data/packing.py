@@ -16,7 +16,7 @@ class Piece(NamedTuple):
     """Which document."""
     begin: int
     """Its first token in the document."""
-    tokens: list[int]
+    tokens: Sequence[int]
 
     def cut(self, length: int) -> tuple[Piece, Piece | None]:
         """The first ``length`` tokens, and the rest."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 from ted_ds.config.data import Data, Source
 from ted_ds.data.bad_records import too_many
@@ -11,6 +11,12 @@ from ted_ds.data.cleaning import Cleaner, is_heldout
 from ted_ds.data.reading.listing import Listing, Record, empty_files, read_in_order
 from ted_ds.data.reading.records import BadRecord
 from ted_ds.errors import DataError
+
+Part = Literal["train", "heldout", "all"]
+"""Of a source: what a hash of each text leaves to train on, or keeps apart."""
+
+
+Scored = TypeVar("Scored")
 
 
 class RowReader:
@@ -34,8 +40,8 @@ class RowReader:
         self._num_good = 0
         self.bad: list[BadRecord] = []
 
-    def rows(self, source: Listing) -> Iterator[Record]:
-        """Rows of a source.
+    def rows(self, source: Listing, columns: Sequence[str] | None = None) -> Iterator[Record]:
+        """Rows of a source, with other ``columns`` than those of all where it has its own.
 
         Raises:
             DataError: The first row lacks a column, or more rows are bad than may be.
@@ -44,7 +50,7 @@ class RowReader:
         max_bytes = int(self._data.cleaning.max_document_mib * 2**20)
         for record in read_in_order(
             source,
-            self._columns,
+            self._columns if columns is None else columns,
             max_bytes=max_bytes,
             report=self._skip,
             by_number=self._by_number,
@@ -67,7 +73,7 @@ class RowReader:
         self._num_good -= 1
         self._skip(record.bad(fault))
 
-    def texts(self, source: Listing, split: Literal["train", "heldout", "all"]) -> Iterator[str]:
+    def texts(self, source: Listing, split: Part) -> Iterator[str]:
         """Documents of a source that are long enough; copies are not left out.
 
         Raises:
@@ -126,17 +132,34 @@ def refuse_empty(data: Data, train: Sequence[object], heldout: Sequence[object])
     if not train:
         raise DataError(f"{where}: no training rows; the files are empty or all is held out")
     if not heldout:
-        remedy = "raise data.heldout_fraction" if data.evaluation is None else "fill data.evaluation"
+        own = data.heldout_sources is not None
+        remedy = f"fill data.{data.heldout_key}" if own else "raise data.heldout_fraction"
         raise DataError(f"{where}: no held-out rows to evaluate on; {remedy}")
 
 
-def refuse_empty_apart(data: Data, apart: Mapping[str, Sequence[object]]) -> None:
-    """Make sure that there is something to score on in each set that is scored by itself.
+def scored_beside(
+    data: Data, apart: Mapping[str, Sequence[Scored]], test: Sequence[Scored]
+) -> dict[str, Sequence[Scored]]:
+    """The sets that are scored beside the held-out data, by their places in ``data``.
+
+    Raises:
+        DataError: One of them is empty.
+    """
+    found: dict[str, Sequence[Scored]] = {f"apart.{name}": samples for name, samples in apart.items()}
+    found |= {"test": test} if data.test is not None else {}
+    for place, samples in found.items():
+        if not samples:
+            where = names_of(data.parts[place])
+            raise DataError(f"{where}: no rows to evaluate on; fill data.{place}, or remove it")
+    return found
+
+
+def refuse_empty_transfer(data: Data, transfer: Sequence[object], *, num_heldout: int) -> None:
+    """Make sure that there is something in ``data.transfer``, where a recipe has it; ``num_heldout`` were left out.
 
     Raises:
         DataError: There is not.
     """
-    for name, samples in apart.items():
-        if not samples:
-            where = names_of((data.apart or {})[name])
-            raise DataError(f"{where}: no rows to evaluate on; fill data.apart.{name}, or remove it")
+    if data.transfer is not None and not transfer:
+        why = f"all {num_heldout:,} are held out" if num_heldout else "none of its rows can be used"
+        raise DataError(f"{names_of(data.transfer)}: no texts to learn from, {why}; fill data.transfer, or remove it")

@@ -71,7 +71,7 @@ def traits_of(tokenizer: Any) -> TokenizerTraits:
     )
 
 
-def ends_when_loaded(tokenizer: Any, bos: BosSetting | None, *, pairs: bool = False) -> Ends:
+def ends_when_loaded(tokenizer: Any, bos: BosSetting | None, *, own_end: bool = False, pairs: bool = False) -> Ends:
     """What stands around a text read with a transformers tokenizer (:func:`~ted_ds.data.document_ends.ends_of`).
 
     Raises:
@@ -79,7 +79,7 @@ def ends_when_loaded(tokenizer: Any, bos: BosSetting | None, *, pairs: bool = Fa
         ConfigError: ``task.bos`` asks for a token that it has not.
     """
     try:
-        return ends_of(traits_of(tokenizer), bos, pairs=pairs)
+        return ends_of(traits_of(tokenizer), bos, own_end=own_end, pairs=pairs)
     except CheckpointError as error:
         raise CheckpointError(f"{tokenizer.name_or_path}: {error}") from error
 

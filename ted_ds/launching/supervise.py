@@ -190,6 +190,8 @@ class Supervisor:
 
     def _pause(self, seconds: float) -> None:
         """Wait, until somebody asks to stop."""
+        if seconds:
+            self._say(f"{seconds:g} s of pause, as the last attempt was a short one")
         until = time.monotonic() + seconds
         while time.monotonic() < until and not self._num_requests:
             time.sleep(0.1)

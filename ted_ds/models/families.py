@@ -22,11 +22,13 @@ LLAMA = Family(
     final_norm_path="model.norm",
     lm_head_path="lm_head",
     lm_heads_in_files=("lm_head",),
-    lm_head_matrix="lm_head.weight",
     ties_by_default=False,
     label_heads=("score",),
+    lacks=("MultipleChoice",),
     pooled_token="last",
     positions="rotary",
+    attention_dropouts=("attention_dropout",),
+    label_dropouts={"TokenClassification": "classifier_dropout"},
     buffers=("rotary_emb.inv_freq",),
 )
 MISTRAL = replace(LLAMA, model_types=("mistral",), span_head="qa_outputs")
@@ -49,9 +51,9 @@ GPT2 = Family(
     final_norm_path="transformer.ln_f",
     lm_head_path="lm_head",
     lm_heads_in_files=("lm_head",),
-    lm_head_matrix="lm_head.weight",
     ties_by_default=True,
     label_heads=("score", "classifier"),
+    lacks=("MultipleChoice",),
     span_head="qa_outputs",
     pooled_token="last",
     positions="learned",
@@ -63,6 +65,9 @@ GPT2 = Family(
         "max_position_embeddings": "n_positions",
         "intermediate_size": "n_inner",
     },
+    hidden_dropouts=("embd_pdrop", "resid_pdrop"),
+    attention_dropouts=("attn_pdrop",),
+    label_dropouts={"TokenClassification": "classifier_dropout"},
     inverse_number_key="scale_attn_by_inverse_layer_idx",
     fused_queries=("attn.c_attn.weight", "attn.c_attn.bias"),
     buffers=(".attn.bias", ".attn.masked_bias"),
@@ -76,9 +81,10 @@ BERT = Family(
     arrival_path="bert.embeddings",
     behind_blocks=("bert.pooler",),
     final_norm_path=None,
-    lm_head_path=None,
+    language_model="MaskedLM",
+    before_lm_head="cls.predictions.transform",
+    lm_head_path="cls.predictions.decoder",
     lm_heads_in_files=("cls",),
-    lm_head_matrix="cls.predictions.decoder.weight",
     ties_by_default=True,
     label_heads=("classifier",),
     span_head="qa_outputs",
@@ -88,6 +94,11 @@ BERT = Family(
     position_embeddings_path="bert.embeddings.position_embeddings",
     token_types_key="type_vocab_size",
     token_types_by_default=2,
+    hidden_dropouts=("hidden_dropout_prob",),
+    attention_dropouts=("attention_probs_dropout_prob",),
+    label_dropouts=dict.fromkeys(
+        ("SequenceClassification", "TokenClassification", "MultipleChoice"), "classifier_dropout"
+    ),
     buffers=("position_ids",),
     tokenizer_class="BertTokenizer",
 )
@@ -101,9 +112,11 @@ DEBERTA_V2 = Family(
     behind_first_block_key="conv_kernel_size",
     blocks_return_tuples=True,
     final_norm_path=None,
-    lm_head_path=None,
+    language_model="MaskedLM",
+    before_lm_head="cls.predictions.transform",
+    lm_head_path="cls.predictions.decoder",
     lm_heads_in_files=("cls", "lm_predictions", "mask_predictions"),
-    lm_head_matrix="cls.predictions.decoder.weight",
+    lm_head_switch="legacy",
     ties_by_default=True,
     label_heads=("classifier",),
     span_head="qa_outputs",
@@ -113,6 +126,9 @@ DEBERTA_V2 = Family(
     positions="relative",
     position_embeddings_path="deberta.embeddings.position_embeddings",
     token_types_key="type_vocab_size",
+    hidden_dropouts=("hidden_dropout_prob",),
+    attention_dropouts=("attention_probs_dropout_prob",),
+    label_dropouts=dict.fromkeys(("SequenceClassification", "MultipleChoice"), "cls_dropout"),
     buffers=("position_ids",),
     tokenizer_class="DebertaV2Tokenizer",
 )
@@ -120,7 +136,11 @@ FAMILIES = (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2, BERT, DEBERTA_V2)
 FAMILY_OF: Mapping[str, Family] = {name: family for family in FAMILIES for name in family.model_types}
 KNOWN_TYPES = tuple(FAMILY_OF)
 SPAN_TYPES = tuple(name for name, family in FAMILY_OF.items() if family.span_head is not None)
-CAUSAL_LM_TYPES = tuple(name for name, family in FAMILY_OF.items() if family.lm_head_path is not None)
+
+
+def types_of(language_model: str) -> tuple[str, ...]:
+    """The types whose language models are a ``CausalLM``, or a ``MaskedLM``."""
+    return tuple(name for name, family in FAMILY_OF.items() if family.language_model == language_model)
 
 
 def family_of(model_type: str) -> Family:

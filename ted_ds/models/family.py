@@ -41,14 +41,19 @@ class Family:
     """Whether a block returns its state as the first of a tuple."""
 
     # --- from the last block's output to predictions
+    language_model: Literal["CausalLM", "MaskedLM"] = "CausalLM"
+    """What its language model is to transformers: what follows ``AutoModelFor``."""
     final_norm_path: str | None
     """Applied before the LM head; None where blocks end normalised."""
-    lm_head_path: str | None
-    """The linear LM head; None where the family is not a causal LM."""
+    before_lm_head: str | None = None
+    """Behind the body, the module of a language model that states go through before the linear head: a linear map, an
+    activation and a norm, which keep their width. Files of a body alone lack it."""
+    lm_head_path: str
+    """The linear LM head."""
+    lm_head_switch: str | None = None
+    """The entry of the config that is true, as where it is not said, where the LM head is there."""
     lm_heads_in_files: tuple[str, ...]
-    """Modules that files may hold as the head of a language model, masked ones included."""
-    lm_head_matrix: str
-    """The end of the name of its matrix, ``[vocab, hidden]``, in files."""
+    """Modules that files may hold as the head of a language model."""
     ties_by_default: bool
     """Whether the embeddings are the LM head where the config does not say."""
     label_heads: tuple[str, ...]
@@ -61,6 +66,9 @@ class Family:
     pooled_token: Literal["first", "last"]
     """Which kept token a label is read at. The forward of transformers' models that read the ``first`` does that;
     where it is the ``last``, the label head's logits are read here (:mod:`ted_ds.models.taps`)."""
+
+    lacks: tuple[str, ...] = ()
+    """Heads that transformers has no class of with this family (what follows ``AutoModelFor``)."""
 
     # --- what it does
     attention: tuple[str, ...] = ("eager", "sdpa", "flash")
@@ -83,6 +91,12 @@ class Family:
     """What ``layer_types`` may say of a block; None where it is not read."""
     first_blocks_keys: tuple[str, ...] = ("max_window_layers", "first_k_dense_replace")
     """Entries that say how many of the first blocks differ from the others."""
+    hidden_dropouts: tuple[str, ...] = ()
+    """Entries with the probabilities that states are dropped by."""
+    attention_dropouts: tuple[str, ...] = ()
+    """Those that attention is dropped by."""
+    label_dropouts: Mapping[str, str] = field(default_factory=dict)
+    """That before a head of labels, by the model's architecture (what follows ``AutoModelFor``)."""
     inverse_number_key: str | None = None
     """The entry by which a block divides its attention scores by its number, counted from 1."""
     fused_queries: tuple[str, ...] = ()
@@ -118,6 +132,25 @@ class Family:
         if self.token_types_key is None:
             return 0
         return int(config.get(self.token_types_key, self.token_types_by_default))
+
+    def dropout_keys(self, what: str, architecture: str) -> tuple[str, ...]:
+        """The entries of the config with the dropout of ``hidden`` states, ``attention`` or the ``classifier``.
+
+        None where models of this architecture have no such dropout.
+        """
+        if what == "classifier":
+            return (self.label_dropouts[architecture],) if architecture in self.label_dropouts else ()
+        return self.hidden_dropouts if what == "hidden" else self.attention_dropouts
+
+    @property
+    def lm_head_matrix(self) -> str:
+        """The name of the LM head's matrix, ``[vocab, hidden]``, in files."""
+        return f"{self.lm_head_path}.weight"
+
+    @property
+    def new_lm_head_prefixes(self) -> tuple[str, ...]:
+        """How names of parameters begin that a body alone lacks and a language model has, where such may start new."""
+        return () if self.before_lm_head is None else prefixes(self.lm_heads_in_files)
 
     @property
     def label_head_prefixes(self) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,67 +17,13 @@ from ted_ds.models.families import family_of
 from ted_ds.models.family import Family, prefixes
 from ted_ds.models.folder import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, no_weights, read_config
 from ted_ds.models.model_file import read_json, refuse_pointer
-from ted_ds.models.packed import NOTHING_PACKED, Packed, Quantisation, Stored, read_quantisation, unpack
+from ted_ds.models.packed import Quantisation, Stored, read_quantisation, unpack
+from ted_ds.models.parameters import Parameters
 from ted_ds.models.rope_rules import rope_rules
-from ted_ds.models.share import Share
 
 MAX_HEADER_BYTES = 100_000_000
 READ_AT_ONCE = 1 << 24
 GENERATION_CONFIG_FILE = "generation_config.json"
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """A model's parameters, by where they are."""
-
-    of_blocks: tuple[tuple[Shape, ...], ...]
-    embeddings: int
-    """How many the token embeddings have."""
-    lm_head: int
-    """Of an LM head of its own; 0 where that is the embeddings, or where there is none."""
-    others: tuple[Shape, ...]
-    packed: Packed = NOTHING_PACKED
-    """What of them is kept in fewer bits, as in the files."""
-
-    @property
-    def total(self) -> int:
-        """All of them."""
-        in_blocks = sum(math.prod(shape) for block in self.of_blocks for shape in block)
-        return in_blocks + self.embeddings + self.lm_head + sum(map(math.prod, self.others))
-
-    @property
-    def in_matrices_of_blocks(self) -> int:
-        """Those of the blocks' linear maps, without biases and norms."""
-        return sum(math.prod(shape) for block in self.of_blocks for shape in block if len(shape) == 2)
-
-    @property
-    def sizes(self) -> list[int]:
-        """How many each of them has."""
-        shapes = [*(shape for block in self.of_blocks for shape in block), *self.others]
-        return [size for size in (self.embeddings, self.lm_head, *map(math.prod, shapes)) if size]
-
-    def cut(self, blocks: Sequence[int]) -> Parameters:
-        """Of a model with these blocks only."""
-        return replace(self, of_blocks=tuple(self.of_blocks[block] for block in blocks))
-
-    def of_share(self, share: Share, *, predicts_tokens: bool) -> Parameters:
-        """Of a pipeline stage; small ones outside of blocks are counted where the embeddings are.
-
-        An LM head tied to the embeddings is kept where it is used, too, if the model ``predicts_tokens``.
-        """
-        output = self.lm_head
-        if predicts_tokens and not output and not share.has_embeddings:
-            output = self.embeddings
-        return Parameters(
-            self.of_blocks[share.start : share.stop],
-            self.embeddings if share.has_embeddings else 0,
-            output if share.has_output else 0,
-            self.others if share.has_embeddings else (),
-        )
-
-    def as_classifier(self) -> Parameters:
-        """Of a model without its LM head."""
-        return replace(self, lm_head=0)
 
 
 @dataclass(frozen=True)
@@ -101,7 +47,11 @@ class ModelFacts:
     classifier_rows: int | None = None
     """For how many labels; None where it has no matrix of a known name."""
     has_lm_head: bool = True
-    """Whether they hold an LM head, or the embeddings are one."""
+    """Whether they hold an LM head with all that belongs to it, or the embeddings are one."""
+    is_tied: bool = True
+    """Whether the matrix of an LM head is the embeddings."""
+    switched_off: str | None = None
+    """The entry of the config by which an LM head is not where its family has it."""
     token_ids: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
     """Ids of special tokens that ``config.json`` and ``generation_config.json`` name, by file and key."""
     rope_rules: tuple[str, ...] = ()
@@ -115,6 +65,13 @@ class ModelFacts:
     def family(self) -> Family:
         """What is true of all models of its type."""
         return family_of(self.model_type)
+
+    @property
+    def as_language_model(self) -> Parameters:
+        """Its parameters as a language model, which may begin with a new head."""
+        if self.family.before_lm_head is None:
+            return self.parameters
+        return self.parameters.as_masked_lm(width=self.hidden_size, vocab_size=self.vocab_size, is_tied=self.is_tied)
 
 
 def read_model_facts(folder: Path) -> ModelFacts:
@@ -140,7 +97,7 @@ def read_model_facts(folder: Path) -> ModelFacts:
     facts = _facts(config, shapes, family)
     plain = {name: shape for name, shape in shapes.items() if name not in outside}
     refuse_other_shapes(config, plain, family, folder=folder)
-    label_heads, lm_heads = prefixes(family.own_heads), prefixes(family.lm_heads_in_files)
+    label_heads = prefixes(family.own_heads)
     ids = {CONFIG_FILE: token_ids(config), GENERATION_CONFIG_FILE: token_ids(read_generation_config(folder))}
     return replace(
         facts,
@@ -148,9 +105,16 @@ def read_model_facts(folder: Path) -> ModelFacts:
         quantisation=quantisation and replace(quantisation, outside_blocks=outside),
         has_classifier=any(name.startswith(label_heads) for name in shapes),
         classifier_rows=classifier_rows(shapes, family),
-        has_lm_head=family.is_tied(config) or any(name.startswith(lm_heads) for name in shapes),
+        has_lm_head=_has_lm_head(shapes, family, is_tied=facts.is_tied),
         token_ids=ids,
     )
+
+
+def _has_lm_head(shapes: Mapping[str, Shape], family: Family, *, is_tied: bool) -> bool:
+    if family.before_lm_head is None:
+        return is_tied or any(name.startswith(prefixes(family.lm_heads_in_files)) for name in shapes)
+    has_matrix = is_tied or family.lm_head_matrix in shapes
+    return has_matrix and any(name.startswith(f"{family.before_lm_head}.") for name in shapes)
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:
@@ -191,6 +155,8 @@ def _facts(config: dict[str, Any], shapes: Mapping[str, Shape], family: Family) 
         num_labels=len(labels) or (2 if classifies else None),  # transformers leaves its default of two out
         architectures=tuple(config.get("architectures") or ()),
         parameters=_sort(shapes, said("num_hidden_layers"), config, family),
+        is_tied=family.is_tied(config),
+        switched_off=family.lm_head_switch if config.get(family.lm_head_switch or "", True) is False else None,
         rope_rules=rope_rules(config),
         num_token_types=family.num_token_types(config),
     )
@@ -229,7 +195,8 @@ def _sort(shapes: Mapping[str, Shape], num_blocks: int, config: Mapping[str, Any
         if block is not None and block < num_blocks:
             of_blocks[block].append(shape)
         elif name.startswith(lm_heads):
-            lm_head += 0 if is_tied and len(shape) == 2 else math.prod(shape)
+            is_matrix = len(shape) == 2 and shape[0] == config["vocab_size"]
+            lm_head += 0 if is_tied and is_matrix else math.prod(shape)
         elif len(shape) == 2 and shape[0] == config["vocab_size"]:
             embeddings += math.prod(shape)
         else:

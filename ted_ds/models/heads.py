@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from ted_ds.errors import CheckpointError
 from ted_ds.models.families import family_of
 from ted_ds.models.family import path_in_body
 from ted_ds.models.files import weight_files
-from ted_ds.models.parts import final_norm_of, lm_head_of
+from ted_ds.models.loading import auto_class
+from ted_ds.models.parts import before_lm_head_of, lm_head_of
 from ted_ds.models.predictions import DensePredictions, Predictions, VocabularyHead, VocabularyPredictions
 from ted_ds.numerics.filters import INITIAL_STD, FilterBank, PooledClassifier, pool
 
+EARLY_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+"""Ends of names in early files, and in what transformers makes of these, or under ZeRO-3 of any."""
 Result = TypeVar("Result")
 Prober = Callable[[int, Tensor, Mapping[str, Tensor]], Predictions]
 """Of a place in the layer map, its state ``[batch, seq, hidden]`` and what the model was given."""
@@ -73,9 +76,10 @@ class ProbesOfModels(nn.Module):
 
 
 class FrozenLmHead(nn.Module):
-    """A model's own final norm and LM head, frozen, behind a map to its width where the filter's width differs.
+    """A model's own LM head and what stands before it, frozen, behind a map to its width where the filter's differs.
 
-    The norm and head are shared by all probes; only the map (``dim -> hidden``) trains.
+    What stands before is the final norm, or what a masked LM has there. Both are shared by all probes; only the map
+    (``dim -> hidden``) trains.
     """
 
     def __init__(self, dim: int, hidden_size: int, norm: nn.Module, lm_head: VocabularyHead) -> None:
@@ -122,7 +126,7 @@ def span_probes(bank: FilterBank, *, dim: int) -> FilterProbes:
 
 
 def lm_probes(bank: FilterBank, *, dim: int, model_path: Path, kind: str, dtype: torch.dtype) -> FilterProbes:
-    """Probes for causal LM: the model's frozen norm and head (``frozen``), or a new linear head each (``new``)."""
+    """Probes of a vocabulary: the model's own LM head, frozen (``frozen``), or a new linear head each (``new``)."""
     config = AutoConfig.from_pretrained(model_path, local_files_only=True)
     if kind == "new":
         heads = [_new_lm_head(dim, config.vocab_size) for _ in bank.layers]
@@ -141,9 +145,10 @@ def _new_lm_head(dim: int, vocab_size: int) -> VocabularyHead:
 
 
 def load_lm_output(model_path: Path, dtype: torch.dtype) -> tuple[nn.Module, VocabularyHead]:
-    """A copy of a model's final norm and LM head, read from its files.
+    """A copy of a model's LM head and of what stands before it, read from its files.
 
-    From the files, not from a live model: that one may be sharded over the ranks.
+    That is its final norm, or a masked LM's transform. From the files, not from a live model: that one may be sharded
+    over the ranks.
 
     Raises:
         CheckpointError: The files lack these weights.
@@ -151,26 +156,41 @@ def load_lm_output(model_path: Path, dtype: torch.dtype) -> tuple[nn.Module, Voc
     config = AutoConfig.from_pretrained(model_path, local_files_only=True)
     family = family_of(config.model_type)
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        skeleton = auto_class(family.language_model).from_config(config, dtype=dtype)
     skeleton.tie_weights()
-    norm: Any = final_norm_of(skeleton, family)
+    path, norm = before_lm_head_of(skeleton, family)
     head: Any = lm_head_of(skeleton, family)
-    embeddings = skeleton.get_input_embeddings()
-    tied = embeddings.weight is head.weight
-    embeddings_name = next(name for name, module in skeleton.named_modules() if module is embeddings)
-    wanted = {f"{family.final_norm_path}.{name}": f"0.{name}" for name, _ in norm.named_parameters()}
-    wanted[f"{embeddings_name if tied else family.lm_head_path}.weight"] = "1.weight"
-    if head.bias is not None:
-        wanted[f"{family.lm_head_path}.bias"] = "1.bias"
-    # checkpoints of a bare body lack the first part of the path
-    wanted |= {path_in_body(name): own for name, own in wanted.items() if name.count(".") > 1}
-    state: dict[str, Tensor] = {}
-    for file in weight_files(model_path):
-        with safe_open(file, framework="pt") as weights:
-            for name in set(weights.keys()) & set(wanted):
-                state[wanted[name]] = weights.get_tensor(name).to(dtype)
-    if state.keys() != set(wanted.values()):
-        raise CheckpointError(f"{model_path}: its files lack {', '.join(wanted)}; the filter heads need them")
+    wanted = {f"0.{name}": [f"{path}.{name}"] for name, _ in norm.named_parameters()}
+    for own, parameter in head.named_parameters():
+        # a tied one has several names, the embeddings' first
+        names = skeleton.named_parameters(remove_duplicate=False)
+        wanted[f"1.{own}"] = [name for name, one in names if one is parameter]
+    state = _read_first(model_path, wanted, dtype)
+    lacking = [names[0] for own, names in wanted.items() if own not in state]
+    if lacking:
+        raise CheckpointError(f"{model_path}: its files lack {', '.join(lacking)}; the filter heads need them")
     # the skeleton has no memory of its own
     nn.Sequential(norm, head).load_state_dict(state, assign=True)
     return norm, VocabularyHead.of(head)
+
+
+def _read_first(model_path: Path, wanted: Mapping[str, Sequence[str]], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Of each thing wanted, the tensor in a model's files under the first of its names that they have."""
+    found: dict[str, Tensor] = {}
+    names = {own: [one for name in of_own for one in _in_files(name)] for own, of_own in wanted.items()}
+    for file in weight_files(model_path):
+        with safe_open(file, framework="pt") as weights:
+            for name in set(weights.keys()) & {one for of_own in names.values() for one in of_own}:
+                found[name] = weights.get_tensor(name).to(dtype)
+    first = {own: next((one for one in of_own if one in found), None) for own, of_own in names.items()}
+    return {own: found[one] for own, one in first.items() if one is not None}
+
+
+def _in_files(name: str) -> Iterator[str]:
+    """What files may call a parameter."""
+    yield name
+    if name.count(".") > 1:  # those of a bare body lack the first part of the path
+        yield path_in_body(name)
+    for now, before in EARLY_NAMES.items():
+        if name.endswith(now):
+            yield name.removesuffix(now) + before

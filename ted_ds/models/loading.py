@@ -87,6 +87,8 @@ class LoadSettings:
     """One of :data:`~ted_ds.models.execution.ATTENTION`."""
     device: torch.device | None = None
     """Where quantised weights are to be, some of which cannot be moved later."""
+    config_values: Mapping[str, Any] = field(default_factory=dict)
+    """Entries of its config that are to be others than in its file."""
 
 
 def load_model(
@@ -94,7 +96,7 @@ def load_model(
     settings: LoadSettings,
     *,
     head: Mapping[str, Any] | None,
-    architecture: str = "SequenceClassification",
+    architecture: str | None = None,
     new_head_allowed: bool = False,
     share: Share | None = None,
 ) -> tuple[PreTrainedModel, list[str]]:
@@ -103,10 +105,10 @@ def load_model(
     Args:
         path: A transformers model folder.
         settings: How it is read.
-        head: Config values of the head that predictions come from (``id2label``, ``problem_type``, ...); None for a
-            causal LM.
-        architecture: Of a model with such a head (:func:`auto_class`).
-        new_head_allowed: Whether such a head may be missing from the files and start random.
+        head: Config values of the head that predictions come from (``id2label``, ``problem_type``, ...); None for an
+            LM head.
+        architecture: Of the model (:func:`auto_class`); unset: a causal LM, or a classifier of texts.
+        new_head_allowed: Whether a head of labels, or a masked LM's, may be missing from the files and start random.
         share: What a pipeline stage needs of it: blocks of others are not read; None for all.
 
     Returns:
@@ -118,9 +120,14 @@ def load_model(
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    auto = auto_class("CausalLM" if head is None else architecture)
-    kind = "causal LM" if head is None else f"{architecture.removesuffix('Classification').lower()} classifier"
+    architecture = architecture or ("CausalLM" if head is None else "SequenceClassification")
+    auto = auto_class(architecture)
+    kind = f"{architecture.removesuffix('Classification').lower()} classifier"
+    if head is None:
+        kind = f"{architecture.removesuffix('LM').lower()} LM"
     config = build_config(path, head or {})
+    for name, value in settings.config_values.items():
+        setattr(config, name, value)  # transformers leaves out what the class does not name, as DeBERTa's cls_dropout
     family = family_of(config.model_type)
     model_class = try_to_build(path, auto, config)
     quantisation: Any = getattr(config, "quantization_config", None)
@@ -151,7 +158,7 @@ def load_model(
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: cannot be loaded as a {kind}: {error}") from error
     other_shapes = {name: (tuple(held), tuple(wanted)) for name, held, wanted in report["mismatched_keys"]}
-    head_prefixes = family.label_head_prefixes
+    head_prefixes = family.new_lm_head_prefixes if head is None else family.label_head_prefixes
     missing = sorted({*report["missing_keys"], *(name for name in other_shapes if name.startswith(head_prefixes))})
     _refuse_other_shapes(path, {name: shape for name, shape in other_shapes.items() if name not in missing})
     if share is None and quantisation is None:  # else names of other blocks, and of how weights are packed, are left

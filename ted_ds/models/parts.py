@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import nn
 
-from ted_ds.errors import ConfigError
 from ted_ds.models.family import Family
 
 
@@ -28,19 +27,17 @@ def layers_of_blocks(model: nn.Module, family: Family) -> list[nn.Module]:
     return modules if behind_first is None else [behind_first, *modules[1:]]
 
 
-def final_norm_of(model: nn.Module, family: Family) -> nn.Module:
-    """The norm between the last block and the LM head."""
-    return model.get_submodule(family.final_norm_path) if family.final_norm_path else nn.Identity()
+def before_lm_head_of(model: nn.Module, family: Family) -> tuple[str, nn.Module]:
+    """What a language model's states go through between its last block and its LM head, and the path of it.
+
+    The body's final norm, or what stands behind a body without one; the path is empty where there is neither.
+    """
+    path = family.final_norm_path or family.before_lm_head
+    return (path, model.get_submodule(path)) if path else ("", nn.Identity())
 
 
 def lm_head_of(model: nn.Module, family: Family) -> nn.Module:
-    """The LM head.
-
-    Raises:
-        ConfigError: The family has none.
-    """
-    if family.lm_head_path is None:
-        raise ConfigError(f"{'/'.join(family.model_types)} has no causal LM head; use another task.kind")
+    """The linear head of a language model."""
     return model.get_submodule(family.lm_head_path)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, overload
 
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ted_ds.numerics.chunks import KeptRows
-from ted_ds.numerics.losses import among_candidates
+from ted_ds.numerics.losses import among_candidates, kept_labels
 from ted_ds.numerics.task_terms import TaskTerms
-from ted_ds.numerics.vocabulary import TeacherPredictions, VocabularyTargets, vocabulary_losses
+from ted_ds.numerics.vocabulary import TeacherPredictions, VocabularyTargets, vocabulary_losses, vocabulary_scores
 
 
 class VocabularyHead(nn.Linear):
@@ -169,7 +169,7 @@ class DensePredictions(Predictions):
 
 @dataclass(frozen=True)
 class VocabularyPredictions(Predictions):
-    """A causal LM's last hidden states, and its head; their logits never exist all at once."""
+    """What the head of a language model takes, and that head; logits never exist all at once."""
 
     hidden: Tensor
     head: VocabularyHead
@@ -181,7 +181,7 @@ class VocabularyPredictions(Predictions):
         weights: LossWeights,
         teacher: Predictions | None = None,
     ) -> PredictionLosses:
-        """Cross-entropy, and the divergence where there is a teacher: the terms of ``causal_lm``."""
+        """Cross-entropy, and the divergence where there is a teacher: the terms of a language model."""
         if teacher is None:
             weighted, task, _ = self._read(
                 VocabularyTargets(batch.labels, weights.task, kept=KeptRows(batch.label_rows))
@@ -210,8 +210,12 @@ class VocabularyPredictions(Predictions):
         return found[0]
 
     def outputs(self, batch: Labelled) -> Tensor:
-        """The sum of the cross-entropies."""
-        return self._read(VocabularyTargets(batch.labels))[1]
+        """The sum of the cross-entropies, and how many labels have the largest logit."""
+
+        def scored(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
+            return (vocabulary_scores(self.hidden, weight, bias, batch.labels),)
+
+        return self.head(self.hidden, scored)[0]
 
     def task_sums(self, terms: TaskTerms, batch: Labelled) -> list[float]:  # noqa: ARG002 - as the others
         """The cross-entropy of each row."""
@@ -224,8 +228,32 @@ class VocabularyPredictions(Predictions):
 
         return [float(one) for one in self.head(self.hidden, by_row)]
 
+    def row_scores(self, labels: Tensor) -> Tensor:
+        """Of each row, ``[rows, 2]``: the cross-entropy, and 1 where each label has the largest logit, else 0."""
+
+        def by_row(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
+            found = []
+            for hidden, row in zip(self.hidden, labels, strict=True):
+                loss = vocabulary_losses(hidden, weight, bias, VocabularyTargets(row))[1]
+                right = (self._is_largest(state, label, weight, bias) for state, label in _kept(hidden, row))
+                found.append(torch.stack((loss, loss.new_tensor(float(all(right))))))
+            return (torch.stack(found),)
+
+        return self.head(self.hidden, by_row)[0]
+
+    @staticmethod
+    def _is_largest(state: Tensor, label: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+        logits = nn.functional.linear(state.to(weight.dtype), weight, bias)
+        return bool(logits.argmax() == label)
+
     def _read(self, targets: VocabularyTargets) -> tuple[Tensor, Tensor, Tensor]:
         weighted, cross_entropy, divergence = self.head(
             self.hidden, lambda weight, bias: vocabulary_losses(self.hidden, weight, bias, targets)
         )
         return weighted, cross_entropy, divergence
+
+
+def _kept(hidden: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each state that has a label, and that."""
+    rows = kept_labels(labels)
+    return zip(hidden[rows], labels[rows], strict=True)

@@ -159,7 +159,10 @@ class TappedModel(nn.Module):
         embeddings: Any = self.model.get_input_embeddings()
         if isinstance(head, VocabularyHead) and head.weight is not embeddings.weight:
             dropped.append(head)
-            self._put_lm_head(nn.Identity())
+            put_part(self.model, self._family.lm_head_path, nn.Identity())
+        if isinstance(head, VocabularyHead) and self._family.before_lm_head is not None:
+            dropped.append(self.model.get_submodule(self._family.before_lm_head))
+            put_part(self.model, self._family.before_lm_head, nn.Identity())
         self._can_predict = False
         self.share = replace(self.share, stop=kept)
         return dropped
@@ -167,12 +170,14 @@ class TappedModel(nn.Module):
     def _install_lm_head(self) -> None:
         head = lm_head_of(self.model, self._family)
         assert isinstance(head, nn.Linear), f"the LM head of a {self.model.config.model_type} is no linear layer"
-        self._put_lm_head(VocabularyHead.of(head))
+        put_part(self.model, self._family.lm_head_path, VocabularyHead.of(head))
 
-    def _put_lm_head(self, head: nn.Module) -> None:
-        path = self._family.lm_head_path
-        assert path is not None
-        put_part(self.model, path, head)
+    def _vocabulary_predictions(self, hidden: Tensor) -> VocabularyPredictions:
+        """What the LM head makes of the body's last hidden states ``[batch, seq, hidden]``."""
+        head: Any = lm_head_of(self.model, self._family)
+        if self._family.before_lm_head is not None:
+            hidden = self.model.get_submodule(self._family.before_lm_head)(hidden)
+        return VocabularyPredictions(hidden, head)
 
     def _tap(self, layer: int) -> Callable[[nn.Module, Any, Any], None]:
         places = [place for place, other in enumerate(self.layers) if other == layer and place in self._places]
@@ -235,8 +240,7 @@ class TappedModel(nn.Module):
                 hidden = self._rows.part(self.model.base_model(**arguments).last_hidden_state)
                 self._leaving = None if self.share.has_output else hidden
                 if with_predictions:
-                    head: Any = lm_head_of(self.model, self._family)
-                    predictions = VocabularyPredictions(hidden, head)
+                    predictions = self._vocabulary_predictions(hidden)
             states: Any = ()
             if on_state is None:
                 states = tuple(self._captured.get(layer) for layer in self.layers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,10 @@ HOST_BYTES = 512 * MIB
 """On the CPU: large enough that one more matrix product costs nothing beside its work."""
 SCALED_ROWS = 4096
 """Brought to fp32 at a time to be scaled."""
+HEAD_ROWS = {"cpu": 1024}
+"""Of a head, multiplied at a time: a block that stays in the caches of a CPU makes its fp32 logits a quarter faster."""
+GRADIENT_ROWS = 16384
+"""Of the vocabulary, whose 16-bit gradient of a chunk is made before it is added up in fp32."""
 LEAST_ROWS = 64
 """Fewer leave a matrix product waiting for its weights."""
 
@@ -90,3 +95,28 @@ def compute_dtype(weight: Tensor) -> torch.dtype:
 def exact_dtype(dtype: torch.dtype) -> torch.dtype:
     """What sums over chunks, and exponentials, are computed in where products are computed in ``dtype``."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def write_logits(logits: Tensor, states: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """``logits = states weight^T + bias``."""
+    rows = HEAD_ROWS.get(logits.device.type, weight.shape[0])
+    for ids in slices(weight.shape[0], rows):
+        if bias is None:
+            torch.mm(states, weight[ids].T, out=logits[:, ids])
+        else:
+            torch.addmm(bias[ids], states, weight[ids].T, out=logits[:, ids])
+
+
+def add_product(total: Tensor, logits: Tensor, states: Tensor, *, is_first: bool) -> None:
+    """``total += logits^T states``."""
+    if total.dtype == logits.dtype:
+        torch.addmm(total, logits.T, states, beta=0 if is_first else 1, out=total)
+        return
+    for ids in slices(total.shape[0], GRADIENT_ROWS):
+        total[ids] += product_of_gradients(logits[:, ids], states)
+
+
+def slices(length: int, size: int) -> Iterator[slice]:
+    """What cuts so many rows into parts of ``size``."""
+    for start in range(0, length, size):
+        yield slice(start, min(start + size, length))

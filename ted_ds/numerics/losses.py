@@ -45,6 +45,25 @@ def cross_entropy_sum(logits: Float[Tensor, "*batch vocab"], labels: Int[Tensor,
     return -_sum_where(kept, picked)
 
 
+def weighed_cross_entropy_sum(
+    logits: Float[Tensor, "*batch labels"],
+    labels: Int[Tensor, "*batch"],
+    *,
+    class_weights: Float[Tensor, " labels"],
+    smoothing: float = 0.0,
+) -> Float[Tensor, ""]:
+    """Sum over kept labels y of ``-sum_c t_c w_c log softmax(logits)_c``, in fp32 nats. Gradient flows to ``logits``.
+
+    The target ``t`` is ``1 - smoothing`` at y, and ``smoothing`` spread evenly over all labels (Szegedy et al. 2016);
+    ``w`` are the class weights. As ``torch.nn.functional.cross_entropy`` has it with ``reduction="sum"``; with
+    ``"mean"`` that divides by the sum of the weights of the given labels, the objective here by their count.
+    """
+    kept = kept_labels(labels)
+    weighed = class_weights * F.log_softmax(_zeroed(kept, logits).float(), dim=-1)
+    of_label = weighed.gather(-1, labels.masked_fill(~kept, 0).unsqueeze(-1)).squeeze(-1)
+    return -_sum_where(kept, (1 - smoothing) * of_label + smoothing * weighed.mean(-1))
+
+
 def among_candidates(
     logits: Float[Tensor, "batch outputs seq"], candidates: Bool[Tensor, "batch seq"]
 ) -> Float[Tensor, "batch outputs seq"]:

@@ -5,6 +5,8 @@ task                              task loss                              predict
 ================================  =====================================  ==========================================
 ``causal_lm``                     cross-entropy per kept token           divergence over the vocabulary, per kept
                                                                          token
+``masked_lm``                     cross-entropy per masked token         divergence over the vocabulary, per masked
+                                                                         or per kept token
 ``sequence_classification``       cross-entropy per kept example         divergence over the labels, per kept
                                                                          example
 ``soft_label_classification``     cross-entropy to the given             the same
@@ -14,12 +16,20 @@ task                              task loss                              predict
 ``regression``                    squared error per kept target          squared difference per kept target
 ``token_classification``          cross-entropy per word with a label    divergence over the labels, per word with a
                                                                          label
+``multiple_choice``               cross-entropy over the choices, per    divergence over the choices, per kept
+                                  kept question                          question
+``chat``                          cross-entropy per token of a           divergence over the vocabulary, the same or
+                                  completion, or per kept token          the other of these
 ``question_answering``            cross-entropy per start and per end    divergence over the candidates, for start
                                   of an answer                           and end of each part of a text
 ================================  =====================================  ==========================================
 
 The task loss counts what has a label, the prediction term what has tokens: an example without a label (or, of several
-targets, without that one) still learns from the teacher. In ``causal_lm`` both count the tokens that have a next one.
+targets, without that one) still learns from the teacher. In ``causal_lm`` both count the tokens that have a next one,
+in ``masked_lm`` those that are to be found out.
+
+With class weights or label smoothing, the cross-entropy to one label is :class:`WeighedCrossEntropy` in training;
+scores and guesses have the plain one.
 
 The divergence is the KL, or another of :mod:`ted_ds.numerics.divergences`.
 
@@ -30,10 +40,12 @@ to the squared difference of their means, which is the term used here.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 
+import torch
 from torch import Tensor
 
 from ted_ds.numerics.divergences import KL, Divergence
@@ -45,6 +57,7 @@ from ted_ds.numerics.losses import (
     kept_labels,
     soft_cross_entropy_sum,
     squared_error_sum,
+    weighed_cross_entropy_sum,
 )
 
 
@@ -111,15 +124,42 @@ def _of_rows_with_tokens(labels: Tensor, kept_tokens: Tensor) -> Tensor:
     return kept_tokens.any(-1, keepdim=True).expand_as(labels)
 
 
+def _of_questions_with_tokens(labels: Tensor, kept_tokens: Tensor) -> Tensor:
+    """Questions, of which each choice has a row of tokens."""
+    return kept_tokens.any(-1).unflatten(0, (len(labels), -1)).any(-1)
+
+
+@dataclass(frozen=True)
+class WeighedCrossEntropy:
+    """Cross-entropy with class weights and label smoothing, of logits and labels."""
+
+    class_weights: tuple[float, ...]
+    smoothing: float = 0.0
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """See :func:`~ted_ds.numerics.losses.weighed_cross_entropy_sum`."""
+        weights = _on_device(self.class_weights, logits.device)
+        return weighed_cross_entropy_sum(logits, labels, class_weights=weights, smoothing=self.smoothing)
+
+
+@functools.lru_cache(maxsize=16)
+def _on_device(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    """Brought there once: to wait for it in every microbatch would cost more than the loss."""
+    return torch.tensor(numbers, dtype=torch.float32, device=device)
+
+
 CAUSAL_LM = TaskTerms(
     cross_entropy_sum,
     predicted=lambda labels, _kept_tokens: kept_labels(labels),
     counts_apart=False,
     in_one_pass=True,
 )
+MASKED_LM = CAUSAL_LM
+MASKED_LM_ON_ALL = replace(MASKED_LM, predicted=lambda _labels, kept_tokens: kept_tokens, counts_apart=True)
 SEQUENCE_CLASSIFICATION = TaskTerms(cross_entropy_sum)
 SOFT_LABEL_CLASSIFICATION = TaskTerms(soft_cross_entropy_sum, kept=lambda labels: kept_labels(labels).all(-1))
 MULTI_LABEL_CLASSIFICATION = TaskTerms(binary_cross_entropy_sum, Law.BERNOULLI, predicted=_of_rows_with_tokens)
 REGRESSION = TaskTerms(_squared_error, Law.NUMBER, predicted=_of_rows_with_tokens)
+MULTIPLE_CHOICE = replace(SEQUENCE_CLASSIFICATION, predicted=_of_questions_with_tokens)
 QUESTION_ANSWERING = TaskTerms(cross_entropy_sum, predicted=_of_rows_with_tokens)
 TOKEN_CLASSIFICATION = replace(SEQUENCE_CLASSIFICATION, predicted=CAUSAL_LM.predicted)

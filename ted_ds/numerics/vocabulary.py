@@ -8,7 +8,6 @@ A chunk's logits turn into their own gradient in place. The plain twins are
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -20,24 +19,22 @@ from torch.autograd.function import once_differentiable
 from ted_ds.numerics.chunks import (
     MIB,
     KeptRows,
+    add_product,
     chunk_bytes,
     compute_dtype,
     exact_dtype,
     kept_rows,
-    product_of_gradients,
     rows_per_chunk,
     scale_rows,
     select_rows,
+    slices,
+    write_logits,
 )
 from ted_ds.numerics.divergences import KL, Block, Divergence
 from ted_ds.numerics.losses import kept_labels
 
 BLOCK_BYTES = {"cpu": 3 * MIB, "cuda": 64 * MIB}
 """Logits brought to fp32 at a time: on the CPU what stays in its caches, on a GPU enough to keep it busy."""
-HEAD_ROWS = {"cpu": 1024}
-"""Of a head, multiplied at a time: a block that stays in the caches of a CPU makes its fp32 logits a quarter faster."""
-GRADIENT_ROWS = 16384
-"""Of the vocabulary, whose 16-bit gradient of a chunk is made before it is added up in fp32."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +81,31 @@ def vocabulary_losses(
 
     ``CE`` is the sum of ``-log softmax(hidden weight^T + bias)[label]`` over kept labels, in nats, ``D`` that of the
     divergence of ``softmax(student / T)`` from ``softmax(teacher / T)``, over what is predicted, both accumulated in
-    fp32. Gradient flows to ``hidden``,
-    ``weight`` and ``bias``, from the first of the three alone, and once. 16-bit gradients of the weight are added up
-    over chunks in fp32.
+    fp32. Gradient flows to ``hidden``, ``weight`` and ``bias``, from the first of the three alone, and once. 16-bit
+    gradients of the weight are added up over chunks in fp32.
 
     Returns:
         The weighted sum, with graph; the sum of the cross-entropies and that of the divergences (0 without a teacher),
         without.
     """
+    return _sums(hidden, weight, bias, targets)[:3]
+
+
+@torch.no_grad()
+def vocabulary_scores(
+    hidden: Float[Tensor, "*batch hidden"],
+    weight: Float[Tensor, "vocab hidden"],
+    bias: Float[Tensor, " vocab"] | None,
+    labels: Int[Tensor, "*batch"],
+) -> Float[Tensor, " 2"]:
+    """Over kept labels, the sum of the cross-entropies, and how many have the largest logit (the first, of several)."""
+    _, cross_entropy, _, num_right = _sums(hidden, weight, bias, VocabularyTargets(labels))
+    return torch.stack([cross_entropy, num_right])
+
+
+def _sums(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: VocabularyTargets
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     teacher, predicted = targets.teacher, targets.predicted
     if targets.kept is None:
         rows = kept_rows(kept_labels(targets.labels) if predicted is None else wanted(targets.labels, predicted))
@@ -167,16 +181,16 @@ class _VocabularyLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: _Job) -> tuple[Tensor, ...]:
         with torch.autocast(hidden.device.type, enabled=False):
-            cross_entropy, divergence, gradients = _walk(hidden, weight, bias, job)
+            (cross_entropy, divergence, num_right), gradients = _walk(hidden, weight, bias, job)
         ctx.gradients, ctx.unit = gradients, job.unit
         weighted = job.task_weight * cross_entropy + (job.teacher.weight * divergence if job.teacher else 0.0)
-        ctx.mark_non_differentiable(cross_entropy, divergence)
-        return weighted, cross_entropy, divergence
+        ctx.mark_non_differentiable(cross_entropy, divergence, num_right)
+        return weighted, cross_entropy, divergence, num_right
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - torch calls it by place, never by name
-        ctx: Any, upstream: Tensor, _cross_entropy: Tensor, _divergence: Tensor
+        ctx: Any, upstream: Tensor, *_: Tensor
     ) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
@@ -193,8 +207,8 @@ class _Gradient(NamedTuple):
 
 def _walk(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, job: _Job
-) -> tuple[Tensor, Tensor, tuple[_Gradient | None, ...]]:
-    """The two sums, and the gradients of the weighted sum over its unit."""
+) -> tuple[tuple[Tensor, ...], tuple[_Gradient | None, ...]]:
+    """The two sums and how many are right, and the gradients of the weighted sum over its unit."""
     num_rows, vocab = hidden.shape[0], weight.shape[0]
     device, dtype = hidden.device, job.dtype
     factor = weight.detach().to(dtype)
@@ -207,7 +221,7 @@ def _walk(
     sums_dtype = job.exact if is_split or dtype == torch.float16 else dtype
     of_weight = torch.zeros(weight.shape, dtype=sums_dtype, device=device) if job.needs[1] else None
     of_bias = torch.zeros(vocab, dtype=job.exact, device=device) if job.needs[2] else None
-    sums = torch.zeros(2, dtype=job.exact, device=device)
+    sums = torch.zeros(3, dtype=job.exact, device=device)
     logits_buffer = torch.empty(min(size, num_rows), vocab, dtype=dtype, device=device)
     teacher_buffer = None
     if teacher is not None:
@@ -218,43 +232,24 @@ def _walk(
         chunk = slice(start, min(start + size, num_rows))
         states = hidden[chunk].to(dtype)
         logits = logits_buffer[: states.shape[0]]
-        _write_logits(logits, states, factor, offset)
+        write_logits(logits, states, factor, offset)
         teacher_logits = None
         if teacher is not None and teacher_buffer is not None and job.teacher_hidden is not None:
             teacher_logits = teacher_buffer[: states.shape[0]]
             teacher_states = job.teacher_hidden[chunk].to(teacher_logits.dtype)
-            _write_logits(teacher_logits, teacher_states, teacher.head_weight, teacher.head_bias)
+            write_logits(teacher_logits, teacher_states, teacher.head_weight, teacher.head_bias)
         sums += blocks.losses(logits, teacher_logits, chunk, any(job.needs))
         if of_hidden is not None:
             torch.mm(logits, factor, out=of_hidden[chunk])
         if of_weight is not None:
-            _add_product(of_weight, logits, states, is_first=start == 0)
+            add_product(of_weight, logits, states, is_first=start == 0)
         if of_bias is not None:
             of_bias += logits.sum(0, dtype=job.exact)
     gradients = tuple(
         None if values is None or like is None else _Gradient(values, like.dtype)
         for values, like in zip((of_hidden, of_weight, of_bias), (hidden, weight, bias), strict=True)
     )
-    return sums[0].clone(), sums[1].clone(), gradients
-
-
-def _write_logits(logits: Tensor, states: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """``logits = states weight^T + bias``."""
-    rows = HEAD_ROWS.get(logits.device.type, weight.shape[0])
-    for ids in _slices(weight.shape[0], rows):
-        if bias is None:
-            torch.mm(states, weight[ids].T, out=logits[:, ids])
-        else:
-            torch.addmm(bias[ids], states, weight[ids].T, out=logits[:, ids])
-
-
-def _add_product(total: Tensor, logits: Tensor, states: Tensor, *, is_first: bool) -> None:
-    """``total += logits^T states``."""
-    if total.dtype == logits.dtype:
-        torch.addmm(total, logits.T, states, beta=0 if is_first else 1, out=total)
-        return
-    for ids in _slices(total.shape[0], GRADIENT_ROWS):
-        total[ids] += product_of_gradients(logits[:, ids], states)
+    return tuple(one.clone() for one in sums), gradients
 
 
 class _Blocks:
@@ -268,15 +263,17 @@ class _Blocks:
         self._scratch, self._target = torch.empty_like(self._student), torch.empty_like(self._student)
 
     def losses(self, logits: Tensor, teacher_logits: Tensor | None, chunk: slice, with_gradient: bool) -> Tensor:
-        """The sums of cross-entropy and divergence over a chunk of the rows."""
-        sums = torch.zeros(2, dtype=self._job.exact, device=logits.device)
+        """Over a chunk of the rows: cross-entropy, divergence, and how many are right (without gradient)."""
+        sums = torch.zeros(3, dtype=self._job.exact, device=logits.device)
         labels = self._job.labels[chunk]
         own_rows = None if self._job.own_rows is None else self._job.own_rows.part(chunk)
-        for rows in _slices(logits.shape[0], self._rows):
+        for rows in slices(logits.shape[0], self._rows):
             student = self._student[: rows.stop - rows.start]
             student.copy_(logits[rows])
             student -= student.amax(-1, keepdim=True)
             picked = student.gather(-1, labels[rows, None])
+            if not with_gradient:
+                sums[2] += (student.argmax(-1) == labels[rows]).sum()
             of_each = None if own_rows is None else own_rows.part(rows)
             of_task = self._job.task_weight / self._job.unit
             if of_each is not None:
@@ -331,8 +328,3 @@ class _Blocks:
 
 def _sum_of(values: Tensor, rows: Tensor | None) -> Tensor:
     return values.sum() if rows is None else torch.where(rows, values, torch.zeros_like(values)).sum()
-
-
-def _slices(length: int, size: int) -> Iterator[slice]:
-    for start in range(0, length, size):
-        yield slice(start, min(start + size, length))

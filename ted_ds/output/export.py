@@ -22,6 +22,7 @@ from ted_ds.models.files import GENERATION_CONFIG_FILE, ModelFacts, read_model_f
 from ted_ds.models.folder import CONFIG_FILE, INDEX_FILE
 from ted_ds.models.loading import auto_class
 from ted_ds.models.local_paths import local_values_of
+from ted_ds.models.tokenizer_files import CHAT_TEMPLATE_FILE
 from ted_ds.models.tokenizer_settings import TOKENIZER_CONFIG_FILE
 
 
@@ -39,6 +40,8 @@ def export_student(student: Path, folder: Path, *, recipe: Recipe, origins: Orig
     for file in [*weight_files(student), *(one for one in configs if one.is_file())]:
         shutil.copyfile(file, folder / file.name)
     accompany(folder, origins)
+    if recipe.task.template_file is not None:
+        shutil.copyfile(recipe.task.template_file, folder / CHAT_TEMPLATE_FILE)
     (folder / CARD).write_text(_card(recipe, origins, read_model_facts(folder), folder), encoding="utf-8")
     try:
         _, report = auto_class(recipe.task.architecture).from_pretrained(
@@ -64,6 +67,12 @@ def _traces(folder: Path) -> list[str]:
     ]
 
 
+def _what_is_the_teachers(recipe: Recipe) -> str:
+    if recipe.task.template_file is None:
+        return "Tokenizer, chat template and how text is generated are the teacher's."
+    return "Tokenizer and how text is generated are the teacher's; the chat template is the one it was distilled with."
+
+
 def _card(recipe: Recipe, origins: Origins, facts: ModelFacts, folder: Path) -> str:
     """A model card that says what the model was made from; what those models are, their own cards say."""
     names = {side: hub_name(origin) or origin.resolve().name for side, origin in origins.by_name.items()}
@@ -84,7 +93,7 @@ def _card(recipe: Recipe, origins: Origins, facts: ModelFacts, folder: Path) -> 
         f"ted_ds (method {recipe.distill.method}, task {recipe.task.kind}). It is neither of the models it was made "
         "from; what was measured of it is in `evaluate/evaluation.json` of its run.",
         "",
-        f"- Teacher: `{names['teacher']}`. Tokenizer, chat template and how text is generated are the teacher's.",
+        f"- Teacher: `{names['teacher']}`. {_what_is_the_teachers(recipe)}",
         f"- The student began as {start}.",
     ]
     if cards:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from ted_ds.assembly.assembly import Assembly
 from ted_ds.errors import CheckpointError
 from ted_ds.output.phase_folder import PhaseFolder
-from ted_ds.phases import cut_student, distill, evaluate, export, finetune, learn_filters
+from ted_ds.phases import cut_student, distill, evaluate, export, finetune, learn_filters, lm_eval_tasks
 from ted_ds.phases.inputs import Inputs
 from ted_ds.phases.journal import Journal
 from ted_ds.phases.training import checkpoints_of
@@ -23,6 +23,7 @@ from ted_ds.planning.phase import (
     FILTERS_TEACHER,
     FINETUNE_STUDENT,
     FINETUNE_TEACHER,
+    LM_EVAL,
     Phase,
     phases_of,
 )
@@ -41,6 +42,7 @@ WORK_OF_PHASE: Mapping[Phase, Work] = {
     DISTILL: distill.WORK,
     EVALUATE: evaluate.WORK,
     EXPORT: export.WORK,
+    LM_EVAL: lm_eval_tasks.WORK,
 }
 
 

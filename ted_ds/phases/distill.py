@@ -22,7 +22,7 @@ def _inputs(inputs: Inputs, phase: Phase) -> dict[str, Any]:
     recipe, folders = inputs.recipe, inputs.folders
     found = inputs.of_training(phase, model=folders.student_path())
     found["teacher"] = folders.identity(folders.teacher_path())
-    found |= inputs.in_8_bits() | inputs.frozen_part()
+    found |= inputs.in_8_bits() | inputs.frozen_part() | inputs.dropout_part("student") | inputs.transfer()
     if recipe.teacher.cache is not None:
         found["teacher_cache"] = recipe.teacher.cache.precision
     found["layer_pairs"] = [list(pair) for pair in inputs.plan.layer_pairs]

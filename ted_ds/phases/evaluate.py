@@ -1,4 +1,4 @@
-"""Teacher and student are scored on held-out data."""
+"""Teacher and student are scored on held-out data, and on test data where there is some."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ted_ds.output.run_folders import RunFolders
 from ted_ds.phases.inputs import Inputs
 from ted_ds.phases.work import Kit, Work
 from ted_ds.planning.phase import EVALUATE, Phase
-from ted_ds.runtime.outputs import frozen_outputs
+from ted_ds.runtime.outputs import frozen_outputs, row_outputs
 from ted_ds.runtime.sharding import collect_garbage
 
 RESULTS_FILE = "evaluation.json"
@@ -33,6 +33,8 @@ def _inputs(inputs: Inputs, _: Phase) -> dict[str, Any]:
         "models": {name: inputs.folders.identity(path) for name, path in inputs.folders.evaluated_paths().items()},
         **inputs.in_8_bits(),
         **inputs.data_files(),
+        **inputs.test_data(),
+        **inputs.language_tests(),
         **inputs.recipe_values("evaluation", "data", "task"),
     }
 
@@ -40,13 +42,17 @@ def _inputs(inputs: Inputs, _: Phase) -> dict[str, Any]:
 def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
     build = kit.build
     results: dict[str, dict[str, float]] = {}
+    tests = build.world.agree(build.language_tests)
     for name, path in kit.folders.evaluated_paths().items():
         model = build.models.frozen("teacher" if name == "teacher" else "student", path, new_head_allowed=True)
         metrics, tokens_per_s = build.evaluate(frozen_outputs(model))
         results[name] = {**metrics[0], "perf/tokens_per_s": tokens_per_s, "num_parameters": model.num_parameters}
-        for part in build.data.apart:
-            (of_part,), _ = build.evaluate(frozen_outputs(model), apart=part)
-            results[name] |= {f"{part}/{metric}": value for metric, value in of_part.items()}
+        for part, samples in {**build.data.apart, "test": build.data.test}.items():
+            if samples:
+                (of_part,), _ = build.evaluate(frozen_outputs(model), samples)
+                results[name] |= {f"{part}/{metric}": value for metric, value in of_part.items()}
+        for test in tests:
+            results[name] |= build.run_test(row_outputs(model), test)
         model.release()
         del model
         collect_garbage()

@@ -21,9 +21,11 @@ def _start(folders: RunFolders, phase: Phase) -> Path:
 
 
 def _inputs(inputs: Inputs, phase: Phase) -> dict[str, Any]:
+    assert phase.trains is not None
     return {
         **inputs.of_training(phase, model=_start(inputs.folders, phase)),
         **(inputs.frozen_part() if phase.trains == "student" else {}),
+        **inputs.dropout_part(phase.trains),
     }
 
 
@@ -35,7 +37,7 @@ def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
     tapped = build.models.trained(phase.trains, _start(kit.folders, phase), config, stage=build.stage(phase.name))
     with build.engine(phase.name, tapped, config, plan, watched=tapped.named_layers(), trained=tapped) as engine:
         training = PhaseTraining(kit, folder, engine, plan, forward=engine_outputs(engine))
-        result = training.run(FinetuneObjective(build.terms))
+        result = training.run(FinetuneObjective(build.training_terms))
         state = build.models.whole_state(tapped)
 
     def write(place: Path) -> dict[str, Any]:

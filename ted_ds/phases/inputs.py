@@ -9,22 +9,32 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ted_ds.config.data import by_older_name
 from ted_ds.config.redaction import without_secrets
 from ted_ds.config.schema import Recipe
-from ted_ds.data.reading.listing import DataListing
+from ted_ds.data.reading.listing import DataListing, list_source
 from ted_ds.output.phase_folder import MANIFEST
 from ted_ds.output.run_folders import RunFolders
-from ted_ds.planning.phase import Phase, training_of
+from ted_ds.planning.phase import DISTILL, Phase, training_of
 from ted_ds.planning.plan import Plan
 
 UNDECIDING_DATA_KEYS: dict[str, Any] = {
     **dict.fromkeys(("padding", "workers", "bad_records"), True),
     # files are known by what they are, wherever they are
-    **{part: {"__all__": {"path"}} for part in ("train", "evaluation")},
+    **{part: {"__all__": {"path"}} for part in ("train", "validation", "evaluation")},
     "apart": {"__all__": {"__all__": {"path"}}},
     "glue_folder": True,
+    # decide the phase that scores it, or the one that learns from them, alone
+    **dict.fromkeys(("test", "transfer", "transfer_share"), True),
 }
 """What may change in ``data`` without a change in results."""
+
+PATHS_OF_TESTS: dict[str, Any] = {
+    **{key: {"__all__": {"sources": {"__all__": {"path"}}}} for key in ("perplexity", "last_word")},
+    "lm_eval": True,  # decides a phase of its own
+}
+"""What may change in ``evaluation``: files are known by what they are."""
+UNDECIDING_KEYS: dict[str, Any] = {"data": UNDECIDING_DATA_KEYS, "evaluation": PATHS_OF_TESTS}
 
 
 class Settled(NamedTuple):
@@ -38,6 +48,8 @@ class Settled(NamedTuple):
     """What ``task.bos`` came to; None where texts have no such beginning at all."""
     in_8_bits: bool
     """Whether the teacher's weights are not its files'."""
+    template_sha256: str | None = None
+    """Of the chat template that texts are written by."""
 
 
 class Inputs:
@@ -50,26 +62,71 @@ class Inputs:
     def of_training(self, phase: Phase, **models: Path) -> dict[str, Any]:
         """What any phase that trains depends on, with the models it reads by what they are to it."""
         plan = training_of(self.recipe, phase)
+        values = self.recipe_values("task", "data", "seed", "precision")
+        for key in self.recipe.task.of_distillation if phase is not DISTILL else ():
+            del values["task"][key]
         return {
             **{name: self.folders.identity(model) for name, model in models.items()},
             "plan": plan.deciding_values(),
             # how models are sharded does not decide the result: a requeued run may change it
             "deepspeed": {key: self._settled.deepspeed_json.get(key) for key in ("optimizer", "scheduler")},
             **self.data_files(),
-            **self.recipe_values("task", "data", "seed", "precision"),
+            **values,
+            **(self._choice() if phase.trains is not None else {}),
         }
+
+    def _choice(self) -> dict[str, Any]:
+        """What decides which of a phase's models is its result; nothing where it is the last."""
+        evaluation = self.recipe.evaluation
+        if self.recipe.export == "last":
+            return {}
+        return {"export": {"every_steps": evaluation.every_steps, "max_examples": evaluation.max_examples}}
 
     def data_files(self) -> dict[str, Any]:
         """The files that data is read from."""
         return {"data_files": self._settled.listing.identity()}
 
+    def test_data(self) -> dict[str, Any]:
+        """The files of ``data.test`` and how they are read; nothing where there are none."""
+        data = self.recipe.data
+        if data.test is None:
+            return {}
+        values = [source.model_dump(mode="json", exclude={"path"}) for source in data.test]
+        return {"test": without_secrets(values), "test_files": self._settled.listing.test_identity()}
+
+    def language_tests(self) -> dict[str, Any]:
+        """The files of each test of language models; nothing where there are none.
+
+        Raises:
+            DataError: They cannot be read.
+        """
+        files = {
+            within: [list_source(source).identity() for source in test.sources]
+            for within, _, test in self.recipe.evaluation.tests
+        }
+        return {"language_tests": files} if files else {}
+
+    def transfer(self) -> dict[str, Any]:
+        """The files of ``data.transfer``, how they are read and how many are mixed in; nothing where there are none."""
+        data = self.recipe.data
+        if data.transfer is None:
+            return {}
+        values = {
+            "sources": [source.model_dump(mode="json", exclude={"path"}) for source in data.transfer],
+            "share": data.transfer_share,
+            "files": self._settled.listing.transfer_identity(),
+        }
+        return {"transfer": without_secrets(values)}
+
     def recipe_values(self, *sections: str) -> dict[str, Any]:
-        """What sections of the recipe say, with what ``task.bos`` came to in its place."""
-        values = without_secrets(
-            self.recipe.model_dump(mode="json", include={*sections}, exclude={"data": UNDECIDING_DATA_KEYS})
-        )
+        """What sections of the recipe say, with what ``task.bos`` or a chat template came to in their places."""
+        values = without_secrets(self.recipe.model_dump(mode="json", include={*sections}, exclude=UNDECIDING_KEYS))
+        if "data" in values:
+            values["data"] = by_older_name(values["data"])
         if self._settled.start_tokens is not None:  # None, as in phases from before the setting, where nothing is added
             values["task"]["bos"] = self._settled.start_tokens or None
+        if "task" in values and self._settled.template_sha256 is not None:  # whatever file it is in
+            values["task"]["chat_template"] = self._settled.template_sha256
         return values
 
     def filter_files(self, side: str) -> dict[str, Any]:
@@ -82,6 +139,11 @@ class Inputs:
     def in_8_bits(self) -> dict[str, str]:
         """What to know of a teacher whose weights are not its files'; no other host makes a difference."""
         return {"teacher_weights": "int8"} if self._settled.in_8_bits else {}
+
+    def dropout_part(self, side: str) -> dict[str, Any]:
+        """What of a model that trains is dropped, where the recipe says so."""
+        given = (self.recipe.teacher if side == "teacher" else self.recipe.student).dropout.given
+        return {"dropout": given} if given else {}
 
     def frozen_part(self) -> dict[str, bool]:
         """What of the student does not train."""

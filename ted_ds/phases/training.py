@@ -95,12 +95,14 @@ class PhaseTraining:
     def run(self, objective: Objective) -> dict[str, Any]:
         """Train to the end; returns the last report, tokens per second, and which step scored best.
 
+        With ``export: best`` the engine then has the weights of that step.
+
         Raises:
             StoppedOnRequest: A rank was asked to stop; everything is saved.
             TedError: It cannot go on; on every rank.
         """
         build = self._build
-        build.screen.start(self._phase, self._plan.max_steps)
+        build.screen.start(self._phase, self._plan.steps)
         try:
             tokens_per_s = train(
                 self._engine,
@@ -109,19 +111,40 @@ class PhaseTraining:
                 self,
                 progress=self._progress,
                 rhythm=Rhythm(
-                    self._plan.max_steps,
+                    self._plan.steps,
                     log_every_steps=build.recipe.tracking.log_every_steps,
                     evaluate_every_steps=build.recipe.evaluation.every_steps,
-                    evaluate_last=bool(self._outputs),
+                    evaluate_last=bool(self._outputs) or self._takes_best,
                     max_consecutive_skips=build.recipe.max_consecutive_skips,
                 ),
             )
             self._checkpoints.finish()
+            if self._takes_best:
+                self._take_best()
         finally:
             build.screen.stop()
             self._batches.close()
         speed = {"perf/tokens_per_s": tokens_per_s} if tokens_per_s else {}
         return {**self._progress.report, **speed, **({"best": self._best} if self._best else {})}
+
+    @property
+    def _takes_best(self) -> bool:
+        """Whether the phase leaves the model that scored best; filters, which are several outputs, are the last."""
+        return self._build.recipe.export == "best" and not self._outputs
+
+    def _take_best(self) -> None:
+        """Give the engine the weights that scored best.
+
+        Raises:
+            CheckpointError: Their checkpoint is missing or damaged; on every rank.
+        """
+        if self._best is None:
+            self.say(f"  WARN {self._phase}: no held-out score was finite; the last model is taken (export: best)")
+            return
+        step, metric, value = (self._best[key] for key in ("step", "metric", "value"))
+        if step != self._progress.step:
+            self._checkpoints.load(self._engine, self._checkpoints.after(step))
+        self.say(f"  {self._phase}: the model of step {step} is taken, held-out {metric}: {value:.4g} (export: best)")
 
     # --- what the loop asks for -------------------------------------------------------------------------------------
 
@@ -131,7 +154,7 @@ class PhaseTraining:
         self._progress.report = whole
         self._journal.track(self._phase, step, whole)
         elapsed = time.monotonic() - self._started
-        remaining_s = elapsed / max(step - self._first_step, 1) * (self._plan.max_steps - step)
+        remaining_s = elapsed / max(step - self._first_step, 1) * (self._plan.steps - step)
         self._build.screen.update(step, whole, remaining_s=remaining_s)
 
     def say(self, text: str) -> None:
@@ -248,7 +271,7 @@ class PhaseTraining:
             restore_random_state(saved.of_ranks[world.rank]["random"])
         else:  # nobody's dropout goes on; the data does
             seed_everything(self._build.recipe.seed, phase=f"{self._phase} {saved.step}", rank=world.rank)
-        self._build.screen.say(f"  going on after step {saved.step} of {self._plan.max_steps}, from {saved.folder}")
+        self._build.screen.say(f"  going on after step {saved.step} of {self._plan.steps}, from {saved.folder}")
         return [BadRecord(*record) for record in state["bad_records"]]
 
     # --- data -------------------------------------------------------------------------------------------------------

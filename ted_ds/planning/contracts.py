@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ted_ds.config.schema import Recipe
+from ted_ds.data.chat_template import find_template, vet_template
 from ted_ds.data.document_ends import ends_of
+from ted_ds.data.masking import make_masker
 from ted_ds.errors import CheckpointError, ConfigError, TedError
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.folder import CONFIG_FILE
@@ -60,7 +62,7 @@ def broken_contracts(recipe: Recipe, teacher: Side | None, student: Side | None)
         try:
             check()
         except TedError as error:
-            where = "" if contract == "bos" else f"{side.name}.path: "
+            where = "" if contract in ("bos", "template") else f"{side.name}.path: "
             lines = [f"{where}{line}" for line in str(error).splitlines()]
             broken.setdefault(contract, []).extend(lines)
             return False
@@ -70,7 +72,7 @@ def broken_contracts(recipe: Recipe, teacher: Side | None, student: Side | None)
     readable: list[Side] = []
     for side in own:
         attempt("labels", side, lambda side=side: _check_labels(recipe, side))
-        attempt("head", side, lambda side=side: _check_lm_head(recipe, side))
+        attempt("head", side, lambda side=side: _check_lm_head(recipe, side, teacher))
         attempt("vocabulary", side, lambda side=side: refuse_padding_outside(side.facts))
         if attempt("vocabulary", side, lambda side=side: _read_tokenizer(side)):
             readable.append(side)
@@ -81,6 +83,9 @@ def broken_contracts(recipe: Recipe, teacher: Side | None, student: Side | None)
         attempt("head", teacher, lambda: _check_head(recipe, teacher))
         if teacher in readable and recipe.task.packed and "vocabulary" not in broken:
             attempt("bos", teacher, lambda: document_ends(recipe, teacher))
+            attempt("vocabulary", teacher, lambda: _check_masks(recipe, teacher))
+        if teacher in readable and recipe.task.has_template:
+            attempt("template", teacher, lambda: _look_at_template(recipe, teacher))
     if teacher in readable and student in readable:
         attempt("tokenizers", student, lambda: _check_same(teacher, student))
     return broken
@@ -139,11 +144,24 @@ def _head_for_other_labels(recipe: Recipe, side: Side) -> str | None:
     )
 
 
-def _check_lm_head(recipe: Recipe, side: Side) -> None:
-    if recipe.task.has_lm_head and not side.facts.has_lm_head:
+def _check_lm_head(recipe: Recipe, side: Side, teacher: Side | None) -> None:
+    if not recipe.task.has_lm_head or side.facts.has_lm_head:
+        return
+    if not recipe.task.new_lm_head:
         raise CheckpointError(
             "its weights hold no LM head, and its config.json does not tie one to the embeddings; give the causal LM, "
             "not its bare body"
+        )
+    if side.trained_first:
+        return
+    what = f"its weights hold no head for {recipe.task.kind} ({side.facts.family.before_lm_head} and what follows)"
+    if side is teacher:
+        raise ConfigError(f"{what} and its predictions would be random; fine-tune it on the task: add teacher.finetune")
+    filters = recipe.filters
+    if filters is not None and recipe.distill.needs.filters and filters.lm_head == "frozen":
+        raise ConfigError(
+            f"{what}, by which filters.lm_head: frozen would read its filters; add student.finetune, or use "
+            "filters.lm_head: new"
         )
 
 
@@ -179,6 +197,12 @@ def _check_vocabulary(side: Side) -> None:
         refuse_useless_tokenizer(side.tokenizer)
 
 
+def _check_masks(recipe: Recipe, teacher: Side) -> None:
+    masking, tokenizer = recipe.task.masked, teacher.tokenizer
+    if masking is not None and tokenizer is not None and tokenizer.unknown_class is None:
+        make_masker(tokenizer, masking)
+
+
 def _check_token_types(teacher: Side | None, side: Side) -> None:
     """Pairs are read by the teacher's tokenizer."""
     if teacher is not None and teacher.tokenizer is not None:
@@ -193,18 +217,34 @@ def _check_same(teacher: Side, student: Side) -> None:
         refuse_ids_outside(teacher.tokenizer, student.facts, whose="the teacher's")
 
 
+def _look_at_template(recipe: Recipe, teacher: Side) -> tuple[str | None, list[str]]:
+    """How conversations are written, in words, and what is doubtful in it; nothing where there are none.
+
+    Raises:
+        ConfigError: There is no template, or it does not fit the tokenizer.
+    """
+    if not recipe.task.has_template or teacher.tokenizer is None:
+        return None, []
+    template = find_template(recipe.task.template_file, teacher.tokenizer.settings.get("chat_template"))
+    return template.in_words, vet_template(template, teacher.tokenizer)
+
+
 def document_ends(recipe: Recipe, teacher: Side) -> str | None:
     """What is put around each text, in words; None where only the loaded tokenizer knows.
 
     Raises:
         TedError: The recipe asks for what the tokenizer has not, or a file of it is damaged.
     """
+    if recipe.task.has_template:
+        return _look_at_template(recipe, teacher)[0]
     tokenizer = teacher.tokenizer
     if tokenizer is None or tokenizer.backend is None:
         return None
     if tokenizer.unknown_class is not None:
         return f"what is put around each is known once the teacher's {tokenizer.unknown_class} is loaded"
-    return ends_of(tokenizer, recipe.task.document_start, pairs=recipe.task.takes_pairs).in_words
+    task = recipe.task
+    ends = ends_of(tokenizer, task.document_start, own_end=task.own_document_ends, pairs=task.takes_pairs)
+    return ends.in_words
 
 
 def doubts(recipe: Recipe, teacher: Side | None, student: Side | None) -> Mapping[str, list[str]]:
@@ -216,6 +256,8 @@ def doubts(recipe: Recipe, teacher: Side | None, student: Side | None) -> Mappin
         if lines:
             found.setdefault(contract, []).extend(f"{side.name}.path: {line}" for line in lines)
 
+    if teacher is not None:
+        doubt("template", teacher, *_look_at_template(recipe, teacher)[1])
     if teacher is not None and used is not None and recipe.task.takes_pairs:
         doubt("tokenizers", teacher, *undivided_pairs(used, teacher.facts))
     for side in _own_files(teacher, student):

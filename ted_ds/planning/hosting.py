@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ted_ds.config.schema import Recipe
-from ted_ds.models.files import Parameters
+from ted_ds.models.parameters import Parameters
 from ted_ds.planning.deepspeed_json import deepspeed_json_of
 from ted_ds.planning.memory import frozen_bytes, gib
 from ted_ds.planning.phase_memory import SHARDED_HOSTS, phase_memories, with_head

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ted_ds.config.deepspeed_keys import offload_device, zero_stage
-from ted_ds.models.files import ModelFacts, Parameters
+from ted_ds.models.files import ModelFacts
+from ted_ds.models.parameters import Parameters
 
 ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 STATES_BYTES = 8

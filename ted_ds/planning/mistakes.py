@@ -5,19 +5,23 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, TypeVar
 
+from ted_ds.config.data import Cleaning, Source, TransferSource
 from ted_ds.config.deepspeed import filled, inspect_deepspeed_json, remarks
 from ted_ds.config.deepspeed_keys import offload_device, zero_stage
+from ted_ds.config.pair import Student, Teacher
 from ted_ds.config.schema import Recipe
 from ted_ds.config.tracking import refuse_missing_packages
 from ted_ds.config.wandb import refuse_missing_account, wandb_mode
 from ted_ds.data.first_rows import FirstRows, first_rows
 from ted_ds.data.samples import Rows
 from ted_ds.data.sources import is_remote, locate, names_hub
+from ted_ds.data.transfer import TextsAlone
 from ted_ds.errors import TedError
 from ted_ds.launching.starters import Told
-from ted_ds.models.families import CAUSAL_LM_TYPES, SPAN_TYPES
+from ted_ds.models.families import FAMILY_OF, SPAN_TYPES, types_of
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.rope_rules import KNOWN_RULES
 
@@ -90,20 +94,33 @@ def check_data(recipe: Recipe, rows: Rows, mistakes: Mistakes) -> dict[str, Firs
     ``rows`` reads those of the recipe's task.
     """
     looked_at = {}
-    for within, one in recipe.data.sources:
-        place = f"data.{within}"
+    sources = {f"data.{within}": one for within, one in recipe.data.sources}
+    for within, _, test in recipe.evaluation.tests:
+        sources |= {f"evaluation.{within}.sources[{index}]": one for index, one in enumerate(test.sources)}
+    for place, one in sources.items():
         is_here = not is_remote(one.path) and not names_hub(one)
         if is_here and mistakes.attempt(f"{place}.path", functools.partial(locate, one)) is None:
             continue
         if Told.by(os.environ).rank != 0:
             continue
-        looked_at[place] = first_rows(one, rows, cleaning=recipe.data.cleaning)
+        looked_at[place] = _look_at(one, rows, recipe.data.cleaning)
         mistakes.add(place, *looked_at[place].problems)
-    part, sources = ("evaluation", recipe.data.evaluation) if recipe.data.evaluation else ("train", recipe.data.train)
-    scored = [looked_at.get(f"data.{part}[{index}]") for index in range(len(sources))]
-    if all(found is not None and found.has_no_label for found in scored):
-        mistakes.add(f"data.{part}", "no row has a label to be scored by; give data.evaluation rows with labels")
+    parts, heldout = recipe.data.parts, recipe.data.heldout_key
+    for part, sources in parts.items():
+        if part == "train" and heldout in parts:
+            continue
+        scored = [looked_at.get(f"data.{part}[{index}]") for index in range(len(sources))]
+        if all(found is not None and found.has_no_label for found in scored):
+            own = heldout if part == "train" else part
+            mistakes.add(f"data.{part}", f"no row has a label to be scored by; give data.{own} rows with labels")
     return looked_at
+
+
+def _look_at(source: Source, rows: Rows, cleaning: Cleaning) -> FirstRows:
+    if not isinstance(source, TransferSource):
+        return first_rows(source, rows, cleaning=cleaning)
+    own = TextsAlone(source.text_columns(rows.columns[: rows.num_texts]))
+    return replace(first_rows(source, own, cleaning=cleaning), num_unlabelled=0)  # there may be labels
 
 
 def _compile_mistakes(recipe: Recipe, config: dict[str, Any]) -> Iterator[str]:
@@ -137,9 +154,33 @@ def check_model(recipe: Recipe, facts: ModelFacts, where: str, mistakes: Mistake
     mistakes.add(where, *_model_mistakes(recipe, facts))
 
 
+def check_dropout(recipe: Recipe, teacher: ModelFacts | None, student: ModelFacts | None, mistakes: Mistakes) -> None:
+    """Whether models have the dropout that the recipe sets."""
+    for side, facts in (("teacher", teacher), ("student", student)):
+        if facts is None:
+            continue
+        section: Teacher | Student = getattr(recipe, side)
+        for what in section.dropout.given:
+            if not facts.family.dropout_keys(what, recipe.task.architecture):
+                mistakes.add(
+                    f"{side}.dropout.{what}",
+                    f"a {facts.model_type} for {recipe.task.kind} has no such dropout; remove it",
+                )
+
+
 def _model_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
-    if recipe.task.has_lm_head and facts.family.lm_head_path is None:
-        yield f"a {facts.model_type} is no causal LM; use one of {', '.join(CAUSAL_LM_TYPES)}"
+    wanted = recipe.task.architecture
+    if recipe.task.has_lm_head and facts.family.language_model != wanted:
+        kind = f"{wanted.removesuffix('LM').lower()} LM"
+        yield f"a {facts.model_type} is no {kind}; use one of {', '.join(types_of(wanted))}"
+    elif recipe.task.has_lm_head and facts.switched_off is not None:
+        yield (
+            f"its config.json has {facts.switched_off}: false, and such an LM head is not known here; set it to true "
+            "and fine-tune a new one (teacher.finetune, student.finetune)"
+        )
+    if recipe.task.architecture in facts.family.lacks:
+        able = [name for name, family in FAMILY_OF.items() if recipe.task.architecture not in family.lacks]
+        yield f"transformers has no {recipe.task.kind} head for a {facts.model_type}; use one of {', '.join(able)}"
     if recipe.task.predicts_spans and facts.family.span_head is None:
         yield (
             f"a {facts.model_type} has no head for {recipe.task.kind} here, as its blocks have other names in "
@@ -150,6 +191,12 @@ def _model_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
     key = recipe.task.length_key
     multiple = recipe.data.padding.multiple_of
     longest = -(-recipe.task.sequence_length // multiple) * multiple
+    for within, _, test in recipe.evaluation.tests:
+        if test.window is not None and test.window > facts.max_positions:
+            yield (
+                f"evaluation.{within}.window is {test.window}, but this model allows at most {facts.max_positions} "
+                "tokens; lower it"
+            )
     if longest > facts.max_positions:
         padded = f", padded to {longest}" if longest > recipe.task.sequence_length else ""
         yield (

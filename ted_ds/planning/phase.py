@@ -55,6 +55,7 @@ FILTERS_BOTH = Phase("filters_both", "filters", plan_path="filters.both", frozen
 DISTILL = Phase("distill", "distill", plan_path="distill", trains="student", frozen=("teacher",))
 EVALUATE = Phase("evaluate", "evaluate")
 EXPORT = Phase("export", "export")
+LM_EVAL = Phase("lm_eval", "lm_eval", condition=lambda recipe: bool(recipe.evaluation.lm_eval))
 PHASES = (
     FINETUNE_TEACHER,
     CUT_STUDENT,
@@ -65,6 +66,7 @@ PHASES = (
     DISTILL,
     EVALUATE,
     EXPORT,
+    LM_EVAL,
 )
 _BY_NAME = {phase.name: phase for phase in PHASES}
 

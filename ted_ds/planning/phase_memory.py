@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.schema import Filters, Recipe
-from ted_ds.models.files import ModelFacts, Parameters
+from ted_ds.models.files import ModelFacts
+from ted_ds.models.parameters import Parameters
 from ted_ds.planning.memory import (
     ITEM_BYTES,
     Trained,
@@ -190,7 +192,8 @@ def head_sizes(recipe: Recipe, plan: Plan, side: str, filters: Filters) -> tuple
         return task.probe_sizes(dim), 0
     if filters.lm_head == "new":
         return [dim * facts.vocab_size], 0
-    return [dim * width, width] if dim != width else [], (model.lm_head or model.embeddings) + width
+    before = sum(map(math.prod, model.before_lm_head)) or width  # or the final norm, which is among others
+    return [dim * width, width] if dim != width else [], (model.lm_head or model.embeddings) + before
 
 
 def facts_of(plan: Plan, side: str) -> ModelFacts:
@@ -202,12 +205,12 @@ def facts_of(plan: Plan, side: str) -> ModelFacts:
 
 def with_head(recipe: Recipe, facts: ModelFacts) -> Parameters:
     """A model's parameters as the task uses it: a classifier goes without the LM head."""
-    return facts.parameters if recipe.task.has_lm_head else facts.parameters.as_classifier()
+    return facts.as_language_model if recipe.task.has_lm_head else facts.parameters.as_classifier()
 
 
 def _activations(recipe: Recipe, training: PhasePlan, facts: ModelFacts) -> int:
     row = recipe.task.sequence_length
-    tokens = training.micro_batch_tokens or (training.micro_batch_size or 1) * row
+    tokens = training.micro_batch_tokens or (training.micro_batch_size or 1) * row * recipe.task.rows_per_example
     return activation_bytes(
         facts,
         tokens=tokens,

@@ -219,10 +219,16 @@ class _Cutter:
     def _of_heads(self) -> float:
         if not self._causal or self._is_filters:
             return 0.0
-        cost = LEARN * _lm_head(self._own)
+        cost = LEARN * self._of_lm_head(self._own)
         if self._other is not None and self._predicts:
-            cost += FORWARD * _lm_head(self._other)
+            cost += FORWARD * self._of_lm_head(self._other)
         return cost
+
+    def _of_lm_head(self, facts: ModelFacts) -> float:
+        """And what stands before it; the logits of tokens that are not predicted are not computed."""
+        model = facts.as_language_model
+        before = sum(math.prod(shape) for shape in model.before_lm_head if len(shape) == 2)
+        return 2.0 * (self._recipe.task.predicted_share * (model.lm_head or model.embeddings) + before)
 
     def _of_pair(self) -> float:
         """A pair's filters, and in Stage I the heads on them."""
@@ -235,15 +241,11 @@ class _Cutter:
         learn_without_input = 2
         cost = learn_without_input * self._of_filter(facts)
         if self._causal and self._recipe.filters is not None:
-            cost += (LEARN if self._recipe.filters.lm_head == "new" else 2) * _lm_head(facts)
+            cost += (LEARN if self._recipe.filters.lm_head == "new" else 2) * self._of_lm_head(facts)
         return cost
 
     def _of_filter(self, facts: ModelFacts) -> float:
         return 2.0 * facts.hidden_size * self._dim
-
-
-def _lm_head(facts: ModelFacts) -> float:
-    return 2.0 * (facts.parameters.lm_head or facts.parameters.embeddings)
 
 
 def _best_path(stations: Sequence[tuple[int, int]], costs: np.ndarray, num_stages: int) -> list[int] | None:

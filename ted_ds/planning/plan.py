@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ted_ds.config.evaluation import lm_eval_mistakes
 from ted_ds.config.glue import filled_in
 from ted_ds.config.load import draft_mistakes, load_draft
 from ted_ds.config.schema import Recipe
 from ted_ds.config.tasks import Task
 from ted_ds.config.without_effect import settings_without_effect
 from ted_ds.data.first_rows import FirstRows
+from ted_ds.data.row_counts import RowCount, count_training_rows
 from ted_ds.data.samples import Rows
 from ted_ds.data.sources import HUB_NAME
+from ted_ds.data.transfer import share_of
 from ted_ds.errors import ConfigError, raise_all
+from ted_ds.launching.starters import Told
 from ted_ds.models.files import ModelFacts, read_model_facts
 from ted_ds.models.folder import no_folder
 from ted_ds.numerics.layer_map import LayerPairs, make_layer_map
 from ted_ds.planning.contracts import Side, broken_contracts, document_ends, doubts
-from ted_ds.planning.mistakes import Mistakes, check_data, check_deepspeed, check_model, check_tracking
+from ted_ds.planning.mistakes import (
+    Mistakes,
+    check_data,
+    check_deepspeed,
+    check_dropout,
+    check_model,
+    check_tracking,
+)
 from ted_ds.planning.phase import phases_of
 from ted_ds.planning.pipeline_cut import Stage, plan_stages
 from ted_ds.planning.quantised_teacher import quantised_mistakes
+from ted_ds.planning.steps import counts_epochs, epochs_in_words, with_rows
 
 RowsOf = Callable[[Task], Rows]
 
@@ -49,6 +62,10 @@ class Plan:
     """What is no mistake in the models and should be known."""
     remarks: tuple[str, ...] = ()
     """What is worth saying of settings that are right."""
+    files: tuple[str, ...] = ()
+    """The recipe's file, the one it extends, and so on; none where it was not read from a file."""
+    num_rows: RowCount | None = None
+    """Training rows, where the recipe counts in epochs and they are quickly counted."""
 
     def layers(self, side: str) -> tuple[int, ...]:
         """The ``student``'s or the ``teacher``'s side of the layer map."""
@@ -120,19 +137,21 @@ def plan_recipe(
         found = Mistakes()
         plan = _lay_out(recipe, rows_of, found, num_ranks=num_ranks, contracts_hold=contracts_hold)
         mistakes += [mistake for mistake in found.found if not draft.concerns_a_stand_in(mistake)]
-    raise_all([f"{path}: {mistake}" for mistake in mistakes])
+    raise_all([draft.chain.place(mistake) for mistake in mistakes])
     assert recipe is not None
     assert plan is not None
-    return recipe, plan
+    return recipe, replace(plan, files=tuple(map(str, draft.chain.files)))
 
 
 def _lay_out(recipe: Recipe, rows_of: RowsOf, mistakes: Mistakes, *, num_ranks: int, contracts_hold: bool) -> Plan:
     remarks = check_deepspeed(recipe, num_ranks, mistakes)
     data = check_data(recipe, rows_of(recipe.task), mistakes)
+    num_rows = _count_rows(recipe, rows_of, mistakes)
     if recipe.output_dir.exists() and not recipe.output_dir.is_dir():
         mistakes.add("output_dir", f"{recipe.output_dir} is a file; give a folder")
 
     check_tracking(recipe, mistakes)
+    mistakes.add("evaluation.lm_eval", *lm_eval_mistakes(recipe.evaluation.lm_eval))
     teacher_dir = mistakes.attempt("teacher.path", lambda: local_model(recipe.teacher.path))
     teacher = mistakes.attempt("teacher.path", lambda: read_model_facts(teacher_dir)) if teacher_dir else None
     student_dir, student = teacher_dir, None
@@ -148,6 +167,7 @@ def _lay_out(recipe: Recipe, rows_of: RowsOf, mistakes: Mistakes, *, num_ranks: 
         check_model(recipe, teacher, "teacher.path", mistakes)
     if student is not None and recipe.student.path is not None:
         check_model(recipe, student, "student.path", mistakes)
+    check_dropout(recipe, teacher, student, mistakes)
     mistakes.add("", *quantised_mistakes(recipe, teacher, student))
     sides = model_sides(recipe, teacher_dir, teacher, student_dir, student)
     broken = [line for lines in broken_contracts(recipe, *sides).values() for line in lines]
@@ -173,8 +193,20 @@ def _lay_out(recipe: Recipe, rows_of: RowsOf, mistakes: Mistakes, *, num_ranks: 
         data,
         text_ends=document_ends(recipe, sides[0]) if sides[0] is not None and not broken else None,
         remarks=(*settings_without_effect(recipe), *remarks),
+        num_rows=num_rows,
         doubts=() if broken else tuple(line for lines in doubts(recipe, *sides).values() for line in lines),
     )
+
+
+def _count_rows(recipe: Recipe, rows_of: RowsOf, mistakes: Mistakes) -> RowCount | None:
+    """The training rows, where steps follow from them (on the first rank alone, which says what is wrong)."""
+    is_asked = counts_epochs(recipe) and recipe.task.one_sequence_each and Told.by(os.environ).rank == 0
+    if not is_asked or mistakes.found:
+        return None
+    count = mistakes.attempt("data.train", lambda: count_training_rows(recipe.data, rows_of(recipe.task)))
+    if count is not None and count.is_exact:
+        mistakes.attempt("", lambda: with_rows(recipe, count.number))
+    return count
 
 
 def _output_among_models(output: Path, *models: Path | None) -> Iterator[str]:
@@ -226,6 +258,8 @@ def _layer_pairs(recipe: Recipe, student: ModelFacts, teacher: ModelFacts) -> La
 def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
     """The plan in words, for ``ted-ds check``."""
     lines = [f"{recipe.name}: {recipe.task.kind} by {recipe.distill.method}, {num_ranks} ranks, {recipe.precision}"]
+    if len(plan.files) > 1:
+        lines.append(f"recipe    {' extends '.join(plan.files)}")
     for name, facts in (("teacher", plan.teacher), ("student", plan.student)):
         if facts is None:
             lines.append(f"{name:9} known once it is fetched from the hub")
@@ -240,6 +274,8 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
         filled = "; ".join(filled_in(recipe.data.glue, recipe.model_dump(mode="json")))
         lines.append(f"glue      {recipe.data.glue} stands for {filled}")
     lines += [f"{place} {rows}" for place, rows in plan.data.items()]
+    if recipe.data.transfer is not None:
+        lines.append(f"transfer  {_transfer_in_words(recipe)}; their labels are not read")
     lines.append(f"phases    {' > '.join(plan.phases)}")
     replicas = max(num_ranks // recipe.pipeline.stages, 1)
     readers = f"{replicas} " + ("ranks" if recipe.pipeline.stages == 1 else "in parallel")
@@ -249,14 +285,29 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
             cut = f"{accumulation} microbatches x {phase.micro_batch_size}"
         else:
             cut = f"microbatches of at most {phase.micro_batch_tokens:,} padded tokens"
-        tokens = phase.max_steps * phase.global_batch_size * recipe.task.sequence_length
-        lines.append(
-            f"{path:16} {phase.max_steps} steps x {phase.global_batch_size} sequences = "
-            f"{readers} x {cut}; at most {tokens:,} tokens"
-        )
+        task = recipe.task
+        what = "sequences" if task.rows_per_example == 1 else f"questions of {task.rows_per_example} sequences"
+        steps = f"{phase.max_steps} steps" if phase.epochs is None else epochs_in_words(phase, plan.num_rows)
+        known = phase if plan.num_rows is None else phase.with_rows(plan.num_rows.number)
+        line = f"{path:16} {steps} x {phase.global_batch_size} {what} = {readers} x {cut}"
+        if known.max_steps is not None:
+            tokens = known.max_steps * phase.global_batch_size * task.rows_per_example * task.sequence_length
+            line += f"; at most {tokens:,} tokens"
+        lines.append(line)
     if plan.text_ends is not None:
         lines.append(f"texts     {plan.text_ends}")
     lines += [f"note      {remark}" for remark in plan.remarks]
     lines.append(f"output    {recipe.output_dir}")
     lines += [f"WARN      {doubt}" for doubt in plan.doubts]
     return "\n".join(lines)
+
+
+def _transfer_in_words(recipe: Recipe) -> str:
+    """How many texts of a step of Stage II are of ``data.transfer``."""
+    share, size = recipe.data.transfer_share, recipe.distill.global_batch_size
+    if isinstance(share, str):
+        return f"of each step of distill, as many of its {size} texts as come among all"
+    number = share_of(share) * size
+    return (
+        f"of each step of distill, {'' if number.denominator == 1 else 'on average '}{float(number):g} of {size} texts"
+    )

@@ -101,7 +101,8 @@ def num_microbatches(training: PhasePlan, num_replicas: int) -> int:
 
 def micro_tokens(recipe: Recipe, training: PhasePlan) -> int:
     """Of the largest microbatch, padding included."""
-    return training.micro_batch_tokens or (training.micro_batch_size or 1) * recipe.task.sequence_length
+    rows = (training.micro_batch_size or 1) * recipe.task.rows_per_example
+    return training.micro_batch_tokens or rows * recipe.task.sequence_length
 
 
 def sent_bytes(recipe: Recipe, plan: Plan, phase: str, border: int) -> int:

@@ -83,7 +83,7 @@ def phase_traffic(recipe: Recipe, plan: Plan, config: Mapping[str, Any], *, num_
             sent += num_micro * with_head(recipe, facts_of(plan, side)).total * item * (num_ranks - 1) / num_ranks
         facts = {side: facts_of(plan, side) for side in ("student", "teacher")}
         per_token = operations_per_token(recipe, facts, plan.layer_pairs, plan.filter_dim, phase)
-        found.append(Traffic(one.phase, sent, per_token * share * row))
+        found.append(Traffic(one.phase, sent, per_token * share * row * recipe.task.rows_per_example))
     return found
 
 

@@ -72,7 +72,7 @@ class Waybill:
         tokens, labels = cargo[-2:]
         input_ids, attention_mask, bits, *others = tokens.long().unbind()
         types = others.pop(0) if self.has_token_types else None
-        masks: dict[str, Any] = {name: (bits >> place & 1).bool() for place, name in enumerate(self.masks, start=1)}
+        masks: Any = {name: (bits >> place & 1).bool() for place, name in enumerate(self.masks, start=1)}
         return Batch(
             input_ids,
             attention_mask,

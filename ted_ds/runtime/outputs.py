@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ted_ds.data.loader import Batch
 from ted_ds.models.heads import FilterProbes, Prober
-from ted_ds.models.predictions import Predictions
+from ted_ds.models.predictions import Predictions, VocabularyPredictions
 from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.runtime.step_runner import StepRunner
 
@@ -40,6 +40,22 @@ def frozen_outputs(model: FrozenModel) -> Outputs:
         def read(predictions: Predictions | None) -> None:
             assert predictions is not None
             found[0] = predictions.outputs(batch)
+
+        model(batch.inputs, read)
+        return found
+
+    return forward
+
+
+def row_outputs(model: FrozenModel) -> Outputs:
+    """Of a frozen language model, what each row scores."""
+
+    def forward(batch: Batch) -> dict[int, Tensor]:
+        found: dict[int, Tensor] = {}
+
+        def read(predictions: Predictions | None) -> None:
+            assert isinstance(predictions, VocabularyPredictions)
+            found[0] = predictions.row_scores(batch.labels)
 
         model(batch.inputs, read)
         return found

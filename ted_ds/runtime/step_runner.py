@@ -11,7 +11,7 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -73,6 +73,8 @@ class EngineSettings:
     """Of matrices."""
     dtype: torch.dtype
     """Of the weights."""
+    schedule_parameters: Mapping[str, float] = field(default_factory=dict)
+    """Of the schedule, beside steps, by transformers' names."""
     source: str = "(made by a program)"
     """The file that the config comes from, for messages."""
 
@@ -105,6 +107,7 @@ class StepRunner(ABC):
             "constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
             num_warmup_steps=settings.warmup_steps,
             num_training_steps=settings.max_steps,
+            scheduler_specific_kwargs=dict(settings.schedule_parameters),
         )
         aliases: Mapping[str, str] = getattr(module, "aliases", {})
         self._names = {id(parameter): aliases.get(name, name) for name, parameter in module.named_parameters()}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from ted_ds.config.data import Data, Padding
-from ted_ds.config.tasks import TextTask
+from ted_ds.config.tasks import TaskSection, TextTask
 from ted_ds.data.reading.listing import DataListing
 from ted_ds.data.samples import Example, Label, Sample
 from ted_ds.tasks.guess import Guess
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ted_ds.numerics.filters import FilterBank
     from ted_ds.numerics.task_terms import TaskTerms
 
-Task = TypeVar("Task")
+Task = TypeVar("Task", bound=TaskSection)
 HeadTask = TypeVar("HeadTask", bound=TextTask)
 
 
@@ -60,6 +60,7 @@ class TaskKind(ABC, Generic[Task]):
 
     are_labelled: bool
     of_words: bool = False
+    counted_as: str = "labels"
     collated_as: ClassVar[Labels]
     """What the labels of a batch are (:class:`ted_ds.data.loader.Collator`)."""
     one_class: ClassVar[bool] = False
@@ -75,6 +76,11 @@ class TaskKind(ABC, Generic[Task]):
     @abstractmethod
     def columns(self) -> Sequence[str]:
         """See :class:`ted_ds.data.samples.Rows`."""
+
+    @property
+    def takes_pairs(self) -> bool:
+        """See :class:`ted_ds.data.samples.LabelledRows`."""
+        return self.task.takes_pairs
 
     @property
     def num_texts(self) -> int:
@@ -156,7 +162,12 @@ class TaskKind(ABC, Generic[Task]):
     @property
     @abstractmethod
     def terms(self) -> TaskTerms:
-        """The task loss and the prediction term."""
+        """The task loss and the prediction term, as models are scored and compared with a guess."""
+
+    @property
+    def training_terms(self) -> TaskTerms:
+        """The same as models are trained by them."""
+        return self.terms
 
     @property
     @abstractmethod
@@ -240,13 +251,12 @@ class HeadKind(TaskKind[HeadTask]):
         """
         if not examples:
             return []
-        texts = [example.text for example in examples]
-        pairs = [example.second for example in examples] if self.num_texts > 1 else None
-        encoded = tokenizer(texts, pairs, truncation=True, max_length=self.task.max_length)
-        types = encoded.get("token_type_ids") if pairs is not None else None
+        sides = [[*side] for side in zip(*(example.texts for example in examples), strict=True)]
+        encoded = tokenizer(*sides, truncation=True, max_length=self.task.max_length)
+        types = encoded.get("token_type_ids") if len(sides) > 1 else None
         return [
             [Sample(ids, example.label, token_types=own)]
-            for ids, example, own in zip(encoded["input_ids"], examples, types or [None] * len(texts), strict=True)
+            for ids, example, own in zip(encoded["input_ids"], examples, types or [None] * len(examples), strict=True)
         ]
 
     def open_data(

@@ -8,7 +8,10 @@ from typing import Any
 from ted_ds.config import tasks as sections
 from ted_ds.tasks.base import TaskKind
 from ted_ds.tasks.causal_lm import CausalLmKind
+from ted_ds.tasks.chat import ChatKind
+from ted_ds.tasks.masked_lm import MaskedLmKind
 from ted_ds.tasks.multi_label_classification import MultiLabelClassificationKind
+from ted_ds.tasks.multiple_choice import MultipleChoiceKind
 from ted_ds.tasks.question_answering import QuestionAnsweringKind
 from ted_ds.tasks.regression import RegressionKind
 from ted_ds.tasks.sequence_classification import SequenceClassificationKind
@@ -18,11 +21,14 @@ from ted_ds.tasks.token_classification import TokenClassificationKind
 AnyKind = TaskKind[Any]
 KINDS: Mapping[type[sections.TaskSection], type[AnyKind]] = {
     sections.CausalLm: CausalLmKind,
+    sections.MaskedLm: MaskedLmKind,
+    sections.Chat: ChatKind,
     sections.SequenceClassification: SequenceClassificationKind,
     sections.SoftLabelClassification: SoftLabelClassificationKind,
     sections.MultiLabelClassification: MultiLabelClassificationKind,
     sections.Regression: RegressionKind,
     sections.TokenClassification: TokenClassificationKind,
+    sections.MultipleChoice: MultipleChoiceKind,
     sections.QuestionAnswering: QuestionAnsweringKind,
 }
 

@@ -11,12 +11,11 @@ from typing import Any
 
 from ted_ds.config.tasks import MultiLabelClassification, SoftLabelClassification
 from ted_ds.data.class_names import say_nothing
+from ted_ds.data.samples import UNLABELLED
 from ted_ds.errors import DataError
 
 WHOLE_NUMBER = re.compile(r"(0|-?[1-9][0-9]*)(\.0+)?")
 """As text, the way JSON writes one; a column with gaps makes 3 a 3.0."""
-UNLABELLED = -100
-"""What transformers puts where a label is ignored."""
 
 
 def list_of(text: str) -> Any:

@@ -88,7 +88,7 @@ class QuestionAnsweringKind(HeadKind[Any]):
         """
         for name, text in (("question", question), ("context", context)):
             if not isinstance(text, str) or not text.strip() or not _is_unicode(text):
-                return Question("", None, fault=f"its {name} is {text!r:.40}; it must be text that is not empty")
+                return Question("", None, wrong=f"its {name} is {text!r:.40}; it must be text that is not empty")
         found = None if is_nothing(answers) else _answers(answers, f"{where}: question {question!r:.60}")
         if not found and not self.task.no_answer:
             found = None
@@ -101,8 +101,8 @@ class QuestionAnsweringKind(HeadKind[Any]):
                     question,
                     None,
                     context,
-                    f"question {question!r:.60}: answer {text!r:.40} is not at character {start} of its context, where "
-                    f"{there!r:.40} is; correct answer_start",
+                    wrong=f"question {question!r:.60}: answer {text!r:.40} is not at character {start} of its "
+                    f"context, where {there!r:.40} is; correct answer_start",
                 )
             begin = start + len(text) - len(text.lstrip())
             label = [begin, start + len(text.rstrip())]

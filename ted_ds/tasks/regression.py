@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ted_ds.config.tasks import Regression
+from ted_ds.data.samples import UNLABELLED
 from ted_ds.tasks.base import HeadKind
 from ted_ds.tasks.guess import Guess
-from ted_ds.tasks.label_values import UNLABELLED, is_nothing, read_number, whole_number
+from ted_ds.tasks.label_values import is_nothing, read_number, whole_number
 
 if TYPE_CHECKING:
     from torch import Tensor

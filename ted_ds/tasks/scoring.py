@@ -28,7 +28,7 @@ def evaluate(
 ) -> tuple[list[dict[str, float]], float]:
     """Score each output that ``forward`` returns by its number (one for a model, one per filter in Stage I).
 
-    An output is a tensor of logits; for causal LM it is the summed cross-entropy.
+    An output is a tensor of logits; of a language model it is what is scored of them, summed up.
 
     Args:
         forward: Runs a batch; may give only some of the outputs, where other ranks give the others of that batch.

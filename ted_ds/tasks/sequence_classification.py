@@ -13,6 +13,7 @@ from ted_ds.tasks.base import HeadKind
 from ted_ds.tasks.guess import Guess, one_of
 from ted_ds.tasks.label_values import label_id
 from ted_ds.tasks.observations import Observation, joined, sklearn_metrics
+from ted_ds.tasks.weighing import weighed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +46,11 @@ class SequenceClassificationKind(HeadKind[SequenceClassification]):
         from ted_ds.numerics.task_terms import SEQUENCE_CLASSIFICATION
 
         return SEQUENCE_CLASSIFICATION
+
+    @property
+    def training_terms(self) -> TaskTerms:
+        """With class weights and label smoothing, where the recipe has them."""
+        return weighed(self.terms, self.task)
 
     @property
     def scorer(self) -> SingleLabel:

@@ -14,12 +14,13 @@ import numpy as np
 
 from ted_ds.config.tasks import TokenClassification
 from ted_ds.config.tasks.words import SPAN_LABEL
-from ted_ds.data.samples import Example, Label, Sample
+from ted_ds.data.samples import UNLABELLED, Example, Label, Sample
 from ted_ds.errors import CheckpointError, DataError
 from ted_ds.tasks.base import HeadKind
 from ted_ds.tasks.guess import Guess, one_of
-from ted_ds.tasks.label_values import UNLABELLED, is_nothing, label_id, list_of
+from ted_ds.tasks.label_values import is_nothing, label_id, list_of
 from ted_ds.tasks.shown import shown_tokens
+from ted_ds.tasks.weighing import weighed
 
 if TYPE_CHECKING:
     import torch
@@ -183,6 +184,11 @@ class TokenClassificationKind(HeadKind[Any]):
         from ted_ds.numerics.task_terms import TOKEN_CLASSIFICATION
 
         return TOKEN_CLASSIFICATION
+
+    @property
+    def training_terms(self) -> TaskTerms:
+        """With class weights and label smoothing, where the recipe has them."""
+        return weighed(self.terms, self.task)
 
     @property
     def scorer(self) -> WordLabels:

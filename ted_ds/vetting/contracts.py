@@ -60,7 +60,7 @@ def vet_contracts(build: Assembly, teacher: Path, student: Path) -> tuple[Mappin
 
 def _compare_splits(build: Assembly, student: Path) -> list[Verdict]:
     """Equal vocabularies may still split texts differently."""
-    texts = [str(build.tokenizer.decode(one.input_ids)) for one in build.data.heldout[: NUM_EXAMPLES[0]]]
+    texts = [str(build.tokenizer.decode([*one.input_ids])) for one in build.data.heldout[: NUM_EXAMPLES[0]]]
 
     def count_differing() -> int:
         own = load_tokenizer(student)

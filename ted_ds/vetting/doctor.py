@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -35,6 +35,11 @@ LOSS_SCALE_STEPS = 24
 """How often fp16's loss scale may halve until it fits."""
 LARGEST_SELF_LOSS = 1e-6
 """What is left of a loss between a model and itself: nothing but fp32 rounding."""
+
+
+def has_filters(side: str, verdicts: Sequence[Verdict]) -> bool:
+    """Whether what was learned for a side can be loaded: it is there, and whole."""
+    return not any(one.check == f"filters of {side}" and one.status in ("fail", "skip") for one in verdicts)
 
 
 class Doctor:
@@ -179,8 +184,7 @@ class Doctor:
         config = build.engine_config(plan, "distill")
         folders: dict[str, Path | None] = {}
         for side in ("teacher", "student"):
-            unusable = any(v.check == f"filters of {side}" and v.status in ("fail", "skip") for v in self._verdicts)
-            learned = self._recipe.distill.needs.filters and not unusable
+            learned = self._recipe.distill.needs.filters and has_filters(side, self._verdicts)
             folders[side] = self._folders.filters_path(side) if learned else None
         stage = build_stage_two(
             build, config, teacher=teacher, student=student, filters=folders, new_head_allowed=not is_ready

@@ -8,27 +8,31 @@ table of ``docs/invariance.md``.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import itertools
 import random
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
 
+from ted_ds.config.data import Padding
 from ted_ds.config.deepspeed import complete
 from ted_ds.config.phase_plan import PhasePlan
-from ted_ds.data.loader import Collator
 from ted_ds.data.samples import Sample
+from ted_ds.models.choices import choice_probes
 from ted_ds.models.families import family_of
 from ted_ds.models.heads import FilterProbes, classification_probes, lm_probes, span_probes
 from ted_ds.models.loading import DTYPES
 from ted_ds.models.student import FilteredModel
 from ted_ds.numerics.filters import FilterBank
+from ted_ds.numerics.task_terms import WeighedCrossEntropy
 from ted_ds.objectives.distill import DistillObjective
 from ted_ds.objectives.learn_filters import FilterObjective
 from ted_ds.runtime.frozen import FrozenModel, frozen_engine_config
@@ -44,12 +48,16 @@ from tests.distributed.training import (
     start_engine,
 )
 from tests.plain import DIVERGENCES, divergence_settings, plain_divergence, probe_logits
-from tests.task_kinds import OF_NAME, TASK_TERMS
+from tests.task_kinds import MASKED_ON_ALL, OF_NAME, TASK_TERMS
 from tests.tiny import LABELS, MAX_POSITIONS, ROOT, VOCAB_SIZE, distill_plan, write_model
 
 GLOBAL_BATCH = 16
 SEPARATOR, PAD = 1, 0
+MASKED = ("masked_lm", MASKED_ON_ALL)
 TEMPERATURE = 2.0
+SPREAD = {"multiple_choice": 0.3}
+"""Of weights: where choices are hardly told apart, gradients are differences of numbers that are nearly equal."""
+CLASS_WEIGHTS, SMOOTHING = (0.3, 1.9), 0.2
 Steps = tuple[tuple[tuple[int, ...], ...], ...]
 """Of each step, and of each of its rows when packed, the lengths of documents, their separator included."""
 
@@ -91,6 +99,8 @@ SIZES = {
     ),
 }
 """By width."""
+OF_THE_VOCABULARY = tuple(kind for kind, one in OF_NAME.items() if one.task.architecture == "CausalLM")
+"""Kinds with an LM head."""
 WEIGHTS = {
     "task": {"task_weight": 0.7, "kl_weight": 1e-30, "feature_weight": 0.0},
     "kl": {"task_weight": 0.0, "kl_weight": 1.3, "feature_weight": 0.0},
@@ -123,6 +133,8 @@ class Setup(NamedTuple):
     hosting: str
     divergence: str = "kl"
     width: int = HIDDEN
+    loss: str = "plain"
+    """The task loss; ``weighed`` has class weights and label smoothing."""
 
     @property
     def size(self) -> Size:
@@ -166,9 +178,13 @@ def is_allowed(values: dict[str, Any]) -> bool:
     return not (
         (values.get("stage") == 0 and values.get("precision") == "bf16")  # DeepSpeed steps Adam at start-up there
         or (encoder and values.get("side") == "left")  # reads position 0
-        or (encoder and values.get("kind") == "causal_lm")
+        or (encoder and values.get("kind") in OF_THE_VOCABULARY)
+        or (not encoder and values.get("kind") in MASKED and "family" in values)
+        or (values.get("side") == "left" and values.get("kind") in MASKED)
+        or (values.get("family", "bert") != "bert" and values.get("kind") == "multiple_choice")
+        or (values.get("side") == "left" and values.get("kind") == "multiple_choice")  # encoders alone have such heads
         or (values.get("family") == "llama" and values.get("kind") == "question_answering")
-        or (values.get("packed") and values.get("kind", "causal_lm") != "causal_lm")
+        or (values.get("packed") and values.get("kind", "causal_lm") not in OF_THE_VOCABULARY)
         or (values.get("packed") and encoder)
     )
 
@@ -232,6 +248,21 @@ def of_divergences() -> list[Case]:
     return cases
 
 
+def of_weighed_losses() -> list[Case]:
+    """Class weights and label smoothing under every ZeRO stage, in company drawn at random."""
+    generator = random.Random(1)
+    cases = []
+    for stage, what in zip(FACTORS["stage"], ("task", "all", "filters", "task"), strict=True):
+        values: dict[str, Any] = {}
+        while not values or not is_allowed(values):
+            values = {name: generator.choice(options) for name, options in FACTORS.items()}
+            values |= {"stage": stage, "what": what, "precision": "fp32", "packed": False}
+            values["kind"] = generator.choice(("sequence_classification", "token_classification"))
+        case = make_case(values)
+        cases.append(case._replace(setup=case.setup._replace(loss="weighed")))
+    return cases
+
+
 def full_product() -> list[Case]:
     """Every term, number of ranks, accumulation, padding, packing, stage and precision, for both kinds of batch."""
     chosen = {
@@ -274,23 +305,33 @@ def documents(steps: Steps, step: int) -> list[list[int]]:
 
 
 def label_of(kind: str, index: int, length: int) -> Any:
-    """A label for a document of so many tokens; the second of each step has none."""
+    """A label for a document of so many tokens; the second of each step has none, but for the spans of a chat."""
+    if kind == "chat":
+        return spans_of(index, length)
     if index == 1:
         return None
     share = (index % 7) / 7
     return {
         "causal_lm": None,
         "sequence_classification": index % 2,
+        "multiple_choice": index % 2,
         "soft_label_classification": [share, 1 - share],
         "multi_label_classification": [float(index % 2), float(index % 3 == 0)],
         "regression": [share - 0.3, 2.0 * share],
+        "masked_lm": [-100 if place % 3 == 1 else 5 + (7 * index + place) % 90 for place in range(length)],
         "token_classification": [-100 if place % 3 == 1 else (index + place // 2) % 2 for place in range(length)],
         "question_answering": [0, 0] if index % 3 == 0 else [length // 2, length - 1],
-    }[kind]
+    }[kind.partition(" ")[0]]
+
+
+def spans_of(index: int, length: int) -> list[int]:
+    """The completions of a conversation: its first token may be of one, and its last."""
+    middle = length // 2
+    return [[0, length], [middle, length], [0, middle, middle + 1, length], []][index % 4 if length > 3 else 1]
 
 
 def is_unlabelled(kind: str, step: int, index: int) -> bool:
-    return kind != "causal_lm" and (step == 1 or index == 1)
+    return kind not in OF_THE_VOCABULARY and (step == 1 or index == 1)
 
 
 def samples(kind: str, packed: bool, steps: Steps) -> Iterator[list[Sample]]:
@@ -300,13 +341,20 @@ def samples(kind: str, packed: bool, steps: Steps) -> Iterator[list[Sample]]:
         if packed:
             remaining = iter(texts)
             grouped = [list(itertools.islice(remaining, len(row))) for row in rows]
-            yield [Sample([*itertools.chain(*row)], None, [len(text) for text in row]) for row in grouped]
+            yield list(packed_samples(kind, grouped))
             continue
         labels = [None if is_unlabelled(kind, step, i) else label_of(kind, i, len(t)) for i, t in enumerate(texts)]
-        yield [
-            Sample(text, label, [len(text)], token_types=types_of(text), candidates=candidates_of(len(text)))
-            for text, label in zip(texts, labels, strict=True)
+        rows = [
+            Sample(text, None, [len(text)], token_types=types_of(text), candidates=candidates_of(len(text)))
+            for text in texts
         ]
+        if kind == "multiple_choice":  # each document, and the next one behind a word, as two of them may be equal
+            longer = [[5, *text] for text in (*texts[1:], texts[0])]
+            others = [Sample(text, token_types=types_of(text)) for text in longer]
+            pairs = zip(rows, others, strict=True)
+            yield [replace(pair[0], label=label, choices=pair) for pair, label in zip(pairs, labels, strict=True)]
+        else:
+            yield [replace(row, label=label) for row, label in zip(rows, labels, strict=True)]
 
 
 def types_of(text: list[int]) -> list[int]:
@@ -319,6 +367,17 @@ def candidates_of(length: int) -> tuple[range, range]:
     return range(1), range(max(length // 2, 1), length)
 
 
+def packed_samples(kind: str, rows: list[list[list[int]]]) -> Iterator[Sample]:
+    """Several documents in each; they are numbered through."""
+    numbers = itertools.count()
+    for row in rows:
+        label, start = [], 0
+        for text, number in zip(row, numbers, strict=False):  # in this order: none is lost at a row's end
+            label += [start + place for place in spans_of(number, len(text))]
+            start += len(text)
+        yield Sample([*itertools.chain(*row)], label if kind == "chat" else None, [len(text) for text in row])
+
+
 def place_of(folder: Path, setup: Setup) -> Path:
     return folder / f"{setup.family}_{setup.width}_{OF_NAME[setup.kind].task.architecture}"
 
@@ -327,10 +386,10 @@ def write_models(folder: Path, setup: Setup) -> Path:
     place, size = place_of(folder, setup), setup.size
     if not place.exists():
         # two outputs serve every kind of task with a head
-        labels = LABELS if setup.kind != "causal_lm" else None
+        labels = None if OF_NAME[setup.kind].task.has_lm_head else LABELS
         longest = {"n_positions" if setup.family == "gpt2" else "max_position_embeddings": size.positions}
         # a standard deviation of 0.1 suits the tiny; what a block adds grows with the width
-        spread = {"initializer_range": 0.1 * (HIDDEN / size.hidden) ** 0.5}
+        spread = {"initializer_range": SPREAD.get(setup.kind, 0.1) * (HIDDEN / size.hidden) ** 0.5}
         for name, layers, seed in (("teacher", size.teacher_layers, 1), ("student", size.student_layers, 2)):
             model = place / name
             write_model(
@@ -355,7 +414,7 @@ def make_bank(size: Size, layers: Sequence[int], seed: int) -> FilterBank:
 def make_probes(place: Path, setup: Setup) -> Any:
     size = setup.size
     bank = make_bank(size, size.teacher_layers, 13)
-    if setup.kind == "causal_lm":
+    if OF_NAME[setup.kind].task.has_lm_head:
         return lm_probes(
             bank, dim=size.filter_dim, model_path=place / "teacher", kind="frozen", dtype=DTYPES[setup.precision]
         )
@@ -365,6 +424,8 @@ def make_probes(place: Path, setup: Setup) -> Any:
     if setup.kind == "question_answering":
         return span_probes(bank, dim=size.filter_dim)
     pooling = family_of(setup.family).pooled_token
+    if setup.kind == "multiple_choice":
+        return choice_probes(bank, dim=size.filter_dim, num_choices=2, pooling=pooling)
     return classification_probes(bank, dim=size.filter_dim, num_labels=2, pooling=pooling)
 
 
@@ -396,6 +457,8 @@ def run_setup(world: Any, place: Path, setup: Setup, layouts: Sequence[Layout]) 
         load(place / "teacher", layers=size.teacher_layers, shard=shard), device=world.device, engine_config=shard
     )
     terms = TASK_TERMS[setup.kind]
+    if setup.loss == "weighed":
+        terms = replace(terms, loss_sum=WeighedCrossEntropy(CLASS_WEIGHTS, SMOOTHING))
     if setup.what == "filters":
         module: Any = make_probes(place, setup)
         objective: Any = FilterObjective(terms, teacher, size.teacher_layers)
@@ -417,14 +480,10 @@ def run_setup(world: Any, place: Path, setup: Setup, layouts: Sequence[Layout]) 
 
 
 def run_layout(world: Any, engine: Any, objective: Any, setup: Setup, layout: Layout) -> list[Any]:
-    collate = Collator(
-        PAD,
-        OF_NAME[setup.kind].collated_as,
-        num_outputs=2,
-        side=layout.side,
-        multiple_of=layout.multiple_of,
-        isolate_documents=layout.packed,
-        with_token_types=not layout.packed,
+    padding = Padding(side=layout.side, multiple_of=layout.multiple_of)
+    of_kind = OF_NAME[setup.kind].collator(PAD, padding)
+    collate = dataclasses.replace(
+        of_kind, num_outputs=2, isolate_documents=layout.packed, with_token_types=not layout.packed
     )
     steps = []
     for rows in samples(setup.kind, layout.packed, setup.size.steps):
@@ -452,11 +511,23 @@ def run_all(world: Any, folder: Path, groups: list[tuple[Setup, list[Layout]]]) 
 # --- the reference ---------------------------------------------------------------------------------------------------
 
 
-OF_CLASSES = ("causal_lm", "sequence_classification", "token_classification", "question_answering")
+OF_CLASSES = (
+    *OF_THE_VOCABULARY,
+    *MASKED,
+    "sequence_classification",
+    "token_classification",
+    "multiple_choice",
+    "question_answering",
+)
 
 
-def plain_task(kind: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def plain_task(kind: str, loss: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The task loss of the whole batch, by torch's own losses; 0 where every label is ignored."""
+    if loss == "weighed":
+        weights = torch.tensor(CLASS_WEIGHTS, dtype=logits.dtype)
+        kept = labels != -100
+        total = F.cross_entropy(logits[kept], labels[kept], weight=weights, label_smoothing=SMOOTHING, reduction="sum")
+        return total / kept.sum() if kept.any() else logits.sum() * 0
     if kind in OF_CLASSES:
         kept = labels != -100
         return F.cross_entropy(logits[kept], labels[kept]) if kept.any() else logits.sum() * 0
@@ -510,10 +581,11 @@ def reference(
     precision: str,
     divergence: str,
     width: int,
+    loss: str,
     arithmetic: torch.dtype = torch.float64,
 ) -> list[tuple[dict[str, float], Any]]:
     """Terms and gradients of each step: one process, one batch, one document a row; losses in fp64 either way."""
-    setup = Setup(what, kind, family, 1, 1, 0, precision, "replicated", divergence, width)
+    setup = Setup(what, kind, family, 1, 1, 0, precision, "replicated", divergence, width, loss)
     size = setup.size
     dtype = DTYPES[precision]
     load = functools.partial(load_tapped, kind=kind, precision=precision)
@@ -529,32 +601,37 @@ def reference(
     results = []
     for rows in samples(kind, packed=False, steps=size.steps):
         inputs, labels, token = one_batch(kind, rows)
+        if kind == "chat":  # layer-wise terms are of what completions are predicted from, the KL of all that follows
+            token = labels != -100
         with torch.no_grad():
             teacher_logits, states = teacher(inputs)
             teacher_logits = read(kind, teacher_logits, rows)
         module.zero_grad()
         if what == "filters":
             of_filters = [read(kind, logits, rows) for logits in probe_logits(module, states, inputs)]
-            losses = [plain_task(kind, logits.double(), labels) for logits in of_filters]
+            losses = [plain_task(kind, loss, logits.double(), labels) for logits in of_filters]
             values = {f"loss/task/layer_{i:02d}": one for i, one in zip(size.teacher_layers, losses, strict=True)}
             weights = dict.fromkeys(values, 1 / len(values))
         else:
             logits, features = module(inputs)
             logits = read(kind, logits, rows)
             # a text without a label still learns from the teacher
-            of_tokens = kind in ("causal_lm", "token_classification")
+            of_tokens = kind in ("causal_lm", "masked_lm", "token_classification")
             shape = labels.shape[: 2 if kind == "question_answering" else 1]
             kept = labels != -100 if of_tokens else torch.ones(shape, dtype=torch.bool)
+            kept = token if kind == MASKED_ON_ALL else kept
+            if kind == "chat":
+                kept = torch.nn.functional.pad(inputs["attention_mask"][:, 1:], (0, 1)).bool()
             with torch.no_grad():
                 wanted = teacher_bank(states)
             name, scale = name_of(kind, divergence), 1.0 if kind == "regression" else TEMPERATURE**2
             predictions = [one.double() for one in (logits, teacher_logits)]
             values = {
-                "loss/task": plain_task(kind, logits.double(), labels),
+                "loss/task": plain_task(kind, loss, logits.double(), labels),
                 name: plain_prediction(kind, divergence, *predictions, kept),
             }
             values |= {
-                f"loss/feature_mse/layer_{i:02d}": F.mse_loss(mine[token].double(), theirs[token].double())
+                f"loss/feature_mse/layer_{i:02d}": mean_square(mine[token].double() - theirs[token].double())
                 for i, mine, theirs in zip(size.student_layers, features, wanted, strict=True)
             }
             chosen = WEIGHTS[what]
@@ -572,6 +649,11 @@ def reference(
     return results
 
 
+def mean_square(difference: torch.Tensor) -> torch.Tensor:
+    """0 of nothing at all."""
+    return difference.square().sum() / max(difference.numel(), 1)
+
+
 def read(kind: str, logits: torch.Tensor, rows: list[Sample]) -> torch.Tensor:
     """Logits as they are compared: of positions, those where no answer may stand are nowhere near the others."""
     if kind != "question_answering":
@@ -584,18 +666,25 @@ def read(kind: str, logits: torch.Tensor, rows: list[Sample]) -> torch.Tensor:
 
 def one_batch(kind: str, rows: list[Sample]) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
     """A rectangle of all documents, padded on the right, built without the loader."""
+    questions = rows
+    rows = [one for row in rows for one in row.choices or (row,)]
     longest = max(len(row.input_ids) for row in rows)
     ids = torch.tensor([row.input_ids + [PAD] * (longest - len(row.input_ids)) for row in rows])
     mask = torch.tensor([[1] * len(row.input_ids) + [0] * (longest - len(row.input_ids)) for row in rows])
-    if kind == "causal_lm":
+    if kind in OF_THE_VOCABULARY:
         labels = torch.full_like(ids, -100)
         labels[:, :-1] = torch.where(mask[:, 1:].bool(), ids[:, 1:], -100)
-    elif kind == "token_classification":
+        if kind == "chat":
+            for own, row in zip(labels, rows, strict=True):
+                spans = zip(row.label[::2], row.label[1::2], strict=True)
+                completed = {place for first, behind in spans for place in range(first, behind)}
+                own[[place for place in range(longest) if place + 1 not in completed]] = -100
+    elif kind in (*MASKED, "token_classification"):
         labels = torch.full_like(ids, -100)
         for own, row in zip(labels, rows, strict=True):
             own[: len(row.input_ids)] = torch.tensor(-100 if row.label is None else row.label)
-    elif kind == "sequence_classification":
-        labels = torch.tensor([-100 if row.label is None else row.label for row in rows])
+    elif kind in ("sequence_classification", "multiple_choice"):
+        labels = torch.tensor([-100 if row.label is None else row.label for row in questions])
     elif kind == "question_answering":
         labels = torch.tensor([[-100] * 2 if row.label is None else row.label for row in rows])
     else:
@@ -623,7 +712,8 @@ def errors_of(case: Case, place: Path, by_rank: list[list[Any]]) -> Errors:
     difference, relative to the norm of the parameter's gradient plus 1/1000 of the whole gradient's (some are 0).
     """
     setup = case.setup
-    of_place = (place, setup.what, setup.kind, setup.family, setup.precision, setup.divergence, setup.width)
+    named = (setup.what, setup.kind, setup.family, setup.precision, setup.divergence, setup.width, setup.loss)
+    of_place = (place, *named)
     expected = reference(*of_place)
     plain = reference(*of_place, torch.bfloat16) if setup.precision == "bf16" else expected
     terms: dict[str, float] = {}
@@ -739,9 +829,8 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="also the full product: half an hour in all")
     parser.add_argument("--hardware", required=True, help="where this runs, for the document")
     options = parser.parse_args()
-    cases = list(
-        dict.fromkeys([*sample(), *of_divergences(), *(full_product() if options.full else []), *wide_product()])
-    )
+    chosen = [*sample(), *of_divergences(), *of_weighed_losses()]
+    cases = list(dict.fromkeys([*chosen, *(full_product() if options.full else []), *wide_product()]))
     results: dict[Case, Errors] = {}
     for world_size in FACTORS["ranks"]:
         with tempfile.TemporaryDirectory() as folder:

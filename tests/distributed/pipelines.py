@@ -27,6 +27,7 @@ from tests.tiny import (
     OF_TEXTS,
     ROOT,
     recipe_dict,
+    write_chats,
     write_corpus,
     write_labelled,
     write_model,
@@ -46,6 +47,7 @@ FAMILIES = {"llama": "causal_lm", "gpt2": "causal_lm", "bert": "sequence_classif
 FAMILIES |= {"deberta-v2": "sequence_classification", "mistral": "question_answering"}
 WITH_PAIRS: dict[str, dict[str, Any]] = {"deberta-v2": {"type_vocab_size": 2}}
 """Families whose texts come in pairs, and what models need that tell their tokens apart."""
+FAMILIES["llama-chat"] = "chat"
 
 
 class Layout(NamedTuple):
@@ -80,15 +82,17 @@ class Trained(NamedTuple):
 def write_pair(folder: Path, family: str) -> None:
     """A teacher of 8 blocks, a narrower student of 4, data and a recipe in ``folder``."""
     kind = FAMILIES[family]
-    labels = LABELS if kind != "causal_lm" else None
+    labels = LABELS if kind in ("sequence_classification", "question_answering") else None
     folder.mkdir(parents=True)
-    types = {**WITH_PAIRS.get(family, {})}
+    types, model_type = {**WITH_PAIRS.get(family, {})}, family.removesuffix("-chat")
     types |= {"architecture": ARCHITECTURES.get(kind, OF_TEXTS)} if labels else {}
-    write_model(folder / "teacher", family, blocks=8, hidden=24, labels=labels, seed=1, **types)
-    tied = {"tie_word_embeddings": True} if family == "llama" else {}
-    write_model(folder / "student", family, blocks=4, hidden=16, labels=labels, seed=2, **tied, **types)
+    write_model(folder / "teacher", model_type, blocks=8, hidden=24, labels=labels, seed=1, **types)
+    tied = {"tie_word_embeddings": True} if model_type == "llama" else {}
+    write_model(folder / "student", model_type, blocks=4, hidden=16, labels=labels, seed=2, **tied, **types)
     if kind == "causal_lm":
         write_corpus(folder / "train.jsonl", 200)
+    elif kind == "chat":
+        write_chats(folder / "train.jsonl", 120)
     elif family in WITH_PAIRS:
         write_pairs(folder / "train.jsonl", 120)
     else:
@@ -164,7 +168,9 @@ def prepare(build: Any, models: dict[str, Path], case: Case) -> Prepared:
         return Prepared(stage.module, stage.objective, passing, plan, config, stage.watched, engine_outputs)
     if case.phase == "finetune_student":
         module = build.models.trained("student", models["student"], config, stage=build.stage(case.phase))
-        return Prepared(module, FinetuneObjective(build.terms), {"trained": module}, plan, config, {}, engine_outputs)
+        return Prepared(
+            module, FinetuneObjective(build.training_terms), {"trained": module}, plan, config, {}, engine_outputs
+        )
     stage = build_stage_one(build, case.phase, models)
     bodies = {side: one.body for side, one in stage.sides.items()}
     for body in bodies.values():
@@ -252,7 +258,7 @@ def _plain_one(build: Any, models: dict[str, Path], case: Case) -> Trained:
     steps = build.training_batches(plan, num_workers=0)
     for _ in range(NUM_STEPS):
         batches = list(next(steps))
-        inputs, labels, kept, allowed = _joined(batches)
+        inputs, labels, predicted, matched, allowed = _joined(batches)
         counted = labels != -100
         if case.phase == "distill":
             logits, states = student(inputs)
@@ -261,10 +267,14 @@ def _plain_one(build: Any, models: dict[str, Path], case: Case) -> Trained:
             if allowed is not None:
                 logits, theirs = (torch.where(allowed[:, None], one, -1e6) for one in (logits, theirs))
             features = list(zip(bank(states), teacher_bank(teacher_states), strict=True))
-            mse = [(own - other).square().mean(-1)[kept].mean() for own, other in features]
-            task = F.cross_entropy(logits[counted], labels[counted])
+            mse = [(own - other).square().mean(-1)[matched].mean() for own, other in features]
+            given = getattr(recipe.task, "class_weights", None)
+            weights = None if given is None else torch.tensor(given, dtype=torch.float64)
+            smoothing = getattr(recipe.task, "label_smoothing", None) or 0.0
+            summed: dict[str, Any] = {"weight": weights, "label_smoothing": smoothing, "reduction": "sum"}
+            task = F.cross_entropy(logits[counted], labels[counted], **summed) / counted.sum()
             heat = plan.temperature
-            softened = [one[counted] / heat for one in (theirs, logits)]
+            softened = [one[predicted] / heat for one in (theirs, logits)]
             prediction = plain_divergence(plan.divergence, plan.divergence_parameter, *softened).mean()
             loss = plan.task_weight * task + plan.kl_weight * heat**2 * prediction
             loss = loss + plan.feature_weight * sum(mse) / len(mse)
@@ -297,8 +307,14 @@ def _plain_one(build: Any, models: dict[str, Path], case: Case) -> Trained:
     return Trained(reports, gradients, weights, [])
 
 
-def _joined(batches: list[Any]) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Microbatches of one step as one, padded on the right to one length; last, where labels may stand, if anywhere."""
+Joined = tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]
+
+
+def _joined(batches: list[Any]) -> Joined:
+    """Microbatches of one step as one, padded on the right to one length.
+
+    Behind the labels: where it is predicted, where it is matched, and where labels may stand, if anywhere.
+    """
     longest = max(batch.input_ids.shape[1] for batch in batches)
 
     def padded(tensor: torch.Tensor, value: int) -> torch.Tensor:
@@ -309,11 +325,14 @@ def _joined(batches: list[Any]) -> tuple[dict[str, torch.Tensor], torch.Tensor, 
     are_positions = batches[0].candidates is not None
     labels = torch.cat([batch.labels if are_positions else padded(batch.labels, -100) for batch in batches])
     allowed = torch.cat([padded(batch.candidates, 0) for batch in batches]) if are_positions else None
-    kept = torch.cat([padded(batch.kept_tokens.long(), 0) for batch in batches]).bool()
+    matched = torch.cat([padded(batch.matched_tokens.long(), 0) for batch in batches]).bool()
+    predicted = labels != -100
+    if batches[0].predicted is not None:
+        predicted = torch.cat([padded(batch.predicted.long(), 0) for batch in batches]).bool()
     inputs = {"input_ids": ids, "attention_mask": mask}
     if batches[0].token_type_ids is not None:
         inputs["token_type_ids"] = torch.cat([padded(batch.token_type_ids, 0) for batch in batches])
-    return inputs, labels, kept, allowed
+    return inputs, labels, predicted, matched, allowed
 
 
 # --- numbers that go wrong ----------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, get_scheduler
 
+from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.objectives.finetune import FinetuneObjective
 from ted_ds.runtime.frozen import FrozenModel, frozen_engine_config, offload_to
 from ted_ds.runtime.sharding import collect_garbage, full_state_dict
@@ -30,8 +31,16 @@ def start(world, tapped, stage, *, optimizer=None, **values):
     return start_engine(world, tapped, ds_config, weight_decay=DECAY, **values)
 
 
-def learning_rates(world, folder, schedule, stage):
-    engine = start(world, load_tapped(folder, "causal_lm", ()), stage, schedule=schedule, warmup_steps=2, max_steps=6)
+def learning_rates(world, folder, plan, stage):
+    engine = start(
+        world,
+        load_tapped(folder, "causal_lm", ()),
+        stage,
+        schedule=plan.schedule,
+        schedule_parameters=plan.schedule_parameters,
+        warmup_steps=plan.warmup_steps,
+        max_steps=plan.steps,
+    )
     rates = []
     for _ in range(6):
         rates.append(engine.engine.get_lr()[0])
@@ -43,17 +52,24 @@ def learning_rates(world, folder, schedule, stage):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "expected"),
+    ("values", "expected"),
     [
-        ("constant", [0.0, 0.5, 1.0, 1.0, 1.0, 1.0]),
-        ("linear", [0.0, 0.5, 1.0, 0.75, 0.5, 0.25]),
-        ("cosine", [0.0, 0.5, 1.0, 0.8536, 0.5, 0.1464]),
+        ({"schedule": "constant"}, [0.0, 0.5, 1.0, 1.0, 1.0, 1.0]),
+        ({"schedule": "linear"}, [0.0, 0.5, 1.0, 0.75, 0.5, 0.25]),
+        ({"schedule": "cosine"}, [0.0, 0.5, 1.0, 0.8536, 0.5, 0.1464]),
+        ({"schedule": "cosine_with_restarts", "num_cycles": 2}, [0.0, 0.5, 1.0, 0.5, 1.0, 0.5]),
+        ({"schedule": "polynomial", "power": 2}, [0.0, 0.5, 1.0, 0.5625, 0.25, 0.0625]),
+        (
+            {"schedule": "polynomial", "power": 2, "end_learning_rate": 0.02},  # a tenth of the peak
+            [0.0, 0.5, 1.0, 0.60625, 0.325, 0.15625],
+        ),
     ],
 )
 @pytest.mark.parametrize("stage", [0, 2])
-def test_every_schedule_warms_up_and_then_takes_its_shape(tmp_path, schedule, expected, stage):
+def test_every_schedule_warms_up_and_then_takes_its_shape(tmp_path, values, expected, stage):
     write_model(tmp_path, "llama", blocks=1)
-    (rates,) = run_ranks(learning_rates, 1, tmp_path, schedule, stage)
+    plan = PhasePlan(max_steps=6, warmup_steps=2, learning_rate=0.2, global_batch_size=1, micro_batch_size=1, **values)
+    (rates,) = run_ranks(learning_rates, 1, tmp_path, plan, stage)
     assert [rate / 0.2 for rate in rates] == pytest.approx(expected, abs=1e-4)
 
 

@@ -16,6 +16,7 @@ from tests.distributed.matrix import (
     full_product,
     is_allowed,
     of_divergences,
+    of_weighed_losses,
     pair_covered,
     run_cases,
     sample,
@@ -23,7 +24,7 @@ from tests.distributed.matrix import (
     wide_sample,
 )
 
-CASES = [*sample(), *of_divergences()]
+CASES = [*sample(), *of_divergences(), *of_weighed_losses()]
 FULL = full_product()
 
 

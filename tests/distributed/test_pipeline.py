@@ -28,6 +28,7 @@ SMALLEST = 1e-7
 
 
 STAGE_ONE = ("filters_teacher", "filters_student", "filters_both")
+WEIGHED = ("task.class_weights=[0.3, 1.9]", "task.label_smoothing=0.2")
 SAMPLE = {
     "llama": (
         Layout(2, 1, 1),
@@ -46,7 +47,8 @@ SAMPLE = {
             ("distilgpt2", "distill", 0.0, ("distill.divergence=reverse_kl",)),
         ],
     ),
-    "deberta-v2": (Layout(2, 2, 1), [("uniform", "distill", CLIPPING)]),
+    "deberta-v2": (Layout(2, 2, 1), [("uniform", "distill", CLIPPING, WEIGHED)]),
+    "llama-chat": (Layout(2, 1, 1), [("uniform", "distill", 0.0)]),
     "mistral": (
         Layout(2, 1, 0),
         [

@@ -7,20 +7,27 @@ import json
 
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
 )
 
+from ted_ds.config.load import load_recipe
+from ted_ds.data.chat_template import find_template
+from ted_ds.data.cleaning import is_heldout
 from ted_ds.planning.phase import PHASES
 from ted_ds.verbs.run import run_phases
 from tests.dist import run_ranks
 from tests.task_kinds import TASK_TERMS
-from tests.tiny import ROOT, VOCAB_SIZE, head_dict, write_model, write_rows, write_run
+from tests.tiny import ROOT, VOCAB_SIZE, head_dict, write_model, write_rows, write_run, write_tokenizer
 
 METRICS = {
     "sequence_classification": {"accuracy", "f1_macro", "matthews_correlation"},
@@ -28,6 +35,7 @@ METRICS = {
     "multi_label_classification": {"f1_micro", "f1_macro", "exact_match"},
     "regression": {"pearson", "spearman"},
     "token_classification": {"f1", "precision", "recall", "accuracy"},
+    "multiple_choice": {"accuracy"},
     "question_answering": {"f1", "exact_match"},
 }
 PROBLEM_TYPES = {
@@ -36,12 +44,14 @@ PROBLEM_TYPES = {
     "multi_label_classification": "multi_label_classification",
     "regression": "regression",
     "token_classification": None,
+    "multiple_choice": None,
     "question_answering": None,
 }
 
 
 SCORED_APART = "sequence_classification"
-"""The kind that is scored on more than one set, by a headline that the recipe chooses."""
+"""The kind that is run with more settings: another set to score, a headline, weights of classes, dropout."""
+DROPOUT = "{classifier: 0.3, hidden: 0.2, attention: 0.1}"
 WITH_PAIRS = "regression"
 """The kind that is run on pairs of texts, as in STS-B."""
 OTHER_TERMS = {
@@ -51,8 +61,20 @@ OTHER_TERMS = {
 """Divergences that some are run with, and what the prediction term is called then."""
 
 
+MADE = ("finetune_teacher", "cut_student", "distill")
+"""Phases that leave a model."""
+
+
 def run(_world, recipe, overrides):
     run_phases(recipe, overrides, PHASES)
+
+
+def inputs_of(folder, phase):
+    return json.loads((folder / "run" / phase / "phase.json").read_text())["inputs"]
+
+
+def config_of(folder):
+    return AutoConfig.from_pretrained(folder)
 
 
 def records(folder, phase):
@@ -69,7 +91,9 @@ def test_a_run_of_every_kind_of_task(tmp_path, kind, stage):
         rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
         write_rows(tmp_path / "train.jsonl", ({**row, "second": row["text"][::-1]} for row in rows))
     if kind == SCORED_APART:
-        overrides += ["task.headline=f1", f"data.apart={{again: [{{path: {tmp_path / 'train.jsonl'}}}]}}"]
+        overrides.append(f"student.dropout={DROPOUT}")
+        overrides += ["task.headline=f1", "task.class_weights=[0.5,2]", "task.label_smoothing=0.1"]
+        overrides += [f"data.apart={{again: [{{path: {tmp_path / 'train.jsonl'}}}]}}"]
     divergence, name = OTHER_TERMS.get(kind, ("kl", TASK_TERMS[kind].prediction_name))
     run_ranks(run, 2, str(recipe), [*overrides, f"distill.divergence={divergence}"])
     (first, _) = records(tmp_path, "distill")
@@ -82,13 +106,22 @@ def test_a_run_of_every_kind_of_task(tmp_path, kind, stage):
         assert {f"again/{metric}" for metric in (*METRICS[kind], "f1", "loss")} <= results["student after"].keys()
         assert (results["teacher"]["num_examples"], results["teacher"]["again/num_examples"]) == (8, 8)
         assert results["teacher"]["again/loss"] != results["teacher"]["loss"], "it is another set"
-        (summed_up,) = records(tmp_path, "evaluate")
+        summed_up = {name: value for record in records(tmp_path, "evaluate") for name, value in record.items()}
+        assert inputs_of(tmp_path, "distill")["dropout"] == yaml.safe_load(DROPOUT)
+        assert "dropout" not in inputs_of(tmp_path, "filters_student")
+        names = ("classifier_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob")
+        assert [getattr(config_of(tmp_path / "run" / "export"), name) for name in names] == [0.3, 0.2, 0.1]
         assert summed_up["student_after/again/f1"] == results["student after"]["again/f1"]
     assert METRICS[kind] <= {name.split("/")[1] for name in records(tmp_path, "filters_teacher")[-1] if "eval/" in name}
     export = tmp_path / "run" / "export"
     config = AutoConfig.from_pretrained(export)
     assert config.problem_type == PROBLEM_TYPES[kind]
     inputs = AutoTokenizer.from_pretrained(export)("ba be bi", return_tensors="pt")
+    if kind == "multiple_choice":
+        both = AutoTokenizer.from_pretrained(export)(["ba be"] * 2, ["bi", "bo bu"], return_tensors="pt", padding=True)
+        model = AutoModelForMultipleChoice.from_pretrained(export)
+        assert model(**{name: one[None] for name, one in both.items()}).logits.shape == (1, 2)
+        return
     if kind == "question_answering":
         assert config.num_labels == 2
         outputs = AutoModelForQuestionAnswering.from_pretrained(export)(**inputs)
@@ -100,6 +133,64 @@ def test_a_run_of_every_kind_of_task(tmp_path, kind, stage):
     of_words = kind == "token_classification"
     auto = AutoModelForTokenClassification if of_words else AutoModelForSequenceClassification
     assert auto.from_pretrained(export)(**inputs).logits.shape == (1, *([5] if of_words else []), len(names))
+
+
+def test_a_masked_lm_whose_teacher_learns_its_head_first(tmp_path):
+    recipe = write_run(tmp_path, kind="masked_lm")
+    body = write_model(tmp_path / "body", "bert")
+    write_tokenizer(body, encoder=True, masks=True)
+    plan = "{max_steps: 2, learning_rate: 1e-2, global_batch_size: 4, micro_batch_size: 2}"
+    task = ["task.masking.whole_words=true", "task.packing.method=best_fit", "task.kl_on=all"]
+    zero = f"deepspeed={ROOT / 'ds_configs' / 'deepspeed' / 'zero3.json'}"
+    run_ranks(run, 2, str(recipe), [zero, f"teacher.path={body}", f"teacher.finetune={plan}", *task])
+    (first, _) = records(tmp_path, "distill")
+    assert first["loss/kl_teacher_student"] > 0
+    scores = {"pseudo_perplexity", "masked_accuracy", "loss"}
+    results = json.loads((tmp_path / "run" / "evaluate" / "evaluation.json").read_text())
+    assert scores | {"num_tokens"} <= results["student after"].keys()
+    assert len({one["num_tokens"] for one in results.values()}) == 1
+    assert scores <= {name.split("/")[1] for name in records(tmp_path, "filters_teacher")[-1] if "eval/" in name}
+    export = tmp_path / "run" / "export"
+    model = AutoModelForMaskedLM.from_pretrained(export)
+    inputs = AutoTokenizer.from_pretrained(export)("ba [MASK] bi", return_tensors="pt")
+    assert inputs["input_ids"][0, 2] == VOCAB_SIZE - 1
+    assert model(**inputs).logits.shape == (1, 5, VOCAB_SIZE)
+    # the head that both have was made once, learned, and went with the student's blocks
+    weights = {name: load_file(tmp_path / "run" / name / "model" / "model.safetensors") for name in MADE}
+    of_head = "cls.predictions.transform.dense.weight"
+    assert torch.equal(weights["finetune_teacher"][of_head], weights["cut_student"][of_head])
+    assert not torch.equal(weights["cut_student"][of_head], weights["distill"][of_head])
+    assert torch.equal(weights["distill"][of_head], model.state_dict()[of_head])
+
+
+def test_a_run_of_chats_exports_its_template_and_scores_completions_alone(tmp_path):
+    recipe = write_run(tmp_path, kind="chat")
+    zero = f"deepspeed={ROOT / 'ds_configs' / 'deepspeed' / 'zero3.json'}"
+    run_ranks(run, 2, str(recipe), [zero, "task.pack=true", "evaluation.max_examples=1000"])
+    (first, second) = records(tmp_path, "distill")
+    assert all(one["loss/kl_teacher_student"] > 0 for one in (first, second))
+    settled = json.loads((tmp_path / "run" / "distill" / "phase.json").read_text())["inputs"]["task"]["chat_template"]
+    assert settled == find_template(load_recipe(recipe).task.template_file, None).sha256
+    export = tmp_path / "run" / "export"
+    tokenizer, model = AutoTokenizer.from_pretrained(export), AutoModelForCausalLM.from_pretrained(export)
+    total, count = 0.0, 0
+    for row in map(json.loads, (tmp_path / "train.jsonl").read_text().splitlines()):
+        if not is_heldout("\n".join(f"{one['role']}: {one['content']}" for one in row["messages"]), 0.2):
+            continue
+        ids, learned = [], []
+        for one in row["messages"]:
+            answers = one["role"] == "assistant"
+            own = [*tokenizer(one["content"])["input_ids"], *([tokenizer.eos_token_id] if answers else [])]
+            ids, learned = ids + own, learned + [answers] * len(own)
+        assert tokenizer.apply_chat_template(row["messages"])["input_ids"] == ids
+        with torch.no_grad():
+            logs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        places = [place for place, one in enumerate(learned[:16]) if one]
+        total -= sum(logs[place - 1, ids[place]].item() for place in places)
+        count += len(places)
+    scores = json.loads((tmp_path / "run" / "evaluate" / "evaluation.json").read_text())["student after"]
+    assert scores["num_tokens"] == count > 0
+    assert scores["loss"] == pytest.approx(total / count, rel=1e-5)
 
 
 def probabilities_of_ids(folder, text):

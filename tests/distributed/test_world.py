@@ -6,8 +6,9 @@ import time
 
 import pytest
 import torch
+from deepspeed.accelerator import get_accelerator
 
-from ted_ds.errors import CheckpointError, ConfigError, DataError, TedError
+from ted_ds.errors import CheckpointError, ConfigError, DataError, TedError, TopologyError
 from tests.dist import run_ranks
 
 
@@ -38,6 +39,23 @@ def test_a_mistake_all_ranks_share_is_told_once():
 def test_different_mistakes_are_all_told():
     for seen in run_ranks(fail_on, 2, [0, 1], ConfigError, "file {rank}"):
         assert seen[1] == "rank 0: file 0\nrank 1: file 1"
+
+
+def refused_precisions(world):
+    found = []
+    for precision in ("fp32", "bf16", "fp16"):
+        try:
+            world.check_precision(precision)
+        except TopologyError as error:
+            found.append(str(error))
+    return found
+
+
+def test_a_precision_is_refused_where_the_device_has_none_such():
+    device = get_accelerator()
+    can = {"bf16": device.is_bf16_supported(), "fp16": device.is_fp16_supported()}
+    expected = [f"precision: {one} is not supported by this cpu; use another one" for one in can if not can[one]]
+    assert run_ranks(refused_precisions, 1) == [expected]
 
 
 def square_of(world, failing_ranks):

@@ -13,6 +13,7 @@ from ted_ds.config.deepspeed import complete
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.data.loader import Collator
 from ted_ds.data.samples import Sample
+from ted_ds.models.choices import choose_among_rows
 from ted_ds.models.families import family_of
 from ted_ds.models.heads import classification_probes, lm_probes
 from ted_ds.models.loading import DTYPES, LoadSettings, load_model
@@ -83,9 +84,11 @@ def load_tapped(folder: Path, kind: str, layers: tuple[int, ...], *, shard: Any 
     model, _ = load_model(
         folder,
         LoadSettings(DTYPES[precision], sharded_loading(shard) if shard else contextlib.nullcontext()),
-        head=None if kind == "causal_lm" else {"num_labels": len(LABELS)},
+        head=None if task.has_lm_head else {"num_labels": len(LABELS)},
         architecture=task.architecture,
     )
+    if task.rows_per_example > 1:
+        choose_among_rows(model, task.rows_per_example)
     return TappedModel(model, family_of(model.config.model_type), layers, pooled=task.pooled)
 
 
@@ -161,6 +164,7 @@ def start_engine(
     *,
     precision: str = "fp32",
     schedule: str = "constant",
+    schedule_parameters: dict[str, float] | None = None,
     warmup_steps: int = 0,
     max_steps: int = NUM_STEPS,
     weight_decay: float = 0.0,
@@ -175,6 +179,7 @@ def start_engine(
             max_steps=max_steps,
             weight_decay=weight_decay,
             dtype=DTYPES[precision],
+            schedule_parameters=schedule_parameters or {},
         ),
         world=world,
         watched=watched or {},

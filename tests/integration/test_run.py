@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from ted_ds.output.phase_folder import model_identity
 from tests.integration.launching import alone, by_mpirun, by_srun, deepspeed, environment, forked, ranks
 from tests.optional import MISSING, NO_TRACKERS, OPTIONAL, TRACKERS
-from tests.tiny import ROOT, write_model, write_run
+from tests.tiny import ROOT, write_corpus, write_model, write_run
 
 ZERO3 = f"deepspeed={ROOT / 'ds_configs' / 'deepspeed' / 'zero3.json'}"
 FINETUNE = "{max_steps: 2, learning_rate: 1e-3, global_batch_size: 4, micro_batch_size: 2}"
@@ -58,7 +58,12 @@ def lm_run(tmp_path_factory):
         (teacher / name).write_text(f"{name} of the teacher\n")
     config = json.loads((teacher / "config.json").read_text())
     (teacher / "config.json").write_text(json.dumps({**config, "_name_or_path": str(teacher)}))
-    arguments = ("run", str(recipe), *BOTH_FINETUNED)
+    story = write_corpus(folder / "story.jsonl", 7, seed=4)
+    tests = (
+        f"evaluation.perplexity={{story: {{sources: [{{path: {story}}}], window: 8}}}}",
+        f"evaluation.last_word={{ends: {{sources: [{{path: {story}}}]}}}}",
+    )
+    arguments = ("run", str(recipe), *BOTH_FINETUNED, *tests)
     first = deepspeed(*arguments)
     assert first.code == 0, first.output
     return folder, first, forked(*arguments, num_ranks=2)
@@ -111,6 +116,18 @@ def test_filters_are_evaluated_one_by_one(lm_run):
     folder, _, _ = lm_run
     names = {name for record in metrics(folder) if record["phase"] == "filters_teacher" for name in record}
     assert {"eval/perplexity/layer_02", "eval/perplexity/layer_04"} <= names
+
+
+def test_tests_of_language_models_are_run_on_each_model(lm_run):
+    folder, _, _ = lm_run
+    results = json.loads((folder / "run" / "evaluate" / "evaluation.json").read_text())
+    assert len(results) == 4
+    for values in results.values():
+        assert values["ends/num_examples"] == 7
+        assert values["story/num_words"] == values["story/num_tokens"] + 7  # of these words, and no start
+        assert values["story/word_perplexity"] < values["story/token_perplexity"]
+        assert 0 <= values["ends/accuracy"] <= 1 < values["ends/perplexity"]
+    assert results["teacher"]["story/token_perplexity"] != results["student after"]["story/token_perplexity"]
 
 
 def test_the_same_numbers_are_in_the_offline_wandb_run(lm_run):

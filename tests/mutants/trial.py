@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,6 @@ from tests.mutants.reach import Reach, ReachTable
 COPIED = ("ted_ds", "tests", "ds_configs", "docs", "launchers", "benchmarks", "pyproject.toml", "setup.py", "README.md")
 WARM = (
     "pytest",
-    "hypothesis",
     "torch",
     "transformers",
     "transformers.models.auto",
@@ -40,11 +40,13 @@ WARM = (
     "wandb",
 )
 """What tests import, but nothing of ``ted_ds`` or of the tests' own: that a process imports once it is broken."""
-MOST_TESTS = 60
+ALREADY_IMPORTED = "ignore:Module already imported:pytest.PytestAssertRewriteWarning"
+"""No error: some of those are plugins of pytest."""
+MOST_TESTS = 300
 LEAST_S, MOST_S = 60.0, 400.0
 TIMES_AS_LONG = 8.0
 """A mutant that takes so much longer than its tests did is one they notice: it hangs."""
-PASSED, NO_SUCH_TEST = 0, 4
+PASSED, FAILED, NO_SUCH_TEST, NO_TESTS = 0, 1, 4, 5
 TIERS = ("unit", "parity", "distributed", "integration")
 WHOLE_RUNS = ("tests/integration/test_run.py", "tests/integration/test_resume.py")
 LEVELS, MOST_FILES = 3, 4
@@ -94,9 +96,12 @@ def _try_until_sound(mutant: Mutant, tests: Sequence[Reach], sound: dict[str, bo
         unsound = [test for test, is_sound in sound.items() if not is_sound]
         with _broken(mutant, scratch):
             outcome, test = _try(mutant, tests, unsound, scratch)
-        if test is None or sound.get(test, False):
+        if not outcome.noticed or sound.get(test, False):
             return outcome
-        sound[test] = _run([Reach(test, 0.0)], (), scratch)[0] == PASSED
+        code, said = _run([Reach(test, 0.0)], (), scratch)
+        if code not in (PASSED, FAILED, None):
+            raise SystemExit(f"{test} ends with {code} where nothing is broken: {said[-2000:]}")
+        sound[test] = code == PASSED
         if sound[test]:
             return outcome
 
@@ -150,20 +155,21 @@ def _broken(mutant: Mutant, scratch: Path) -> Iterator[None]:
             compiled.unlink()  # goes by size and seconds, which the next one may share
 
 
-def _try(mutant: Mutant, tests: Sequence[Reach], unsound: Sequence[str], scratch: Path) -> tuple[Outcome, str | None]:
-    """What became of it, and the test that failed."""
+def _try(mutant: Mutant, tests: Sequence[Reach], unsound: Sequence[str], scratch: Path) -> tuple[Outcome, str]:
+    """What became of it, and the test that failed, or the first of those that did not come to an end."""
     code, said = _run(tests, unsound, scratch)
+    first = next((one.test for one in tests if one.test not in unsound), tests[0].test)
     if code is None:
-        return Outcome(mutant, True, "tests that end without it do not"), None
+        return Outcome(mutant, True, "tests that end without it do not"), first
     if code == NO_SUCH_TEST:
         raise SystemExit(f"the table names tests that there are no more; make it anew with --reach: {said[-300:]}")
-    if code == PASSED:
-        return Outcome(mutant, False, f"{len(tests)} tests that reach it pass, {tests[0].test} first"), None
+    if code in (PASSED, NO_TESTS):  # none is left of those that fail where nothing is broken
+        return Outcome(mutant, False, f"{len(tests)} tests that reach it pass, {tests[0].test} first"), first
     lines = [line for line in said.splitlines() if line.startswith(("FAILED ", "ERROR "))]
     known = sorted((one.test for one in tests), key=len, reverse=True)  # some begin as others do
     exact = next((test for line in lines for test in known if "::" in test and f" {test}" in line), None)
     failed = exact or next((line.split(" ", maxsplit=1)[1].partition(" - ")[0] for line in lines), None)
-    return Outcome(mutant, True, failed or f"a process that ends with {code}: {said[-300:]}"), failed
+    return Outcome(mutant, True, failed or f"a process that ends with {code}: {said[-300:]}"), failed or first
 
 
 def _run(tests: Sequence[Reach], unsound: Sequence[str], scratch: Path) -> tuple[int | None, str]:
@@ -194,7 +200,10 @@ def _test(words: Sequence[str], scratch: Path, log: Path) -> None:
 
     code = 3
     try:
-        code = int(pytest.main(["-q", "-x", "--no-header", "--tb=no", "--rootdir", ".", *words]))
+        ours = ["-q", "-x", "--no-header", "--tb=no", "--rootdir", ".", "-W", ALREADY_IMPORTED]
+        code = int(pytest.main([*ours, *words]))
+    except BaseException:  # nobody above this process would say it
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -116,7 +116,7 @@ def many_small_chunks(monkeypatch):
     """Chunks of at least 5 rows, of which 2 at a time are brought to fp32."""
     monkeypatch.setattr(chunks, "LEAST_ROWS", 5)
     monkeypatch.setattr(vocabulary, "BLOCK_BYTES", {"cpu": 2 * 31 * 8, "cuda": 2 * 31 * 8})
-    monkeypatch.setattr(vocabulary, "GRADIENT_ROWS", 7)
+    monkeypatch.setattr(chunks, "GRADIENT_ROWS", 7)
 
 
 @pytest.mark.usefixtures("many_small_chunks")

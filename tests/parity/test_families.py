@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ted_ds.models.execution import checkpoint_activations
-from ted_ds.models.families import CAUSAL_LM_TYPES, KNOWN_TYPES, family_of
+from ted_ds.models.families import KNOWN_TYPES, family_of
 from ted_ds.models.files import read_model_facts
 from ted_ds.models.heads import lm_probes, load_lm_output
 from ted_ds.models.loading import LoadSettings, load_model
-from ted_ds.models.parts import blocks_of, embeddings_of, final_norm_of, lm_head_of
+from ted_ds.models.parts import before_lm_head_of, blocks_of, embeddings_of, lm_head_of
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank
 from tests.plain import logits_of, probe_logits
@@ -21,10 +22,10 @@ NUM_BLOCKS = 4
 
 def load(folder, model_type, *, classify=False, dtype=torch.float32, share=None, **config):
     labels = [*LABELS] if classify else None
-    write_model(folder, model_type, blocks=NUM_BLOCKS, labels=labels, **config)
-    model, _ = load_model(
-        folder, LoadSettings(dtype), head={"num_labels": len(LABELS)} if classify else None, share=share
-    )
+    architecture = "SequenceClassification" if classify else family_of(model_type).language_model
+    write_model(folder, model_type, blocks=NUM_BLOCKS, labels=labels, architecture=architecture, **config)
+    head = {"num_labels": len(LABELS)} if classify else None
+    model, _ = load_model(folder, LoadSettings(dtype), head=head, architecture=architecture, share=share)
     return model.eval()
 
 
@@ -40,7 +41,7 @@ def batch():
     ("model_type", "classify", "config"),
     [
         *((name, True, {}) for name in KNOWN_TYPES),
-        *((name, False, {}) for name in CAUSAL_LM_TYPES),
+        *((name, False, {}) for name in KNOWN_TYPES),
         ("deberta-v2", True, {"conv_kernel_size": 3}),  # puts out layer 1 in the place of the first block
         ("deberta-v2", True, {"conv_kernel_size": 5, "conv_act": "gelu"}),
     ],
@@ -56,22 +57,22 @@ def test_taps_are_the_hidden_states_and_leave_the_logits_alone(tmp_path, model_t
         hidden = [*plain.hidden_states]
         for layer, state in zip(layers, states, strict=True):
             # transformers' last hidden state comes after the final norm, a tap before it
-            state = final_norm_of(model, family)(state) if layer == NUM_BLOCKS else state
+            normed = layer == NUM_BLOCKS and family.final_norm_path is not None
+            state = model.get_submodule(family.final_norm_path)(state) if normed else state
             torch.testing.assert_close(state, hidden[layer], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("model_type", CAUSAL_LM_TYPES)
-def test_head_of_the_final_norm_of_the_last_block_is_the_logits(tmp_path, model_type):
+@pytest.mark.parametrize("model_type", KNOWN_TYPES)
+def test_head_of_what_stands_before_it_of_the_last_block_is_the_logits(tmp_path, model_type):
     model = load(tmp_path, model_type)
     family = family_of(model_type)
     with torch.no_grad():
         logits, (last,) = TappedModel(model, family, [NUM_BLOCKS])(batch())
-        torch.testing.assert_close(
-            lm_head_of(model, family)(final_norm_of(model, family)(last)), logits, rtol=0, atol=0
-        )
+        _, before = before_lm_head_of(model, family)
+        torch.testing.assert_close(lm_head_of(model, family)(before(last)), logits, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("model_type", CAUSAL_LM_TYPES)
+@pytest.mark.parametrize("model_type", KNOWN_TYPES)
 def test_the_head_of_the_predictions_gives_the_logits(tmp_path, model_type):
     # a family whose forward does more than that between its last hidden states and its logits would fail this
     tapped = TappedModel(load(tmp_path, model_type), family_of(model_type))
@@ -146,15 +147,29 @@ def test_a_tap_fires_once_and_gives_right_gradients_under_activation_checkpointi
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("model_type", CAUSAL_LM_TYPES)
+@pytest.mark.parametrize("model_type", KNOWN_TYPES)
 def test_lm_output_read_from_files_is_the_models_own(tmp_path, model_type, tied):
-    write_model(tmp_path, model_type, tie_word_embeddings=tied)
-    model, _ = load_model(tmp_path, LoadSettings(torch.float32), head=None)
-    model.eval()
+    model = load(tmp_path, model_type, tie_word_embeddings=tied)
+    head = lm_head_of(model, family_of(model_type))
+    if head.bias is not None:  # which starts at 0, and would not be missed
+        torch.nn.init.normal_(head.bias)
+        model.save_pretrained(tmp_path)
     norm, head = load_lm_output(tmp_path, torch.float32)
     with torch.no_grad():
         logits, (last,) = TappedModel(model, family_of(model_type), [NUM_BLOCKS])(batch())
         torch.testing.assert_close(head(norm(last)), logits, rtol=0, atol=0)
+
+
+def test_lm_output_is_read_by_the_names_of_early_files(tmp_path):
+    model = load(tmp_path, "bert")
+    norm, _ = load_lm_output(tmp_path, torch.float32)
+    torch.nn.init.normal_(model.cls.predictions.transform.LayerNorm.weight)
+    weights = {name.replace("LayerNorm.weight", "LayerNorm.gamma"): one for name, one in model.state_dict().items()}
+    weights = {name.replace("LayerNorm.bias", "LayerNorm.beta"): one.clone() for name, one in weights.items()}
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    norm, _ = load_lm_output(tmp_path, torch.float32)
+    assert torch.equal(norm.LayerNorm.weight, model.cls.predictions.transform.LayerNorm.weight)
+    assert read_model_facts(tmp_path).has_lm_head
 
 
 def test_identity_filters_on_the_last_layer_with_the_frozen_head_are_the_model_itself(tmp_path):

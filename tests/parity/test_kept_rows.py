@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ted_ds.config.data import Padding
 from ted_ds.data.loader import Collator
 from ted_ds.data.samples import Sample
 from ted_ds.models.heads import lm_probes
@@ -20,7 +21,7 @@ from ted_ds.objectives.distill import DistillObjective
 from ted_ds.objectives.learn_filters import FilterObjective
 from ted_ds.runtime.frozen import FrozenModel
 from tests.distributed.training import load_tapped
-from tests.task_kinds import TASK_TERMS
+from tests.task_kinds import OF_NAME, TASK_TERMS
 from tests.tiny import distill_plan, write_model
 
 CPU = torch.device("cpu")
@@ -65,10 +66,17 @@ def models(tmp_path):
     return lambda layers: load_tapped(tmp_path, layers=layers, kind="causal_lm", precision="fp32")
 
 
-def test_stage_two_searches_nothing(models):
+def chats():
+    """The same, with completions: each term of Stage II runs over other tokens."""
+    collate = OF_NAME["chat"].collator(0, Padding())
+    return collate([Sample([5, 6, 7, 1, 8, 1], [2, 4], [6]), Sample([9, 1], [1, 2], [2]), None])
+
+
+@pytest.mark.parametrize(("kind", "batch"), [("causal_lm", batch), ("chat", chats)])
+def test_stage_two_searches_nothing(models, kind, batch):
     student = FilteredModel(models((1, 2)), FilterBank((1, 2), HIDDEN, DIM))
     objective = DistillObjective(
-        TASK_TERMS["causal_lm"],
+        TASK_TERMS[kind],
         distill_plan(),
         teacher=FrozenModel(models((1, 2)), device=CPU, engine_config=None),
         teacher_filters=FilterBank((1, 2), HIDDEN, DIM).requires_grad_(False),

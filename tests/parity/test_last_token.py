@@ -15,9 +15,8 @@ from ted_ds.models.families import family_of
 from ted_ds.models.heads import classification_probes
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank, pool
-from ted_ds.planning.mistakes import CAUSAL_LM_TYPES
 from tests.plain import probe_logits
-from tests.tiny import model_config
+from tests.tiny import CAUSAL_LM_TYPES, model_config
 
 EOS, UNK = 1, 2
 ENDED = [[7, 9, 30, EOS], [8, EOS], [11, 12, 13, 14, 15, EOS, EOS]]

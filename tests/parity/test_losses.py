@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -18,6 +19,7 @@ from ted_ds.numerics.losses import (
     squared_error_sum,
 )
 from ted_ds.numerics.objective import combine
+from ted_ds.numerics.task_terms import WeighedCrossEntropy
 from tests.task_kinds import TASK_TERMS
 
 # fp32 sums of ~100 terms of size ~5; the worst difference seen over 200 seeds was 3e-6 relative
@@ -51,6 +53,41 @@ def test_cross_entropy_is_the_sum_over_kept_labels_and_so_is_its_gradient():
     assert total.dtype == torch.float32
     torch.testing.assert_close(total.double(), torch.tensor(expected, dtype=torch.float64), **TOLERANCE)
     torch.testing.assert_close(logits.grad.double(), gradient, **TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("weights", "smoothing"), [((1, 1, 1, 1), 0.1), ((0.5, 2, 0, 1.5), 0.0), ((0.5, 2, 0, 1.5), 0.3)]
+)
+def test_weighed_cross_entropy_is_the_sum_over_kept_labels_and_so_is_its_gradient(weights, smoothing):
+    logits = make_logits(0, 3, 5, 4).requires_grad_()
+    labels = torch.randint(0, 4, (3, 5), generator=torch.Generator().manual_seed(1))
+    labels[0, 2] = labels[1, :] = -100
+    with torch.no_grad():
+        logits[0, 2] = float("nan")
+    expected, gradient = 0.0, torch.zeros(3, 5, 4, dtype=torch.float64)
+    for b, t in itertools.product(range(3), range(5)):
+        if labels[b, t] == -100:
+            continue
+        q = brute_softmax(logits[b, t].tolist())
+        target = [weights[c] * (smoothing / 4 + (1 - smoothing) * float(c == labels[b, t])) for c in range(4)]
+        for c in range(4):
+            expected -= target[c] * math.log(q[c])
+            gradient[b, t, c] = q[c] * sum(target) - target[c]
+    of_torch = torch.nn.functional.cross_entropy(
+        logits.detach().double().nan_to_num().flatten(0, 1),
+        labels.flatten(),
+        weight=torch.tensor(weights, dtype=torch.float64),
+        label_smoothing=smoothing,
+        reduction="sum",
+    )
+    assert of_torch.item() == pytest.approx(expected, rel=1e-12)
+    loss = WeighedCrossEntropy(tuple(map(float, weights)), smoothing)
+    check(loss(logits, labels), logits, expected, gradient)
+
+
+def test_weights_of_one_and_no_smoothing_are_the_plain_cross_entropy():
+    logits, labels = make_logits(0, 6, 4), torch.tensor([0, 3, 1, -100, 2, 2])
+    assert torch.equal(WeighedCrossEntropy((1.0,) * 4)(logits, labels), cross_entropy_sum(logits, labels))
 
 
 def brute_logistic(value: float) -> float:

@@ -15,13 +15,13 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from ted_ds.data.loader import Batch, Collator
 from ted_ds.data.packing import pack
 from ted_ds.data.samples import Sample
-from ted_ds.models.families import CAUSAL_LM_TYPES, family_of
+from ted_ds.models.families import family_of
 from ted_ds.models.heads import classification_probes
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank
 from ted_ds.numerics.losses import IGNORED_LABEL, cross_entropy_sum, kept_labels
 from tests.plain import probe_logits
-from tests.tiny import VOCAB_SIZE, model_config
+from tests.tiny import CAUSAL_LM_TYPES, VOCAB_SIZE, model_config
 
 EOS = 1
 PAD = 0

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from ted_ds.data.loader import Batch
 from ted_ds.errors import CheckpointError
-from ted_ds.models.families import CAUSAL_LM_TYPES, KNOWN_TYPES, family_of
+from ted_ds.models.families import KNOWN_TYPES, family_of
 from ted_ds.models.loading import LoadSettings, load_model
 from ted_ds.models.parts import blocks_of
 from ted_ds.models.predictions import LossWeights
@@ -55,7 +55,7 @@ def loss_of(predictions, labels):
     ("model_type", "classify", "config"),
     [
         *((one, True, {}) for one in KNOWN_TYPES),
-        *((one, False, {}) for one in CAUSAL_LM_TYPES),
+        *((one, False, {}) for one in KNOWN_TYPES),
         ("deberta-v2", True, {"conv_kernel_size": 3}),  # as its larger versions have it
     ],
 )
@@ -102,9 +102,9 @@ def test_shares_in_a_row_are_the_whole_model(tmp_path, model_type, classify, con
         torch.testing.assert_close(gradient, gradients[name], rtol=1e-5, atol=1e-6 * float(gradients[name].abs().max()))
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "deberta-v2"])
-def test_blocks_of_other_stages_are_not_read(tmp_path, model_type):
-    classify, family = model_type not in CAUSAL_LM_TYPES, family_of(model_type)
+@pytest.mark.parametrize(("model_type", "classify"), [("gpt2", False), ("deberta-v2", True)])
+def test_blocks_of_other_stages_are_not_read(tmp_path, model_type, classify):
+    family = family_of(model_type)
     whole = load(tmp_path, model_type, classify=classify)
     file = tmp_path / "model.safetensors"
     weights = load_file(file)

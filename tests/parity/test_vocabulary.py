@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ted_ds.numerics import chunks, vocabulary
 from ted_ds.numerics.divergences import make_divergence
 from ted_ds.numerics.losses import cross_entropy_sum, divergence_sum, kept_labels
-from ted_ds.numerics.vocabulary import TeacherPredictions, VocabularyTargets, vocabulary_losses
+from ted_ds.numerics.vocabulary import TeacherPredictions, VocabularyTargets, vocabulary_losses, vocabulary_scores
 from tests.plain import DIVERGENCES, plain_divergence
 
 HIDDEN, TEACHER_HIDDEN = 12, 20
@@ -26,7 +26,7 @@ def many_small_chunks(monkeypatch):
     """Chunks of at least 5 rows, of which 2 at a time are brought to fp32."""
     monkeypatch.setattr(chunks, "LEAST_ROWS", 5)
     monkeypatch.setattr(vocabulary, "BLOCK_BYTES", {"cpu": 2 * 31 * 8, "cuda": 2 * 31 * 8})
-    monkeypatch.setattr(vocabulary, "GRADIENT_ROWS", 7)
+    monkeypatch.setattr(chunks, "GRADIENT_ROWS", 7)
 
 
 class Case:
@@ -375,3 +375,29 @@ def test_fp16_sums_over_many_tokens_do_not_overflow():
     assert (expected[1][1].abs().max() > 65504).item()
     for one, other in zip(gradients, expected[1], strict=True):
         assert (one.double() - other * share).norm() < 3e-3 * (other * share).norm()
+
+
+# --- scores -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("keep", ["all", "some", "none"])
+def test_scores_are_the_cross_entropy_and_how_many_have_the_largest_logit(monkeypatch, keep, bias):
+    monkeypatch.setattr(vocabulary, "chunk_bytes", lambda _device: 7 * 31 * 8)
+    case = Case(23, keep=keep, bias=bias)
+    logits = F.linear(case.hidden, case.weight, case.bias).detach()
+    labels = case.labels.clone()
+    labels[:, ::2] = logits.argmax(-1)[:, ::2].where(labels[:, ::2] != -100, torch.tensor(-100))
+    loss, num_right = vocabulary_scores(case.hidden, case.weight, case.bias, labels)
+    assert not loss.requires_grad
+    kept = kept_labels(labels)
+    expected = F.cross_entropy(logits[kept], labels[kept], reduction="sum")
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+    right = int((logits.argmax(-1) == labels).sum())
+    assert num_right == right
+    assert right >= kept[:, ::2].sum()
+
+
+def test_of_several_largest_logits_the_first_is_right():
+    hidden, weight = torch.ones(1, 2, 1), torch.tensor([[0.0], [1.0], [1.0]])
+    assert vocabulary_scores(hidden, weight, None, torch.tensor([[1, 2]]))[1] == 1

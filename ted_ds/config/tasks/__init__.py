@@ -6,8 +6,11 @@ A section says, without torch, what planning, data and models ask of a kind of t
 
 from __future__ import annotations
 
-from ted_ds.config.tasks.base import BosSetting, TaskSection
-from ted_ds.config.tasks.language import CausalLm, Packing
+from ted_ds.config.tasks.base import BosSetting, OneOfLabels, TaskSection
+from ted_ds.config.tasks.chat import Chat
+from ted_ds.config.tasks.choices import MultipleChoice
+from ted_ds.config.tasks.language import CausalLm, DocumentTask, MaskedLm, Packing
+from ted_ds.config.tasks.masking import Masking
 from ted_ds.config.tasks.spans import QuestionAnswering
 from ted_ds.config.tasks.texts import (
     MultiLabelClassification,
@@ -24,16 +27,23 @@ HeadTask = (
     | MultiLabelClassification
     | Regression
     | TokenClassification
+    | MultipleChoice
     | QuestionAnswering
 )
 """Tasks whose models end in a head of their own, in place of the LM head."""
-Task = HeadTask | CausalLm
+Task = HeadTask | CausalLm | MaskedLm | Chat
 
 __all__ = [
     "BosSetting",
     "CausalLm",
+    "Chat",
+    "DocumentTask",
     "HeadTask",
+    "MaskedLm",
+    "Masking",
     "MultiLabelClassification",
+    "MultipleChoice",
+    "OneOfLabels",
     "Packing",
     "QuestionAnswering",
     "Regression",

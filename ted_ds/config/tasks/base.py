@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from ted_ds.config.section import Section, rule
+from ted_ds.config.tasks.masking import Masking
 
 BosSetting = Literal["auto", "always", "never"]
+
+
+NotNegative = Annotated[float, Field(ge=0)]
 
 
 class TaskSection(Section):
@@ -19,10 +24,16 @@ class TaskSection(Section):
     """Of the models with their head, as transformers calls it: what follows ``AutoModelFor``."""
     has_lm_head: ClassVar[bool] = False
     """Whether that is an LM head, which came with the models; else one of its own in the place of it."""
+    predicts_next_token: ClassVar[bool] = False
+    """Whether its models can be tested as language models are."""
+    new_lm_head: ClassVar[bool] = False
+    """Whether files may lack it, as they may one of the task's own: it then starts random."""
     packed: ClassVar[bool] = False
     """Whether the data are documents, packed into sequences; else rows of a labelled set, held in memory."""
     pooled: ClassVar[bool] = True
     """Whether there is one prediction for a text, read at one of its tokens; else some for each token."""
+    has_template: ClassVar[bool] = False
+    """Whether a chat template decides what is read."""
     predicts_spans: ClassVar[bool] = False
     """Whether predictions are of where something starts and ends in a text."""
     softened: ClassVar[bool] = True
@@ -31,12 +42,20 @@ class TaskSection(Section):
     """The key of ``sequence_length``, which every kind has, here."""
     outputs_key: ClassVar[str] = "labels"
     """The key of :attr:`output_names` here."""
+    own_document_ends: ClassVar[bool] = False
+    """Whether documents end with what the tokenizer's own encode puts behind a text; else with its end token."""
     unused_filter_settings: ClassVar[tuple[str, ...]] = ("lm_head",)
     """Of ``filters``."""
     metrics: ClassVar[tuple[str, ...]] = ()
     """What a model may be compared by; none where there is no choice."""
+    of_distillation: ClassVar[tuple[str, ...]] = ()
+    """Keys here that Stage II alone depends on."""
     why_not_cached: ClassVar[str | None] = None
     """Why a teacher's outputs cannot be kept on disk, and what to do; None where they can."""
+    why_no_transfer: ClassVar[str | None] = (
+        "it is for tasks with one prediction for a text, or for a pair of texts; remove it"
+    )
+    """Why nothing is learned from ``data.transfer``, and what to do; None where something is."""
 
     headline: str | None = None
     """The metric that checkpoints, and models in the table at the end, are compared by; unset: the kind's own."""
@@ -54,14 +73,34 @@ class TaskSection(Section):
         return self.metrics
 
     @property
+    def text_columns(self) -> list[str]:
+        """The columns with the text, or the texts of a pair, that go into a model as they are; none with other data."""
+        return []
+
+    @property
     def document_column(self) -> str | None:
         """The column of texts that a tokenizer can be trained on; None where there is none."""
         return getattr(self, "text_column", None)
 
     @property
+    def rows_per_example(self) -> int:
+        """Sequences that an example is read as."""
+        return 1
+
+    @property
     def takes_pairs(self) -> bool:
         """Whether two texts go into a model together."""
         return False
+
+    @property
+    def one_sequence_each(self) -> bool:
+        """Whether an example is one sequence: not several, and not one of several in a sequence."""
+        return not self.packed
+
+    @property
+    def template_file(self) -> Path | None:
+        """The file of a chat template that is not the tokenizer's own."""
+        return None
 
     @property
     def output_names(self) -> list[str]:
@@ -82,6 +121,16 @@ class TaskSection(Section):
     def document_start(self) -> BosSetting | None:
         """Whether documents start with the BOS token; None where texts are read as the tokenizer's encode does."""
         return None
+
+    @property
+    def masked(self) -> Masking | None:
+        """Which tokens of documents are hidden from the models, and predicted; None where they see all."""
+        return None
+
+    @property
+    def predicted_share(self) -> float:
+        """Of tokens, those whose predictions by an LM head are computed."""
+        return 1.0
 
     def probe_sizes(self, dim: int) -> list[int]:
         """Numbers in each parameter of what stands on a filter of width ``dim`` in Stage I, without an LM head.
@@ -144,3 +193,21 @@ class WithLabels(HeadSection):
     def label_names(self) -> list[str]:
         """All of them."""
         return self.labels
+
+
+class OneOfLabels(WithLabels):
+    """What is predicted is one of the labels, by a cross-entropy."""
+
+    class_weights: list[NotNegative] | None = None
+    """Of the task loss in training, in the order of ``labels``; unset: 1 each. It is divided by the number of labels
+    given, not by the sum of their weights as torch's weighted mean is: weights with a mean of 1 keep its size."""
+    label_smoothing: float | None = Field(default=None, gt=0, lt=1)
+    """Of the task loss in training: this share of each target is spread evenly over all labels; unset: none."""
+
+    @rule
+    def _a_weight_for_each_label(self) -> Iterator[str]:
+        weights = self.class_weights
+        if weights is not None and len(weights) != len(self.labels):
+            yield f"class_weights has {len(weights)} numbers, labels has {len(self.labels)} names; give one for each"
+        if weights is not None and not any(weights):
+            yield "class_weights: all are 0, and nothing would be learned; give at least one above it"

@@ -1,13 +1,15 @@
-"""One prediction for each token of documents, by the LM head."""
+"""A prediction for each of some tokens of documents, by the LM head."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from ted_ds.config.section import Section
+from ted_ds.config.section import Section, rule
 from ted_ds.config.tasks.base import BosSetting, TaskSection
+from ted_ds.config.tasks.masking import Masking
 
 
 class Packing(Section):
@@ -23,28 +25,85 @@ class Packing(Section):
     """``best_fit``: pieces to choose from."""
 
 
-class CausalLm(TaskSection):
-    """Continual pre-training: next-token prediction on packed documents."""
+class SharedPacking(Packing):
+    """How documents share a sequence that is read in both directions."""
 
-    architecture: ClassVar[str] = "CausalLM"
+    isolate_documents: bool = False
+    """They are not kept apart: an encoder's attention goes over the whole sequence."""
+
+    @rule
+    def _an_encoder_reads_all(self) -> Iterator[str]:
+        if self.isolate_documents:
+            yield (
+                "isolate_documents: true: an encoder's attention goes over the whole sequence and cannot keep its "
+                "documents apart; remove it (method: best_fit cuts fewer of them)"
+            )
+
+
+class DocumentTask(TaskSection):
+    """Documents, packed into sequences; predictions for tokens of them, by an LM head."""
+
     has_lm_head: ClassVar[bool] = True
     packed: ClassVar[bool] = True
     pooled: ClassVar[bool] = False
     length_key: ClassVar[str] = "sequence_length"
     unused_filter_settings: ClassVar[tuple[str, ...]] = ("pooling",)
-    why_not_cached: ClassVar[str | None] = (
-        "the packed sequences of a causal_lm do not come again; remove it (it is for task data)"
-    )
-    kind: Literal["causal_lm"]
     sequence_length: int = Field(gt=1)
     """Tokens per packed sequence."""
     text_column: str = "text"
+    packing: Packing = Packing()
+
+
+class CausalLm(DocumentTask):
+    """Continual pre-training: next-token prediction on packed documents."""
+
+    architecture: ClassVar[str] = "CausalLM"
+    predicts_next_token: ClassVar[bool] = True
+    why_not_cached: ClassVar[str | None] = (
+        "the packed sequences of a causal_lm do not come again; remove it (it is for task data)"
+    )
+    why_no_transfer: ClassVar[str | None] = (
+        "the documents of a causal_lm have no labels anyway; give these sources under data.train, with a weight"
+    )
+    kind: Literal["causal_lm"]
     bos: BosSetting = "auto"
     """Whether each document starts with the tokenizer's BOS token: ``auto`` puts before it what the tokenizer's own
     ``encode`` puts before a text (nothing, with many). What a cut document goes on with starts with no such token."""
-    packing: Packing = Packing()
 
     @property
     def document_start(self) -> BosSetting:
         """Whether documents start with the BOS token."""
         return self.bos
+
+
+class MaskedLm(DocumentTask):
+    """Continual pre-training of an encoder: prediction of tokens that it does not see, in packed documents."""
+
+    architecture: ClassVar[str] = "MaskedLM"
+    new_lm_head: ClassVar[bool] = True
+    own_document_ends: ClassVar[bool] = True
+    of_distillation: ClassVar[tuple[str, ...]] = ("kl_on",)
+    why_not_cached: ClassVar[str | None] = (
+        "the packed sequences of a masked_lm do not come again; remove it (it is for task data)"
+    )
+    kind: Literal["masked_lm"]
+    packing: SharedPacking = SharedPacking()  # pyright: ignore[reportIncompatibleVariableOverride] - it is frozen
+    masking: Masking = Masking()
+    kl_on: Literal["masked", "all"] = "masked"
+    """Which tokens the prediction term runs over: masked ones, as the task term, or all but padding, which costs so
+    many more logits of both models."""
+
+    @property
+    def document_start(self) -> BosSetting:
+        """What the tokenizer's own encode puts before a text."""
+        return "auto"
+
+    @property
+    def masked(self) -> Masking:
+        """Which are masked."""
+        return self.masking
+
+    @property
+    def predicted_share(self) -> float:
+        """The masked ones, where no others are."""
+        return self.masking.probability if self.kl_on == "masked" else 1.0

@@ -76,6 +76,11 @@ class QuestionAnswering(HeadSection):
         return True
 
     @property
+    def one_sequence_each(self) -> bool:
+        """A context may be read in several parts."""
+        return False
+
+    @property
     def num_outputs(self) -> int:
         """Of each token: how likely the answer starts, and ends, there."""
         return 2

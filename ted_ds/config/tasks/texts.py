@@ -6,13 +6,14 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from ted_ds.config.tasks.base import HeadSection, WithLabels
+from ted_ds.config.tasks.base import HeadSection, OneOfLabels, WithLabels
 
 
 class TextTask(HeadSection):
     """A text in, or a pair of two, and one prediction out."""
 
     architecture: ClassVar[str] = "SequenceClassification"
+    why_no_transfer: ClassVar[str | None] = None
     text_column: str | list[str] = "text"
     """Column with the text; ``[first, second]``: those with the two texts of a pair."""
 
@@ -50,7 +51,7 @@ class LabelledTask(TextTask, WithLabels):
         return tuple(name for name in self.metrics if name != "f1" or len(self.labels) == 2)
 
 
-class SequenceClassification(LabelledTask):
+class SequenceClassification(LabelledTask, OneOfLabels):
     """One label per text."""
 
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "f1_macro", "matthews_correlation", "f1", "loss")

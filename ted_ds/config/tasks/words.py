@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from ted_ds.config.section import rule
-from ted_ds.config.tasks.base import WithLabels
+from ted_ds.config.tasks.base import OneOfLabels
 
 SPAN_LABEL = re.compile(r"O|([BIES])(?:-(.*))?")
 """``O`` for none, else how a word stands in an entity, and the entity's type."""
 
 
-class TokenClassification(WithLabels):
+class TokenClassification(OneOfLabels):
     """A label for each word of a text: entities, parts of speech."""
 
     architecture: ClassVar[str] = "TokenClassification"
@@ -22,6 +22,9 @@ class TokenClassification(WithLabels):
     metrics: ClassVar[tuple[str, ...]] = ("f1", "precision", "recall", "accuracy", "loss")
     why_not_cached: ClassVar[str | None] = (
         "a cache keeps one prediction for each text, and a token_classification has one for each word; remove it"
+    )
+    why_no_transfer: ClassVar[str | None] = (
+        "a token_classification learns from the teacher at words with a label, and none of these is read; remove it"
     )
     kind: Literal["token_classification"]
     rows: Literal["lists", "conll"] = "lists"

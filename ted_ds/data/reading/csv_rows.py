@@ -141,7 +141,7 @@ def read_csv(extent: Extent, start: Position, columns: Sequence[str], *, form: F
             continue
         named = dict(zip(header, row, strict=True))
         wanted = {name: named[name] for name in columns if name in named}
-        yield Item(here, there, wanted if len(wanted) == len(columns) else named)
+        yield Item(here, there, wanted if columns and len(wanted) == len(columns) else named)
 
 
 def _wrong_number(num_values: int, num_columns: int, form: Form) -> str:

@@ -29,7 +29,7 @@ FILES_AT_ONCE = 16
 REMOTE_ATTEMPTS = 4
 REMOTE_WAIT_S = 1.0
 KEYS_OF_COLUMNS = (
-    "task.rows",
+    "task.rows; or, of lettered choices, task.text_column and task.label_column",
     "task.text_column, task.label_column or task.target_columns",
     "task.text_column and task.label_column, or for questions task.question_column, task.context_column and "
     "task.answers_column",
@@ -49,6 +49,8 @@ class Listing:
     """For text: what a document is, a ``line``, a ``block`` or a ``file``."""
     files: tuple[DataFile, ...]
     form: Form = AS_IT_IS
+    column_key: str | None = None
+    """See :class:`ted_ds.config.data.Source`."""
 
     def extents(self, extent_bytes: int = EXTENT_BYTES) -> ExtentTable:
         """Its extents; those of tables have sizes of their own."""
@@ -85,19 +87,37 @@ class DataListing:
 
     train: tuple[Listing, ...]
     evaluation: tuple[Listing, ...] | None
+    """Held-out data; None where it is split off."""
     apart: Mapping[str, tuple[Listing, ...]] = field(default_factory=dict)
     """Of the sets that are scored by themselves."""
+    test: tuple[Listing, ...] = ()
+    transfer: tuple[Listing, ...] = ()
+    """Of texts that Stage II learns from without labels."""
 
     @property
     def sources(self) -> Iterator[Listing]:
         """All of them."""
-        return itertools.chain(self.train, self.evaluation or (), *self.apart.values())
+        return itertools.chain(self.train, self.evaluation or (), *self.apart.values(), self.test, self.transfer)
 
     def identity(self) -> dict[str, dict[str, list[Any]]]:
-        """Of every source, :meth:`Listing.identity`: tells a phase that its data has changed, and not that it moved."""
+        """By this a phase knows that its data changed, and not that it moved.
+
+        It is of all but ``test`` and ``transfer``, which one phase each depends on.
+        """
         parts = {"train": self.train, "evaluation": self.evaluation or ()}
-        parts |= {f"apart.{name}": part for name, part in self.apart.items()}
-        return {f"{name}[{i}]": one.identity() for name, part in parts.items() for i, one in enumerate(part)}
+        return _identity(parts | {f"apart.{name}": part for name, part in self.apart.items()})
+
+    def test_identity(self) -> dict[str, dict[str, list[Any]]]:
+        """The same of ``test``."""
+        return _identity({"test": self.test})
+
+    def transfer_identity(self) -> dict[str, dict[str, list[Any]]]:
+        """The same of ``transfer``."""
+        return _identity({"transfer": self.transfer})
+
+
+def _identity(parts: Mapping[str, Sequence[Listing]]) -> dict[str, dict[str, list[Any]]]:
+    return {f"{name}[{i}]": one.identity() for name, part in parts.items() for i, one in enumerate(part)}
 
 
 def list_data(data: Data) -> DataListing:
@@ -106,9 +126,11 @@ def list_data(data: Data) -> DataListing:
     Raises:
         DataError: One is not there, is empty, or of no known format.
     """
-    evaluation = None if data.evaluation is None else tuple(list_source(source) for source in data.evaluation)
+    heldout = None if data.heldout_sources is None else tuple(map(list_source, data.heldout_sources))
     apart = {name: tuple(map(list_source, sources)) for name, sources in (data.apart or {}).items()}
-    return DataListing(tuple(list_source(source) for source in data.train), evaluation, apart)
+    test = tuple(map(list_source, data.test or ()))
+    transfer = tuple(map(list_source, data.transfer or ()))
+    return DataListing(tuple(map(list_source, data.train)), heldout, apart, test, transfer)
 
 
 def list_source(source: Source) -> Listing:
@@ -136,7 +158,7 @@ def list_source(source: Source) -> Listing:
         files = tuple(pool.map(describe, range(len(urls))))
     if not any(file.size for file in files):
         raise DataError(f"{source.path}: empty; give at least one row")
-    return Listing(source.path, kind, source.documents, files, form)
+    return Listing(source.path, kind, source.documents, files, form, source.column_key)
 
 
 def one_by_one(source: Source) -> tuple[int, Iterator[Listing]]:
@@ -152,7 +174,8 @@ def one_by_one(source: Source) -> tuple[int, Iterator[Listing]]:
         described(*one, is_array=form.field is not None, whole=False)
         for one in zip(urls, itertools.repeat(kind), itertools.repeat(source.documents), declared, strict=False)
     )
-    return len(urls), (Listing(source.path, kind, source.documents, (file,), form) for file in files if file.size)
+    key = source.column_key
+    return len(urls), (Listing(source.path, kind, source.documents, (file,), form, key) for file in files if file.size)
 
 
 def read_extent(
@@ -275,7 +298,7 @@ def read_in_order(
             if item.fault is None:
                 yield record
             elif number == 1 and item.fault.startswith(FAULTS_OF_SOURCE):
-                keys = KEYS_OF_WORDS if of_words else KEYS_OF_COLUMNS[num_texts]
+                keys = listing.column_key or (KEYS_OF_WORDS if of_words else KEYS_OF_COLUMNS[num_texts])
                 what_to_do = f". Set {keys}" if item.fault.startswith("no column") else ""
                 raise DataError(f"{record.place}: {item.fault}{what_to_do}")
             else:

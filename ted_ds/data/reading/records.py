@@ -59,11 +59,14 @@ def column_fault(
 
     Args:
         row: As it was read.
-        columns: Those behind the texts may hold nothing: a row need not have a label.
+        columns: Those behind the texts may hold nothing: a row need not have a label. Without any, all of a row is
+            wanted, and who reads it says what is wrong.
         max_bytes: The longest text.
         of_words: Whether the first holds a list of words instead.
         num_texts: How many of them hold texts: one, or two of pairs.
     """
+    if not columns:
+        return None
     for column in columns:
         if column not in row:
             present = ", ".join(map(str, row)).encode(errors="backslashreplace").decode()

@@ -34,6 +34,7 @@ def read_parquet(extent: Extent, start: Position, columns: Sequence[str]) -> Ite
     """A record per row of a row group, of which only ``columns`` are read, some rows at a time."""
     metadata = parquet_metadata(extent.url)
     present = metadata.schema.to_arrow_schema().names
+    columns = columns or present
     group = metadata.row_group(extent.start)
     own = roots(columns, present)
     if _are_unusable(own, present):
@@ -74,6 +75,7 @@ def arrow_schema(url: str) -> Any:
 def read_arrow(extent: Extent, start: Position, columns: Sequence[str]) -> Iterator[Item]:
     """A record per row of a range of rows."""
     table = arrow_file(extent.url)
+    columns = columns or table.column_names
     own = roots(columns, table.column_names)
     if _are_unusable(own, table.column_names):
         yield from _without_columns(own, table.column_names, start.offset, extent.end - extent.start)
@@ -91,6 +93,7 @@ def read_remote_arrow(extent: Extent, start: Position, columns: Sequence[str]) -
             file.seek(0)
         reader = pyarrow.ipc.open_stream(file)
         names, ordinal = reader.schema.names, start.ordinal
+        columns = columns or names
         own = roots(columns, names)
         if start.block and not any(pyarrow.types.is_dictionary(kind) for kind in reader.schema.types):
             file.seek(start.block)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ted_ds.data.packing import Packer, Piece, joined, predicts_something
+from ted_ds.data.masking import make_sample
+from ted_ds.data.packing import Packer, Piece, joined
 from ted_ds.data.reading.records import BadRecord
 from ted_ds.data.samples import Sample
 from ted_ds.data.stream.documents import Encoder, LaneDocuments, Reference
@@ -76,12 +77,12 @@ class Lane:
         Raises:
             DataError: A source has no documents, or too much of it cannot be read.
         """
-        sample = None
-        while pieces := self._packer.next():
-            sequence = joined(pieces)
-            if predicts_something(sequence, isolate_documents=self._settings.isolate_documents):
-                sample = Sample(sequence[0], document_lengths=sequence[1])
-                break
+        sample, settings = None, self._settings
+        words = (settings.seed, "masks of lane", self._lane, "step", self._step)
+        while sample is None and (pieces := self._packer.next()):
+            sample = make_sample(
+                joined(pieces), *words, isolate_documents=settings.isolate_documents, masker=settings.masker
+            )
         self._step, self._shares = self._step + 1, None
         return LaneItem(self._lane, sample, self.state(), self.take_bad())
 

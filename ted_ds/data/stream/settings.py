@@ -9,7 +9,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ted_ds.config.data import Cleaning, Data
-from ted_ds.config.tasks import CausalLm
+from ted_ds.config.tasks import DocumentTask
+from ted_ds.data.masking import Masker
 from ted_ds.data.reading.listing import Listing
 from ted_ds.data.stream.units import extent_bytes
 
@@ -63,19 +64,24 @@ class StreamSettings:
     """Of documents that are left out; 0 where held-out data has sources of its own."""
     most_bad_records: int
     """On the way to one sequence; decides no content."""
+    masker: Masker | None = None
+    """What hides tokens of each sequence; None where the models see all."""
 
     def fingerprint(self) -> dict[str, Any]:
         """What a state must have been saved with; files by what they are, so that a corpus may move."""
-        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "most_bad_records"}
+        others = ("most_bad_records", "masker")
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in others}
         if not self.start:
             del own["start"]  # states from before there was such a thing are of streams without it
+        if self.masker is not None:
+            own["masking"] = self.masker.fingerprint()
         sources = [source.fingerprint(self.num_lanes) for source in self.sources]
         return json.loads(json.dumps(own | {"cleaning": self.cleaning.model_dump(), "sources": sources}))
 
 
 def stream_settings(
     data: Data,
-    task: CausalLm,
+    task: DocumentTask,
     listings: tuple[Listing, ...],
     *,
     seed: int,
@@ -109,7 +115,7 @@ def stream_settings(
         shuffle_bytes=int(data.shuffle_mib * 2**20),
         temperature=data.mixture_temperature,
         cleaning=data.cleaning,
-        heldout_fraction=0.0 if data.evaluation is not None else data.heldout_fraction,
+        heldout_fraction=0.0 if data.heldout_sources is not None else data.heldout_fraction,
         most_bad_records=data.bad_records.max_count,
     )
 

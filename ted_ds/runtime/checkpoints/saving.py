@@ -131,6 +131,7 @@ class Checkpoints:
             CheckpointError: Some rank could not write; on every rank. The earlier checkpoints are untouched.
         """
         assert self._write is not None
+        assert self._write.is_done, "what is half written is no checkpoint"
         started = time.monotonic()
         write, self._write = self._write, None
         place = self.folders.path(self._step)
@@ -186,9 +187,7 @@ class Checkpoints:
         steps = self._world.on_main(self._cleaned)
         lost: int | None = None
         for step in reversed(steps):
-            # every rank reads a share of the bytes
-            parts = self._world.gather(self.folders.faults(step, part=self._world.rank, num_parts=self._world.size))
-            faults = list(dict.fromkeys(fault for part in parts for fault in part))
+            faults = self._faults(step)
             if not faults:
                 self._world.on_main(functools.partial(self.refuse_others, step))
                 if lost is not None:
@@ -200,6 +199,27 @@ class Checkpoints:
         if lost is not None:
             self._say(f"  WARN no checkpoint is whole: the phase starts anew, at least {lost} steps are lost")
         return None
+
+    def after(self, step: int) -> Saved:
+        """The checkpoint after a step, verified to the last byte.
+
+        Raises:
+            CheckpointError: It is not there, or damaged; on every rank.
+        """
+        is_there = self._world.on_main(lambda: step in self.folders.steps())
+        faults = self._faults(step) if is_there else [f"{self.folders.path(step)}: is not there"]
+        with self._world.together():
+            if faults:
+                raise CheckpointError(
+                    f"{'; '.join(faults[:3])}. This is the checkpoint with the best score, which export: best takes; "
+                    f"remove {self.folders.root} to start the phase anew"
+                )
+        return self._world.on_main(functools.partial(self._read, step))
+
+    def _faults(self, step: int) -> list[str]:
+        """What is wrong with a checkpoint's files; every rank reads a share of the bytes."""
+        parts = self._world.gather(self.folders.faults(step, part=self._world.rank, num_parts=self._world.size))
+        return list(dict.fromkeys(fault for part in parts for fault in part))
 
     def _cleaned(self) -> list[int]:
         self.folders.clean()

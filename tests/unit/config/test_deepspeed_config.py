@@ -397,7 +397,7 @@ def test_a_scheduler_block_is_followed_where_the_recipe_says_nothing() -> None:
 def test_the_schedule_deepspeed_needs_a_scheduler_block() -> None:
     message = refusal({"optimizer": OPTIMIZER}, plan=PLAN.model_copy(update={"schedule": "deepspeed"}))
     assert message == (
-        "distill.schedule: 'deepspeed': zero.json has no scheduler block; use linear, cosine or constant, or add one"
+        "distill.schedule: 'deepspeed': zero.json has no scheduler block; use linear, cosine or another, or add one"
     )
 
 

@@ -190,6 +190,14 @@ def test_a_monitor_that_is_not_installed_is_refused_in_deepspeeds_words(tmp_path
     assert problems(tmp_path, {section: {"enabled": False}}) == []
 
 
+def test_a_monitor_that_is_installed_may_be_switched_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, _ = MONITORS["comet"]
+    (tmp_path / "packages" / module).mkdir(parents=True)
+    (tmp_path / "packages" / module / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    assert problems(tmp_path, {"comet": {"enabled": True}}) == []
+
+
 @pytest.mark.parametrize(
     "config",
     [

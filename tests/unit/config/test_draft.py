@@ -62,7 +62,7 @@ def test_several_rules_of_one_section_come_at_once(path: Path) -> None:
     ("override", "expected"),
     [
         ("distill.global_batch_size=many", "distill.global_batch_size: "),  # no word of microbatches that do not fit
-        ("distill.max_steps=null", "distill.max_steps: "),  # nor of the warm-up
+        ("distill.max_steps=x", "distill.max_steps: "),  # nor of the warm-up
         ("student.from_teacher.blocks=[0, x]", "student.from_teacher.blocks[1]: "),
         ("student.from_teacher.block=[0]", "student.from_teacher.block: unknown key; did you mean 'blocks'?"),
         ("distill.betas=[2, x]", "distill.betas[0]: "),

@@ -123,6 +123,12 @@ def test_mismatched_mnli_is_scored_apart(tmp_path: Path) -> None:
     ]
 
 
+def test_validation_data_of_its_own_take_the_place_of_the_tasks(tmp_path: Path) -> None:
+    data = load_recipe(short_recipe(tmp_path, "rte"), ["data.validation=[{path: mine.tsv}]"]).data
+    assert data.evaluation is None
+    assert [source.path for source in data.heldout_sources or []] == ["mine.tsv"]
+
+
 def test_what_a_recipe_says_itself_stays(tmp_path: Path) -> None:
     overrides = ["task.max_length=64", "task.headline=accuracy", "evaluation.max_examples=9", "data.apart=null"]
     recipe = load_recipe(short_recipe(tmp_path, "mrpc"), [*overrides, "task.data_labels=['no', 'yes']"])

@@ -11,11 +11,11 @@ from pydantic import ValidationError
 
 from ted_ds.config.load import load_recipe
 from ted_ds.config.places import TASK_KINDS
-from ted_ds.config.tasks import CausalLm, Regression
+from ted_ds.config.tasks import DocumentTask, Regression
 from ted_ds.config.without_effect import settings_without_effect
 from ted_ds.config.yaml_file import without_duplicates
 from ted_ds.errors import ConfigError
-from tests.task_kinds import SCORERS, TASK_TERMS
+from tests.task_kinds import MASKED_ON_ALL, SCORERS, TASK_TERMS
 from tests.tiny import recipe_dict, task_dict, write_recipe
 
 LABELLED_KINDS = (
@@ -24,7 +24,7 @@ LABELLED_KINDS = (
     "multi_label_classification",
     "token_classification",
 )
-KINDS = (*LABELLED_KINDS, "regression", "question_answering", "causal_lm")
+KINDS = (*LABELLED_KINDS, "regression", "multiple_choice", "question_answering", "causal_lm", "masked_lm", "chat")
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_a_key_of_the_other_task_kind_is_refused_and_not_suggested(path: Path) -
         ("preflight=ignore", "preflight: 'ignore': use refuse or warn"),
         (
             "task.kind=span_qa",
-            "task.kind: 'span_qa': use one of causal_lm, multi_label_classification, question_answering",
+            "task.kind: 'span_qa': use one of causal_lm, chat, masked_lm, multi_label_classification, multiple_choice",
         ),
     ],
 )
@@ -164,7 +164,7 @@ def test_a_whole_number_may_be_written_in_other_ways(path: Path, override: str) 
     ("override", "rule"),
     [
         ("distill.max_steps=2.5", "2.5: use a whole number above 0"),
-        ("distill.max_steps=null", "null: use a whole number above 0"),
+        ("distill.global_batch_size=null", "null: use a whole number above 0"),
         ("distill.learning_rate=abc", "'abc': use a number above 0"),
         ("distill.betas=0.9", "0.9: use a list of 2 values, each a number from 0 to below 1"),
         ("distill.betas=[0.9]", "[0.9]: use a list of 2 values, each a number from 0 to below 1"),
@@ -200,9 +200,12 @@ def test_every_kind_of_value_has_its_rule_in_words(path: Path, override: str, ru
         ("distill.steps=3", "did you mean 'max_steps' or 'warmup_steps'?"),
         ("distill.batch_size=3", "did you mean 'global_batch_size' or 'micro_batch_size'?"),
         ("distill.lr=1e-3", "did you mean 'learning_rate'?"),
-        ("distill.epochs=3", "known here: betas, divergence"),
+        ("distill.tempo=3", "known here: betas, divergence"),
         ("betas=1", "it belongs to teacher.finetune, student.finetune, filters.teacher, filters.student"),
-        ("data.path=x", "it belongs to data.train, data.evaluation or data.apart"),
+        (
+            "data.path=x",
+            "it belongs to data.train, data.validation, data.evaluation, data.apart, data.test or data.transfer",
+        ),
     ],
 )
 def test_a_hint_leads_to_the_key_that_was_meant_or_there_is_none(path: Path, override: str, hint: str) -> None:
@@ -212,9 +215,9 @@ def test_a_hint_leads_to_the_key_that_was_meant_or_there_is_none(path: Path, ove
 
 
 def test_a_missing_key_is_named(tmp_path: Path, recipe: dict[str, Any]) -> None:
-    del recipe["distill"]["max_steps"]
+    del recipe["distill"]["learning_rate"]
     path = write_recipe(tmp_path / "recipe.yaml", recipe)
-    assert refusal(path) == f"{path}: distill.max_steps: this key is required"
+    assert refusal(path) == f"{path}: distill.learning_rate: this key is required"
 
 
 def test_all_mistakes_are_reported_at_once(path: Path) -> None:
@@ -436,6 +439,36 @@ def test_a_recipe_is_frozen(path: Path) -> None:
     [
         (["distill.warmup_steps=2"], "distill: warmup_steps (2) must be smaller than max_steps (2)"),
         (
+            ["export=best"],
+            "export: best needs evaluation.every_steps: only what is scored during training can be the best",
+        ),
+        (
+            ["export=best", "evaluation.every_steps=1", "checkpoint.keep_best=false"],
+            "export: best is taken from the checkpoint that checkpoint.keep_best keeps; set it to true",
+        ),
+        (["distill.power=2"], "distill: power goes with schedule: polynomial, not linear; remove it"),
+        (
+            ["distill.end_learning_rate=0"],
+            "distill: end_learning_rate goes with schedule: polynomial, not linear; remove",
+        ),
+        (
+            ["distill.num_cycles=2"],
+            "distill: num_cycles goes with schedule: cosine_with_restarts, not linear; remove it",
+        ),
+        (["distill.schedule=polynomial"], "distill: schedule: polynomial needs a power; with 1 it is linear"),
+        (
+            ["distill.schedule=cosine_with_restarts"],
+            "distill: schedule: cosine_with_restarts needs num_cycles; with 1 it is cosine",
+        ),
+        (
+            ["distill.schedule=cosine_with_restarts", "distill.num_cycles=3"],
+            "distill: num_cycles (3) must not be above the steps after warm-up, 2 of max_steps",
+        ),
+        (
+            ["distill.schedule=polynomial", "distill.power=1", "distill.end_learning_rate=0.01"],
+            "distill: end_learning_rate (0.01) must be below learning_rate (0.001)",
+        ),
+        (
             ["filters.student.global_batch_size=5"],
             "filters.student: global_batch_size (5) must be a multiple of micro_batch_size (2)",
         ),
@@ -554,6 +587,7 @@ def test_the_other_terms_may_be_left_out(path: Path) -> None:
         (["task.packing.window=8"], "without effect: task.packing.window (task.packing.method: wrap)"),
         (["task.packing={method: best_fit, window: 8}"], None),
         (["data.evaluation=[{path: x}]"], "without effect: data.heldout_fraction (data.evaluation is given)"),
+        (["data.validation=[{path: x}]"], "without effect: data.heldout_fraction (data.validation is given)"),
         (["checkpoint.keep_best=true"], "without effect: checkpoint.keep_best (evaluation.every_steps is not given)"),
         (["checkpoint.keep_best=true", "evaluation.every_steps=1"], None),
     ],
@@ -579,7 +613,7 @@ def write_task(folder: Path, task: dict[str, Any]) -> Path:
 
 
 def test_the_kinds_of_tasks_are_those_that_have_terms_and_scores() -> None:
-    assert set(TASK_TERMS) == set(SCORERS) == TASK_KINDS == set(KINDS)
+    assert {*TASK_TERMS} - {MASKED_ON_ALL} == {*SCORERS} == TASK_KINDS == {*KINDS}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -587,11 +621,13 @@ def test_every_kind_of_task_is_read(tmp_path: Path, kind: str) -> None:
     task = load_recipe(write_task(tmp_path, task_dict(kind))).task
     assert task.kind == kind
     assert task.sequence_length == 16
-    assert task.document_column == (None if kind in ("token_classification", "question_answering") else "text")
-    if isinstance(task, CausalLm):
-        assert task.packing.isolate_documents
+    without_text = ("token_classification", "multiple_choice", "question_answering", "chat")
+    assert task.document_column == (None if kind in without_text else "text")
+    if isinstance(task, DocumentTask):
+        assert task.packing.isolate_documents == (kind == "causal_lm")
+    if task.has_lm_head:
         return
-    assert task.num_outputs == {"regression": 1, "token_classification": 3}.get(kind, 2)
+    assert task.num_outputs == {"regression": 1, "token_classification": 3, "multiple_choice": 1}.get(kind, 2)
 
 
 def test_padding_is_on_the_right_to_the_longest_unless_said_otherwise(path: Path) -> None:

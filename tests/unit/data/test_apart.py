@@ -73,9 +73,14 @@ def test_a_set_without_anything_to_score_is_refused(tmp_path: Path, task: Any) -
 def test_a_set_without_labels_is_refused(tmp_path: Path) -> None:
     train = write_labelled(tmp_path / "train.jsonl")
     hidden = write_rows(tmp_path / "hidden.jsonl", [{"text": "ba be", "label": None}] * 3)
-    message = r"hidden\.jsonl: no held-out row has a label to be scored by; give data\.apart\.test rows with labels$"
+    message = r"hidden\.jsonl: no held-out row has a label to be scored by; give data\.apart\.hidden rows with labels$"
     with pytest.raises(DataError, match=message):
-        opened(ONE, train, {"test": [hidden]})
+        opened(ONE, train, {"hidden": [hidden]})
+
+
+def test_a_set_called_test_would_be_taken_for_another() -> None:
+    with pytest.raises(ValueError, match=r"metrics called test/\.\.\. are those of data\.test; give it there"):
+        Data(train=[{"path": "a"}], apart={"test": [{"path": "b"}]})  # type: ignore[list-item]
 
 
 def test_sets_go_by_names_that_metrics_can_have_and_hold_something(tmp_path: Path) -> None:

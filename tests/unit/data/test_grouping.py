@@ -104,8 +104,9 @@ def test_a_row_over_the_budget_is_no_case_for_it() -> None:
 def test_a_window_is_cut_into_steps_of_similar_lengths(sizes: tuple[int, int], seed: int, window: int) -> None:
     batch, count = sizes
     lengths = [random.Random(f"{seed} {index}").randint(1, 60) for index in range(count)]
-    steps = steps_of_window(lengths, global_batch_size=batch, seed=seed, window=window)
-    assert steps == steps_of_window(lengths, global_batch_size=batch, seed=seed, window=window)
+    of_steps = [batch] * (count // batch)
+    steps = steps_of_window(lengths, sizes=of_steps, seed=seed, window=window)
+    assert steps == steps_of_window(lengths, sizes=of_steps, seed=seed, window=window)
     assert {len(step) for step in steps} == {batch}
     assert sorted(index for step in steps for index in step) == list(range(count))
     shortest_first = sorted(steps, key=lambda step: (lengths[step[0]], lengths[step[-1]]))
@@ -115,7 +116,7 @@ def test_a_window_is_cut_into_steps_of_similar_lengths(sizes: tuple[int, int], s
 
 def test_the_order_of_steps_is_shuffled_by_seed_and_window() -> None:
     orders = {
-        tuple(step[0] for step in steps_of_window(range(1, 33), global_batch_size=4, seed=seed, window=window))
+        tuple(step[0] for step in steps_of_window(range(1, 33), sizes=[4] * 8, seed=seed, window=window))
         for seed in range(3)
         for window in range(3)
     }

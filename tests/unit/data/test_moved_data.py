@@ -10,10 +10,10 @@ import fsspec
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
-from ted_ds.config.data import Source
+from ted_ds.config.data import Data, Source
 from ted_ds.data.reading import described
 from ted_ds.data.reading.described import END_BYTES
-from ted_ds.data.reading.listing import list_source
+from ted_ds.data.reading.listing import list_data, list_source
 
 LONG = b'{"text": "w1 w2"}\n' * 4000  # of more than both ends
 
@@ -35,6 +35,18 @@ def test_a_file_is_the_same_wherever_it_is_and_whatever_it_is_called(tmp_path: P
     fsspec.filesystem("memory").pipe("/moved/c.jsonl", LONG)
     paths = (tmp_path / "one/a.jsonl", tmp_path / "two", f"file://{tmp_path}/one/a.jsonl", "memory://moved/c.jsonl")
     assert all(identity(path) == identity(paths[0]) for path in paths)
+
+
+def test_held_out_data_are_part_of_what_is_known(tmp_path: Path) -> None:
+    write(tmp_path, a_jsonl=LONG, b_jsonl=LONG[20:], c_jsonl=LONG)
+
+    def known(evaluation: str) -> dict[str, dict[str, list[Any]]]:
+        given = {"train": [{"path": str(tmp_path / "a.jsonl")}], "evaluation": [{"path": str(tmp_path / evaluation)}]}
+        return list_data(Data.model_validate(given)).identity()
+
+    assert known("c.jsonl") != known("b.jsonl")
+    alone = list_data(Data.model_validate({"train": [{"path": str(tmp_path / "a.jsonl")}]})).identity()
+    assert alone.items() < known("b.jsonl").items()
 
 
 def test_a_folder_is_the_same_wherever_it_is(tmp_path: Path) -> None:

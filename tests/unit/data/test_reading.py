@@ -30,7 +30,7 @@ from ted_ds.data.reading import lines, listing, tables
 from ted_ds.data.reading.described import END_BYTES
 from ted_ds.data.reading.extents import DataFile, Extent, ExtentTable
 from ted_ds.data.reading.listing import Listing, describe_position, empty_files, list_source, read_extent, read_in_order
-from ted_ds.data.reading.records import START, BadRecord, Item
+from ted_ds.data.reading.records import START, BadRecord, Item, Position
 from ted_ds.errors import DataError
 from tests.tiny import write_rows
 
@@ -995,3 +995,14 @@ def test_endings_are_known_in_capitals(tmp_path: Path, name: str) -> None:
         text = json.dumps(rows) if ".json." in f"{lower}." else "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / name).write_bytes(gzip.compress(text.encode()) if lower.endswith(".gz") else text.encode())
     assert rows_of(tmp_path / name, "text", "label") == rows
+
+
+def test_each_row_of_an_arrow_file_without_the_column_is_told_once(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    table = pyarrow.table({"other": range(7)})
+    with pyarrow.ipc.new_stream(buffer, table.schema) as writer:
+        writer.write_table(table)
+    (tmp_path / "a.arrow").write_bytes(buffer.getvalue())
+    (file,) = list_source(Source(path=str(tmp_path / "a.arrow"))).files
+    items = [*tables.read_arrow(Extent(file, 3, 7), Position(1, 0, 1), ["text"])]
+    assert [(item.start.ordinal, item.row) for item in items] == [(number, {"other": None}) for number in (1, 2, 3)]

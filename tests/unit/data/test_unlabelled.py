@@ -152,7 +152,7 @@ def test_one_document_cannot_be_split(tmp_path: Path, documents: Any, fraction: 
         CorpusData(data, task, write_tokenizer(tmp_path / "tokenizer"), list_data(data), max_heldout=9)
     assert str(caught.value) == (
         f"{path}: this is one document of {path.stat().st_size:,} characters, which cannot be both trained on and held "
-        "out; cut it (of a text file, documents: block or line makes many), or give data.evaluation"
+        "out; cut it (of a text file, documents: block or line makes many), or give data.validation"
     )
 
 

@@ -55,6 +55,19 @@ def test_what_is_closed_or_full_changes_nothing(redirection: str, tmp_path: Path
     assert "Error" not in said
 
 
+@pytest.mark.parametrize("options", [[], ["-u"], ["-X", "utf8"]])
+def test_streams_are_written_as_before(options: list[str]) -> None:
+    about = "[[one.encoding, one.errors, one.line_buffering, one.write_through] for one in (sys.stdout, sys.stderr)]"
+    program = (
+        f"import sys\nfrom ted_ds.launching.lasting_output import outlast_readers\nbefore = {about}\n"
+        f"outlast_readers()\nprint(before == {about}, before)"
+    )
+    command = [sys.executable, *options, "-c", program]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1:replace"} if not options else None
+    said = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    assert said.startswith("True "), said
+
+
 def test_a_full_disk_may_have_room_again(tmp_path: Path) -> None:
     program = (
         "import os\nfrom ted_ds.launching.lasting_output import outlast_readers\noutlast_readers()\n"

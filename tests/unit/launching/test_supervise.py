@@ -82,6 +82,13 @@ def test_it_starts_again_what_was_stopped_or_lost(tmp_path, codes, code, num_lef
     assert len(list((tmp_path / "logs").glob("attempt_*"))) == len(codes) - num_left
 
 
+def test_it_pauses_before_a_restart_after_what_was_lost_soon(tmp_path):
+    _, said = finish(start(tmp_path, [76, 75, 76, 0]))
+    assert [line.split(" s of pause")[0].split()[-1] for line in said.splitlines() if "of pause" in line] == ["1", "4"]
+    _, said = finish(start(tmp_path, [76, 0], "--restarts", "0"))
+    assert "of pause" not in said
+
+
 def test_it_gives_up(tmp_path):
     code, said = finish(start(tmp_path, [75] * 5, "--restarts", "2"))
     assert (code, len(left(tmp_path))) == (75, 2)

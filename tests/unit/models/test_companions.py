@@ -74,6 +74,17 @@ def saved(origins: Origins, folder: Path) -> Path:
 # --- ids --------------------------------------------------------------------------------------------------------------
 
 
+def test_what_texts_begin_and_end_with_is_said_in_any_case_and_other_roles_where_they_were(
+    pair: Origins, tmp_path: Path
+) -> None:
+    assert pair.student is not None
+    before = json.loads((pair.student / "config.json").read_text())
+    change(pair.student / "config.json", **dict.fromkeys(IDS, "left out"))
+    folder = saved(pair, tmp_path / "out")
+    assert ids(folder / "config.json") == [1, 4, 0]
+    assert json.loads((folder / "config.json").read_text()).keys() <= {*before, *IDS}
+
+
 def test_a_student_takes_over_the_teachers_way_to_end(pair: Origins, tmp_path: Path) -> None:
     change(pair.student / "generation_config.json", temperature=0.1)  # type: ignore[operator]
     folder = saved(pair, tmp_path / "out")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,9 +17,11 @@ from transformers import (
 from ted_ds.errors import ConfigError
 from ted_ds.models.families import KNOWN_TYPES, family_of
 from ted_ds.models.family import path_in_body
-from ted_ds.models.parts import blocks_of, lm_head_of
+from ted_ds.models.parts import blocks_of
 from tests.tiny import VOCAB_SIZE, model_config
 
+CLASSIFIER_KEYS = ("classifier_dropout", "cls_dropout", "summary_first_dropout")
+HIDDEN_KEYS = ("hidden_dropout", "hidden_dropout_prob")
 TABLES = {"deberta-v2": {"position_biased_input": True}}
 """A config with a table of positions, where a family can do without."""
 
@@ -58,10 +59,39 @@ def test_attention_and_positions_are_those_of_the_model(model_type: str) -> None
     assert model.get_submodule(family.token_embeddings_path) is model.get_input_embeddings()
 
 
+@pytest.mark.parametrize(
+    ("auto", "architecture"),
+    [
+        (AutoModelForSequenceClassification, "SequenceClassification"),
+        (AutoModelForTokenClassification, "TokenClassification"),
+        (AutoModelForCausalLM, "CausalLM"),
+        (AutoModelForMaskedLM, "MaskedLM"),
+    ],
+)
+@pytest.mark.parametrize("model_type", KNOWN_TYPES)
+def test_dropouts_are_those_that_the_model_has(model_type: str, auto: Any, architecture: str) -> None:
+    family = family_of(model_type)
+    if architecture.endswith("LM") and architecture != family.language_model:
+        assert family.dropout_keys("classifier", architecture) == ()
+        return
+    shares = {"classifier": 0.11, "hidden": 0.22, "attention": 0.33}
+    known = {what: family.dropout_keys(what, architecture) for what in shares}
+    values = {key: shares[what] for what, keys in known.items() for key in keys}
+    model = without_weights(model_type, auto, **values)
+    found = {one.p for one in model.modules() if isinstance(one, torch.nn.Dropout)}
+    found |= {getattr(one, "attention_dropout", 0.0) for one in model.modules()} - {None}
+    assert found - {0.0} == {shares[what] for what, keys in known.items() if keys}
+    # what no entry is known of, no model of transformers reads either
+    others = {*CLASSIFIER_KEYS, *HIDDEN_KEYS} - {*values}
+    other = without_weights(model_type, auto, **values, **dict.fromkeys(others, 0.44))
+    if not known["classifier"]:
+        assert 0.44 not in {one.p for one in other.modules() if isinstance(one, torch.nn.Dropout)}
+
+
 @pytest.mark.parametrize("model_type", KNOWN_TYPES)
 def test_names_in_files_are_told_apart_as_the_parts_of_the_model_are(model_type: str) -> None:
     family = family_of(model_type)
-    auto = AutoModelForMaskedLM if family.lm_head_path is None else AutoModelForCausalLM
+    auto = AutoModelForMaskedLM if family.language_model == "MaskedLM" else AutoModelForCausalLM
     lm = dict(without_weights(model_type, auto, tie_word_embeddings=False).named_parameters())
     classifier = dict(without_weights(model_type, AutoModelForSequenceClassification, num_labels=3).named_parameters())
     assert {name for name in classifier if name.startswith(family.label_head_prefixes)} == {*classifier} - {*lm}
@@ -72,6 +102,9 @@ def test_names_in_files_are_told_apart_as_the_parts_of_the_model_are(model_type:
     lm_heads = tuple(f"{path}." for path in family.lm_heads_in_files)
     assert {name for name in lm if name.startswith(lm_heads)} == {*lm} - {*classifier}
     assert lm[family.lm_head_matrix].shape[0] == VOCAB_SIZE
+    assert [name for name in lm if name.startswith(family.new_lm_head_prefixes)] == [
+        name for name in lm if family.before_lm_head is not None and name.startswith(lm_heads)
+    ]
 
 
 @pytest.mark.parametrize("model_type", KNOWN_TYPES)
@@ -85,11 +118,7 @@ def test_the_block_of_a_name_is_the_one_that_holds_the_parameter(model_type: str
     assert {*numbers.values()} == {0, 1, 2}
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
-def test_what_a_family_has_not_is_refused(model_type: str) -> None:
-    family = replace(family_of(model_type), lm_head_path=None, model_types=("of-a-kind", "another"))
-    with pytest.raises(ConfigError, match=r"^of-a-kind/another has no causal LM head; use another task\.kind$"):
-        lm_head_of(without_weights(model_type, AutoModelForCausalLM), family)
+def test_a_type_without_a_family_is_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"^model type 'of-a-kind' has no family; ted_ds knows bert, deberta-v2, gpt2"
     ):

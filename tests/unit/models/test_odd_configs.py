@@ -101,6 +101,7 @@ def test_a_rule_for_positions_is_seen_under_either_name(other: dict[str, Any], s
         ("bert", {"id2label": ["a", "b"]}, "id2label is ['a', 'b'], and has to name the labels"),
         ("bert", {"id2label": {"0": "a", "1": None}}, "id2label has '1': None, and has to name the labels"),
         ("bert", {"id2label": {"0": "a", "00": "b"}}, "id2label has '00': 'b', and has to name the labels"),
+        ("bert", {"id2label": {"0": "a", "\u0661": "b"}}, "id2label has '\u0661': 'b', and has to name the labels"),
     ],
     indirect=["folder"],
 )

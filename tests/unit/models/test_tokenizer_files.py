@@ -190,6 +190,13 @@ def test_an_id_beyond_the_embeddings_is_named_with_the_file_that_gives_it(
         refuse_ids_outside(traits_of(load_tokenizer(folder)), facts)
 
 
+def test_a_token_with_an_embedding_is_named_in_its_place_also_the_very_first(llama: Path, tmp_path: Path) -> None:
+    folder = copied(llama, tmp_path / "model", CASES["a special tokens map"])
+    assert read(folder).vocabulary["[PAD]"] == 0
+    with pytest.raises(CheckpointError, match=r"; name a token that has an embedding, such as '\[PAD\]', or resize"):
+        refuse_ids_outside(read(folder), read_model_facts(llama))
+
+
 def test_an_id_that_only_the_template_gives_is_refused(llama: Path, tmp_path: Path) -> None:
     folder = copied(llama, tmp_path / "model", edit_tokenizer(template))
     assert max(read(folder).vocabulary.values()) < VOCAB_SIZE

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ted_ds.errors import CheckpointError
-from ted_ds.output.phase_folder import MANIFEST, PhaseFolder, model_identity
+from ted_ds.output.phase_folder import MANIFEST, PhaseFolder, differences, model_identity
 
 INPUTS = {"plan": {"max_steps": 10, "betas": (0.9, 0.999)}, "seed": 0, "layers": [1, 2]}
 
@@ -57,6 +57,12 @@ def test_other_inputs_are_refused_with_what_differs(done: PhaseFolder) -> None:
     assert "seed" not in message
     assert "betas" not in message
     assert "Remove this folder and those of later phases" in message
+
+
+def test_a_section_that_one_of_two_lacks_is_a_difference() -> None:
+    assert differences({"seed": 0}, {"seed": 0, "plan": {"steps": 1}}) == ["plan was None, now {'steps': 1}"]
+    assert differences({"plan": {"steps": 1}}, {"plan": 3}) == ["plan was {'steps': 1}, now 3"]
+    assert differences({"plan": {"steps": 1}}, {"plan": {}}) == ["plan.steps was 1, now None"]
 
 
 def test_the_same_model_in_another_folder_is_no_difference(tmp_path: Path) -> None:

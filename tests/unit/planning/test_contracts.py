@@ -11,9 +11,11 @@ import pytest
 
 from ted_ds.config.load import load_recipe
 from ted_ds.config.schema import Recipe
+from ted_ds.data.tokenizers import traits_of
 from ted_ds.errors import CheckpointError, ConfigError
 from ted_ds.models.files import read_model_facts
-from ted_ds.planning.contracts import Side, broken_contracts, document_ends
+from ted_ds.models.loading import load_tokenizer
+from ted_ds.planning.contracts import Side, broken_by_loaded, broken_contracts, document_ends, doubts
 from ted_ds.planning.tokenizer_contracts import refuse_different_tokenizers
 from tests.task_kinds import make_plan
 from tests.tiny import LABELS, WORDS, recipe_dict, task_dict, write_model, write_tokenizer
@@ -282,3 +284,37 @@ def test_what_a_class_may_put_around_a_text_is_left_to_be_seen_when_it_is_loaded
     assert document_ends(lm, side("teacher", teacher)) == (
         f"what is put around each is known once the teacher's {name.removesuffix('Fast')} is loaded"
     )
+
+
+def test_texts_that_two_tokenizers_would_read_otherwise_are_a_doubt(models: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(task_dict("causal_lm"), tmp_path)
+    teacher, student = tmp_path / "teacher", tmp_path / "student"
+    for folder in (teacher, student):
+        shutil.copytree(models / "lm", folder)
+    assert "tokenizers" not in doubts(recipe, side("teacher", teacher), side("student", student))
+    file = student / "tokenizer.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "normalizer": {"type": "Lowercase"}}))
+    (line,) = doubts(recipe, side("teacher", teacher), side("student", student))["tokenizers"]
+    assert line.startswith("student.path: ")
+    assert "the normaliser differs: none for the teacher, Lowercase for the student" in line
+    assert "tokenizers" not in doubts(recipe, None, side("student", student))
+
+
+def test_what_the_loaded_tokenizer_has_beside_its_files_is_asked_of_each_model_once(
+    models: Path, tmp_path: Path
+) -> None:
+    loaded = traits_of(load_tokenizer(models / "lm"))  # of 100 tokens
+    other = shutil.copytree(models / "smaller_lm", tmp_path / "of 90 too")
+
+    def found(*folders: Path | None) -> list[str]:
+        sides = [folder and side(name, folder) for name, folder in zip(("teacher", "student"), folders, strict=True)]
+        return [line.partition(" tokenizer gives")[0] for line in broken_by_loaded(loaded, *sides)]
+
+    small, fits = models / "smaller_lm", models / "lm"
+    assert found(small, other) == ["teacher.path: its", "student.path: the teacher's"]
+    assert found(small, small) == ["teacher.path: its"]
+    assert found(fits, small) == ["student.path: the teacher's"]
+    assert found(small, None) == ["teacher.path: its"]
+    assert found(None, small) == ["student.path: the teacher's"]
+    assert found(fits, None) == []

@@ -12,8 +12,10 @@ from safetensors.torch import load_file, save_file
 from ted_ds.assembly.host_teacher import host_teacher
 from ted_ds.config.load import load_recipe
 from ted_ds.errors import CheckpointError, ConfigError
-from ted_ds.models.files import Parameters, read_model_facts
+from ted_ds.models.files import read_model_facts
 from ted_ds.models.loading import LoadSettings, load_model, num_parameters
+from ted_ds.models.parameters import Parameters
+from ted_ds.models.share import Share
 from ted_ds.output.run_folder import Run
 from ted_ds.planning.hosting import Hosting, Machine, choose_host, describe_memory
 from ted_ds.planning.memory import Trained, activation_bytes, bucket_bytes, frozen_bytes, gib, on_device, trained_bytes
@@ -141,6 +143,31 @@ def test_parameters_are_counted_from_the_files(tmp_path, family):
     assert sum(found.sizes) == found.total
     assert found.embeddings == model.get_input_embeddings().weight.numel()
     assert found.cut([0, 2]).total < found.total
+
+
+@pytest.mark.parametrize("has_head", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", ["bert", "deberta-v2"])
+def test_parameters_of_a_masked_lm_are_counted_whether_its_head_is_in_the_files_or_new(
+    tmp_path, family, tied, has_head
+):
+    architecture = {"architecture": "MaskedLM"} if has_head else {}
+    write_model(tmp_path, family, blocks=3, tie_word_embeddings=tied, **architecture)
+    model, fresh = load_model(
+        tmp_path, LoadSettings(torch.float32), head=None, architecture="MaskedLM", new_head_allowed=True
+    )
+    assert bool(fresh) != has_head
+    facts = read_model_facts(tmp_path)
+    assert facts.has_lm_head == has_head
+    found = facts.as_language_model
+    of_pooler = 0 if has_head or family != "bert" else 16 * 16 + 16  # which the body's files have, and is not loaded
+    assert found.total - of_pooler == num_parameters(model)
+    assert sum(found.sizes) == found.total
+    whole = Share.whole(3)
+    assert found.of_share(whole, predicts_tokens=True) == found
+    halves = (Share(0, 2, has_embeddings=True, has_output=False), Share(2, 3, has_embeddings=False, has_output=True))
+    totals = [found.of_share(half, predicts_tokens=True).total for half in halves]
+    assert sum(totals) == found.total + (found.embeddings if tied else 0)
 
 
 def test_buffers_and_tied_heads_in_files_are_no_parameters(tmp_path):
@@ -339,3 +366,15 @@ def test_attention_that_is_not_fused_keeps_its_scores(lm_run, tmp_path, family, 
     write_model(tmp_path, family)
     recipe = load_recipe(lm_run / "recipe.yaml", [f"attention={attention}"])
     assert keeps_scores(recipe, read_model_facts(tmp_path)) == keeps
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "expected"),
+    [(1, {"replica", "cpu_offload", "int8"}), (2, {"replica", "cpu_offload", "int8", "zero3"})],
+)
+def test_what_a_teacher_needs_is_told_for_each_way_to_hold_it(lm_run, num_ranks, expected):
+    recipe = load_recipe(lm_run / "recipe.yaml", [f"distill.global_batch_size={4 * num_ranks}"])
+    line = describe_memory(recipe, make_plan(recipe, num_ranks=num_ranks), num_ranks=num_ranks).splitlines()[-1]
+    hosts = {part.split()[0] for part in line.partition("per rank: ")[2].split(", ")}
+    assert hosts == expected
+    assert line.endswith(" (the first that fits)")

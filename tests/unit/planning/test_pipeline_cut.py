@@ -10,7 +10,8 @@ import pytest
 from ted_ds.config.deepspeed import read_deepspeed_json
 from ted_ds.config.load import load_recipe
 from ted_ds.errors import ConfigError
-from ted_ds.models.files import Parameters, read_model_facts
+from ted_ds.models.files import read_model_facts
+from ted_ds.models.parameters import Parameters
 from ted_ds.models.share import Share
 from ted_ds.planning.hosting import describe_memory
 from ted_ds.planning.phase import phase_named

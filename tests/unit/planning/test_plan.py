@@ -15,10 +15,9 @@ from safetensors.torch import load_file, save_file
 from ted_ds.config.deepspeed import complete, read_deepspeed_json
 from ted_ds.config.load import load_recipe
 from ted_ds.errors import ConfigError
-from ted_ds.models.families import CAUSAL_LM_TYPES
 from ted_ds.planning.plan import Plan, describe
 from tests.task_kinds import make_plan, plan_recipe
-from tests.tiny import LABELS, ROOT, WORDS, write_model, write_tokenizer
+from tests.tiny import CAUSAL_LM_TYPES, LABELS, ROOT, WORDS, write_model, write_tokenizer
 
 SHIPPED = sorted((ROOT / "ds_configs" / "recipes").glob("*.yaml"))
 TRAINING = "{max_steps: 2, learning_rate: 1e-3, global_batch_size: 4, micro_batch_size: 2}"
@@ -628,9 +627,12 @@ def test_labelled_sets_without_any_label_to_be_scored_by_are_refused(classificat
     train, evaluation = (
         f"data.{part}=[{{path: {path}}}]" for part, path in zip(("train", "evaluation"), paths, strict=True)
     )
-    message = "no row has a label to be scored by; give data.evaluation rows with labels"
-    assert f"data.train: {message}" in refusal(classification_run, train)
-    assert f"data.evaluation: {message}" in refusal(classification_run, evaluation)
+    message = "no row has a label to be scored by; give data."
+    assert f"data.train: {message}validation rows with labels" in refusal(classification_run, train)
+    assert f"data.evaluation: {message}evaluation rows with labels" in refusal(classification_run, evaluation)
+    for part in ("validation", "test"):
+        given = f"data.{part}=[{{path: {paths[1]}}}]"
+        assert f"data.{part}: {message}{part} rows with labels" in refusal(classification_run, given)
     with paths[1].open("a") as file:
         file.write('{"text": "w3", "label": 0}\n')
     assert plan(classification_run, train, evaluation).data["data.evaluation[0]"].num_unlabelled == 2

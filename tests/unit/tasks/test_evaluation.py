@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ted_ds.config.tasks import SequenceClassification, TokenClassification
 from ted_ds.data.loader import Batch, Collator, evaluation_batches
 from ted_ds.data.samples import Sample
-from ted_ds.numerics.losses import cross_entropy_sum
+from ted_ds.numerics.vocabulary import vocabulary_scores
 from ted_ds.tasks.kind import kind_of
 from ted_ds.tasks.scoring import evaluate
 from tests.task_kinds import OF_NAME, SCORERS, labelled, with_outputs
@@ -58,6 +58,12 @@ def with_empty_rows(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     more_labels = torch.full((len(labels) * 2 + 5, *labels.shape[1:]), ignored, dtype=labels.dtype)
     more_logits[rows], more_labels[rows] = logits, labels
     return more_logits, more_labels
+
+
+def sums_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """What a language model's head puts out for a score."""
+    size = logits.shape[-1]
+    return vocabulary_scores(logits, torch.eye(size), None, labels)
 
 
 TASKS = ("sequence_classification", "soft_label_classification", "multi_label_classification", "regression")
@@ -141,7 +147,7 @@ def test_tokens_have_a_perplexity() -> None:
     loss = log_loss(labels[kept], logits[kept].double().softmax(-1), labels=range(9))
     scorer = SCORERS["causal_lm"]
     rows = zip(logits.split(1), labels.split(1), strict=True)
-    observed = [scorer.observe(cross_entropy_sum(*of_row), labelled(of_row[1])) for of_row in rows]
+    observed = [scorer.observe(sums_of(*of_row), labelled(of_row[1])) for of_row in rows]
     assert scorer.score(observed) == {
         "perplexity": pytest.approx(math.exp(loss), rel=1e-6),
         "loss": pytest.approx(loss, rel=1e-6),
@@ -151,9 +157,30 @@ def test_tokens_have_a_perplexity() -> None:
 
 def test_a_perplexity_that_no_number_holds_is_a_large_one() -> None:
     scorer = SCORERS["causal_lm"]
-    scores = scorer.score([scorer.observe(torch.tensor(5000.0), labelled(torch.tensor([[0]])))])
+    scores = scorer.score([scorer.observe(torch.tensor([5000.0, 0.0]), labelled(torch.tensor([[0]])))])
     assert scores["loss"] == 5000
     assert scores["perplexity"] == math.exp(700)
+
+
+def test_masked_tokens_have_a_pseudo_perplexity_and_an_accuracy() -> None:
+    logits, labels = normal(4, 6, 9, seed=0), torch.randint(9, (4, 6), generator=torch.Generator().manual_seed(1))
+    labels[1, 2:] = labels[3] = -100
+    kept = labels != -100
+    loss = log_loss(labels[kept], logits[kept].double().softmax(-1), labels=range(9))
+    scorer = SCORERS["masked_lm"]
+    rows = zip(logits.split(1), labels.split(1), strict=True)
+    observed = [scorer.observe(sums_of(*of_row), labelled(of_row[1])) for of_row in rows]
+    right = accuracy_score(labels[kept], logits[kept].argmax(-1))
+    assert right > 0
+    assert scorer.score(observed) == {
+        "pseudo_perplexity": pytest.approx(math.exp(loss), rel=1e-6),
+        "masked_accuracy": pytest.approx(right, rel=1e-12),
+        "loss": pytest.approx(loss, rel=1e-6),
+        "num_tokens": 6 + 2 + 6,
+    }
+    large = scorer.score([scorer.observe(torch.tensor([5000.0, 0.0]), labelled(labels))])
+    assert large["pseudo_perplexity"] < math.inf
+    assert scorer.headline == "pseudo_perplexity"
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -162,7 +189,7 @@ def test_the_headline_is_one_of_the_scores(task: str) -> None:
     assert SCORERS["causal_lm"].headline == "perplexity"
 
 
-@pytest.mark.parametrize("kind", OF_NAME)
+@pytest.mark.parametrize("kind", SCORERS)
 def test_a_recipe_may_choose_any_metric_of_its_kind_as_headline(kind: str) -> None:
     own = OF_NAME[kind]
     assert own.headline == own.scorer.headline

@@ -56,7 +56,7 @@ def test_an_answer_is_the_characters_where_it_stands_in_whatever_form_it_comes()
         found = read(form)
         assert (found.text, found.second, found.label) == ("Who?", CONTEXT, [36, 50])  # it learns from the first
         assert found.answers == ["Gustave Eiffel", "Eiffel's company"]
-        assert found.fault is None
+        assert found.wrong is None
     spaces = read([answer(" Tower ", start=18)])
     assert CONTEXT[slice(*spaces.label)] == "Tower"
 
@@ -72,13 +72,13 @@ def test_nothing_is_no_label_and_empty_lists_are_an_answer_where_there_may_be_no
 
 
 def test_an_answer_elsewhere_and_empty_texts_are_faults_of_a_question_alone() -> None:
-    assert read([answer("Gustave Eiffel"), answer("Paris", start=3)]).fault == (
+    assert read([answer("Gustave Eiffel"), answer("Paris", start=3)]).wrong == (
         "question ' Who?': answer 'Paris' is not at character 3 of its context, where '1889 ' is; correct answer_start"
     )
-    assert "answer 'Who' is not at character -4 of its context, where '' is" in read([answer("Who", start=-4)]).fault
-    assert read([], question=" \n").fault == "its question is ' \\n'; it must be text that is not empty"
-    assert read([], context="").fault == "its context is ''; it must be text that is not empty"
-    assert read([], context="half \ud800").fault == "its context is 'half \\ud800'; it must be text that is not empty"
+    assert "answer 'Who' is not at character -4 of its context, where '' is" in read([answer("Who", start=-4)]).wrong
+    assert read([], question=" \n").wrong == "its question is ' \\n'; it must be text that is not empty"
+    assert read([], context="").wrong == "its context is ''; it must be text that is not empty"
+    assert read([], context="half \ud800").wrong == "its context is 'half \\ud800'; it must be text that is not empty"
 
 
 @pytest.mark.parametrize(

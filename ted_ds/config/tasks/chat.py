@@ -1,0 +1,61 @@
+"""Predictions for the tokens of conversations, by the LM head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from ted_ds.config.tasks.base import TaskSection
+
+Where = Literal["completion", "all"]
+
+
+class Chat(TaskSection):
+    """Conversations and instructions: next-token prediction of what the chat template makes of them."""
+
+    architecture: ClassVar[str] = "CausalLM"
+    has_lm_head: ClassVar[bool] = True
+    pooled: ClassVar[bool] = False
+    has_template: ClassVar[bool] = True
+    unused_filter_settings: ClassVar[tuple[str, ...]] = ("pooling",)
+    of_distillation: ClassVar[tuple[str, ...]] = ("kl_on", "feature_on")
+    why_not_cached: ClassVar[str | None] = (
+        "a cache keeps one prediction for each text, and a chat has one for each token; remove it"
+    )
+    why_no_transfer: ClassVar[str | None] = (
+        "what a chat learns from is written as conversations; give these as another source of data.train"
+    )
+    kind: Literal["chat"]
+    max_length: int = Field(default=2048, gt=1)
+    """Longest conversation in tokens; longer ones are cut, and left out where nothing to learn is left."""
+    chat_template: Path | None = None
+    """A file with a template in Jinja that conversations are written by; unset: that of the teacher's tokenizer. It
+    goes into the exported model."""
+    completions: Literal["all", "last"] = "all"
+    """Whether every turn of the assistant is a completion, or the last one alone: for templates that write a turn in
+    another way once others follow."""
+    task_on: Where = "completion"
+    """Which tokens the task term runs over: those of completions, or all."""
+    kl_on: Where = "completion"
+    """The same of the prediction term."""
+    feature_on: Where = "completion"
+    """The same of layer-wise terms: states from which a token of a completion is predicted, or all states."""
+    pack: bool = False
+    """Whether conversations share sequences of up to ``max_length`` tokens, each kept apart from the others."""
+
+    @property
+    def sequence_length(self) -> int:
+        """Longest sequence the models will see, in tokens."""
+        return self.max_length
+
+    @property
+    def one_sequence_each(self) -> bool:
+        """Unless several are put into one."""
+        return not self.pack
+
+    @property
+    def template_file(self) -> Path | None:
+        """The template, where it is not the tokenizer's own."""
+        return self.chat_template

@@ -1,0 +1,136 @@
+"""Conversations and instructions: which tokens of a row are completions, and which terms run over these alone."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ted_ds.config.data import Data
+from ted_ds.config.tasks import Chat
+from ted_ds.data.chat_template import (
+    ChatTemplate,
+    Renderer,
+    UnclearError,
+    cut_to,
+    find_template,
+    spans_of_tokens,
+    vet_template,
+)
+from ted_ds.data.conversations import NAMES, Dialogue, read_dialogue
+from ted_ds.data.reading.listing import DataListing
+from ted_ds.data.samples import Example, Label, Sample
+from ted_ds.errors import CheckpointError
+from ted_ds.tasks.causal_lm import CausalLmKind
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ted_ds.data.chat_data import ChatData
+    from ted_ds.numerics.task_terms import TaskTerms
+
+
+class ChatKind(CausalLmKind):
+    """See :class:`ted_ds.config.tasks.Chat`: a causal LM's task on rows of a set."""
+
+    are_labelled = True
+    counted_as = "read as"
+
+    def __init__(self, task: Chat) -> None:
+        self.chat = task
+        self._renderer: tuple[Any, Renderer] | None = None
+        super().__init__(task)  # type: ignore[arg-type] - what it asks of its section, this one has
+
+    # --- data -------------------------------------------------------------------------------------------------------
+
+    @property
+    def columns(self) -> list[str]:
+        """All of a row: rows are of several forms."""
+        return []
+
+    def read(
+        self,
+        row: Mapping[str, Any],
+        *,
+        where: str,  # noqa: ARG002 - as others do
+        declared: Mapping[str, Sequence[str]],  # noqa: ARG002 - as others do
+    ) -> Sequence[Dialogue]:
+        """The conversation in a row."""
+        return [read_dialogue(row)]
+
+    def counted(self, label: Label | None) -> list[str]:
+        """The form of its row."""
+        assert isinstance(label, int)
+        return [NAMES[label]]
+
+    def template(self, tokenizer: Any) -> ChatTemplate:
+        """The one that conversations are written by.
+
+        Raises:
+            CheckpointError: The tokenizer does not say where its tokens come from.
+            ConfigError: There is none, or it names what the tokenizer has not.
+        """
+        from ted_ds.data.tokenizers import traits_of
+
+        if not tokenizer.is_fast:
+            raise CheckpointError(
+                f"{tokenizer.name_or_path}: its tokenizer does not say which characters its tokens are of, which "
+                f"{self.chat.kind} needs; use a model with a tokenizer.json"
+            )
+        template = find_template(self.chat.chat_template, tokenizer.chat_template)
+        vet_template(template, traits_of(tokenizer))
+        return template
+
+    def encode(self, tokenizer: Any, examples: Sequence[Example]) -> list[list[Sample] | str]:
+        """Conversations as the template writes them, with nothing around, cut to the longest allowed."""
+        renderer = self._renderer_for(tokenizer)
+        made: list[tuple[str, Any] | str] = []
+        for example in examples:
+            assert isinstance(example, Dialogue)
+            try:
+                made.append(renderer.render(example))
+            except UnclearError as error:
+                made.append(str(error))
+        texts = [one[0] for one in made if isinstance(one, tuple)]
+        settings = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
+        encoded = tokenizer(texts, **settings) if texts else {"input_ids": [], "offset_mapping": []}
+        tokens = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        return [one if isinstance(one, str) else self._samples(one[1], *next(tokens)) for one in made]
+
+    def _renderer_for(self, tokenizer: Any) -> Renderer:
+        if self._renderer is None or self._renderer[0] is not tokenizer:
+            renderer = Renderer(self.template(tokenizer), tokenizer, last_alone=self.chat.completions == "last")
+            self._renderer = (tokenizer, renderer)
+        return self._renderer[1]
+
+    def _samples(self, spans: Sequence[Any], ids: Sequence[int], offsets: Sequence[Any]) -> list[Sample]:
+        """A conversation that something is left to learn of; nothing for another."""
+        length = min(len(ids), self.chat.max_length)
+        completions = cut_to(spans_of_tokens(spans, offsets), length)
+        # an array, as it holds a token in a tenth of what a list takes
+        return [Sample(array("i", ids[:length]), completions, document_lengths=[length])] if completions else []
+
+    def open_data(  # type: ignore[override] - a set, where its likes have a corpus
+        self, data: Data, tokenizer: PreTrainedTokenizerBase, listing: DataListing, *, max_heldout: int
+    ) -> ChatData:
+        """A set of conversations."""
+        from ted_ds.data.chat_data import ChatData
+
+        template = self.template(tokenizer)
+        return ChatData(data, self, tokenizer, listing, max_heldout=max_heldout, task=self.chat, template=template)
+
+    def _collator_settings(self) -> dict[str, Any]:
+        from ted_ds.data.loader import OfCompletions
+
+        chosen = (self.chat.task_on, self.chat.kl_on, self.chat.feature_on)
+        alone = OfCompletions(*(one == "completion" for one in chosen))
+        return {"isolate_documents": self.chat.pack, "of_completions": alone}
+
+    # --- numbers ----------------------------------------------------------------------------------------------------
+
+    @property
+    def terms(self) -> TaskTerms:
+        """Those of a causal LM, with a count each where they run over different tokens."""
+        terms = super().terms
+        return terms if self.chat.kl_on == self.chat.task_on else replace(terms, counts_apart=True)
