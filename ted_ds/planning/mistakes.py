@@ -142,7 +142,9 @@ def check_dropout(recipe: Recipe, teacher: ModelFacts | None, student: ModelFact
     """Whether models have the dropout that the recipe sets."""
     for side, facts in (("teacher", teacher), ("student", student)):
         section: Teacher | Student = getattr(recipe, side)
-        for what in section.dropout.given if facts is not None else ():
+        if facts is None:
+            continue
+        for what in section.dropout.given:
             if not facts.family.dropout_keys(what, recipe.task.architecture):
                 mistakes.add(
                     f"{side}.dropout.{what}",
