@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ted_ds.config.layers import Filters
 from ted_ds.config.phase_plan import PhasePlan
-from ted_ds.config.schema import Filters, Recipe
+from ted_ds.config.schema import Recipe
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.parameters import Parameters
 from ted_ds.planning.memory import (

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from ted_ds.config.schema import Filters
+    from ted_ds.config.layers import Filters
     from ted_ds.data.corpus_data import CorpusData
     from ted_ds.models.heads import FilterProbes
     from ted_ds.models.taps import TappedModel

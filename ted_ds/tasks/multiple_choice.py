@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from ted_ds.config.schema import Filters
+    from ted_ds.config.layers import Filters
     from ted_ds.data.loader import Batch
     from ted_ds.models.heads import FilterProbes
     from ted_ds.models.taps import TappedModel

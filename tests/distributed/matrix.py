@@ -55,8 +55,9 @@ GLOBAL_BATCH = 16
 SEPARATOR, PAD = 1, 0
 MASKED = ("masked_lm", MASKED_ON_ALL)
 TEMPERATURE = 2.0
-SPREAD = {"multiple_choice": 0.3}
-"""Of weights: where choices are hardly told apart, gradients are differences of numbers that are nearly equal."""
+SPREAD = {("multiple_choice", "fp32"): 0.3}
+"""Of weights: where choices are hardly told apart, gradients are differences of numbers that are nearly equal. (In bf16
+a plain pass says what is left of them.)"""
 CLASS_WEIGHTS, SMOOTHING = (0.3, 1.9), 0.2
 Steps = tuple[tuple[tuple[int, ...], ...], ...]
 """Of each step, and of each of its rows when packed, the lengths of documents, their separator included."""
@@ -379,7 +380,12 @@ def packed_samples(kind: str, rows: list[list[list[int]]]) -> Iterator[Sample]:
 
 
 def place_of(folder: Path, setup: Setup) -> Path:
-    return folder / f"{setup.family}_{setup.width}_{OF_NAME[setup.kind].task.architecture}"
+    return folder / f"{setup.family}_{setup.width}_{OF_NAME[setup.kind].task.architecture}_{spread_of(setup)}"
+
+
+def spread_of(setup: Setup) -> float:
+    """A standard deviation of weights of the smallest width."""
+    return SPREAD.get((setup.kind, setup.precision), 0.1)
 
 
 def write_models(folder: Path, setup: Setup) -> Path:
@@ -389,7 +395,7 @@ def write_models(folder: Path, setup: Setup) -> Path:
         labels = None if OF_NAME[setup.kind].task.has_lm_head else LABELS
         longest = {"n_positions" if setup.family == "gpt2" else "max_position_embeddings": size.positions}
         # a standard deviation of 0.1 suits the tiny; what a block adds grows with the width
-        spread = {"initializer_range": SPREAD.get(setup.kind, 0.1) * (HIDDEN / size.hidden) ** 0.5}
+        spread = {"initializer_range": spread_of(setup) * (HIDDEN / size.hidden) ** 0.5}
         for name, layers, seed in (("teacher", size.teacher_layers, 1), ("student", size.student_layers, 2)):
             model = place / name
             write_model(

@@ -1,0 +1,69 @@
+"""Which layers are matched with which, and the filters that they are matched through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ted_ds.config.phase_plan import PhasePlan
+from ted_ds.config.section import Section, rule
+
+LayerPair = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
+
+
+class LayerMap(Section):
+    """Which student layer is matched with which teacher layer (see :mod:`ted_ds.numerics.layer_map`)."""
+
+    kind: Literal["uniform", "distilgpt2", "last", "explicit"] = "uniform"
+    num_pairs: int | None = Field(default=None, gt=0)
+    """For ``uniform``: how many pairs, spread evenly; unset: one per student block."""
+    pairs: list[LayerPair] | None = None
+    """For ``explicit``: ``[student_layer, teacher_layer]``, counted 1..L (0 is the embedding output)."""
+
+    @rule
+    def _options_of_kind(self) -> Iterator[str]:
+        if (self.kind == "explicit") != (self.pairs is not None):
+            yield "pairs goes with kind: explicit, and only with it"
+        if self.num_pairs is not None and self.kind != "uniform":
+            yield f"num_pairs goes with kind: uniform, not {self.kind}"
+
+
+class Filters(Section):
+    """Stage I: the filters and how each side's are trained."""
+
+    dim: int | None = Field(default=None, gt=0)
+    """Width of a filter's output; unset: the teacher's hidden size."""
+    kind: Literal["linear", "mlp"] = "linear"
+    initialisation: Literal["normal", "identity"] = "normal"
+    """``normal``: N(0, 0.02) as in the reference; ``identity``: start as the unfiltered state (linear only)."""
+    lm_head: Literal["frozen", "new"] = "frozen"
+    """Causal LM: read a filter through the model's own frozen final norm and LM head, or through a new linear head."""
+    pooling: Literal["model", "mean"] = "model"
+    """Classification: what a filter's head reads: the token the model itself classifies by (the reference), or the mean
+    over tokens. In lower layers that one token may hold nothing yet: the run prints each filter's score."""
+    teacher: PhasePlan | None = None
+    student: PhasePlan | None = None
+    both: PhasePlan | None = None
+    """Instead of the two: the filters of both models in one pass over the data."""
+
+    @rule
+    def _each_side_once(self) -> Iterator[str]:
+        given = [*self.plans]
+        if given not in (["teacher", "student"], ["both"]):
+            yield (
+                f"give both (teacher and student learn in one pass), or teacher and student (a phase each); given: "
+                f"{' and '.join(given) or 'none of them'}"
+            )
+
+    @property
+    def plans(self) -> dict[str, PhasePlan]:
+        """What is trained, by its key here."""
+        plans = {"teacher": self.teacher, "student": self.student, "both": self.both}
+        return {name: plan for name, plan in plans.items() if plan is not None}
+
+    @rule
+    def _identity_is_linear(self) -> Iterator[str]:
+        if self.initialisation == "identity" and self.kind != "linear":
+            yield "initialisation: identity goes with kind: linear"
