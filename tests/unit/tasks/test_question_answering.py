@@ -171,7 +171,7 @@ def test_answers_come_as_the_hubs_datasets_and_csv_files_have_them(tmp_path: Pat
         (
             {"rows": "articles"},
             "no column 'paragraphs'; it has version, data (if its rows are the list under 'data', set field: data). "
-            "Set task.rows",
+            "Set task.rows; or, of lettered choices, task.text_column and task.label_column",
         ),
     ],
 )
