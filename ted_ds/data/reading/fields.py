@@ -28,7 +28,7 @@ def value_at(row: Any, path: str) -> Any:
 
 
 def picked(row: dict[str, Any], columns: Sequence[str]) -> dict[str, Any]:
-    """The values of ``columns``, by these names; all of the row without any, or, for a message, where one is missing."""
+    """The values of ``columns``, by these names; all of the row without any, or where one is missing, to be named."""
     if not columns:
         return row
     if row.keys() >= set(columns):
