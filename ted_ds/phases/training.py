@@ -40,6 +40,13 @@ def checkpoints_of(build: Assembly, folder: PhaseFolder) -> Checkpoints:
     )
 
 
+def beats(value: float, best: float | None, *, higher_is_better: bool) -> bool:
+    """Whether a score is better than the best before it, None for none: of equal ones, the first stays."""
+    if not math.isfinite(value) or best is None:
+        return math.isfinite(value)
+    return value > best if higher_is_better else value < best
+
+
 class PhaseTraining:
     """Trains one phase. Every rank must call everything."""
 
@@ -175,8 +182,7 @@ class PhaseTraining:
         value = sum(metrics[headline] for metrics in self.scores) / len(self.scores)
         if not self._outputs:
             build.screen.say(f"  {self._phase} {progress.step}, held-out {headline}: {value:.4g}")
-        gain = 0.0 if self._best is None else value - self._best["value"]
-        if math.isfinite(value) and (self._best is None or (gain > 0 if best_is_highest else gain < 0)):
+        if beats(value, None if self._best is None else self._best["value"], higher_is_better=best_is_highest):
             self._best = {"metric": headline, "value": value, "step": progress.step}
         pairs = zip([f"/{name}" for name in self._outputs] or [""], self.scores, strict=True)
         scores = {f"eval/{metric}{name}": v for name, metrics in pairs for metric, v in metrics.items()}
