@@ -323,8 +323,8 @@ MUTATIONS = {
     ),
     "transfer_label": Mutation(
         "data/transfer.py",
-        "return Example(first, None, *second)",
-        "return Example(first, 0, *second)",
+        "return [Example(first, None, *second)]",
+        "return [Example(first, 0, *second)]",
         "transfer texts have a task term",
     ),
     "cache_side": Mutation(
