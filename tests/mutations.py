@@ -90,6 +90,24 @@ MUTATIONS = {
         "kept_rows(self.attention_mask.bool())",
         "the token an empty row attends to is matched",
     ),
+    "span_mask": Mutation(
+        "numerics/losses.py",
+        "return logits.float().masked_fill(~candidates.unsqueeze(1), NO_CANDIDATE)",
+        "return logits.float()",
+        "an answer may stand in the question and in the padding",
+    ),
+    "span_mask_of_teacher": Mutation(
+        "models/predictions.py",
+        "terms.prediction_sum(logits, teacher.outputs(batch), predicted",
+        "terms.prediction_sum(logits, teacher.logits, predicted",
+        "a teacher finds answers in the question and in the padding",
+    ),
+    "span_padding": Mutation(
+        "data/loader.py",
+        "    return [start + place for place in places]",
+        "    return [*places]",
+        "starts and ends of answers do not move with the padding on the left",
+    ),
     "global_count": Mutation(
         "runtime/step_runner.py",
         "self._world.sum_on_host(counts)",

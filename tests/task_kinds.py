@@ -6,6 +6,11 @@ import functools
 from collections.abc import Sequence
 from typing import Any, get_args
 
+import torch
+from torch import Tensor
+
+from ted_ds.data.loader import Batch
+from ted_ds.data.samples import Example, Sample
 from ted_ds.planning import plan
 from ted_ds.tasks.guess import Guess
 from ted_ds.tasks.kind import KINDS, AnyKind, kind_of
@@ -20,6 +25,17 @@ TASK_TERMS = {name: kind.terms for name, kind in OF_NAME.items()}
 SCORERS = {name: OF_NAME[name].scorer for name in SECTIONS}
 make_plan = functools.partial(plan.make_plan, rows_of=kind_of)
 plan_recipe = functools.partial(plan.plan_recipe, rows_of=kind_of)
+
+
+def labelled(labels: Tensor) -> Batch:
+    """A batch of which nothing but the labels counts."""
+    tokens = torch.zeros(len(labels), 1, dtype=torch.long)
+    return Batch(tokens, tokens + 1, labels, tokens == 0)
+
+
+def samples_of(kind: Any, tokenizer: Any, examples: Sequence[Example]) -> list[Sample]:
+    """What a kind makes of examples that are right."""
+    return [sample for samples in kind.encode(tokenizer, examples) for sample in samples]
 
 
 def read_label(task: Any, row: dict[str, Any], *, where: str, **declared: Any) -> Any:

@@ -37,9 +37,14 @@ CAUSAL_LM_TYPES = types_of("CausalLM")
 LM_FAMILIES = {"causal_lm": "llama", "masked_lm": "bert"}
 """The family of a teacher whose kind of task has an LM head."""
 LABELS = ("negative", "positive")
-ARCHITECTURES = {"token_classification": "TokenClassification", "multiple_choice": "MultipleChoice"}
-"""Of kinds whose models have another head than one for texts with labels."""
 WORD_LABELS = ("O", "B-NAME", "I-NAME")
+OF_TEXTS = "SequenceClassification"
+ARCHITECTURES = {
+    "token_classification": "TokenClassification",
+    "multiple_choice": "MultipleChoice",
+    "question_answering": "QuestionAnswering",
+}
+"""Of kinds whose models have another head than one for texts with labels."""
 MAX_POSITIONS = 64
 MODEL_INPUTS = ["input_ids", "token_type_ids", "attention_mask"]
 """What an encoder's tokenizer gives."""
@@ -187,13 +192,24 @@ def write_labelled(
 ) -> Path:
     """Texts in the column ``text``, and beside each what a task of ``kind`` predicts: it follows from the first letter.
 
-    ``score`` for regression, else ``label``. Or words and their labels, in ``tokens`` and ``ner_tags``.
+    ``score`` for regression, else ``label``. Or words and their labels, in ``tokens`` and ``ner_tags``. Or a question
+    about a ``context``: the answer is its last word, where that stands, and the one behind.
     """
 
     def row(text: str) -> dict[str, Any]:
         if kind == "token_classification":
             words = text.split()
             return {"tokens": words, "ner_tags": [WORD_LABELS[ord(word[0]) % len(WORD_LABELS)] for word in words]}
+        if kind == "question_answering":
+            words = text.split()
+            first = ord(text[0]) % (len(words) - 1)
+            start = len(" ".join([*words[:first], ""]))
+            answer = " ".join(words[first : first + 2])
+            return {
+                "question": f"ba be bi bo {words[first]}",
+                "context": text,
+                "answers": {"text": [answer], "answer_start": [start]},
+            }
         letter = ord(text[0])
         if kind == "multiple_choice":
             words = text.split()
@@ -248,7 +264,15 @@ def task_dict(kind: str) -> dict[str, Any]:
     if kind == "chat":  # each term with a count of its own
         template = ROOT / "ds_configs" / "chat_templates" / "plain.jinja"
         return {"kind": kind, "max_length": 16, "chat_template": str(template), "kl_on": "all"}
+    if kind == "question_answering":
+        return {"kind": kind, "max_length": 16, "stride": 3}
     return {"kind": kind, "max_length": 16, **head_dict(kind)}
+
+
+def labels_of(kind: str) -> Sequence[str]:
+    """The outputs of a head."""
+    of_kind = {"question_answering": ("start", "end"), "multiple_choice": ("fits",)}
+    return of_kind.get(kind) or next(iter(head_dict(kind).values()))
 
 
 def head_dict(kind: str) -> dict[str, list[str]]:
@@ -274,9 +298,7 @@ def write_run(folder: Path, *, kind: str = "causal_lm", family: str | None = Non
         write_model(folder / "teacher", family or LM_FAMILIES.get(kind, "llama"), architecture=architecture)
         (write_chats if kind == "chat" else write_corpus)(folder / "train.jsonl")
     else:
-        (labels,) = head_dict(kind).values()
-        labels = ["fits"] if kind == "multiple_choice" else labels
-        architecture = ARCHITECTURES.get(kind, "SequenceClassification")
-        write_model(folder / "teacher", family or "bert", labels=labels, architecture=architecture)
+        labels = labels_of(kind)
+        write_model(folder / "teacher", family or "bert", labels=labels, architecture=ARCHITECTURES.get(kind, OF_TEXTS))
         write_labelled(folder / "train.jsonl", kind=kind)
     return write_recipe(folder / "recipe.yaml", recipe_dict(folder, kind=kind, method=method))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from ted_ds.config.data import Cleaning, Source
 from ted_ds.data.reading.listing import Listing, one_by_one, read_in_order
 from ted_ds.data.reading.records import BadRecord
-from ted_ds.data.samples import BadRow, Rows
+from ted_ds.data.samples import BadRow, Example, Rows
 from ted_ds.data.sources import is_remote, names_hub
 from ted_ds.errors import DataError
 
@@ -21,7 +22,14 @@ MOST_CHARACTERS = 2**22
 LARGEST_ARRAY_BYTES = 2**22
 """A JSON array is read whole; a larger one takes too long here."""
 MOST_PROBLEMS = 3
-NAMES_OF_TYPES = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "nothing"}
+NAMES_OF_TYPES = {
+    dict: "object",
+    str: "text",
+    int: "integer",
+    float: "number",
+    bool: "true or false",
+    type(None): "nothing",
+}
 
 
 @dataclass(frozen=True)
@@ -29,7 +37,7 @@ class FirstRows:
     """What the first rows of a source say."""
 
     num_rows: int = 0
-    """Rows that can be used, of those looked at."""
+    """Rows, or examples in them, that can be used, of those looked at."""
     types: tuple[tuple[str, str], ...] = ()
     """The wanted columns, and in words what they hold."""
     characters: tuple[int, int, int] | None = None
@@ -51,6 +59,8 @@ class FirstRows:
     """Rows without a label."""
     are_all: bool = False
     """Whether the source has no rows but these."""
+    rows_are: str = "rows"
+    """What is counted: ``examples`` where a row has several."""
 
     @property
     def has_no_label(self) -> bool:
@@ -62,7 +72,7 @@ class FirstRows:
         if self.not_read is not None:
             return self.not_read
         columns = ", ".join(f"{name} ({kind})" for name, kind in self.types)
-        parts = [self.files, f"first {self.num_rows} rows: {columns}"]
+        parts = [self.files, f"first {self.num_rows} {self.rows_are}: {columns}"]
         if self.characters is not None:
             parts.append("texts of {} to {} characters, median {}".format(*(self.characters[i] for i in (0, 2, 1))))
         if self.labels:
@@ -112,7 +122,7 @@ def _look(listing: Listing, rows: Rows, cleaning: Cleaning, num_rows: int) -> Fi
     lengths: list[int] = []
     problems: dict[str, list[str]] = {}
     labels: Counter[str] = Counter()
-    num_characters = num_unlabelled = 0
+    num_characters = num_unlabelled = num_rows_read = 0
     are_all = False
     max_bytes = int(cleaning.max_document_mib * 2**20)
     records = read_in_order(
@@ -121,28 +131,28 @@ def _look(listing: Listing, rows: Rows, cleaning: Cleaning, num_rows: int) -> Fi
     try:
         for record in records:
             text = record.row[columns[0]] if columns else ""
-            text = " ".join(text) if rows.of_words else text
-            fault, label = None, None
+            examples: Sequence[Example] = [Example(" ".join(text) if rows.of_words else str(text), None)]
+            faults: Sequence[str | None] = [None]
             if rows.are_labelled:
                 try:
-                    example = rows.read(record.row, where=record.place, declared=dict(record.file.class_names))
+                    examples = rows.read(record.row, where=record.place, declared=dict(record.file.class_names))
                 except BadRow as error:
-                    fault = str(error)
+                    faults = [str(error)]
                 except DataError as error:
                     problems.setdefault(str(error).removeprefix(record.place), []).append(str(error))
                 else:
-                    if example is None:
-                        continue
-                    text, label = example.whole_text, example.label
-                    labels.update(rows.counted(label))
-                    fault = example.fault(columns)
-            if fault is None:
-                good.append(record.row)
-                lengths.append(len(text))
-                num_unlabelled += label is None and rows.are_labelled
-            else:
-                bad.append(record.bad(fault))
-            num_characters += len(text)
+                    faults = [example.fault(columns) for example in examples]
+                    right = (one for one, fault in zip(examples, faults, strict=True) if fault is None)
+                    labels.update(name for one in right for name in rows.counted(one.label))
+            num_rows_read += 1
+            for example, fault in zip(examples, faults, strict=True):
+                if fault is None:
+                    good.append(record.row)
+                    lengths.append(len(example.whole_text))
+                    num_unlabelled += example.label is None and rows.are_labelled
+                else:
+                    bad.append(record.bad(fault))
+                num_characters += len(example.whole_text)
             if len(good) + len(bad) >= num_rows or num_characters >= MOST_CHARACTERS:
                 break
         else:
@@ -164,6 +174,7 @@ def _look(listing: Listing, rows: Rows, cleaning: Cleaning, num_rows: int) -> Fi
         tuple(map(_once, itertools.islice(problems.values(), MOST_PROBLEMS))),
         num_unlabelled=num_unlabelled,
         are_all=are_all,
+        rows_are="examples" if len(good) + len(bad) > num_rows_read else "rows",
     )
 
 

@@ -53,17 +53,19 @@ class LabelledData:
         self._data, self._rows, self._tokenizer = data, rows, tokenizer
         self.counted: Counter[str] = Counter()
         self.num_beyond = 0
-        """Rows of which nothing is left to learn within the longest sequence."""
+        """Examples of which nothing is left to learn within the longest sequence."""
         self._scored = HeldoutTexts(data.heldout_fraction if listing.evaluation is None else 0.0)
         kept: list[Sample] = []
-        heldout: list[Sample] = []
+        self._num_examples = 0
+        heldout: list[Sequence[Sample]] = []
         for source in listing.train:
-            for text, sample in self._samples(source, rows):
+            for text, samples in self._examples(source, rows):
                 if listing.evaluation is None and is_heldout(text, data.heldout_fraction):
                     self._scored.add(text)
-                    heldout.append(sample)
+                    heldout.append(samples)
                 else:
-                    kept.append(sample)
+                    kept += (replace(sample, facts=None) for sample in samples)
+                    self._num_examples += 1
         if self.num_beyond and not kept:
             raise DataError(
                 f"{names_of(data.train)}: of all {self.num_beyond:,} rows that could be used, nothing is left to learn "
@@ -71,27 +73,28 @@ class LabelledData:
             )
         heldout += self._read_scored(listing.evaluation or ())
         apart = {name: self._read_scored(sources) for name, sources in listing.apart.items()}
-        self.test = self._read_scored(listing.test)
-        """Scored at the end alone, and whole."""
+        test = self._read_scored(listing.test)
         self.num_transfer_heldout = 0
         """Texts of ``data.transfer`` that are left out for being held out."""
         transfer = self._read_transfer(listing)
         self._reader.judge(is_complete=True)
         self.bad_records = self._reader.bad
         refuse_empty(data, kept, heldout)
-        beside = scored_beside(data, apart, self.test)
+        beside = scored_beside(data, apart, test)
         refuse_empty_transfer(data, transfer, num_heldout=self.num_transfer_heldout)
-        for place, samples in {data.heldout_key: heldout, **beside}.items():
-            if all(sample.label is None for sample in samples):
+        for place, examples in {data.heldout_key: heldout, **beside}.items():
+            if all(sample.label is None for samples in examples for sample in samples):
                 raise DataError(
                     f"{names_of(data.parts.get(place, data.train))}: no held-out row has a label to be scored by; give "
                     f"data.{place} rows with labels"
                 )
-        self.apart = {name: samples[:max_heldout] for name, samples in apart.items()}
+        self.apart = {name: [*itertools.chain(*examples[:max_heldout])] for name, examples in apart.items()}
         self.train = [replace(sample, index=index) for index, sample in enumerate(kept)]
         self.transfer = [replace(sample, index=index) for index, sample in enumerate(transfer, len(kept))]
         """Of ``data.transfer``."""
-        self.heldout = heldout[:max_heldout]
+        self.heldout = [*itertools.chain(*heldout[:max_heldout])]
+        self.test = [*itertools.chain(*test)]
+        """Scored at the end alone, and whole."""
         self.num_unlabelled = sum(sample.label is None for sample in self.train)
 
     @property
@@ -134,7 +137,9 @@ class LabelledData:
             if num_cut
             else ""
         )
-        return f"{len(self.train)} training examples{without}, held by every rank{cut}{self._describe_transfer()}"
+        several = f" in {len(self.train)} sequences" if self._num_examples < len(self.train) else ""
+        how_many = f"{self._num_examples} training examples{several}{without}"
+        return f"{how_many}, held by every rank{cut}{self._describe_transfer()}"
 
     def _describe_transfer(self) -> str:
         if not self.transfer:
@@ -171,13 +176,13 @@ class LabelledData:
             transfer=None if has_size or not mixes else Transfer(self.transfer, share_of(share)),
         )
 
-    def _read_scored(self, sources: Sequence[Listing]) -> list[Sample]:
+    def _read_scored(self, sources: Sequence[Listing]) -> list[Sequence[Sample]]:
         """The examples of held-out sources, whose texts are noted."""
-        found: list[Sample] = []
+        found: list[Sequence[Sample]] = []
         for source in sources:
-            for text, sample in self._samples(source, self._rows):
+            for text, samples in self._examples(source, self._rows):
                 self._scored.add(text)
-                found.append(sample)
+                found.append(samples)
         return found
 
     def _read_transfer(self, listing: DataListing) -> list[Sample]:
@@ -185,39 +190,47 @@ class LabelledData:
         found: list[Sample] = []
         of_task = self._rows.columns[: self._rows.num_texts]
         for given, source in zip(self._data.transfer or (), listing.transfer, strict=True):
-            for text, sample in self._samples(source, TextsAlone(given.text_columns(of_task))):
+            for text, samples in self._examples(source, TextsAlone(given.text_columns(of_task))):
                 if self._scored.has(text):
                     self.num_transfer_heldout += 1
                 else:
-                    found.append(sample)
+                    found += samples
         return found
 
-    def _samples(self, source: Listing, rows: Rows) -> Iterator[tuple[str, Sample]]:
-        """The examples of a source as ``rows`` reads them, and their texts; those without a token are bad records."""
+    def _examples(self, source: Listing, rows: Rows) -> Iterator[tuple[str, Sequence[Sample]]]:
+        """The examples of a source as ``rows`` reads them: their texts, and the samples of each.
+
+        Those without a token are bad records.
+        """
         columns = rows.columns
         records = self._reader.rows(source, columns)
         while chunk := list(itertools.islice(records, ROWS_AT_ONCE)):
-            read = [(record, self._read(rows, record)) for record in chunk]
-            found = [(record, example) for record, example in read if example is not None]
-            samples = self._rows.encode(self._tokenizer, [example for _, example in found])
-            for (record, example), sample in zip(found, samples, strict=True):
-                if sample is None:
+            right: list[tuple[Record, Example]] = []
+            for record in chunk:
+                for example in self._read(rows, record):
+                    fault = example.fault(columns)
+                    if fault is None:
+                        right.append((record, example))
+                    else:
+                        self._reader.skip(record, fault)
+            encoded = self._rows.encode(self._tokenizer, [example for _, example in right])
+            for (record, example), samples in zip(right, encoded, strict=True):
+                if isinstance(samples, str):
+                    self._reader.skip(record, samples)
+                elif not samples:
                     self.num_beyond += 1
-                    continue
-                fault = example.fault(columns)
-                if isinstance(sample, str):
-                    fault = fault or sample
-                elif fault is None and not sample.input_ids:
-                    fault = f"column {columns[0]!r} holds {example.text!r:.20}, of which the tokenizer makes no token"
-                if fault is not None:
-                    self._reader.skip(record, fault)
-                elif isinstance(sample, Sample):
+                elif not all(sample.input_ids for sample in samples):
+                    what = f"column {columns[0]!r} holds {example.text!r:.20}"
+                    self._reader.skip(record, f"{what}, of which the tokenizer makes no token")
+                else:
                     self.counted.update(rows.counted(example.label))
-                    yield example.whole_text, sample
+                    yield example.whole_text, samples
 
-    def _read(self, rows: Rows, record: Record) -> Example | None:
+    def _read(self, rows: Rows, record: Record) -> Sequence[Example]:
         try:
-            return rows.read(record.row, where=record.place, declared=dict(record.file.class_names))
+            read = rows.read(record.row, where=record.place, declared=dict(record.file.class_names))
         except BadRow as error:
             self._reader.skip(record, str(error))
-            return None
+            return ()
+        self._reader.count_more(max(len(read), 1) - 1)
+        return read

@@ -32,6 +32,8 @@ def samples_sha256(samples: Sequence[Sample]) -> str:
             if sequence.token_types is not None:
                 digest.update(array("q", sequence.token_types).tobytes())
         digest.update(repr(sample.label).encode())
+        if sample.candidates:
+            digest.update(repr(sample.candidates).encode())
     return digest.hexdigest()
 
 

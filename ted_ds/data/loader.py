@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -16,15 +16,16 @@ from ted_ds.data.samples import Label, Sample
 from ted_ds.numerics.chunks import kept_rows
 from ted_ds.numerics.losses import IGNORED_LABEL, kept_labels
 
-Labels = Literal["tokens", "class", "numbers", "token_classes"]
+Labels = Literal["tokens", "class", "numbers", "token_classes", "spans"]
 
 
 @dataclass(frozen=True)
 class Batch:
     """A microbatch.
 
-    ``labels`` stand where the logits that predict them stand: ``[batch]`` class ids, ``[batch, outputs]`` numbers, or
-    ``[batch, seq]`` with each position's *next* token. Ids of -100 and numbers of NaN are ignored.
+    ``labels`` stand where the logits that predict them stand: ``[batch]`` class ids, ``[batch, outputs]`` numbers,
+    ``[batch, seq]`` with each position's *next* token, or ``[batch, 2]`` with the positions where an answer starts and
+    ends. Ids of -100 and numbers of NaN are ignored.
     """
 
     input_ids: Int[Tensor, "batch seq"]
@@ -44,6 +45,10 @@ class Batch:
     """True where predictions are compared with the teacher's; None where that follows from the other tensors."""
     matched: Bool[Tensor, "batch seq"] | None = None
     """True for tokens whose states are compared with the teacher's; None for all that are kept."""
+    candidates: Bool[Tensor, "batch seq"] | None = None
+    """Of labels that are positions: True for those that have a probability at all; None with other labels."""
+    facts: tuple[Any, ...] = ()
+    """What a scorer must know of each row beside its label, where samples say it; None of an empty row."""
     _rows: dict[str, Tensor | None] = field(default_factory=dict, init=False, repr=False, compare=False)
     """Which are kept, once that was found."""
 
@@ -119,7 +124,7 @@ class Collator:
 
     pad_id: int
     labels: Labels
-    """The next tokens, one class id per sample, or a list of numbers per sample."""
+    """The next tokens, one class id per sample, a list of numbers per sample, a class id per token, or two tokens."""
     num_outputs: int = 1
     """How many ``numbers``."""
     side: Literal["right", "left"] = "right"
@@ -140,6 +145,8 @@ class Collator:
     @property
     def masks(self) -> tuple[str, ...]:
         """The masks that its batches have beside those that all have."""
+        if self.labels == "spans":
+            return ("candidates",)
         terms = self.of_completions
         if terms is None:
             return ("predicted",) if self.predict_all else ()
@@ -155,13 +162,17 @@ class Collator:
         ids, kept = np.full(shape, self.pad_id, dtype=np.int64), np.zeros(shape, dtype=bool)
         of_tokens, positions = np.full(shape, IGNORED_LABEL, dtype=np.int64), np.zeros(shape, dtype=np.int64)
         types = np.zeros(shape, dtype=np.int64) if self.with_token_types else None
-        completes = np.zeros(shape, dtype=bool)
+        completes, candidates = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
+        starts: list[int] = []
         for row, sample in enumerate(sequences):
             own = sample.input_ids if sample else []
             end = shape[1] if self.side == "left" else len(own)
             start = end - len(own)
             ids[row, start:end] = own
             kept[row, start:end] = True
+            starts.append(start)
+            for places in sample.candidates if sample else ():
+                candidates[row, start + places.start : min(start + places.stop, end)] = True
             if types is not None and sample is not None and sample.token_types is not None:
                 types[row, start:end] = sample.token_types
             for length in self._pieces(sample):
@@ -175,7 +186,7 @@ class Collator:
                     completes[row, max(end - len(own) + first - 1, 0) : end - len(own) + behind - 1] = True
             if self.labels == "token_classes" and sample is not None and sample.label is not None:
                 of_tokens[row, end - len(own) : end] = np.asarray(sample.label)[: len(own)]
-        masks: dict[str, Tensor] = {}
+        masks = {"candidates": torch.from_numpy(candidates)} if self.labels == "spans" else {}
         if self.of_completions is not None:
             of_tokens, masks = self._for_terms(self.of_completions, of_tokens, completes)
         input_ids, kept_tokens, token_labels, position_ids = map(torch.from_numpy, (ids, kept, of_tokens, positions))
@@ -186,12 +197,13 @@ class Collator:
         return Batch(
             input_ids,
             attention_mask,
-            token_labels if "token" in self.labels else self._given_labels(samples),
+            token_labels if "token" in self.labels else self._given_labels(samples, starts),
             kept_tokens,
             position_ids if positions_differ else None,
             self.isolate_documents,
             None if types is None else torch.from_numpy(types),
             tuple(-1 if sample is None else sample.index for sample in samples for _ in range(self.rows_per_sample)),
+            facts=tuple(None if sample is None else sample.facts for sample in samples),
             **masks,
         )
 
@@ -219,11 +231,21 @@ class Collator:
             return sample.document_lengths
         return (len(sample.input_ids),)
 
-    def _given_labels(self, samples: Sequence[Sample | None]) -> Tensor:
+    def _given_labels(self, samples: Sequence[Sample | None], starts: Sequence[int]) -> Tensor:
+        if self.labels == "spans":
+            return torch.tensor([_places(*of_row) for of_row in zip(samples, starts, strict=True)])
         given = [sample.label if sample else None for sample in samples]
         if self.labels == "class":
             return torch.tensor([IGNORED_LABEL if label is None else label for label in given])
         return torch.tensor([[math.nan] * self.num_outputs if label is None else label for label in given])
+
+
+def _places(sample: Sample | None, start: int) -> list[int]:
+    """The positions, in a row whose tokens begin at ``start``, of tokens; a label is ignored where one is cut off."""
+    places: Any = None if sample is None else sample.label
+    if sample is None or places is None or max(places) >= len(sample.input_ids):
+        return [IGNORED_LABEL, IGNORED_LABEL]
+    return [start + place for place in places]
 
 
 def _pairs(spans: Label | None) -> Iterator[tuple[int, int]]:

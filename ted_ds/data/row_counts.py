@@ -11,7 +11,7 @@ from ted_ds.data.reading.extents import DataFile
 from ted_ds.data.reading.listing import Listing, list_source, read_in_order
 from ted_ds.data.reading.records import BadRecord
 from ted_ds.data.reading.tables import parquet_metadata
-from ted_ds.data.samples import Rows
+from ted_ds.data.samples import BadRow, Rows
 from ted_ds.data.sources import is_remote, names_hub
 
 MOST_BYTES_READ = 2**23
@@ -70,9 +70,12 @@ def _count_read(listing: Listing, rows: Rows, heldout_fraction: float, max_bytes
         of_words=rows.of_words,
         num_texts=rows.num_texts,
     ):
-        example = rows.read(record.row, where=record.place, declared=dict(record.file.class_names))
-        if example is not None and example.fault(rows.columns) is None:
-            number += not is_heldout(example.whole_text, heldout_fraction)
+        try:
+            examples = rows.read(record.row, where=record.place, declared=dict(record.file.class_names))
+        except BadRow:
+            continue
+        good = (example for example in examples if example.fault(rows.columns) is None)
+        number += sum(not is_heldout(example.whole_text, heldout_fraction) for example in good)
     return number
 
 

@@ -60,8 +60,12 @@ class RowReader:
             self._num_good += 1
             yield record
 
+    def count_more(self, number: int) -> None:
+        """Count so many more: a row held several."""
+        self._num_good += number
+
     def skip(self, record: Record, fault: str) -> None:
-        """Count a row among the bad ones after all.
+        """Count a row, or one of those that it held, among the bad ones after all.
 
         Raises:
             DataError: More rows are bad than may be.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ted_ds.errors import DataError
@@ -12,7 +12,8 @@ UNLABELLED = -100
 """What transformers puts where a label is ignored."""
 Label = int | Sequence[float]
 """A class id; a number for each of the model's outputs, NaN for a target that a row does not have; a class id for
-each token; or, of each completion in a conversation, its first token and that behind its last."""
+each token; of each completion in a conversation, its first token and that behind its last; or the tokens where an
+answer starts and ends (of an example, its characters, and none where nothing is one)."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,10 @@ class Sample:
     choices: tuple[Sample, ...] = ()
     """Of a question with several answers: a sequence with each, of which this is the longest; none where there is
     nothing to choose from."""
+    candidates: Sequence[range] = ()
+    """The tokens that a label may be one of, where labels are tokens."""
+    facts: Any = None
+    """What a scorer must know of it beside its label; None where it is trained on."""
 
     @property
     def sequences(self) -> tuple[Sample, ...]:
@@ -53,6 +58,8 @@ class Example:
     """None where the row has none."""
     second: str | None = None
     """The other text of a pair."""
+    wrong: str | None = field(default=None, kw_only=True)
+    """What was seen to be wrong with it as it was read, where others of its row may be right."""
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -61,15 +68,20 @@ class Example:
 
     @property
     def whole_text(self) -> str:
-        """All that is read of it, by which copies are known: two pairs have the same only if both texts are."""
+        """All that is read of it, by which copies are known: two pairs have the same only if both texts are.
+
+        Examples with the same are held out together, or not at all.
+        """
         return "\0".join(self.texts)
 
     def fault(self, columns: Sequence[str]) -> str | None:
-        """What makes it useless: a text that a label cannot be about; None if nothing does.
+        """What makes it useless: what is wrong with it, or a text that a label cannot be about; None if nothing does.
 
         Args:
             columns: The texts are in the first of them.
         """
+        if self.wrong is not None:
+            return self.wrong
         for column, text in zip(columns, self.texts, strict=False):
             if not text.strip():
                 missing = "there is nothing in it to predict from"
@@ -96,7 +108,7 @@ class Rows(Protocol):
 
     @property
     def num_texts(self) -> int:
-        """How many of ``columns`` hold texts: one, or two of pairs."""
+        """How many of ``columns`` hold texts: one, or two of pairs; none where a row holds pairs deeper within."""
         ...
 
     @property
@@ -104,8 +116,8 @@ class Rows(Protocol):
         """Whether a list of words stands in the place of the text."""
         ...
 
-    def read(self, row: Mapping[str, Any], *, where: str, declared: Mapping[str, Sequence[str]]) -> Example | None:
-        """What a row says; None where it is no example, but something between them.
+    def read(self, row: Mapping[str, Any], *, where: str, declared: Mapping[str, Sequence[str]]) -> Sequence[Example]:
+        """The examples in a row: one, as a rule; none where it is something between them.
 
         Args:
             row: With at least ``columns``.
@@ -136,9 +148,9 @@ class LabelledRows(Rows, Protocol):
         """Whether two texts go into a model together."""
         ...
 
-    def encode(self, tokenizer: Any, examples: Sequence[Example]) -> Sequence[Sample | str | None]:
-        """The examples as the models take them; or what is wrong with one; or None.
+    def encode(self, tokenizer: Any, examples: Sequence[Example]) -> Sequence[Sequence[Sample] | str]:
+        """Each example as the models take it, in one sample or several; or what is wrong with it.
 
-        None is for one that is right, and of which nothing is left to learn within the task's longest sequence.
+        There is none of one that is right, and of which nothing is left to learn within the task's longest sequence.
         """
         ...

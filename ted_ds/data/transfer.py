@@ -33,10 +33,10 @@ class TextsAlone:
         *,
         where: str,  # noqa: ARG002 - as others do
         declared: Mapping[str, Sequence[str]],  # noqa: ARG002 - as others do
-    ) -> Example:
+    ) -> Sequence[Example]:
         """The texts."""
         first, *second = (row[column] for column in self.columns)
-        return Example(first, None, *second)
+        return [Example(first, None, *second)]
 
     def counted(self, label: Label | None) -> Sequence[str]:  # noqa: ARG002 - as others do
         """Nothing."""

@@ -37,7 +37,7 @@ def refuse_other_shapes(
 
 def classifier_rows(shapes: Mapping[str, Shape], family: Family) -> int | None:
     """How many labels the head in the weights is for; None where there is none."""
-    endings = tuple(f"{path}.weight" for path in family.label_heads)
+    endings = tuple(f"{path}.weight" for path in family.own_heads)
     rows = [shape[0] for name, shape in shapes.items() if name.endswith(endings) and len(shape) == 2]
     return rows[0] if rows else None
 

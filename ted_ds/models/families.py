@@ -31,7 +31,7 @@ LLAMA = Family(
     label_dropouts={"TokenClassification": "classifier_dropout"},
     buffers=("rotary_emb.inv_freq",),
 )
-MISTRAL = replace(LLAMA, model_types=("mistral",))
+MISTRAL = replace(LLAMA, model_types=("mistral",), span_head="qa_outputs")
 QWEN2 = replace(
     LLAMA,
     model_types=("qwen2",),
@@ -54,6 +54,7 @@ GPT2 = Family(
     ties_by_default=True,
     label_heads=("score", "classifier"),
     lacks=("MultipleChoice",),
+    span_head="qa_outputs",
     pooled_token="last",
     positions="learned",
     position_embeddings_path="transformer.wpe",
@@ -86,6 +87,7 @@ BERT = Family(
     lm_heads_in_files=("cls",),
     ties_by_default=True,
     label_heads=("classifier",),
+    span_head="qa_outputs",
     before_label_head=("bert.pooler",),
     pooled_token="first",
     positions="learned",
@@ -117,6 +119,7 @@ DEBERTA_V2 = Family(
     lm_head_switch="legacy",
     ties_by_default=True,
     label_heads=("classifier",),
+    span_head="qa_outputs",
     before_label_head=("pooler",),
     pooled_token="first",
     attention=("eager",),
@@ -132,6 +135,7 @@ DEBERTA_V2 = Family(
 FAMILIES = (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2, BERT, DEBERTA_V2)
 FAMILY_OF: Mapping[str, Family] = {name: family for family in FAMILIES for name in family.model_types}
 KNOWN_TYPES = tuple(FAMILY_OF)
+SPAN_TYPES = tuple(name for name, family in FAMILY_OF.items() if family.span_head is not None)
 
 
 def types_of(language_model: str) -> tuple[str, ...]:

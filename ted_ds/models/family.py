@@ -58,6 +58,9 @@ class Family:
     """Whether the embeddings are the LM head where the config does not say."""
     label_heads: tuple[str, ...]
     """The modules that put out logits of labels: a text's, and a token's where transformers calls that otherwise."""
+    span_head: str | None = None
+    """The module that puts out where an answer starts and ends; None where transformers has no such model of the
+    family, or one in which other modules are not where they are here."""
     before_label_head: tuple[str, ...] = ()
     """Modules between the body's states and a head, which files of a body that never had labels lack as well."""
     pooled_token: Literal["first", "last"]
@@ -152,7 +155,12 @@ class Family:
     @property
     def label_head_prefixes(self) -> tuple[str, ...]:
         """How names of parameters begin that a body without labels lacks."""
-        return prefixes((*self.label_heads, *self.before_label_head))
+        return prefixes((*self.own_heads, *self.before_label_head))
+
+    @property
+    def own_heads(self) -> tuple[str, ...]:
+        """Every module that may be a head of a task's own."""
+        return (*self.label_heads, *([] if self.span_head is None else [self.span_head]))
 
     def block_number(self, name: str) -> int | None:
         """The number, from 0, of the block that a parameter belongs to, in files of a bare body as well; else None."""

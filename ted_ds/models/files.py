@@ -97,7 +97,7 @@ def read_model_facts(folder: Path) -> ModelFacts:
     facts = _facts(config, shapes, family)
     plain = {name: shape for name, shape in shapes.items() if name not in outside}
     refuse_other_shapes(config, plain, family, folder=folder)
-    label_heads = prefixes(family.label_heads)
+    label_heads = prefixes(family.own_heads)
     ids = {CONFIG_FILE: token_ids(config), GENERATION_CONFIG_FILE: token_ids(read_generation_config(folder))}
     return replace(
         facts,

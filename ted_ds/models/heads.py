@@ -107,6 +107,24 @@ def classification_probes(
     return FilterProbes(bank, heads, pooling=pooling, unread_id=unread_id)
 
 
+class SpanHead(nn.Linear):
+    """A linear head on each token: how likely an answer starts, and how likely it ends there."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, 2)
+        nn.init.normal_(self.weight, std=INITIAL_STD)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Features ``[batch, seq, dim]`` to logits ``[batch, 2, seq]``."""
+        return super().forward(input).transpose(1, 2)
+
+
+def span_probes(bank: FilterBank, *, dim: int) -> FilterProbes:
+    """Probes for answers to questions: a linear head each on every token's feature."""
+    return FilterProbes(bank, [SpanHead(dim) for _ in bank.layers], pooling=None)
+
+
 def lm_probes(bank: FilterBank, *, dim: int, model_path: Path, kind: str, dtype: torch.dtype) -> FilterProbes:
     """Probes of a vocabulary: the model's own LM head, frozen (``frozen``), or a new linear head each (``new``)."""
     config = AutoConfig.from_pretrained(model_path, local_files_only=True)

@@ -204,7 +204,7 @@ def _leave_out_head(path: Path, head: Mapping[str, Any] | None, family: Family) 
     rows = classifier_rows({name: tensor.shape for name, tensor in read_tensors(path).items()}, family)
     if rows in (None, len(head["id2label"])):
         return None
-    return {rf"^{re.escape(prefix)}": f"of_other_labels.{prefix}" for prefix in prefixes(family.label_heads)}
+    return {rf"^{re.escape(prefix)}": f"of_other_labels.{prefix}" for prefix in prefixes(family.own_heads)}
 
 
 def _refuse_other_shapes(path: Path, shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> None:

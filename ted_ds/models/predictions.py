@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ted_ds.numerics.chunks import KeptRows
-from ted_ds.numerics.losses import kept_labels
+from ted_ds.numerics.losses import among_candidates, kept_labels
 from ted_ds.numerics.task_terms import TaskTerms
 from ted_ds.numerics.vocabulary import TeacherPredictions, VocabularyTargets, vocabulary_losses, vocabulary_scores
 
@@ -95,6 +95,11 @@ class Labelled(Protocol):
         ...
 
     @property
+    def candidates(self) -> Tensor | None:
+        """Which positions have a probability, where positions are predicted; else None."""
+        ...
+
+    @property
     def output_rows(self) -> Tensor | None:
         """Which of the flattened labels are kept, or stand where predictions are compared; None for all."""
         ...
@@ -118,11 +123,11 @@ class Predictions(Protocol):
         """The task loss, and the prediction term where there is a teacher (with predictions of the same class)."""
         ...
 
-    def outputs(self, labels: Tensor) -> Tensor:
+    def outputs(self, batch: Labelled) -> Tensor:
         """What scores are computed from."""
         ...
 
-    def task_sums(self, terms: TaskTerms, labels: Tensor) -> list[float]:
+    def task_sums(self, terms: TaskTerms, batch: Labelled) -> list[float]:
         """The task loss of each row."""
         ...
 
@@ -141,23 +146,25 @@ class DensePredictions(Predictions):
         teacher: Predictions | None = None,
     ) -> PredictionLosses:
         """See :class:`Predictions`."""
-        task = terms.loss_sum(self.logits, batch.labels)
+        logits = self.outputs(batch)
+        task = terms.loss_sum(logits, batch.labels)
         if teacher is None:
             return PredictionLosses(weights.task * task, task.detach())
         assert isinstance(teacher, DensePredictions)
         predicted = predicted_of(terms, batch)
-        prediction = terms.prediction_sum(self.logits, teacher.logits, predicted, weights.temperature)
+        prediction = terms.prediction_sum(logits, teacher.outputs(batch), predicted, weights.temperature)
         return PredictionLosses(
             weights.task * task, task.detach(), prediction.detach(), weights.prediction * prediction
         )
 
-    def outputs(self, labels: Tensor) -> Tensor:  # noqa: ARG002 - as the others
-        """The logits."""
-        return self.logits
+    def outputs(self, batch: Labelled) -> Tensor:
+        """The logits; of positions, ``[batch, outputs, seq]``, those that are no candidates have no probability."""
+        return self.logits if batch.candidates is None else among_candidates(self.logits, batch.candidates)
 
-    def task_sums(self, terms: TaskTerms, labels: Tensor) -> list[float]:
+    def task_sums(self, terms: TaskTerms, batch: Labelled) -> list[float]:
         """The task loss of each row."""
-        return [float(terms.loss_sum(self.logits[row : row + 1], labels[row : row + 1])) for row in range(len(labels))]
+        rows = zip(self.outputs(batch).split(1), batch.labels.split(1), strict=True)
+        return [float(terms.loss_sum(*of_row)) for of_row in rows]
 
 
 @dataclass(frozen=True)
@@ -202,18 +209,21 @@ class VocabularyPredictions(Predictions):
         teacher.head(teacher.hidden, with_both)
         return found[0]
 
-    def outputs(self, labels: Tensor) -> Tensor:
+    def outputs(self, batch: Labelled) -> Tensor:
         """The sum of the cross-entropies, and how many labels have the largest logit."""
-        (scores,) = self.head(self.hidden, lambda weight, bias: (vocabulary_scores(self.hidden, weight, bias, labels),))
-        return scores
 
-    def task_sums(self, terms: TaskTerms, labels: Tensor) -> list[float]:  # noqa: ARG002 - as the others
+        def scored(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
+            return (vocabulary_scores(self.hidden, weight, bias, batch.labels),)
+
+        return self.head(self.hidden, scored)[0]
+
+    def task_sums(self, terms: TaskTerms, batch: Labelled) -> list[float]:  # noqa: ARG002 - as the others
         """The cross-entropy of each row."""
 
         def by_row(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
             return tuple(
                 vocabulary_losses(hidden, weight, bias, VocabularyTargets(row))[1]
-                for hidden, row in zip(self.hidden, labels, strict=True)
+                for hidden, row in zip(self.hidden, batch.labels, strict=True)
             )
 
         return [float(one) for one in self.head(self.hidden, by_row)]

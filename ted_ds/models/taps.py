@@ -105,11 +105,14 @@ class TappedModel(nn.Module):
     def _label_logits(self, arguments: Mapping[str, Any]) -> Tensor:
         """Logits of a classifier, ``[batch, labels]``, or ``[batch, seq, labels]`` of one of tokens.
 
+        Or, ``[batch, 2, seq]``, of where an answer starts and where it ends.
+
         Those of a text not by the forward of transformers' own decoders: that finds the last token by its id alone,
         whether it is padding or not, and reads none of several rows where there is no padding id.
         """
         if self.pooled_token == "first" or not self._pooled:
-            return self.model(**arguments).logits
+            output = self.model(**arguments)
+            return output.logits if "logits" in output else torch.stack([output.start_logits, output.end_logits], dim=1)
         hidden = self.model.base_model(**arguments).last_hidden_state
         unread = None if self.unread_id is None else arguments["input_ids"] == self.unread_id
         logits = self.model.get_submodule(self._family.label_heads[0])(hidden)

@@ -18,6 +18,11 @@ IGNORED_LABEL = -100
 """Of class ids and tokens. In labels that are numbers, NaN is ignored: -100 may be somebody's target."""
 
 
+NO_CANDIDATE = -1e9
+"""The logit of what has no probability: exactly 0 in fp32 at any temperature, and with a log that is finite, so that a
+divergence, in which it is multiplied by that 0, is too."""
+
+
 def kept_labels(labels: Int[Tensor, "*batch"] | Float[Tensor, "*batch"]) -> Bool[Tensor, "*batch"]:
     """True where a label counts."""
     return ~labels.isnan() if labels.is_floating_point() else labels != IGNORED_LABEL
@@ -57,6 +62,13 @@ def weighed_cross_entropy_sum(
     weighed = class_weights * F.log_softmax(_zeroed(kept, logits).float(), dim=-1)
     of_label = weighed.gather(-1, labels.masked_fill(~kept, 0).unsqueeze(-1)).squeeze(-1)
     return -_sum_where(kept, (1 - smoothing) * of_label + smoothing * weighed.mean(-1))
+
+
+def among_candidates(
+    logits: Float[Tensor, "batch outputs seq"], candidates: Bool[Tensor, "batch seq"]
+) -> Float[Tensor, "batch outputs seq"]:
+    """Logits of positions in fp32, where only ``candidates`` have a probability. Gradient flows to theirs alone."""
+    return logits.float().masked_fill(~candidates.unsqueeze(1), NO_CANDIDATE)
 
 
 def soft_cross_entropy_sum(

@@ -20,6 +20,8 @@ task                              task loss                              predict
                                   kept question                          question
 ``chat``                          cross-entropy per token of a           divergence over the vocabulary, the same or
                                   completion, or per kept token          the other of these
+``question_answering``            cross-entropy per start and per end    divergence over the candidates, for start
+                                  of an answer                           and end of each part of a text
 ================================  =====================================  ==========================================
 
 The task loss counts what has a label, the prediction term what has tokens: an example without a label (or, of several
@@ -159,4 +161,5 @@ SOFT_LABEL_CLASSIFICATION = TaskTerms(soft_cross_entropy_sum, kept=lambda labels
 MULTI_LABEL_CLASSIFICATION = TaskTerms(binary_cross_entropy_sum, Law.BERNOULLI, predicted=_of_rows_with_tokens)
 REGRESSION = TaskTerms(_squared_error, Law.NUMBER, predicted=_of_rows_with_tokens)
 MULTIPLE_CHOICE = replace(SEQUENCE_CLASSIFICATION, predicted=_of_questions_with_tokens)
+QUESTION_ANSWERING = TaskTerms(cross_entropy_sum, predicted=_of_rows_with_tokens)
 TOKEN_CLASSIFICATION = replace(SEQUENCE_CLASSIFICATION, predicted=CAUSAL_LM.predicted)

@@ -126,7 +126,8 @@ def _check_head(recipe: Recipe, teacher: Side) -> None:
     if facts.architectures and not any(recipe.task.architecture in name for name in facts.architectures):
         raise ConfigError(f"a {facts.architectures[0]} has no head for {recipe.task.kind} and {remedy}")
     if not facts.has_classifier:
-        raise ConfigError(f"its weights hold no head for {recipe.task.kind} (classifier or score), so {remedy}")
+        names = facts.family.span_head if recipe.task.predicts_spans else "classifier or score"
+        raise ConfigError(f"its weights hold no head for {recipe.task.kind} ({names}), so {remedy}")
     other = _head_for_other_labels(recipe, teacher)
     if other is not None and recipe.preflight == "refuse":
         raise ConfigError(f"{other}, so {remedy}, or use the weights that belong to this file")
@@ -171,6 +172,10 @@ def _check_labels(recipe: Recipe, side: Side) -> None:
     if facts.architectures and not any(task.architecture in name for name in facts.architectures):
         return  # a bare body: its head, and the labels of it, are made new
     if facts.num_labels not in (None, task.num_outputs):
+        if not task.output_names:
+            raise ConfigError(
+                f"its head has {facts.num_labels} outputs, one for a {task.kind} has {task.num_outputs}; use another"
+            )
         what = "labels" if task.label_names else "outputs"
         raise ConfigError(
             f"it has {facts.num_labels} {what}, task.{task.outputs_key} has {task.num_outputs}; give as many"

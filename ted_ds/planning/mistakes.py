@@ -21,7 +21,7 @@ from ted_ds.data.sources import is_remote, locate, names_hub
 from ted_ds.data.transfer import TextsAlone
 from ted_ds.errors import TedError
 from ted_ds.launching.starters import Told
-from ted_ds.models.families import FAMILY_OF, types_of
+from ted_ds.models.families import FAMILY_OF, SPAN_TYPES, types_of
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.rope_rules import KNOWN_RULES
 
@@ -181,6 +181,11 @@ def _model_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
     if recipe.task.architecture in facts.family.lacks:
         able = [name for name, family in FAMILY_OF.items() if recipe.task.architecture not in family.lacks]
         yield f"transformers has no {recipe.task.kind} head for a {facts.model_type}; use one of {', '.join(able)}"
+    if recipe.task.predicts_spans and facts.family.span_head is None:
+        yield (
+            f"a {facts.model_type} has no head for {recipe.task.kind} here, as its blocks have other names in "
+            f"transformers' model for it; use one of {', '.join(SPAN_TYPES)}"
+        )
     if recipe.attention not in ("auto", *facts.family.attention):
         yield f"a {facts.model_type} has no {recipe.attention} attention; use attention: auto"
     key = recipe.task.length_key

@@ -200,7 +200,7 @@ def _lay_out(recipe: Recipe, rows_of: RowsOf, mistakes: Mistakes, *, num_ranks: 
 
 def _count_rows(recipe: Recipe, rows_of: RowsOf, mistakes: Mistakes) -> RowCount | None:
     """The training rows, where steps follow from them (on the first rank alone, which says what is wrong)."""
-    is_asked = counts_epochs(recipe) and not recipe.task.packed and Told.by(os.environ).rank == 0
+    is_asked = counts_epochs(recipe) and recipe.task.one_sequence_each and Told.by(os.environ).rank == 0
     if not is_asked or mistakes.found:
         return None
     count = mistakes.attempt("data.train", lambda: count_training_rows(recipe.data, rows_of(recipe.task)))

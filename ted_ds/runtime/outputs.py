@@ -24,7 +24,7 @@ def engine_outputs(engine: StepRunner) -> Outputs:
     def read(forward: Callable[..., Any], batch: Batch) -> dict[int, Tensor]:
         # ZeRO-3 looks through what its modules return, and knows tuples
         def learn(predictions: Predictions | None, _: Any) -> tuple[Tensor, ...]:
-            return () if predictions is None else (predictions.outputs(batch.labels),)
+            return () if predictions is None else (predictions.outputs(batch),)
 
         return dict(enumerate(forward(batch.inputs, learn)))
 
@@ -39,7 +39,7 @@ def frozen_outputs(model: FrozenModel) -> Outputs:
 
         def read(predictions: Predictions | None) -> None:
             assert predictions is not None
-            found[0] = predictions.outputs(batch.labels)
+            found[0] = predictions.outputs(batch)
 
         model(batch.inputs, read)
         return found
@@ -82,7 +82,7 @@ def probe_outputs(engine: StepRunner, bodies: Sequence[tuple[str, FrozenModel | 
 
         def read_one(body: FrozenModel, first: int, predict: Prober) -> None:
             def probe(place: int, state: Tensor) -> None:
-                found[first + place] = predict(place, state, batch.inputs).outputs(batch.labels)
+                found[first + place] = predict(place, state, batch.inputs).outputs(batch)
 
             body(batch.inputs, on_state=probe)
 

@@ -46,7 +46,7 @@ class Scorer(Protocol):
     """The metric that says it in one number."""
     higher_is_better: bool
 
-    def observe(self, outputs: Tensor, labels: Tensor) -> Any:
+    def observe(self, outputs: Tensor, batch: Batch) -> Any:
         """What is kept of a batch: of what :meth:`ted_ds.models.predictions.Predictions.outputs` gives."""
         ...
 
@@ -88,7 +88,7 @@ class TaskKind(ABC, Generic[Task]):
         return 1
 
     @abstractmethod
-    def read(self, row: Mapping[str, Any], *, where: str, declared: Mapping[str, Sequence[str]]) -> Example | None:
+    def read(self, row: Mapping[str, Any], *, where: str, declared: Mapping[str, Sequence[str]]) -> Sequence[Example]:
         """See :class:`ted_ds.data.samples.Rows`."""
 
     def counted(self, label: Label | None) -> Sequence[str]:  # noqa: ARG002 - as others do
@@ -185,12 +185,16 @@ class TaskKind(ABC, Generic[Task]):
         is_loss = self.headline == LOSS
         return self.scorer.higher_is_better if self.headline == self.scorer.headline else not is_loss
 
+    def told(self, sample: Sample) -> Any:
+        """What of a held-out sample with a label a guess is told: the label."""
+        return sample.label
+
     @abstractmethod
     def guess(self, labels: Sequence[Any], *, vocab_size: int) -> Guess:
         """What a model that knows the task must beat.
 
         Args:
-            labels: Those of held-out samples, where these have some.
+            labels: What it is told (:meth:`told`) of held-out samples, where these have labels.
             vocab_size: Ids that an LM head tells apart.
         """
 
@@ -222,10 +226,10 @@ class HeadKind(TaskKind[HeadTask]):
         """See :class:`ted_ds.data.samples.Rows`."""
         return len(self.text_columns)
 
-    def read(self, row: Mapping[str, Any], *, where: str, declared: Mapping[str, Sequence[str]]) -> Example | None:
+    def read(self, row: Mapping[str, Any], *, where: str, declared: Mapping[str, Sequence[str]]) -> Sequence[Example]:
         """The text, or both of a pair, and the label."""
         first, *second = (row[column] for column in self.text_columns)
-        return Example(first, self.read_label(row, where=where, declared=declared), *second)
+        return [Example(first, self.read_label(row, where=where, declared=declared), *second)]
 
     @abstractmethod
     def read_label(
@@ -240,7 +244,7 @@ class HeadKind(TaskKind[HeadTask]):
             DataError: It is not what the task asks for; ``where`` begins the message.
         """
 
-    def encode(self, tokenizer: Any, examples: Sequence[Example]) -> list[Sample]:
+    def encode(self, tokenizer: Any, examples: Sequence[Example]) -> Sequence[Sequence[Sample] | str]:
         """Texts as the tokenizer's own encode reads them, cut to the longest allowed; of a pair the longer text first.
 
         What stands between the two of a pair, and their token types, are the tokenizer's own, too.
@@ -251,7 +255,7 @@ class HeadKind(TaskKind[HeadTask]):
         encoded = tokenizer(*sides, truncation=True, max_length=self.task.max_length)
         types = encoded.get("token_type_ids") if len(sides) > 1 else None
         return [
-            Sample(ids, example.label, token_types=own)
+            [Sample(ids, example.label, token_types=own)]
             for ids, example, own in zip(encoded["input_ids"], examples, types or [None] * len(examples), strict=True)
         ]
 

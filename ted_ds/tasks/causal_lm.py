@@ -55,9 +55,9 @@ class LanguageModel:
     def __init__(self, terms: TaskTerms) -> None:
         self._terms = terms
 
-    def observe(self, outputs: Tensor, labels: Tensor) -> Observation:
+    def observe(self, outputs: Tensor, batch: Batch) -> Observation:
         """Sum, the first of the ``outputs``, and count of a batch."""
-        return float(outputs[0]), int(self._terms.kept(labels).sum())
+        return float(outputs[0]), int(self._terms.kept(batch.labels).sum())
 
     def score(self, observations: Sequence[Observation]) -> dict[str, float]:
         """The loss and its exponential, over everything observed."""

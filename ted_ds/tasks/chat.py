@@ -55,9 +55,9 @@ class ChatKind(CausalLmKind):
         *,
         where: str,  # noqa: ARG002 - as others do
         declared: Mapping[str, Sequence[str]],  # noqa: ARG002 - as others do
-    ) -> Dialogue:
+    ) -> Sequence[Dialogue]:
         """The conversation in a row."""
-        return read_dialogue(row)
+        return [read_dialogue(row)]
 
     def counted(self, label: Label | None) -> list[str]:
         """The form of its row."""
@@ -82,7 +82,7 @@ class ChatKind(CausalLmKind):
         vet_template(template, traits_of(tokenizer))
         return template
 
-    def encode(self, tokenizer: Any, examples: Sequence[Example]) -> list[Sample | str | None]:
+    def encode(self, tokenizer: Any, examples: Sequence[Example]) -> list[list[Sample] | str]:
         """Conversations as the template writes them, with nothing around, cut to the longest allowed."""
         renderer = self._renderer_for(tokenizer)
         made: list[tuple[str, Any] | str] = []
@@ -96,7 +96,7 @@ class ChatKind(CausalLmKind):
         settings = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
         encoded = tokenizer(texts, **settings) if texts else {"input_ids": [], "offset_mapping": []}
         tokens = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-        return [one if isinstance(one, str) else self._sample(one[1], *next(tokens)) for one in made]
+        return [one if isinstance(one, str) else self._samples(one[1], *next(tokens)) for one in made]
 
     def _renderer_for(self, tokenizer: Any) -> Renderer:
         if self._renderer is None or self._renderer[0] is not tokenizer:
@@ -104,12 +104,12 @@ class ChatKind(CausalLmKind):
             self._renderer = (tokenizer, renderer)
         return self._renderer[1]
 
-    def _sample(self, spans: Sequence[Any], ids: Sequence[int], offsets: Sequence[Any]) -> Sample | None:
-        """A conversation that something is left to learn of; None for another."""
+    def _samples(self, spans: Sequence[Any], ids: Sequence[int], offsets: Sequence[Any]) -> list[Sample]:
+        """A conversation that something is left to learn of; nothing for another."""
         length = min(len(ids), self.chat.max_length)
         completions = cut_to(spans_of_tokens(spans, offsets), length)
         # an array, as it holds a token in a tenth of what a list takes
-        return Sample(array("i", ids[:length]), completions, document_lengths=[length]) if completions else None
+        return [Sample(array("i", ids[:length]), completions, document_lengths=[length])] if completions else []
 
     def open_data(  # type: ignore[override] - a set, where its likes have a corpus
         self, data: Data, tokenizer: PreTrainedTokenizerBase, listing: DataListing, *, max_heldout: int

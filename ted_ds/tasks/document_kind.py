@@ -42,9 +42,9 @@ class DocumentKind(TaskKind[Task]):
         *,
         where: str,  # noqa: ARG002 - as others do
         declared: Mapping[str, Sequence[str]],  # noqa: ARG002 - as others do
-    ) -> Example:
+    ) -> Sequence[Example]:
         """A document."""
-        return Example(row[self.task.text_column], None)
+        return [Example(row[self.task.text_column], None)]
 
     def open_data(
         self, data: Data, tokenizer: PreTrainedTokenizerBase, listing: DataListing, *, max_heldout: int

@@ -12,6 +12,7 @@ from ted_ds.tasks.chat import ChatKind
 from ted_ds.tasks.masked_lm import MaskedLmKind
 from ted_ds.tasks.multi_label_classification import MultiLabelClassificationKind
 from ted_ds.tasks.multiple_choice import MultipleChoiceKind
+from ted_ds.tasks.question_answering import QuestionAnsweringKind
 from ted_ds.tasks.regression import RegressionKind
 from ted_ds.tasks.sequence_classification import SequenceClassificationKind
 from ted_ds.tasks.soft_label_classification import SoftLabelClassificationKind
@@ -28,6 +29,7 @@ KINDS: Mapping[type[sections.TaskSection], type[AnyKind]] = {
     sections.Regression: RegressionKind,
     sections.TokenClassification: TokenClassificationKind,
     sections.MultipleChoice: MultipleChoiceKind,
+    sections.QuestionAnswering: QuestionAnsweringKind,
 }
 
 

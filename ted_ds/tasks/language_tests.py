@@ -95,11 +95,11 @@ class EndCollator:
 class _OfRows:
     """What both tests observe."""
 
-    def observe(self, outputs: Tensor, labels: Tensor) -> list[Observation]:
+    def observe(self, outputs: Tensor, batch: Batch) -> list[Observation]:
         """Of each row that has something to score (:meth:`VocabularyPredictions.row_scores`)."""
         from ted_ds.numerics.losses import kept_labels
 
-        counts = kept_labels(labels).sum(-1).tolist()
+        counts = kept_labels(batch.labels).sum(-1).tolist()
         return [(count, *values) for count, values in zip(counts, outputs.tolist(), strict=True) if count]
 
 

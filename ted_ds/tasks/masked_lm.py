@@ -66,10 +66,10 @@ class MaskedTokens:
     def __init__(self, terms: TaskTerms) -> None:
         self._terms = terms
 
-    def observe(self, outputs: Tensor, labels: Tensor) -> Observation:
+    def observe(self, outputs: Tensor, batch: Batch) -> Observation:
         """Sums, which the ``outputs`` are, and count of a batch."""
         loss, right = outputs.tolist()
-        return loss, int(right), int(self._terms.kept(labels).sum())
+        return loss, int(right), int(self._terms.kept(batch.labels).sum())
 
     def score(self, observations: Sequence[Observation]) -> dict[str, float]:
         """The loss, its exponential, and the share of tokens found out, over everything observed."""

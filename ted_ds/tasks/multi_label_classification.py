@@ -18,6 +18,7 @@ from ted_ds.tasks.observations import Observation, joined, sklearn_metrics
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ted_ds.data.loader import Batch
     from ted_ds.numerics.task_terms import TaskTerms
 
 
@@ -89,8 +90,9 @@ class MultiLabel:
     def __init__(self, terms: TaskTerms) -> None:
         self._terms = terms
 
-    def observe(self, outputs: Tensor, labels: Tensor) -> Observation:
+    def observe(self, outputs: Tensor, batch: Batch) -> Observation:
         """Which labels are predicted and which hold, row by row."""
+        labels = batch.labels
         kept = self._terms.kept(labels).all(-1)
         loss = float(self._terms.loss_sum(outputs, labels))
         return (outputs[kept] > 0).int().tolist(), labels[kept].int().tolist(), loss

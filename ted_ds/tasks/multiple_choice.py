@@ -78,7 +78,7 @@ class MultipleChoiceKind(HeadKind[Any]):
         """See :class:`ted_ds.data.samples.Rows`: none where it may be a list of messages."""
         return 0 if self.task.rows == "lettered" else 1
 
-    def read(self, row: Mapping[str, Any], *, where: str, declared: Mapping[str, Sequence[str]]) -> Question:
+    def read(self, row: Mapping[str, Any], *, where: str, declared: Mapping[str, Sequence[str]]) -> list[Question]:
         """The question, its choices, and which is right."""
         task, wanted = self.task, self.task.rows_per_example
         if task.rows == "lettered":
@@ -93,13 +93,13 @@ class MultipleChoiceKind(HeadKind[Any]):
             choices = ["" if one is None else str(one) for one in given]
         stem = "" if task.stem_column is None else str(row[task.stem_column] or "")
         label = self._right(row[task.label_column], choices, where, declared.get(task.label_column, ()))
-        return Question(text, label, None, [f"{stem} {one}" if stem and one else one for one in choices], wanted)
+        return [Question(text, label, None, [f"{stem} {one}" if stem and one else one for one in choices], wanted)]
 
     def read_label(
         self, row: Mapping[str, Any], *, where: str, declared: Mapping[str, Sequence[str]] = {}
     ) -> int | None:
         """The number of the right choice."""
-        return self.read(row, where=where, declared=declared).label  # type: ignore[return-value]
+        return self.read(row, where=where, declared=declared)[0].label  # type: ignore[return-value]
 
     def _right(self, value: Any, choices: Sequence[str], where: str, declared: Sequence[str]) -> int | None:
         names = self.task.data_labels or list(ascii_uppercase[: self.task.rows_per_example])
@@ -111,21 +111,18 @@ class MultipleChoiceKind(HeadKind[Any]):
         """The letter of the right choice."""
         return [ascii_uppercase[label] if isinstance(label, int) else "none"]
 
-    def encode(self, tokenizer: Any, examples: Sequence[Example]) -> list[Sample]:
+    def encode(self, tokenizer: Any, examples: Sequence[Example]) -> list[list[Sample]]:
         """A sequence for each choice: the text and it, by the tokenizer's own pair encoding."""
-        samples: list[Sample] = []
+        samples: list[list[Sample]] = []
         for example in examples:
             assert isinstance(example, Question)
-            if not example.choices:  # a bad record
-                samples.append(Sample([]))
-                continue
             texts = [example.text] * len(example.choices)
             settings = {"truncation": True, "max_length": self.task.max_length}
             encoded = tokenizer(texts, list(example.choices), **settings)
             types = encoded.get("token_type_ids") or [None] * len(texts)
             rows = [Sample(ids, token_types=own) for ids, own in zip(encoded["input_ids"], types, strict=True)]
             longest = max(rows, key=lambda one: len(one.input_ids))
-            samples.append(replace(longest, label=example.label, choices=tuple(rows)))
+            samples.append([replace(longest, label=example.label, choices=tuple(rows))])
         return samples
 
     def _collator_settings(self) -> dict[str, Any]:
@@ -219,8 +216,9 @@ class ChoiceScores:
     def __init__(self, terms: TaskTerms) -> None:
         self._terms = terms
 
-    def observe(self, outputs: Tensor, labels: Tensor) -> Observation:
+    def observe(self, outputs: Tensor, batch: Batch) -> Observation:
         """The chosen and the right ones."""
+        labels = batch.labels
         kept = self._terms.kept(labels)
         loss = float(self._terms.loss_sum(outputs, labels))
         return outputs[kept].argmax(-1).tolist(), labels[kept].tolist(), loss

@@ -17,6 +17,7 @@ from ted_ds.tasks.label_values import is_nothing, read_number, whole_number
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ted_ds.data.loader import Batch
     from ted_ds.numerics.task_terms import TaskTerms
 
 Observation = tuple[list[list[float]], list[list[float]]]
@@ -80,8 +81,9 @@ class RegressionScores:
     def __init__(self, terms: TaskTerms) -> None:
         self._terms = terms
 
-    def observe(self, outputs: Tensor, labels: Tensor) -> Observation:
+    def observe(self, outputs: Tensor, batch: Batch) -> Observation:
         """Outputs and targets, row by row."""
+        labels = batch.labels
         kept = self._terms.kept(labels).any(-1)
         return outputs[kept].float().tolist(), labels[kept].tolist()
 

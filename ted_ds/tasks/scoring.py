@@ -49,7 +49,7 @@ def evaluate(
             before_batch()
         on_device = batch.to(device)
         for number, output in forward(on_device).items():
-            observed.setdefault(number, []).append(scorer.observe(output, on_device.labels))
+            observed.setdefault(number, []).append(scorer.observe(output, on_device))
         num_tokens += int(batch.kept_tokens.sum()) if counts_tokens else 0
     tokens_per_s = sum(gather(num_tokens / (time.monotonic() - started)))
     everywhere: dict[int, list[Any]] = {}

@@ -18,6 +18,7 @@ from ted_ds.tasks.weighing import weighed
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ted_ds.data.loader import Batch
     from ted_ds.numerics.task_terms import TaskTerms
 
 
@@ -75,8 +76,9 @@ class SingleLabel:
     def __init__(self, terms: TaskTerms, *, num_labels: int) -> None:
         self._terms, self._num_labels = terms, num_labels
 
-    def observe(self, outputs: Tensor, labels: Tensor) -> Observation:
+    def observe(self, outputs: Tensor, batch: Batch) -> Observation:
         """Predicted and given class ids."""
+        labels = batch.labels
         kept = self._terms.kept(labels)
         loss = float(self._terms.loss_sum(outputs, labels))
         return outputs[kept].argmax(-1).tolist(), self._ids(labels[kept]).tolist(), loss

@@ -70,15 +70,15 @@ class TokenClassificationKind(HeadKind[Any]):
         """That of labels; none of blocks of lines, which have them within."""
         return [self.task.label_column] if self.of_words else []
 
-    def read(self, row: Mapping[str, Any], *, where: str, declared: Mapping[str, Sequence[str]]) -> Words | None:
-        """The words of a row and their labels; None for a mark between documents."""
+    def read(self, row: Mapping[str, Any], *, where: str, declared: Mapping[str, Sequence[str]]) -> Sequence[Words]:
+        """The words of a row and their labels; nothing for a mark between documents."""
         if self.of_words:
             words: Sequence[str] = row[self.task.words_column]
         else:
             words = [line[0] for line in _lines(row[TEXT_COLUMN], where)]
             if words[0] == BETWEEN_DOCUMENTS:
-                return None
-        return Words(" ".join(words), self.read_label(row, where=where, declared=declared), words=words)
+                return []
+        return [Words(" ".join(words), self.read_label(row, where=where, declared=declared), words=words)]
 
     def read_label(
         self, row: Mapping[str, Any], *, where: str, declared: Mapping[str, Sequence[str]] = {}
@@ -109,7 +109,7 @@ class TokenClassificationKind(HeadKind[Any]):
         ids = label if isinstance(label, list) else []
         return ["none" if one == UNLABELLED else self.task.labels[int(one)] for one in ids]
 
-    def encode(self, tokenizer: Any, examples: Sequence[Example]) -> list[Sample]:
+    def encode(self, tokenizer: Any, examples: Sequence[Example]) -> Sequence[Sequence[Sample] | str]:
         """The words with a space between, and each label at the first token that has something of its word.
 
         That is the convention of transformers' own examples: other tokens of a word, and those that are of none, have
@@ -126,16 +126,16 @@ class TokenClassificationKind(HeadKind[Any]):
         texts = [example.text for example in examples]
         settings = {"truncation": True, "max_length": self.task.max_length, "return_offsets_mapping": True}
         encoded = tokenizer(texts, **settings) if texts else {"input_ids": [], "offset_mapping": []}
-        samples: list[Sample] = []
+        samples: list[list[Sample]] = []
         for example, ids, spans in zip(examples, encoded["input_ids"], encoded["offset_mapping"], strict=True):
             assert isinstance(example, Words)
             given = example.label
             if given is None or isinstance(given, int):
-                samples.append(Sample(ids))
+                samples.append([Sample(ids)])
                 continue
             label = [UNLABELLED if word is None else int(given[word]) for word in first_tokens(example.words, spans)]
             num_cut = sum(one != UNLABELLED for one in given) - sum(one != UNLABELLED for one in label)
-            samples.append(Sample(ids, label if set(label) - {UNLABELLED} else None, num_cut=num_cut))
+            samples.append([Sample(ids, label if set(label) - {UNLABELLED} else None, num_cut=num_cut)])
         return samples
 
     def show_row(self, batch: Batch, row: int, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -293,8 +293,9 @@ class WordLabels:
         self._mark_entities = all(map(SPAN_LABEL.fullmatch, labels))
         self.headline = "f1" if self._mark_entities else "accuracy"
 
-    def observe(self, outputs: Tensor, labels: Tensor) -> WordObservation:
+    def observe(self, outputs: Tensor, batch: Batch) -> WordObservation:
         """Predicted and given class ids, sentence by sentence."""
+        labels = batch.labels
         kept = self._terms.kept(labels)
         rows = [row for row, has_labels in enumerate(kept.any(-1).tolist()) if has_labels]
         predictions = [outputs[row][kept[row]].argmax(-1).tolist() for row in rows]

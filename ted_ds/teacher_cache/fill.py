@@ -266,7 +266,7 @@ def _ask(
 
     def keep_outputs(predictions: Predictions | None) -> None:
         if predictions is not None:
-            outputs.append(predictions.outputs(batch.labels))
+            outputs.append(predictions.outputs(batch))
 
     frozen.teach(
         batch,

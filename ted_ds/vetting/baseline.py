@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor
 
+from ted_ds.data.loader import Batch
 from ted_ds.models.predictions import DensePredictions, Predictions
 from ted_ds.numerics.task_terms import TaskTerms
 from ted_ds.tasks.guess import Guess
@@ -40,11 +40,11 @@ class Example:
     label: int | None
 
 
-def read_examples(predictions: Predictions, labels: Tensor, terms: TaskTerms, *, classes: bool) -> list[Example]:
+def read_examples(predictions: Predictions, batch: Batch, terms: TaskTerms, *, classes: bool) -> list[Example]:
     """The kept examples of a batch; ``classes`` where the task has one label per example, hard or soft."""
     examples = []
-    for row, loss in enumerate(predictions.task_sums(terms, labels)):
-        one_labels = labels[row : row + 1]
+    for row, loss in enumerate(predictions.task_sums(terms, batch)):
+        one_labels = batch.labels[row : row + 1]
         count = int(terms.kept(one_labels).sum())
         if not count:
             continue

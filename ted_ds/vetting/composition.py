@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from torch import Tensor
 
+from ted_ds.data.loader import Batch
 from ted_ds.data.samples import Sample
 from ted_ds.models.predictions import DensePredictions, Predictions
 from ted_ds.numerics.task_terms import TaskTerms
@@ -42,11 +42,11 @@ def _beginning(sample: Sample, length: int) -> Sample:
     return replace(sample, input_ids=ids, token_types=types, document_lengths=lengths, choices=choices)
 
 
-def numbers_of_rows(predictions: Predictions, labels: Tensor, terms: TaskTerms) -> list[list[float]]:
+def numbers_of_rows(predictions: Predictions, batch: Batch, terms: TaskTerms) -> list[list[float]]:
     """Of each row of a batch: the loss per kept label, and the logits where they are few, of a text."""
     rows = []
-    for row, loss in enumerate(predictions.task_sums(terms, labels)):
-        count = max(int(terms.kept(labels[row : row + 1]).sum()), 1)
+    for row, loss in enumerate(predictions.task_sums(terms, batch)):
+        count = max(int(terms.kept(batch.labels[row : row + 1]).sum()), 1)
         logits: list[float] = []
         if isinstance(predictions, DensePredictions) and predictions.logits.dim() == 2:
             logits = predictions.logits[row].tolist()

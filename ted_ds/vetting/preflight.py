@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ted_ds.assembly.assembly import Assembly
-from ted_ds.data.loader import evaluation_batches
+from ted_ds.data.loader import Batch, evaluation_batches
 from ted_ds.data.samples import Sample
 from ted_ds.errors import CheckpointError
 from ted_ds.models.files import weight_files
@@ -57,9 +56,9 @@ def _vet_on(build: Assembly, name: str, model: FrozenModel, heldout: Sequence[Sa
     ):
         on_device = batch.to(world.device)
 
-        def read(predictions: Predictions | None, labels: Tensor = on_device.labels) -> None:
+        def read(predictions: Predictions | None, rows: Batch = on_device) -> None:
             assert predictions is not None
-            examples.extend(read_examples(predictions, labels, build.terms, classes=build.kind.one_class))
+            examples.extend(read_examples(predictions, rows, build.terms, classes=build.kind.one_class))
 
         model(on_device.inputs, read)
     everything = [example for of_rank in world.gather(examples) for example in of_rank]
@@ -100,7 +99,7 @@ def vet_composition(build: Assembly, name: str, model: FrozenModel) -> Verdict:
 
         def read(predictions: Predictions | None) -> None:
             assert predictions is not None
-            found.extend(numbers_of_rows(predictions, batch.labels, build.terms))
+            found.extend(numbers_of_rows(predictions, batch, build.terms))
 
         model(batch.inputs, read)
 
@@ -113,7 +112,7 @@ def vet_composition(build: Assembly, name: str, model: FrozenModel) -> Verdict:
 
 def heldout_guess(build: Assembly) -> Guess:
     """A guess at the held-out labels that has not seen the text."""
-    labels = [sample.label for sample in build.data.heldout if sample.label is not None]
+    labels = [build.kind.told(sample) for sample in build.data.heldout if sample.label is not None]
     return build.kind.guess(labels, vocab_size=build.teacher_facts.vocab_size)
 
 

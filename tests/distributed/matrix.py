@@ -28,7 +28,7 @@ from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.data.samples import Sample
 from ted_ds.models.choices import choice_probes
 from ted_ds.models.families import family_of
-from ted_ds.models.heads import FilterProbes, classification_probes, lm_probes
+from ted_ds.models.heads import FilterProbes, classification_probes, lm_probes, span_probes
 from ted_ds.models.loading import DTYPES
 from ted_ds.models.student import FilteredModel
 from ted_ds.numerics.filters import FilterBank
@@ -114,6 +114,8 @@ WEIGHTS = {
 # Where gradients of a parameter nearly cancel, 8 bits leave less: there a plain bf16 pass of the whole batch, in one
 # process and without the product, says how much, and ours may be off by twice that.
 TOLERANCE = {"fp32": {"loss": 1e-5, "gradient": 6e-5}, "bf16": {"loss": 1.5e-2, "gradient": 8e-2}}
+NOTHING = 1e-12
+"""A gradient in fp64 below this share of the whole is none."""
 FLOOR = 0.01
 """A KL below it is a difference of much larger numbers, with their absolute error."""
 
@@ -182,6 +184,7 @@ def is_allowed(values: dict[str, Any]) -> bool:
         or (values.get("side") == "left" and values.get("kind") in MASKED)
         or (values.get("family", "bert") != "bert" and values.get("kind") == "multiple_choice")
         or (values.get("side") == "left" and values.get("kind") == "multiple_choice")  # encoders alone have such heads
+        or (values.get("family") == "llama" and values.get("kind") == "question_answering")
         or (values.get("packed") and values.get("kind", "causal_lm") not in OF_THE_VOCABULARY)
         or (values.get("packed") and encoder)
     )
@@ -318,6 +321,7 @@ def label_of(kind: str, index: int, length: int) -> Any:
         "regression": [share - 0.3, 2.0 * share],
         "masked_lm": [-100 if place % 3 == 1 else 5 + (7 * index + place) % 90 for place in range(length)],
         "token_classification": [-100 if place % 3 == 1 else (index + place // 2) % 2 for place in range(length)],
+        "question_answering": [0, 0] if index % 3 == 0 else [length // 2, length - 1],
     }[kind.partition(" ")[0]]
 
 
@@ -341,7 +345,10 @@ def samples(kind: str, packed: bool, steps: Steps) -> Iterator[list[Sample]]:
             yield list(packed_samples(kind, grouped))
             continue
         labels = [None if is_unlabelled(kind, step, i) else label_of(kind, i, len(t)) for i, t in enumerate(texts)]
-        rows = [Sample(text, None, [len(text)], token_types=types_of(text)) for text in texts]
+        rows = [
+            Sample(text, None, [len(text)], token_types=types_of(text), candidates=candidates_of(len(text)))
+            for text in texts
+        ]
         if kind == "multiple_choice":  # each document, and the next one behind a word, as two of them may be equal
             longer = [[5, *text] for text in (*texts[1:], texts[0])]
             others = [Sample(text, token_types=types_of(text)) for text in longer]
@@ -354,6 +361,11 @@ def samples(kind: str, packed: bool, steps: Steps) -> Iterator[list[Sample]]:
 def types_of(text: list[int]) -> list[int]:
     """Token types, as if the second half of a document were the other text of a pair; BERT alone takes them."""
     return [int(2 * place >= len(text)) for place in range(len(text))]
+
+
+def candidates_of(length: int) -> tuple[range, range]:
+    """Where an answer may stand: at the first token, for none, and in that second half."""
+    return range(1), range(max(length // 2, 1), length)
 
 
 def packed_samples(kind: str, rows: list[list[list[int]]]) -> Iterator[Sample]:
@@ -415,6 +427,8 @@ def make_probes(place: Path, setup: Setup) -> Any:
     if setup.kind == "token_classification":
         heads = [torch.nn.Linear(size.filter_dim, 2) for _ in bank.layers]
         return FilterProbes(bank, heads, pooling=None)
+    if setup.kind == "question_answering":
+        return span_probes(bank, dim=size.filter_dim)
     pooling = family_of(setup.family).pooled_token
     if setup.kind == "multiple_choice":
         return choice_probes(bank, dim=size.filter_dim, num_choices=2, pooling=pooling)
@@ -503,6 +517,16 @@ def run_all(world: Any, folder: Path, groups: list[tuple[Setup, list[Layout]]]) 
 # --- the reference ---------------------------------------------------------------------------------------------------
 
 
+OF_CLASSES = (
+    *OF_THE_VOCABULARY,
+    *MASKED,
+    "sequence_classification",
+    "token_classification",
+    "multiple_choice",
+    "question_answering",
+)
+
+
 def plain_task(kind: str, loss: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The task loss of the whole batch, by torch's own losses; 0 where every label is ignored."""
     if loss == "weighed":
@@ -510,7 +534,7 @@ def plain_task(kind: str, loss: str, logits: torch.Tensor, labels: torch.Tensor)
         kept = labels != -100
         total = F.cross_entropy(logits[kept], labels[kept], weight=weights, label_smoothing=SMOOTHING, reduction="sum")
         return total / kept.sum() if kept.any() else logits.sum() * 0
-    if kind in (*OF_THE_VOCABULARY, *MASKED, "sequence_classification", "token_classification", "multiple_choice"):
+    if kind in OF_CLASSES:
         kept = labels != -100
         return F.cross_entropy(logits[kept], labels[kept]) if kept.any() else logits.sum() * 0
     kept = ~labels.isnan().any(-1)
@@ -587,18 +611,20 @@ def reference(
             token = labels != -100
         with torch.no_grad():
             teacher_logits, states = teacher(inputs)
+            teacher_logits = read(kind, teacher_logits, rows)
         module.zero_grad()
         if what == "filters":
-            losses = [
-                plain_task(kind, loss, logits.double(), labels) for logits in probe_logits(module, states, inputs)
-            ]
+            of_filters = [read(kind, logits, rows) for logits in probe_logits(module, states, inputs)]
+            losses = [plain_task(kind, loss, logits.double(), labels) for logits in of_filters]
             values = {f"loss/task/layer_{i:02d}": one for i, one in zip(size.teacher_layers, losses, strict=True)}
             weights = dict.fromkeys(values, 1 / len(values))
         else:
             logits, features = module(inputs)
+            logits = read(kind, logits, rows)
             # a text without a label still learns from the teacher
             of_tokens = kind in ("causal_lm", "masked_lm", "token_classification")
-            kept = labels != -100 if of_tokens else torch.ones(len(labels), dtype=torch.bool)
+            shape = labels.shape[: 2 if kind == "question_answering" else 1]
+            kept = labels != -100 if of_tokens else torch.ones(shape, dtype=torch.bool)
             kept = token if kind == MASKED_ON_ALL else kept
             if kind == "chat":
                 kept = torch.nn.functional.pad(inputs["attention_mask"][:, 1:], (0, 1)).bool()
@@ -634,6 +660,16 @@ def mean_square(difference: torch.Tensor) -> torch.Tensor:
     return difference.square().sum() / max(difference.numel(), 1)
 
 
+def read(kind: str, logits: torch.Tensor, rows: list[Sample]) -> torch.Tensor:
+    """Logits as they are compared: of positions, those where no answer may stand are nowhere near the others."""
+    if kind != "question_answering":
+        return logits
+    allowed = torch.zeros(logits.shape, dtype=torch.bool)
+    for own, row in zip(allowed, rows, strict=True):
+        own[:, [place for places in candidates_of(len(row.input_ids)) for place in places]] = True
+    return torch.where(allowed, logits, -1e6)
+
+
 def one_batch(kind: str, rows: list[Sample]) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
     """A rectangle of all documents, padded on the right, built without the loader."""
     questions = rows
@@ -655,6 +691,8 @@ def one_batch(kind: str, rows: list[Sample]) -> tuple[dict[str, torch.Tensor], t
             own[: len(row.input_ids)] = torch.tensor(-100 if row.label is None else row.label)
     elif kind in ("sequence_classification", "multiple_choice"):
         labels = torch.tensor([-100 if row.label is None else row.label for row in questions])
+    elif kind == "question_answering":
+        labels = torch.tensor([[-100] * 2 if row.label is None else row.label for row in rows])
     else:
         labels = torch.tensor([[torch.nan] * 2 if row.label is None else row.label for row in rows])
     types = torch.tensor([types_of(row.input_ids) + [0] * (longest - len(row.input_ids)) for row in rows])
@@ -701,13 +739,20 @@ def errors_of(case: Case, place: Path, by_rank: list[list[Any]]) -> Errors:
 
 
 def gradient_error(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
-    """The largest of a parameter."""
+    """The largest of a parameter.
+
+    Of one that has none in fp64 there is nothing but rounding, which is held against the whole gradient: the bias of a
+    head of positions moves the logits of all of them alike, and their distribution not at all.
+    """
     whole = torch.cat([gradient.flatten() for gradient in expected.values()]).norm()
-    differences = {name: (got[name].double() - gradient).norm() for name, gradient in expected.items()}
-    return max(
-        float(differences[name] / (gradient.norm() + 1e-3 * whole)) if differences[name] > 0 else 0.0
-        for name, gradient in expected.items()
-    )
+
+    def error(name: str, gradient: torch.Tensor) -> float:
+        difference, norm = (got[name].double() - gradient).norm(), gradient.norm()
+        if difference == 0:
+            return 0.0
+        return float(difference / (whole if norm < NOTHING * whole else norm + 1e-3 * whole))
+
+    return max(error(name, gradient) for name, gradient in expected.items())
 
 
 def run_cases(folder: Path, cases: Sequence[Case], *, timeout_s: float = 240.0) -> dict[Case, Errors]:

@@ -22,7 +22,9 @@ from ted_ds.runtime.step_runner import StepRunner
 from ted_ds.verbs.prepare import prepare as prepare_run
 from tests.plain import plain_divergence, probe_logits
 from tests.tiny import (
+    ARCHITECTURES,
     LABELS,
+    OF_TEXTS,
     ROOT,
     recipe_dict,
     write_chats,
@@ -42,7 +44,7 @@ MAPS: dict[str, dict[str, Any]] = {
     "explicit": {"kind": "explicit", "pairs": [[0, 0], [1, 3], [2, 3], [4, 7]]},
 }
 FAMILIES = {"llama": "causal_lm", "gpt2": "causal_lm", "bert": "sequence_classification"}
-FAMILIES["deberta-v2"] = "sequence_classification"
+FAMILIES |= {"deberta-v2": "sequence_classification", "mistral": "question_answering"}
 WITH_PAIRS: dict[str, dict[str, Any]] = {"deberta-v2": {"type_vocab_size": 2}}
 """Families whose texts come in pairs, and what models need that tell their tokens apart."""
 FAMILIES["llama-chat"] = "chat"
@@ -80,9 +82,10 @@ class Trained(NamedTuple):
 def write_pair(folder: Path, family: str) -> None:
     """A teacher of 8 blocks, a narrower student of 4, data and a recipe in ``folder``."""
     kind = FAMILIES[family]
-    labels = LABELS if kind == "sequence_classification" else None
+    labels = LABELS if kind in ("sequence_classification", "question_answering") else None
     folder.mkdir(parents=True)
-    types, model_type = WITH_PAIRS.get(family, {}), family.removesuffix("-chat")
+    types, model_type = {**WITH_PAIRS.get(family, {})}, family.removesuffix("-chat")
+    types |= {"architecture": ARCHITECTURES.get(kind, OF_TEXTS)} if labels else {}
     write_model(folder / "teacher", model_type, blocks=8, hidden=24, labels=labels, seed=1, **types)
     tied = {"tie_word_embeddings": True} if model_type == "llama" else {}
     write_model(folder / "student", model_type, blocks=4, hidden=16, labels=labels, seed=2, **tied, **types)
@@ -90,8 +93,10 @@ def write_pair(folder: Path, family: str) -> None:
         write_corpus(folder / "train.jsonl", 200)
     elif kind == "chat":
         write_chats(folder / "train.jsonl", 120)
+    elif family in WITH_PAIRS:
+        write_pairs(folder / "train.jsonl", 120)
     else:
-        (write_pairs if family in WITH_PAIRS else write_labelled)(folder / "train.jsonl", 120)
+        write_labelled(folder / "train.jsonl", 120, kind=kind)
     for stage in (0, 1):
         config = json.loads((ROOT / "ds_configs" / "deepspeed" / f"zero{stage}.json").read_text())
         # Adam would hide a wrong scale of the gradient
@@ -253,12 +258,14 @@ def _plain_one(build: Any, models: dict[str, Path], case: Case) -> Trained:
     steps = build.training_batches(plan, num_workers=0)
     for _ in range(NUM_STEPS):
         batches = list(next(steps))
-        inputs, labels, predicted, matched = _joined(batches)
+        inputs, labels, predicted, matched, allowed = _joined(batches)
         counted = labels != -100
         if case.phase == "distill":
             logits, states = student(inputs)
             with torch.no_grad():
                 theirs, teacher_states = teacher(inputs)
+            if allowed is not None:
+                logits, theirs = (torch.where(allowed[:, None], one, -1e6) for one in (logits, theirs))
             features = list(zip(bank(states), teacher_bank(teacher_states), strict=True))
             mse = [(own - other).square().mean(-1)[matched].mean() for own, other in features]
             given = getattr(recipe.task, "class_weights", None)
@@ -279,10 +286,10 @@ def _plain_one(build: Any, models: dict[str, Path], case: Case) -> Trained:
             for side, body in bodies.items():
                 with torch.no_grad():
                     _, states = body(inputs)
-                losses = [
-                    F.cross_entropy(logits[counted], labels[counted])
-                    for logits in probe_logits(one.sides[side].probes, states, inputs)
-                ]
+                of_filters = probe_logits(one.sides[side].probes, states, inputs)
+                if allowed is not None:
+                    of_filters = [torch.where(allowed[:, None], logits, -1e6) for logits in of_filters]
+                losses = [F.cross_entropy(logits[counted], labels[counted]) for logits in of_filters]
                 loss = loss + sum(losses) / len(losses)
             report = {"loss/total": loss}
         loss.backward()
@@ -300,8 +307,14 @@ def _plain_one(build: Any, models: dict[str, Path], case: Case) -> Trained:
     return Trained(reports, gradients, weights, [])
 
 
-def _joined(batches: list[Any]) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Microbatches of one step as one, padded on the right to one length; where it is predicted, and matched."""
+Joined = tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]
+
+
+def _joined(batches: list[Any]) -> Joined:
+    """Microbatches of one step as one, padded on the right to one length.
+
+    Behind the labels: where it is predicted, where it is matched, and where labels may stand, if anywhere.
+    """
     longest = max(batch.input_ids.shape[1] for batch in batches)
 
     def padded(tensor: torch.Tensor, value: int) -> torch.Tensor:
@@ -309,7 +322,9 @@ def _joined(batches: list[Any]) -> tuple[dict[str, torch.Tensor], torch.Tensor, 
 
     ids = torch.cat([padded(batch.input_ids, 0) for batch in batches])
     mask = torch.cat([padded(batch.attention_mask, 0) for batch in batches])
-    labels = torch.cat([padded(batch.labels, -100) for batch in batches])
+    are_positions = batches[0].candidates is not None
+    labels = torch.cat([batch.labels if are_positions else padded(batch.labels, -100) for batch in batches])
+    allowed = torch.cat([padded(batch.candidates, 0) for batch in batches]) if are_positions else None
     matched = torch.cat([padded(batch.matched_tokens.long(), 0) for batch in batches]).bool()
     predicted = labels != -100
     if batches[0].predicted is not None:
@@ -317,7 +332,7 @@ def _joined(batches: list[Any]) -> tuple[dict[str, torch.Tensor], torch.Tensor, 
     inputs = {"input_ids": ids, "attention_mask": mask}
     if batches[0].token_type_ids is not None:
         inputs["token_type_ids"] = torch.cat([padded(batch.token_type_ids, 0) for batch in batches])
-    return inputs, labels, predicted, matched
+    return inputs, labels, predicted, matched, allowed
 
 
 # --- numbers that go wrong ----------------------------------------------------------------------------------------

@@ -49,6 +49,13 @@ SAMPLE = {
     ),
     "deberta-v2": (Layout(2, 2, 1), [("uniform", "distill", CLIPPING, WEIGHED)]),
     "llama-chat": (Layout(2, 1, 1), [("uniform", "distill", 0.0)]),
+    "mistral": (
+        Layout(2, 1, 0),
+        [
+            ("explicit", "distill", 0.0, ("data.padding={side: left, multiple_of: 8}",)),
+            ("last", "filters_student", CLIPPING),
+        ],
+    ),
 }
 
 
@@ -85,8 +92,10 @@ def references(pairs):
 
 def close(found, expected, what, largest):
     found, expected = found.double(), expected.double()
-    # some are zero but for rounding: the bias of attention's keys
-    scale = max(float(expected.abs().max()), 0.01 * largest)
+    # some are zero but for rounding: the bias of attention's keys; and, with nothing at all left in fp64 and 1.5e-7 of
+    # the largest seen in fp32, that of a head of positions, which moves the logits of all of them alike
+    own = float(expected.abs().max())
+    scale = largest if own < 1e-6 * largest else max(own, 0.01 * largest)
     error = float((found - expected).abs().max()) / scale
     assert error <= TOLERANCE, f"{what}: off by {error:.2g} of its largest"
 

@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForMultipleChoice,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -35,6 +36,7 @@ METRICS = {
     "regression": {"pearson", "spearman"},
     "token_classification": {"f1", "precision", "recall", "accuracy"},
     "multiple_choice": {"accuracy"},
+    "question_answering": {"f1", "exact_match"},
 }
 PROBLEM_TYPES = {
     "sequence_classification": "single_label_classification",
@@ -43,6 +45,7 @@ PROBLEM_TYPES = {
     "regression": "regression",
     "token_classification": None,
     "multiple_choice": None,
+    "question_answering": None,
 }
 
 
@@ -113,16 +116,22 @@ def test_a_run_of_every_kind_of_task(tmp_path, kind, stage):
     export = tmp_path / "run" / "export"
     config = AutoConfig.from_pretrained(export)
     assert config.problem_type == PROBLEM_TYPES[kind]
+    inputs = AutoTokenizer.from_pretrained(export)("ba be bi", return_tensors="pt")
     if kind == "multiple_choice":
         both = AutoTokenizer.from_pretrained(export)(["ba be"] * 2, ["bi", "bo bu"], return_tensors="pt", padding=True)
         model = AutoModelForMultipleChoice.from_pretrained(export)
         assert model(**{name: one[None] for name, one in both.items()}).logits.shape == (1, 2)
         return
+    if kind == "question_answering":
+        assert config.num_labels == 2
+        outputs = AutoModelForQuestionAnswering.from_pretrained(export)(**inputs)
+        assert outputs.start_logits.shape == outputs.end_logits.shape == (1, 5)
+        assert results["teacher"]["num_examples"] == 8 < results["teacher"]["num_windows"]
+        return
     (names,) = head_dict(kind).values()
     assert list(config.id2label.values()) == names
     of_words = kind == "token_classification"
     auto = AutoModelForTokenClassification if of_words else AutoModelForSequenceClassification
-    inputs = AutoTokenizer.from_pretrained(export)("ba be bi", return_tensors="pt")
     assert auto.from_pretrained(export)(**inputs).logits.shape == (1, *([5] if of_words else []), len(names))
 
 

@@ -17,6 +17,7 @@ from ted_ds.models.families import family_of
 from ted_ds.models.loading import LoadSettings, load_model, load_tokenizer
 from ted_ds.models.taps import TappedModel
 from ted_ds.tasks.kind import kind_of
+from tests.task_kinds import samples_of
 from tests.tiny import LABELS, MODEL_INPUTS, WORDS, texts, write_model
 
 LONGEST = 16
@@ -60,8 +61,8 @@ def tokenizer_of(kind):
 @pytest.mark.parametrize("kind", ["bert", "roberta", "deberta", "gpt2", "llama"])
 def test_a_pair_is_read_as_the_tokenizer_of_each_type_of_model_reads_it(kind):
     tokenizer = tokenizer_of(kind)
-    samples = kind_of(TASK).encode(
-        tokenizer, [Example(one, index % 2, other) for index, (one, other) in enumerate(PAIRS)]
+    samples = samples_of(
+        kind_of(TASK), tokenizer, [Example(one, index % 2, other) for index, (one, other) in enumerate(PAIRS)]
     )
     for sample, pair in zip(samples, PAIRS, strict=True):
         whole = tokenizer(*pair, truncation="longest_first", max_length=LONGEST)
@@ -103,7 +104,7 @@ def test_what_a_model_predicts_of_pairs_is_what_transformers_makes_of_them(tmp_p
     folder = write_model(tmp_path, family, labels=LABELS, **changes)
     tokenizer = load_tokenizer(folder)
     tokenizer.model_input_names = MODEL_INPUTS  # whether the model takes types is not the tokenizer's to know
-    samples = kind_of(TASK).encode(tokenizer, [Example(one, 0, other) for one, other in some_pairs()])
+    samples = samples_of(kind_of(TASK), tokenizer, [Example(one, 0, other) for one, other in some_pairs()])
     assert all({*sample.token_types} == {0, 1} for sample in samples)
     collate = Collator(0, "class", side=side, multiple_of=4, with_token_types=True)
     batch = collate([*samples, None])
@@ -127,7 +128,7 @@ def test_what_a_model_predicts_of_pairs_is_what_transformers_makes_of_them(tmp_p
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_token_types_stand_where_their_tokens_do(tmp_path, side):
     tokenizer = tokenizer_of("bert")
-    samples = kind_of(TASK).encode(tokenizer, [Example("ba be", 0, "bi"), Example("ba", 1, "be bi bo bu")])
+    samples = samples_of(kind_of(TASK), tokenizer, [Example("ba be", 0, "bi"), Example("ba", 1, "be bi bo bu")])
     batch = Collator(0, "class", side=side, with_token_types=True)([*samples, None])
     for row, sample in enumerate(samples):
         kept = batch.kept_tokens[row]

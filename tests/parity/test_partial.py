@@ -17,7 +17,7 @@ from ted_ds.models.predictions import LossWeights
 from ted_ds.models.share import Share
 from ted_ds.models.taps import TappedModel
 from tests.parity.test_families import NUM_BLOCKS, batch, load
-from tests.task_kinds import TASK_TERMS
+from tests.task_kinds import TASK_TERMS, labelled
 from tests.tiny import LABELS, write_model
 
 CUTS = ([2], [1, 3], [1, 2, 3], [4], [0])
@@ -86,7 +86,9 @@ def test_shares_in_a_row_are_the_whole_model(tmp_path, model_type, classify, con
     assert states.keys() == expected_states.keys()
     for place, state in states.items():
         torch.testing.assert_close(state, expected_states[place], rtol=0, atol=0)
-    torch.testing.assert_close(predictions.outputs(labels), expected.outputs(labels), rtol=0, atol=0)
+    torch.testing.assert_close(
+        predictions.outputs(labelled(labels)), expected.outputs(labelled(labels)), rtol=0, atol=0
+    )
 
     loss_of(predictions, labels).backward()
     found = {}

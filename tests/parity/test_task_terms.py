@@ -305,6 +305,7 @@ def test_a_student_that_is_its_teacher_has_no_prediction_term_and_gets_no_gradie
 def test_no_metric_is_called_a_kl_that_is_none() -> None:
     names = {kind: terms.prediction_name for kind, terms in TASK_TERMS.items()}
     assert names == {
+        "question_answering": "loss/kl_teacher_student",
         "causal_lm": "loss/kl_teacher_student",
         "sequence_classification": "loss/kl_teacher_student",
         "soft_label_classification": "loss/kl_teacher_student",

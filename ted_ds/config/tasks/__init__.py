@@ -11,6 +11,7 @@ from ted_ds.config.tasks.chat import Chat
 from ted_ds.config.tasks.choices import MultipleChoice
 from ted_ds.config.tasks.language import CausalLm, DocumentTask, MaskedLm, Packing
 from ted_ds.config.tasks.masking import Masking
+from ted_ds.config.tasks.spans import QuestionAnswering
 from ted_ds.config.tasks.texts import (
     MultiLabelClassification,
     Regression,
@@ -27,6 +28,7 @@ HeadTask = (
     | Regression
     | TokenClassification
     | MultipleChoice
+    | QuestionAnswering
 )
 """Tasks whose models end in a head of their own, in place of the LM head."""
 Task = HeadTask | CausalLm | MaskedLm | Chat
@@ -43,6 +45,7 @@ __all__ = [
     "MultipleChoice",
     "OneOfLabels",
     "Packing",
+    "QuestionAnswering",
     "Regression",
     "SequenceClassification",
     "SoftLabelClassification",

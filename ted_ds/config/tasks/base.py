@@ -34,6 +34,8 @@ class TaskSection(Section):
     """Whether there is one prediction for a text, read at one of its tokens; else some for each token."""
     has_template: ClassVar[bool] = False
     """Whether a chat template decides what is read."""
+    predicts_spans: ClassVar[bool] = False
+    """Whether predictions are of where something starts and ends in a text."""
     softened: ClassVar[bool] = True
     """Whether predictions are probabilities, which a temperature softens."""
     length_key: ClassVar[str] = "max_length"
@@ -89,6 +91,11 @@ class TaskSection(Section):
     def takes_pairs(self) -> bool:
         """Whether two texts go into a model together."""
         return False
+
+    @property
+    def one_sequence_each(self) -> bool:
+        """Whether an example is one sequence: not several, and not one of several in a sequence."""
+        return not self.packed
 
     @property
     def template_file(self) -> Path | None:

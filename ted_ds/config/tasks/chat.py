@@ -51,6 +51,11 @@ class Chat(TaskSection):
         return self.max_length
 
     @property
+    def one_sequence_each(self) -> bool:
+        """Unless several are put into one."""
+        return not self.pack
+
+    @property
     def template_file(self) -> Path | None:
         """The template, where it is not the tokenizer's own."""
         return self.chat_template

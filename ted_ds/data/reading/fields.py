@@ -28,7 +28,9 @@ def value_at(row: Any, path: str) -> Any:
 
 
 def picked(row: dict[str, Any], columns: Sequence[str]) -> dict[str, Any]:
-    """The values of ``columns``, by these names; all of the row where one is missing, for a message to name."""
+    """The values of ``columns``, by these names; all of the row without any, or where one is missing, to be named."""
+    if not columns:
+        return row
     if row.keys() >= set(columns):
         return {name: row[name] for name in columns}
     found = {name: value_at(row, name) for name in columns}

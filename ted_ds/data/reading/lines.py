@@ -144,7 +144,7 @@ def read_json_lines(extent: Extent, start: Position, columns: Sequence[str], *, 
         if fault is not None:
             yield Item(here, there, {}, fault)
         elif isinstance(row, dict):
-            yield Item(here, there, picked(row, columns) if columns else row)
+            yield Item(here, there, picked(row, columns))
         else:
             yield Item(here, there, {}, f"a JSON {type(row).__name__}; each line must be an object")
 

@@ -28,7 +28,13 @@ ARROW_EXTENT_ROWS = 1000
 FILES_AT_ONCE = 16
 REMOTE_ATTEMPTS = 4
 REMOTE_WAIT_S = 1.0
-KEYS_OF_COLUMNS = "task.text_column, task.label_column or task.target_columns"
+KEYS_OF_COLUMNS = (
+    "task.rows; or, of lettered choices, task.text_column and task.label_column",
+    "task.text_column, task.label_column or task.target_columns",
+    "task.text_column and task.label_column, or for questions task.question_column, task.context_column and "
+    "task.answers_column",
+)
+"""By how many columns hold texts."""
 KEYS_OF_WORDS = "task.words_column or task.label_column"
 
 
@@ -292,7 +298,7 @@ def read_in_order(
             if item.fault is None:
                 yield record
             elif number == 1 and item.fault.startswith(FAULTS_OF_SOURCE):
-                keys = listing.column_key or (KEYS_OF_WORDS if of_words else KEYS_OF_COLUMNS)
+                keys = listing.column_key or (KEYS_OF_WORDS if of_words else KEYS_OF_COLUMNS[num_texts])
                 what_to_do = f". Set {keys}" if item.fault.startswith("no column") else ""
                 raise DataError(f"{record.place}: {item.fault}{what_to_do}")
             else:

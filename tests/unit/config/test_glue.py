@@ -19,7 +19,7 @@ from ted_ds.data.reading.listing import list_data
 from ted_ds.errors import ConfigError
 from ted_ds.planning.plan import describe
 from ted_ds.tasks.kind import kind_of
-from tests.task_kinds import plan_recipe
+from tests.task_kinds import labelled, plan_recipe
 from tests.tiny import recipe_dict, texts, write_model, write_recipe, write_tokenizer
 
 # --- what the names stand for, by the card of nyu-mll/glue and GLUE's own files -------------------------------------
@@ -261,7 +261,7 @@ def test_predictions_of_each_task_are_scored_by_the_libraries(tmp_path: Path) ->
     for name in GLUE:
         kind: Any = kind_of(load_recipe(short_recipe(tmp_path, name)).task)
         outputs, labels = (torch.tensor(recorded[name][part]) for part in ("outputs", "labels"))
-        scores = kind.scorer.score([kind.scorer.observe(outputs, labels)])
+        scores = kind.scorer.score([kind.scorer.observe(outputs, labelled(labels))])
         if name == "stsb":
             columns = outputs[:, 0].double().numpy(), labels[:, 0].double().numpy()
             assert scores["pearson"] == pytest.approx(pearsonr(*columns).statistic)

@@ -24,7 +24,7 @@ LABELLED_KINDS = (
     "multi_label_classification",
     "token_classification",
 )
-KINDS = (*LABELLED_KINDS, "regression", "multiple_choice", "causal_lm", "masked_lm", "chat")
+KINDS = (*LABELLED_KINDS, "regression", "multiple_choice", "question_answering", "causal_lm", "masked_lm", "chat")
 
 
 @pytest.fixture
@@ -621,7 +621,8 @@ def test_every_kind_of_task_is_read(tmp_path: Path, kind: str) -> None:
     task = load_recipe(write_task(tmp_path, task_dict(kind))).task
     assert task.kind == kind
     assert task.sequence_length == 16
-    assert task.document_column == (None if kind in ("token_classification", "multiple_choice", "chat") else "text")
+    without_text = ("token_classification", "multiple_choice", "question_answering", "chat")
+    assert task.document_column == (None if kind in without_text else "text")
     if isinstance(task, DocumentTask):
         assert task.packing.isolate_documents == (kind == "causal_lm")
     if task.has_lm_head:

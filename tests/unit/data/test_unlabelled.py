@@ -18,7 +18,7 @@ from ted_ds.data.reading.listing import list_data
 from ted_ds.data.rows import refuse_without_labels
 from ted_ds.errors import DataError
 from ted_ds.tasks.kind import kind_of
-from tests.task_kinds import SCORERS, make_guess
+from tests.task_kinds import SCORERS, labelled, make_guess
 from tests.tiny import texts, write_rows, write_tokenizer
 
 LABELS = ["sad", "glad"]
@@ -120,10 +120,10 @@ def test_a_text_of_which_no_token_is_made_is_a_bad_record_with_its_place(tmp_pat
 def test_scores_are_of_rows_with_labels_alone() -> None:
     logits = torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 2.0]])
     of_one, of_many = SCORERS["sequence_classification"], SCORERS["multi_label_classification"]
-    single = of_one.score([of_one.observe(logits, torch.tensor([0, -100, 1]))])
+    single = of_one.score([of_one.observe(logits, labelled(torch.tensor([0, -100, 1])))])
     assert (single["num_examples"], single["accuracy"]) == (2, 1.0)
     labels = torch.tensor([[1.0, 0.0], [math.nan, math.nan], [1.0, 1.0]])
-    many = of_many.score([of_many.observe(torch.tensor([[1.0, -1.0], [1.0, 1.0], [1.0, -1.0]]), labels)])
+    many = of_many.score([of_many.observe(torch.tensor([[1.0, -1.0], [1.0, 1.0], [1.0, -1.0]]), labelled(labels))])
     assert (many["num_examples"], many["exact_match"]) == (2, 0.5)
 
 
@@ -131,7 +131,7 @@ def test_the_scores_of_regression_are_over_the_targets_that_there_are() -> None:
     outputs = torch.tensor([[1.0, 5.0], [2.0, 7.0], [3.0, 9.0], [100.0, 100.0]])
     targets = torch.tensor([[1.5, math.nan], [2.5, 7.0], [3.5, 8.0], [math.nan, math.nan]])
     scorer = SCORERS["regression"]
-    scores = scorer.score([scorer.observe(outputs, targets)])
+    scores = scorer.score([scorer.observe(outputs, labelled(targets))])
     assert scores["num_examples"] == 3
     assert scores["loss"] == pytest.approx((3 * 0.25 + 0 + 1) / 5)
     assert scores["pearson"] == pytest.approx(1.0)

@@ -22,6 +22,7 @@ from ted_ds.errors import ConfigError
 from ted_ds.planning.plan import describe, plan_recipe
 from ted_ds.planning.steps import with_rows
 from ted_ds.tasks.kind import kind_of
+from tests.task_kinds import OF_NAME
 from tests.tiny import LABELS, ROOT, WORD_LABELS, write_labelled, write_rows, write_run, write_tokenizer
 
 PLAN = {"learning_rate": 1e-3, "global_batch_size": 4, "micro_batch_size": 2}
@@ -224,6 +225,25 @@ def test_check_says_what_epochs_come_to_or_that_it_does_not_know(
     lines = describe(recipe, plan, num_ranks=1).splitlines()
     assert f"{'distill':16} {words}" in lines
     assert "filters.teacher  2 steps x 4 sequences = 1 ranks x 2 microbatches x 2; at most 128 tokens" in lines
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "is_known"),
+    [("question_answering", (), False), ("chat", ("task.pack=true",), False), ("chat", (), True)],
+)
+def test_check_does_not_know_how_many_sequences_examples_come_to(
+    tmp_path: Path, kind: str, changes: tuple[str, ...], is_known: bool
+) -> None:
+    recipe, plan = plan_recipe(str(write_run(tmp_path, kind=kind)), [*IN_EPOCHS, *changes], kind_of)
+    (line,) = (line for line in describe(recipe, plan, num_ranks=1).splitlines() if line.startswith("distill  "))
+    assert ("3 epochs = steps that are known once the data are read" in line) != is_known
+
+
+def test_rows_that_no_conversation_can_be_read_of_are_not_counted(tmp_path: Path) -> None:
+    rows = [{"prompt": "ba be", "completion": f" bi {number}"} for number in range(4)]
+    path = write_rows(tmp_path / "a.jsonl", [*rows, {"prompt": "ba be"}])
+    task = OF_NAME["chat"].task
+    assert counted(tmp_path, path, task=task, validation=[Source(path=str(path))]) == RowCount(4, is_exact=True)
 
 
 def test_check_needs_no_torch_to_count() -> None:

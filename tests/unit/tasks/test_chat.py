@@ -351,6 +351,7 @@ def test_what_filters_were_learned_on_hangs_on_no_setting_of_stage_two_and_on_no
     plan = planned(tmp_path, task_dict("chat"))
     assert inputs(DISTILL) == {
         "kind": "chat",
+        "headline": None,
         "max_length": 16,
         "chat_template": "abc",
         "completions": "all",

@@ -21,7 +21,7 @@ from ted_ds.data.samples import Sample
 from ted_ds.numerics.vocabulary import vocabulary_scores
 from ted_ds.tasks.kind import kind_of
 from ted_ds.tasks.scoring import evaluate
-from tests.task_kinds import OF_NAME, SCORERS, with_outputs
+from tests.task_kinds import OF_NAME, SCORERS, labelled, with_outputs
 from tests.tiny import task_dict
 
 NUM_OUTPUTS = 3
@@ -47,7 +47,7 @@ def score(task: str, logits: Tensor, labels: Tensor, *, size: int = 5) -> dict[s
     """Of logits and labels that are observed in batches of ``size``."""
     scorer = with_outputs(task, NUM_OUTPUTS).scorer
     parts = range(0, len(labels), size)
-    return scorer.score([scorer.observe(logits[i : i + size], labels[i : i + size]) for i in parts])
+    return scorer.score([scorer.observe(logits[i : i + size], labelled(labels[i : i + size])) for i in parts])
 
 
 def with_empty_rows(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,9 +133,9 @@ def test_of_two_labels_there_is_an_f1_of_the_second(task: str) -> None:
     predictions = torch.tensor([0, 1, 0, 1, 1, 1, 0])
     given = labels if task == "sequence_classification" else F.one_hot(labels).double()
     scorer = with_outputs(task, 2).scorer
-    scores = scorer.score([scorer.observe(F.one_hot(predictions, 2).float(), given)])
+    scores = scorer.score([scorer.observe(F.one_hot(predictions, 2).float(), labelled(given))])
     assert scores["f1"] == f1_score(labels, predictions) == pytest.approx(6 / 8)
-    nothing = scorer.score([scorer.observe(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), given[:2])])
+    nothing = scorer.score([scorer.observe(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), labelled(given[:2]))])
     assert nothing["f1"] == 0
     assert "f1" not in score(task, normal(COUNT, NUM_OUTPUTS, seed=0), labels_of(task))
 
@@ -146,7 +146,8 @@ def test_tokens_have_a_perplexity() -> None:
     kept = labels != -100
     loss = log_loss(labels[kept], logits[kept].double().softmax(-1), labels=range(9))
     scorer = SCORERS["causal_lm"]
-    observed = [scorer.observe(sums_of(logits[row], labels[row]), labels[row]) for row in range(len(labels))]
+    rows = zip(logits.split(1), labels.split(1), strict=True)
+    observed = [scorer.observe(sums_of(*of_row), labelled(of_row[1])) for of_row in rows]
     assert scorer.score(observed) == {
         "perplexity": pytest.approx(math.exp(loss), rel=1e-6),
         "loss": pytest.approx(loss, rel=1e-6),
@@ -156,7 +157,7 @@ def test_tokens_have_a_perplexity() -> None:
 
 def test_a_perplexity_that_no_number_holds_is_a_large_one() -> None:
     scorer = SCORERS["causal_lm"]
-    scores = scorer.score([scorer.observe(torch.tensor([5000.0, 0.0]), torch.tensor([[0]]))])
+    scores = scorer.score([scorer.observe(torch.tensor([5000.0, 0.0]), labelled(torch.tensor([[0]])))])
     assert scores["loss"] == 5000
     assert scores["perplexity"] == math.exp(700)
 
@@ -167,7 +168,8 @@ def test_masked_tokens_have_a_pseudo_perplexity_and_an_accuracy() -> None:
     kept = labels != -100
     loss = log_loss(labels[kept], logits[kept].double().softmax(-1), labels=range(9))
     scorer = SCORERS["masked_lm"]
-    observed = [scorer.observe(sums_of(logits[row], labels[row]), labels[row]) for row in range(len(labels))]
+    rows = zip(logits.split(1), labels.split(1), strict=True)
+    observed = [scorer.observe(sums_of(*of_row), labelled(of_row[1])) for of_row in rows]
     right = accuracy_score(labels[kept], logits[kept].argmax(-1))
     assert right > 0
     assert scorer.score(observed) == {
@@ -176,7 +178,8 @@ def test_masked_tokens_have_a_pseudo_perplexity_and_an_accuracy() -> None:
         "loss": pytest.approx(loss, rel=1e-6),
         "num_tokens": 6 + 2 + 6,
     }
-    assert scorer.score([scorer.observe(torch.tensor([5000.0, 0.0]), labels)])["pseudo_perplexity"] < math.inf
+    large = scorer.score([scorer.observe(torch.tensor([5000.0, 0.0]), labelled(labels))])
+    assert large["pseudo_perplexity"] < math.inf
     assert scorer.headline == "pseudo_perplexity"
 
 
@@ -202,11 +205,11 @@ def test_a_recipe_may_choose_any_metric_of_its_kind_as_headline(kind: str) -> No
         type(own.task)(**task_dict(kind), headline="perplexityy")
 
 
-def two_outputs(kind: str) -> tuple[Tensor, Tensor]:
+def two_outputs(kind: str) -> tuple[Tensor, Batch]:
     labels = labels_of(kind)
     columns = 1 if kind == "regression" else 2
     labels = labels % 2 if kind == "sequence_classification" else labels[:, :columns]
-    return normal(COUNT, columns, seed=0), labels
+    return normal(COUNT, columns, seed=0), labelled(labels)
 
 
 def test_what_needs_two_labels_or_entities_is_a_headline_only_where_there_are_some() -> None:

@@ -30,7 +30,7 @@ from ted_ds.tasks.kind import kind_of
 from ted_ds.tasks.multiple_choice import Question, lettered
 from ted_ds.vetting.batch_text import first_batch
 from ted_ds.vetting.composition import mixed_lengths
-from tests.task_kinds import plan_recipe
+from tests.task_kinds import plan_recipe, samples_of
 from tests.tiny import write_labelled, write_model, write_rows, write_run, write_tokenizer
 
 COLUMNS: dict[str, Any] = {"kind": "multiple_choice", "choice_columns": ["ending0", "ending1", "ending2"]}
@@ -42,7 +42,8 @@ ROW = {"text": "ba be", "ending0": "bi", "ending1": "bo bu", "ending2": "ca", "l
 
 def read(settings: dict[str, Any], row: dict[str, Any], **declared: Any) -> Question:
     kind: Any = kind_of(MultipleChoice(**settings))
-    return kind.read(row, where="a.jsonl: row 7", declared=declared)
+    (found,) = kind.read(row, where="a.jsonl: row 7", declared=declared)
+    return found
 
 
 def question(text: str, label: int | None, *choices: str) -> Question:
@@ -174,7 +175,7 @@ def some_batch(tmp_path: Path) -> tuple[Any, Any, Any]:
     tokenizer = write_tokenizer(tmp_path / "own", encoder=True)
     kind: Any = kind_of(MultipleChoice(**COLUMNS))
     rows = [ROW, {**ROW, "text": "zo", "label": None}]
-    samples = kind.encode(tokenizer, [kind.read(row, where="", declared={}) for row in rows])
+    samples = samples_of(kind, tokenizer, [one for row in rows for one in kind.read(row, where="", declared={})])
     collate = Collator(0, "class", with_token_types=True, rows_per_sample=3)
     return kind, tokenizer, collate([*samples, None])
 

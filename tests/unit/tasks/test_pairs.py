@@ -25,7 +25,7 @@ from ted_ds.tasks.kind import kind_of
 from ted_ds.verbs.tokenizer import train_from_recipe
 from ted_ds.vetting.batch_text import first_batch
 from ted_ds.vetting.composition import mixed_lengths
-from tests.task_kinds import plan_recipe
+from tests.task_kinds import plan_recipe, samples_of
 from tests.tiny import (
     LABELS,
     recipe_dict,
@@ -75,7 +75,7 @@ def test_every_task_with_a_head_for_texts_takes_pairs(tmp_path: Path) -> None:
     number = Regression(kind="regression", target_columns=["score"], text_column=COLUMNS)
     kind: Any = kind_of(number)
     assert (kind.columns, kind.num_texts) == (["first", "second", "score"], 2)
-    assert kind.read({**ROW, "score": 3}, where="", declared={}) == Example("ba be", [3.0], "bi")
+    assert kind.read({**ROW, "score": 3}, where="", declared={}) == [Example("ba be", [3.0], "bi")]
     for name in ("soft_label_classification", "multi_label_classification"):
         recipe = write_recipe(tmp_path / "recipe.yaml", recipe_dict(tmp_path, kind=name))
         task = load_recipe(recipe, ["task.text_column=[first, second]"]).task
@@ -176,7 +176,7 @@ def test_token_types_tell_samples_apart() -> None:
 def test_a_batch_of_pairs_is_shown_with_what_stands_between_them(tmp_path: Path) -> None:
     tokenizer = write_tokenizer(tmp_path, encoder=True)
     kind: Any = kind_of(TASK)
-    samples = kind.encode(tokenizer, [Example("ba be", 0, "bi")])
+    samples = samples_of(kind, tokenizer, [Example("ba be", 0, "bi")])
     batch = Collator(0, "class", with_token_types=True)(samples)
     assert first_batch(batch, tokenizer, kind)[1] == "  [CLS] ba be [SEP] bi [SEP]  -> negative"
 

@@ -28,6 +28,7 @@ from ted_ds.numerics.filters import FilterBank
 from ted_ds.tasks.kind import kind_of
 from ted_ds.tasks.token_classification import Words, entities, first_tokens
 from ted_ds.verbs.tokenizer import train_from_recipe
+from tests.task_kinds import labelled, samples_of
 from tests.tiny import SPECIAL_TOKENS, WORD_LABELS, model_config, recipe_dict, write_recipe, write_rows, write_tokenizer
 
 LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
@@ -37,8 +38,9 @@ CONLL = TokenClassification(kind="token_classification", labels=LABELS, rows="co
 
 def label_of(value: Any, *, words: int = 3, declared: Any = None, task: Any = LISTS) -> Any:
     row = {"tokens": ["w"] * words, "ner_tags": value}
-    read = kind_of(task).read(row, where="a.jsonl: row 7", declared={} if declared is None else {"ner_tags": declared})
-    assert read is not None
+    (read,) = kind_of(task).read(
+        row, where="a.jsonl: row 7", declared={} if declared is None else {"ner_tags": declared}
+    )
     return read.label
 
 
@@ -101,10 +103,10 @@ def conll(block: str) -> Any:
 
 
 def test_a_line_has_its_word_first_and_its_label_last() -> None:
-    read = conll("EU NNP B-NP B-PER\n  rejects\tVBZ   B-VP O \r\n\u2028 . 0")
+    (read,) = conll("EU NNP B-NP B-PER\n  rejects\tVBZ   B-VP O \r\n\u2028 . 0")
     assert read == Words("EU rejects \u2028", [1, 0, 0], words=["EU", "rejects", "\u2028"])
-    assert conll("EU\nrejects") == Words("EU rejects", None, words=["EU", "rejects"])
-    assert conll("-DOCSTART- -X- O O") is None
+    assert conll("EU\nrejects")[0] == Words("EU rejects", None, words=["EU", "rejects"])
+    assert conll("-DOCSTART- -X- O O") == []
 
 
 @pytest.mark.parametrize(
@@ -232,7 +234,7 @@ def bytes_of_words(*, trim: bool) -> PreTrainedTokenizerFast:
 
 def labels_on(tokenizer: PreTrainedTokenizerFast, words: list[str]) -> tuple[list[str], list[int]]:
     task = LISTS.model_copy(update={"labels": [str(index) for index in range(len(words))], "max_length": 99})
-    (sample,) = kind_of(task).encode(tokenizer, [Words(" ".join(words), [*range(len(words))], words=words)])  # type: ignore[attr-defined]
+    (sample,) = samples_of(kind_of(task), tokenizer, [Words(" ".join(words), [*range(len(words))], words=words)])
     return tokenizer.convert_ids_to_tokens(sample.input_ids), sample.label
 
 
@@ -272,7 +274,7 @@ def test_a_token_may_begin_several_words_and_has_the_first_ones_label() -> None:
 def test_labels_stand_beside_their_tokens_in_a_batch(side: Any) -> None:
     kind = kind_of(LISTS)
     rows = [Words("ba be", [1, 2], words=["ba", "be"]), Words("bo", None, words=["bo"]), Words("bi", [0], words=["bi"])]
-    samples = kind.encode(bytes_of_words(trim=True), rows)  # type: ignore[attr-defined]
+    samples = samples_of(kind, bytes_of_words(trim=True), rows)
     collate = Collator(0, kind.collated_as, side=side, multiple_of=8)
     batch = collate([*samples, None])
     for row, sample in enumerate(samples):
@@ -323,7 +325,7 @@ def test_the_score_is_that_of_seqeval_over_all_batches() -> None:
     scorer, labels = kind_of(LISTS).scorer, tensors(GIVEN)
     logits = torch.nn.functional.one_hot(tensors(PREDICTED).clamp(min=0), len(LABELS)).float() * 4
     logits[labels == -100] = 99.0
-    scores = scorer.score([scorer.observe(logits[i : i + 2], labels[i : i + 2]) for i in range(0, 5, 2)])
+    scores = scorer.score([scorer.observe(logits[i : i + 2], labelled(labels[i : i + 2])) for i in range(0, 5, 2)])
     # precision_score, recall_score and f1_score of seqeval 1.2.2 are 0.8 each
     assert (scorer.headline, scorer.higher_is_better) == ("f1", True)
     assert {name: scores[name] for name in ("f1", "precision", "recall")} == pytest.approx(
@@ -337,7 +339,7 @@ def test_the_score_is_that_of_seqeval_over_all_batches() -> None:
 
 def test_nothing_found_is_a_score_of_0() -> None:
     scorer, labels = kind_of(LISTS).scorer, tensors([["O", "O"]])
-    scores = scorer.score([scorer.observe(torch.eye(5)[labels.clamp(min=0)], labels)])
+    scores = scorer.score([scorer.observe(torch.eye(5)[labels.clamp(min=0)], labelled(labels))])
     assert (scores["f1"], scores["precision"], scores["recall"], scores["accuracy"]) == (0, 0, 0, 1)
 
 
@@ -345,7 +347,7 @@ def test_parts_of_speech_mark_no_entities_and_have_accuracy() -> None:
     task = TokenClassification(kind="token_classification", labels=["NOUN", "VERB", "O"])
     scorer, labels = kind_of(task).scorer, torch.tensor([[0, 1, 2, -100]])
     assert scorer.headline == "accuracy"
-    scores = scorer.score([scorer.observe(torch.eye(3)[torch.tensor([[0, 1, 1, 1]])], labels)])
+    scores = scorer.score([scorer.observe(torch.eye(3)[torch.tensor([[0, 1, 1, 1]])], labelled(labels))])
     assert scores.keys() == {"accuracy", "loss", "num_examples", "num_words"}
     assert scores["accuracy"] == pytest.approx(2 / 3)
 
@@ -362,7 +364,7 @@ def test_the_guess_knows_how_frequent_labels_of_words_are() -> None:
 def test_a_batch_is_shown_with_the_labels_of_its_words() -> None:
     tokenizer = wordpiece()
     kind = kind_of(LISTS)
-    samples = kind.encode(tokenizer, [Words("EU rejects a", [1, 0, -100], words=["EU", "rejects", "a"])])  # type: ignore[attr-defined]
+    samples = samples_of(kind, tokenizer, [Words("EU rejects a", [1, 0, -100], words=["EU", "rejects", "a"])])
     batch = Collator(0, kind.collated_as, multiple_of=8)(samples)
     shown = kind.show_row(batch, 0, tokenizer)
     assert shown == "‹[CLS]› EU[B-PER] re[O]‹ ##ject›‹ ##s›‹ a›‹ [SEP]›[pad x1]"

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from ted_ds.config.tasks import SequenceClassification, TokenClassification
 from ted_ds.numerics.losses import cross_entropy_sum
 from ted_ds.tasks.kind import kind_of
+from tests.task_kinds import labelled
 
 LABELS = ["sad", "glad", "mad"]
 SECTIONS: dict[str, Any] = {
@@ -39,7 +40,8 @@ def test_models_are_trained_by_them_and_scored_without(name: str, weights: Any, 
     assert torch.equal(kind.terms.loss_sum(logits, labels), plain)
     scorer = kind.scorer
     by_word = name == "token_classification"
-    observed = scorer.observe(*((logits[None], labels[None]) if by_word else (logits, labels)))
+    outputs, given_labels = (logits[None], labels[None]) if by_word else (logits, labels)
+    observed = scorer.observe(outputs, labelled(given_labels))
     assert scorer.score([observed])["loss"] == pytest.approx(float(plain) / 3)
 
 

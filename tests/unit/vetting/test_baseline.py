@@ -11,7 +11,7 @@ import torch
 from ted_ds.models.predictions import DensePredictions
 from ted_ds.tasks.guess import Guess
 from ted_ds.vetting.baseline import judge_against_guess, read_examples
-from tests.task_kinds import TASK_TERMS, make_guess
+from tests.task_kinds import TASK_TERMS, labelled, make_guess
 
 KIND = "sequence_classification"
 
@@ -19,7 +19,7 @@ KIND = "sequence_classification"
 def verdict_on(probabilities, labels):
     """Of a classifier that predicts these probabilities."""
     logits = torch.tensor(np.log(np.maximum(probabilities, 1e-9)))
-    examples = read_examples(DensePredictions(logits), torch.tensor(labels), TASK_TERMS[KIND], classes=True)
+    examples = read_examples(DensePredictions(logits), labelled(torch.tensor(labels)), TASK_TERMS[KIND], classes=True)
     names = [f"name {index}" for index in range(logits.shape[1])]
     guess = make_guess(KIND, num_outputs=logits.shape[1], labels=labels)
     return judge_against_guess("teacher", examples, guess, labels=names)
@@ -111,7 +111,7 @@ def test_a_task_without_one_class_an_example_has_no_accuracy_and_no_order(kind, 
     """Also where its outputs have names: a text may have several of them, or none."""
     targets = torch.tensor(labels)
     logits = (2 * targets - 1) * (1 if kind == "regression" else 6) + (0 if kind != "regression" else targets * -1 + 1)
-    examples = read_examples(DensePredictions(logits), targets, TASK_TERMS[kind], classes=False)
+    examples = read_examples(DensePredictions(logits), labelled(targets), TASK_TERMS[kind], classes=False)
     assert {(one.prediction, one.label) for one in examples} == {(None, None)}
     guess = make_guess(kind, num_outputs=targets.shape[1], labels=labels)
     names = ["first", "second"][: targets.shape[1]]
@@ -119,7 +119,7 @@ def test_a_task_without_one_class_an_example_has_no_accuracy_and_no_order(kind, 
     loss = sum(one.loss for one in examples) / sum(one.count for one in examples)
     assert (verdict.status, verdict.detail) == ("pass", f"loss {loss:.4g}, guessing {guess.what} {guess.loss:.4g}")
     # and one that knows nothing is found out: there is no accuracy that could speak for it
-    knows_nothing = read_examples(DensePredictions(-logits), targets, TASK_TERMS[kind], classes=False)
+    knows_nothing = read_examples(DensePredictions(-logits), labelled(targets), TASK_TERMS[kind], classes=False)
     assert judge_against_guess("teacher", knows_nothing, guess, labels=names).status == "fail"
 
 
@@ -134,7 +134,7 @@ def test_the_accuracy_of_a_classifier_is_said_and_can_speak_for_it():
 
 def test_targets_that_do_not_vary_cannot_be_guessed_worse():
     examples = read_examples(
-        DensePredictions(torch.zeros(64, 1)), torch.ones(64, 1), TASK_TERMS["regression"], classes=False
+        DensePredictions(torch.zeros(64, 1)), labelled(torch.ones(64, 1)), TASK_TERMS["regression"], classes=False
     )
     guess = make_guess("regression", num_outputs=1, labels=[[1.0]] * 64)
     verdict = judge_against_guess("teacher", examples, guess, labels=[])

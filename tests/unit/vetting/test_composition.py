@@ -10,7 +10,7 @@ import torch
 from ted_ds.data.samples import Sample
 from ted_ds.models.predictions import DensePredictions
 from ted_ds.vetting.composition import judge_composition, mixed_lengths, numbers_of_rows
-from tests.task_kinds import TASK_TERMS
+from tests.task_kinds import TASK_TERMS, labelled
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_a_batch_is_as_uneven_as_the_data_allow() -> None:
 def test_a_row_is_its_loss_per_label_and_its_logits() -> None:
     logits = torch.tensor([[0.0, math.log(3)], [1.0, 2.0]])
     first, second = numbers_of_rows(
-        DensePredictions(logits), torch.tensor([1, -100]), TASK_TERMS["sequence_classification"]
+        DensePredictions(logits), labelled(torch.tensor([1, -100])), TASK_TERMS["sequence_classification"]
     )
     assert first == pytest.approx([math.log(4 / 3), 0, math.log(3)])
     assert second == pytest.approx([0, 1, 2])
