@@ -63,7 +63,8 @@ def test_streams_are_written_as_before(options: list[str]) -> None:
         f"outlast_readers()\nprint(before == {about}, before)"
     )
     command = [sys.executable, *options, "-c", program]
-    environment = {**os.environ, "PYTHONIOENCODING": "latin-1:replace"} if not options else None
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    environment |= {"PYTHONIOENCODING": "latin-1:replace"} if not options else {}
     said = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
     assert said.startswith("True "), said
 
