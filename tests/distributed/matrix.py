@@ -95,7 +95,7 @@ SIZES = {
         768,
         (1,),
         (2,),
-        256,
+        272,  # a choice has a word before it, and rows are padded to a multiple
         (((80, 176), (256,), (48, 64, 144), (1, 255), (128, 128), (32, 224), (160, 96), (112, 144)),),
     ),
 }
