@@ -48,6 +48,15 @@ def metrics(folder):
     return read_metrics(folder / "run")
 
 
+def language_tests(folder):
+    """Settings of a run: what its models are tested by as language models."""
+    story = folder / "story.jsonl"
+    return (
+        f"evaluation.perplexity={{story: {{sources: [{{path: {story}}}], window: 8}}}}",
+        f"evaluation.last_word={{ends: {{sources: [{{path: {story}}}]}}}}",
+    )
+
+
 @pytest.fixture(scope="module")
 def lm_run(tmp_path_factory):
     """A TED run of a tiny Llama on two ranks under ZeRO-1, and the same command once more."""
@@ -58,12 +67,8 @@ def lm_run(tmp_path_factory):
         (teacher / name).write_text(f"{name} of the teacher\n")
     config = json.loads((teacher / "config.json").read_text())
     (teacher / "config.json").write_text(json.dumps({**config, "_name_or_path": str(teacher)}))
-    story = write_corpus(folder / "story.jsonl", 7, seed=4)
-    tests = (
-        f"evaluation.perplexity={{story: {{sources: [{{path: {story}}}], window: 8}}}}",
-        f"evaluation.last_word={{ends: {{sources: [{{path: {story}}}]}}}}",
-    )
-    arguments = ("run", str(recipe), *BOTH_FINETUNED, *tests)
+    write_corpus(folder / "story.jsonl", 7, seed=4)
+    arguments = ("run", str(recipe), *BOTH_FINETUNED, *language_tests(folder))
     first = deepspeed(*arguments)
     assert first.code == 0, first.output
     return folder, first, forked(*arguments, num_ranks=2)
@@ -237,6 +242,7 @@ def test_another_cut_of_the_batch_or_another_stage_is_the_same_run(lm_run):
         "run",
         str(folder / "recipe.yaml"),
         *(one.replace("micro_batch_size: 2", "micro_batch_size: 1") for one in BOTH_FINETUNED),
+        *language_tests(folder),
         ZERO3,
     )
     assert outcome.code == 0, outcome.output
