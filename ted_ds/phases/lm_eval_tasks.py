@@ -41,6 +41,26 @@ class Job:
     results: str
 
 
+class SignsOfLife:
+    """Whether a log still grows: a process that hangs says nothing more."""
+
+    def __init__(self, log: Path, limit_s: float) -> None:
+        """Give it so many seconds of silence."""
+        self._log, self._limit_s = log, limit_s
+        self._size, self._grew_at = -1, time.monotonic()
+        self.missing_s: float | None = None
+        """How long it had been silent, once that was too long."""
+
+    def are_missing(self) -> bool:
+        """Whether nothing came for too long."""
+        size, now = self._log.stat().st_size, time.monotonic()
+        if size != self._size:
+            self._size, self._grew_at = size, now
+        elif now - self._grew_at > self._limit_s:
+            self.missing_s = now - self._grew_at
+        return self.missing_s is not None
+
+
 def _inputs(inputs: Inputs, _: Phase) -> dict[str, Any]:
     tasks = inputs.recipe.evaluation.lm_eval or []
     return {
@@ -69,10 +89,14 @@ def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
             results=str(place / RESULTS_FILE),
         )
         process = _start(job, place) if build.world.is_main else None
+        build.screen.say(f"  {phase.name}: {', '.join(job.tasks)}, by lm-eval in a process of its own")
+        signs = SignsOfLife(place / "log", build.recipe.collective_timeout_s)
         try:
             # the others wait for a second at a time, however long the tasks take
             while build.world.highest(process is not None and process.poll() is None)[0]:
                 build.stop_if_asked()
+                if build.world.highest(process is not None and signs.are_missing())[0]:
+                    break  # it is killed, and that is said below
                 time.sleep(POLL_S)
         finally:
             if process is not None and process.poll() is None:
@@ -81,11 +105,16 @@ def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
 
         def read() -> dict[str, float]:
             assert process is not None
+            if signs.missing_s is not None:
+                raise ConfigError(
+                    f"evaluation.lm_eval: lm-eval said nothing for {signs.missing_s:.0f} s and was ended; raise "
+                    f"collective_timeout_s, or leave out what hangs of {', '.join(job.tasks)}"
+                )
             if process.returncode != 0:
                 lines = (place / "log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
                 raise ConfigError(
                     f"evaluation.lm_eval: lm-eval ended with code {process.returncode}; its last lines: "
-                    f"{' | '.join(lines[-LAST_LINES:])}"
+                    f"{' | '.join(lines[-LAST_LINES:])}; mend the task, or remove it"
                 )
             return json.loads(Path(job.results).read_text(encoding="utf-8"))
 
