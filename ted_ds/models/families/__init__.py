@@ -1,0 +1,35 @@
+"""The model families that ted_ds knows, without torch: all that is asked by a model type is asked here.
+
+To add one, write a :class:`~ted_ds.models.family.Family` in the file of its like; ``tests/parity/test_families.py``
+then holds it against the plain transformers forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ted_ds.errors import ConfigError
+from ted_ds.models.families.decoders import DECODERS
+from ted_ds.models.families.encoders import ENCODERS
+from ted_ds.models.family import Family
+
+FAMILIES = (*DECODERS, *ENCODERS)
+FAMILY_OF: Mapping[str, Family] = {name: family for family in FAMILIES for name in family.model_types}
+KNOWN_TYPES = tuple(FAMILY_OF)
+SPAN_TYPES = tuple(name for name, family in FAMILY_OF.items() if family.span_head is not None)
+
+
+def types_of(language_model: str) -> tuple[str, ...]:
+    """The types whose language models are a ``CausalLM``, or a ``MaskedLM``."""
+    return tuple(name for name, family in FAMILY_OF.items() if family.language_model == language_model)
+
+
+def family_of(model_type: str) -> Family:
+    """The family of a ``model_type``.
+
+    Raises:
+        ConfigError: No family covers it.
+    """
+    if model_type not in FAMILY_OF:
+        raise ConfigError(f"model type {model_type!r} has no family; ted_ds knows {', '.join(sorted(FAMILY_OF))}")
+    return FAMILY_OF[model_type]

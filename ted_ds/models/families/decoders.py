@@ -1,0 +1,70 @@
+"""Families of decoders: causal language models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ted_ds.models.family import Family
+
+LLAMA = Family(
+    model_types=("llama",),
+    embeddings_path="model.embed_tokens",
+    token_embeddings_path="model.embed_tokens",
+    blocks_path="model.layers",
+    arrival_path="model.embed_tokens",
+    behind_blocks=("model.norm",),
+    final_norm_path="model.norm",
+    lm_head_path="lm_head",
+    lm_heads_in_files=("lm_head",),
+    ties_by_default=False,
+    label_heads=("score",),
+    lacks=("MultipleChoice",),
+    pooled_token="last",
+    positions="rotary",
+    attention_dropouts=("attention_dropout",),
+    label_dropouts={"TokenClassification": "classifier_dropout"},
+    buffers=("rotary_emb.inv_freq",),
+)
+MISTRAL = replace(LLAMA, model_types=("mistral",), span_head="qa_outputs")
+QWEN2 = replace(
+    LLAMA,
+    model_types=("qwen2",),
+    block_kinds=("full_attention", "sliding_attention"),
+    tokenizer_class="Qwen2Tokenizer",
+    believes_tokenizer_files=False,
+)
+QWEN3 = replace(QWEN2, model_types=("qwen3",), believes_tokenizer_files=True)
+GPT2 = Family(
+    model_types=("gpt2",),
+    embeddings_path="transformer.drop",
+    token_embeddings_path="transformer.wte",
+    blocks_path="transformer.h",
+    arrival_path="transformer.wte",
+    before_blocks={"transformer.wpe": "added", "transformer.drop": "passed"},
+    behind_blocks=("transformer.ln_f",),
+    final_norm_path="transformer.ln_f",
+    lm_head_path="lm_head",
+    lm_heads_in_files=("lm_head",),
+    ties_by_default=True,
+    label_heads=("score", "classifier"),
+    lacks=("MultipleChoice",),
+    span_head="qa_outputs",
+    pooled_token="last",
+    positions="learned",
+    position_embeddings_path="transformer.wpe",
+    own_names={
+        "hidden_size": "n_embd",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "max_position_embeddings": "n_positions",
+        "intermediate_size": "n_inner",
+    },
+    hidden_dropouts=("embd_pdrop", "resid_pdrop"),
+    attention_dropouts=("attn_pdrop",),
+    label_dropouts={"TokenClassification": "classifier_dropout"},
+    inverse_number_key="scale_attn_by_inverse_layer_idx",
+    fused_queries=("attn.c_attn.weight", "attn.c_attn.bias"),
+    buffers=(".attn.bias", ".attn.masked_bias"),
+    tokenizer_class="GPT2Tokenizer",
+)
+DECODERS = (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2)
