@@ -230,9 +230,9 @@ def pair_covered(pair: Any, values: dict[str, Any]) -> bool:
     return all(name in values and values[name] == value for name, value in pair)
 
 
-def sample() -> list[Case]:
-    """Every allowed pair of values, in two different companies."""
-    return list(dict.fromkeys([*pairwise(seed=0), *pairwise(seed=1)]))
+def sample(companies: int = 2) -> list[Case]:
+    """Every allowed pair of values, in so many different companies."""
+    return list(dict.fromkeys(case for seed in range(companies) for case in pairwise(seed=seed)))
 
 
 def of_divergences() -> list[Case]:
