@@ -215,15 +215,22 @@ def pairwise(seed: int = 0) -> list[Case]:
                 options = [one for one in options if is_allowed({**values, name: one})]
                 if not options:
                     break
-                gain = {one: sum(pair_covered(p, {**values, name: one}) for p in missing) for one in options}
+                gain = {one: len(missing & pairs_with(name, one, values)) for one in options}
                 values[name] = generator.choice([one for one in options if gain[one] == max(gain.values())])
             else:
-                covered = {pair for pair in missing if pair_covered(pair, values)}
+                covered = {pair for name in names for pair in missing & pairs_with(name, values[name], values)}
                 if len(covered) > len(best[0]):
                     best = (covered, values)
         missing -= best[0]
         cases.append(make_case(best[1]))
     return cases
+
+
+def pairs_with(name: str, value: Any, values: dict[str, Any]) -> set[Any]:
+    """The pairs of one factor's value with those of the others, in the order of the factors."""
+    others = [(other, values[other]) for other in values if other != name]
+    place = list(FACTORS).index
+    return {tuple(sorted(((name, value), other), key=lambda one: place(one[0]))) for other in others}
 
 
 def pair_covered(pair: Any, values: dict[str, Any]) -> bool:
