@@ -167,8 +167,6 @@ class Recipe(Section):
                 "data.transfer: distill.method: sft has no teacher, and no labels of these texts are read; remove it, "
                 "or use method kd, lwd or ted"
             )
-        if self.distill.epochs is not None:
-            yield "distill.epochs: with data.transfer a step has rows of two sets; give distill.max_steps"
         columns = self.task.text_columns
         for index, source in enumerate(self.data.transfer):
             own = source.text_columns(columns)

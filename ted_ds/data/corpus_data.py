@@ -38,6 +38,10 @@ class CorpusData:
     """Its tokens are."""
     num_rows = None
     """Its sequences are made as it is read."""
+    train: Sequence[Sample] = ()
+    """So they are not held."""
+    transfer: Sequence[Sample] = ()
+    """Only rows without a label are."""
     has_token_types = False
     """A document is no pair."""
     template_sha256 = None

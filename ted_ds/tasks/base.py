@@ -169,6 +169,19 @@ class TaskKind(ABC, Generic[Task]):
         """The same as models are trained by them."""
         return self.terms
 
+    def settled(self, train: Sequence[Sample]) -> Task:  # noqa: ARG002 - as others do
+        """The recipe's section with the numbers in it that follow from what is trained on.
+
+        Raises:
+            DataError: None do.
+        """
+        return self.task
+
+    @property
+    def weights_in_words(self) -> str | None:
+        """What each label counts in the task loss in training; None where all count the same."""
+        return None
+
     @property
     @abstractmethod
     def scorer(self) -> Scorer:

@@ -18,7 +18,7 @@ from ted_ds.tasks.base import HeadKind
 from ted_ds.tasks.guess import Guess, one_of
 from ted_ds.tasks.label_values import is_nothing, label_id, list_of
 from ted_ds.tasks.shown import shown_tokens
-from ted_ds.tasks.weighing import weighed
+from ted_ds.tasks.weighing import weighed, weights_in_words, with_balance
 from ted_ds.tasks.word_scores import WordLabels
 
 if TYPE_CHECKING:
@@ -192,6 +192,16 @@ class TokenClassificationKind(HeadKind[Any]):
     def training_terms(self) -> TaskTerms:
         """With class weights and label smoothing, where the recipe has them."""
         return weighed(self.terms, self.task)
+
+    def settled(self, train: Sequence[Sample]) -> TokenClassification:
+        """With class weights that are balanced as numbers."""
+        labels = (sample.label for sample in train if isinstance(sample.label, Sequence))
+        return with_balance(self.task, [int(one) for label in labels for one in label if one != UNLABELLED])
+
+    @property
+    def weights_in_words(self) -> str | None:
+        """The class weights."""
+        return weights_in_words(self.task)
 
     @property
     def scorer(self) -> WordLabels:

@@ -92,7 +92,7 @@ def test_a_run_of_every_kind_of_task(tmp_path, kind, stage):
         write_rows(tmp_path / "train.jsonl", ({**row, "second": row["text"][::-1]} for row in rows))
     if kind == SCORED_APART:
         overrides.append(f"student.dropout={DROPOUT}")
-        overrides += ["task.headline=f1", "task.class_weights=[0.5,2]", "task.label_smoothing=0.1"]
+        overrides += ["task.headline=f1", "task.class_weights=balanced", "task.label_smoothing=0.1"]
         overrides += [f"data.apart={{again: [{{path: {tmp_path / 'train.jsonl'}}}]}}"]
     divergence, name = OTHER_TERMS.get(kind, ("kl", TASK_TERMS[kind].prediction_name))
     run_ranks(run, 2, str(recipe), [*overrides, f"distill.divergence={divergence}"])
@@ -108,6 +108,9 @@ def test_a_run_of_every_kind_of_task(tmp_path, kind, stage):
         assert results["teacher"]["again/loss"] != results["teacher"]["loss"], "it is another set"
         summed_up = {name: value for record in records(tmp_path, "evaluate") for name, value in record.items()}
         assert inputs_of(tmp_path, "distill")["dropout"] == yaml.safe_load(DROPOUT)
+        weights = [inputs_of(tmp_path, phase)["task"]["class_weights"] for phase in ("filters_teacher", "distill")]
+        assert weights[0] == weights[1]
+        assert sum(1 / weight for weight in weights[0]) == pytest.approx(2), "the mean over the data is 1"
         assert "dropout" not in inputs_of(tmp_path, "filters_student")
         names = ("classifier_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob")
         assert [getattr(config_of(tmp_path / "run" / "export"), name) for name in names] == [0.3, 0.2, 0.1]
