@@ -192,8 +192,7 @@ class Assembly:
         Raises:
             DataError: One cannot be.
         """
-        start = self.data.start or ()
-        tests = self.recipe.evaluation.tests
+        start, tests = self.data.start, self.recipe.evaluation.tests
         return [open_test(self.recipe, name, test, self.tokenizer, start) for _, name, test in tests]
 
     def run_test(self, forward: Any, test: OpenedTest) -> dict[str, float]:

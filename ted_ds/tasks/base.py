@@ -299,12 +299,7 @@ class HeadKind(TaskKind[HeadTask]):
     @property
     def head_config(self) -> dict[str, Any]:
         """Names of its outputs, and what they are, so that an exported model computes its own loss as trained."""
-        names = self.task.output_names
-        return {
-            "id2label": dict(enumerate(names)),
-            "label2id": {name: index for index, name in enumerate(names)},
-            "problem_type": self.problem_type,
-        }
+        return {**outputs_by_name(self.task.output_names), "problem_type": self.problem_type}
 
     def probes(
         self,
@@ -319,7 +314,20 @@ class HeadKind(TaskKind[HeadTask]):
         """A classifier each, at the token that the model itself is read at, or on the mean."""
         from ted_ds.models.heads import classification_probes
 
-        pooling = tapped.pooled_token if filters.pooling == "model" else filters.pooling
         return classification_probes(
-            bank, dim=dim, num_labels=self.task.num_outputs, pooling=pooling, unread_id=tapped.unread_id
+            bank,
+            dim=dim,
+            num_labels=self.task.num_outputs,
+            pooling=pooling_of(filters, tapped),
+            unread_id=tapped.unread_id,
         )
+
+
+def outputs_by_name(names: Sequence[str]) -> dict[str, Any]:
+    """What transformers' config says of a head whose outputs have these names, in their order."""
+    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+
+
+def pooling_of(filters: Filters, tapped: TappedModel) -> str:
+    """Where a text is read by what stands on its features in Stage I: as the recipe says, or where the model is."""
+    return tapped.pooled_token if filters.pooling == "model" else filters.pooling

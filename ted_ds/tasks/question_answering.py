@@ -12,9 +12,10 @@ import numpy as np
 
 from ted_ds.config.tasks import QuestionAnswering
 from ted_ds.data.samples import Example, Label, Sample
-from ted_ds.errors import CheckpointError, DataError
+from ted_ds.errors import DataError
+from ted_ds.models.tokenizer_traits import refuse_without_places
 from ted_ds.tasks.answers import Answers
-from ted_ds.tasks.base import HeadKind
+from ted_ds.tasks.base import HeadKind, outputs_by_name
 from ted_ds.tasks.guess import Guess, entropy_terms
 from ted_ds.tasks.label_values import UNLABELLED, is_nothing, whole_number
 from ted_ds.tasks.shown import shown_tokens
@@ -118,11 +119,7 @@ class QuestionAnsweringKind(HeadKind[Any]):
         Raises:
             CheckpointError: The tokenizer does not say where its tokens come from.
         """
-        if not tokenizer.is_fast:
-            raise CheckpointError(
-                f"{tokenizer.name_or_path}: its tokenizer does not say which characters its tokens are of, which "
-                f"{self.task.kind} needs; use a model with a tokenizer.json"
-            )
+        refuse_without_places(tokenizer, self.task.kind)
         questions = [example for example in examples if isinstance(example, Question)]
         return Windows(self.task.max_length, self.task.stride).cut(tokenizer, questions, self._numbers)
 
@@ -142,8 +139,7 @@ class QuestionAnsweringKind(HeadKind[Any]):
     @property
     def head_config(self) -> dict[str, Any]:
         """Two outputs, by the names that transformers gives where it knows none: those of a classifier must go."""
-        names = [f"LABEL_{index}" for index in range(self.task.num_outputs)]
-        return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+        return outputs_by_name([f"LABEL_{index}" for index in range(self.task.num_outputs)])
 
     def probes(
         self,

@@ -13,8 +13,9 @@ import numpy as np
 
 from ted_ds.config.tasks import TokenClassification
 from ted_ds.data.samples import UNLABELLED, Example, Label, Sample
-from ted_ds.errors import CheckpointError, DataError
-from ted_ds.tasks.base import HeadKind
+from ted_ds.errors import DataError
+from ted_ds.models.tokenizer_traits import refuse_without_places
+from ted_ds.tasks.base import HeadKind, outputs_by_name
 from ted_ds.tasks.guess import Guess, one_of
 from ted_ds.tasks.label_values import is_nothing, label_id, list_of
 from ted_ds.tasks.shown import shown_tokens
@@ -117,11 +118,7 @@ class TokenClassificationKind(HeadKind[Any]):
         Raises:
             CheckpointError: The tokenizer does not say where its tokens come from.
         """
-        if not tokenizer.is_fast:
-            raise CheckpointError(
-                f"{tokenizer.name_or_path}: its tokenizer does not say which words its tokens are of, which "
-                f"{self.task.kind} needs; use a model with a tokenizer.json"
-            )
+        refuse_without_places(tokenizer, self.task.kind)
         texts = [example.text for example in examples]
         settings = {"truncation": True, "max_length": self.task.max_length, "return_offsets_mapping": True}
         encoded = tokenizer(texts, **settings) if texts else {"input_ids": [], "offset_mapping": []}
@@ -154,8 +151,7 @@ class TokenClassificationKind(HeadKind[Any]):
     @property
     def head_config(self) -> dict[str, Any]:
         """The names of labels; transformers has one kind of such heads."""
-        names = self.task.labels
-        return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+        return outputs_by_name(self.task.labels)
 
     def probes(
         self,

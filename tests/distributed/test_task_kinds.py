@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 
 import pytest
 import torch
@@ -61,6 +62,8 @@ OTHER_TERMS = {
 """Divergences that some are run with, and what the prediction term is called then."""
 
 
+LANGUAGE_TESTS = {"perplexity": "plain", "last_word": "ends"}
+"""Of language models, by the names that they have here."""
 MADE = ("finetune_teacher", "cut_student", "distill")
 """Phases that leave a model."""
 
@@ -169,7 +172,9 @@ def test_a_masked_lm_whose_teacher_learns_its_head_first(tmp_path):
 def test_a_run_of_chats_exports_its_template_and_scores_completions_alone(tmp_path):
     recipe = write_run(tmp_path, kind="chat")
     zero = f"deepspeed={ROOT / 'ds_configs' / 'deepspeed' / 'zero3.json'}"
-    run_ranks(run, 2, str(recipe), [zero, "task.pack=true", "evaluation.max_examples=1000"])
+    story = write_rows(tmp_path / "story.jsonl", [{"text": "ba be bi bo ba bu"}, {"text": "bi ba"}])
+    tests = [f"evaluation.{key}={{{name}: {{sources: [{{path: {story}}}]}}}}" for key, name in LANGUAGE_TESTS.items()]
+    run_ranks(run, 2, str(recipe), [zero, "task.pack=true", "evaluation.max_examples=1000", *tests])
     (first, second) = records(tmp_path, "distill")
     assert all(one["loss/kl_teacher_student"] > 0 for one in (first, second))
     settled = json.loads((tmp_path / "run" / "distill" / "phase.json").read_text())["inputs"]["task"]["chat_template"]
@@ -194,6 +199,17 @@ def test_a_run_of_chats_exports_its_template_and_scores_completions_alone(tmp_pa
     scores = json.loads((tmp_path / "run" / "evaluate" / "evaluation.json").read_text())["student after"]
     assert scores["num_tokens"] == count > 0
     assert scores["loss"] == pytest.approx(total / count, rel=1e-5)
+    # and as a language model, on plain texts, of which the template and the packing know nothing
+    texts = [json.loads(line)["text"] for line in story.read_text().splitlines()]
+    losses, lasts = [], []
+    for ids in (tokenizer(text)["input_ids"] for text in texts):
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0, :-1]
+        of_tokens = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none")
+        losses += of_tokens.tolist()
+        lasts.append(of_tokens[-1].item())
+    assert scores["plain/token_perplexity"] == pytest.approx(math.exp(sum(losses) / 6), rel=1e-4)
+    assert scores["ends/perplexity"] == pytest.approx(math.exp(sum(lasts) / 2), rel=1e-4)
 
 
 def probabilities_of_ids(folder, text):
