@@ -26,9 +26,10 @@ def plan_with_rows(recipe: Recipe, plan: PhasePlan, num_rows: int, num_transfer:
     """
     if counts_all_texts(recipe, plan):
         return plan if num_transfer is None else plan.with_rows(num_rows + num_transfer)
-    given = recipe.data.transfer_share
-    mixes = plan.takes_transfer and recipe.data.transfer is not None and not isinstance(given, str)
-    return plan.with_rows(num_rows, share=ALL - share_of(given) if mixes else ALL)
+    share, others = ALL, recipe.data.transfer_share
+    if plan.takes_transfer and recipe.data.transfer is not None and not isinstance(others, str):
+        share -= share_of(others)
+    return plan.with_rows(num_rows, share=share)
 
 
 def with_rows(recipe: Recipe, num_rows: int, num_transfer: int | None = None) -> Recipe:

@@ -187,6 +187,10 @@ class TaskKind(ABC, Generic[Task]):
     def scorer(self) -> Scorer:
         """What scores a model."""
 
+    def files_of(self, observations: Sequence[Any]) -> Mapping[str, Any]:  # noqa: ARG002 - as others do
+        """What is kept of a model's predictions once it is scored: what goes into JSON files, by their names."""
+        return {}
+
     @property
     def headline(self) -> str:
         """The metric by which models are compared: the recipe's, or else the scorer's."""

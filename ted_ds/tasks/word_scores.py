@@ -80,7 +80,7 @@ class WordLabels:
         pairs = [pair for mine, theirs, *_ in observations for pair in zip(mine, theirs, strict=True)]
         num_words = sum(len(given) for _, given in pairs)
         right = sum(mine == theirs for pair in pairs for mine, theirs in zip(*pair, strict=True))
-        loss, num_labels = (sum(observation[place] for observation in observations) for place in (2, 3))
+        loss, num_labels = sum(one[2] for one in observations), sum(one[3] for one in observations)
         return {
             **(self._of_entities(pairs) if self._mark_entities else {}),
             "accuracy": right / num_words,

@@ -211,7 +211,7 @@ def greet(assembly: Assembly) -> None:
     screen.say(
         f"{recipe.name}: {recipe.task.kind} by {recipe.distill.method} on {world.size} x {world.device.type}, "
         f"{len(assembly.data.heldout)} held-out sequences"
-        + (f", {len(assembly.data.test)} to test on" if assembly.data.test else "")
+        + "".join(f", {len(samples)} of {name}" for name, samples in assembly.data.beside.items())
     )
     screen.say(f"data: {assembly.data.describe(world.num_replicas)}")
     screen.say(f"texts: {assembly.data.text_ends}")

@@ -25,6 +25,7 @@ from ted_ds.config.load import load_recipe
 from ted_ds.data.chat_template import find_template
 from ted_ds.data.cleaning import is_heldout
 from ted_ds.planning.phase import PHASES
+from ted_ds.tasks.answers import marks_of
 from ted_ds.verbs.run import run_phases
 from tests.dist import run_ranks
 from tests.task_kinds import TASK_TERMS
@@ -93,6 +94,10 @@ def test_a_run_of_every_kind_of_task(tmp_path, kind, stage):
         overrides.append("task.text_column=[text, second]")
         rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
         write_rows(tmp_path / "train.jsonl", ({**row, "second": row["text"][::-1]} for row in rows))
+    if kind == "question_answering":
+        overrides.append("task.id_column=key")
+        rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+        write_rows(tmp_path / "train.jsonl", ({**row, "key": f"q{number}"} for number, row in enumerate(rows)))
     if kind == SCORED_APART:
         overrides.append(f"student.dropout={DROPOUT}")
         overrides += ["task.headline=f1", "task.class_weights=balanced", "task.label_smoothing=0.1"]
@@ -133,6 +138,14 @@ def test_a_run_of_every_kind_of_task(tmp_path, kind, stage):
         outputs = AutoModelForQuestionAnswering.from_pretrained(export)(**inputs)
         assert outputs.start_logits.shape == outputs.end_logits.shape == (1, 5)
         assert results["teacher"]["num_examples"] == 8 < results["teacher"]["num_windows"]
+        folder = tmp_path / "run" / "evaluate" / "predictions"
+        assert {one.name for one in folder.iterdir()} == {name.replace(" ", "_") for name in results}
+        said = json.loads((folder / "student_after" / "predictions.json").read_text())
+        lines = (tmp_path / "train.jsonl").read_text().splitlines()
+        right = {row["key"]: row["answers"]["text"] for row in map(json.loads, lines)}
+        assert len(said) == 8
+        marks = [marks_of(answer, right[name], no_answer=False) for name, answer in said.items()]
+        assert sum(one.f1 for one in marks) / 8 == pytest.approx(results["student after"]["f1"])
         return
     (names,) = head_dict(kind).values()
     assert list(config.id2label.values()) == names
