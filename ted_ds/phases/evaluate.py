@@ -50,14 +50,15 @@ def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
     for name, path in kit.folders.evaluated_paths().items():
         model = build.models.frozen("teacher" if name == "teacher" else "student", path, new_head_allowed=True)
         recorder = Recorder(build.kind)
-        folder_of = Path(PREDICTIONS) / name.replace(" ", "_")
+        model_name = name.replace(" ", "_")
         metrics, tokens_per_s = build.evaluate(frozen_outputs(model), scorer=recorder)
         results[name] = {**metrics[0], "perf/tokens_per_s": tokens_per_s, "num_parameters": model.num_parameters}
-        files |= {folder_of / file: content for file, content in recorder.files.items()}
+        files |= {Path(PREDICTIONS, model_name, file): content for file, content in recorder.files.items()}
         for part, samples in build.data.beside.items():
             (of_part,), _ = build.evaluate(frozen_outputs(model), samples, scorer=recorder)
             results[name] |= {f"{part}/{metric}": value for metric, value in of_part.items()}
-            files |= {folder_of / part / file: content for file, content in recorder.files.items()}
+            of_set = f"{model_name}.{part}"
+            files |= {Path(PREDICTIONS, of_set, file): content for file, content in recorder.files.items()}
         for test in tests:
             results[name] |= build.run_test(row_outputs(model), test)
         model.release()

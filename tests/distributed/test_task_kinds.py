@@ -95,7 +95,7 @@ def test_a_run_of_every_kind_of_task(tmp_path, kind, stage):
         rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
         write_rows(tmp_path / "train.jsonl", ({**row, "second": row["text"][::-1]} for row in rows))
     if kind == "question_answering":
-        overrides.append("task.id_column=key")
+        overrides += ["task.id_column=key", f"data.apart={{again: [{{path: {tmp_path / 'train.jsonl'}}}]}}"]
         rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
         write_rows(tmp_path / "train.jsonl", ({**row, "key": f"q{number}"} for number, row in enumerate(rows)))
     if kind == SCORED_APART:
@@ -139,7 +139,8 @@ def test_a_run_of_every_kind_of_task(tmp_path, kind, stage):
         assert outputs.start_logits.shape == outputs.end_logits.shape == (1, 5)
         assert results["teacher"]["num_examples"] == 8 < results["teacher"]["num_windows"]
         folder = tmp_path / "run" / "evaluate" / "predictions"
-        assert {one.name for one in folder.iterdir()} == {name.replace(" ", "_") for name in results}
+        names = {name.replace(" ", "_") for name in results}
+        assert {one.name for one in folder.iterdir()} == names | {f"{name}.again" for name in names}
         said = json.loads((folder / "student_after" / "predictions.json").read_text())
         lines = (tmp_path / "train.jsonl").read_text().splitlines()
         right = {row["key"]: row["answers"]["text"] for row in map(json.loads, lines)}
