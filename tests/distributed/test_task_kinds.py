@@ -29,7 +29,7 @@ from ted_ds.tasks.answers import marks_of
 from ted_ds.verbs.run import run_phases
 from tests.dist import run_ranks
 from tests.task_kinds import TASK_TERMS
-from tests.tiny import ROOT, VOCAB_SIZE, head_dict, write_model, write_rows, write_run, write_tokenizer
+from tests.tiny import LABELS, ROOT, VOCAB_SIZE, head_dict, write_model, write_rows, write_run, write_tokenizer
 
 METRICS = {
     "sequence_classification": {"accuracy", "f1_macro", "matthews_correlation"},
@@ -87,7 +87,7 @@ def records(folder, phase):
 
 
 @pytest.mark.parametrize(("kind", "stage"), [*zip(METRICS, itertools.cycle(range(4)), strict=False)])
-def test_a_run_of_every_kind_of_task(tmp_path, kind, stage):
+def test_a_run_of_every_kind_of_task(tmp_path, capfd, kind, stage):
     recipe = write_run(tmp_path, kind=kind)
     overrides = [f"deepspeed={ROOT / 'ds_configs' / 'deepspeed' / f'zero{stage}.json'}"]
     if kind == WITH_PAIRS:
@@ -118,6 +118,8 @@ def test_a_run_of_every_kind_of_task(tmp_path, kind, stage):
         assert inputs_of(tmp_path, "distill")["dropout"] == yaml.safe_load(DROPOUT)
         weights = [inputs_of(tmp_path, phase)["task"]["class_weights"] for phase in ("filters_teacher", "distill")]
         assert weights[0] == weights[1]
+        said = ", ".join(f"{name} {weight:.4g}" for name, weight in zip(LABELS, weights[0], strict=True))
+        assert f"class weights in the task loss: {said}\n" in capfd.readouterr().out
         assert sum(1 / weight for weight in weights[0]) == pytest.approx(2), "the mean over the data is 1"
         assert "dropout" not in inputs_of(tmp_path, "filters_student")
         names = ("classifier_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob")
