@@ -35,7 +35,7 @@ from ted_ds.planning.mistakes import (
 from ted_ds.planning.phase import phases_of
 from ted_ds.planning.pipeline_cut import Stage, plan_stages
 from ted_ds.planning.quantised_teacher import quantised_mistakes
-from ted_ds.planning.steps import counts_epochs, epochs_in_words, with_rows
+from ted_ds.planning.steps import counts_epochs, epochs_in_words, plan_with_rows, with_rows
 
 RowsOf = Callable[[Task], Rows]
 
@@ -287,8 +287,8 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
             cut = f"microbatches of at most {phase.micro_batch_tokens:,} padded tokens"
         task = recipe.task
         what = "sequences" if task.rows_per_example == 1 else f"questions of {task.rows_per_example} sequences"
-        steps = f"{phase.max_steps} steps" if phase.epochs is None else epochs_in_words(phase, plan.num_rows)
-        known = phase if plan.num_rows is None else phase.with_rows(plan.num_rows.number)
+        known = phase if plan.num_rows is None else plan_with_rows(recipe, phase, plan.num_rows.number)
+        steps = f"{phase.max_steps} steps" if phase.epochs is None else epochs_in_words(phase, known, plan.num_rows)
         line = f"{path:16} {steps} x {phase.global_batch_size} {what} = {readers} x {cut}"
         if known.max_steps is not None:
             tokens = known.max_steps * phase.global_batch_size * task.rows_per_example * task.sequence_length

@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import functools
 import itertools
+import math
 import random
 import subprocess
 import tempfile
@@ -737,6 +738,7 @@ def errors_of(case: Case, place: Path, by_rank: list[list[Any]]) -> Errors:
             assert total == by_rank[0][step][2], f"rank gradients differ: {total} and {by_rank[0][step][2]}"
             for name, value in values.items():
                 error = abs(report[name] - value) / max(abs(value), FLOOR)
+                assert math.isfinite(error), f"{case}, step {step}: {name} is {report[name]}"  # max passes over NaN
                 terms[name] = max(terms.get(name, 0.0), error)
         got = by_rank[0][step][1]
         assert got.keys() == gradients.keys(), got.keys() ^ gradients.keys()
@@ -759,7 +761,9 @@ def gradient_error(got: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
             return 0.0
         return float(difference / (whole if norm < NOTHING * whole else norm + 1e-3 * whole))
 
-    return max(error(name, gradient) for name, gradient in expected.items())
+    errors = {name: error(name, gradient) for name, gradient in expected.items()}
+    assert all(map(math.isfinite, errors.values())), errors
+    return max(errors.values())
 
 
 def run_cases(folder: Path, cases: Sequence[Case], *, timeout_s: float = 240.0) -> dict[Case, Errors]:

@@ -17,6 +17,7 @@ class Chat(TaskSection):
 
     architecture: ClassVar[str] = "CausalLM"
     has_lm_head: ClassVar[bool] = True
+    predicts_next_token: ClassVar[bool] = True
     pooled: ClassVar[bool] = False
     has_template: ClassVar[bool] = True
     unused_filter_settings: ClassVar[tuple[str, ...]] = ("pooling",)
