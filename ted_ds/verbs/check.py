@@ -16,7 +16,7 @@ def check(recipe_path: str, overrides: Sequence[str], *, num_ranks: int, link: L
     Raises:
         ConfigError: The recipe has mistakes; all of them.
     """
-    recipe, plan = plan_recipe(recipe_path, overrides, kind_of, num_ranks=num_ranks)
+    recipe, plan = plan_recipe(recipe_path, overrides, kind_of, num_ranks=num_ranks, looks_up_hub=True)
     print(describe(recipe, plan, num_ranks=num_ranks))
     print(describe_memory(recipe, plan, num_ranks=num_ranks), end="")
     if link is not None:
