@@ -7,12 +7,14 @@ in folders that are called as the hub's own cache calls them: ``hub/models--ORG-
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ted_ds.data.sources import HUB_NAME
-from ted_ds.errors import CheckpointError, ConfigError
+from ted_ds.config.data import Source
+from ted_ds.data.dataset_card import SplitSize, size_of_split
+from ted_ds.data.sources import HUB_NAME, names_hub
+from ted_ds.errors import CheckpointError, ConfigError, DataError
 from ted_ds.models.files import ModelFacts, read_config_facts, read_model_facts
 from ted_ds.models.folder import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, no_folder
 
@@ -50,10 +52,6 @@ class KnownModel:
     def origin(self) -> str:
         """Where facts are from, in words, unless from all its files."""
         return "" if self.config is None else f", by {self.config} alone: its weights and tokenizer were not looked at"
-
-
-Lookup = Callable[[str], KnownModel]
-"""What is known of a model by its path, or its name on the hub."""
 
 
 def local_model(path: str) -> Path | None:
@@ -103,6 +101,18 @@ class HubLookup:
         if given is None:
             return known
         return KnownModel(known.facts, known.folder, known.config, _contradiction(_by_config(given), known))
+
+    def size_of(self, source: Source, place: str) -> SplitSize | None:
+        """How large a source is by the card of its data set; None where it is none of the hub's, or has no card here.
+
+        Raises:
+            DataError: The card says nothing of it; after its ``place`` in the recipe.
+        """
+        folder = self.facts_of(source.path, kind="dataset") if names_hub(source) else None
+        try:
+            return None if folder is None else size_of_split(folder, source.name, source.split)
+        except DataError as error:
+            raise DataError(f"{place}: {error}") from error
 
     def facts_of(self, name: str, *, kind: str) -> Path | None:
         """The folder with the facts of a ``model`` or ``dataset`` of the hub, the nearest recipe's first."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,14 +13,14 @@ from ted_ds.config.schema import Recipe
 from ted_ds.config.tasks import Task
 from ted_ds.config.without_effect import settings_without_effect
 from ted_ds.data.first_rows import FirstRows
-from ted_ds.data.row_counts import RowCount, count_training_rows
+from ted_ds.data.row_counts import RowCount
 from ted_ds.data.samples import Rows
 from ted_ds.data.transfer import share_of
 from ted_ds.errors import ConfigError, raise_all
-from ted_ds.launching.starters import Told
 from ted_ds.models.files import ModelFacts
 from ted_ds.numerics.layer_map import LayerPairs, make_layer_map
 from ted_ds.planning.contracts import Side, broken_contracts, document_ends, doubts
+from ted_ds.planning.data_sizes import corpus_bytes, count_rows
 from ted_ds.planning.mistakes import (
     Mistakes,
     check_data,
@@ -30,11 +29,11 @@ from ted_ds.planning.mistakes import (
     check_model,
     check_tracking,
 )
-from ted_ds.planning.model_lookup import HubLookup, KnownModel, Lookup, by_local_files
+from ted_ds.planning.model_lookup import HubLookup, KnownModel, by_local_files
 from ted_ds.planning.phase import phases_of
 from ted_ds.planning.pipeline_cut import Stage, plan_stages
 from ted_ds.planning.quantised_teacher import quantised_mistakes
-from ted_ds.planning.steps import counts_epochs, epochs_in_words, with_rows
+from ted_ds.planning.steps import epochs_in_words
 
 RowsOf = Callable[[Task], Rows]
 
@@ -66,7 +65,9 @@ class Plan:
     origins: Mapping[str, str] = field(default_factory=dict)
     """What facts of a side are from, in words for behind them, where they are not from all its files."""
     num_rows: RowCount | None = None
-    """Training rows, where the recipe counts in epochs and they are quickly counted."""
+    """Training rows, where they are asked for and quickly counted."""
+    corpus_bytes: Mapping[int, int] = field(default_factory=dict)
+    """About how many bytes of text sources of ``data.train`` have, by their places there, where that is known."""
 
     def layers(self, side: str) -> tuple[int, ...]:
         """The ``student``'s or the ``teacher``'s side of the layer map."""
@@ -131,7 +132,7 @@ def plan_recipe(
             found,
             num_ranks=num_ranks,
             contracts_hold=contracts_hold,
-            look_up=HubLookup(draft.chain.files) if looks_up_hub else by_local_files,
+            hub=HubLookup(draft.chain.files) if looks_up_hub else None,
         )
         mistakes += [mistake for mistake in found.found if not draft.concerns_a_stand_in(mistake)]
     raise_all([draft.chain.place(mistake) for mistake in mistakes])
@@ -147,11 +148,15 @@ def _lay_out(
     *,
     num_ranks: int,
     contracts_hold: bool,
-    look_up: Lookup = by_local_files,
+    hub: HubLookup | None = None,
 ) -> Plan:
+    look_up = by_local_files if hub is None else hub
     remarks = check_deepspeed(recipe, num_ranks, mistakes)
     data = check_data(recipe, rows_of(recipe.task), mistakes)
-    num_rows = _count_rows(recipe, rows_of, mistakes)
+    num_rows = count_rows(recipe, rows_of, mistakes, hub)
+    num_bytes: Mapping[int, int] = {}
+    if hub is not None and recipe.task.packed and not mistakes.found:
+        num_bytes = mistakes.attempt("", lambda: corpus_bytes(recipe.data, hub)) or {}
     if recipe.output_dir.exists() and not recipe.output_dir.is_dir():
         mistakes.add("output_dir", f"{recipe.output_dir} is a file; give a folder")
 
@@ -202,6 +207,7 @@ def _lay_out(
         text_ends=document_ends(recipe, sides[0]) if sides[0] is not None and not broken else None,
         remarks=(*settings_without_effect(recipe), *remarks),
         num_rows=num_rows,
+        corpus_bytes=num_bytes,
         doubts=()
         if broken
         else (*_doubts(known), *(line for lines in doubts(recipe, *sides).values() for line in lines)),
@@ -211,17 +217,6 @@ def _lay_out(
 
 def _doubts(known: Mapping[str, KnownModel]) -> Iterator[str]:
     return (f"{side}.path: {one.doubt}" for side, one in known.items() if one.doubt is not None)
-
-
-def _count_rows(recipe: Recipe, rows_of: RowsOf, mistakes: Mistakes) -> RowCount | None:
-    """The training rows, where steps follow from them (on the first rank alone, which says what is wrong)."""
-    is_asked = counts_epochs(recipe) and recipe.task.one_sequence_each and Told.by(os.environ).rank == 0
-    if not is_asked or mistakes.found:
-        return None
-    count = mistakes.attempt("data.train", lambda: count_training_rows(recipe.data, rows_of(recipe.task)))
-    if count is not None and count.is_exact:
-        mistakes.attempt("", lambda: with_rows(recipe, count.number))
-    return count
 
 
 def _output_among_models(output: Path, *models: Path | None) -> Iterator[str]:
@@ -316,7 +311,8 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
         line = f"{path:16} {steps} x {phase.global_batch_size} {what} = {readers} x {cut}"
         if known.max_steps is not None:
             tokens = known.max_steps * phase.global_batch_size * task.rows_per_example * task.sequence_length
-            line += f"; at most {tokens:,} tokens"
+            is_fewest = plan.num_rows is not None and plan.num_rows.limit == "least"
+            line += f"; {'about' if is_fewest else 'at most'} {tokens:,} tokens"
         lines.append(line)
     if plan.text_ends is not None:
         lines.append(f"texts     {plan.text_ends}")

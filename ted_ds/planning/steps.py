@@ -29,5 +29,4 @@ def epochs_in_words(plan: PhasePlan, count: RowCount | None) -> str:
     epochs = f"{plan.epochs:g} epochs"
     if count is None:
         return f"{epochs} = steps that are known once the data are read"
-    about = "" if count.is_exact else "about "
-    return f"{epochs} of {count} = {about}{plan.with_rows(count.number).steps:,} steps"
+    return f"{epochs} of {count} = {count.how}{plan.with_rows(count.number).steps:,} steps"
