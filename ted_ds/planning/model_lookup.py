@@ -1,12 +1,14 @@
 """What is known of a model before anything is fetched: by its files, or by a ``config.json`` beside the recipe.
 
-Facts of models and data sets of the hub may stand in a folder ``hub`` beside a recipe, or beside one that it extends,
-in folders that are called as the hub's own cache calls them: ``hub/models--ORG--NAME/config.json`` is a model's config,
-``hub/datasets--ORG--NAME/README.md`` a data set's card. Nothing is trained by them: a run fetches what they are of.
+Facts of models and data sets of the hub may stand in a folder ``hub`` beside a recipe or one that it extends, or in the
+folder above, in folders that are called as the hub's own cache calls them: ``hub/models--ORG--NAME/config.json`` is a
+model's config, ``hub/datasets--ORG--NAME/README.md`` a data set's card. Nothing is trained by them: a run fetches what
+they are of.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,8 +119,9 @@ class HubLookup:
     def facts_of(self, name: str, *, kind: str) -> Path | None:
         """The folder with the facts of a ``model`` or ``dataset`` of the hub, the nearest recipe's first."""
         within = Path(FACTS) / f"{kind}s--{name.replace('/', '--')}"
-        folders = (Path(recipe).parent / within for recipe in self.recipes)
-        return next((folder for folder in folders if folder.is_dir()), None)
+        beside = (Path(recipe).parent for recipe in self.recipes)
+        folders = (place / within for folder in beside for place in (folder, folder / ".."))
+        return next((Path(os.path.normpath(folder)) for folder in folders if folder.is_dir()), None)
 
 
 def _by_config(folder: Path) -> KnownModel:

@@ -26,7 +26,7 @@ def with_rows(recipe: Recipe, num_rows: int) -> Recipe:
 
 def epochs_in_words(plan: PhasePlan, count: RowCount | None) -> str:
     """What a plan's epochs come to; ``count`` is that of the training rows, None where it is not known."""
-    epochs = f"{plan.epochs:g} epochs"
+    epochs = f"{plan.epochs:g} epoch{'' if plan.epochs == 1 else 's'}"
     if count is None:
         return f"{epochs} = steps that are known once the data are read"
     return f"{epochs} of {count} = {count.how}{plan.with_rows(count.number).steps:,} steps"

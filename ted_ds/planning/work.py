@@ -93,7 +93,8 @@ def _hours(recipe: Recipe, plan: Plan, phase: Phase, pace: Pace) -> str:
     seconds = operations * tokens / pace.num_ranks / (pace.tflops * 1e12) * _waiting(recipe, plan, phase, pace)
     hours = f"{seconds / 3600:.3g} h" if seconds >= 360 else "less than 0.1 h"
     most = "at most " if seconds >= 360 and not recipe.task.packed and not _is_fewest(plan) else ""
-    pace_in_words = f"if each of {pace.num_ranks} ranks computes {pace.tflops:g} TFLOP/s (--tflops)"
+    who = "the one rank" if pace.num_ranks == 1 else f"each of {pace.num_ranks} ranks"
+    pace_in_words = f"if {who} computes {pace.tflops:g} TFLOP/s (--tflops)"
     cached = phase is DISTILL and recipe.teacher.cache is not None
     too_much = ", the cached teacher counted as if it ran in every step" if cached else ""
     return f"{most}{hours} of training {pace_in_words}{too_much}"
