@@ -98,6 +98,14 @@ def test_its_header_says_how_to_start_it_and_whether_it_was_run(path: Path) -> N
     assert re.search(r"^# (Run|Not run|Checked)\b", header, re.MULTILINE)
 
 
+def test_the_table_of_recipes_has_them_all() -> None:
+    table = (RECIPES / "README.md").read_text(encoding="utf-8")
+    groups = re.findall(r"^\| `([\w/]*)\{([\w,]+)\}\.yaml`", table, re.MULTILINE)
+    named = {f"{before}{name}.yaml" for before, names in groups for name in names.split(",")}
+    named |= {*re.findall(r"^\| `([\w/]+\.yaml)`", table, re.MULTILINE)}
+    assert named == {*NAMES}
+
+
 def of_deberta(task: str, *overrides: str) -> Recipe:
     return load_recipe(RECIPES / "deberta_v3" / f"{task}.yaml", overrides)
 
