@@ -51,8 +51,7 @@ def epochs_in_words(plan: PhasePlan, known: PhasePlan, count: RowCount | None) -
         known: The same with its steps, where they are known.
         count: Of the training rows; None where it is not known.
     """
-    epochs = f"{plan.epochs:g} epochs"
+    epochs = f"{plan.epochs:g} epoch{'' if plan.epochs == 1 else 's'}"
     if count is None or known.max_steps is None:
         return f"{epochs} = steps that are known once the data are read"
-    about = "" if count.is_exact else "about "
-    return f"{epochs} of {count} = {about}{known.steps:,} steps"
+    return f"{epochs} of {count} = {count.how}{known.steps:,} steps"

@@ -95,9 +95,9 @@ class TaskSection(Section):
         return False
 
     @property
-    def one_sequence_each(self) -> bool:
-        """Whether an example is one sequence: not several, and not one of several in a sequence."""
-        return not self.packed
+    def sequences(self) -> Literal["one", "more", "fewer"]:
+        """Of examples: each is one, some are several, or some share one."""
+        return "fewer" if self.packed else "one"
 
     @property
     def template_file(self) -> Path | None:

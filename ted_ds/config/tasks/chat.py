@@ -52,9 +52,9 @@ class Chat(TaskSection):
         return self.max_length
 
     @property
-    def one_sequence_each(self) -> bool:
-        """Unless several are put into one."""
-        return not self.pack
+    def sequences(self) -> Literal["one", "more", "fewer"]:
+        """Fewer than conversations, where they are put together."""
+        return "fewer" if self.pack else "one"
 
     @property
     def template_file(self) -> Path | None:

@@ -79,9 +79,9 @@ class QuestionAnswering(HeadSection):
         return True
 
     @property
-    def one_sequence_each(self) -> bool:
+    def sequences(self) -> Literal["one", "more", "fewer"]:
         """A context may be read in several parts."""
-        return False
+        return "more"
 
     @property
     def num_outputs(self) -> int:

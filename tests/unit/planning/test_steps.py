@@ -272,15 +272,20 @@ def test_epochs_of_stage_two_are_of_labelled_rows_or_of_all_texts(
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes", "is_known"),
-    [("question_answering", (), False), ("chat", ("task.pack=true",), False), ("chat", (), True)],
+    ("kind", "changes", "words"),
+    [
+        ("question_answering", (), "3 epochs of at least 48 rows = at least 36 steps x 4 sequences"),
+        ("chat", ("task.pack=true",), "3 epochs of at most 45 rows = at most 34 steps x 4 sequences"),
+        ("chat", (), "3 epochs of 45 rows = 34 steps x 4 sequences"),
+    ],
 )
-def test_check_does_not_know_how_many_sequences_examples_come_to(
-    tmp_path: Path, kind: str, changes: tuple[str, ...], is_known: bool
+def test_check_says_which_limit_rows_are_where_they_are_not_sequences(
+    tmp_path: Path, kind: str, changes: tuple[str, ...], words: str
 ) -> None:
     recipe, plan = plan_recipe(str(write_run(tmp_path, kind=kind)), [*IN_EPOCHS, *changes], kind_of)
     (line,) = (line for line in describe(recipe, plan, num_ranks=1).splitlines() if line.startswith("distill  "))
-    assert ("3 epochs = steps that are known once the data are read" in line) != is_known
+    assert line.startswith(f"{'distill':16} {words}")
+    assert ("; about 2,304 tokens" in line) == (kind == "question_answering"), "sequences may be more, and shorter"
 
 
 def test_rows_that_no_conversation_can_be_read_of_are_not_counted(tmp_path: Path) -> None:
