@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from ted_ds.config.distill import Distill
-from ted_ds.models.families import types_of
+from ted_ds.models.families import FAMILY_OF, types_of
 
 ROOT = Path(__file__).parent.parent
 SPECIAL_TOKENS = {
@@ -34,6 +34,14 @@ WORDS = tuple(consonant + vowel for consonant in "bcdfghjklmnprstvwyz" for vowel
 VOCAB_SIZE = len(SPECIAL_TOKENS) + len(WORDS)
 ENCODERS = ("bert", "deberta-v2")
 CAUSAL_LM_TYPES = types_of("CausalLM")
+TYPES_WITH_LABELS = tuple(name for name, one in FAMILY_OF.items() if "SequenceClassification" not in one.lacks)
+DECODERS_WITH_LABELS = tuple(name for name in CAUSAL_LM_TYPES if name in TYPES_WITH_LABELS)
+OWN_SHAPES: dict[str, dict[str, Any]] = {
+    "gpt_neox": {"hidden_dropout": 0.0},
+    "phi3": {"resid_pdrop": 0.0},
+    "smollm3": {"no_rope_layer_interval": 2},
+}
+"""What else a tiny model of a family has, so that what is its own shows."""
 LM_FAMILIES = {"causal_lm": "llama", "masked_lm": "bert"}
 """The family of a teacher whose kind of task has an LM head."""
 LABELS = ("negative", "positive")
@@ -111,7 +119,7 @@ def model_config(family: str, *, blocks: int = 4, hidden: int = 16, vocab: int =
             "pooler_dropout": 0.0,
             "pooler_hidden_act": "gelu",
         }
-    return AutoConfig.for_model(family, **{**common, **shape, **changes})
+    return AutoConfig.for_model(family, **{**common, **shape, **OWN_SHAPES.get(family, {}), **changes})
 
 
 def write_model(

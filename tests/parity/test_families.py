@@ -11,11 +11,11 @@ from ted_ds.models.families import KNOWN_TYPES, family_of
 from ted_ds.models.files import read_model_facts
 from ted_ds.models.heads import lm_probes, load_lm_output
 from ted_ds.models.loading import LoadSettings, load_model
-from ted_ds.models.parts import before_lm_head_of, blocks_of, embeddings_of, lm_head_of
+from ted_ds.models.parts import before_lm_head_of, behind_blocks_of, blocks_of, embeddings_of, lm_head_of
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank
 from tests.plain import logits_of, probe_logits
-from tests.tiny import LABELS, VOCAB_SIZE, write_model
+from tests.tiny import LABELS, TYPES_WITH_LABELS, VOCAB_SIZE, write_model
 
 NUM_BLOCKS = 4
 
@@ -40,7 +40,7 @@ def batch():
 @pytest.mark.parametrize(
     ("model_type", "classify", "config"),
     [
-        *((name, True, {}) for name in KNOWN_TYPES),
+        *((name, True, {}) for name in TYPES_WITH_LABELS),
         *((name, False, {}) for name in KNOWN_TYPES),
         ("deberta-v2", True, {"conv_kernel_size": 3}),  # puts out layer 1 in the place of the first block
         ("deberta-v2", True, {"conv_kernel_size": 5, "conv_act": "gelu"}),
@@ -57,8 +57,8 @@ def test_taps_are_the_hidden_states_and_leave_the_logits_alone(tmp_path, model_t
         hidden = [*plain.hidden_states]
         for layer, state in zip(layers, states, strict=True):
             # transformers' last hidden state comes after the final norm, a tap before it
-            normed = layer == NUM_BLOCKS and family.final_norm_path is not None
-            state = model.get_submodule(family.final_norm_path)(state) if normed else state
+            if layer == NUM_BLOCKS:
+                state = torch.nn.Sequential(*behind_blocks_of(model, family).values())(state)
             torch.testing.assert_close(state, hidden[layer], rtol=0, atol=0)
 
 
@@ -68,7 +68,7 @@ def test_head_of_what_stands_before_it_of_the_last_block_is_the_logits(tmp_path,
     family = family_of(model_type)
     with torch.no_grad():
         logits, (last,) = TappedModel(model, family, [NUM_BLOCKS])(batch())
-        _, before = before_lm_head_of(model, family)
+        before = torch.nn.Sequential(*before_lm_head_of(model, family).values())
         torch.testing.assert_close(lm_head_of(model, family)(before(last)), logits, rtol=0, atol=0)
 
 
@@ -96,7 +96,7 @@ def test_states_are_handed_over_in_the_order_of_the_blocks_and_not_kept(tmp_path
 
 @pytest.mark.parametrize("model_type", KNOWN_TYPES)
 def test_embeddings_then_blocks_are_what_the_model_runs(tmp_path, model_type):
-    model = load(tmp_path, model_type, classify=True)
+    model = load(tmp_path, model_type, classify=model_type in TYPES_WITH_LABELS)
     family = family_of(model_type)
     called = []
     embeddings_of(model, family).register_forward_hook(lambda *_: called.append("embed"))
@@ -109,7 +109,8 @@ def test_embeddings_then_blocks_are_what_the_model_runs(tmp_path, model_type):
 
 @pytest.mark.parametrize("model_type", KNOWN_TYPES)
 def test_only_mapped_layers_are_kept_and_none_after_the_forward(tmp_path, model_type):
-    tapped = TappedModel(load(tmp_path, model_type, classify=True), family_of(model_type), [2])
+    classify = model_type in TYPES_WITH_LABELS
+    tapped = TappedModel(load(tmp_path, model_type, classify=classify), family_of(model_type), [2])
     with torch.no_grad():
         states = tapped(batch(), lambda _, states: states, with_predictions=False)
     assert len(states) == 1
@@ -190,7 +191,7 @@ def test_the_frozen_head_trains_nothing_of_the_model(tmp_path):
     assert all(name.startswith("bank.") or ".to_hidden." in name for name in trainable)
 
 
-@pytest.mark.parametrize("model_type", KNOWN_TYPES)
+@pytest.mark.parametrize("model_type", TYPES_WITH_LABELS)
 def test_facts_read_without_torch_are_those_of_the_loaded_model(tmp_path, model_type):
     model = load(tmp_path, model_type, classify=True)
     facts = read_model_facts(tmp_path)

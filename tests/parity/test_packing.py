@@ -21,7 +21,7 @@ from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank
 from ted_ds.numerics.losses import IGNORED_LABEL, cross_entropy_sum, kept_labels
 from tests.plain import probe_logits
-from tests.tiny import CAUSAL_LM_TYPES, VOCAB_SIZE, model_config
+from tests.tiny import CAUSAL_LM_TYPES, DECODERS_WITH_LABELS, VOCAB_SIZE, model_config
 
 EOS = 1
 PAD = 0
@@ -250,7 +250,7 @@ def test_absolute_positions_go_wrong_without_position_ids() -> None:
 @pytest.mark.parametrize("multiple_of", [1, 8])
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("model_type", CAUSAL_LM_TYPES)
+@pytest.mark.parametrize("model_type", DECODERS_WITH_LABELS)
 def test_a_decoder_classifies_a_padded_text_as_it_does_alone(
     model_type: str, implementation: str, side: Any, multiple_of: int
 ) -> None:

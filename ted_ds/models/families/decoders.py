@@ -67,4 +67,30 @@ GPT2 = Family(
     buffers=(".attn.bias", ".attn.masked_bias"),
     tokenizer_class="GPT2Tokenizer",
 )
-DECODERS = (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2)
+GPT_NEOX = replace(
+    LLAMA,
+    model_types=("gpt_neox",),
+    embeddings_path="gpt_neox.emb_dropout",
+    token_embeddings_path="gpt_neox.embed_in",
+    blocks_path="gpt_neox.layers",
+    arrival_path="gpt_neox.embed_in",
+    before_blocks={"gpt_neox.emb_dropout": "passed"},
+    behind_blocks=("gpt_neox.final_layer_norm",),
+    final_norm_path="gpt_neox.final_layer_norm",
+    lm_head_in_files="embed_out",
+    lm_heads_in_files=("lm_head", "embed_out"),
+    label_heads=("score", "classifier"),
+    span_head="qa_outputs",
+    hidden_dropouts=("hidden_dropout",),
+    buffers=("rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias"),
+    tokenizer_class="GPTNeoXTokenizer",
+)
+PHI3 = replace(LLAMA, model_types=("phi3",), hidden_dropouts=("resid_pdrop",))
+OLMO2 = replace(LLAMA, model_types=("olmo2",), lacks=("MultipleChoice", "TokenClassification"), label_dropouts={})
+SMOLLM3 = replace(
+    LLAMA,
+    model_types=("smollm3",),
+    ties_by_default=True,
+    block_kinds=("full_attention", "sliding_attention"),
+)
+DECODERS = (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2, GPT_NEOX, PHI3, OLMO2, SMOLLM3)

@@ -123,6 +123,8 @@ CASES: dict[str, Change] = {
     "a class of the model's config": both(
         edit("tokenizer_config.json", tokenizer_class=None), edit("config.json", tokenizer_class="LlamaTokenizer")
     ),
+    "gpt-neox's class": edit("tokenizer_config.json", tokenizer_class="GPTNeoXTokenizerFast", pad_token=None),
+    "gemma's class": edit("tokenizer_config.json", tokenizer_class="GemmaTokenizer", eos_token=None),
     "gpt2 without a class": both(
         edit("tokenizer_config.json", tokenizer_class=None), edit("config.json", model_type="gpt2")
     ),
