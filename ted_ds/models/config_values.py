@@ -59,7 +59,7 @@ def refuse_odd_values(config: Mapping[str, Any], family: Family) -> None:
     Raises:
         CheckpointError: It cannot; lists all that is wrong.
     """
-    wrong = [*_other_kinds(config, family)]
+    wrong = [*_other_kinds(config, family), *_impossible(config, family)]
     wrong = wrong or [*_heads(config, family), *_layers(config, family), *_names(config)]
     if wrong:
         raise CheckpointError("\n".join(wrong))
@@ -82,6 +82,13 @@ def _other_kinds(config: Mapping[str, Any], family: Family) -> Iterator[str]:
         if value is not None and not isinstance(value, Mapping):
             example = '{"rope_type": "linear", "factor": 4.0}'
             yield f"{key} is {value!r}, and has to be an object such as {example}, or null; {_correct(key)}"
+
+
+def _impossible(config: Mapping[str, Any], family: Family) -> Iterator[str]:
+    for key, (only, reason) in family.must_be.items():
+        value = config.get(key)
+        if value is not None and value != only:
+            yield f"{key} is {value!r}: {reason}"
 
 
 def _heads(config: Mapping[str, Any], family: Family) -> Iterator[str]:

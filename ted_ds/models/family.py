@@ -84,6 +84,8 @@ class Family:
     # --- what it does
     attention: tuple[str, ...] = ("eager", "sdpa", "flash")
     """The implementations it has, by the recipe's words."""
+    finds_documents: bool = True
+    """Whether its masks keep apart documents of a row by where positions start again."""
     positions: Literal["rotary", "learned", "relative"]
     """How a block knows them: by turning pairs of numbers, from a table that is added to the embeddings, or from each
     token's distance to the others (beside a table, where the files hold one)."""
@@ -116,7 +118,7 @@ class Family:
     """Of such a block, the parameters that hold its queries first, then as many keys and values."""
 
     must_be: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
-    """Entries that may only have this value, as when they are not said, and why."""
+    """Entries that may only have this value, or none; and why, and what to do."""
 
     # --- mixtures of experts
     num_experts_keys: tuple[str, ...] = ()

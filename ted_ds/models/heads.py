@@ -16,7 +16,7 @@ from ted_ds.models.families import family_of
 from ted_ds.models.family import path_in_body
 from ted_ds.models.files import weight_files
 from ted_ds.models.loading import auto_class
-from ted_ds.models.parts import before_lm_head_of, lm_head_of
+from ted_ds.models.parts import before_lm_head_of, lm_head_of, logit_rule_of
 from ted_ds.models.predictions import DensePredictions, Predictions, VocabularyHead, VocabularyPredictions
 from ted_ds.numerics.filters import INITIAL_STD, FilterBank, PooledClassifier, pool
 
@@ -174,7 +174,7 @@ def load_lm_output(model_path: Path, dtype: torch.dtype) -> tuple[nn.Module, Voc
         raise CheckpointError(f"{model_path}: its files lack {', '.join(lacking)}; the filter heads need them")
     # the skeleton has no memory of its own
     nn.Sequential(before, head).load_state_dict(state, assign=True)
-    return before, VocabularyHead.of(head)
+    return before, VocabularyHead.of(head, logit_rule_of(config, family))
 
 
 def _read_first(model_path: Path, wanted: Mapping[str, Sequence[str]], dtype: torch.dtype) -> dict[str, Tensor]:

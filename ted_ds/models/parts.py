@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from ted_ds.models.family import Family
+from ted_ds.numerics.logits import LogitRule
 
 
 def embeddings_of(model: nn.Module, family: Family) -> nn.Module:
@@ -47,6 +50,16 @@ def _parts_at(model: nn.Module, *paths: str | None) -> dict[str, nn.Module]:
 def lm_head_of(model: nn.Module, family: Family) -> nn.Module:
     """The linear head of a language model."""
     return model.get_submodule(family.lm_head_path)
+
+
+def logit_rule_of(config: Any, family: Family) -> LogitRule:
+    """What a language model with this config makes of its head's products."""
+
+    def said(key: str | None) -> float | None:
+        return None if key is None else getattr(config, key)
+
+    divisor = said(family.logits_divisor_key)
+    return LogitRule(1.0 if divisor is None else divisor, said(family.logits_cap_key))
 
 
 def has_part(model: nn.Module, path: str) -> bool:

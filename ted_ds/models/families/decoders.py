@@ -93,4 +93,67 @@ SMOLLM3 = replace(
     ties_by_default=True,
     block_kinds=("full_attention", "sliding_attention"),
 )
-DECODERS = (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2, GPT_NEOX, PHI3, OLMO2, SMOLLM3)
+GRANITE = replace(
+    LLAMA,
+    model_types=("granite",),
+    embeddings_path=None,
+    embeddings_factor_path="model.embedding_multiplier",
+    logits_divisor_key="logits_scaling",
+    label_heads=(),
+    lacks=("SequenceClassification", "TokenClassification", "MultipleChoice"),
+    label_dropouts={},
+)
+GEMMA2 = replace(
+    LLAMA,
+    model_types=("gemma2",),
+    ties_by_default=True,
+    attention=("eager", "flash"),
+    logits_cap_key="final_logit_softcapping",
+    block_kinds=("full_attention", "sliding_attention"),
+    must_be={
+        "use_bidirectional_attention": (
+            False,
+            "each token sees those behind it, which a decoder is to predict; use another model",
+        ),
+    },
+    buffers=("rotary_emb.inv_freq", "embed_tokens.embed_scale"),
+    tokenizer_class="GemmaTokenizer",
+)
+GEMMA3 = replace(
+    GEMMA2,
+    model_types=("gemma3_text",),
+    attention=LLAMA.attention,
+    lacks=("TokenClassification", "MultipleChoice"),
+    label_dropouts={},
+)
+OPT = replace(
+    LLAMA,
+    model_types=("opt",),
+    embeddings_path=None,
+    token_embeddings_path="model.decoder.embed_tokens",
+    blocks_path="model.decoder.layers",
+    arrival_path="model.decoder.embed_tokens",
+    before_blocks={"model.decoder.embed_positions": "added", "model.decoder.project_in": "passed"},
+    behind_blocks=("model.decoder.final_layer_norm", "model.decoder.project_out"),
+    final_norm_path="model.decoder.final_layer_norm",
+    behind_norm_path="model.decoder.project_out",
+    ties_by_default=True,
+    lacks=("TokenClassification", "MultipleChoice"),
+    span_head="qa_outputs",
+    finds_documents=False,
+    positions="learned",
+    position_embeddings_path="model.decoder.embed_positions",
+    rows_before_positions=2,
+    own_names={"intermediate_size": "ffn_dim", "embedding_size": "word_embed_proj_dim"},
+    hidden_dropouts=("dropout",),
+    label_dropouts={},
+    must_be={
+        "layerdrop": (
+            0,
+            "blocks are left out at random in training, and their states could not be compared; set it to 0",
+        )
+    },
+    buffers=(),
+    tokenizer_class="GPT2Tokenizer",
+)
+DECODERS = (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2, GPT_NEOX, PHI3, OLMO2, SMOLLM3, GRANITE, GEMMA2, GEMMA3, OPT)

@@ -93,6 +93,7 @@ def test_dropouts_are_those_that_the_model_has(model_type: str, auto: Any, archi
     model = without_weights(model_type, auto, **values)
     found = {one.p for one in model.modules() if isinstance(one, torch.nn.Dropout)}
     found |= {getattr(one, "attention_dropout", 0.0) for one in model.modules()} - {None}
+    found |= {one.dropout for one in model.modules() if isinstance(getattr(one, "dropout", None), float)}
     assert found - {0.0} == {shares[what] for what, keys in known.items() if keys}
     # what no entry is known of, no model of transformers reads either
     others = {*CLASSIFIER_KEYS, *HIDDEN_KEYS} - {*values}
