@@ -57,8 +57,16 @@ OWN_SHAPES: dict[str, dict[str, Any]] = {
         "attention_multiplier": 0.4,
         "logits_scaling": 2.5,
     },
+    "mixtral": {"num_local_experts": 3, "num_experts_per_tok": 2},
     "opt": {"ffn_dim": 24, "word_embed_proj_dim": 12, "dropout": 0.0},
     "phi3": {"resid_pdrop": 0.0},
+    "qwen3_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 12,
+        "mlp_only_layers": [1],
+        "norm_topk_prob": True,
+    },
     "smollm3": {"no_rope_layer_interval": 2},
 }
 """What else a tiny model of a family has, so that what is its own shows."""

@@ -23,7 +23,7 @@ WHOLE_NUMBERS = (
 SMALLEST: Mapping[str, int] = {"max_window_layers": 0}
 """Of those that may be less than 1."""
 TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
-ACTIVATION_KEYS = ("hidden_act", "activation_function", "pooler_hidden_act")
+ACTIVATION_KEYS = ("hidden_act", "activation_function", "hidden_activation", "pooler_hidden_act")
 ACTIVATIONS = (
     "gelu",
     "gelu_10",

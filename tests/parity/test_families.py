@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ted_ds.data.loader import Batch
 from ted_ds.models.execution import checkpoint_activations
 from ted_ds.models.families import KNOWN_TYPES, family_of
 from ted_ds.models.files import read_model_facts
@@ -19,8 +20,11 @@ from ted_ds.models.parts import (
     lm_head_of,
     logit_rule_of,
 )
+from ted_ds.models.predictions import LossWeights
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank
+from ted_ds.numerics.losses import IGNORED_LABEL, cross_entropy_sum, divergence_sum, kept_labels
+from ted_ds.numerics.task_terms import CAUSAL_LM
 from tests.plain import logits_of, probe_logits
 from tests.tiny import LABELS, TYPES_WITH_LABELS, VOCAB_SIZE, write_model
 
@@ -88,6 +92,35 @@ def test_the_head_of_the_predictions_gives_the_logits(tmp_path, model_type):
     with torch.no_grad():
         logits, _ = tapped(batch())
         torch.testing.assert_close(tapped(batch(), lambda own, _: logits_of(own)), logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("model_type", KNOWN_TYPES)
+def test_losses_from_states_and_their_gradients_are_those_of_all_logits(tmp_path, model_type):
+    architecture = family_of(model_type).language_model
+    taught_by = {"MaskedLM": "bert", "CausalLM": "granite" if model_type == "gemma2" else "gemma2"}[architecture]
+    student = TappedModel(load(tmp_path / "student", model_type), family_of(model_type))
+    teacher = TappedModel(load(tmp_path / "teacher", taught_by), family_of(taught_by)).requires_grad_(False)
+    mask = batch()["attention_mask"]
+    labels = torch.where(mask.bool(), batch()["input_ids"].roll(-1, 1), IGNORED_LABEL)
+    given = Batch(batch()["input_ids"], mask, labels, mask.bool())
+    found = []
+    for chunked in (True, False):
+        student.zero_grad()
+        of_student, of_teacher = (one(batch(), lambda own, _: own) for one in (student, teacher))
+        if chunked:
+            losses = of_student.losses(CAUSAL_LM, given, LossWeights(0.7, 2.5, temperature=2.0), of_teacher)
+            task, divergence, weighted = losses.task, losses.prediction, losses.weighted
+        else:
+            logits, others = logits_of(of_student), logits_of(of_teacher)
+            task = cross_entropy_sum(logits, labels)
+            divergence = divergence_sum(logits, others, keep=kept_labels(labels), temperature=2.0)
+            weighted = 0.7 * task + 2.5 * divergence
+        weighted.backward()
+        found.append([task.detach(), divergence.detach(), *(one.grad for one in student.parameters())])
+    for one, other in zip(*found, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * max(float(other.abs().max()), 1e-3))
 
 
 @pytest.mark.parametrize("model_type", ["llama", "bert"])

@@ -26,7 +26,8 @@ TEXTS = {"ended": ENDED, "ends inside": WITH_ENDS_INSIDE, "nothing else": NOTHIN
 
 
 def plain_model(model_type: str, pad_id: int | None) -> Any:
-    config = model_config(model_type, blocks=2, num_labels=3, pad_token_id=pad_id)
+    of_experts = {"experts_implementation": "eager"}  # the only one that knows fp64
+    config = model_config(model_type, blocks=2, num_labels=3, pad_token_id=pad_id, **of_experts)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForSequenceClassification.from_config(config).eval()

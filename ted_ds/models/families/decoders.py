@@ -156,4 +156,17 @@ OPT = replace(
     buffers=(),
     tokenizer_class="GPT2Tokenizer",
 )
-DECODERS = (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2, GPT_NEOX, PHI3, OLMO2, SMOLLM3, GRANITE, GEMMA2, GEMMA3, OPT)
+MIXTRAL = replace(
+    MISTRAL,
+    model_types=("mixtral",),
+    own_names={"num_experts": "num_local_experts"},
+    num_experts_keys=("num_experts", "num_local_experts"),
+)
+QWEN3_MOE = replace(
+    QWEN3,
+    model_types=("qwen3_moe",),
+    block_kinds=None,
+    own_names=MIXTRAL.own_names,
+    num_experts_keys=MIXTRAL.num_experts_keys,
+)
+DECODERS = (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2, GPT_NEOX, PHI3, OLMO2, SMOLLM3, GRANITE, GEMMA2, GEMMA3, OPT, MIXTRAL, QWEN3_MOE)
