@@ -169,6 +169,8 @@ QWEN3_MOE = replace(
     own_names=MIXTRAL.own_names,
     num_experts_keys=MIXTRAL.num_experts_keys,
 )
+WITH_A_TEXT_MODEL = {"gemma3": "gemma3_text"}
+"""Types that read more than text, and the type of the language model in them, which can be written down alone."""
 DECODERS = (
     LLAMA,
     MISTRAL,
