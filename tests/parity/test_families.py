@@ -31,6 +31,8 @@ from tests.plain import logits_of, probe_logits
 from tests.tiny import LABELS, TYPES_WITH_LABELS, VOCAB_SIZE, write_model
 
 NUM_BLOCKS = 4
+OTHER_OPTS = [{"do_layer_norm_before": False}, {"word_embed_proj_dim": 16}]
+"""As the one of 350M parameters, without a norm behind its blocks, and as all others, without maps to embeddings."""
 
 
 def load(folder, model_type, *, classify=False, dtype=torch.float32, share=None, **config):
@@ -57,6 +59,8 @@ def batch():
         *((name, False, {}) for name in KNOWN_TYPES),
         ("deberta-v2", True, {"conv_kernel_size": 3}),  # puts out layer 1 in the place of the first block
         ("deberta-v2", True, {"conv_kernel_size": 5, "conv_act": "gelu"}),
+        *(("opt", False, changes) for changes in OTHER_OPTS),
+        ("gpt_neox", False, {"use_parallel_residual": False}),
     ],
 )
 def test_taps_are_the_hidden_states_and_leave_the_logits_alone(tmp_path, model_type, classify, config):
@@ -192,9 +196,11 @@ def test_a_tap_fires_once_and_gives_right_gradients_under_activation_checkpointi
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("model_type", KNOWN_TYPES)
-def test_lm_output_read_from_files_is_the_models_own(tmp_path, model_type, tied):
-    model = load(tmp_path, model_type, tie_word_embeddings=tied)
+@pytest.mark.parametrize(
+    ("model_type", "config"), [*((name, {}) for name in KNOWN_TYPES), *(("opt", one) for one in OTHER_OPTS)]
+)
+def test_lm_output_read_from_files_is_the_models_own(tmp_path, model_type, config, tied):
+    model = load(tmp_path, model_type, tie_word_embeddings=tied, **config)
     head = lm_head_of(model, family_of(model_type))
     if head.bias is not None:  # which starts at 0, and would not be missed
         torch.nn.init.normal_(head.bias)

@@ -16,7 +16,7 @@ from ted_ds.models.parts import blocks_of
 from ted_ds.models.predictions import LossWeights
 from ted_ds.models.share import Share
 from ted_ds.models.taps import TappedModel
-from tests.parity.test_families import NUM_BLOCKS, batch, load
+from tests.parity.test_families import NUM_BLOCKS, OTHER_OPTS, batch, load
 from tests.task_kinds import TASK_TERMS, labelled
 from tests.tiny import LABELS, TYPES_WITH_LABELS, write_model
 
@@ -57,6 +57,7 @@ def loss_of(predictions, labels):
         *((one, True, {}) for one in TYPES_WITH_LABELS),
         *((one, False, {}) for one in KNOWN_TYPES),
         ("deberta-v2", True, {"conv_kernel_size": 3}),  # as its larger versions have it
+        *(("opt", False, changes) for changes in OTHER_OPTS),
     ],
 )
 def test_shares_in_a_row_are_the_whole_model(tmp_path, model_type, classify, config, cuts):
