@@ -223,12 +223,13 @@ def test_lm_output_is_read_by_the_names_of_early_files(tmp_path):
     assert read_model_facts(tmp_path).has_lm_head
 
 
-def test_identity_filters_on_the_last_layer_with_the_frozen_head_are_the_model_itself(tmp_path):
-    model = load(tmp_path, "llama")
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "granite", "opt"])
+def test_identity_filters_on_the_last_layer_with_the_frozen_head_are_the_model_itself(tmp_path, model_type):
+    model = load(tmp_path, model_type)
     bank = FilterBank([NUM_BLOCKS], 16, 16, initialisation="identity")
     probes = lm_probes(bank, dim=16, model_path=tmp_path, kind="frozen", dtype=torch.float32)
     with torch.no_grad():
-        logits, states = TappedModel(model, family_of("llama"), [NUM_BLOCKS])(batch())
+        logits, states = TappedModel(model, family_of(model_type), [NUM_BLOCKS])(batch())
         (probed,) = probe_logits(probes, states, batch())
     torch.testing.assert_close(probed, logits, rtol=1e-6, atol=1e-6)
 
