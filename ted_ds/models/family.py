@@ -24,8 +24,8 @@ class Family:
     """``model_type`` values of ``config.json`` this family covers."""
 
     # --- parts
-    embeddings_path: str
-    """The module whose output is layer 0."""
+    embeddings_path: str | None
+    """The module whose output is layer 0; None where no module puts it out, and the first block is what takes it."""
     token_embeddings_path: str
     blocks_path: str
     """The list of blocks; block i puts out layer i + 1 (see ``behind_first_block``)."""
@@ -34,6 +34,8 @@ class Family:
     before_blocks: Mapping[str, Literal["added", "passed"]] = field(default_factory=dict)
     """Other modules that only a model with embeddings runs: what they put out is added to the state, or they pass it on
     changed."""
+    embeddings_factor_path: str | None = None
+    """The number of the body by which it multiplies what the embeddings put out: 1 where the state arrives."""
     behind_first_block: str | None = None
     """A module that some have: it changes what the first block puts out, and puts out layer 1 itself."""
     behind_first_block_key: str | None = None
@@ -47,7 +49,9 @@ class Family:
     language_model: Literal["CausalLM", "MaskedLM"] = "CausalLM"
     """What its language model is to transformers: what follows ``AutoModelFor``."""
     final_norm_path: str | None
-    """Applied before the LM head; None where blocks end normalised."""
+    """Applied before the LM head; None where blocks end normalised. Some models of a family may lack it."""
+    behind_norm_path: str | None = None
+    """A map of the body behind that norm, which some models have: to the width of their embeddings."""
     before_lm_head: str | None = None
     """Behind the body, the module of a language model that states go through before the linear head: a linear map, an
     activation and a norm, which keep their width. Files of a body alone lack it."""
@@ -55,6 +59,13 @@ class Family:
     """The linear LM head."""
     lm_head_switch: str | None = None
     """The entry of the config that is true, as where it is not said, where the LM head is there."""
+    lm_head_in_files: str | None = None
+    """What files call that head where transformers renames it as it reads and writes them."""
+    logits_divisor_key: str | None = None
+    """The entry of the config that the head's products are divided by."""
+    logits_cap_key: str | None = None
+    """The entry of the config with the bound ``c`` that logits are brought under: ``c tanh(logits / c)``; none where it
+    is null."""
     lm_heads_in_files: tuple[str, ...]
     """Modules that files may hold as the head of a language model."""
     ties_by_default: bool
@@ -76,11 +87,15 @@ class Family:
     # --- what it does
     attention: tuple[str, ...] = ("eager", "sdpa", "flash")
     """The implementations it has, by the recipe's words."""
+    finds_documents: bool = True
+    """Whether its masks keep apart documents of a row by where positions start again."""
     positions: Literal["rotary", "learned", "relative"]
     """How a block knows them: by turning pairs of numbers, from a table that is added to the embeddings, or from each
     token's distance to the others (beside a table, where the files hold one)."""
     position_embeddings_path: str | None = None
     """The table."""
+    rows_before_positions: int = 0
+    """How many rows it has before that of the first position, beside one for each position."""
     token_types_key: str | None = None
     """The entry of the config that says how many types of tokens it tells apart by embeddings: those of the two texts
     of a pair, as a rule; None where it has no such embeddings."""
@@ -104,6 +119,26 @@ class Family:
     """The entry by which a block divides its attention scores by its number, counted from 1."""
     fused_queries: tuple[str, ...] = ()
     """Of such a block, the parameters that hold its queries first, then as many keys and values."""
+    must_be: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
+    """Entries that may only have this value, or none; and why, and what to do."""
+
+    # --- mixtures of experts
+    num_experts_keys: tuple[str, ...] = ()
+    """The names of the entry that says how many experts a block has; none where blocks have no experts."""
+    num_chosen_key: str = "num_experts_per_tok"
+    """The entry that says how many of them each token goes through."""
+    sparse_step_key: str | None = None
+    """The entry by which only each so many-th block has experts."""
+    dense_blocks_key: str | None = None
+    """The entry that lists blocks without experts, whatever that says."""
+    expert_marker: str = ".experts."
+    """In the names of what belongs to experts, in files and in a model."""
+    balance_switch: str = "output_router_logits"
+    """The entry by which a language model adds its routers' auxiliary loss to its own."""
+    balance_weight_key: str = "router_aux_loss_coef"
+    """The entry with the weight of that loss."""
+    balance_weight_by_default: float = 0.001
+    """That weight where the config does not say."""
 
     shapes: Callable[[Mapping[str, Any]], Shapes] | None = None
     """The parameters of its body, and of an LM head that is not the embeddings, by their names, as a ``config.json``
@@ -134,6 +169,28 @@ class Family:
         """Whether an LM head is the embeddings, by a ``config.json``."""
         return config.get("tie_word_embeddings", self.ties_by_default)
 
+    def balance_weight(self, config: Mapping[str, Any]) -> float:
+        """The weight of the routers' auxiliary loss, by a ``config.json``; 0 where a language model goes without."""
+        if not self.num_experts_keys or not config.get(self.balance_switch):
+            return 0.0
+        return float(config.get(self.balance_weight_key, self.balance_weight_by_default))
+
+    def num_experts(self, config: Mapping[str, Any]) -> tuple[int, int]:
+        """How many experts a block of such a model has, and how many of them a token goes through; 0 without."""
+        held = next((config[key] for key in self.num_experts_keys if config.get(key) is not None), 0)
+        return held, config.get(self.num_chosen_key, 0) if held else 0
+
+    def with_experts_together(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """The tensors of files as a live model has them: those of a block's experts are one, ``[experts, ...]``."""
+        if not self.num_experts_keys:
+            return dict(shapes)
+        found: dict[str, tuple[int, ...]] = {}
+        for name, shape in shapes.items():
+            together, is_one = re.subn(rf"{re.escape(self.expert_marker)}\d+\.", self.expert_marker, name)
+            count = found[together][0] if together in found else 0
+            found[together] = (count + 1, *shape) if is_one else shape
+        return found
+
     def num_token_types(self, config: Mapping[str, Any]) -> int:
         """How many types of tokens a model tells apart, by a ``config.json``."""
         if self.token_types_key is None:
@@ -152,7 +209,7 @@ class Family:
     @property
     def lm_head_matrix(self) -> str:
         """The name of the LM head's matrix, ``[vocab, hidden]``, in files."""
-        return f"{self.lm_head_path}.weight"
+        return f"{self.lm_head_in_files or self.lm_head_path}.weight"
 
     @property
     def new_lm_head_prefixes(self) -> tuple[str, ...]:

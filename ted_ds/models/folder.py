@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ted_ds.errors import CheckpointError
-from ted_ds.models.families import KNOWN_TYPES
+from ted_ds.models.families import KNOWN_TYPES, TEXT_TYPE_IN
 from ted_ds.models.model_file import read_json
 
 CONFIG_FILE = "config.json"
@@ -53,6 +53,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     known = ", ".join(KNOWN_TYPES)
     own_code = _own_code(config)
+    if model_type in TEXT_TYPE_IN:
+        raise CheckpointError(
+            f"{file}: a {model_type} reads more than text; write its language model, a {TEXT_TYPE_IN[model_type]}, "
+            "into a folder of its own, as README.md shows under 'Choose layers and the student', and give that"
+        )
     if model_type not in KNOWN_TYPES:
         because = f" (it brings code of its own, {own_code}, which ted_ds never runs)" if own_code else ""
         raise CheckpointError(f"{file}: model type {model_type!r} is not supported{because}; ted_ds knows {known}")

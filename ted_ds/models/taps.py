@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ted_ds.models.document_mask import mask_of_documents
 from ted_ds.models.family import Family
 from ted_ds.models.joined_rows import Rows
 from ted_ds.models.partial import Arrival, keep_share
-from ted_ds.models.parts import blocks_of, embeddings_of, layers_of_blocks, lm_head_of, put_part
+from ted_ds.models.parts import blocks_of, embeddings_of, layers_of_blocks, lm_head_of, logit_rule_of, put_part
 from ted_ds.models.positions import choose_by_text, positions_in_row
 from ted_ds.models.predictions import DensePredictions, Predictions, VocabularyHead, VocabularyPredictions
 from ted_ds.models.share import Share
@@ -80,13 +81,24 @@ class TappedModel(nn.Module):
         self._family, self._pooled = family, pooled
         self._takes_token_types = family.num_token_types(model.config.to_dict()) > 1
         self._needs_positions = choose_by_text(model)
+        self._num_chosen = self._num_chosen_experts()
         self._has_lm_head = self.share.has_output and model.get_output_embeddings() is not None
         self._can_predict = self.share.has_output
         if self._has_lm_head:
             self._install_lm_head()
+        self.first_state: nn.Module | None = None
+        """Puts out layer 0 where no module of the model does."""
+        if family.embeddings_path is None and self.share.has_embeddings:
+            self.first_state = nn.Identity()
+            blocks_of(model, family)[0].register_forward_pre_hook(self._show_first_state)
         modules = self._modules_of_layers()
         for layer in sorted({self.layers[place] for place in self._places}):
             modules[layer].register_forward_hook(self._tap(layer))
+
+    def _num_chosen_experts(self) -> int:
+        """How many experts a token goes through in a model whose routers are balanced; 0 in others."""
+        config = self.model.config.to_dict()
+        return self._family.num_experts(config)[1] if self._family.balance_weight(config) else 0
 
     @property
     def pooled_token(self) -> str:
@@ -128,7 +140,12 @@ class TappedModel(nn.Module):
     def _modules_of_layers(self) -> dict[int, nn.Module]:
         """What puts out each layer's state here; the arriving one is put out by what stands for the embeddings."""
         layers = layers_of_blocks(self.model, self._family)[self.share.start : self.share.stop]
-        return dict(enumerate([embeddings_of(self.model, self._family), *layers], start=self.share.start))
+        before = embeddings_of(self.model, self._family) if self.first_state is None else self.first_state
+        return dict(enumerate([before, *layers], start=self.share.start))
+
+    def _show_first_state(self, _block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        assert self.first_state is not None
+        return (self.first_state(inputs[0]), *inputs[1:])
 
     def arrive(self, state: Tensor) -> None:
         """Take the state of layer ``share.start``, ``[batch, seq, hidden]``, for the next forward pass."""
@@ -151,7 +168,7 @@ class TappedModel(nn.Module):
         if not self.share.is_whole:
             return []
         blocks = blocks_of(self.model, self._family)
-        kept = max(self.layers)
+        kept = max(*self.layers, 0 if self.first_state is None else 1)  # layer 0 may be known by who takes it alone
         dropped = list(blocks[kept:])
         del blocks[kept:]
         self.model.config.num_hidden_layers = kept
@@ -170,14 +187,15 @@ class TappedModel(nn.Module):
     def _install_lm_head(self) -> None:
         head = lm_head_of(self.model, self._family)
         assert isinstance(head, nn.Linear), f"the LM head of a {self.model.config.model_type} is no linear layer"
-        put_part(self.model, self._family.lm_head_path, VocabularyHead.of(head))
+        rule = logit_rule_of(self.model.config, self._family)
+        put_part(self.model, self._family.lm_head_path, VocabularyHead.of(head, rule))
 
-    def _vocabulary_predictions(self, hidden: Tensor) -> VocabularyPredictions:
+    def _vocabulary_predictions(self, hidden: Tensor, routers: Sequence[Tensor]) -> VocabularyPredictions:
         """What the LM head makes of the body's last hidden states ``[batch, seq, hidden]``."""
         head: Any = lm_head_of(self.model, self._family)
         if self._family.before_lm_head is not None:
             hidden = self.model.get_submodule(self._family.before_lm_head)(hidden)
-        return VocabularyPredictions(hidden, head)
+        return VocabularyPredictions(hidden, head, routers, self._num_chosen)
 
     def _tap(self, layer: int) -> Callable[[nn.Module, Any, Any], None]:
         places = [place for place, other in enumerate(self.layers) if other == layer and place in self._places]
@@ -221,7 +239,10 @@ class TappedModel(nn.Module):
             arguments["use_cache"] = False
         if self._needs_positions and "position_ids" not in arguments:
             arguments["position_ids"] = positions_in_row(_attention_mask(arguments))
-        self._rows = Rows.of(arguments, self.model.config._attn_implementation)
+        attention = self.model.config._attn_implementation
+        self._rows = Rows.of(arguments, attention)
+        if not self._family.finds_documents and "flash" not in str(attention):
+            arguments |= mask_of_documents(arguments, self.model.dtype)
         arguments = {name: self._rows.join(value) for name, value in arguments.items()}
         if self._arrival is not None:
             self._arrival.state = self._rows.join(self._arrival.state)
@@ -237,10 +258,13 @@ class TappedModel(nn.Module):
             elif then is None:
                 logits = self._rows.part(self.model(**arguments).logits)
             else:
-                hidden = self._rows.part(self.model.base_model(**arguments).last_hidden_state)
+                if self._num_chosen:
+                    arguments["output_router_logits"] = with_predictions and torch.is_grad_enabled()
+                outputs = self.model.base_model(**arguments)
+                hidden = self._rows.part(outputs.last_hidden_state)
                 self._leaving = None if self.share.has_output else hidden
                 if with_predictions:
-                    predictions = self._vocabulary_predictions(hidden)
+                    predictions = self._vocabulary_predictions(hidden, getattr(outputs, "router_logits", None) or ())
             states: Any = ()
             if on_state is None:
                 states = tuple(self._captured.get(layer) for layer in self.layers)

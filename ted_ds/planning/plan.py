@@ -27,6 +27,7 @@ from ted_ds.planning.mistakes import (
     check_deepspeed,
     check_dropout,
     check_model,
+    check_routers,
     check_tracking,
 )
 from ted_ds.planning.model_lookup import HubLookup, KnownModel, by_local_files
@@ -178,6 +179,7 @@ def _lay_out(
     if student is not None and recipe.student.path is not None:
         check_model(recipe, student, "student.path", mistakes)
     check_dropout(recipe, teacher, student, mistakes)
+    check_routers(recipe, teacher, student, mistakes)
     mistakes.add("", *quantised_mistakes(recipe, teacher, student))
     of_student = known.get("student", known["teacher"])
     places = known["teacher"].place, of_student.place
@@ -285,6 +287,8 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
         else:
             quantised = f", quantised ({facts.quantisation})" if facts.quantisation else ""
             shape = f"{facts.num_blocks} blocks of width {facts.hidden_size}"
+            if facts.num_experts:
+                shape += f" with {facts.num_experts} experts, of which a token goes through {facts.num_chosen_experts}"
             lines.append(f"{name:9} {facts.model_type}, {shape}{quantised}{plan.origins.get(name, '')}")
     if plan.layer_pairs:
         pairs = " ".join(f"{s}<-{t}" for s, t in plan.layer_pairs)
