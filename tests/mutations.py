@@ -305,7 +305,7 @@ MUTATIONS = {
     ),
     "last_id": Mutation(
         "models/taps.py",
-        "return pool(logits, _attention_mask(arguments), how=self.pooled_token, unread=unread)",
+        "return pool(logits, attention_mask_of(arguments), how=self.pooled_token, unread=unread)",
         'return pool(logits, arguments["input_ids"] != 1, how=self.pooled_token, unread=unread)',
         "a label is read at the last token that is no end token",
     ),
@@ -371,7 +371,7 @@ MUTATIONS = {
     ),
     "before_lm_head": Mutation(
         "models/taps.py",
-        "hidden = self.model.get_submodule(self._family.before_lm_head)(hidden)",
+        "hidden = module(hidden)",
         "pass",
         "a masked LM's head takes the states of its last block as they are",
     ),

@@ -22,10 +22,19 @@ class Family:
 
     # --- parts
     embeddings_path: str
-    """The module whose output is layer 0."""
+    """The module whose output is layer 0 (but see ``behind_embeddings``)."""
+    behind_embeddings: str | None = None
+    """A module that some have: it takes embeddings to the width of the blocks, and puts out layer 0 itself."""
     token_embeddings_path: str
     blocks_path: str
-    """The list of blocks; block i puts out layer i + 1 (see ``behind_first_block``)."""
+    """The list of blocks; block i puts out layer i + 1 (see ``behind_first_block`` and ``num_shared_key``)."""
+    num_shared_key: str | None = None
+    """The entry of the config that says how many blocks there are where several layers are put out by each, one after
+    the other (:meth:`block_of_layers`); None where each layer has a block of its own."""
+    has_short_first_block: bool = False
+    """Whether the first block lacks a part that all others have, so that none of them can stand in its place."""
+    unstaged: str | None = None
+    """Why a model cannot be cut into stages of a pipeline; None where it can."""
     arrival_path: str
     """The module in whose place the state from the pipeline stage before is put in (:mod:`ted_ds.models.partial`)."""
     before_blocks: Mapping[str, Literal["added", "passed"]] = field(default_factory=dict)
@@ -45,11 +54,16 @@ class Family:
     """What its language model is to transformers: what follows ``AutoModelFor``."""
     final_norm_path: str | None
     """Applied before the LM head; None where blocks end normalised."""
-    before_lm_head: str | None = None
-    """Behind the body, the module of a language model that states go through before the linear head: a linear map, an
-    activation and a norm, which keep their width. Files of a body alone lack it."""
+    before_lm_head: tuple[str, ...] = ()
+    """Behind the body, the modules of a language model that states go through, one after the other, before the linear
+    head: a linear map (to the width of the token embeddings), an activation and a norm, or one module of all three.
+    Files of a body alone lack them."""
+    lm_activation: str | None = None
+    """Transformers' name of the activation behind the first of these modules, where it is no module itself."""
     lm_head_path: str
     """The linear LM head."""
+    unread_lm_bias: str | None = None
+    """A second bias of that head which is the first one where the head is tied to the embeddings, and unread else."""
     lm_head_switch: str | None = None
     """The entry of the config that is true, as where it is not said, where the LM head is there."""
     lm_heads_in_files: tuple[str, ...]
@@ -62,10 +76,13 @@ class Family:
     """The module that puts out where an answer starts and ends; None where transformers has no such model of the
     family, or one in which other modules are not where they are here."""
     before_label_head: tuple[str, ...] = ()
-    """Modules between the body's states and a head, which files of a body that never had labels lack as well."""
+    """Modules between the body's states and a head, which files of a body that never had labels lack as well. Some may
+    stand before the LM head, too."""
     pooled_token: Literal["first", "last"]
     """Which kept token a label is read at. The forward of transformers' models that read the ``first`` does that;
     where it is the ``last``, the label head's logits are read here (:mod:`ted_ds.models.taps`)."""
+    pooling_key: str | None = None
+    """The entry of the config that is ``mean`` where transformers' forward reads a label at the mean of all tokens."""
 
     lacks: tuple[str, ...] = ()
     """Heads that transformers has no class of with this family (what follows ``AutoModelFor``)."""
@@ -78,6 +95,10 @@ class Family:
     token's distance to the others (beside a table, where the files hold one)."""
     position_embeddings_path: str | None = None
     """The table."""
+    padding_row: int | None = None
+    """Of that table, the row of padding, where the first token has the row behind it; None where it has row 0."""
+    padding_row_key: str | None = None
+    """The entry of the config that says which row it is instead."""
     token_types_key: str | None = None
     """The entry of the config that says how many types of tokens it tells apart by embeddings: those of the two texts
     of a pair, as a rule; None where it has no such embeddings."""
@@ -89,6 +110,8 @@ class Family:
     """This family's names for entries that transformers calls otherwise in general (its ``attribute_map``)."""
     block_kinds: tuple[str, ...] | None = None
     """What ``layer_types`` may say of a block; None where it is not read."""
+    embedding_width: int | None = None
+    """How wide token embeddings are where the config does not say (``embedding_size``); None: as wide as the blocks."""
     first_blocks_keys: tuple[str, ...] = ("max_window_layers", "first_k_dense_replace")
     """Entries that say how many of the first blocks differ from the others."""
     hidden_dropouts: tuple[str, ...] = ()
@@ -133,6 +156,25 @@ class Family:
             return 0
         return int(config.get(self.token_types_key, self.token_types_by_default))
 
+    def row_of_padding(self, config: Mapping[str, Any]) -> int | None:
+        """Of the table of positions, the row behind which the first token's stands, by a ``config.json``."""
+        said = config.get(self.padding_row_key or "")
+        return self.padding_row if said is None else int(said)
+
+    def width_of_embeddings(self, config: Mapping[str, Any]) -> int | None:
+        """How wide the token embeddings are, by a ``config.json``; None where it does not say."""
+        return config.get("embedding_size", self.embedding_width) or self.entry(config, "hidden_size")[1]
+
+    def block_of_layers(self, config: Mapping[str, Any]) -> tuple[int, ...]:
+        """The number, from 0, of the block that puts out each layer behind the embeddings, by a ``config.json``.
+
+        Where ``G`` blocks put out ``L`` layers, layer ``i`` (from 0) is that of block ``int(i / (L / G))``, as
+        transformers reckons for ALBERT (Lan et al. 2020, section 3.1, is where blocks are shared).
+        """
+        depth = int(self.entry(config, "num_hidden_layers")[1])
+        held = depth if self.num_shared_key is None else int(config.get(self.num_shared_key) or 1)
+        return blocks_by_layer(depth, held)
+
     def dropout_keys(self, what: str, architecture: str) -> tuple[str, ...]:
         """The entries of the config with the dropout of ``hidden`` states, ``attention`` or the ``classifier``.
 
@@ -150,7 +192,7 @@ class Family:
     @property
     def new_lm_head_prefixes(self) -> tuple[str, ...]:
         """How names of parameters begin that a body alone lacks and a language model has, where such may start new."""
-        return () if self.before_lm_head is None else prefixes(self.lm_heads_in_files)
+        return prefixes(self.lm_heads_in_files) if self.before_lm_head else ()
 
     @property
     def label_head_prefixes(self) -> tuple[str, ...]:
@@ -171,6 +213,11 @@ class Family:
 def prefixes(paths: Iterable[str]) -> tuple[str, ...]:
     """How the names of all that is in some modules begin."""
     return tuple(f"{path}." for path in paths)
+
+
+def blocks_by_layer(num_layers: int, num_blocks: int) -> tuple[int, ...]:
+    """The number of the block that puts out each layer, where several layers may be put out by one."""
+    return tuple(int(layer / (num_layers / num_blocks)) for layer in range(num_layers))
 
 
 def path_in_body(path: str) -> str:

@@ -35,7 +35,10 @@ class ModelFacts:
     hidden_size: int
     num_heads: int
     vocab_size: int
+    embedding_width: int
+    """Of the token embeddings."""
     max_positions: int
+    """How many tokens a sequence may have."""
     labels: tuple[str, ...] | None
     """Label names by id; None where they are the meaningless LABEL_0, LABEL_1, ..."""
     num_labels: int | None
@@ -69,9 +72,20 @@ class ModelFacts:
     @property
     def as_language_model(self) -> Parameters:
         """Its parameters as a language model, which may begin with a new head."""
-        if self.family.before_lm_head is None:
+        if not self.family.before_lm_head:
             return self.parameters
-        return self.parameters.as_masked_lm(width=self.hidden_size, vocab_size=self.vocab_size, is_tied=self.is_tied)
+        return self.parameters.as_masked_lm(
+            matrix=(self.vocab_size, self.embedding_width),
+            width=self.hidden_size,
+            is_tied=self.is_tied,
+            has_unread_bias=self.family.unread_lm_bias is not None,
+        )
+
+    @property
+    def as_classifier(self) -> Parameters:
+        """Its parameters as a model with labels, but for a head that its files lack."""
+        shared = {*self.family.before_lm_head} & {*self.family.before_label_head}
+        return self.parameters.as_classifier(keeps_transform=bool(shared))
 
 
 def read_model_facts(folder: Path) -> ModelFacts:
@@ -111,10 +125,10 @@ def read_model_facts(folder: Path) -> ModelFacts:
 
 
 def _has_lm_head(shapes: Mapping[str, Shape], family: Family, *, is_tied: bool) -> bool:
-    if family.before_lm_head is None:
+    if not family.before_lm_head:
         return is_tied or any(name.startswith(prefixes(family.lm_heads_in_files)) for name in shapes)
     has_matrix = is_tied or family.lm_head_matrix in shapes
-    return has_matrix and any(name.startswith(f"{family.before_lm_head}.") for name in shapes)
+    return has_matrix and any(name.startswith(prefixes(family.before_lm_head)) for name in shapes)
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:
@@ -143,6 +157,8 @@ def _facts(config: dict[str, Any], shapes: Mapping[str, Shape], family: Family) 
         return value
 
     labels = _labels(config.get("id2label"))
+    row_of_padding = family.row_of_padding(config)
+    before_first_position = 0 if row_of_padding is None else row_of_padding + 1
     classifies = any("Classification" in name for name in config.get("architectures") or ())
     return ModelFacts(
         model_type=config["model_type"],
@@ -150,11 +166,12 @@ def _facts(config: dict[str, Any], shapes: Mapping[str, Shape], family: Family) 
         hidden_size=int(said("hidden_size")),
         num_heads=int(said("num_attention_heads")),
         vocab_size=int(config["vocab_size"]),
-        max_positions=int(said("max_position_embeddings")),
+        embedding_width=int(family.width_of_embeddings(config) or said("hidden_size")),
+        max_positions=int(said("max_position_embeddings")) - before_first_position,
         labels=labels if labels and any(name != f"LABEL_{i}" for i, name in enumerate(labels)) else None,
         num_labels=len(labels) or (2 if classifies else None),  # transformers leaves its default of two out
         architectures=tuple(config.get("architectures") or ()),
-        parameters=_sort(shapes, said("num_hidden_layers"), config, family),
+        parameters=_sort(shapes, config, family),
         is_tied=family.is_tied(config),
         switched_off=family.lm_head_switch if config.get(family.lm_head_switch or "", True) is False else None,
         rope_rules=rope_rules(config),
@@ -184,8 +201,11 @@ def _labels(id2label: Any) -> tuple[str, ...]:
     return tuple(by_id[index] for index in range(len(by_id)))
 
 
-def _sort(shapes: Mapping[str, Shape], num_blocks: int, config: Mapping[str, Any], family: Family) -> Parameters:
+def _sort(shapes: Mapping[str, Shape], config: Mapping[str, Any], family: Family) -> Parameters:
+    by_layer = family.block_of_layers(config)
+    num_blocks = max(by_layer, default=-1) + 1
     of_blocks: list[list[Shape]] = [[] for _ in range(num_blocks)]
+    before_lm_head: list[Shape] = []
     embeddings, lm_head, others = 0, 0, []
     is_tied, lm_heads = family.is_tied(config), prefixes(family.lm_heads_in_files)
     for name, shape in shapes.items():
@@ -194,6 +214,8 @@ def _sort(shapes: Mapping[str, Shape], num_blocks: int, config: Mapping[str, Any
             continue
         if block is not None and block < num_blocks:
             of_blocks[block].append(shape)
+        elif name.startswith(prefixes(family.before_lm_head)):
+            before_lm_head.append(shape)
         elif name.startswith(lm_heads):
             is_matrix = len(shape) == 2 and shape[0] == config["vocab_size"]
             lm_head += 0 if is_tied and is_matrix else math.prod(shape)
@@ -201,7 +223,14 @@ def _sort(shapes: Mapping[str, Shape], num_blocks: int, config: Mapping[str, Any
             embeddings += math.prod(shape)
         else:
             others.append(shape)
-    return Parameters(tuple(map(tuple, of_blocks)), embeddings, lm_head, tuple(others))
+    return Parameters(
+        tuple(map(tuple, of_blocks)),
+        embeddings,
+        lm_head,
+        tuple(others),
+        tuple(before_lm_head),
+        by_layer if family.num_shared_key is not None else None,
+    )
 
 
 def weight_files(folder: Path) -> list[Path]:

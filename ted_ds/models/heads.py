@@ -158,13 +158,14 @@ def load_lm_output(model_path: Path, dtype: torch.dtype) -> tuple[nn.Module, Voc
     with torch.device("meta"):
         skeleton = auto_class(family.language_model).from_config(config, dtype=dtype)
     skeleton.tie_weights()
-    path, norm = before_lm_head_of(skeleton, family)
+    parts = before_lm_head_of(skeleton, family)
+    norm = parts[0] if len(parts) == 1 else nn.Sequential(*parts)
     head: Any = lm_head_of(skeleton, family)
-    wanted = {f"0.{name}": [f"{path}.{name}"] for name, _ in norm.named_parameters()}
-    for own, parameter in head.named_parameters():
+    wanted: dict[str, list[str]] = {}
+    for own, parameter in nn.Sequential(norm, head).named_parameters():
         # a tied one has several names, the embeddings' first
         names = skeleton.named_parameters(remove_duplicate=False)
-        wanted[f"1.{own}"] = [name for name, one in names if one is parameter]
+        wanted[own] = [name for name, one in names if one is parameter]
     state = _read_first(model_path, wanted, dtype)
     lacking = [names[0] for own, names in wanted.items() if own not in state]
     if lacking:

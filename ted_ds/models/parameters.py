@@ -16,6 +16,7 @@ class Parameters:
     """A model's parameters, by where they are."""
 
     of_blocks: tuple[tuple[Shape, ...], ...]
+    """Of each block that is held."""
     embeddings: int
     """How many the token embeddings have."""
     lm_head: int
@@ -23,6 +24,8 @@ class Parameters:
     others: tuple[Shape, ...]
     before_lm_head: tuple[Shape, ...] = ()
     """Of a masked LM, what has no part in its body or in the matrix of its LM head."""
+    blocks_by_layer: tuple[int, ...] | None = None
+    """The number of the block that puts out each layer; None where each has its own."""
     packed: Packed = NOTHING_PACKED
     """What of them is kept in fewer bits, as in the files."""
 
@@ -44,8 +47,17 @@ class Parameters:
         shapes = [*(shape for block in self.of_blocks for shape in block), *self.others, *self.before_lm_head]
         return [size for size in (self.embeddings, self.lm_head, *map(math.prod, shapes)) if size]
 
+    @property
+    def of_layers(self) -> tuple[tuple[Shape, ...], ...]:
+        """Of the block that puts out each layer: a shared one comes several times."""
+        if self.blocks_by_layer is None:
+            return self.of_blocks
+        return tuple(self.of_blocks[block] for block in self.blocks_by_layer)
+
     def cut(self, blocks: Sequence[int]) -> Parameters:
-        """Of a model with these blocks only."""
+        """Of a model with these blocks only, where several layers are put out by one: with so many layers."""
+        if self.blocks_by_layer is not None:
+            return replace(self, blocks_by_layer=tuple(self.blocks_by_layer[block] for block in blocks))
         return replace(self, of_blocks=tuple(self.of_blocks[block] for block in blocks))
 
     def of_share(self, share: Share, *, predicts_tokens: bool) -> Parameters:
@@ -64,17 +76,21 @@ class Parameters:
             self.before_lm_head if share.has_output else (),
         )
 
-    def as_classifier(self) -> Parameters:
-        """Of a model without its LM head."""
-        return replace(self, lm_head=0)
+    def as_classifier(self, *, keeps_transform: bool) -> Parameters:
+        """Of a model without its LM head; with what stands before that, where that stands before labels, too."""
+        return replace(self, lm_head=0, before_lm_head=self.before_lm_head if keeps_transform else ())
 
-    def as_masked_lm(self, *, width: int, vocab_size: int, is_tied: bool) -> Parameters:
+    def as_masked_lm(self, *, matrix: Shape, width: int, is_tied: bool, has_unread_bias: bool) -> Parameters:
         """Of a masked LM, whatever of its head the files have.
 
-        Behind the body it has a linear map, a norm and a bias for each token, besides the matrix of its LM head; one
-        that is not tied to the embeddings has a second bias.
+        Behind the body it has a linear map to the width of its embeddings, a norm and a bias for each token, besides
+        the matrix of its LM head, ``[vocab, width of embeddings]``. One that is not tied to the embeddings may have a
+        second bias.
         """
-        before = ((width, width), (width,), (width,), (width,), (vocab_size,))
+        vocab_size, of_embeddings = matrix
+        transform = self.before_lm_head or ((of_embeddings, width), (of_embeddings,), (of_embeddings,), (of_embeddings,))
+        before = (*transform, (vocab_size,))
         if is_tied:
             return replace(self, lm_head=0, before_lm_head=before)
-        return replace(self, lm_head=vocab_size * width, before_lm_head=(*before, (vocab_size,)))
+        spare = ((vocab_size,),) if has_unread_bias else ()
+        return replace(self, lm_head=vocab_size * of_embeddings, before_lm_head=(*before, *spare))

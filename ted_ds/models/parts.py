@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from torch import nn
+from transformers.activations import ACT2FN
 
 from ted_ds.models.family import Family
 
 
 def embeddings_of(model: nn.Module, family: Family) -> nn.Module:
     """The module whose output is hidden state 0."""
+    if family.behind_embeddings is not None and has_part(model, family.behind_embeddings):
+        return model.get_submodule(family.behind_embeddings)
     return model.get_submodule(family.embeddings_path)
 
 
@@ -27,13 +30,19 @@ def layers_of_blocks(model: nn.Module, family: Family) -> list[nn.Module]:
     return modules if behind_first is None else [behind_first, *modules[1:]]
 
 
-def before_lm_head_of(model: nn.Module, family: Family) -> tuple[str, nn.Module]:
-    """What a language model's states go through between its last block and its LM head, and the path of it.
+def before_lm_head_of(model: nn.Module, family: Family) -> list[nn.Module]:
+    """What a language model's states go through between its last block and its LM head, in order.
 
-    The body's final norm, or what stands behind a body without one; the path is empty where there is neither.
+    The body's final norm, and what stands behind the body.
     """
-    path = family.final_norm_path or family.before_lm_head
-    return (path, model.get_submodule(path)) if path else ("", nn.Identity())
+    norm = [] if family.final_norm_path is None else [model.get_submodule(family.final_norm_path)]
+    return [*norm, *behind_body_of(model, family)]
+
+
+def behind_body_of(model: nn.Module, family: Family) -> list[nn.Module]:
+    """What a language model's states go through between its body and its LM head, in order."""
+    modules = [model.get_submodule(path) for path in family.before_lm_head]
+    return modules if family.lm_activation is None else [modules[0], ACT2FN[family.lm_activation], *modules[1:]]
 
 
 def lm_head_of(model: nn.Module, family: Family) -> nn.Module:

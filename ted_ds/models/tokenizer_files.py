@@ -56,6 +56,15 @@ READING_SETTINGS = (
     "split_special_tokens",
 )
 """By which transformers' classes make steps of a tokenizer anew, whatever ``tokenizer.json`` says."""
+ROBERTA_ROLES = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "sep_token": "</s>",
+    "pad_token": "<pad>",
+    "cls_token": "<s>",
+    "mask_token": "<mask>",
+}
 CLASS_ROLES: Mapping[str, Mapping[str, str]] = {
     "LlamaTokenizer": {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
     "GPT2Tokenizer": dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|endoftext|>"),
@@ -64,6 +73,18 @@ CLASS_ROLES: Mapping[str, Mapping[str, str]] = {
         "unk_token": "[UNK]",
         "sep_token": "[SEP]",
         "pad_token": "[PAD]",
+        "cls_token": "[CLS]",
+        "mask_token": "[MASK]",
+    },
+    "RobertaTokenizer": ROBERTA_ROLES,
+    "XLMRobertaTokenizer": ROBERTA_ROLES,
+    "MPNetTokenizer": {**ROBERTA_ROLES, "unk_token": "[UNK]"},
+    "AlbertTokenizer": {
+        "bos_token": "[CLS]",
+        "eos_token": "[SEP]",
+        "unk_token": "<unk>",
+        "sep_token": "[SEP]",
+        "pad_token": "<pad>",
         "cls_token": "[CLS]",
         "mask_token": "[MASK]",
     },

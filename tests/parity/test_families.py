@@ -29,11 +29,11 @@ def load(folder, model_type, *, classify=False, dtype=torch.float32, share=None,
     return model.eval()
 
 
-def batch():
+def batch(pad_id=0):
     input_ids = torch.randint(5, VOCAB_SIZE, (3, 9), generator=torch.Generator().manual_seed(0))
     attention_mask = torch.ones_like(input_ids)
     attention_mask[1, 6:] = 0
-    input_ids[1, 6:] = 0
+    input_ids[1, 6:] = pad_id
     return {"input_ids": input_ids, "attention_mask": attention_mask}
 
 
@@ -44,15 +44,19 @@ def batch():
         *((name, False, {}) for name in KNOWN_TYPES),
         ("deberta-v2", True, {"conv_kernel_size": 3}),  # puts out layer 1 in the place of the first block
         ("deberta-v2", True, {"conv_kernel_size": 5, "conv_act": "gelu"}),
+        ("electra", True, {"embedding_size": 16}),  # needs no map to the width of its blocks
+        ("albert", True, {"num_hidden_groups": 2}),
+        ("modernbert", True, {"classifier_pooling": "mean"}),
     ],
 )
 def test_taps_are_the_hidden_states_and_leave_the_logits_alone(tmp_path, model_type, classify, config):
     model = load(tmp_path, model_type, classify=classify, **config)
     family = family_of(model_type)
     with torch.no_grad():
-        plain = model(**batch(), output_hidden_states=True)
+        inputs = batch(family.row_of_padding(model.config.to_dict()) or 0)
+        plain = model(**inputs, output_hidden_states=True)
         layers = (3, 0, 1, NUM_BLOCKS)
-        logits, states = TappedModel(model, family, layers)(batch())
+        logits, states = TappedModel(model, family, layers)(inputs)
         assert torch.equal(logits, plain.logits)
         hidden = [*plain.hidden_states]
         for layer, state in zip(layers, states, strict=True):
@@ -68,7 +72,7 @@ def test_head_of_what_stands_before_it_of_the_last_block_is_the_logits(tmp_path,
     family = family_of(model_type)
     with torch.no_grad():
         logits, (last,) = TappedModel(model, family, [NUM_BLOCKS])(batch())
-        _, before = before_lm_head_of(model, family)
+        before = torch.nn.Sequential(*before_lm_head_of(model, family))
         torch.testing.assert_close(lm_head_of(model, family)(before(last)), logits, rtol=0, atol=0)
 
 
@@ -104,7 +108,7 @@ def test_embeddings_then_blocks_are_what_the_model_runs(tmp_path, model_type):
         block.register_forward_hook(lambda *_, index=index: called.append(index))
     with torch.no_grad():
         model(**batch())
-    assert called == ["embed", *range(NUM_BLOCKS)]
+    assert called == ["embed", *family.block_of_layers(model.config.to_dict())]
 
 
 @pytest.mark.parametrize("model_type", KNOWN_TYPES)
@@ -194,7 +198,10 @@ def test_the_frozen_head_trains_nothing_of_the_model(tmp_path):
 def test_facts_read_without_torch_are_those_of_the_loaded_model(tmp_path, model_type):
     model = load(tmp_path, model_type, classify=True)
     facts = read_model_facts(tmp_path)
-    assert facts.num_blocks == len(blocks_of(model, family_of(model_type)))
+    assert facts.num_blocks == NUM_BLOCKS == len(model(**batch(), output_hidden_states=True).hidden_states) - 1
+    family = family_of(model_type)
+    assert len(facts.parameters.of_blocks) == len(blocks_of(model, family))
+    assert facts.embedding_width == model.get_input_embeddings().embedding_dim
     assert facts.hidden_size == model.config.hidden_size
     assert facts.vocab_size == model.config.vocab_size
     assert facts.labels == LABELS
