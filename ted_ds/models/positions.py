@@ -49,11 +49,8 @@ def positions_behind(row_of_padding: int, arguments: Mapping[str, Any]) -> Tenso
     """Rows of a table of positions in which a text's first token stands behind the row of padding, ``[batch, seq]``.
 
     As transformers counts them of a text alone: a token of it with the padding's own id is not counted, and has its
-    row. ``position_ids`` that are given are counted from 0.
+    row.
     """
-    given: Tensor | None = arguments.get("position_ids")
-    if given is not None:
-        return given + row_of_padding + 1
     counted = (arguments["input_ids"] != row_of_padding).long() * attention_mask_of(arguments)
     return counted.cumsum(1) * counted + row_of_padding
 

@@ -65,38 +65,29 @@ ROBERTA_ROLES = {
     "cls_token": "<s>",
     "mask_token": "<mask>",
 }
+BERT_ROLES = {
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+}
 CLASS_ROLES: Mapping[str, Mapping[str, str]] = {
     "LlamaTokenizer": {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
     "GPT2Tokenizer": dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|endoftext|>"),
     "Qwen2Tokenizer": dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>"),
-    "BertTokenizer": {
-        "unk_token": "[UNK]",
-        "sep_token": "[SEP]",
-        "pad_token": "[PAD]",
-        "cls_token": "[CLS]",
-        "mask_token": "[MASK]",
-    },
+    **dict.fromkeys(("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer"), BERT_ROLES),
     "RobertaTokenizer": ROBERTA_ROLES,
     "XLMRobertaTokenizer": ROBERTA_ROLES,
     "MPNetTokenizer": {**ROBERTA_ROLES, "unk_token": "[UNK]"},
     "AlbertTokenizer": {
+        **BERT_ROLES,
         "bos_token": "[CLS]",
         "eos_token": "[SEP]",
         "unk_token": "<unk>",
-        "sep_token": "[SEP]",
         "pad_token": "<pad>",
-        "cls_token": "[CLS]",
-        "mask_token": "[MASK]",
     },
-    "DebertaV2Tokenizer": {
-        "bos_token": "[CLS]",
-        "eos_token": "[SEP]",
-        "unk_token": "[UNK]",
-        "sep_token": "[SEP]",
-        "pad_token": "[PAD]",
-        "cls_token": "[CLS]",
-        "mask_token": "[MASK]",
-    },
+    "DebertaV2Tokenizer": {**BERT_ROLES, "bos_token": "[CLS]", "eos_token": "[SEP]"},
 }
 """Tokens that transformers' classes have where the files name none for the role."""
 AS_FILES_SAY = (*CLASS_ROLES, "PreTrainedTokenizer", "TokenizersBackend")
