@@ -88,7 +88,12 @@ class Parameters:
         second bias.
         """
         vocab_size, of_embeddings = matrix
-        transform = self.before_lm_head or ((of_embeddings, width), (of_embeddings,), (of_embeddings,), (of_embeddings,))
+        transform = self.before_lm_head or (
+            (of_embeddings, width),
+            (of_embeddings,),
+            (of_embeddings,),
+            (of_embeddings,),
+        )
         before = (*transform, (vocab_size,))
         if is_tied:
             return replace(self, lm_head=0, before_lm_head=before)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers.pytorch_utils import Conv1D
 
 from ted_ds.models.execution import checkpoint_activations
 from ted_ds.models.families import KNOWN_TYPES, family_of
@@ -132,19 +133,25 @@ def test_states_are_the_same_without_predictions(tmp_path, model_type, with_pred
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gpt2", "bert", "deberta-v2"])
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "bert", "deberta-v2", "mpnet", "albert"])
 def test_a_tap_fires_once_and_gives_right_gradients_under_activation_checkpointing(tmp_path, model_type):
     gradients = []
     for checkpointing in (False, True):
         model = load(tmp_path, model_type, classify=True)
         if checkpointing:
-            checkpoint_activations(model)
+            checkpoint_activations(model, family_of(model_type))
+        ran = []
+        inside = blocks_of(model, family_of(model_type))[0].modules()
+        linear = next(one for one in inside if isinstance(one, torch.nn.Linear | Conv1D))
+        linear.register_forward_hook(lambda *_, ran=ran: ran.append(1))
         tapped = TappedModel(model.train(), family_of(model_type), [2])
         fired = []
-        blocks_of(model, family_of(model_type))[1].register_forward_hook(lambda *_, fired=fired: fired.append(1))
+        tapped.named_layers()["layer_02"].register_forward_hook(lambda *_, fired=fired: fired.append(1))
         logits, (state,) = tapped(batch())
         (logits.square().sum() + state.square().sum()).backward()
         assert len(fired) == 1
+        num_passes = family_of(model_type).block_of_layers(model.config.to_dict()).count(0)
+        assert len(ran) == num_passes * (1 + checkpointing)
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, recomputed, rtol=1e-5, atol=1e-6)

@@ -299,7 +299,9 @@ def test_lists_of_blocks_are_brought_over_whatever_the_model_type(
 
 def test_a_block_cannot_stand_in_the_place_of_a_shorter_first_one(tmp_path: Path) -> None:
     teacher = write_model(tmp_path / "teacher", "modernbert", labels=LABELS)
-    with pytest.raises(CheckpointError, match="block 1 of this modernbert would not be itself as block 0 of a student: at"):
+    with pytest.raises(
+        CheckpointError, match="block 1 of this modernbert would not be itself as block 0 of a student: at"
+    ):
         cut_out(teacher, tmp_path / "student", [1, 2])
 
 
@@ -308,9 +310,7 @@ def test_layers_of_shared_blocks_keep_theirs(tmp_path: Path) -> None:
     student = loaded(cut_out(teacher, tmp_path / "student", [0, 3]), AutoModelForSequenceClassification)
     whole = loaded(teacher, AutoModelForSequenceClassification)
     with torch.no_grad():
-        taken = [
-            model(IDS, attention_mask=MASK, output_hidden_states=True).hidden_states for model in (whole, student)
-        ]
+        taken = [model(IDS, attention_mask=MASK, output_hidden_states=True).hidden_states for model in (whole, student)]
         assert torch.equal(taken[0][1], taken[1][1])
         block = whole.albert.encoder.albert_layer_groups[1]
         again = block(taken[1][1], MASK.bool()[:, None, None].expand(-1, -1, IDS.shape[1], -1))
