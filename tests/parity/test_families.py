@@ -135,7 +135,7 @@ def test_states_are_the_same_without_predictions(tmp_path, model_type, with_pred
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "bert", "deberta-v2", "mpnet", "albert"])
 def test_a_tap_fires_once_and_gives_right_gradients_under_activation_checkpointing(tmp_path, model_type):
-    gradients = []
+    gradients, times = [], []
     for checkpointing in (False, True):
         model = load(tmp_path, model_type, classify=True)
         if checkpointing:
@@ -150,9 +150,9 @@ def test_a_tap_fires_once_and_gives_right_gradients_under_activation_checkpointi
         logits, (state,) = tapped(batch())
         (logits.square().sum() + state.square().sum()).backward()
         assert len(fired) == 1
-        num_passes = family_of(model_type).block_of_layers(model.config.to_dict()).count(0)
-        assert len(ran) == num_passes * (1 + checkpointing)
+        times.append(len(ran))
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert times[1] == 2 * times[0] > 0
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, recomputed, rtol=1e-5, atol=1e-6)
 
