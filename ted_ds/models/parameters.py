@@ -88,12 +88,8 @@ class Parameters:
         second bias.
         """
         vocab_size, of_embeddings = matrix
-        transform = self.before_lm_head or (
-            (of_embeddings, width),
-            (of_embeddings,),
-            (of_embeddings,),
-            (of_embeddings,),
-        )
+        norm = ((of_embeddings,),) * 2
+        transform = self.before_lm_head or ((of_embeddings, width), (of_embeddings,), *norm)
         before = (*transform, (vocab_size,))
         if is_tied:
             return replace(self, lm_head=0, before_lm_head=before)

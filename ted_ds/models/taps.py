@@ -136,10 +136,9 @@ class TappedModel(nn.Module):
 
     def _modules_of_layers(self) -> dict[int, nn.Module]:
         """What puts out each layer's state here; the arriving one is put out by what stands for the embeddings."""
-        layers: Sequence[nn.Module] = layers_of_blocks(self.model, self._family)
-        layers = [*(layers if self.passes is None else self.passes.modules_of_layers)][
-            self.share.start : self.share.stop
-        ]
+        passes = self.passes
+        layers = layers_of_blocks(self.model, self._family) if passes is None else [*passes.modules_of_layers]
+        layers = layers[self.share.start : self.share.stop]
         return dict(enumerate([embeddings_of(self.model, self._family), *layers], start=self.share.start))
 
     def arrive(self, state: Tensor) -> None:

@@ -170,7 +170,7 @@ def check_dropout(recipe: Recipe, teacher: ModelFacts | None, student: ModelFact
 
 
 def uncuttable(teacher: ModelFacts, blocks: Sequence[int]) -> str | None:
-    """Why no model has these of a teacher's blocks (numbered from 0), as they are; None where nothing speaks against it.
+    """Why no model has these of a teacher's blocks (numbered from 0) as they are; None where nothing is against it.
 
     What only transformers can tell is seen when it is cut (:func:`ted_ds.models.cut_config.refuse_other_blocks`).
     """

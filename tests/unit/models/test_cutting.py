@@ -299,9 +299,8 @@ def test_lists_of_blocks_are_brought_over_whatever_the_model_type(
 
 def test_a_block_cannot_stand_in_the_place_of_a_shorter_first_one(tmp_path: Path) -> None:
     teacher = write_model(tmp_path / "teacher", "modernbert", labels=LABELS)
-    with pytest.raises(
-        CheckpointError, match="block 1 of this modernbert would not be itself as block 0 of a student: at"
-    ):
+    phrase = "block 1 of this modernbert would not be itself as block 0 of a student: attn_norm would be a Identity"
+    with pytest.raises(CheckpointError, match=phrase):
         cut_out(teacher, tmp_path / "student", [1, 2])
 
 
@@ -315,11 +314,8 @@ def test_layers_of_shared_blocks_keep_theirs(tmp_path: Path) -> None:
         block = whole.albert.encoder.albert_layer_groups[1]
         again = block(taken[1][1], MASK.bool()[:, None, None].expand(-1, -1, IDS.shape[1], -1))
     torch.testing.assert_close(taken[1][2][MASK.bool()], again[MASK.bool()], rtol=1e-6, atol=1e-6)
-    with pytest.raises(
-        CheckpointError,
-        match="block 1 of this albert would not be itself as block 1 of a student: it would be a pass through weights 1, "
-        "not 0",
-    ):
+    phrase = "block 1 of this albert would not be itself as block 1 of a student: it would be a pass through weights 1"
+    with pytest.raises(CheckpointError, match=f"{phrase}, not 0"):
         cut_out(teacher, tmp_path / "other", [0, 1])
 
 
