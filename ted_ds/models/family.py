@@ -66,6 +66,9 @@ class Family:
     """A second bias of that head which is the first one where the head is tied to the embeddings, and unread else."""
     lm_head_switch: str | None = None
     """The entry of the config that is true, as where it is not said, where the LM head is there."""
+    lm_bias_keys: Mapping[str, bool] = field(default_factory=dict)
+    """The entries of the config that say whether a masked LM's linear map behind its body, the norm there and its LM
+    head have biases, and what goes where it does not say; empty where all have."""
     lm_heads_in_files: tuple[str, ...]
     """Modules that files may hold as the head of a language model."""
     ties_by_default: bool
@@ -174,6 +177,10 @@ class Family:
         depth = int(self.entry(config, "num_hidden_layers")[1])
         held = depth if self.num_shared_key is None else int(config.get(self.num_shared_key) or 1)
         return blocks_by_layer(depth, held)
+
+    def lm_biases(self, config: Mapping[str, Any]) -> tuple[bool, ...]:
+        """Whether a masked LM's linear map behind its body, the norm there and its LM head have biases."""
+        return tuple(config.get(key, default) for key, default in self.lm_bias_keys.items()) or (True, True, True)
 
     def dropout_keys(self, what: str, architecture: str) -> tuple[str, ...]:
         """The entries of the config with the dropout of ``hidden`` states, ``attention`` or the ``classifier``.

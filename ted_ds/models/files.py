@@ -18,7 +18,7 @@ from ted_ds.models.family import Family, prefixes
 from ted_ds.models.folder import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, no_weights, read_config
 from ted_ds.models.model_file import read_json, refuse_pointer
 from ted_ds.models.packed import Quantisation, Stored, read_quantisation, unpack
-from ted_ds.models.parameters import Parameters
+from ted_ds.models.parameters import Parameters, behind_the_body
 from ted_ds.models.rope_rules import rope_rules
 
 MAX_HEADER_BYTES = 100_000_000
@@ -55,6 +55,8 @@ class ModelFacts:
     """Whether the matrix of an LM head is the embeddings."""
     switched_off: str | None = None
     """The entry of the config by which an LM head is not where its family has it."""
+    behind_body: tuple[Shape, ...] = ()
+    """What it has behind its body as a masked LM, but for the matrix of its LM head."""
     token_ids: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
     """Ids of special tokens that ``config.json`` and ``generation_config.json`` name, by file and key."""
     rope_rules: tuple[str, ...] = ()
@@ -74,12 +76,8 @@ class ModelFacts:
         """Its parameters as a language model, which may begin with a new head."""
         if not self.family.before_lm_head:
             return self.parameters
-        return self.parameters.as_masked_lm(
-            matrix=(self.vocab_size, self.embedding_width),
-            width=self.hidden_size,
-            is_tied=self.is_tied,
-            has_unread_bias=self.family.unread_lm_bias is not None,
-        )
+        matrix = (self.vocab_size, self.embedding_width)
+        return self.parameters.as_masked_lm(self.behind_body, matrix=matrix, is_tied=self.is_tied)
 
     @property
     def as_classifier(self) -> Parameters:
@@ -160,18 +158,22 @@ def _facts(config: dict[str, Any], shapes: Mapping[str, Shape], family: Family) 
     row_of_padding = family.row_of_padding(config)
     before_first_position = 0 if row_of_padding is None else row_of_padding + 1
     classifies = any("Classification" in name for name in config.get("architectures") or ())
+    width, vocab_size = int(said("hidden_size")), int(config["vocab_size"])
+    matrix = (vocab_size, int(family.width_of_embeddings(config) or width))
+    parameters = _sort(shapes, config, family)
     return ModelFacts(
         model_type=config["model_type"],
         num_blocks=int(said("num_hidden_layers")),
-        hidden_size=int(said("hidden_size")),
+        hidden_size=width,
         num_heads=int(said("num_attention_heads")),
-        vocab_size=int(config["vocab_size"]),
-        embedding_width=int(family.width_of_embeddings(config) or said("hidden_size")),
+        vocab_size=vocab_size,
+        embedding_width=matrix[1],
         max_positions=int(said("max_position_embeddings")) - before_first_position,
         labels=labels if labels and any(name != f"LABEL_{i}" for i, name in enumerate(labels)) else None,
         num_labels=len(labels) or (2 if classifies else None),  # transformers leaves its default of two out
         architectures=tuple(config.get("architectures") or ()),
-        parameters=_sort(shapes, config, family),
+        parameters=parameters,
+        behind_body=behind_the_body(config, family, parameters.before_lm_head, width=width, matrix=matrix),
         is_tied=family.is_tied(config),
         switched_off=family.lm_head_switch if config.get(family.lm_head_switch or "", True) is False else None,
         rope_rules=rope_rules(config),

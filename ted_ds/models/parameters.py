@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ted_ds.models.config_agreement import Shape
+from ted_ds.models.family import Family
 from ted_ds.models.packed import NOTHING_PACKED, Packed
 from ted_ds.models.share import Share
 
@@ -80,18 +82,24 @@ class Parameters:
         """Of a model without its LM head; with what stands before that, where that stands before labels, too."""
         return replace(self, lm_head=0, before_lm_head=self.before_lm_head if keeps_transform else ())
 
-    def as_masked_lm(self, *, matrix: Shape, width: int, is_tied: bool, has_unread_bias: bool) -> Parameters:
+    def as_masked_lm(self, before: tuple[Shape, ...], *, matrix: Shape, is_tied: bool) -> Parameters:
         """Of a masked LM, whatever of its head the files have.
 
-        Behind the body it has a linear map to the width of its embeddings, a norm and a bias for each token, besides
-        the matrix of its LM head, ``[vocab, width of embeddings]``. One that is not tied to the embeddings may have a
-        second bias.
+        ``before`` is all that it has behind its body, but for the matrix of its LM head, ``[vocab, width]``.
         """
-        vocab_size, of_embeddings = matrix
-        norm = ((of_embeddings,),) * 2
-        transform = self.before_lm_head or ((of_embeddings, width), (of_embeddings,), *norm)
-        before = (*transform, (vocab_size,))
-        if is_tied:
-            return replace(self, lm_head=0, before_lm_head=before)
-        spare = ((vocab_size,),) if has_unread_bias else ()
-        return replace(self, lm_head=vocab_size * of_embeddings, before_lm_head=(*before, *spare))
+        return replace(self, lm_head=0 if is_tied else math.prod(matrix), before_lm_head=before)
+
+
+def behind_the_body(
+    config: Mapping[str, Any], family: Family, held: tuple[Shape, ...], *, width: int, matrix: Shape
+) -> tuple[Shape, ...]:
+    """What a masked LM has behind its body, but for the matrix of its LM head, ``[vocab, width of embeddings]``.
+
+    That is a linear map from the body's ``width`` and a norm, as in its files where those are ``held``, and a bias for
+    each token; where the head is not tied to the embeddings, a second one may be left over.
+    """
+    vocab_size, of_embeddings = matrix
+    of_map, of_norm, of_head = family.lm_biases(config)
+    vectors = ((of_embeddings,),) * (1 + of_map + of_norm)
+    biases = of_head + (family.unread_lm_bias is not None and not family.is_tied(config))
+    return (*(held or ((of_embeddings, width), *vectors)), *(((vocab_size,),) * biases))

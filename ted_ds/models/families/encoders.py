@@ -176,6 +176,7 @@ MODERNBERT = Family(
     language_model="MaskedLM",
     before_lm_head=("head",),
     lm_head_path="decoder",
+    lm_bias_keys={"classifier_bias": False, "norm_bias": False, "decoder_bias": True},
     lm_heads_in_files=("head", "decoder"),
     ties_by_default=True,
     label_heads=("classifier",),
