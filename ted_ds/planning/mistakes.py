@@ -187,8 +187,8 @@ def uncuttable(teacher: ModelFacts, blocks: Sequence[int]) -> str | None:
     if wanted == found:
         return None
     return (
-        f"these layers go through the weights {wanted} (numbered from 0), but a {teacher.model_type} of {len(blocks)} "
-        f"layers goes through {found}; choose as many layers of each"
+        f"these layers go through the weights {wanted} (numbered from 0), but in a model of "
+        f"{len(blocks)} layers they go through {found}; choose as many layers of each"
     )
 
 
@@ -212,8 +212,8 @@ def _model_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
         )
     if recipe.pipeline.stages > 1 and facts.family.unstaged is not None:
         yield (
-            f"a {facts.model_type} cannot be cut into pipeline.stages ({recipe.pipeline.stages}): "
-            f"{facts.family.unstaged}; remove pipeline.stages, and share its memory out by ZeRO"
+            f"pipeline.stages is {recipe.pipeline.stages}, but {facts.family.unstaged}; remove it, and share memory out "
+            "by ZeRO"
         )
     if recipe.attention not in ("auto", *facts.family.attention):
         yield f"a {facts.model_type} has no {recipe.attention} attention; use attention: auto"
