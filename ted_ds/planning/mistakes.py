@@ -212,8 +212,8 @@ def _model_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
         )
     if recipe.pipeline.stages > 1 and facts.family.unstaged is not None:
         yield (
-            f"pipeline.stages is {recipe.pipeline.stages}, but {facts.family.unstaged}; remove it, and share memory out "
-            "by ZeRO"
+            f"pipeline.stages is {recipe.pipeline.stages}, but {facts.family.unstaged}; remove it, and share memory "
+            "out by ZeRO"
         )
     if recipe.attention not in ("auto", *facts.family.attention):
         yield f"a {facts.model_type} has no {recipe.attention} attention; use attention: auto"
