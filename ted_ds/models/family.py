@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 
@@ -64,8 +64,13 @@ class Family:
     """The linear LM head."""
     unread_lm_bias: str | None = None
     """A second bias of that head which is the first one where the head is tied to the embeddings, and unread else."""
+    lm_head_bias: str | None = None
+    """Where the LM head is no module: its bias, beside the matrix of the token embeddings. The head then stands at
+    ``lm_head_path`` all the same, once :func:`ted_ds.models.parts.give_lm_head` has put it there."""
     lm_head_switch: str | None = None
-    """The entry of the config that is true, as where it is not said, where the LM head is there."""
+    """The entry of the config that is false where the LM head is another one."""
+    switched_off: Mapping[str, Any] = field(default_factory=dict)
+    """What is otherwise then, by the names of these fields."""
     lm_bias_keys: Mapping[str, bool] = field(default_factory=dict)
     """The entries of the config that say whether a masked LM's linear map behind its body, the norm there and its LM
     head have biases, and what goes where it does not say; empty where all have."""
@@ -149,9 +154,14 @@ class Family:
         said = ((key, config[key]) for key in self.keys(name) if config.get(key) is not None)
         return next(said, (name, None))
 
+    def as_configured(self, config: Mapping[str, Any]) -> Family:
+        """What is true of a model with this ``config.json``: the family, or with another LM head."""
+        is_off = self.lm_head_switch is not None and config.get(self.lm_head_switch) is False
+        return replace(self, **self.switched_off) if is_off else self
+
     def is_tied(self, config: Mapping[str, Any]) -> bool:
         """Whether an LM head is the embeddings, by a ``config.json``."""
-        return config.get("tie_word_embeddings", self.ties_by_default)
+        return self.lm_head_bias is not None or config.get("tie_word_embeddings", self.ties_by_default)
 
     def num_token_types(self, config: Mapping[str, Any]) -> int:
         """How many types of tokens a model tells apart, by a ``config.json``."""

@@ -53,8 +53,8 @@ class ModelFacts:
     """Whether they hold an LM head with all that belongs to it, or the embeddings are one."""
     is_tied: bool = True
     """Whether the matrix of an LM head is the embeddings."""
-    switched_off: str | None = None
-    """The entry of the config by which an LM head is not where its family has it."""
+    has_other_lm_head: bool = False
+    """Whether its config says that the LM head is its family's other one."""
     behind_body: tuple[Shape, ...] = ()
     """What it has behind its body as a masked LM, but for the matrix of its LM head."""
     token_ids: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
@@ -69,7 +69,8 @@ class ModelFacts:
     @property
     def family(self) -> Family:
         """What is true of all models of its type."""
-        return family_of(self.model_type)
+        family = family_of(self.model_type)
+        return family.as_configured({str(family.lm_head_switch): not self.has_other_lm_head})
 
     @property
     def as_language_model(self) -> Parameters:
@@ -94,7 +95,7 @@ def read_model_facts(folder: Path) -> ModelFacts:
             model than the weights.
     """
     config = read_config(folder)
-    family = family_of(config["model_type"])
+    family = family_of(config["model_type"]).as_configured(config)
     try:
         quantisation = read_quantisation(config)
         _facts(config, {}, family)  # what is wrong with it comes before what is wrong with the weights
@@ -175,7 +176,7 @@ def _facts(config: dict[str, Any], shapes: Mapping[str, Shape], family: Family) 
         parameters=parameters,
         behind_body=behind_the_body(config, family, parameters.before_lm_head, width=width, matrix=matrix),
         is_tied=family.is_tied(config),
-        switched_off=family.lm_head_switch if config.get(family.lm_head_switch or "", True) is False else None,
+        has_other_lm_head=config.get(family.lm_head_switch or "", True) is False,
         rope_rules=rope_rules(config),
         num_token_types=family.num_token_types(config),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
@@ -43,6 +44,23 @@ def behind_body_of(model: nn.Module, family: Family) -> list[nn.Module]:
     """What a language model's states go through between its body and its LM head, in order."""
     modules = [model.get_submodule(path) for path in family.before_lm_head]
     return modules if family.lm_activation is None else [modules[0], ACT2FN[family.lm_activation], *modules[1:]]
+
+
+def give_lm_head(model: nn.Module, family: Family) -> None:
+    """Put the LM head in its place where transformers computes it without a module of its own."""
+    parent, _, name = family.lm_head_path.rpartition(".")
+    if (
+        family.lm_head_bias is None
+        or not has_part(model, family.before_lm_head[0])
+        or has_part(model, family.lm_head_path)
+    ):
+        return
+    embeddings = model.get_submodule(family.token_embeddings_path)
+    assert isinstance(embeddings, nn.Embedding)
+    with torch.device("meta"):
+        head = nn.Linear(embeddings.embedding_dim, embeddings.num_embeddings)
+    head.weight, head.bias = embeddings.weight, model.get_parameter(family.lm_head_bias)
+    setattr(model.get_submodule(parent), name, head)
 
 
 def lm_head_of(model: nn.Module, family: Family) -> nn.Module:

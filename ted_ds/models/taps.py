@@ -13,7 +13,15 @@ from transformers import PreTrainedModel
 from ted_ds.models.family import Family
 from ted_ds.models.joined_rows import Rows
 from ted_ds.models.partial import Arrival, keep_share
-from ted_ds.models.parts import behind_body_of, blocks_of, embeddings_of, layers_of_blocks, lm_head_of, put_part
+from ted_ds.models.parts import (
+    behind_body_of,
+    blocks_of,
+    embeddings_of,
+    give_lm_head,
+    layers_of_blocks,
+    lm_head_of,
+    put_part,
+)
 from ted_ds.models.passes import Passes
 from ted_ds.models.positions import attention_mask_of, choose_by_text, positions_behind, positions_in_row
 from ted_ds.models.predictions import DensePredictions, Predictions, VocabularyHead, VocabularyPredictions
@@ -61,6 +69,8 @@ class TappedModel(nn.Module):
         """
         super().__init__()
         config = model.config.to_dict()
+        family = family.as_configured(config)
+        give_lm_head(model, family)
         self.share = share or Share.whole(len(family.block_of_layers(config)))
         first_names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._arrival: Arrival | None = keep_share(model, family, self.share)
@@ -170,7 +180,7 @@ class TappedModel(nn.Module):
         elif len(blocks) > 1:  # of fewer passes, each block would have others
             kept = self.share.stop
         self.model.config.num_hidden_layers = kept
-        head = self.model.get_output_embeddings()
+        head = lm_head_of(self.model, self._family) if self._has_lm_head else None
         embeddings: Any = self.model.get_input_embeddings()
         if isinstance(head, VocabularyHead) and head.weight is not embeddings.weight:
             dropped.append(head)

@@ -197,11 +197,6 @@ def _model_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
     if recipe.task.has_lm_head and facts.family.language_model != wanted:
         kind = f"{wanted.removesuffix('LM').lower()} LM"
         yield f"a {facts.model_type} is no {kind}; use one of {', '.join(types_of(wanted))}"
-    elif recipe.task.has_lm_head and facts.switched_off is not None:
-        yield (
-            f"its config.json has {facts.switched_off}: false, and such an LM head is not known here; set it to true "
-            "and fine-tune a new one (teacher.finetune, student.finetune)"
-        )
     if recipe.task.architecture in facts.family.lacks:
         able = [name for name, family in FAMILY_OF.items() if recipe.task.architecture not in family.lacks]
         yield f"transformers has no {recipe.task.kind} head for a {facts.model_type}; use one of {', '.join(able)}"

@@ -19,6 +19,9 @@ from tests.plain import logits_of, probe_logits
 from tests.tiny import LABELS, VOCAB_SIZE, write_model
 
 NUM_BLOCKS = 4
+OTHER_HEAD = {"legacy": False}
+"""A DeBERTa whose LM head is no module, as DeBERTa v3 was trained with."""
+LANGUAGE_MODELS = [*((name, {}) for name in KNOWN_TYPES), ("deberta-v2", OTHER_HEAD)]
 
 
 def load(folder, model_type, *, classify=False, dtype=torch.float32, share=None, **config):
@@ -48,6 +51,7 @@ def batch(pad_id=0):
         ("electra", True, {"embedding_size": 16}),  # needs no map to the width of its blocks
         ("albert", True, {"num_hidden_groups": 2}),
         ("modernbert", True, {"classifier_pooling": "mean"}),
+        ("deberta-v2", False, OTHER_HEAD),
     ],
 )
 def test_taps_are_the_hidden_states_and_leave_the_logits_alone(tmp_path, model_type, classify, config):
@@ -67,20 +71,20 @@ def test_taps_are_the_hidden_states_and_leave_the_logits_alone(tmp_path, model_t
             torch.testing.assert_close(state, hidden[layer], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("model_type", KNOWN_TYPES)
-def test_head_of_what_stands_before_it_of_the_last_block_is_the_logits(tmp_path, model_type):
-    model = load(tmp_path, model_type)
-    family = family_of(model_type)
+@pytest.mark.parametrize(("model_type", "config"), LANGUAGE_MODELS)
+def test_head_of_what_stands_before_it_of_the_last_block_is_the_logits(tmp_path, model_type, config):
+    model = load(tmp_path, model_type, **config)
+    family = family_of(model_type).as_configured(config)
     with torch.no_grad():
         logits, (last,) = TappedModel(model, family, [NUM_BLOCKS])(batch())
         before = torch.nn.Sequential(*before_lm_head_of(model, family))
         torch.testing.assert_close(lm_head_of(model, family)(before(last)), logits, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("model_type", KNOWN_TYPES)
-def test_the_head_of_the_predictions_gives_the_logits(tmp_path, model_type):
+@pytest.mark.parametrize(("model_type", "config"), LANGUAGE_MODELS)
+def test_the_head_of_the_predictions_gives_the_logits(tmp_path, model_type, config):
     # a family whose forward does more than that between its last hidden states and its logits would fail this
-    tapped = TappedModel(load(tmp_path, model_type), family_of(model_type))
+    tapped = TappedModel(load(tmp_path, model_type, **config), family_of(model_type))
     with torch.no_grad():
         logits, _ = tapped(batch())
         torch.testing.assert_close(tapped(batch(), lambda own, _: logits_of(own)), logits, rtol=0, atol=0)
@@ -158,16 +162,19 @@ def test_a_tap_fires_once_and_gives_right_gradients_under_activation_checkpointi
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("model_type", KNOWN_TYPES)
-def test_lm_output_read_from_files_is_the_models_own(tmp_path, model_type, tied):
-    model = load(tmp_path, model_type, tie_word_embeddings=tied)
-    head = lm_head_of(model, family_of(model_type))
-    if head.bias is not None:  # which starts at 0, and would not be missed
-        torch.nn.init.normal_(head.bias)
+@pytest.mark.parametrize(("model_type", "config"), LANGUAGE_MODELS)
+def test_lm_output_read_from_files_is_the_models_own(tmp_path, model_type, config, tied):
+    model = load(tmp_path, model_type, tie_word_embeddings=tied, **config)
+    family = family_of(model_type).as_configured(config)
+    biases = [one for name, one in model.named_parameters() if one.shape == (VOCAB_SIZE,)]
+    for bias in biases:  # which start at 0, and would not be missed
+        torch.nn.init.normal_(bias)
+    if biases:
         model.save_pretrained(tmp_path)
     norm, head = load_lm_output(tmp_path, torch.float32)
+    assert (head.bias is not None) == bool(biases)
     with torch.no_grad():
-        logits, (last,) = TappedModel(model, family_of(model_type), [NUM_BLOCKS])(batch())
+        logits, (last,) = TappedModel(model, family, [NUM_BLOCKS])(batch())
         torch.testing.assert_close(head(norm(last)), logits, rtol=0, atol=0)
 
 

@@ -62,6 +62,7 @@ def loss_of(predictions, labels):
             for cuts in (CUTS if one in ("llama", "gpt2", "bert", "deberta-v2") else [EVERYWHERE])
         ),
         *(("deberta-v2", True, {"conv_kernel_size": 3}, cuts) for cuts in CUTS),  # as its larger versions have it
+        *(("deberta-v2", False, {"legacy": False}, cuts) for cuts in CUTS[:2]),
         *(("electra", False, {"embedding_size": 16}, cuts) for cuts in CUTS[:2]),  # needs no map to its blocks' width
     ],
     ids=str,

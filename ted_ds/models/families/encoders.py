@@ -52,6 +52,14 @@ DEBERTA_V2 = Family(
     unread_lm_bias="cls.predictions.bias",
     lm_heads_in_files=("cls", "lm_predictions", "mask_predictions"),
     lm_head_switch="legacy",
+    switched_off={
+        "before_lm_head": tuple(
+            f"lm_predictions.lm_head.{name}" for name in ("dense", "transform_act_fn", "LayerNorm")
+        ),
+        "lm_head_path": "lm_predictions.lm_head.decoder",
+        "lm_head_bias": "lm_predictions.lm_head.bias",
+        "unread_lm_bias": None,
+    },
     ties_by_default=True,
     label_heads=("classifier",),
     span_head="qa_outputs",
