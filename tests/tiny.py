@@ -37,7 +37,7 @@ CAUSAL_LM_TYPES = types_of("CausalLM")
 OWN_SHAPES: dict[str, dict[str, Any]] = {
     "electra": {"embedding_size": 8},
     "albert": {"embedding_size": 8},
-    "modernbert": {"global_attn_every_n_layers": 2, "local_attention": 4},
+    "modernbert": {"global_attn_every_n_layers": 2, "local_attention": 4, "cls_token_id": 3, "sep_token_id": 4},
 }
 """What else a tiny model of a family has, so that what is its own shows."""
 LM_FAMILIES = {"causal_lm": "llama", "masked_lm": "bert"}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ted_ds.models.families import KNOWN_TYPES, family_of
+from ted_ds.models.families import family_of
 from ted_ds.runtime.sharding import full_state_dict
 from tests.dist import run_ranks
 from tests.distributed.training import (
@@ -30,6 +30,7 @@ from tests.distributed.training import (
     student_bank,
     teacher_bank,
 )
+from tests.parity.test_families import LANGUAGE_MODELS
 from tests.plain import probe_logits
 from tests.task_kinds import OF_NAME
 from tests.tiny import LABELS, write_model
@@ -46,11 +47,13 @@ CASES = [
 ]
 
 
-def write_models(folder, kind, model_type=None):
+def write_models(folder, kind, model_type=None, **config):
     task, model_type = OF_NAME[kind].task, model_type or MODEL_TYPE[kind]
     labels = None if task.has_lm_head else LABELS
     for side, blocks, seed in (("teacher", 4, 1), ("student", 2, 2)):
-        write_model(folder / side, model_type, blocks=blocks, labels=labels, architecture=task.architecture, seed=seed)
+        write_model(
+            folder / side, model_type, blocks=blocks, labels=labels, architecture=task.architecture, seed=seed, **config
+        )
 
 
 def whole_batch(step: list[Any], kind: str) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -184,21 +187,22 @@ def test_every_stage_of_zero_takes_the_steps_of_plain_pytorch(reference, what, k
 def run_families(world, folders):
     """The weights of a sharded student of each family after a step beside a sharded teacher."""
     found = {}
-    for (model_type, kind), folder in folders.items():
+    for (name, kind), folder in folders.items():
         ds_config = config(3, world.size, 0.0)
         module, objective, _ = assembled(world, folder, "distill", kind, ds_config, sharded=True, precision="fp32")
         start_engine(world, module, ds_config).step(batches(world, kind), objective)
-        found[model_type, kind] = full_state_dict(module, keep=world.is_main)
+        found[name, kind] = full_state_dict(module, keep=world.is_main)
     return found
 
 
 def test_a_sharded_model_of_every_family_takes_the_steps_of_plain_pytorch(tmp_path):
     folders, expected = {}, {}
-    for model_type in KNOWN_TYPES:
+    for model_type, changes in LANGUAGE_MODELS:
         kind = "causal_lm" if family_of(model_type).language_model == "CausalLM" else "masked_lm"
-        folders[model_type, kind] = folder = tmp_path / model_type
-        write_models(folder, kind, model_type)
-        expected[model_type, kind], _ = train_plainly(folder, "distill", kind, 0.0, num_steps=1)
+        name = " ".join([model_type, *changes])
+        folders[name, kind] = folder = tmp_path / name
+        write_models(folder, kind, model_type, **changes)
+        expected[name, kind], _ = train_plainly(folder, "distill", kind, 0.0, num_steps=1)
     (found, *_) = run_ranks(run_families, 2, folders)
     assert found.keys() == expected.keys()
     for case, weights in expected.items():
