@@ -375,6 +375,18 @@ MUTATIONS = {
         "pass",
         "a masked LM's head takes the states of its last block as they are",
     ),
+    "row_of_padding": Mutation(
+        "models/positions.py",
+        "return counted.cumsum(1) * counted + row_of_padding",
+        "return counted.cumsum(1) * counted",
+        "the first token of a RoBERTa stands in the first row of its table of positions",
+    ),
+    "passes": Mutation(
+        "models/passes.py",
+        "self._count += 1",
+        "self._count += 0",
+        "all layers that share a block are taken for its first one",
+    ),
 }
 
 
