@@ -121,7 +121,7 @@ class ModelMaker:
         shard_config = config if zero_stage(config) == 3 else None
         model, fresh = self._load(path, shard_config, share, new_head_allowed=True, trains=side)
         if self._recipe.activation_checkpointing:
-            checkpoint_activations(model)
+            checkpoint_activations(model, family_of(model.config.model_type))
         if side == "student" and self._recipe.student.freeze_embeddings:
             embeddings: Any = model.get_input_embeddings()
             embeddings.requires_grad_(False)

@@ -11,6 +11,7 @@ from ted_ds.models.family import Family
 WHOLE_NUMBERS = (
     "vocab_size",
     "hidden_size",
+    "embedding_size",
     "intermediate_size",
     "num_hidden_layers",
     "num_attention_heads",
@@ -23,7 +24,14 @@ WHOLE_NUMBERS = (
 SMALLEST: Mapping[str, int] = {"max_window_layers": 0}
 """Of those that may be less than 1."""
 TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
-ACTIVATION_KEYS = ("hidden_act", "activation_function", "hidden_activation", "pooler_hidden_act")
+ACTIVATION_KEYS = (
+    "hidden_act",
+    "activation",
+    "activation_function",
+    "hidden_activation",
+    "pooler_hidden_act",
+    "classifier_activation",
+)
 ACTIVATIONS = (
     "gelu",
     "gelu_10",

@@ -52,7 +52,8 @@ def cut(teacher: Path, student: Path, *, blocks: Sequence[int], family: Family, 
     copy_tokenizer(origins.teacher, student)
     copy_papers(origins, student)
     weights = dict(_cut_weights(teacher, config, blocks, family))
-    if not any(f"{_marker(family)}{len(blocks) - 1}." in f".{name}" for name in weights):
+    last = family.block_of_layers(cut_config)[-1]
+    if not any(f"{_marker(family)}{last}." in f".{name}" for name in weights):
         raise CheckpointError(f"{teacher}: no weights of block {blocks[-1]} found; cut from a complete model folder")
     save_file(weights, student / WEIGHTS_FILE, metadata={"format": "pt"})
 
@@ -66,6 +67,8 @@ def _cut_weights(
     teacher: Path, config: Mapping[str, Any], blocks: Sequence[int], family: Family
 ) -> Iterator[tuple[str, Tensor]]:
     new_number = {old: new for new, old in enumerate(blocks)}
+    if family.num_shared_key is not None:  # fewer passes through the same weights
+        new_number = {block: block for block in family.block_of_layers(config)}
     marker = _marker(family)
     # it belongs to the first block, and does not go without it
     of_first = f".{path_in_body(family.behind_first_block)}." if family.behind_first_block else ""

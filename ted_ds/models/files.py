@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from ted_ds.errors import CheckpointError
-from ted_ds.models.built_shapes import built_shapes
 from ted_ds.models.config_agreement import Shape, classifier_rows, refuse_other_shapes, token_ids
 from ted_ds.models.config_values import refuse_odd_values
 from ted_ds.models.families import family_of
@@ -20,14 +19,12 @@ from ted_ds.models.family import Family, prefixes
 from ted_ds.models.folder import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, no_weights, read_config
 from ted_ds.models.model_file import read_json, refuse_pointer
 from ted_ds.models.packed import Quantisation, Stored, read_quantisation, unpack
-from ted_ds.models.parameters import Parameters
+from ted_ds.models.parameters import Parameters, behind_the_body
 from ted_ds.models.rope_rules import rope_rules
 
 MAX_HEADER_BYTES = 100_000_000
 READ_AT_ONCE = 1 << 24
 GENERATION_CONFIG_FILE = "generation_config.json"
-WORDS_OF_HEADS = ("Classification", "MultipleChoice", "QuestionAnswering")
-"""In the names of models with a head of a task's own."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,10 @@ class ModelFacts:
     hidden_size: int
     num_heads: int
     vocab_size: int
+    embedding_width: int
+    """Of the token embeddings."""
     max_positions: int
+    """How many tokens a sequence may have."""
     labels: tuple[str, ...] | None
     """Label names by id; None where they are the meaningless LABEL_0, LABEL_1, ..."""
     num_labels: int | None
@@ -54,8 +54,10 @@ class ModelFacts:
     """Whether they hold an LM head with all that belongs to it, or the embeddings are one."""
     is_tied: bool = True
     """Whether the matrix of an LM head is the embeddings."""
-    switched_off: str | None = None
-    """The entry of the config by which an LM head is not where its family has it."""
+    has_other_lm_head: bool = False
+    """Whether its config says that the LM head is its family's other one."""
+    behind_body: tuple[Shape, ...] = ()
+    """What it has behind its body as a masked LM, but for the matrix of its LM head."""
     token_ids: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
     """Ids of special tokens that ``config.json`` and ``generation_config.json`` name, by file and key."""
     rope_rules: tuple[str, ...] = ()
@@ -74,14 +76,22 @@ class ModelFacts:
     @property
     def family(self) -> Family:
         """What is true of all models of its type."""
-        return family_of(self.model_type)
+        family = family_of(self.model_type)
+        return family.as_configured({str(family.lm_head_switch): not self.has_other_lm_head})
 
     @property
     def as_language_model(self) -> Parameters:
         """Its parameters as a language model, which may begin with a new head."""
-        if self.family.before_lm_head is None:
+        if not self.family.before_lm_head:
             return self.parameters
-        return self.parameters.as_masked_lm(width=self.hidden_size, vocab_size=self.vocab_size, is_tied=self.is_tied)
+        matrix = (self.vocab_size, self.embedding_width)
+        return self.parameters.as_masked_lm(self.behind_body, matrix=matrix, is_tied=self.is_tied)
+
+    @property
+    def as_classifier(self) -> Parameters:
+        """Its parameters as a model with labels, but for a head that its files lack."""
+        shared = {*self.family.before_lm_head} & {*self.family.before_label_head}
+        return self.parameters.as_classifier(keeps_transform=bool(shared))
 
 
 def read_model_facts(folder: Path) -> ModelFacts:
@@ -92,14 +102,14 @@ def read_model_facts(folder: Path) -> ModelFacts:
             model than the weights.
     """
     config = read_config(folder)
-    family = family_of(config["model_type"])
-    with _placed_in(folder / CONFIG_FILE):
+    family = family_of(config["model_type"]).as_configured(config)
+    with placed_in(folder / CONFIG_FILE):
         quantisation = read_quantisation(config)
-        _facts(config, {}, family)  # what is wrong with it comes before what is wrong with the weights
+        facts_by(config, {}, family)  # what is wrong with it comes before what is wrong with the weights
         refuse_odd_values(config, family)
     tensors = read_tensors(folder)
     shapes, packed, outside = unpack(tensors, quantisation, family)
-    facts = _facts(config, shapes, family)
+    facts = facts_by(config, shapes, family)
     plain = {name: shape for name, shape in shapes.items() if name not in outside}
     refuse_other_shapes(config, plain, family, folder=folder)
     label_heads = prefixes(family.own_heads)
@@ -115,38 +125,8 @@ def read_model_facts(folder: Path) -> ModelFacts:
     )
 
 
-def read_config_facts(folder: Path) -> ModelFacts:
-    """The same by ``config.json`` alone, where the weights are elsewhere.
-
-    They are taken to be those of such a model in 16 or 32 bits, with the heads that ``architectures`` names.
-
-    Raises:
-        CheckpointError: This is no config of a known model, or its weights are quantised.
-    """
-    config = read_config(folder)
-    family = family_of(config["model_type"])
-    with _placed_in(folder / CONFIG_FILE):
-        if read_quantisation(config) is not None:
-            raise CheckpointError(
-                "its weights are quantised, and what they come to stands in their files; fetch the model, or plan with "
-                "the config.json of the one it was made from"
-            )
-        _facts(config, {}, family)
-        refuse_odd_values(config, family)
-        (shapes,) = built_shapes(config)
-        facts = _facts(config, shapes, family)
-    of_masked_lm = any("MaskedLM" in name or "PreTraining" in name for name in facts.architectures)
-    headless = facts.architectures and not any("LM" in name for name in facts.architectures)
-    return replace(
-        facts,
-        has_classifier=any(word in name for name in facts.architectures for word in WORDS_OF_HEADS),
-        has_lm_head=of_masked_lm if family.before_lm_head is not None else facts.is_tied or not headless,
-        token_ids={CONFIG_FILE: token_ids(config)},
-    )
-
-
 @contextlib.contextmanager
-def _placed_in(file: Path) -> Iterator[None]:
+def placed_in(file: Path) -> Iterator[None]:
     """Put the file before each line of what is wrong in it.
 
     Raises:
@@ -161,10 +141,10 @@ def _placed_in(file: Path) -> Iterator[None]:
 
 
 def _has_lm_head(shapes: Mapping[str, Shape], family: Family, *, is_tied: bool) -> bool:
-    if family.before_lm_head is None:
+    if not family.before_lm_head:
         return is_tied or any(name.startswith(prefixes(family.lm_heads_in_files)) for name in shapes)
     has_matrix = is_tied or family.lm_head_matrix in shapes
-    return has_matrix and any(name.startswith(f"{family.before_lm_head}.") for name in shapes)
+    return has_matrix and any(name.startswith(prefixes(family.before_lm_head)) for name in shapes)
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:
@@ -185,7 +165,13 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _facts(config: dict[str, Any], shapes: Mapping[str, Shape], family: Family) -> ModelFacts:
+def facts_by(config: dict[str, Any], shapes: Mapping[str, Shape], family: Family) -> ModelFacts:
+    """What a config says of a model with parameters of these shapes.
+
+    Raises:
+        KeyError: The config lacks what every model has.
+    """
+
     def said(name: str) -> Any:
         _, value = family.entry(config, name)
         if value is None:
@@ -193,20 +179,27 @@ def _facts(config: dict[str, Any], shapes: Mapping[str, Shape], family: Family) 
         return value
 
     labels = _labels(config.get("id2label"))
+    row_of_padding = family.row_of_padding(config)
+    before_first_position = 0 if row_of_padding is None else row_of_padding + 1
     classifies = any("Classification" in name for name in config.get("architectures") or ())
+    width, vocab_size = int(said("hidden_size")), int(config["vocab_size"])
+    matrix = (vocab_size, int(family.width_of_embeddings(config) or width))
+    parameters = _sort(shapes, config, family)
     return ModelFacts(
         model_type=config["model_type"],
         num_blocks=int(said("num_hidden_layers")),
-        hidden_size=int(said("hidden_size")),
+        hidden_size=width,
         num_heads=int(said("num_attention_heads")),
-        vocab_size=int(config["vocab_size"]),
-        max_positions=int(said("max_position_embeddings")),
+        vocab_size=vocab_size,
+        embedding_width=matrix[1],
+        max_positions=int(said("max_position_embeddings")) - before_first_position,
         labels=labels if labels and any(name != f"LABEL_{i}" for i, name in enumerate(labels)) else None,
         num_labels=len(labels) or (2 if classifies else None),  # transformers leaves its default of two out
         architectures=tuple(config.get("architectures") or ()),
-        parameters=_sort(shapes, said("num_hidden_layers"), config, family),
+        parameters=parameters,
+        behind_body=behind_the_body(config, family, parameters.before_lm_head, width=width, matrix=matrix),
         is_tied=family.is_tied(config),
-        switched_off=family.lm_head_switch if config.get(family.lm_head_switch or "", True) is False else None,
+        has_other_lm_head=config.get(family.lm_head_switch or "", True) is False,
         rope_rules=rope_rules(config),
         num_token_types=family.num_token_types(config),
         num_experts=family.num_experts(config)[0],
@@ -237,9 +230,12 @@ def _labels(id2label: Any) -> tuple[str, ...]:
     return tuple(by_id[index] for index in range(len(by_id)))
 
 
-def _sort(shapes: Mapping[str, Shape], num_blocks: int, config: Mapping[str, Any], family: Family) -> Parameters:
+def _sort(shapes: Mapping[str, Shape], config: Mapping[str, Any], family: Family) -> Parameters:
+    by_layer = family.block_of_layers(config)
+    num_blocks = max(by_layer, default=-1) + 1
     of_blocks: list[list[Shape]] = [[] for _ in range(num_blocks)]
     shapes = family.with_experts_together(shapes)
+    before_lm_head: list[Shape] = []
     embeddings, lm_head, others = 0, 0, []
     is_tied, lm_heads = family.is_tied(config), prefixes(family.lm_heads_in_files)
     for name, shape in shapes.items():
@@ -248,6 +244,8 @@ def _sort(shapes: Mapping[str, Shape], num_blocks: int, config: Mapping[str, Any
             continue
         if block is not None and block < num_blocks:
             of_blocks[block].append(shape)
+        elif name.startswith(prefixes(family.before_lm_head)):
+            before_lm_head.append(shape)
         elif name.startswith(lm_heads):
             is_matrix = len(shape) == 2 and shape[0] == config["vocab_size"]
             lm_head += 0 if is_tied and is_matrix else math.prod(shape)
@@ -255,7 +253,14 @@ def _sort(shapes: Mapping[str, Shape], num_blocks: int, config: Mapping[str, Any
             embeddings += math.prod(shape)
         else:
             others.append(shape)
-    return Parameters(tuple(map(tuple, of_blocks)), embeddings, lm_head, tuple(others))
+    return Parameters(
+        tuple(map(tuple, of_blocks)),
+        embeddings,
+        lm_head,
+        tuple(others),
+        tuple(before_lm_head),
+        by_layer if family.num_shared_key is not None else None,
+    )
 
 
 def weight_files(folder: Path) -> list[Path]:

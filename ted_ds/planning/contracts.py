@@ -156,7 +156,7 @@ def _check_lm_head(recipe: Recipe, side: Side, teacher: Side | None) -> None:
         )
     if side.trained_first:
         return
-    what = f"its weights hold no head for {recipe.task.kind} ({side.facts.family.before_lm_head} and what follows)"
+    what = f"its weights hold no head for {recipe.task.kind} ({side.facts.family.before_lm_head[0]} and what follows)"
     if side is teacher:
         raise ConfigError(f"{what} and its predictions would be random; fine-tune it on the task: add teacher.finetune")
     filters = recipe.filters

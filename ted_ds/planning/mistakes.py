@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from ted_ds.data.transfer import TextsAlone
 from ted_ds.errors import TedError
 from ted_ds.launching.starters import Told
 from ted_ds.models.families import FAMILY_OF, SPAN_TYPES, types_of
+from ted_ds.models.family import blocks_by_layer
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.rope_rules import KNOWN_RULES
 
@@ -185,16 +186,34 @@ def check_dropout(recipe: Recipe, teacher: ModelFacts | None, student: ModelFact
                 )
 
 
+def uncuttable(teacher: ModelFacts, blocks: Sequence[int]) -> str | None:
+    """Why no model has these of a teacher's blocks (numbered from 0) as they are; None where nothing is against it.
+
+    What only transformers can tell is seen when it is cut (:func:`ted_ds.models.cut_config.refuse_other_blocks`).
+    """
+    if teacher.family.has_short_first_block and blocks[0] != 0:
+        return (
+            f"begins with block {blocks[0]}, but the first block of a {teacher.model_type} lacks a norm that all "
+            "others have, and none of them would be itself without; begin with block 0"
+        )
+    by_layer = teacher.parameters.blocks_by_layer
+    if by_layer is None:
+        return None
+    wanted = [by_layer[block] for block in blocks]
+    found = [*blocks_by_layer(len(blocks), len(teacher.parameters.of_blocks))]
+    if wanted == found:
+        return None
+    return (
+        f"these layers go through the weights {wanted} (numbered from 0), but in a model of "
+        f"{len(blocks)} layers they go through {found}; choose as many layers of each"
+    )
+
+
 def _model_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
     wanted = recipe.task.architecture
     if recipe.task.has_lm_head and facts.family.language_model != wanted:
         kind = f"{wanted.removesuffix('LM').lower()} LM"
         yield f"a {facts.model_type} is no {kind}; use one of {', '.join(types_of(wanted))}"
-    elif recipe.task.has_lm_head and facts.switched_off is not None:
-        yield (
-            f"its config.json has {facts.switched_off}: false, and such an LM head is not known here; set it to true "
-            "and fine-tune a new one (teacher.finetune, student.finetune)"
-        )
     if recipe.task.architecture in facts.family.lacks:
         able = [name for name, family in FAMILY_OF.items() if recipe.task.architecture not in family.lacks]
         yield f"transformers has no {recipe.task.kind} head for a {facts.model_type}; use one of {', '.join(able)}"
@@ -202,6 +221,11 @@ def _model_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
         yield (
             f"a {facts.model_type} has no head for {recipe.task.kind} here, as its blocks have other names in "
             f"transformers' model for it; use one of {', '.join(SPAN_TYPES)}"
+        )
+    if recipe.pipeline.stages > 1 and facts.family.unstaged is not None:
+        yield (
+            f"pipeline.stages is {recipe.pipeline.stages}, but {facts.family.unstaged}; remove it, and share memory "
+            "out by ZeRO"
         )
     if recipe.attention not in ("auto", *facts.family.attention):
         yield f"a {facts.model_type} has no {recipe.attention} attention; use attention: auto"

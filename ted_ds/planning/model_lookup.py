@@ -17,7 +17,8 @@ from ted_ds.config.data import Source
 from ted_ds.data.dataset_card import SplitSize, size_of_split
 from ted_ds.data.sources import HUB_NAME, names_hub
 from ted_ds.errors import CheckpointError, ConfigError, DataError
-from ted_ds.models.files import ModelFacts, read_config_facts, read_model_facts
+from ted_ds.models.config_facts import read_config_facts
+from ted_ds.models.files import ModelFacts, read_model_facts
 from ted_ds.models.folder import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, no_folder
 
 FACTS = "hub"

@@ -206,7 +206,7 @@ def facts_of(plan: Plan, side: str) -> ModelFacts:
 
 def with_head(recipe: Recipe, facts: ModelFacts) -> Parameters:
     """A model's parameters as the task uses it: a classifier goes without the LM head."""
-    return facts.as_language_model if recipe.task.has_lm_head else facts.parameters.as_classifier()
+    return facts.as_language_model if recipe.task.has_lm_head else facts.as_classifier
 
 
 def _activations(recipe: Recipe, training: PhasePlan, facts: ModelFacts) -> int:

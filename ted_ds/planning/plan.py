@@ -29,6 +29,7 @@ from ted_ds.planning.mistakes import (
     check_model,
     check_routers,
     check_tracking,
+    uncuttable,
 )
 from ted_ds.planning.model_lookup import HubLookup, KnownModel, by_local_files
 from ted_ds.planning.phase import phases_of
@@ -236,6 +237,9 @@ def _cut_facts(recipe: Recipe, teacher: ModelFacts) -> ModelFacts:
             f"block {outside[0]} does not exist (the teacher has {teacher.num_blocks} blocks, numbered from 0); "
             f"use 0..{teacher.num_blocks - 1}"
         )
+    reason = uncuttable(teacher, cut.blocks)
+    if reason is not None:
+        raise ConfigError(reason)
     return replace(teacher, num_blocks=len(cut.blocks), parameters=teacher.parameters.cut(cut.blocks))
 
 

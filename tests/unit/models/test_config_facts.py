@@ -12,8 +12,9 @@ import pytest
 
 from ted_ds.errors import CheckpointError
 from ted_ds.models.built_shapes import built_shapes
+from ted_ds.models.config_facts import read_config_facts
 from ted_ds.models.families import KNOWN_TYPES
-from ted_ds.models.files import read_config_facts, read_model_facts
+from ted_ds.models.files import read_model_facts
 from tests.tiny import LABELS, model_config, write_model
 
 OF_BERT = {"BertForMaskedLM": (False, True), "BertForPreTraining": (False, True), "BertModel": (False, False)}

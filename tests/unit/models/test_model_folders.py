@@ -23,7 +23,7 @@ from tests.tiny import ROOT, write_model
 
 # of encoders and decoders of other families, models of text and images, encoder-decoders, state-space models
 OTHER_TYPES = (
-    "distilbert",
+    "big_bird",
     "t5",
     "bart",
     "mamba",

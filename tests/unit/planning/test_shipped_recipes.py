@@ -15,7 +15,7 @@ from ted_ds.config.deepspeed import complete, read_deepspeed_json
 from ted_ds.config.load import load_recipe
 from ted_ds.config.schema import Recipe
 from ted_ds.models.built_shapes import built_shapes
-from ted_ds.models.files import read_config_facts
+from ted_ds.models.config_facts import read_config_facts
 from ted_ds.planning.phase import phases_of
 from tests.tiny import ROOT, write_chats, write_corpus, write_labelled, write_model
 

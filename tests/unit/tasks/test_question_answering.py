@@ -23,6 +23,7 @@ from ted_ds.data.labelled_data import LabelledData
 from ted_ds.data.loader import Batch, evaluation_batches
 from ted_ds.data.reading.listing import list_data
 from ted_ds.errors import CheckpointError, ConfigError, DataError
+from ted_ds.models.families import SPAN_TYPES
 from ted_ds.models.predictions import DensePredictions
 from ted_ds.tasks.answers import Answers, Found, best_span, best_threshold, joined, marks_of, normalised
 from ted_ds.tasks.kind import kind_of
@@ -551,7 +552,7 @@ def test_models_without_such_a_head_are_refused_with_those_that_have_one(tmp_pat
         make_plan(recipe(tmp_path))
     assert (
         "recipe: teacher.path: a llama has no head for question_answering here, as its blocks have other names in "
-        "transformers' model for it; use one of mistral, gpt2, bert, deberta-v2"
+        f"transformers' model for it; use one of {', '.join(SPAN_TYPES)}"
     ) in str(caught.value).splitlines()
     write_model(tmp_path / "teacher", "bert")
     with pytest.raises(ConfigError) as caught:
