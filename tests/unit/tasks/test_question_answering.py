@@ -525,7 +525,7 @@ def test_models_without_such_a_head_are_refused_with_those_that_have_one(tmp_pat
         make_plan(recipe(tmp_path))
     assert (
         "recipe: teacher.path: a llama has no head for question_answering here, as its blocks have other names in "
-        "transformers' model for it; use one of mistral, gpt2, bert, deberta-v2"
+        "transformers' model for it; use one of mistral, gpt2, gpt_neox, opt, mixtral, bert, deberta-v2"
     ) in str(caught.value).splitlines()
     write_model(tmp_path / "teacher", "bert")
     with pytest.raises(ConfigError) as caught:
