@@ -86,7 +86,7 @@ def test_taps_are_the_hidden_states_and_leave_the_logits_alone(tmp_path, model_t
         for layer, state in zip(layers, states, strict=True):
             # transformers' last hidden state comes after the final norm, a tap before it
             if layer == NUM_BLOCKS:
-                state = torch.nn.Sequential(*behind_blocks_of(model, family).values())(state)
+                state = torch.nn.Sequential(*behind_blocks_of(model, family))(state)
             torch.testing.assert_close(state, hidden[layer], rtol=0, atol=0)
 
 
