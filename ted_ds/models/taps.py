@@ -248,8 +248,6 @@ class TappedModel(nn.Module):
             arguments["position_ids"] = positions_in_row(attention_mask_of(arguments))
         if self._row_of_padding is not None:
             arguments["position_ids"] = positions_behind(self._row_of_padding, arguments)
-        if self.passes is not None:
-            self.passes.restart()
         self._rows = Rows.of(arguments, self.model.config._attn_implementation)
         arguments = {name: self._rows.join(value) for name, value in arguments.items()}
         if self._arrival is not None:
