@@ -196,8 +196,11 @@ class ModelMaker:
         """Let a model's config name what its tokenizer pads with, by which transformers finds a decoder's last token.
 
         Not where this would change the token that any text is read at: a text may end with the end token, which often
-        stands for padding. Such a model keeps the id it was trained with, or none, as does its export.
+        stands for padding. Nor where positions begin behind that id. Such a model keeps the id it was trained with, or
+        none, as does its export.
         """
+        if family_of(model.config.model_type).padding_row_key == "pad_token_id":
+            return
         config: Any = model.config.get_text_config()
         pad_id: Any = self._tokenizer.pad_token_id
         if self._last_token_ids.isdisjoint({config.pad_token_id, pad_id}):

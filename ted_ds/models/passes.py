@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ted_ds.models.family import Family
-from ted_ds.models.parts import blocks_of
+from ted_ds.models.parts import blocks_of, embeddings_of
 
 
 class Passes(nn.Module):
@@ -21,11 +21,11 @@ class Passes(nn.Module):
         super().__init__()
         self.modules_of_layers = nn.ModuleList(nn.Identity() for _ in range(num_layers))
         self._count = 0
+        embeddings_of(model, family).register_forward_pre_hook(self._restart)
         for block in blocks_of(model, family):
             block.register_forward_hook(self._hand_on)
 
-    def restart(self) -> None:
-        """Begin a forward pass of the model."""
+    def _restart(self, _embeddings: nn.Module, _inputs: Any) -> None:
         self._count = 0
 
     def _hand_on(self, _block: nn.Module, _inputs: Any, output: Tensor) -> Tensor:

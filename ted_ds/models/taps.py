@@ -267,8 +267,6 @@ class TappedModel(nn.Module):
             arguments["position_ids"] = positions_in_row(attention_mask_of(arguments))
         if self._row_of_padding is not None:
             arguments["position_ids"] = positions_behind(self._row_of_padding, arguments)
-        if self.passes is not None:
-            self.passes.restart()
         attention = self.model.config._attn_implementation
         self._rows = Rows.of(arguments, attention)
         if not self._family.finds_documents and "flash" not in str(attention):

@@ -275,3 +275,12 @@ def test_isolation_is_a_setting_and_matters(tmp_path):
         run_ranks(run, 2, str(recipe), [f"task.packing.isolate_documents={isolate}"])
         made[isolate] = records(tmp_path / isolate, "distill")[0]["loss/task"]
     assert made["true"] != pytest.approx(made["false"], rel=1e-3)
+
+
+def test_a_model_whose_positions_begin_behind_its_padding_keeps_its_own_id(tmp_path):
+    """Its tokenizer may fill rows with another one, by which the exported model would count otherwise."""
+    recipe = write_run(tmp_path, kind="sequence_classification", family="roberta")
+    write_model(tmp_path / "teacher", "roberta", labels=LABELS, pad_token_id=1)
+    assert AutoTokenizer.from_pretrained(tmp_path / "teacher").pad_token_id == 0
+    run_ranks(run, 1, str(recipe), [])
+    assert config_of(tmp_path / "run" / "export").pad_token_id == 1
