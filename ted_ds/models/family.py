@@ -12,6 +12,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+USES = (
+    "cut",
+    "zero3",
+    "pipeline",
+    "isolated documents",
+    "padding on the left",
+    "activation checkpointing",
+    "int8",
+    "torch_compile",
+    "drop",
+)
+"""What a family may be refused for (:attr:`Family.refused`): being cut by blocks, weights sharded by ZeRO-3, pipelines,
+documents kept apart in one sequence, padding on the left, activations computed again, a teacher in 8 bits, compiled
+blocks, and leaving out the blocks above the last that is matched, which nobody asks for and is then not done."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
@@ -21,8 +36,8 @@ class Family:
     """``model_type`` values of ``config.json`` this family covers."""
 
     # --- parts
-    embeddings_path: str
-    """The module whose output is layer 0."""
+    embeddings_path: str | None
+    """The module whose output is layer 0; None where no module puts it out, and the first block is what takes it."""
     token_embeddings_path: str
     blocks_path: str
     """The list of blocks; block i puts out layer i + 1 (see ``behind_first_block``)."""
@@ -78,6 +93,8 @@ class Family:
     token's distance to the others (beside a table, where the files hold one)."""
     position_embeddings_path: str | None = None
     """The table."""
+    positions_lost: int = 0
+    """How many of the positions that the config names no text has, as rows of the table before them are not used."""
     token_types_key: str | None = None
     """The entry of the config that says how many types of tokens it tells apart by embeddings: those of the two texts
     of a pair, as a rule; None where it has no such embeddings."""
@@ -102,6 +119,16 @@ class Family:
     fused_queries: tuple[str, ...] = ()
     """Of such a block, the parameters that hold its queries first, then as many keys and values."""
 
+    entries_by_default: Mapping[str, int] = field(default_factory=dict)
+    """What entries come to where the config does not say, by transformers' general names."""
+
+    # --- what it is not used for
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Why not, by what it would be used for: a word of :data:`USES`, or an architecture (what follows
+    ``AutoModelFor``)."""
+    found: tuple[str, ...] = ()
+    """What was found of a family that has no record in :mod:`ted_ds.models.families`, in lines."""
+
     # --- other files
     buffers: tuple[str, ...] = ()
     """Ends of names of what is in many files, but no parameter."""
@@ -118,10 +145,10 @@ class Family:
     def entry(self, config: Mapping[str, Any], name: str) -> tuple[str, Any]:
         """An entry of a ``config.json`` by transformers' general name: the name it has there, and its value.
 
-        None, under the general name, where the file does not say.
+        Under the general name the family's default, or None, where the file does not say.
         """
         said = ((key, config[key]) for key in self.keys(name) if config.get(key) is not None)
-        return next(said, (name, None))
+        return next(said, (name, self.entries_by_default.get(name)))
 
     def is_tied(self, config: Mapping[str, Any]) -> bool:
         """Whether an LM head is the embeddings, by a ``config.json``."""

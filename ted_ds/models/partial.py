@@ -34,7 +34,7 @@ class Arrival(nn.Module):
 class Nothing(nn.Module):
     """Stands for embeddings that are added: they are in the state that arrives."""
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, *_: Any, **__: Any) -> Tensor:
         """A zero that takes on the type of what it is added to."""
         return torch.zeros((), device=ids.device)
 
@@ -89,7 +89,8 @@ def keep_share(model: PreTrainedModel, family: Family, share: Share) -> Arrival 
     if arrival is not None:
         put_part(model, family.arrival_path, arrival)
         for path, kind in family.before_blocks.items():
-            put_part(model, path, Nothing() if kind == "added" else nn.Identity())
+            if has_part(model, path):
+                put_part(model, path, Nothing() if kind == "added" else nn.Identity())
     has_first_block = share.start == 0 < share.stop
     if not has_first_block and family.behind_first_block is not None and has_part(model, family.behind_first_block):
         put_part(model, family.behind_first_block, None)

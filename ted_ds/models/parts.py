@@ -8,8 +8,8 @@ from ted_ds.models.family import Family
 
 
 def embeddings_of(model: nn.Module, family: Family) -> nn.Module:
-    """The module whose output is hidden state 0."""
-    return model.get_submodule(family.embeddings_path)
+    """The module whose output is hidden state 0; of a family without such a one, the embeddings of the tokens."""
+    return model.get_submodule(family.embeddings_path or family.token_embeddings_path)
 
 
 def blocks_of(model: nn.Module, family: Family) -> nn.ModuleList:

@@ -84,6 +84,11 @@ class TappedModel(nn.Module):
         self._can_predict = self.share.has_output
         if self._has_lm_head:
             self._install_lm_head()
+        self.first_state: nn.Module | None = None
+        """Puts out layer 0 where no module of the model does."""
+        if family.embeddings_path is None and self.share.has_embeddings:
+            self.first_state = nn.Identity()
+            blocks_of(model, family)[0].register_forward_pre_hook(self._show_first_state)
         modules = self._modules_of_layers()
         for layer in sorted({self.layers[place] for place in self._places}):
             modules[layer].register_forward_hook(self._tap(layer))
@@ -128,7 +133,12 @@ class TappedModel(nn.Module):
     def _modules_of_layers(self) -> dict[int, nn.Module]:
         """What puts out each layer's state here; the arriving one is put out by what stands for the embeddings."""
         layers = layers_of_blocks(self.model, self._family)[self.share.start : self.share.stop]
-        return dict(enumerate([embeddings_of(self.model, self._family), *layers], start=self.share.start))
+        before = embeddings_of(self.model, self._family) if self.first_state is None else self.first_state
+        return dict(enumerate([before, *layers], start=self.share.start))
+
+    def _show_first_state(self, _block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        assert self.first_state is not None
+        return (self.first_state(inputs[0]), *inputs[1:])
 
     def arrive(self, state: Tensor) -> None:
         """Take the state of layer ``share.start``, ``[batch, seq, hidden]``, for the next forward pass."""
@@ -151,7 +161,7 @@ class TappedModel(nn.Module):
         if not self.share.is_whole:
             return []
         blocks = blocks_of(self.model, self._family)
-        kept = max(self.layers)
+        kept = max(*self.layers, 0 if self.first_state is None else 1)  # layer 0 may be known by who takes it alone
         dropped = list(blocks[kept:])
         del blocks[kept:]
         self.model.config.num_hidden_layers = kept
