@@ -375,6 +375,42 @@ MUTATIONS = {
         "pass",
         "a masked LM's head takes the states of its last block as they are",
     ),
+    "bound_of_logits": Mutation(
+        "numerics/logits.py",
+        "products.div_(self.bound).tanh_().mul_(self.bound)",
+        "products.clamp_(-self.bound, self.bound)",
+        "logits are cut off at their bound in the chunked losses",
+    ),
+    "slope_of_bound": Mutation(
+        "numerics/logits.py",
+        "return products.mul_(products).sub_(1).div_(-self.divisor)",
+        "return products.fill_(1 / self.divisor)",
+        "the gradient of the chunked losses forgets the bound of logits",
+    ),
+    "divisor_of_logits": Mutation(
+        "numerics/vocabulary.py",
+        "if not self._job.rule.is_plain:",
+        "if self._job.rule.bound is not None:",
+        "the gradient of the chunked losses forgets what logits are divided by",
+    ),
+    "rule_of_teacher": Mutation(
+        "models/predictions.py",
+        "                teacher.head.rule,\n",
+        "                self.head.rule,\n",
+        "a teacher's logits are made by the student's rule",
+    ),
+    "factor_of_embeddings": Mutation(
+        "models/partial.py",
+        "setattr(model.get_submodule(parent), name, 1)",
+        "pass",
+        "the state that arrives at a pipeline stage is multiplied as embeddings are",
+    ),
+    "masks_of_documents": Mutation(
+        "models/document_mask.py",
+        "(document.unsqueeze(2) == document.unsqueeze(1)).tril()",
+        "(document.unsqueeze(2) >= document.unsqueeze(1)).tril()",
+        "documents see those before them where a model's own masks do not find them",
+    ),
 }
 
 

@@ -23,7 +23,7 @@ WHOLE_NUMBERS = (
 SMALLEST: Mapping[str, int] = {"max_window_layers": 0}
 """Of those that may be less than 1."""
 TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
-ACTIVATION_KEYS = ("hidden_act", "activation_function", "pooler_hidden_act")
+ACTIVATION_KEYS = ("hidden_act", "activation_function", "hidden_activation", "pooler_hidden_act")
 ACTIVATIONS = (
     "gelu",
     "gelu_10",
@@ -59,7 +59,7 @@ def refuse_odd_values(config: Mapping[str, Any], family: Family) -> None:
     Raises:
         CheckpointError: It cannot; lists all that is wrong.
     """
-    wrong = [*_other_kinds(config, family)]
+    wrong = [*_other_kinds(config, family), *_impossible(config, family)]
     wrong = wrong or [*_heads(config, family), *_layers(config, family), *_names(config)]
     if wrong:
         raise CheckpointError("\n".join(wrong))
@@ -82,6 +82,13 @@ def _other_kinds(config: Mapping[str, Any], family: Family) -> Iterator[str]:
         if value is not None and not isinstance(value, Mapping):
             example = '{"rope_type": "linear", "factor": 4.0}'
             yield f"{key} is {value!r}, and has to be an object such as {example}, or null; {_correct(key)}"
+
+
+def _impossible(config: Mapping[str, Any], family: Family) -> Iterator[str]:
+    for key, (only, reason) in family.must_be.items():
+        value = config.get(key)
+        if value is not None and value != only:
+            yield f"{key} is {value!r}: {reason}"
 
 
 def _heads(config: Mapping[str, Any], family: Family) -> Iterator[str]:

@@ -46,6 +46,8 @@ class Family:
     before_blocks: Mapping[str, Literal["added", "passed"]] = field(default_factory=dict)
     """Other modules that only a model with embeddings runs: what they put out is added to the state, or they pass it on
     changed."""
+    embeddings_factor_path: str | None = None
+    """The number of the body by which it multiplies what the embeddings put out: 1 where the state arrives."""
     behind_first_block: str | None = None
     """A module that some have: it changes what the first block puts out, and puts out layer 1 itself."""
     behind_first_block_key: str | None = None
@@ -59,7 +61,9 @@ class Family:
     language_model: Literal["CausalLM", "MaskedLM"] = "CausalLM"
     """What its language model is to transformers: what follows ``AutoModelFor``."""
     final_norm_path: str | None
-    """Applied before the LM head; None where blocks end normalised."""
+    """Applied before the LM head; None where blocks end normalised. Some models of a family may lack it."""
+    behind_norm_path: str | None = None
+    """A map of the body behind that norm, which some models have: to the width of their embeddings."""
     before_lm_head: str | None = None
     """Behind the body, the module of a language model that states go through before the linear head: a linear map, an
     activation and a norm, which keep their width. Files of a body alone lack it."""
@@ -67,6 +71,13 @@ class Family:
     """The linear LM head."""
     lm_head_switch: str | None = None
     """The entry of the config that is true, as where it is not said, where the LM head is there."""
+    lm_head_in_files: str | None = None
+    """What files call that head where transformers renames it as it reads and writes them."""
+    logits_divisor_key: str | None = None
+    """The entry of the config that the head's products are divided by."""
+    logits_cap_key: str | None = None
+    """The entry of the config with the bound ``c`` that logits are brought under: ``c tanh(logits / c)``; none where it
+    is null."""
     lm_heads_in_files: tuple[str, ...]
     """Modules that files may hold as the head of a language model."""
     ties_by_default: bool
@@ -88,6 +99,8 @@ class Family:
     # --- what it does
     attention: tuple[str, ...] = ("eager", "sdpa", "flash")
     """The implementations it has, by the recipe's words."""
+    finds_documents: bool = True
+    """Whether its masks keep apart documents of a row by where positions start again."""
     positions: Literal["rotary", "learned", "relative"]
     """How a block knows them: by turning pairs of numbers, from a table that is added to the embeddings, or from each
     token's distance to the others (beside a table, where the files hold one)."""
@@ -95,6 +108,8 @@ class Family:
     """The table."""
     positions_lost: int = 0
     """How many of the positions that the config names no text has, as rows of the table before them are not used."""
+    rows_before_positions: int = 0
+    """How many rows it has before that of the first position, beside one for each position."""
     token_types_key: str | None = None
     """The entry of the config that says how many types of tokens it tells apart by embeddings: those of the two texts
     of a pair, as a rule; None where it has no such embeddings."""
@@ -118,6 +133,21 @@ class Family:
     """The entry by which a block divides its attention scores by its number, counted from 1."""
     fused_queries: tuple[str, ...] = ()
     """Of such a block, the parameters that hold its queries first, then as many keys and values."""
+
+    must_be: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
+    """Entries that may only have this value, or none; and why, and what to do."""
+
+    # --- mixtures of experts
+    num_experts_keys: tuple[str, ...] = ()
+    """The names of the entry that says how many experts a block has; none where blocks have no experts."""
+    num_chosen_key: str = "num_experts_per_tok"
+    """The entry that says how many of them each token goes through."""
+    expert_marker: str = ".experts."
+    """In the names of what belongs to experts, in files and in a model."""
+    balance_switch: str = "output_router_logits"
+    """The entry by which a language model adds its routers' auxiliary loss to its own."""
+    balance_weight_key: str = "router_aux_loss_coef"
+    """The entry with the weight of that loss."""
 
     entries_by_default: Mapping[str, int] = field(default_factory=dict)
     """What entries come to where the config does not say, by transformers' general names."""
@@ -172,7 +202,7 @@ class Family:
     @property
     def lm_head_matrix(self) -> str:
         """The name of the LM head's matrix, ``[vocab, hidden]``, in files."""
-        return f"{self.lm_head_path}.weight"
+        return f"{self.lm_head_in_files or self.lm_head_path}.weight"
 
     @property
     def new_lm_head_prefixes(self) -> tuple[str, ...]:

@@ -91,6 +91,9 @@ def keep_share(model: PreTrainedModel, family: Family, share: Share) -> Arrival 
         for path, kind in family.before_blocks.items():
             if has_part(model, path):
                 put_part(model, path, Nothing() if kind == "added" else nn.Identity())
+        if family.embeddings_factor_path is not None:
+            parent, _, name = family.embeddings_factor_path.rpartition(".")
+            setattr(model.get_submodule(parent), name, 1)
     has_first_block = share.start == 0 < share.stop
     if not has_first_block and family.behind_first_block is not None and has_part(model, family.behind_first_block):
         put_part(model, family.behind_first_block, None)

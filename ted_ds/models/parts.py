@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from ted_ds.models.family import Family
+from ted_ds.numerics.logits import LogitRule
 
 
 def embeddings_of(model: nn.Module, family: Family) -> nn.Module:
@@ -27,18 +30,36 @@ def layers_of_blocks(model: nn.Module, family: Family) -> list[nn.Module]:
     return modules if behind_first is None else [behind_first, *modules[1:]]
 
 
-def before_lm_head_of(model: nn.Module, family: Family) -> tuple[str, nn.Module]:
-    """What a language model's states go through between its last block and its LM head, and the path of it.
+def before_lm_head_of(model: nn.Module, family: Family) -> dict[str, nn.Module]:
+    """What a language model's states go through between its last block and its LM head, in order and by path.
 
-    The body's final norm, or what stands behind a body without one; the path is empty where there is neither.
+    The body's final norm and the map behind it, or what stands behind a body without them.
     """
-    path = family.final_norm_path or family.before_lm_head
-    return (path, model.get_submodule(path)) if path else ("", nn.Identity())
+    return {**behind_blocks_of(model, family), **_parts_at(model, family.before_lm_head)}
+
+
+def behind_blocks_of(model: nn.Module, family: Family) -> dict[str, nn.Module]:
+    """Of that, what belongs to the body, whose last hidden states it puts out."""
+    return _parts_at(model, family.final_norm_path, family.behind_norm_path)
+
+
+def _parts_at(model: nn.Module, *paths: str | None) -> dict[str, nn.Module]:
+    return {path: model.get_submodule(path) for path in paths if path is not None and has_part(model, path)}
 
 
 def lm_head_of(model: nn.Module, family: Family) -> nn.Module:
     """The linear head of a language model."""
     return model.get_submodule(family.lm_head_path)
+
+
+def logit_rule_of(config: Any, family: Family) -> LogitRule:
+    """What a language model with this config makes of its head's products."""
+
+    def said(key: str | None) -> float | None:
+        return None if key is None else getattr(config, key)
+
+    divisor = said(family.logits_divisor_key)
+    return LogitRule(1.0 if divisor is None else divisor, said(family.logits_cap_key))
 
 
 def has_part(model: nn.Module, path: str) -> bool:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ted_ds.models.document_mask import mask_of_documents
 from ted_ds.models.family import Family
 from ted_ds.models.joined_rows import Rows
 from ted_ds.models.partial import Arrival, keep_share
-from ted_ds.models.parts import blocks_of, embeddings_of, layers_of_blocks, lm_head_of, put_part
+from ted_ds.models.parts import blocks_of, embeddings_of, layers_of_blocks, lm_head_of, logit_rule_of, put_part
 from ted_ds.models.positions import choose_by_text, positions_in_row
 from ted_ds.models.predictions import DensePredictions, Predictions, VocabularyHead, VocabularyPredictions
 from ted_ds.models.share import Share
@@ -180,7 +181,8 @@ class TappedModel(nn.Module):
     def _install_lm_head(self) -> None:
         head = lm_head_of(self.model, self._family)
         assert isinstance(head, nn.Linear), f"the LM head of a {self.model.config.model_type} is no linear layer"
-        put_part(self.model, self._family.lm_head_path, VocabularyHead.of(head))
+        rule = logit_rule_of(self.model.config, self._family)
+        put_part(self.model, self._family.lm_head_path, VocabularyHead.of(head, rule))
 
     def _vocabulary_predictions(self, hidden: Tensor) -> VocabularyPredictions:
         """What the LM head makes of the body's last hidden states ``[batch, seq, hidden]``."""
@@ -231,7 +233,10 @@ class TappedModel(nn.Module):
             arguments["use_cache"] = False
         if self._needs_positions and "position_ids" not in arguments:
             arguments["position_ids"] = positions_in_row(_attention_mask(arguments))
-        self._rows = Rows.of(arguments, self.model.config._attn_implementation)
+        attention = self.model.config._attn_implementation
+        self._rows = Rows.of(arguments, attention)
+        if not self._family.finds_documents and "flash" not in str(attention):
+            arguments |= mask_of_documents(arguments, self.model.dtype)
         arguments = {name: self._rows.join(value) for name, value in arguments.items()}
         if self._arrival is not None:
             self._arrival.state = self._rows.join(self._arrival.state)

@@ -60,6 +60,17 @@ CLASS_ROLES: Mapping[str, Mapping[str, str]] = {
     "LlamaTokenizer": {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
     "GPT2Tokenizer": dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|endoftext|>"),
     "Qwen2Tokenizer": dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>"),
+    "GPTNeoXTokenizer": {
+        **dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|endoftext|>"),
+        "pad_token": "<|padding|>",
+    },
+    "GemmaTokenizer": {
+        "unk_token": "<unk>",
+        "bos_token": "<bos>",
+        "eos_token": "<eos>",
+        "pad_token": "<pad>",
+        "mask_token": "<mask>",
+    },
     "BertTokenizer": {
         "unk_token": "[UNK]",
         "sep_token": "[SEP]",
@@ -78,7 +89,8 @@ CLASS_ROLES: Mapping[str, Mapping[str, str]] = {
     },
 }
 """Tokens that transformers' classes have where the files name none for the role."""
-AS_FILES_SAY = (*CLASS_ROLES, "PreTrainedTokenizer", "TokenizersBackend")
+MAKE_ENDS_ANEW = ("GPTNeoXTokenizer",)
+AS_FILES_SAY = (*(CLASS_ROLES.keys() - MAKE_ENDS_ANEW), "PreTrainedTokenizer", "TokenizersBackend")
 """Classes known to put around a text what ``tokenizer.json`` says; others may make that step anew."""
 
 

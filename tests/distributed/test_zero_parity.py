@@ -98,23 +98,23 @@ def plain_loss(what: str, kind: str, modules: dict[str, Any], step: list[Any]) -
     return loss, {name: value.item() for name, value in terms.items()}
 
 
-def train_plainly(folder, what, kind, clipping):
-    """The same steps without deepspeed, ranks or microbatches, in fp64."""
+def train_plainly(folder, what, kind, clipping, dtype=torch.float64, num_steps=NUM_STEPS):
+    """The same steps without deepspeed, ranks or microbatches, in fp64 where all of a model knows that."""
     modules: dict[str, Any] = {}
     if what != "finetune":
-        modules["teacher"] = load_tapped(folder / "teacher", kind, TEACHER_LAYERS).double().eval()
+        modules["teacher"] = load_tapped(folder / "teacher", kind, TEACHER_LAYERS).to(dtype).eval()
     if what == "filters":
-        modules["probes"] = trained = probes(folder / "teacher", kind, MODEL_TYPE[kind]).double()
+        modules["probes"] = trained = probes(folder / "teacher", kind, MODEL_TYPE[kind]).to(dtype)
     else:
         layers = STUDENT_LAYERS if what == "distill" else ()
-        modules["student"] = load_tapped(folder / "student", kind, layers).double().train()
+        modules["student"] = load_tapped(folder / "student", kind, layers).to(dtype).train()
         trained = torch.nn.ModuleDict({"student": modules["student"]})
         if what == "distill":
-            modules |= {"student_bank": student_bank().double(), "teacher_bank": teacher_bank().double()}
+            modules |= {"student_bank": student_bank().to(dtype), "teacher_bank": teacher_bank().to(dtype)}
             trained["bank"] = modules["student_bank"]
     everything = samples(kind)
     reports = []
-    for step in range(NUM_STEPS):
+    for step in range(num_steps):
         trained.zero_grad()
         loss, terms = plain_loss(what, kind, modules, everything[step * GLOBAL_BATCH : (step + 1) * GLOBAL_BATCH])
         loss.backward()

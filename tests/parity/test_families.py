@@ -6,16 +6,27 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ted_ds.data.loader import Batch
 from ted_ds.models.execution import checkpoint_activations
 from ted_ds.models.families import KNOWN_TYPES, family_of
 from ted_ds.models.files import read_model_facts
 from ted_ds.models.heads import lm_probes, load_lm_output
 from ted_ds.models.loading import LoadSettings, load_model
-from ted_ds.models.parts import before_lm_head_of, blocks_of, embeddings_of, lm_head_of
+from ted_ds.models.parts import (
+    before_lm_head_of,
+    behind_blocks_of,
+    blocks_of,
+    embeddings_of,
+    lm_head_of,
+    logit_rule_of,
+)
+from ted_ds.models.predictions import LossWeights
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank
+from ted_ds.numerics.losses import IGNORED_LABEL, cross_entropy_sum, divergence_sum, kept_labels
+from ted_ds.numerics.task_terms import CAUSAL_LM
 from tests.plain import logits_of, probe_logits
-from tests.tiny import LABELS, VOCAB_SIZE, write_model
+from tests.tiny import LABELS, TYPES_WITH_LABELS, VOCAB_SIZE, write_model
 
 NUM_BLOCKS = 4
 
@@ -40,7 +51,7 @@ def batch():
 @pytest.mark.parametrize(
     ("model_type", "classify", "config"),
     [
-        *((name, True, {}) for name in KNOWN_TYPES),
+        *((name, True, {}) for name in TYPES_WITH_LABELS),
         *((name, False, {}) for name in KNOWN_TYPES),
         ("deberta-v2", True, {"conv_kernel_size": 3}),  # puts out layer 1 in the place of the first block
         ("deberta-v2", True, {"conv_kernel_size": 5, "conv_act": "gelu"}),
@@ -49,6 +60,7 @@ def batch():
 def test_taps_are_the_hidden_states_and_leave_the_logits_alone(tmp_path, model_type, classify, config):
     model = load(tmp_path, model_type, classify=classify, **config)
     family = family_of(model_type)
+    model.config.use_cache = False  # else sliding blocks read keys out of a cache, in products of another shape
     with torch.no_grad():
         plain = model(**batch(), output_hidden_states=True)
         layers = (3, 0, 1, NUM_BLOCKS)
@@ -57,8 +69,8 @@ def test_taps_are_the_hidden_states_and_leave_the_logits_alone(tmp_path, model_t
         hidden = [*plain.hidden_states]
         for layer, state in zip(layers, states, strict=True):
             # transformers' last hidden state comes after the final norm, a tap before it
-            normed = layer == NUM_BLOCKS and family.final_norm_path is not None
-            state = model.get_submodule(family.final_norm_path)(state) if normed else state
+            if layer == NUM_BLOCKS:
+                state = torch.nn.Sequential(*behind_blocks_of(model, family).values())(state)
             torch.testing.assert_close(state, hidden[layer], rtol=0, atol=0)
 
 
@@ -68,8 +80,9 @@ def test_head_of_what_stands_before_it_of_the_last_block_is_the_logits(tmp_path,
     family = family_of(model_type)
     with torch.no_grad():
         logits, (last,) = TappedModel(model, family, [NUM_BLOCKS])(batch())
-        _, before = before_lm_head_of(model, family)
-        torch.testing.assert_close(lm_head_of(model, family)(before(last)), logits, rtol=0, atol=0)
+        before = torch.nn.Sequential(*before_lm_head_of(model, family).values())
+        rule = logit_rule_of(model.config, family)
+        torch.testing.assert_close(rule(lm_head_of(model, family)(before(last))), logits, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("model_type", KNOWN_TYPES)
@@ -79,6 +92,35 @@ def test_the_head_of_the_predictions_gives_the_logits(tmp_path, model_type):
     with torch.no_grad():
         logits, _ = tapped(batch())
         torch.testing.assert_close(tapped(batch(), lambda own, _: logits_of(own)), logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("model_type", KNOWN_TYPES)
+def test_losses_from_states_and_their_gradients_are_those_of_all_logits(tmp_path, model_type):
+    architecture = family_of(model_type).language_model
+    taught_by = {"MaskedLM": "bert", "CausalLM": "granite" if model_type == "gemma2" else "gemma2"}[architecture]
+    student = TappedModel(load(tmp_path / "student", model_type), family_of(model_type))
+    teacher = TappedModel(load(tmp_path / "teacher", taught_by), family_of(taught_by)).requires_grad_(False)
+    mask = batch()["attention_mask"]
+    labels = torch.where(mask.bool(), batch()["input_ids"].roll(-1, 1), IGNORED_LABEL)
+    given = Batch(batch()["input_ids"], mask, labels, mask.bool())
+    found = []
+    for chunked in (True, False):
+        student.zero_grad()
+        of_student, of_teacher = (one(batch(), lambda own, _: own) for one in (student, teacher))
+        if chunked:
+            losses = of_student.losses(CAUSAL_LM, given, LossWeights(0.7, 2.5, temperature=2.0), of_teacher)
+            task, divergence, weighted = losses.task, losses.prediction, losses.weighted
+        else:
+            logits, others = logits_of(of_student), logits_of(of_teacher)
+            task = cross_entropy_sum(logits, labels)
+            divergence = divergence_sum(logits, others, keep=kept_labels(labels), temperature=2.0)
+            weighted = 0.7 * task + 2.5 * divergence
+        weighted.backward()
+        found.append([task.detach(), divergence.detach(), *(one.grad for one in student.parameters())])
+    for one, other in zip(*found, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * max(float(other.abs().max()), 1e-3))
 
 
 @pytest.mark.parametrize("model_type", ["llama", "bert"])
@@ -96,7 +138,7 @@ def test_states_are_handed_over_in_the_order_of_the_blocks_and_not_kept(tmp_path
 
 @pytest.mark.parametrize("model_type", KNOWN_TYPES)
 def test_embeddings_then_blocks_are_what_the_model_runs(tmp_path, model_type):
-    model = load(tmp_path, model_type, classify=True)
+    model = load(tmp_path, model_type, classify=model_type in TYPES_WITH_LABELS)
     family = family_of(model_type)
     called = []
     embeddings_of(model, family).register_forward_hook(lambda *_: called.append("embed"))
@@ -109,7 +151,8 @@ def test_embeddings_then_blocks_are_what_the_model_runs(tmp_path, model_type):
 
 @pytest.mark.parametrize("model_type", KNOWN_TYPES)
 def test_only_mapped_layers_are_kept_and_none_after_the_forward(tmp_path, model_type):
-    tapped = TappedModel(load(tmp_path, model_type, classify=True), family_of(model_type), [2])
+    classify = model_type in TYPES_WITH_LABELS
+    tapped = TappedModel(load(tmp_path, model_type, classify=classify), family_of(model_type), [2])
     with torch.no_grad():
         states = tapped(batch(), lambda _, states: states, with_predictions=False)
     assert len(states) == 1
@@ -157,7 +200,7 @@ def test_lm_output_read_from_files_is_the_models_own(tmp_path, model_type, tied)
     norm, head = load_lm_output(tmp_path, torch.float32)
     with torch.no_grad():
         logits, (last,) = TappedModel(model, family_of(model_type), [NUM_BLOCKS])(batch())
-        torch.testing.assert_close(head(norm(last)), logits, rtol=0, atol=0)
+        torch.testing.assert_close(head.rule(head(norm(last))), logits, rtol=0, atol=0)
 
 
 def test_lm_output_is_read_by_the_names_of_early_files(tmp_path):
@@ -190,7 +233,7 @@ def test_the_frozen_head_trains_nothing_of_the_model(tmp_path):
     assert all(name.startswith("bank.") or ".to_hidden." in name for name in trainable)
 
 
-@pytest.mark.parametrize("model_type", KNOWN_TYPES)
+@pytest.mark.parametrize("model_type", TYPES_WITH_LABELS)
 def test_facts_read_without_torch_are_those_of_the_loaded_model(tmp_path, model_type):
     model = load(tmp_path, model_type, classify=True)
     facts = read_model_facts(tmp_path)

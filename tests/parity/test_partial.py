@@ -18,7 +18,7 @@ from ted_ds.models.share import Share
 from ted_ds.models.taps import TappedModel
 from tests.parity.test_families import NUM_BLOCKS, batch, load
 from tests.task_kinds import TASK_TERMS, labelled
-from tests.tiny import LABELS, write_model
+from tests.tiny import LABELS, TYPES_WITH_LABELS, write_model
 
 CUTS = ([2], [1, 3], [1, 2, 3], [4], [0])
 
@@ -54,7 +54,7 @@ def loss_of(predictions, labels):
 @pytest.mark.parametrize(
     ("model_type", "classify", "config"),
     [
-        *((one, True, {}) for one in KNOWN_TYPES),
+        *((one, True, {}) for one in TYPES_WITH_LABELS),
         *((one, False, {}) for one in KNOWN_TYPES),
         ("deberta-v2", True, {"conv_kernel_size": 3}),  # as its larger versions have it
     ],

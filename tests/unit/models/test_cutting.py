@@ -23,10 +23,10 @@ from ted_ds.models.cut_config import config_of_blocks, refuse_other_blocks
 from ted_ds.models.cutting import cut
 from ted_ds.models.families import family_of
 from ted_ds.models.parts import blocks_of
-from tests.tiny import LABELS, write_model
+from tests.tiny import CAUSAL_LM_TYPES as DECODERS
+from tests.tiny import DECODERS_WITH_LABELS, LABELS, write_model
 
 BLOCKS = [0, 2, 3]
-DECODERS = ["llama", "mistral", "qwen2", "qwen3", "gpt2"]
 ENCODERS = ["bert", "deberta-v2"]
 IDS = torch.tensor([[3, 10, 20, 30, 4], [3, 50, 60, 4, 0]])
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]])
@@ -69,7 +69,7 @@ def test_a_causal_lm_is_cut_with_its_head(tmp_path: Path, family: str, tied: boo
     assert_is_cut(loaded(teacher, AutoModelForCausalLM), loaded(student, AutoModelForCausalLM), BLOCKS)
 
 
-@pytest.mark.parametrize("family", [*DECODERS, *ENCODERS])
+@pytest.mark.parametrize("family", [*DECODERS_WITH_LABELS, *ENCODERS])
 def test_a_classifier_is_cut_with_its_head_and_labels(tmp_path: Path, family: str) -> None:
     teacher = write_model(tmp_path / "teacher", family, labels=LABELS)
     student = cut_out(teacher, tmp_path / "student", BLOCKS)
@@ -93,7 +93,7 @@ def test_a_bare_decoder_body_is_cut(tmp_path: Path, family: str) -> None:
     assert_is_cut(loaded(tmp_path / "teacher", AutoModel), loaded(student, AutoModel), BLOCKS)
 
 
-@pytest.mark.parametrize("family", [*DECODERS, *ENCODERS])
+@pytest.mark.parametrize("family", [*DECODERS_WITH_LABELS, *ENCODERS])
 def test_the_first_blocks_alone_compute_the_teachers_own_states(tmp_path: Path, family: str) -> None:
     teacher = write_model(tmp_path / "teacher", family, labels=LABELS)
     student = cut_out(teacher, tmp_path / "student", [0, 1])

@@ -28,8 +28,6 @@ OTHER_TYPES = (
     "bart",
     "mamba",
     "llava",
-    "opt",
-    "gpt_neox",
     "qwen2_vl",
     "whisper",
     "gemma3",

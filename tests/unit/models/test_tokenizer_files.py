@@ -21,7 +21,7 @@ from ted_ds.errors import CheckpointError, ConfigError, TedError
 from ted_ds.models.families import FAMILY_OF
 from ted_ds.models.files import read_model_facts
 from ted_ds.models.loading import load_tokenizer
-from ted_ds.models.tokenizer_files import CLASS_ROLES, tokenizer_of_files
+from ted_ds.models.tokenizer_files import CLASS_ROLES, MAKE_ENDS_ANEW, tokenizer_of_files
 from ted_ds.models.tokenizer_traits import TokenizerTraits
 from ted_ds.planning.tokenizer_contracts import refuse_ids_outside, refuse_useless_tokenizer
 from tests.tiny import VOCAB_SIZE, write_model
@@ -123,6 +123,8 @@ CASES: dict[str, Change] = {
     "a class of the model's config": both(
         edit("tokenizer_config.json", tokenizer_class=None), edit("config.json", tokenizer_class="LlamaTokenizer")
     ),
+    "gpt-neox's class": edit("tokenizer_config.json", tokenizer_class="GPTNeoXTokenizerFast", pad_token=None),
+    "gemma's class": edit("tokenizer_config.json", tokenizer_class="GemmaTokenizer", eos_token=None),
     "gpt2 without a class": both(
         edit("tokenizer_config.json", tokenizer_class=None), edit("config.json", model_type="gpt2")
     ),
@@ -339,6 +341,19 @@ def test_what_encode_puts_around_a_text_is_seen_by_the_files_and_when_loaded(
     folder = copied(llama, tmp_path / "model", change)
     assert own_ends(read(folder)) == ends
     assert own_ends(traits_of(load_tokenizer(folder))) == ends
+
+
+@pytest.mark.parametrize(
+    "name", ["LlamaTokenizer", "GPT2Tokenizer", "Qwen2Tokenizer", "GPTNeoXTokenizer", "GemmaTokenizer"]
+)
+def test_a_class_that_would_not_keep_to_the_files_is_not_taken_at_their_word(
+    llama: Path, tmp_path: Path, name: str
+) -> None:
+    change = both(around("[CLS] $A", "[CLS]"), edit("tokenizer_config.json", tokenizer_class=name))
+    folder = copied(llama, tmp_path / "model", change)
+    by_files, loaded = read(folder), load_tokenizer(folder)
+    assert loaded("").input_ids == ([] if name in MAKE_ENDS_ANEW else [3])
+    assert by_files.unknown_class == (name if name in MAKE_ENDS_ANEW else None)
 
 
 def fixed_length(length: int, truncated: int) -> Change:
