@@ -18,8 +18,8 @@ from ted_ds.errors import TedError
 from ted_ds.models.choices import choose_among_rows
 from ted_ds.models.companions import accompany
 from ted_ds.models.execution import checkpoint_activations, compile_blocks
-from ted_ds.models.families import family_of
 from ted_ds.models.files import read_ahead, read_model_facts
+from ted_ds.models.found import family_of_folder
 from ted_ds.models.loading import DTYPES, LoadSettings, load_model
 from ted_ds.models.quantised import quantise_blocks
 from ted_ds.models.share import Share
@@ -75,9 +75,9 @@ class ModelMaker:
             offload = offload_to(host, self._recipe.teacher.offload_dir, self._largest_of_teacher)
             engine_config = frozen_engine_config(self._deepspeed_json, self._recipe.precision, offload=offload)
         model, fresh = self._load(path, engine_config, share, new_head_allowed=new_head_allowed)
-        tapped = self._tap(model, fresh, layers, share, stage)
+        tapped = self._tap(path, model, fresh, layers, share, stage)
         if host == "int8":
-            quantise_blocks(tapped.model, family_of(model.config.model_type), self._world.device)
+            quantise_blocks(tapped.model, family_of_folder(path), self._world.device)
         facts = read_model_facts(path)
         frozen = FrozenModel(
             tapped,
@@ -125,13 +125,19 @@ class ModelMaker:
         if side == "student" and self._recipe.student.freeze_embeddings:
             embeddings: Any = model.get_input_embeddings()
             embeddings.requires_grad_(False)
-        return self._tap(model, fresh, layers, share, stage)
+        return self._tap(path, model, fresh, layers, share, stage)
 
     def _tap(
-        self, model: PreTrainedModel, fresh: Sequence[str], layers: Sequence[int], share: Share | None, stage: Any
+        self,
+        path: Path,
+        model: PreTrainedModel,
+        fresh: Sequence[str],
+        layers: Sequence[int],
+        share: Share | None,
+        stage: Any,
     ) -> TappedModel:
         places = stage.places if share is not None and layers else None
-        family = family_of(model.config.model_type)
+        family = family_of_folder(path)
         return TappedModel(
             model, family, layers, fresh_parameters=fresh, share=share, places=places, pooled=self._recipe.task.pooled
         )
@@ -179,7 +185,7 @@ class ModelMaker:
             choose_among_rows(model, self._recipe.task.rows_per_example)
         self._name_padding(model)
         if self._recipe.torch_compile and shard_config is None:
-            compile_blocks(model, family_of(model.config.model_type))
+            compile_blocks(model, family_of_folder(path))
         return model, fresh
 
     def _dropout_of(self, side: str, path: Path) -> dict[str, float]:

@@ -13,9 +13,9 @@ from typing import Any
 from ted_ds.errors import CheckpointError
 from ted_ds.models.config_agreement import Shape, classifier_rows, refuse_other_shapes, token_ids
 from ted_ds.models.config_values import refuse_odd_values
-from ted_ds.models.families import family_of
 from ted_ds.models.family import Family, prefixes
 from ted_ds.models.folder import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, no_weights, read_config
+from ted_ds.models.found import family_of_config
 from ted_ds.models.model_file import read_json, refuse_pointer
 from ted_ds.models.packed import Quantisation, Stored, read_quantisation, unpack
 from ted_ds.models.parameters import Parameters
@@ -42,6 +42,8 @@ class ModelFacts:
     """None where the config does not say."""
     architectures: tuple[str, ...]
     parameters: Parameters
+    family: Family
+    """What is true of all models of its type, or of those with its config."""
     has_classifier: bool = True
     """Whether the weights hold a head for whole texts."""
     classifier_rows: int | None = None
@@ -62,11 +64,6 @@ class ModelFacts:
     """How the files hold the weights of blocks; None where every number is in 16 or 32 bits."""
 
     @property
-    def family(self) -> Family:
-        """What is true of all models of its type."""
-        return family_of(self.model_type)
-
-    @property
     def as_language_model(self) -> Parameters:
         """Its parameters as a language model, which may begin with a new head."""
         if self.family.before_lm_head is None:
@@ -82,7 +79,7 @@ def read_model_facts(folder: Path) -> ModelFacts:
             model than the weights.
     """
     config = read_config(folder)
-    family = family_of(config["model_type"])
+    family = family_of_config(config, folder / CONFIG_FILE)
     try:
         quantisation = read_quantisation(config)
         _facts(config, {}, family)  # what is wrong with it comes before what is wrong with the weights
@@ -155,6 +152,7 @@ def _facts(config: dict[str, Any], shapes: Mapping[str, Shape], family: Family) 
         num_labels=len(labels) or (2 if classifies else None),  # transformers leaves its default of two out
         architectures=tuple(config.get("architectures") or ()),
         parameters=_sort(shapes, said("num_hidden_layers"), config, family),
+        family=family,
         is_tied=family.is_tied(config),
         switched_off=family.lm_head_switch if config.get(family.lm_head_switch or "", True) is False else None,
         rope_rules=rope_rules(config),

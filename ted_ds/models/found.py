@@ -25,6 +25,8 @@ from typing import Any
 from ted_ds.errors import CheckpointError
 from ted_ds.models.families import FAMILY_OF, KNOWN_TYPES
 from ted_ds.models.family import Family
+from ted_ds.models.folder import CONFIG_FILE
+from ted_ds.models.model_file import read_json
 
 FINDER = "ted_ds.models.structure"
 """The module that is started."""
@@ -41,15 +43,27 @@ OF_A_TASK = (
 OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
 
 
-def family_of_config(config: Mapping[str, Any]) -> Family:
-    """The family of what a ``config.json`` holds.
+def family_of_config(config: Mapping[str, Any], file: Path) -> Family:
+    """The family of what a ``config.json``, ``file``, holds.
 
     Raises:
         CheckpointError: It has no record, and none was found.
     """
     if config["model_type"] in FAMILY_OF:
         return FAMILY_OF[config["model_type"]]
-    return _found(_canonical({key: value for key, value in config.items() if key not in OF_A_TASK}))
+    try:
+        return _found(_canonical({key: value for key, value in config.items() if key not in OF_A_TASK}))
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+
+
+def family_of_folder(folder: Path) -> Family:
+    """The family of the model in a folder.
+
+    Raises:
+        CheckpointError: As :func:`family_of_config`.
+    """
+    return family_of_config(read_json(folder / CONFIG_FILE), folder / CONFIG_FILE)
 
 
 @functools.cache
