@@ -405,6 +405,24 @@ MUTATIONS = {
         "pass",
         "the state that arrives at a pipeline stage is multiplied as embeddings are",
     ),
+    "balance_of_batch": Mutation(
+        "numerics/balance.py",
+        "num_tokens * of_experts.shape[-1] * of_experts.sum(-1) / num_routed**2",
+        "of_experts.shape[-1] * of_experts.sum(-1) / num_routed**2",
+        "the routers' loss is not weighed by the tokens of its row",
+    ),
+    "balance_of_padding": Mutation(
+        "numerics/balance.py",
+        "probabilities.append((of_rows * weights).sum(1))",
+        "probabilities.append(of_rows.sum(1))",
+        "routers are balanced over padding, too",
+    ),
+    "balance_weight": Mutation(
+        "objectives/finetune.py",
+        "[Term(BALANCE, task.balance_weight,",
+        "[Term(BALANCE, 1.0,",
+        "the routers' loss weighs as much as the task's",
+    ),
     "masks_of_documents": Mutation(
         "models/document_mask.py",
         "(document.unsqueeze(2) == document.unsqueeze(1)).tril()",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -21,6 +22,7 @@ from ted_ds.errors import StoppedOnRequest
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.loading import DTYPES
 from ted_ds.models.taps import TappedModel
+from ted_ds.numerics.task_terms import TaskTerms
 from ted_ds.planning.pipeline_cut import Stage
 from ted_ds.runtime.cargo import Waybill
 from ted_ds.runtime.frozen import FrozenModel
@@ -69,6 +71,12 @@ class Assembly:
     def facts(self, side: str) -> ModelFacts:
         """What the ``student``'s or the ``teacher``'s files say."""
         return self.student_facts if side == "student" else self.teacher_facts
+
+    def terms_to_train(self, side: str) -> TaskTerms:
+        """The terms of a model that trains whole: routers of a language model have one of their own."""
+        if not self.recipe.task.has_lm_head:
+            return self.training_terms
+        return replace(self.training_terms, balance_weight=self.facts(side).balance_weight)
 
     def stage(self, phase: str) -> Stage | None:
         """What this rank's stage of a pipeline holds in a phase; None where there is no pipeline."""

@@ -148,6 +148,8 @@ class Family:
     """The entry by which a language model adds its routers' auxiliary loss to its own."""
     balance_weight_key: str = "router_aux_loss_coef"
     """The entry with the weight of that loss."""
+    balance_weight_by_default: float = 0.001
+    """That weight where the config does not say."""
 
     entries_by_default: Mapping[str, int] = field(default_factory=dict)
     """What entries come to where the config does not say, by transformers' general names."""
@@ -183,6 +185,28 @@ class Family:
     def is_tied(self, config: Mapping[str, Any]) -> bool:
         """Whether an LM head is the embeddings, by a ``config.json``."""
         return config.get("tie_word_embeddings", self.ties_by_default)
+
+    def balance_weight(self, config: Mapping[str, Any]) -> float:
+        """The weight of the routers' auxiliary loss, by a ``config.json``; 0 where a language model goes without."""
+        if not self.num_experts_keys or not config.get(self.balance_switch):
+            return 0.0
+        return float(config.get(self.balance_weight_key, self.balance_weight_by_default))
+
+    def num_experts(self, config: Mapping[str, Any]) -> tuple[int, int]:
+        """How many experts a block of such a model has, and how many of them a token goes through; 0 without."""
+        held = next((config[key] for key in self.num_experts_keys if config.get(key) is not None), 0)
+        return held, config.get(self.num_chosen_key, 0) if held else 0
+
+    def with_experts_together(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """The tensors of files as a live model has them: those of a block's experts are one, ``[experts, ...]``."""
+        if not self.num_experts_keys:
+            return dict(shapes)
+        found: dict[str, tuple[int, ...]] = {}
+        for name, shape in shapes.items():
+            together, is_one = re.subn(rf"{re.escape(self.expert_marker)}\d+\.", self.expert_marker, name)
+            count = found[together][0] if together in found else 0
+            found[together] = (count + 1, *shape) if is_one else shape
+        return found
 
     def num_token_types(self, config: Mapping[str, Any]) -> int:
         """How many types of tokens a model tells apart, by a ``config.json``."""

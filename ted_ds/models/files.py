@@ -60,6 +60,12 @@ class ModelFacts:
     """How rotary positions come about."""
     num_token_types: int = 0
     """How many types of tokens it tells apart; see :attr:`~ted_ds.models.family.Family.token_types_key`."""
+    num_experts: int = 0
+    """Of a block that is a mixture of experts."""
+    num_chosen_experts: int = 0
+    """Of these, those that a token goes through."""
+    balance_weight: float = 0.0
+    """Of its routers' auxiliary loss, in a language model (:meth:`~ted_ds.models.family.Family.balance_weight`)."""
     quantisation: Quantisation | None = None
     """How the files hold the weights of blocks; None where every number is in 16 or 32 bits."""
 
@@ -157,6 +163,9 @@ def _facts(config: dict[str, Any], shapes: Mapping[str, Shape], family: Family) 
         switched_off=family.lm_head_switch if config.get(family.lm_head_switch or "", True) is False else None,
         rope_rules=rope_rules(config),
         num_token_types=family.num_token_types(config),
+        num_experts=family.num_experts(config)[0],
+        num_chosen_experts=family.num_experts(config)[1],
+        balance_weight=family.balance_weight(config),
     )
 
 
@@ -184,6 +193,7 @@ def _labels(id2label: Any) -> tuple[str, ...]:
 
 def _sort(shapes: Mapping[str, Shape], num_blocks: int, config: Mapping[str, Any], family: Family) -> Parameters:
     of_blocks: list[list[Shape]] = [[] for _ in range(num_blocks)]
+    shapes = family.with_experts_together(shapes)
     embeddings, lm_head, others = 0, 0, []
     is_tied, lm_heads = family.is_tied(config), prefixes(family.lm_heads_in_files)
     for name, shape in shapes.items():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, overload
 
 import torch
 from torch import Tensor, nn
 
+from ted_ds.numerics.balance import balance_sum
 from ted_ds.numerics.chunks import KeptRows
 from ted_ds.numerics.logits import PLAIN, LogitRule
 from ted_ds.numerics.losses import among_candidates, kept_labels
@@ -128,6 +129,10 @@ class Predictions(Protocol):
         """The task loss, and the prediction term where there is a teacher (with predictions of the same class)."""
         ...
 
+    def balance(self, batch: Labelled) -> Tensor:
+        """The auxiliary loss of the routers, of a model that has such a loss."""
+        ...
+
     def outputs(self, batch: Labelled) -> Tensor:
         """What scores are computed from."""
         ...
@@ -162,6 +167,10 @@ class DensePredictions(Predictions):
             weights.task * task, task.detach(), prediction.detach(), weights.prediction * prediction
         )
 
+    def balance(self, batch: Labelled) -> Tensor:  # noqa: ARG002 - as the others
+        """None: only language models add such a loss to their own."""
+        raise AssertionError(f"a model of {self.logits.shape[-1]} outputs has no routers to balance")
+
     def outputs(self, batch: Labelled) -> Tensor:
         """The logits; of positions, ``[batch, outputs, seq]``, those that are no candidates have no probability."""
         return self.logits if batch.candidates is None else among_candidates(self.logits, batch.candidates)
@@ -178,6 +187,10 @@ class VocabularyPredictions(Predictions):
 
     hidden: Tensor
     head: VocabularyHead
+    router_logits: Sequence[Tensor] = ()
+    """Of each block with experts, ``[batch * seq, experts]``; none where routers are not balanced."""
+    num_chosen: int = 0
+    """How many experts a token goes through."""
 
     def losses(
         self,
@@ -214,6 +227,10 @@ class VocabularyPredictions(Predictions):
 
         teacher.head(teacher.hidden, with_both)
         return found[0]
+
+    def balance(self, batch: Labelled) -> Tensor:
+        """The auxiliary loss of the routers, summed over tokens (:func:`~ted_ds.numerics.balance.balance_sum`)."""
+        return balance_sum(self.router_logits, batch.kept_tokens, self.num_chosen)
 
     def outputs(self, batch: Labelled) -> Tensor:
         """The sum of the cross-entropies, and how many labels have the largest logit."""

@@ -81,6 +81,7 @@ class TappedModel(nn.Module):
         self._family, self._pooled = family, pooled
         self._takes_token_types = family.num_token_types(model.config.to_dict()) > 1
         self._needs_positions = choose_by_text(model)
+        self._num_chosen = self._num_chosen_experts()
         self._has_lm_head = self.share.has_output and model.get_output_embeddings() is not None
         self._can_predict = self.share.has_output
         if self._has_lm_head:
@@ -93,6 +94,11 @@ class TappedModel(nn.Module):
         modules = self._modules_of_layers()
         for layer in sorted({self.layers[place] for place in self._places}):
             modules[layer].register_forward_hook(self._tap(layer))
+
+    def _num_chosen_experts(self) -> int:
+        """How many experts a token goes through in a model whose routers are balanced; 0 in others."""
+        config = self.model.config.to_dict()
+        return self._family.num_experts(config)[1] if self._family.balance_weight(config) else 0
 
     @property
     def pooled_token(self) -> str:
@@ -184,12 +190,12 @@ class TappedModel(nn.Module):
         rule = logit_rule_of(self.model.config, self._family)
         put_part(self.model, self._family.lm_head_path, VocabularyHead.of(head, rule))
 
-    def _vocabulary_predictions(self, hidden: Tensor) -> VocabularyPredictions:
+    def _vocabulary_predictions(self, hidden: Tensor, routers: Sequence[Tensor]) -> VocabularyPredictions:
         """What the LM head makes of the body's last hidden states ``[batch, seq, hidden]``."""
         head: Any = lm_head_of(self.model, self._family)
         if self._family.before_lm_head is not None:
             hidden = self.model.get_submodule(self._family.before_lm_head)(hidden)
-        return VocabularyPredictions(hidden, head)
+        return VocabularyPredictions(hidden, head, routers, self._num_chosen)
 
     def _tap(self, layer: int) -> Callable[[nn.Module, Any, Any], None]:
         places = [place for place, other in enumerate(self.layers) if other == layer and place in self._places]
@@ -252,10 +258,13 @@ class TappedModel(nn.Module):
             elif then is None:
                 logits = self._rows.part(self.model(**arguments).logits)
             else:
-                hidden = self._rows.part(self.model.base_model(**arguments).last_hidden_state)
+                if self._num_chosen:
+                    arguments["output_router_logits"] = with_predictions and torch.is_grad_enabled()
+                outputs = self.model.base_model(**arguments)
+                hidden = self._rows.part(outputs.last_hidden_state)
                 self._leaving = None if self.share.has_output else hidden
                 if with_predictions:
-                    predictions = self._vocabulary_predictions(hidden)
+                    predictions = self._vocabulary_predictions(hidden, getattr(outputs, "router_logits", None) or ())
             states: Any = ()
             if on_state is None:
                 states = tuple(self._captured.get(layer) for layer in self.layers)

@@ -90,6 +90,8 @@ class TaskTerms:
     """Whether both are computed together, from what an LM head takes, and divided together."""
     divergence: Divergence = KL
     """Of the prediction term, but for numbers, which have none."""
+    balance_weight: float = 0.0
+    """Of the auxiliary loss of the trained model's routers, which is added to all else; 0 without."""
 
     @property
     def prediction_name(self) -> str:

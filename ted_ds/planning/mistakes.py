@@ -154,6 +154,21 @@ def check_model(recipe: Recipe, facts: ModelFacts, where: str, mistakes: Mistake
     mistakes.add(where, *_model_mistakes(recipe, facts))
 
 
+def check_routers(recipe: Recipe, teacher: ModelFacts | None, student: ModelFacts | None, mistakes: Mistakes) -> None:
+    """Whether the auxiliary loss of routers that train can be computed."""
+    if recipe.pipeline.stages == 1 or not recipe.task.has_lm_head:
+        return
+    trained = {"teacher": teacher if recipe.teacher.finetune is not None else None, "student": student}
+    for side, facts in trained.items():
+        if facts is not None and facts.balance_weight:
+            is_cut = side == "student" and recipe.student.path is None
+            mistakes.add(
+                f"{'teacher' if is_cut else side}.path",
+                f"its config.json has {facts.family.balance_switch}: true: its routers have an auxiliary loss of all "
+                "blocks together, and no stage of a pipeline has them all; set it to false, or use pipeline.stages: 1",
+            )
+
+
 def check_dropout(recipe: Recipe, teacher: ModelFacts | None, student: ModelFacts | None, mistakes: Mistakes) -> None:
     """Whether models have the dropout that the recipe sets."""
     for side, facts in (("teacher", teacher), ("student", student)):

@@ -213,6 +213,7 @@ class _Cutter:
         cost = [0.0]
         for block in facts.parameters.of_blocks:
             matrices = sum(math.prod(shape) for shape in block if len(shape) == 2)
+            matrices += sum(facts.num_chosen_experts * math.prod(shape[1:]) for shape in block if len(shape) == 3)
             cost.append(cost[-1] + 2.0 * (matrices + attention))
         return cost
 

@@ -30,6 +30,7 @@ from ted_ds.planning.mistakes import (
     check_deepspeed,
     check_dropout,
     check_model,
+    check_routers,
     check_tracking,
 )
 from ted_ds.planning.phase import phases_of
@@ -168,6 +169,7 @@ def _lay_out(recipe: Recipe, rows_of: RowsOf, mistakes: Mistakes, *, num_ranks: 
     if student is not None and recipe.student.path is not None:
         check_model(recipe, student, "student.path", mistakes)
     check_dropout(recipe, teacher, student, mistakes)
+    check_routers(recipe, teacher, student, mistakes)
     mistakes.add("", *quantised_mistakes(recipe, teacher, student))
     sides = model_sides(recipe, teacher_dir, teacher, student_dir, student)
     broken = [line for lines in broken_contracts(recipe, *sides).values() for line in lines]
@@ -266,6 +268,8 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
         else:
             quantised = f", quantised ({facts.quantisation})" if facts.quantisation else ""
             shape = f"{facts.num_blocks} blocks of width {facts.hidden_size}"
+            if facts.num_experts:
+                shape += f" with {facts.num_experts} experts, of which a token goes through {facts.num_chosen_experts}"
             lines.append(f"{name:9} {facts.model_type}, {shape}{quantised}")
     if plan.layer_pairs:
         pairs = " ".join(f"{s}<-{t}" for s, t in plan.layer_pairs)

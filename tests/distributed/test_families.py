@@ -1,4 +1,4 @@
-"""Every decoder in shards of ZeRO-3, teacher and student, against plain PyTorch; what is saved of it loads as it was."""
+"""Every decoder in ZeRO-3 shards, as teacher and as student, against plain PyTorch; what is saved loads as it was."""
 
 from __future__ import annotations
 

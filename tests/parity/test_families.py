@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -231,6 +233,17 @@ def test_the_frozen_head_trains_nothing_of_the_model(tmp_path):
     trainable = {name for name, p in probes.named_parameters() if p.requires_grad}
     assert {name.split(".")[0] for name in trainable} == {"bank", "heads"}
     assert all(name.startswith("bank.") or ".to_hidden." in name for name in trainable)
+
+
+@pytest.mark.parametrize("model_type", KNOWN_TYPES)
+def test_parameters_are_counted_without_torch(tmp_path, model_type):
+    model, facts = load(tmp_path, model_type), read_model_facts(tmp_path)
+    assert facts.as_language_model.total == sum(parameter.numel() for parameter in model.parameters())
+    of_blocks = [sum(one.numel() for one in block.parameters()) for block in blocks_of(model, family_of(model_type))]
+    assert [sum(map(math.prod, block)) for block in facts.parameters.of_blocks] == of_blocks
+    experts = [one.shape[0] for one in model.parameters() if one.dim() == 3]
+    counted = [shape[0] for block in facts.parameters.of_blocks for shape in block if len(shape) == 3]
+    assert {*experts} == {*counted} == {facts.num_experts} - {0}
 
 
 @pytest.mark.parametrize("model_type", TYPES_WITH_LABELS)

@@ -169,4 +169,20 @@ QWEN3_MOE = replace(
     own_names=MIXTRAL.own_names,
     num_experts_keys=MIXTRAL.num_experts_keys,
 )
-DECODERS = (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2, GPT_NEOX, PHI3, OLMO2, SMOLLM3, GRANITE, GEMMA2, GEMMA3, OPT, MIXTRAL, QWEN3_MOE)
+DECODERS = (
+    LLAMA,
+    MISTRAL,
+    QWEN2,
+    QWEN3,
+    GPT2,
+    GPT_NEOX,
+    PHI3,
+    OLMO2,
+    SMOLLM3,
+    GRANITE,
+    GEMMA2,
+    GEMMA3,
+    OPT,
+    MIXTRAL,
+    QWEN3_MOE,
+)

@@ -17,7 +17,7 @@ from ted_ds.config.load import load_recipe
 from ted_ds.errors import ConfigError
 from ted_ds.planning.plan import Plan, describe
 from tests.task_kinds import make_plan, plan_recipe
-from tests.tiny import CAUSAL_LM_TYPES, LABELS, ROOT, WORDS, write_model, write_tokenizer
+from tests.tiny import CAUSAL_LM_TYPES, LABELS, ROOT, TYPES_WITH_LABELS, WORDS, write_model, write_tokenizer
 
 SHIPPED = sorted((ROOT / "ds_configs" / "recipes").glob("*.yaml"))
 TRAINING = "{max_steps: 2, learning_rate: 1e-3, global_batch_size: 4, micro_batch_size: 2}"
@@ -314,6 +314,34 @@ def test_compiled_blocks_under_zero3_are_refused(lm_run: Path) -> None:
     plan(lm_run, "torch_compile=true", "activation_checkpointing=true")
 
 
+def test_routers_with_a_loss_of_all_blocks_are_refused_on_a_pipeline(lm_run: Path, tmp_path: Path) -> None:
+    moe = write_model(tmp_path / "moe", "mixtral", output_router_logits=True)
+    plain = write_model(tmp_path / "plain", "mixtral")
+    message = (
+        "its config.json has output_router_logits: true: its routers have an auxiliary loss of all blocks together, and "
+        "no stage of a pipeline has them all; set it to false, or use pipeline.stages: 1"
+    )
+    piped = ("pipeline.stages=2", f"teacher.path={moe}")
+    assert refusal(lm_run, *piped, ranks=2) == f"teacher.path: {message}"  # the student is cut out of it
+    as_student = ("student.from_teacher=null", f"student.path={moe}")
+    assert refusal(lm_run, "pipeline.stages=2", *as_student, ranks=2) == f"student.path: {message}"
+    frozen = ("student.from_teacher=null", f"student.path={plain}")
+    assert plan(lm_run, *piped, *frozen, ranks=2).stages
+    assert refusal(lm_run, *piped, *frozen, f"teacher.finetune={TRAINING}", ranks=2) == f"teacher.path: {message}"
+    assert plan(lm_run, f"teacher.path={moe}").student is not None
+
+
+def test_a_dense_student_of_a_mixture_of_experts_and_what_of_it_a_token_uses(lm_run: Path, tmp_path: Path) -> None:
+    moe = write_model(tmp_path / "moe", "mixtral")
+    dense = write_model(tmp_path / "dense", "mistral", blocks=2, hidden=8)
+    changes = ("student.from_teacher=null", f"student.path={dense}", f"teacher.path={moe}")
+    found = plan(lm_run, *changes)
+    assert found.layer_pairs == ((1, 2), (2, 4))
+    lines = describe(load_recipe(lm_run / "recipe.yaml", changes), found, num_ranks=1).splitlines()
+    assert "teacher   mixtral, 4 blocks of width 16 with 3 experts, of which a token goes through 2" in lines
+    assert "student   mistral, 2 blocks of width 8" in lines
+
+
 @pytest.mark.parametrize("model_type", CAUSAL_LM_TYPES)
 def test_padding_on_the_left_suits_every_decoder(
     lm_run: Path, classification_run: Path, tmp_path: Path, model_type: str
@@ -321,8 +349,9 @@ def test_padding_on_the_left_suits_every_decoder(
     overrides = (f"teacher.path={tmp_path / model_type}", "data.padding.side=left", "data.padding.multiple_of=8")
     write_model(tmp_path / model_type, model_type)
     assert plan(lm_run, *overrides).teacher is not None
-    write_model(tmp_path / model_type, model_type, labels=LABELS)
-    assert plan(classification_run, *overrides).teacher is not None
+    if model_type in TYPES_WITH_LABELS:
+        write_model(tmp_path / model_type, model_type, labels=LABELS)
+        assert plan(classification_run, *overrides).teacher is not None
 
 
 def test_a_text_longer_than_the_model_allows_is_refused(classification_run: Path) -> None:
