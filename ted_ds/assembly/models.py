@@ -206,7 +206,7 @@ class ModelMaker:
         """
         config: Any = model.config.get_text_config()
         pad_id: Any = self._tokenizer.pad_token_id
-        if self._last_token_ids.isdisjoint({config.pad_token_id, pad_id}):
+        if self._last_token_ids.isdisjoint({getattr(config, "pad_token_id", None), pad_id}):
             config.pad_token_id = pad_id
 
     # --- trained weights ----------------------------------------------------------------------------------------

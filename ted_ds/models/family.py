@@ -75,6 +75,8 @@ class Family:
     """What files call that head where transformers renames it as it reads and writes them."""
     logits_divisor_key: str | None = None
     """The entry of the config that the head's products are divided by."""
+    logits_factor_key: str | None = None
+    """The entry of the config that they are multiplied by."""
     logits_cap_key: str | None = None
     """The entry of the config with the bound ``c`` that logits are brought under: ``c tanh(logits / c)``; none where it
     is null."""

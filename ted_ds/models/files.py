@@ -153,7 +153,7 @@ def _facts(config: dict[str, Any], shapes: Mapping[str, Shape], family: Family) 
         hidden_size=int(said("hidden_size")),
         num_heads=int(said("num_attention_heads")),
         vocab_size=int(config["vocab_size"]),
-        max_positions=int(said("max_position_embeddings")),
+        max_positions=int(said("max_position_embeddings")) - family.positions_lost,
         labels=labels if labels and any(name != f"LABEL_{i}" for i, name in enumerate(labels)) else None,
         num_labels=len(labels) or (2 if classifies else None),  # transformers leaves its default of two out
         architectures=tuple(config.get("architectures") or ()),

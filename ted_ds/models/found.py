@@ -1,8 +1,8 @@
 """The family of a ``config.json``: the one that has a record, or what is found of it by its structure. Without torch.
 
-Finding needs torch and transformers, so it is done in a process of its own (``python -m ted_ds.models.structure``). What
-it says is kept in the user's cache under everything it hangs on: the config, the versions of the libraries, and the code
-that looks. The first process on a host looks; others wait for it and read.
+Finding needs torch and transformers, so it is done in a process of its own (``python -m ted_ds.models.structure``).
+What it says is kept in the user's cache under everything it hangs on: the config, the versions of the libraries, and
+the code that looks. The first process on a host looks; others wait for it and read.
 """
 
 from __future__ import annotations
@@ -104,15 +104,16 @@ def family_from_json(content: Mapping[str, Any]) -> Family:
     names = {one.name for one in fields(Family)}
     if {*content} != names:
         raise ValueError(f"no record of a family: {sorted({*content} ^ names)}")
-    return Family(**{name: tuple(one) if isinstance(one, list) else one for name, one in content.items()})
+    values: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in content.items()}
+    return Family(**values)
 
 
 def refusal(model_type: str, why: str) -> str:
     """What to say of a type whose family could not be found."""
     known = ", ".join(KNOWN_TYPES)
     return (
-        f"model type {model_type!r} has no record here, and what is looked for by structure was not found: {why}. Use a "
-        f"model of another type (ted_ds knows {known}, and finds others)"
+        f"model type {model_type!r} has no record here, and no family that can be used was found by its structure: "
+        f"{why}. Use a model of another type (ted_ds knows {known}, and finds others)"
     )
 
 

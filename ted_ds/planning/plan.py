@@ -24,6 +24,7 @@ from ted_ds.models.files import ModelFacts, read_model_facts
 from ted_ds.models.folder import no_folder
 from ted_ds.numerics.layer_map import LayerPairs, make_layer_map
 from ted_ds.planning.contracts import Side, broken_contracts, document_ends, doubts
+from ted_ds.planning.family_uses import refused_uses
 from ted_ds.planning.mistakes import (
     Mistakes,
     check_data,
@@ -170,6 +171,7 @@ def _lay_out(recipe: Recipe, rows_of: RowsOf, mistakes: Mistakes, *, num_ranks: 
         check_model(recipe, student, "student.path", mistakes)
     check_dropout(recipe, teacher, student, mistakes)
     check_routers(recipe, teacher, student, mistakes)
+    mistakes.add("", *refused_uses(recipe, teacher, student))
     mistakes.add("", *quantised_mistakes(recipe, teacher, student))
     sides = model_sides(recipe, teacher_dir, teacher, student_dir, student)
     broken = [line for lines in broken_contracts(recipe, *sides).values() for line in lines]
@@ -271,6 +273,7 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
             if facts.num_experts:
                 shape += f" with {facts.num_experts} experts, of which a token goes through {facts.num_chosen_experts}"
             lines.append(f"{name:9} {facts.model_type}, {shape}{quantised}")
+            lines += [f"found     {name}: {line}" for line in facts.family.found]
     if plan.layer_pairs:
         pairs = " ".join(f"{s}<-{t}" for s, t in plan.layer_pairs)
         lines.append(f"layers    student<-teacher {pairs}, matched in {plan.filter_dim} dimensions")

@@ -6,16 +6,17 @@ raised; what a family may lack becomes a reason why it is refused for that.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
 
 from ted_ds.errors import CheckpointError
 from ted_ds.models.execution import checkpoint_activations
@@ -25,12 +26,10 @@ from ted_ds.models.share import Share
 from ted_ds.models.structure.parts import find_parts
 from ted_ds.models.structure.record import Specimen, inputs_of
 from ted_ds.models.structure.specimen import tokens
-from ted_ds.models.structure.trace import first_tensor, trace
+from ted_ds.models.structure.trace import are_close, first_tensor, trace
 from ted_ds.models.structure.training import weighted_loss, weights_used_elsewhere
 from ted_ds.models.taps import TappedModel
 
-CLOSE: Mapping[str, float] = {"rtol": 1e-3, "atol": 1e-4}
-"""Of sums in another order, in fp32, behind many blocks of random weights; what is wrong differs by 0.01 and more."""
 LONG = 1000
 """Tokens of a long text: no multiple of any block or window."""
 
@@ -99,7 +98,7 @@ def refuse_left_padding_seen(specimen: Specimen, family: Family) -> None:
 def _padding_seen(specimen: Specimen, family: Family, *, side: str) -> str | None:
     lengths = (24, 13, 19)
     whole = inputs_of(specimen.model, rows=3)
-    pad: Any = specimen.model.config.pad_token_id
+    pad: Any = getattr(specimen.model.config, "pad_token_id", None)
     ids, mask = whole["input_ids"].clone(), torch.ones(3, 24, dtype=torch.long)
     for row, length in enumerate(lengths):
         beside = slice(length, None) if side == "right" else slice(None, 24 - length)
@@ -117,7 +116,7 @@ def _padding_seen(specimen: Specimen, family: Family, *, side: str) -> str | Non
             alone["attention_mask"] = torch.ones(1, length, dtype=torch.long)
             kept = slice(None, length) if side == "right" else slice(24 - length, None)
             for own, other in zip(states, tapped(alone)[1], strict=True):
-                if not torch.allclose(own[row, kept], other[0], **CLOSE):
+                if not are_close(own[row, kept], other[0]):
                     return f"they differ by {float((own[row, kept] - other[0]).abs().max()):.2g}"
     return None
 
@@ -176,7 +175,9 @@ def refuse_other_gradients(model: nn.Module, plain: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         other = expected[name]
         if (parameter.grad is None) != (other is None):
-            raise CheckpointError(f"{name} has {'no' if parameter.grad is None else 'a'} gradient, unlike in transformers")
+            raise CheckpointError(
+                f"{name} has {'no' if parameter.grad is None else 'a'} gradient, unlike in transformers"
+            )
         if parameter.grad is not None and other is not None:
             scale = float(other.abs().max())
             if not torch.allclose(parameter.grad, other, rtol=1e-2, atol=1e-3 * scale + noise):
@@ -184,9 +185,34 @@ def refuse_other_gradients(model: nn.Module, plain: nn.Module) -> None:
 
 
 def _compare(what: str, found: Tensor, expected: Tensor) -> None:
-    if not torch.allclose(found, expected, **CLOSE):
+    if not are_close(found, expected):
         difference = float((found - expected).abs().max())
         raise CheckpointError(f"{what} is not what transformers' logits come to (it differs by {difference:.2g})")
+
+
+def with_documents(specimen: Specimen, family: Family) -> Family:
+    """The record with who tells documents apart: the model by their positions, or a mask that it is given."""
+    try:
+        refuse_mixed_documents(specimen, family)
+    except (CheckpointError, RuntimeError, ValueError, TypeError):
+        by_mask = replace(family, finds_documents=False)
+        with contextlib.suppress(CheckpointError, RuntimeError, ValueError, TypeError):
+            refuse_mixed_documents(specimen, by_mask)
+            return by_mask
+    return family
+
+
+def with_factor(specimen: Specimen, family: Family) -> Family:
+    """The record with the number of the body by which embeddings are multiplied, where stages need to know it."""
+    body: Any = specimen.model.base_model
+    names = [name for name, value in vars(body).items() if isinstance(value, float) and value not in (0.0, 1.0)]
+    for factor in (None, *names):
+        path = None if factor is None else f"{specimen.model.base_model_prefix}.{factor}"
+        own = replace(family, embeddings_factor_path=path)
+        with contextlib.suppress(Exception):  # whatever a class does not expect: the record stays as it is
+            refuse_other_shares(specimen, own)
+            return own
+    return family
 
 
 def refuse_mixed_documents(specimen: Specimen, family: Family) -> None:
@@ -211,7 +237,7 @@ def refuse_mixed_documents(specimen: Specimen, family: Family) -> None:
                 part = slice(start, start + length)
                 alone, own = tapped({**whole, "input_ids": whole["input_ids"][:, part]})
                 for one, other in zip((logits, *states), (alone, *own), strict=True):
-                    if not torch.allclose(one[:, part], other, **CLOSE):
+                    if not are_close(one[:, part], other):
                         raise CheckpointError(f"documents in one sequence see each other ({attention} attention)")
                 start += length
 
@@ -234,11 +260,13 @@ def refuse_other_shares(specimen: Specimen, family: Family) -> None:
             borders = [0, *dict.fromkeys(cuts), count]
             shares = [
                 Share(start, stop, has_embeddings=index == 0, has_output=index == len(borders) - 2)
-                for index, (start, stop) in enumerate(zip(borders, borders[1:], strict=False))
+                for index, (start, stop) in enumerate(itertools.pairwise(borders))
             ]
             state: Any = None
             for share in shares:
-                places = [one for one in layers if share.start < one <= share.stop or (one == 0 and share.has_embeddings)]
+                places = [
+                    one for one in layers if share.start < one <= share.stop or (one == 0 and share.has_embeddings)
+                ]
                 model = copy.deepcopy(specimen.model)
                 part = TappedModel(model, family, layers, share=share, places=places)
                 if state is not None:
@@ -314,7 +342,9 @@ def refuse_other_matrices(specimen: Specimen, family: Family) -> None:
         for name, parameter in module.named_parameters(recurse=False):
             plain = type(module) is nn.Linear or type(module).__name__ == "Conv1D" or isinstance(module, nn.Conv1d)
             if parameter.dim() > 1 and min(parameter.shape) > 1 and not plain:
-                raise CheckpointError(f"{path}.{name} of its blocks belongs to a {type(module).__name__}, no linear map")
+                raise CheckpointError(
+                    f"{path}.{name} of its blocks belongs to a {type(module).__name__}, no linear map"
+                )
 
 
 def refuse_other_rest(specimen: Specimen, family: Family) -> None:

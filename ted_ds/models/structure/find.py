@@ -21,9 +21,12 @@ from ted_ds.models.structure.checks import (
     refuse_other_long_states,
     refuse_other_predictions,
     try_uses,
+    with_documents,
+    with_factor,
 )
 from ted_ds.models.structure.cuts import refuse_other_cuts
 from ted_ds.models.structure.heads import with_heads
+from ted_ds.models.structure.logits import with_logit_rule
 from ted_ds.models.structure.record import Specimen, first_record, make_specimen
 
 NOT_TRIED = {"torch_compile": "it is not tried with families that are found by structure"}
@@ -44,6 +47,7 @@ def find_family(content: Mapping[str, Any]) -> Family:
         for check in MUST.values():
             _attempt(check, specimen, family)
         family = _with_longest(specimen, family)
+        family = with_factor(specimen, with_documents(specimen, with_logit_rule(specimen, family)))
         checks = {family.language_model: refuse_other_predictions, **MAY, "cut": refuse_other_cuts}
         family = try_uses(specimen, replace(family, refused=NOT_TRIED), checks)
         if family.language_model == "MaskedLM":

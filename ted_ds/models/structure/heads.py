@@ -15,10 +15,10 @@ from ted_ds.errors import CheckpointError
 from ted_ds.models.choices import choose_among_rows
 from ted_ds.models.family import Family
 from ted_ds.models.parts import blocks_of
-from ted_ds.models.structure.checks import CLOSE, reason_of
+from ted_ds.models.structure.checks import reason_of
 from ted_ds.models.structure.record import SHARE, Specimen, inputs_of
 from ted_ds.models.structure.specimen import ARCHITECTURES, build, config_of, randomise
-from ted_ds.models.structure.trace import first_tensor, trace
+from ted_ds.models.structure.trace import are_close, first_tensor, trace
 from ted_ds.models.taps import TappedModel
 
 NUM_LABELS = 7
@@ -73,9 +73,7 @@ def _inputs(model: PreTrainedModel, architecture: str) -> dict[str, Any]:
     return inputs
 
 
-def _head(
-    specimen: Specimen, family: Family, model: PreTrainedModel, architecture: str
-) -> tuple[str, tuple[str, ...]]:
+def _head(specimen: Specimen, family: Family, model: PreTrainedModel, architecture: str) -> tuple[str, tuple[str, ...]]:
     """The last linear map, and the other modules with weights that a body alone lacks."""
     try:
         blocks = blocks_of(model, family)
@@ -94,16 +92,13 @@ def _head(
     parameters = (name for name, _ in model.named_parameters() if name not in known)
     others = dict.fromkeys(name.rpartition(".")[0] for name in parameters)
     others.pop(heads[0], None)
-    prefix = f"{model.base_model_prefix}."
     inside = [path for path in others if path.startswith(family.blocks_path)]
     if inside:
         raise CheckpointError(f"transformers' {type(model).__name__} has {inside[0]}, which a language model lacks")
-    return heads[0], tuple(path if not path.startswith(prefix) else path for path in others)
+    return heads[0], tuple(others)
 
 
-def _refuse_other_labels(
-    specimen: Specimen, family: Family, model: PreTrainedModel, architecture: str
-) -> None:
+def _refuse_other_labels(specimen: Specimen, family: Family, model: PreTrainedModel, architecture: str) -> None:
     """Logits and states are those of a plain forward pass, of each text whatever is beside it.
 
     Raises:
@@ -127,7 +122,7 @@ def _refuse_other_labels(
             return
         mask = torch.ones_like(inputs["input_ids"])
         mask[0, 15:] = 0
-        pad: Any = model.config.pad_token_id
+        pad: Any = getattr(model.config, "pad_token_id", None)
         ids = torch.where(mask == 1, inputs["input_ids"], pad if isinstance(pad, int) else 0)
         beside, _ = tapped({**inputs, "input_ids": ids, "attention_mask": mask})
         short = {**inputs, "input_ids": ids[:1, :15], "attention_mask": mask[:1, :15]}
@@ -144,7 +139,7 @@ def _logits_of(output: Any) -> torch.Tensor:
 
 
 def _compare(what: str, found: torch.Tensor, expected: torch.Tensor) -> None:
-    if found.shape != expected.shape or not torch.allclose(found, expected, **CLOSE):
+    if found.shape != expected.shape or not are_close(found, expected):
         raise CheckpointError(f"{what} is not what transformers says")
 
 

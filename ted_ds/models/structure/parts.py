@@ -30,6 +30,7 @@ class Parts:
     behind_blocks: tuple[str, ...]
     returns_tuples: bool
     final_norm: str | None
+    behind_norm: str | None
     before_lm_head: str | None
     lm_head: str
     lm_head_mistake: str | None
@@ -64,7 +65,8 @@ def find_parts(model: PreTrainedModel, run: Trace, num_blocks: int) -> Parts:
     # the innermost place that holds all that is before the blocks
     holds_tokens = maker is not None and (maker.path == token_path or token_path.startswith(f"{maker.path}."))
     table = _position_table(run, calls[0], token_path)
-    final_norm, before_head, head, mistake = _behind(model, run, calls[-1])
+    final_norm, behind_norm = _behind_last(model, run, calls[-1])
+    before_head, head, mistake = _before_head(model, run, calls[-1])
     return Parts(
         embeddings=embeddings,
         layer_0_is_input=maker is None,
@@ -73,8 +75,9 @@ def find_parts(model: PreTrainedModel, run: Trace, num_blocks: int) -> Parts:
         arrival=maker.path if holds_tokens and maker is not None else token_path,
         before_blocks={} if holds_tokens else _before_blocks(before, token_path, state),
         behind_blocks=_behind_blocks(run, calls[-1], prefix),
-        returns_tuples=isinstance(calls[0].output, tuple),
+        returns_tuples=isinstance(calls[0].output, tuple | list),
         final_norm=final_norm,
+        behind_norm=behind_norm,
         before_lm_head=before_head,
         lm_head=head,
         lm_head_mistake=mistake,
@@ -201,33 +204,47 @@ def _position_table(run: Trace, first: Call, token_path: str) -> str | None:
     return named[0] if named else None
 
 
-def _behind(model: PreTrainedModel, run: Trace, last: Call) -> tuple[str | None, str | None, str, str | None]:
-    """Final norm, what is before the LM head, that, and what is not understood of it."""
-    head: Any = model.get_output_embeddings()
-    state = first_tensor(last.output)
+def _behind_last(model: PreTrainedModel, run: Trace, last: Call) -> tuple[str | None, str | None]:
+    """What the body does behind its last block: a norm, and a map behind that."""
     body = _body(run, last, model.base_model_prefix)
-    final = first_tensor(list(body.output.values()) if hasattr(body.output, "values") else body.output)
-    final_norm: str | None = None
-    if not _same(final, state):
-        norm = [c for c in run.calls if _same(c.state, state) and _same(c.output, final) and c.began > last.ended]
-        if not norm:
-            raise CheckpointError(
-                "what is between its last block and its last hidden state is no single module (a final norm)"
-            )
-        final_norm = norm[-1].path
+    state, final = first_tensor(last.output), _last_state(body)
+    if _same(final, state):
+        return None, None
+    inside = [call for call in run.calls if call.began > last.ended and call.ended < body.ended]
+    for norm in inside:
+        if not _same(norm.state, state):
+            continue
+        if _same(norm.output, final):
+            return norm.path, None
+        for behind in inside:
+            if _same(behind.state, norm.output) and _same(behind.output, final):
+                return norm.path, behind.path
+    raise CheckpointError(
+        "what is between its last block and its last hidden state is neither a module nor two (a final norm, a map)"
+    )
+
+
+def _last_state(body: Call) -> Any:
+    return first_tensor(list(body.output.values()) if hasattr(body.output, "values") else body.output)
+
+
+def _before_head(model: PreTrainedModel, run: Trace, last: Call) -> tuple[str | None, str, str | None]:
+    """What is before the LM head, that, and what is not understood of it."""
+    head: Any = model.get_output_embeddings()
+    body = _body(run, last, model.base_model_prefix)
+    final = _last_state(body)
     if head is None:
-        return final_norm, None, "", "transformers does not say where its LM head is (get_output_embeddings)"
+        return None, "", "transformers does not say where its LM head is (get_output_embeddings)"
     path = next(one for one, module in model.named_modules() if module is head)
     calls = run.of(head)
     if not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward:
-        return final_norm, None, path, f"its LM head is a {_kind(head)}, no linear layer"
+        return None, path, f"its LM head is a {_kind(head)}, no linear layer"
     if len(calls) != 1:
-        return final_norm, None, path, f"its LM head, {path}, is called {len(calls)} times"
-    before: str | None = None
-    if not _same(calls[0].state, final):
-        behind = [c for c in run.calls if c.began > body.ended and _same(c.state, final)]
-        whole = [c for c in behind if _same(c.output, calls[0].state)]
-        if not whole:
-            return final_norm, None, path, "what is between its last hidden state and its LM head is no single module"
-        before = whole[0].path
-    return final_norm, before, path, None
+        return None, path, f"its LM head, {path}, is called {len(calls)} times"
+    if _same(calls[0].state, final):
+        return None, path, None
+    behind = [call for call in run.calls if call.began > body.ended and _same(call.state, final)]
+    whole = [call.path for call in behind if _same(call.output, calls[0].state)]
+    if not whole:
+        return None, path, "what is between its last hidden state and its LM head is no single module"
+    return whole[0], path, None

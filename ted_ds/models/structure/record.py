@@ -91,7 +91,9 @@ def first_record(content: Mapping[str, Any], specimen: Specimen) -> Family:
     """What a family's record says before any of it is tried."""
     config, model, parts = config_of(content), specimen.model, specimen.parts
     is_causal = specimen.architecture == "CausalLM"
-    names = {general: own for general, own in config.attribute_map.items() if general in (*GENERAL_NAMES, *LENGTH_NAMES)}
+    names = {
+        general: own for general, own in config.attribute_map.items() if general in (*GENERAL_NAMES, *LENGTH_NAMES)
+    }
     longest = next((name for name in LENGTH_NAMES if isinstance(getattr(config, name, None), int)), None)
     if longest is not None and longest != "max_position_embeddings":
         names.setdefault("max_position_embeddings", longest)
@@ -107,6 +109,7 @@ def first_record(content: Mapping[str, Any], specimen: Specimen) -> Family:
         blocks_return_tuples=parts.returns_tuples,
         language_model="CausalLM" if is_causal else "MaskedLM",
         final_norm_path=parts.final_norm,
+        behind_norm_path=parts.behind_norm,
         before_lm_head=parts.before_lm_head,
         lm_head_path=parts.lm_head or "lm_head",
         lm_heads_in_files=(head_module or "lm_head",),
@@ -122,6 +125,7 @@ def first_record(content: Mapping[str, Any], specimen: Specimen) -> Family:
         entries_by_default=_defaults(config, longest),
         hidden_dropouts=tuple(_dropouts(specimen, "hidden")),
         attention_dropouts=tuple(_dropouts(specimen, "attention")),
+        num_experts_keys=tuple(_experts(specimen)),
         buffers=tuple(_buffers(model, parts)),
     )
 
@@ -178,7 +182,12 @@ def _defaults(config: Any, longest: str | None) -> dict[str, int]:
 def _dropouts(specimen: Specimen, what: str) -> Iterator[str]:
     """Entries of the config whose value modules have as the probability they drop by."""
     for key, value in specimen.model.config.to_dict().items():
-        if "drop" not in key or any(word in key for word in MOST_DROP) or not isinstance(value, float | int) or isinstance(value, bool):
+        if (
+            "drop" not in key
+            or any(word in key for word in MOST_DROP)
+            or not isinstance(value, float | int)
+            or isinstance(value, bool)
+        ):
             continue
         kind = "attention" if "att" in key else "classifier" if "classif" in key or "summary" in key else "hidden"
         if kind != what:
@@ -186,6 +195,15 @@ def _dropouts(specimen: Specimen, what: str) -> Iterator[str]:
         model = build(config_of(specimen.content, **{key: SHARE}), specimen.architecture, device="meta")
         values = (value for module in model.modules() for value in vars(module).values() if isinstance(value, float))
         if any(math.isclose(one, SHARE) for one in values):
+            yield key
+
+
+def _experts(specimen: Specimen) -> Iterator[str]:
+    """Entries that say how many experts a block has, where a tensor of it has as many matrices."""
+    blocks = specimen.model.get_submodule(specimen.parts.blocks)
+    numbers = {parameter.shape[0] for parameter in blocks.parameters() if parameter.dim() == 3}
+    for key, value in specimen.model.config.to_dict().items():
+        if "expert" in key and isinstance(value, int) and value > 1 and value in numbers and "per_tok" not in key:
             yield key
 
 

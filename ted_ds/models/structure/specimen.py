@@ -70,7 +70,7 @@ def config_of(content: Mapping[str, Any], **changes: Any) -> Any:
     Raises:
         CheckpointError: It knows no such type, or cannot be read.
     """
-    model_type = content.get("model_type")
+    model_type = str(content.get("model_type"))
     if model_type not in CONFIG_MAPPING:
         raise CheckpointError(f"transformers {transformers.__version__} has no model of this type")
     plain = {key: copy.deepcopy(value) for key, value in content.items() if key not in NOT_OF_THE_MODEL}

@@ -44,6 +44,14 @@ def first_tensor(value: Any) -> Any:
     return value[0] if isinstance(value, tuple | list) and value else value
 
 
+def are_close(one: Tensor, other: Tensor) -> bool:
+    """Whether two are the same but for the order of sums, in fp32, behind many blocks of random weights.
+
+    What is wrong differs by a hundredth of the largest and more.
+    """
+    return torch.allclose(one, other, rtol=1e-3, atol=1e-4 * max(1.0, float(other.abs().max())))
+
+
 def trace(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
     """Run a model and note each call.
 

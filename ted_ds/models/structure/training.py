@@ -16,7 +16,6 @@ from ted_ds.models.taps import TappedModel
 
 def weighted_loss(tapped: TappedModel, inputs: Mapping[str, Any], labels: Tensor) -> Tensor:
     """The sum of the cross-entropies of all labels, as the chunked losses compute it, with graph."""
-
     batch: Any = SimpleNamespace(labels=labels, label_rows=None)
     terms: Any = None  # which only a teacher's predictions are compared by
 
@@ -35,7 +34,7 @@ class _Watch(TorchFunctionMode):
         self._holders, self._running = holders, running
         self.found: dict[str, None] = {}
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for value in (*args, *(kwargs or {}).values()):
             if isinstance(value, nn.Parameter) and id(value) in self._holders:
                 name, holders = self._holders[id(value)]
