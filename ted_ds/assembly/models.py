@@ -25,8 +25,8 @@ from ted_ds.models.quantised import quantise_blocks
 from ted_ds.models.share import Share
 from ted_ds.models.taps import TappedModel
 from ted_ds.planning.hosting import IN_WORDS
-from ted_ds.planning.memory import gib
-from ted_ds.planning.phase_memory import SHARDED_HOSTS, with_head
+from ted_ds.planning.memory import SHARDED_HOSTS, gib
+from ted_ds.planning.phase_memory import with_head
 from ted_ds.planning.pipeline_cut import Stage
 from ted_ds.runtime.determinism import seed_everything
 from ted_ds.runtime.free_memory import free_host_bytes

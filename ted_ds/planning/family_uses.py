@@ -9,7 +9,7 @@ from ted_ds.config.deepspeed import inspect_deepspeed_json
 from ted_ds.config.deepspeed_keys import zero_stage
 from ted_ds.config.schema import Recipe
 from ted_ds.models.files import ModelFacts
-from ted_ds.planning.phase_memory import SHARDED_HOSTS
+from ted_ds.planning.memory import SHARDED_HOSTS
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Any
 from ted_ds.config.schema import Recipe
 from ted_ds.models.parameters import Parameters
 from ted_ds.planning.deepspeed_json import deepspeed_json_of
-from ted_ds.planning.memory import frozen_bytes, gib
-from ted_ds.planning.phase_memory import SHARDED_HOSTS, phase_memories, with_head
+from ted_ds.planning.memory import SHARDED_HOSTS, frozen_bytes, gib
+from ted_ds.planning.phase_memory import phase_memories, with_head
 from ted_ds.planning.plan import Plan
 from ted_ds.planning.stage_memory import describe_stages
 

@@ -273,7 +273,8 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
             if facts.num_experts:
                 shape += f" with {facts.num_experts} experts, of which a token goes through {facts.num_chosen_experts}"
             lines.append(f"{name:9} {facts.model_type}, {shape}{quantised}")
-            lines += [f"found     {name}: {line}" for line in facts.family.found]
+            is_cut = name == "student" and recipe.student.path is None
+            lines += [f"found     {name}: {line}" for line in (() if is_cut else facts.family.found)]
     if plan.layer_pairs:
         pairs = " ".join(f"{s}<-{t}" for s, t in plan.layer_pairs)
         lines.append(f"layers    student<-teacher {pairs}, matched in {plan.filter_dim} dimensions")

@@ -222,7 +222,8 @@ def greet(assembly: Assembly) -> None:
         screen.say(f"layers, student<-teacher: {' '.join(f'{s}<-{t}' for s, t in plan.layer_pairs)}")
     screen.say(f"teacher: {assembly.hosting.host}, {assembly.hosting.why}")
     for side, facts in (("teacher", plan.teacher), ("student", plan.student)):
-        for line in facts.family.found if facts is not None else ():
+        is_cut = side == "student" and recipe.student.path is None
+        for line in facts.family.found if facts is not None and not is_cut else ():
             screen.say(f"{side}, found by structure: {line}")
     for remark in plan.remarks:
         screen.say(f"note: {remark}")

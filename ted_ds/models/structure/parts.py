@@ -1,4 +1,4 @@
-"""Where a model has its parts, by what its forward pass does: each is found by the tensors that go from one to the next.
+"""Where a model has its parts, by what its forward pass does: by the tensors that go from one to the next.
 
 Names say nothing here. The blocks are a list of modules of which each takes what the one before put out; what comes
 before the first and behind the last follows from that.
@@ -6,6 +6,7 @@ before the first and behind the last follows from that.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -55,7 +56,7 @@ def find_parts(model: PreTrainedModel, run: Trace, num_blocks: int) -> Parts:
     shape = tuple(run.inputs["input_ids"].shape)
     if tuple(calls[0].state.shape[:2]) != shape:
         raise CheckpointError(
-            f"its blocks take {[*calls[0].state.shape[:2]]} states for {[*shape]} tokens: there is not one for each token"
+            f"its blocks take {[*calls[0].state.shape[:2]]} states for {[*shape]} tokens, and not one for each token"
         )
     state = calls[0].state
     token_path = _path_of(model, model.get_input_embeddings())
@@ -133,7 +134,7 @@ def _broken_chain(path: str, calls: Sequence[Sequence[Call]]) -> str | None:
         state = of_one[0].state
         if not isinstance(state, Tensor) or state.dim() != 3 or not isinstance(first_tensor(of_one[0].output), Tensor):
             return f"{path}.{index} takes or gives no state of each token"
-    for index, ((one,), (other,)) in enumerate(zip(calls, calls[1:], strict=False)):
+    for index, ((one,), (other,)) in enumerate(itertools.pairwise(calls)):
         if not _same(first_tensor(one.output), other.state):
             return (
                 f"what {path}.{index} puts out is not what {path}.{index + 1} takes: the model does something of its "

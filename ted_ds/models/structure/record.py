@@ -119,7 +119,7 @@ def first_record(content: Mapping[str, Any], specimen: Specimen) -> Family:
         pooled_token="last" if is_causal else "first",
         attention=tuple(_attention(specimen)),
         positions=_positions(specimen),
-        position_embeddings_path=_table_path(config, specimen, names),
+        position_embeddings_path=_table_path(specimen, names),
         **_token_types(config, specimen),
         own_names={general: own for general, own in names.items() if own != general},
         entries_by_default=_defaults(config, longest),
@@ -152,7 +152,7 @@ def _positions(specimen: Specimen) -> Literal["rotary", "learned", "relative"]:
     return "learned" if specimen.parts.position_table is not None else "relative"
 
 
-def _table_path(config: Any, specimen: Specimen, names: Mapping[str, str]) -> str | None:
+def _table_path(specimen: Specimen, names: Mapping[str, str]) -> str | None:
     """The table of positions, where it has a row for each of the longest text and no others."""
     path = specimen.parts.position_table
     if path is None:

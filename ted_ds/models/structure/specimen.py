@@ -1,4 +1,4 @@
-"""Models of a type to look at: without memory as its ``config.json`` has it, and a small random one of the same kind."""
+"""Models of a type to look at: small random ones, as deep as its ``config.json`` says."""
 
 from __future__ import annotations
 
