@@ -15,19 +15,16 @@ from torch import nn
 from ted_ds.errors import CheckpointError
 from ted_ds.models.family import Family
 from ted_ds.models.structure.checks import (
-    MAY,
-    MUST,
-    reason_of,
     refuse_other_long_states,
     refuse_other_predictions,
-    try_uses,
-    with_documents,
-    with_factor,
+    refuse_other_states,
+    refuse_padding_seen,
 )
 from ted_ds.models.structure.cuts import refuse_other_cuts
 from ted_ds.models.structure.heads import with_heads
 from ted_ds.models.structure.logits import with_logit_rule
 from ted_ds.models.structure.record import Specimen, first_record, make_specimen
+from ted_ds.models.structure.uses import MAY, reason_of, try_uses, with_documents, with_factor
 
 NOT_TRIED = {"torch_compile": "it is not tried with families that are found by structure"}
 
@@ -44,7 +41,7 @@ def find_family(content: Mapping[str, Any]) -> Family:
         warnings.simplefilter("ignore")
         specimen = make_specimen(content)
         family = first_record(content, specimen)
-        for check in MUST.values():
+        for check in (refuse_other_states, refuse_padding_seen):
             _attempt(check, specimen, family)
         family = _with_longest(specimen, family)
         family = with_factor(specimen, with_documents(specimen, with_logit_rule(specimen, family)))

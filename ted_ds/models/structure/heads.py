@@ -15,10 +15,10 @@ from ted_ds.errors import CheckpointError
 from ted_ds.models.choices import choose_among_rows
 from ted_ds.models.family import Family
 from ted_ds.models.parts import blocks_of
-from ted_ds.models.structure.checks import reason_of
 from ted_ds.models.structure.record import SHARE, Specimen, inputs_of
 from ted_ds.models.structure.specimen import ARCHITECTURES, build, config_of, randomise
 from ted_ds.models.structure.trace import are_close, first_tensor, trace
+from ted_ds.models.structure.uses import reason_of
 from ted_ds.models.taps import TappedModel
 
 NUM_LABELS = 7
