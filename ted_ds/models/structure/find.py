@@ -26,6 +26,8 @@ from ted_ds.models.structure.logits import with_logit_rule
 from ted_ds.models.structure.record import Specimen, first_record, make_specimen
 from ted_ds.models.structure.uses import MAY, reason_of, try_uses, with_documents, with_factor
 
+OF_DECODERS = ("isolated documents", "padding on the left")
+"""Uses that nobody may make of an encoder anyway."""
 NOT_TRIED = {"torch_compile": "it is not tried with families that are found by structure"}
 
 
@@ -45,10 +47,10 @@ def find_family(content: Mapping[str, Any]) -> Family:
             _attempt(check, specimen, family)
         family = _with_longest(specimen, family)
         family = with_factor(specimen, with_documents(specimen, with_logit_rule(specimen, family)))
+        left_out = () if family.language_model == "CausalLM" else OF_DECODERS
         checks = {family.language_model: refuse_other_predictions, **MAY, "cut": refuse_other_cuts}
+        checks = {use: check for use, check in checks.items() if use not in left_out}
         family = try_uses(specimen, replace(family, refused=NOT_TRIED), checks)
-        if family.language_model == "MaskedLM":
-            family = replace(family, refused={k: v for k, v in family.refused.items() if k != "isolated documents"})
         family = with_heads(specimen, family)
     return replace(family, found=tuple(_in_words(specimen, family)))
 

@@ -26,17 +26,6 @@ from ted_ds.models.structure.training import weights_used_elsewhere
 from ted_ds.models.taps import TappedModel
 
 
-def refuse_leftpadding_seen(specimen: Specimen, family: Family) -> None:
-    """The same with padding on the left, each text with positions of its own.
-
-    Raises:
-        CheckpointError: It is not.
-    """
-    difference = padding_seen(specimen, family, side="left")
-    if difference is not None:
-        raise CheckpointError(f"a text has other states with padding on its left ({difference})")
-
-
 def refuse_left_padding_seen(specimen: Specimen, family: Family) -> None:
     """A text is the same with padding on its left, where it has positions of its own.
 
