@@ -43,6 +43,11 @@ def config_of_blocks(config: Mapping[str, Any], blocks: Sequence[int], family: F
             result[key] = sum(block < value for block in blocks)
         elif ABOUT_BLOCKS.search(key) and isinstance(value, list | tuple):
             result[key] = _of_blocks(value, blocks, depth)
+    step = said.get(family.sparse_step_key or "", 1)
+    if step > 1 and family.sparse_step_key is not None and family.dense_blocks_key is not None:
+        listed = said.get(family.dense_blocks_key) or ()
+        dense = [new for new, old in enumerate(blocks) if old in listed or (old + 1) % step]
+        result |= {family.sparse_step_key: 1, family.dense_blocks_key: dense}
     of_first = family.behind_first_block_key
     if of_first is not None and of_first in config and blocks[0] != 0:
         result[of_first] = 0

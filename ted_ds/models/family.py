@@ -135,7 +135,6 @@ class Family:
     """The entry by which a block divides its attention scores by its number, counted from 1."""
     fused_queries: tuple[str, ...] = ()
     """Of such a block, the parameters that hold its queries first, then as many keys and values."""
-
     must_be: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
     """Entries that may only have this value, or none; and why, and what to do."""
 
@@ -144,6 +143,10 @@ class Family:
     """The names of the entry that says how many experts a block has; none where blocks have no experts."""
     num_chosen_key: str = "num_experts_per_tok"
     """The entry that says how many of them each token goes through."""
+    sparse_step_key: str | None = None
+    """The entry by which only each so many-th block has experts."""
+    dense_blocks_key: str | None = None
+    """The entry that lists blocks without experts, whatever that says."""
     expert_marker: str = ".experts."
     """In the names of what belongs to experts, in files and in a model."""
     balance_switch: str = "output_router_logits"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ted_ds.errors import CheckpointError
-from ted_ds.models.families import KNOWN_TYPES
+from ted_ds.models.families import KNOWN_TYPES, TEXT_TYPE_IN
 from ted_ds.models.model_file import read_json
 
 CONFIG_FILE = "config.json"
@@ -52,6 +52,11 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{file}: not a transformers model config (it has no model_type); give the folder of a transformers model"
         )
     own_code = _own_code(config)
+    if model_type in TEXT_TYPE_IN:
+        raise CheckpointError(
+            f"{file}: a {model_type} reads more than text; write its language model, a {TEXT_TYPE_IN[model_type]}, "
+            "into a folder of its own, as README.md shows under 'Choose layers and the student', and give that"
+        )
     if own_code and model_type not in KNOWN_TYPES:
         raise CheckpointError(
             f"{file}: model type {model_type!r} is not supported (it brings code of its own, {own_code}, which ted_ds "

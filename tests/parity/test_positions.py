@@ -27,7 +27,8 @@ LONGROPE = {
     "factor": 8.0,
 }
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
-ROTARY_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+RULES = [(name, rope) for name in ("llama", "mistral", "qwen2", "qwen3") for rope in (LONGROPE, DYNAMIC)]
+RULES += [(name, {**LONGROPE, "partial_rotary_factor": 1.0}) for name in ("phi3", "gpt_neox")]
 LENGTHS = (LONGEST_SHORT - 1, LONGEST_SHORT, LONGEST_SHORT + 1, 3, 20)
 TOLERANCE = {"rtol": 0, "atol": 1e-6}  # cosines are computed in fp32; other frequencies change logits by 1e-2
 
@@ -36,7 +37,8 @@ def plain_model(model_type: str, rope: dict[str, Any], *, classify: bool = False
     auto: Any = AutoModelForSequenceClassification if classify else AutoModelForCausalLM
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = model_config(model_type, blocks=2, num_labels=3, rope_parameters=rope, **changes)
+        # a copy, which configs write into
+        config = model_config(model_type, blocks=2, num_labels=3, rope_parameters={**rope}, **changes)
         return auto.from_config(config).double().eval()
 
 
@@ -55,10 +57,11 @@ def read(model: TappedModel, batch: Batch) -> torch.Tensor:
         return model(batch.inputs)[0]
 
 
-@pytest.mark.parametrize("rope", [LONGROPE, DYNAMIC], ids=lambda rope: rope["rope_type"])
 @pytest.mark.parametrize("multiple_of", [1, 16])
 @pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("model_type", ROTARY_TYPES)
+@pytest.mark.parametrize(
+    ("model_type", "rope"), RULES, ids=lambda one: one if isinstance(one, str) else one["rope_type"]
+)
 def test_a_text_has_the_positions_it_has_alone(model_type: str, side: Any, multiple_of: int, rope: Any) -> None:
     plain, tapped = (plain_model(model_type, rope, classify=True) for _ in range(2))
     texts = texts_of(*LENGTHS)

@@ -168,7 +168,11 @@ QWEN3_MOE = replace(
     block_kinds=None,
     own_names=MIXTRAL.own_names,
     num_experts_keys=MIXTRAL.num_experts_keys,
+    sparse_step_key="decoder_sparse_step",
+    dense_blocks_key="mlp_only_layers",
 )
+WITH_A_TEXT_MODEL = {"gemma3": "gemma3_text"}
+"""Types that read more than text, and the type of the language model in them, which can be written down alone."""
 DECODERS = (
     LLAMA,
     MISTRAL,

@@ -202,6 +202,13 @@ BY_NUMBER: list[tuple[str, dict[str, Any], list[int]]] = [
     ("deberta-v2", {"conv_kernel_size": 3}, [0, 2, 3]),
     ("deberta-v2", {"conv_kernel_size": 3}, [1, 3]),
     ("mistral", {"sliding_window": 3}, [2]),
+    # every second block sees all, or forgets positions, or has no experts
+    ("gemma2", {"sliding_window": 2}, [1, 2]),
+    ("gemma3_text", {"layer_types": None, "sliding_window_pattern": 2, "sliding_window": 2}, [1, 2]),
+    ("smollm3", {"use_sliding_window": True, "sliding_window": 2}, [1, 2]),
+    ("qwen3_moe", {"decoder_sparse_step": 2, "mlp_only_layers": []}, [1, 3]),
+    ("qwen3_moe", {"mlp_only_layers": [0, 3]}, [1, 3]),
+    ("opt", {"do_layer_norm_before": False}, [0, 3]),
 ]
 
 

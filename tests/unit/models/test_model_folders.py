@@ -13,7 +13,7 @@ import torch
 import transformers
 from huggingface_hub import errors
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from ted_ds.errors import CheckpointError, ConfigError
 from ted_ds.models import loading
@@ -21,7 +21,7 @@ from ted_ds.models.families import KNOWN_TYPES
 from ted_ds.models.files import read_model_facts, weight_files
 from ted_ds.models.structure.find import find_family
 from ted_ds.planning.plan import local_model
-from tests.tiny import write_model
+from tests.tiny import ROOT, write_model
 
 # encoder-decoders, models of text and images or sound, and of images alone
 OTHER_TYPES = (
@@ -76,6 +76,33 @@ def test_a_type_that_transformers_does_not_know_is_named_with_those_that_are_kno
         f"its structure: transformers {transformers.__version__} has no model of this type. Use a model of another "
         f"type (ted_ds knows {', '.join(KNOWN_TYPES)}, and finds others)"
     )
+
+
+def test_the_language_model_of_one_that_reads_images_is_written_alone_as_the_readme_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = {"vocab_size": 100, "num_hidden_layers": 2, "hidden_size": 16, "head_dim": 8, "intermediate_size": 32}
+    text |= {"num_attention_heads": 2, "num_key_value_heads": 1}
+    sight: dict[str, Any] = {"model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 16}
+    sight |= {"num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+    tokens = {"image_token_index": 99, "boi_token_index": 98, "eoi_token_index": 97, "mm_tokens_per_image": 4}
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=sight, **tokens)
+    folder = tmp_path / "google" / "gemma-3-4b-pt"
+    AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
+    assert refusal(folder) == (
+        f"{folder / 'config.json'}: a gemma3 reads more than text; write its language model, a gemma3_text, into a "
+        "folder of its own, as README.md shows under 'Choose layers and the student', and give that"
+    )
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("### Choose layers and the student")[2]
+    monkeypatch.chdir(tmp_path)
+    exec(section.partition("```python\n")[2].partition("```")[0], {})
+    facts = read_model_facts(tmp_path / "gemma-3-4b-text")
+    assert (facts.model_type, facts.num_blocks) == ("gemma3_text", 2)
+    whole = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    model, _ = loading.load_model(tmp_path / "gemma-3-4b-text", loading.LoadSettings(torch.float32), head=None)
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=ids).logits, whole(input_ids=ids).logits)
 
 
 def test_a_model_with_code_of_its_own_is_refused_whatever_its_type(folder: Path) -> None:

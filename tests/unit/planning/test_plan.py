@@ -372,8 +372,8 @@ def test_routers_with_a_loss_of_all_blocks_are_refused_on_a_pipeline(lm_run: Pat
     moe = write_model(tmp_path / "moe", "mixtral", output_router_logits=True)
     plain = write_model(tmp_path / "plain", "mixtral")
     message = (
-        "its config.json has output_router_logits: true: its routers have an auxiliary loss of all blocks together, and "
-        "no stage of a pipeline has them all; set it to false, or use pipeline.stages: 1"
+        "its config.json has output_router_logits: true: its routers have an auxiliary loss of all blocks together, "
+        "and no stage of a pipeline has them all; set it to false, or use pipeline.stages: 1"
     )
     piped = ("pipeline.stages=2", f"teacher.path={moe}")
     assert refusal(lm_run, *piped, ranks=2) == f"teacher.path: {message}"  # the student is cut out of it
