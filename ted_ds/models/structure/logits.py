@@ -38,6 +38,8 @@ def with_logit_rule(specimen: Specimen, family: Family) -> Family:
 
 
 def _numbers(specimen: Specimen) -> Iterator[tuple[str, float]]:
-    for key, value in specimen.model.config.to_dict().items():
+    entries = specimen.model.config.to_dict().items()
+    # of several with one number, the one that is called so
+    for key, value in sorted(entries, key=lambda entry: "logit" not in entry[0]):
         if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 and value != 1:
             yield key, float(value)
