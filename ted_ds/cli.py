@@ -60,7 +60,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
             one.add_argument(
                 "--link-gbit", type=_speed, help="of each rank to other hosts: what a step sends, in Gbit/s"
             )
-            one.add_argument("--tflops", type=_speed, default=400.0, help="what each rank computes a second (400)")
+            one.add_argument(
+                "--tflops",
+                type=_speed,
+                default=400.0,
+                help="what each rank computes a second, in 10^12 operations (400)",
+            )
     # argparse closes the list of overrides at the first option: what follows one comes back as unknown
     options, rest = parser.parse_known_args(arguments)
     if options.verb == "supervise":
@@ -142,11 +147,10 @@ def _dispatch(options: argparse.Namespace) -> int:
 
             show_families(options.path, as_markdown=options.markdown)
         elif options.verb == "check":
-            from ted_ds.planning.traffic import Link
             from ted_ds.verbs.check import check
 
-            link = None if options.link_gbit is None else Link(options.link_gbit, options.tflops)
-            check(options.recipe, options.overrides, num_ranks=options.ranks, link=link)
+            given = {"num_ranks": options.ranks, "tflops": options.tflops, "link_gbit": options.link_gbit}
+            check(options.recipe, options.overrides, **given)
         elif options.verb == "tokenizer":
             from ted_ds.verbs.tokenizer import train_from_recipe  # neither torch nor deepspeed is needed
 

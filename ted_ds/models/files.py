@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from ted_ds.models.rope_rules import rope_rules
 MAX_HEADER_BYTES = 100_000_000
 READ_AT_ONCE = 1 << 24
 GENERATION_CONFIG_FILE = "generation_config.json"
+WORDS_OF_HEADS = ("Classification", "MultipleChoice", "QuestionAnswering")
+"""In the names of models with a head of a task's own."""
 
 
 @dataclass(frozen=True)
@@ -86,15 +89,10 @@ def read_model_facts(folder: Path) -> ModelFacts:
     """
     config = read_config(folder)
     family = family_of_config(config, folder / CONFIG_FILE)
-    try:
+    with _placed_in(folder / CONFIG_FILE):
         quantisation = read_quantisation(config)
         _facts(config, {}, family)  # what is wrong with it comes before what is wrong with the weights
         refuse_odd_values(config, family)
-    except CheckpointError as error:
-        lines = str(error).splitlines()
-        raise CheckpointError("\n".join(f"{folder / CONFIG_FILE}: {line}" for line in lines)) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE}: not a transformers model config ({error!r})") from error
     tensors = read_tensors(folder)
     shapes, packed, outside = unpack(tensors, quantisation, family)
     facts = _facts(config, shapes, family)
@@ -111,6 +109,52 @@ def read_model_facts(folder: Path) -> ModelFacts:
         has_lm_head=_has_lm_head(shapes, family, is_tied=facts.is_tied),
         token_ids=ids,
     )
+
+
+def read_config_facts(folder: Path) -> ModelFacts:
+    """The same by ``config.json`` alone, where the weights are elsewhere.
+
+    They are taken to be those of such a model in 16 or 32 bits, with the heads that ``architectures`` names.
+
+    Raises:
+        CheckpointError: This is no config of a known model, or its weights are quantised.
+    """
+    config = read_config(folder)
+    family = family_of_config(config, folder / CONFIG_FILE)
+    with _placed_in(folder / CONFIG_FILE):
+        if read_quantisation(config) is not None:
+            raise CheckpointError(
+                "its weights are quantised, and what they come to stands in their files; fetch the model, or plan with "
+                "the config.json of the one it was made from"
+            )
+        _facts(config, {}, family)
+        refuse_odd_values(config, family)
+        if family.shapes is None:
+            raise CheckpointError(f"the parameters of a {config['model_type']} are known by its files alone; fetch it")
+        facts = _facts(config, family.shapes(config), family)
+    of_masked_lm = any("MaskedLM" in name or "PreTraining" in name for name in facts.architectures)
+    headless = facts.architectures and not any("LM" in name for name in facts.architectures)
+    return replace(
+        facts,
+        has_classifier=any(word in name for name in facts.architectures for word in WORDS_OF_HEADS),
+        has_lm_head=of_masked_lm if family.before_lm_head is not None else facts.is_tied or not headless,
+        token_ids={CONFIG_FILE: token_ids(config)},
+    )
+
+
+@contextlib.contextmanager
+def _placed_in(file: Path) -> Iterator[None]:
+    """Put the file before each line of what is wrong in it.
+
+    Raises:
+        CheckpointError: Something is, or it is no config of a model.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError("\n".join(f"{file}: {line}" for line in str(error).splitlines())) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file}: not a transformers model config ({error!r})") from error
 
 
 def _has_lm_head(shapes: Mapping[str, Shape], family: Family, *, is_tied: bool) -> bool:

@@ -94,16 +94,18 @@ def check_data(recipe: Recipe, rows: Rows, mistakes: Mistakes) -> dict[str, Firs
     ``rows`` reads those of the recipe's task.
     """
     looked_at = {}
-    sources = {f"data.{within}": one for within, one in recipe.data.sources}
+    given = [(f"data.{within}", one, rows) for within, one in recipe.data.sources]
+    # texts of language models, whatever rows the task learns from
+    texts = TextsAlone([recipe.task.document_column or "text"]) if rows.are_labelled else rows
     for within, _, test in recipe.evaluation.tests:
-        sources |= {f"evaluation.{within}.sources[{index}]": one for index, one in enumerate(test.sources)}
-    for place, one in sources.items():
+        given += [(f"evaluation.{within}.sources[{index}]", one, texts) for index, one in enumerate(test.sources)]
+    for place, one, as_rows in given:
         is_here = not is_remote(one.path) and not names_hub(one)
         if is_here and mistakes.attempt(f"{place}.path", functools.partial(locate, one)) is None:
             continue
         if Told.by(os.environ).rank != 0:
             continue
-        looked_at[place] = _look_at(one, rows, recipe.data.cleaning)
+        looked_at[place] = _look_at(one, as_rows, recipe.data.cleaning)
         mistakes.add(place, *looked_at[place].problems)
     parts, heldout = recipe.data.parts, recipe.data.heldout_key
     for part, sources in parts.items():
@@ -117,10 +119,10 @@ def check_data(recipe: Recipe, rows: Rows, mistakes: Mistakes) -> dict[str, Firs
 
 
 def _look_at(source: Source, rows: Rows, cleaning: Cleaning) -> FirstRows:
-    if not isinstance(source, TransferSource):
-        return first_rows(source, rows, cleaning=cleaning)
-    own = TextsAlone(source.text_columns(rows.columns[: rows.num_texts]))
-    return replace(first_rows(source, own, cleaning=cleaning), num_unlabelled=0)  # there may be labels
+    if isinstance(source, TransferSource):
+        rows = TextsAlone(source.text_columns(rows.columns[: rows.num_texts]))
+    found = first_rows(source, rows, cleaning=cleaning)
+    return replace(found, num_unlabelled=0) if isinstance(rows, TextsAlone) else found  # there may be labels
 
 
 def _compile_mistakes(recipe: Recipe, config: dict[str, Any]) -> Iterator[str]:

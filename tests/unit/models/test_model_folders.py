@@ -20,7 +20,7 @@ from ted_ds.models import loading
 from ted_ds.models.families import KNOWN_TYPES
 from ted_ds.models.files import read_model_facts, weight_files
 from ted_ds.models.structure.find import find_family
-from ted_ds.planning.plan import local_model
+from ted_ds.planning.model_lookup import local_model
 from tests.tiny import ROOT, write_model
 
 # encoder-decoders, models of text and images or sound, and of images alone
