@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
-
-Shapes = dict[str, tuple[int, ...]]
-"""Of parameters, by name."""
 
 USES = (
     "cut",
@@ -159,10 +156,6 @@ class Family:
     balance_weight_by_default: float = 0.001
     """That weight where the config does not say."""
 
-    shapes: Callable[[Mapping[str, Any]], Shapes] | None = None
-    """The parameters of its body, and of an LM head that is not the embeddings, by their names, as a ``config.json``
-    alone decides them."""
-
     entries_by_default: Mapping[str, int] = field(default_factory=dict)
     """What entries come to where the config does not say, by transformers' general names."""
 
@@ -259,22 +252,6 @@ class Family:
         """The number, from 0, of the block that a parameter belongs to, in files of a bare body as well; else None."""
         found = _block(self.blocks_path).search(name)
         return None if found is None else int(found[1])
-
-
-def linear(path: str, rows: int, columns: int, *, bias: bool = True) -> Shapes:
-    """The parameters of a linear map."""
-    weight: Shapes = {f"{path}.weight": (rows, columns)}
-    return weight | {f"{path}.bias": (rows,)} if bias else weight
-
-
-def norm(path: str, width: int) -> Shapes:
-    """The parameters of a norm with a bias."""
-    return {f"{path}.weight": (width,), f"{path}.bias": (width,)}
-
-
-def numbered(path: str, block: Shapes, count: int) -> Shapes:
-    """The parameters of so many blocks that are alike."""
-    return {f"{path}.{number}.{name}": shape for number in range(count) for name, shape in block.items()}
 
 
 def prefixes(paths: Iterable[str]) -> tuple[str, ...]:

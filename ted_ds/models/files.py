@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ted_ds.errors import CheckpointError
+from ted_ds.models.built_shapes import built_shapes
 from ted_ds.models.config_agreement import Shape, classifier_rows, refuse_other_shapes, token_ids
 from ted_ds.models.config_values import refuse_odd_values
 from ted_ds.models.family import Family, prefixes
@@ -129,9 +130,8 @@ def read_config_facts(folder: Path) -> ModelFacts:
             )
         _facts(config, {}, family)
         refuse_odd_values(config, family)
-        if family.shapes is None:
-            raise CheckpointError(f"the parameters of a {config['model_type']} are known by its files alone; fetch it")
-        facts = _facts(config, family.shapes(config), family)
+        (shapes,) = built_shapes(config)
+        facts = _facts(config, shapes, family)
     of_masked_lm = any("MaskedLM" in name or "PreTraining" in name for name in facts.architectures)
     headless = facts.architectures and not any("LM" in name for name in facts.architectures)
     return replace(

@@ -17,7 +17,7 @@ import subprocess  # nosec - it starts this very package
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -90,8 +90,8 @@ def cache_folder() -> Path:
 
 
 def family_as_json(family: Family) -> dict[str, Any]:
-    """A record as JSON has it; what counts parameters by a config alone is code, and left out."""
-    found: dict[str, Any] = json.loads(json.dumps(asdict(replace(family, shapes=None))))
+    """A record as JSON has it."""
+    found: dict[str, Any] = json.loads(json.dumps(asdict(family)))
     return found
 
 

@@ -2,56 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
-from ted_ds.models.family import Family, Shapes, linear, norm, numbered
-
-
-def _llama_shapes(config: Mapping[str, Any]) -> Shapes:
-    """Of a decoder with gated MLPs, whose queries may be fewer than they have dimensions."""
-    width, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
-    size = config.get("head_dim") or width // heads
-    queries, keys = heads * size, (config.get("num_key_value_heads") or heads) * size
-    kind = config["model_type"]
-    may_have_bias = kind in ("llama", "qwen3") and bool(config.get("attention_bias"))
-    in_mlp = kind == "llama" and bool(config.get("mlp_bias"))
-    block: Shapes = {"input_layernorm.weight": (width,), "post_attention_layernorm.weight": (width,)}
-    for name, rows in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
-        block |= linear(f"self_attn.{name}", rows, width, bias=kind == "qwen2" or may_have_bias)
-    block |= linear("self_attn.o_proj", width, queries, bias=may_have_bias)
-    if kind == "qwen3":
-        block |= {"self_attn.q_norm.weight": (size,), "self_attn.k_norm.weight": (size,)}
-    block |= linear("mlp.gate_proj", inner, width, bias=in_mlp) | linear("mlp.up_proj", inner, width, bias=in_mlp)
-    block |= linear("mlp.down_proj", width, inner, bias=in_mlp)
-    shapes: Shapes = {"model.embed_tokens.weight": (config["vocab_size"], width)}
-    shapes |= numbered("model.layers", block, config["num_hidden_layers"]) | {"model.norm.weight": (width,)}
-    return shapes if config.get("tie_word_embeddings") else shapes | {"lm_head.weight": (config["vocab_size"], width)}
-
-
-def _gpt2_shapes(config: Mapping[str, Any]) -> Shapes:
-    """Of GPT-2, whose linear maps stand in files the other way round."""
-    (_, width), (_, inner), (_, positions), (_, count) = (
-        GPT2.entry(config, name)
-        for name in ("hidden_size", "intermediate_size", "max_position_embeddings", "num_hidden_layers")
-    )
-    inner = inner or 4 * width
-    block = norm("ln_1", width) | norm("ln_2", width)
-    for name, of, to in (
-        ("attn.c_attn", width, 3 * width),
-        ("attn.c_proj", width, width),
-        ("mlp.c_fc", width, inner),
-        ("mlp.c_proj", inner, width),
-    ):
-        block |= {f"{name}.weight": (of, to), f"{name}.bias": (to,)}
-    shapes: Shapes = {
-        "transformer.wte.weight": (config["vocab_size"], width),
-        "transformer.wpe.weight": (positions, width),
-    }
-    shapes |= numbered("transformer.h", block, count) | norm("transformer.ln_f", width)
-    return shapes if GPT2.is_tied(config) else shapes | {"lm_head.weight": (config["vocab_size"], width)}
-
+from ted_ds.models.family import Family
 
 LLAMA = Family(
     model_types=("llama",),
@@ -70,7 +23,6 @@ LLAMA = Family(
     positions="rotary",
     attention_dropouts=("attention_dropout",),
     label_dropouts={"TokenClassification": "classifier_dropout"},
-    shapes=_llama_shapes,
     buffers=("rotary_emb.inv_freq",),
 )
 MISTRAL = replace(LLAMA, model_types=("mistral",), span_head="qa_outputs")
@@ -112,7 +64,6 @@ GPT2 = Family(
     label_dropouts={"TokenClassification": "classifier_dropout"},
     inverse_number_key="scale_attn_by_inverse_layer_idx",
     fused_queries=("attn.c_attn.weight", "attn.c_attn.bias"),
-    shapes=_gpt2_shapes,
     buffers=(".attn.bias", ".attn.masked_bias"),
     tokenizer_class="GPT2Tokenizer",
 )

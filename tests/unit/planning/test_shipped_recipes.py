@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 from pathlib import Path
@@ -13,6 +14,7 @@ from ted_ds.cli import main
 from ted_ds.config.deepspeed import complete, read_deepspeed_json
 from ted_ds.config.load import load_recipe
 from ted_ds.config.schema import Recipe
+from ted_ds.models.built_shapes import built_shapes
 from ted_ds.models.files import read_config_facts
 from ted_ds.planning.phase import phases_of
 from tests.tiny import ROOT, write_chats, write_corpus, write_labelled, write_model
@@ -47,6 +49,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_corpus(assets / f"{name}.jsonl")
     write_labelled(assets / "rotten_tomatoes.jsonl", 60)
     write_chats(assets / "answers.jsonl")
+    of_hub = (RECIPES / "hub").glob("models--*/config.json")
+    built_shapes(*(json.loads(file.read_text(encoding="utf-8")) for file in of_hub))  # by one process
     return folder
 
 
