@@ -71,20 +71,46 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "nemotron": {},
 }
 """What else a config needs to be small, and to have what is its own."""
+NOTHING: tuple[str, ...] = ()
 TAKEN: Mapping[str, tuple[str, ...]] = {
-    "gpt_neo": (),
+    "gpt_neo": NOTHING,
     "bloom": ("isolated documents",),
-    "cohere": (),
+    "cohere": NOTHING,
     "mamba": ("isolated documents", "zero3", "int8"),
     "jamba": ("isolated documents", "zero3", "int8"),
     "openai-gpt": ("isolated documents", "activation checkpointing"),
-    "roformer": (),
+    "roformer": NOTHING,
+    **dict.fromkeys(("gptj", "codegen", "phi", "starcoder2", "stablelm", "cohere2", "olmo", "gemma", "glm"), NOTHING),
+    **dict.fromkeys(("glm4", "persimmon", "ernie4_5", "biogpt", "gpt_bigcode", "megatron-bert", "big_bird"), NOTHING),
+    **dict.fromkeys(("nemotron", "exaone4"), ("QuestionAnswering",)),
+    "falcon": ("int8",),
+    "mpt": ("isolated documents",),
+    "olmoe": ("int8",),
+    "deepseek_v3": ("int8",),
+    "mamba2": ("isolated documents", "zero3"),
+    "falcon_mamba": ("isolated documents", "zero3", "int8"),
+    "recurrent_gemma": ("padding on the left", "isolated documents", "pipeline", "int8"),
+    "xglm": ("pipeline",),
+    "ctrl": ("pipeline", "activation checkpointing"),
+    "camembert": ("MaskedLM",),
+    "data2vec-text": ("MaskedLM",),
+    "rembert": ("MaskedLM", "pipeline"),
+    "esm": ("MaskedLM", "cut"),
+    "layoutlm": ("zero3",),
+    "ibert": ("MaskedLM", "pipeline", "activation checkpointing", "int8"),
 }
 """The types that are taken, and what not for, beside compiled blocks, which nobody tries."""
 REFUSED: Mapping[str, str] = {
     "t5": "it has an encoder and a decoder",
-    "xlnet": "hidden_states",
+    "xlnet": "layer 0 is not what transformers calls",
     "fnet": "hang on what is beside it",
+    "rwkv": "the model does something of its own between them",
+    "xlm": "the model does something of its own between them",
+    "flaubert": "the model does something of its own between them",
+    "funnel": "its blocks were not found",
+    "longformer": "transformers fails: RuntimeError: The size of tensor",
+    "nystromformer": "hang on what is beside it",
+    "convbert": "hang on what is beside it",
 }
 
 

@@ -26,7 +26,7 @@ def test_a_found_family_goes_through_all_phases_in_shards(tmp_path, monkeypatch)
     outcome = forked("run", str(recipe), ZERO3, "teacher.host=zero3", num_ranks=2)
     assert outcome.code == 0, outcome.output
     assert "teacher, found by structure: 4 blocks at transformer.h" in outcome.output
-    student = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "export" / "student")
+    student = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "export")
     assert student.config.num_layers == 2
     refused = forked("run", str(recipe), "torch_compile=true", num_ranks=1)
     assert refused.code == 2
