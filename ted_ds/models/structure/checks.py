@@ -17,7 +17,7 @@ from ted_ds.models.family import Family
 from ted_ds.models.parts import blocks_of
 from ted_ds.models.structure.parts import find_parts
 from ted_ds.models.structure.record import Specimen, inputs_of
-from ted_ds.models.structure.specimen import tokens
+from ted_ds.models.structure.specimen import build, config_of, tokens
 from ted_ds.models.structure.trace import are_close, first_tensor, trace
 from ted_ds.models.structure.training import weighted_loss
 from ted_ds.models.taps import TappedModel
@@ -57,7 +57,8 @@ def refuse_other_long_states(specimen: Specimen, longest: int) -> None:
     length = min(LONG, longest - 1)
     inputs = inputs_of(specimen.model, rows=1, length=length)
     try:
-        model = copy.deepcopy(specimen.model)
+        # a new one: a pass over short texts may have changed how it goes on
+        model = build(config_of(specimen.content), specimen.architecture)
         parts = find_parts(model, trace(model, {**inputs, "output_hidden_states": True}), specimen.num_blocks)
         if parts.blocks != specimen.parts.blocks:
             raise CheckpointError(f"the blocks are {parts.blocks}, and not {specimen.parts.blocks}")
@@ -77,7 +78,15 @@ def refuse_padding_seen(specimen: Specimen, family: Family) -> None:
 
 
 def padding_seen(specimen: Specimen, family: Family, *, side: str) -> str | None:
-    """How states of texts differ from those that each has alone, once they are padded; None where they do not."""
+    """How states of texts differ from those that each has alone, once they are padded; None where they do not.
+
+    In fp64 as well where they do in fp32: behind many blocks a difference of rounding may choose another expert.
+    """
+    single = _padding_seen(specimen, family, side, torch.float32)
+    return single and _padding_seen(specimen, family, side, torch.float64)
+
+
+def _padding_seen(specimen: Specimen, family: Family, side: str, dtype: torch.dtype) -> str | None:
     lengths = (24, 13, 19)
     whole = inputs_of(specimen.model, rows=3)
     pad: Any = getattr(specimen.model.config, "pad_token_id", None)
@@ -90,7 +99,7 @@ def padding_seen(specimen: Specimen, family: Family, *, side: str) -> str | None
     inputs = {**whole, "input_ids": ids, "attention_mask": mask}
     if side == "left":
         inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-    tapped = TappedModel(copy.deepcopy(specimen.model), family, some_layers(specimen))
+    tapped = TappedModel(copy.deepcopy(specimen.model).to(dtype), family, some_layers(specimen))
     with torch.no_grad():
         _, states = tapped(inputs)
         for row, length in enumerate(lengths):
@@ -117,6 +126,9 @@ def refuse_other_predictions(specimen: Specimen, family: Family) -> None:
     """
     if specimen.parts.lm_head_mistake is not None:
         raise CheckpointError(specimen.parts.lm_head_mistake)
+    if family.is_tied(specimen.content) != family.ties_by_default:  # which is what the model does
+        does = "its embeddings" if family.ties_by_default else "not its embeddings"
+        raise CheckpointError(f"its LM head is {does}, whatever tie_word_embeddings in its config.json says")
     inputs = inputs_of(specimen.model)
     labels = tokens(2, 24, seed=1)
     plain = copy.deepcopy(specimen.model)
