@@ -114,7 +114,7 @@ def test_of_a_type_with_a_record_the_same_is_found(name):
     for fact in (
         *("token_embeddings_path", "blocks_path", "final_norm_path", "before_lm_head", "lm_head_path", "positions"),
         *("language_model", "pooled_token", "span_head", "label_heads", "embeddings_path", "arrival_path"),
-        *("attention_dropouts", "logits_cap_key", "token_types_key", "before_blocks", "lacks"),
+        *("attention_dropouts", "logits_cap_key", "token_types_key", "before_blocks"),
     ):
         assert getattr(family, fact) == getattr(record, fact), fact
     assert {*family.hidden_dropouts} == {*record.hidden_dropouts}
