@@ -11,10 +11,11 @@ import os
 import subprocess  # nosec - it starts this very package
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ted_ds.errors import CheckpointError
-from ted_ds.models.families import family_of
+from ted_ds.models.found import family_of_config
 
 JOB = "ted_ds.models.built_shapes_job"
 TIME_LIMIT_S = 600.0
@@ -54,7 +55,7 @@ def built_shapes(*configs: Mapping[str, Any]) -> list[Shapes]:
 
 
 def _build(configs: Sequence[Mapping[str, Any]]) -> list[Shapes | str]:
-    asked = [[family_of(config["model_type"]).language_model, config] for config in configs]
+    asked = [[family_of_config(config, Path("config.json")).language_model, config] for config in configs]
     # it is no rank, and needs no GPU
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, "-m", JOB]

@@ -14,7 +14,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from ted_ds.models.families import family_of
 from ted_ds.models.file_kinds import (
     CARD_PREFIXES,
     LICENCE,
@@ -25,6 +24,7 @@ from ted_ds.models.file_kinds import (
 )
 from ted_ds.models.files import GENERATION_CONFIG_FILE
 from ted_ds.models.folder import CONFIG_FILE
+from ted_ds.models.found import family_of_config
 from ted_ds.models.loading import read_tokenizer
 from ted_ds.models.local_paths import without_local_paths
 from ted_ds.models.sentencepiece_model import read_sentencepiece
@@ -157,7 +157,7 @@ def _take_over_ids(folder: Path, teacher: Path) -> None:
     own = {role: getattr(tokenizer, f"{role}_token_id", None) for role in ROLES}
     config, of_teacher = _read(folder / CONFIG_FILE), _read(teacher / CONFIG_FILE)
     is_classifier = any("SequenceClassification" in name for name in config.get("architectures") or ())
-    of_positions = family_of(config["model_type"]).padding_row_key
+    of_positions = family_of_config(config, folder / CONFIG_FILE).padding_row_key
     for role in ROLES:
         key = f"{role}_token_id"
         if key != of_positions and (role in ALWAYS_SAID or key in config):

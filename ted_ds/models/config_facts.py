@@ -9,9 +9,9 @@ from ted_ds.errors import CheckpointError
 from ted_ds.models.built_shapes import built_shapes
 from ted_ds.models.config_agreement import token_ids
 from ted_ds.models.config_values import refuse_odd_values
-from ted_ds.models.families import family_of
 from ted_ds.models.files import ModelFacts, facts_by, placed_in
 from ted_ds.models.folder import CONFIG_FILE, read_config
+from ted_ds.models.found import family_of_config
 from ted_ds.models.packed import read_quantisation
 
 WORDS_OF_HEADS = ("Classification", "MultipleChoice", "QuestionAnswering")
@@ -27,7 +27,7 @@ def read_config_facts(folder: Path) -> ModelFacts:
         CheckpointError: This is no config of a known model, or its weights are quantised.
     """
     config = read_config(folder)
-    family = family_of(config["model_type"]).as_configured(config)
+    family = family_of_config(config, folder / CONFIG_FILE)
     with placed_in(folder / CONFIG_FILE):
         if read_quantisation(config) is not None:
             raise CheckpointError(

@@ -103,7 +103,7 @@ def _heads(config: Mapping[str, Any], family: Family) -> Iterator[str]:
     width_key, width = family.entry(config, "hidden_size")
     heads_key, heads = family.entry(config, "num_attention_heads")
     groups, size = config.get("num_key_value_heads"), config.get("head_dim")
-    if heads is None:
+    if not heads:  # not said, or blocks without attention
         return
     if width is not None and size is None and width % heads:
         yield f"{heads_key} is {heads}, which does not divide {width_key}, {width}; {_correct(heads_key)}"

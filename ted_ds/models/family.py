@@ -12,6 +12,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+USES = (
+    "cut",
+    "zero3",
+    "pipeline",
+    "isolated documents",
+    "padding on the left",
+    "activation checkpointing",
+    "int8",
+    "torch_compile",
+    "drop",
+)
+"""What a family may be refused for (:attr:`Family.refused`): being cut by blocks, weights sharded by ZeRO-3, pipelines,
+documents kept apart in one sequence, padding on the left, activations computed again, a teacher in 8 bits, compiled
+blocks, and leaving out the blocks above the last that is matched, which nobody asks for and is then not done."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
@@ -83,6 +98,8 @@ class Family:
     """What files call that head where transformers renames it as it reads and writes them."""
     logits_divisor_key: str | None = None
     """The entry of the config that the head's products are divided by."""
+    logits_factor_key: str | None = None
+    """The entry of the config that they are multiplied by."""
     logits_cap_key: str | None = None
     """The entry of the config with the bound ``c`` that logits are brought under: ``c tanh(logits / c)``; none where it
     is null."""
@@ -117,6 +134,8 @@ class Family:
     token's distance to the others (beside a table, where the files hold one)."""
     position_embeddings_path: str | None = None
     """The table."""
+    positions_lost: int = 0
+    """How many of the positions that the config names no text has, as rows of the table before them are not used."""
     rows_before_positions: int = 0
     """How many rows it has before that of the first position, beside one for each position."""
     padding_row: int | None = None
@@ -169,6 +188,16 @@ class Family:
     balance_weight_by_default: float = 0.001
     """That weight where the config does not say."""
 
+    entries_by_default: Mapping[str, int] = field(default_factory=dict)
+    """What entries come to where the config does not say, by transformers' general names."""
+
+    # --- what it is not used for
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Why not, by what it would be used for: a word of :data:`USES`, or an architecture (what follows
+    ``AutoModelFor``)."""
+    found: tuple[str, ...] = ()
+    """What was found of a family that has no record in :mod:`ted_ds.models.families`, in lines."""
+
     # --- other files
     buffers: tuple[str, ...] = ()
     """Ends of names of what is in many files, but no parameter."""
@@ -185,10 +214,10 @@ class Family:
     def entry(self, config: Mapping[str, Any], name: str) -> tuple[str, Any]:
         """An entry of a ``config.json`` by transformers' general name: the name it has there, and its value.
 
-        None, under the general name, where the file does not say.
+        Under the general name the family's default, or None, where the file does not say.
         """
         said = ((key, config[key]) for key in self.keys(name) if config.get(key) is not None)
-        return next(said, (name, None))
+        return next(said, (name, self.entries_by_default.get(name)))
 
     def as_configured(self, config: Mapping[str, Any]) -> Family:
         """What is true of a model with this ``config.json``: the family, or with another LM head."""

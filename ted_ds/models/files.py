@@ -14,9 +14,9 @@ from typing import Any
 from ted_ds.errors import CheckpointError
 from ted_ds.models.config_agreement import Shape, classifier_rows, refuse_other_shapes, token_ids
 from ted_ds.models.config_values import refuse_odd_values
-from ted_ds.models.families import family_of
 from ted_ds.models.family import Family, prefixes
 from ted_ds.models.folder import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, no_weights, read_config
+from ted_ds.models.found import family_of_config
 from ted_ds.models.model_file import read_json, refuse_pointer
 from ted_ds.models.packed import Quantisation, Stored, read_quantisation, unpack
 from ted_ds.models.parameters import Parameters, behind_the_body
@@ -46,6 +46,8 @@ class ModelFacts:
     """None where the config does not say."""
     architectures: tuple[str, ...]
     parameters: Parameters
+    family: Family
+    """What is true of all models of its type, or of those with its config."""
     has_classifier: bool = True
     """Whether the weights hold a head for whole texts."""
     classifier_rows: int | None = None
@@ -74,12 +76,6 @@ class ModelFacts:
     """How the files hold the weights of blocks; None where every number is in 16 or 32 bits."""
 
     @property
-    def family(self) -> Family:
-        """What is true of all models of its type."""
-        family = family_of(self.model_type)
-        return family.as_configured({str(family.lm_head_switch): not self.has_other_lm_head})
-
-    @property
     def as_language_model(self) -> Parameters:
         """Its parameters as a language model, which may begin with a new head."""
         if not self.family.before_lm_head:
@@ -102,7 +98,7 @@ def read_model_facts(folder: Path) -> ModelFacts:
             model than the weights.
     """
     config = read_config(folder)
-    family = family_of(config["model_type"]).as_configured(config)
+    family = family_of_config(config, folder / CONFIG_FILE)
     with placed_in(folder / CONFIG_FILE):
         quantisation = read_quantisation(config)
         facts_by(config, {}, family)  # what is wrong with it comes before what is wrong with the weights
@@ -192,12 +188,13 @@ def facts_by(config: dict[str, Any], shapes: Mapping[str, Shape], family: Family
         num_heads=int(said("num_attention_heads")),
         vocab_size=vocab_size,
         embedding_width=matrix[1],
-        max_positions=int(said("max_position_embeddings")) - before_first_position,
+        max_positions=int(said("max_position_embeddings")) - before_first_position - family.positions_lost,
         labels=labels if labels and any(name != f"LABEL_{i}" for i, name in enumerate(labels)) else None,
         num_labels=len(labels) or (2 if classifies else None),  # transformers leaves its default of two out
         architectures=tuple(config.get("architectures") or ()),
         parameters=parameters,
         behind_body=behind_the_body(config, family, parameters.before_lm_head, width=width, matrix=matrix),
+        family=family,
         is_tied=family.is_tied(config),
         has_other_lm_head=config.get(family.lm_head_switch or "", True) is False,
         rope_rules=rope_rules(config),

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from ted_ds.errors import CheckpointError
-from ted_ds.models.families import family_of
 from ted_ds.models.family import path_in_body
 from ted_ds.models.files import weight_files
+from ted_ds.models.found import family_of_folder
 from ted_ds.models.loading import auto_class
 from ted_ds.models.parts import before_lm_head_of, give_lm_head, lm_head_of, logit_rule_of
 from ted_ds.models.predictions import DensePredictions, Predictions, VocabularyHead, VocabularyPredictions
@@ -154,7 +154,7 @@ def load_lm_output(model_path: Path, dtype: torch.dtype) -> tuple[nn.Module, Voc
         CheckpointError: The files lack these weights.
     """
     config = AutoConfig.from_pretrained(model_path, local_files_only=True)
-    family = family_of(config.model_type).as_configured(config.to_dict())
+    family = family_of_folder(model_path)
     with torch.device("meta"):
         skeleton = auto_class(family.language_model).from_config(config, dtype=dtype)
     skeleton.tie_weights()

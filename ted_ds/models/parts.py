@@ -82,8 +82,8 @@ def logit_rule_of(config: Any, family: Family) -> LogitRule:
     def said(key: str | None) -> float | None:
         return None if key is None else getattr(config, key)
 
-    divisor = said(family.logits_divisor_key)
-    return LogitRule(1.0 if divisor is None else divisor, said(family.logits_cap_key))
+    divisor, factor = said(family.logits_divisor_key), said(family.logits_factor_key)
+    return LogitRule((1.0 if divisor is None else divisor) / (factor or 1.0), said(family.logits_cap_key))
 
 
 def has_part(model: nn.Module, path: str) -> bool:

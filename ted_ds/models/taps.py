@@ -131,7 +131,7 @@ class TappedModel(nn.Module):
 
         Its own ``pad_token_id``, which a text may end with where it is the end token's, too; None where it has none.
         """
-        pad_id: int | None = self.model.config.get_text_config().pad_token_id
+        pad_id: int | None = getattr(self.model.config.get_text_config(), "pad_token_id", None)
         return pad_id if self.pooled_token == "last" else None
 
     def _label_logits(self, arguments: Mapping[str, Any]) -> Tensor:
@@ -187,7 +187,7 @@ class TappedModel(nn.Module):
 
         There are no predictions afterwards. A share of a model has been cut there already.
         """
-        if not self.share.is_whole:
+        if not self.share.is_whole or "drop" in self._family.refused:
             return []
         blocks = blocks_of(self.model, self._family)
         kept = max(*self.layers, 0 if self.first_state is None else 1)  # layer 0 may be known by who takes it alone
@@ -227,7 +227,7 @@ class TappedModel(nn.Module):
         places = [place for place, other in enumerate(self.layers) if other == layer and place in self._places]
 
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            state: Tensor = self._rows.part(output[0] if isinstance(output, tuple) else output)
+            state: Tensor = self._rows.part(output[0] if isinstance(output, tuple | list) else output)
             if self._on_state is None:
                 self._captured[layer] = state
                 return

@@ -14,6 +14,7 @@ from ted_ds.models.files import ModelFacts
 from ted_ds.models.parameters import Parameters
 from ted_ds.planning.memory import (
     ITEM_BYTES,
+    SHARDED_HOSTS,
     Trained,
     activation_bytes,
     bucket_bytes,
@@ -23,9 +24,6 @@ from ted_ds.planning.memory import (
 )
 from ted_ds.planning.phase import DISTILL, Phase, phases_of, training_of
 from ted_ds.planning.plan import Plan
-
-SHARDED_HOSTS = ("zero3", "cpu_offload", "nvme_offload")
-"""Of the teacher's hosts, those where an engine of ZeRO-3 holds its weights."""
 
 
 @dataclass(frozen=True)

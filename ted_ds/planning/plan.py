@@ -21,6 +21,7 @@ from ted_ds.models.files import ModelFacts
 from ted_ds.numerics.layer_map import LayerPairs, make_layer_map
 from ted_ds.planning.contracts import Side, broken_contracts, document_ends, doubts
 from ted_ds.planning.data_sizes import corpus_bytes, count_rows
+from ted_ds.planning.family_uses import refused_uses
 from ted_ds.planning.mistakes import (
     Mistakes,
     check_data,
@@ -181,6 +182,7 @@ def _lay_out(
         check_model(recipe, student, "student.path", mistakes)
     check_dropout(recipe, teacher, student, mistakes)
     check_routers(recipe, teacher, student, mistakes)
+    mistakes.add("", *refused_uses(recipe, teacher, student))
     mistakes.add("", *quantised_mistakes(recipe, teacher, student))
     of_student = known.get("student", known["teacher"])
     places = known["teacher"].place, of_student.place
@@ -294,6 +296,8 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
             if facts.num_experts:
                 shape += f" with {facts.num_experts} experts, of which a token goes through {facts.num_chosen_experts}"
             lines.append(f"{name:9} {facts.model_type}, {shape}{quantised}{plan.origins.get(name, '')}")
+            is_cut = name == "student" and recipe.student.path is None
+            lines += [f"found     {name}: {line}" for line in (() if is_cut else facts.family.found)]
     if plan.layer_pairs:
         pairs = " ".join(f"{s}<-{t}" for s, t in plan.layer_pairs)
         lines.append(f"layers    student<-teacher {pairs}, matched in {plan.filter_dim} dimensions")

@@ -34,7 +34,7 @@ from ted_ds.runtime.preemption import StopRequests
 from ted_ds.runtime.rendezvous import find_ranks
 from ted_ds.runtime.world import World, is_lost_rank
 from ted_ds.tasks.kind import kind_of
-from ted_ds.verbs.agreement import refuse_other_files, refuse_other_settings
+from ted_ds.verbs.agreement import refuse_other_families, refuse_other_files, refuse_other_settings
 
 JOIN_TIMEOUT_S = 1800.0
 
@@ -106,6 +106,7 @@ def prepare(
     wanted = recipe.data
     listing = world.on_main(lambda: list_data(wanted))  # once, and the same for all
     refuse_other_files(world, {"teacher": teacher, "student": student}, listing)
+    refuse_other_families(world, {"teacher": plan.teacher, "student": plan.student})
 
     def read() -> tuple[PreTrainedTokenizerBase, LabelledData | CorpusData]:
         tokenizer = load_tokenizer(teacher)
@@ -229,6 +230,10 @@ def greet(assembly: Assembly) -> None:
     if plan.layer_pairs:
         screen.say(f"layers, student<-teacher: {' '.join(f'{s}<-{t}' for s, t in plan.layer_pairs)}")
     screen.say(f"teacher: {assembly.hosting.host}, {assembly.hosting.why}")
+    for side, facts in (("teacher", plan.teacher), ("student", plan.student)):
+        is_cut = side == "student" and recipe.student.path is None
+        for line in facts.family.found if facts is not None and not is_cut else ():
+            screen.say(f"{side}, found by structure: {line}")
     for remark in plan.remarks:
         screen.say(f"note: {remark}")
     for doubt in plan.doubts:

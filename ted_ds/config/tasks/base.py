@@ -100,6 +100,21 @@ class TaskSection(Section):
         return "fewer" if self.packed else "one"
 
     @property
+    def isolates_documents(self) -> bool:
+        """Whether several texts share a sequence and are kept apart in it."""
+        return False
+
+    @property
+    def place_of_isolation(self) -> str:
+        """The key of the recipe that says so."""
+        return "task"
+
+    @property
+    def without_isolation(self) -> str:
+        """What to do where that cannot be."""
+        return "use another task"
+
+    @property
     def template_file(self) -> Path | None:
         """The file of a chat template that is not the tokenizer's own."""
         return None

@@ -57,6 +57,21 @@ class Chat(TaskSection):
         return "fewer" if self.pack else "one"
 
     @property
+    def isolates_documents(self) -> bool:
+        """Whether conversations that share a sequence are kept apart, as they always are."""
+        return self.pack
+
+    @property
+    def place_of_isolation(self) -> str:
+        """The key of the recipe that lets them."""
+        return "task.pack"
+
+    @property
+    def without_isolation(self) -> str:
+        """What to do where that cannot be."""
+        return "set it to false"
+
+    @property
     def template_file(self) -> Path | None:
         """The template, where it is not the tokenizer's own."""
         return self.chat_template
