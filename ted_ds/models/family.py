@@ -263,7 +263,7 @@ class Family:
 
     def width_of_embeddings(self, config: Mapping[str, Any]) -> int | None:
         """How wide the token embeddings are, by a ``config.json``; None where it does not say."""
-        return config.get("embedding_size", self.embedding_width) or self.entry(config, "hidden_size")[1]
+        return self.entry(config, "embedding_size")[1] or self.embedding_width or self.entry(config, "hidden_size")[1]
 
     def block_of_layers(self, config: Mapping[str, Any]) -> tuple[int, ...]:
         """The number, from 0, of the block that puts out each layer behind the embeddings, by a ``config.json``.

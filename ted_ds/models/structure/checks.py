@@ -99,7 +99,8 @@ def _padding_seen(specimen: Specimen, family: Family, side: str, dtype: torch.dt
     inputs = {**whole, "input_ids": ids, "attention_mask": mask}
     if side == "left":
         inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-    tapped = TappedModel(_in(copy.deepcopy(specimen.model), dtype), family, some_layers(specimen))
+    model: Any = copy.deepcopy(specimen.model)
+    tapped = TappedModel(model.to(dtype), family, some_layers(specimen))
     with torch.no_grad():
         _, states = tapped(inputs)
         for row, length in enumerate(lengths):

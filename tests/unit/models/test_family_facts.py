@@ -115,7 +115,7 @@ def test_names_in_files_are_told_apart_as_the_parts_of_the_model_are(model_type:
     of_labels = family.label_head_prefixes
     of_both = prefixes({*family.before_label_head} & {*family.before_lm_head})
     lm_heads = prefixes(family.lm_heads_in_files)
-    assert lm[family.lm_head_matrix].shape[0] == VOCAB_SIZE
+    assert lm[f"{family.lm_head_path}.weight"].shape[0] == VOCAB_SIZE
     if model_type in TYPES_WITH_LABELS:
         labels = {"num_labels": 3}
         classifier = dict(without_weights(model_type, AutoModelForSequenceClassification, **labels).named_parameters())
