@@ -11,10 +11,12 @@ from typing import Any
 import torch
 import transformers
 
+from ted_ds.models.config_build import parsed_config
+
 
 def shapes_of(config: Mapping[str, Any], *, with_head: bool) -> dict[str, list[int]]:
     """The shapes of a model's parameters, tied ones once; of a body by the names that they have below a head."""
-    built = transformers.AutoConfig.for_model(**config)
+    built = parsed_config(config)
     auto: Any = transformers.AutoModelForCausalLM if with_head else transformers.AutoModel
     with torch.device("meta"):
         model = auto.from_config(built)

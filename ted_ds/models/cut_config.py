@@ -8,7 +8,6 @@ refused: no list of model types knows them all.
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -17,9 +16,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoModel
+from transformers import AutoModel
 
 from ted_ds.errors import CheckpointError
+from ted_ds.models.config_build import parsed_config
 from ted_ds.models.family import Family, path_in_body
 
 ABOUT_BLOCKS = re.compile(r"layer|block|_idx|_indices")
@@ -36,7 +36,7 @@ def config_of_blocks(config: Mapping[str, Any], blocks: Sequence[int], family: F
     depth_key, depth = family.entry(config, "num_hidden_layers")
     if blocks[-1] >= depth:
         raise CheckpointError(f"block {blocks[-1]} does not exist (the model has {depth} blocks); use 0..{depth - 1}")
-    said = {**_filled_in(config).to_dict(), **{key: value for key, value in config.items() if value is not None}}
+    said = {**parsed_config(config).to_dict(), **{key: value for key, value in config.items() if value is not None}}
     result = {**config, depth_key: len(blocks)}
     for key, value in said.items():
         if key in family.first_blocks_keys and isinstance(value, int):
@@ -60,11 +60,6 @@ def _of_blocks(values: Sequence[Any], blocks: Sequence[int], depth: int) -> list
     if len(values) == depth and not (are_blocks and depth > 2):  # of two entries, 0 and 1 are more likely flags
         return [values[block] for block in blocks]
     return [blocks.index(number) for number in values if number in blocks] if are_blocks else [*values]
-
-
-def _filled_in(config: Mapping[str, Any]) -> Any:
-    """The config as transformers reads it, with all that it works out."""
-    return CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(dict(config)))
 
 
 def query_factor(config: Mapping[str, Any], old: int, new: int, family: Family) -> float:
@@ -100,7 +95,7 @@ def refuse_other_blocks(
 def _skeleton(config: Mapping[str, Any], family: Family) -> nn.ModuleList:
     """The blocks, without memory of their own."""
     with torch.device("meta"):
-        body = AutoModel.from_config(_filled_in(config))
+        body = AutoModel.from_config(parsed_config(config))
     blocks = body.get_submodule(path_in_body(family.blocks_path))
     assert isinstance(blocks, nn.ModuleList)
     return blocks
