@@ -79,12 +79,17 @@ class CutFromTeacher(Section):
     """Which blocks of the teacher become the student."""
 
     blocks: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
-    """Blocks of the teacher to copy, numbered from 0 as in its parameter names."""
+    """Blocks of the teacher to copy, numbered from 0 as in its parameter names; one may come more than once."""
+    any_order: bool = False
+    """Whether a block may come before one of a lower number."""
 
     @rule
     def _ascending(self) -> Iterator[str]:
-        if sorted(set(self.blocks)) != self.blocks:
-            yield f"blocks must be ascending and distinct, got {self.blocks}"
+        if sorted(self.blocks) != self.blocks and not self.any_order:
+            yield (
+                f"blocks must be in ascending order (one may come more than once), got {self.blocks}; where this order "
+                "is meant, set any_order: true"
+            )
 
 
 class Student(Section):

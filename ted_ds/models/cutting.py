@@ -65,7 +65,6 @@ def _marker(family: Family) -> str:
 def _cut_weights(
     teacher: Path, config: Mapping[str, Any], blocks: Sequence[int], family: Family
 ) -> Iterator[tuple[str, Tensor]]:
-    new_number = {old: new for new, old in enumerate(blocks)}
     marker = _marker(family)
     # it belongs to the first block, and does not go without it
     of_first = f".{path_in_body(family.behind_first_block)}." if family.behind_first_block else ""
@@ -79,9 +78,10 @@ def _cut_weights(
                     yield name, weights.get_tensor(name)
                     continue
                 number, _, rest = after.partition(".")
-                if int(number) in new_number:
-                    new = new_number[int(number)]
+                for new in (new for new, old in enumerate(blocks) if old == int(number)):
                     weight = weights.get_tensor(name)
+                    if new != blocks.index(int(number)):  # a file is mapped, and a repeated block trains by itself
+                        weight = weight.clone()
                     if rest in family.fused_queries:
                         weight = _scale_queries(weight, query_factor(config, int(number), new, family))
                     yield f"{before}{marker}{new}.{rest}"[1:], weight
