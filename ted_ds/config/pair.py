@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -92,6 +92,20 @@ class CutFromTeacher(Section):
             )
 
 
+class FromConfig(Section):
+    """A student of random weights, for studies of pre-training."""
+
+    path: Path | None = None
+    """A local folder with its ``config.json``; unset: the teacher's."""
+    changes: dict[str, Any] = Field(default_factory=dict)
+    """Entries of that config with other values (``num_hidden_layers``, ``hidden_size``, ...)."""
+
+    @rule
+    def _type_is_the_configs(self) -> Iterator[str]:
+        if "model_type" in self.changes:
+            yield "changes.model_type: the type is that of the config; give path, the folder of a config of that type"
+
+
 class Student(Section):
     """The model that learns."""
 
@@ -99,6 +113,8 @@ class Student(Section):
     """Local folder or Hugging Face name of a pretrained student."""
     from_teacher: CutFromTeacher | None = None
     """Cut the student out of the teacher instead."""
+    from_config: FromConfig | None = None
+    """Or begin with random weights, the same for any number of ranks."""
     finetune: PhasePlan | None = None
     """Train the student on the task before Stage I (Stage 0)."""
     dropout: Dropout = Dropout()
@@ -110,5 +126,5 @@ class Student(Section):
 
     @rule
     def _one_origin(self) -> Iterator[str]:
-        if (self.path is None) == (self.from_teacher is None):
-            yield "give exactly one of path and from_teacher"
+        if [self.path, self.from_teacher, self.from_config].count(None) != 2:
+            yield "give exactly one of path, from_teacher and from_config"

@@ -110,6 +110,18 @@ def read_model_facts(folder: Path) -> ModelFacts:
     )
 
 
+def facts_of_config(config: dict[str, Any], shapes: Mapping[str, Shape]) -> ModelFacts:
+    """Of a model that no files hold yet, from its whole config and the shapes of its parameters by name.
+
+    Raises:
+        CheckpointError: No model can be built of these values.
+    """
+    family = family_of(config["model_type"])
+    refuse_odd_values(config, family)
+    facts = _facts(config, shapes, family)
+    return replace(facts, has_lm_head=_has_lm_head(shapes, family, is_tied=facts.is_tied))
+
+
 def _has_lm_head(shapes: Mapping[str, Shape], family: Family, *, is_tied: bool) -> bool:
     if family.before_lm_head is None:
         return is_tied or any(name.startswith(prefixes(family.lm_heads_in_files)) for name in shapes)

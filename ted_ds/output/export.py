@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from transformers import AutoTokenizer
@@ -73,12 +74,21 @@ def _what_is_the_teachers(recipe: Recipe) -> str:
     return "Tokenizer and how text is generated are the teacher's; the chat template is the one it was distilled with."
 
 
+def _start(recipe: Recipe, names: Mapping[str, str]) -> str:
+    """What the student began as, in words; ``names`` are those of the models there were."""
+    cut, from_config = recipe.student.from_teacher, recipe.student.from_config
+    if cut is not None:
+        return f"blocks {cut.blocks} of the teacher"
+    if from_config is not None:
+        return "random weights"
+    return f"`{names.get('student', names['teacher'])}`"
+
+
 def _card(recipe: Recipe, origins: Origins, facts: ModelFacts, folder: Path) -> str:
     """A model card that says what the model was made from; what those models are, their own cards say."""
     names = {side: hub_name(origin) or origin.resolve().name for side, origin in origins.by_name.items()}
     known = [name for origin in origins.by_name.values() if (name := hub_name(origin)) is not None]
-    cut = recipe.student.from_teacher
-    start = f"`{names.get('student', names['teacher'])}`" if cut is None else f"blocks {cut.blocks} of the teacher"
+    start = _start(recipe, names)
     cards = cards_in(folder)
     licences = licences_in(folder)
     front = ["---", "library_name: transformers", "tags: [distillation, ted_ds]"]

@@ -6,7 +6,15 @@ from pathlib import Path
 
 from ted_ds.config.schema import Recipe
 from ted_ds.output.phase_folder import model_identity
-from ted_ds.planning.phase import CUT_STUDENT, DISTILL, FINETUNE_STUDENT, FINETUNE_TEACHER, Phase, phases_of
+from ted_ds.planning.phase import (
+    CUT_STUDENT,
+    DISTILL,
+    FINETUNE_STUDENT,
+    FINETUNE_TEACHER,
+    RANDOM_STUDENT,
+    Phase,
+    phases_of,
+)
 
 MODEL_FOLDER = "model"
 
@@ -20,7 +28,7 @@ class RunFolders:
     """The folders of one run."""
 
     def __init__(self, recipe: Recipe, *, teacher: Path, student: Path | None) -> None:
-        """Start from the teacher's folder and the student's (None where it is cut from the teacher)."""
+        """Start from the teacher's folder and the student's (None where it is made of the teacher)."""
         self._recipe, self._output = recipe, recipe.output_dir
         self.teacher_origin, self.student_origin = teacher, student
         self._identities: dict[Path, dict[str, str]] = {}
@@ -35,7 +43,8 @@ class RunFolders:
 
     def student_start_path(self) -> Path:
         """The student before any training."""
-        return self.student_origin or self._model_of(CUT_STUDENT)
+        is_random = RANDOM_STUDENT.is_in(self._recipe)
+        return self.student_origin or self._model_of(RANDOM_STUDENT if is_random else CUT_STUDENT)
 
     def student_path(self) -> Path:
         """The student that Stage I and II read."""

@@ -16,12 +16,10 @@ from ted_ds.config.without_effect import settings_without_effect
 from ted_ds.data.first_rows import FirstRows
 from ted_ds.data.row_counts import RowCount, count_training_rows
 from ted_ds.data.samples import Rows
-from ted_ds.data.sources import HUB_NAME
 from ted_ds.data.transfer import share_of
-from ted_ds.errors import ConfigError, raise_all
+from ted_ds.errors import raise_all
 from ted_ds.launching.starters import Told
 from ted_ds.models.files import ModelFacts, read_model_facts
-from ted_ds.models.folder import no_folder
 from ted_ds.numerics.layer_map import LayerPairs, make_layer_map
 from ted_ds.planning.contracts import Side, broken_contracts, document_ends, doubts
 from ted_ds.planning.mistakes import (
@@ -36,6 +34,7 @@ from ted_ds.planning.phase import phases_of
 from ted_ds.planning.pipeline_cut import Stage, plan_stages
 from ted_ds.planning.quantised_teacher import quantised_mistakes
 from ted_ds.planning.steps import counts_epochs, epochs_in_words, with_rows
+from ted_ds.planning.student_facts import find_student, local_model
 
 RowsOf = Callable[[Task], Rows]
 
@@ -70,20 +69,6 @@ class Plan:
     def layers(self, side: str) -> tuple[int, ...]:
         """The ``student``'s or the ``teacher``'s side of the layer map."""
         return tuple(pair[0 if side == "student" else 1] for pair in self.layer_pairs)
-
-
-def local_model(path: str) -> Path | None:
-    """The folder a model path names; None for a hub name.
-
-    Raises:
-        ConfigError: It is neither.
-    """
-    folder = Path(path)
-    if folder.is_dir():
-        return folder
-    if folder.exists() or not HUB_NAME.match(path):
-        raise ConfigError(f"{path}: {no_folder(folder)}")
-    return None
 
 
 def make_plan(
@@ -154,19 +139,13 @@ def _lay_out(recipe: Recipe, rows_of: RowsOf, mistakes: Mistakes, *, num_ranks: 
     mistakes.add("evaluation.lm_eval", *lm_eval_mistakes(recipe.evaluation.lm_eval))
     teacher_dir = mistakes.attempt("teacher.path", lambda: local_model(recipe.teacher.path))
     teacher = mistakes.attempt("teacher.path", lambda: read_model_facts(teacher_dir)) if teacher_dir else None
-    student_dir, student = teacher_dir, None
-    if recipe.student.path is not None:
-        path = recipe.student.path
-        student_dir = mistakes.attempt("student.path", lambda: local_model(path))
-        student = mistakes.attempt("student.path", lambda: read_model_facts(student_dir)) if student_dir else None
-    elif teacher is not None:
-        student = mistakes.attempt("student.from_teacher.blocks", lambda: _cut_facts(recipe, teacher))
-
+    student_dir, student = find_student(recipe, teacher_dir, teacher, mistakes)
     mistakes.add("output_dir", *_output_among_models(recipe.output_dir, teacher_dir, student_dir))
     if teacher is not None:
         check_model(recipe, teacher, "teacher.path", mistakes)
-    if student is not None and recipe.student.path is not None:
-        check_model(recipe, student, "student.path", mistakes)
+    if student is not None and recipe.student.from_teacher is None:
+        place = "student.path" if recipe.student.path is not None else "student.from_config"
+        check_model(recipe, student, place, mistakes)
     check_dropout(recipe, teacher, student, mistakes)
     mistakes.add("", *quantised_mistakes(recipe, teacher, student))
     sides = model_sides(recipe, teacher_dir, teacher, student_dir, student)
@@ -215,18 +194,6 @@ def _output_among_models(output: Path, *models: Path | None) -> Iterator[str]:
             yield f"{output} is in the model folder {folder}, which a run would write into; give another folder"
 
 
-def _cut_facts(recipe: Recipe, teacher: ModelFacts) -> ModelFacts:
-    cut = recipe.student.from_teacher
-    assert cut is not None
-    outside = [block for block in cut.blocks if block >= teacher.num_blocks]
-    if outside:
-        raise ConfigError(
-            f"block {outside[0]} does not exist (the teacher has {teacher.num_blocks} blocks, numbered from 0); "
-            f"use 0..{teacher.num_blocks - 1}"
-        )
-    return replace(teacher, num_blocks=len(cut.blocks), parameters=teacher.parameters.cut(cut.blocks))
-
-
 def model_sides(
     recipe: Recipe,
     teacher_dir: Path | None,
@@ -237,9 +204,11 @@ def model_sides(
     """The two models as contracts see them; None for one that is not known yet."""
     teacher_tuned = recipe.teacher.finetune is not None
     cut_from_tuned = recipe.student.from_teacher is not None and teacher_tuned
-    tuned = {"teacher": teacher_tuned, "student": recipe.student.finetune is not None or cut_from_tuned}
+    is_random = recipe.student.from_config is not None  # with a head for this task
+    tuned = {"teacher": teacher_tuned, "student": recipe.student.finetune is not None or cut_from_tuned or is_random}
+    keys = {"teacher": "path", "student": "from_config" if is_random else "path"}
     teacher_side, student_side = (
-        Side(name, folder, facts, tuned[name]) if folder is not None and facts is not None else None
+        Side(name, folder, facts, tuned[name], keys[name]) if folder is not None and facts is not None else None
         for name, folder, facts in (("teacher", teacher_dir, teacher), ("student", student_dir, student))
     )
     return teacher_side, student_side
@@ -266,7 +235,8 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
         else:
             quantised = f", quantised ({facts.quantisation})" if facts.quantisation else ""
             shape = f"{facts.num_blocks} blocks of width {facts.hidden_size}"
-            lines.append(f"{name:9} {facts.model_type}, {shape}{quantised}")
+            size = f", random, {facts.parameters.total:,} parameters" if _is_random(recipe, name) else ""
+            lines.append(f"{name:9} {facts.model_type}, {shape}{size}{quantised}")
     if plan.layer_pairs:
         pairs = " ".join(f"{s}<-{t}" for s, t in plan.layer_pairs)
         lines.append(f"layers    student<-teacher {pairs}, matched in {plan.filter_dim} dimensions")
@@ -300,6 +270,10 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
     lines.append(f"output    {recipe.output_dir}")
     lines += [f"WARN      {doubt}" for doubt in plan.doubts]
     return "\n".join(lines)
+
+
+def _is_random(recipe: Recipe, side: str) -> bool:
+    return side == "student" and recipe.student.from_config is not None
 
 
 def _transfer_in_words(recipe: Recipe) -> str:

@@ -269,8 +269,8 @@ def test_a_convolution_is_behind_the_first_block_alone(tmp_path: Path, blocks: l
     with pytest.raises(CheckpointError) as caught:
         cut_out(teacher, tmp_path / "student", blocks)
     assert str(caught.value) == (
-        f"{teacher}: block 0 of this deberta-v2 has a part behind it (conv_kernel_size: 3) that only the first block of "
-        "a model can have; use it once, and first"
+        f"{teacher}: block 0 of this deberta-v2 has a part behind it (conv_kernel_size: 3) that only the first block "
+        "of a model can have; use it once, and first"
     )
 
 

@@ -18,7 +18,7 @@ from ted_ds.errors import CheckpointError, ConfigError
 from ted_ds.models import loading
 from ted_ds.models.families import KNOWN_TYPES
 from ted_ds.models.files import read_model_facts, weight_files
-from ted_ds.planning.plan import local_model
+from ted_ds.planning.student_facts import local_model
 from tests.tiny import write_model
 
 # of encoders and decoders of other families, models of text and images, encoder-decoders, state-space models
