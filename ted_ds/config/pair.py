@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from ted_ds.config.lora import Lora
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.section import Section, rule
 
@@ -120,6 +121,8 @@ class Student(Section):
     dropout: Dropout = Dropout()
     """While it trains. A student cut out of its teacher has that one's ``config.json``, with the dropout it was trained
     with."""
+    lora: Lora | None = None
+    """Train adapters instead of its weights."""
     freeze_embeddings: bool = False
     """Leave the token embeddings as they are, and an LM head that is tied to them: no gradients or optimizer state of
     them, and, while both models are whole on a rank, one copy of them for a student cut out of its teacher."""
@@ -128,3 +131,17 @@ class Student(Section):
     def _one_origin(self) -> Iterator[str]:
         if [self.path, self.from_teacher, self.from_config].count(None) != 2:
             yield "give exactly one of path, from_teacher and from_config"
+
+    @rule
+    def _adapters_have_a_base(self) -> Iterator[str]:
+        if self.lora is None:
+            return
+        if self.from_config is not None:
+            yield "lora: random weights that stay as they are teach nothing; remove it, or give path or from_teacher"
+        if self.freeze_embeddings:
+            yield "freeze_embeddings: with lora all but adapters and head is left as it is; remove it"
+        if self.lora.export == "adapter" and (self.path is None or self.finetune is not None):
+            yield (
+                "lora.export: adapter: its base would be a model that this run alone has; give path (and no finetune), "
+                "or use merged"
+            )

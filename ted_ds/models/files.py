@@ -198,14 +198,18 @@ def _labels(id2label: Any) -> tuple[str, ...]:
 
 def _sort(shapes: Mapping[str, Shape], num_blocks: int, config: Mapping[str, Any], family: Family) -> Parameters:
     of_blocks: list[list[Shape]] = [[] for _ in range(num_blocks)]
+    maps: list[dict[str, Shape]] = [{} for _ in range(num_blocks)]
     embeddings, lm_head, others = 0, 0, []
     is_tied, lm_heads = family.is_tied(config), prefixes(family.lm_heads_in_files)
+    label_heads = tuple(shape for name, shape in shapes.items() if name.startswith(prefixes(family.own_heads)))
     for name, shape in shapes.items():
         block = family.block_number(name)
         if name.endswith(family.buffers):
             continue
         if block is not None and block < num_blocks:
             of_blocks[block].append(shape)
+            if len(shape) == 2 and name.endswith(".weight"):
+                maps[block][family.name_in_block(name).removesuffix(".weight")] = shape
         elif name.startswith(lm_heads):
             is_matrix = len(shape) == 2 and shape[0] == config["vocab_size"]
             lm_head += 0 if is_tied and is_matrix else math.prod(shape)
@@ -213,7 +217,9 @@ def _sort(shapes: Mapping[str, Shape], num_blocks: int, config: Mapping[str, Any
             embeddings += math.prod(shape)
         else:
             others.append(shape)
-    return Parameters(tuple(map(tuple, of_blocks)), embeddings, lm_head, tuple(others))
+    return Parameters(
+        tuple(map(tuple, of_blocks)), embeddings, lm_head, tuple(others), maps=tuple(maps), label_heads=label_heads
+    )
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ted_ds.models.config_agreement import Shape
@@ -25,6 +25,10 @@ class Parameters:
     """Of a masked LM, what has no part in its body or in the matrix of its LM head."""
     packed: Packed = NOTHING_PACKED
     """What of them is kept in fewer bits, as in the files."""
+    maps: tuple[Mapping[str, Shape], ...] = ()
+    """The matrices of each block's linear maps, by the map's name within it."""
+    label_heads: tuple[Shape, ...] = ()
+    """Of a head of labels; they are among the others."""
 
     @property
     def total(self) -> int:
@@ -46,7 +50,8 @@ class Parameters:
 
     def cut(self, blocks: Sequence[int]) -> Parameters:
         """Of a model with these blocks only."""
-        return replace(self, of_blocks=tuple(self.of_blocks[block] for block in blocks))
+        maps = tuple(self.maps[block] for block in blocks) if self.maps else ()
+        return replace(self, of_blocks=tuple(self.of_blocks[block] for block in blocks), maps=maps)
 
     def of_share(self, share: Share, *, predicts_tokens: bool) -> Parameters:
         """Of a pipeline stage; small ones outside of blocks are counted where the embeddings are.

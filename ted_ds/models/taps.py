@@ -76,6 +76,7 @@ class TappedModel(nn.Module):
         self.layers = tuple(layers)
         self._places = frozenset(range(len(self.layers)) if places is None else places)
         self._captured: dict[int, Tensor] = {}
+        self._is_running = False
         self._on_state: OnState | None = None
         self._family, self._pooled = family, pooled
         self._takes_token_types = family.num_token_types(model.config.to_dict()) > 1
@@ -183,6 +184,8 @@ class TappedModel(nn.Module):
         places = [place for place, other in enumerate(self.layers) if other == layer and place in self._places]
 
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if not self._is_running:  # others may tap the same model
+                return
             state: Tensor = self._rows.part(output[0] if isinstance(output, tuple) else output)
             if self._on_state is None:
                 self._captured[layer] = state
@@ -227,7 +230,7 @@ class TappedModel(nn.Module):
             self._arrival.state = self._rows.join(self._arrival.state)
         with_predictions = with_predictions and self.share.has_output
         assert self._can_predict or (then is not None and not with_predictions), "its head is not here"
-        self._on_state = on_state
+        self._on_state, self._is_running = on_state, True
         try:
             predictions: Predictions | None = None
             logits: Tensor | None = None
@@ -246,7 +249,7 @@ class TappedModel(nn.Module):
                 states = tuple(self._captured.get(layer) for layer in self.layers)
         finally:
             self._captured.clear()
-            self._on_state = None
+            self._on_state, self._is_running = None, False
             if self._arrival is not None:
                 self._arrival.state = None
         if then is None:

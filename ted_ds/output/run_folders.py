@@ -17,6 +17,7 @@ from ted_ds.planning.phase import (
 )
 
 MODEL_FOLDER = "model"
+ADAPTER_FOLDER = "adapter"
 
 
 def filters_subfolder(phase: Phase, side: str) -> str:

@@ -21,6 +21,7 @@ from ted_ds.errors import raise_all
 from ted_ds.launching.starters import Told
 from ted_ds.models.files import ModelFacts, read_model_facts
 from ted_ds.numerics.layer_map import LayerPairs, make_layer_map
+from ted_ds.planning.adapters import adapter_mistakes, trains_in_words
 from ted_ds.planning.contracts import Side, broken_contracts, document_ends, doubts
 from ted_ds.planning.mistakes import (
     Mistakes,
@@ -147,7 +148,7 @@ def _lay_out(recipe: Recipe, rows_of: RowsOf, mistakes: Mistakes, *, num_ranks: 
         place = "student.path" if recipe.student.path is not None else "student.from_config"
         check_model(recipe, student, place, mistakes)
     check_dropout(recipe, teacher, student, mistakes)
-    mistakes.add("", *quantised_mistakes(recipe, teacher, student))
+    mistakes.add("", *quantised_mistakes(recipe, teacher, student), *adapter_mistakes(recipe, student))
     sides = model_sides(recipe, teacher_dir, teacher, student_dir, student)
     broken = [line for lines in broken_contracts(recipe, *sides).values() for line in lines]
     if contracts_hold:
@@ -237,6 +238,8 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
             shape = f"{facts.num_blocks} blocks of width {facts.hidden_size}"
             size = f", random, {facts.parameters.total:,} parameters" if _is_random(recipe, name) else ""
             lines.append(f"{name:9} {facts.model_type}, {shape}{size}{quantised}")
+    trains = None if plan.student is None else trains_in_words(recipe, plan.student)
+    lines += [] if trains is None else [f"trains    {trains}"]
     if plan.layer_pairs:
         pairs = " ".join(f"{s}<-{t}" for s, t in plan.layer_pairs)
         lines.append(f"layers    student<-teacher {pairs}, matched in {plan.filter_dim} dimensions")
