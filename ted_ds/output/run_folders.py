@@ -9,6 +9,7 @@ from ted_ds.output.phase_folder import model_identity
 from ted_ds.planning.phase import (
     CUT_STUDENT,
     DISTILL,
+    EXPORT,
     FINETUNE_STUDENT,
     FINETUNE_TEACHER,
     RANDOM_STUDENT,
@@ -54,6 +55,19 @@ class RunFolders:
     def distilled_path(self) -> Path:
         """The student after Stage II."""
         return self._model_of(DISTILL)
+
+    def adapter_path(self) -> Path:
+        """The adapter that Stage II trained, where it did."""
+        return self.place(DISTILL) / ADAPTER_FOLDER
+
+    def exports_adapter(self) -> bool:
+        """Whether the export is the adapter alone."""
+        lora = self._recipe.student.lora
+        return lora is not None and lora.export == "adapter"
+
+    def plain_export_path(self) -> Path:
+        """The exported student as a whole model: the export, or what its adapter was merged into."""
+        return self.distilled_path() if self.exports_adapter() else self.place(EXPORT)
 
     def evaluated_paths(self) -> dict[str, Path]:
         """The models that the evaluation compares, by name."""

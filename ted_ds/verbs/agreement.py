@@ -24,7 +24,17 @@ from ted_ds.errors import ConfigError
 from ted_ds.models.file_kinds import MODEL_PATTERNS, TEMPLATES_FOLDER
 from ted_ds.runtime.world import World
 
-PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "safetensors", "numpy", "sentencepiece")
+PACKAGES = (
+    "torch",
+    "deepspeed",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "safetensors",
+    "numpy",
+    "sentencepiece",
+    "peft",
+)
 """Whose versions may change what is computed, or what ranks say to each other."""
 LOOKED_AT = 1 << 20
 """Bytes of a model's file from its beginning, and from its end: all of it is hashed later, where it is read."""
