@@ -21,15 +21,13 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ted_ds.errors import CheckpointError
+from ted_ds.models.adapter_folder import ADAPTER_WEIGHTS, BEFORE_ADAPTED
 from ted_ds.models.adapter_targets import is_target
 from ted_ds.models.family import Family
 from ted_ds.models.parts import has_part
 
 NAME = "default"
 """Of the only adapter, in names of parameters."""
-BEFORE = "base_model.model."
-"""Begins the names of parameters in peft's files."""
-WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -154,19 +152,18 @@ def save_adapters(
         task_type: peft's word for the model with its head, by which its Auto classes know it.
     """
     found = {
-        f"{BEFORE}{path}.lora_{which}.weight": state[f"{path}.lora_{which}.{NAME}.weight"]
+        f"{BEFORE_ADAPTED}{path}.lora_{which}.weight": state[f"{path}.lora_{which}.{NAME}.weight"]
         for path, _ in _adapted(model)
         for which in "AB"
     }
     for path, _ in _heads(model):
         own = f"{path}.modules_to_save.{NAME}."
-        found |= {
-            f"{BEFORE}{path}.{name.removeprefix(own)}": weight for name, weight in state.items() if name.startswith(own)
-        }
+        of_head = {name.removeprefix(own): weight for name, weight in state.items() if name.startswith(own)}
+        found |= {f"{BEFORE_ADAPTED}{path}.{name}": weight for name, weight in of_head.items()}
     config = copy.deepcopy(model.peft_config[NAME])
     config.base_model_name_or_path, config.inference_mode, config.task_type = base, True, task_type
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(found, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(found, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(folder)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ted_ds.errors import CheckpointError
+from ted_ds.models.adapter_folder import ADAPTER_WEIGHTS, BEFORE_ADAPTED, AdapterFolder, read_adapter
 from ted_ds.models.config_agreement import Shape, classifier_rows, refuse_other_shapes, token_ids
 from ted_ds.models.config_values import refuse_odd_values
 from ted_ds.models.families import family_of
@@ -75,12 +76,15 @@ class ModelFacts:
 
 
 def read_model_facts(folder: Path) -> ModelFacts:
-    """Read ``config.json`` and make sure that the weight files are whole.
+    """Read ``config.json`` and make sure that the weight files are whole; of an adapter's folder, those of its base.
 
     Raises:
         CheckpointError: This is no folder of a known model; a file is missing or damaged, or the config is of another
             model than the weights.
     """
+    adapter = read_adapter(folder)
+    if adapter is not None:
+        return _with_adapter(adapter)
     config = read_config(folder)
     family = family_of(config["model_type"])
     try:
@@ -107,6 +111,33 @@ def read_model_facts(folder: Path) -> ModelFacts:
         classifier_rows=classifier_rows(shapes, family),
         has_lm_head=_has_lm_head(shapes, family, is_tied=facts.is_tied),
         token_ids=ids,
+    )
+
+
+def _with_adapter(adapter: AdapterFolder) -> ModelFacts:
+    """Of what an adapter and its base will be once they are merged."""
+    base, saved = read_model_facts(adapter.base), _read_header(adapter.folder / ADAPTER_WEIGHTS)
+    if base.quantisation is not None:
+        raise CheckpointError(
+            f"{adapter.folder}: an adapter beside quantised weights ({base.quantisation}), into which none is merged; "
+            "give base_model_name_or_path in its adapter_config.json the model in 16 or 32 bits they were made from"
+        )
+    names = {name.removeprefix(BEFORE_ADAPTED): tensor.shape for name, tensor in saved.items()}
+    head = {name: shape for name, shape in names.items() if name.startswith(prefixes(base.family.own_heads))}
+    if not head:
+        return base
+    parameters = base.parameters
+    if not parameters.label_heads:
+        parameters = replace(parameters, others=(*parameters.others, *head.values()), label_heads=tuple(head.values()))
+    rows = classifier_rows(head, base.family)
+    return replace(
+        base,
+        parameters=parameters,
+        has_classifier=True,
+        classifier_rows=rows,
+        num_labels=rows,
+        labels=None,
+        architectures=(),
     )
 
 

@@ -19,6 +19,7 @@ from ted_ds.data.samples import Rows
 from ted_ds.data.transfer import share_of
 from ted_ds.errors import raise_all
 from ted_ds.launching.starters import Told
+from ted_ds.models.adapter_folder import read_adapter, tokenizer_folder
 from ted_ds.models.files import ModelFacts, read_model_facts
 from ted_ds.numerics.layer_map import LayerPairs, make_layer_map
 from ted_ds.planning.adapters import adapter_mistakes, trains_in_words
@@ -209,7 +210,9 @@ def model_sides(
     tuned = {"teacher": teacher_tuned, "student": recipe.student.finetune is not None or cut_from_tuned or is_random}
     keys = {"teacher": "path", "student": "from_config" if is_random else "path"}
     teacher_side, student_side = (
-        Side(name, folder, facts, tuned[name], keys[name]) if folder is not None and facts is not None else None
+        None
+        if folder is None or facts is None
+        else Side(name, tokenizer_folder(folder), facts, tuned[name], keys[name])
         for name, folder, facts in (("teacher", teacher_dir, teacher), ("student", student_dir, student))
     )
     return teacher_side, student_side
@@ -236,7 +239,8 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
         else:
             quantised = f", quantised ({facts.quantisation})" if facts.quantisation else ""
             shape = f"{facts.num_blocks} blocks of width {facts.hidden_size}"
-            size = f", random, {facts.parameters.total:,} parameters" if _is_random(recipe, name) else ""
+            size = f", an adapter merged into {_base_of(recipe, name)}" if _base_of(recipe, name) else ""
+            size += f", random, {facts.parameters.total:,} parameters" if _is_random(recipe, name) else ""
             lines.append(f"{name:9} {facts.model_type}, {shape}{size}{quantised}")
     trains = None if plan.student is None else trains_in_words(recipe, plan.student)
     lines += [] if trains is None else [f"trains    {trains}"]
@@ -273,6 +277,13 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
     lines.append(f"output    {recipe.output_dir}")
     lines += [f"WARN      {doubt}" for doubt in plan.doubts]
     return "\n".join(lines)
+
+
+def _base_of(recipe: Recipe, side: str) -> Path | None:
+    """The base of a model that is given as an adapter; None for any other."""
+    path = (recipe.teacher if side == "teacher" else recipe.student).path
+    adapter = read_adapter(Path(path)) if path is not None else None
+    return None if adapter is None else adapter.base
 
 
 def _is_random(recipe: Recipe, side: str) -> bool:

@@ -9,6 +9,7 @@ from ted_ds.config.nearest import nearest
 from ted_ds.config.schema import Recipe
 from ted_ds.data.sources import HUB_NAME
 from ted_ds.errors import ConfigError, TedError
+from ted_ds.models.adapter_folder import read_adapter
 from ted_ds.models.files import ModelFacts, read_model_facts
 from ted_ds.models.folder import no_folder
 from ted_ds.models.random_facts import UnknownEntries, random_facts
@@ -48,7 +49,9 @@ def config_folder(recipe: Recipe, teacher: Path | None) -> Path | None:
     """Where the ``config.json`` is that a student of random weights begins with; None while that is not known."""
     from_config = recipe.student.from_config
     assert from_config is not None
-    return from_config.path or teacher
+    folder = from_config.path or teacher
+    adapter = None if folder is None else read_adapter(folder)
+    return folder if adapter is None else adapter.base
 
 
 def _random_facts(recipe: Recipe, teacher_dir: Path | None) -> ModelFacts | None:
