@@ -11,6 +11,7 @@ from ted_ds.config.nearest import nearest
 from ted_ds.config.schema import Recipe
 from ted_ds.models.adapter_targets import adapter_sizes, is_target, linear_maps
 from ted_ds.models.files import ModelFacts
+from ted_ds.models.folder import ADAPTER_FILE
 from ted_ds.models.parameters import Parameters
 
 WHOLE_HOSTS = ("auto", "replica")
@@ -18,11 +19,17 @@ WHOLE_HOSTS = ("auto", "replica")
 
 
 def adapter_mistakes(recipe: Recipe, student: ModelFacts | None) -> Iterator[str]:
-    """What keeps a student from being trained by adapters, in lines of the recipe."""
-    lora = recipe.student.lora
+    """What keeps a student from being trained by adapters, or adapters from being merged, in lines of the recipe."""
+    lora, has_peft = recipe.student.lora, importlib.util.find_spec("peft") is not None
+    for side, path in (("teacher", recipe.teacher.path), ("student", recipe.student.path)):
+        if path is not None and not has_peft and (Path(path) / ADAPTER_FILE).is_file():
+            yield (
+                f"{side}.path: {path} is an adapter, which peft merges into its base; it is not installed here: pip "
+                "install 'ted_ds[lora]'"
+            )
     if lora is None:
         return
-    if importlib.util.find_spec("peft") is None:
+    if not has_peft:
         yield "student.lora: needs peft, which is not installed here: pip install 'ted_ds[lora]'; or remove it"
     if student is None:
         return

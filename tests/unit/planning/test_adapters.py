@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -111,11 +112,20 @@ def test_what_does_not_go_with_adapters_is_refused(lm_run: Path, overrides: list
     assert refusal(lm_run, *overrides).endswith(expected)
 
 
-def test_without_peft_it_says_how_to_come_by_it(lm_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_peft_it_says_how_to_come_by_it(lm_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def find_spec(name: str, *rest: Any) -> None:
         return None
 
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
     assert refusal(lm_run, LORA) == (
         "student.lora: needs peft, which is not installed here: pip install 'ted_ds[lora]'; or remove it"
+    )
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_model.safetensors").write_bytes((lm_run / "teacher" / "model.safetensors").read_bytes())
+    config = {"peft_type": "LORA", "base_model_name_or_path": str(lm_run / "teacher")}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    assert refusal(lm_run, f"teacher.path={adapter}") == (
+        f"teacher.path: {adapter} is an adapter, which peft merges into its base; it is not installed here: pip "
+        "install 'ted_ds[lora]'"
     )
