@@ -94,7 +94,7 @@ def broken_contracts(recipe: Recipe, teacher: Side | None, student: Side | None)
         if teacher in readable and recipe.task.has_template:
             attempt("template", teacher, lambda: _look_at_template(recipe, teacher))
     if teacher in readable and student in readable:
-        attempt("tokenizers", student, lambda: _check_same(teacher, student))
+        attempt("tokenizers", student, lambda: _check_same(recipe, teacher, student))
     return broken
 
 
@@ -217,10 +217,17 @@ def _check_token_types(teacher: Side | None, side: Side) -> None:
         refuse_token_types_outside(teacher.tokenizer, side.facts)
 
 
-def _check_same(teacher: Side, student: Side) -> None:
+def _check_same(recipe: Recipe, teacher: Side, student: Side) -> None:
     """The student reads the teacher's ids, so they must be its own, or within its embeddings at least."""
     if teacher.tokenizer is not None and student.tokenizer is not None:
-        refuse_different_tokenizers(teacher.tokenizer.vocabulary, student.tokenizer.vocabulary)
+        try:
+            refuse_different_tokenizers(teacher.tokenizer.vocabulary, student.tokenizer.vocabulary)
+        except CheckpointError as error:
+            if recipe.distill.needs.teacher:
+                raise
+            raise CheckpointError(
+                f"{error}, or, as distill.method: sft asks the teacher nothing, give the student as teacher.path, too"
+            ) from error
     elif teacher.tokenizer is not None:
         refuse_ids_outside(teacher.tokenizer, student.facts, whose="the teacher's")
 
