@@ -74,7 +74,7 @@ def test_merged_and_by_peft_it_says_what_was_trained(tmp_path: Path, family: str
     merged, report = auto(labels).from_pretrained(tmp_path / "merged", output_loading_info=True)
     assert not {*report["missing_keys"], *report["unexpected_keys"]}
     assert not has_adapters(merged)
-    # logits of about 1; worst seen 6e-7: (W + BA) x is rounded elsewhere than W x + B (A x)
+    # logits of about 1; worst seen 8e-7: (W + BA) x is rounded elsewhere than W x + B (A x)
     torch.testing.assert_close(logits(merged.eval()), expected, rtol=1e-5, atol=3e-6)
     import peft
 
