@@ -26,10 +26,8 @@ class UnknownEntries(ConfigError):
         self.model_type, self.unknown, self.known = model_type, unknown, known
 
 
-def random_facts(
-    folder: Path, changes: Mapping[str, Any], *, architecture: str, num_labels: int | None
-) -> tuple[dict[str, Any], ModelFacts]:
-    """The base config, and the facts of a random model of it.
+def random_facts(folder: Path, changes: Mapping[str, Any], *, architecture: str, num_labels: int | None) -> ModelFacts:
+    """The facts of a random model of a config.
 
     Args:
         folder: Where its ``config.json`` is; weights are not looked at.
@@ -54,7 +52,7 @@ def random_facts(
         )
     shapes = {name: tuple(shape) for name, shape in answer["shapes"].items()}
     try:
-        return config, facts_of_config(answer["config"], shapes)
+        return facts_of_config(answer["config"], shapes)
     except CheckpointError as error:
         lines = str(error).splitlines()
         raise CheckpointError("\n".join(f"{folder}: its config.json: {line}" for line in lines)) from error

@@ -63,7 +63,7 @@ def _random_facts(recipe: Recipe, teacher_dir: Path | None) -> ModelFacts | None
         raise ConfigError(f"student.from_config.path: {folder}: {no_folder(folder)}")
     where = "student.from_config"
     try:
-        _, facts = random_facts(
+        return random_facts(
             folder,
             from_config.changes,
             architecture=recipe.task.architecture,
@@ -78,7 +78,6 @@ def _random_facts(recipe: Recipe, teacher_dir: Path | None) -> ModelFacts | None
         raise ConfigError("\n".join(lines)) from error
     except TedError as error:
         raise ConfigError("\n".join(f"{where}: {line}" for line in str(error).splitlines())) from error
-    return facts
 
 
 def _cut_facts(recipe: Recipe, teacher: ModelFacts) -> ModelFacts:
