@@ -330,7 +330,7 @@ MUTATIONS = {
     ),
     "last_id": Mutation(
         "models/taps.py",
-        "return pool(logits, _attention_mask(arguments), how=self.pooled_token, unread=unread)",
+        "return pool(logits, attention_mask_of(arguments), how=self.pooled_token, unread=unread)",
         'return pool(logits, arguments["input_ids"] != 1, how=self.pooled_token, unread=unread)',
         "a label is read at the last token that is no end token",
     ),
@@ -396,9 +396,75 @@ MUTATIONS = {
     ),
     "before_lm_head": Mutation(
         "models/taps.py",
-        "hidden = self.model.get_submodule(self._family.before_lm_head)(hidden)",
+        "hidden = module(hidden)",
         "pass",
         "a masked LM's head takes the states of its last block as they are",
+    ),
+    "bound_of_logits": Mutation(
+        "numerics/logits.py",
+        "products.div_(self.bound).tanh_().mul_(self.bound)",
+        "products.clamp_(-self.bound, self.bound)",
+        "logits are cut off at their bound in the chunked losses",
+    ),
+    "slope_of_bound": Mutation(
+        "numerics/logits.py",
+        "return products.mul_(products).sub_(1).div_(-self.divisor)",
+        "return products.fill_(1 / self.divisor)",
+        "the gradient of the chunked losses forgets the bound of logits",
+    ),
+    "divisor_of_logits": Mutation(
+        "numerics/vocabulary.py",
+        "if not self._job.rule.is_plain:",
+        "if self._job.rule.bound is not None:",
+        "the gradient of the chunked losses forgets what logits are divided by",
+    ),
+    "rule_of_teacher": Mutation(
+        "models/predictions.py",
+        "                teacher.head.rule,\n",
+        "                self.head.rule,\n",
+        "a teacher's logits are made by the student's rule",
+    ),
+    "factor_of_embeddings": Mutation(
+        "models/partial.py",
+        "setattr(model.get_submodule(parent), name, 1)",
+        "pass",
+        "the state that arrives at a pipeline stage is multiplied as embeddings are",
+    ),
+    "balance_of_batch": Mutation(
+        "numerics/balance.py",
+        "num_tokens * of_experts.shape[-1] * of_experts.sum(-1) / num_routed**2",
+        "of_experts.shape[-1] * of_experts.sum(-1) / num_routed**2",
+        "the routers' loss is not weighed by the tokens of its row",
+    ),
+    "balance_of_padding": Mutation(
+        "numerics/balance.py",
+        "probabilities.append((of_rows * weights).sum(1))",
+        "probabilities.append(of_rows.sum(1))",
+        "routers are balanced over padding, too",
+    ),
+    "balance_weight": Mutation(
+        "objectives/finetune.py",
+        "[Term(BALANCE, task.balance_weight,",
+        "[Term(BALANCE, 1.0,",
+        "the routers' loss weighs as much as the task's",
+    ),
+    "masks_of_documents": Mutation(
+        "models/document_mask.py",
+        "(document.unsqueeze(2) == document.unsqueeze(1)).tril()",
+        "(document.unsqueeze(2) >= document.unsqueeze(1)).tril()",
+        "documents see those before them where a model's own masks do not find them",
+    ),
+    "row_of_padding": Mutation(
+        "models/positions.py",
+        "return counted.cumsum(1) * counted + row_of_padding",
+        "return counted.cumsum(1) * counted",
+        "the first token of a RoBERTa stands in the first row of its table of positions",
+    ),
+    "passes": Mutation(
+        "models/passes.py",
+        "self._count += 1",
+        "self._count += 0",
+        "all layers that share a block are taken for its first one",
     ),
 }
 

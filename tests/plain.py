@@ -63,9 +63,9 @@ def logits_of(predictions: Any) -> Tensor:
     if isinstance(predictions, DensePredictions):
         return predictions.logits
     assert isinstance(predictions, VocabularyPredictions)
-    logits = predictions.head(predictions.hidden)
-    assert isinstance(logits, Tensor)
-    return logits
+    products = predictions.head(predictions.hidden)
+    assert isinstance(products, Tensor)
+    return predictions.head.rule(products)
 
 
 def probe_logits(probes: FilterProbes, states: Sequence[Tensor], inputs: Mapping[str, Tensor]) -> list[Tensor]:

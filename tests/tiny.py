@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from ted_ds.config.distill import Distill
-from ted_ds.models.families import types_of
+from ted_ds.models.families import FAMILY_OF, family_of, types_of
 
 ROOT = Path(__file__).parent.parent
 SPECIAL_TOKENS = {
@@ -32,8 +32,49 @@ SPECIAL_TOKENS = {
 }
 WORDS = tuple(consonant + vowel for consonant in "bcdfghjklmnprstvwyz" for vowel in "aeiou")
 VOCAB_SIZE = len(SPECIAL_TOKENS) + len(WORDS)
-ENCODERS = ("bert", "deberta-v2")
+ENCODERS = types_of("MaskedLM")
 CAUSAL_LM_TYPES = types_of("CausalLM")
+TYPES_WITH_LABELS = tuple(name for name, one in FAMILY_OF.items() if "SequenceClassification" not in one.lacks)
+DECODERS_WITH_LABELS = tuple(name for name in CAUSAL_LM_TYPES if name in TYPES_WITH_LABELS)
+IN_ALL_WAYS = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "bert", "deberta-v2")
+"""Types that are tried in every combination of sides, masks and cuts; of the others, each of these once."""
+OWN_SHAPES: dict[str, dict[str, Any]] = {
+    "gemma2": {
+        "layer_types": ["sliding_attention", "full_attention"],
+        "sliding_window": 5,
+        "query_pre_attn_scalar": 3,
+        "attn_logit_softcapping": 1.0,
+        "final_logit_softcapping": 2.0,
+    },
+    "gemma3_text": {
+        "layer_types": ["sliding_attention", "full_attention"],
+        "sliding_window": 5,
+        "query_pre_attn_scalar": 3,
+        "final_logit_softcapping": 2.0,
+    },
+    "gpt_neox": {"hidden_dropout": 0.0},
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.7,
+        "attention_multiplier": 0.4,
+        "logits_scaling": 2.5,
+    },
+    "mixtral": {"num_local_experts": 3, "num_experts_per_tok": 2},
+    "opt": {"ffn_dim": 24, "word_embed_proj_dim": 12, "dropout": 0.0},
+    "phi3": {"resid_pdrop": 0.0},
+    "qwen3_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 12,
+        "mlp_only_layers": [1],
+        "norm_topk_prob": True,
+    },
+    "smollm3": {"no_rope_layer_interval": 2},
+    "electra": {"embedding_size": 8},
+    "albert": {"embedding_size": 8},
+    "modernbert": {"global_attn_every_n_layers": 2, "local_attention": 4, "cls_token_id": 3, "sep_token_id": 4},
+}
+"""What else a tiny model of a family has, so that what is its own shows."""
 LM_FAMILIES = {"causal_lm": "llama", "masked_lm": "bert"}
 """The family of a teacher whose kind of task has an LM head."""
 LABELS = ("negative", "positive")
@@ -95,7 +136,12 @@ def model_config(family: str, *, blocks: int = 4, hidden: int = 16, vocab: int =
             "max_position_embeddings": MAX_POSITIONS,
         }
     if family in ENCODERS:
-        shape |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        facts = family_of(family)
+        shape |= dict.fromkeys((*facts.hidden_dropouts, *facts.attention_dropouts), 0.0)
+        if family not in ("bert", "deberta-v2"):
+            shape |= dict.fromkeys(facts.label_dropouts.values(), 0.0)
+        own = {facts.own_names.get(name, name): value for name, value in shape.items()}
+        shape = {**own, **OWN_SHAPES.get(family, {})}
     elif family != "gpt2":
         shape |= {"num_key_value_heads": 2, "head_dim": hidden // 2, "attention_dropout": 0.0}
     if family == "deberta-v2":  # as in DeBERTa v3
@@ -111,7 +157,10 @@ def model_config(family: str, *, blocks: int = 4, hidden: int = 16, vocab: int =
             "pooler_dropout": 0.0,
             "pooler_hidden_act": "gelu",
         }
-    return AutoConfig.for_model(family, **{**common, **shape, **changes})
+    own = dict(OWN_SHAPES.get(family, {}))
+    if "layer_types" in own:  # one after the other
+        own["layer_types"] = [own["layer_types"][block % 2] for block in range(blocks)]
+    return AutoConfig.for_model(family, **{**common, **shape, **own, **changes})
 
 
 def write_model(

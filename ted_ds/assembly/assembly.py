@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -21,6 +22,7 @@ from ted_ds.errors import StoppedOnRequest
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.loading import DTYPES
 from ted_ds.models.taps import TappedModel
+from ted_ds.numerics.task_terms import TaskTerms
 from ted_ds.planning.pipeline_cut import Stage
 from ted_ds.runtime.cargo import Waybill
 from ted_ds.runtime.frozen import FrozenModel
@@ -69,6 +71,12 @@ class Assembly:
     def facts(self, side: str) -> ModelFacts:
         """What the ``student``'s or the ``teacher``'s files say."""
         return self.student_facts if side == "student" else self.teacher_facts
+
+    def terms_to_train(self, side: str) -> TaskTerms:
+        """The terms of a model that trains whole: routers of a language model have one of their own."""
+        if not self.recipe.task.has_lm_head:
+            return self.training_terms
+        return replace(self.training_terms, balance_weight=self.facts(side).balance_weight)
 
     def stage(self, phase: str) -> Stage | None:
         """What this rank's stage of a pipeline holds in a phase; None where there is no pipeline."""
@@ -192,8 +200,7 @@ class Assembly:
         Raises:
             DataError: One cannot be.
         """
-        start = self.data.start or ()
-        tests = self.recipe.evaluation.tests
+        start, tests = self.data.start, self.recipe.evaluation.tests
         return [open_test(self.recipe, name, test, self.tokenizer, start) for _, name, test in tests]
 
     def run_test(self, forward: Any, test: OpenedTest) -> dict[str, float]:
@@ -207,18 +214,23 @@ class Assembly:
         return {f"{test.name}/{metric}": value for metric, value in metrics.items()}
 
     def evaluate(
-        self, forward: Any, samples: Sequence[Sample] | None = None, *, in_pipeline: bool = False
+        self,
+        forward: Any,
+        samples: Sequence[Sample] | None = None,
+        *,
+        scorer: Scorer | None = None,
+        in_pipeline: bool = False,
     ) -> tuple[list[dict[str, float]], float]:
         """Metrics of each output of ``forward(batch)`` (:mod:`ted_ds.runtime.outputs`), and tokens per second.
 
-        Those on ``samples``; unset: on held-out data. In a pipeline all stages see the same batches, else every rank
-        sees its own.
+        Those on ``samples``, by ``scorer``; unset: on held-out data, and by the task's. In a pipeline all stages see
+        the same batches, else every rank sees its own.
 
         Raises:
             StopNow: Any rank was asked to stop; on every rank.
         """
         scored = self.data.heldout if samples is None else samples
-        return self._score(forward, scored, self.collate, self.kind.scorer, in_pipeline=in_pipeline)
+        return self._score(forward, scored, self.collate, scorer or self.kind.scorer, in_pipeline=in_pipeline)
 
     def _score(
         self,

@@ -202,7 +202,7 @@ def build_stage_two(
     objective: Objective = (
         _distill_objective(build, teaching, teacher_filters, stage)
         if plan.needs.teacher
-        else FinetuneObjective(build.training_terms, plan.task_weight)
+        else FinetuneObjective(build.terms_to_train("student"), plan.task_weight)
     )
     return StageTwo(tapped, bank, kind, FilteredModel(tapped, bank), frozen, teacher_filters, objective)
 
@@ -212,7 +212,7 @@ def _distill_objective(
 ) -> DistillObjective:
     """The recipe's Stage II objective with this teacher; in a pipeline, what of it is here."""
     return DistillObjective(
-        build.training_terms,
+        build.terms_to_train("student"),
         build.recipe.distill,
         teacher=teacher,
         teacher_filters=teacher_filters,

@@ -6,9 +6,18 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from ted_ds.models.config_agreement import Shape
+from ted_ds.models.family import Family
 
 NO_LINEAR_MAPS = re.compile(r"expert|(^|\.)gate$|router|bias_table|relative_attention_bias|embed")
 """In names of matrices in files that are no linear map by itself in transformers: of a mixture of experts, tables."""
+
+LIKE_EXPERTS = re.compile(r"(^|\.)(gate|up|down)_proj$")
+"""Names of maps in a mixture's blocks without experts: peft takes them for those of experts in other blocks."""
+
+
+def may_be_adapted(name: str, family: Family) -> bool:
+    """Whether an adapter can stand beside the linear map of a name within a block, which experts may share."""
+    return not (family.num_experts_keys and LIKE_EXPERTS.search(name))
 
 
 def is_target(name: str, targets: Sequence[str] | None) -> bool:

@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ted_ds.errors import CheckpointError
 from ted_ds.models.adapter_folder import ADAPTER_WEIGHTS, BEFORE_ADAPTED
-from ted_ds.models.adapter_targets import is_target
+from ted_ds.models.adapter_targets import is_target, may_be_adapted
 from ted_ds.models.family import Family
 from ted_ds.models.parts import has_part
 
@@ -50,12 +50,15 @@ def add_adapters(model: PreTrainedModel, family: Family, settings: AdapterSettin
         CheckpointError: No linear map of its blocks is meant.
     """
     peft = _peft()
-    maps = {
-        name: module
+    linear = {
+        name: family.name_in_block(f"{name}.").removesuffix(".")
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-        and family.block_number(f"{name}.") is not None
-        and is_target(family.name_in_block(f"{name}.").removesuffix("."), settings.targets)
+        if isinstance(module, nn.Linear | Conv1D) and family.block_number(f"{name}.") is not None
+    }
+    maps = {
+        name: model.get_submodule(name)
+        for name, within in linear.items()
+        if is_target(within, settings.targets) and may_be_adapted(within, family)
     }
     if not maps:
         raise CheckpointError(
@@ -73,6 +76,12 @@ def add_adapters(model: PreTrainedModel, family: Family, settings: AdapterSettin
         modules_to_save=heads or None,
     )
     peft.inject_adapter_in_model(config, model, NAME)
+    others = sorted({path for path, _ in _adapted(model)} ^ maps.keys())
+    if others:
+        raise CheckpointError(
+            f"student.lora.targets: peft puts adapters on other parts of this {model.config.model_type} than on its "
+            f"linear maps of these names ({others[0]}); name maps of its attention alone"
+        )
     in_heads = tuple(f"{head}." for head in heads)
     for name, parameter in model.named_parameters():
         if name in fresh and not name.startswith(in_heads):

@@ -11,6 +11,7 @@ from ted_ds.models.family import Family
 WHOLE_NUMBERS = (
     "vocab_size",
     "hidden_size",
+    "embedding_size",
     "intermediate_size",
     "num_hidden_layers",
     "num_attention_heads",
@@ -23,7 +24,14 @@ WHOLE_NUMBERS = (
 SMALLEST: Mapping[str, int] = {"max_window_layers": 0}
 """Of those that may be less than 1."""
 TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
-ACTIVATION_KEYS = ("hidden_act", "activation_function", "pooler_hidden_act")
+ACTIVATION_KEYS = (
+    "hidden_act",
+    "activation",
+    "activation_function",
+    "hidden_activation",
+    "pooler_hidden_act",
+    "classifier_activation",
+)
 ACTIVATIONS = (
     "gelu",
     "gelu_10",
@@ -59,7 +67,7 @@ def refuse_odd_values(config: Mapping[str, Any], family: Family) -> None:
     Raises:
         CheckpointError: It cannot; lists all that is wrong.
     """
-    wrong = [*_other_kinds(config, family)]
+    wrong = [*_other_kinds(config, family), *_impossible(config, family)]
     wrong = wrong or [*_heads(config, family), *_layers(config, family), *_names(config)]
     if wrong:
         raise CheckpointError("\n".join(wrong))
@@ -84,11 +92,18 @@ def _other_kinds(config: Mapping[str, Any], family: Family) -> Iterator[str]:
             yield f"{key} is {value!r}, and has to be an object such as {example}, or null; {_correct(key)}"
 
 
+def _impossible(config: Mapping[str, Any], family: Family) -> Iterator[str]:
+    for key, (only, reason) in family.must_be.items():
+        value = config.get(key)
+        if value is not None and value != only:
+            yield f"{key} is {value!r}: {reason}"
+
+
 def _heads(config: Mapping[str, Any], family: Family) -> Iterator[str]:
     width_key, width = family.entry(config, "hidden_size")
     heads_key, heads = family.entry(config, "num_attention_heads")
     groups, size = config.get("num_key_value_heads"), config.get("head_dim")
-    if heads is None:
+    if not heads:  # not said, or blocks without attention
         return
     if width is not None and size is None and width % heads:
         yield f"{heads_key} is {heads}, which does not divide {width_key}, {width}; {_correct(heads_key)}"

@@ -43,6 +43,11 @@ def config_of_blocks(config: Mapping[str, Any], blocks: Sequence[int], family: F
             result[key] = sum(block < value for block in blocks)
         elif ABOUT_BLOCKS.search(key) and isinstance(value, list | tuple):
             result[key] = _of_blocks(value, blocks, depth)
+    step = said.get(family.sparse_step_key or "", 1)
+    if step > 1 and family.sparse_step_key is not None and family.dense_blocks_key is not None:
+        listed = said.get(family.dense_blocks_key) or ()
+        dense = [new for new, old in enumerate(blocks) if old in listed or (old + 1) % step]
+        result |= {family.sparse_step_key: 1, family.dense_blocks_key: dense}
     of_first = family.behind_first_block_key
     if of_first is not None and config.get(of_first):
         if 0 in blocks[1:]:
@@ -83,9 +88,13 @@ def refuse_other_blocks(
         CheckpointError: One is not.
     """
     before, after = (_skeleton(one, family) for one in (config, cut_config))
+    numbers, own_numbers = (family.block_of_layers(one) for one in (config, cut_config))
     for new, old in enumerate(blocks):
         factor = query_factor(config, old, new, family)
-        difference = _difference(before[old], after[new], old, new, factor)
+        number, own_number = numbers[old], own_numbers[new]
+        difference = _difference(before[number], after[own_number], old, new, factor)
+        if family.num_shared_key is not None and number != own_number:
+            difference = f"it would be a pass through weights {own_number}, not {number}"
         if difference is not None:
             raise CheckpointError(
                 f"{where}: block {old} of this {config['model_type']} would not be itself as block {new} of a student: "

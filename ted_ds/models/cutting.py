@@ -24,9 +24,10 @@ from ted_ds.models.companions import (
 )
 from ted_ds.models.cut_config import config_of_blocks, query_factor, refuse_other_blocks
 from ted_ds.models.family import Family, path_in_body
-from ted_ds.models.files import GENERATION_CONFIG_FILE, weight_files
+from ted_ds.models.files import GENERATION_CONFIG_FILE
 from ted_ds.models.folder import CONFIG_FILE, WEIGHTS_FILE
 from ted_ds.models.local_paths import without_local_paths
+from ted_ds.models.tensor_files import weight_files
 
 
 def cut(teacher: Path, student: Path, *, blocks: Sequence[int], family: Family, origins: Origins) -> None:
@@ -52,7 +53,8 @@ def cut(teacher: Path, student: Path, *, blocks: Sequence[int], family: Family, 
     copy_tokenizer(origins.teacher, student)
     copy_papers(origins, student)
     weights = dict(_cut_weights(teacher, config, blocks, family))
-    if not any(f"{_marker(family)}{len(blocks) - 1}." in f".{name}" for name in weights):
+    last = family.block_of_layers(cut_config)[-1]
+    if not any(f"{_marker(family)}{last}." in f".{name}" for name in weights):
         raise CheckpointError(f"{teacher}: no weights of block {blocks[-1]} found; cut from a complete model folder")
     save_file(weights, student / WEIGHTS_FILE, metadata={"format": "pt"})
 
@@ -65,6 +67,11 @@ def _marker(family: Family) -> str:
 def _cut_weights(
     teacher: Path, config: Mapping[str, Any], blocks: Sequence[int], family: Family
 ) -> Iterator[tuple[str, Tensor]]:
+    numbers: dict[int, list[int]] = {}
+    for new, old in enumerate(blocks):
+        numbers.setdefault(old, []).append(new)
+    if family.num_shared_key is not None:  # more or fewer passes through the same weights
+        numbers = {block: [block] for block in family.block_of_layers(config)}
     marker = _marker(family)
     # it belongs to the first block, and does not go without it
     of_first = f".{path_in_body(family.behind_first_block)}." if family.behind_first_block else ""
@@ -78,9 +85,9 @@ def _cut_weights(
                     yield name, weights.get_tensor(name)
                     continue
                 number, _, rest = after.partition(".")
-                for new in (new for new, old in enumerate(blocks) if old == int(number)):
+                for place, new in enumerate(numbers.get(int(number), ())):
                     weight = weights.get_tensor(name)
-                    if new != blocks.index(int(number)):  # a file is mapped, and a repeated block trains by itself
+                    if place > 0:  # a file is mapped, and a repeated block trains by itself
                         weight = weight.clone()
                     if rest in family.fused_queries:
                         weight = _scale_queries(weight, query_factor(config, int(number), new, family))

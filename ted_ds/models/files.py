@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
-import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ted_ds.errors import CheckpointError
 from ted_ds.models.adapter_folder import ADAPTER_WEIGHTS, BEFORE_ADAPTED, AdapterFolder, read_adapter
+from ted_ds.models.adapter_targets import may_be_adapted
 from ted_ds.models.config_agreement import Shape, classifier_rows, refuse_other_shapes, token_ids
 from ted_ds.models.config_values import refuse_odd_values
-from ted_ds.models.families import family_of
 from ted_ds.models.family import Family, prefixes
-from ted_ds.models.folder import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, no_weights, read_config
-from ted_ds.models.model_file import read_json, refuse_pointer
-from ted_ds.models.packed import Quantisation, Stored, read_quantisation, unpack
-from ted_ds.models.parameters import Parameters
+from ted_ds.models.folder import CONFIG_FILE, read_config
+from ted_ds.models.found import family_of_config
+from ted_ds.models.model_file import read_json
+from ted_ds.models.packed import Quantisation, read_quantisation, unpack
+from ted_ds.models.parameters import Parameters, behind_the_body
 from ted_ds.models.rope_rules import rope_rules
+from ted_ds.models.tensor_files import read_header, read_tensors
 
-MAX_HEADER_BYTES = 100_000_000
-READ_AT_ONCE = 1 << 24
 GENERATION_CONFIG_FILE = "generation_config.json"
 
 
@@ -36,13 +35,18 @@ class ModelFacts:
     hidden_size: int
     num_heads: int
     vocab_size: int
+    embedding_width: int
+    """Of the token embeddings."""
     max_positions: int
+    """How many tokens a sequence may have."""
     labels: tuple[str, ...] | None
     """Label names by id; None where they are the meaningless LABEL_0, LABEL_1, ..."""
     num_labels: int | None
     """None where the config does not say."""
     architectures: tuple[str, ...]
     parameters: Parameters
+    family: Family
+    """What is true of all models of its type, or of those with its config."""
     has_classifier: bool = True
     """Whether the weights hold a head for whole texts."""
     classifier_rows: int | None = None
@@ -51,28 +55,38 @@ class ModelFacts:
     """Whether they hold an LM head with all that belongs to it, or the embeddings are one."""
     is_tied: bool = True
     """Whether the matrix of an LM head is the embeddings."""
-    switched_off: str | None = None
-    """The entry of the config by which an LM head is not where its family has it."""
+    has_other_lm_head: bool = False
+    """Whether its config says that the LM head is its family's other one."""
+    behind_body: tuple[Shape, ...] = ()
+    """What it has behind its body as a masked LM, but for the matrix of its LM head."""
     token_ids: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
     """Ids of special tokens that ``config.json`` and ``generation_config.json`` name, by file and key."""
     rope_rules: tuple[str, ...] = ()
     """How rotary positions come about."""
     num_token_types: int = 0
     """How many types of tokens it tells apart; see :attr:`~ted_ds.models.family.Family.token_types_key`."""
+    num_experts: int = 0
+    """Of a block that is a mixture of experts."""
+    num_chosen_experts: int = 0
+    """Of these, those that a token goes through."""
+    balance_weight: float = 0.0
+    """Of its routers' auxiliary loss, in a language model (:meth:`~ted_ds.models.family.Family.balance_weight`)."""
     quantisation: Quantisation | None = None
     """How the files hold the weights of blocks; None where every number is in 16 or 32 bits."""
 
     @property
-    def family(self) -> Family:
-        """What is true of all models of its type."""
-        return family_of(self.model_type)
-
-    @property
     def as_language_model(self) -> Parameters:
         """Its parameters as a language model, which may begin with a new head."""
-        if self.family.before_lm_head is None:
+        if not self.family.before_lm_head:
             return self.parameters
-        return self.parameters.as_masked_lm(width=self.hidden_size, vocab_size=self.vocab_size, is_tied=self.is_tied)
+        matrix = (self.vocab_size, self.embedding_width)
+        return self.parameters.as_masked_lm(self.behind_body, matrix=matrix, is_tied=self.is_tied)
+
+    @property
+    def as_classifier(self) -> Parameters:
+        """Its parameters as a model with labels, but for a head that its files lack."""
+        shared = {*self.family.before_lm_head} & {*self.family.before_label_head}
+        return self.parameters.as_classifier(keeps_transform=bool(shared))
 
 
 def read_model_facts(folder: Path) -> ModelFacts:
@@ -86,19 +100,14 @@ def read_model_facts(folder: Path) -> ModelFacts:
     if adapter is not None:
         return _with_adapter(adapter)
     config = read_config(folder)
-    family = family_of(config["model_type"])
-    try:
+    family = family_of_config(config, folder / CONFIG_FILE)
+    with placed_in(folder / CONFIG_FILE):
         quantisation = read_quantisation(config)
-        _facts(config, {}, family)  # what is wrong with it comes before what is wrong with the weights
+        facts_by(config, {}, family)  # what is wrong with it comes before what is wrong with the weights
         refuse_odd_values(config, family)
-    except CheckpointError as error:
-        lines = str(error).splitlines()
-        raise CheckpointError("\n".join(f"{folder / CONFIG_FILE}: {line}" for line in lines)) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE}: not a transformers model config ({error!r})") from error
     tensors = read_tensors(folder)
     shapes, packed, outside = unpack(tensors, quantisation, family)
-    facts = _facts(config, shapes, family)
+    facts = facts_by(config, shapes, family)
     plain = {name: shape for name, shape in shapes.items() if name not in outside}
     refuse_other_shapes(config, plain, family, folder=folder)
     label_heads = prefixes(family.own_heads)
@@ -109,14 +118,14 @@ def read_model_facts(folder: Path) -> ModelFacts:
         quantisation=quantisation and replace(quantisation, outside_blocks=outside),
         has_classifier=any(name.startswith(label_heads) for name in shapes),
         classifier_rows=classifier_rows(shapes, family),
-        has_lm_head=_has_lm_head(shapes, family, is_tied=facts.is_tied),
+        has_lm_head=has_lm_head(shapes, family, is_tied=facts.is_tied),
         token_ids=ids,
     )
 
 
 def _with_adapter(adapter: AdapterFolder) -> ModelFacts:
     """Of what an adapter and its base will be once they are merged."""
-    base, saved = read_model_facts(adapter.base), _read_header(adapter.folder / ADAPTER_WEIGHTS)
+    base, saved = read_model_facts(adapter.base), read_header(adapter.folder / ADAPTER_WEIGHTS)
     if base.quantisation is not None:
         raise CheckpointError(
             f"{adapter.folder}: an adapter beside quantised weights ({base.quantisation}), into which none is merged; "
@@ -141,23 +150,27 @@ def _with_adapter(adapter: AdapterFolder) -> ModelFacts:
     )
 
 
-def facts_of_config(config: dict[str, Any], shapes: Mapping[str, Shape]) -> ModelFacts:
-    """Of a model that no files hold yet, from its whole config and the shapes of its parameters by name.
+@contextlib.contextmanager
+def placed_in(file: Path) -> Iterator[None]:
+    """Put the file before each line of what is wrong in it.
 
     Raises:
-        CheckpointError: No model can be built of these values.
+        CheckpointError: Something is, or it is no config of a model.
     """
-    family = family_of(config["model_type"])
-    refuse_odd_values(config, family)
-    facts = _facts(config, shapes, family)
-    return replace(facts, has_lm_head=_has_lm_head(shapes, family, is_tied=facts.is_tied))
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError("\n".join(f"{file}: {line}" for line in str(error).splitlines())) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file}: not a transformers model config ({error!r})") from error
 
 
-def _has_lm_head(shapes: Mapping[str, Shape], family: Family, *, is_tied: bool) -> bool:
-    if family.before_lm_head is None:
+def has_lm_head(shapes: Mapping[str, Shape], family: Family, *, is_tied: bool) -> bool:
+    """Whether parameters of these names hold an LM head with all that belongs to it, or the embeddings are one."""
+    if not family.before_lm_head:
         return is_tied or any(name.startswith(prefixes(family.lm_heads_in_files)) for name in shapes)
     has_matrix = is_tied or family.lm_head_matrix in shapes
-    return has_matrix and any(name.startswith(f"{family.before_lm_head}.") for name in shapes)
+    return has_matrix and any(name.startswith(prefixes(family.before_lm_head)) for name in shapes)
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:
@@ -178,7 +191,13 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _facts(config: dict[str, Any], shapes: Mapping[str, Shape], family: Family) -> ModelFacts:
+def facts_by(config: dict[str, Any], shapes: Mapping[str, Shape], family: Family) -> ModelFacts:
+    """What a config says of a model with parameters of these shapes.
+
+    Raises:
+        KeyError: The config lacks what every model has.
+    """
+
     def said(name: str) -> Any:
         _, value = family.entry(config, name)
         if value is None:
@@ -186,22 +205,33 @@ def _facts(config: dict[str, Any], shapes: Mapping[str, Shape], family: Family) 
         return value
 
     labels = _labels(config.get("id2label"))
+    row_of_padding = family.row_of_padding(config)
+    before_first_position = 0 if row_of_padding is None else row_of_padding + 1
     classifies = any("Classification" in name for name in config.get("architectures") or ())
+    width, vocab_size = int(said("hidden_size")), int(config["vocab_size"])
+    matrix = (vocab_size, int(family.width_of_embeddings(config) or width))
+    parameters = _sort(shapes, config, family)
     return ModelFacts(
         model_type=config["model_type"],
         num_blocks=int(said("num_hidden_layers")),
-        hidden_size=int(said("hidden_size")),
+        hidden_size=width,
         num_heads=int(said("num_attention_heads")),
-        vocab_size=int(config["vocab_size"]),
-        max_positions=int(said("max_position_embeddings")),
+        vocab_size=vocab_size,
+        embedding_width=matrix[1],
+        max_positions=int(said("max_position_embeddings")) - before_first_position - family.positions_lost,
         labels=labels if labels and any(name != f"LABEL_{i}" for i, name in enumerate(labels)) else None,
         num_labels=len(labels) or (2 if classifies else None),  # transformers leaves its default of two out
         architectures=tuple(config.get("architectures") or ()),
-        parameters=_sort(shapes, said("num_hidden_layers"), config, family),
+        parameters=parameters,
+        behind_body=behind_the_body(config, family, parameters.before_lm_head, width=width, matrix=matrix),
+        family=family,
         is_tied=family.is_tied(config),
-        switched_off=family.lm_head_switch if config.get(family.lm_head_switch or "", True) is False else None,
+        has_other_lm_head=config.get(family.lm_head_switch or "", True) is False,
         rope_rules=rope_rules(config),
         num_token_types=family.num_token_types(config),
+        num_experts=family.num_experts(config)[0],
+        num_chosen_experts=family.num_experts(config)[1],
+        balance_weight=family.balance_weight(config),
     )
 
 
@@ -227,9 +257,13 @@ def _labels(id2label: Any) -> tuple[str, ...]:
     return tuple(by_id[index] for index in range(len(by_id)))
 
 
-def _sort(shapes: Mapping[str, Shape], num_blocks: int, config: Mapping[str, Any], family: Family) -> Parameters:
+def _sort(shapes: Mapping[str, Shape], config: Mapping[str, Any], family: Family) -> Parameters:
+    by_layer = family.block_of_layers(config)
+    num_blocks = max(by_layer, default=-1) + 1
     of_blocks: list[list[Shape]] = [[] for _ in range(num_blocks)]
     maps: list[dict[str, Shape]] = [{} for _ in range(num_blocks)]
+    shapes = family.with_experts_together(shapes)
+    before_lm_head: list[Shape] = []
     embeddings, lm_head, others = 0, 0, []
     is_tied, lm_heads = family.is_tied(config), prefixes(family.lm_heads_in_files)
     label_heads = tuple(shape for name, shape in shapes.items() if name.startswith(prefixes(family.own_heads)))
@@ -239,8 +273,11 @@ def _sort(shapes: Mapping[str, Shape], num_blocks: int, config: Mapping[str, Any
             continue
         if block is not None and block < num_blocks:
             of_blocks[block].append(shape)
-            if len(shape) == 2 and name.endswith(".weight"):
-                maps[block][family.name_in_block(name).removesuffix(".weight")] = shape
+            within = family.name_in_block(name).removesuffix(".weight")
+            if len(shape) == 2 and name.endswith(".weight") and may_be_adapted(within, family):
+                maps[block][within] = shape
+        elif name.startswith(prefixes(family.before_lm_head)):
+            before_lm_head.append(shape)
         elif name.startswith(lm_heads):
             is_matrix = len(shape) == 2 and shape[0] == config["vocab_size"]
             lm_head += 0 if is_tied and is_matrix else math.prod(shape)
@@ -249,85 +286,12 @@ def _sort(shapes: Mapping[str, Shape], num_blocks: int, config: Mapping[str, Any
         else:
             others.append(shape)
     return Parameters(
-        tuple(map(tuple, of_blocks)), embeddings, lm_head, tuple(others), maps=tuple(maps), label_heads=label_heads
+        tuple(map(tuple, of_blocks)),
+        embeddings,
+        lm_head,
+        tuple(others),
+        tuple(before_lm_head),
+        by_layer if family.num_shared_key is not None else None,
+        maps=tuple(maps),
+        label_heads=label_heads,
     )
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that make up a model, as transformers chooses them: ``model.safetensors``, or the index's.
-
-    (Some hub folders hold the same weights once more in another naming.)
-
-    Raises:
-        CheckpointError: There are none, or the index is damaged or names a missing file.
-    """
-    if (folder / WEIGHTS_FILE).is_file():
-        return [folder / WEIGHTS_FILE]
-    files = sorted({folder / name for name in _read_index(folder).values()})
-    if not files:
-        raise CheckpointError(f"{folder}: {no_weights(folder)}")
-    for file in files:
-        if not file.is_file():
-            raise CheckpointError(f"{file}: missing, but {INDEX_FILE} names it")
-    return files
-
-
-def _read_index(folder: Path) -> dict[str, str]:
-    """The file of each tensor, as the index says; empty where there is none, or no need for one."""
-    index = folder / INDEX_FILE
-    if (folder / WEIGHTS_FILE).is_file() or not index.is_file():
-        return {}
-    try:
-        weight_map = dict(read_json(index)["weight_map"])
-        if not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
-            raise ValueError("weight_map names no files")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index}: damaged ({error!r}); copy it again") from error
-    return weight_map
-
-
-def read_tensors(folder: Path) -> dict[str, Stored]:
-    """Every tensor of a model; makes sure that its files are whole and hold what the index says."""
-    of_files = {file.name: _read_header(file) for file in weight_files(folder)}
-    for name, file in _read_index(folder).items():
-        if name not in of_files[file]:
-            raise CheckpointError(
-                f"{folder / INDEX_FILE}: says that {name} is in {file}, which has no such tensor; copy both again"
-            )
-    return {name: tensor for tensors in of_files.values() for name, tensor in tensors.items()}
-
-
-def read_ahead(folder: Path, most_bytes: int) -> None:
-    """Bring a model's weights into the system's memory of files, where the ranks of a host then find them.
-
-    Nothing is read if they are larger than ``most_bytes``: the first would be gone before the last came.
-    """
-    files = weight_files(folder)
-    if sum(file.stat().st_size for file in files) > most_bytes:
-        return
-    for file in files:
-        with file.open("rb", buffering=0) as weights:
-            while weights.read(READ_AT_ONCE):
-                pass
-
-
-def _read_header(file: Path) -> dict[str, Stored]:
-    """A file's tensors; makes sure that it is whole."""
-    refuse_pointer(file)
-    size = file.stat().st_size
-    try:
-        with file.open("rb") as weights:
-            (header_size,) = struct.unpack("<Q", weights.read(8))
-            if not 0 < header_size <= min(size, MAX_HEADER_BYTES):
-                raise ValueError("impossible header size")
-            header = json.loads(weights.read(header_size))
-        header.pop("__metadata__", None)
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        tensors = {name: Stored(tuple(entry["shape"]), entry["dtype"]) for name, entry in header.items()}
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise CheckpointError(f"{file}: damaged or not a safetensors file ({error})") from error
-    if size != 8 + header_size + end:
-        raise CheckpointError(
-            f"{file}: {size} bytes, but its header describes {8 + header_size + end}; it is damaged: copy it again"
-        )
-    return tensors

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from ted_ds.errors import CheckpointError
-from ted_ds.models.families import family_of
 from ted_ds.models.family import path_in_body
-from ted_ds.models.files import weight_files
+from ted_ds.models.found import family_of_folder
 from ted_ds.models.loading import auto_class
-from ted_ds.models.parts import before_lm_head_of, lm_head_of
+from ted_ds.models.parts import before_lm_head_of, give_lm_head, lm_head_of, logit_rule_of
 from ted_ds.models.predictions import DensePredictions, Predictions, VocabularyHead, VocabularyPredictions
+from ted_ds.models.tensor_files import weight_files
 from ted_ds.numerics.filters import INITIAL_STD, FilterBank, PooledClassifier, pool
 
 EARLY_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
@@ -154,24 +154,28 @@ def load_lm_output(model_path: Path, dtype: torch.dtype) -> tuple[nn.Module, Voc
         CheckpointError: The files lack these weights.
     """
     config = AutoConfig.from_pretrained(model_path, local_files_only=True)
-    family = family_of(config.model_type)
+    family = family_of_folder(model_path)
     with torch.device("meta"):
         skeleton = auto_class(family.language_model).from_config(config, dtype=dtype)
     skeleton.tie_weights()
-    path, norm = before_lm_head_of(skeleton, family)
+    give_lm_head(skeleton, family)
+    parts = before_lm_head_of(skeleton, family)
+    before = parts[0] if len(parts) == 1 else nn.Sequential(*parts)
     head: Any = lm_head_of(skeleton, family)
-    wanted = {f"0.{name}": [f"{path}.{name}"] for name, _ in norm.named_parameters()}
-    for own, parameter in head.named_parameters():
+    names = [*skeleton.named_parameters(remove_duplicate=False)]
+    wanted: dict[str, list[str]] = {}
+    for own, parameter in nn.Sequential(before, head).named_parameters():
         # a tied one has several names, the embeddings' first
-        names = skeleton.named_parameters(remove_duplicate=False)
-        wanted[f"1.{own}"] = [name for name, one in names if one is parameter]
+        wanted[own] = [name for name, one in names if one is parameter]
+        if parameter is head.weight:
+            wanted[own].append(family.lm_head_matrix)
     state = _read_first(model_path, wanted, dtype)
     lacking = [names[0] for own, names in wanted.items() if own not in state]
     if lacking:
         raise CheckpointError(f"{model_path}: its files lack {', '.join(lacking)}; the filter heads need them")
     # the skeleton has no memory of its own
-    nn.Sequential(norm, head).load_state_dict(state, assign=True)
-    return norm, VocabularyHead.of(head)
+    nn.Sequential(before, head).load_state_dict(state, assign=True)
+    return before, VocabularyHead.of(head, logit_rule_of(config, family))
 
 
 def _read_first(model_path: Path, wanted: Mapping[str, Sequence[str]], dtype: torch.dtype) -> dict[str, Tensor]:

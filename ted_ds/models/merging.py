@@ -18,9 +18,10 @@ from ted_ds.models.adapter_folder import ADAPTER_WEIGHTS, AdapterFolder, read_ad
 from ted_ds.models.companions import CARD, copy_tokenizer, licences_in
 from ted_ds.models.config_agreement import classifier_rows
 from ted_ds.models.config_build import build_config
-from ted_ds.models.files import read_model_facts, weight_files
+from ted_ds.models.files import read_model_facts
 from ted_ds.models.folder import ADAPTER_FILE, CONFIG_FILE
 from ted_ds.models.loading import auto_class
+from ted_ds.models.tensor_files import weight_files
 
 ENDS = 1 << 20
 """Bytes of a base's file that are looked at, from its beginning and its end."""

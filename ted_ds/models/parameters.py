@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ted_ds.models.config_agreement import Shape
+from ted_ds.models.family import Family
 from ted_ds.models.packed import NOTHING_PACKED, Packed
 from ted_ds.models.share import Share
 
@@ -16,6 +18,7 @@ class Parameters:
     """A model's parameters, by where they are."""
 
     of_blocks: tuple[tuple[Shape, ...], ...]
+    """Of each block that is held."""
     embeddings: int
     """How many the token embeddings have."""
     lm_head: int
@@ -23,10 +26,12 @@ class Parameters:
     others: tuple[Shape, ...]
     before_lm_head: tuple[Shape, ...] = ()
     """Of a masked LM, what has no part in its body or in the matrix of its LM head."""
+    blocks_by_layer: tuple[int, ...] | None = None
+    """The number of the block that puts out each layer; None where each has its own."""
     packed: Packed = NOTHING_PACKED
     """What of them is kept in fewer bits, as in the files."""
     maps: tuple[Mapping[str, Shape], ...] = ()
-    """The matrices of each block's linear maps, by the map's name within it."""
+    """The matrices of each block's linear maps that may be adapted, by the map's name within it."""
     label_heads: tuple[Shape, ...] = ()
     """Of a head of labels; they are among the others."""
 
@@ -48,8 +53,17 @@ class Parameters:
         shapes = [*(shape for block in self.of_blocks for shape in block), *self.others, *self.before_lm_head]
         return [size for size in (self.embeddings, self.lm_head, *map(math.prod, shapes)) if size]
 
+    @property
+    def of_layers(self) -> tuple[tuple[Shape, ...], ...]:
+        """Of the block that puts out each layer: a shared one comes several times."""
+        if self.blocks_by_layer is None:
+            return self.of_blocks
+        return tuple(self.of_blocks[block] for block in self.blocks_by_layer)
+
     def cut(self, blocks: Sequence[int]) -> Parameters:
-        """Of a model with these blocks only."""
+        """Of a model with these blocks only, where several layers are put out by one: with so many layers."""
+        if self.blocks_by_layer is not None:
+            return replace(self, blocks_by_layer=tuple(self.blocks_by_layer[block] for block in blocks))
         maps = tuple(self.maps[block] for block in blocks) if self.maps else ()
         return replace(self, of_blocks=tuple(self.of_blocks[block] for block in blocks), maps=maps)
 
@@ -69,17 +83,28 @@ class Parameters:
             self.before_lm_head if share.has_output else (),
         )
 
-    def as_classifier(self) -> Parameters:
-        """Of a model without its LM head."""
-        return replace(self, lm_head=0)
+    def as_classifier(self, *, keeps_transform: bool) -> Parameters:
+        """Of a model without its LM head; with what stands before that, where that stands before labels, too."""
+        return replace(self, lm_head=0, before_lm_head=self.before_lm_head if keeps_transform else ())
 
-    def as_masked_lm(self, *, width: int, vocab_size: int, is_tied: bool) -> Parameters:
+    def as_masked_lm(self, before: tuple[Shape, ...], *, matrix: Shape, is_tied: bool) -> Parameters:
         """Of a masked LM, whatever of its head the files have.
 
-        Behind the body it has a linear map, a norm and a bias for each token, besides the matrix of its LM head; one
-        that is not tied to the embeddings has a second bias.
+        ``before`` is all that it has behind its body, but for the matrix of its LM head, ``[vocab, width]``.
         """
-        before = ((width, width), (width,), (width,), (width,), (vocab_size,))
-        if is_tied:
-            return replace(self, lm_head=0, before_lm_head=before)
-        return replace(self, lm_head=vocab_size * width, before_lm_head=(*before, (vocab_size,)))
+        return replace(self, lm_head=0 if is_tied else math.prod(matrix), before_lm_head=before)
+
+
+def behind_the_body(
+    config: Mapping[str, Any], family: Family, held: tuple[Shape, ...], *, width: int, matrix: Shape
+) -> tuple[Shape, ...]:
+    """What a masked LM has behind its body, but for the matrix of its LM head, ``[vocab, width of embeddings]``.
+
+    That is a linear map from the body's ``width`` and a norm, as in its files where those are ``held``, and a bias for
+    each token; where the head is not tied to the embeddings, a second one may be left over.
+    """
+    vocab_size, of_embeddings = matrix
+    of_map, of_norm, of_head = family.lm_biases(config)
+    vectors = ((of_embeddings,),) * (1 + of_map + of_norm)
+    biases = of_head + (family.unread_lm_bias is not None and not family.is_tied(config))
+    return (*(held or ((of_embeddings, width), *vectors)), *(((vocab_size,),) * biases))

@@ -34,7 +34,7 @@ class Arrival(nn.Module):
 class Nothing(nn.Module):
     """Stands for embeddings that are added: they are in the state that arrives."""
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, *_: Any, **__: Any) -> Tensor:
         """A zero that takes on the type of what it is added to."""
         return torch.zeros((), device=ids.device)
 
@@ -42,8 +42,9 @@ class Nothing(nn.Module):
 class AbsentBlock(nn.Module):
     """Stands for a block of another stage."""
 
-    def __init__(self, *, returns_tuple: bool) -> None:
+    def __init__(self, block: nn.Module, *, returns_tuple: bool) -> None:
         super().__init__()
+        self.attention_type = getattr(block, "attention_type", None)  # by which some models choose a block's mask
         self._returns_tuple = returns_tuple
 
     def forward(self, state: Tensor, *_: Any, **__: Any) -> Tensor | tuple[Tensor, None]:
@@ -89,7 +90,11 @@ def keep_share(model: PreTrainedModel, family: Family, share: Share) -> Arrival 
     if arrival is not None:
         put_part(model, family.arrival_path, arrival)
         for path, kind in family.before_blocks.items():
-            put_part(model, path, Nothing() if kind == "added" else nn.Identity())
+            if has_part(model, path):
+                put_part(model, path, Nothing() if kind == "added" else nn.Identity())
+        if family.embeddings_factor_path is not None:
+            parent, _, name = family.embeddings_factor_path.rpartition(".")
+            setattr(model.get_submodule(parent), name, 1)
     has_first_block = share.start == 0 < share.stop
     if not has_first_block and family.behind_first_block is not None and has_part(model, family.behind_first_block):
         put_part(model, family.behind_first_block, None)
@@ -100,4 +105,4 @@ def _leave_out_blocks(model: PreTrainedModel, family: Family, share: Share) -> N
     blocks = blocks_of(model, family)
     for index in range(len(blocks)):
         if not share.start <= index < share.stop:
-            blocks[index] = AbsentBlock(returns_tuple=family.blocks_return_tuples)
+            blocks[index] = AbsentBlock(blocks[index], returns_tuple=family.blocks_return_tuples)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, overload
 
 import torch
 from torch import Tensor, nn
 
+from ted_ds.numerics.balance import balance_sum
 from ted_ds.numerics.chunks import KeptRows
+from ted_ds.numerics.logits import PLAIN, LogitRule
 from ted_ds.numerics.losses import among_candidates, kept_labels
 from ted_ds.numerics.task_terms import TaskTerms
 from ted_ds.numerics.vocabulary import TeacherPredictions, VocabularyTargets, vocabulary_losses, vocabulary_scores
@@ -21,12 +23,16 @@ class VocabularyHead(nn.Linear):
     They are lent within its forward call, where an engine that shards them has them whole.
     """
 
+    rule: LogitRule = PLAIN
+    """What the model around it makes of its products."""
+
     @classmethod
-    def of(cls, linear: nn.Linear) -> VocabularyHead:
+    def of(cls, linear: nn.Linear, rule: LogitRule = PLAIN) -> VocabularyHead:
         """The same head; the weights are shared."""
         with torch.device("meta"):
             head = cls(linear.in_features, linear.out_features, bias=linear.bias is not None)
         head.weight, head.bias = linear.weight, linear.bias
+        head.rule = rule
         return head
 
     @overload
@@ -42,7 +48,7 @@ class VocabularyHead(nn.Linear):
         input: Tensor,
         use: Callable[[Tensor, Tensor | None], tuple[Tensor, ...]] | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
-        """Logits of states; or what ``use`` makes of weight and bias."""
+        """The products of states, which the rule makes logits of; or what ``use`` makes of weight and bias."""
         return super().forward(input) if use is None else use(self.weight, self.bias)
 
 
@@ -123,6 +129,10 @@ class Predictions(Protocol):
         """The task loss, and the prediction term where there is a teacher (with predictions of the same class)."""
         ...
 
+    def balance(self, batch: Labelled) -> Tensor:
+        """The auxiliary loss of the routers, of a model that has such a loss."""
+        ...
+
     def outputs(self, batch: Labelled) -> Tensor:
         """What scores are computed from."""
         ...
@@ -157,6 +167,10 @@ class DensePredictions(Predictions):
             weights.task * task, task.detach(), prediction.detach(), weights.prediction * prediction
         )
 
+    def balance(self, batch: Labelled) -> Tensor:  # noqa: ARG002 - as the others
+        """None: only language models add such a loss to their own."""
+        raise AssertionError(f"a model of {self.logits.shape[-1]} outputs has no routers to balance")
+
     def outputs(self, batch: Labelled) -> Tensor:
         """The logits; of positions, ``[batch, outputs, seq]``, those that are no candidates have no probability."""
         return self.logits if batch.candidates is None else among_candidates(self.logits, batch.candidates)
@@ -173,6 +187,10 @@ class VocabularyPredictions(Predictions):
 
     hidden: Tensor
     head: VocabularyHead
+    router_logits: Sequence[Tensor] = ()
+    """Of each block with experts, ``[batch * seq, experts]``; none where routers are not balanced."""
+    num_chosen: int = 0
+    """How many experts a token goes through."""
 
     def losses(
         self,
@@ -199,6 +217,7 @@ class VocabularyPredictions(Predictions):
                 weights.prediction,
                 weights.num_shared_ids,
                 terms.divergence,
+                teacher.head.rule,
             )
             kept = KeptRows(batch.output_rows)
             both = VocabularyTargets(batch.labels, weights.task, targets, predicted=batch.predicted, kept=kept)
@@ -209,11 +228,15 @@ class VocabularyPredictions(Predictions):
         teacher.head(teacher.hidden, with_both)
         return found[0]
 
+    def balance(self, batch: Labelled) -> Tensor:
+        """The auxiliary loss of the routers, summed over tokens (:func:`~ted_ds.numerics.balance.balance_sum`)."""
+        return balance_sum(self.router_logits, batch.kept_tokens, self.num_chosen)
+
     def outputs(self, batch: Labelled) -> Tensor:
         """The sum of the cross-entropies, and how many labels have the largest logit."""
 
         def scored(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
-            return (vocabulary_scores(self.hidden, weight, bias, batch.labels),)
+            return (vocabulary_scores(self.hidden, weight, bias, batch.labels, self.head.rule),)
 
         return self.head(self.hidden, scored)[0]
 
@@ -222,7 +245,7 @@ class VocabularyPredictions(Predictions):
 
         def by_row(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
             return tuple(
-                vocabulary_losses(hidden, weight, bias, VocabularyTargets(row))[1]
+                vocabulary_losses(hidden, weight, bias, VocabularyTargets(row), self.head.rule)[1]
                 for hidden, row in zip(self.hidden, batch.labels, strict=True)
             )
 
@@ -234,7 +257,7 @@ class VocabularyPredictions(Predictions):
         def by_row(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
             found = []
             for hidden, row in zip(self.hidden, labels, strict=True):
-                loss = vocabulary_losses(hidden, weight, bias, VocabularyTargets(row))[1]
+                loss = vocabulary_losses(hidden, weight, bias, VocabularyTargets(row), self.head.rule)[1]
                 right = (self._is_largest(state, label, weight, bias) for state, label in _kept(hidden, row))
                 found.append(torch.stack((loss, loss.new_tensor(float(all(right))))))
             return (torch.stack(found),)
@@ -243,12 +266,13 @@ class VocabularyPredictions(Predictions):
 
     @staticmethod
     def _is_largest(state: Tensor, label: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-        logits = nn.functional.linear(state.to(weight.dtype), weight, bias)
-        return bool(logits.argmax() == label)
+        # a rule changes no order
+        products = nn.functional.linear(state.to(weight.dtype), weight, bias)
+        return bool(products.argmax() == label)
 
     def _read(self, targets: VocabularyTargets) -> tuple[Tensor, Tensor, Tensor]:
         weighted, cross_entropy, divergence = self.head(
-            self.hidden, lambda weight, bias: vocabulary_losses(self.hidden, weight, bias, targets)
+            self.hidden, lambda weight, bias: vocabulary_losses(self.hidden, weight, bias, targets, self.head.rule)
         )
         return weighted, cross_entropy, divergence
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ted_ds.errors import CheckpointError, ConfigError
-from ted_ds.models.files import ModelFacts, facts_of_config
-from ted_ds.models.folder import read_config
+from ted_ds.models.config_facts import facts_of_config
+from ted_ds.models.files import ModelFacts
+from ted_ds.models.folder import CONFIG_FILE, read_config
 
 SKELETON = "ted_ds.models.skeleton"
 
@@ -51,11 +52,7 @@ def random_facts(folder: Path, changes: Mapping[str, Any], *, architecture: str,
             "use values that go together"
         )
     shapes = {name: tuple(shape) for name, shape in answer["shapes"].items()}
-    try:
-        return facts_of_config(answer["config"], shapes)
-    except CheckpointError as error:
-        lines = str(error).splitlines()
-        raise CheckpointError("\n".join(f"{folder}: its config.json: {line}" for line in lines)) from error
+    return facts_of_config(answer["config"], shapes, file=folder / CONFIG_FILE)
 
 
 @functools.lru_cache(maxsize=4)

@@ -10,11 +10,22 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ted_ds.models.document_mask import mask_of_documents
 from ted_ds.models.family import Family
 from ted_ds.models.joined_rows import Rows
 from ted_ds.models.partial import Arrival, keep_share
-from ted_ds.models.parts import blocks_of, embeddings_of, layers_of_blocks, lm_head_of, put_part
-from ted_ds.models.positions import choose_by_text, positions_in_row
+from ted_ds.models.parts import (
+    behind_body_of,
+    blocks_of,
+    embeddings_of,
+    give_lm_head,
+    layers_of_blocks,
+    lm_head_of,
+    logit_rule_of,
+    put_part,
+)
+from ted_ds.models.passes import Passes
+from ted_ds.models.positions import attention_mask_of, choose_by_text, positions_behind, positions_in_row
 from ted_ds.models.predictions import DensePredictions, Predictions, VocabularyHead, VocabularyPredictions
 from ted_ds.models.share import Share
 from ted_ds.numerics.filters import pool
@@ -59,7 +70,10 @@ class TappedModel(nn.Module):
             pooled: Whether a head of its own, which is no LM head, says one thing of a text, or some of each token.
         """
         super().__init__()
-        self.share = share or Share.whole(len(blocks_of(model, family)))
+        config = model.config.to_dict()
+        family = family.as_configured(config)
+        give_lm_head(model, family)
+        self.share = share or Share.whole(len(family.block_of_layers(config)))
         first_names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._arrival: Arrival | None = keep_share(model, family, self.share)
         self.aliases = {
@@ -78,21 +92,39 @@ class TappedModel(nn.Module):
         self._captured: dict[int, Tensor] = {}
         self._is_running = False
         self._on_state: OnState | None = None
-        self._family, self._pooled = family, pooled
-        self._takes_token_types = family.num_token_types(model.config.to_dict()) > 1
+        self.family, self._pooled = family, pooled
+        self._takes_token_types = family.num_token_types(config) > 1
+        self._row_of_padding = family.row_of_padding(config)
         self._needs_positions = choose_by_text(model)
+        self._num_chosen = self._num_chosen_experts()
         self._has_lm_head = self.share.has_output and model.get_output_embeddings() is not None
         self._can_predict = self.share.has_output
         if self._has_lm_head:
             self._install_lm_head()
+        self.first_state: nn.Module | None = None
+        """Puts out layer 0 where no module of the model does."""
+        if family.embeddings_path is None and self.share.has_embeddings:
+            self.first_state = nn.Identity()
+            blocks_of(model, family)[0].register_forward_pre_hook(self._show_first_state)
+        self.passes: Passes | None = None
+        """Where several layers go through one block."""
+        if family.num_shared_key is not None:
+            self.passes = Passes(model, family, self.share.stop)
         modules = self._modules_of_layers()
         for layer in sorted({self.layers[place] for place in self._places}):
             modules[layer].register_forward_hook(self._tap(layer))
 
+    def _num_chosen_experts(self) -> int:
+        """How many experts a token goes through in a model whose routers are balanced; 0 in others."""
+        config = self.model.config.to_dict()
+        return self.family.num_experts(config)[1] if self.family.balance_weight(config) else 0
+
     @property
     def pooled_token(self) -> str:
-        """Which kept token a label is read at: ``first`` or ``last``."""
-        return self._family.pooled_token
+        """Which kept token a label is read at: ``first`` or ``last``; or the ``mean`` of all."""
+        key = self.family.pooling_key
+        is_mean = key is not None and getattr(self.model.config, key, None) == "mean"
+        return "mean" if is_mean else self.family.pooled_token
 
     @property
     def unread_id(self) -> int | None:
@@ -100,7 +132,7 @@ class TappedModel(nn.Module):
 
         Its own ``pad_token_id``, which a text may end with where it is the end token's, too; None where it has none.
         """
-        pad_id: int | None = self.model.config.get_text_config().pad_token_id
+        pad_id: int | None = getattr(self.model.config.get_text_config(), "pad_token_id", None)
         return pad_id if self.pooled_token == "last" else None
 
     def _label_logits(self, arguments: Mapping[str, Any]) -> Tensor:
@@ -111,13 +143,13 @@ class TappedModel(nn.Module):
         Those of a text not by the forward of transformers' own decoders: that finds the last token by its id alone,
         whether it is padding or not, and reads none of several rows where there is no padding id.
         """
-        if self.pooled_token == "first" or not self._pooled:
+        if self.family.pooled_token == "first" or not self._pooled:
             output = self.model(**arguments)
             return output.logits if "logits" in output else torch.stack([output.start_logits, output.end_logits], dim=1)
         hidden = self.model.base_model(**arguments).last_hidden_state
         unread = None if self.unread_id is None else arguments["input_ids"] == self.unread_id
-        logits = self.model.get_submodule(self._family.label_heads[0])(hidden)
-        return pool(logits, _attention_mask(arguments), how=self.pooled_token, unread=unread)
+        logits = self.model.get_submodule(self.family.label_heads[0])(hidden)
+        return pool(logits, attention_mask_of(arguments), how=self.pooled_token, unread=unread)
 
     def named_layers(self) -> dict[str, nn.Module]:
         """Every layer's module by its name, from the embeddings to the last block; of a share, those it computes."""
@@ -128,8 +160,15 @@ class TappedModel(nn.Module):
 
     def _modules_of_layers(self) -> dict[int, nn.Module]:
         """What puts out each layer's state here; the arriving one is put out by what stands for the embeddings."""
-        layers = layers_of_blocks(self.model, self._family)[self.share.start : self.share.stop]
-        return dict(enumerate([embeddings_of(self.model, self._family), *layers], start=self.share.start))
+        passes = self.passes
+        layers = layers_of_blocks(self.model, self.family) if passes is None else [*passes.modules_of_layers]
+        layers = layers[self.share.start : self.share.stop]
+        before = embeddings_of(self.model, self.family) if self.first_state is None else self.first_state
+        return dict(enumerate([before, *layers], start=self.share.start))
+
+    def _show_first_state(self, _block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        assert self.first_state is not None
+        return (self.first_state(inputs[0]), *inputs[1:])
 
     def arrive(self, state: Tensor) -> None:
         """Take the state of layer ``share.start``, ``[batch, seq, hidden]``, for the next forward pass."""
@@ -149,36 +188,41 @@ class TappedModel(nn.Module):
 
         There are no predictions afterwards. A share of a model has been cut there already.
         """
-        if not self.share.is_whole:
+        if not self.share.is_whole or "drop" in self.family.refused:
             return []
-        blocks = blocks_of(self.model, self._family)
-        kept = max(self.layers)
-        dropped = list(blocks[kept:])
-        del blocks[kept:]
+        blocks = blocks_of(self.model, self.family)
+        kept = max(*self.layers, 0 if self.first_state is None else 1)  # layer 0 may be known by who takes it alone
+        dropped: list[nn.Module] = []
+        if self.passes is None:
+            dropped += blocks[kept:]
+            del blocks[kept:]
+        elif len(blocks) > 1:  # of fewer passes, each block would have others
+            kept = self.share.stop
         self.model.config.num_hidden_layers = kept
-        head = self.model.get_output_embeddings()
+        head = lm_head_of(self.model, self.family) if self._has_lm_head else None
         embeddings: Any = self.model.get_input_embeddings()
         if isinstance(head, VocabularyHead) and head.weight is not embeddings.weight:
             dropped.append(head)
-            put_part(self.model, self._family.lm_head_path, nn.Identity())
-        if isinstance(head, VocabularyHead) and self._family.before_lm_head is not None:
-            dropped.append(self.model.get_submodule(self._family.before_lm_head))
-            put_part(self.model, self._family.before_lm_head, nn.Identity())
+            put_part(self.model, self.family.lm_head_path, nn.Identity())
+        for path in self.family.before_lm_head if isinstance(head, VocabularyHead) else ():
+            dropped.append(self.model.get_submodule(path))
+            put_part(self.model, path, nn.Identity())
         self._can_predict = False
         self.share = replace(self.share, stop=kept)
         return dropped
 
     def _install_lm_head(self) -> None:
-        head = lm_head_of(self.model, self._family)
+        head = lm_head_of(self.model, self.family)
         assert isinstance(head, nn.Linear), f"the LM head of a {self.model.config.model_type} is no linear layer"
-        put_part(self.model, self._family.lm_head_path, VocabularyHead.of(head))
+        rule = logit_rule_of(self.model.config, self.family)
+        put_part(self.model, self.family.lm_head_path, VocabularyHead.of(head, rule))
 
-    def _vocabulary_predictions(self, hidden: Tensor) -> VocabularyPredictions:
+    def _vocabulary_predictions(self, hidden: Tensor, routers: Sequence[Tensor]) -> VocabularyPredictions:
         """What the LM head makes of the body's last hidden states ``[batch, seq, hidden]``."""
-        head: Any = lm_head_of(self.model, self._family)
-        if self._family.before_lm_head is not None:
-            hidden = self.model.get_submodule(self._family.before_lm_head)(hidden)
-        return VocabularyPredictions(hidden, head)
+        head: Any = lm_head_of(self.model, self.family)
+        for module in behind_body_of(self.model, self.family):
+            hidden = module(hidden)
+        return VocabularyPredictions(hidden, head, routers, self._num_chosen)
 
     def _tap(self, layer: int) -> Callable[[nn.Module, Any, Any], None]:
         places = [place for place, other in enumerate(self.layers) if other == layer and place in self._places]
@@ -186,7 +230,7 @@ class TappedModel(nn.Module):
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
             if not self._is_running:  # others may tap the same model
                 return
-            state: Tensor = self._rows.part(output[0] if isinstance(output, tuple) else output)
+            state: Tensor = self._rows.part(output[0] if isinstance(output, tuple | list) else output)
             if self._on_state is None:
                 self._captured[layer] = state
                 return
@@ -223,8 +267,13 @@ class TappedModel(nn.Module):
         if getattr(self.model.config, "use_cache", False):
             arguments["use_cache"] = False
         if self._needs_positions and "position_ids" not in arguments:
-            arguments["position_ids"] = positions_in_row(_attention_mask(arguments))
-        self._rows = Rows.of(arguments, self.model.config._attn_implementation)
+            arguments["position_ids"] = positions_in_row(attention_mask_of(arguments))
+        if self._row_of_padding is not None:
+            arguments["position_ids"] = positions_behind(self._row_of_padding, arguments)
+        attention = self.model.config._attn_implementation
+        self._rows = Rows.of(arguments, attention)
+        if not self.family.finds_documents and "flash" not in str(attention):
+            arguments |= mask_of_documents(arguments, self.model.dtype)
         arguments = {name: self._rows.join(value) for name, value in arguments.items()}
         if self._arrival is not None:
             self._arrival.state = self._rows.join(self._arrival.state)
@@ -240,10 +289,13 @@ class TappedModel(nn.Module):
             elif then is None:
                 logits = self._rows.part(self.model(**arguments).logits)
             else:
-                hidden = self._rows.part(self.model.base_model(**arguments).last_hidden_state)
+                if self._num_chosen:
+                    arguments["output_router_logits"] = with_predictions and torch.is_grad_enabled()
+                outputs = self.model.base_model(**arguments)
+                hidden = self._rows.part(outputs.last_hidden_state)
                 self._leaving = None if self.share.has_output else hidden
                 if with_predictions:
-                    predictions = self._vocabulary_predictions(hidden)
+                    predictions = self._vocabulary_predictions(hidden, getattr(outputs, "router_logits", None) or ())
             states: Any = ()
             if on_state is None:
                 states = tuple(self._captured.get(layer) for layer in self.layers)
@@ -256,9 +308,3 @@ class TappedModel(nn.Module):
             assert logits is not None
             return logits, states
         return then(predictions, states)
-
-
-def _attention_mask(arguments: Mapping[str, Any]) -> Tensor:
-    """Which tokens are no padding: all, where nothing else is said."""
-    mask: Tensor | None = arguments.get("attention_mask")
-    return torch.ones_like(arguments["input_ids"]) if mask is None else mask

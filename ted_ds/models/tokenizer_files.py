@@ -56,29 +56,53 @@ READING_SETTINGS = (
     "split_special_tokens",
 )
 """By which transformers' classes make steps of a tokenizer anew, whatever ``tokenizer.json`` says."""
+ROBERTA_ROLES = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "sep_token": "</s>",
+    "pad_token": "<pad>",
+    "cls_token": "<s>",
+    "mask_token": "<mask>",
+}
+BERT_ROLES = {
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+}
 CLASS_ROLES: Mapping[str, Mapping[str, str]] = {
     "LlamaTokenizer": {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
     "GPT2Tokenizer": dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|endoftext|>"),
     "Qwen2Tokenizer": dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>"),
-    "BertTokenizer": {
-        "unk_token": "[UNK]",
-        "sep_token": "[SEP]",
-        "pad_token": "[PAD]",
-        "cls_token": "[CLS]",
-        "mask_token": "[MASK]",
+    "GPTNeoXTokenizer": {
+        **dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|endoftext|>"),
+        "pad_token": "<|padding|>",
     },
-    "DebertaV2Tokenizer": {
+    "GemmaTokenizer": {
+        "unk_token": "<unk>",
+        "bos_token": "<bos>",
+        "eos_token": "<eos>",
+        "pad_token": "<pad>",
+        "mask_token": "<mask>",
+    },
+    **dict.fromkeys(("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer"), BERT_ROLES),
+    "RobertaTokenizer": ROBERTA_ROLES,
+    "XLMRobertaTokenizer": ROBERTA_ROLES,
+    "MPNetTokenizer": {**ROBERTA_ROLES, "unk_token": "[UNK]"},
+    "AlbertTokenizer": {
+        **BERT_ROLES,
         "bos_token": "[CLS]",
         "eos_token": "[SEP]",
-        "unk_token": "[UNK]",
-        "sep_token": "[SEP]",
-        "pad_token": "[PAD]",
-        "cls_token": "[CLS]",
-        "mask_token": "[MASK]",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
     },
+    "DebertaV2Tokenizer": {**BERT_ROLES, "bos_token": "[CLS]", "eos_token": "[SEP]"},
 }
 """Tokens that transformers' classes have where the files name none for the role."""
-AS_FILES_SAY = (*CLASS_ROLES, "PreTrainedTokenizer", "TokenizersBackend")
+MAY_MAKE_ENDS_ANEW = ("GPTNeoXTokenizer", "GemmaTokenizer")
+AS_FILES_SAY = (*(CLASS_ROLES.keys() - MAY_MAKE_ENDS_ANEW), "PreTrainedTokenizer", "TokenizersBackend")
 """Classes known to put around a text what ``tokenizer.json`` says; others may make that step anew."""
 
 

@@ -14,8 +14,8 @@ task                              task loss                              predict
 ``multi_label_classification``    binary cross-entropy per kept          divergence over yes and no, per kept example
                                   example and label                      and label
 ``regression``                    squared error per kept target          squared difference per kept target
-``token_classification``          cross-entropy per word with a label    divergence over the labels, per word with a
-                                                                         label
+``token_classification``          cross-entropy per word with a label,   divergence over the labels, per word with a
+                                  or per token of such words             label, or per token of such words
 ``multiple_choice``               cross-entropy over the choices, per    divergence over the choices, per kept
                                   kept question                          question
 ``chat``                          cross-entropy per token of a           divergence over the vocabulary, the same or
@@ -90,6 +90,8 @@ class TaskTerms:
     """Whether both are computed together, from what an LM head takes, and divided together."""
     divergence: Divergence = KL
     """Of the prediction term, but for numbers, which have none."""
+    balance_weight: float = 0.0
+    """Of the auxiliary loss of the trained model's routers, which is added to all else; 0 without."""
 
     @property
     def prediction_name(self) -> str:

@@ -31,6 +31,7 @@ from ted_ds.numerics.chunks import (
     write_logits,
 )
 from ted_ds.numerics.divergences import KL, Block, Divergence
+from ted_ds.numerics.logits import PLAIN, LogitRule
 from ted_ds.numerics.losses import kept_labels
 
 BLOCK_BYTES = {"cpu": 3 * MIB, "cuda": 64 * MIB}
@@ -52,6 +53,8 @@ class TeacherPredictions:
     num_shared_ids: int | None = None
     """The divergence is over the first so many ids: vocabularies of one family are padded to different sizes."""
     divergence: Divergence = KL
+    rule: LogitRule = PLAIN
+    """What it makes of its head's products."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +79,12 @@ def vocabulary_losses(
     weight: Float[Tensor, "vocab hidden"],
     bias: Float[Tensor, " vocab"] | None,
     targets: VocabularyTargets,
+    rule: LogitRule = PLAIN,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
     """``task_weight * CE + teacher.weight * D``, and the two sums, for reports.
 
-    ``CE`` is the sum of ``-log softmax(hidden weight^T + bias)[label]`` over kept labels, in nats, ``D`` that of the
-    divergence of ``softmax(student / T)`` from ``softmax(teacher / T)``, over what is predicted, both accumulated in
+    ``CE`` is the sum of ``-log softmax(rule(hidden weight^T + bias))[label]`` over kept labels, in nats, ``D`` that of
+    the divergence of ``softmax(student / T)`` from ``softmax(teacher / T)``, over what is predicted, both added up in
     fp32. Gradient flows to ``hidden``, ``weight`` and ``bias``, from the first of the three alone, and once. 16-bit
     gradients of the weight are added up over chunks in fp32.
 
@@ -88,7 +92,7 @@ def vocabulary_losses(
         The weighted sum, with graph; the sum of the cross-entropies and that of the divergences (0 without a teacher),
         without.
     """
-    return _sums(hidden, weight, bias, targets)[:3]
+    return _sums(hidden, weight, bias, targets, rule)[:3]
 
 
 @torch.no_grad()
@@ -97,14 +101,15 @@ def vocabulary_scores(
     weight: Float[Tensor, "vocab hidden"],
     bias: Float[Tensor, " vocab"] | None,
     labels: Int[Tensor, "*batch"],
+    rule: LogitRule = PLAIN,
 ) -> Float[Tensor, " 2"]:
     """Over kept labels, the sum of the cross-entropies, and how many have the largest logit (the first, of several)."""
-    _, cross_entropy, _, num_right = _sums(hidden, weight, bias, VocabularyTargets(labels))
+    _, cross_entropy, _, num_right = _sums(hidden, weight, bias, VocabularyTargets(labels), rule)
     return torch.stack([cross_entropy, num_right])
 
 
 def _sums(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: VocabularyTargets
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: VocabularyTargets, rule: LogitRule
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     teacher, predicted = targets.teacher, targets.predicted
     if targets.kept is None:
@@ -123,6 +128,7 @@ def _sums(
         teacher = replace(teacher, weight=teacher.weight.to(exact_dtype(dtype)))
     job = _Job(
         labels=labels.squeeze(-1),
+        rule=rule,
         own_rows=own_rows,
         teacher_hidden=None if teacher is None else select_rows(teacher.hidden, rows),
         teacher=teacher,
@@ -153,6 +159,7 @@ class _OwnRows(NamedTuple):
 class _Job:
     labels: Tensor
     """0 where there is none."""
+    rule: LogitRule
     own_rows: _OwnRows | None
     teacher_hidden: Tensor | None
     teacher: TeacherPredictions | None
@@ -269,7 +276,7 @@ class _Blocks:
         own_rows = None if self._job.own_rows is None else self._job.own_rows.part(chunk)
         for rows in slices(logits.shape[0], self._rows):
             student = self._student[: rows.stop - rows.start]
-            student.copy_(logits[rows])
+            self._job.rule.write(student.copy_(logits[rows]))
             student -= student.amax(-1, keepdim=True)
             picked = student.gather(-1, labels[rows, None])
             if not with_gradient:
@@ -289,7 +296,10 @@ class _Blocks:
             sums[0] += _sum_of(norm.log() - picked, None if of_each is None else of_each.labelled)
             if with_gradient:
                 own = torch.full_like(picked, -1.0) * of_task
-                logits[rows] = student.scatter_add_(-1, labels[rows, None], own)
+                student.scatter_add_(-1, labels[rows, None], own)
+                if not self._job.rule.is_plain:
+                    student *= self._job.rule.write_slopes(self._scratch[: len(student)].copy_(logits[rows]))
+                logits[rows] = student
         return sums
 
     def _with_teacher(
@@ -304,7 +314,7 @@ class _Blocks:
         shared = slice(teacher.num_shared_ids)
         own = student[:, shared]
         target = self._target[: len(student), : own.shape[1]]
-        target.copy_(teacher_logits[:, shared])
+        teacher.rule.write(target.copy_(teacher_logits[:, shared]))
         target -= target.amax(-1, keepdim=True)
         block = Block(
             own,

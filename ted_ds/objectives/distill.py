@@ -20,7 +20,7 @@ from ted_ds.numerics.filters import FilterBank, Match
 from ted_ds.numerics.layer_map import layer_names
 from ted_ds.numerics.objective import combine
 from ted_ds.numerics.task_terms import TaskTerms
-from ted_ds.objectives.finetune import TASK, label_counter
+from ted_ds.objectives.finetune import BALANCE, TASK, balance_terms, label_counter
 from ted_ds.objectives.term import Term, Terms
 from ted_ds.runtime.teacher import Teacher
 
@@ -78,7 +78,7 @@ class DistillObjective(Terms):
         per_pair = plan.feature_weight / (max(len(student_layers), 1) if plan.feature_reduction == "mean" else 1)
         prediction_weight = plan.kl_weight * task.prediction_scale(plan.temperature)
         needs = plan.needs_of_terms
-        terms = [Term(TASK, plan.task_weight, label_counter(task), needs["task"])]
+        terms = [Term(TASK, plan.task_weight, label_counter(task), needs["task"]), *balance_terms(task)]
         if "prediction" in needs:
             terms.append(Term(task.prediction_name, prediction_weight, self._count_predicted, needs["prediction"]))
         if "features" in needs:
@@ -91,6 +91,9 @@ class DistillObjective(Terms):
             compared = [name for place, name in enumerate(compared) if place in here.places]
             with_output = with_output if here.has_output else []
         self._weights_of_sums = {**dict.fromkeys(with_output, 1.0), **dict.fromkeys(compared, per_pair)}
+        self._has_balance = task.balance_weight != 0 and bool(with_output)
+        if self._has_balance:
+            self._weights_of_sums[BALANCE] = task.balance_weight
 
     def _count_predicted(self, batch: Batch) -> Tensor:
         """Of what the teacher predicts."""
@@ -131,6 +134,9 @@ class DistillObjective(Terms):
                 losses = student.losses(self._task, batch, self._weights_by(counts), teacher)
                 sums[TASK] = losses.weighted
                 totals[TASK] = losses.task
+                if self._has_balance:
+                    sums[BALANCE] = student.balance(batch)
+                    totals[BALANCE] = sums[BALANCE].detach()
                 if losses.weighted_prediction is not None:
                     sums[self._task.prediction_name] = losses.weighted_prediction
                 if losses.prediction is not None:

@@ -14,6 +14,7 @@ from ted_ds.numerics.task_terms import TaskTerms
 from ted_ds.objectives.term import Term, Terms
 
 TASK = "loss/task"
+BALANCE = "loss/router_balance"
 
 
 def label_counter(task: TaskTerms) -> Callable[[Batch], Tensor]:
@@ -21,11 +22,18 @@ def label_counter(task: TaskTerms) -> Callable[[Batch], Tensor]:
     return lambda batch: task.kept(batch.labels).sum()
 
 
+def balance_terms(task: TaskTerms) -> list[Term]:
+    """The auxiliary loss of routers, per kept token, where the trained model has one."""
+    if task.balance_weight == 0:
+        return []
+    return [Term(BALANCE, task.balance_weight, lambda batch: batch.kept_tokens.sum())]
+
+
 class FinetuneObjective(Terms):
-    """The task loss, per kept label."""
+    """The task loss, per kept label, and that of routers."""
 
     def __init__(self, task: TaskTerms, task_weight: float = 1.0) -> None:
-        super().__init__([Term(TASK, task_weight, label_counter(task))])
+        super().__init__([Term(TASK, task_weight, label_counter(task)), *balance_terms(task)])
         self._task = task
 
     def loss(
@@ -38,7 +46,11 @@ class FinetuneObjective(Terms):
             if predictions is None:  # they are made on the last stage of a pipeline
                 return combine({}, {}, {})
             losses = predictions.losses(self._task, batch, LossWeights())
+            sums = {TASK: losses.weighted}
+            if BALANCE in self.weights:
+                sums[BALANCE] = predictions.balance(batch)
+                totals[BALANCE] = sums[BALANCE].detach()
             totals[TASK] = losses.task
-            return combine({TASK: losses.weighted}, counts, self.weights)
+            return combine(sums, counts, self.weights)
 
         return forward(batch.inputs, learn), totals

@@ -21,10 +21,11 @@ from ted_ds.models.companions import (
     hub_name,
     licences_in,
 )
-from ted_ds.models.files import GENERATION_CONFIG_FILE, read_model_facts, weight_files
+from ted_ds.models.files import GENERATION_CONFIG_FILE, read_model_facts
 from ted_ds.models.folder import ADAPTER_FILE, CONFIG_FILE, INDEX_FILE
 from ted_ds.models.loading import auto_class
 from ted_ds.models.local_paths import local_values_of
+from ted_ds.models.tensor_files import weight_files
 from ted_ds.models.tokenizer_files import CHAT_TEMPLATE_FILE
 from ted_ds.models.tokenizer_settings import TOKENIZER_CONFIG_FILE
 

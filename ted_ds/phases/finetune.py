@@ -37,7 +37,7 @@ def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
     tapped = build.models.trained(phase.trains, _start(kit.folders, phase), config, stage=build.stage(phase.name))
     with build.engine(phase.name, tapped, config, plan, watched=tapped.named_layers(), trained=tapped) as engine:
         training = PhaseTraining(kit, folder, engine, plan, forward=engine_outputs(engine))
-        result = training.run(FinetuneObjective(build.training_terms))
+        result = training.run(FinetuneObjective(build.terms_to_train(phase.trains)))
         state = build.models.whole_state(tapped)
 
     def write(place: Path) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def trains_in_words(recipe: Recipe, student: ModelFacts) -> str | None:
     lora = recipe.student.lora
     if lora is None:
         return None
-    model = student.parameters if recipe.task.has_lm_head else student.parameters.as_classifier()
+    model = student.as_language_model if recipe.task.has_lm_head else student.as_classifier
     sizes, num_frozen = adapted_sizes(recipe, model)
     count = sum(sizes)
     where = ", ".join(lora.targets) if lora.targets else "all linear maps of its blocks"

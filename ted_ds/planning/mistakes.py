@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from ted_ds.data.transfer import TextsAlone
 from ted_ds.errors import TedError
 from ted_ds.launching.starters import Told
 from ted_ds.models.families import FAMILY_OF, SPAN_TYPES, types_of
+from ted_ds.models.family import blocks_by_layer
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.rope_rules import KNOWN_RULES
 
@@ -94,16 +95,18 @@ def check_data(recipe: Recipe, rows: Rows, mistakes: Mistakes) -> dict[str, Firs
     ``rows`` reads those of the recipe's task.
     """
     looked_at = {}
-    sources = {f"data.{within}": one for within, one in recipe.data.sources}
+    given = [(f"data.{within}", one, rows) for within, one in recipe.data.sources]
+    # texts of language models, whatever rows the task learns from
+    texts = TextsAlone([recipe.task.document_column or "text"]) if rows.are_labelled else rows
     for within, _, test in recipe.evaluation.tests:
-        sources |= {f"evaluation.{within}.sources[{index}]": one for index, one in enumerate(test.sources)}
-    for place, one in sources.items():
+        given += [(f"evaluation.{within}.sources[{index}]", one, texts) for index, one in enumerate(test.sources)]
+    for place, one, as_rows in given:
         is_here = not is_remote(one.path) and not names_hub(one)
         if is_here and mistakes.attempt(f"{place}.path", functools.partial(locate, one)) is None:
             continue
         if Told.by(os.environ).rank != 0:
             continue
-        looked_at[place] = _look_at(one, rows, recipe.data.cleaning)
+        looked_at[place] = _look_at(one, as_rows, recipe.data.cleaning)
         mistakes.add(place, *looked_at[place].problems)
     parts, heldout = recipe.data.parts, recipe.data.heldout_key
     for part, sources in parts.items():
@@ -117,10 +120,10 @@ def check_data(recipe: Recipe, rows: Rows, mistakes: Mistakes) -> dict[str, Firs
 
 
 def _look_at(source: Source, rows: Rows, cleaning: Cleaning) -> FirstRows:
-    if not isinstance(source, TransferSource):
-        return first_rows(source, rows, cleaning=cleaning)
-    own = TextsAlone(source.text_columns(rows.columns[: rows.num_texts]))
-    return replace(first_rows(source, own, cleaning=cleaning), num_unlabelled=0)  # there may be labels
+    if isinstance(source, TransferSource):
+        rows = TextsAlone(source.text_columns(rows.columns[: rows.num_texts]))
+    found = first_rows(source, rows, cleaning=cleaning)
+    return replace(found, num_unlabelled=0) if isinstance(rows, TextsAlone) else found  # there may be labels
 
 
 def _compile_mistakes(recipe: Recipe, config: dict[str, Any]) -> Iterator[str]:
@@ -154,6 +157,22 @@ def check_model(recipe: Recipe, facts: ModelFacts, where: str, mistakes: Mistake
     mistakes.add(where, *_model_mistakes(recipe, facts))
 
 
+def check_routers(recipe: Recipe, teacher: ModelFacts | None, student: ModelFacts | None, mistakes: Mistakes) -> None:
+    """Whether the auxiliary loss of routers that train can be computed."""
+    if recipe.pipeline.stages == 1 or not recipe.task.has_lm_head:
+        return
+    trained = {"teacher": teacher if recipe.teacher.finetune is not None else None, "student": student}
+    for side, facts in trained.items():
+        if facts is not None and facts.balance_weight:
+            is_cut = side == "student" and recipe.student.from_teacher is not None
+            is_random = side == "student" and recipe.student.from_config is not None
+            mistakes.add(
+                "student.from_config" if is_random else f"{'teacher' if is_cut else side}.path",
+                f"its config.json has {facts.family.balance_switch}: true: its routers have an auxiliary loss of all "
+                "blocks together, and no stage of a pipeline has them all; set it to false, or use pipeline.stages: 1",
+            )
+
+
 def check_dropout(recipe: Recipe, teacher: ModelFacts | None, student: ModelFacts | None, mistakes: Mistakes) -> None:
     """Whether models have the dropout that the recipe sets."""
     for side, facts in (("teacher", teacher), ("student", student)):
@@ -168,16 +187,39 @@ def check_dropout(recipe: Recipe, teacher: ModelFacts | None, student: ModelFact
                 )
 
 
+def uncuttable(teacher: ModelFacts, blocks: Sequence[int]) -> str | None:
+    """Why no model has these of a teacher's blocks (numbered from 0) as they are; None where nothing is against it.
+
+    What only transformers can tell is seen when it is cut (:func:`ted_ds.models.cut_config.refuse_other_blocks`).
+    """
+    if teacher.family.has_short_first_block and blocks[0] != 0:
+        return (
+            f"begins with block {blocks[0]}, but the first block of a {teacher.model_type} lacks a norm that all "
+            "others have, and none of them would be itself without; begin with block 0"
+        )
+    if teacher.family.has_short_first_block and 0 in blocks[1:]:
+        return (
+            f"repeats block 0, but the first block of a {teacher.model_type} lacks a norm that all others have, and it "
+            "would not be itself with one; use block 0 once, and first"
+        )
+    by_layer = teacher.parameters.blocks_by_layer
+    if by_layer is None:
+        return None
+    wanted = [by_layer[block] for block in blocks]
+    found = [*blocks_by_layer(len(blocks), len(teacher.parameters.of_blocks))]
+    if wanted == found:
+        return None
+    return (
+        f"these layers go through the weights {wanted} (numbered from 0), but in a model of "
+        f"{len(blocks)} layers they go through {found}; choose as many layers of each"
+    )
+
+
 def _model_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
     wanted = recipe.task.architecture
     if recipe.task.has_lm_head and facts.family.language_model != wanted:
         kind = f"{wanted.removesuffix('LM').lower()} LM"
         yield f"a {facts.model_type} is no {kind}; use one of {', '.join(types_of(wanted))}"
-    elif recipe.task.has_lm_head and facts.switched_off is not None:
-        yield (
-            f"its config.json has {facts.switched_off}: false, and such an LM head is not known here; set it to true "
-            "and fine-tune a new one (teacher.finetune, student.finetune)"
-        )
     if recipe.task.architecture in facts.family.lacks:
         able = [name for name, family in FAMILY_OF.items() if recipe.task.architecture not in family.lacks]
         yield f"transformers has no {recipe.task.kind} head for a {facts.model_type}; use one of {', '.join(able)}"
@@ -185,6 +227,11 @@ def _model_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
         yield (
             f"a {facts.model_type} has no head for {recipe.task.kind} here, as its blocks have other names in "
             f"transformers' model for it; use one of {', '.join(SPAN_TYPES)}"
+        )
+    if recipe.pipeline.stages > 1 and facts.family.unstaged is not None:
+        yield (
+            f"pipeline.stages is {recipe.pipeline.stages}, but {facts.family.unstaged}; remove it, and share memory "
+            "out by ZeRO"
         )
     if recipe.attention not in ("auto", *facts.family.attention):
         yield f"a {facts.model_type} has no {recipe.attention} attention; use attention: auto"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ted_ds.config.evaluation import lm_eval_mistakes
@@ -14,29 +13,32 @@ from ted_ds.config.schema import Recipe
 from ted_ds.config.tasks import Task
 from ted_ds.config.without_effect import settings_without_effect
 from ted_ds.data.first_rows import FirstRows
-from ted_ds.data.row_counts import RowCount, count_training_rows
+from ted_ds.data.row_counts import RowCount
 from ted_ds.data.samples import Rows
 from ted_ds.data.transfer import share_of
 from ted_ds.errors import raise_all
-from ted_ds.launching.starters import Told
-from ted_ds.models.adapter_folder import read_adapter, tokenizer_folder
-from ted_ds.models.files import ModelFacts, read_model_facts
+from ted_ds.models.adapter_folder import tokenizer_folder
+from ted_ds.models.files import ModelFacts
 from ted_ds.numerics.layer_map import LayerPairs, make_layer_map
 from ted_ds.planning.adapters import adapter_mistakes, trains_in_words
 from ted_ds.planning.contracts import Side, broken_contracts, document_ends, doubts
+from ted_ds.planning.data_sizes import corpus_bytes, count_rows
+from ted_ds.planning.family_uses import refused_uses
 from ted_ds.planning.mistakes import (
     Mistakes,
     check_data,
     check_deepspeed,
     check_dropout,
     check_model,
+    check_routers,
     check_tracking,
 )
+from ted_ds.planning.model_lookup import HubLookup, KnownModel, by_local_files
 from ted_ds.planning.phase import phases_of
 from ted_ds.planning.pipeline_cut import Stage, plan_stages
 from ted_ds.planning.quantised_teacher import quantised_mistakes
-from ted_ds.planning.steps import counts_epochs, epochs_in_words, with_rows
-from ted_ds.planning.student_facts import find_student, local_model
+from ted_ds.planning.steps import epochs_in_words, plan_with_rows
+from ted_ds.planning.student_facts import begun_with, find_student
 
 RowsOf = Callable[[Task], Rows]
 
@@ -65,8 +67,12 @@ class Plan:
     """What is worth saying of settings that are right."""
     files: tuple[str, ...] = ()
     """The recipe's file, the one it extends, and so on; none where it was not read from a file."""
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """What facts of a side are from, in words for behind them, where they are not from all its files."""
     num_rows: RowCount | None = None
-    """Training rows, where the recipe counts in epochs and they are quickly counted."""
+    """Training rows, where they are asked for and quickly counted."""
+    corpus_bytes: Mapping[int, int] = field(default_factory=dict)
+    """About how many bytes of text sources of ``data.train`` have, by their places there, where that is known."""
 
     def layers(self, side: str) -> tuple[int, ...]:
         """The ``student``'s or the ``teacher``'s side of the layer map."""
@@ -102,6 +108,7 @@ def plan_recipe(
     num_ranks: int = 1,
     contracts_hold: bool = True,
     in_pipeline: bool = True,
+    looks_up_hub: bool = False,
 ) -> tuple[Recipe, Plan]:
     """Read a recipe and plan it; see :func:`make_plan`.
 
@@ -112,6 +119,8 @@ def plan_recipe(
         num_ranks: Ranks the batches must divide over.
         contracts_hold: Whether models that break a contract are a mistake.
         in_pipeline: Whether the recipe's pipeline is used.
+        looks_up_hub: Whether hub names are looked up in what is here (:mod:`ted_ds.planning.model_lookup`); a run
+            fetches them first.
 
     Raises:
         ConfigError: Lists every mistake in the recipe and in the files it names, whatever else is wrong.
@@ -122,7 +131,14 @@ def plan_recipe(
     if recipe is not None:
         recipe = recipe if in_pipeline else recipe.without_pipeline()
         found = Mistakes()
-        plan = _lay_out(recipe, rows_of, found, num_ranks=num_ranks, contracts_hold=contracts_hold)
+        plan = _lay_out(
+            recipe,
+            rows_of,
+            found,
+            num_ranks=num_ranks,
+            contracts_hold=contracts_hold,
+            hub=HubLookup(draft.chain.files) if looks_up_hub else None,
+        )
         mistakes += [mistake for mistake in found.found if not draft.concerns_a_stand_in(mistake)]
     raise_all([draft.chain.place(mistake) for mistake in mistakes])
     assert recipe is not None
@@ -130,27 +146,45 @@ def plan_recipe(
     return recipe, replace(plan, files=tuple(map(str, draft.chain.files)))
 
 
-def _lay_out(recipe: Recipe, rows_of: RowsOf, mistakes: Mistakes, *, num_ranks: int, contracts_hold: bool) -> Plan:
+def _lay_out(
+    recipe: Recipe,
+    rows_of: RowsOf,
+    mistakes: Mistakes,
+    *,
+    num_ranks: int,
+    contracts_hold: bool,
+    hub: HubLookup | None = None,
+) -> Plan:
+    look_up = by_local_files if hub is None else hub
     remarks = check_deepspeed(recipe, num_ranks, mistakes)
     data = check_data(recipe, rows_of(recipe.task), mistakes)
-    num_rows = _count_rows(recipe, rows_of, mistakes)
+    num_rows = count_rows(recipe, rows_of, mistakes, hub)
+    num_bytes: Mapping[int, int] = {}
+    if hub is not None and recipe.task.packed and not mistakes.found:
+        num_bytes = mistakes.attempt("", lambda: corpus_bytes(recipe.data, hub)) or {}
     if recipe.output_dir.exists() and not recipe.output_dir.is_dir():
         mistakes.add("output_dir", f"{recipe.output_dir} is a file; give a folder")
 
     check_tracking(recipe, mistakes)
     mistakes.add("evaluation.lm_eval", *lm_eval_mistakes(recipe.evaluation.lm_eval))
-    teacher_dir = mistakes.attempt("teacher.path", lambda: local_model(recipe.teacher.path))
-    teacher = mistakes.attempt("teacher.path", lambda: read_model_facts(teacher_dir)) if teacher_dir else None
-    student_dir, student = find_student(recipe, teacher_dir, teacher, mistakes)
-    mistakes.add("output_dir", *_output_among_models(recipe.output_dir, teacher_dir, student_dir))
+    known = {"teacher": mistakes.attempt("teacher.path", lambda: look_up(recipe.teacher.path)) or KnownModel()}
+    known["student"] = find_student(recipe, known["teacher"], look_up, mistakes)
+    teacher, student = known["teacher"].facts, known["student"].facts
+
+    folders = [one.folder for one in known.values()]
+    mistakes.add("output_dir", *_output_among_models(recipe.output_dir, *folders))
     if teacher is not None:
         check_model(recipe, teacher, "teacher.path", mistakes)
     if student is not None and recipe.student.from_teacher is None:
         place = "student.path" if recipe.student.path is not None else "student.from_config"
         check_model(recipe, student, place, mistakes)
     check_dropout(recipe, teacher, student, mistakes)
+    check_routers(recipe, teacher, student, mistakes)
+    mistakes.add("", *refused_uses(recipe, teacher, student))
     mistakes.add("", *quantised_mistakes(recipe, teacher, student), *adapter_mistakes(recipe, student))
-    sides = model_sides(recipe, teacher_dir, teacher, student_dir, student)
+    places = known["teacher"].place, known["student"].place
+    by_config = [side for side, one in known.items() if one.config]
+    sides = model_sides(recipe, places[0], teacher, places[1], student, by_config=by_config)
     broken = [line for lines in broken_contracts(recipe, *sides).values() for line in lines]
     if contracts_hold:
         mistakes.add("", *broken)
@@ -175,19 +209,16 @@ def _lay_out(recipe: Recipe, rows_of: RowsOf, mistakes: Mistakes, *, num_ranks: 
         text_ends=document_ends(recipe, sides[0]) if sides[0] is not None and not broken else None,
         remarks=(*settings_without_effect(recipe), *remarks),
         num_rows=num_rows,
-        doubts=() if broken else tuple(line for lines in doubts(recipe, *sides).values() for line in lines),
+        corpus_bytes=num_bytes,
+        doubts=()
+        if broken
+        else (*_doubts(known), *(line for lines in doubts(recipe, *sides).values() for line in lines)),
+        origins={side: known[side].origin for side in ("teacher", *(["student"] if recipe.student.path else []))},
     )
 
 
-def _count_rows(recipe: Recipe, rows_of: RowsOf, mistakes: Mistakes) -> RowCount | None:
-    """The training rows, where steps follow from them (on the first rank alone, which says what is wrong)."""
-    is_asked = counts_epochs(recipe) and recipe.task.one_sequence_each and Told.by(os.environ).rank == 0
-    if not is_asked or mistakes.found:
-        return None
-    count = mistakes.attempt("data.train", lambda: count_training_rows(recipe.data, rows_of(recipe.task)))
-    if count is not None and count.is_exact:
-        mistakes.attempt("", lambda: with_rows(recipe, count.number))
-    return count
+def _doubts(known: Mapping[str, KnownModel]) -> Iterator[str]:
+    return (f"{side}.path: {one.doubt}" for side, one in known.items() if one.doubt is not None)
 
 
 def _output_among_models(output: Path, *models: Path | None) -> Iterator[str]:
@@ -202,17 +233,22 @@ def model_sides(
     teacher: ModelFacts | None,
     student_dir: Path | None,
     student: ModelFacts | None,
+    *,
+    by_config: Collection[str] = (),
 ) -> tuple[Side | None, Side | None]:
-    """The two models as contracts see them; None for one that is not known yet."""
+    """The two models as contracts see them; None for one that is not known yet.
+
+    Those ``by_config`` have no other files in their folders.
+    """
     teacher_tuned = recipe.teacher.finetune is not None
     cut_from_tuned = recipe.student.from_teacher is not None and teacher_tuned
     is_random = recipe.student.from_config is not None  # with a head for this task
     tuned = {"teacher": teacher_tuned, "student": recipe.student.finetune is not None or cut_from_tuned or is_random}
     keys = {"teacher": "path", "student": "from_config" if is_random else "path"}
     teacher_side, student_side = (
-        None
-        if folder is None or facts is None
-        else Side(name, tokenizer_folder(folder), facts, tuned[name], keys[name])
+        Side(name, tokenizer_folder(folder), facts, tuned[name], keys[name], by_config=name in by_config)
+        if folder is not None and facts is not None
+        else None
         for name, folder, facts in (("teacher", teacher_dir, teacher), ("student", student_dir, student))
     )
     return teacher_side, student_side
@@ -235,13 +271,18 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
         lines.append(f"recipe    {' extends '.join(plan.files)}")
     for name, facts in (("teacher", plan.teacher), ("student", plan.student)):
         if facts is None:
-            lines.append(f"{name:9} known once it is fetched from the hub")
+            lines.append(
+                f"{name:9} known once it is fetched from the hub, or its config.json is beside the recipe (README)"
+            )
         else:
             quantised = f", quantised ({facts.quantisation})" if facts.quantisation else ""
             shape = f"{facts.num_blocks} blocks of width {facts.hidden_size}"
-            size = f", an adapter merged into {_base_of(recipe, name)}" if _base_of(recipe, name) else ""
-            size += f", random, {facts.parameters.total:,} parameters" if _is_random(recipe, name) else ""
-            lines.append(f"{name:9} {facts.model_type}, {shape}{size}{quantised}")
+            if facts.num_experts:
+                shape += f" with {facts.num_experts} experts, of which a token goes through {facts.num_chosen_experts}"
+            origin = f"{begun_with(recipe, name, facts)}{quantised}{plan.origins.get(name, '')}"
+            lines.append(f"{name:9} {facts.model_type}, {shape}{origin}")
+            is_cut = name == "student" and recipe.student.from_teacher is not None
+            lines += [f"found     {name}: {line}" for line in (() if is_cut else facts.family.found)]
     trains = None if plan.student is None else trains_in_words(recipe, plan.student)
     lines += [] if trains is None else [f"trains    {trains}"]
     if plan.layer_pairs:
@@ -264,12 +305,13 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
             cut = f"microbatches of at most {phase.micro_batch_tokens:,} padded tokens"
         task = recipe.task
         what = "sequences" if task.rows_per_example == 1 else f"questions of {task.rows_per_example} sequences"
-        steps = f"{phase.max_steps} steps" if phase.epochs is None else epochs_in_words(phase, plan.num_rows)
-        known = phase if plan.num_rows is None else phase.with_rows(plan.num_rows.number)
+        known = phase if plan.num_rows is None else plan_with_rows(recipe, phase, plan.num_rows.number)
+        steps = f"{phase.max_steps} steps" if phase.epochs is None else epochs_in_words(phase, known, plan.num_rows)
         line = f"{path:16} {steps} x {phase.global_batch_size} {what} = {readers} x {cut}"
         if known.max_steps is not None:
             tokens = known.max_steps * phase.global_batch_size * task.rows_per_example * task.sequence_length
-            line += f"; at most {tokens:,} tokens"
+            is_fewest = plan.num_rows is not None and plan.num_rows.limit == "least"
+            line += f"; {'about' if is_fewest else 'at most'} {tokens:,} tokens"
         lines.append(line)
     if plan.text_ends is not None:
         lines.append(f"texts     {plan.text_ends}")
@@ -277,17 +319,6 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
     lines.append(f"output    {recipe.output_dir}")
     lines += [f"WARN      {doubt}" for doubt in plan.doubts]
     return "\n".join(lines)
-
-
-def _base_of(recipe: Recipe, side: str) -> Path | None:
-    """The base of a model that is given as an adapter; None for any other."""
-    path = (recipe.teacher if side == "teacher" else recipe.student).path
-    adapter = read_adapter(Path(path)) if path is not None else None
-    return None if adapter is None else adapter.base
-
-
-def _is_random(recipe: Recipe, side: str) -> bool:
-    return side == "student" and recipe.student.from_config is not None
 
 
 def _transfer_in_words(recipe: Recipe) -> str:

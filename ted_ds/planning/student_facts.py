@@ -2,47 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from ted_ds.config.nearest import nearest
 from ted_ds.config.schema import Recipe
-from ted_ds.data.sources import HUB_NAME
 from ted_ds.errors import ConfigError, TedError
 from ted_ds.models.adapter_folder import read_adapter
-from ted_ds.models.files import ModelFacts, read_model_facts
+from ted_ds.models.files import ModelFacts
 from ted_ds.models.folder import no_folder
 from ted_ds.models.random_facts import UnknownEntries, random_facts
-from ted_ds.planning.mistakes import Mistakes
-
-
-def local_model(path: str) -> Path | None:
-    """The folder a model path names; None for a hub name.
-
-    Raises:
-        ConfigError: It is neither.
-    """
-    folder = Path(path)
-    if folder.is_dir():
-        return folder
-    if folder.exists() or not HUB_NAME.match(path):
-        raise ConfigError(f"{path}: {no_folder(folder)}")
-    return None
+from ted_ds.planning.mistakes import Mistakes, uncuttable
+from ted_ds.planning.model_lookup import KnownModel
 
 
 def find_student(
-    recipe: Recipe, teacher_dir: Path | None, teacher: ModelFacts | None, mistakes: Mistakes
-) -> tuple[Path | None, ModelFacts | None]:
-    """The folder of its files (the teacher's, where it has none of its own) and its facts; None while unknown."""
+    recipe: Recipe, teacher: KnownModel, look_up: Callable[[str], KnownModel], mistakes: Mistakes
+) -> KnownModel:
+    """What is known of the student; one without files of its own has the teacher's.
+
+    Args:
+        recipe: The recipe.
+        teacher: What is known of the teacher.
+        look_up: Finds a model by its path.
+        mistakes: Takes what is wrong.
+    """
     path = recipe.student.path
     if path is not None:
-        folder = mistakes.attempt("student.path", lambda: local_model(path))
-        return folder, mistakes.attempt("student.path", lambda: read_model_facts(folder)) if folder else None
+        return mistakes.attempt("student.path", lambda: look_up(path)) or KnownModel()
+    facts = None
     if recipe.student.from_config is not None:
-        return teacher_dir, mistakes.attempt("", lambda: _random_facts(recipe, teacher_dir))
-    if teacher is None:
-        return teacher_dir, None
-    return teacher_dir, mistakes.attempt("student.from_teacher.blocks", lambda: _cut_facts(recipe, teacher))
+        facts = mistakes.attempt("", lambda: _random_facts(recipe, teacher.place))
+    elif teacher.facts is not None:
+        whole = teacher.facts
+        facts = mistakes.attempt("student.from_teacher.blocks", lambda: _cut_facts(recipe, whole))
+    return replace(teacher, facts=facts, doubt=None)
 
 
 def config_folder(recipe: Recipe, teacher: Path | None) -> Path | None:
@@ -54,8 +49,18 @@ def config_folder(recipe: Recipe, teacher: Path | None) -> Path | None:
     return folder if adapter is None else adapter.base
 
 
-def _random_facts(recipe: Recipe, teacher_dir: Path | None) -> ModelFacts | None:
-    from_config, folder = recipe.student.from_config, config_folder(recipe, teacher_dir)
+def begun_with(recipe: Recipe, side: str, facts: ModelFacts) -> str:
+    """What a model is, in words for behind its shape, where its files do not hold it as it is."""
+    section = recipe.teacher if side == "teacher" else recipe.student
+    adapter = None if section.path is None else read_adapter(Path(section.path))
+    if adapter is not None:
+        return f", an adapter merged into {adapter.base}"
+    is_random = side == "student" and recipe.student.from_config is not None
+    return f", random, {facts.parameters.total:,} parameters" if is_random else ""
+
+
+def _random_facts(recipe: Recipe, teacher: Path | None) -> ModelFacts | None:
+    from_config, folder = recipe.student.from_config, config_folder(recipe, teacher)
     assert from_config is not None
     if folder is None:
         return None
@@ -89,4 +94,7 @@ def _cut_facts(recipe: Recipe, teacher: ModelFacts) -> ModelFacts:
             f"block {outside[0]} does not exist (the teacher has {teacher.num_blocks} blocks, numbered from 0); "
             f"use 0..{teacher.num_blocks - 1}"
         )
+    reason = uncuttable(teacher, cut.blocks)
+    if reason is not None:
+        raise ConfigError(reason)
     return replace(teacher, num_blocks=len(cut.blocks), parameters=teacher.parameters.cut(cut.blocks))

@@ -38,6 +38,10 @@ FAMILIES = [
     ("gpt2", LABELS, ["c_attn"]),
     ("bert", LABELS, None),
     ("deberta-v2", LABELS, ["dense"]),
+    ("albert", LABELS, None),
+    ("modernbert", LABELS, ["Wqkv"]),
+    ("gpt_neox", None, None),
+    ("qwen3_moe", None, None),  # with a block that has no experts
 ]
 
 

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError
 import pytest
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from ted_ds.errors import ConfigError
 from ted_ds.models import quantised
@@ -25,6 +26,9 @@ CPU = torch.device("cpu")
 KINDS = {
     "llama": "causal_lm",
     "gpt2": "causal_lm",
+    "gemma2": "causal_lm",
+    "opt": "causal_lm",
+    "qwen3_moe": "causal_lm",  # of which neither experts nor routers are linear maps to torch
     "bert": "sequence_classification",
     "deberta-v2": "sequence_classification",
 }
@@ -56,7 +60,8 @@ def test_a_quantised_model_predicts_nearly_the_same_in_less_memory(tmp_path, tor
     write_model(tmp_path, model_type, blocks=4, hidden=64, labels=labels)
     plain = logits_and_states(load(tmp_path, kind), family, kind)
     model = load(tmp_path, kind)
-    matrices = [p for p in blocks_of(model, family).parameters() if p.dim() == 2]
+    maps = [one for one in blocks_of(model, family).modules() if isinstance(one, torch.nn.Linear | Conv1D)]
+    matrices = [one.weight for one in maps]
     num_in_matrices, before = sum(p.numel() for p in matrices), bytes_held(model)
     num_rows = sum(len(p.t() if model_type == "gpt2" else p) for p in matrices)
     quantise_blocks(model, family, CPU)

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ted_ds.numerics import chunks, vocabulary
 from ted_ds.numerics.divergences import make_divergence
+from ted_ds.numerics.logits import PLAIN, LogitRule
 from ted_ds.numerics.losses import cross_entropy_sum, divergence_sum, kept_labels
 from ted_ds.numerics.vocabulary import TeacherPredictions, VocabularyTargets, vocabulary_losses, vocabulary_scores
 from tests.plain import DIVERGENCES, plain_divergence
@@ -27,6 +28,17 @@ def many_small_chunks(monkeypatch):
     monkeypatch.setattr(chunks, "LEAST_ROWS", 5)
     monkeypatch.setattr(vocabulary, "BLOCK_BYTES", {"cpu": 2 * 31 * 8, "cuda": 2 * 31 * 8})
     monkeypatch.setattr(chunks, "GRADIENT_ROWS", 7)
+
+
+def logits_by(rule: LogitRule, products: Tensor) -> Tensor:
+    """As Granite and Gemma have it."""
+    logits = products / rule.divisor
+    if rule.bound is None:
+        return logits
+    return torch.tanh(logits / rule.bound) * rule.bound
+
+
+RULES = [LogitRule(2.5), LogitRule(bound=1.5), LogitRule(0.4, 3.0)]
 
 
 class Case:
@@ -60,6 +72,7 @@ class Case:
             self.labels[:] = -100
         self.predicted: Tensor | None = None
         """Where the divergence is, where that is not where labels are kept."""
+        self.rule = self.teacher_rule = PLAIN
 
     @property
     def trained(self) -> list[Tensor]:
@@ -76,7 +89,8 @@ class Case:
     ) -> Any:
         weight = weights[1] if self.predicted is None else torch.tensor(weights[1], dtype=torch.float64)
         learned_from = (self.teacher_hidden, self.teacher_weight, None, temperature, weight, shared)
-        teacher = TeacherPredictions(*learned_from, make_divergence(divergence, DIVERGENCES[divergence]))
+        measure = make_divergence(divergence, DIVERGENCES[divergence])
+        teacher = TeacherPredictions(*learned_from, measure, self.teacher_rule)
         return VocabularyTargets(self.labels, weights[0], teacher, max_chunk_bytes=size, predicted=self.predicted)
 
     def fused(
@@ -91,7 +105,7 @@ class Case:
         """The three sums, and the gradients of 1.3 times the first."""
         chosen = {"weights": weights, "temperature": temperature, "shared": shared, "divergence": divergence}
         targets = self.targets(**chosen, size=size)
-        sums = vocabulary_losses(self.hidden, self.weight, self.bias, targets)
+        sums = vocabulary_losses(self.hidden, self.weight, self.bias, targets, self.rule)
         return list(sums), list(torch.autograd.grad(1.3 * sums[0], self.trained))
 
     def plain(
@@ -105,8 +119,9 @@ class Case:
         """The same from all logits, in fp64 throughout."""
         leaves = [one.detach().double().requires_grad_() for one in self.trained]
         hidden, weight, *bias = leaves
-        logits = F.linear(hidden, weight, bias[0] if bias else None)
-        teacher_logits = F.linear(self.teacher_hidden.double(), self.teacher_weight.double())
+        logits = logits_by(self.rule, F.linear(hidden, weight, bias[0] if bias else None))
+        teacher_products = F.linear(self.teacher_hidden.double(), self.teacher_weight.double())
+        teacher_logits = logits_by(self.teacher_rule, teacher_products)
         kept = kept_labels(self.labels)
         predicted = kept if self.predicted is None else self.predicted
         # (the plain losses are fp32; these are their formulas in fp64)
@@ -188,6 +203,37 @@ def test_a_padded_id_of_high_probability_does_not_hide_the_others():
 def test_a_head_with_a_bias():
     case = Case(13, bias=True)
     assert_same(case.fused(), case.plain(), 1e-12)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("teacher_rule", [PLAIN, LogitRule(3.0, 2.0)], ids=str)
+@pytest.mark.parametrize("rule", [PLAIN, *RULES], ids=str)
+def test_logits_that_are_divided_or_brought_under_a_bound(rule, teacher_rule, dtype):
+    case = Case(47, bias=True, dtype=dtype)
+    case.rule, case.teacher_rule = rule, teacher_rule
+    assert_same(case.fused(), case.plain(), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_a_rule_for_logits_where_all_else_differs(rule, divergence):
+    case = Case(23, bias=True, vocab=40, teacher_vocab=33)
+    case.labels.clamp_(max=28)
+    case.predicted = torch.rand(2, 23, generator=torch.Generator().manual_seed(2)) < 0.5
+    case.rule, case.teacher_rule = rule, LogitRule(bound=2.0)
+    more = {"shared": 29, "divergence": divergence}
+    assert_same(case.fused(**more), case.plain(**more), 1e-12)
+
+
+@pytest.mark.parametrize("rule", [PLAIN, *RULES], ids=str)
+def test_a_rule_in_place_and_its_slopes_are_those_of_the_plain_formula(rule):
+    products = (torch.randn(50, dtype=torch.float64) * 4).requires_grad_()
+    expected = logits_by(rule, products)
+    (slopes,) = torch.autograd.grad(expected.sum(), products)
+    for logits in (rule(products), rule.write(products.detach().clone())):
+        torch.testing.assert_close(logits, expected, rtol=1e-14, atol=1e-15)
+    torch.testing.assert_close(rule.write_slopes(products.detach().clone()), slopes, rtol=1e-12, atol=1e-14)
+    assert rule.is_plain == (rule == PLAIN)
 
 
 def test_a_student_that_is_its_teacher_has_no_kl_at_all():
@@ -380,15 +426,16 @@ def test_fp16_sums_over_many_tokens_do_not_overflow():
 # --- scores -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("rule", [PLAIN, LogitRule(0.4, 3.0)], ids=str)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("keep", ["all", "some", "none"])
-def test_scores_are_the_cross_entropy_and_how_many_have_the_largest_logit(monkeypatch, keep, bias):
+def test_scores_are_the_cross_entropy_and_how_many_have_the_largest_logit(monkeypatch, keep, bias, rule):
     monkeypatch.setattr(vocabulary, "chunk_bytes", lambda _device: 7 * 31 * 8)
     case = Case(23, keep=keep, bias=bias)
-    logits = F.linear(case.hidden, case.weight, case.bias).detach()
+    logits = logits_by(rule, F.linear(case.hidden, case.weight, case.bias).detach())
     labels = case.labels.clone()
     labels[:, ::2] = logits.argmax(-1)[:, ::2].where(labels[:, ::2] != -100, torch.tensor(-100))
-    loss, num_right = vocabulary_scores(case.hidden, case.weight, case.bias, labels)
+    loss, num_right = vocabulary_scores(case.hidden, case.weight, case.bias, labels, rule)
     assert not loss.requires_grad
     kept = kept_labels(labels)
     expected = F.cross_entropy(logits[kept], labels[kept], reduction="sum")

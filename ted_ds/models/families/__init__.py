@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ted_ds.errors import ConfigError
-from ted_ds.models.families.decoders import DECODERS
+from ted_ds.models.families.decoders import DECODERS, WITH_A_TEXT_MODEL
 from ted_ds.models.families.encoders import ENCODERS
 from ted_ds.models.family import Family
 
 FAMILIES = (*DECODERS, *ENCODERS)
 FAMILY_OF: Mapping[str, Family] = {name: family for family in FAMILIES for name in family.model_types}
 KNOWN_TYPES = tuple(FAMILY_OF)
+TEXT_TYPE_IN: Mapping[str, str] = WITH_A_TEXT_MODEL
 SPAN_TYPES = tuple(name for name, family in FAMILY_OF.items() if family.span_head is not None)
 
 

@@ -67,4 +67,126 @@ GPT2 = Family(
     buffers=(".attn.bias", ".attn.masked_bias"),
     tokenizer_class="GPT2Tokenizer",
 )
-DECODERS = (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2)
+GPT_NEOX = replace(
+    LLAMA,
+    model_types=("gpt_neox",),
+    embeddings_path="gpt_neox.emb_dropout",
+    token_embeddings_path="gpt_neox.embed_in",
+    blocks_path="gpt_neox.layers",
+    arrival_path="gpt_neox.embed_in",
+    before_blocks={"gpt_neox.emb_dropout": "passed"},
+    behind_blocks=("gpt_neox.final_layer_norm",),
+    final_norm_path="gpt_neox.final_layer_norm",
+    lm_head_in_files="embed_out",
+    lm_heads_in_files=("lm_head", "embed_out"),
+    label_heads=("score", "classifier"),
+    span_head="qa_outputs",
+    hidden_dropouts=("hidden_dropout",),
+    buffers=("rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias"),
+    tokenizer_class="GPTNeoXTokenizer",
+)
+PHI3 = replace(LLAMA, model_types=("phi3",), hidden_dropouts=("resid_pdrop",))
+OLMO2 = replace(LLAMA, model_types=("olmo2",), lacks=("MultipleChoice", "TokenClassification"), label_dropouts={})
+SMOLLM3 = replace(
+    LLAMA,
+    model_types=("smollm3",),
+    ties_by_default=True,
+    block_kinds=("full_attention", "sliding_attention"),
+)
+GRANITE = replace(
+    LLAMA,
+    model_types=("granite",),
+    embeddings_path=None,
+    embeddings_factor_path="model.embedding_multiplier",
+    logits_divisor_key="logits_scaling",
+    label_heads=(),
+    lacks=("SequenceClassification", "TokenClassification", "MultipleChoice"),
+    label_dropouts={},
+)
+GEMMA2 = replace(
+    LLAMA,
+    model_types=("gemma2",),
+    ties_by_default=True,
+    attention=("eager", "flash"),
+    logits_cap_key="final_logit_softcapping",
+    block_kinds=("full_attention", "sliding_attention"),
+    must_be={
+        "use_bidirectional_attention": (
+            False,
+            "each token sees those behind it, which a decoder is to predict; use another model",
+        ),
+    },
+    buffers=("rotary_emb.inv_freq", "embed_tokens.embed_scale"),
+    tokenizer_class="GemmaTokenizer",
+)
+GEMMA3 = replace(
+    GEMMA2,
+    model_types=("gemma3_text",),
+    attention=LLAMA.attention,
+    lacks=("TokenClassification", "MultipleChoice"),
+    label_dropouts={},
+)
+OPT = replace(
+    LLAMA,
+    model_types=("opt",),
+    embeddings_path=None,
+    token_embeddings_path="model.decoder.embed_tokens",
+    blocks_path="model.decoder.layers",
+    arrival_path="model.decoder.embed_tokens",
+    before_blocks={"model.decoder.embed_positions": "added", "model.decoder.project_in": "passed"},
+    behind_blocks=("model.decoder.final_layer_norm", "model.decoder.project_out"),
+    final_norm_path="model.decoder.final_layer_norm",
+    behind_norm_path="model.decoder.project_out",
+    ties_by_default=True,
+    lacks=("TokenClassification", "MultipleChoice"),
+    span_head="qa_outputs",
+    finds_documents=False,
+    positions="learned",
+    position_embeddings_path="model.decoder.embed_positions",
+    rows_before_positions=2,
+    own_names={"intermediate_size": "ffn_dim", "embedding_size": "word_embed_proj_dim"},
+    hidden_dropouts=("dropout",),
+    label_dropouts={},
+    must_be={
+        "layerdrop": (
+            0,
+            "blocks are left out at random in training, and their states could not be compared; set it to 0",
+        )
+    },
+    buffers=(),
+    tokenizer_class="GPT2Tokenizer",
+)
+MIXTRAL = replace(
+    MISTRAL,
+    model_types=("mixtral",),
+    own_names={"num_experts": "num_local_experts"},
+    num_experts_keys=("num_experts", "num_local_experts"),
+)
+QWEN3_MOE = replace(
+    QWEN3,
+    model_types=("qwen3_moe",),
+    block_kinds=None,
+    own_names=MIXTRAL.own_names,
+    num_experts_keys=MIXTRAL.num_experts_keys,
+    sparse_step_key="decoder_sparse_step",
+    dense_blocks_key="mlp_only_layers",
+)
+WITH_A_TEXT_MODEL = {"gemma3": "gemma3_text"}
+"""Types that read more than text, and the type of the language model in them, which can be written down alone."""
+DECODERS = (
+    LLAMA,
+    MISTRAL,
+    QWEN2,
+    QWEN3,
+    GPT2,
+    GPT_NEOX,
+    PHI3,
+    OLMO2,
+    SMOLLM3,
+    GRANITE,
+    GEMMA2,
+    GEMMA3,
+    OPT,
+    MIXTRAL,
+    QWEN3_MOE,
+)

@@ -80,6 +80,25 @@ def without(*beginnings: str) -> Callable[[Weights], Weights]:
             "num_hidden_layers is 2, but the weights have 4 blocks, up to number 3",
         ),
         (
+            "opt",
+            {},
+            {"max_position_embeddings": 128},
+            f"max_position_embeddings is 128, but model.decoder.embed_positions.weight in the weights has "
+            f"{MAX_POSITIONS + 2} rows, 2 of them before the first position; make it {MAX_POSITIONS} if the weights",
+        ),
+        (
+            "opt",
+            {},
+            {"word_embed_proj_dim": 16},
+            "word_embed_proj_dim is 16, but model.decoder.embed_tokens.weight in the weights has 12 columns; make it",
+        ),
+        (
+            "gpt_neox",
+            {},
+            {"vocab_size": 90},
+            "vocab_size is 90, but embed_out.weight and gpt_neox.embed_in.weight in the weights have 100 rows; make it",
+        ),
+        (
             "gpt2",
             {},
             {"n_layer": 6},

@@ -10,30 +10,29 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from huggingface_hub import errors
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from ted_ds.errors import CheckpointError, ConfigError
 from ted_ds.models import loading
 from ted_ds.models.families import KNOWN_TYPES
-from ted_ds.models.files import read_model_facts, weight_files
-from ted_ds.planning.student_facts import local_model
-from tests.tiny import write_model
+from ted_ds.models.files import read_model_facts
+from ted_ds.models.structure.find import find_family
+from ted_ds.models.tensor_files import weight_files
+from ted_ds.planning.model_lookup import local_model
+from tests.tiny import ROOT, write_model
 
-# of encoders and decoders of other families, models of text and images, encoder-decoders, state-space models
+# encoder-decoders, models of text and images or sound, and of images alone
 OTHER_TYPES = (
-    "distilbert",
     "t5",
     "bart",
-    "mamba",
     "llava",
-    "opt",
-    "gpt_neox",
     "qwen2_vl",
     "whisper",
     "gemma3",
-    "bloom",
+    "vit",
 )
 
 
@@ -63,13 +62,48 @@ def change(folder: Path, **values: Any) -> None:
 
 
 @pytest.mark.parametrize("model_type", OTHER_TYPES)
-def test_a_type_that_is_not_supported_is_named_with_those_that_are(tmp_path: Path, model_type: str) -> None:
-    """Their configs name depth, width and heads in words of their own, or in a part for text."""
-    AutoConfig.for_model(model_type).save_pretrained(tmp_path)
-    known = ", ".join(KNOWN_TYPES)
-    assert refusal(tmp_path) == (
-        f"{tmp_path / 'config.json'}: model type {model_type!r} is not supported; ted_ds knows {known}"
+def test_a_type_that_is_no_stack_of_blocks_that_reads_tokens_is_refused(model_type: str) -> None:
+    with pytest.raises(CheckpointError, match=r"an encoder and a decoder|made of several models|no language model"):
+        find_family(AutoConfig.for_model(model_type).to_dict())
+
+
+def test_a_type_that_transformers_does_not_know_is_named_with_those_that_are_known(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder.parent))
+    change(folder, model_type="new")
+    assert refusal(folder) == (
+        f"{folder / 'config.json'}: model type 'new' has no record here, and no family that can be used was found by "
+        f"its structure: transformers {transformers.__version__} has no model of this type. Use a model of another "
+        f"type (ted_ds knows {', '.join(KNOWN_TYPES)}, and finds others)"
     )
+
+
+def test_the_language_model_of_one_that_reads_images_is_written_alone_as_the_readme_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = {"vocab_size": 100, "num_hidden_layers": 2, "hidden_size": 16, "head_dim": 8, "intermediate_size": 32}
+    text |= {"num_attention_heads": 2, "num_key_value_heads": 1}
+    sight: dict[str, Any] = {"model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 16}
+    sight |= {"num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+    tokens = {"image_token_index": 99, "boi_token_index": 98, "eoi_token_index": 97, "mm_tokens_per_image": 4}
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=sight, **tokens)
+    folder = tmp_path / "google" / "gemma-3-4b-pt"
+    AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
+    assert refusal(folder) == (
+        f"{folder / 'config.json'}: a gemma3 reads more than text; write its language model, a gemma3_text, into a "
+        "folder of its own, as README.md shows under 'Choose layers and the student', and give that"
+    )
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("### Choose layers and the student")[2]
+    monkeypatch.chdir(tmp_path)
+    exec(section.partition("```python\n")[2].partition("```")[0], {})
+    facts = read_model_facts(tmp_path / "gemma-3-4b-text")
+    assert (facts.model_type, facts.num_blocks) == ("gemma3_text", 2)
+    whole = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    model, _ = loading.load_model(tmp_path / "gemma-3-4b-text", loading.LoadSettings(torch.float32), head=None)
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=ids).logits, whole(input_ids=ids).logits)
 
 
 def test_a_model_with_code_of_its_own_is_refused_whatever_its_type(folder: Path) -> None:

@@ -24,7 +24,7 @@ from tests.tiny import LABELS, write_model
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     write_model(folder / "bert", "bert", labels=LABELS)
-    for family in ("llama", "gpt2", "qwen2"):
+    for family in ("llama", "gpt2", "qwen2", "gemma2", "opt"):
         write_model(folder / family, family)
     return folder
 
@@ -77,6 +77,19 @@ def test_a_rule_for_positions_is_seen_under_either_name(other: dict[str, Any], s
     ("folder", "changes", "words"),
     [
         ("llama", {"hidden_act": "swiglu"}, "hidden_act is 'swiglu', which transformers does not know (known: gelu, "),
+        (
+            "opt",
+            {"layerdrop": 0.1},
+            "layerdrop is 0.1: blocks are left out at random in training, and their states could not be compared; set "
+            "it to 0",
+        ),
+        (
+            "gemma2",
+            {"use_bidirectional_attention": True},
+            "use_bidirectional_attention is True: each token sees those behind it, which a decoder is to predict; use "
+            "another model",
+        ),
+        ("gemma2", {"hidden_activation": "geru"}, "hidden_activation is 'geru', which transformers does not know"),
         ("gpt2", {"activation_function": "gleu"}, "activation_function is 'gleu', which transformers does not know"),
         ("bert", {"hidden_act": ["gelu"]}, "hidden_act is ['gelu'], which transformers does not know"),
         ("llama", {"num_key_value_heads": 0}, "num_key_value_heads is 0, and has to be a whole number of at least 1"),

@@ -13,17 +13,19 @@ import pytest
 import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from ted_ds.config.tasks import BosSetting
+from ted_ds.config.tasks import BosSetting, Masking
 from ted_ds.data.document_ends import added_around, choose_start, ends_of, own_ends, probes
+from ted_ds.data.masking import make_masker
 from ted_ds.data.tokenizer_comparison import differences
 from ted_ds.data.tokenizers import ends_when_loaded, traits_of
 from ted_ds.errors import CheckpointError, ConfigError, TedError
 from ted_ds.models.families import FAMILY_OF
 from ted_ds.models.files import read_model_facts
 from ted_ds.models.loading import load_tokenizer
-from ted_ds.models.tokenizer_files import CLASS_ROLES, tokenizer_of_files
+from ted_ds.models.tokenizer_files import CLASS_ROLES, MAY_MAKE_ENDS_ANEW, tokenizer_of_files
 from ted_ds.models.tokenizer_traits import TokenizerTraits
 from ted_ds.planning.tokenizer_contracts import refuse_ids_outside, refuse_useless_tokenizer
+from tests.parity.test_pairs import tokenizer_of
 from tests.tiny import VOCAB_SIZE, write_model
 
 Change = Callable[[Path], None]
@@ -123,6 +125,8 @@ CASES: dict[str, Change] = {
     "a class of the model's config": both(
         edit("tokenizer_config.json", tokenizer_class=None), edit("config.json", tokenizer_class="LlamaTokenizer")
     ),
+    "gpt-neox's class": edit("tokenizer_config.json", tokenizer_class="GPTNeoXTokenizerFast", pad_token=None),
+    "gemma's class": edit("tokenizer_config.json", tokenizer_class="GemmaTokenizer", eos_token=None),
     "gpt2 without a class": both(
         edit("tokenizer_config.json", tokenizer_class=None), edit("config.json", model_type="gpt2")
     ),
@@ -144,7 +148,8 @@ def test_the_files_give_the_ids_that_the_loaded_tokenizer_gives(llama: Path, tmp
 
 @pytest.mark.parametrize("name", CLASS_ROLES)
 def test_the_defaults_of_the_classes_are_those_of_transformers(name: str) -> None:
-    parameters = inspect.signature(getattr(transformers, name)).parameters
+    signatures = [inspect.signature(one).parameters for one in getattr(transformers, name).__mro__[:2]]
+    parameters = next(one for one in signatures if "unk_token" in one)  # its own, or those of what it is made from
     theirs = {key: one.default for key, one in parameters.items() if key.endswith("_token")}
     assert {key: value for key, value in theirs.items() if isinstance(value, str)} == CLASS_ROLES[name]
 
@@ -155,6 +160,26 @@ def test_the_classes_of_the_types_are_those_of_transformers() -> None:
     for model_type, family in FAMILY_OF.items():
         name = str(TOKENIZER_MAPPING_NAMES.get(model_type)).removesuffix("Fast")
         assert family.tokenizer_class == (name if name in CLASS_ROLES else None)
+
+
+@pytest.mark.parametrize("class_in_files", [True, False], ids=["a class", "no class"])
+@pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "mpnet", "albert"])
+def test_tokenizers_of_encoders_read_by_their_files_as_they_are_loaded(
+    tmp_path: Path, kind: str, class_in_files: bool
+) -> None:
+    tokenizer_of(kind).save_pretrained(tmp_path)
+    edit("config.json", model_type=kind)(tmp_path)
+    if not class_in_files:
+        edit("tokenizer_config.json", tokenizer_class=None)(tmp_path)
+    by_files, loaded = read(tmp_path), load_tokenizer(tmp_path)
+    assert type(loaded) is type(tokenizer_of(kind))
+    assert by_files.unknown_class is None
+    assert by_files.backend is not None
+    assert by_files.vocabulary == loaded.get_vocab()
+    assert by_files.roles == traits_of(loaded).roles
+    for text in (("ba be bi",), ("ba be bi", "bo, bu")):
+        assert by_files.backend.encode(*text).ids == loaded(*text)["input_ids"]
+    assert make_masker(by_files, Masking(whole_words=True)).mask_id == loaded.mask_token_id
 
 
 # --- ids without an embedding -----------------------------------------------------------------------------------------
@@ -339,6 +364,19 @@ def test_what_encode_puts_around_a_text_is_seen_by_the_files_and_when_loaded(
     folder = copied(llama, tmp_path / "model", change)
     assert own_ends(read(folder)) == ends
     assert own_ends(traits_of(load_tokenizer(folder))) == ends
+
+
+@pytest.mark.parametrize(
+    "name", ["LlamaTokenizer", "GPT2Tokenizer", "Qwen2Tokenizer", "GPTNeoXTokenizer", "GemmaTokenizer"]
+)
+def test_a_class_that_would_not_keep_to_the_files_is_not_taken_at_their_word(
+    llama: Path, tmp_path: Path, name: str
+) -> None:
+    change = both(around("[CLS] $A", "[CLS]"), edit("tokenizer_config.json", tokenizer_class=name))
+    folder = copied(llama, tmp_path / "model", change)
+    by_files, loaded = read(folder), load_tokenizer(folder)
+    assert loaded("").input_ids == ([] if name == "GPTNeoXTokenizer" else [3])
+    assert by_files.unknown_class == (name if name in MAY_MAKE_ENDS_ANEW else None)
 
 
 def fixed_length(length: int, truncated: int) -> Change:

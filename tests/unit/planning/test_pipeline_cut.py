@@ -45,6 +45,19 @@ def cut(recipe, student, teacher, pairs, stages, *overrides, phase="distill"):
     return plan_stages(loaded, facts, pairs, teacher[1])[phase]
 
 
+def test_a_token_costs_the_experts_that_it_goes_through(run):
+    recipe = load_recipe(run, ["distill.method=sft", "distill.feature_weight=0", "distill.kl_weight=0"])
+    dense = facts_like(run, 4, 16, 100, 1600)
+    experts = dataclasses.replace(
+        dense.parameters, of_blocks=tuple((*one, (8, 32, 16)) for one in dense.parameters.of_blocks)
+    )
+    moe = dataclasses.replace(dense, parameters=experts, num_experts=8, num_chosen_experts=2)
+    assert moe.parameters.total - dense.parameters.total == 4 * 8 * 32 * 16
+    phase = phase_named("distill")
+    costs = [operations_per_token(recipe, {"student": one, "teacher": one}, (), 16, phase) for one in (dense, moe)]
+    assert costs[1] - costs[0] == 3 * 2.0 * 4 * 2 * 32 * 16  # forward once, backward twice
+
+
 def uniform(student, teacher):
     return tuple((k, k * teacher // student) for k in range(1, student + 1))
 
