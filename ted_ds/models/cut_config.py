@@ -28,14 +28,14 @@ Value = bool | int | float | str | None
 
 
 def config_of_blocks(config: Mapping[str, Any], blocks: Sequence[int], family: Family) -> dict[str, Any]:
-    """The config of a model of some of the blocks, ascending and numbered from 0, of one with this ``config.json``.
+    """The config of a model of some of the blocks, numbered from 0, of one with this ``config.json``.
 
     Raises:
-        CheckpointError: There is no such block.
+        CheckpointError: There is no such block, or one cannot be repeated.
     """
     depth_key, depth = family.entry(config, "num_hidden_layers")
-    if blocks[-1] >= depth:
-        raise CheckpointError(f"block {blocks[-1]} does not exist (the model has {depth} blocks); use 0..{depth - 1}")
+    if max(blocks) >= depth:
+        raise CheckpointError(f"block {max(blocks)} does not exist (the model has {depth} blocks); use 0..{depth - 1}")
     said = {**parsed_config(config).to_dict(), **{key: value for key, value in config.items() if value is not None}}
     result = {**config, depth_key: len(blocks)}
     for key, value in said.items():
@@ -49,8 +49,14 @@ def config_of_blocks(config: Mapping[str, Any], blocks: Sequence[int], family: F
         dense = [new for new, old in enumerate(blocks) if old in listed or (old + 1) % step]
         result |= {family.sparse_step_key: 1, family.dense_blocks_key: dense}
     of_first = family.behind_first_block_key
-    if of_first is not None and of_first in config and blocks[0] != 0:
-        result[of_first] = 0
+    if of_first is not None and config.get(of_first):
+        if 0 in blocks[1:]:
+            raise CheckpointError(
+                f"block 0 of this {config['model_type']} has a part behind it ({of_first}: {config[of_first]}) that "
+                "only the first block of a model can have; use it once, and first"
+            )
+        if blocks[0] != 0:
+            result[of_first] = 0
     return result
 
 
@@ -59,7 +65,7 @@ def _of_blocks(values: Sequence[Any], blocks: Sequence[int], depth: int) -> list
     are_blocks = are_blocks and list(values) == sorted(set(values))
     if len(values) == depth and not (are_blocks and depth > 2):  # of two entries, 0 and 1 are more likely flags
         return [values[block] for block in blocks]
-    return [blocks.index(number) for number in values if number in blocks] if are_blocks else [*values]
+    return [new for new, old in enumerate(blocks) if old in values] if are_blocks else [*values]
 
 
 def query_factor(config: Mapping[str, Any], old: int, new: int, family: Family) -> float:

@@ -24,9 +24,10 @@ from ted_ds.models.companions import (
 )
 from ted_ds.models.cut_config import config_of_blocks, query_factor, refuse_other_blocks
 from ted_ds.models.family import Family, path_in_body
-from ted_ds.models.files import GENERATION_CONFIG_FILE, weight_files
+from ted_ds.models.files import GENERATION_CONFIG_FILE
 from ted_ds.models.folder import CONFIG_FILE, WEIGHTS_FILE
 from ted_ds.models.local_paths import without_local_paths
+from ted_ds.models.tensor_files import weight_files
 
 
 def cut(teacher: Path, student: Path, *, blocks: Sequence[int], family: Family, origins: Origins) -> None:
@@ -66,9 +67,11 @@ def _marker(family: Family) -> str:
 def _cut_weights(
     teacher: Path, config: Mapping[str, Any], blocks: Sequence[int], family: Family
 ) -> Iterator[tuple[str, Tensor]]:
-    new_number = {old: new for new, old in enumerate(blocks)}
-    if family.num_shared_key is not None:  # fewer passes through the same weights
-        new_number = {block: block for block in family.block_of_layers(config)}
+    numbers: dict[int, list[int]] = {}
+    for new, old in enumerate(blocks):
+        numbers.setdefault(old, []).append(new)
+    if family.num_shared_key is not None:  # more or fewer passes through the same weights
+        numbers = {block: [block] for block in family.block_of_layers(config)}
     marker = _marker(family)
     # it belongs to the first block, and does not go without it
     of_first = f".{path_in_body(family.behind_first_block)}." if family.behind_first_block else ""
@@ -82,9 +85,10 @@ def _cut_weights(
                     yield name, weights.get_tensor(name)
                     continue
                 number, _, rest = after.partition(".")
-                if int(number) in new_number:
-                    new = new_number[int(number)]
+                for place, new in enumerate(numbers.get(int(number), ())):
                     weight = weights.get_tensor(name)
+                    if place > 0:  # a file is mapped, and a repeated block trains by itself
+                        weight = weight.clone()
                     if rest in family.fused_queries:
                         weight = _scale_queries(weight, query_factor(config, int(number), new, family))
                     yield f"{before}{marker}{new}.{rest}"[1:], weight

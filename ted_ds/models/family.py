@@ -313,6 +313,12 @@ class Family:
         found = _block(self.blocks_path).search(name)
         return None if found is None else int(found[1])
 
+    def name_in_block(self, name: str) -> str:
+        """The name of a module or parameter of a block within it."""
+        found = _block(self.blocks_path).search(name)
+        assert found is not None, f"{name} is in no block"
+        return name[found.end() :]
+
 
 def prefixes(paths: Iterable[str]) -> tuple[str, ...]:
     """How the names of all that is in some modules begin."""

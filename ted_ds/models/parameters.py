@@ -30,6 +30,10 @@ class Parameters:
     """The number of the block that puts out each layer; None where each has its own."""
     packed: Packed = NOTHING_PACKED
     """What of them is kept in fewer bits, as in the files."""
+    maps: tuple[Mapping[str, Shape], ...] = ()
+    """The matrices of each block's linear maps that may be adapted, by the map's name within it."""
+    label_heads: tuple[Shape, ...] = ()
+    """Of a head of labels; they are among the others."""
 
     @property
     def total(self) -> int:
@@ -60,7 +64,8 @@ class Parameters:
         """Of a model with these blocks only, where several layers are put out by one: with so many layers."""
         if self.blocks_by_layer is not None:
             return replace(self, blocks_by_layer=tuple(self.blocks_by_layer[block] for block in blocks))
-        return replace(self, of_blocks=tuple(self.of_blocks[block] for block in blocks))
+        maps = tuple(self.maps[block] for block in blocks) if self.maps else ()
+        return replace(self, of_blocks=tuple(self.of_blocks[block] for block in blocks), maps=maps)
 
     def of_share(self, share: Share, *, predicts_tokens: bool) -> Parameters:
         """Of a pipeline stage; small ones outside of blocks are counted where the embeddings are.

@@ -90,8 +90,9 @@ class TappedModel(nn.Module):
         self.layers = tuple(layers)
         self._places = frozenset(range(len(self.layers)) if places is None else places)
         self._captured: dict[int, Tensor] = {}
+        self._is_running = False
         self._on_state: OnState | None = None
-        self._family, self._pooled = family, pooled
+        self.family, self._pooled = family, pooled
         self._takes_token_types = family.num_token_types(config) > 1
         self._row_of_padding = family.row_of_padding(config)
         self._needs_positions = choose_by_text(model)
@@ -116,14 +117,14 @@ class TappedModel(nn.Module):
     def _num_chosen_experts(self) -> int:
         """How many experts a token goes through in a model whose routers are balanced; 0 in others."""
         config = self.model.config.to_dict()
-        return self._family.num_experts(config)[1] if self._family.balance_weight(config) else 0
+        return self.family.num_experts(config)[1] if self.family.balance_weight(config) else 0
 
     @property
     def pooled_token(self) -> str:
         """Which kept token a label is read at: ``first`` or ``last``; or the ``mean`` of all."""
-        key = self._family.pooling_key
+        key = self.family.pooling_key
         is_mean = key is not None and getattr(self.model.config, key, None) == "mean"
-        return "mean" if is_mean else self._family.pooled_token
+        return "mean" if is_mean else self.family.pooled_token
 
     @property
     def unread_id(self) -> int | None:
@@ -142,12 +143,12 @@ class TappedModel(nn.Module):
         Those of a text not by the forward of transformers' own decoders: that finds the last token by its id alone,
         whether it is padding or not, and reads none of several rows where there is no padding id.
         """
-        if self._family.pooled_token == "first" or not self._pooled:
+        if self.family.pooled_token == "first" or not self._pooled:
             output = self.model(**arguments)
             return output.logits if "logits" in output else torch.stack([output.start_logits, output.end_logits], dim=1)
         hidden = self.model.base_model(**arguments).last_hidden_state
         unread = None if self.unread_id is None else arguments["input_ids"] == self.unread_id
-        logits = self.model.get_submodule(self._family.label_heads[0])(hidden)
+        logits = self.model.get_submodule(self.family.label_heads[0])(hidden)
         return pool(logits, attention_mask_of(arguments), how=self.pooled_token, unread=unread)
 
     def named_layers(self) -> dict[str, nn.Module]:
@@ -160,9 +161,9 @@ class TappedModel(nn.Module):
     def _modules_of_layers(self) -> dict[int, nn.Module]:
         """What puts out each layer's state here; the arriving one is put out by what stands for the embeddings."""
         passes = self.passes
-        layers = layers_of_blocks(self.model, self._family) if passes is None else [*passes.modules_of_layers]
+        layers = layers_of_blocks(self.model, self.family) if passes is None else [*passes.modules_of_layers]
         layers = layers[self.share.start : self.share.stop]
-        before = embeddings_of(self.model, self._family) if self.first_state is None else self.first_state
+        before = embeddings_of(self.model, self.family) if self.first_state is None else self.first_state
         return dict(enumerate([before, *layers], start=self.share.start))
 
     def _show_first_state(self, _block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -187,9 +188,9 @@ class TappedModel(nn.Module):
 
         There are no predictions afterwards. A share of a model has been cut there already.
         """
-        if not self.share.is_whole or "drop" in self._family.refused:
+        if not self.share.is_whole or "drop" in self.family.refused:
             return []
-        blocks = blocks_of(self.model, self._family)
+        blocks = blocks_of(self.model, self.family)
         kept = max(*self.layers, 0 if self.first_state is None else 1)  # layer 0 may be known by who takes it alone
         dropped: list[nn.Module] = []
         if self.passes is None:
@@ -198,12 +199,12 @@ class TappedModel(nn.Module):
         elif len(blocks) > 1:  # of fewer passes, each block would have others
             kept = self.share.stop
         self.model.config.num_hidden_layers = kept
-        head = lm_head_of(self.model, self._family) if self._has_lm_head else None
+        head = lm_head_of(self.model, self.family) if self._has_lm_head else None
         embeddings: Any = self.model.get_input_embeddings()
         if isinstance(head, VocabularyHead) and head.weight is not embeddings.weight:
             dropped.append(head)
-            put_part(self.model, self._family.lm_head_path, nn.Identity())
-        for path in self._family.before_lm_head if isinstance(head, VocabularyHead) else ():
+            put_part(self.model, self.family.lm_head_path, nn.Identity())
+        for path in self.family.before_lm_head if isinstance(head, VocabularyHead) else ():
             dropped.append(self.model.get_submodule(path))
             put_part(self.model, path, nn.Identity())
         self._can_predict = False
@@ -211,15 +212,15 @@ class TappedModel(nn.Module):
         return dropped
 
     def _install_lm_head(self) -> None:
-        head = lm_head_of(self.model, self._family)
+        head = lm_head_of(self.model, self.family)
         assert isinstance(head, nn.Linear), f"the LM head of a {self.model.config.model_type} is no linear layer"
-        rule = logit_rule_of(self.model.config, self._family)
-        put_part(self.model, self._family.lm_head_path, VocabularyHead.of(head, rule))
+        rule = logit_rule_of(self.model.config, self.family)
+        put_part(self.model, self.family.lm_head_path, VocabularyHead.of(head, rule))
 
     def _vocabulary_predictions(self, hidden: Tensor, routers: Sequence[Tensor]) -> VocabularyPredictions:
         """What the LM head makes of the body's last hidden states ``[batch, seq, hidden]``."""
-        head: Any = lm_head_of(self.model, self._family)
-        for module in behind_body_of(self.model, self._family):
+        head: Any = lm_head_of(self.model, self.family)
+        for module in behind_body_of(self.model, self.family):
             hidden = module(hidden)
         return VocabularyPredictions(hidden, head, routers, self._num_chosen)
 
@@ -227,6 +228,8 @@ class TappedModel(nn.Module):
         places = [place for place, other in enumerate(self.layers) if other == layer and place in self._places]
 
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if not self._is_running:  # others may tap the same model
+                return
             state: Tensor = self._rows.part(output[0] if isinstance(output, tuple | list) else output)
             if self._on_state is None:
                 self._captured[layer] = state
@@ -269,14 +272,14 @@ class TappedModel(nn.Module):
             arguments["position_ids"] = positions_behind(self._row_of_padding, arguments)
         attention = self.model.config._attn_implementation
         self._rows = Rows.of(arguments, attention)
-        if not self._family.finds_documents and "flash" not in str(attention):
+        if not self.family.finds_documents and "flash" not in str(attention):
             arguments |= mask_of_documents(arguments, self.model.dtype)
         arguments = {name: self._rows.join(value) for name, value in arguments.items()}
         if self._arrival is not None:
             self._arrival.state = self._rows.join(self._arrival.state)
         with_predictions = with_predictions and self.share.has_output
         assert self._can_predict or (then is not None and not with_predictions), "its head is not here"
-        self._on_state = on_state
+        self._on_state, self._is_running = on_state, True
         try:
             predictions: Predictions | None = None
             logits: Tensor | None = None
@@ -298,7 +301,7 @@ class TappedModel(nn.Module):
                 states = tuple(self._captured.get(layer) for layer in self.layers)
         finally:
             self._captured.clear()
-            self._on_state = None
+            self._on_state, self._is_running = None, False
             if self._arrival is not None:
                 self._arrival.state = None
         if then is None:
