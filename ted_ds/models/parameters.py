@@ -81,6 +81,8 @@ class Parameters:
             output if share.has_output else 0,
             self.others if share.has_embeddings else (),
             self.before_lm_head if share.has_output else (),
+            maps=self.maps[share.start : share.stop],
+            label_heads=self.label_heads if share.has_embeddings else (),
         )
 
     def as_classifier(self, *, keeps_transform: bool) -> Parameters:

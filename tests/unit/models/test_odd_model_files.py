@@ -137,10 +137,16 @@ def test_a_sentencepiece_model_that_is_a_pointer_is_no_model(folder: Path) -> No
     assert refusal(folder).startswith(f"{folder / 'tokenizer.model'}: a Git LFS pointer")
 
 
-@pytest.mark.parametrize("config", ["adapter_config.json", "adapter_model.safetensors"])
-def test_an_adapter_with_a_config_and_no_weights_is_not_said_to_lie_beside_any(folder: Path, config: str) -> None:
+def test_an_adapters_config_that_does_not_say_of_which_kind_is_named(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
-    (folder / config).write_text(json.dumps({"base_model_name_or_path": "org/base"}), encoding="utf-8")
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}), encoding="utf-8")
+    said = "no adapter's config (KeyError('peft_type')); copy it again"
+    assert refusal(folder) == f"{folder / 'adapter_config.json'}: {said}"
+
+
+def test_an_adapter_with_a_config_and_no_weights_is_not_said_to_lie_beside_any(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "adapter_model.safetensors").write_text("{}", encoding="utf-8")
     line = refusal(folder)
-    assert line.startswith(f"{folder / config}: an adapter")
+    assert line.startswith(f"{folder / 'adapter_model.safetensors'}: an adapter")
     assert "and no *.safetensors weights of a model lie beside it; merge it into its base first" in line
