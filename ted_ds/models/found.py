@@ -13,8 +13,6 @@ import functools
 import hashlib
 import json
 import os
-import subprocess  # nosec - it starts this very package
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
@@ -27,6 +25,7 @@ from ted_ds.models.families import FAMILY_OF, KNOWN_TYPES
 from ted_ds.models.family import Family
 from ted_ds.models.folder import CONFIG_FILE
 from ted_ds.models.model_file import read_json
+from ted_ds.models.own_process import ask
 
 FINDER = "ted_ds.models.structure"
 """The module that is started."""
@@ -40,7 +39,6 @@ OF_A_TASK = (
     *("quantization_config", "compression_config"),
 )
 """Entries of a config that say nothing of a family."""
-OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
 
 
 def family_of_config(config: Mapping[str, Any], file: Path) -> Family:
@@ -146,27 +144,17 @@ def _look(config: str) -> dict[str, Any]:
         CheckpointError: It does not come to an end, or says nothing.
     """
     model_type = json.loads(config)["model_type"]
-    # it is no rank, and needs no GPU
-    environment = {name: value for name, value in os.environ.items() if name not in OF_RANKS}
-    environment |= {"CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, "-m", FINDER]
     try:
-        done = subprocess.run(  # noqa: S603 - its own module
-            command, input=config, capture_output=True, text=True, timeout=TIME_LIMIT_S, check=False, env=environment
-        )
-    except subprocess.TimeoutExpired as error:
-        why = f"looking for it took longer than {TIME_LIMIT_S:g} s; start again, with less to do on this machine"
-        raise CheckpointError(refusal(model_type, why)) from error
+        answer = ask(FINDER, config, doing="looking for it", limit_s=TIME_LIMIT_S)
+    except CheckpointError as error:
+        raise CheckpointError(refusal(model_type, str(error))) from error
     try:
-        answer = json.loads(done.stdout.splitlines()[-1])
         if "family" in answer:
             family_from_json(answer["family"])
             return {"family": answer["family"]}
         return {"refused": refusal(model_type, str(answer["refused"]))}
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        last = " ".join(done.stderr.split())[-300:]
-        why = f"the process that looks ({FINDER}) ended with code {done.returncode}: {last}"
-        raise CheckpointError(refusal(model_type, why)) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(refusal(model_type, f"{FINDER} gave no answer ({error!r})")) from error
 
 
 def _read(file: Path) -> dict[str, Any] | None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import functools
 import importlib
 import json
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ted_ds.errors import CheckpointError, ConfigError
+from ted_ds.models.built_shapes import TIME_LIMIT_S
 from ted_ds.models.config_facts import facts_of_config
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.folder import CONFIG_FILE, read_config
+from ted_ds.models.own_process import ask
 
 SKELETON = "ted_ds.models.skeleton"
 
@@ -60,10 +61,5 @@ def _answer(request: str) -> dict[str, Any]:
     """What :func:`ted_ds.models.skeleton.describe` says: asked here where torch is anyhow, else in its own process."""
     if "torch" in sys.modules:
         return importlib.import_module(SKELETON).describe(json.loads(request))
-    done = subprocess.run(  # noqa: S603 - a module of ours
-        [sys.executable, "-m", SKELETON], input=request, capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise CheckpointError(f"transformers does not start here ({reason:.300}); install it as ted_ds asks")
-    return json.loads(done.stdout.splitlines()[-1])
+    answer: dict[str, Any] = ask(SKELETON, request, doing="building it without weights", limit_s=TIME_LIMIT_S)
+    return answer

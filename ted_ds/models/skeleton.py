@@ -6,7 +6,6 @@ from its standard input, and prints the answer (:mod:`ted_ds.models.random_facts
 
 from __future__ import annotations
 
-import copy
 import json
 import sys
 from collections.abc import Mapping
@@ -15,6 +14,8 @@ from typing import Any
 import torch
 import transformers
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+
+from ted_ds.models.config_build import parsed_config
 
 ENTRIES_OF_FILES = ("quantization_config", "compression_config", "dtype", "torch_dtype")
 """Of a config, what it says of the weights beside it."""
@@ -51,7 +52,7 @@ def describe(request: Mapping[str, Any]) -> dict[str, Any]:
 def known_keys(config: Mapping[str, Any]) -> set[str]:
     """The entries a config of this type can have, by its own names and by those that many types have in common."""
     kind = CONFIG_MAPPING[config["model_type"]]
-    return {*kind.from_dict(copy.deepcopy(dict(config))).to_dict(), *kind.attribute_map} - {"model_type"}
+    return {*parsed_config(config).to_dict(), *kind.attribute_map} - {"model_type"}
 
 
 def changed_config(config: Mapping[str, Any], changes: Mapping[str, Any]) -> PreTrainedConfig:
@@ -66,7 +67,7 @@ def changed_config(config: Mapping[str, Any], changes: Mapping[str, Any]) -> Pre
         if key not in ENTRIES_OF_FILES
         and not (new_depth != depth and key.startswith("layer") and isinstance(value, list) and len(value) == depth)
     }
-    return kind.from_dict({**copy.deepcopy(kept), **own_names})
+    return parsed_config({**kept, **own_names})
 
 
 def model_of(config: PreTrainedConfig, architecture: str, head: Mapping[str, Any]) -> PreTrainedModel:

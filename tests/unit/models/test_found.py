@@ -97,7 +97,7 @@ def test_a_type_with_a_record_is_not_looked_for() -> None:
 
 def test_the_finder_says_why_it_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(found, "FINDER", "ted_ds.models.nowhere")
-    with pytest.raises(CheckpointError, match=r"the process that looks \(ted_ds.models.nowhere\) ended with code 1"):
+    with pytest.raises(CheckpointError, match=r"looking for it ended with code 1 \(ted_ds.models.nowhere\)"):
         family_of_config({"model_type": "other", "vocab_size": 7}, Path("config.json"))
     assert not [*cache_folder().glob("*.json")]
 
