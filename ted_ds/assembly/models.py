@@ -24,6 +24,7 @@ from ted_ds.models.loading import DTYPES, LoadSettings, load_model
 from ted_ds.models.quantised import quantise_blocks
 from ted_ds.models.share import Share
 from ted_ds.models.taps import TappedModel
+from ted_ds.numerics.layer_map import Layer
 from ted_ds.planning.hosting import IN_WORDS
 from ted_ds.planning.memory import gib
 from ted_ds.planning.phase_memory import SHARDED_HOSTS, with_head
@@ -49,7 +50,7 @@ class ModelMaker:
         self,
         side: str,
         path: Path,
-        layers: Sequence[int] = (),
+        layers: Sequence[Layer] = (),
         *,
         stage: Stage | None = None,
         new_head_allowed: bool = False,
@@ -114,7 +115,7 @@ class ModelMaker:
             self._screen.say(f"  parameters that no matched layer needs, freed per rank: {freed}")
 
     def trained(
-        self, side: str, path: Path, config: Mapping[str, Any], layers: Sequence[int] = (), *, stage: Stage | None
+        self, side: str, path: Path, config: Mapping[str, Any], layers: Sequence[Layer] = (), *, stage: Stage | None
     ) -> TappedModel:
         """A tapped model to be trained under a completed DeepSpeed config; ZeRO-3 shards it as it loads."""
         share = _share(stage, side)
@@ -128,7 +129,7 @@ class ModelMaker:
         return self._tap(model, fresh, layers, share, stage)
 
     def _tap(
-        self, model: PreTrainedModel, fresh: Sequence[str], layers: Sequence[int], share: Share | None, stage: Any
+        self, model: PreTrainedModel, fresh: Sequence[str], layers: Sequence[Layer], share: Share | None, stage: Any
     ) -> TappedModel:
         places = stage.places if share is not None and layers else None
         family = family_of(model.config.model_type)

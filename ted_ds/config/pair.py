@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.section import Section, rule
 
+BlockNumber = Annotated[int, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -78,13 +79,39 @@ class Teacher(Section):
 class CutFromTeacher(Section):
     """Which blocks of the teacher become the student."""
 
-    blocks: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    blocks: list[BlockNumber] | None = Field(default=None, min_length=1)
     """Blocks of the teacher to copy, numbered from 0 as in its parameter names."""
+    encoder_blocks: list[BlockNumber] | None = Field(default=None, min_length=1)
+    """Of an encoder-decoder, instead: those of its encoder."""
+    decoder_blocks: list[BlockNumber] | None = Field(default=None, min_length=1)
+    """And those of its decoder."""
+
+    @rule
+    def _of_one_stack_or_of_both(self) -> Iterator[str]:
+        names = ("blocks", "encoder_blocks", "decoder_blocks")
+        given = [name for name in names if getattr(self, name) is not None]
+        if given not in (["blocks"], ["encoder_blocks", "decoder_blocks"]):
+            yield (
+                "give blocks, or encoder_blocks and decoder_blocks of an encoder-decoder; given: "
+                f"{' and '.join(given) or 'none of them'}"
+            )
 
     @rule
     def _ascending(self) -> Iterator[str]:
-        if sorted(set(self.blocks)) != self.blocks:
-            yield f"blocks must be ascending and distinct, got {self.blocks}"
+        for stack, blocks in self.of_stacks.items():
+            if sorted(set(blocks)) != blocks:
+                yield f"{stack + '_' if stack else ''}blocks must be ascending and distinct, got {blocks}"
+
+    @property
+    def of_stacks(self) -> dict[str, list[int]]:
+        """The blocks of each stack by its name; of a model of one, under no name."""
+        given = {"": self.blocks, "encoder": self.encoder_blocks, "decoder": self.decoder_blocks}
+        return {stack: blocks for stack, blocks in given.items() if blocks is not None}
+
+    @property
+    def as_given(self) -> Any:
+        """The list of them, or that of each stack by its name."""
+        return self.of_stacks if self.blocks is None else self.blocks
 
 
 class Student(Section):

@@ -90,6 +90,11 @@ def _matrix_at(path: str) -> str:
 
 
 def _other_blocks(config: Mapping[str, Any], shapes: Mapping[str, Shape], family: Family) -> Iterator[str]:
+    if family.is_stacked:
+        depths = family.depths(config)
+        for name, stack in family.stacks.items():
+            yield from _other_blocks({**config, stack.own_names["num_hidden_layers"]: depths[name]}, shapes, stack)
+        return
     said = _first(config, *family.keys("num_hidden_layers"))
     held = {block for name in shapes if (block := family.block_number(name)) is not None}
     if said is None or not held or held == set(range(said[1])):

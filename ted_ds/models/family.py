@@ -9,8 +9,12 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+
+ENCODER, DECODER = STACKS = ("encoder", "decoder")
+"""The stacks of blocks of an encoder-decoder, in the order in which it runs them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +29,17 @@ class Family:
     """The module whose output is layer 0; None where no module puts it out, and the first block is what takes it."""
     token_embeddings_path: str
     blocks_path: str
-    """The list of blocks; block i puts out layer i + 1 (see ``behind_first_block``)."""
+    """The list of blocks; block i puts out layer i + 1 (see ``behind_first_block``). Of two stacks, the encoder's."""
+    decoder_blocks_path: str | None = None
+    """The list of the decoder's blocks in an encoder-decoder; None in models of one stack."""
+    decoder_depth_key: str | None = None
+    """The entry of the config with the number of these; as many as the encoder's where it does not say."""
+    body_has_own_name: bool = True
+    """Whether all of the body lies in one module of a model with a head, whose name begins all of its paths."""
+    parts_of_first_block: tuple[str, ...] = ()
+    """Modules of a block that the first of a stack alone has, and computes for all of them."""
+    flags_of_first_block: tuple[str, ...] = ()
+    """What its modules say of that."""
     arrival_path: str
     """The module in whose place the state from the pipeline stage before is put in (:mod:`ted_ds.models.partial`)."""
     before_blocks: Mapping[str, Literal["added", "passed"]] = field(default_factory=dict)
@@ -43,7 +57,7 @@ class Family:
     """Whether a block returns its state as the first of a tuple."""
 
     # --- from the last block's output to predictions
-    language_model: Literal["CausalLM", "MaskedLM"] = "CausalLM"
+    language_model: Literal["CausalLM", "MaskedLM", "Seq2SeqLM"] = "CausalLM"
     """What its language model is to transformers: what follows ``AutoModelFor``."""
     final_norm_path: str | None
     """Applied before the LM head; None where blocks end normalised. Some models of a family may lack it."""
@@ -60,11 +74,17 @@ class Family:
     """What files call that head where transformers renames it as it reads and writes them."""
     logits_divisor_key: str | None = None
     """The entry of the config that the head's products are divided by."""
+    divides_logits_key: str | None = None
+    """The entry of the config that is true where they are divided by the root of the hidden size."""
+    logits_bias_path: str | None = None
+    """A buffer of the model, ``[1, vocab]``, that is added to them."""
     logits_cap_key: str | None = None
     """The entry of the config with the bound ``c`` that logits are brought under: ``c tanh(logits / c)``; none where it
     is null."""
     lm_heads_in_files: tuple[str, ...]
     """Modules that files may hold as the head of a language model."""
+    is_untied_by_files: bool = False
+    """Whether transformers ties them anyhow, unless the files hold an LM head of its own."""
     ties_by_default: bool
     """Whether the embeddings are the LM head where the config does not say."""
     label_heads: tuple[str, ...]
@@ -91,6 +111,8 @@ class Family:
     token's distance to the others (beside a table, where the files hold one)."""
     position_embeddings_path: str | None = None
     """The table."""
+    longest: int | None = None
+    """The longest sequence where nothing in the config or the weights limits it."""
     rows_before_positions: int = 0
     """How many rows it has before that of the first position, beside one for each position."""
     token_types_key: str | None = None
@@ -138,6 +160,9 @@ class Family:
     balance_weight_by_default: float = 0.001
     """That weight where the config does not say."""
 
+    is_stack: bool = False
+    """Whether it stands for one stack of two (:attr:`stacks`)."""
+
     # --- other files
     buffers: tuple[str, ...] = ()
     """Ends of names of what is in many files, but no parameter."""
@@ -159,8 +184,10 @@ class Family:
         said = ((key, config[key]) for key in self.keys(name) if config.get(key) is not None)
         return next(said, (name, None))
 
-    def is_tied(self, config: Mapping[str, Any]) -> bool:
-        """Whether an LM head is the embeddings, by a ``config.json``."""
+    def is_tied(self, config: Mapping[str, Any], names: Iterable[str] = ()) -> bool:
+        """Whether an LM head is the embeddings, by a ``config.json`` and the ``names`` of what is in the files."""
+        if self.is_untied_by_files:
+            return self.lm_head_matrix not in names
         return config.get("tie_word_embeddings", self.ties_by_default)
 
     def balance_weight(self, config: Mapping[str, Any]) -> float:
@@ -221,9 +248,44 @@ class Family:
         return (*self.label_heads, *([] if self.span_head is None else [self.span_head]))
 
     def block_number(self, name: str) -> int | None:
-        """The number, from 0, of the block that a parameter belongs to, in files of a bare body as well; else None."""
-        found = _block(self.blocks_path).search(name)
-        return None if found is None else int(found[1])
+        """The number, from 0, of the block that a parameter belongs to, in files of a bare body as well; else None.
+
+        Of an encoder-decoder, its number in its own stack.
+        """
+        paths = (self.blocks_path, self.decoder_blocks_path)
+        found = (_block(path, self.is_stacked or self.is_stack).search(name) for path in paths if path is not None)
+        return next((int(one[1]) for one in found if one is not None), None)
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether it has an encoder and a decoder."""
+        return self.decoder_blocks_path is not None
+
+    @property
+    def stacks(self) -> dict[str, Family]:
+        """Of an encoder-decoder, by the names of its stacks: the same with that stack's blocks alone.
+
+        Of a model of one stack, itself, without a name.
+        """
+        if self.decoder_blocks_path is None or self.decoder_depth_key is None:
+            return {"": self}
+        one = replace(self, decoder_blocks_path=None, decoder_depth_key=None, is_stack=True)
+        depths = {**self.own_names, "num_hidden_layers": self.decoder_depth_key}
+        return {ENCODER: one, DECODER: replace(one, blocks_path=self.decoder_blocks_path, own_names=depths)}
+
+    def depths(self, config: Mapping[str, Any]) -> dict[str, int | None]:
+        """How many blocks each stack has, by a ``config.json``; None where it does not say."""
+        said: dict[str, int | None] = {}
+        for name, stack in self.stacks.items():
+            key = stack.own_names.get("num_hidden_layers", "num_hidden_layers")
+            said[name] = config.get(key) if stack.is_stack else stack.entry(config, "num_hidden_layers")[1]
+        if said.get(DECODER, 0) is None:
+            said[DECODER] = said[ENCODER]
+        return said
+
+    def path_in_body(self, path: str) -> str:
+        """A path in the body alone, without the head around it."""
+        return path_in_body(path) if self.body_has_own_name else path
 
 
 def prefixes(paths: Iterable[str]) -> tuple[str, ...]:
@@ -237,5 +299,6 @@ def path_in_body(path: str) -> str:
 
 
 @functools.cache
-def _block(path: str) -> re.Pattern[str]:
-    return re.compile(rf"(?:^|\.){re.escape(path.rpartition('.')[2])}\.(\d+)\.")
+def _block(path: str, is_stack: bool) -> re.Pattern[str]:
+    end = ".".join(path.split(".")[-2 if is_stack else -1 :])
+    return re.compile(rf"(?:^|\.){re.escape(end)}\.(\d+)\.")

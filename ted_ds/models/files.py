@@ -32,6 +32,7 @@ class ModelFacts:
 
     model_type: str
     num_blocks: int
+    """Of both stacks together, where there are two."""
     hidden_size: int
     num_heads: int
     vocab_size: int
@@ -54,6 +55,10 @@ class ModelFacts:
     """The entry of the config by which an LM head is not where its family has it."""
     token_ids: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
     """Ids of special tokens that ``config.json`` and ``generation_config.json`` name, by file and key."""
+    blocks_of_stacks: Mapping[str, int] = field(default_factory=dict)
+    """How many blocks the encoder and the decoder of an encoder-decoder have; of others, all, under no name."""
+    decoder_start_id: int | None = None
+    """The token with which a decoder starts; None where the config does not say."""
     rope_rules: tuple[str, ...] = ()
     """How rotary positions come about."""
     num_token_types: int = 0
@@ -148,21 +153,25 @@ def _facts(config: dict[str, Any], shapes: Mapping[str, Shape], family: Family) 
             raise KeyError("depth, width, attention heads or longest sequence is missing")
         return value
 
+    said("num_hidden_layers")
+    depths = {name: int(depth or 0) for name, depth in family.depths(config).items()}
     labels = _labels(config.get("id2label"))
     classifies = any("Classification" in name for name in config.get("architectures") or ())
     return ModelFacts(
         model_type=config["model_type"],
-        num_blocks=int(said("num_hidden_layers")),
+        num_blocks=sum(depths.values()),
         hidden_size=int(said("hidden_size")),
         num_heads=int(said("num_attention_heads")),
         vocab_size=int(config["vocab_size"]),
-        max_positions=int(said("max_position_embeddings")),
+        max_positions=family.longest or int(said("max_position_embeddings")),
         labels=labels if labels and any(name != f"LABEL_{i}" for i, name in enumerate(labels)) else None,
         num_labels=len(labels) or (2 if classifies else None),  # transformers leaves its default of two out
         architectures=tuple(config.get("architectures") or ()),
-        parameters=_sort(shapes, said("num_hidden_layers"), config, family),
-        is_tied=family.is_tied(config),
+        parameters=_sort(shapes, depths, config, family),
+        is_tied=family.is_tied(config, shapes),
         switched_off=family.lm_head_switch if config.get(family.lm_head_switch or "", True) is False else None,
+        blocks_of_stacks=depths,
+        decoder_start_id=config.get("decoder_start_token_id"),
         rope_rules=rope_rules(config),
         num_token_types=family.num_token_types(config),
         num_experts=family.num_experts(config)[0],
@@ -193,17 +202,20 @@ def _labels(id2label: Any) -> tuple[str, ...]:
     return tuple(by_id[index] for index in range(len(by_id)))
 
 
-def _sort(shapes: Mapping[str, Shape], num_blocks: int, config: Mapping[str, Any], family: Family) -> Parameters:
-    of_blocks: list[list[Shape]] = [[] for _ in range(num_blocks)]
+def _sort(
+    shapes: Mapping[str, Shape], depths: Mapping[str, int], config: Mapping[str, Any], family: Family
+) -> Parameters:
+    by_stack: dict[str, list[list[Shape]]] = {name: [[] for _ in range(depth)] for name, depth in depths.items()}
     shapes = family.with_experts_together(shapes)
     embeddings, lm_head, others = 0, 0, []
-    is_tied, lm_heads = family.is_tied(config), prefixes(family.lm_heads_in_files)
+    is_tied, lm_heads = family.is_tied(config, shapes), prefixes(family.lm_heads_in_files)
     for name, shape in shapes.items():
-        block = family.block_number(name)
         if name.endswith(family.buffers):
             continue
-        if block is not None and block < num_blocks:
-            of_blocks[block].append(shape)
+        numbers = ((stack, one.block_number(name)) for stack, one in family.stacks.items())
+        of_stack, block = next(((stack, number) for stack, number in numbers if number is not None), ("", None))
+        if block is not None and block < depths[of_stack]:
+            by_stack[of_stack][block].append(shape)
         elif name.startswith(lm_heads):
             is_matrix = len(shape) == 2 and shape[0] == config["vocab_size"]
             lm_head += 0 if is_tied and is_matrix else math.prod(shape)
@@ -211,7 +223,8 @@ def _sort(shapes: Mapping[str, Shape], num_blocks: int, config: Mapping[str, Any
             embeddings += math.prod(shape)
         else:
             others.append(shape)
-    return Parameters(tuple(map(tuple, of_blocks)), embeddings, lm_head, tuple(others))
+    of_blocks = tuple(tuple(block) for blocks in by_stack.values() for block in blocks)
+    return Parameters(of_blocks, embeddings, lm_head, tuple(others))
 
 
 def weight_files(folder: Path) -> list[Path]:

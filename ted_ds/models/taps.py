@@ -18,8 +18,9 @@ from ted_ds.models.parts import blocks_of, embeddings_of, layers_of_blocks, lm_h
 from ted_ds.models.positions import choose_by_text, positions_in_row
 from ted_ds.models.predictions import DensePredictions, Predictions, VocabularyHead, VocabularyPredictions
 from ted_ds.models.share import Share
+from ted_ds.models.two_stacks import layers_of_stacks, run_stacks, with_decoder_inputs
 from ted_ds.numerics.filters import pool
-from ted_ds.numerics.layer_map import layer_names
+from ted_ds.numerics.layer_map import Layer, layer_names, number_of
 
 Result = TypeVar("Result")
 OnState = Callable[[int, Tensor], None]
@@ -41,7 +42,7 @@ class TappedModel(nn.Module):
         self,
         model: PreTrainedModel,
         family: Family,
-        layers: Sequence[int] = (),
+        layers: Sequence[Layer] = (),
         *,
         fresh_parameters: Sequence[str] = (),
         share: Share | None = None,
@@ -76,7 +77,7 @@ class TappedModel(nn.Module):
         """Names of weights that no file holds: they start random."""
         self.layers = tuple(layers)
         self._places = frozenset(range(len(self.layers)) if places is None else places)
-        self._captured: dict[int, Tensor] = {}
+        self._captured: dict[Layer, Tensor] = {}
         self._on_state: OnState | None = None
         self._family, self._pooled = family, pooled
         self._takes_token_types = family.num_token_types(model.config.to_dict()) > 1
@@ -92,7 +93,7 @@ class TappedModel(nn.Module):
             self.first_state = nn.Identity()
             blocks_of(model, family)[0].register_forward_pre_hook(self._show_first_state)
         modules = self._modules_of_layers()
-        for layer in sorted({self.layers[place] for place in self._places}):
+        for layer in dict.fromkeys(self.layers[place] for place in sorted(self._places)):
             modules[layer].register_forward_hook(self._tap(layer))
 
     def _num_chosen_experts(self) -> int:
@@ -137,11 +138,15 @@ class TappedModel(nn.Module):
             del modules[self.share.start]
         return dict(zip(layer_names([*modules]), modules.values(), strict=True))
 
-    def _modules_of_layers(self) -> dict[int, nn.Module]:
+    def _modules_of_layers(self) -> dict[Layer, nn.Module]:
         """What puts out each layer's state here; the arriving one is put out by what stands for the embeddings."""
+        if self._family.is_stacked:
+            assert self.first_state is not None
+            return layers_of_stacks(self.model, self._family, self.first_state)
         layers = layers_of_blocks(self.model, self._family)[self.share.start : self.share.stop]
         before = embeddings_of(self.model, self._family) if self.first_state is None else self.first_state
-        return dict(enumerate([before, *layers], start=self.share.start))
+        named: list[Layer] = [*range(self.share.start, self.share.start + len(layers) + 1)]
+        return dict(zip(named, [before, *layers], strict=True))
 
     def _show_first_state(self, _block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         assert self.first_state is not None
@@ -167,11 +172,15 @@ class TappedModel(nn.Module):
         """
         if not self.share.is_whole:
             return []
-        blocks = blocks_of(self.model, self._family)
-        kept = max(*self.layers, 0 if self.first_state is None else 1)  # layer 0 may be known by who takes it alone
-        dropped = list(blocks[kept:])
-        del blocks[kept:]
-        self.model.config.num_hidden_layers = kept
+        dropped: list[nn.Module] = []
+        if not self._family.is_stacked:  # whose last blocks are of a decoder, which reads all of the encoder
+            blocks = blocks_of(self.model, self._family)
+            # layer 0 may be known by who takes it alone
+            kept = max(*map(number_of, self.layers), 0 if self.first_state is None else 1)
+            dropped = list(blocks[kept:])
+            del blocks[kept:]
+            self.model.config.num_hidden_layers = kept
+            self.share = replace(self.share, stop=kept)
         head = self.model.get_output_embeddings()
         embeddings: Any = self.model.get_input_embeddings()
         if isinstance(head, VocabularyHead) and head.weight is not embeddings.weight:
@@ -181,7 +190,6 @@ class TappedModel(nn.Module):
             dropped.append(self.model.get_submodule(self._family.before_lm_head))
             put_part(self.model, self._family.before_lm_head, nn.Identity())
         self._can_predict = False
-        self.share = replace(self.share, stop=kept)
         return dropped
 
     def _install_lm_head(self) -> None:
@@ -193,11 +201,13 @@ class TappedModel(nn.Module):
     def _vocabulary_predictions(self, hidden: Tensor, routers: Sequence[Tensor]) -> VocabularyPredictions:
         """What the LM head makes of the body's last hidden states ``[batch, seq, hidden]``."""
         head: Any = lm_head_of(self.model, self._family)
+        if self._family.logits_bias_path is not None:
+            head.added = self.model.get_buffer(self._family.logits_bias_path)[0]
         if self._family.before_lm_head is not None:
             hidden = self.model.get_submodule(self._family.before_lm_head)(hidden)
         return VocabularyPredictions(hidden, head, routers, self._num_chosen)
 
-    def _tap(self, layer: int) -> Callable[[nn.Module, Any, Any], None]:
+    def _tap(self, layer: Layer) -> Callable[[nn.Module, Any, Any], None]:
         places = [place for place, other in enumerate(self.layers) if other == layer and place in self._places]
 
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -221,7 +231,8 @@ class TappedModel(nn.Module):
         """Run the model on ``inputs``: ``input_ids`` and what goes with them, all ``[batch, seq]``.
 
         Args:
-            inputs: What the model takes.
+            inputs: What the model takes; an encoder-decoder's ``target_ids``, too, ``[batch, targets]``, which its
+                decoder is to predict.
             then: Gets the predictions and the states, within this forward pass, where an engine that shards the
                 weights has them at hand.
             with_predictions: Whether to compute what the predictions need beyond the states; else they are None.
@@ -235,6 +246,8 @@ class TappedModel(nn.Module):
         arguments: dict[str, Any] = dict(inputs)
         if not self._takes_token_types:  # a table of one row has none for the second text; GPT-2 would add words
             arguments.pop("token_type_ids", None)
+        if self._family.is_stacked:
+            arguments = with_decoder_inputs(arguments, self.model.config)
         if getattr(self.model.config, "use_cache", False):
             arguments["use_cache"] = False
         if self._needs_positions and "position_ids" not in arguments:
@@ -260,7 +273,10 @@ class TappedModel(nn.Module):
             else:
                 if self._num_chosen:
                     arguments["output_router_logits"] = with_predictions and torch.is_grad_enabled()
-                outputs = self.model.base_model(**arguments)
+                if self._family.is_stacked:
+                    outputs = run_stacks(self.model, self._family, arguments)
+                else:
+                    outputs = self.model.base_model(**arguments)
                 hidden = self._rows.part(outputs.last_hidden_state)
                 self._leaving = None if self.share.has_output else hidden
                 if with_predictions:

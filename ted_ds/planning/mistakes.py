@@ -183,6 +183,27 @@ def check_dropout(recipe: Recipe, teacher: ModelFacts | None, student: ModelFact
                 )
 
 
+def _two_stacks_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
+    """What an encoder-decoder cannot do here."""
+    if not recipe.task.has_lm_head:
+        yield (
+            f"a {facts.model_type} is an encoder-decoder, which is distilled as one, by task.kind: seq2seq; give labels "
+            "as targets, or use an encoder or a decoder"
+        )
+    if facts.decoder_start_id is None:
+        yield (
+            "its config.json has no decoder_start_token_id, with which its decoder starts; give the one that the "
+            "weights were trained with"
+        )
+    if recipe.pipeline.stages > 1:
+        yield (
+            f"pipeline.stages is {recipe.pipeline.stages}: the stages of a pipeline pass one state on, and each block "
+            "of a decoder reads the encoder's last beside that of the block before; use pipeline.stages: 1"
+        )
+    if recipe.data.padding.side == "left":
+        yield "data.padding.side is left, but a target begins at its row's first place; use right"
+
+
 def _model_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
     wanted = recipe.task.architecture
     if recipe.task.has_lm_head and facts.family.language_model != wanted:
@@ -193,7 +214,9 @@ def _model_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
             f"its config.json has {facts.switched_off}: false, and such an LM head is not known here; set it to true "
             "and fine-tune a new one (teacher.finetune, student.finetune)"
         )
-    if recipe.task.architecture in facts.family.lacks:
+    if facts.family.is_stacked:
+        yield from _two_stacks_mistakes(recipe, facts)
+    elif recipe.task.architecture in facts.family.lacks:
         able = [name for name, family in FAMILY_OF.items() if recipe.task.architecture not in family.lacks]
         yield f"transformers has no {recipe.task.kind} head for a {facts.model_type}; use one of {', '.join(able)}"
     if recipe.task.predicts_spans and facts.family.span_head is None:
@@ -224,5 +247,5 @@ def _model_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
                 f"its config.json has rope_type {rule!r}, a rule for positions that is not known here; known are "
                 f"{', '.join(KNOWN_RULES)}"
             )
-    if recipe.data.padding.side == "left" and facts.family.pooled_token == "first":
+    if recipe.data.padding.side == "left" and facts.family.pooled_token == "first" and not facts.family.is_stacked:
         yield f"data.padding.side is left, but a {facts.model_type} reads its first token; use right"

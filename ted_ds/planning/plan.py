@@ -22,7 +22,7 @@ from ted_ds.errors import ConfigError, raise_all
 from ted_ds.launching.starters import Told
 from ted_ds.models.files import ModelFacts, read_model_facts
 from ted_ds.models.folder import no_folder
-from ted_ds.numerics.layer_map import LayerPairs, make_layer_map
+from ted_ds.numerics.layer_map import Layer, LayerPairs, make_layer_map_of_stacks
 from ted_ds.planning.contracts import Side, broken_contracts, document_ends, doubts
 from ted_ds.planning.mistakes import (
     Mistakes,
@@ -68,7 +68,7 @@ class Plan:
     num_rows: RowCount | None = None
     """Training rows, where the recipe counts in epochs and they are quickly counted."""
 
-    def layers(self, side: str) -> tuple[int, ...]:
+    def layers(self, side: str) -> tuple[Layer, ...]:
         """The ``student``'s or the ``teacher``'s side of the layer map."""
         return tuple(pair[0 if side == "student" else 1] for pair in self.layer_pairs)
 
@@ -161,7 +161,8 @@ def _lay_out(recipe: Recipe, rows_of: RowsOf, mistakes: Mistakes, *, num_ranks: 
         student_dir = mistakes.attempt("student.path", lambda: local_model(path))
         student = mistakes.attempt("student.path", lambda: read_model_facts(student_dir)) if student_dir else None
     elif teacher is not None:
-        student = mistakes.attempt("student.from_teacher.blocks", lambda: _cut_facts(recipe, teacher))
+        place = "student.from_teacher" + ("" if teacher.family.is_stacked else ".blocks")
+        student = mistakes.attempt(place, lambda: _cut_facts(recipe, teacher))
 
     mistakes.add("output_dir", *_output_among_models(recipe.output_dir, teacher_dir, student_dir))
     if teacher is not None:
@@ -220,13 +221,28 @@ def _output_among_models(output: Path, *models: Path | None) -> Iterator[str]:
 def _cut_facts(recipe: Recipe, teacher: ModelFacts) -> ModelFacts:
     cut = recipe.student.from_teacher
     assert cut is not None
-    outside = [block for block in cut.blocks if block >= teacher.num_blocks]
-    if outside:
-        raise ConfigError(
-            f"block {outside[0]} does not exist (the teacher has {teacher.num_blocks} blocks, numbered from 0); "
-            f"use 0..{teacher.num_blocks - 1}"
-        )
-    return replace(teacher, num_blocks=len(cut.blocks), parameters=teacher.parameters.cut(cut.blocks))
+    chosen, before = [], 0
+    if cut.of_stacks.keys() != teacher.blocks_of_stacks.keys():
+        rule = "has one stack of blocks: give blocks"
+        if teacher.family.is_stacked:
+            rule = "is an encoder-decoder: give encoder_blocks and decoder_blocks, and no blocks"
+        raise ConfigError(f"the teacher, a {teacher.model_type}, {rule}")
+    for stack, depth in teacher.blocks_of_stacks.items():
+        blocks = cut.of_stacks[stack]
+        outside = [block for block in blocks if block >= depth]
+        if outside:
+            whose = f"the teacher's {stack}" if stack else "the teacher"
+            raise ConfigError(
+                f"block {outside[0]} does not exist ({whose} has {depth} blocks, numbered from 0); use 0..{depth - 1}"
+            )
+        chosen += [before + block for block in blocks]
+        before += depth
+    return replace(
+        teacher,
+        num_blocks=len(chosen),
+        blocks_of_stacks={stack: len(blocks) for stack, blocks in cut.of_stacks.items()},
+        parameters=teacher.parameters.cut(chosen),
+    )
 
 
 def model_sides(
@@ -248,10 +264,10 @@ def model_sides(
 
 
 def _layer_pairs(recipe: Recipe, student: ModelFacts, teacher: ModelFacts) -> LayerPairs:
-    return make_layer_map(
+    return make_layer_map_of_stacks(
         recipe.layer_map.kind,
-        num_student_blocks=student.num_blocks,
-        num_teacher_blocks=teacher.num_blocks,
+        student_blocks=student.blocks_of_stacks,
+        teacher_blocks=teacher.blocks_of_stacks,
         num_pairs=recipe.layer_map.num_pairs,
         pairs=recipe.layer_map.pairs,
     )
@@ -267,7 +283,8 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
             lines.append(f"{name:9} known once it is fetched from the hub")
         else:
             quantised = f", quantised ({facts.quantisation})" if facts.quantisation else ""
-            shape = f"{facts.num_blocks} blocks of width {facts.hidden_size}"
+            of_stacks = [f"{depth} {stack} " if stack else f"{depth} " for stack, depth in facts.blocks_of_stacks.items()]
+            shape = f"{'and '.join(of_stacks)}blocks of width {facts.hidden_size}"
             if facts.num_experts:
                 shape += f" with {facts.num_experts} experts, of which a token goes through {facts.num_chosen_experts}"
             lines.append(f"{name:9} {facts.model_type}, {shape}{quantised}")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from ted_ds.data.loader import Batch
 from ted_ds.errors import CheckpointError
-from ted_ds.models.families import KNOWN_TYPES, family_of
+from ted_ds.models.families import family_of
 from ted_ds.models.loading import LoadSettings, load_model
 from ted_ds.models.parts import blocks_of
 from ted_ds.models.predictions import LossWeights
@@ -18,7 +18,7 @@ from ted_ds.models.share import Share
 from ted_ds.models.taps import TappedModel
 from tests.parity.test_families import NUM_BLOCKS, OTHER_OPTS, batch, load
 from tests.task_kinds import TASK_TERMS, labelled
-from tests.tiny import LABELS, TYPES_WITH_LABELS, write_model
+from tests.tiny import LABELS, ONE_STACK_TYPES, TYPES_WITH_LABELS, write_model
 
 CUTS = ([2], [1, 3], [1, 2, 3], [4], [0])
 
@@ -55,7 +55,7 @@ def loss_of(predictions, labels):
     ("model_type", "classify", "config"),
     [
         *((one, True, {}) for one in TYPES_WITH_LABELS),
-        *((one, False, {}) for one in KNOWN_TYPES),
+        *((one, False, {}) for one in ONE_STACK_TYPES),
         ("deberta-v2", True, {"conv_kernel_size": 3}),  # as its larger versions have it
         *(("opt", False, changes) for changes in OTHER_OPTS),
     ],
