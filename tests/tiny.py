@@ -334,7 +334,7 @@ def task_dict(kind: str) -> dict[str, Any]:
     if kind == "question_answering":
         return {"kind": kind, "max_length": 16, "stride": 3}
     if kind == "seq2seq":
-        return {"kind": kind, "max_source_length": 12, "max_target_length": 5}
+        return {"kind": kind, "max_source_length": 16, "max_target_length": 5}
     return {"kind": kind, "max_length": 16, **head_dict(kind)}
 
 

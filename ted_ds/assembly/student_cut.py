@@ -18,7 +18,7 @@ def cut_student(build: Assembly, teacher: Path, place: Path) -> None:
     from_teacher = build.recipe.student.from_teacher
     assert from_teacher is not None
     family = family_of(build.teacher_facts.model_type)
-    cut(teacher, place, blocks=from_teacher.of_stacks, family=family, origins=build.origins)
+    cut(teacher, place, blocks=from_teacher.as_given, family=family, origins=build.origins)
 
 
 @contextlib.contextmanager

@@ -11,18 +11,21 @@ from pydantic import BeforeValidator, Field
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.section import Section, rule
 
-LAYER = re.compile(r"(encoder|decoder)\.\d+")
+LAYER_NAME = r"^(encoder|decoder)\.\d+$"
+"""Of a layer of an encoder-decoder."""
 
 
 def _is_layer(value: Any) -> Any:
     """One rule in words, where a union would give a message per member."""
     is_number = type(value) is int and value >= 0
-    if not is_number and not (isinstance(value, str) and LAYER.fullmatch(value)):
+    if not is_number and not (isinstance(value, str) and re.fullmatch(LAYER_NAME, value)):
         raise ValueError("use a whole number, 0 or more, or a layer of an encoder-decoder such as encoder.3")
     return value
 
 
-Layer = Annotated[int | str, BeforeValidator(_is_layer)]
+Layer = Annotated[
+    Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=LAYER_NAME)], BeforeValidator(_is_layer)
+]
 LayerPair = tuple[Layer, Layer]
 
 

@@ -30,37 +30,43 @@ from ted_ds.models.local_paths import without_local_paths
 
 
 def cut(
-    teacher: Path, student: Path, *, blocks: Mapping[str, Sequence[int]], family: Family, origins: Origins
+    teacher: Path,
+    student: Path,
+    *,
+    blocks: Sequence[int] | Mapping[str, Sequence[int]],
+    family: Family,
+    origins: Origins,
 ) -> None:
     """Write a model folder ``student`` with the given blocks of ``teacher`` (numbered from 0) and all else of it.
 
-    Blocks are given by the stack they are of, as in :attr:`~ted_ds.models.family.Family.stacks`. All else is the other weights, the config, and what goes with them (:mod:`ted_ds.models.companions`): of ``origins``,
+    Those of an encoder-decoder are given by stack, as in :attr:`~ted_ds.models.family.Family.stacks`. All else is the other weights, the config, and what goes with them (:mod:`ted_ds.models.companions`): of ``origins``,
     as the teacher may itself be made by this run. Each block does what it did, whatever its place: see
     :mod:`ted_ds.models.cut_config`.
 
     Raises:
         CheckpointError: The teacher has no such blocks, or one of them would do something else in the student.
     """
+    by_stack = blocks if isinstance(blocks, Mapping) else {"": blocks}
     config = without_local_paths(json.loads((teacher / CONFIG_FILE).read_text(encoding="utf-8")))
     cut_config = config
     for stack, of_stack in family.stacks.items():
         try:
-            cut_config = config_of_blocks(cut_config, blocks[stack], of_stack)
+            cut_config = config_of_blocks(cut_config, by_stack[stack], of_stack)
         except CheckpointError as error:
             raise CheckpointError(f"{teacher}: {error}") from error
     for stack, of_stack in family.stacks.items():
-        refuse_other_blocks(config, cut_config, blocks[stack], of_stack, where=teacher)
+        refuse_other_blocks(config, cut_config, by_stack[stack], of_stack, where=teacher)
     student.mkdir(parents=True, exist_ok=True)
     (student / CONFIG_FILE).write_text(json.dumps(cut_config, indent=2) + "\n", encoding="utf-8")
     if (teacher / GENERATION_CONFIG_FILE).is_file():
         shutil.copyfile(teacher / GENERATION_CONFIG_FILE, student / GENERATION_CONFIG_FILE)
     copy_tokenizer(origins.teacher, student)
     copy_papers(origins, student)
-    weights = dict(_cut_weights(teacher, config, blocks, family))
+    weights = dict(_cut_weights(teacher, config, by_stack, family))
     for stack, of_stack in family.stacks.items():
-        if not any(f"{_marker(of_stack)}{len(blocks[stack]) - 1}." in f".{name}" for name in weights):
+        if not any(f"{_marker(of_stack)}{len(by_stack[stack]) - 1}." in f".{name}" for name in weights):
             raise CheckpointError(
-                f"{teacher}: no weights of block {blocks[stack][-1]} found; cut from a complete model folder"
+                f"{teacher}: no weights of block {by_stack[stack][-1]} found; cut from a complete model folder"
             )
     save_file(weights, student / WEIGHTS_FILE, metadata={"format": "pt"})
 
