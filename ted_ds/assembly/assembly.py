@@ -22,8 +22,8 @@ from ted_ds.errors import StoppedOnRequest
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.loading import DTYPES
 from ted_ds.models.taps import TappedModel
-from ted_ds.numerics.task_terms import TaskTerms
 from ted_ds.numerics.layer_map import Layer
+from ted_ds.numerics.task_terms import TaskTerms
 from ted_ds.planning.pipeline_cut import Stage
 from ted_ds.runtime.cargo import Waybill
 from ted_ds.runtime.frozen import FrozenModel

@@ -23,9 +23,7 @@ def _is_layer(value: Any) -> Any:
     return value
 
 
-Layer = Annotated[
-    Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=LAYER_NAME)], BeforeValidator(_is_layer)
-]
+Layer = Annotated[Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=LAYER_NAME)], BeforeValidator(_is_layer)]
 LayerPair = tuple[Layer, Layer]
 
 

@@ -11,8 +11,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from ted_ds.config.nearest import nearest
 from ted_ds.config.layers import LAYER_NAME
+from ted_ds.config.nearest import nearest
 from ted_ds.config.places import TASK_KINDS, dotted, own_keys, sections_at
 from ted_ds.config.schema import Recipe
 

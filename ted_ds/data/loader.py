@@ -25,7 +25,8 @@ class Batch:
 
     ``labels`` stand where the logits that predict them stand: ``[batch]`` class ids, ``[batch, outputs]`` numbers,
     ``[batch, seq]`` with each position's *next* token, ``[batch, targets]`` with the tokens of what a decoder is to
-    write, or ``[batch, 2]`` with the positions where an answer starts and ends. Ids of -100 and numbers of NaN are ignored.
+    write, or ``[batch, 2]`` with the positions where an answer starts and ends. Ids of -100 and numbers of NaN are
+    ignored.
     """
 
     input_ids: Int[Tensor, "batch seq"]

@@ -39,8 +39,9 @@ def cut(
 ) -> None:
     """Write a model folder ``student`` with the given blocks of ``teacher`` (numbered from 0) and all else of it.
 
-    Those of an encoder-decoder are given by stack, as in :attr:`~ted_ds.models.family.Family.stacks`. All else is the other weights, the config, and what goes with them (:mod:`ted_ds.models.companions`): of ``origins``,
-    as the teacher may itself be made by this run. Each block does what it did, whatever its place: see
+    Those of an encoder-decoder are given by stack, as in :attr:`~ted_ds.models.family.Family.stacks`. All else is the
+    other weights, the config, and what goes with them (:mod:`ted_ds.models.companions`): of ``origins``, as the teacher
+    may itself be made by this run. Each block does what it did, whatever its place: see
     :mod:`ted_ds.models.cut_config`.
 
     Raises:
@@ -85,8 +86,7 @@ def _cut_weights(
                 stacks = family.stacks.items()
                 own = next(((key, one) for key, one in stacks if _marker(one) in f".{name}"), ("", family))
                 chosen = blocks.get(own[0], ())
-                for new_name, weight in _cut_weight(name, weights, config, chosen, own[1]):
-                    yield new_name, weight
+                yield from _cut_weight(name, weights, config, chosen, own[1])
 
 
 def _cut_weight(

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-
 ENCODER, DECODER = STACKS = ("encoder", "decoder")
 """The stacks of blocks of an encoder-decoder, in the order in which it runs them."""
 

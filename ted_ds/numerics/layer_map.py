@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 Layer = int | str
 """A number; of an encoder-decoder, the name of a stack, a dot and a number."""
+EMPTY = "layer_map.pairs: empty; give at least one [student_layer, teacher_layer]"
 LayerPairs = tuple[tuple[Layer, Layer], ...]
 
 
@@ -40,7 +41,9 @@ def make_layer_map(
     if kind == "last":
         return ((student, teacher),)
     if kind == "explicit":
-        return _checked(tuple((s, t) for s, t in pairs or ()), student, teacher)
+        if not pairs:
+            raise ValueError(EMPTY)
+        return _checked(dict(enumerate(pairs)), student, teacher)
     if kind == "uniform":
         count = num_pairs or student
         if count > min(student, teacher):
@@ -82,27 +85,28 @@ def make_layer_map_of_stacks(
         ValueError: One message per line; also where a pair is of two stacks, or one model has other stacks.
     """
     if student_blocks.keys() != teacher_blocks.keys():
-        what = {side: "an encoder-decoder" if "" not in one else "of one stack of blocks"
-                for side, one in (("student", student_blocks), ("teacher", teacher_blocks))}
+        what = {
+            side: "an encoder-decoder" if "" not in one else "of one stack of blocks"
+            for side, one in (("student", student_blocks), ("teacher", teacher_blocks))
+        }
         raise ValueError(
             f"layer_map: the student is {what['student']} and the teacher {what['teacher']}; layers are matched "
             "between models of the same make"
         )
     of_stacks = _by_stack(pairs or (), [*student_blocks])
+    if kind == "explicit" and not pairs:
+        raise ValueError(EMPTY)
     found: list[tuple[Layer, Layer]] = []
     problems: list[str] = []
     for stack, depth in student_blocks.items():
         own = of_stacks[stack]
-        if kind == "explicit" and not own and pairs and stack:
-            continue
         try:
-            matched = make_layer_map(
-                kind,
-                num_student_blocks=depth,
-                num_teacher_blocks=teacher_blocks[stack],
-                num_pairs=num_pairs,
-                pairs=own if kind == "explicit" else None,
-            )
+            if kind == "explicit":
+                matched = _checked(own, depth, teacher_blocks[stack])
+            else:
+                matched = make_layer_map(
+                    kind, num_student_blocks=depth, num_teacher_blocks=teacher_blocks[stack], num_pairs=num_pairs
+                )
         except ValueError as error:
             problems += [f"{line}{f' (of the {stack})' if stack else ''}" for line in str(error).splitlines()]
             continue
@@ -128,8 +132,9 @@ def number_of(layer: Layer) -> int:
 
 def _by_stack(
     pairs: Sequence[tuple[Layer, Layer]], stacks: Sequence[str]
-) -> Mapping[str, list[tuple[int, int]]]:
-    found: dict[str, list[tuple[int, int]]] = {stack: [] for stack in stacks}
+) -> Mapping[str, Mapping[int, tuple[int, int]]]:
+    """The pairs of each stack, in numbers, by their place in the recipe."""
+    found: dict[str, dict[int, tuple[int, int]]] = {stack: {} for stack in stacks}
     for index, (student, teacher) in enumerate(pairs):
         where = f"layer_map.pairs[{index}]"
         for layer in (student, teacher):
@@ -144,10 +149,8 @@ def _by_stack(
                 "of the encoder with one of the encoder, and one of the decoder with one of the decoder"
             )
         if student == "decoder.0" or teacher == "decoder.0":
-            raise ValueError(
-                f"{where}: what the decoder's embeddings put out is not matched; use decoder.1 or above"
-            )
-        found[stack_of(student)].append((number_of(student), number_of(teacher)))
+            raise ValueError(f"{where}: what the decoder's embeddings put out is not matched; use decoder.1 or above")
+        found[stack_of(student)][index] = (number_of(student), number_of(teacher))
     return found
 
 
@@ -160,20 +163,19 @@ def layer_names(layers: Sequence[Layer]) -> list[str]:
     ]
 
 
-def _checked(pairs: tuple[tuple[int, int], ...], student: int, teacher: int) -> tuple[tuple[int, int], ...]:
+def _checked(pairs: Mapping[int, tuple[int, int]], student: int, teacher: int) -> tuple[tuple[int, int], ...]:
+    """The pairs of one stack, which are given by their place in the recipe."""
     problems = []
-    for index, pair in enumerate(pairs):
+    for index, pair in pairs.items():
         for side, layer, depth in (("student", pair[0], student), ("teacher", pair[1], teacher)):
             if not 0 <= layer <= depth:
                 problems.append(
                     f"layer_map.pairs[{index}]: {side} block {layer} does not exist (the model has {depth} blocks); "
                     f"use 1..{depth}, or 0 for the embeddings"
                 )
-    student_layers = [s for s, _ in pairs]
+    student_layers = [s for s, _ in pairs.values()]
     for layer in sorted({s for s in student_layers if student_layers.count(s) > 1}):
         problems.append(f"layer_map.pairs: student layer {layer} is matched twice; match it once")
-    if not pairs:
-        problems.append("layer_map.pairs: empty; give at least one [student_layer, teacher_layer]")
     if problems:
         raise ValueError("\n".join(problems))
-    return pairs
+    return tuple(pairs.values())

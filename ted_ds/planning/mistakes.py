@@ -187,8 +187,8 @@ def _two_stacks_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
     """What an encoder-decoder cannot do here."""
     if not recipe.task.has_lm_head:
         yield (
-            f"a {facts.model_type} is an encoder-decoder, which is distilled as one, by task.kind: seq2seq; give labels "
-            "as targets, or use an encoder or a decoder"
+            f"a {facts.model_type} is an encoder-decoder, which is distilled as one, by task.kind: seq2seq; give "
+            "labels as targets, or use an encoder or a decoder"
         )
     if facts.decoder_start_id is None:
         yield (

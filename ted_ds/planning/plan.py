@@ -283,7 +283,9 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
             lines.append(f"{name:9} known once it is fetched from the hub")
         else:
             quantised = f", quantised ({facts.quantisation})" if facts.quantisation else ""
-            of_stacks = [f"{depth} {stack} " if stack else f"{depth} " for stack, depth in facts.blocks_of_stacks.items()]
+            of_stacks = [
+                f"{depth} {stack} " if stack else f"{depth} " for stack, depth in facts.blocks_of_stacks.items()
+            ]
             shape = f"{'and '.join(of_stacks)}blocks of width {facts.hidden_size}"
             if facts.num_experts:
                 shape += f" with {facts.num_experts} experts, of which a token goes through {facts.num_chosen_experts}"

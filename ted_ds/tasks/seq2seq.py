@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Translation(Example):
-    """A source, and the target that is to be written of it."""
+    """A source, and the target that is to be written of it: its tokens are its label, once there are any."""
 
     target: str = ""
 
@@ -71,7 +71,7 @@ class Seq2SeqKind(TaskKind[Seq2Seq]):
         source, target = (row[column] for column in self.columns)
         if not isinstance(target, str) or not target.strip():
             raise BadRow(f"column {self.task.target_column!r} holds {target!r:.20}; there is nothing in it to learn")
-        return [Translation(source, None, target=target)]
+        return [Translation(source, (), target=target)]
 
     def encode(self, tokenizer: Any, examples: Sequence[Example]) -> list[list[Sample]]:
         """Both as the tokenizer's own encode reads them, each cut to its longest allowed; the prefix goes before."""

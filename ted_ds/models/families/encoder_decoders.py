@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from ted_ds.models.family import Family
 
-NO_LAYERDROP = {
-    key: (0, "blocks are left out at random in training, and their states could not be compared; set it to 0")
-    for key in ("encoder_layerdrop", "decoder_layerdrop")
-}
+NO_LAYERDROP = dict.fromkeys(
+    ("encoder_layerdrop", "decoder_layerdrop"),
+    (0, "blocks are left out at random in training, and their states could not be compared; set it to 0"),
+)
 T5 = Family(
     model_types=("t5",),
     embeddings_path=None,

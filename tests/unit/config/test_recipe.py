@@ -24,7 +24,16 @@ LABELLED_KINDS = (
     "multi_label_classification",
     "token_classification",
 )
-KINDS = (*LABELLED_KINDS, "regression", "multiple_choice", "question_answering", "causal_lm", "masked_lm", "chat", "seq2seq")
+KINDS = (
+    *LABELLED_KINDS,
+    "regression",
+    "multiple_choice",
+    "question_answering",
+    "causal_lm",
+    "masked_lm",
+    "chat",
+    "seq2seq",
+)
 
 
 @pytest.fixture
@@ -179,8 +188,11 @@ def test_a_whole_number_may_be_written_in_other_ways(path: Path, override: str) 
         ("evaluation=null", "null: use a section of keys and values"),
         ("data.train=x", "'x': use a list of 1 or more, each a section of keys and values"),
         ("student.from_teacher.blocks=0", "0: use a list of 1 or more, each a whole number, 0 or more"),
-        ("layer_map={kind: explicit, pairs: x}", "use a list, each a list of 2 values, each a whole number, 0 or more or a "
-            "text of the form encoder.3 or decoder.3"),
+        (
+            "layer_map={kind: explicit, pairs: x}",
+            "use a list, each a list of 2 values, each a whole number, 0 or more or a "
+            "text of the form encoder.3 or decoder.3",
+        ),
         ("data.bad_records.max_fraction=2", "2: use a number from 0 to 1"),
         ("data.heldout_fraction=1", "1: use a number above 0 and below 1"),
         ("task=5", "5: use a section of keys and values"),

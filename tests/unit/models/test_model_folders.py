@@ -24,8 +24,8 @@ from tests.tiny import ROOT, write_model
 # of encoders and decoders of other families, models of text and images, encoder-decoders, state-space models
 OTHER_TYPES = (
     "distilbert",
-    "t5",
-    "bart",
+    "blenderbot",
+    "marian",
     "mamba",
     "llava",
     "qwen2_vl",
