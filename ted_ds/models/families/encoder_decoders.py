@@ -44,7 +44,6 @@ T5 = Family(
     },
     hidden_dropouts=("dropout_rate",),
     buffers=(),
-    tokenizer_class="T5Tokenizer",
 )
 MT5 = replace(T5, model_types=("mt5",), divides_logits_key=None)
 BART = Family(
@@ -77,13 +76,11 @@ BART = Family(
     attention_dropouts=("attention_dropout",),
     must_be=NO_LAYERDROP,
     buffers=("final_logits_bias",),
-    tokenizer_class="BartTokenizer",
 )
 PEGASUS = replace(
     BART,
     model_types=("pegasus",),
     final_norm_path="model.decoder.layer_norm",
     rows_before_positions=0,
-    tokenizer_class="PegasusTokenizer",
 )
 ENCODER_DECODERS = (T5, MT5, BART, PEGASUS)
