@@ -13,7 +13,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ted_ds.data.samples import Label, Sample
+from ted_ds.models.family import DECODER
 from ted_ds.numerics.chunks import kept_rows
+from ted_ds.numerics.layer_map import Layer, stack_of
 from ted_ds.numerics.losses import IGNORED_LABEL, kept_labels
 
 Labels = Literal["tokens", "class", "numbers", "token_classes", "spans", "targets"]
@@ -79,6 +81,17 @@ class Batch:
         if "tokens" not in self._rows:
             self._rows["tokens"] = kept_rows(self.matched_tokens)
         return self._rows["tokens"]
+
+    def compared(self, layer: Layer) -> Bool[Tensor, "batch seq"]:
+        """True for tokens whose states of a layer are compared with the teacher's: of a decoder's, those of targets."""
+        if stack_of(layer) != DECODER:
+            return self.matched_tokens
+        assert self.kept_targets is not None, "there is no decoder that reads it"
+        return self.kept_targets
+
+    def compared_rows(self, layer: Layer) -> Int[Tensor, " kept"] | None:
+        """Which of the flattened tokens those are; None for all."""
+        return self.target_rows if stack_of(layer) == DECODER else self.token_rows
 
     @property
     def target_rows(self) -> Int[Tensor, " kept"] | None:

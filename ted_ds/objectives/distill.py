@@ -81,7 +81,7 @@ class DistillObjective(Terms):
         task = replace(task, divergence=make_divergence(plan.divergence, plan.divergence_parameter))
         self._task, self._teacher, self._teacher_filters = task, teacher, teacher_filters
         self._normalise_features = plan.normalise_features
-        self._of_targets = [stack_of(layer) == DECODER for layer in student_layers]
+        self._student_layers = student_layers
         self._feature_names = [f"loss/feature_mse/{name}" for name in layer_names(student_layers)]
         per_pair = plan.feature_weight / (max(len(student_layers), 1) if plan.feature_reduction == "mean" else 1)
         prediction_weight = plan.kl_weight * task.prediction_scale(plan.temperature)
@@ -90,7 +90,7 @@ class DistillObjective(Terms):
         if "prediction" in needs:
             terms.append(Term(task.prediction_name, prediction_weight, self._count_predicted, needs["prediction"]))
         if "features" in needs:
-            counts = [_count_targets if of_targets else _count_tokens for of_targets in self._of_targets]
+            counts = [_count_targets if stack_of(layer) == DECODER else _count_tokens for layer in student_layers]
             compared_by = zip(self._feature_names, counts, strict=True)
             terms += [Term(name, per_pair, count, needs["features"]) for name, count in compared_by]
         super().__init__(terms)
@@ -134,7 +134,7 @@ class DistillObjective(Terms):
                 assert self._teacher_filters is not None
                 teacher_filter: Any = self._teacher_filters.filters[place]
                 name = self._feature_names[place]
-                rows = batch.target_rows if self._of_targets[place] else batch.token_rows
+                rows = batch.compared_rows(self._student_layers[place])
                 sums[name] = match(place, Match(state, teacher_filter, rows, self._normalise_features))
                 totals[name] = sums[name].detach()
 
