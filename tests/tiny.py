@@ -37,6 +37,8 @@ ENCODERS = ("bert", "deberta-v2")
 CAUSAL_LM_TYPES = types_of("CausalLM")
 TYPES_WITH_LABELS = tuple(name for name, one in FAMILY_OF.items() if "SequenceClassification" not in one.lacks)
 DECODERS_WITH_LABELS = tuple(name for name in CAUSAL_LM_TYPES if name in TYPES_WITH_LABELS)
+IN_ALL_WAYS = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "bert", "deberta-v2")
+"""Types that are tried in every combination of sides, masks and cuts; of the others, each of these once."""
 OWN_SHAPES: dict[str, dict[str, Any]] = {
     "gemma2": {
         "layer_types": ["sliding_attention", "full_attention"],

@@ -224,6 +224,9 @@ class ModelMaker:
                 whole.generation_config = model.generation_config
             model = whole
         own_names = {name.removeprefix("model."): weight for name, weight in state.items()}
+        bias = family_of(model.config.model_type).logits_bias_path
+        if bias is not None:  # a buffer: it does not train, and belongs to the model all the same
+            own_names[bias] = model.get_buffer(bias).cpu()
         model.save_pretrained(folder, state_dict=own_names)
         accompany(folder, self._origins)
 

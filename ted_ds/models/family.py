@@ -137,7 +137,6 @@ class Family:
     """The entry by which a block divides its attention scores by its number, counted from 1."""
     fused_queries: tuple[str, ...] = ()
     """Of such a block, the parameters that hold its queries first, then as many keys and values."""
-
     must_be: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
     """Entries that may only have this value, or none; and why, and what to do."""
 

@@ -89,8 +89,8 @@ CLASS_ROLES: Mapping[str, Mapping[str, str]] = {
     },
 }
 """Tokens that transformers' classes have where the files name none for the role."""
-MAKE_ENDS_ANEW = ("GPTNeoXTokenizer",)
-AS_FILES_SAY = (*(CLASS_ROLES.keys() - MAKE_ENDS_ANEW), "PreTrainedTokenizer", "TokenizersBackend")
+MAY_MAKE_ENDS_ANEW = ("GPTNeoXTokenizer", "GemmaTokenizer")
+AS_FILES_SAY = (*(CLASS_ROLES.keys() - MAY_MAKE_ENDS_ANEW), "PreTrainedTokenizer", "TokenizersBackend")
 """Classes known to put around a text what ``tokenizer.json`` says; others may make that step anew."""
 
 

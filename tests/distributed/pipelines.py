@@ -48,6 +48,8 @@ FAMILIES |= {"deberta-v2": "sequence_classification", "mistral": "question_answe
 WITH_PAIRS: dict[str, dict[str, Any]] = {"deberta-v2": {"type_vocab_size": 2}}
 """Families whose texts come in pairs, and what models need that tell their tokens apart."""
 FAMILIES["llama-chat"] = "chat"
+OTHER_DECODERS = ("granite", "gemma2", "opt", "mixtral")
+"""Which differ in what is between embeddings, blocks and logits; not all of them is known to fp64."""
 
 
 class Layout(NamedTuple):
@@ -81,7 +83,7 @@ class Trained(NamedTuple):
 
 def write_pair(folder: Path, family: str) -> None:
     """A teacher of 8 blocks, a narrower student of 4, data and a recipe in ``folder``."""
-    kind = FAMILIES[family]
+    kind = FAMILIES.get(family, "causal_lm")
     labels = LABELS if kind in ("sequence_classification", "question_answering") else None
     folder.mkdir(parents=True)
     types, model_type = {**WITH_PAIRS.get(family, {})}, family.removesuffix("-chat")

@@ -9,6 +9,7 @@ from tests.dist import run_ranks
 from tests.distributed.pipelines import (
     FAMILIES,
     MAPS,
+    OTHER_DECODERS,
     PLAIN,
     Case,
     Layout,
@@ -159,6 +160,18 @@ def test_a_pipeline_trains_like_zero(pairs, family, layout, phase, changes):
     ((zero,),) = run_ranks(train, 1, pairs, PLAIN, [case])
     results = run_ranks(train, layout.stages * layout.replicas, pairs, layout, [case])
     compare(case, results[0][0], [of_rank[0].gradients for of_rank in results], zero._replace(reports=[]), zero)
+
+
+def test_other_decoders_train_on_a_pipeline_like_zero(tmp_path):
+    for family in OTHER_DECODERS:
+        write_pair(tmp_path / family, family)
+    cases = [Case(family, "explicit", "distill", 0.0) for family in OTHER_DECODERS]
+    cases.append(Case("opt", "explicit", "distill", 0.0, ("task.packing.isolate_documents=true",)))
+    (zero,) = run_ranks(train, 1, tmp_path, PLAIN, cases)
+    results = run_ranks(train, 2, tmp_path, Layout(2, 1, 1), cases)
+    for index, (case, one) in enumerate(zip(cases, zero, strict=True)):
+        gradients = [of_rank[index].gradients for of_rank in results]
+        compare(case, results[0][index], gradients, one._replace(reports=[]), one)
 
 
 @pytest.mark.slow

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from ted_ds.data.loader import Collator
 from ted_ds.data.samples import Sample
+from ted_ds.models.files import read_model_facts
 from ted_ds.models.readers import seq2seq_probes
 from ted_ds.models.student import FilteredModel
 from ted_ds.numerics.filters import FilterBank
@@ -185,8 +187,13 @@ def run(_world, recipe, overrides):
     run_phases(recipe, overrides, PHASES)
 
 
-def test_a_run_of_an_encoder_decoder_in_shards_ends_in_a_plain_model(tmp_path):
-    recipe = write_run(tmp_path, kind=KIND)
+@pytest.mark.parametrize("model_type", TYPES)
+def test_a_run_of_an_encoder_decoder_in_shards_ends_in_a_plain_model(tmp_path, model_type):
+    recipe = write_run(tmp_path, kind=KIND, family=model_type)
+    bias = torch.linspace(-1, 1, VOCAB_SIZE)
+    if model_type == "bart":
+        file = tmp_path / "teacher" / "model.safetensors"
+        save_file({**load_file(file), "final_logits_bias": bias[None]}, file, metadata={"format": "pt"})
     zero3 = ROOT / "ds_configs" / "deepspeed" / "zero3.json"
     run_ranks(run, 2, str(recipe), [f"deepspeed={zero3}"])
     results = json.loads((tmp_path / "run" / "evaluate" / "evaluation.json").read_text())
@@ -197,7 +204,9 @@ def test_a_run_of_an_encoder_decoder_in_shards_ends_in_a_plain_model(tmp_path):
     assert stacks == {"encoder_01", "encoder_02", "decoder_01", "decoder_02"}
     export = tmp_path / "run" / "export"
     model, report = AutoModelForSeq2SeqLM.from_pretrained(export, output_loading_info=True)
-    assert (model.config.num_layers, model.config.num_decoder_layers) == (2, 2)
+    assert read_model_facts(export).blocks_of_stacks == {"encoder": 2, "decoder": 2}
+    if model_type == "bart":
+        assert torch.equal(model.final_logits_bias[0], bias), "it goes along, though it does not train"
     assert not any(report[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     distilled = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run" / "distill" / "student")
     inputs = AutoTokenizer.from_pretrained(export)("ba be bi", return_tensors="pt", return_token_type_ids=False)

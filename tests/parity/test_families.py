@@ -177,18 +177,18 @@ def test_states_are_the_same_without_predictions(tmp_path, model_type, with_pred
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gpt2", "bert", "deberta-v2"])
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "opt", "mixtral", "bert", "deberta-v2"])
 def test_a_tap_fires_once_and_gives_right_gradients_under_activation_checkpointing(tmp_path, model_type):
     gradients = []
     for checkpointing in (False, True):
         model = load(tmp_path, model_type, classify=True)
         if checkpointing:
             checkpoint_activations(model)
-        tapped = TappedModel(model.train(), family_of(model_type), [2])
+        tapped = TappedModel(model.train(), family_of(model_type), [0, 2])
         fired = []
         blocks_of(model, family_of(model_type))[1].register_forward_hook(lambda *_, fired=fired: fired.append(1))
-        logits, (state,) = tapped(batch())
-        (logits.square().sum() + state.square().sum()).backward()
+        logits, states = tapped(batch())
+        sum((one.square().sum() for one in states), start=logits.square().sum()).backward()
         assert len(fired) == 1
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     for plain, recomputed in zip(*gradients, strict=True):
@@ -223,12 +223,13 @@ def test_lm_output_is_read_by_the_names_of_early_files(tmp_path):
     assert read_model_facts(tmp_path).has_lm_head
 
 
-def test_identity_filters_on_the_last_layer_with_the_frozen_head_are_the_model_itself(tmp_path):
-    model = load(tmp_path, "llama")
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "granite", "opt"])
+def test_identity_filters_on_the_last_layer_with_the_frozen_head_are_the_model_itself(tmp_path, model_type):
+    model = load(tmp_path, model_type)
     bank = FilterBank([NUM_BLOCKS], 16, 16, initialisation="identity")
     probes = lm_probes(bank, dim=16, model_path=tmp_path, kind="frozen", dtype=torch.float32)
     with torch.no_grad():
-        logits, states = TappedModel(model, family_of("llama"), [NUM_BLOCKS])(batch())
+        logits, states = TappedModel(model, family_of(model_type), [NUM_BLOCKS])(batch())
         (probed,) = probe_logits(probes, states, batch())
     torch.testing.assert_close(probed, logits, rtol=1e-6, atol=1e-6)
 

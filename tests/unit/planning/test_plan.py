@@ -206,10 +206,10 @@ def test_a_damaged_index_is_refused_by_its_name(lm_run: Path, teacher: Path, con
 
 def test_a_model_type_without_a_family_is_refused(lm_run: Path, teacher: Path) -> None:
     config = json.loads((teacher / "config.json").read_text(encoding="utf-8"))
-    (teacher / "config.json").write_text(json.dumps({**config, "model_type": "opt"}), encoding="utf-8")
+    (teacher / "config.json").write_text(json.dumps({**config, "model_type": "bloom"}), encoding="utf-8")
     message = refusal(lm_run, f"teacher.path={teacher}")
     assert (
-        f"teacher.path: {teacher / 'config.json'}: model type 'opt' is not supported; ted_ds knows llama, " in message
+        f"teacher.path: {teacher / 'config.json'}: model type 'bloom' is not supported; ted_ds knows llama, " in message
     )
 
 
