@@ -13,6 +13,7 @@ from ted_ds.data.loader import Collator
 from ted_ds.data.samples import Sample
 from ted_ds.models.companions import Origins
 from ted_ds.models.cutting import cut
+from ted_ds.models.execution import checkpoint_activations
 from ted_ds.models.families import family_of
 from ted_ds.models.files import read_model_facts
 from ted_ds.models.heads import load_lm_output
@@ -240,3 +241,21 @@ def test_an_lm_head_of_its_own_is_read_whatever_the_config_says(tmp_path):
     assert (facts.is_tied, facts.parameters.lm_head) == (False, VOCAB_SIZE * 16)
     assert torch.equal(model.lm_head.weight, head)
     assert torch.equal(load_lm_output(tmp_path, torch.float32)[1].weight, head)
+
+
+@pytest.mark.parametrize("model_type", ["t5", "bart"])
+def test_taps_fire_once_and_gradients_are_right_under_activation_checkpointing(tmp_path, model_type):
+    given, found = batch(), []
+    for checkpointing in (False, True):
+        model = load(tmp_path, model_type).double().train()
+        if checkpointing:
+            checkpoint_activations(model)
+        tapped, taken = TappedModel(model, family_of(model_type), LAYERS), []
+        losses = tapped(given.inputs, lambda own, _: own, on_state=lambda *one, taken=taken: taken.append(one)).losses(
+            CAUSAL_LM, given, LossWeights()
+        )
+        (losses.weighted + sum(state.square().sum() for _, state in taken)).backward()
+        assert [place for place, _ in taken] == [1, 3, 2, 0, 4]
+        found.append([one.grad for one in model.parameters()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
