@@ -14,7 +14,7 @@ from ted_ds.errors import CheckpointError
 from ted_ds.models.config_agreement import Shape, classifier_rows, refuse_other_shapes, token_ids
 from ted_ds.models.config_values import refuse_odd_values
 from ted_ds.models.families import family_of
-from ted_ds.models.family import Family, prefixes
+from ted_ds.models.family import DECODER, ENCODER, Family, prefixes
 from ted_ds.models.folder import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, no_weights, read_config
 from ted_ds.models.model_file import read_json, refuse_pointer
 from ted_ds.models.packed import Quantisation, Stored, read_quantisation, unpack
@@ -55,8 +55,8 @@ class ModelFacts:
     """The entry of the config by which an LM head is not where its family has it."""
     token_ids: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
     """Ids of special tokens that ``config.json`` and ``generation_config.json`` name, by file and key."""
-    blocks_of_stacks: Mapping[str, int] = field(default_factory=dict)
-    """How many blocks the encoder and the decoder of an encoder-decoder have; of others, all, under no name."""
+    num_encoder_blocks: int | None = None
+    """Those of the first stack, where there are two; None in others."""
     decoder_start_id: int | None = None
     """The token with which a decoder starts; None where the config does not say."""
     rope_rules: tuple[str, ...] = ()
@@ -76,6 +76,13 @@ class ModelFacts:
     def family(self) -> Family:
         """What is true of all models of its type."""
         return family_of(self.model_type)
+
+    @property
+    def blocks_of_stacks(self) -> dict[str, int]:
+        """How many blocks the encoder and the decoder of an encoder-decoder have; of others, all, under no name."""
+        if self.num_encoder_blocks is None:
+            return {"": self.num_blocks}
+        return {ENCODER: self.num_encoder_blocks, DECODER: self.num_blocks - self.num_encoder_blocks}
 
     @property
     def as_language_model(self) -> Parameters:
@@ -170,7 +177,7 @@ def _facts(config: dict[str, Any], shapes: Mapping[str, Shape], family: Family) 
         parameters=_sort(shapes, depths, config, family),
         is_tied=family.is_tied(config, shapes),
         switched_off=family.lm_head_switch if config.get(family.lm_head_switch or "", True) is False else None,
-        blocks_of_stacks=depths,
+        num_encoder_blocks=depths.get(ENCODER),
         decoder_start_id=config.get("decoder_start_token_id"),
         rope_rules=rope_rules(config),
         num_token_types=family.num_token_types(config),
@@ -209,10 +216,11 @@ def _sort(
     shapes = family.with_experts_together(shapes)
     embeddings, lm_head, others = 0, 0, []
     is_tied, lm_heads = family.is_tied(config, shapes), prefixes(family.lm_heads_in_files)
+    stacks = family.stacks
     for name, shape in shapes.items():
         if name.endswith(family.buffers):
             continue
-        numbers = ((stack, one.block_number(name)) for stack, one in family.stacks.items())
+        numbers = ((stack, one.block_number(name)) for stack, one in stacks.items())
         of_stack, block = next(((stack, number) for stack, number in numbers if number is not None), ("", None))
         if block is not None and block < depths[of_stack]:
             by_stack[of_stack][block].append(shape)

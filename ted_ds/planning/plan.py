@@ -20,6 +20,7 @@ from ted_ds.data.sources import HUB_NAME
 from ted_ds.data.transfer import share_of
 from ted_ds.errors import ConfigError, raise_all
 from ted_ds.launching.starters import Told
+from ted_ds.models.family import ENCODER
 from ted_ds.models.files import ModelFacts, read_model_facts
 from ted_ds.models.folder import no_folder
 from ted_ds.numerics.layer_map import Layer, LayerPairs, make_layer_map_of_stacks
@@ -240,7 +241,7 @@ def _cut_facts(recipe: Recipe, teacher: ModelFacts) -> ModelFacts:
     return replace(
         teacher,
         num_blocks=len(chosen),
-        blocks_of_stacks={stack: len(blocks) for stack, blocks in cut.of_stacks.items()},
+        num_encoder_blocks=len(cut.of_stacks[ENCODER]) if ENCODER in cut.of_stacks else None,
         parameters=teacher.parameters.cut(chosen),
     )
 
