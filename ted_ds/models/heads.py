@@ -187,7 +187,8 @@ def load_lm_output(model_path: Path, dtype: torch.dtype) -> tuple[nn.Module, Voc
     own_head = VocabularyHead.of(head, logit_rule_of(config, family))
     if family.logits_bias_path is not None:
         added = read_first(model_path, {"added": [family.logits_bias_path]}, dtype)
-        own_head.bias = nn.Parameter(added["added"][0]) if added else None
+        if added:
+            own_head.bias = nn.Parameter(added["added"][0])
     return before, own_head
 
 

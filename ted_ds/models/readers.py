@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -49,7 +49,7 @@ class TargetReader(nn.Module):
 class TargetProbes(FilterProbes):
     """Probes on both stacks: those of the encoder read with a reader each."""
 
-    def __init__(self, bank: FilterBank, heads: list[nn.Module], readers: list[nn.Module]) -> None:
+    def __init__(self, bank: FilterBank, heads: Sequence[nn.Module], readers: Sequence[nn.Module]) -> None:
         super().__init__(bank, heads, pooling=None)
         self.readers = nn.ModuleList(readers)
 
