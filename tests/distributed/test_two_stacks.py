@@ -208,7 +208,7 @@ def test_a_run_of_an_encoder_decoder_in_shards_ends_in_a_plain_model(tmp_path, m
     if model_type == "bart":
         assert torch.equal(model.final_logits_bias[0], bias), "it goes along, though it does not train"
     assert not any(report[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    distilled = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run" / "distill" / "student")
+    distilled = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run" / "distill" / "model")
     inputs = AutoTokenizer.from_pretrained(export)("ba be bi", return_tensors="pt", return_token_type_ids=False)
     start = torch.tensor([[0, 7, 8]])
     with torch.no_grad():

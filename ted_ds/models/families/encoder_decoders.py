@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from ted_ds.models.family import Family
 
-NO_LAYERDROP = dict.fromkeys(
+NO_LAYERDROP: Mapping[str, tuple[Any, str]] = dict.fromkeys(
     ("encoder_layerdrop", "decoder_layerdrop"),
     (0, "blocks are left out at random in training, and their states could not be compared; set it to 0"),
 )
