@@ -30,6 +30,7 @@ HELP_OF_VERB = {
     "doctor": "is this pair sane? Looks at weights, labels, tokens, filters and one real step; exit code 1 if not",
     "tokenizer": "train a tokenizer on the training documents; needs no GPU and no teacher",
     "supervise": "start a launcher's command again until its run is complete; rank by rank logs, no rank left behind",
+    "families": "the models that can be used, and what for; of a model folder, what is found of it",
     "check": "every mistake in the recipe at once, and the plan; needs no GPU and no torch",
 }
 
@@ -46,6 +47,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         if verb == "supervise":
             _add_supervise(one)
             continue
+        if verb == "families":
+            one.add_argument("path", nargs="?", type=Path, help="a model folder")
+            one.add_argument("--markdown", action="store_true", help="the table as docs/families.md has it")
+            continue
         if verb == "tokenizer":
             one.add_argument("action", choices=["train"], help="what to do")
         one.add_argument("recipe", help="a YAML recipe, e.g. one of ds_configs/recipes")
@@ -55,17 +60,24 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
             one.add_argument(
                 "--link-gbit", type=_speed, help="of each rank to other hosts: what a step sends, in Gbit/s"
             )
-            one.add_argument("--tflops", type=_speed, default=400.0, help="what each rank computes a second (400)")
+            one.add_argument(
+                "--tflops",
+                type=_speed,
+                default=400.0,
+                help="what each rank computes a second, in 10^12 operations (400)",
+            )
     # argparse closes the list of overrides at the first option: what follows one comes back as unknown
     options, rest = parser.parse_known_args(arguments)
     if options.verb == "supervise":
         if rest:
             parser.error(f"unknown arguments: {' '.join(rest)}; the launcher's command goes after --")
         return options
-    unknown = [word for word in rest if word.startswith("-") or "=" not in word]
+    is_families = options.verb == "families"
+    unknown = [word for word in rest if is_families or word.startswith("-") or "=" not in word]
     if unknown:
         parser.error(f"unknown arguments: {' '.join(unknown)}")
-    options.overrides += rest
+    if not is_families:
+        options.overrides += rest
     return options
 
 
@@ -130,12 +142,15 @@ def _dispatch(options: argparse.Namespace) -> int:
         refuse_unknown_words(os.environ)
         if options.verb == "supervise":
             return _supervise(options)
-        if options.verb == "check":
-            from ted_ds.planning.traffic import Link
+        if options.verb == "families":
+            from ted_ds.verbs.families import show_families
+
+            show_families(options.path, as_markdown=options.markdown)
+        elif options.verb == "check":
             from ted_ds.verbs.check import check
 
-            link = None if options.link_gbit is None else Link(options.link_gbit, options.tflops)
-            check(options.recipe, options.overrides, num_ranks=options.ranks, link=link)
+            given = {"num_ranks": options.ranks, "tflops": options.tflops, "link_gbit": options.link_gbit}
+            check(options.recipe, options.overrides, **given)
         elif options.verb == "tokenizer":
             from ted_ds.verbs.tokenizer import train_from_recipe  # neither torch nor deepspeed is needed
 

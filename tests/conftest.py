@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 
 import pytest
 
@@ -17,6 +18,7 @@ os.environ.update(
     WANDB_MODE="offline",
     PYTHONWARNINGS="ignore::FutureWarning",
 )
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup every run of a test would ignore it, too
 
 
 def pytest_collection_finish():

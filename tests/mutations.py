@@ -305,7 +305,7 @@ MUTATIONS = {
     ),
     "last_id": Mutation(
         "models/taps.py",
-        "return pool(logits, _attention_mask(arguments), how=self.pooled_token, unread=unread)",
+        "return pool(logits, attention_mask_of(arguments), how=self.pooled_token, unread=unread)",
         'return pool(logits, arguments["input_ids"] != 1, how=self.pooled_token, unread=unread)',
         "a label is read at the last token that is no end token",
     ),
@@ -371,7 +371,7 @@ MUTATIONS = {
     ),
     "before_lm_head": Mutation(
         "models/taps.py",
-        "hidden = self.model.get_submodule(self._family.before_lm_head)(hidden)",
+        "hidden = module(hidden)",
         "pass",
         "a masked LM's head takes the states of its last block as they are",
     ),
@@ -428,6 +428,18 @@ MUTATIONS = {
         "(document.unsqueeze(2) == document.unsqueeze(1)).tril()",
         "(document.unsqueeze(2) >= document.unsqueeze(1)).tril()",
         "documents see those before them where a model's own masks do not find them",
+    ),
+    "row_of_padding": Mutation(
+        "models/positions.py",
+        "return counted.cumsum(1) * counted + row_of_padding",
+        "return counted.cumsum(1) * counted",
+        "the first token of a RoBERTa stands in the first row of its table of positions",
+    ),
+    "passes": Mutation(
+        "models/passes.py",
+        "self._count += 1",
+        "self._count += 0",
+        "all layers that share a block are taken for its first one",
     ),
 }
 

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from ted_ds.config.distill import Distill
-from ted_ds.models.families import FAMILY_OF, KNOWN_TYPES, types_of
+from ted_ds.models.families import FAMILY_OF, KNOWN_TYPES, family_of, types_of
 
 ROOT = Path(__file__).parent.parent
 SPECIAL_TOKENS = {
@@ -33,7 +33,7 @@ SPECIAL_TOKENS = {
 }
 WORDS = tuple(consonant + vowel for consonant in "bcdfghjklmnprstvwyz" for vowel in "aeiou")
 VOCAB_SIZE = len(SPECIAL_TOKENS) + len(WORDS)
-ENCODERS = ("bert", "deberta-v2")
+ENCODERS = types_of("MaskedLM")
 CAUSAL_LM_TYPES = types_of("CausalLM")
 TYPES_WITH_LABELS = tuple(name for name, one in FAMILY_OF.items() if "SequenceClassification" not in one.lacks)
 DECODERS_WITH_LABELS = tuple(name for name in CAUSAL_LM_TYPES if name in TYPES_WITH_LABELS)
@@ -71,6 +71,9 @@ OWN_SHAPES: dict[str, dict[str, Any]] = {
         "norm_topk_prob": True,
     },
     "smollm3": {"no_rope_layer_interval": 2},
+    "electra": {"embedding_size": 8},
+    "albert": {"embedding_size": 8},
+    "modernbert": {"global_attn_every_n_layers": 2, "local_attention": 4, "cls_token_id": 3, "sep_token_id": 4},
 }
 """What else a tiny model of a family has, so that what is its own shows."""
 ENCODER_DECODERS = types_of("Seq2SeqLM")
@@ -142,7 +145,12 @@ def model_config(family: str, *, blocks: int = 4, hidden: int = 16, vocab: int =
             family, **{**common, **two_stacks_shape(family, blocks=blocks, hidden=hidden), **changes}
         )
     if family in ENCODERS:
-        shape |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        facts = family_of(family)
+        shape |= dict.fromkeys((*facts.hidden_dropouts, *facts.attention_dropouts), 0.0)
+        if family not in ("bert", "deberta-v2"):
+            shape |= dict.fromkeys(facts.label_dropouts.values(), 0.0)
+        own = {facts.own_names.get(name, name): value for name, value in shape.items()}
+        shape = {**own, **OWN_SHAPES.get(family, {})}
     elif family != "gpt2":
         shape |= {"num_key_value_heads": 2, "head_dim": hidden // 2, "attention_dropout": 0.0}
     if family == "deberta-v2":  # as in DeBERTa v3

@@ -201,8 +201,7 @@ class Assembly:
         Raises:
             DataError: One cannot be.
         """
-        start = self.data.start or ()
-        tests = self.recipe.evaluation.tests
+        start, tests = self.data.start, self.recipe.evaluation.tests
         return [open_test(self.recipe, name, test, self.tokenizer, start) for _, name, test in tests]
 
     def run_test(self, forward: Any, test: OpenedTest) -> dict[str, float]:
@@ -216,18 +215,23 @@ class Assembly:
         return {f"{test.name}/{metric}": value for metric, value in metrics.items()}
 
     def evaluate(
-        self, forward: Any, samples: Sequence[Sample] | None = None, *, in_pipeline: bool = False
+        self,
+        forward: Any,
+        samples: Sequence[Sample] | None = None,
+        *,
+        scorer: Scorer | None = None,
+        in_pipeline: bool = False,
     ) -> tuple[list[dict[str, float]], float]:
         """Metrics of each output of ``forward(batch)`` (:mod:`ted_ds.runtime.outputs`), and tokens per second.
 
-        Those on ``samples``; unset: on held-out data. In a pipeline all stages see the same batches, else every rank
-        sees its own.
+        Those on ``samples``, by ``scorer``; unset: on held-out data, and by the task's. In a pipeline all stages see
+        the same batches, else every rank sees its own.
 
         Raises:
             StopNow: Any rank was asked to stop; on every rank.
         """
         scored = self.data.heldout if samples is None else samples
-        return self._score(forward, scored, self.collate, self.kind.scorer, in_pipeline=in_pipeline)
+        return self._score(forward, scored, self.collate, scorer or self.kind.scorer, in_pipeline=in_pipeline)
 
     def _score(
         self,

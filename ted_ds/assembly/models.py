@@ -18,16 +18,16 @@ from ted_ds.errors import TedError
 from ted_ds.models.choices import choose_among_rows
 from ted_ds.models.companions import accompany
 from ted_ds.models.execution import checkpoint_activations, compile_blocks
-from ted_ds.models.families import family_of
 from ted_ds.models.files import read_ahead, read_model_facts
+from ted_ds.models.found import family_of_folder
 from ted_ds.models.loading import DTYPES, LoadSettings, load_model
 from ted_ds.models.quantised import quantise_blocks
 from ted_ds.models.share import Share
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.layer_map import Layer
 from ted_ds.planning.hosting import IN_WORDS
-from ted_ds.planning.memory import gib
-from ted_ds.planning.phase_memory import SHARDED_HOSTS, with_head
+from ted_ds.planning.memory import SHARDED_HOSTS, gib
+from ted_ds.planning.phase_memory import with_head
 from ted_ds.planning.pipeline_cut import Stage
 from ted_ds.runtime.determinism import seed_everything
 from ted_ds.runtime.free_memory import free_host_bytes
@@ -76,9 +76,9 @@ class ModelMaker:
             offload = offload_to(host, self._recipe.teacher.offload_dir, self._largest_of_teacher)
             engine_config = frozen_engine_config(self._deepspeed_json, self._recipe.precision, offload=offload)
         model, fresh = self._load(path, engine_config, share, new_head_allowed=new_head_allowed)
-        tapped = self._tap(model, fresh, layers, share, stage)
+        tapped = self._tap(path, model, fresh, layers, share, stage)
         if host == "int8":
-            quantise_blocks(tapped.model, family_of(model.config.model_type), self._world.device)
+            quantise_blocks(tapped.model, family_of_folder(path), self._world.device)
         facts = read_model_facts(path)
         frozen = FrozenModel(
             tapped,
@@ -122,17 +122,23 @@ class ModelMaker:
         shard_config = config if zero_stage(config) == 3 else None
         model, fresh = self._load(path, shard_config, share, new_head_allowed=True, trains=side)
         if self._recipe.activation_checkpointing:
-            checkpoint_activations(model)
+            checkpoint_activations(model, family_of_folder(path))
         if side == "student" and self._recipe.student.freeze_embeddings:
             embeddings: Any = model.get_input_embeddings()
             embeddings.requires_grad_(False)
-        return self._tap(model, fresh, layers, share, stage)
+        return self._tap(path, model, fresh, layers, share, stage)
 
     def _tap(
-        self, model: PreTrainedModel, fresh: Sequence[str], layers: Sequence[Layer], share: Share | None, stage: Any
+        self,
+        path: Path,
+        model: PreTrainedModel,
+        fresh: Sequence[str],
+        layers: Sequence[Layer],
+        share: Share | None,
+        stage: Any,
     ) -> TappedModel:
         places = stage.places if share is not None and layers else None
-        family = family_of(model.config.model_type)
+        family = family_of_folder(path)
         return TappedModel(
             model, family, layers, fresh_parameters=fresh, share=share, places=places, pooled=self._recipe.task.pooled
         )
@@ -178,9 +184,9 @@ class ModelMaker:
         model, fresh = self._world.settle(loaded)
         if self._recipe.task.rows_per_example > 1:
             choose_among_rows(model, self._recipe.task.rows_per_example)
-        self._name_padding(model)
+        self._name_padding(path, model)
         if self._recipe.torch_compile and shard_config is None:
-            compile_blocks(model, family_of(model.config.model_type))
+            compile_blocks(model, family_of_folder(path))
         return model, fresh
 
     def _dropout_of(self, side: str, path: Path) -> dict[str, float]:
@@ -193,15 +199,18 @@ class ModelMaker:
             for key in family.dropout_keys(what, self._recipe.task.architecture)
         }
 
-    def _name_padding(self, model: PreTrainedModel) -> None:
+    def _name_padding(self, path: Path, model: PreTrainedModel) -> None:
         """Let a model's config name what its tokenizer pads with, by which transformers finds a decoder's last token.
 
         Not where this would change the token that any text is read at: a text may end with the end token, which often
-        stands for padding. Such a model keeps the id it was trained with, or none, as does its export.
+        stands for padding. Nor where positions begin behind that id. Such a model keeps the id it was trained with, or
+        none, as does its export.
         """
+        if family_of_folder(path).padding_row_key == "pad_token_id":
+            return
         config: Any = model.config.get_text_config()
         pad_id: Any = self._tokenizer.pad_token_id
-        if self._last_token_ids.isdisjoint({config.pad_token_id, pad_id}):
+        if self._last_token_ids.isdisjoint({getattr(config, "pad_token_id", None), pad_id}):
             config.pad_token_id = pad_id
 
     # --- trained weights ----------------------------------------------------------------------------------------
@@ -224,9 +233,7 @@ class ModelMaker:
                 whole.generation_config = model.generation_config
             model = whole
         own_names = {name.removeprefix("model."): weight for name, weight in state.items()}
-        bias = family_of(model.config.model_type).logits_bias_path
-        if bias is not None:  # a buffer: it does not train, and belongs to the model all the same
-            own_names[bias] = model.get_buffer(bias).cpu()
+        own_names |= {name: buffer.cpu() for name, buffer in tapped.buffers_in_files.items()}
         model.save_pretrained(folder, state_dict=own_names)
         accompany(folder, self._origins)
 

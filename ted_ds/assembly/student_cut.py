@@ -10,14 +10,13 @@ from pathlib import Path
 
 from ted_ds.assembly.assembly import Assembly
 from ted_ds.models.cutting import cut
-from ted_ds.models.families import family_of
 
 
 def cut_student(build: Assembly, teacher: Path, place: Path) -> None:
     """Write the student that the recipe cuts out of a teacher. On one rank only."""
     from_teacher = build.recipe.student.from_teacher
     assert from_teacher is not None
-    family = family_of(build.teacher_facts.model_type)
+    family = build.teacher_facts.family
     cut(teacher, place, blocks=from_teacher.as_given, family=family, origins=build.origins)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, field_validator
 
@@ -14,6 +14,8 @@ from ted_ds.config.glue import GlueName
 from ted_ds.config.section import Section, rule
 
 WeightPoint = tuple[int, float]
+TEST = "test"
+"""What the metrics of ``data.test`` are called by."""
 APART_NAME = re.compile(r"[\w.-]+")
 KIND_OF_SETTING = {"delimiter": "csv", "quoting": "csv", "columns": "csv", "field": "json"}
 """Settings of a source that say how rows stand in files of one format, and which."""
@@ -168,6 +170,20 @@ class BadRecords(Section):
     max_count: int = Field(default=1000, ge=0)
 
 
+class ScoredBeside(NamedTuple):
+    """A set that is scored by itself at the end."""
+
+    place: str
+    """Of its sources in the section."""
+    sources: list[Source]
+    is_test: bool = False
+    """Whether it decides nothing but its scores, and is scored whole; else as much of it as of the held-out data."""
+
+    def most(self, max_examples: int) -> int | None:
+        """How many examples of it are scored, where so many of the held-out data are; None for all."""
+        return None if self.is_test else max_examples
+
+
 class Data(Section):
     """What is trained and evaluated on."""
 
@@ -183,9 +199,11 @@ class Data(Section):
     evaluation: list[Source] | None = None
     """The same by its older name."""
     apart: dict[str, list[Source]] | None = None
-    """Further held-out data by a name of your own: scored at the end, each by itself, as ``name/metric``."""
+    """Further held-out data by a name of your own: scored at the end, each by itself, as ``name/metric``, as much of it
+    as of ``validation``."""
     test: list[Source] | None = Field(default=None, min_length=1)
-    """Data that decides nothing: scored once, whole, by the phase ``evaluate``, as ``test/...``."""
+    """Data that decides nothing: scored at the end, as ``test/metric``. Unlike ``apart`` it is scored whole, and may
+    change without any phase being trained anew."""
     heldout_fraction: float = Field(default=0.05, gt=0, lt=1)
     transfer: list[TransferSource] | None = Field(default=None, min_length=1)
     """Further texts for Stage II, whose labels are not read: they have no task term and all others. Those that are held
@@ -215,11 +233,16 @@ class Data(Section):
         return "validation" if self.evaluation is None else "evaluation"
 
     @property
+    def beside(self) -> dict[str, ScoredBeside]:
+        """What is scored beside the held-out data, each by itself at the end, by what its metrics are called."""
+        found = {name: ScoredBeside(f"apart.{name}", sources) for name, sources in (self.apart or {}).items()}
+        return found | ({} if self.test is None else {TEST: ScoredBeside(TEST, self.test, is_test=True)})
+
+    @property
     def parts(self) -> dict[str, list[Source]]:
         """All sources, by the place of their list in this section."""
         given = {"train": self.train, self.heldout_key: self.heldout_sources}
-        given |= {f"apart.{name}": sources for name, sources in (self.apart or {}).items()} | {"test": self.test}
-        given["transfer"] = self.transfer
+        given |= {one.place: one.sources for one in self.beside.values()} | {"transfer": self.transfer}
         return {place: sources for place, sources in given.items() if sources is not None}
 
     @property
@@ -247,7 +270,7 @@ class Data(Section):
                 yield f"apart: {name!r}: use letters, digits, '_', '.' and '-'; metrics are called by it"
             if not sources:
                 yield f"apart.{name}: no source; give at least one"
-        if "test" in (self.apart or {}):
+        if TEST in (self.apart or {}):
             yield "apart.test: metrics called test/... are those of data.test; give it there, or another name"
 
     @rule

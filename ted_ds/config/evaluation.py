@@ -21,7 +21,8 @@ class LanguageTest(Section):
     """Texts that a language model is tested on, one by one."""
 
     sources: list[Source] = Field(min_length=1)
-    """Each document, in ``task.text_column``, is read alone; of a text file, ``documents`` says what one is."""
+    """Each document, in ``task.text_column`` (of a chat: ``text``), is read alone; of a text file, ``documents`` says
+    what one is."""
     window: int | None = Field(default=None, gt=1)
     """Most tokens the model sees at once; unset: ``task.sequence_length``."""
 
@@ -56,12 +57,13 @@ class Evaluation(Section):
     micro_batch_size: int = Field(default=8, gt=0)
     """Examples per rank and forward pass."""
     perplexity: dict[str, StridedPerplexity] | None = None
-    """Causal LMs: tests by a name of your own; by the phase ``evaluate``, as ``NAME/token_perplexity`` and so on."""
+    """Causal LMs and chats: tests by a name of your own; by the phase ``evaluate``, as ``NAME/token_perplexity`` and so
+    on."""
     last_word: dict[str, LastWord] | None = None
-    """Causal LMs: the same, as ``NAME/accuracy`` and ``NAME/perplexity``."""
+    """Causal LMs and chats: the same, as ``NAME/accuracy`` and ``NAME/perplexity``."""
     lm_eval: list[str] | None = Field(default=None, min_length=1)
-    """Causal LMs: tasks that lm-eval runs on the exported student, by their names; or YAML files (``*.yaml``) of tasks
-    of your own. Needs ``pip install 'ted_ds[lm_eval]'``."""
+    """Causal LMs and chats: tasks that lm-eval runs on the exported student, by their names; or YAML files (``*.yaml``)
+    of tasks of your own. Needs ``pip install 'ted_ds[lm_eval]'``."""
 
     @property
     def tests(self) -> Iterator[tuple[str, str, LanguageTest]]:

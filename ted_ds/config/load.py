@@ -20,6 +20,8 @@ from ted_ds.config.wording import in_words
 from ted_ds.config.yaml_file import unresolved, without_duplicates
 from ted_ds.errors import ConfigError, raise_all
 
+CONSTANTS = "constants"
+"""The key under which a recipe may name values, for ``${constants.NAME}`` to stand for."""
 KEY = re.compile(r"\w+(\.\w+|\[\d+\])*")
 
 
@@ -74,6 +76,10 @@ def _values(tree: DictConfig, chain: Chain, overrides: Sequence[str]) -> tuple[A
         data = OmegaConf.to_container(tree, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(chain.place(unresolved(error))) from error
+    constants = data.pop(CONSTANTS, None) if isinstance(data, dict) else None
+    if not isinstance(constants, dict | None):
+        given = f"{CONSTANTS}: {constants!r}: use a mapping of names of your own to values, which ${{{CONSTANTS}.NAME}}"
+        raise ConfigError(chain.place(f"{given} stands for anywhere in the recipe"))
     try:
         return data, [*fill_from_glue(data)]
     except ConfigError as error:

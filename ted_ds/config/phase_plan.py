@@ -11,6 +11,8 @@ from pydantic import Field
 
 from ted_ds.config.section import Section, rule
 
+ALL = Fraction(1)
+
 
 class PhasePlan(Section):
     """How one phase trains: its steps, batch and optimizer values.
@@ -24,7 +26,9 @@ class PhasePlan(Section):
     max_steps: int | None = Field(default=None, gt=0)
     """Optimizer steps."""
     epochs: float | None = Field(default=None, gt=0)
-    """Instead, for task data: how often each training row is seen; the steps follow from their number and the batch."""
+    """Instead, for task data: how often each training row is seen; the steps follow from their number and the batch (in
+    Stage II with ``data.transfer``, from the rows of a step that are training rows; where these are by ``size``, each
+    text is seen so often)."""
     learning_rate: float = Field(gt=0)
     """Peak learning rate."""
     global_batch_size: int = Field(gt=0)
@@ -57,12 +61,18 @@ class PhasePlan(Section):
         assert self.max_steps is not None, "epochs come to steps once the rows are counted"
         return self.max_steps
 
-    def with_rows(self, num_rows: int) -> PhasePlan:
-        """The same with its steps known, for so many training rows: the fewest in which each is seen so often."""
+    def with_rows(self, num_rows: int, *, share: Fraction = ALL) -> PhasePlan:
+        """The same with its steps known, for so many training rows: the fewest in which each is seen so often.
+
+        ``share`` is that of the rows of a step which are training rows: all steps up to one have what it makes of
+        theirs, rounded up.
+        """
         if self.epochs is None:
             return self
-        seen = Fraction(str(self.epochs)) * num_rows  # 0.1 is a tenth
-        return self.model_copy(update={"max_steps": math.ceil(seen / self.global_batch_size)})
+        wanted = math.ceil(Fraction(str(self.epochs)) * num_rows)  # 0.1 is a tenth
+        # the first step by which more than wanted - 1 rows were seen
+        steps = math.floor((wanted - 1) / (share * self.global_batch_size)) + 1
+        return self.model_copy(update={"max_steps": steps})
 
     def deciding_values(self) -> dict[str, Any]:
         """What decides the result: not how the global batch is cut up, which a run that goes on may change.

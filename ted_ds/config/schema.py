@@ -167,8 +167,6 @@ class Recipe(Section):
                 "data.transfer: distill.method: sft has no teacher, and no labels of these texts are read; remove it, "
                 "or use method kd, lwd or ted"
             )
-        if self.distill.epochs is not None:
-            yield "distill.epochs: with data.transfer a step has rows of two sets; give distill.max_steps"
         columns = self.task.text_columns
         for index, source in enumerate(self.data.transfer):
             own = source.text_columns(columns)
@@ -218,7 +216,7 @@ class Recipe(Section):
     def _tests_fit_the_task(self) -> Iterator[str]:
         if self.evaluation.lm_eval and not self.task.predicts_next_token:
             yield f"evaluation.lm_eval: a {self.task.kind} does not predict the next token of a text; remove it"
-        taken = {*(self.data.apart or {}), *(["test"] if self.data.test else [])}
+        taken = self.data.beside.keys()
         for within, name, test in self.evaluation.tests:
             place = f"evaluation.{within}"
             window = test.window or self.task.sequence_length

@@ -15,7 +15,7 @@ from ted_ds.data.loader import Collator
 from ted_ds.data.masking import Masker, make_masker, make_sample
 from ted_ds.data.packing import pack
 from ted_ds.data.reading.listing import DataListing, Listing
-from ted_ds.data.rows import Part, RowReader, refuse_empty, scored_beside
+from ted_ds.data.rows import Part, RowReader, refuse_empty, refuse_empty_beside
 from ted_ds.data.samples import Sample
 from ted_ds.data.step_division import StepDivision
 from ted_ds.data.stream.corpus_stream import CorpusStream
@@ -38,6 +38,10 @@ class CorpusData:
     """Its tokens are."""
     num_rows = None
     """Its sequences are made as it is read."""
+    train: Sequence[Sample] = ()
+    """So they are not held."""
+    transfer: Sequence[Sample] = ()
+    """Only rows without a label are."""
     has_token_types = False
     """A document is no pair."""
     template_sha256 = None
@@ -69,17 +73,17 @@ class CorpusData:
         sources = listing.train if listing.evaluation is None else listing.evaluation
         part: Part = "heldout" if listing.evaluation is None else "all"
         self.heldout = self._some(reader, sources, part, max_heldout)
-        self.apart = {name: self._some(reader, own, "all", max_heldout) for name, own in listing.apart.items()}
-        self.test = [
-            one for index, source in enumerate(listing.test) for one in self._packed(reader.texts(source, "all"), index)
-        ]
-        """Scored at the end alone, and whole."""
+        self.beside = {
+            name: self._some(reader, own, "all", data.beside[name].most(max_heldout))
+            for name, own in listing.beside.items()
+        }
+        """What is scored at the end alone, each set by itself."""
         reader.judge(is_complete=False)
         self.bad_records = reader.bad
         if not self.heldout and len(sources) == 1:
             self._refuse_one_document(sources[0])
         refuse_empty(data, [None], self.heldout)
-        scored_beside(data, self.apart, self.test)
+        refuse_empty_beside(data, self.beside)
 
     def describe(self, world_size: int) -> str:
         """The sources and their sizes, and what each rank holds of them."""
@@ -166,10 +170,10 @@ class CorpusData:
         # a corpus is read as a stream, too, which names a record by its position: each is listed once
         return RowReader(self._data, [self._task.text_column], by_number=False)
 
-    def _some(self, reader: RowReader, sources: Sequence[Listing], part: Part, max_samples: int) -> list[Sample]:
-        """Sequences to be scored on, at most so many."""
+    def _some(self, reader: RowReader, sources: Sequence[Listing], part: Part, max_samples: int | None) -> list[Sample]:
+        """Sequences to be scored on, at most so many, or all."""
         # order does not matter here, but one source must not crowd out the others: take as many from each
-        per_source = -(-max_samples // len(sources))
+        per_source = None if max_samples is None else -(-max_samples // len(sources))
         packed = (self._packed(reader.texts(source, part), index) for index, source in enumerate(sources))
         return [one for of_source in packed for one in itertools.islice(of_source, per_source)][:max_samples]
 

@@ -15,7 +15,7 @@ from ted_ds.data.cleaning import HeldoutTexts, is_heldout
 from ted_ds.data.labelled_stream import LabelledStream
 from ted_ds.data.loader import Collator
 from ted_ds.data.reading.listing import DataListing, Listing, Record
-from ted_ds.data.rows import RowReader, names_of, refuse_empty, refuse_empty_transfer, scored_beside
+from ted_ds.data.rows import RowReader, names_of, refuse_empty, refuse_empty_beside, refuse_empty_transfer
 from ted_ds.data.samples import BadRow, Example, LabelledRows, Rows, Sample
 from ted_ds.data.step_division import StepDivision
 from ted_ds.data.tokenizers import ends_when_loaded
@@ -72,29 +72,31 @@ class LabelledData:
                 "within task.max_length tokens; raise it"
             )
         heldout += self._read_scored(listing.evaluation or ())
-        apart = {name: self._read_scored(sources) for name, sources in listing.apart.items()}
-        test = self._read_scored(listing.test)
+        beside = {name: self._read_scored(sources) for name, sources in listing.beside.items()}
         self.num_transfer_heldout = 0
         """Texts of ``data.transfer`` that are left out for being held out."""
         transfer = self._read_transfer(listing)
         self._reader.judge(is_complete=True)
         self.bad_records = self._reader.bad
         refuse_empty(data, kept, heldout)
-        beside = scored_beside(data, apart, test)
+        refuse_empty_beside(data, beside)
         refuse_empty_transfer(data, transfer, num_heldout=self.num_transfer_heldout)
-        for place, examples in {data.heldout_key: heldout, **beside}.items():
+        by_place = {data.beside[name].place: examples for name, examples in beside.items()}
+        for place, examples in {data.heldout_key: heldout, **by_place}.items():
             if all(sample.label is None for samples in examples for sample in samples):
                 raise DataError(
                     f"{names_of(data.parts.get(place, data.train))}: no held-out row has a label to be scored by; give "
                     f"data.{place} rows with labels"
                 )
-        self.apart = {name: [*itertools.chain(*examples[:max_heldout])] for name, examples in apart.items()}
+        self.beside = {
+            name: [*itertools.chain(*examples[: data.beside[name].most(max_heldout)])]
+            for name, examples in beside.items()
+        }
+        """What is scored at the end alone, each set by itself."""
         self.train = [replace(sample, index=index) for index, sample in enumerate(kept)]
         self.transfer = [replace(sample, index=index) for index, sample in enumerate(transfer, len(kept))]
         """Of ``data.transfer``."""
         self.heldout = [*itertools.chain(*heldout[:max_heldout])]
-        self.test = [*itertools.chain(*test)]
-        """Scored at the end alone, and whole."""
         self.num_unlabelled = sum(sample.label is None for sample in self.train)
 
     @property
@@ -105,7 +107,7 @@ class LabelledData:
     @property
     def _all(self) -> Iterator[Sample]:
         """What models read of all examples."""
-        whole = itertools.chain(self.learned, self.heldout, *self.apart.values(), self.test)
+        whole = itertools.chain(self.learned, self.heldout, *self.beside.values())
         return (sequence for sample in whole for sequence in sample.sequences)
 
     @property

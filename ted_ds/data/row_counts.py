@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ted_ds.config.data import Data
 from ted_ds.data.cleaning import is_heldout
@@ -26,11 +27,20 @@ class RowCount:
 
     number: int
     is_exact: bool
-    """Whether each was read as a run reads it; else it is by lines and what tables say of themselves."""
+    """Whether each was read as a run reads it; else it is by lines, and what tables and cards say."""
+    limit: Literal["least", "most"] | None = None
+    """Which of what a run will count it is, where rows are not sequences."""
+
+    @property
+    def how(self) -> str:
+        """How exact it is, in words for before a number that follows from it."""
+        if self.limit is not None:
+            return f"at {self.limit} "
+        return "" if self.is_exact else "about "
 
     def __str__(self) -> str:
         """In words."""
-        return f"{'' if self.is_exact else 'about '}{self.number:,} rows"
+        return f"{self.how}{self.number:,} rows"
 
 
 def count_training_rows(data: Data, rows: Rows) -> RowCount | None:

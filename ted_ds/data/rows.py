@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, TypeVar
+from typing import Literal
 
 from ted_ds.config.data import Data, Source
 from ted_ds.data.bad_records import too_many
@@ -14,9 +14,6 @@ from ted_ds.errors import DataError
 
 Part = Literal["train", "heldout", "all"]
 """Of a source: what a hash of each text leaves to train on, or keeps apart."""
-
-
-Scored = TypeVar("Scored")
 
 
 class RowReader:
@@ -137,21 +134,16 @@ def refuse_empty(data: Data, train: Sequence[object], heldout: Sequence[object])
         raise DataError(f"{where}: no held-out rows to evaluate on; {remedy}")
 
 
-def scored_beside(
-    data: Data, apart: Mapping[str, Sequence[Scored]], test: Sequence[Scored]
-) -> dict[str, Sequence[Scored]]:
-    """The sets that are scored beside the held-out data, by their places in ``data``.
+def refuse_empty_beside(data: Data, beside: Mapping[str, Sequence[object]]) -> None:
+    """Make sure that there is something in each set that is scored beside the held-out data, by its name.
 
     Raises:
-        DataError: One of them is empty.
+        DataError: There is not.
     """
-    found: dict[str, Sequence[Scored]] = {f"apart.{name}": samples for name, samples in apart.items()}
-    found |= {"test": test} if data.test is not None else {}
-    for place, samples in found.items():
+    for name, samples in beside.items():
         if not samples:
-            where = names_of(data.parts[place])
-            raise DataError(f"{where}: no rows to evaluate on; fill data.{place}, or remove it")
-    return found
+            place, sources, _ = data.beside[name]
+            raise DataError(f"{names_of(sources)}: no rows to evaluate on; fill data.{place}, or remove it")
 
 
 def refuse_empty_transfer(data: Data, transfer: Sequence[object], *, num_heldout: int) -> None:

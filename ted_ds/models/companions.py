@@ -24,6 +24,7 @@ from ted_ds.models.file_kinds import (
 )
 from ted_ds.models.files import GENERATION_CONFIG_FILE
 from ted_ds.models.folder import CONFIG_FILE
+from ted_ds.models.found import family_of_config
 from ted_ds.models.loading import read_tokenizer
 from ted_ds.models.local_paths import without_local_paths
 from ted_ds.models.sentencepiece_model import read_sentencepiece
@@ -149,15 +150,17 @@ def _is_of_tokenizer(file: Path) -> bool:
 def _take_over_ids(folder: Path, teacher: Path) -> None:
     """Let the folder's configs mean the teacher's special tokens: a student may have come with others.
 
-    What the teacher's configs say is kept where its tokenizer does not say otherwise.
+    What the teacher's configs say is kept where its tokenizer does not say otherwise; and an id behind which a model's
+    positions begin stays that by which it was trained.
     """
     tokenizer = read_tokenizer(teacher)
     own = {role: getattr(tokenizer, f"{role}_token_id", None) for role in ROLES}
     config, of_teacher = _read(folder / CONFIG_FILE), _read(teacher / CONFIG_FILE)
     is_classifier = any("SequenceClassification" in name for name in config.get("architectures") or ())
+    of_positions = family_of_config(config, folder / CONFIG_FILE).padding_row_key
     for role in ROLES:
         key = f"{role}_token_id"
-        if role in ALWAYS_SAID or key in config:
+        if key != of_positions and (role in ALWAYS_SAID or key in config):
             found = _agreed(role, own, of_teacher.get(key))
             if role == "pad" and found is None and is_classifier:  # a decoder finds the last token by it
                 found = config.get(key)

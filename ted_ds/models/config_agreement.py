@@ -37,8 +37,8 @@ def refuse_other_shapes(
 
 def classifier_rows(shapes: Mapping[str, Shape], family: Family) -> int | None:
     """How many labels the head in the weights is for; None where there is none."""
-    endings = tuple(f"{path}.weight" for path in family.own_heads)
-    rows = [shape[0] for name, shape in shapes.items() if name.endswith(endings) and len(shape) == 2]
+    matrices = [f"{path}.weight" for path in family.own_heads]
+    rows = [shape[0] for name, shape in shapes.items() if name in matrices and len(shape) == 2]
     return rows[0] if rows else None
 
 
@@ -59,13 +59,14 @@ def _first(config: Mapping[str, Any], *keys: str) -> tuple[str, int] | None:
 
 def _other_matrices(config: Mapping[str, Any], shapes: Mapping[str, Shape], family: Family) -> Iterator[str]:
     rows = _first(config, "vocab_size")
-    width = _first(config, *family.keys("embedding_size"), *family.keys("hidden_size"))
+    by_default = {} if family.embedding_width is None else {"embedding_size": family.embedding_width}
+    width = _first({**by_default, **config}, *family.keys("embedding_size"), *family.keys("hidden_size"))
     positions = _first(config, *family.keys("max_position_embeddings"))
     expected = [
         (_matrix_at(family.token_embeddings_path), 0, "rows", 0, rows),
         (_matrix_at(family.token_embeddings_path), 1, "columns", 0, width),
     ]
-    if not family.is_tied(config):
+    if not family.is_tied(config, shapes):
         expected.append((family.lm_head_matrix, 0, "rows", 0, rows))
     if family.position_embeddings_path is not None:
         before = family.rows_before_positions
@@ -95,15 +96,17 @@ def _other_blocks(config: Mapping[str, Any], shapes: Mapping[str, Shape], family
         for name, stack in family.stacks.items():
             yield from _other_blocks({**config, stack.own_names["num_hidden_layers"]: depths[name]}, shapes, stack)
         return
-    said = _first(config, *family.keys("num_hidden_layers"))
+    shared = family.num_shared_key
+    said = _first({shared: 1, **config}, shared) if shared else _first(config, *family.keys("num_hidden_layers"))
     held = {block for name in shapes if (block := family.block_number(name)) is not None}
     if said is None or not held or held == set(range(said[1])):
         return
     key, count = said
     if max(held) >= count:
+        cut = "" if shared else ", and leave blocks out of a student by student.from_teacher.blocks"
         yield (
             f"{key} is {count}, but the weights have {len(held)} blocks, up to number {max(held)} (from 0); make it "
-            f"{max(held) + 1}, and leave blocks out of a student by student.from_teacher.blocks"
+            f"{max(held) + 1}{cut}"
         )
     else:
         missing = min(set(range(count)) - held)

@@ -11,6 +11,7 @@ from ted_ds.models.family import Family
 WHOLE_NUMBERS = (
     "vocab_size",
     "hidden_size",
+    "embedding_size",
     "intermediate_size",
     "num_hidden_layers",
     "num_attention_heads",
@@ -23,7 +24,14 @@ WHOLE_NUMBERS = (
 SMALLEST: Mapping[str, int] = {"max_window_layers": 0}
 """Of those that may be less than 1."""
 TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
-ACTIVATION_KEYS = ("hidden_act", "activation_function", "hidden_activation", "pooler_hidden_act")
+ACTIVATION_KEYS = (
+    "hidden_act",
+    "activation",
+    "activation_function",
+    "hidden_activation",
+    "pooler_hidden_act",
+    "classifier_activation",
+)
 ACTIVATIONS = (
     "gelu",
     "gelu_10",
@@ -95,7 +103,7 @@ def _heads(config: Mapping[str, Any], family: Family) -> Iterator[str]:
     width_key, width = family.entry(config, "hidden_size")
     heads_key, heads = family.entry(config, "num_attention_heads")
     groups, size = config.get("num_key_value_heads"), config.get("head_dim")
-    if heads is None:
+    if not heads:  # not said, or blocks without attention
         return
     if width is not None and size is None and width % heads:
         yield f"{heads_key} is {heads}, which does not divide {width_key}, {width}; {_correct(heads_key)}"

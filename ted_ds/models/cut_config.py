@@ -82,10 +82,14 @@ def refuse_other_blocks(
         CheckpointError: One is not.
     """
     before, after = (_skeleton(one, family) for one in (config, cut_config))
+    numbers, own_numbers = (family.block_of_layers(_filled_in(one).to_dict()) for one in (config, cut_config))
     for new, old in enumerate(blocks):
         factor = query_factor(config, old, new, family)
+        number, own_number = numbers[old], own_numbers[new]
         of_first = (family.parts_of_first_block, family.flags_of_first_block)
-        difference = _difference(before[old], after[new], old, new, factor, of_first)
+        difference = _difference(before[number], after[own_number], old, new, factor, of_first)
+        if family.num_shared_key is not None and number != own_number:
+            difference = f"it would be a pass through weights {own_number}, not {number}"
         if difference is not None:
             raise CheckpointError(
                 f"{where}: block {old} of this {config['model_type']} would not be itself as block {new} of a student: "

@@ -65,7 +65,8 @@ def cut(
     copy_papers(origins, student)
     weights = dict(_cut_weights(teacher, config, by_stack, family))
     for stack, of_stack in family.stacks.items():
-        if not any(f"{_marker(of_stack)}{len(by_stack[stack]) - 1}." in f".{name}" for name in weights):
+        last = of_stack.block_of_layers(cut_config)[-1]
+        if not any(f"{_marker(of_stack)}{last}." in f".{name}" for name in weights):
             raise CheckpointError(
                 f"{teacher}: no weights of block {by_stack[stack][-1]} found; cut from a complete model folder"
             )
@@ -105,8 +106,13 @@ def _cut_weight(
     number, _, rest = after.partition(".")
     if number == "0" and rest.startswith(prefixes(family.parts_of_first_block)):
         yield f"{before}{marker}0.{rest}"[1:], weights.get_tensor(name)  # whichever block is the first now
-    elif int(number) in blocks:
-        new = blocks.index(int(number))
+        return
+    if family.num_shared_key is not None:  # fewer passes through the same weights
+        new_number = {block: block for block in family.block_of_layers(config)}
+    else:
+        new_number = {old: new for new, old in enumerate(blocks)}
+    if int(number) in new_number:
+        new = new_number[int(number)]
         weight = weights.get_tensor(name)
         if rest in family.fused_queries:
             weight = _scale_queries(weight, query_factor(config, int(number), new, family))

@@ -12,12 +12,28 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from ted_ds.models.family_traits import Dropouts, Mixtures
+
 ENCODER, DECODER = STACKS = ("encoder", "decoder")
 """The stacks of blocks of an encoder-decoder, in the order in which it runs them."""
+USES = (
+    "cut",
+    "zero3",
+    "pipeline",
+    "isolated documents",
+    "padding on the left",
+    "activation checkpointing",
+    "int8",
+    "torch_compile",
+    "drop",
+)
+"""What a family may be refused for (:attr:`Family.refused`): being cut by blocks, weights sharded by ZeRO-3, pipelines,
+documents kept apart in one sequence, padding on the left, activations computed again, a teacher in 8 bits, compiled
+blocks, and leaving out the blocks above the last that is matched, which nobody asks for and is then not done."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family:
+class Family(Mixtures, Dropouts):
     """Where a transformers model has its parts, what its files and ``config.json`` call things, and what it can do."""
 
     model_types: tuple[str, ...]
@@ -25,10 +41,14 @@ class Family:
 
     # --- parts
     embeddings_path: str | None
-    """The module whose output is layer 0; None where no module puts it out, and the first block is what takes it."""
+    """The module whose output is layer 0 (but see ``behind_embeddings``); None where no module puts it out, and the
+    first block is what takes it."""
+    behind_embeddings: str | None = None
+    """A module that some have: it takes embeddings to the width of the blocks, and puts out layer 0 itself."""
     token_embeddings_path: str
     blocks_path: str
-    """The list of blocks; block i puts out layer i + 1 (see ``behind_first_block``). Of two stacks, the encoder's."""
+    """The list of blocks; block i puts out layer i + 1 (see ``behind_first_block`` and ``num_shared_key``). Of two
+    stacks, the encoder's."""
     decoder_blocks_path: str | None = None
     """The list of the decoder's blocks in an encoder-decoder; None in models of one stack."""
     decoder_depth_key: str | None = None
@@ -39,6 +59,15 @@ class Family:
     """Modules of a block that the first of a stack alone has, and computes for all of them."""
     flags_of_first_block: tuple[str, ...] = ()
     """What its modules say of that."""
+    is_stack: bool = False
+    """Whether it stands for one stack of two (:attr:`stacks`)."""
+    num_shared_key: str | None = None
+    """The entry of the config that says how many blocks there are where several layers are put out by each, one after
+    the other (:meth:`block_of_layers`); None where each layer has a block of its own."""
+    has_short_first_block: bool = False
+    """Whether the first block lacks a part that all others have, so that none of them can stand in its place."""
+    unstaged: str | None = None
+    """Why a model cannot be cut into stages of a pipeline; None where it can."""
     arrival_path: str
     """The module in whose place the state from the pipeline stage before is put in (:mod:`ted_ds.models.partial`)."""
     before_blocks: Mapping[str, Literal["added", "passed"]] = field(default_factory=dict)
@@ -62,13 +91,26 @@ class Family:
     """Applied before the LM head; None where blocks end normalised. Some models of a family may lack it."""
     behind_norm_path: str | None = None
     """A map of the body behind that norm, which some models have: to the width of their embeddings."""
-    before_lm_head: str | None = None
-    """Behind the body, the module of a language model that states go through before the linear head: a linear map, an
-    activation and a norm, which keep their width. Files of a body alone lack it."""
+    before_lm_head: tuple[str, ...] = ()
+    """Behind the body, the modules of a language model that states go through, one after the other, before the linear
+    head: a linear map (to the width of the token embeddings), an activation and a norm, or one module of all three.
+    Files of a body alone lack them."""
+    lm_activation: str | None = None
+    """Transformers' name of the activation behind the first of these modules, where it is no module itself."""
     lm_head_path: str
     """The linear LM head."""
+    unread_lm_bias: str | None = None
+    """A second bias of that head which is the first one where the head is tied to the embeddings, and unread else."""
+    lm_head_bias: str | None = None
+    """Where the LM head is no module: its bias, beside the matrix of the token embeddings. The head then stands at
+    ``lm_head_path`` all the same, once :func:`ted_ds.models.parts.give_lm_head` has put it there."""
     lm_head_switch: str | None = None
-    """The entry of the config that is true, as where it is not said, where the LM head is there."""
+    """The entry of the config that is false where the LM head is another one."""
+    switched_off: Mapping[str, Any] = field(default_factory=dict)
+    """What is otherwise then, by the names of these fields."""
+    lm_bias_keys: Mapping[str, bool] = field(default_factory=dict)
+    """The entries of the config that say whether a masked LM's linear map behind its body, the norm there and its LM
+    head have biases, and what goes where it does not say; empty where all have."""
     lm_head_in_files: str | None = None
     """What files call that head where transformers renames it as it reads and writes them."""
     logits_divisor_key: str | None = None
@@ -77,6 +119,8 @@ class Family:
     """The entry of the config that is true where they are divided by the root of the hidden size."""
     logits_bias_path: str | None = None
     """A buffer of the model, ``[1, vocab]``, that is added to them."""
+    logits_factor_key: str | None = None
+    """The entry of the config that they are multiplied by."""
     logits_cap_key: str | None = None
     """The entry of the config with the bound ``c`` that logits are brought under: ``c tanh(logits / c)``; none where it
     is null."""
@@ -92,10 +136,13 @@ class Family:
     """The module that puts out where an answer starts and ends; None where transformers has no such model of the
     family, or one in which other modules are not where they are here."""
     before_label_head: tuple[str, ...] = ()
-    """Modules between the body's states and a head, which files of a body that never had labels lack as well."""
+    """Modules between the body's states and a head, which files of a body that never had labels lack as well. Some may
+    stand before the LM head, too."""
     pooled_token: Literal["first", "last"]
     """Which kept token a label is read at. The forward of transformers' models that read the ``first`` does that;
     where it is the ``last``, the label head's logits are read here (:mod:`ted_ds.models.taps`)."""
+    pooling_key: str | None = None
+    """The entry of the config that is ``mean`` where transformers' forward reads a label at the mean of all tokens."""
 
     lacks: tuple[str, ...] = ()
     """Heads that transformers has no class of with this family (what follows ``AutoModelFor``)."""
@@ -110,10 +157,14 @@ class Family:
     token's distance to the others (beside a table, where the files hold one)."""
     position_embeddings_path: str | None = None
     """The table."""
-    longest: int | None = None
-    """The longest sequence where nothing in the config or the weights limits it."""
+    positions_lost: int = 0
+    """How many of the positions that the config names no text has, as rows of the table before them are not used."""
     rows_before_positions: int = 0
     """How many rows it has before that of the first position, beside one for each position."""
+    padding_row: int | None = None
+    """Of that table, the row of padding, where the first token has the row behind it; None where it has row 0."""
+    padding_row_key: str | None = None
+    """The entry of the config that says which row it is instead."""
     token_types_key: str | None = None
     """The entry of the config that says how many types of tokens it tells apart by embeddings: those of the two texts
     of a pair, as a rule; None where it has no such embeddings."""
@@ -125,41 +176,25 @@ class Family:
     """This family's names for entries that transformers calls otherwise in general (its ``attribute_map``)."""
     block_kinds: tuple[str, ...] | None = None
     """What ``layer_types`` may say of a block; None where it is not read."""
+    embedding_width: int | None = None
+    """How wide token embeddings are where the config does not say (``embedding_size``); None: as wide as the blocks."""
     first_blocks_keys: tuple[str, ...] = ("max_window_layers", "first_k_dense_replace")
     """Entries that say how many of the first blocks differ from the others."""
-    hidden_dropouts: tuple[str, ...] = ()
-    """Entries with the probabilities that states are dropped by."""
-    attention_dropouts: tuple[str, ...] = ()
-    """Those that attention is dropped by."""
-    label_dropouts: Mapping[str, str] = field(default_factory=dict)
-    """That before a head of labels, by the model's architecture (what follows ``AutoModelFor``)."""
     inverse_number_key: str | None = None
     """The entry by which a block divides its attention scores by its number, counted from 1."""
     fused_queries: tuple[str, ...] = ()
     """Of such a block, the parameters that hold its queries first, then as many keys and values."""
     must_be: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
     """Entries that may only have this value, or none; and why, and what to do."""
+    entries_by_default: Mapping[str, int] = field(default_factory=dict)
+    """What entries come to where the config does not say, by transformers' general names."""
 
-    # --- mixtures of experts
-    num_experts_keys: tuple[str, ...] = ()
-    """The names of the entry that says how many experts a block has; none where blocks have no experts."""
-    num_chosen_key: str = "num_experts_per_tok"
-    """The entry that says how many of them each token goes through."""
-    sparse_step_key: str | None = None
-    """The entry by which only each so many-th block has experts."""
-    dense_blocks_key: str | None = None
-    """The entry that lists blocks without experts, whatever that says."""
-    expert_marker: str = ".experts."
-    """In the names of what belongs to experts, in files and in a model."""
-    balance_switch: str = "output_router_logits"
-    """The entry by which a language model adds its routers' auxiliary loss to its own."""
-    balance_weight_key: str = "router_aux_loss_coef"
-    """The entry with the weight of that loss."""
-    balance_weight_by_default: float = 0.001
-    """That weight where the config does not say."""
-
-    is_stack: bool = False
-    """Whether it stands for one stack of two (:attr:`stacks`)."""
+    # --- what it is not used for
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Why not, by what it would be used for: a word of :data:`USES`, or an architecture (what follows
+    ``AutoModelFor``)."""
+    found: tuple[str, ...] = ()
+    """What was found of a family that has no record in :mod:`ted_ds.models.families`, in lines."""
 
     # --- other files
     buffers: tuple[str, ...] = ()
@@ -177,38 +212,21 @@ class Family:
     def entry(self, config: Mapping[str, Any], name: str) -> tuple[str, Any]:
         """An entry of a ``config.json`` by transformers' general name: the name it has there, and its value.
 
-        None, under the general name, where the file does not say.
+        Under the general name the family's default, or None, where the file does not say.
         """
         said = ((key, config[key]) for key in self.keys(name) if config.get(key) is not None)
-        return next(said, (name, None))
+        return next(said, (name, self.entries_by_default.get(name)))
+
+    def as_configured(self, config: Mapping[str, Any]) -> Family:
+        """What is true of a model with this ``config.json``: the family, or with another LM head."""
+        is_off = self.lm_head_switch is not None and config.get(self.lm_head_switch) is False
+        return replace(self, **self.switched_off) if is_off else self
 
     def is_tied(self, config: Mapping[str, Any], names: Iterable[str] = ()) -> bool:
         """Whether an LM head is the embeddings, by a ``config.json`` and the ``names`` of what is in the files."""
         if self.is_untied_by_files:
             return self.lm_head_matrix not in names
-        return config.get("tie_word_embeddings", self.ties_by_default)
-
-    def balance_weight(self, config: Mapping[str, Any]) -> float:
-        """The weight of the routers' auxiliary loss, by a ``config.json``; 0 where a language model goes without."""
-        if not self.num_experts_keys or not config.get(self.balance_switch):
-            return 0.0
-        return float(config.get(self.balance_weight_key, self.balance_weight_by_default))
-
-    def num_experts(self, config: Mapping[str, Any]) -> tuple[int, int]:
-        """How many experts a block of such a model has, and how many of them a token goes through; 0 without."""
-        held = next((config[key] for key in self.num_experts_keys if config.get(key) is not None), 0)
-        return held, config.get(self.num_chosen_key, 0) if held else 0
-
-    def with_experts_together(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        """The tensors of files as a live model has them: those of a block's experts are one, ``[experts, ...]``."""
-        if not self.num_experts_keys:
-            return dict(shapes)
-        found: dict[str, tuple[int, ...]] = {}
-        for name, shape in shapes.items():
-            together, is_one = re.subn(rf"{re.escape(self.expert_marker)}\d+\.", self.expert_marker, name)
-            count = found[together][0] if together in found else 0
-            found[together] = (count + 1, *shape) if is_one else shape
-        return found
+        return self.lm_head_bias is not None or config.get("tie_word_embeddings", self.ties_by_default)
 
     def num_token_types(self, config: Mapping[str, Any]) -> int:
         """How many types of tokens a model tells apart, by a ``config.json``."""
@@ -216,14 +234,29 @@ class Family:
             return 0
         return int(config.get(self.token_types_key, self.token_types_by_default))
 
-    def dropout_keys(self, what: str, architecture: str) -> tuple[str, ...]:
-        """The entries of the config with the dropout of ``hidden`` states, ``attention`` or the ``classifier``.
+    def row_of_padding(self, config: Mapping[str, Any]) -> int | None:
+        """Of the table of positions, the row behind which the first token's stands, by a ``config.json``."""
+        said = config.get(self.padding_row_key or "")
+        return self.padding_row if said is None else int(said)
 
-        None where models of this architecture have no such dropout.
+    def width_of_embeddings(self, config: Mapping[str, Any]) -> int | None:
+        """How wide the token embeddings are, by a ``config.json``; None where it does not say."""
+        return self.entry(config, "embedding_size")[1] or self.embedding_width or self.entry(config, "hidden_size")[1]
+
+    def block_of_layers(self, config: Mapping[str, Any]) -> tuple[int, ...]:
+        """The number, from 0, of the block that puts out each layer behind the embeddings, by a ``config.json``.
+
+        Those of a decoder follow those of its encoder. Where ``G`` blocks put out ``L`` layers, layer ``i`` (from 0) is
+        that of block ``int(i / (L / G))``, as transformers reckons for ALBERT (Lan et al. 2020, section 3.1, is where
+        blocks are shared).
         """
-        if what == "classifier":
-            return (self.label_dropouts[architecture],) if architecture in self.label_dropouts else ()
-        return self.hidden_dropouts if what == "hidden" else self.attention_dropouts
+        depth = sum(int(one) for one in self.depths(config).values() if one is not None)
+        held = depth if self.num_shared_key is None else int(config.get(self.num_shared_key) or 1)
+        return blocks_by_layer(depth, held)
+
+    def lm_biases(self, config: Mapping[str, Any]) -> tuple[bool, ...]:
+        """Whether a masked LM's linear map behind its body, the norm there and its LM head have biases."""
+        return tuple(config.get(key, default) for key, default in self.lm_bias_keys.items()) or (True, True, True)
 
     @property
     def lm_head_matrix(self) -> str:
@@ -233,7 +266,7 @@ class Family:
     @property
     def new_lm_head_prefixes(self) -> tuple[str, ...]:
         """How names of parameters begin that a body alone lacks and a language model has, where such may start new."""
-        return () if self.before_lm_head is None else prefixes(self.lm_heads_in_files)
+        return prefixes(self.lm_heads_in_files) if self.before_lm_head else ()
 
     @property
     def label_head_prefixes(self) -> tuple[str, ...]:
@@ -289,6 +322,11 @@ class Family:
 def prefixes(paths: Iterable[str]) -> tuple[str, ...]:
     """How the names of all that is in some modules begin."""
     return tuple(f"{path}." for path in paths)
+
+
+def blocks_by_layer(num_layers: int, num_blocks: int) -> tuple[int, ...]:
+    """The number of the block that puts out each layer, where several layers may be put out by one."""
+    return tuple(int(layer / (num_layers / num_blocks)) for layer in range(num_layers))
 
 
 def path_in_body(path: str) -> str:

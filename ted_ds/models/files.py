@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,12 @@ from typing import Any
 from ted_ds.errors import CheckpointError
 from ted_ds.models.config_agreement import Shape, classifier_rows, refuse_other_shapes, token_ids
 from ted_ds.models.config_values import refuse_odd_values
-from ted_ds.models.families import family_of
 from ted_ds.models.family import DECODER, ENCODER, Family, prefixes
 from ted_ds.models.folder import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, no_weights, read_config
+from ted_ds.models.found import family_of_config
 from ted_ds.models.model_file import read_json, refuse_pointer
 from ted_ds.models.packed import Quantisation, Stored, read_quantisation, unpack
-from ted_ds.models.parameters import Parameters
+from ted_ds.models.parameters import Parameters, behind_the_body, sort_parameters
 from ted_ds.models.rope_rules import rope_rules
 
 MAX_HEADER_BYTES = 100_000_000
@@ -36,13 +36,18 @@ class ModelFacts:
     hidden_size: int
     num_heads: int
     vocab_size: int
+    embedding_width: int
+    """Of the token embeddings."""
     max_positions: int
+    """How many tokens a sequence may have."""
     labels: tuple[str, ...] | None
     """Label names by id; None where they are the meaningless LABEL_0, LABEL_1, ..."""
     num_labels: int | None
     """None where the config does not say."""
     architectures: tuple[str, ...]
     parameters: Parameters
+    family: Family
+    """What is true of all models of its type, or of those with its config."""
     has_classifier: bool = True
     """Whether the weights hold a head for whole texts."""
     classifier_rows: int | None = None
@@ -51,8 +56,10 @@ class ModelFacts:
     """Whether they hold an LM head with all that belongs to it, or the embeddings are one."""
     is_tied: bool = True
     """Whether the matrix of an LM head is the embeddings."""
-    switched_off: str | None = None
-    """The entry of the config by which an LM head is not where its family has it."""
+    has_other_lm_head: bool = False
+    """Whether its config says that the LM head is its family's other one."""
+    behind_body: tuple[Shape, ...] = ()
+    """What it has behind its body as a masked LM, but for the matrix of its LM head."""
     token_ids: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
     """Ids of special tokens that ``config.json`` and ``generation_config.json`` name, by file and key."""
     num_encoder_blocks: int | None = None
@@ -73,11 +80,6 @@ class ModelFacts:
     """How the files hold the weights of blocks; None where every number is in 16 or 32 bits."""
 
     @property
-    def family(self) -> Family:
-        """What is true of all models of its type."""
-        return family_of(self.model_type)
-
-    @property
     def blocks_of_stacks(self) -> dict[str, int]:
         """How many blocks the encoder and the decoder of an encoder-decoder have; of others, all, under no name."""
         if self.num_encoder_blocks is None:
@@ -87,9 +89,16 @@ class ModelFacts:
     @property
     def as_language_model(self) -> Parameters:
         """Its parameters as a language model, which may begin with a new head."""
-        if self.family.before_lm_head is None:
+        if not self.family.before_lm_head:
             return self.parameters
-        return self.parameters.as_masked_lm(width=self.hidden_size, vocab_size=self.vocab_size, is_tied=self.is_tied)
+        matrix = (self.vocab_size, self.embedding_width)
+        return self.parameters.as_masked_lm(self.behind_body, matrix=matrix, is_tied=self.is_tied)
+
+    @property
+    def as_classifier(self) -> Parameters:
+        """Its parameters as a model with labels, but for a head that its files lack."""
+        shared = {*self.family.before_lm_head} & {*self.family.before_label_head}
+        return self.parameters.as_classifier(keeps_transform=bool(shared))
 
 
 def read_model_facts(folder: Path) -> ModelFacts:
@@ -100,19 +109,14 @@ def read_model_facts(folder: Path) -> ModelFacts:
             model than the weights.
     """
     config = read_config(folder)
-    family = family_of(config["model_type"])
-    try:
+    family = family_of_config(config, folder / CONFIG_FILE)
+    with placed_in(folder / CONFIG_FILE):
         quantisation = read_quantisation(config)
-        _facts(config, {}, family)  # what is wrong with it comes before what is wrong with the weights
+        facts_by(config, {}, family)  # what is wrong with it comes before what is wrong with the weights
         refuse_odd_values(config, family)
-    except CheckpointError as error:
-        lines = str(error).splitlines()
-        raise CheckpointError("\n".join(f"{folder / CONFIG_FILE}: {line}" for line in lines)) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE}: not a transformers model config ({error!r})") from error
     tensors = read_tensors(folder)
     shapes, packed, outside = unpack(tensors, quantisation, family)
-    facts = _facts(config, shapes, family)
+    facts = facts_by(config, shapes, family)
     plain = {name: shape for name, shape in shapes.items() if name not in outside}
     refuse_other_shapes(config, plain, family, folder=folder)
     label_heads = prefixes(family.own_heads)
@@ -128,11 +132,26 @@ def read_model_facts(folder: Path) -> ModelFacts:
     )
 
 
+@contextlib.contextmanager
+def placed_in(file: Path) -> Iterator[None]:
+    """Put the file before each line of what is wrong in it.
+
+    Raises:
+        CheckpointError: Something is, or it is no config of a model.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError("\n".join(f"{file}: {line}" for line in str(error).splitlines())) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file}: not a transformers model config ({error!r})") from error
+
+
 def _has_lm_head(shapes: Mapping[str, Shape], family: Family, *, is_tied: bool) -> bool:
-    if family.before_lm_head is None:
+    if not family.before_lm_head:
         return is_tied or any(name.startswith(prefixes(family.lm_heads_in_files)) for name in shapes)
     has_matrix = is_tied or family.lm_head_matrix in shapes
-    return has_matrix and any(name.startswith(f"{family.before_lm_head}.") for name in shapes)
+    return has_matrix and any(name.startswith(prefixes(family.before_lm_head)) for name in shapes)
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:
@@ -153,7 +172,13 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _facts(config: dict[str, Any], shapes: Mapping[str, Shape], family: Family) -> ModelFacts:
+def facts_by(config: dict[str, Any], shapes: Mapping[str, Shape], family: Family) -> ModelFacts:
+    """What a config says of a model with parameters of these shapes.
+
+    Raises:
+        KeyError: The config lacks what every model has.
+    """
+
     def said(name: str) -> Any:
         _, value = family.entry(config, name)
         if value is None:
@@ -163,20 +188,28 @@ def _facts(config: dict[str, Any], shapes: Mapping[str, Shape], family: Family) 
     said("num_hidden_layers")
     depths = {name: int(depth or 0) for name, depth in family.depths(config).items()}
     labels = _labels(config.get("id2label"))
+    row_of_padding = family.row_of_padding(config)
+    before_first_position = 0 if row_of_padding is None else row_of_padding + 1
     classifies = any("Classification" in name for name in config.get("architectures") or ())
+    width, vocab_size = int(said("hidden_size")), int(config["vocab_size"])
+    matrix = (vocab_size, int(family.width_of_embeddings(config) or width))
+    parameters = sort_parameters(shapes, config, family)
     return ModelFacts(
         model_type=config["model_type"],
         num_blocks=sum(depths.values()),
-        hidden_size=int(said("hidden_size")),
+        hidden_size=width,
         num_heads=int(said("num_attention_heads")),
-        vocab_size=int(config["vocab_size"]),
-        max_positions=family.longest or int(said("max_position_embeddings")),
+        vocab_size=vocab_size,
+        embedding_width=matrix[1],
+        max_positions=int(said("max_position_embeddings")) - before_first_position - family.positions_lost,
         labels=labels if labels and any(name != f"LABEL_{i}" for i, name in enumerate(labels)) else None,
         num_labels=len(labels) or (2 if classifies else None),  # transformers leaves its default of two out
         architectures=tuple(config.get("architectures") or ()),
-        parameters=_sort(shapes, depths, config, family),
+        parameters=parameters,
+        behind_body=behind_the_body(config, family, parameters.before_lm_head, width=width, matrix=matrix),
+        family=family,
         is_tied=family.is_tied(config, shapes),
-        switched_off=family.lm_head_switch if config.get(family.lm_head_switch or "", True) is False else None,
+        has_other_lm_head=config.get(family.lm_head_switch or "", True) is False,
         num_encoder_blocks=depths.get(ENCODER),
         decoder_start_id=config.get("decoder_start_token_id"),
         rope_rules=rope_rules(config),
@@ -207,32 +240,6 @@ def _labels(id2label: Any) -> tuple[str, ...]:
     if missing is not None:
         raise CheckpointError(f"id2label has no {missing}, but {max(by_id)}, {rule}")
     return tuple(by_id[index] for index in range(len(by_id)))
-
-
-def _sort(
-    shapes: Mapping[str, Shape], depths: Mapping[str, int], config: Mapping[str, Any], family: Family
-) -> Parameters:
-    by_stack: dict[str, list[list[Shape]]] = {name: [[] for _ in range(depth)] for name, depth in depths.items()}
-    shapes = family.with_experts_together(shapes)
-    embeddings, lm_head, others = 0, 0, []
-    is_tied, lm_heads = family.is_tied(config, shapes), prefixes(family.lm_heads_in_files)
-    stacks = family.stacks
-    for name, shape in shapes.items():
-        if name.endswith(family.buffers):
-            continue
-        numbers = ((stack, one.block_number(name)) for stack, one in stacks.items())
-        of_stack, block = next(((stack, number) for stack, number in numbers if number is not None), ("", None))
-        if block is not None and block < depths[of_stack]:
-            by_stack[of_stack][block].append(shape)
-        elif name.startswith(lm_heads):
-            is_matrix = len(shape) == 2 and shape[0] == config["vocab_size"]
-            lm_head += 0 if is_tied and is_matrix else math.prod(shape)
-        elif len(shape) == 2 and shape[0] == config["vocab_size"]:
-            embeddings += math.prod(shape)
-        else:
-            others.append(shape)
-    of_blocks = tuple(tuple(block) for blocks in by_stack.values() for block in blocks)
-    return Parameters(of_blocks, embeddings, lm_head, tuple(others))
 
 
 def weight_files(folder: Path) -> list[Path]:

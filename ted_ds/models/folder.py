@@ -34,7 +34,7 @@ NUM_SHOWN = 3
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The ``config.json`` of a model of a type that ted_ds knows.
+    """The ``config.json`` of a model, whose code is transformers' own.
 
     Raises:
         CheckpointError: The folder is no such model.
@@ -51,16 +51,17 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{file}: not a transformers model config (it has no model_type); give the folder of a transformers model"
         )
-    known = ", ".join(KNOWN_TYPES)
     own_code = _own_code(config)
     if model_type in TEXT_TYPE_IN:
         raise CheckpointError(
             f"{file}: a {model_type} reads more than text; write its language model, a {TEXT_TYPE_IN[model_type]}, "
             "into a folder of its own, as README.md shows under 'Choose layers and the student', and give that"
         )
-    if model_type not in KNOWN_TYPES:
-        because = f" (it brings code of its own, {own_code}, which ted_ds never runs)" if own_code else ""
-        raise CheckpointError(f"{file}: model type {model_type!r} is not supported{because}; ted_ds knows {known}")
+    if own_code and model_type not in KNOWN_TYPES:
+        raise CheckpointError(
+            f"{file}: model type {model_type!r} is not supported (it brings code of its own, {own_code}, which ted_ds "
+            f"never runs); ted_ds knows {', '.join(KNOWN_TYPES)}, and finds others that are transformers' own"
+        )
     if own_code:
         raise CheckpointError(
             f"{file}: auto_map names code of its own ({own_code}), which ted_ds never runs, and without it this may be "

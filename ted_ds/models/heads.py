@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from ted_ds.errors import CheckpointError
-from ted_ds.models.families import family_of
 from ted_ds.models.family import path_in_body
 from ted_ds.models.files import weight_files
+from ted_ds.models.found import family_of_folder
 from ted_ds.models.loading import auto_class
-from ted_ds.models.parts import before_lm_head_of, lm_head_of, logit_rule_of
+from ted_ds.models.parts import before_lm_head_of, give_lm_head, lm_head_of, logit_rule_of
 from ted_ds.models.predictions import DensePredictions, Predictions, VocabularyHead, VocabularyPredictions
 from ted_ds.numerics.filters import INITIAL_STD, FilterBank, PooledClassifier, pool
 
@@ -163,12 +163,13 @@ def load_lm_output(model_path: Path, dtype: torch.dtype) -> tuple[nn.Module, Voc
         CheckpointError: The files lack these weights.
     """
     config = AutoConfig.from_pretrained(model_path, local_files_only=True)
-    family = family_of(config.model_type)
+    family = family_of_folder(model_path)
     with torch.device("meta"):
         skeleton = auto_class(family.language_model).from_config(config, dtype=dtype)
     skeleton.tie_weights()
+    give_lm_head(skeleton, family)
     parts = before_lm_head_of(skeleton, family)
-    before = next(iter(parts.values())) if len(parts) == 1 else nn.Sequential(*parts.values())
+    before = parts[0] if len(parts) == 1 else nn.Sequential(*parts)
     head: Any = lm_head_of(skeleton, family)
     names = [*skeleton.named_parameters(remove_duplicate=False)]
     wanted: dict[str, list[str]] = {}

@@ -24,11 +24,11 @@ from ted_ds.errors import CheckpointError, ConfigError
 from ted_ds.models.config_agreement import classifier_rows
 from ted_ds.models.config_build import build_config, try_to_build
 from ted_ds.models.execution import ATTENTION
-from ted_ds.models.families import family_of
 from ted_ds.models.family import Family, prefixes
 from ted_ds.models.file_kinds import MODEL_PATTERNS, OTHER_PATTERNS, PAPER_PATTERNS
 from ted_ds.models.files import read_tensors
 from ted_ds.models.folder import CONFIG_FILE
+from ted_ds.models.found import family_of_folder
 from ted_ds.models.partial import load_with_blocks_of
 from ted_ds.models.sentencepiece_model import MODEL_FILE, convert, read_sentencepiece, refuse_other_ids, special_tokens
 from ted_ds.models.share import Share
@@ -128,7 +128,7 @@ def load_model(
     config = build_config(path, head or {})
     for name, value in settings.config_values.items():
         setattr(config, name, value)  # transformers leaves out what the class does not name, as DeBERTa's cls_dropout
-    family = family_of(config.model_type)
+    family = family_of_folder(path)
     model_class = try_to_build(path, auto, config)
     quantisation: Any = getattr(config, "quantization_config", None)
     try:
@@ -162,7 +162,7 @@ def load_model(
     missing = sorted({*report["missing_keys"], *(name for name in other_shapes if name.startswith(head_prefixes))})
     _refuse_other_shapes(path, {name: shape for name, shape in other_shapes.items() if name not in missing})
     if share is None and quantisation is None:  # else names of other blocks, and of how weights are packed, are left
-        _refuse_unused(path, config.model_type, report["unexpected_keys"])
+        _refuse_unused(path, config.model_type, family, report["unexpected_keys"])
     of_head = [name for name in missing if name.startswith(head_prefixes)]
     body = [name for name in missing if name not in of_head]
     if body:
@@ -217,9 +217,8 @@ def _refuse_other_shapes(path: Path, shapes: Mapping[str, tuple[tuple[int, ...],
         )
 
 
-def _refuse_unused(path: Path, model_type: str, names: Iterable[str]) -> None:
+def _refuse_unused(path: Path, model_type: str, family: Family, names: Iterable[str]) -> None:
     """Weights of blocks that this type of model has no place for: whoever trained them computed something else."""
-    family = family_of(model_type)
     of_blocks = (name for name in names if family.block_number(name) is not None)
     unused = sorted(name for name in of_blocks if not name.endswith(family.buffers))
     if unused:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ted_ds.models.config_agreement import Shape
+from ted_ds.models.family import Family, prefixes
 from ted_ds.models.packed import NOTHING_PACKED, Packed
 from ted_ds.models.share import Share
 
@@ -16,6 +18,7 @@ class Parameters:
     """A model's parameters, by where they are."""
 
     of_blocks: tuple[tuple[Shape, ...], ...]
+    """Of each block that is held."""
     embeddings: int
     """How many the token embeddings have."""
     lm_head: int
@@ -23,6 +26,8 @@ class Parameters:
     others: tuple[Shape, ...]
     before_lm_head: tuple[Shape, ...] = ()
     """Of a masked LM, what has no part in its body or in the matrix of its LM head."""
+    blocks_by_layer: tuple[int, ...] | None = None
+    """The number of the block that puts out each layer; None where each has its own."""
     packed: Packed = NOTHING_PACKED
     """What of them is kept in fewer bits, as in the files."""
 
@@ -44,8 +49,17 @@ class Parameters:
         shapes = [*(shape for block in self.of_blocks for shape in block), *self.others, *self.before_lm_head]
         return [size for size in (self.embeddings, self.lm_head, *map(math.prod, shapes)) if size]
 
+    @property
+    def of_layers(self) -> tuple[tuple[Shape, ...], ...]:
+        """Of the block that puts out each layer: a shared one comes several times."""
+        if self.blocks_by_layer is None:
+            return self.of_blocks
+        return tuple(self.of_blocks[block] for block in self.blocks_by_layer)
+
     def cut(self, blocks: Sequence[int]) -> Parameters:
-        """Of a model with these blocks only."""
+        """Of a model with these blocks only, where several layers are put out by one: with so many layers."""
+        if self.blocks_by_layer is not None:
+            return replace(self, blocks_by_layer=tuple(self.blocks_by_layer[block] for block in blocks))
         return replace(self, of_blocks=tuple(self.of_blocks[block] for block in blocks))
 
     def of_share(self, share: Share, *, predicts_tokens: bool) -> Parameters:
@@ -64,17 +78,66 @@ class Parameters:
             self.before_lm_head if share.has_output else (),
         )
 
-    def as_classifier(self) -> Parameters:
-        """Of a model without its LM head."""
-        return replace(self, lm_head=0)
+    def as_classifier(self, *, keeps_transform: bool) -> Parameters:
+        """Of a model without its LM head; with what stands before that, where that stands before labels, too."""
+        return replace(self, lm_head=0, before_lm_head=self.before_lm_head if keeps_transform else ())
 
-    def as_masked_lm(self, *, width: int, vocab_size: int, is_tied: bool) -> Parameters:
+    def as_masked_lm(self, before: tuple[Shape, ...], *, matrix: Shape, is_tied: bool) -> Parameters:
         """Of a masked LM, whatever of its head the files have.
 
-        Behind the body it has a linear map, a norm and a bias for each token, besides the matrix of its LM head; one
-        that is not tied to the embeddings has a second bias.
+        ``before`` is all that it has behind its body, but for the matrix of its LM head, ``[vocab, width]``.
         """
-        before = ((width, width), (width,), (width,), (width,), (vocab_size,))
-        if is_tied:
-            return replace(self, lm_head=0, before_lm_head=before)
-        return replace(self, lm_head=vocab_size * width, before_lm_head=(*before, (vocab_size,)))
+        return replace(self, lm_head=0 if is_tied else math.prod(matrix), before_lm_head=before)
+
+
+def behind_the_body(
+    config: Mapping[str, Any], family: Family, held: tuple[Shape, ...], *, width: int, matrix: Shape
+) -> tuple[Shape, ...]:
+    """What a masked LM has behind its body, but for the matrix of its LM head, ``[vocab, width of embeddings]``.
+
+    That is a linear map from the body's ``width`` and a norm, as in its files where those are ``held``, and a bias for
+    each token; where the head is not tied to the embeddings, a second one may be left over.
+    """
+    vocab_size, of_embeddings = matrix
+    of_map, of_norm, of_head = family.lm_biases(config)
+    vectors = ((of_embeddings,),) * (1 + of_map + of_norm)
+    biases = of_head + (family.unread_lm_bias is not None and not family.is_tied(config))
+    return (*(held or ((of_embeddings, width), *vectors)), *(((vocab_size,),) * biases))
+
+
+def sort_parameters(shapes: Mapping[str, Shape], config: Mapping[str, Any], family: Family) -> Parameters:
+    """The parameters of these names and shapes, as in files, by where a model with this ``config.json`` has them."""
+    by_layer = family.block_of_layers(config)
+    stacks = family.stacks
+    depths = {name: int(depth or 0) for name, depth in family.depths(config).items()}
+    if family.num_shared_key is not None:
+        depths = {"": max(by_layer, default=-1) + 1}
+    by_stack: dict[str, list[list[Shape]]] = {name: [[] for _ in range(depth)] for name, depth in depths.items()}
+    shapes = family.with_experts_together(shapes)
+    before_lm_head: list[Shape] = []
+    embeddings, lm_head, others = 0, 0, []
+    is_tied, lm_heads = family.is_tied(config, shapes), prefixes(family.lm_heads_in_files)
+    for name, shape in shapes.items():
+        if name.endswith(family.buffers):
+            continue
+        numbers = ((stack, one.block_number(name)) for stack, one in stacks.items())
+        of_stack, block = next(((stack, number) for stack, number in numbers if number is not None), ("", None))
+        if block is not None and block < depths[of_stack]:
+            by_stack[of_stack][block].append(shape)
+        elif name.startswith(prefixes(family.before_lm_head)):
+            before_lm_head.append(shape)
+        elif name.startswith(lm_heads):
+            is_matrix = len(shape) == 2 and shape[0] == config["vocab_size"]
+            lm_head += 0 if is_tied and is_matrix else math.prod(shape)
+        elif len(shape) == 2 and shape[0] == config["vocab_size"]:
+            embeddings += math.prod(shape)
+        else:
+            others.append(shape)
+    return Parameters(
+        tuple(tuple(block) for blocks in by_stack.values() for block in blocks),
+        embeddings,
+        lm_head,
+        tuple(others),
+        tuple(before_lm_head),
+        by_layer if family.num_shared_key is not None else None,
+    )

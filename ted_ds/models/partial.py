@@ -42,8 +42,9 @@ class Nothing(nn.Module):
 class AbsentBlock(nn.Module):
     """Stands for a block of another stage."""
 
-    def __init__(self, *, returns_tuple: bool) -> None:
+    def __init__(self, block: nn.Module, *, returns_tuple: bool) -> None:
         super().__init__()
+        self.attention_type = getattr(block, "attention_type", None)  # by which some models choose a block's mask
         self._returns_tuple = returns_tuple
 
     def forward(self, state: Tensor, *_: Any, **__: Any) -> Tensor | tuple[Tensor, None]:
@@ -104,4 +105,4 @@ def _leave_out_blocks(model: PreTrainedModel, family: Family, share: Share) -> N
     blocks = blocks_of(model, family)
     for index in range(len(blocks)):
         if not share.start <= index < share.stop:
-            blocks[index] = AbsentBlock(returns_tuple=family.blocks_return_tuples)
+            blocks[index] = AbsentBlock(blocks[index], returns_tuple=family.blocks_return_tuples)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import nn
+from transformers.activations import ACT2FN
 
 from ted_ds.models.family import DECODER, Family
 from ted_ds.numerics.logits import LogitRule
@@ -13,6 +15,8 @@ from ted_ds.numerics.logits import LogitRule
 
 def embeddings_of(model: nn.Module, family: Family) -> nn.Module:
     """The module whose output is hidden state 0; of a family without such a one, the embeddings of the tokens."""
+    if family.behind_embeddings is not None and has_part(model, family.behind_embeddings):
+        return model.get_submodule(family.behind_embeddings)
     return model.get_submodule(family.embeddings_path or family.token_embeddings_path)
 
 
@@ -39,21 +43,41 @@ def layers_of_blocks(model: nn.Module, family: Family) -> list[nn.Module]:
     return modules if behind_first is None else [behind_first, *modules[1:]]
 
 
-def before_lm_head_of(model: nn.Module, family: Family) -> dict[str, nn.Module]:
-    """What a language model's states go through between its last block and its LM head, in order and by path.
+def before_lm_head_of(model: nn.Module, family: Family) -> list[nn.Module]:
+    """What a language model's states go through between its last block and its LM head, in order.
 
-    The body's final norm and the map behind it, or what stands behind a body without them.
+    The body's final norm and the map behind it, and what stands behind the body.
     """
-    return {**behind_blocks_of(model, family), **_parts_at(model, family.before_lm_head)}
+    return [*behind_blocks_of(model, family), *behind_body_of(model, family)]
 
 
-def behind_blocks_of(model: nn.Module, family: Family) -> dict[str, nn.Module]:
+def behind_blocks_of(model: nn.Module, family: Family) -> list[nn.Module]:
     """Of that, what belongs to the body, whose last hidden states it puts out."""
-    return _parts_at(model, family.final_norm_path, family.behind_norm_path)
+    paths = (family.final_norm_path, family.behind_norm_path)
+    return [model.get_submodule(path) for path in paths if path is not None and has_part(model, path)]
 
 
-def _parts_at(model: nn.Module, *paths: str | None) -> dict[str, nn.Module]:
-    return {path: model.get_submodule(path) for path in paths if path is not None and has_part(model, path)}
+def behind_body_of(model: nn.Module, family: Family) -> list[nn.Module]:
+    """What a language model's states go through between its body and its LM head, in order."""
+    modules = [model.get_submodule(path) for path in family.before_lm_head]
+    return modules if family.lm_activation is None else [modules[0], ACT2FN[family.lm_activation], *modules[1:]]
+
+
+def give_lm_head(model: nn.Module, family: Family) -> None:
+    """Put the LM head in its place where transformers computes it without a module of its own."""
+    parent, _, name = family.lm_head_path.rpartition(".")
+    if (
+        family.lm_head_bias is None
+        or not has_part(model, family.before_lm_head[0])
+        or has_part(model, family.lm_head_path)
+    ):
+        return
+    embeddings = model.get_submodule(family.token_embeddings_path)
+    assert isinstance(embeddings, nn.Embedding)
+    with torch.device("meta"):
+        head = nn.Linear(embeddings.embedding_dim, embeddings.num_embeddings)
+    head.weight, head.bias = embeddings.weight, model.get_parameter(family.lm_head_bias)
+    setattr(model.get_submodule(parent), name, head)
 
 
 def lm_head_of(model: nn.Module, family: Family) -> nn.Module:
@@ -67,10 +91,10 @@ def logit_rule_of(config: Any, family: Family) -> LogitRule:
     def said(key: str | None) -> float | None:
         return None if key is None else getattr(config, key)
 
-    divisor = said(family.logits_divisor_key)
+    divisor, factor = said(family.logits_divisor_key), said(family.logits_factor_key)
     if family.divides_logits_key is not None and said(family.divides_logits_key):
         divisor = math.sqrt(config.hidden_size)
-    return LogitRule(1.0 if divisor is None else divisor, said(family.logits_cap_key))
+    return LogitRule((1.0 if divisor is None else divisor) / (factor or 1.0), said(family.logits_cap_key))
 
 
 def has_part(model: nn.Module, path: str) -> bool:

@@ -1,4 +1,7 @@
-"""Rotary positions that hang on a text's length: each text chooses for itself, whatever is beside it in a batch.
+"""The positions that a text has on its own, whatever is beside it in a batch and wherever its padding is.
+
+Tables of positions may begin with rows for other things than a text's first token: RoBERTa counts from behind the row
+of its padding id (Liu et al. 2019; the code of fairseq).
 
 LongRoPE has two sets of frequencies, for texts up to the length of pre-training and for longer ones (Ding et al. 2024).
 Transformers takes one of the two for a whole forward pass, by its highest position: a short text then has other
@@ -40,6 +43,22 @@ def positions_in_row(attention_mask: Tensor) -> Tensor:
     They are the positions a row has on its own.
     """
     return (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+
+
+def positions_behind(row_of_padding: int, arguments: Mapping[str, Any]) -> Tensor:
+    """Rows of a table of positions in which a text's first token stands behind the row of padding, ``[batch, seq]``.
+
+    As transformers counts them of a text alone: a token of it with the padding's own id is not counted, and has its
+    row.
+    """
+    counted = (arguments["input_ids"] != row_of_padding).long() * attention_mask_of(arguments)
+    return counted.cumsum(1) * counted + row_of_padding
+
+
+def attention_mask_of(arguments: Mapping[str, Any]) -> Tensor:
+    """Which tokens are no padding: all, where nothing else is said."""
+    mask: Tensor | None = arguments.get("attention_mask")
+    return torch.ones_like(arguments["input_ids"]) if mask is None else mask
 
 
 def _chosen_by_text(module: Any, plain: Any, x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> Any:

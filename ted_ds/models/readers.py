@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from ted_ds.errors import CheckpointError
-from ted_ds.models.families import family_of
 from ted_ds.models.family import ENCODER, path_in_body
+from ted_ds.models.found import family_of_folder
 from ted_ds.models.heads import FilterProbes, frozen_or_new_heads, read_first
 from ted_ds.models.two_stacks import shifted
 from ted_ds.numerics.filters import INITIAL_STD, FilterBank
@@ -81,7 +81,7 @@ def seq2seq_probes(bank: FilterBank, *, dim: int, model_path: Path, kind: str, d
 def _frozen_embeddings(model_path: Path, dtype: torch.dtype) -> nn.Embedding:
     """A copy of a model's token embeddings, read from its files: the live ones may be sharded over the ranks."""
     config = AutoConfig.from_pretrained(model_path, local_files_only=True)
-    family = family_of(config.model_type)
+    family = family_of_folder(model_path)
     path = family.token_embeddings_path
     names = [f"{path}.weight", *([path_in_body(f"{path}.weight")] if family.body_has_own_name else [])]
     if family.is_tied(config.to_dict()):  # under the one name that the files may have

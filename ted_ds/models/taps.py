@@ -14,8 +14,18 @@ from ted_ds.models.document_mask import mask_of_documents
 from ted_ds.models.family import Family
 from ted_ds.models.joined_rows import Rows
 from ted_ds.models.partial import Arrival, keep_share
-from ted_ds.models.parts import blocks_of, embeddings_of, layers_of_blocks, lm_head_of, logit_rule_of, put_part
-from ted_ds.models.positions import choose_by_text, positions_in_row
+from ted_ds.models.parts import (
+    behind_body_of,
+    blocks_of,
+    embeddings_of,
+    give_lm_head,
+    layers_of_blocks,
+    lm_head_of,
+    logit_rule_of,
+    put_part,
+)
+from ted_ds.models.passes import Passes
+from ted_ds.models.positions import attention_mask_of, choose_by_text, positions_behind, positions_in_row
 from ted_ds.models.predictions import DensePredictions, Predictions, VocabularyHead, VocabularyPredictions
 from ted_ds.models.share import Share
 from ted_ds.models.two_stacks import layers_of_stacks, run_stacks, with_decoder_inputs
@@ -61,7 +71,10 @@ class TappedModel(nn.Module):
             pooled: Whether a head of its own, which is no LM head, says one thing of a text, or some of each token.
         """
         super().__init__()
-        self.share = share or Share.whole(len(blocks_of(model, family)))
+        config = model.config.to_dict()
+        family = family.as_configured(config)
+        give_lm_head(model, family)
+        self.share = share or Share.whole(len(family.block_of_layers(config)))
         first_names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._arrival: Arrival | None = keep_share(model, family, self.share)
         self.aliases = {
@@ -80,7 +93,8 @@ class TappedModel(nn.Module):
         self._captured: dict[Layer, Tensor] = {}
         self._on_state: OnState | None = None
         self._family, self._pooled = family, pooled
-        self._takes_token_types = family.num_token_types(model.config.to_dict()) > 1
+        self._takes_token_types = family.num_token_types(config) > 1
+        self._row_of_padding = family.row_of_padding(config)
         self._needs_positions = choose_by_text(model)
         self._num_chosen = self._num_chosen_experts()
         self._has_lm_head = self.share.has_output and model.get_output_embeddings() is not None
@@ -92,9 +106,19 @@ class TappedModel(nn.Module):
         if family.embeddings_path is None and self.share.has_embeddings:
             self.first_state = nn.Identity()
             blocks_of(model, family)[0].register_forward_pre_hook(self._show_first_state)
+        self.passes: Passes | None = None
+        """Where several layers go through one block."""
+        if family.num_shared_key is not None:
+            self.passes = Passes(model, family, self.share.stop)
         modules = self._modules_of_layers()
         for layer in dict.fromkeys(self.layers[place] for place in sorted(self._places)):
             modules[layer].register_forward_hook(self._tap(layer))
+
+    @property
+    def buffers_in_files(self) -> dict[str, Tensor]:
+        """What does not train, and belongs into the model's files all the same, by its names there."""
+        path = self._family.logits_bias_path
+        return {} if path is None else {path: self.model.get_buffer(path)}
 
     def _num_chosen_experts(self) -> int:
         """How many experts a token goes through in a model whose routers are balanced; 0 in others."""
@@ -103,8 +127,10 @@ class TappedModel(nn.Module):
 
     @property
     def pooled_token(self) -> str:
-        """Which kept token a label is read at: ``first`` or ``last``."""
-        return self._family.pooled_token
+        """Which kept token a label is read at: ``first`` or ``last``; or the ``mean`` of all."""
+        key = self._family.pooling_key
+        is_mean = key is not None and getattr(self.model.config, key, None) == "mean"
+        return "mean" if is_mean else self._family.pooled_token
 
     @property
     def unread_id(self) -> int | None:
@@ -112,7 +138,7 @@ class TappedModel(nn.Module):
 
         Its own ``pad_token_id``, which a text may end with where it is the end token's, too; None where it has none.
         """
-        pad_id: int | None = self.model.config.get_text_config().pad_token_id
+        pad_id: int | None = getattr(self.model.config.get_text_config(), "pad_token_id", None)
         return pad_id if self.pooled_token == "last" else None
 
     def _label_logits(self, arguments: Mapping[str, Any]) -> Tensor:
@@ -123,13 +149,13 @@ class TappedModel(nn.Module):
         Those of a text not by the forward of transformers' own decoders: that finds the last token by its id alone,
         whether it is padding or not, and reads none of several rows where there is no padding id.
         """
-        if self.pooled_token == "first" or not self._pooled:
+        if self._family.pooled_token == "first" or not self._pooled:
             output = self.model(**arguments)
             return output.logits if "logits" in output else torch.stack([output.start_logits, output.end_logits], dim=1)
         hidden = self.model.base_model(**arguments).last_hidden_state
         unread = None if self.unread_id is None else arguments["input_ids"] == self.unread_id
         logits = self.model.get_submodule(self._family.label_heads[0])(hidden)
-        return pool(logits, _attention_mask(arguments), how=self.pooled_token, unread=unread)
+        return pool(logits, attention_mask_of(arguments), how=self.pooled_token, unread=unread)
 
     def named_layers(self) -> dict[str, nn.Module]:
         """Every layer's module by its name, from the embeddings to the last block; of a share, those it computes."""
@@ -143,7 +169,9 @@ class TappedModel(nn.Module):
         if self._family.is_stacked:
             assert self.first_state is not None
             return layers_of_stacks(self.model, self._family, self.first_state)
-        layers = layers_of_blocks(self.model, self._family)[self.share.start : self.share.stop]
+        passes = self.passes
+        layers = layers_of_blocks(self.model, self._family) if passes is None else [*passes.modules_of_layers]
+        layers = layers[self.share.start : self.share.stop]
         before = embeddings_of(self.model, self._family) if self.first_state is None else self.first_state
         named: list[Layer] = [*range(self.share.start, self.share.start + len(layers) + 1)]
         return dict(zip(named, [before, *layers], strict=True))
@@ -170,26 +198,35 @@ class TappedModel(nn.Module):
 
         There are no predictions afterwards. A share of a model has been cut there already.
         """
-        if not self.share.is_whole:
+        if not self.share.is_whole or "drop" in self._family.refused:
             return []
         dropped: list[nn.Module] = []
         if not self._family.is_stacked:  # whose last blocks are of a decoder, which reads all of the encoder
-            blocks = blocks_of(self.model, self._family)
-            # layer 0 may be known by who takes it alone
-            kept = max(*map(number_of, self.layers), 0 if self.first_state is None else 1)
-            dropped = list(blocks[kept:])
-            del blocks[kept:]
-            self.model.config.num_hidden_layers = kept
-            self.share = replace(self.share, stop=kept)
-        head = self.model.get_output_embeddings()
+            dropped += self._drop_blocks()
+        head = lm_head_of(self.model, self._family) if self._has_lm_head else None
         embeddings: Any = self.model.get_input_embeddings()
         if isinstance(head, VocabularyHead) and head.weight is not embeddings.weight:
             dropped.append(head)
             put_part(self.model, self._family.lm_head_path, nn.Identity())
-        if isinstance(head, VocabularyHead) and self._family.before_lm_head is not None:
-            dropped.append(self.model.get_submodule(self._family.before_lm_head))
-            put_part(self.model, self._family.before_lm_head, nn.Identity())
+        for path in self._family.before_lm_head if isinstance(head, VocabularyHead) else ():
+            dropped.append(self.model.get_submodule(path))
+            put_part(self.model, path, nn.Identity())
         self._can_predict = False
+        return dropped
+
+    def _drop_blocks(self) -> list[nn.Module]:
+        """Leave out the blocks above the last tapped layer; returns them."""
+        blocks = blocks_of(self.model, self._family)
+        # layer 0 may be known by who takes it alone
+        kept = max(*map(number_of, self.layers), 0 if self.first_state is None else 1)
+        dropped: list[nn.Module] = []
+        if self.passes is None:
+            dropped += blocks[kept:]
+            del blocks[kept:]
+        elif len(blocks) > 1:  # of fewer passes, each block would have others
+            kept = self.share.stop
+        self.model.config.num_hidden_layers = kept
+        self.share = replace(self.share, stop=kept)
         return dropped
 
     def _install_lm_head(self) -> None:
@@ -203,15 +240,15 @@ class TappedModel(nn.Module):
         head: Any = lm_head_of(self.model, self._family)
         if self._family.logits_bias_path is not None:
             head.added = self.model.get_buffer(self._family.logits_bias_path)[0]
-        if self._family.before_lm_head is not None:
-            hidden = self.model.get_submodule(self._family.before_lm_head)(hidden)
+        for module in behind_body_of(self.model, self._family):
+            hidden = module(hidden)
         return VocabularyPredictions(hidden, head, routers, self._num_chosen)
 
     def _tap(self, layer: Layer) -> Callable[[nn.Module, Any, Any], None]:
         places = [place for place, other in enumerate(self.layers) if other == layer and place in self._places]
 
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            state: Tensor = self._rows.part(output[0] if isinstance(output, tuple) else output)
+            state: Tensor = self._rows.part(output[0] if isinstance(output, tuple | list) else output)
             if self._on_state is None:
                 self._captured[layer] = state
                 return
@@ -251,7 +288,9 @@ class TappedModel(nn.Module):
         if getattr(self.model.config, "use_cache", False):
             arguments["use_cache"] = False
         if self._needs_positions and "position_ids" not in arguments:
-            arguments["position_ids"] = positions_in_row(_attention_mask(arguments))
+            arguments["position_ids"] = positions_in_row(attention_mask_of(arguments))
+        if self._row_of_padding is not None:
+            arguments["position_ids"] = positions_behind(self._row_of_padding, arguments)
         attention = self.model.config._attn_implementation
         self._rows = Rows.of(arguments, attention)
         if not self._family.finds_documents and "flash" not in str(attention):
@@ -293,9 +332,3 @@ class TappedModel(nn.Module):
             assert logits is not None
             return logits, states
         return then(predictions, states)
-
-
-def _attention_mask(arguments: Mapping[str, Any]) -> Tensor:
-    """Which tokens are no padding: all, where nothing else is said."""
-    mask: Tensor | None = arguments.get("attention_mask")
-    return torch.ones_like(arguments["input_ids"]) if mask is None else mask

@@ -56,6 +56,22 @@ READING_SETTINGS = (
     "split_special_tokens",
 )
 """By which transformers' classes make steps of a tokenizer anew, whatever ``tokenizer.json`` says."""
+ROBERTA_ROLES = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "sep_token": "</s>",
+    "pad_token": "<pad>",
+    "cls_token": "<s>",
+    "mask_token": "<mask>",
+}
+BERT_ROLES = {
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+}
 CLASS_ROLES: Mapping[str, Mapping[str, str]] = {
     "LlamaTokenizer": {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
     "GPT2Tokenizer": dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|endoftext|>"),
@@ -71,22 +87,18 @@ CLASS_ROLES: Mapping[str, Mapping[str, str]] = {
         "pad_token": "<pad>",
         "mask_token": "<mask>",
     },
-    "BertTokenizer": {
-        "unk_token": "[UNK]",
-        "sep_token": "[SEP]",
-        "pad_token": "[PAD]",
-        "cls_token": "[CLS]",
-        "mask_token": "[MASK]",
-    },
-    "DebertaV2Tokenizer": {
+    **dict.fromkeys(("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer"), BERT_ROLES),
+    "RobertaTokenizer": ROBERTA_ROLES,
+    "XLMRobertaTokenizer": ROBERTA_ROLES,
+    "MPNetTokenizer": {**ROBERTA_ROLES, "unk_token": "[UNK]"},
+    "AlbertTokenizer": {
+        **BERT_ROLES,
         "bos_token": "[CLS]",
         "eos_token": "[SEP]",
-        "unk_token": "[UNK]",
-        "sep_token": "[SEP]",
-        "pad_token": "[PAD]",
-        "cls_token": "[CLS]",
-        "mask_token": "[MASK]",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
     },
+    "DebertaV2Tokenizer": {**BERT_ROLES, "bos_token": "[CLS]", "eos_token": "[SEP]"},
 }
 """Tokens that transformers' classes have where the files name none for the role."""
 MAY_MAKE_ENDS_ANEW = ("GPTNeoXTokenizer", "GemmaTokenizer")

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
+from ted_ds.errors import CheckpointError
+
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
@@ -89,6 +91,23 @@ class TokenizerTraits:
         owner = self.backend if self.loaded is None else self.loaded
         assert owner is not None
         return owner.decode([index])
+
+
+def refuse_without_places(tokenizer: Any, kind: str) -> None:
+    """Make sure that a tokenizer of transformers says which characters of a text its tokens are of.
+
+    Args:
+        tokenizer: Of a model that reads texts.
+        kind: Of the task that needs it.
+
+    Raises:
+        CheckpointError: It does not.
+    """
+    if not tokenizer.is_fast:
+        raise CheckpointError(
+            f"{tokenizer.name_or_path}: its tokenizer does not say which characters its tokens are of, which {kind} "
+            "needs; use a model with a tokenizer.json"
+        )
 
 
 def as_json(step: Any) -> Any:

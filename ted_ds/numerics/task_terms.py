@@ -14,8 +14,8 @@ task                              task loss                              predict
 ``multi_label_classification``    binary cross-entropy per kept          divergence over yes and no, per kept example
                                   example and label                      and label
 ``regression``                    squared error per kept target          squared difference per kept target
-``token_classification``          cross-entropy per word with a label    divergence over the labels, per word with a
-                                                                         label
+``token_classification``          cross-entropy per word with a label,   divergence over the labels, per word with a
+                                  or per token of such words             label, or per token of such words
 ``multiple_choice``               cross-entropy over the choices, per    divergence over the choices, per kept
                                   kept question                          question
 ``chat``                          cross-entropy per token of a           divergence over the vocabulary, the same or

@@ -13,8 +13,11 @@ from ted_ds.phases.work import Kit, Work
 from ted_ds.planning.phase import EVALUATE, Phase
 from ted_ds.runtime.outputs import frozen_outputs, row_outputs
 from ted_ds.runtime.sharding import collect_garbage
+from ted_ds.tasks.scoring import Recorder
 
 RESULTS_FILE = "evaluation.json"
+PREDICTIONS = "predictions"
+"""The folder with what models predict, where their kind of task has files for it."""
 
 
 def results_file(folders: RunFolders) -> Path:
@@ -42,15 +45,20 @@ def _inputs(inputs: Inputs, _: Phase) -> dict[str, Any]:
 def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
     build = kit.build
     results: dict[str, dict[str, float]] = {}
+    files: dict[Path, Any] = {}
     tests = build.world.agree(build.language_tests)
     for name, path in kit.folders.evaluated_paths().items():
         model = build.models.frozen("teacher" if name == "teacher" else "student", path, new_head_allowed=True)
-        metrics, tokens_per_s = build.evaluate(frozen_outputs(model))
+        recorder = Recorder(build.kind)
+        model_name = name.replace(" ", "_")
+        metrics, tokens_per_s = build.evaluate(frozen_outputs(model), scorer=recorder)
         results[name] = {**metrics[0], "perf/tokens_per_s": tokens_per_s, "num_parameters": model.num_parameters}
-        for part, samples in {**build.data.apart, "test": build.data.test}.items():
-            if samples:
-                (of_part,), _ = build.evaluate(frozen_outputs(model), samples)
-                results[name] |= {f"{part}/{metric}": value for metric, value in of_part.items()}
+        files |= {Path(PREDICTIONS, model_name, file): content for file, content in recorder.files.items()}
+        for part, samples in build.data.beside.items():
+            (of_part,), _ = build.evaluate(frozen_outputs(model), samples, scorer=recorder)
+            results[name] |= {f"{part}/{metric}": value for metric, value in of_part.items()}
+            of_set = f"{model_name}.{part}"
+            files |= {Path(PREDICTIONS, of_set, file): content for file, content in recorder.files.items()}
         for test in tests:
             results[name] |= build.run_test(row_outputs(model), test)
         model.release()
@@ -61,7 +69,9 @@ def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
         kit.journal.track(phase.name, 0, {f"{name.replace(' ', '_')}/{key}": v for key, v in values.items()})
 
     def write(place: Path) -> dict[str, Any]:
-        (place / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        for file, content in {Path(RESULTS_FILE): results, **files}.items():
+            (place / file).parent.mkdir(parents=True, exist_ok=True)
+            (place / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         return results
 
     kit.write(folder, write)

@@ -88,10 +88,10 @@ class Inputs:
 
     def test_data(self) -> dict[str, Any]:
         """The files of ``data.test`` and how they are read; nothing where there are none."""
-        data = self.recipe.data
-        if data.test is None:
+        test = self.recipe.data.test
+        if test is None:
             return {}
-        values = [source.model_dump(mode="json", exclude={"path"}) for source in data.test]
+        values = [source.model_dump(mode="json", exclude={"path"}) for source in test]
         return {"test": without_secrets(values), "test_files": self._settled.listing.test_identity()}
 
     def language_tests(self) -> dict[str, Any]:

@@ -40,15 +40,17 @@ class Side:
     facts: ModelFacts
     trained_first: bool
     """Whether the run fine-tunes it on the task before anything is compared with it."""
+    by_config: bool = False
+    """Whether there is nothing of it but a ``config.json``."""
 
     @functools.cached_property
     def tokenizer(self) -> TokenizerTraits | None:
-        """Its folder's tokenizer; None where only transformers can read it.
+        """Its folder's tokenizer; None where only transformers can read it, or where there is none yet.
 
         Raises:
             CheckpointError: A file of it is damaged.
         """
-        return tokenizer_of_files(self.folder)
+        return None if self.by_config else tokenizer_of_files(self.folder)
 
 
 def broken_contracts(recipe: Recipe, teacher: Side | None, student: Side | None) -> Mapping[str, list[str]]:
@@ -154,7 +156,7 @@ def _check_lm_head(recipe: Recipe, side: Side, teacher: Side | None) -> None:
         )
     if side.trained_first:
         return
-    what = f"its weights hold no head for {recipe.task.kind} ({side.facts.family.before_lm_head} and what follows)"
+    what = f"its weights hold no head for {recipe.task.kind} ({side.facts.family.before_lm_head[0]} and what follows)"
     if side is teacher:
         raise ConfigError(f"{what} and its predictions would be random; fine-tune it on the task: add teacher.finetune")
     filters = recipe.filters

@@ -10,8 +10,8 @@ from typing import Any
 from ted_ds.config.schema import Recipe
 from ted_ds.models.parameters import Parameters
 from ted_ds.planning.deepspeed_json import deepspeed_json_of
-from ted_ds.planning.memory import frozen_bytes, gib
-from ted_ds.planning.phase_memory import SHARDED_HOSTS, phase_memories, with_head
+from ted_ds.planning.memory import SHARDED_HOSTS, frozen_bytes, gib
+from ted_ds.planning.phase_memory import phase_memories, with_head
 from ted_ds.planning.plan import Plan
 from ted_ds.planning.stage_memory import describe_stages
 
@@ -85,12 +85,15 @@ def choose_host(
         cannot_load = f"to load {gib(whole)} on each rank does not fit into {gib(free_host)} of host memory"
     no_torchao = None if machine.torchao_is_there else "torchao is not installed"
     no_int8 = "the run began without it" if began_whole else no_torchao
+    refused = plan.teacher.family.refused
+    no_cpu_offload = _no_cpu_offload(recipe, teacher, world_size, free_host, device_is_host=device_is_host)
+    no_disk = None if recipe.teacher.offload_dir else "teacher.offload_dir is not set"
     impossible: dict[str, str | None] = {
         "replica": cannot_load,
-        "int8": no_int8 or cannot_load,
-        "zero3": None if world_size > 1 else "one rank has nobody to share with",
-        "cpu_offload": _no_cpu_offload(recipe, teacher, world_size, free_host, device_is_host=device_is_host),
-        "nvme_offload": None if recipe.teacher.offload_dir else "teacher.offload_dir is not set",
+        "int8": refused.get("int8") or no_int8 or cannot_load,
+        "zero3": refused.get("zero3") or (None if world_size > 1 else "one rank has nobody to share with"),
+        "cpu_offload": refused.get("zero3") or no_cpu_offload,
+        "nvme_offload": refused.get("zero3") or no_disk,
     }
     left_out, least = [], ("replica", math.inf)
     for host in HOSTS:

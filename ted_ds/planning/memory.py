@@ -15,6 +15,8 @@ from ted_ds.config.deepspeed_keys import offload_device, zero_stage
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.parameters import Parameters
 
+SHARDED_HOSTS = ("zero3", "cpu_offload", "nvme_offload")
+"""Of the teacher's hosts, those where an engine of ZeRO-3 holds its weights."""
 ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 STATES_BYTES = 8
 """Of the two fp32 moments of an Adam-like optimizer."""

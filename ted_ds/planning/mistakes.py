@@ -94,16 +94,18 @@ def check_data(recipe: Recipe, rows: Rows, mistakes: Mistakes) -> dict[str, Firs
     ``rows`` reads those of the recipe's task.
     """
     looked_at = {}
-    sources = {f"data.{within}": one for within, one in recipe.data.sources}
+    given = [(f"data.{within}", one, rows) for within, one in recipe.data.sources]
+    # texts of language models, whatever rows the task learns from
+    texts = TextsAlone([recipe.task.document_column or "text"]) if rows.are_labelled else rows
     for within, _, test in recipe.evaluation.tests:
-        sources |= {f"evaluation.{within}.sources[{index}]": one for index, one in enumerate(test.sources)}
-    for place, one in sources.items():
+        given += [(f"evaluation.{within}.sources[{index}]", one, texts) for index, one in enumerate(test.sources)]
+    for place, one, as_rows in given:
         is_here = not is_remote(one.path) and not names_hub(one)
         if is_here and mistakes.attempt(f"{place}.path", functools.partial(locate, one)) is None:
             continue
         if Told.by(os.environ).rank != 0:
             continue
-        looked_at[place] = _look_at(one, rows, recipe.data.cleaning)
+        looked_at[place] = _look_at(one, as_rows, recipe.data.cleaning)
         mistakes.add(place, *looked_at[place].problems)
     parts, heldout = recipe.data.parts, recipe.data.heldout_key
     for part, sources in parts.items():
@@ -117,10 +119,10 @@ def check_data(recipe: Recipe, rows: Rows, mistakes: Mistakes) -> dict[str, Firs
 
 
 def _look_at(source: Source, rows: Rows, cleaning: Cleaning) -> FirstRows:
-    if not isinstance(source, TransferSource):
-        return first_rows(source, rows, cleaning=cleaning)
-    own = TextsAlone(source.text_columns(rows.columns[: rows.num_texts]))
-    return replace(first_rows(source, own, cleaning=cleaning), num_unlabelled=0)  # there may be labels
+    if isinstance(source, TransferSource):
+        rows = TextsAlone(source.text_columns(rows.columns[: rows.num_texts]))
+    found = first_rows(source, rows, cleaning=cleaning)
+    return replace(found, num_unlabelled=0) if isinstance(rows, TextsAlone) else found  # there may be labels
 
 
 def _compile_mistakes(recipe: Recipe, config: dict[str, Any]) -> Iterator[str]:
@@ -195,11 +197,6 @@ def _two_stacks_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
             "its config.json has no decoder_start_token_id, with which its decoder starts; give the one that the "
             "weights were trained with"
         )
-    if recipe.pipeline.stages > 1:
-        yield (
-            f"pipeline.stages is {recipe.pipeline.stages}: the stages of a pipeline pass one state on, and each block "
-            "of a decoder reads the encoder's last beside that of the block before; use pipeline.stages: 1"
-        )
     if recipe.data.padding.side == "left":
         yield "data.padding.side is left, but a target begins at its row's first place; use right"
 
@@ -209,11 +206,6 @@ def _model_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
     if recipe.task.has_lm_head and facts.family.language_model != wanted:
         kind = f"{wanted.removesuffix('LM').lower()} LM"
         yield f"a {facts.model_type} is no {kind}; use one of {', '.join(types_of(wanted))}"
-    elif recipe.task.has_lm_head and facts.switched_off is not None:
-        yield (
-            f"its config.json has {facts.switched_off}: false, and such an LM head is not known here; set it to true "
-            "and fine-tune a new one (teacher.finetune, student.finetune)"
-        )
     if facts.family.is_stacked:
         yield from _two_stacks_mistakes(recipe, facts)
     elif recipe.task.architecture in facts.family.lacks:
@@ -223,6 +215,11 @@ def _model_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
         yield (
             f"a {facts.model_type} has no head for {recipe.task.kind} here, as its blocks have other names in "
             f"transformers' model for it; use one of {', '.join(SPAN_TYPES)}"
+        )
+    if recipe.pipeline.stages > 1 and facts.family.unstaged is not None:
+        yield (
+            f"pipeline.stages is {recipe.pipeline.stages}, but {facts.family.unstaged}; remove it, and share memory "
+            "out by ZeRO"
         )
     if recipe.attention not in ("auto", *facts.family.attention):
         yield f"a {facts.model_type} has no {recipe.attention} attention; use attention: auto"

@@ -16,6 +16,7 @@ from ted_ds.models.parameters import Parameters
 from ted_ds.numerics.layer_map import stack_of
 from ted_ds.planning.memory import (
     ITEM_BYTES,
+    SHARDED_HOSTS,
     Trained,
     activation_bytes,
     bucket_bytes,
@@ -25,9 +26,6 @@ from ted_ds.planning.memory import (
 )
 from ted_ds.planning.phase import DISTILL, Phase, phases_of, training_of
 from ted_ds.planning.plan import Plan
-
-SHARDED_HOSTS = ("zero3", "cpu_offload", "nvme_offload")
-"""Of the teacher's hosts, those where an engine of ZeRO-3 holds its weights."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +210,7 @@ def facts_of(plan: Plan, side: str) -> ModelFacts:
 
 def with_head(recipe: Recipe, facts: ModelFacts) -> Parameters:
     """A model's parameters as the task uses it: a classifier goes without the LM head."""
-    return facts.as_language_model if recipe.task.has_lm_head else facts.parameters.as_classifier()
+    return facts.as_language_model if recipe.task.has_lm_head else facts.as_classifier
 
 
 def _activations(recipe: Recipe, training: PhasePlan, facts: ModelFacts) -> int:

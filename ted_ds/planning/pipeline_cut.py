@@ -218,7 +218,7 @@ class _Cutter:
         """Of a forward pass through the blocks before each block, and through all of them."""
         attention = 2 * facts.hidden_size * self._recipe.task.sequence_length  # scores, and what they weigh
         cost = [0.0]
-        for block in facts.parameters.of_blocks:
+        for block in facts.parameters.of_layers:
             matrices = sum(math.prod(shape) for shape in block if len(shape) == 2)
             matrices += sum(facts.num_chosen_experts * math.prod(shape[1:]) for shape in block if len(shape) == 3)
             cost.append(cost[-1] + 2.0 * (matrices + attention))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ted_ds.config.evaluation import lm_eval_mistakes
@@ -14,17 +13,15 @@ from ted_ds.config.schema import Recipe
 from ted_ds.config.tasks import Task
 from ted_ds.config.without_effect import settings_without_effect
 from ted_ds.data.first_rows import FirstRows
-from ted_ds.data.row_counts import RowCount, count_training_rows
+from ted_ds.data.row_counts import RowCount
 from ted_ds.data.samples import Rows
-from ted_ds.data.sources import HUB_NAME
 from ted_ds.data.transfer import share_of
-from ted_ds.errors import ConfigError, raise_all
-from ted_ds.launching.starters import Told
-from ted_ds.models.family import ENCODER
-from ted_ds.models.files import ModelFacts, read_model_facts
-from ted_ds.models.folder import no_folder
+from ted_ds.errors import raise_all
+from ted_ds.models.files import ModelFacts
 from ted_ds.numerics.layer_map import Layer, LayerPairs, make_layer_map_of_stacks
 from ted_ds.planning.contracts import Side, broken_contracts, document_ends, doubts
+from ted_ds.planning.data_sizes import corpus_bytes, count_rows
+from ted_ds.planning.family_uses import refused_uses
 from ted_ds.planning.mistakes import (
     Mistakes,
     check_data,
@@ -34,10 +31,12 @@ from ted_ds.planning.mistakes import (
     check_routers,
     check_tracking,
 )
+from ted_ds.planning.model_lookup import HubLookup, KnownModel, by_local_files
 from ted_ds.planning.phase import phases_of
 from ted_ds.planning.pipeline_cut import Stage, plan_stages
 from ted_ds.planning.quantised_teacher import quantised_mistakes
-from ted_ds.planning.steps import counts_epochs, epochs_in_words, with_rows
+from ted_ds.planning.steps import epochs_in_words, plan_with_rows
+from ted_ds.planning.student_facts import cut_facts
 
 RowsOf = Callable[[Task], Rows]
 
@@ -66,26 +65,16 @@ class Plan:
     """What is worth saying of settings that are right."""
     files: tuple[str, ...] = ()
     """The recipe's file, the one it extends, and so on; none where it was not read from a file."""
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """What facts of a side are from, in words for behind them, where they are not from all its files."""
     num_rows: RowCount | None = None
-    """Training rows, where the recipe counts in epochs and they are quickly counted."""
+    """Training rows, where they are asked for and quickly counted."""
+    corpus_bytes: Mapping[int, int] = field(default_factory=dict)
+    """About how many bytes of text sources of ``data.train`` have, by their places there, where that is known."""
 
     def layers(self, side: str) -> tuple[Layer, ...]:
         """The ``student``'s or the ``teacher``'s side of the layer map."""
         return tuple(pair[0 if side == "student" else 1] for pair in self.layer_pairs)
-
-
-def local_model(path: str) -> Path | None:
-    """The folder a model path names; None for a hub name.
-
-    Raises:
-        ConfigError: It is neither.
-    """
-    folder = Path(path)
-    if folder.is_dir():
-        return folder
-    if folder.exists() or not HUB_NAME.match(path):
-        raise ConfigError(f"{path}: {no_folder(folder)}")
-    return None
 
 
 def make_plan(
@@ -117,6 +106,7 @@ def plan_recipe(
     num_ranks: int = 1,
     contracts_hold: bool = True,
     in_pipeline: bool = True,
+    looks_up_hub: bool = False,
 ) -> tuple[Recipe, Plan]:
     """Read a recipe and plan it; see :func:`make_plan`.
 
@@ -127,6 +117,8 @@ def plan_recipe(
         num_ranks: Ranks the batches must divide over.
         contracts_hold: Whether models that break a contract are a mistake.
         in_pipeline: Whether the recipe's pipeline is used.
+        looks_up_hub: Whether hub names are looked up in what is here (:mod:`ted_ds.planning.model_lookup`); a run
+            fetches them first.
 
     Raises:
         ConfigError: Lists every mistake in the recipe and in the files it names, whatever else is wrong.
@@ -137,7 +129,14 @@ def plan_recipe(
     if recipe is not None:
         recipe = recipe if in_pipeline else recipe.without_pipeline()
         found = Mistakes()
-        plan = _lay_out(recipe, rows_of, found, num_ranks=num_ranks, contracts_hold=contracts_hold)
+        plan = _lay_out(
+            recipe,
+            rows_of,
+            found,
+            num_ranks=num_ranks,
+            contracts_hold=contracts_hold,
+            hub=HubLookup(draft.chain.files) if looks_up_hub else None,
+        )
         mistakes += [mistake for mistake in found.found if not draft.concerns_a_stand_in(mistake)]
     raise_all([draft.chain.place(mistake) for mistake in mistakes])
     assert recipe is not None
@@ -145,35 +144,51 @@ def plan_recipe(
     return recipe, replace(plan, files=tuple(map(str, draft.chain.files)))
 
 
-def _lay_out(recipe: Recipe, rows_of: RowsOf, mistakes: Mistakes, *, num_ranks: int, contracts_hold: bool) -> Plan:
+def _lay_out(
+    recipe: Recipe,
+    rows_of: RowsOf,
+    mistakes: Mistakes,
+    *,
+    num_ranks: int,
+    contracts_hold: bool,
+    hub: HubLookup | None = None,
+) -> Plan:
+    look_up = by_local_files if hub is None else hub
     remarks = check_deepspeed(recipe, num_ranks, mistakes)
     data = check_data(recipe, rows_of(recipe.task), mistakes)
-    num_rows = _count_rows(recipe, rows_of, mistakes)
+    num_rows = count_rows(recipe, rows_of, mistakes, hub)
+    num_bytes: Mapping[int, int] = {}
+    if hub is not None and recipe.task.packed and not mistakes.found:
+        num_bytes = mistakes.attempt("", lambda: corpus_bytes(recipe.data, hub)) or {}
     if recipe.output_dir.exists() and not recipe.output_dir.is_dir():
         mistakes.add("output_dir", f"{recipe.output_dir} is a file; give a folder")
 
     check_tracking(recipe, mistakes)
     mistakes.add("evaluation.lm_eval", *lm_eval_mistakes(recipe.evaluation.lm_eval))
-    teacher_dir = mistakes.attempt("teacher.path", lambda: local_model(recipe.teacher.path))
-    teacher = mistakes.attempt("teacher.path", lambda: read_model_facts(teacher_dir)) if teacher_dir else None
-    student_dir, student = teacher_dir, None
+    known = {"teacher": mistakes.attempt("teacher.path", lambda: look_up(recipe.teacher.path)) or KnownModel()}
+    teacher, student = known["teacher"].facts, None
     if recipe.student.path is not None:
         path = recipe.student.path
-        student_dir = mistakes.attempt("student.path", lambda: local_model(path))
-        student = mistakes.attempt("student.path", lambda: read_model_facts(student_dir)) if student_dir else None
+        known["student"] = mistakes.attempt("student.path", lambda: look_up(path)) or KnownModel()
+        student = known["student"].facts
     elif teacher is not None:
         place = "student.from_teacher" + ("" if teacher.family.is_stacked else ".blocks")
-        student = mistakes.attempt(place, lambda: _cut_facts(recipe, teacher))
+        student = mistakes.attempt(place, lambda: cut_facts(recipe, teacher))
 
-    mistakes.add("output_dir", *_output_among_models(recipe.output_dir, teacher_dir, student_dir))
+    folders = [one.folder for one in known.values()]
+    mistakes.add("output_dir", *_output_among_models(recipe.output_dir, *folders))
     if teacher is not None:
         check_model(recipe, teacher, "teacher.path", mistakes)
     if student is not None and recipe.student.path is not None:
         check_model(recipe, student, "student.path", mistakes)
     check_dropout(recipe, teacher, student, mistakes)
     check_routers(recipe, teacher, student, mistakes)
+    mistakes.add("", *refused_uses(recipe, teacher, student))
     mistakes.add("", *quantised_mistakes(recipe, teacher, student))
-    sides = model_sides(recipe, teacher_dir, teacher, student_dir, student)
+    of_student = known.get("student", known["teacher"])
+    places = known["teacher"].place, of_student.place
+    by_config = [side for side, one in (("teacher", known["teacher"]), ("student", of_student)) if one.config]
+    sides = model_sides(recipe, places[0], teacher, places[1], student, by_config=by_config)
     broken = [line for lines in broken_contracts(recipe, *sides).values() for line in lines]
     if contracts_hold:
         mistakes.add("", *broken)
@@ -198,19 +213,16 @@ def _lay_out(recipe: Recipe, rows_of: RowsOf, mistakes: Mistakes, *, num_ranks: 
         text_ends=document_ends(recipe, sides[0]) if sides[0] is not None and not broken else None,
         remarks=(*settings_without_effect(recipe), *remarks),
         num_rows=num_rows,
-        doubts=() if broken else tuple(line for lines in doubts(recipe, *sides).values() for line in lines),
+        corpus_bytes=num_bytes,
+        doubts=()
+        if broken
+        else (*_doubts(known), *(line for lines in doubts(recipe, *sides).values() for line in lines)),
+        origins={side: one.origin for side, one in known.items()},
     )
 
 
-def _count_rows(recipe: Recipe, rows_of: RowsOf, mistakes: Mistakes) -> RowCount | None:
-    """The training rows, where steps follow from them (on the first rank alone, which says what is wrong)."""
-    is_asked = counts_epochs(recipe) and recipe.task.one_sequence_each and Told.by(os.environ).rank == 0
-    if not is_asked or mistakes.found:
-        return None
-    count = mistakes.attempt("data.train", lambda: count_training_rows(recipe.data, rows_of(recipe.task)))
-    if count is not None and count.is_exact:
-        mistakes.attempt("", lambda: with_rows(recipe, count.number))
-    return count
+def _doubts(known: Mapping[str, KnownModel]) -> Iterator[str]:
+    return (f"{side}.path: {one.doubt}" for side, one in known.items() if one.doubt is not None)
 
 
 def _output_among_models(output: Path, *models: Path | None) -> Iterator[str]:
@@ -219,46 +231,26 @@ def _output_among_models(output: Path, *models: Path | None) -> Iterator[str]:
             yield f"{output} is in the model folder {folder}, which a run would write into; give another folder"
 
 
-def _cut_facts(recipe: Recipe, teacher: ModelFacts) -> ModelFacts:
-    cut = recipe.student.from_teacher
-    assert cut is not None
-    chosen, before = [], 0
-    if cut.of_stacks.keys() != teacher.blocks_of_stacks.keys():
-        rule = "has one stack of blocks: give blocks"
-        if teacher.family.is_stacked:
-            rule = "is an encoder-decoder: give encoder_blocks and decoder_blocks, and no blocks"
-        raise ConfigError(f"the teacher, a {teacher.model_type}, {rule}")
-    for stack, depth in teacher.blocks_of_stacks.items():
-        blocks = cut.of_stacks[stack]
-        outside = [block for block in blocks if block >= depth]
-        if outside:
-            whose = f"the teacher's {stack}" if stack else "the teacher"
-            raise ConfigError(
-                f"block {outside[0]} does not exist ({whose} has {depth} blocks, numbered from 0); use 0..{depth - 1}"
-            )
-        chosen += [before + block for block in blocks]
-        before += depth
-    return replace(
-        teacher,
-        num_blocks=len(chosen),
-        num_encoder_blocks=len(cut.of_stacks[ENCODER]) if ENCODER in cut.of_stacks else None,
-        parameters=teacher.parameters.cut(chosen),
-    )
-
-
 def model_sides(
     recipe: Recipe,
     teacher_dir: Path | None,
     teacher: ModelFacts | None,
     student_dir: Path | None,
     student: ModelFacts | None,
+    *,
+    by_config: Collection[str] = (),
 ) -> tuple[Side | None, Side | None]:
-    """The two models as contracts see them; None for one that is not known yet."""
+    """The two models as contracts see them; None for one that is not known yet.
+
+    Those ``by_config`` have no other files in their folders.
+    """
     teacher_tuned = recipe.teacher.finetune is not None
     cut_from_tuned = recipe.student.from_teacher is not None and teacher_tuned
     tuned = {"teacher": teacher_tuned, "student": recipe.student.finetune is not None or cut_from_tuned}
     teacher_side, student_side = (
-        Side(name, folder, facts, tuned[name]) if folder is not None and facts is not None else None
+        Side(name, folder, facts, tuned[name], by_config=name in by_config)
+        if folder is not None and facts is not None
+        else None
         for name, folder, facts in (("teacher", teacher_dir, teacher), ("student", student_dir, student))
     )
     return teacher_side, student_side
@@ -281,7 +273,9 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
         lines.append(f"recipe    {' extends '.join(plan.files)}")
     for name, facts in (("teacher", plan.teacher), ("student", plan.student)):
         if facts is None:
-            lines.append(f"{name:9} known once it is fetched from the hub")
+            lines.append(
+                f"{name:9} known once it is fetched from the hub, or its config.json is beside the recipe (README)"
+            )
         else:
             quantised = f", quantised ({facts.quantisation})" if facts.quantisation else ""
             of_stacks = [
@@ -290,7 +284,9 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
             shape = f"{'and '.join(of_stacks)}blocks of width {facts.hidden_size}"
             if facts.num_experts:
                 shape += f" with {facts.num_experts} experts, of which a token goes through {facts.num_chosen_experts}"
-            lines.append(f"{name:9} {facts.model_type}, {shape}{quantised}")
+            lines.append(f"{name:9} {facts.model_type}, {shape}{quantised}{plan.origins.get(name, '')}")
+            is_cut = name == "student" and recipe.student.path is None
+            lines += [f"found     {name}: {line}" for line in (() if is_cut else facts.family.found)]
     if plan.layer_pairs:
         pairs = " ".join(f"{s}<-{t}" for s, t in plan.layer_pairs)
         lines.append(f"layers    student<-teacher {pairs}, matched in {plan.filter_dim} dimensions")
@@ -311,12 +307,13 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
             cut = f"microbatches of at most {phase.micro_batch_tokens:,} padded tokens"
         task = recipe.task
         what = "sequences" if task.rows_per_example == 1 else f"questions of {task.rows_per_example} sequences"
-        steps = f"{phase.max_steps} steps" if phase.epochs is None else epochs_in_words(phase, plan.num_rows)
-        known = phase if plan.num_rows is None else phase.with_rows(plan.num_rows.number)
+        known = phase if plan.num_rows is None else plan_with_rows(recipe, phase, plan.num_rows.number)
+        steps = f"{phase.max_steps} steps" if phase.epochs is None else epochs_in_words(phase, known, plan.num_rows)
         line = f"{path:16} {steps} x {phase.global_batch_size} {what} = {readers} x {cut}"
         if known.max_steps is not None:
             tokens = known.max_steps * phase.global_batch_size * task.rows_per_example * task.sequence_length
-            line += f"; at most {tokens:,} tokens"
+            is_fewest = plan.num_rows is not None and plan.num_rows.limit == "least"
+            line += f"; {'about' if is_fewest else 'at most'} {tokens:,} tokens"
         lines.append(line)
     if plan.text_ends is not None:
         lines.append(f"texts     {plan.text_ends}")

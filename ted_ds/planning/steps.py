@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ted_ds.config.phase_plan import PhasePlan
+from ted_ds.config.phase_plan import ALL, PhasePlan
 from ted_ds.config.schema import Recipe
 from ted_ds.data.row_counts import RowCount
+from ted_ds.data.transfer import share_of
 from ted_ds.errors import raise_all
 
 
@@ -13,21 +14,44 @@ def counts_epochs(recipe: Recipe) -> bool:
     return any(plan.epochs is not None for plan in recipe.phase_plans().values())
 
 
-def with_rows(recipe: Recipe, num_rows: int) -> Recipe:
-    """The recipe with the steps of all plans known for so many training rows.
+def counts_all_texts(recipe: Recipe, plan: PhasePlan) -> bool:
+    """Whether the epochs of a plan are of all texts: training rows and those of ``data.transfer``, as they come."""
+    return plan.takes_transfer and recipe.data.transfer is not None and isinstance(recipe.data.transfer_share, str)
+
+
+def plan_with_rows(recipe: Recipe, plan: PhasePlan, num_rows: int, num_transfer: int | None = None) -> PhasePlan:
+    """A plan of the recipe with its steps known for so many training rows, and texts of ``data.transfer``.
+
+    It is as it was where their number decides and is None.
+    """
+    if counts_all_texts(recipe, plan):
+        return plan if num_transfer is None else plan.with_rows(num_rows + num_transfer)
+    share, others = ALL, recipe.data.transfer_share
+    if plan.takes_transfer and recipe.data.transfer is not None and not isinstance(others, str):
+        share -= share_of(others)
+    return plan.with_rows(num_rows, share=share)
+
+
+def with_rows(recipe: Recipe, num_rows: int, num_transfer: int | None = None) -> Recipe:
+    """The recipe with the steps of all plans known for so many training rows, and texts of ``data.transfer``.
 
     Raises:
         ConfigError: A schedule does not fit into them; lists every one.
     """
-    known = recipe.with_plans(lambda plan: plan.with_rows(num_rows))
+    known = recipe.with_plans(lambda plan: plan_with_rows(recipe, plan, num_rows, num_transfer))
     raise_all([f"{path}: {line}" for path, plan in known.phase_plans().items() for line in plan.step_mistakes()])
     return known
 
 
-def epochs_in_words(plan: PhasePlan, count: RowCount | None) -> str:
-    """What a plan's epochs come to; ``count`` is that of the training rows, None where it is not known."""
-    epochs = f"{plan.epochs:g} epochs"
-    if count is None:
+def epochs_in_words(plan: PhasePlan, known: PhasePlan, count: RowCount | None) -> str:
+    """What a plan's epochs come to.
+
+    Args:
+        plan: As the recipe has it.
+        known: The same with its steps, where they are known.
+        count: Of the training rows; None where it is not known.
+    """
+    epochs = f"{plan.epochs:g} epoch{'' if plan.epochs == 1 else 's'}"
+    if count is None or known.max_steps is None:
         return f"{epochs} = steps that are known once the data are read"
-    about = "" if count.is_exact else "about "
-    return f"{epochs} of {count} = {about}{plan.with_rows(count.number).steps:,} steps"
+    return f"{epochs} of {count} = {count.how}{known.steps:,} steps"

@@ -15,9 +15,9 @@ from typing import Any
 from ted_ds.config.deepspeed_keys import zero_stage
 from ted_ds.config.schema import Recipe
 from ted_ds.planning.deepspeed_json import deepspeed_json_of
-from ted_ds.planning.memory import ITEM_BYTES, gib
+from ted_ds.planning.memory import ITEM_BYTES, SHARDED_HOSTS, gib
 from ted_ds.planning.phase import phase_named, training_of
-from ted_ds.planning.phase_memory import SHARDED_HOSTS, facts_of, phase_memories, with_head
+from ted_ds.planning.phase_memory import facts_of, phase_memories, with_head
 from ted_ds.planning.pipeline_cut import operations_per_token
 from ted_ds.planning.plan import Plan
 

@@ -68,7 +68,7 @@ def offload_to(host: str, folder: Path | None, largest_parameter: int) -> dict[s
     """Where the shards of a frozen model wait on a host: DeepSpeed's ``offload_param``; None for on the device.
 
     Args:
-        host: One of :data:`ted_ds.planning.phase_memory.SHARDED_HOSTS`.
+        host: One of :data:`ted_ds.planning.memory.SHARDED_HOSTS`.
         folder: On a disk of each node, for ``nvme_offload``. Each process makes a folder of its own in it: DeepSpeed
             clears the one it is given, and names its files alike in every engine.
         largest_parameter: Which a buffer must hold.

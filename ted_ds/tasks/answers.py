@@ -6,7 +6,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ted_ds.numerics.task_terms import TaskTerms
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
+CERTAIN = 1e9
+"""By how much no answer exceeds another where there is none: JSON has no infinity."""
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -103,6 +105,8 @@ class Found(NamedTuple):
     score: float
     """Of the answer; -inf where there is none."""
     answer: str
+    name: str | None = None
+    """What the data call the question."""
 
 
 Observation = tuple[list[Found], float, int]
@@ -144,7 +148,7 @@ class Answers:
         if best is not None:
             score, start, end = best
             answer = passage.context[passage.spans[start, 0] : passage.spans[end, 1]]
-        return Found(passage.number, passage.answers or (), null_score, score, answer)
+        return Found(passage.number, passage.answers or (), null_score, score, answer, passage.name)
 
     def score(self, observations: Sequence[Observation]) -> dict[str, float]:
         """Metrics over everything observed."""
@@ -162,6 +166,19 @@ class Answers:
         if self._task.no_answer:
             metrics |= self._of_no_answers(questions, marks)
         return {**metrics, "num_examples": len(questions), "num_windows": len(found)}
+
+    def files(self, observations: Sequence[Observation]) -> dict[str, dict[str, Any]]:
+        """What the scripts of SQuAD read: the answer to each question by its id and, in 2.0, how much none exceeds it.
+
+        A question whose id the data do not say is called by its number. Of several with one id, the last is there.
+        """
+        questions = joined(one for windows, *_ in observations for one in windows)
+        named = {str(number) if one.name is None else one.name: one for number, one in enumerate(questions)}
+        files: dict[str, dict[str, Any]] = {"predictions.json": {name: self.choose(one) for name, one in named.items()}}
+        if self._task.no_answer:
+            odds = {name: min(one.null_score - one.score, CERTAIN) for name, one in named.items()}
+            files["null_odds.json"] = odds
+        return files
 
     def choose(self, one: Found) -> str:
         """The answer that is given to a question; nothing for none."""

@@ -169,10 +169,27 @@ class TaskKind(ABC, Generic[Task]):
         """The same as models are trained by them."""
         return self.terms
 
+    def settled(self, train: Sequence[Sample]) -> Task:  # noqa: ARG002 - as others do
+        """The recipe's section with the numbers in it that follow from what is trained on.
+
+        Raises:
+            DataError: None do.
+        """
+        return self.task
+
+    @property
+    def weights_in_words(self) -> str | None:
+        """What each label counts in the task loss in training; None where all count the same."""
+        return None
+
     @property
     @abstractmethod
     def scorer(self) -> Scorer:
         """What scores a model."""
+
+    def files_of(self, observations: Sequence[Any]) -> Mapping[str, Any]:  # noqa: ARG002 - as others do
+        """What is kept of a model's predictions once it is scored: what goes into JSON files, by their names."""
+        return {}
 
     @property
     def headline(self) -> str:
@@ -286,12 +303,7 @@ class HeadKind(TaskKind[HeadTask]):
     @property
     def head_config(self) -> dict[str, Any]:
         """Names of its outputs, and what they are, so that an exported model computes its own loss as trained."""
-        names = self.task.output_names
-        return {
-            "id2label": dict(enumerate(names)),
-            "label2id": {name: index for index, name in enumerate(names)},
-            "problem_type": self.problem_type,
-        }
+        return {**outputs_by_name(self.task.output_names), "problem_type": self.problem_type}
 
     def probes(
         self,
@@ -306,7 +318,20 @@ class HeadKind(TaskKind[HeadTask]):
         """A classifier each, at the token that the model itself is read at, or on the mean."""
         from ted_ds.models.heads import classification_probes
 
-        pooling = tapped.pooled_token if filters.pooling == "model" else filters.pooling
         return classification_probes(
-            bank, dim=dim, num_labels=self.task.num_outputs, pooling=pooling, unread_id=tapped.unread_id
+            bank,
+            dim=dim,
+            num_labels=self.task.num_outputs,
+            pooling=pooling_of(filters, tapped),
+            unread_id=tapped.unread_id,
         )
+
+
+def outputs_by_name(names: Sequence[str]) -> dict[str, Any]:
+    """What transformers' config says of a head whose outputs have these names, in their order."""
+    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+
+
+def pooling_of(filters: Filters, tapped: TappedModel) -> str:
+    """Where a text is read by what stands on its features in Stage I: as the recipe says, or where the model is."""
+    return tapped.pooled_token if filters.pooling == "model" else filters.pooling

@@ -21,7 +21,7 @@ from ted_ds.data.chat_template import (
 from ted_ds.data.conversations import NAMES, Dialogue, read_dialogue
 from ted_ds.data.reading.listing import DataListing
 from ted_ds.data.samples import Example, Label, Sample
-from ted_ds.errors import CheckpointError
+from ted_ds.models.tokenizer_traits import refuse_without_places
 from ted_ds.tasks.causal_lm import CausalLmKind
 
 if TYPE_CHECKING:
@@ -73,11 +73,7 @@ class ChatKind(CausalLmKind):
         """
         from ted_ds.data.tokenizers import traits_of
 
-        if not tokenizer.is_fast:
-            raise CheckpointError(
-                f"{tokenizer.name_or_path}: its tokenizer does not say which characters its tokens are of, which "
-                f"{self.chat.kind} needs; use a model with a tokenizer.json"
-            )
+        refuse_without_places(tokenizer, self.chat.kind)
         template = find_template(self.chat.chat_template, tokenizer.chat_template)
         vet_template(template, traits_of(tokenizer))
         return template

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ted_ds.config.data import Data
 from ted_ds.config.evaluation import LanguageTest, StridedPerplexity
 from ted_ds.config.schema import Recipe
+from ted_ds.data.document_ends import own_ends
 from ted_ds.data.language_tests import DETOKENIZERS, EndSample, last_word, num_words, strided
 from ted_ds.data.reading.listing import list_source
 from ted_ds.data.rows import RowReader, names_of
@@ -36,16 +37,25 @@ class OpenedTest:
 
 
 def open_test(
-    recipe: Recipe, name: str, test: LanguageTest, tokenizer: PreTrainedTokenizerBase, start: Sequence[int]
+    recipe: Recipe, name: str, test: LanguageTest, tokenizer: PreTrainedTokenizerBase, start: Sequence[int] | None
 ) -> OpenedTest:
-    """Read a test's texts; ``start`` are the ids that a document begins with.
+    """Read a test's texts.
+
+    Args:
+        recipe: The recipe.
+        name: Of the test.
+        test: The test.
+        tokenizer: Of the models.
+        start: The ids that a document begins with; None where the task has no documents, and they begin as the
+            tokenizer's own encode has them.
 
     Raises:
         DataError: A source is wrong, or there is nothing to score.
     """
-    from ted_ds.data.tokenizers import DocumentEncoder
+    from ted_ds.data.tokenizers import DocumentEncoder, traits_of
 
     encoder = DocumentEncoder(tokenizer)
+    start = own_ends(traits_of(tokenizer))[0] if start is None else start
     window = test.window or recipe.task.sequence_length
     samples: list[EndSample] = []
     words = 0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ted_ds.config.tasks import MultipleChoice
 from ted_ds.data.samples import Example, Label, Sample
-from ted_ds.tasks.base import HeadKind
+from ted_ds.tasks.base import HeadKind, outputs_by_name, pooling_of
 from ted_ds.tasks.guess import Guess, one_of
 from ted_ds.tasks.label_values import label_id, list_of
 from ted_ds.tasks.observations import Observation, joined, sklearn_metrics
@@ -141,7 +141,7 @@ class MultipleChoiceKind(HeadKind[Any]):
     @property
     def head_config(self) -> dict[str, Any]:
         """One output: how well a choice fits."""
-        return {"id2label": {0: "fits"}, "label2id": {"fits": 0}}
+        return outputs_by_name(self.task.output_names)
 
     def probes(
         self,
@@ -156,8 +156,7 @@ class MultipleChoiceKind(HeadKind[Any]):
         """A classifier each, of one output, of which those of a text's choices stand side by side."""
         from ted_ds.models.choices import choice_probes
 
-        pooling = tapped.pooled_token if filters.pooling == "model" else filters.pooling
-        return choice_probes(bank, dim=dim, num_choices=self.task.rows_per_example, pooling=pooling)
+        return choice_probes(bank, dim=dim, num_choices=self.task.rows_per_example, pooling=pooling_of(filters, tapped))
 
     # --- numbers ----------------------------------------------------------------------------------------------------
 

@@ -12,9 +12,10 @@ import numpy as np
 
 from ted_ds.config.tasks import QuestionAnswering
 from ted_ds.data.samples import Example, Label, Sample
-from ted_ds.errors import CheckpointError, DataError
+from ted_ds.errors import DataError
+from ted_ds.models.tokenizer_traits import refuse_without_places
 from ted_ds.tasks.answers import Answers
-from ted_ds.tasks.base import HeadKind
+from ted_ds.tasks.base import HeadKind, outputs_by_name
 from ted_ds.tasks.guess import Guess, entropy_terms
 from ted_ds.tasks.label_values import UNLABELLED, is_nothing, whole_number
 from ted_ds.tasks.shown import shown_tokens
@@ -58,13 +59,20 @@ class QuestionAnsweringKind(HeadKind[Any]):
         """That of answers, or that of all there is in an article."""
         return [PARAGRAPHS if self.task.rows == "articles" else self.task.answers_column]
 
+    @property
+    def columns(self) -> list[str]:
+        """Those of texts, of answers and, where the task names one, of ids."""
+        of_ids = [] if self.task.id_column is None else [self.task.id_column]
+        return [*super().columns, *of_ids]
+
     def read(self, row: Mapping[str, Any], *, where: str, declared: Mapping[str, Sequence[str]]) -> list[Question]:
         """The question of a row, or all of an article; one that cannot be used says why."""
         if self.task.rows == "articles":
             return [self._question(*parts, where) for parts in _of_article(row[PARAGRAPHS], where)]
         label = self.read_label(row, where=where, declared=declared)
         question, context = (row[column] for column in self.text_columns)
-        return [self._question(question, context, label, where)]
+        name = None if self.task.id_column is None else row[self.task.id_column]
+        return [self._question(question, context, label, name, where)]
 
     def read_label(
         self,
@@ -80,15 +88,15 @@ class QuestionAnsweringKind(HeadKind[Any]):
         except (ValueError, RecursionError):
             return value
 
-    def _question(self, question: Any, context: Any, answers: Any, where: str) -> Question:
+    def _question(self, question: Any, context: Any, answers: Any, name: Any, where: str) -> Question:
         """A question with its answers.
 
         Raises:
             DataError: The answers are of another form.
         """
-        for name, text in (("question", question), ("context", context)):
+        for what, text in (("question", question), ("context", context)):
             if not isinstance(text, str) or not text.strip() or not _is_unicode(text):
-                return Question("", None, wrong=f"its {name} is {text!r:.40}; it must be text that is not empty")
+                return Question("", None, wrong=f"its {what} is {text!r:.40}; it must be text that is not empty")
         found = None if is_nothing(answers) else _answers(answers, f"{where}: question {question!r:.60}")
         if not found and not self.task.no_answer:
             found = None
@@ -106,7 +114,8 @@ class QuestionAnsweringKind(HeadKind[Any]):
                 )
             begin = start + len(text) - len(text.lstrip())
             label = [begin, start + len(text.rstrip())]
-        return Question(question.strip(), label, context, answers=texts)
+        called = None if is_nothing(name) else str(name)
+        return Question(question.strip(), label, context, answers=texts, name=called)
 
     def counted(self, label: Label | None) -> list[str]:
         """Whether there is an answer."""
@@ -118,11 +127,7 @@ class QuestionAnsweringKind(HeadKind[Any]):
         Raises:
             CheckpointError: The tokenizer does not say where its tokens come from.
         """
-        if not tokenizer.is_fast:
-            raise CheckpointError(
-                f"{tokenizer.name_or_path}: its tokenizer does not say which characters its tokens are of, which "
-                f"{self.task.kind} needs; use a model with a tokenizer.json"
-            )
+        refuse_without_places(tokenizer, self.task.kind)
         questions = [example for example in examples if isinstance(example, Question)]
         return Windows(self.task.max_length, self.task.stride).cut(tokenizer, questions, self._numbers)
 
@@ -142,8 +147,7 @@ class QuestionAnsweringKind(HeadKind[Any]):
     @property
     def head_config(self) -> dict[str, Any]:
         """Two outputs, by the names that transformers gives where it knows none: those of a classifier must go."""
-        names = [f"LABEL_{index}" for index in range(self.task.num_outputs)]
-        return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+        return outputs_by_name([f"LABEL_{index}" for index in range(self.task.num_outputs)])
 
     def probes(
         self,
@@ -174,6 +178,10 @@ class QuestionAnsweringKind(HeadKind[Any]):
         """By F1."""
         return Answers(self.terms, self.task)
 
+    def files_of(self, observations: Sequence[Any]) -> dict[str, dict[str, Any]]:
+        """Answers, and the odds of none, as the scripts of SQuAD read them."""
+        return self.scorer.files(observations)
+
     def told(self, sample: Sample) -> tuple[int, bool]:
         """Between how many tokens there is to choose, and whether it is the one that stands for no answer."""
         label: Any = sample.label
@@ -196,8 +204,8 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _of_article(paragraphs: Any, where: str) -> Iterator[tuple[Any, Any, Any]]:
-    """The questions, contexts and answers of an article.
+def _of_article(paragraphs: Any, where: str) -> Iterator[tuple[Any, Any, Any, Any]]:
+    """The questions, contexts, answers and ids of an article.
 
     Raises:
         DataError: It is none.
@@ -205,7 +213,7 @@ def _of_article(paragraphs: Any, where: str) -> Iterator[tuple[Any, Any, Any]]:
     try:
         for paragraph in paragraphs:
             for asked in paragraph["qas"]:
-                yield asked["question"], paragraph["context"], asked.get("answers")
+                yield asked["question"], paragraph["context"], asked.get("answers"), asked.get("id")
     except (TypeError, KeyError, AttributeError) as error:
         raise DataError(
             f"{where}: no article of SQuAD: {PARAGRAPHS} must be a list of {{context, qas: [{{question, answers}}]}} "

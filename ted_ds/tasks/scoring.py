@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ted_ds.data.loader import Batch
-from ted_ds.tasks.base import Scorer
+from ted_ds.tasks.base import Scorer, TaskKind
 
 Gather = Callable[[Any], list[Any]]
+
+
+class Recorder:
+    """A kind's scorer that also keeps what is written of the predictions themselves."""
+
+    def __init__(self, kind: TaskKind[Any]) -> None:
+        self._kind, self._scorer = kind, kind.scorer
+        self.headline, self.higher_is_better = self._scorer.headline, self._scorer.higher_is_better
+        self.files: Mapping[str, Any] = {}
+        """Of the output that was scored last (:meth:`TaskKind.files_of`)."""
+
+    def observe(self, outputs: Tensor, batch: Batch) -> Any:
+        """As the scorer does."""
+        return self._scorer.observe(outputs, batch)
+
+    def score(self, observations: Sequence[Any]) -> dict[str, float]:
+        """As the scorer does."""
+        self.files = self._kind.files_of(observations)
+        return self._scorer.score(observations)
 
 
 @torch.no_grad()

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ted_ds.config.tasks import SequenceClassification
-from ted_ds.data.samples import Label
+from ted_ds.data.samples import Label, Sample
 from ted_ds.tasks.base import HeadKind
 from ted_ds.tasks.guess import Guess, one_of
 from ted_ds.tasks.label_values import label_id
 from ted_ds.tasks.observations import Observation, joined, sklearn_metrics
-from ted_ds.tasks.weighing import weighed
+from ted_ds.tasks.weighing import weighed, weights_in_words, with_balance
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,6 +51,15 @@ class SequenceClassificationKind(HeadKind[SequenceClassification]):
     def training_terms(self) -> TaskTerms:
         """With class weights and label smoothing, where the recipe has them."""
         return weighed(self.terms, self.task)
+
+    def settled(self, train: Sequence[Sample]) -> SequenceClassification:
+        """With class weights that are balanced as numbers."""
+        return with_balance(self.task, [sample.label for sample in train if isinstance(sample.label, int)])
+
+    @property
+    def weights_in_words(self) -> str | None:
+        """The class weights."""
+        return weights_in_words(self.task)
 
     @property
     def scorer(self) -> SingleLabel:

@@ -1,30 +1,29 @@
-"""A label for each word of a text: words and their labels, where these stand among tokens, and F1 of whole entities."""
+"""A label for each word of a text: words and their labels, and where these stand among tokens."""
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ted_ds.config.tasks import TokenClassification
-from ted_ds.config.tasks.words import SPAN_LABEL
 from ted_ds.data.samples import UNLABELLED, Example, Label, Sample
-from ted_ds.errors import CheckpointError, DataError
-from ted_ds.tasks.base import HeadKind
+from ted_ds.errors import DataError
+from ted_ds.models.tokenizer_traits import refuse_without_places
+from ted_ds.tasks.base import HeadKind, outputs_by_name
 from ted_ds.tasks.guess import Guess, one_of
 from ted_ds.tasks.label_values import is_nothing, label_id, list_of
 from ted_ds.tasks.shown import shown_tokens
-from ted_ds.tasks.weighing import weighed
+from ted_ds.tasks.weighing import weighed, weights_in_words, with_balance
+from ted_ds.tasks.word_scores import WordLabels
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
     from ted_ds.config.layers import Filters
@@ -110,19 +109,16 @@ class TokenClassificationKind(HeadKind[Any]):
         return ["none" if one == UNLABELLED else self.task.labels[int(one)] for one in ids]
 
     def encode(self, tokenizer: Any, examples: Sequence[Example]) -> Sequence[Sequence[Sample] | str]:
-        """The words with a space between, and each label at the first token that has something of its word.
+        """The words with a space between, and each label at the first token that has something of its word, or at all.
 
-        That is the convention of transformers' own examples: other tokens of a word, and those that are of none, have
-        no label, so that a word counts once however it is split.
+        The first is the convention of transformers' own examples: other tokens of a word, and those that are of none,
+        have no label, so that a word counts once however it is split. Where all have one, a scorer is told which are
+        the first.
 
         Raises:
             CheckpointError: The tokenizer does not say where its tokens come from.
         """
-        if not tokenizer.is_fast:
-            raise CheckpointError(
-                f"{tokenizer.name_or_path}: its tokenizer does not say which words its tokens are of, which "
-                f"{self.task.kind} needs; use a model with a tokenizer.json"
-            )
+        refuse_without_places(tokenizer, self.task.kind)
         texts = [example.text for example in examples]
         settings = {"truncation": True, "max_length": self.task.max_length, "return_offsets_mapping": True}
         encoded = tokenizer(texts, **settings) if texts else {"input_ids": [], "offset_mapping": []}
@@ -133,13 +129,17 @@ class TokenClassificationKind(HeadKind[Any]):
             if given is None or isinstance(given, int):
                 samples.append([Sample(ids)])
                 continue
-            label = [UNLABELLED if word is None else int(given[word]) for word in first_tokens(example.words, spans)]
-            num_cut = sum(one != UNLABELLED for one in given) - sum(one != UNLABELLED for one in label)
-            samples.append([Sample(ids, label if set(label) - {UNLABELLED} else None, num_cut=num_cut)])
+            firsts = first_tokens(example.words, spans)
+            num_read = sum(word is not None and given[word] != UNLABELLED for word in firsts)
+            num_cut = sum(one != UNLABELLED for one in given) - num_read
+            words = words_of_tokens(example.words, spans) if self.task.label_on == "all" else firsts
+            label = [UNLABELLED if word is None else int(given[word]) for word in words]
+            facts = [place for place, word in enumerate(firsts) if word is not None] if words is not firsts else None
+            samples.append([Sample(ids, label if num_read else None, num_cut=num_cut, facts=facts)])
         return samples
 
     def show_row(self, batch: Batch, row: int, tokenizer: PreTrainedTokenizerBase) -> str:
-        """The text, with the label of each word behind its first token."""
+        """The text, with the label of each word behind its first token, or behind all that have it."""
         names = {
             place: self.task.labels[one] for place, one in enumerate(batch.labels[row].tolist()) if one != UNLABELLED
         }
@@ -151,8 +151,7 @@ class TokenClassificationKind(HeadKind[Any]):
     @property
     def head_config(self) -> dict[str, Any]:
         """The names of labels; transformers has one kind of such heads."""
-        names = self.task.labels
-        return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+        return outputs_by_name(self.task.labels)
 
     def probes(
         self,
@@ -180,7 +179,7 @@ class TokenClassificationKind(HeadKind[Any]):
 
     @property
     def terms(self) -> TaskTerms:
-        """Cross-entropy, and KL over the labels, per word with a label."""
+        """Cross-entropy, and KL over the labels, per token with a label: one for each word, or all of them."""
         from ted_ds.numerics.task_terms import TOKEN_CLASSIFICATION
 
         return TOKEN_CLASSIFICATION
@@ -189,6 +188,16 @@ class TokenClassificationKind(HeadKind[Any]):
     def training_terms(self) -> TaskTerms:
         """With class weights and label smoothing, where the recipe has them."""
         return weighed(self.terms, self.task)
+
+    def settled(self, train: Sequence[Sample]) -> TokenClassification:
+        """With class weights that are balanced as numbers."""
+        labels = (sample.label for sample in train if isinstance(sample.label, Sequence))
+        return with_balance(self.task, [int(one) for label in labels for one in label if one != UNLABELLED])
+
+    @property
+    def weights_in_words(self) -> str | None:
+        """The class weights."""
+        return weights_in_words(self.task)
 
     @property
     def scorer(self) -> WordLabels:
@@ -231,97 +240,30 @@ def first_tokens(words: Sequence[str], spans: Sequence[tuple[int, int]]) -> list
         spans: Of its tokens: the first character and that behind the last; nothing is between them where a token
             stands for no text.
     """
+    found: list[int | None] = []
+    begun: set[int] = set()
+    for inside in _words_inside(words, spans):
+        found.append(next((one for one in inside if one not in begun), None))
+        begun.update(inside)
+    return found
+
+
+def words_of_tokens(words: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[int | None]:
+    """For each token, the word whose first token it is, or else the one that it goes on with; None where it is of none.
+
+    Arguments are those of :func:`first_tokens`.
+    """
+    firsts = first_tokens(words, spans)
+    return [
+        next(iter(inside), None) if first is None else first
+        for first, inside in zip(firsts, _words_inside(words, spans), strict=True)
+    ]
+
+
+def _words_inside(words: Sequence[str], spans: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
+    """Of each token, the word of each of its characters that is no space between words."""
     ends = list(itertools.accumulate(len(word) + 1 for word in words))  # behind the space that follows
     of_character = np.repeat(np.arange(len(words)), np.diff([0, *ends]))
     is_space = np.zeros(len(of_character), dtype=bool)
     is_space[np.asarray(ends, dtype=int) - 1] = True
-    found: list[int | None] = []
-    begun: set[int] = set()
-    for start, stop in spans:
-        inside = of_character[start:stop][~is_space[start:stop]].tolist()
-        word = next((one for one in inside if one not in begun), None)
-        begun.update(inside)
-        found.append(word)
-    return found
-
-
-class Entity(NamedTuple):
-    """Words of a sentence that are one thing."""
-
-    kind: str
-    start: int
-    end: int
-    """The last word, itself in it."""
-
-
-def entities(labels: Sequence[str]) -> set[Entity]:
-    """The entities that the labels of one sentence mark, by seqeval's lenient reading, whatever the scheme.
-
-    An entity goes on as long as its type does. It ends before ``B`` and ``S`` and behind ``E`` and ``S``; so ``I``
-    without a ``B`` begins one, too. (https://github.com/chakki-works/seqeval, its default mode, which reads labels as
-    conlleval does.)
-    """
-    found: set[Entity] = set()
-    start, kind, ended = 0, None, True
-    for place, label in enumerate([*labels, "O"]):
-        match = SPAN_LABEL.fullmatch(label)
-        assert match is not None, f"{label} marks no entity"
-        prefix, own = match[1], None if match[1] is None else match[2] or "_"
-        if own is None or own != kind or ended or prefix in "BS":
-            if kind is not None:
-                found.add(Entity(kind, start, place - 1))
-            start, kind = place, own
-        ended = own is None or prefix in "ES"
-    return found
-
-
-WordObservation = tuple[list[list[int]], list[list[int]], float]
-"""Of each sentence, the predicted and given ids of its words; and the summed loss."""
-
-
-class WordLabels:
-    """F1, precision and recall of whole entities, and accuracy per word; the loss is cross-entropy per word.
-
-    An entity counts as found where its type, its first and its last word are right. Labels that mark no entities, such
-    as parts of speech, have accuracy alone.
-    """
-
-    higher_is_better = True
-
-    def __init__(self, terms: TaskTerms, labels: Sequence[str]) -> None:
-        self._terms, self._labels = terms, labels
-        self._mark_entities = all(map(SPAN_LABEL.fullmatch, labels))
-        self.headline = "f1" if self._mark_entities else "accuracy"
-
-    def observe(self, outputs: Tensor, batch: Batch) -> WordObservation:
-        """Predicted and given class ids, sentence by sentence."""
-        labels = batch.labels
-        kept = self._terms.kept(labels)
-        rows = [row for row, has_labels in enumerate(kept.any(-1).tolist()) if has_labels]
-        predictions = [outputs[row][kept[row]].argmax(-1).tolist() for row in rows]
-        given = [labels[row][kept[row]].tolist() for row in rows]
-        return predictions, given, float(self._terms.loss_sum(outputs, labels))
-
-    def score(self, observations: Sequence[WordObservation]) -> dict[str, float]:
-        """Metrics over everything observed."""
-        pairs = [pair for mine, theirs, _ in observations for pair in zip(mine, theirs, strict=True)]
-        num_words = sum(len(given) for _, given in pairs)
-        right = sum(mine == theirs for pair in pairs for mine, theirs in zip(*pair, strict=True))
-        loss = sum(observation[2] for observation in observations)
-        return {
-            **(self._of_entities(pairs) if self._mark_entities else {}),
-            "accuracy": right / num_words,
-            "loss": loss / num_words,
-            "num_examples": len(pairs),
-            "num_words": num_words,
-        }
-
-    def _of_entities(self, pairs: Sequence[tuple[list[int], list[int]]]) -> dict[str, float]:
-        counts: Counter[str] = Counter()
-        for predicted, given in pairs:
-            mine, theirs = (entities([self._labels[one] for one in ids]) for ids in (predicted, given))
-            counts.update(found=len(mine), there=len(theirs), right=len(mine & theirs))
-        precision = counts["right"] / max(counts["found"], 1)
-        recall = counts["right"] / max(counts["there"], 1)
-        f1 = 2 * counts["right"] / max(counts["found"] + counts["there"], 1)
-        return {"f1": f1, "precision": precision, "recall": recall}
+    return (of_character[start:stop][~is_space[start:stop]].tolist() for start, stop in spans)

@@ -21,6 +21,8 @@ class Question(Example):
 
     answers: Sequence[str] | None = None
     """The texts of all right answers; None where they are not known."""
+    name: str | None = None
+    """What the data call it; None where they do not."""
 
     @property
     def whole_text(self) -> str:
@@ -41,6 +43,8 @@ class Passage(NamedTuple):
     """``[tokens, 2]``: where each of these tokens begins in the context, and the character behind it."""
     context: str
     answers: Sequence[str] | None
+    name: str | None
+    """As :attr:`Question.name`."""
 
 
 class Windows(NamedTuple):
@@ -89,7 +93,8 @@ class Windows(NamedTuple):
             question = questions[place]
             spans = np.asarray(encoded["offset_mapping"][row][of_context[0] : of_context[-1] + 1], dtype=np.int32)
             null = next((ids.index(mark) for mark in marks if mark in ids), 0)
-            passage = Passage(passages[place], null, of_context[0], spans, question.texts[-1], question.answers)
+            told = (question.texts[-1], question.answers, question.name)
+            passage = Passage(passages[place], null, of_context[0], spans, *told)
             windows.append(_sample(ids, passage, question.label, encoded, row))
         return found
 

@@ -84,10 +84,10 @@ def refuse_useless_cache(build: Assembly) -> None:
     plan, settings = plan_cache(build), build.recipe.teacher.cache
     if plan is None or settings is None:
         return
-    if plan.passes <= 1:
+    if plan.passes <= 1 and settings.dir is None:  # a folder of its own may serve other runs
         raise ConfigError(
             f"teacher.cache: Stage II sees {plan.passes:.2g} of {len(plan.samples):,} examples, none of them twice; "
-            "remove it, or raise distill.max_steps or distill.epochs"
+            "remove it, raise distill.max_steps or distill.epochs, or give it a dir that runs share"
         )
     if plan.num_bytes > settings.max_gib * 2**30:
         fewer = "precision: int8, " if settings.precision == "bf16" else ""

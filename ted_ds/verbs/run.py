@@ -118,8 +118,7 @@ def _show_results(screen: Screen, recipe: Recipe, folders: RunFolders, tracker: 
     if results is None:
         return
     metric = kind_of(recipe.task).headline
-    parts = [*(recipe.data.apart or {}), *(["test"] if recipe.data.test else [])]
-    scores = {metric: f"held-out {metric}"} | {f"{part}/{metric}": f"{part} {metric}" for part in parts}
+    scores = {metric: f"held-out {metric}"} | {f"{part}/{metric}": f"{part} {metric}" for part in recipe.data.beside}
     rows = [
         (
             name,

@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import functools
 import itertools
+import math
 import random
 import subprocess
 import tempfile
@@ -215,10 +216,10 @@ def pairwise(seed: int = 0) -> list[Case]:
                 options = [one for one in options if is_allowed({**values, name: one})]
                 if not options:
                     break
-                gain = {one: sum(pair_covered(p, {**values, name: one}) for p in missing) for one in options}
+                gain = {one: len(missing & pairs_with(name, one, values)) for one in options}
                 values[name] = generator.choice([one for one in options if gain[one] == max(gain.values())])
             else:
-                covered = {pair for pair in missing if pair_covered(pair, values)}
+                covered = {pair for name in names for pair in missing & pairs_with(name, values[name], values)}
                 if len(covered) > len(best[0]):
                     best = (covered, values)
         missing -= best[0]
@@ -226,13 +227,20 @@ def pairwise(seed: int = 0) -> list[Case]:
     return cases
 
 
+def pairs_with(name: str, value: Any, values: dict[str, Any]) -> set[Any]:
+    """The pairs of one factor's value with those of the others, in the order of the factors."""
+    others = [(other, values[other]) for other in values if other != name]
+    place = list(FACTORS).index
+    return {tuple(sorted(((name, value), other), key=lambda one: place(one[0]))) for other in others}
+
+
 def pair_covered(pair: Any, values: dict[str, Any]) -> bool:
     return all(name in values and values[name] == value for name, value in pair)
 
 
-def sample() -> list[Case]:
-    """Every allowed pair of values, in two different companies."""
-    return list(dict.fromkeys([*pairwise(seed=0), *pairwise(seed=1)]))
+def sample(companies: int = 2) -> list[Case]:
+    """Every allowed pair of values, in so many different companies."""
+    return list(dict.fromkeys(case for seed in range(companies) for case in pairwise(seed=seed)))
 
 
 def of_divergences() -> list[Case]:
@@ -730,6 +738,7 @@ def errors_of(case: Case, place: Path, by_rank: list[list[Any]]) -> Errors:
             assert total == by_rank[0][step][2], f"rank gradients differ: {total} and {by_rank[0][step][2]}"
             for name, value in values.items():
                 error = abs(report[name] - value) / max(abs(value), FLOOR)
+                assert math.isfinite(error), f"{case}, step {step}: {name} is {report[name]}"  # max passes over NaN
                 terms[name] = max(terms.get(name, 0.0), error)
         got = by_rank[0][step][1]
         assert got.keys() == gradients.keys(), got.keys() ^ gradients.keys()
@@ -752,7 +761,9 @@ def gradient_error(got: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
             return 0.0
         return float(difference / (whole if norm < NOTHING * whole else norm + 1e-3 * whole))
 
-    return max(error(name, gradient) for name, gradient in expected.items())
+    errors = {name: error(name, gradient) for name, gradient in expected.items()}
+    assert all(map(math.isfinite, errors.values())), errors
+    return max(errors.values())
 
 
 def run_cases(folder: Path, cases: Sequence[Case], *, timeout_s: float = 240.0) -> dict[Case, Errors]:

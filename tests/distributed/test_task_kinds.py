@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 
 import pytest
 import torch
@@ -24,10 +25,11 @@ from ted_ds.config.load import load_recipe
 from ted_ds.data.chat_template import find_template
 from ted_ds.data.cleaning import is_heldout
 from ted_ds.planning.phase import PHASES
+from ted_ds.tasks.answers import marks_of
 from ted_ds.verbs.run import run_phases
 from tests.dist import run_ranks
 from tests.task_kinds import TASK_TERMS
-from tests.tiny import ROOT, VOCAB_SIZE, head_dict, write_model, write_rows, write_run, write_tokenizer
+from tests.tiny import LABELS, ROOT, VOCAB_SIZE, head_dict, write_model, write_rows, write_run, write_tokenizer
 
 METRICS = {
     "sequence_classification": {"accuracy", "f1_macro", "matthews_correlation"},
@@ -61,6 +63,8 @@ OTHER_TERMS = {
 """Divergences that some are run with, and what the prediction term is called then."""
 
 
+LANGUAGE_TESTS = {"perplexity": "plain", "last_word": "ends"}
+"""Of language models, by the names that they have here."""
 MADE = ("finetune_teacher", "cut_student", "distill")
 """Phases that leave a model."""
 
@@ -83,16 +87,20 @@ def records(folder, phase):
 
 
 @pytest.mark.parametrize(("kind", "stage"), [*zip(METRICS, itertools.cycle(range(4)), strict=False)])
-def test_a_run_of_every_kind_of_task(tmp_path, kind, stage):
+def test_a_run_of_every_kind_of_task(tmp_path, capfd, kind, stage):
     recipe = write_run(tmp_path, kind=kind)
     overrides = [f"deepspeed={ROOT / 'ds_configs' / 'deepspeed' / f'zero{stage}.json'}"]
     if kind == WITH_PAIRS:
         overrides.append("task.text_column=[text, second]")
         rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
         write_rows(tmp_path / "train.jsonl", ({**row, "second": row["text"][::-1]} for row in rows))
+    if kind == "question_answering":
+        overrides += ["task.id_column=key", f"data.apart={{again: [{{path: {tmp_path / 'train.jsonl'}}}]}}"]
+        rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+        write_rows(tmp_path / "train.jsonl", ({**row, "key": f"q{number}"} for number, row in enumerate(rows)))
     if kind == SCORED_APART:
         overrides.append(f"student.dropout={DROPOUT}")
-        overrides += ["task.headline=f1", "task.class_weights=[0.5,2]", "task.label_smoothing=0.1"]
+        overrides += ["task.headline=f1", "task.class_weights=balanced", "task.label_smoothing=0.1"]
         overrides += [f"data.apart={{again: [{{path: {tmp_path / 'train.jsonl'}}}]}}"]
     divergence, name = OTHER_TERMS.get(kind, ("kl", TASK_TERMS[kind].prediction_name))
     run_ranks(run, 2, str(recipe), [*overrides, f"distill.divergence={divergence}"])
@@ -108,6 +116,11 @@ def test_a_run_of_every_kind_of_task(tmp_path, kind, stage):
         assert results["teacher"]["again/loss"] != results["teacher"]["loss"], "it is another set"
         summed_up = {name: value for record in records(tmp_path, "evaluate") for name, value in record.items()}
         assert inputs_of(tmp_path, "distill")["dropout"] == yaml.safe_load(DROPOUT)
+        weights = [inputs_of(tmp_path, phase)["task"]["class_weights"] for phase in ("filters_teacher", "distill")]
+        assert weights[0] == weights[1]
+        said = ", ".join(f"{name} {weight:.4g}" for name, weight in zip(LABELS, weights[0], strict=True))
+        assert f"class weights in the task loss: {said}\n" in capfd.readouterr().out
+        assert sum(1 / weight for weight in weights[0]) == pytest.approx(2), "the mean over the data is 1"
         assert "dropout" not in inputs_of(tmp_path, "filters_student")
         names = ("classifier_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob")
         assert [getattr(config_of(tmp_path / "run" / "export"), name) for name in names] == [0.3, 0.2, 0.1]
@@ -127,6 +140,15 @@ def test_a_run_of_every_kind_of_task(tmp_path, kind, stage):
         outputs = AutoModelForQuestionAnswering.from_pretrained(export)(**inputs)
         assert outputs.start_logits.shape == outputs.end_logits.shape == (1, 5)
         assert results["teacher"]["num_examples"] == 8 < results["teacher"]["num_windows"]
+        folder = tmp_path / "run" / "evaluate" / "predictions"
+        names = {name.replace(" ", "_") for name in results}
+        assert {one.name for one in folder.iterdir()} == names | {f"{name}.again" for name in names}
+        said = json.loads((folder / "student_after" / "predictions.json").read_text())
+        lines = (tmp_path / "train.jsonl").read_text().splitlines()
+        right = {row["key"]: row["answers"]["text"] for row in map(json.loads, lines)}
+        assert len(said) == 8
+        marks = [marks_of(answer, right[name], no_answer=False) for name, answer in said.items()]
+        assert sum(one.f1 for one in marks) / 8 == pytest.approx(results["student after"]["f1"])
         return
     (names,) = head_dict(kind).values()
     assert list(config.id2label.values()) == names
@@ -166,7 +188,9 @@ def test_a_masked_lm_whose_teacher_learns_its_head_first(tmp_path):
 def test_a_run_of_chats_exports_its_template_and_scores_completions_alone(tmp_path):
     recipe = write_run(tmp_path, kind="chat")
     zero = f"deepspeed={ROOT / 'ds_configs' / 'deepspeed' / 'zero3.json'}"
-    run_ranks(run, 2, str(recipe), [zero, "task.pack=true", "evaluation.max_examples=1000"])
+    story = write_rows(tmp_path / "story.jsonl", [{"text": "ba be bi bo ba bu"}, {"text": "bi ba"}])
+    tests = [f"evaluation.{key}={{{name}: {{sources: [{{path: {story}}}]}}}}" for key, name in LANGUAGE_TESTS.items()]
+    run_ranks(run, 2, str(recipe), [zero, "task.pack=true", "evaluation.max_examples=1000", *tests])
     (first, second) = records(tmp_path, "distill")
     assert all(one["loss/kl_teacher_student"] > 0 for one in (first, second))
     settled = json.loads((tmp_path / "run" / "distill" / "phase.json").read_text())["inputs"]["task"]["chat_template"]
@@ -191,6 +215,17 @@ def test_a_run_of_chats_exports_its_template_and_scores_completions_alone(tmp_pa
     scores = json.loads((tmp_path / "run" / "evaluate" / "evaluation.json").read_text())["student after"]
     assert scores["num_tokens"] == count > 0
     assert scores["loss"] == pytest.approx(total / count, rel=1e-5)
+    # and as a language model, on plain texts, of which the template and the packing know nothing
+    texts = [json.loads(line)["text"] for line in story.read_text().splitlines()]
+    losses, lasts = [], []
+    for ids in (tokenizer(text)["input_ids"] for text in texts):
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0, :-1]
+        of_tokens = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none")
+        losses += of_tokens.tolist()
+        lasts.append(of_tokens[-1].item())
+    assert scores["plain/token_perplexity"] == pytest.approx(math.exp(sum(losses) / 6), rel=1e-4)
+    assert scores["ends/perplexity"] == pytest.approx(math.exp(sum(lasts) / 2), rel=1e-4)
 
 
 def probabilities_of_ids(folder, text):
@@ -240,3 +275,12 @@ def test_isolation_is_a_setting_and_matters(tmp_path):
         run_ranks(run, 2, str(recipe), [f"task.packing.isolate_documents={isolate}"])
         made[isolate] = records(tmp_path / isolate, "distill")[0]["loss/task"]
     assert made["true"] != pytest.approx(made["false"], rel=1e-3)
+
+
+def test_a_model_whose_positions_begin_behind_its_padding_keeps_its_own_id(tmp_path):
+    """Its tokenizer may fill rows with another one, by which the exported model would count otherwise."""
+    recipe = write_run(tmp_path, kind="sequence_classification", family="roberta")
+    write_model(tmp_path / "teacher", "roberta", labels=LABELS, pad_token_id=1)
+    assert AutoTokenizer.from_pretrained(tmp_path / "teacher").pad_token_id == 0
+    run_ranks(run, 1, str(recipe), [])
+    assert config_of(tmp_path / "run" / "export").pad_token_id == 1

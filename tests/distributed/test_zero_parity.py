@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from ted_ds.models.families import family_of
+from ted_ds.runtime.sharding import full_state_dict
 from tests.dist import run_ranks
 from tests.distributed.training import (
     FILTER_DIM,
@@ -16,15 +18,21 @@ from tests.distributed.training import (
     STUDENT_LAYERS,
     TEACHER_LAYERS,
     WEIGHTS,
+    assembled,
+    batches,
+    config,
     load_tapped,
     plan,
     probes,
     run_stage,
     samples,
+    start_engine,
     student_bank,
     teacher_bank,
 )
+from tests.parity.test_families import LANGUAGE_MODELS
 from tests.plain import probe_logits
+from tests.task_kinds import OF_NAME
 from tests.tiny import LABELS, write_model
 
 # weights of size ~0.3 after 3 fp32 steps; worst difference seen over all cases below: 1.2e-6
@@ -39,10 +47,13 @@ CASES = [
 ]
 
 
-def write_models(folder, kind):
-    labels = None if kind == "causal_lm" else LABELS
-    write_model(folder / "teacher", MODEL_TYPE[kind], blocks=4, labels=labels, seed=1)
-    write_model(folder / "student", MODEL_TYPE[kind], blocks=2, labels=labels, seed=2)
+def write_models(folder, kind, model_type=None, **config):
+    task, model_type = OF_NAME[kind].task, model_type or MODEL_TYPE[kind]
+    labels = None if task.has_lm_head else LABELS
+    for side, blocks, seed in (("teacher", 4, 1), ("student", 2, 2)):
+        write_model(
+            folder / side, model_type, blocks=blocks, labels=labels, architecture=task.architecture, seed=seed, **config
+        )
 
 
 def whole_batch(step: list[Any], kind: str) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -53,6 +64,8 @@ def whole_batch(step: list[Any], kind: str) -> tuple[dict[str, torch.Tensor], to
     if kind == "causal_lm":
         labels = torch.full_like(ids, -100)
         labels[:, :-1] = torch.where(mask[:, 1:].bool(), ids[:, 1:], -100)
+    elif kind == "masked_lm":
+        labels = torch.where(mask.bool(), ids, -100)
     else:
         labels = torch.tensor([s.label for s in step])
     return {"input_ids": ids, "attention_mask": mask}, labels
@@ -171,6 +184,35 @@ def test_every_stage_of_zero_takes_the_steps_of_plain_pytorch(reference, what, k
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def run_families(world, folders):
+    """The weights of a sharded student of each family after a step beside a sharded teacher."""
+    found = {}
+    for (name, kind), folder in folders.items():
+        ds_config = config(3, world.size, 0.0)
+        module, objective, _ = assembled(world, folder, "distill", kind, ds_config, sharded=True, precision="fp32")
+        start_engine(world, module, ds_config).step(batches(world, kind), objective)
+        found[name, kind] = full_state_dict(module, keep=world.is_main)
+    return found
+
+
+def test_a_sharded_model_of_every_family_takes_the_steps_of_plain_pytorch(tmp_path):
+    folders, expected = {}, {}
+    for model_type, changes in LANGUAGE_MODELS:
+        kind = "causal_lm" if family_of(model_type).language_model == "CausalLM" else "masked_lm"
+        name = " ".join([model_type, *changes])
+        folders[name, kind] = folder = tmp_path / name
+        write_models(folder, kind, model_type, **changes)
+        expected[name, kind], _ = train_plainly(folder, "distill", kind, 0.0, num_steps=1)
+    (found, *_) = run_ranks(run_families, 2, folders)
+    assert found.keys() == expected.keys()
+    for case, weights in expected.items():
+        assert found[case].keys() == weights.keys(), case
+        for name, weight in weights.items():
+            torch.testing.assert_close(
+                found[case][name].double(), weight, **TOLERANCE, msg=lambda text, at=(case, name): f"{at}: {text}"
+            )
+
+
 def test_clipping_uses_the_norm_of_the_whole_gradient(reference, stage):
     check_case(reference, "distill", "causal_lm", stage, 2, clipping=0.05)
 

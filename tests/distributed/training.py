@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ted_ds.config.deepspeed import complete
+from ted_ds.config.deepspeed_keys import zero_stage
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.data.loader import Collator
 from ted_ds.data.samples import Sample
@@ -36,6 +37,8 @@ from tests.tiny import LABELS, ROOT, VOCAB_SIZE, distill_plan
 GLOBAL_BATCH, MICRO_BATCH, NUM_STEPS = 8, 2, 3
 STUDENT_LAYERS, TEACHER_LAYERS = (1, 2), (3, 4)
 HIDDEN, FILTER_DIM = 16, 12
+LABELLED: dict[str, Any] = {"causal_lm": "tokens", "masked_lm": "token_classes"}
+"""What labels are, where they are not those of whole texts."""
 WEIGHTS = {"task_weight": 0.7, "kl_weight": 1.3, "temperature": 2.0, "feature_weight": 3.0}
 
 
@@ -49,7 +52,8 @@ def samples(kind: str) -> list[Sample]:
     for index in range(GLOBAL_BATCH * NUM_STEPS):
         length = 1 if index in (1, 2, 3) else int(torch.randint(2, 14, (1,), generator=generator))
         ids = torch.randint(5, VOCAB_SIZE, (length,), generator=generator).tolist()
-        made.append(Sample(ids, None if kind == "causal_lm" else index % len(LABELS)))
+        own_labels = {"causal_lm": None, "masked_lm": ids}  # each token of a masked LM predicts itself
+        made.append(Sample(ids, own_labels.get(kind, index % len(LABELS))))
     return made
 
 
@@ -116,7 +120,7 @@ def batches(world: World, kind: str):
     """This rank's microbatches of each step."""
     return training_steps(
         iter(samples(kind)),
-        Collator(pad_id=0, labels="tokens" if kind == "causal_lm" else "class"),
+        Collator(pad_id=0, labels=LABELLED.get(kind, "class")),
         global_batch_size=GLOBAL_BATCH,
         micro_batch_size=MICRO_BATCH,
         rank=world.rank,
@@ -191,6 +195,23 @@ def run_stage(
 ) -> dict[str, Any]:
     """Train ``NUM_STEPS`` steps; returns whole weights afterwards (rank 0), the reports, and what each rank holds."""
     ds_config = config(stage, world.size, clipping, precision)
+    module, objective, teacher = assembled(world, folder, what, kind, ds_config, sharded=sharded, precision=precision)
+    engine = start_engine(world, module, ds_config, precision=precision)
+    steps, reports = batches(world, kind), []
+    for _ in range(NUM_STEPS):
+        engine.step(steps, objective)
+        reports.append(engine.report(objective))
+    held = teacher.num_parameters_held if teacher else 0
+    whole = full_state_dict(module, keep=world.is_main)
+    engine.engine.save_checkpoint(str(folder / "checkpoint"))
+    total = teacher.num_parameters if teacher else 0
+    return {"weights": whole, "reports": reports, "teacher_held": held, "teacher_total": total}
+
+
+def assembled(
+    world: World, folder: Path, what: str, kind: str, ds_config: dict[str, Any], *, sharded: bool, precision: str
+) -> tuple[Any, Any, FrozenModel | None]:
+    """What trains in a stage, its objective, and the teacher."""
     teacher = None
     if what != "finetune":
         shard = {**frozen_engine_config(ds_config, precision)} if sharded else None
@@ -205,7 +226,11 @@ def run_stage(
     else:
         layers = STUDENT_LAYERS if what == "distill" else ()
         student = load_tapped(
-            folder / "student", kind, layers, shard=ds_config if stage == 3 else None, precision=precision
+            folder / "student",
+            kind,
+            layers,
+            shard=ds_config if zero_stage(ds_config) == 3 else None,
+            precision=precision,
         )
         module, objective = student, FinetuneObjective(TASK_TERMS[kind])
         if what == "distill":
@@ -218,13 +243,4 @@ def run_stage(
                 teacher_filters=teacher_bank(),
                 student_layers=STUDENT_LAYERS,
             )
-    engine = start_engine(world, module, ds_config, precision=precision)
-    steps, reports = batches(world, kind), []
-    for _ in range(NUM_STEPS):
-        engine.step(steps, objective)
-        reports.append(engine.report(objective))
-    held = teacher.num_parameters_held if teacher else 0
-    whole = full_state_dict(module, keep=world.is_main)
-    engine.engine.save_checkpoint(str(folder / "checkpoint"))
-    total = teacher.num_parameters if teacher else 0
-    return {"weights": whole, "reports": reports, "teacher_held": held, "teacher_total": total}
+    return module, objective, teacher

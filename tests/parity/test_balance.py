@@ -86,7 +86,7 @@ def test_a_step_adds_the_loss_of_each_row_however_the_batch_is_cut(
     task, balance, expected = plain(folder)
     model, tapped = load(folder)
     if recompute:
-        checkpoint_activations(model.train())
+        checkpoint_activations(model.train(), family_of(model.config.model_type))
     assert read_model_facts(folder).balance_weight == WEIGHT
     objective = FinetuneObjective(CAUSAL_LM_WITH_ROUTERS)
     texts = iter(rows())

@@ -42,7 +42,7 @@ def loss_and_gradients(folder, model_type, *, attention="auto", recompute=False,
     if compiled:
         compile_blocks(model, family)
     if recompute:
-        checkpoint_activations(model)
+        checkpoint_activations(model, family)
     torch.manual_seed(0)
     module = FilteredModel(TappedModel(model, family, [1, 2]), FilterBank([1, 2], 16, 24)).train()
     objective = DistillObjective(

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers.pytorch_utils import Conv1D
 
 from ted_ds.data.loader import Batch
 from ted_ds.models.execution import checkpoint_activations
@@ -33,6 +34,10 @@ from tests.tiny import LABELS, ONE_STACK_TYPES, TYPES_WITH_LABELS, VOCAB_SIZE, w
 NUM_BLOCKS = 4
 OTHER_OPTS = [{"do_layer_norm_before": False}, {"word_embed_proj_dim": 16}]
 """As the one of 350M parameters, without a norm behind its blocks, and as all others, without maps to embeddings."""
+OTHER_HEAD = {"legacy": False}
+"""A DeBERTa whose LM head is no module, as DeBERTa v3 was trained with."""
+LANGUAGE_MODELS = [*((name, {}) for name in ONE_STACK_TYPES), ("deberta-v2", OTHER_HEAD)]
+LANGUAGE_MODELS += [("opt", changes) for changes in OTHER_OPTS]
 
 
 def load(folder, model_type, *, classify=False, dtype=torch.float32, share=None, **config):
@@ -44,11 +49,11 @@ def load(folder, model_type, *, classify=False, dtype=torch.float32, share=None,
     return model.eval()
 
 
-def batch():
+def batch(pad_id=0):
     input_ids = torch.randint(5, VOCAB_SIZE, (3, 9), generator=torch.Generator().manual_seed(0))
     attention_mask = torch.ones_like(input_ids)
     attention_mask[1, 6:] = 0
-    input_ids[1, 6:] = 0
+    input_ids[1, 6:] = pad_id
     return {"input_ids": input_ids, "attention_mask": attention_mask}
 
 
@@ -61,6 +66,10 @@ def batch():
         ("deberta-v2", True, {"conv_kernel_size": 5, "conv_act": "gelu"}),
         *(("opt", False, changes) for changes in OTHER_OPTS),
         ("gpt_neox", False, {"use_parallel_residual": False}),
+        ("electra", True, {"embedding_size": 16}),  # needs no map to the width of its blocks
+        ("albert", True, {"num_hidden_groups": 2}),
+        ("modernbert", True, {"classifier_pooling": "mean"}),
+        ("deberta-v2", False, OTHER_HEAD),
     ],
 )
 def test_taps_are_the_hidden_states_and_leave_the_logits_alone(tmp_path, model_type, classify, config):
@@ -68,33 +77,34 @@ def test_taps_are_the_hidden_states_and_leave_the_logits_alone(tmp_path, model_t
     family = family_of(model_type)
     model.config.use_cache = False  # else sliding blocks read keys out of a cache, in products of another shape
     with torch.no_grad():
-        plain = model(**batch(), output_hidden_states=True)
+        inputs = batch(family.row_of_padding(model.config.to_dict()) or 0)
+        plain = model(**inputs, output_hidden_states=True)
         layers = (3, 0, 1, NUM_BLOCKS)
-        logits, states = TappedModel(model, family, layers)(batch())
+        logits, states = TappedModel(model, family, layers)(inputs)
         assert torch.equal(logits, plain.logits)
         hidden = [*plain.hidden_states]
         for layer, state in zip(layers, states, strict=True):
             # transformers' last hidden state comes after the final norm, a tap before it
             if layer == NUM_BLOCKS:
-                state = torch.nn.Sequential(*behind_blocks_of(model, family).values())(state)
+                state = torch.nn.Sequential(*behind_blocks_of(model, family))(state)
             torch.testing.assert_close(state, hidden[layer], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("model_type", ONE_STACK_TYPES)
-def test_head_of_what_stands_before_it_of_the_last_block_is_the_logits(tmp_path, model_type):
-    model = load(tmp_path, model_type)
-    family = family_of(model_type)
+@pytest.mark.parametrize(("model_type", "config"), LANGUAGE_MODELS)
+def test_head_of_what_stands_before_it_of_the_last_block_is_the_logits(tmp_path, model_type, config):
+    model = load(tmp_path, model_type, **config)
+    family = family_of(model_type).as_configured(config)
     with torch.no_grad():
         logits, (last,) = TappedModel(model, family, [NUM_BLOCKS])(batch())
-        before = torch.nn.Sequential(*before_lm_head_of(model, family).values())
+        before = torch.nn.Sequential(*before_lm_head_of(model, family))
         rule = logit_rule_of(model.config, family)
         torch.testing.assert_close(rule(lm_head_of(model, family)(before(last))), logits, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("model_type", ONE_STACK_TYPES)
-def test_the_head_of_the_predictions_gives_the_logits(tmp_path, model_type):
+@pytest.mark.parametrize(("model_type", "config"), LANGUAGE_MODELS)
+def test_the_head_of_the_predictions_gives_the_logits(tmp_path, model_type, config):
     # a family whose forward does more than that between its last hidden states and its logits would fail this
-    tapped = TappedModel(load(tmp_path, model_type), family_of(model_type))
+    tapped = TappedModel(load(tmp_path, model_type, **config), family_of(model_type))
     with torch.no_grad():
         logits, _ = tapped(batch())
         torch.testing.assert_close(tapped(batch(), lambda own, _: logits_of(own)), logits, rtol=0, atol=0)
@@ -152,7 +162,7 @@ def test_embeddings_then_blocks_are_what_the_model_runs(tmp_path, model_type):
         block.register_forward_hook(lambda *_, index=index: called.append(index))
     with torch.no_grad():
         model(**batch())
-    assert called == ["embed", *range(NUM_BLOCKS)]
+    assert called == ["embed", *family.block_of_layers(model.config.to_dict())]
 
 
 @pytest.mark.parametrize("model_type", ONE_STACK_TYPES)
@@ -177,37 +187,44 @@ def test_states_are_the_same_without_predictions(tmp_path, model_type, with_pred
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gpt2", "opt", "mixtral", "bert", "deberta-v2"])
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "opt", "mixtral", "bert", "deberta-v2", "mpnet", "albert"])
 def test_a_tap_fires_once_and_gives_right_gradients_under_activation_checkpointing(tmp_path, model_type):
-    gradients = []
+    gradients, times = [], []
     for checkpointing in (False, True):
         model = load(tmp_path, model_type, classify=True)
         if checkpointing:
-            checkpoint_activations(model)
+            checkpoint_activations(model, family_of(model_type))
+        ran = []
+        inside = blocks_of(model, family_of(model_type))[0].modules()
+        linear = next(one for one in inside if isinstance(one, torch.nn.Linear | Conv1D))
+        linear.register_forward_hook(lambda *_, ran=ran: ran.append(1))
         tapped = TappedModel(model.train(), family_of(model_type), [0, 2])
         fired = []
-        blocks_of(model, family_of(model_type))[1].register_forward_hook(lambda *_, fired=fired: fired.append(1))
+        tapped.named_layers()["layer_02"].register_forward_hook(lambda *_, fired=fired: fired.append(1))
         logits, states = tapped(batch())
         sum((one.square().sum() for one in states), start=logits.square().sum()).backward()
         assert len(fired) == 1
+        times.append(len(ran))
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert times[1] == 2 * times[0] > 0
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, recomputed, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize(
-    ("model_type", "config"), [*((name, {}) for name in ONE_STACK_TYPES), *(("opt", one) for one in OTHER_OPTS)]
-)
+@pytest.mark.parametrize(("model_type", "config"), LANGUAGE_MODELS)
 def test_lm_output_read_from_files_is_the_models_own(tmp_path, model_type, config, tied):
     model = load(tmp_path, model_type, tie_word_embeddings=tied, **config)
-    head = lm_head_of(model, family_of(model_type))
-    if head.bias is not None:  # which starts at 0, and would not be missed
-        torch.nn.init.normal_(head.bias)
+    family = family_of(model_type).as_configured(config)
+    biases = [one for name, one in model.named_parameters() if one.shape == (VOCAB_SIZE,)]
+    for bias in biases:  # which start at 0, and would not be missed
+        torch.nn.init.normal_(bias)
+    if biases:
         model.save_pretrained(tmp_path)
     norm, head = load_lm_output(tmp_path, torch.float32)
+    assert (head.bias is not None) == bool(biases)
     with torch.no_grad():
-        logits, (last,) = TappedModel(model, family_of(model_type), [NUM_BLOCKS])(batch())
+        logits, (last,) = TappedModel(model, family, [NUM_BLOCKS])(batch())
         torch.testing.assert_close(head.rule(head(norm(last))), logits, rtol=0, atol=0)
 
 
@@ -257,7 +274,10 @@ def test_parameters_are_counted_without_torch(tmp_path, model_type):
 def test_facts_read_without_torch_are_those_of_the_loaded_model(tmp_path, model_type):
     model = load(tmp_path, model_type, classify=True)
     facts = read_model_facts(tmp_path)
-    assert facts.num_blocks == len(blocks_of(model, family_of(model_type)))
+    assert facts.num_blocks == NUM_BLOCKS == len(model(**batch(), output_hidden_states=True).hidden_states) - 1
+    family = family_of(model_type)
+    assert len(facts.parameters.of_blocks) == len(blocks_of(model, family))
+    assert facts.embedding_width == model.get_input_embeddings().embedding_dim
     assert facts.hidden_size == model.config.hidden_size
     assert facts.vocab_size == model.config.vocab_size
     assert facts.labels == LABELS

@@ -47,6 +47,15 @@ def tokenizer_of(kind):
     if kind == "roberta":
         special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
         return transformers.RobertaTokenizer(vocab=numbered([*special, *alphabet]), merges=[])
+    if kind == "mpnet":
+        return transformers.MPNetTokenizer(vocab=numbered(["<s>", "<pad>", "</s>", "[UNK]", *WORDS, "<mask>"]))
+    if kind in ("xlm-roberta", "albert"):
+        own, special = {
+            "xlm-roberta": (transformers.XLMRobertaTokenizer, ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]),
+            "albert": (transformers.AlbertTokenizer, ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]),
+        }[kind]
+        pieces = [*((token, 0.0) for token in special), *((f"▁{word}", -1.0) for word in WORDS)]
+        return own(vocab=[*pieces, *((letter, -9.0) for letter in f"{LETTERS}▁")])
     if kind == "deberta":
         special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
         pieces = [*((token, 0.0) for token in special), *((f"▁{word}", -1.0) for word in WORDS)]
@@ -58,7 +67,10 @@ def tokenizer_of(kind):
     return transformers.LlamaTokenizer(vocab=vocabulary, merges=[], add_bos_token=True)
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "deberta", "gpt2", "llama"])
+KINDS = ["bert", "roberta", "xlm-roberta", "mpnet", "albert", "deberta", "gpt2", "llama"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_pair_is_read_as_the_tokenizer_of_each_type_of_model_reads_it(kind):
     tokenizer = tokenizer_of(kind)
     samples = samples_of(

@@ -16,15 +16,23 @@ from ted_ds.models.parts import blocks_of
 from ted_ds.models.predictions import LossWeights
 from ted_ds.models.share import Share
 from ted_ds.models.taps import TappedModel
-from tests.parity.test_families import NUM_BLOCKS, OTHER_OPTS, batch, load
+from tests.parity.test_families import NUM_BLOCKS, OTHER_HEAD, OTHER_OPTS, batch, load
 from tests.task_kinds import TASK_TERMS, labelled
-from tests.tiny import IN_ALL_WAYS, LABELS, ONE_STACK_TYPES, write_model
+from tests.tiny import ENCODERS, IN_ALL_WAYS, LABELS, ONE_STACK_TYPES, write_model
 
-CUTS = ([2], [1, 3], [1, 2, 3], [4], [0])
+EVERYWHERE = [1, 2, 3]
+CUTS = ([2], [1, 3], EVERYWHERE, [4], [0])
 SOME_CUTS = ([1, 3], [0])
 OTHERS = [
-    *((one, False, {}) for one in ONE_STACK_TYPES if one not in IN_ALL_WAYS),
+    *(
+        (one, classify, {})
+        for one in ONE_STACK_TYPES
+        if one not in IN_ALL_WAYS and family_of(one).unstaged is None
+        for classify in ((True, False) if one in ENCODERS else (False,))
+    ),
     *(("opt", False, changes) for changes in OTHER_OPTS),
+    ("deberta-v2", False, OTHER_HEAD),
+    ("electra", False, {"embedding_size": 16}),  # needs no map to its blocks' width
 ]
 OF_TYPES = [
     *((one, True, {}) for one in IN_ALL_WAYS),
@@ -66,6 +74,7 @@ def loss_of(predictions, labels):
         *((*one, cuts) for one in OF_TYPES for cuts in CUTS),
         *((*one, cuts) for one in OTHERS for cuts in SOME_CUTS),
     ],
+    ids=str,
 )
 def test_shares_in_a_row_are_the_whole_model(tmp_path, model_type, classify, config, cuts):
     family, layers = family_of(model_type), [0, 1, 2, NUM_BLOCKS]

@@ -1,8 +1,9 @@
-"""Rotary positions that hang on a text's length: a text in any batch against transformers on the text alone."""
+"""Positions of a text in any batch, against those that transformers gives the text alone: behind padding, by length."""
 
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +13,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from ted_ds.data.loader import Batch, Collator
 from ted_ds.data.packing import pack
 from ted_ds.data.samples import Sample
-from ted_ds.models.families import family_of
+from ted_ds.models.families import FAMILY_OF, family_of
+from ted_ds.models.files import read_model_facts
 from ted_ds.models.positions import choose_by_text, positions_in_row
 from ted_ds.models.taps import TappedModel
-from tests.tiny import VOCAB_SIZE, model_config
+from tests.tiny import LABELS, MAX_POSITIONS, VOCAB_SIZE, model_config, write_model
 
 LONGEST_SHORT = 8
 LONGROPE = {
@@ -29,6 +31,7 @@ LONGROPE = {
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
 RULES = [(name, rope) for name in ("llama", "mistral", "qwen2", "qwen3") for rope in (LONGROPE, DYNAMIC)]
 RULES += [(name, {**LONGROPE, "partial_rotary_factor": 1.0}) for name in ("phi3", "gpt_neox")]
+BEHIND_PADDING = tuple(name for name, family in FAMILY_OF.items() if family.padding_row is not None)
 LENGTHS = (LONGEST_SHORT - 1, LONGEST_SHORT, LONGEST_SHORT + 1, 3, 20)
 TOLERANCE = {"rtol": 0, "atol": 1e-6}  # cosines are computed in fp32; other frequencies change logits by 1e-2
 
@@ -40,6 +43,13 @@ def plain_model(model_type: str, rope: dict[str, Any], *, classify: bool = False
         # a copy, which configs write into
         config = model_config(model_type, blocks=2, num_labels=3, rope_parameters={**rope}, **changes)
         return auto.from_config(config).double().eval()
+
+
+def plain_encoder(model_type: str, **changes: Any) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = model_config(model_type, blocks=2, num_labels=3, **changes)
+        return AutoModelForSequenceClassification.from_config(config).double().eval()
 
 
 def texts_of(*lengths: int) -> list[list[int]]:
@@ -105,6 +115,39 @@ def test_a_document_of_a_packed_row_has_the_positions_it_has_alone(model_type: s
             expected = alone(plain, sample.input_ids[start : start + length])
             torch.testing.assert_close(logits[row, start : start + length], expected, **TOLERANCE)
             start += length
+
+
+@pytest.mark.parametrize("pad_id", [0, 1, 7])
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("model_type", BEHIND_PADDING)
+def test_positions_begin_behind_the_padding_whatever_fills_rows(model_type: str, side: Any, pad_id: int) -> None:
+    """A text may hold the id of its model's own padding, and rows may be filled with another one."""
+    plain, tapped = (plain_encoder(model_type, pad_token_id=1) for _ in range(2))
+    texts = texts_of(9, 4, 6)
+    texts[1][2] = 1
+    samples = [Sample(ids, 0) for ids in texts]
+    batch = Collator(pad_id, "class", side=side, multiple_of=8)(samples)
+    hidden = []
+    model = TappedModel(tapped, family_of(model_type), [0, 2])
+    with torch.no_grad():
+        model(batch.inputs, lambda _, states: hidden.extend(states))
+        for row, ids in enumerate(texts):
+            alone_states = plain(torch.tensor([ids]), output_hidden_states=True).hidden_states
+            for state, layer in zip(hidden, (0, 2), strict=True):
+                torch.testing.assert_close(state[row][batch.kept_tokens[row]], alone_states[layer][0], **TOLERANCE)
+
+
+@pytest.mark.parametrize("model_type", BEHIND_PADDING)
+def test_the_longest_text_has_a_row_of_the_table_for_each_token(tmp_path: Path, model_type: str) -> None:
+    facts = read_model_facts(write_model(tmp_path, model_type, blocks=2, labels=LABELS))
+    row = 1 if model_type == "mpnet" else 0  # MPNet's is always the same, whatever its config says
+    assert facts.max_positions == MAX_POSITIONS - row - 1
+    model = TappedModel(plain_encoder(model_type, pad_token_id=0), family_of(model_type))
+    ids = torch.tensor(texts_of(facts.max_positions + 1))
+    with torch.no_grad():
+        model({"input_ids": ids[:, 1:], "attention_mask": torch.ones_like(ids[:, 1:])})
+        with pytest.raises((IndexError, RuntimeError)):
+            model({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
 
 def test_transformers_itself_lets_the_longest_text_choose() -> None:

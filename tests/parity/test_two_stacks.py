@@ -249,7 +249,7 @@ def test_taps_fire_once_and_gradients_are_right_under_activation_checkpointing(t
     for checkpointing in (False, True):
         model = load(tmp_path, model_type).double().train()
         if checkpointing:
-            checkpoint_activations(model)
+            checkpoint_activations(model, family_of(model_type))
         tapped, taken = TappedModel(model, family_of(model_type), LAYERS), []
         losses = tapped(given.inputs, lambda own, _: own, on_state=lambda *one, taken=taken: taken.append(one)).losses(
             CAUSAL_LM, given, LossWeights()

@@ -11,6 +11,7 @@ import pytest
 
 from ted_ds import __version__
 from ted_ds.cli import HELP_OF_VERB, main, parse
+from ted_ds.models.families import FAMILIES
 from ted_ds.planning.phase import PHASES, phases_of_verb
 from tests.tiny import ROOT
 
@@ -30,7 +31,7 @@ def ted_ds(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 def test_verbs_cover_all_phases_in_order() -> None:
     verbs = dict.fromkeys(phase.verb for phase in PHASES)
     assert tuple(phase for verb in verbs for phase in phases_of_verb(verb)) == phases_of_verb("run") == PHASES
-    assert HELP_OF_VERB.keys() == {*verbs, "run", "check", "doctor", "supervise", "tokenizer"}
+    assert HELP_OF_VERB.keys() == {*verbs, "run", "check", "doctor", "families", "supervise", "tokenizer"}
 
 
 def test_the_launchers_local_rank_is_accepted_before_the_verb() -> None:
@@ -117,3 +118,23 @@ def test_a_missing_recipe_of_a_run_exits_with_2_without_a_traceback() -> None:
     assert done.returncode == 2
     assert "none.yaml: no such recipe file; the recipes that ship are in ds_configs/recipes" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_families_are_told_as_the_page_has_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["families"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(FAMILIES) + 2
+    assert lines[0].startswith("type ")
+    assert lines[-1].startswith("generic (by structure) ")
+    assert main(["families", "--markdown"]) == 0
+    page = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
+    assert capsys.readouterr().out == page, "write it again: ted-ds families --markdown > docs/families.md"
+
+
+def test_what_is_known_of_one_model_is_told(lm_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["families", str(lm_run / "teacher")]) == 0
+    said = capsys.readouterr().out
+    assert "type                llama\n" in said
+    assert "heads               texts, tokens\n" in said
+    assert main(["families", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere: no such folder; give the folder of a transformers model" in capsys.readouterr().err

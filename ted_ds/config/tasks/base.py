@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from ted_ds.config.finite_number import is_finite_number
 from ted_ds.config.section import Section, rule
 from ted_ds.config.tasks.masking import Masking
 
 BosSetting = Literal["auto", "always", "never"]
 
 
-NotNegative = Annotated[float, Field(ge=0)]
+BALANCED = "balanced"
+"""Class weights that follow from how frequent labels are."""
 
 
 class TaskSection(Section):
@@ -93,9 +95,24 @@ class TaskSection(Section):
         return False
 
     @property
-    def one_sequence_each(self) -> bool:
-        """Whether an example is one sequence: not several, and not one of several in a sequence."""
-        return not self.packed
+    def sequences(self) -> Literal["one", "more", "fewer"]:
+        """Of examples: each is one, some are several, or some share one."""
+        return "fewer" if self.packed else "one"
+
+    @property
+    def isolates_documents(self) -> bool:
+        """Whether several texts share a sequence and are kept apart in it."""
+        return False
+
+    @property
+    def place_of_isolation(self) -> str:
+        """The key of the recipe that says so."""
+        return "task"
+
+    @property
+    def without_isolation(self) -> str:
+        """What to do where that cannot be."""
+        return "use another task"
 
     @property
     def template_file(self) -> Path | None:
@@ -198,16 +215,28 @@ class WithLabels(HeadSection):
 class OneOfLabels(WithLabels):
     """What is predicted is one of the labels, by a cross-entropy."""
 
-    class_weights: list[NotNegative] | None = None
+    class_weights: list[float] | str | None = None
     """Of the task loss in training, in the order of ``labels``; unset: 1 each. It is divided by the number of labels
-    given, not by the sum of their weights as torch's weighted mean is: weights with a mean of 1 keep its size."""
+    given, not by the sum of their weights as torch's weighted mean is: weights with a mean of 1 over the data keep its
+    size, as ``balanced`` does: a label's weight is the number of labels in the training data, divided by how many names
+    there are and by how often it is among them (scikit-learn's definition)."""
     label_smoothing: float | None = Field(default=None, gt=0, lt=1)
     """Of the task loss in training: this share of each target is spread evenly over all labels; unset: none."""
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _weights_are_one_of_two(cls, weights: Any) -> Any:
+        """One rule in words, where a union would give a message per member."""
+        if isinstance(weights, list) and all(is_finite_number(one) and one >= 0 for one in weights):
+            return [float(one) for one in weights]
+        if weights in (None, BALANCED):
+            return weights
+        raise ValueError(f"must be {BALANCED}, or a list with a number for each of labels, 0 or above")
 
     @rule
     def _a_weight_for_each_label(self) -> Iterator[str]:
         weights = self.class_weights
-        if weights is not None and len(weights) != len(self.labels):
+        if isinstance(weights, list) and len(weights) != len(self.labels):
             yield f"class_weights has {len(weights)} numbers, labels has {len(self.labels)} names; give one for each"
-        if weights is not None and not any(weights):
+        if isinstance(weights, list) and not any(weights):
             yield "class_weights: all are 0, and nothing would be learned; give at least one above it"

@@ -17,6 +17,7 @@ class Chat(TaskSection):
 
     architecture: ClassVar[str] = "CausalLM"
     has_lm_head: ClassVar[bool] = True
+    predicts_next_token: ClassVar[bool] = True
     pooled: ClassVar[bool] = False
     has_template: ClassVar[bool] = True
     unused_filter_settings: ClassVar[tuple[str, ...]] = ("pooling",)
@@ -51,9 +52,24 @@ class Chat(TaskSection):
         return self.max_length
 
     @property
-    def one_sequence_each(self) -> bool:
-        """Unless several are put into one."""
-        return not self.pack
+    def sequences(self) -> Literal["one", "more", "fewer"]:
+        """Fewer than conversations, where they are put together."""
+        return "fewer" if self.pack else "one"
+
+    @property
+    def isolates_documents(self) -> bool:
+        """Whether conversations that share a sequence are kept apart, as they always are."""
+        return self.pack
+
+    @property
+    def place_of_isolation(self) -> str:
+        """The key of the recipe that lets them."""
+        return "task.pack"
+
+    @property
+    def without_isolation(self) -> str:
+        """What to do where that cannot be."""
+        return "set it to false"
 
     @property
     def template_file(self) -> Path | None:

@@ -53,6 +53,21 @@ class DocumentTask(TaskSection):
     text_column: str = "text"
     packing: Packing = Packing()
 
+    @property
+    def isolates_documents(self) -> bool:
+        """Whether documents that share a sequence are kept apart."""
+        return self.packing.isolate_documents
+
+    @property
+    def place_of_isolation(self) -> str:
+        """The key of the recipe that says so."""
+        return "task.packing.isolate_documents"
+
+    @property
+    def without_isolation(self) -> str:
+        """What to do where that cannot be."""
+        return "set it to false"
+
 
 class CausalLm(DocumentTask):
     """Continual pre-training: next-token prediction on packed documents."""

@@ -35,6 +35,9 @@ class QuestionAnswering(HeadSection):
     """Column with ``{text: [...], answer_start: [...]}``, or with a list of such answers: right answers, each with the
     place of its first character in the context. It learns from the first, and is scored by the one that fits best.
     Nothing where a row has no label; empty lists where nothing in the context is an answer."""
+    id_column: str | None = None
+    """Column with what a question is called in ``predictions.json`` (in ``articles``, its ``id`` there); unset, and for
+    one that has none: its number among those that are scored, from 0."""
     max_length: int = Field(default=384, gt=1)
     """Tokens of a question and a part of its context; longer contexts are read in several parts."""
     stride: int = Field(default=128, ge=0)
@@ -51,7 +54,7 @@ class QuestionAnswering(HeadSection):
     @rule
     def _columns_are_of_rows(self) -> Iterator[str]:
         names = ("question_column", "context_column", "answers_column")
-        given = [name for name in names if name in self.model_fields_set]
+        given = [name for name in (*names, "id_column") if name in self.model_fields_set]
         if self.rows == "articles" and given:
             yield f"rows: articles has no columns with names of your own; remove {' and '.join(given)}"
         if len({getattr(self, name) for name in names}) < len(names):
@@ -76,9 +79,9 @@ class QuestionAnswering(HeadSection):
         return True
 
     @property
-    def one_sequence_each(self) -> bool:
+    def sequences(self) -> Literal["one", "more", "fewer"]:
         """A context may be read in several parts."""
-        return False
+        return "more"
 
     @property
     def num_outputs(self) -> int:

@@ -34,6 +34,9 @@ class TokenClassification(OneOfLabels):
     words_column: str = "tokens"
     label_column: str = "ner_tags"
     """Column with the labels' names or ids; nothing, or -100, for a word that has none."""
+    label_on: Literal["first", "all"] | None = None
+    """Of a word that is several tokens: ``all`` of them have its label, and count in the losses; unset or ``first``:
+    the first alone. Scores are by word either way: what is predicted at its first token."""
 
     @rule
     def _columns_are_of_lists(self) -> Iterator[str]:

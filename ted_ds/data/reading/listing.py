@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ted_ds.config.data import Data, Source
+from ted_ds.config.data import TEST, Data, Source
 from ted_ds.config.redaction import without_secrets
 from ted_ds.data.reading.bytes import compression_of
 from ted_ds.data.reading.csv_rows import read_csv
@@ -88,16 +88,15 @@ class DataListing:
     train: tuple[Listing, ...]
     evaluation: tuple[Listing, ...] | None
     """Held-out data; None where it is split off."""
-    apart: Mapping[str, tuple[Listing, ...]] = field(default_factory=dict)
-    """Of the sets that are scored by themselves."""
-    test: tuple[Listing, ...] = ()
+    beside: Mapping[str, tuple[Listing, ...]] = field(default_factory=dict)
+    """Of each set that is scored by itself (:attr:`ted_ds.config.data.Data.beside`)."""
     transfer: tuple[Listing, ...] = ()
     """Of texts that Stage II learns from without labels."""
 
     @property
     def sources(self) -> Iterator[Listing]:
         """All of them."""
-        return itertools.chain(self.train, self.evaluation or (), *self.apart.values(), self.test, self.transfer)
+        return itertools.chain(self.train, self.evaluation or (), *self.beside.values(), self.transfer)
 
     def identity(self) -> dict[str, dict[str, list[Any]]]:
         """By this a phase knows that its data changed, and not that it moved.
@@ -105,11 +104,11 @@ class DataListing:
         It is of all but ``test`` and ``transfer``, which one phase each depends on.
         """
         parts = {"train": self.train, "evaluation": self.evaluation or ()}
-        return _identity(parts | {f"apart.{name}": part for name, part in self.apart.items()})
+        return _identity(parts | {f"apart.{name}": part for name, part in self.beside.items() if name != TEST})
 
     def test_identity(self) -> dict[str, dict[str, list[Any]]]:
         """The same of ``test``."""
-        return _identity({"test": self.test})
+        return _identity({TEST: self.beside.get(TEST, ())})
 
     def transfer_identity(self) -> dict[str, dict[str, list[Any]]]:
         """The same of ``transfer``."""
@@ -127,10 +126,9 @@ def list_data(data: Data) -> DataListing:
         DataError: One is not there, is empty, or of no known format.
     """
     heldout = None if data.heldout_sources is None else tuple(map(list_source, data.heldout_sources))
-    apart = {name: tuple(map(list_source, sources)) for name, sources in (data.apart or {}).items()}
-    test = tuple(map(list_source, data.test or ()))
+    beside = {name: tuple(map(list_source, one.sources)) for name, one in data.beside.items()}
     transfer = tuple(map(list_source, data.transfer or ()))
-    return DataListing(tuple(map(list_source, data.train)), heldout, apart, test, transfer)
+    return DataListing(tuple(map(list_source, data.train)), heldout, beside, transfer)
 
 
 def list_source(source: Source) -> Listing:

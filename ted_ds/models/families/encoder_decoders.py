@@ -12,6 +12,12 @@ NO_LAYERDROP: Mapping[str, tuple[Any, str]] = dict.fromkeys(
     ("encoder_layerdrop", "decoder_layerdrop"),
     (0, "blocks are left out at random in training, and their states could not be compared; set it to 0"),
 )
+NO_LIMIT = 2**31
+"""Tokens of a text whose positions are distances alone."""
+UNSTAGED = (
+    "the stages of a pipeline pass one state on, and each block of a decoder reads the encoder's last beside that of "
+    "the block before"
+)
 T5 = Family(
     model_types=("t5",),
     embeddings_path=None,
@@ -22,6 +28,7 @@ T5 = Family(
     body_has_own_name=False,
     parts_of_first_block=("layer.0.SelfAttention.relative_attention_bias",),
     flags_of_first_block=("has_relative_attention_bias",),
+    unstaged=UNSTAGED,
     arrival_path="shared",
     blocks_return_tuples=True,
     language_model="Seq2SeqLM",
@@ -36,7 +43,7 @@ T5 = Family(
     pooled_token="first",
     attention=("eager", "sdpa"),
     positions="relative",
-    longest=2**31,
+    entries_by_default={"max_position_embeddings": NO_LIMIT},
     own_names={
         "hidden_size": "d_model",
         "num_hidden_layers": "num_layers",
@@ -55,6 +62,7 @@ BART = Family(
     blocks_path="model.encoder.layers",
     decoder_blocks_path="model.decoder.layers",
     decoder_depth_key="decoder_layers",
+    unstaged=UNSTAGED,
     arrival_path="model.shared",
     language_model="Seq2SeqLM",
     final_norm_path=None,
@@ -78,11 +86,13 @@ BART = Family(
     attention_dropouts=("attention_dropout",),
     must_be=NO_LAYERDROP,
     buffers=("final_logits_bias",),
+    tokenizer_class="RobertaTokenizer",
 )
 PEGASUS = replace(
     BART,
     model_types=("pegasus",),
     final_norm_path="model.decoder.layer_norm",
     rows_before_positions=0,
+    tokenizer_class=None,
 )
 ENCODER_DECODERS = (T5, MT5, BART, PEGASUS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ted_ds.models.family import Family
 
 BERT = Family(
@@ -13,8 +15,9 @@ BERT = Family(
     behind_blocks=("bert.pooler",),
     final_norm_path=None,
     language_model="MaskedLM",
-    before_lm_head="cls.predictions.transform",
+    before_lm_head=("cls.predictions.transform",),
     lm_head_path="cls.predictions.decoder",
+    unread_lm_bias="cls.predictions.bias",
     lm_heads_in_files=("cls",),
     ties_by_default=True,
     label_heads=("classifier",),
@@ -44,10 +47,19 @@ DEBERTA_V2 = Family(
     blocks_return_tuples=True,
     final_norm_path=None,
     language_model="MaskedLM",
-    before_lm_head="cls.predictions.transform",
+    before_lm_head=("cls.predictions.transform",),
     lm_head_path="cls.predictions.decoder",
+    unread_lm_bias="cls.predictions.bias",
     lm_heads_in_files=("cls", "lm_predictions", "mask_predictions"),
     lm_head_switch="legacy",
+    switched_off={
+        "before_lm_head": tuple(
+            f"lm_predictions.lm_head.{name}" for name in ("dense", "transform_act_fn", "LayerNorm")
+        ),
+        "lm_head_path": "lm_predictions.lm_head.decoder",
+        "lm_head_bias": "lm_predictions.lm_head.bias",
+        "unread_lm_bias": None,
+    },
     ties_by_default=True,
     label_heads=("classifier",),
     span_head="qa_outputs",
@@ -63,4 +75,151 @@ DEBERTA_V2 = Family(
     buffers=("position_ids",),
     tokenizer_class="DebertaV2Tokenizer",
 )
-ENCODERS = (BERT, DEBERTA_V2)
+ROBERTA = replace(
+    BERT,
+    model_types=("roberta",),
+    embeddings_path="roberta.embeddings",
+    token_embeddings_path="roberta.embeddings.word_embeddings",
+    blocks_path="roberta.encoder.layer",
+    arrival_path="roberta.embeddings",
+    behind_blocks=("roberta.pooler",),
+    before_lm_head=("lm_head.dense", "lm_head.layer_norm"),
+    lm_activation="gelu",
+    lm_head_path="lm_head.decoder",
+    unread_lm_bias="lm_head.bias",
+    lm_heads_in_files=("lm_head",),
+    label_heads=("classifier.out_proj", "classifier"),
+    before_label_head=("classifier.dense", "roberta.pooler"),
+    position_embeddings_path="roberta.embeddings.position_embeddings",
+    padding_row=1,
+    padding_row_key="pad_token_id",
+    label_dropouts=dict.fromkeys(("SequenceClassification", "TokenClassification"), "classifier_dropout"),
+    tokenizer_class="RobertaTokenizer",
+)
+XLM_ROBERTA = replace(ROBERTA, model_types=("xlm-roberta",), tokenizer_class="XLMRobertaTokenizer")
+MPNET = replace(
+    ROBERTA,
+    model_types=("mpnet",),
+    embeddings_path="mpnet.embeddings",
+    token_embeddings_path="mpnet.embeddings.word_embeddings",
+    blocks_path="mpnet.encoder.layer",
+    arrival_path="mpnet.embeddings",
+    behind_blocks=("mpnet.pooler",),
+    blocks_return_tuples=True,
+    before_label_head=("classifier.dense", "mpnet.pooler"),
+    attention=("eager",),
+    positions="relative",
+    position_embeddings_path="mpnet.embeddings.position_embeddings",
+    padding_row_key=None,
+    token_types_key=None,
+    token_types_by_default=0,
+    label_dropouts={},
+    tokenizer_class="MPNetTokenizer",
+)
+DISTILBERT = Family(
+    model_types=("distilbert",),
+    embeddings_path="distilbert.embeddings",
+    token_embeddings_path="distilbert.embeddings.word_embeddings",
+    blocks_path="distilbert.transformer.layer",
+    arrival_path="distilbert.embeddings",
+    final_norm_path=None,
+    language_model="MaskedLM",
+    before_lm_head=("vocab_transform", "activation", "vocab_layer_norm"),
+    lm_head_path="vocab_projector",
+    lm_heads_in_files=("vocab_transform", "vocab_layer_norm", "vocab_projector"),
+    ties_by_default=True,
+    label_heads=("classifier",),
+    span_head="qa_outputs",
+    before_label_head=("pre_classifier",),
+    pooled_token="first",
+    positions="learned",
+    position_embeddings_path="distilbert.embeddings.position_embeddings",
+    own_names={
+        "hidden_size": "dim",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+        "intermediate_size": "hidden_dim",
+    },
+    hidden_dropouts=("dropout",),
+    attention_dropouts=("attention_dropout",),
+    label_dropouts={
+        **dict.fromkeys(("SequenceClassification", "MultipleChoice"), "seq_classif_dropout"),
+        "QuestionAnswering": "qa_dropout",
+    },
+    buffers=("position_ids",),
+    tokenizer_class="BertTokenizer",
+)
+ELECTRA = replace(
+    BERT,
+    model_types=("electra",),
+    embeddings_path="electra.embeddings",
+    behind_embeddings="electra.embeddings_project",
+    token_embeddings_path="electra.embeddings.word_embeddings",
+    blocks_path="electra.encoder.layer",
+    arrival_path="electra.embeddings",
+    before_blocks={"electra.embeddings_project": "passed"},
+    behind_blocks=(),
+    before_lm_head=("generator_predictions",),
+    lm_head_path="generator_lm_head",
+    unread_lm_bias=None,
+    lm_heads_in_files=("generator_predictions", "generator_lm_head", "discriminator_predictions"),
+    label_heads=("classifier.out_proj", "classifier"),
+    before_label_head=("classifier.dense", "sequence_summary"),
+    position_embeddings_path="electra.embeddings.position_embeddings",
+    embedding_width=128,
+    label_dropouts={
+        **dict.fromkeys(("SequenceClassification", "TokenClassification"), "classifier_dropout"),
+        "MultipleChoice": "summary_last_dropout",
+    },
+)
+MODERNBERT = Family(
+    model_types=("modernbert",),
+    embeddings_path="model.embeddings",
+    token_embeddings_path="model.embeddings.tok_embeddings",
+    blocks_path="model.layers",
+    has_short_first_block=True,
+    arrival_path="model.embeddings",
+    behind_blocks=("model.final_norm",),
+    final_norm_path="model.final_norm",
+    language_model="MaskedLM",
+    before_lm_head=("head",),
+    lm_head_path="decoder",
+    lm_bias_keys={"classifier_bias": False, "norm_bias": False, "decoder_bias": True},
+    lm_heads_in_files=("head", "decoder"),
+    ties_by_default=True,
+    label_heads=("classifier",),
+    span_head="classifier",
+    before_label_head=("head",),
+    pooled_token="first",
+    pooling_key="classifier_pooling",
+    positions="rotary",
+    block_kinds=("full_attention", "sliding_attention"),
+    hidden_dropouts=("embedding_dropout", "mlp_dropout"),
+    attention_dropouts=("attention_dropout",),
+    label_dropouts=dict.fromkeys(
+        ("SequenceClassification", "TokenClassification", "MultipleChoice", "QuestionAnswering"), "classifier_dropout"
+    ),
+)
+ALBERT = replace(
+    BERT,
+    model_types=("albert",),
+    embeddings_path="albert.encoder.embedding_hidden_mapping_in",
+    token_embeddings_path="albert.embeddings.word_embeddings",
+    blocks_path="albert.encoder.albert_layer_groups",
+    num_shared_key="num_hidden_groups",
+    unstaged="the layers of an ALBERT share blocks, which several stages would have to hold and train as one",
+    arrival_path="albert.embeddings",
+    behind_blocks=("albert.pooler",),
+    before_lm_head=("predictions.dense", "predictions.activation", "predictions.LayerNorm"),
+    lm_head_path="predictions.decoder",
+    unread_lm_bias="predictions.bias",
+    lm_heads_in_files=("predictions", "sop_classifier"),
+    before_label_head=("albert.pooler",),
+    position_embeddings_path="albert.embeddings.position_embeddings",
+    embedding_width=128,
+    label_dropouts=dict.fromkeys(
+        ("SequenceClassification", "TokenClassification", "MultipleChoice"), "classifier_dropout_prob"
+    ),
+    tokenizer_class="AlbertTokenizer",
+)
+ENCODERS = (BERT, ROBERTA, XLM_ROBERTA, MPNET, DISTILBERT, ELECTRA, MODERNBERT, ALBERT, DEBERTA_V2)

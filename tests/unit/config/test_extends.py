@@ -217,3 +217,44 @@ def test_it_stands_in_a_file_and_not_on_the_command_line(base: Path) -> None:
     assert refusal(base, "extends=other.yaml") == [
         "command line: 'extends=other.yaml': what a recipe extends stands in its file; write it there"
     ]
+
+
+# --- constants --------------------------------------------------------------------------------------------------------
+
+
+def test_a_constant_stands_where_it_is_named_and_nowhere_else(base: Path) -> None:
+    path = small(
+        base,
+        constants={"weights": {"kd": [3, 0], "ted": [2, 50]}, "rate": 5e-4},
+        distill={
+            "kl_weight": "${constants.weights.${distill.method}[0]}",
+            "feature_weight": "${constants.weights.${distill.method}[1]}",
+            "learning_rate": "${constants.rate}",
+        },
+    )
+    found = load_recipe(path).distill
+    assert (found.method, found.kl_weight, found.feature_weight, found.learning_rate) == ("ted", 2, 50, 5e-4)
+    other = load_recipe(path, ["distill.method=kd", "constants.rate=1e-3"]).distill
+    assert (other.kl_weight, other.feature_weight, other.learning_rate) == (3, 0, 1e-3)
+    assert "constants" not in load_recipe(path).model_dump()
+
+
+def test_constants_of_files_are_merged(base: Path) -> None:
+    write(base, yaml.safe_load(base.read_text()) | {"seed": "${constants.seed}", "constants": {"seed": 3, "other": 4}})
+    assert load_recipe(base).seed == 3
+    assert load_recipe(small(base, constants={"seed": 5})).seed == 5
+    assert load_recipe(small(base, constants={"seed": "${constants.other}"})).seed == 4
+
+
+@pytest.mark.parametrize("constants", [[1], "x", 3])
+def test_constants_that_have_no_names_are_refused(base: Path, constants: object) -> None:
+    path = small(base, constants=constants)
+    assert refusal(path) == [
+        f"{path}: constants: {constants!r}: use a mapping of names of your own to values, which ${{constants.NAME}} "
+        "stands for anywhere in the recipe"
+    ]
+
+
+def test_a_constant_that_is_not_there_is_named(base: Path) -> None:
+    path = small(base, constants={"a": 1}, distill={"kl_weight": "${constants.b}"})
+    assert refusal(path) == [f"{path}: distill.kl_weight: ${{constants.b}}: the recipe has no such key"]

@@ -150,7 +150,7 @@ def test_official_files_are_read_as_they_are(tmp_path: Path, name: str) -> None:
         data = open_data(recipe, tmp_path)
         assert data.bad_records == []
         assert (len(data.train), len(data.heldout)) == (12, 12)
-        assert {part: len(samples) for part, samples in data.apart.items()} == dict.fromkeys(about.apart, 12)
+        assert {part: len(samples) for part, samples in data.beside.items()} == dict.fromkeys(about.apart, 12)
         labels = [sample.label for sample in data.train]
         assert labels == [[index / 3] if name == "stsb" else index % len(about.labels) for index in range(12)]
         tokenizer = write_tokenizer(tmp_path / "tokenizer", encoder=True)
@@ -197,7 +197,7 @@ def test_a_copy_of_the_hubs_dataset_is_read_by_its_splits(tmp_path: Path, saved:
     place = hub_copy(tmp_path / "copy", saved=saved)
     recipe = load_recipe(short_recipe(tmp_path, "mnli", glue_folder=str(place)))
     data = open_data(recipe, tmp_path)
-    assert [len(part) for part in (data.train, data.heldout, data.apart["mismatched"])] == [12, 12, 12]
+    assert [len(part) for part in (data.train, data.heldout, data.beside["mismatched"])] == [12, 12, 12]
     assert [sample.label for sample in data.train] == [index % 3 for index in range(12)]
 
 

@@ -44,19 +44,19 @@ def test_sets_of_labelled_rows_are_read_whole_up_to_the_most_that_is_scored(tmp_
     alone, data = opened(ONE, train, {}), opened(ONE, train, {"few": [few], "both": [few, many]})
     assert isinstance(alone, LabelledData)
     assert isinstance(data, LabelledData)
-    assert {name: len(samples) for name, samples in data.apart.items()} == {"few": 4, "both": 10}
-    assert data.apart["both"][:4] == data.apart["few"]
+    assert {name: len(samples) for name, samples in data.beside.items()} == {"few": 4, "both": 10}
+    assert data.beside["both"][:4] == data.beside["few"]
     assert (data.train, data.heldout) == (alone.train, alone.heldout)
-    assert data.last_token_ids >= {sample.input_ids[-1] for sample in data.apart["both"]}
+    assert data.last_token_ids >= {sample.input_ids[-1] for sample in data.beside["both"]}
 
 
 def test_sets_of_documents_take_as_many_sequences_from_each_source(tmp_path: Path) -> None:
     train = write_corpus(tmp_path / "train.jsonl")
     one, other = write_corpus(tmp_path / "one.jsonl", 200, seed=1), write_corpus(tmp_path / "other.jsonl", 200, seed=2)
     alone, data = opened(LM, train, {}), opened(LM, train, {"one": [one], "two": [one, other]})
-    assert {name: len(samples) for name, samples in data.apart.items()} == {"one": 10, "two": 10}
-    assert data.apart["two"][:5] == data.apart["one"][:5]
-    assert data.apart["two"][5:] != data.apart["one"][5:]
+    assert {name: len(samples) for name, samples in data.beside.items()} == {"one": 10, "two": 10}
+    assert data.beside["two"][:5] == data.beside["one"][:5]
+    assert data.beside["two"][5:] != data.beside["one"][5:]
     assert data.heldout == alone.heldout
 
 

@@ -48,16 +48,16 @@ def test_test_data_are_whole_and_held_out_ones_as_many_as_are_scored(
     found = opened(task, data, tmp_path)
     without = opened(task, Data(train=sources(files["train"]), **held_out), tmp_path)
     assert len(found.heldout) == 5
-    assert (without.heldout, without.test) == (found.heldout, [])
+    assert (without.heldout, without.beside) == (found.heldout, {})
     if task is ONE:
-        assert len(found.test) == 9 + 12
+        assert len(found.beside["test"]) == 9 + 12
         assert found.train == without.train
         assert len(found.train) == 30
     else:
         alone = opened(
             LM, Data(train=sources(files["train"]), validation=sources(files["test"])), tmp_path, max_heldout=99
         )
-        assert found.test[: len(alone.heldout)] == alone.heldout
+        assert found.beside["test"][: len(alone.heldout)] == alone.heldout
 
 
 def test_with_test_data_alone_the_held_out_ones_are_split_off(tmp_path: Path, files: dict[str, Path]) -> None:
@@ -65,7 +65,7 @@ def test_with_test_data_alone_the_held_out_ones_are_split_off(tmp_path: Path, fi
     found = opened(ONE, data, tmp_path, max_heldout=99)
     assert len(found.train) + len(found.heldout) == 30
     assert len(found.heldout) > 3
-    assert len(found.test) == 9
+    assert len(found.beside["test"]) == 9
 
 
 @pytest.mark.parametrize("task", [ONE, LM], ids=["classification", "causal_lm"])

@@ -113,6 +113,22 @@ def test_a_last_word_counts_once_whatever_its_tokens(recipe_file: Path) -> None:
     assert scores == {"accuracy": 0.5, "perplexity": pytest.approx(2.718281828**2), "num_examples": 2}
 
 
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_chat_is_tested_on_plain_texts_begun_as_its_tokenizer_does(tmp_path: Path, begins: bool) -> None:
+    path = write_rows(tmp_path / "t.jsonl", [{"text": "ba be bi"}])
+    recipe_file = write_run(tmp_path / "run", kind="chat")
+    recipe = load_recipe(recipe_file, [f"evaluation.perplexity={{t: {{sources: [{{path: {path}}}]}}}}"])
+    ((place, name, test),) = recipe.evaluation.tests
+    _, plan = plan_recipe(str(recipe_file), [f"evaluation.{place}={{sources: [{{path: {path}}}]}}"], kind_of)
+    shown = str(plan.data[f"evaluation.{place}.sources[0]"])
+    assert shown == "1 file; first 1 rows: text (text); texts of 8 to 8 characters, median 8"
+    tokenizer = write_tokenizer(tmp_path / "tokenizer", encoder=begins)
+    (sample,) = open_test(recipe, name, test, tokenizer, None).samples
+    texts = tokenizer("ba be bi")["input_ids"]
+    assert sample.input_ids == (texts[:-1] if begins else texts)
+    assert sample.num_scored == (3 if begins else 2)
+
+
 def test_a_test_without_a_text_is_refused(recipe_file: Path) -> None:
     path = write_rows(recipe_file.parent / "t.jsonl", [{"text": "ba"}])
     with pytest.raises(DataError) as caught:

@@ -24,10 +24,9 @@ from ted_ds.models.cutting import cut
 from ted_ds.models.families import family_of
 from ted_ds.models.parts import blocks_of
 from tests.tiny import CAUSAL_LM_TYPES as DECODERS
-from tests.tiny import DECODERS_WITH_LABELS, LABELS, write_model
+from tests.tiny import DECODERS_WITH_LABELS, ENCODERS, LABELS, write_model
 
 BLOCKS = [0, 2, 3]
-ENCODERS = ["bert", "deberta-v2"]
 IDS = torch.tensor([[3, 10, 20, 30, 4], [3, 50, 60, 4, 0]])
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]])
 
@@ -52,13 +51,16 @@ def assert_is_cut(teacher: PreTrainedModel, student: PreTrainedModel, blocks: li
     is_body = teacher.base_model is teacher
     path = family.blocks_path.split(".", 1)[1] if is_body else family.blocks_path
     of_teacher, of_student = teacher.state_dict(), student.state_dict()
+    num_layers = len(blocks)
+    if family.num_shared_key is not None:  # fewer passes through the same weights
+        blocks = [*range(len([*teacher.get_submodule(path).children()]))]
     for name, value in of_student.items():
         if name.startswith(f"{path}."):
             number, rest = name.removeprefix(f"{path}.").split(".", 1)
             name = f"{path}.{blocks[int(number)]}.{rest}"
         assert torch.equal(value, of_teacher[name]), name
     assert len([*student.get_submodule(path).children()]) == len(blocks)
-    assert student.config.num_hidden_layers == len(blocks)
+    assert student.config.num_hidden_layers == num_layers
 
 
 @pytest.mark.parametrize("family", DECODERS)
@@ -209,6 +211,9 @@ BY_NUMBER: list[tuple[str, dict[str, Any], list[int]]] = [
     ("qwen3_moe", {"decoder_sparse_step": 2, "mlp_only_layers": []}, [1, 3]),
     ("qwen3_moe", {"mlp_only_layers": [0, 3]}, [1, 3]),
     ("opt", {"do_layer_norm_before": False}, [0, 3]),
+    # global and local attention by turns, which transformers works out of a number
+    ("modernbert", {"global_attn_every_n_layers": 2, "local_attention": 2}, [0, 1, 3]),
+    ("modernbert", {"global_attn_every_n_layers": 3, "local_attention": 2}, [0, 3]),
 ]
 
 
@@ -297,6 +302,28 @@ def test_lists_of_blocks_are_brought_over_whatever_the_model_type(
     cut_config = config_of_blocks({"num_hidden_layers": 4, **config}, blocks, family_of("llama"))
     assert {key: cut_config[key] for key in expected} == expected
     assert cut_config["num_hidden_layers"] == len(blocks)
+
+
+def test_a_block_cannot_stand_in_the_place_of_a_shorter_first_one(tmp_path: Path) -> None:
+    teacher = write_model(tmp_path / "teacher", "modernbert", labels=LABELS)
+    phrase = "block 1 of this modernbert would not be itself as block 0 of a student: attn_norm would be a Identity"
+    with pytest.raises(CheckpointError, match=phrase):
+        cut_out(teacher, tmp_path / "student", [1, 2])
+
+
+def test_layers_of_shared_blocks_keep_theirs(tmp_path: Path) -> None:
+    teacher = write_model(tmp_path / "teacher", "albert", labels=LABELS, num_hidden_groups=2)
+    student = loaded(cut_out(teacher, tmp_path / "student", [0, 3]), AutoModelForSequenceClassification)
+    whole = loaded(teacher, AutoModelForSequenceClassification)
+    with torch.no_grad():
+        taken = [model(IDS, attention_mask=MASK, output_hidden_states=True).hidden_states for model in (whole, student)]
+        assert torch.equal(taken[0][1], taken[1][1])
+        block = whole.albert.encoder.albert_layer_groups[1]
+        again = block(taken[1][1], MASK.bool()[:, None, None].expand(-1, -1, IDS.shape[1], -1))
+    torch.testing.assert_close(taken[1][2][MASK.bool()], again[MASK.bool()], rtol=1e-6, atol=1e-6)
+    phrase = "block 1 of this albert would not be itself as block 1 of a student: it would be a pass through weights 1"
+    with pytest.raises(CheckpointError, match=f"{phrase}, not 0"):
+        cut_out(teacher, tmp_path / "other", [0, 1])
 
 
 def test_what_cannot_be_brought_over_is_refused(tmp_path: Path) -> None:

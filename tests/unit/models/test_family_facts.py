@@ -10,13 +10,15 @@ from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
 
 from ted_ds.errors import ConfigError
 from ted_ds.models.families import family_of
-from ted_ds.models.family import path_in_body
+from ted_ds.models.family import path_in_body, prefixes
 from ted_ds.models.parts import blocks_of
 from tests.tiny import ONE_STACK_TYPES, TYPES_WITH_LABELS, VOCAB_SIZE, model_config
 
@@ -24,10 +26,9 @@ CLASSIFIER_KEYS = ("classifier_dropout", "cls_dropout", "summary_first_dropout")
 HIDDEN_KEYS = ("hidden_dropout", "hidden_dropout_prob")
 TABLES = {"deberta-v2": {"position_biased_input": True}}
 """A config with a table of positions, where a family can do without."""
-
-
 LONGEST = 53
 """A number that nothing else in a tiny model has."""
+RELATIVE = ("rel_embeddings", "relative_attention_bias")
 
 
 def with_a_head(model_type: str) -> Any:
@@ -62,7 +63,8 @@ def test_attention_and_positions_are_those_of_the_model(model_type: str) -> None
     supported = {"eager": True, "sdpa": model._supports_sdpa, "flash": model._supports_flash_attn}
     assert {*family.attention} == {name for name, is_there in supported.items() if is_there}
     assert (family.positions == "rotary") == any(hasattr(module, "rope_type") for module in model.modules())
-    assert (family.positions == "relative") == any("rel_embeddings" in name for name, _ in model.named_parameters())
+    is_relative = any(part in name for part in RELATIVE for name, _ in model.named_parameters())
+    assert (family.positions == "relative") == is_relative
     rows = LONGEST + family.rows_before_positions
     tables = {name.removesuffix(".weight") for name, one in model.named_parameters() if len(one) == rows}
     assert tables == {family.position_embeddings_path} - {None}
@@ -75,6 +77,8 @@ def test_attention_and_positions_are_those_of_the_model(model_type: str) -> None
     [
         (AutoModelForSequenceClassification, "SequenceClassification"),
         (AutoModelForTokenClassification, "TokenClassification"),
+        (AutoModelForMultipleChoice, "MultipleChoice"),
+        (AutoModelForQuestionAnswering, "QuestionAnswering"),
         (AutoModelForCausalLM, "CausalLM"),
         (AutoModelForMaskedLM, "MaskedLM"),
     ],
@@ -82,7 +86,7 @@ def test_attention_and_positions_are_those_of_the_model(model_type: str) -> None
 @pytest.mark.parametrize("model_type", ONE_STACK_TYPES)
 def test_dropouts_are_those_that_the_model_has(model_type: str, auto: Any, architecture: str) -> None:
     family = family_of(model_type)
-    if architecture in family.lacks:
+    if architecture in family.lacks or (architecture == "QuestionAnswering" and family.span_head is None):
         return
     if architecture.endswith("LM") and architecture != family.language_model:
         assert family.dropout_keys("classifier", architecture) == ()
@@ -92,7 +96,8 @@ def test_dropouts_are_those_that_the_model_has(model_type: str, auto: Any, archi
     values = {key: shares[what] for what, keys in known.items() for key in keys}
     model = without_weights(model_type, auto, **values)
     found = {one.p for one in model.modules() if isinstance(one, torch.nn.Dropout)}
-    found |= {getattr(one, "attention_dropout", 0.0) for one in model.modules()} - {None}
+    of_attention = {getattr(one, "attention_dropout", None) for one in model.modules()}
+    found |= {one for one in of_attention if isinstance(one, float)}
     found |= {one.dropout for one in model.modules() if isinstance(getattr(one, "dropout", None), float)}
     assert found - {0.0} == {shares[what] for what, keys in known.items() if keys}
     # what no entry is known of, no model of transformers reads either
@@ -107,20 +112,26 @@ def test_names_in_files_are_told_apart_as_the_parts_of_the_model_are(model_type:
     family = family_of(model_type)
     auto = AutoModelForMaskedLM if family.language_model == "MaskedLM" else AutoModelForCausalLM
     lm = dict(without_weights(model_type, auto, tie_word_embeddings=False).named_parameters())
-    lm_heads = tuple(f"{path}." for path in family.lm_heads_in_files)
+    of_labels = family.label_head_prefixes
+    of_both = prefixes({*family.before_label_head} & {*family.before_lm_head})
+    lm_heads = prefixes(family.lm_heads_in_files)
     assert lm[f"{family.lm_head_path}.weight"].shape[0] == VOCAB_SIZE
     if model_type in TYPES_WITH_LABELS:
         labels = {"num_labels": 3}
         classifier = dict(without_weights(model_type, AutoModelForSequenceClassification, **labels).named_parameters())
-        assert {name for name in classifier if name.startswith(family.label_head_prefixes)} == {*classifier} - {*lm}
+        assert {name for name in classifier if name.startswith(of_labels) and name not in lm} == {*classifier} - {*lm}
+        assert {name for name in classifier if name.startswith(of_labels) and name in lm} == {
+            name for name in lm if name.startswith(of_both)
+        }
         assert classifier[f"{family.label_heads[0]}.weight"].shape[0] == 3
-        assert {name for name in lm if name.startswith(lm_heads)} == {*lm} - {*classifier}
+        of_lm = {name for name in lm if name.startswith(lm_heads) and not name.startswith(of_both)}
+        assert of_lm == {*lm} - {*classifier}
     if "TokenClassification" not in family.lacks:
         of_tokens = dict(without_weights(model_type, AutoModelForTokenClassification, num_labels=5).named_parameters())
-        assert {name for name in of_tokens if name.startswith(family.label_head_prefixes)} == {*of_tokens} - {*lm}
+        assert {name for name in of_tokens if name.startswith(of_labels) and name not in lm} == {*of_tokens} - {*lm}
         assert of_tokens[f"{family.label_heads[-1]}.weight"].shape[0] == 5
     assert [name for name in lm if name.startswith(family.new_lm_head_prefixes)] == [
-        name for name in lm if family.before_lm_head is not None and name.startswith(lm_heads)
+        name for name in lm if family.before_lm_head and name.startswith(lm_heads)
     ]
 
 
@@ -132,11 +143,11 @@ def test_the_block_of_a_name_is_the_one_that_holds_the_parameter(model_type: str
         of_body = [path_in_body(name)] if name.startswith(model.base_model_prefix) else []
         for name_in_file in (name, *of_body):
             assert family.block_number(name_in_file) == numbers.get(id(parameter)), name_in_file
-    assert {*numbers.values()} == {0, 1, 2}
+    assert {*numbers.values()} == {*family.block_of_layers(model.config.to_dict())}
 
 
 def test_a_type_without_a_family_is_refused() -> None:
     with pytest.raises(
-        ConfigError, match=r"^model type 'of-a-kind' has no family; ted_ds knows bart, bert, deberta-v2, "
+        ConfigError, match=r"^model type 'of-a-kind' has no family; ted_ds knows albert, bart, bert, deberta-v2"
     ):
         family_of("of-a-kind")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from huggingface_hub import errors
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
@@ -18,19 +19,19 @@ from ted_ds.errors import CheckpointError, ConfigError
 from ted_ds.models import loading
 from ted_ds.models.families import KNOWN_TYPES
 from ted_ds.models.files import read_model_facts, weight_files
-from ted_ds.planning.plan import local_model
+from ted_ds.models.structure.find import find_family
+from ted_ds.planning.model_lookup import local_model
 from tests.tiny import ROOT, write_model
 
-# of encoders and decoders of other families, models of text and images, encoder-decoders, state-space models
+# encoder-decoders, models of text and images or sound, and of images alone
 OTHER_TYPES = (
-    "distilbert",
     "blenderbot",
     "marian",
-    "mamba",
     "llava",
     "qwen2_vl",
     "whisper",
-    "bloom",
+    "gemma3",
+    "vit",
 )
 
 
@@ -60,12 +61,20 @@ def change(folder: Path, **values: Any) -> None:
 
 
 @pytest.mark.parametrize("model_type", OTHER_TYPES)
-def test_a_type_that_is_not_supported_is_named_with_those_that_are(tmp_path: Path, model_type: str) -> None:
-    """Their configs name depth, width and heads in words of their own, or in a part for text."""
-    AutoConfig.for_model(model_type).save_pretrained(tmp_path)
-    known = ", ".join(KNOWN_TYPES)
-    assert refusal(tmp_path) == (
-        f"{tmp_path / 'config.json'}: model type {model_type!r} is not supported; ted_ds knows {known}"
+def test_a_type_that_is_no_stack_of_blocks_that_reads_tokens_is_refused(model_type: str) -> None:
+    with pytest.raises(CheckpointError, match=r"an encoder and a decoder|made of several models|no language model"):
+        find_family(AutoConfig.for_model(model_type).to_dict())
+
+
+def test_a_type_that_transformers_does_not_know_is_named_with_those_that_are_known(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder.parent))
+    change(folder, model_type="new")
+    assert refusal(folder) == (
+        f"{folder / 'config.json'}: model type 'new' has no record here, and no family that can be used was found by "
+        f"its structure: transformers {transformers.__version__} has no model of this type. Use a model of another "
+        f"type (ted_ds knows {', '.join(KNOWN_TYPES)}, and finds others)"
     )
 
 

@@ -13,8 +13,9 @@ import pytest
 import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from ted_ds.config.tasks import BosSetting
+from ted_ds.config.tasks import BosSetting, Masking
 from ted_ds.data.document_ends import added_around, choose_start, ends_of, own_ends, probes
+from ted_ds.data.masking import make_masker
 from ted_ds.data.tokenizer_comparison import differences
 from ted_ds.data.tokenizers import ends_when_loaded, traits_of
 from ted_ds.errors import CheckpointError, ConfigError, TedError
@@ -24,6 +25,7 @@ from ted_ds.models.loading import load_tokenizer
 from ted_ds.models.tokenizer_files import CLASS_ROLES, MAY_MAKE_ENDS_ANEW, tokenizer_of_files
 from ted_ds.models.tokenizer_traits import TokenizerTraits
 from ted_ds.planning.tokenizer_contracts import refuse_ids_outside, refuse_useless_tokenizer
+from tests.parity.test_pairs import tokenizer_of
 from tests.tiny import VOCAB_SIZE, write_model
 
 Change = Callable[[Path], None]
@@ -146,7 +148,8 @@ def test_the_files_give_the_ids_that_the_loaded_tokenizer_gives(llama: Path, tmp
 
 @pytest.mark.parametrize("name", CLASS_ROLES)
 def test_the_defaults_of_the_classes_are_those_of_transformers(name: str) -> None:
-    parameters = inspect.signature(getattr(transformers, name)).parameters
+    signatures = [inspect.signature(one).parameters for one in getattr(transformers, name).__mro__[:2]]
+    parameters = next(one for one in signatures if "unk_token" in one)  # its own, or those of what it is made from
     theirs = {key: one.default for key, one in parameters.items() if key.endswith("_token")}
     assert {key: value for key, value in theirs.items() if isinstance(value, str)} == CLASS_ROLES[name]
 
@@ -157,6 +160,26 @@ def test_the_classes_of_the_types_are_those_of_transformers() -> None:
     for model_type, family in FAMILY_OF.items():
         name = str(TOKENIZER_MAPPING_NAMES.get(model_type)).removesuffix("Fast")
         assert family.tokenizer_class == (name if name in CLASS_ROLES else None)
+
+
+@pytest.mark.parametrize("class_in_files", [True, False], ids=["a class", "no class"])
+@pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "mpnet", "albert"])
+def test_tokenizers_of_encoders_read_by_their_files_as_they_are_loaded(
+    tmp_path: Path, kind: str, class_in_files: bool
+) -> None:
+    tokenizer_of(kind).save_pretrained(tmp_path)
+    edit("config.json", model_type=kind)(tmp_path)
+    if not class_in_files:
+        edit("tokenizer_config.json", tokenizer_class=None)(tmp_path)
+    by_files, loaded = read(tmp_path), load_tokenizer(tmp_path)
+    assert type(loaded) is type(tokenizer_of(kind))
+    assert by_files.unknown_class is None
+    assert by_files.backend is not None
+    assert by_files.vocabulary == loaded.get_vocab()
+    assert by_files.roles == traits_of(loaded).roles
+    for text in (("ba be bi",), ("ba be bi", "bo, bu")):
+        assert by_files.backend.encode(*text).ids == loaded(*text)["input_ids"]
+    assert make_masker(by_files, Masking(whole_words=True)).mask_id == loaded.mask_token_id
 
 
 # --- ids without an embedding -----------------------------------------------------------------------------------------

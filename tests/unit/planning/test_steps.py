@@ -18,6 +18,7 @@ from ted_ds.config.tasks import SequenceClassification, TokenClassification
 from ted_ds.data import row_counts
 from ted_ds.data.reading.listing import list_data
 from ted_ds.data.row_counts import RowCount, count_training_rows
+from ted_ds.data.transfer import Transfer, share_of
 from ted_ds.errors import ConfigError
 from ted_ds.planning.plan import describe, plan_recipe
 from ted_ds.planning.steps import with_rows
@@ -54,6 +55,25 @@ def test_the_steps_are_the_fewest_that_hold_each_row_so_often(epochs: Any, num_r
     steps = plan.with_rows(num_rows).steps
     seen = Fraction(str(epochs)) * num_rows
     assert steps * batch >= seen > (steps - 1) * batch
+
+
+@given(
+    epochs=st.one_of(st.integers(1, 9), st.decimals("0.01", "9", places=2)),
+    num_rows=st.integers(1, 300),
+    batch=st.integers(1, 40),
+    share=st.decimals("0.01", "0.99", places=2),
+)
+def test_rows_of_a_step_beside_those_of_transfer_are_counted_as_the_stream_gives_them(
+    epochs: Any, num_rows: int, batch: int, share: Any
+) -> None:
+    transfer = Transfer([], share_of(float(share)))
+    plan = PhasePlan(epochs=float(epochs), learning_rate=1.0, global_batch_size=batch, micro_batch_size=1)
+    steps = plan.with_rows(num_rows, share=1 - transfer.share).steps
+
+    def num_seen(step: int) -> int:
+        return step * batch - transfer.rows_before(step, batch)
+
+    assert num_seen(steps) >= Fraction(str(epochs)) * num_rows > num_seen(steps - 1)
 
 
 def test_a_tenth_is_a_tenth() -> None:
@@ -228,15 +248,44 @@ def test_check_says_what_epochs_come_to_or_that_it_does_not_know(
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes", "is_known"),
-    [("question_answering", (), False), ("chat", ("task.pack=true",), False), ("chat", (), True)],
+    ("share", "num_transfer", "steps", "words"),
+    [
+        ("0.5", None, 45, "3 epochs of 30 rows = 45 steps x 4 sequences"),
+        ("0.3", 7, 32, "3 epochs of 30 rows = 32 steps x 4 sequences"),  # 2.8 rows of each: 87 in 31, 90 in 32
+        ("size", 7, 28, "3 epochs = steps that are known once the data are read x 4 sequences"),
+    ],
 )
-def test_check_does_not_know_how_many_sequences_examples_come_to(
-    tmp_path: Path, kind: str, changes: tuple[str, ...], is_known: bool
+def test_epochs_of_stage_two_are_of_labelled_rows_or_of_all_texts(
+    recipe_file: Path, share: str, num_transfer: int | None, steps: int, words: str
+) -> None:
+    path = write_labelled(recipe_file.parent / "rows.jsonl", 30)
+    tuned = "student.finetune={epochs: 3, learning_rate: 1, global_batch_size: 4, micro_batch_size: 2}"
+    of_transfer = [f"data.transfer=[{{path: {path}}}]", f"data.transfer_share={share}"]
+    given = [*IN_EPOCHS, tuned, f"data.train=[{{path: {path}}}]", f"data.validation=[{{path: {path}}}]", *of_transfer]
+    recipe, plan = plan_recipe(str(recipe_file), given, kind_of)
+    (line,) = (line for line in describe(recipe, plan, num_ranks=1).splitlines() if line.startswith("distill  "))
+    assert words in line
+    known = with_rows(recipe, 30, num_transfer)
+    assert known.distill.steps == steps
+    assert known.student.finetune is not None
+    assert known.student.finetune.steps == 23, "which learns from labels alone"
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "words"),
+    [
+        ("question_answering", (), "3 epochs of at least 48 rows = at least 36 steps x 4 sequences"),
+        ("chat", ("task.pack=true",), "3 epochs of at most 45 rows = at most 34 steps x 4 sequences"),
+        ("chat", (), "3 epochs of 45 rows = 34 steps x 4 sequences"),
+    ],
+)
+def test_check_says_which_limit_rows_are_where_they_are_not_sequences(
+    tmp_path: Path, kind: str, changes: tuple[str, ...], words: str
 ) -> None:
     recipe, plan = plan_recipe(str(write_run(tmp_path, kind=kind)), [*IN_EPOCHS, *changes], kind_of)
     (line,) = (line for line in describe(recipe, plan, num_ranks=1).splitlines() if line.startswith("distill  "))
-    assert ("3 epochs = steps that are known once the data are read" in line) != is_known
+    assert line.startswith(f"{'distill':16} {words}")
+    assert ("; about 2,304 tokens" in line) == (kind == "question_answering"), "sequences may be more, and shorter"
 
 
 def test_rows_that_no_conversation_can_be_read_of_are_not_counted(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from pydantic import ValidationError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -22,6 +23,7 @@ from ted_ds.data.labelled_data import LabelledData
 from ted_ds.data.loader import Batch, evaluation_batches
 from ted_ds.data.reading.listing import list_data
 from ted_ds.errors import CheckpointError, ConfigError, DataError
+from ted_ds.models.families import SPAN_TYPES
 from ted_ds.models.predictions import DensePredictions
 from ted_ds.tasks.answers import Answers, Found, best_span, best_threshold, joined, marks_of, normalised
 from ted_ds.tasks.kind import kind_of
@@ -410,6 +412,26 @@ def test_no_answer_is_given_beyond_the_threshold_and_only_where_that_may_be() ->
     assert Answers(terms, task(no_answer=True)).choose(one._replace(score=-math.inf, answer="")) == ""
 
 
+def test_predictions_are_called_as_the_data_call_their_questions() -> None:
+    kind: Any = kind_of(task(id_column="key"))
+    row = {"question": "who?", "context": "ba be", "answers": None}
+    assert kind.columns == ["question", "context", "answers", "key"]
+    names = [kind.read({**row, "key": key}, where="a", declared={})[0].name for key in ("5f", 7, None, "")]
+    assert names == ["5f", "7", None, None]
+    asked = [{"question": "who?", "answers": [], "id": "56be"}, {"question": "what?", "answers": []}]
+    articles: Any = kind_of(task(rows="articles"))
+    (first, second) = articles.read({"paragraphs": [{"context": "ba", "qas": asked}]}, where="a", declared={})
+    assert (first.name, second.name) == ("56be", None)
+    with pytest.raises(ValidationError, match="rows: articles has no columns with names of your own; remove id_column"):
+        task(rows="articles", id_column="id")
+    terms = kind_of(task()).terms
+    one, other = Found(7, ("a",), 3.0, 2.0, "x", "5f"), Found(7, (), -1.0, 1.0, "a", "5f")
+    observed = [([one, Found(9, (), 1.0, -math.inf, "")], 0.0, 1), ([other], 0.0, 1)]
+    assert Answers(terms, task()).files(observed) == {"predictions.json": {"5f": "x", "1": ""}}
+    with_none = Answers(terms, task(no_answer=True)).files(observed)
+    assert with_none == {"predictions.json": {"5f": "x", "1": ""}, "null_odds.json": {"5f": -3.0, "1": 1e9}}
+
+
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_scores_come_from_logits_whatever_the_padding_and_the_batches(
@@ -442,6 +464,11 @@ def test_scores_come_from_logits_whatever_the_padding_and_the_batches(
             ):
                 logits = table[:, batch.input_ids].transpose(0, 1)
                 observed[-1].append(scorer.observe(DensePredictions(logits).outputs(batch), batch))
+    # what the scripts of SQuAD read: the last question's answers are not known, and it is not scored
+    assert scorer.files(observed[0]) == scorer.files(observed[1])
+    answers, odds = (scorer.files(observed[0])[name] for name in ("predictions.json", "null_odds.json"))
+    assert answers == {str(number): " ".join(WORDS[10:12]) for number in range(4)}
+    assert odds == dict.fromkeys(answers, 1 + 1 - 3 - 4)
     first, second = (scorer.score(one) for one in observed)
     assert first == pytest.approx(second)
     # of three windows each, the one in the middle has both words
@@ -525,7 +552,7 @@ def test_models_without_such_a_head_are_refused_with_those_that_have_one(tmp_pat
         make_plan(recipe(tmp_path))
     assert (
         "recipe: teacher.path: a llama has no head for question_answering here, as its blocks have other names in "
-        "transformers' model for it; use one of mistral, gpt2, bert, deberta-v2"
+        f"transformers' model for it; use one of {', '.join(SPAN_TYPES)}"
     ) in str(caught.value).splitlines()
     write_model(tmp_path / "teacher", "bert")
     with pytest.raises(ConfigError) as caught:

@@ -148,8 +148,8 @@ def test_layers_are_named_by_stack_in_the_plan(run):
         ),
         (
             ["pipeline.stages=2"],
-            "teacher.path: pipeline.stages is 2: the stages of a pipeline pass one state on, and each block of a "
-            "decoder reads the encoder's last beside that of the block before; use pipeline.stages: 1",
+            "teacher.path: pipeline.stages is 2, but the stages of a pipeline pass one state on, and each block of a "
+            "decoder reads the encoder's last beside that of the block before; remove it, and share memory out by ZeRO",
         ),
         (
             ["task={kind: causal_lm, sequence_length: 16}"],

@@ -26,7 +26,8 @@ from ted_ds.models.loading import auto_class
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank
 from ted_ds.tasks.kind import kind_of
-from ted_ds.tasks.token_classification import Words, entities, first_tokens
+from ted_ds.tasks.token_classification import Words, first_tokens
+from ted_ds.tasks.word_scores import entities
 from ted_ds.verbs.tokenizer import train_from_recipe
 from tests.task_kinds import labelled, samples_of
 from tests.tiny import SPECIAL_TOKENS, WORD_LABELS, model_config, recipe_dict, write_recipe, write_rows, write_tokenizer
@@ -268,6 +269,49 @@ def test_a_token_may_begin_several_words_and_has_the_first_ones_label() -> None:
         None,
     ]
     assert first_tokens(["", "x"], [(0, 1), (1, 2)]) == [None, 1]
+
+
+ON_ALL = LISTS.model_copy(update={"label_on": "all"})
+
+
+def test_all_tokens_of_a_word_may_have_its_label_and_the_first_is_known() -> None:
+    numbered = ON_ALL.model_copy(update={"labels": [str(index) for index in range(len(SENTENCE))], "max_length": 9})
+    tokenizer = wordpiece()
+    encoded = tokenizer(SENTENCE, is_split_into_words=True, truncation=True, max_length=9)
+    given = [0, -100, 2, 3, 4, 5]
+    (sample,) = samples_of(kind_of(numbered), tokenizer, [Words(" ".join(SENTENCE), given, words=SENTENCE)])
+    assert sample.input_ids == encoded["input_ids"]
+    assert sample.label == [-100 if word is None else given[word] for word in encoded.word_ids()]
+    assert sample.label == [-100, 0, -100, -100, -100, 2, 2, 2, -100]
+    assert (sample.facts, sample.num_cut) == ([1, 2, 5], 3)  # words, not tokens, are counted
+    (byte_by_byte,) = samples_of(
+        kind_of(ON_ALL), bytes_of_words(trim=True), [Words("re é x", [1, 3, 0], words=["re", "é", "x"])]
+    )
+    assert byte_by_byte.label == [1, 1, -100, 3, 3, -100, 0]  # é is two tokens, and spaces are of no word
+    (nothing,) = samples_of(kind_of(ON_ALL), tokenizer, [Words("EU", None, words=["EU"])])
+    assert (nothing.label, nothing.facts) == (None, None)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_words_are_scored_by_their_first_tokens_and_all_labels_have_a_loss(side: Any) -> None:
+    sentences = [(["EU", "rejects", "unaff"], [1, 0, 3]), (["rejects", "a"], [3, -100]), (["a"], None)]
+    rows = [Words(" ".join(words), label, words=words) for words, label in sentences]
+    generator = torch.Generator().manual_seed(0)
+    scores, logits = {}, torch.randn(4, 9, 5, generator=generator)
+    for task in (LISTS, ON_ALL):
+        kind = kind_of(task)
+        samples = samples_of(kind, wordpiece(), rows)
+        batch = Collator(0, kind.collated_as, side=side)([*samples, None])
+        observed = [kind.scorer.observe(logits[:, : batch.labels.shape[1]], batch)]
+        scores[task.label_on] = kind.scorer.score(observed)
+        kept = batch.labels != -100
+        loss = torch.nn.functional.cross_entropy(logits[:, : batch.labels.shape[1]][kept], batch.labels[kept])
+        assert scores[task.label_on]["loss"] == pytest.approx(loss.item())
+        assert int(kept.sum()) == (4 if task is LISTS else 10)
+    first, every = scores[None], scores["all"]
+    assert first.keys() == every.keys()
+    assert {name for name in first if first[name] != every[name]} == {"loss"}
+    assert every["num_words"] == 4
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

@@ -1,0 +1,115 @@
+"""How often each training phase goes over its data, and the hours it takes by arithmetic, for ``ted-ds check``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ted_ds.config.data import weight_at
+from ted_ds.config.phase_plan import PhasePlan
+from ted_ds.config.schema import Recipe
+from ted_ds.data.transfer import share_of
+from ted_ds.planning.phase import DISTILL, Phase, phases_of, training_of
+from ted_ds.planning.phase_memory import facts_of
+from ted_ds.planning.pipeline_cut import operations_per_token
+from ted_ds.planning.plan import Plan
+from ted_ds.planning.stage_memory import bubble, num_microbatches
+from ted_ds.planning.steps import plan_with_rows
+
+BYTES_PER_TOKEN = 4
+"""Of text: about what English comes to with vocabularies of 30,000 to 150,000 tokens (OpenWebText: 39.8 GB are 9.0
+billion tokens of GPT-2)."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What is assumed of the ranks."""
+
+    num_ranks: int
+    tflops: float
+    """What each computes, in 10^12 operations a second."""
+
+
+def describe_work(recipe: Recipe, plan: Plan, pace: Pace) -> str:
+    """A line for each phase that trains."""
+    lines = []
+    for phase in phases_of(recipe):
+        if phase.plan_path is not None:
+            parts = (_passes(recipe, plan, training_of(recipe, phase)), _hours(recipe, plan, phase, pace))
+            lines.append(f"work      {phase.name:16} {'; '.join(parts)}\n")
+    return "".join(lines)
+
+
+def _known(recipe: Recipe, plan: Plan, training: PhasePlan) -> PhasePlan:
+    return training if plan.num_rows is None else plan_with_rows(recipe, training, plan.num_rows.number)
+
+
+def _passes(recipe: Recipe, plan: Plan, training: PhasePlan) -> str:
+    """How often the data are gone through, in words."""
+    if recipe.task.packed:
+        return _passes_over_corpora(recipe, plan, training)
+    if training.epochs is not None:
+        return _times(training.epochs, "the rows" if plan.num_rows is None else str(plan.num_rows))
+    if plan.num_rows is None:
+        return "passes over the rows are known once these are counted"
+    learned = training.steps * training.global_batch_size
+    if recipe.data.transfer is not None and training.takes_transfer:
+        if isinstance(recipe.data.transfer_share, str):
+            return "passes over the rows are known once those of data.transfer are counted"
+        learned *= float(1 - share_of(recipe.data.transfer_share))
+    return _times(learned / max(plan.num_rows.number, 1), str(plan.num_rows))
+
+
+def _passes_over_corpora(recipe: Recipe, plan: Plan, training: PhasePlan) -> str:
+    """Each source's by its share of the tokens at the first step, and by its bytes."""
+    tokens = training.steps * training.global_batch_size * recipe.task.sequence_length
+    powers = [weight_at(one.weight, 0) ** (1 / recipe.data.mixture_temperature) for one in recipe.data.train]
+    kept = 1 - recipe.data.heldout_fraction if recipe.data.heldout_sources is None else 1.0
+    found, by_size = [], any(one.weight == "size" for one in recipe.data.train)
+    for index, source in enumerate(recipe.data.train):
+        size = plan.corpus_bytes.get(index)
+        where = source.path if source.name is None else f"{source.path} {source.name}"
+        if size is None or (by_size and len(powers) > 1):
+            found.append(f"passes over {where} are not known before it is read")
+        else:
+            read = tokens * powers[index] / sum(powers) * BYTES_PER_TOKEN
+            found.append(f"about {_times(read / max(size * kept, 1), f'{where} ({size / 1e9:.3g} GB)')}")
+    of_token = f", if {BYTES_PER_TOKEN} bytes are a token" if plan.corpus_bytes else ""
+    return f"{', '.join(found)}{of_token}"
+
+
+def _times(number: float, what: str) -> str:
+    return f"{number:.3g} pass{'' if number == 1 else 'es'} over {what}"
+
+
+def _hours(recipe: Recipe, plan: Plan, phase: Phase, pace: Pace) -> str:
+    """How long training takes, in words."""
+    training = _known(recipe, plan, training_of(recipe, phase))
+    if training.max_steps is None:
+        return "hours are known once the rows are counted"
+    if plan.teacher is None or plan.student is None:
+        return "hours are known once both models are"
+    facts = {side: facts_of(plan, side) for side in ("student", "teacher")}
+    operations = operations_per_token(recipe, facts, plan.layer_pairs, plan.filter_dim, phase)
+    tokens = training.steps * training.global_batch_size * recipe.task.rows_per_example * recipe.task.sequence_length
+    seconds = operations * tokens / pace.num_ranks / (pace.tflops * 1e12) * _waiting(recipe, plan, phase, pace)
+    hours = f"{seconds / 3600:.3g} h" if seconds >= 360 else "less than 0.1 h"
+    most = "at most " if seconds >= 360 and not recipe.task.packed and not _is_fewest(plan) else ""
+    who = "the one rank" if pace.num_ranks == 1 else f"each of {pace.num_ranks} ranks"
+    pace_in_words = f"if {who} computes {pace.tflops:g} TFLOP/s (--tflops)"
+    cached = phase is DISTILL and recipe.teacher.cache is not None
+    too_much = ", the cached teacher counted as if it ran in every step" if cached else ""
+    return f"{most}{hours} of training {pace_in_words}{too_much}"
+
+
+def _is_fewest(plan: Plan) -> bool:
+    return plan.num_rows is not None and plan.num_rows.limit == "least"
+
+
+def _waiting(recipe: Recipe, plan: Plan, phase: Phase, pace: Pace) -> float:
+    """By how much a pipeline takes longer than its mean stage works."""
+    stages = plan.stages.get(phase.name, ())
+    if len(stages) < 2:
+        return 1.0
+    count = num_microbatches(training_of(recipe, phase), max(pace.num_ranks // len(stages), 1))
+    slowest = max(stage.cost for stage in stages) * len(stages) / sum(stage.cost for stage in stages)
+    return slowest / (1 - bubble(len(stages), count))
