@@ -183,7 +183,6 @@ def test_every_stage_of_zero_takes_the_steps_of_plain_pytorch(reference, what, k
     check_case(reference, what, kind, stage, world_size)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def run_families(world, folders):
     """The weights of a sharded student of each family after a step beside a sharded teacher."""
     found = {}
@@ -213,6 +212,7 @@ def test_a_sharded_model_of_every_family_takes_the_steps_of_plain_pytorch(tmp_pa
             )
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_clipping_uses_the_norm_of_the_whole_gradient(reference, stage):
     check_case(reference, "distill", "causal_lm", stage, 2, clipping=0.05)
 
