@@ -49,6 +49,7 @@ setup(
         "benchmarks": ["torchdata>=0.11"],  # a rival; the other, mosaicml-streaming, needs an environment of its own
         "demo": ["gguf>=0.19"],
         "int8": ["torchao>=0.18"],
+        "lora": ["peft>=0.18"],
         "lm_eval": ["lm-eval[hf]>=0.4.9"],
         "tensorboard": ["tensorboard>=2.19"],
         "trackio": ["trackio>=0.43"],

@@ -36,6 +36,7 @@ MOST_SURVIVORS = 0.05
 REACHING = ["tests/unit", "tests/parity", "tests/distributed", "tests/integration"]
 TESTS = ["tests/unit/data/test_masking.py", "tests/parity"]
 TESTS += ["tests/distributed/test_matrix.py", "tests/distributed/test_variable_microbatches.py"]
+TESTS += ["tests/distributed/test_adapters.py"]
 
 
 class Mutation(NamedTuple):
@@ -53,6 +54,30 @@ MUTATIONS = {
         "return 1.0 if self.law is Law.NUMBER else temperature**2",
         "return 1.0",
         "T^2 is dropped",
+    ),
+    "adapter_scale": Mutation(
+        "models/adapters.py",
+        "change = layer.scaling[NAME] * (b @ a)",
+        "change = b @ a",
+        "adapters are merged without their scale",
+    ),
+    "adapter_alpha": Mutation(
+        "models/adapters.py",
+        "lora_alpha=settings.alpha,",
+        "lora_alpha=settings.rank,",
+        "adapters train at another scale",
+    ),
+    "base_trains": Mutation(
+        "models/adapters.py",
+        "        if name in fresh and not name.startswith(in_heads):",
+        "        if not name.startswith(in_heads):",
+        "the base trains with its adapters",
+    ),
+    "base_teacher": Mutation(
+        "models/adapters.py",
+        "        part._disable_adapters = True",
+        "        part._disable_adapters = False",
+        "a teacher that is the student's base reads its adapters",
     ),
     "direction": Mutation(
         "numerics/divergences.py",

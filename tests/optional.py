@@ -12,3 +12,12 @@ TRACKERS = Path(sys.prefix) / "trackers"
 NO_TRACKERS = f"{TRACKERS} is not there; bash tests/run.sh makes it"
 LM_EVAL = Path(sys.prefix) / "lm_eval"
 NO_LM_EVAL = f"{LM_EVAL} is not there; bash tests/run.sh makes it"
+PEFT = Path(sys.prefix) / "peft"
+NO_PEFT = f"{PEFT} is not there; bash tests/run.sh makes it"
+
+
+def use_peft() -> None:
+    """Let this process import peft."""
+    assert PEFT.is_dir(), NO_PEFT
+    if str(PEFT) not in sys.path:
+        sys.path.append(str(PEFT))

@@ -19,6 +19,9 @@ fi
 if [ ! -d "$TED_DS_VENV/optional/bitsandbytes" ]; then # for quantised teachers
     "$TED_DS_VENV/bin/pip" install --quiet --no-deps --target "$TED_DS_VENV/optional" "bitsandbytes==0.50.2"
 fi
+if [ ! -d "$TED_DS_VENV/peft" ]; then # for students with adapters
+    "$TED_DS_VENV/bin/pip" install --quiet --no-deps --target "$TED_DS_VENV/peft" "peft==0.21.2"
+fi
 if [ ! -d "$TED_DS_VENV/trackers" ]; then # what tracking.to can name: for the tests of them alone, others see it missing
     "$TED_DS_VENV/bin/pip" install --quiet --no-deps --target "$TED_DS_VENV/trackers" "tensorboard==2.21.0" \
         "absl-py==2.5.1" "trackio==0.43.0" "gradio_client==2.7.2" "orjson==3.13.0" "starlette==1.10.0" \

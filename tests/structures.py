@@ -78,7 +78,7 @@ TAKEN: Mapping[str, tuple[str, ...]] = {
     "cohere": NOTHING,
     "mamba": ("isolated documents", "zero3", "int8"),
     "jamba": ("isolated documents", "zero3", "int8"),
-    "openai-gpt": ("isolated documents", "activation checkpointing"),
+    "openai-gpt": ("isolated documents",),
     "roformer": NOTHING,
     **dict.fromkeys(("gptj", "codegen", "phi", "starcoder2", "stablelm", "cohere2", "olmo", "gemma", "glm"), NOTHING),
     **dict.fromkeys(("glm4", "persimmon", "ernie4_5", "biogpt", "gpt_bigcode", "megatron-bert", "big_bird"), NOTHING),
@@ -91,13 +91,13 @@ TAKEN: Mapping[str, tuple[str, ...]] = {
     "falcon_mamba": ("isolated documents", "zero3", "int8"),
     "recurrent_gemma": ("padding on the left", "isolated documents", "pipeline", "int8"),
     "xglm": ("pipeline",),
-    "ctrl": ("pipeline", "activation checkpointing"),
+    "ctrl": ("pipeline",),
     "camembert": ("MaskedLM",),
     "data2vec-text": ("MaskedLM",),
     "rembert": ("MaskedLM", "pipeline"),
     "esm": ("MaskedLM", "cut"),
     "layoutlm": ("zero3",),
-    "ibert": ("MaskedLM", "pipeline", "activation checkpointing", "int8"),
+    "ibert": ("MaskedLM", "pipeline", "int8"),
 }
 """The types that are taken, and what not for, beside compiled blocks, which nobody tries."""
 REFUSED: Mapping[str, str] = {

@@ -13,17 +13,21 @@ from transformers import PreTrainedModel
 
 from ted_ds.assembly.given import Given
 from ted_ds.config.deepspeed_keys import zero_stage
+from ted_ds.config.lora import Lora
 from ted_ds.config.pair import Student, Teacher
 from ted_ds.errors import TedError
+from ted_ds.models.adapters import AdapterSettings, add_adapters, has_adapters, merged_state, save_adapters
 from ted_ds.models.choices import choose_among_rows
-from ted_ds.models.companions import accompany
+from ted_ds.models.companions import accompany, hub_name
 from ted_ds.models.execution import checkpoint_activations, compile_blocks
-from ted_ds.models.files import read_ahead, read_model_facts
+from ted_ds.models.family import Family
+from ted_ds.models.files import read_model_facts
 from ted_ds.models.found import family_of_folder
 from ted_ds.models.loading import DTYPES, LoadSettings, load_model
 from ted_ds.models.quantised import quantise_blocks
 from ted_ds.models.share import Share
 from ted_ds.models.taps import TappedModel
+from ted_ds.models.tensor_files import read_ahead
 from ted_ds.numerics.layer_map import Layer
 from ted_ds.planning.hosting import IN_WORDS
 from ted_ds.planning.memory import SHARDED_HOSTS, gib
@@ -33,6 +37,15 @@ from ted_ds.runtime.determinism import seed_everything
 from ted_ds.runtime.free_memory import free_host_bytes
 from ted_ds.runtime.frozen import FrozenModel, frozen_engine_config, offload_to
 from ted_ds.runtime.sharding import full_state_dict, sharded_loading
+
+TASK_TYPES = {
+    "CausalLM": "CAUSAL_LM",
+    "Seq2SeqLM": "SEQ_2_SEQ_LM",
+    "SequenceClassification": "SEQ_CLS",
+    "TokenClassification": "TOKEN_CLS",
+    "QuestionAnswering": "QUESTION_ANS",
+}
+"""peft's words for a model with its head, where it has one."""
 
 
 class ModelMaker:
@@ -123,10 +136,29 @@ class ModelMaker:
         model, fresh = self._load(path, shard_config, share, new_head_allowed=True, trains=side)
         if self._recipe.activation_checkpointing:
             checkpoint_activations(model, family_of_folder(path))
-        if side == "student" and self._recipe.student.freeze_embeddings:
+        lora = self._recipe.student.lora
+        if side == "student" and lora is not None:
+            self._add_adapters(model, family_of_folder(path), lora, fresh)
+        elif side == "student" and self._recipe.student.freeze_embeddings:
             embeddings: Any = model.get_input_embeddings()
             embeddings.requires_grad_(False)
         return self._tap(path, model, fresh, layers, share, stage)
+
+    def _add_adapters(self, model: PreTrainedModel, family: Family, lora: Lora, fresh: Sequence[str]) -> None:
+        """Put the recipe's adapters into a student, the same on every rank, and say what trains."""
+        settings = AdapterSettings(lora.rank, lora.scaled_by, lora.dropout, lora.targets)
+        seed_everything(self._recipe.seed, phase="adapters")
+        with self._world.together():
+            add_adapters(model, family, settings, fresh)
+        total, trained = (
+            sum(getattr(one, "ds_numel", one.numel()) for one in model.parameters() if one.requires_grad or not trains)
+            for trains in (False, True)
+        )
+        self._screen.say(f"  adapters of rank {lora.rank}: {trained:,} of the student's {total:,} parameters train")
+
+    def base_of(self, tapped: TappedModel, layers: Sequence[Layer]) -> TappedModel:
+        """A student's model once more, tapped at the teacher's side of the layer map; before an engine takes it."""
+        return TappedModel(tapped.model, tapped.family, layers, pooled=self._recipe.task.pooled)
 
     def _tap(
         self,
@@ -233,9 +265,19 @@ class ModelMaker:
                 whole.generation_config = model.generation_config
             model = whole
         own_names = {name.removeprefix("model."): weight for name, weight in state.items()}
+        if has_adapters(model):
+            own_names = merged_state(model, own_names)
         own_names |= {name: buffer.cpu() for name, buffer in tapped.buffers_in_files.items()}
         model.save_pretrained(folder, state_dict=own_names)
         accompany(folder, self._origins)
+
+    def save_adapters(self, tapped: TappedModel, state: Mapping[str, Tensor], folder: Path) -> None:
+        """Write the student's adapters, beside its base, as peft reads them; ``state`` is as for :meth:`save`."""
+        base = self._origins.student or self._origins.teacher
+        own_names = {name.removeprefix("model."): weight for name, weight in state.items()}
+        task_type = TASK_TYPES.get(self._recipe.task.architecture)
+        name = hub_name(base) or base.resolve().name
+        save_adapters(tapped.model, own_names, folder, base=name, task_type=task_type)
 
 
 def _share(stage: Stage | None, side: str) -> Share | None:

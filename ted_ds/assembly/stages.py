@@ -22,6 +22,7 @@ from ted_ds.objectives.finetune import FinetuneObjective
 from ted_ds.objectives.learn_filters import FilterObjective, FilterObjectives
 from ted_ds.planning.phase import DISTILL, phase_named
 from ted_ds.planning.pipeline_cut import Stage
+from ted_ds.runtime.base_teacher import BaseTeacher
 from ted_ds.runtime.determinism import seed_everything
 from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.runtime.outputs import Outputs, probe_outputs
@@ -134,7 +135,7 @@ class StageTwo:
     module: FilteredModel
     """The student and its filters as the one trainable module."""
     teacher: FrozenModel | None
-    """None for ``sft``, and where a cache knows what it would say."""
+    """None for ``sft``, where a cache knows what it would say, and where the student's own base says it."""
     teacher_filters: FilterBank | None
     """None where no layers are matched."""
     objective: Objective
@@ -155,7 +156,7 @@ def build_stage_two(
     build: Assembly,
     config: Mapping[str, Any],
     *,
-    teacher: Path,
+    teacher: Path | None,
     student: Path,
     filters: Mapping[str, Path | None],
     new_head_allowed: bool = False,
@@ -166,7 +167,8 @@ def build_stage_two(
     Args:
         build: The run's assembly.
         config: The completed DeepSpeed config the student will train under.
-        teacher: The teacher's folder.
+        teacher: The teacher's folder; None where it is the base of the student's adapters, which are off while it
+            teaches.
         student: The student's.
         filters: For ``ted``: the folders of the ``student``'s and the ``teacher``'s learned filters; None for fresh
             ones, as Stage I starts with.
@@ -191,11 +193,12 @@ def build_stage_two(
         if teacher_filters is not None:
             teacher_filters.keep(stage.places)
     kind = build.recipe.filters.kind if plan.needs.filters and build.recipe.filters is not None else "linear"
-    frozen = None
-    if plan.needs.teacher and cached is None:  # on every stage: to load it is to communicate
+    frozen: FrozenModel | None = None
+    base = BaseTeacher(build.models.base_of(tapped, teacher_layers)) if teacher is None else None
+    if plan.needs.teacher and cached is None and teacher is not None:  # on every stage: to load it is to communicate
         frozen = build.models.frozen("teacher", teacher, teacher_layers, stage=stage, new_head_allowed=new_head_allowed)
     runs_here = frozen if stage is None or "teacher" in stage.runs else None
-    teaching: Teacher = cached or runs_here or AbsentTeacher()
+    teaching: Teacher = base or cached or runs_here or AbsentTeacher()
     objective: Objective = (
         _distill_objective(build, teaching, teacher_filters, stage)
         if plan.needs.teacher

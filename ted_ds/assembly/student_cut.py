@@ -1,4 +1,4 @@
-"""The student that a recipe cuts out of its teacher: written to stay, or for a look."""
+"""The student that a recipe makes, cut out of its teacher or random: written to stay, or for a look."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ted_ds.assembly.assembly import Assembly
+from ted_ds.assembly.student_random import make_random_student
 from ted_ds.models.cutting import cut
 
 
@@ -20,8 +21,16 @@ def cut_student(build: Assembly, teacher: Path, place: Path) -> None:
     cut(teacher, place, blocks=from_teacher.as_given, family=family, origins=build.origins)
 
 
+def make_student(build: Assembly, teacher: Path, place: Path) -> None:
+    """Write the student that the recipe makes, of a teacher or of a config. On one rank only."""
+    if build.recipe.student.from_config is not None:
+        make_random_student(build, place)
+    else:
+        cut_student(build, teacher, place)
+
+
 @contextlib.contextmanager
-def cut_for_now(build: Assembly, teacher: Path) -> Iterator[Path]:
+def made_for_now(build: Assembly, teacher: Path) -> Iterator[Path]:
     """The same in a folder that is removed afterwards. Every rank must call it."""
     output, number = build.recipe.output_dir, build.world.on_main(lambda: secrets.token_hex(4))
     place = output.with_name(f".{output.name}.{number}")  # next to the output: all nodes see it
@@ -29,7 +38,7 @@ def cut_for_now(build: Assembly, teacher: Path) -> Iterator[Path]:
 
     def write() -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
-        cut_student(build, teacher, place)
+        make_student(build, teacher, place)
 
     def remove() -> None:
         if build.world.is_main:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from ted_ds.config.lora import Lora
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.section import Section, rule
 
@@ -80,11 +81,13 @@ class CutFromTeacher(Section):
     """Which blocks of the teacher become the student."""
 
     blocks: list[BlockNumber] | None = Field(default=None, min_length=1)
-    """Blocks of the teacher to copy, numbered from 0 as in its parameter names."""
+    """Blocks of the teacher to copy, numbered from 0 as in its parameter names; one may come more than once."""
     encoder_blocks: list[BlockNumber] | None = Field(default=None, min_length=1)
     """Of an encoder-decoder, instead: those of its encoder."""
     decoder_blocks: list[BlockNumber] | None = Field(default=None, min_length=1)
     """And those of its decoder."""
+    any_order: bool = False
+    """Whether a block may come before one of a lower number."""
 
     @rule
     def _of_one_stack_or_of_both(self) -> Iterator[str]:
@@ -99,8 +102,11 @@ class CutFromTeacher(Section):
     @rule
     def _ascending(self) -> Iterator[str]:
         for stack, blocks in self.of_stacks.items():
-            if sorted(set(blocks)) != blocks:
-                yield f"{stack + '_' if stack else ''}blocks must be ascending and distinct, got {blocks}"
+            if sorted(blocks) != blocks and not self.any_order:
+                yield (
+                    f"{stack + '_' if stack else ''}blocks must be in ascending order (one may come more than once), "
+                    f"got {blocks}; where this order is meant, set any_order: true"
+                )
 
     @property
     def of_stacks(self) -> dict[str, list[int]]:
@@ -114,6 +120,20 @@ class CutFromTeacher(Section):
         return self.of_stacks if self.blocks is None else self.blocks
 
 
+class FromConfig(Section):
+    """A student of random weights, for studies of pre-training."""
+
+    path: Path | None = None
+    """A local folder with its ``config.json``; unset: the teacher's."""
+    changes: dict[str, Any] = Field(default_factory=dict)
+    """Entries of that config with other values (``num_hidden_layers``, ``hidden_size``, ...)."""
+
+    @rule
+    def _type_is_the_configs(self) -> Iterator[str]:
+        if "model_type" in self.changes:
+            yield "changes.model_type: the type is that of the config; give path, the folder of a config of that type"
+
+
 class Student(Section):
     """The model that learns."""
 
@@ -121,16 +141,34 @@ class Student(Section):
     """Local folder or Hugging Face name of a pretrained student."""
     from_teacher: CutFromTeacher | None = None
     """Cut the student out of the teacher instead."""
+    from_config: FromConfig | None = None
+    """Or begin with random weights, the same for any number of ranks."""
     finetune: PhasePlan | None = None
     """Train the student on the task before Stage I (Stage 0)."""
     dropout: Dropout = Dropout()
     """While it trains. A student cut out of its teacher has that one's ``config.json``, with the dropout it was trained
     with."""
+    lora: Lora | None = None
+    """Train adapters instead of its weights."""
     freeze_embeddings: bool = False
     """Leave the token embeddings as they are, and an LM head that is tied to them: no gradients or optimizer state of
     them, and, while both models are whole on a rank, one copy of them for a student cut out of its teacher."""
 
     @rule
     def _one_origin(self) -> Iterator[str]:
-        if (self.path is None) == (self.from_teacher is None):
-            yield "give exactly one of path and from_teacher"
+        if [self.path, self.from_teacher, self.from_config].count(None) != 2:
+            yield "give exactly one of path, from_teacher and from_config"
+
+    @rule
+    def _adapters_have_a_base(self) -> Iterator[str]:
+        if self.lora is None:
+            return
+        if self.from_config is not None:
+            yield "lora: random weights that stay as they are teach nothing; remove it, or give path or from_teacher"
+        if self.freeze_embeddings:
+            yield "freeze_embeddings: with lora all but adapters and head is left as it is; remove it"
+        if self.lora.export == "adapter" and (self.path is None or self.finetune is not None):
+            yield (
+                "lora.export: adapter: its base would be a model that this run alone has; give path (and no finetune), "
+                "or use merged"
+            )

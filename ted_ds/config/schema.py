@@ -195,6 +195,11 @@ class Recipe(Section):
             )
 
     @rule
+    def _adapters_train_in_one_piece(self) -> Iterator[str]:
+        if self.pipeline.stages > 1 and self.student.lora is not None:
+            yield "student.lora: adapters are not cut into the stages of a pipeline; use pipeline.stages: 1 (ZeRO 0-3)"
+
+    @rule
     def _flash_is_for_16_bits(self) -> Iterator[str]:
         if self.attention == "flash" and self.precision == "fp32":
             yield "attention: flash needs precision bf16 or fp16; use sdpa with fp32"

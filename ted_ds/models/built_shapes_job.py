@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import transformers
 
+from ted_ds.models.config_build import parsed_config
+
 WITH_HEADS: Any = {
     "CausalLM": transformers.AutoModelForCausalLM,
     "Seq2SeqLM": transformers.AutoModelForSeq2SeqLM,
@@ -20,7 +22,7 @@ WITH_HEADS: Any = {
 
 def shapes_of(config: Mapping[str, Any], language_model: str) -> dict[str, list[int]]:
     """The shapes of a model's parameters, tied ones once; of a body by the names that they have below a head."""
-    built = transformers.AutoConfig.for_model(**config)
+    built = parsed_config(config)
     auto: Any = WITH_HEADS.get(language_model, transformers.AutoModel)
     with torch.device("meta"):
         model = auto.from_config(built)

@@ -53,7 +53,7 @@ class Origins:
 
     teacher: Path
     student: Path | None
-    """None where the student is cut out of the teacher."""
+    """None where the student is cut out of the teacher, or random."""
 
     @property
     def by_name(self) -> dict[str, Path]:

@@ -8,10 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ted_ds.errors import CheckpointError
 from ted_ds.models.folder import CONFIG_FILE
+
+
+def parsed_config(content: Mapping[str, Any]) -> PreTrainedConfig:
+    """What transformers makes of what a ``config.json`` holds, infinite numbers included, which it writes in words.
+
+    Raises:
+        KeyError: transformers has no models of this type.
+        Exception: It refuses a value, in whatever way.
+    """
+    kind = CONFIG_MAPPING[content["model_type"]]
+    return kind.from_dict(kind._decode_special_floats(copy.deepcopy(dict(content))))
 
 
 def build_config(path: Path, head: Mapping[str, Any]) -> PreTrainedConfig:

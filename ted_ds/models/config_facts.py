@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ted_ds.errors import CheckpointError
 from ted_ds.models.built_shapes import built_shapes
-from ted_ds.models.config_agreement import token_ids
+from ted_ds.models.config_agreement import Shape, token_ids
 from ted_ds.models.config_values import refuse_odd_values
-from ted_ds.models.files import ModelFacts, facts_by, placed_in
+from ted_ds.models.files import ModelFacts, facts_by, has_lm_head, placed_in
 from ted_ds.models.folder import CONFIG_FILE, read_config
 from ted_ds.models.found import family_of_config
 from ted_ds.models.packed import read_quantisation
@@ -46,3 +48,21 @@ def read_config_facts(folder: Path) -> ModelFacts:
         has_lm_head=of_masked_lm if family.before_lm_head else facts.is_tied or not headless,
         token_ids={CONFIG_FILE: token_ids(config)},
     )
+
+
+def facts_of_config(config: dict[str, Any], shapes: Mapping[str, Shape], *, file: Path) -> ModelFacts:
+    """Of a model that no files hold yet.
+
+    Args:
+        config: All of it.
+        shapes: Of its parameters, by name.
+        file: The ``config.json`` that it was made of, for messages.
+
+    Raises:
+        CheckpointError: No model can be built of these values.
+    """
+    family = family_of_config(config, file)
+    with placed_in(file):
+        refuse_odd_values(config, family)
+        facts = facts_by(config, shapes, family)
+    return replace(facts, has_lm_head=has_lm_head(shapes, family, is_tied=facts.is_tied))

@@ -8,7 +8,6 @@ refused: no list of model types knows them all.
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -17,9 +16,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoModel
+from transformers import AutoModel
 
 from ted_ds.errors import CheckpointError
+from ted_ds.models.config_build import parsed_config
 from ted_ds.models.family import Family
 
 ABOUT_BLOCKS = re.compile(r"layer|block|_idx|_indices")
@@ -28,15 +28,15 @@ Value = bool | int | float | str | None
 
 
 def config_of_blocks(config: Mapping[str, Any], blocks: Sequence[int], family: Family) -> dict[str, Any]:
-    """The config of a model of some of the blocks, ascending and numbered from 0, of one with this ``config.json``.
+    """The config of a model of some of the blocks, numbered from 0, of one with this ``config.json``.
 
     Raises:
-        CheckpointError: There is no such block.
+        CheckpointError: There is no such block, or one cannot be repeated.
     """
-    said = {**_filled_in(config).to_dict(), **{key: value for key, value in config.items() if value is not None}}
+    said = {**parsed_config(config).to_dict(), **{key: value for key, value in config.items() if value is not None}}
     depth_key, depth = family.entry(config if not family.is_stack else said, "num_hidden_layers")
-    if blocks[-1] >= depth:
-        raise CheckpointError(f"block {blocks[-1]} does not exist (the model has {depth} blocks); use 0..{depth - 1}")
+    if max(blocks) >= depth:
+        raise CheckpointError(f"block {max(blocks)} does not exist (the model has {depth} blocks); use 0..{depth - 1}")
     result = {**config, depth_key: len(blocks)}
     for key, value in said.items():
         if key in family.first_blocks_keys and isinstance(value, int):
@@ -49,8 +49,14 @@ def config_of_blocks(config: Mapping[str, Any], blocks: Sequence[int], family: F
         dense = [new for new, old in enumerate(blocks) if old in listed or (old + 1) % step]
         result |= {family.sparse_step_key: 1, family.dense_blocks_key: dense}
     of_first = family.behind_first_block_key
-    if of_first is not None and of_first in config and blocks[0] != 0:
-        result[of_first] = 0
+    if of_first is not None and config.get(of_first):
+        if 0 in blocks[1:]:
+            raise CheckpointError(
+                f"block 0 of this {config['model_type']} has a part behind it ({of_first}: {config[of_first]}) that "
+                "only the first block of a model can have; use it once, and first"
+            )
+        if blocks[0] != 0:
+            result[of_first] = 0
     return result
 
 
@@ -59,12 +65,7 @@ def _of_blocks(values: Sequence[Any], blocks: Sequence[int], depth: int) -> list
     are_blocks = are_blocks and list(values) == sorted(set(values))
     if len(values) == depth and not (are_blocks and depth > 2):  # of two entries, 0 and 1 are more likely flags
         return [values[block] for block in blocks]
-    return [blocks.index(number) for number in values if number in blocks] if are_blocks else [*values]
-
-
-def _filled_in(config: Mapping[str, Any]) -> Any:
-    """The config as transformers reads it, with all that it works out."""
-    return CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(dict(config)))
+    return [new for new, old in enumerate(blocks) if old in values] if are_blocks else [*values]
 
 
 def query_factor(config: Mapping[str, Any], old: int, new: int, family: Family) -> float:
@@ -82,7 +83,7 @@ def refuse_other_blocks(
         CheckpointError: One is not.
     """
     before, after = (_skeleton(one, family) for one in (config, cut_config))
-    numbers, own_numbers = (family.block_of_layers(_filled_in(one).to_dict()) for one in (config, cut_config))
+    numbers, own_numbers = (family.block_of_layers(parsed_config(one).to_dict()) for one in (config, cut_config))
     for new, old in enumerate(blocks):
         factor = query_factor(config, old, new, family)
         number, own_number = numbers[old], own_numbers[new]
@@ -101,7 +102,7 @@ def refuse_other_blocks(
 def _skeleton(config: Mapping[str, Any], family: Family) -> nn.ModuleList:
     """The blocks, without memory of their own."""
     with torch.device("meta"):
-        body = AutoModel.from_config(_filled_in(config))
+        body = AutoModel.from_config(parsed_config(config))
     blocks = body.get_submodule(family.path_in_body(family.blocks_path))
     assert isinstance(blocks, nn.ModuleList)
     return blocks

@@ -24,9 +24,10 @@ from ted_ds.models.companions import (
 )
 from ted_ds.models.cut_config import config_of_blocks, query_factor, refuse_other_blocks
 from ted_ds.models.family import Family, path_in_body, prefixes
-from ted_ds.models.files import GENERATION_CONFIG_FILE, weight_files
+from ted_ds.models.files import GENERATION_CONFIG_FILE
 from ted_ds.models.folder import CONFIG_FILE, WEIGHTS_FILE
 from ted_ds.models.local_paths import without_local_paths
+from ted_ds.models.tensor_files import weight_files
 
 
 def cut(
@@ -93,7 +94,7 @@ def _cut_weights(
 def _cut_weight(
     name: str, weights: Any, config: Mapping[str, Any], blocks: Sequence[int], family: Family
 ) -> Iterator[tuple[str, Tensor]]:
-    """A tensor of a file under the name it has in the student, or none where the student lacks it."""
+    """A tensor of a file under each name it has in the student; none where the student lacks it."""
     marker = _marker(family)
     # it belongs to the first block, and does not go without it
     of_first = f".{path_in_body(family.behind_first_block)}." if family.behind_first_block else ""
@@ -107,13 +108,14 @@ def _cut_weight(
     if number == "0" and rest.startswith(prefixes(family.parts_of_first_block)):
         yield f"{before}{marker}0.{rest}"[1:], weights.get_tensor(name)  # whichever block is the first now
         return
-    if family.num_shared_key is not None:  # fewer passes through the same weights
-        new_number = {block: block for block in family.block_of_layers(config)}
+    if family.num_shared_key is not None:  # more or fewer passes through the same weights
+        places = [int(number)] if int(number) in family.block_of_layers(config) else []
     else:
-        new_number = {old: new for new, old in enumerate(blocks)}
-    if int(number) in new_number:
-        new = new_number[int(number)]
+        places = [new for new, old in enumerate(blocks) if old == int(number)]
+    for new in places:
         weight = weights.get_tensor(name)
+        if new != places[0]:  # a file is mapped, and a repeated block trains by itself
+            weight = weight.clone()
         if rest in family.fused_queries:
             weight = _scale_queries(weight, query_factor(config, int(number), new, family))
         yield f"{before}{marker}{new}.{rest}"[1:], weight

@@ -283,9 +283,8 @@ class Family(Mixtures, Dropouts):
 
         Of an encoder-decoder, its number in its own stack.
         """
-        paths = (self.blocks_path, self.decoder_blocks_path)
-        found = (_block(path, self.is_stacked or self.is_stack).search(name) for path in paths if path is not None)
-        return next((int(one[1]) for one in found if one is not None), None)
+        found = self._beginning_in_block(name)
+        return None if found is None else int(found[1])
 
     @property
     def is_stacked(self) -> bool:
@@ -317,6 +316,17 @@ class Family(Mixtures, Dropouts):
     def path_in_body(self, path: str) -> str:
         """A path in the body alone, without the head around it."""
         return path_in_body(path) if self.body_has_own_name else path
+
+    def name_in_block(self, name: str) -> str:
+        """The name of a module or parameter of a block within it."""
+        found = self._beginning_in_block(name)
+        assert found is not None, f"{name} is in no block"
+        return name[found.end() :]
+
+    def _beginning_in_block(self, name: str) -> re.Match[str] | None:
+        paths = (self.blocks_path, self.decoder_blocks_path)
+        found = (_block(path, self.is_stacked or self.is_stack).search(name) for path in paths if path is not None)
+        return next((one for one in found if one is not None), None)
 
 
 def prefixes(paths: Iterable[str]) -> tuple[str, ...]:

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ted_ds.errors import CheckpointError
+from ted_ds.models.adapter_folder import ADAPTER_WEIGHTS, BEFORE_ADAPTED, AdapterFolder, read_adapter
 from ted_ds.models.config_agreement import Shape, classifier_rows, refuse_other_shapes, token_ids
 from ted_ds.models.config_values import refuse_odd_values
 from ted_ds.models.family import DECODER, ENCODER, Family, prefixes
-from ted_ds.models.folder import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, no_weights, read_config
+from ted_ds.models.folder import CONFIG_FILE, read_config
 from ted_ds.models.found import family_of_config
-from ted_ds.models.model_file import read_json, refuse_pointer
-from ted_ds.models.packed import Quantisation, Stored, read_quantisation, unpack
+from ted_ds.models.model_file import read_json
+from ted_ds.models.packed import Quantisation, read_quantisation, unpack
 from ted_ds.models.parameters import Parameters, behind_the_body, sort_parameters
 from ted_ds.models.rope_rules import rope_rules
+from ted_ds.models.tensor_files import read_header, read_tensors
 
-MAX_HEADER_BYTES = 100_000_000
-READ_AT_ONCE = 1 << 24
 GENERATION_CONFIG_FILE = "generation_config.json"
 
 
@@ -102,12 +100,15 @@ class ModelFacts:
 
 
 def read_model_facts(folder: Path) -> ModelFacts:
-    """Read ``config.json`` and make sure that the weight files are whole.
+    """Read ``config.json`` and make sure that the weight files are whole; of an adapter's folder, those of its base.
 
     Raises:
         CheckpointError: This is no folder of a known model; a file is missing or damaged, or the config is of another
             model than the weights.
     """
+    adapter = read_adapter(folder)
+    if adapter is not None:
+        return _with_adapter(adapter)
     config = read_config(folder)
     family = family_of_config(config, folder / CONFIG_FILE)
     with placed_in(folder / CONFIG_FILE):
@@ -127,8 +128,35 @@ def read_model_facts(folder: Path) -> ModelFacts:
         quantisation=quantisation and replace(quantisation, outside_blocks=outside),
         has_classifier=any(name.startswith(label_heads) for name in shapes),
         classifier_rows=classifier_rows(shapes, family),
-        has_lm_head=_has_lm_head(shapes, family, is_tied=facts.is_tied),
+        has_lm_head=has_lm_head(shapes, family, is_tied=facts.is_tied),
         token_ids=ids,
+    )
+
+
+def _with_adapter(adapter: AdapterFolder) -> ModelFacts:
+    """Of what an adapter and its base will be once they are merged."""
+    base, saved = read_model_facts(adapter.base), read_header(adapter.folder / ADAPTER_WEIGHTS)
+    if base.quantisation is not None:
+        raise CheckpointError(
+            f"{adapter.folder}: an adapter beside quantised weights ({base.quantisation}), into which none is merged; "
+            "give base_model_name_or_path in its adapter_config.json the model in 16 or 32 bits they were made from"
+        )
+    names = {name.removeprefix(BEFORE_ADAPTED): tensor.shape for name, tensor in saved.items()}
+    head = {name: shape for name, shape in names.items() if name.startswith(prefixes(base.family.own_heads))}
+    if not head:
+        return base
+    parameters = base.parameters
+    if not parameters.label_heads:
+        parameters = replace(parameters, others=(*parameters.others, *head.values()), label_heads=tuple(head.values()))
+    rows = classifier_rows(head, base.family)
+    return replace(
+        base,
+        parameters=parameters,
+        has_classifier=True,
+        classifier_rows=rows,
+        num_labels=rows,
+        labels=None,
+        architectures=(),
     )
 
 
@@ -147,7 +175,8 @@ def placed_in(file: Path) -> Iterator[None]:
         raise CheckpointError(f"{file}: not a transformers model config ({error!r})") from error
 
 
-def _has_lm_head(shapes: Mapping[str, Shape], family: Family, *, is_tied: bool) -> bool:
+def has_lm_head(shapes: Mapping[str, Shape], family: Family, *, is_tied: bool) -> bool:
+    """Whether parameters of these names hold an LM head with all that belongs to it, or the embeddings are one."""
     if not family.before_lm_head:
         return is_tied or any(name.startswith(prefixes(family.lm_heads_in_files)) for name in shapes)
     has_matrix = is_tied or family.lm_head_matrix in shapes
@@ -240,83 +269,3 @@ def _labels(id2label: Any) -> tuple[str, ...]:
     if missing is not None:
         raise CheckpointError(f"id2label has no {missing}, but {max(by_id)}, {rule}")
     return tuple(by_id[index] for index in range(len(by_id)))
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that make up a model, as transformers chooses them: ``model.safetensors``, or the index's.
-
-    (Some hub folders hold the same weights once more in another naming.)
-
-    Raises:
-        CheckpointError: There are none, or the index is damaged or names a missing file.
-    """
-    if (folder / WEIGHTS_FILE).is_file():
-        return [folder / WEIGHTS_FILE]
-    files = sorted({folder / name for name in _read_index(folder).values()})
-    if not files:
-        raise CheckpointError(f"{folder}: {no_weights(folder)}")
-    for file in files:
-        if not file.is_file():
-            raise CheckpointError(f"{file}: missing, but {INDEX_FILE} names it")
-    return files
-
-
-def _read_index(folder: Path) -> dict[str, str]:
-    """The file of each tensor, as the index says; empty where there is none, or no need for one."""
-    index = folder / INDEX_FILE
-    if (folder / WEIGHTS_FILE).is_file() or not index.is_file():
-        return {}
-    try:
-        weight_map = dict(read_json(index)["weight_map"])
-        if not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
-            raise ValueError("weight_map names no files")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index}: damaged ({error!r}); copy it again") from error
-    return weight_map
-
-
-def read_tensors(folder: Path) -> dict[str, Stored]:
-    """Every tensor of a model; makes sure that its files are whole and hold what the index says."""
-    of_files = {file.name: _read_header(file) for file in weight_files(folder)}
-    for name, file in _read_index(folder).items():
-        if name not in of_files[file]:
-            raise CheckpointError(
-                f"{folder / INDEX_FILE}: says that {name} is in {file}, which has no such tensor; copy both again"
-            )
-    return {name: tensor for tensors in of_files.values() for name, tensor in tensors.items()}
-
-
-def read_ahead(folder: Path, most_bytes: int) -> None:
-    """Bring a model's weights into the system's memory of files, where the ranks of a host then find them.
-
-    Nothing is read if they are larger than ``most_bytes``: the first would be gone before the last came.
-    """
-    files = weight_files(folder)
-    if sum(file.stat().st_size for file in files) > most_bytes:
-        return
-    for file in files:
-        with file.open("rb", buffering=0) as weights:
-            while weights.read(READ_AT_ONCE):
-                pass
-
-
-def _read_header(file: Path) -> dict[str, Stored]:
-    """A file's tensors; makes sure that it is whole."""
-    refuse_pointer(file)
-    size = file.stat().st_size
-    try:
-        with file.open("rb") as weights:
-            (header_size,) = struct.unpack("<Q", weights.read(8))
-            if not 0 < header_size <= min(size, MAX_HEADER_BYTES):
-                raise ValueError("impossible header size")
-            header = json.loads(weights.read(header_size))
-        header.pop("__metadata__", None)
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        tensors = {name: Stored(tuple(entry["shape"]), entry["dtype"]) for name, entry in header.items()}
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise CheckpointError(f"{file}: damaged or not a safetensors file ({error})") from error
-    if size != 8 + header_size + end:
-        raise CheckpointError(
-            f"{file}: {size} bytes, but its header describes {8 + header_size + end}; it is damaged: copy it again"
-        )
-    return tensors

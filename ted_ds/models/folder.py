@@ -104,8 +104,6 @@ def no_folder(path: Path) -> str:
 
 
 def _without_config(folder: Path) -> str:
-    if (folder / ADAPTER_FILE).is_file():
-        return f"an adapter{_of_base(folder)}, no whole model; {_merge()}"
     try:
         inside = sorted(file.parent.name for file in folder.glob(f"*/{CONFIG_FILE}"))
         snapshots = sorted(file.parent.name for file in folder.glob(f"snapshots/*/{CONFIG_FILE}"))

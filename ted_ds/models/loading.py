@@ -26,12 +26,12 @@ from ted_ds.models.config_build import build_config, try_to_build
 from ted_ds.models.execution import ATTENTION
 from ted_ds.models.family import Family, prefixes
 from ted_ds.models.file_kinds import MODEL_PATTERNS, OTHER_PATTERNS, PAPER_PATTERNS
-from ted_ds.models.files import read_tensors
 from ted_ds.models.folder import CONFIG_FILE
 from ted_ds.models.found import family_of_folder
 from ted_ds.models.partial import load_with_blocks_of
 from ted_ds.models.sentencepiece_model import MODEL_FILE, convert, read_sentencepiece, refuse_other_ids, special_tokens
 from ted_ds.models.share import Share
+from ted_ds.models.tensor_files import read_tensors
 from ted_ds.models.tokenizer_files import TOKENIZER_FILE, refuse_no_vocabulary, refuse_without_padding
 from ted_ds.models.tokenizer_settings import TOKENIZER_CONFIG_FILE, declared_tokens, read_settings
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ted_ds.models.adapter_targets import may_be_adapted
 from ted_ds.models.config_agreement import Shape
 from ted_ds.models.family import Family, prefixes
 from ted_ds.models.packed import NOTHING_PACKED, Packed
@@ -30,6 +31,10 @@ class Parameters:
     """The number of the block that puts out each layer; None where each has its own."""
     packed: Packed = NOTHING_PACKED
     """What of them is kept in fewer bits, as in the files."""
+    maps: tuple[Mapping[str, Shape], ...] = ()
+    """The matrices of each block's linear maps that may be adapted, by the map's name within it."""
+    label_heads: tuple[Shape, ...] = ()
+    """Of a head of labels; they are among the others."""
 
     @property
     def total(self) -> int:
@@ -60,7 +65,8 @@ class Parameters:
         """Of a model with these blocks only, where several layers are put out by one: with so many layers."""
         if self.blocks_by_layer is not None:
             return replace(self, blocks_by_layer=tuple(self.blocks_by_layer[block] for block in blocks))
-        return replace(self, of_blocks=tuple(self.of_blocks[block] for block in blocks))
+        maps = tuple(self.maps[block] for block in blocks) if self.maps else ()
+        return replace(self, of_blocks=tuple(self.of_blocks[block] for block in blocks), maps=maps)
 
     def of_share(self, share: Share, *, predicts_tokens: bool) -> Parameters:
         """Of a pipeline stage; small ones outside of blocks are counted where the embeddings are.
@@ -113,10 +119,12 @@ def sort_parameters(shapes: Mapping[str, Shape], config: Mapping[str, Any], fami
     if family.num_shared_key is not None:
         depths = {"": max(by_layer, default=-1) + 1}
     by_stack: dict[str, list[list[Shape]]] = {name: [[] for _ in range(depth)] for name, depth in depths.items()}
+    maps: dict[str, list[dict[str, Shape]]] = {name: [{} for _ in range(depth)] for name, depth in depths.items()}
     shapes = family.with_experts_together(shapes)
     before_lm_head: list[Shape] = []
     embeddings, lm_head, others = 0, 0, []
     is_tied, lm_heads = family.is_tied(config, shapes), prefixes(family.lm_heads_in_files)
+    label_heads = tuple(shape for name, shape in shapes.items() if name.startswith(prefixes(family.own_heads)))
     for name, shape in shapes.items():
         if name.endswith(family.buffers):
             continue
@@ -124,6 +132,9 @@ def sort_parameters(shapes: Mapping[str, Shape], config: Mapping[str, Any], fami
         of_stack, block = next(((stack, number) for stack, number in numbers if number is not None), ("", None))
         if block is not None and block < depths[of_stack]:
             by_stack[of_stack][block].append(shape)
+            within = family.name_in_block(name).removesuffix(".weight")
+            if len(shape) == 2 and name.endswith(".weight") and may_be_adapted(within, family):
+                maps[of_stack][block][within] = shape
         elif name.startswith(prefixes(family.before_lm_head)):
             before_lm_head.append(shape)
         elif name.startswith(lm_heads):
@@ -140,4 +151,6 @@ def sort_parameters(shapes: Mapping[str, Shape], config: Mapping[str, Any], fami
         tuple(others),
         tuple(before_lm_head),
         by_layer if family.num_shared_key is not None else None,
+        maps=tuple(block for blocks in maps.values() for block in blocks),
+        label_heads=label_heads,
     )

@@ -91,8 +91,9 @@ class TappedModel(nn.Module):
         self.layers = tuple(layers)
         self._places = frozenset(range(len(self.layers)) if places is None else places)
         self._captured: dict[Layer, Tensor] = {}
+        self._is_running = False
         self._on_state: OnState | None = None
-        self._family, self._pooled = family, pooled
+        self.family, self._pooled = family, pooled
         self._takes_token_types = family.num_token_types(config) > 1
         self._row_of_padding = family.row_of_padding(config)
         self._needs_positions = choose_by_text(model)
@@ -117,20 +118,20 @@ class TappedModel(nn.Module):
     @property
     def buffers_in_files(self) -> dict[str, Tensor]:
         """What does not train, and belongs into the model's files all the same, by its names there."""
-        path = self._family.logits_bias_path
+        path = self.family.logits_bias_path
         return {} if path is None else {path: self.model.get_buffer(path)}
 
     def _num_chosen_experts(self) -> int:
         """How many experts a token goes through in a model whose routers are balanced; 0 in others."""
         config = self.model.config.to_dict()
-        return self._family.num_experts(config)[1] if self._family.balance_weight(config) else 0
+        return self.family.num_experts(config)[1] if self.family.balance_weight(config) else 0
 
     @property
     def pooled_token(self) -> str:
         """Which kept token a label is read at: ``first`` or ``last``; or the ``mean`` of all."""
-        key = self._family.pooling_key
+        key = self.family.pooling_key
         is_mean = key is not None and getattr(self.model.config, key, None) == "mean"
-        return "mean" if is_mean else self._family.pooled_token
+        return "mean" if is_mean else self.family.pooled_token
 
     @property
     def unread_id(self) -> int | None:
@@ -149,12 +150,12 @@ class TappedModel(nn.Module):
         Those of a text not by the forward of transformers' own decoders: that finds the last token by its id alone,
         whether it is padding or not, and reads none of several rows where there is no padding id.
         """
-        if self._family.pooled_token == "first" or not self._pooled:
+        if self.family.pooled_token == "first" or not self._pooled:
             output = self.model(**arguments)
             return output.logits if "logits" in output else torch.stack([output.start_logits, output.end_logits], dim=1)
         hidden = self.model.base_model(**arguments).last_hidden_state
         unread = None if self.unread_id is None else arguments["input_ids"] == self.unread_id
-        logits = self.model.get_submodule(self._family.label_heads[0])(hidden)
+        logits = self.model.get_submodule(self.family.label_heads[0])(hidden)
         return pool(logits, attention_mask_of(arguments), how=self.pooled_token, unread=unread)
 
     def named_layers(self) -> dict[str, nn.Module]:
@@ -166,13 +167,13 @@ class TappedModel(nn.Module):
 
     def _modules_of_layers(self) -> dict[Layer, nn.Module]:
         """What puts out each layer's state here; the arriving one is put out by what stands for the embeddings."""
-        if self._family.is_stacked:
+        if self.family.is_stacked:
             assert self.first_state is not None
-            return layers_of_stacks(self.model, self._family, self.first_state)
+            return layers_of_stacks(self.model, self.family, self.first_state)
         passes = self.passes
-        layers = layers_of_blocks(self.model, self._family) if passes is None else [*passes.modules_of_layers]
+        layers = layers_of_blocks(self.model, self.family) if passes is None else [*passes.modules_of_layers]
         layers = layers[self.share.start : self.share.stop]
-        before = embeddings_of(self.model, self._family) if self.first_state is None else self.first_state
+        before = embeddings_of(self.model, self.family) if self.first_state is None else self.first_state
         named: list[Layer] = [*range(self.share.start, self.share.start + len(layers) + 1)]
         return dict(zip(named, [before, *layers], strict=True))
 
@@ -198,17 +199,17 @@ class TappedModel(nn.Module):
 
         There are no predictions afterwards. A share of a model has been cut there already.
         """
-        if not self.share.is_whole or "drop" in self._family.refused:
+        if not self.share.is_whole or "drop" in self.family.refused:
             return []
         dropped: list[nn.Module] = []
-        if not self._family.is_stacked:  # whose last blocks are of a decoder, which reads all of the encoder
+        if not self.family.is_stacked:  # whose last blocks are of a decoder, which reads all of the encoder
             dropped += self._drop_blocks()
-        head = lm_head_of(self.model, self._family) if self._has_lm_head else None
+        head = lm_head_of(self.model, self.family) if self._has_lm_head else None
         embeddings: Any = self.model.get_input_embeddings()
         if isinstance(head, VocabularyHead) and head.weight is not embeddings.weight:
             dropped.append(head)
-            put_part(self.model, self._family.lm_head_path, nn.Identity())
-        for path in self._family.before_lm_head if isinstance(head, VocabularyHead) else ():
+            put_part(self.model, self.family.lm_head_path, nn.Identity())
+        for path in self.family.before_lm_head if isinstance(head, VocabularyHead) else ():
             dropped.append(self.model.get_submodule(path))
             put_part(self.model, path, nn.Identity())
         self._can_predict = False
@@ -216,7 +217,7 @@ class TappedModel(nn.Module):
 
     def _drop_blocks(self) -> list[nn.Module]:
         """Leave out the blocks above the last tapped layer; returns them."""
-        blocks = blocks_of(self.model, self._family)
+        blocks = blocks_of(self.model, self.family)
         # layer 0 may be known by who takes it alone
         kept = max(*map(number_of, self.layers), 0 if self.first_state is None else 1)
         dropped: list[nn.Module] = []
@@ -230,17 +231,17 @@ class TappedModel(nn.Module):
         return dropped
 
     def _install_lm_head(self) -> None:
-        head = lm_head_of(self.model, self._family)
+        head = lm_head_of(self.model, self.family)
         assert isinstance(head, nn.Linear), f"the LM head of a {self.model.config.model_type} is no linear layer"
-        rule = logit_rule_of(self.model.config, self._family)
-        put_part(self.model, self._family.lm_head_path, VocabularyHead.of(head, rule))
+        rule = logit_rule_of(self.model.config, self.family)
+        put_part(self.model, self.family.lm_head_path, VocabularyHead.of(head, rule))
 
     def _vocabulary_predictions(self, hidden: Tensor, routers: Sequence[Tensor]) -> VocabularyPredictions:
         """What the LM head makes of the body's last hidden states ``[batch, seq, hidden]``."""
-        head: Any = lm_head_of(self.model, self._family)
-        if self._family.logits_bias_path is not None:
-            head.added = self.model.get_buffer(self._family.logits_bias_path)[0]
-        for module in behind_body_of(self.model, self._family):
+        head: Any = lm_head_of(self.model, self.family)
+        if self.family.logits_bias_path is not None:
+            head.added = self.model.get_buffer(self.family.logits_bias_path)[0]
+        for module in behind_body_of(self.model, self.family):
             hidden = module(hidden)
         return VocabularyPredictions(hidden, head, routers, self._num_chosen)
 
@@ -248,6 +249,8 @@ class TappedModel(nn.Module):
         places = [place for place, other in enumerate(self.layers) if other == layer and place in self._places]
 
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if not self._is_running:  # others may tap the same model
+                return
             state: Tensor = self._rows.part(output[0] if isinstance(output, tuple | list) else output)
             if self._on_state is None:
                 self._captured[layer] = state
@@ -283,7 +286,7 @@ class TappedModel(nn.Module):
         arguments: dict[str, Any] = dict(inputs)
         if not self._takes_token_types:  # a table of one row has none for the second text; GPT-2 would add words
             arguments.pop("token_type_ids", None)
-        if self._family.is_stacked:
+        if self.family.is_stacked:
             arguments = with_decoder_inputs(arguments, self.model.config)
         if getattr(self.model.config, "use_cache", False):
             arguments["use_cache"] = False
@@ -293,14 +296,14 @@ class TappedModel(nn.Module):
             arguments["position_ids"] = positions_behind(self._row_of_padding, arguments)
         attention = self.model.config._attn_implementation
         self._rows = Rows.of(arguments, attention)
-        if not self._family.finds_documents and "flash" not in str(attention):
+        if not self.family.finds_documents and "flash" not in str(attention):
             arguments |= mask_of_documents(arguments, self.model.dtype)
         arguments = {name: self._rows.join(value) for name, value in arguments.items()}
         if self._arrival is not None:
             self._arrival.state = self._rows.join(self._arrival.state)
         with_predictions = with_predictions and self.share.has_output
         assert self._can_predict or (then is not None and not with_predictions), "its head is not here"
-        self._on_state = on_state
+        self._on_state, self._is_running = on_state, True
         try:
             predictions: Predictions | None = None
             logits: Tensor | None = None
@@ -312,8 +315,8 @@ class TappedModel(nn.Module):
             else:
                 if self._num_chosen:
                     arguments["output_router_logits"] = with_predictions and torch.is_grad_enabled()
-                if self._family.is_stacked:
-                    outputs = run_stacks(self.model, self._family, arguments)
+                if self.family.is_stacked:
+                    outputs = run_stacks(self.model, self.family, arguments)
                 else:
                     outputs = self.model.base_model(**arguments)
                 hidden = self._rows.part(outputs.last_hidden_state)
@@ -325,7 +328,7 @@ class TappedModel(nn.Module):
                 states = tuple(self._captured.get(layer) for layer in self.layers)
         finally:
             self._captured.clear()
-            self._on_state = None
+            self._on_state, self._is_running = None, False
             if self._arrival is not None:
                 self._arrival.state = None
         if then is None:

@@ -1,9 +1,10 @@
-"""The distilled student as a plain transformers folder: no filters, no wrappers; ted_ds is not needed to load it."""
+"""The distilled student as a plain transformers folder, or its adapter as peft's: ted_ds is not needed to load it."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from transformers import AutoTokenizer
@@ -15,13 +16,16 @@ from ted_ds.models.companions import (
     Origins,
     accompany,
     cards_in,
+    copy_papers,
+    copy_tokenizer,
     hub_name,
     licences_in,
 )
-from ted_ds.models.files import GENERATION_CONFIG_FILE, ModelFacts, read_model_facts, weight_files
-from ted_ds.models.folder import CONFIG_FILE, INDEX_FILE
+from ted_ds.models.files import GENERATION_CONFIG_FILE, read_model_facts
+from ted_ds.models.folder import ADAPTER_FILE, CONFIG_FILE, INDEX_FILE
 from ted_ds.models.loading import auto_class
 from ted_ds.models.local_paths import local_values_of
+from ted_ds.models.tensor_files import weight_files
 from ted_ds.models.tokenizer_files import CHAT_TEMPLATE_FILE
 from ted_ds.models.tokenizer_settings import TOKENIZER_CONFIG_FILE
 
@@ -42,7 +46,12 @@ def export_student(student: Path, folder: Path, *, recipe: Recipe, origins: Orig
     accompany(folder, origins)
     if recipe.task.template_file is not None:
         shutil.copyfile(recipe.task.template_file, folder / CHAT_TEMPLATE_FILE)
-    (folder / CARD).write_text(_card(recipe, origins, read_model_facts(folder), folder), encoding="utf-8")
+    facts = read_model_facts(folder)
+    what = (
+        f"A {facts.model_type} of {facts.num_blocks} blocks and {facts.parameters.total:,} parameters, distilled with "
+        f"ted_ds (method {recipe.distill.method}, task {recipe.task.kind})."
+    )
+    (folder / CARD).write_text(_card(recipe, origins, what, folder), encoding="utf-8")
     try:
         _, report = auto_class(recipe.task.architecture).from_pretrained(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True
@@ -53,6 +62,28 @@ def export_student(student: Path, folder: Path, *, recipe: Recipe, origins: Orig
     problems = [f"{kind}: {sorted(report[kind])[:3]}" for kind in ("missing_keys", "unexpected_keys") if report[kind]]
     if problems:
         raise CheckpointError(f"{student}: does not export cleanly ({'; '.join(problems)}); distil it again")
+    return _traces(folder)
+
+
+def export_adapter(adapter: Path, folder: Path, *, recipe: Recipe, origins: Origins) -> list[str]:
+    """Copy a student's adapter to ``folder``, as peft loads it beside its base, with tokenizer, licences and a card.
+
+    Returns:
+        What is no mistake, and should be known before the copy is passed on.
+    """
+    for file in sorted(adapter.iterdir()):
+        shutil.copyfile(file, folder / file.name)
+    copy_tokenizer(origins.teacher, folder)
+    copy_papers(origins, folder)
+    if recipe.task.template_file is not None:
+        shutil.copyfile(recipe.task.template_file, folder / CHAT_TEMPLATE_FILE)
+    config = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
+    base, rank = config["base_model_name_or_path"], config["r"]
+    what = (
+        f"An adapter (LoRA, rank {rank}) for `{base}`, distilled with ted_ds (method {recipe.distill.method}, task "
+        f"{recipe.task.kind}): `peft.PeftModel.from_pretrained(BASE, FOLDER)`."
+    )
+    (folder / CARD).write_text(_card(recipe, origins, what, folder, library="peft"), encoding="utf-8")
     return _traces(folder)
 
 
@@ -73,15 +104,24 @@ def _what_is_the_teachers(recipe: Recipe) -> str:
     return "Tokenizer and how text is generated are the teacher's; the chat template is the one it was distilled with."
 
 
-def _card(recipe: Recipe, origins: Origins, facts: ModelFacts, folder: Path) -> str:
+def _start(recipe: Recipe, names: Mapping[str, str]) -> str:
+    """What the student began as, in words; ``names`` are those of the models there were."""
+    cut, from_config = recipe.student.from_teacher, recipe.student.from_config
+    if cut is not None:
+        return f"blocks {cut.blocks} of the teacher"
+    if from_config is not None:
+        return "random weights"
+    return f"`{names.get('student', names['teacher'])}`"
+
+
+def _card(recipe: Recipe, origins: Origins, what: str, folder: Path, *, library: str = "transformers") -> str:
     """A model card that says what the model was made from; what those models are, their own cards say."""
     names = {side: hub_name(origin) or origin.resolve().name for side, origin in origins.by_name.items()}
     known = [name for origin in origins.by_name.values() if (name := hub_name(origin)) is not None]
-    cut = recipe.student.from_teacher
-    start = f"`{names.get('student', names['teacher'])}`" if cut is None else f"blocks {cut.blocks} of the teacher"
+    start = _start(recipe, names)
     cards = cards_in(folder)
     licences = licences_in(folder)
-    front = ["---", "library_name: transformers", "tags: [distillation, ted_ds]"]
+    front = ["---", f"library_name: {library}", "tags: [distillation, ted_ds]"]
     front += [f"base_model: {json.dumps(known)}"] if known else []
     lines = [
         *front,
@@ -89,9 +129,8 @@ def _card(recipe: Recipe, origins: Origins, facts: ModelFacts, folder: Path) -> 
         "",
         f"# {recipe.name}",
         "",
-        f"A {facts.model_type} of {facts.num_blocks} blocks and {facts.parameters.total:,} parameters, distilled with "
-        f"ted_ds (method {recipe.distill.method}, task {recipe.task.kind}). It is neither of the models it was made "
-        "from; what was measured of it is in `evaluate/evaluation.json` of its run.",
+        f"{what} It is neither of the models it was made from; what was measured of it is in "
+        "`evaluate/evaluation.json` of its run.",
         "",
         f"- Teacher: `{names['teacher']}`. {_what_is_the_teachers(recipe)}",
         f"- The student began as {start}.",

@@ -18,9 +18,9 @@ from typing import Any
 from safetensors import SafetensorError
 
 from ted_ds.errors import CheckpointError
-from ted_ds.models.files import weight_files
 from ted_ds.models.folder import CONFIG_FILE
 from ted_ds.models.sentencepiece_model import MODEL_FILE
+from ted_ds.models.tensor_files import weight_files
 from ted_ds.models.tokenizer_files import TOKENIZER_FILE
 
 MANIFEST = "phase.json"

@@ -6,9 +6,19 @@ from pathlib import Path
 
 from ted_ds.config.schema import Recipe
 from ted_ds.output.phase_folder import model_identity
-from ted_ds.planning.phase import CUT_STUDENT, DISTILL, FINETUNE_STUDENT, FINETUNE_TEACHER, Phase, phases_of
+from ted_ds.planning.phase import (
+    CUT_STUDENT,
+    DISTILL,
+    EXPORT,
+    FINETUNE_STUDENT,
+    FINETUNE_TEACHER,
+    RANDOM_STUDENT,
+    Phase,
+    phases_of,
+)
 
 MODEL_FOLDER = "model"
+ADAPTER_FOLDER = "adapter"
 
 
 def filters_subfolder(phase: Phase, side: str) -> str:
@@ -20,7 +30,7 @@ class RunFolders:
     """The folders of one run."""
 
     def __init__(self, recipe: Recipe, *, teacher: Path, student: Path | None) -> None:
-        """Start from the teacher's folder and the student's (None where it is cut from the teacher)."""
+        """Start from the teacher's folder and the student's (None where it is made of the teacher)."""
         self._recipe, self._output = recipe, recipe.output_dir
         self.teacher_origin, self.student_origin = teacher, student
         self._identities: dict[Path, dict[str, str]] = {}
@@ -35,7 +45,8 @@ class RunFolders:
 
     def student_start_path(self) -> Path:
         """The student before any training."""
-        return self.student_origin or self._model_of(CUT_STUDENT)
+        is_random = RANDOM_STUDENT.is_in(self._recipe)
+        return self.student_origin or self._model_of(RANDOM_STUDENT if is_random else CUT_STUDENT)
 
     def student_path(self) -> Path:
         """The student that Stage I and II read."""
@@ -44,6 +55,19 @@ class RunFolders:
     def distilled_path(self) -> Path:
         """The student after Stage II."""
         return self._model_of(DISTILL)
+
+    def adapter_path(self) -> Path:
+        """The adapter that Stage II trained, where it did."""
+        return self.place(DISTILL) / ADAPTER_FOLDER
+
+    def exports_adapter(self) -> bool:
+        """Whether the export is the adapter alone."""
+        lora = self._recipe.student.lora
+        return lora is not None and lora.export == "adapter"
+
+    def plain_export_path(self) -> Path:
+        """The exported student as a whole model: the export, or what its adapter was merged into."""
+        return self.distilled_path() if self.exports_adapter() else self.place(EXPORT)
 
     def evaluated_paths(self) -> dict[str, Path]:
         """The models that the evaluation compares, by name."""

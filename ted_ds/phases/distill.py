@@ -9,10 +9,11 @@ from ted_ds.assembly.assembly import Assembly
 from ted_ds.assembly.stages import build_stage_two
 from ted_ds.models.filter_files import save_filters
 from ted_ds.output.phase_folder import PhaseFolder
-from ted_ds.output.run_folders import MODEL_FOLDER
+from ted_ds.output.run_folders import ADAPTER_FOLDER, MODEL_FOLDER
 from ted_ds.phases.inputs import Inputs
 from ted_ds.phases.training import PhaseTraining
 from ted_ds.phases.work import Kit, Work
+from ted_ds.planning.adapters import teaches_itself
 from ted_ds.planning.phase import Phase
 from ted_ds.runtime.outputs import engine_outputs
 from ted_ds.teacher_cache.fill import cached_teacher, plan_cache, refuse_useless_cache, retire_cache
@@ -58,10 +59,19 @@ def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
         },
         vet=lambda model: kit.teacher.vet(model, teacher),
     )
+    by_base = teaches_itself(build.recipe) and build.hosting.host != "int8"
+    if by_base:
+        kit.teacher.vet(None, teacher)
+        build.screen.say("  the teacher is the student's own base, its adapters off: its weights are held once")
     stage = build_stage_two(
-        build, config, teacher=teacher, student=folders.student_path(), filters=filters, cached=cached
+        build,
+        config,
+        teacher=None if by_base else teacher,
+        student=folders.student_path(),
+        filters=filters,
+        cached=cached,
     )
-    if needs.teacher and cached is None:
+    if needs.teacher and cached is None and not by_base:
         kit.teacher.vet(stage.teacher, teacher)
     if stage.teacher is not None:
         if not needs.predictions:
@@ -85,6 +95,8 @@ def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
 
     def write(place: Path) -> dict[str, Any]:
         build.models.save(stage.student, state, place / MODEL_FOLDER)
+        if build.recipe.student.lora is not None:
+            build.models.save_adapters(stage.student, state, place / ADAPTER_FOLDER)
         if filter_state:
             dim = build.plan.filter_dim
             save_filters(place, filter_state, layers=stage.bank.layers, dim=dim, kind=stage.filter_kind)

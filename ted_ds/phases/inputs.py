@@ -145,6 +145,9 @@ class Inputs:
         given = (self.recipe.teacher if side == "teacher" else self.recipe.student).dropout.given
         return {"dropout": given} if given else {}
 
-    def frozen_part(self) -> dict[str, bool]:
-        """What of the student does not train."""
+    def frozen_part(self) -> dict[str, Any]:
+        """What of the student does not train, or what trains instead."""
+        lora = self.recipe.student.lora
+        if lora is not None:
+            return {"lora": lora.deciding_values()}
         return {"freeze_embeddings": True} if self.recipe.student.freeze_embeddings else {}

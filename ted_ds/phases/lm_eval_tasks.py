@@ -18,7 +18,7 @@ from ted_ds.errors import ConfigError
 from ted_ds.output.phase_folder import PhaseFolder, file_sha256
 from ted_ds.phases.inputs import Inputs
 from ted_ds.phases.work import Kit, Work
-from ted_ds.planning.phase import EXPORT, Phase
+from ted_ds.planning.phase import Phase
 
 JOB = "ted_ds.phases.lm_eval_job"
 RESULTS_FILE = "lm_eval.json"
@@ -81,7 +81,7 @@ def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
         job = Job(
-            model=str(kit.folders.place(EXPORT)),
+            model=str(kit.folders.plain_export_path()),
             tasks=[*(evaluation.lm_eval or [])],
             dtype=DTYPES[build.recipe.precision],
             device=str(build.world.device),

@@ -39,9 +39,16 @@ class Side:
     folder: Path
     facts: ModelFacts
     trained_first: bool
-    """Whether the run fine-tunes it on the task before anything is compared with it."""
+    """Whether the run fine-tunes it on the task before anything is compared with it, or it begins random."""
+    key: str = "path"
+    """Of its section of the recipe, where that says which it is."""
     by_config: bool = False
     """Whether there is nothing of it but a ``config.json``."""
+
+    @property
+    def place(self) -> str:
+        """Where the recipe says which it is, in full."""
+        return f"{self.name}.{self.key}"
 
     @functools.cached_property
     def tokenizer(self) -> TokenizerTraits | None:
@@ -64,7 +71,7 @@ def broken_contracts(recipe: Recipe, teacher: Side | None, student: Side | None)
         try:
             check()
         except TedError as error:
-            where = "" if contract in ("bos", "template") else f"{side.name}.path: "
+            where = "" if contract in ("bos", "template") else f"{side.place}: "
             lines = [f"{where}{line}" for line in str(error).splitlines()]
             broken.setdefault(contract, []).extend(lines)
             return False
@@ -89,7 +96,7 @@ def broken_contracts(recipe: Recipe, teacher: Side | None, student: Side | None)
         if teacher in readable and recipe.task.has_template:
             attempt("template", teacher, lambda: _look_at_template(recipe, teacher))
     if teacher in readable and student in readable:
-        attempt("tokenizers", student, lambda: _check_same(teacher, student))
+        attempt("tokenizers", student, lambda: _check_same(recipe, teacher, student))
     return broken
 
 
@@ -100,11 +107,11 @@ def broken_by_loaded(loaded: TokenizerTraits, teacher: Side | None, student: Sid
     """
     lines: list[str] = []
     for side in (teacher, student):
-        if side is not None and (side.name == "teacher" or teacher is None or side.folder != teacher.folder):
+        if side is not None and (side.name == "teacher" or teacher is None or _differ(teacher, side)):
             try:
                 refuse_ids_outside(loaded, side.facts, whose="its" if side.name == "teacher" else "the teacher's")
             except TedError as error:
-                lines.append(f"{side.name}.path: {error}")
+                lines.append(f"{side.place}: {error}")
     return lines
 
 
@@ -117,7 +124,8 @@ def _own_files(teacher: Side | None, student: Side | None) -> list[Side]:
 
 
 def _differ(teacher: Side, student: Side) -> bool:
-    return student.folder != teacher.folder or (teacher.trained_first and not student.trained_first)
+    is_other = student.folder != teacher.folder or student.key == "from_config"
+    return is_other or (teacher.trained_first and not student.trained_first)
 
 
 def _check_head(recipe: Recipe, teacher: Side) -> None:
@@ -195,7 +203,7 @@ def _read_tokenizer(side: Side) -> None:
 
 def _check_vocabulary(side: Side) -> None:
     if side.tokenizer is not None:
-        refuse_ids_outside(side.tokenizer, side.facts)
+        refuse_ids_outside(side.tokenizer, side.facts, whose="its" if side.key == "path" else "the teacher's")
         refuse_useless_tokenizer(side.tokenizer)
 
 
@@ -211,10 +219,17 @@ def _check_token_types(teacher: Side | None, side: Side) -> None:
         refuse_token_types_outside(teacher.tokenizer, side.facts)
 
 
-def _check_same(teacher: Side, student: Side) -> None:
+def _check_same(recipe: Recipe, teacher: Side, student: Side) -> None:
     """The student reads the teacher's ids, so they must be its own, or within its embeddings at least."""
     if teacher.tokenizer is not None and student.tokenizer is not None:
-        refuse_different_tokenizers(teacher.tokenizer.vocabulary, student.tokenizer.vocabulary)
+        try:
+            refuse_different_tokenizers(teacher.tokenizer.vocabulary, student.tokenizer.vocabulary)
+        except CheckpointError as error:
+            if recipe.distill.needs.teacher:
+                raise
+            raise CheckpointError(
+                f"{error}, or, as distill.method: sft asks the teacher nothing, give the student as teacher.path, too"
+            ) from error
     elif teacher.tokenizer is not None:
         refuse_ids_outside(teacher.tokenizer, student.facts, whose="the teacher's")
 
@@ -256,7 +271,7 @@ def doubts(recipe: Recipe, teacher: Side | None, student: Side | None) -> Mappin
 
     def doubt(contract: str, side: Side, *lines: str) -> None:
         if lines:
-            found.setdefault(contract, []).extend(f"{side.name}.path: {line}" for line in lines)
+            found.setdefault(contract, []).extend(f"{side.place}: {line}" for line in lines)
 
     if teacher is not None:
         doubt("template", teacher, *_look_at_template(recipe, teacher)[1])

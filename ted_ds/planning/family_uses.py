@@ -25,7 +25,7 @@ class Use:
 
 def refused_uses(recipe: Recipe, teacher: ModelFacts | None, student: ModelFacts | None) -> Iterator[str]:
     """Every use that the recipe makes of a model whose family is refused for it: lines of the recipe."""
-    is_cut = recipe.student.path is None
+    is_cut = recipe.student.from_teacher is not None
     said: set[tuple[str, str]] = set()
     for side, facts in (("teacher", teacher), ("student", student)):
         if facts is None or not facts.family.refused:

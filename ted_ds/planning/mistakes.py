@@ -163,9 +163,10 @@ def check_routers(recipe: Recipe, teacher: ModelFacts | None, student: ModelFact
     trained = {"teacher": teacher if recipe.teacher.finetune is not None else None, "student": student}
     for side, facts in trained.items():
         if facts is not None and facts.balance_weight:
-            is_cut = side == "student" and recipe.student.path is None
+            is_cut = side == "student" and recipe.student.from_teacher is not None
+            is_random = side == "student" and recipe.student.from_config is not None
             mistakes.add(
-                f"{'teacher' if is_cut else side}.path",
+                "student.from_config" if is_random else f"{'teacher' if is_cut else side}.path",
                 f"its config.json has {facts.family.balance_switch}: true: its routers have an auxiliary loss of all "
                 "blocks together, and no stage of a pipeline has them all; set it to false, or use pipeline.stages: 1",
             )

@@ -14,6 +14,7 @@ from ted_ds.models.family import ENCODER
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.parameters import Parameters
 from ted_ds.numerics.layer_map import stack_of
+from ted_ds.planning.adapters import adapted_sizes, teaches_itself
 from ted_ds.planning.memory import (
     ITEM_BYTES,
     SHARDED_HOSTS,
@@ -123,7 +124,7 @@ class _Pair:
             [*sizes, *self._filters("student")],
             num_frozen,
             activations=_activations(self.recipe, self.recipe.distill, self.facts["student"]),
-            hosts_teacher=needs.teacher and self.recipe.teacher.cache is None,
+            hosts_teacher=needs.teacher and self.recipe.teacher.cache is None and not teaches_itself(self.recipe),
             frozen=sum(self._filters("teacher")) * ITEM_BYTES[self.recipe.precision] if needs.filters else 0,
         )
 
@@ -171,6 +172,8 @@ def trained_sizes(recipe: Recipe, side: str, model: Parameters, *, frozen_head: 
     ``frozen_head`` are those of a head that is the embeddings, where a pipeline has them a second time.
     """
     sizes = model.sizes
+    if side == "student" and recipe.student.lora is not None:
+        return adapted_sizes(recipe, model)
     if side == "teacher" or not recipe.student.freeze_embeddings:
         return sizes, 0
     frozen = [size for size in (model.embeddings, frozen_head) if size]

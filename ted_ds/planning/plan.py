@@ -17,8 +17,10 @@ from ted_ds.data.row_counts import RowCount
 from ted_ds.data.samples import Rows
 from ted_ds.data.transfer import share_of
 from ted_ds.errors import raise_all
+from ted_ds.models.adapter_folder import tokenizer_folder
 from ted_ds.models.files import ModelFacts
 from ted_ds.numerics.layer_map import Layer, LayerPairs, make_layer_map_of_stacks
+from ted_ds.planning.adapters import adapter_mistakes, trains_in_words
 from ted_ds.planning.contracts import Side, broken_contracts, document_ends, doubts
 from ted_ds.planning.data_sizes import corpus_bytes, count_rows
 from ted_ds.planning.family_uses import refused_uses
@@ -36,7 +38,7 @@ from ted_ds.planning.phase import phases_of
 from ted_ds.planning.pipeline_cut import Stage, plan_stages
 from ted_ds.planning.quantised_teacher import quantised_mistakes
 from ted_ds.planning.steps import epochs_in_words, plan_with_rows
-from ted_ds.planning.student_facts import cut_facts
+from ted_ds.planning.student_facts import begun_with, find_student
 
 RowsOf = Callable[[Task], Rows]
 
@@ -166,28 +168,22 @@ def _lay_out(
     check_tracking(recipe, mistakes)
     mistakes.add("evaluation.lm_eval", *lm_eval_mistakes(recipe.evaluation.lm_eval))
     known = {"teacher": mistakes.attempt("teacher.path", lambda: look_up(recipe.teacher.path)) or KnownModel()}
-    teacher, student = known["teacher"].facts, None
-    if recipe.student.path is not None:
-        path = recipe.student.path
-        known["student"] = mistakes.attempt("student.path", lambda: look_up(path)) or KnownModel()
-        student = known["student"].facts
-    elif teacher is not None:
-        place = "student.from_teacher" + ("" if teacher.family.is_stacked else ".blocks")
-        student = mistakes.attempt(place, lambda: cut_facts(recipe, teacher))
+    known["student"] = find_student(recipe, known["teacher"], look_up, mistakes)
+    teacher, student = known["teacher"].facts, known["student"].facts
 
     folders = [one.folder for one in known.values()]
     mistakes.add("output_dir", *_output_among_models(recipe.output_dir, *folders))
     if teacher is not None:
         check_model(recipe, teacher, "teacher.path", mistakes)
-    if student is not None and recipe.student.path is not None:
-        check_model(recipe, student, "student.path", mistakes)
+    if student is not None and recipe.student.from_teacher is None:
+        place = "student.path" if recipe.student.path is not None else "student.from_config"
+        check_model(recipe, student, place, mistakes)
     check_dropout(recipe, teacher, student, mistakes)
     check_routers(recipe, teacher, student, mistakes)
     mistakes.add("", *refused_uses(recipe, teacher, student))
-    mistakes.add("", *quantised_mistakes(recipe, teacher, student))
-    of_student = known.get("student", known["teacher"])
-    places = known["teacher"].place, of_student.place
-    by_config = [side for side, one in (("teacher", known["teacher"]), ("student", of_student)) if one.config]
+    mistakes.add("", *quantised_mistakes(recipe, teacher, student), *adapter_mistakes(recipe, student))
+    places = known["teacher"].place, known["student"].place
+    by_config = [side for side, one in known.items() if one.config]
     sides = model_sides(recipe, places[0], teacher, places[1], student, by_config=by_config)
     broken = [line for lines in broken_contracts(recipe, *sides).values() for line in lines]
     if contracts_hold:
@@ -217,7 +213,7 @@ def _lay_out(
         doubts=()
         if broken
         else (*_doubts(known), *(line for lines in doubts(recipe, *sides).values() for line in lines)),
-        origins={side: one.origin for side, one in known.items()},
+        origins={side: known[side].origin for side in ("teacher", *(["student"] if recipe.student.path else []))},
     )
 
 
@@ -246,9 +242,11 @@ def model_sides(
     """
     teacher_tuned = recipe.teacher.finetune is not None
     cut_from_tuned = recipe.student.from_teacher is not None and teacher_tuned
-    tuned = {"teacher": teacher_tuned, "student": recipe.student.finetune is not None or cut_from_tuned}
+    is_random = recipe.student.from_config is not None  # with a head for this task
+    tuned = {"teacher": teacher_tuned, "student": recipe.student.finetune is not None or cut_from_tuned or is_random}
+    keys = {"teacher": "path", "student": "from_config" if is_random else "path"}
     teacher_side, student_side = (
-        Side(name, folder, facts, tuned[name], by_config=name in by_config)
+        Side(name, tokenizer_folder(folder), facts, tuned[name], keys[name], by_config=name in by_config)
         if folder is not None and facts is not None
         else None
         for name, folder, facts in (("teacher", teacher_dir, teacher), ("student", student_dir, student))
@@ -284,9 +282,12 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
             shape = f"{'and '.join(of_stacks)}blocks of width {facts.hidden_size}"
             if facts.num_experts:
                 shape += f" with {facts.num_experts} experts, of which a token goes through {facts.num_chosen_experts}"
-            lines.append(f"{name:9} {facts.model_type}, {shape}{quantised}{plan.origins.get(name, '')}")
-            is_cut = name == "student" and recipe.student.path is None
+            origin = f"{begun_with(recipe, name, facts)}{quantised}{plan.origins.get(name, '')}"
+            lines.append(f"{name:9} {facts.model_type}, {shape}{origin}")
+            is_cut = name == "student" and recipe.student.from_teacher is not None
             lines += [f"found     {name}: {line}" for line in (() if is_cut else facts.family.found)]
+    trains = None if plan.student is None else trains_in_words(recipe, plan.student)
+    lines += [] if trains is None else [f"trains    {trains}"]
     if plan.layer_pairs:
         pairs = " ".join(f"{s}<-{t}" for s, t in plan.layer_pairs)
         lines.append(f"layers    student<-teacher {pairs}, matched in {plan.filter_dim} dimensions")

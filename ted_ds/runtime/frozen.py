@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,48 @@ from ted_ds.runtime.sharding import (
 
 SMALLEST_OFFLOAD_BUFFER = 1_000_000
 """Parameters."""
+
+
+def run_without_graph(
+    module: nn.Module,
+    inputs: Mapping[str, Tensor],
+    then: Callable[[Predictions | None], None] | None,
+    without_graph: AbstractContextManager[Any],
+    *,
+    with_predictions: bool,
+    on_state: OnState | None,
+) -> None:
+    """Run a tapped model as a frozen one, ``without_graph``; what it finds is handed over as if that were not open.
+
+    It may be called from within a trained model's forward, and computes in its own precision all the same, as in
+    evaluation.
+    """
+    with_grad = torch.is_grad_enabled()
+    device = next(iter(inputs.values())).device.type
+    autocast = {"enabled": torch.is_autocast_enabled(device), "dtype": torch.get_autocast_dtype(device)}
+
+    def outside(work: Callable[..., None]) -> Callable[..., None]:
+        def run(*arguments: Any) -> None:
+            with (
+                torch.inference_mode(False),
+                torch.set_grad_enabled(with_grad),
+                torch.autocast(device, **autocast),
+            ):
+                work(*arguments)
+
+        return run
+
+    def hand_over(predictions: Predictions | None, _: Any) -> None:
+        if then is not None:
+            outside(then)(predictions)
+
+    with without_graph, torch.autocast(device, enabled=False):
+        module(
+            inputs,
+            hand_over,
+            with_predictions=with_predictions,
+            on_state=None if on_state is None else outside(on_state),
+        )
 
 
 def frozen_engine_config(
@@ -141,36 +184,13 @@ class FrozenModel:
             states_are_saved: Whether what it does with them saves them for a backward pass, which tensors made in
                 inference mode do not allow.
         """
-        with_grad = torch.is_grad_enabled()
-        # called from within a trained model's forward, and still in its own precision, as in evaluation
-        device = next(iter(inputs.values())).device.type
-        autocast = {"enabled": torch.is_autocast_enabled(device), "dtype": torch.get_autocast_dtype(device)}
-
-        def outside(work: Callable[..., None]) -> Callable[..., None]:
-            def run(*arguments: Any) -> None:
-                with (
-                    torch.inference_mode(False),
-                    torch.set_grad_enabled(with_grad),
-                    torch.autocast(device, **autocast),
-                ):
-                    work(*arguments)
-
-            return run
-
-        def hand_over(predictions: Predictions | None, _: Any) -> None:
-            if then is not None:
-                outside(then)(predictions)
-
         # ZeRO-3 gathers into tensors that live on, which inference mode would mark for good
         is_sharded = self._engine is not None
         without_graph = torch.no_grad() if is_sharded or states_are_saved else torch.inference_mode()
-        with without_graph, torch.autocast(device, enabled=False):
-            self._module(
-                inputs,
-                hand_over,
-                with_predictions=with_predictions and then is not None,
-                on_state=None if on_state is None else outside(on_state),
-            )
+        with_predictions = with_predictions and then is not None
+        run_without_graph(
+            self._module, inputs, then, without_graph, with_predictions=with_predictions, on_state=on_state
+        )
 
     def teach(
         self,

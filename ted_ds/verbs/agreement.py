@@ -26,7 +26,17 @@ from ted_ds.models.files import ModelFacts
 from ted_ds.models.found import family_as_json
 from ted_ds.runtime.world import World
 
-PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "safetensors", "numpy", "sentencepiece")
+PACKAGES = (
+    "torch",
+    "deepspeed",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "safetensors",
+    "numpy",
+    "sentencepiece",
+    "peft",
+)
 """Whose versions may change what is computed, or what ranks say to each other."""
 LOOKED_AT = 1 << 20
 """Bytes of a model's file from its beginning, and from its end: all of it is hashed later, where it is read."""

@@ -19,7 +19,9 @@ from ted_ds.data.reading.listing import list_data
 from ted_ds.data.rows import refuse_without_labels
 from ted_ds.data.tokenizers import traits_of
 from ted_ds.errors import ConfigError, RankLostError
+from ted_ds.models.adapter_folder import read_adapter
 from ted_ds.models.loading import fetch, load_tokenizer
+from ted_ds.models.merging import whole_model
 from ted_ds.output.output_lock import OutputLock, wait_for
 from ted_ds.output.run_folder import new_run, read_run
 from ted_ds.output.run_folders import RunFolders
@@ -187,13 +189,18 @@ def _own_output(output_dir: Path, world: World, stops: StopRequests, held: conte
 def _resolve_models(
     recipe: Recipe, plan: Plan, recipe_path: str, world: World, *, contracts_hold: bool
 ) -> tuple[Recipe, Plan, Path, Path | None]:
-    """Fetch hub models, and plan again where there were some: what their files say is known only now."""
+    """Fetch hub models and merge adapters, and plan again where there were some: what is in them is known only now."""
     names = [name for name in (recipe.teacher.path, recipe.student.path) if name is not None]
-    world.first_on_host(lambda: [fetch(name) for name in names])  # the others find it there
+
+    def local(name: str) -> Path:
+        return whole_model(fetch(name), recipe.task.architecture)
+
+    world.first_on_host(lambda: [local(name) for name in names])  # the others find it there
     student_name = recipe.student.path
     teacher, student = world.agree(
-        lambda: (fetch(names[0]), fetch(student_name) if student_name is not None else None),
+        lambda: (local(names[0]), local(student_name) if student_name is not None else None),
     )
+    merged = any(Path(name).is_dir() and read_adapter(Path(name)) is not None for name in names)
     recipe = recipe.model_copy(
         update={
             "teacher": recipe.teacher.model_copy(update={"path": str(teacher)}),
@@ -201,7 +208,7 @@ def _resolve_models(
         }
     )
     with world.together():
-        if plan.teacher is None or plan.student is None:
+        if plan.teacher is None or plan.student is None or merged:
             plan = make_plan(recipe, kind_of, num_ranks=world.size, source=recipe_path, contracts_hold=contracts_hold)
     return recipe, plan, teacher, student
 
@@ -231,7 +238,7 @@ def greet(assembly: Assembly) -> None:
         screen.say(f"layers, student<-teacher: {' '.join(f'{s}<-{t}' for s, t in plan.layer_pairs)}")
     screen.say(f"teacher: {assembly.hosting.host}, {assembly.hosting.why}")
     for side, facts in (("teacher", plan.teacher), ("student", plan.student)):
-        is_cut = side == "student" and recipe.student.path is None
+        is_cut = side == "student" and recipe.student.from_teacher is not None
         for line in facts.family.found if facts is not None and not is_cut else ():
             screen.say(f"{side}, found by structure: {line}")
     for remark in plan.remarks:

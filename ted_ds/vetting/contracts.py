@@ -21,13 +21,13 @@ def vet_contracts(build: Assembly, teacher: Path, student: Path) -> tuple[Mappin
     Args:
         build: Of the recipe.
         teacher: Its folder.
-        student: The student's as it is now; not looked at where it is cut from the teacher.
+        student: The student's as it is now; not looked at where the recipe makes it, with the teacher's tokenizer.
 
     Returns:
         Every broken contract, by its name, and a verdict on each.
     """
     recipe, facts = build.recipe, (build.plan.teacher, build.plan.student)
-    of_teacher = recipe.student.from_teacher is not None
+    of_teacher = recipe.student.path is None
     sides = model_sides(recipe, teacher, facts[0], teacher if of_teacher else student, facts[1])
     broken = {**broken_contracts(recipe, *sides)}
     outside = broken_by_loaded(traits_of(build.tokenizer), *sides)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ted_ds.assembly.assembly import Assembly
 from ted_ds.assembly.stages import StageTwo, build_stage_two
-from ted_ds.assembly.student_cut import cut_for_now
+from ted_ds.assembly.student_cut import made_for_now
 from ted_ds.data.loader import Batch
 from ted_ds.errors import TedError
 from ted_ds.numerics.filters import Match
@@ -113,7 +113,7 @@ class Doctor:
 
     @contextlib.contextmanager
     def _student(self, teacher: Path) -> Iterator[tuple[Path, bool]]:
-        """The student as it is now, and whether it is past Stage 0; cut for the time being where it must be."""
+        """The student as it is now, and whether it is past Stage 0; made for the time being where it must be."""
         start = self._folders.student_start_path()
         tuned = FINETUNE_STUDENT.is_in(self._recipe)
         if tuned and self._is_done(FINETUNE_STUDENT):
@@ -122,7 +122,7 @@ class Doctor:
         if self._world.on_main(start.is_dir):
             yield start, not tuned
             return
-        with cut_for_now(self._build, teacher) as place:
+        with made_for_now(self._build, teacher) as place:
             yield place, False
 
     def _look_at_contracts(self, student: Path) -> Mapping[str, list[str]]:
@@ -233,7 +233,8 @@ class Doctor:
         unreached: list[str] = []
         digest = hashlib.sha256()
         for name, gradient in engine.gradients():
-            if gradient is None or not gradient.any():
+            # an adapter's first map learns once its second, which starts at 0, has moved
+            if (gradient is None or not gradient.any()) and ".lora_A." not in name:
                 unreached.append(name)
             if gradient is not None:
                 digest.update(_bytes(gradient))

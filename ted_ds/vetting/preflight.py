@@ -11,8 +11,8 @@ from ted_ds.assembly.assembly import Assembly
 from ted_ds.data.loader import Batch, evaluation_batches
 from ted_ds.data.samples import Sample
 from ted_ds.errors import CheckpointError
-from ted_ds.models.files import weight_files
 from ted_ds.models.predictions import Predictions
+from ted_ds.models.tensor_files import weight_files
 from ted_ds.runtime.device_faults import is_device_fault
 from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.tasks.guess import Guess

@@ -28,6 +28,7 @@ from ted_ds.planning.phase import PHASES
 from ted_ds.tasks.answers import marks_of
 from ted_ds.verbs.run import run_phases
 from tests.dist import run_ranks
+from tests.runs import run as run_command
 from tests.task_kinds import TASK_TERMS
 from tests.tiny import LABELS, ROOT, VOCAB_SIZE, head_dict, write_model, write_rows, write_run, write_tokenizer
 
@@ -87,7 +88,7 @@ def records(folder, phase):
 
 
 @pytest.mark.parametrize(("kind", "stage"), [*zip(METRICS, itertools.cycle(range(4)), strict=False)])
-def test_a_run_of_every_kind_of_task(tmp_path, capfd, kind, stage):
+def test_a_run_of_every_kind_of_task(tmp_path, kind, stage):
     recipe = write_run(tmp_path, kind=kind)
     overrides = [f"deepspeed={ROOT / 'ds_configs' / 'deepspeed' / f'zero{stage}.json'}"]
     if kind == WITH_PAIRS:
@@ -103,7 +104,7 @@ def test_a_run_of_every_kind_of_task(tmp_path, capfd, kind, stage):
         overrides += ["task.headline=f1", "task.class_weights=balanced", "task.label_smoothing=0.1"]
         overrides += [f"data.apart={{again: [{{path: {tmp_path / 'train.jsonl'}}}]}}"]
     divergence, name = OTHER_TERMS.get(kind, ("kl", TASK_TERMS[kind].prediction_name))
-    run_ranks(run, 2, str(recipe), [*overrides, f"distill.divergence={divergence}"])
+    output = run_command(["run", str(recipe), *overrides, f"distill.divergence={divergence}"])
     (first, _) = records(tmp_path, "distill")
     assert first[name] > 0
     assert {one for one in first if one.endswith(("_teacher_student", "_student_teacher"))} == {name}
@@ -119,7 +120,7 @@ def test_a_run_of_every_kind_of_task(tmp_path, capfd, kind, stage):
         weights = [inputs_of(tmp_path, phase)["task"]["class_weights"] for phase in ("filters_teacher", "distill")]
         assert weights[0] == weights[1]
         said = ", ".join(f"{name} {weight:.4g}" for name, weight in zip(LABELS, weights[0], strict=True))
-        assert f"class weights in the task loss: {said}\n" in capfd.readouterr().out
+        assert f"class weights in the task loss: {said}\n" in output
         assert sum(1 / weight for weight in weights[0]) == pytest.approx(2), "the mean over the data is 1"
         assert "dropout" not in inputs_of(tmp_path, "filters_student")
         names = ("classifier_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob")

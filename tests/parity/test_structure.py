@@ -57,11 +57,11 @@ def model_of(name, family, seed=3):
     return model
 
 
-def lengthy(names):
-    return [*QUICK, *(pytest.param(one, marks=pytest.mark.lengthy) for one in names if one not in QUICK)]
+def quick_or_slow(names):
+    return [*QUICK, *(pytest.param(one, marks=pytest.mark.slow) for one in names if one not in QUICK)]
 
 
-@pytest.mark.parametrize("name", lengthy(TAKEN))
+@pytest.mark.parametrize("name", quick_or_slow(TAKEN))
 def test_what_is_accepted_is_what_plain_transformers_computes(tmp_path, name, found):
     """On other weights and texts than those it was tried with; and once more when it is cut."""
     family = found(name)
@@ -100,7 +100,7 @@ def test_what_is_accepted_is_what_plain_transformers_computes(tmp_path, name, fo
 
 @pytest.mark.parametrize(
     "name",
-    [*("blenderbot", "xlnet", "fnet"), *(pytest.param(one, marks=pytest.mark.lengthy) for one in [*REFUSED][3:])],
+    [*("blenderbot", "xlnet", "fnet"), *(pytest.param(one, marks=pytest.mark.slow) for one in [*REFUSED][3:])],
 )
 def test_what_cannot_be_verified_is_refused_with_the_reason(name, found):
     expected = REFUSED[name]

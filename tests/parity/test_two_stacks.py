@@ -167,22 +167,23 @@ def test_facts_and_parameters_are_those_of_the_model(tmp_path, model_type):
 
 
 @pytest.mark.parametrize("model_type", ENCODER_DECODERS)
-def test_a_cut_has_the_chosen_blocks_of_each_stack_and_they_do_what_they_did(tmp_path, model_type):
+@pytest.mark.parametrize("chosen", [BLOCKS, {"encoder": [2, 0, 0], "decoder": [0, 0, 2, 1]}])
+def test_a_cut_has_the_chosen_blocks_of_each_stack_and_they_do_what_they_did(tmp_path, model_type, chosen):
     teacher = load(tmp_path / "teacher", model_type)
     family = family_of(model_type)
     cut(
         tmp_path / "teacher",
         tmp_path / "student",
-        blocks=BLOCKS,
+        blocks=chosen,
         family=family,
         origins=Origins(tmp_path / "teacher", tmp_path / "teacher"),
     )
-    assert read_model_facts(tmp_path / "student").blocks_of_stacks == {"encoder": 2, "decoder": 2}
+    assert read_model_facts(tmp_path / "student").blocks_of_stacks == {key: len(own) for key, own in chosen.items()}
     student, report = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "student", output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     # the teacher with its other blocks taken out in place, which leaves what its first blocks compute for the others
-    for stack, own in zip(stacks_of(teacher, family), BLOCKS.values(), strict=True):
+    for stack, own in zip(stacks_of(teacher, family), chosen.values(), strict=True):
         blocks = stack.block if hasattr(stack, "block") else stack.layers
         if family.parts_of_first_block:
             first = blocks[own[0]].layer[0].SelfAttention

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from ted_ds.errors import CheckpointError
+from ted_ds.models.config_build import parsed_config
 
 ARCHITECTURES = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice")
 """With heads of labels: what follows ``AutoModelFor``."""
@@ -78,8 +79,7 @@ def config_of(content: Mapping[str, Any], **changes: Any) -> Any:
     if model_type not in CONFIG_MAPPING:
         raise CheckpointError(f"transformers {transformers.__version__} has no model of this type")
     plain = {key: copy.deepcopy(value) for key, value in content.items() if key not in NOT_OF_THE_MODEL}
-    kind: type[PreTrainedConfig] = CONFIG_MAPPING[model_type]
-    return kind.from_dict({**plain, **changes})
+    return parsed_config({**plain, **changes})
 
 
 def refuse_other_kinds(config: Any) -> None:

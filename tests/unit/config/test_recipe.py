@@ -502,9 +502,19 @@ def test_a_recipe_is_frozen(path: Path) -> None:
             ["data.length_grouping.window_steps=2"],
             "data.length_grouping.window_steps: 2: the packed sequences of a causal_lm all have one length; remove it",
         ),
-        (["student.path=x"], "student: give exactly one of path and from_teacher"),
-        (["student.from_teacher=null"], "student: give exactly one of path and from_teacher"),
-        (["student.from_teacher.blocks=[3,0]"], "blocks must be ascending and distinct, got [3, 0]"),
+        (["student.path=x"], "student: give exactly one of path, from_teacher and from_config"),
+        (["student.from_teacher=null"], "student: give exactly one of path, from_teacher and from_config"),
+        (["student.from_config={}"], "student: give exactly one of path, from_teacher and from_config"),
+        (
+            ["student={from_config: {changes: {model_type: gpt2}}}", "student.from_teacher=null"],
+            "student.from_config: changes.model_type: the type is that of the config; give path, the folder of a "
+            "config of that type",
+        ),
+        (
+            ["student.from_teacher.blocks=[3,0]"],
+            "blocks must be in ascending order (one may come more than once), got [3, 0]; where this order is meant, "
+            "set any_order: true",
+        ),
         (["layer_map.pairs=[[1,1]]"], "layer_map: pairs goes with kind: explicit, and only with it"),
         (["layer_map.kind=explicit"], "layer_map: pairs goes with kind: explicit, and only with it"),
         (["layer_map.kind=last", "layer_map.num_pairs=1"], "layer_map: num_pairs goes with kind: uniform, not last"),

@@ -204,6 +204,8 @@ BY_NUMBER: list[tuple[str, dict[str, Any], list[int]]] = [
     ("deberta-v2", {"conv_kernel_size": 3}, [0, 2, 3]),
     ("deberta-v2", {"conv_kernel_size": 3}, [1, 3]),
     ("mistral", {"sliding_window": 3}, [2]),
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, [0, 0, 3, 3, 3]),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2}, [3, 0, 0]),
     # every second block sees all, or forgets positions, or has no experts
     ("gemma2", {"sliding_window": 2}, [1, 2]),
     ("gemma3_text", {"layer_types": None, "sliding_window_pattern": 2, "sliding_window": 2}, [1, 2]),
@@ -271,6 +273,27 @@ def test_a_convolution_goes_with_the_first_block(tmp_path: Path, blocks: list[in
     student = loaded(cut_out(teacher, tmp_path / "student", blocks), AutoModelForSequenceClassification)
     assert student.config.conv_kernel_size == kernel
     assert (student.deberta.encoder.conv is None) == (kernel == 0)
+
+
+@pytest.mark.parametrize("blocks", [[0, 0, 1], [1, 0]])
+def test_a_convolution_is_behind_the_first_block_alone(tmp_path: Path, blocks: list[int]) -> None:
+    teacher = write_model(tmp_path / "teacher", "deberta-v2", labels=LABELS, conv_kernel_size=3)
+    with pytest.raises(CheckpointError) as caught:
+        cut_out(teacher, tmp_path / "student", blocks)
+    assert str(caught.value) == (
+        f"{teacher}: block 0 of this deberta-v2 has a part behind it (conv_kernel_size: 3) that only the first block "
+        "of a model can have; use it once, and first"
+    )
+
+
+@pytest.mark.parametrize("blocks", [[0, 0, 1, 1], [2, 0]])
+def test_blocks_are_repeated_and_put_in_another_order(tmp_path: Path, blocks: list[int]) -> None:
+    """Each a copy of its own, which trains by itself."""
+    teacher = write_model(tmp_path / "teacher", "llama")
+    student = loaded(cut_out(teacher, tmp_path / "student", blocks), AutoModelForCausalLM)
+    assert_is_cut(loaded(teacher, AutoModelForCausalLM), student, blocks)
+    weights = [parameter.data_ptr() for parameter in student.model.layers.parameters()]
+    assert len({*weights}) == len(weights)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

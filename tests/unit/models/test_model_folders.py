@@ -18,8 +18,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from ted_ds.errors import CheckpointError, ConfigError
 from ted_ds.models import loading
 from ted_ds.models.families import KNOWN_TYPES
-from ted_ds.models.files import read_model_facts, weight_files
+from ted_ds.models.files import read_model_facts
 from ted_ds.models.structure.find import find_family
+from ted_ds.models.tensor_files import weight_files
 from ted_ds.planning.model_lookup import local_model
 from tests.tiny import ROOT, write_model
 
@@ -237,11 +238,37 @@ def test_an_adapter_beside_base_weights_is_refused(folder: Path) -> None:
     assert "adapter_model.safetensors: an adapter lies beside the weights of a model" in refusal(folder)
 
 
-def test_an_adapter_alone_is_no_model(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
-    assert refusal(tmp_path).startswith(f"{tmp_path}: an adapter for org/base, no whole model; merge it into its base")
-    (tmp_path / "adapter_config.json").write_text("{")
-    assert refusal(tmp_path).startswith(f"{tmp_path}: an adapter, no whole model; merge it into its base first (peft:")
+LORA = '{"base_model_name_or_path": "org/base", "peft_type": "LORA"}'
+
+
+@pytest.mark.parametrize(
+    ("config", "weights", "expected"),
+    [
+        ("{", True, "{folder}/adapter_config.json: no adapter's config ("),
+        ("[]", True, "{folder}/adapter_config.json: no adapter's config (TypeError("),
+        ('{"peft_type": "LORA"}', True, "{folder}/adapter_config.json: no adapter's config (KeyError('base_model_name"),
+        (
+            LORA.replace("LORA", "IA3"),
+            True,
+            "{folder}/adapter_config.json: an adapter of peft_type IA3, and ted_ds merges LORA alone; merge it into "
+            "its base by peft (merge_and_unload), save that, and give its folder",
+        ),
+        (LORA, False, "{folder}: an adapter for org/base without its adapter_model.safetensors; copy it, too"),
+        (
+            LORA,
+            True,
+            "{folder}: an adapter for org/base, and that model is not here (neither as a path, nor as base beside the "
+            "adapter, nor in the hub's cache); put it there, or fetch it (hf download org/base)",
+        ),
+    ],
+)
+def test_an_adapter_that_cannot_be_merged(tmp_path: Path, config: str, weights: bool, expected: str) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(config)
+    if weights:
+        (folder / "adapter_model.safetensors").write_bytes(b"")
+    assert refusal(folder).startswith(expected.format(folder=folder))
 
 
 # --- places -----------------------------------------------------------------------------------------------------------

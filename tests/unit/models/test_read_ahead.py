@@ -5,7 +5,7 @@ from __future__ import annotations
 import psutil
 import pytest
 
-from ted_ds.models.files import read_ahead
+from ted_ds.models.tensor_files import read_ahead
 from tests.tiny import write_model
 
 

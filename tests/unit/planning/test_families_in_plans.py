@@ -50,6 +50,10 @@ def test_a_cut_without_the_shorter_first_block_is_refused(tmp_path: Path) -> Non
         "student.from_teacher.blocks: begins with block 1, but the first block of a modernbert lacks a norm that all "
         "others have, and none of them would be itself without; begin with block 0"
     )
+    assert refusal(run_of(tmp_path / "again", "modernbert"), "student.from_teacher.blocks=[0,0,3]") == (
+        "student.from_teacher.blocks: repeats block 0, but the first block of a modernbert lacks a norm that all "
+        "others have, and it would not be itself with one; use block 0 once, and first"
+    )
 
 
 @pytest.mark.parametrize(("blocks", "fits"), [([0, 3], True), ([1, 2], True), ([0, 1], False), ([0, 1, 2], True)])

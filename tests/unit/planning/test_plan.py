@@ -85,6 +85,16 @@ def test_a_pretrained_student_is_not_cut(lm_run: Path, teacher: Path) -> None:
     assert result.phases == ("filters_teacher", "filters_student", "distill", "evaluate", "export")
 
 
+def test_blocks_may_be_repeated_and_in_any_order_where_that_is_said(lm_run: Path) -> None:
+    deeper = plan(lm_run, "student.from_teacher.blocks=[0,0,1,1,2,2]", "layer_map.num_pairs=3")
+    assert deeper.student is not None
+    assert deeper.student.num_blocks == 6
+    assert deeper.layer_pairs == ((2, 1), (4, 2), (6, 4))
+    other = plan(lm_run, "student.from_teacher={blocks: [3, 0], any_order: true}")
+    assert other.student is not None
+    assert other.student.num_blocks == 2
+
+
 @pytest.mark.parametrize(("method", "pairs", "dim"), [("ted", 2, 8), ("lwd", 2, 16), ("kd", 0, 0), ("sft", 0, 0)])
 def test_only_methods_that_match_layers_have_pairs(lm_run: Path, method: str, pairs: int, dim: int) -> None:
     result = plan(lm_run, f"distill.method={method}", "filters.dim=8")
@@ -278,6 +288,13 @@ def test_different_tokenizers_are_refused_with_the_first_ids_that_differ(lm_run:
     write_tokenizer(teacher, words)
     message = refusal(lm_run, "student.from_teacher=null", f"student.path={teacher}")
     assert "student.path: teacher and student have different tokenizers (2 ids differ: " in message
+    sft = refusal(lm_run, "student.from_teacher=null", f"student.path={teacher}", "distill.method=sft")
+    assert sft.endswith(
+        "; use a student with the teacher's tokenizer, or, as distill.method: sft asks the teacher nothing, give the "
+        "student as teacher.path, too"
+    )
+    own = ("student.from_teacher=null", f"student.path={teacher}", f"teacher.path={teacher}", "distill.method=sft")
+    assert plan(lm_run, *own).student is not None
     assert "id 5 is 'ba' to the teacher and 'be' to the student; id 6 is 'be' to the teacher" in message
 
 

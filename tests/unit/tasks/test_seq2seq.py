@@ -143,6 +143,16 @@ def test_layers_are_named_by_stack_in_the_plan(run):
             "decoder_blocks",
         ),
         (
+            ["student.from_teacher.decoder_blocks=[2,0]"],
+            "student.from_teacher: decoder_blocks must be in ascending order (one may come more than once), got [2, 0]"
+            "; where this order is meant, set any_order: true",
+        ),
+        (
+            ["student.lora={rank: 2, targets: [EncDecAttention.q]}"],
+            "student.lora.targets: EncDecAttention.q: nothing of the encoder would train, whose blocks have no linear "
+            "map called so; name some of each stack (here layer.0.SelfAttention.k, ",
+        ),
+        (
             ["data.padding.side=left"],
             "teacher.path: data.padding.side is left, but a target begins at its row's first place; use right",
         ),
