@@ -101,7 +101,7 @@ TAKEN: Mapping[str, tuple[str, ...]] = {
 }
 """The types that are taken, and what not for, beside compiled blocks, which nobody tries."""
 REFUSED: Mapping[str, str] = {
-    "t5": "it has an encoder and a decoder",
+    "blenderbot": "it has an encoder and a decoder",
     "xlnet": "layer 0 is not what transformers calls",
     "fnet": "hang on what is beside it",
     "rwkv": "the model does something of its own between them",

@@ -16,11 +16,12 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     PreTrainedTokenizerFast,
 )
 
 from ted_ds.config.distill import Distill
-from ted_ds.models.families import FAMILY_OF, family_of, types_of
+from ted_ds.models.families import FAMILY_OF, KNOWN_TYPES, family_of, types_of
 
 ROOT = Path(__file__).parent.parent
 SPECIAL_TOKENS = {
@@ -75,6 +76,10 @@ OWN_SHAPES: dict[str, dict[str, Any]] = {
     "modernbert": {"global_attn_every_n_layers": 2, "local_attention": 4, "cls_token_id": 3, "sep_token_id": 4},
 }
 """What else a tiny model of a family has, so that what is its own shows."""
+ENCODER_DECODERS = types_of("Seq2SeqLM")
+ONE_STACK_TYPES = tuple(name for name in KNOWN_TYPES if name not in ENCODER_DECODERS)
+OF_TWO_STACKS = {"encoder_blocks": [1, 3], "decoder_blocks": [1, 2]}
+"""Blocks of an encoder-decoder that become a student."""
 LM_FAMILIES = {"causal_lm": "llama", "masked_lm": "bert"}
 """The family of a teacher whose kind of task has an LM head."""
 LABELS = ("negative", "positive")
@@ -135,6 +140,10 @@ def model_config(family: str, *, blocks: int = 4, hidden: int = 16, vocab: int =
             "intermediate_size": 2 * hidden,
             "max_position_embeddings": MAX_POSITIONS,
         }
+    if family in ENCODER_DECODERS:
+        return AutoConfig.for_model(
+            family, **{**common, **two_stacks_shape(family, blocks=blocks, hidden=hidden), **changes}
+        )
     if family in ENCODERS:
         facts = family_of(family)
         shape |= dict.fromkeys((*facts.hidden_dropouts, *facts.attention_dropouts), 0.0)
@@ -163,6 +172,21 @@ def model_config(family: str, *, blocks: int = 4, hidden: int = 16, vocab: int =
     return AutoConfig.for_model(family, **{**common, **shape, **own, **changes})
 
 
+def two_stacks_shape(family: str, *, blocks: int, hidden: int) -> dict[str, Any]:
+    """Of an encoder-decoder: its decoder has a block less than its encoder."""
+    if family in ("t5", "mt5"):
+        buckets = {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 16}
+        shape = {"d_model": hidden, "d_kv": hidden // 2, "d_ff": 2 * hidden, "num_heads": 2, "dropout_rate": 0.0}
+        depths = {"num_layers": blocks, "num_decoder_layers": blocks - 1}
+        gated = {} if family == "t5" else {"feed_forward_proj": "gated-gelu"}
+        return {**shape, **buckets, **depths, **gated, "decoder_start_token_id": 0}
+    sides = ("encoder", "decoder")
+    shape = {"d_model": hidden, "max_position_embeddings": MAX_POSITIONS, "dropout": 0.0, "decoder_start_token_id": 1}
+    shape |= {f"{side}_layers": blocks - (side == "decoder") for side in sides}
+    shape |= {f"{side}_attention_heads": 2 for side in sides} | {f"{side}_ffn_dim": 2 * hidden for side in sides}
+    return {**shape, "attention_dropout": 0.0, "activation_dropout": 0.0, "init_std": 0.1}
+
+
 def write_model(
     folder: Path,
     family: str,
@@ -184,10 +208,12 @@ def write_model(
     auto = getattr(transformers, f"AutoModelFor{architecture}") if labels is not None else AutoModelForCausalLM
     if labels is None and family in ENCODERS:
         auto = AutoModelForMaskedLM if architecture == "MaskedLM" else AutoModel
+    if family in ENCODER_DECODERS:
+        auto = AutoModelForSeq2SeqLM
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         auto.from_config(config).save_pretrained(folder)
-    write_tokenizer(folder, encoder=family in ENCODERS, masks=architecture == "MaskedLM")
+    write_tokenizer(folder, encoder=family in (*ENCODERS, *ENCODER_DECODERS), masks=architecture == "MaskedLM")
     return folder
 
 
@@ -259,6 +285,8 @@ def write_labelled(
                 "context": text,
                 "answers": {"text": [answer], "answer_start": [start]},
             }
+        if kind == "seq2seq":
+            return {"source": text, "target": " ".join(text.split()[1:5])}
         letter = ord(text[0])
         if kind == "multiple_choice":
             words = text.split()
@@ -297,7 +325,7 @@ def recipe_dict(folder: Path, *, kind: str = "causal_lm", method: str = "ted", s
         "task": task_dict(kind),
         "data": {"train": [{"path": str(folder / "train.jsonl")}], "heldout_fraction": 0.2, "workers": 0},
         "teacher": {"path": str(folder / "teacher")},
-        "student": {"from_teacher": {"blocks": [0, 3]}},
+        "student": {"from_teacher": {"blocks": [0, 3]} if kind != "seq2seq" else OF_TWO_STACKS},
         "filters": {"teacher": {**plan}, "student": {**plan}},
         "distill": {"method": method, **plan},
         "evaluation": {"max_examples": 8, "micro_batch_size": 2},
@@ -315,6 +343,8 @@ def task_dict(kind: str) -> dict[str, Any]:
         return {"kind": kind, "max_length": 16, "chat_template": str(template), "kl_on": "all"}
     if kind == "question_answering":
         return {"kind": kind, "max_length": 16, "stride": 3}
+    if kind == "seq2seq":
+        return {"kind": kind, "max_source_length": 16, "max_target_length": 5}
     return {"kind": kind, "max_length": 16, **head_dict(kind)}
 
 
@@ -346,6 +376,9 @@ def write_run(folder: Path, *, kind: str = "causal_lm", family: str | None = Non
         architecture = "MaskedLM" if kind == "masked_lm" else "CausalLM"
         write_model(folder / "teacher", family or LM_FAMILIES.get(kind, "llama"), architecture=architecture)
         (write_chats if kind == "chat" else write_corpus)(folder / "train.jsonl")
+    elif kind == "seq2seq":
+        write_model(folder / "teacher", family or "t5")
+        write_labelled(folder / "train.jsonl", kind=kind)
     else:
         labels = labels_of(kind)
         write_model(folder / "teacher", family or "bert", labels=labels, architecture=ARCHITECTURES.get(kind, OF_TEXTS))

@@ -22,6 +22,7 @@ from ted_ds.errors import StoppedOnRequest
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.loading import DTYPES
 from ted_ds.models.taps import TappedModel
+from ted_ds.numerics.layer_map import Layer
 from ted_ds.numerics.task_terms import TaskTerms
 from ted_ds.planning.pipeline_cut import Stage
 from ted_ds.runtime.cargo import Waybill
@@ -64,7 +65,7 @@ class Assembly:
         self.origins = given.origins
         self.models = ModelMaker(given)
 
-    def layers(self, side: str) -> tuple[int, ...]:
+    def layers(self, side: str) -> tuple[Layer, ...]:
         """The ``student``'s or the ``teacher``'s side of the layer map."""
         return self.plan.layers(side)
 

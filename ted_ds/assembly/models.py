@@ -28,6 +28,7 @@ from ted_ds.models.quantised import quantise_blocks
 from ted_ds.models.share import Share
 from ted_ds.models.taps import TappedModel
 from ted_ds.models.tensor_files import read_ahead
+from ted_ds.numerics.layer_map import Layer
 from ted_ds.planning.hosting import IN_WORDS
 from ted_ds.planning.memory import SHARDED_HOSTS, gib
 from ted_ds.planning.phase_memory import with_head
@@ -39,6 +40,7 @@ from ted_ds.runtime.sharding import full_state_dict, sharded_loading
 
 TASK_TYPES = {
     "CausalLM": "CAUSAL_LM",
+    "Seq2SeqLM": "SEQ_2_SEQ_LM",
     "SequenceClassification": "SEQ_CLS",
     "TokenClassification": "TOKEN_CLS",
     "QuestionAnswering": "QUESTION_ANS",
@@ -61,7 +63,7 @@ class ModelMaker:
         self,
         side: str,
         path: Path,
-        layers: Sequence[int] = (),
+        layers: Sequence[Layer] = (),
         *,
         stage: Stage | None = None,
         new_head_allowed: bool = False,
@@ -126,7 +128,7 @@ class ModelMaker:
             self._screen.say(f"  parameters that no matched layer needs, freed per rank: {freed}")
 
     def trained(
-        self, side: str, path: Path, config: Mapping[str, Any], layers: Sequence[int] = (), *, stage: Stage | None
+        self, side: str, path: Path, config: Mapping[str, Any], layers: Sequence[Layer] = (), *, stage: Stage | None
     ) -> TappedModel:
         """A tapped model to be trained under a completed DeepSpeed config; ZeRO-3 shards it as it loads."""
         share = _share(stage, side)
@@ -154,7 +156,7 @@ class ModelMaker:
         )
         self._screen.say(f"  adapters of rank {lora.rank}: {trained:,} of the student's {total:,} parameters train")
 
-    def base_of(self, tapped: TappedModel, layers: Sequence[int]) -> TappedModel:
+    def base_of(self, tapped: TappedModel, layers: Sequence[Layer]) -> TappedModel:
         """A student's model once more, tapped at the teacher's side of the layer map; before an engine takes it."""
         return TappedModel(tapped.model, tapped.family, layers, pooled=self._recipe.task.pooled)
 
@@ -163,7 +165,7 @@ class ModelMaker:
         path: Path,
         model: PreTrainedModel,
         fresh: Sequence[str],
-        layers: Sequence[int],
+        layers: Sequence[Layer],
         share: Share | None,
         stage: Any,
     ) -> TappedModel:
@@ -265,6 +267,7 @@ class ModelMaker:
         own_names = {name.removeprefix("model."): weight for name, weight in state.items()}
         if has_adapters(model):
             own_names = merged_state(model, own_names)
+        own_names |= {name: buffer.cpu() for name, buffer in tapped.buffers_in_files.items()}
         model.save_pretrained(folder, state_dict=own_names)
         accompany(folder, self._origins)
 

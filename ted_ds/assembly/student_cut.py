@@ -18,7 +18,7 @@ def cut_student(build: Assembly, teacher: Path, place: Path) -> None:
     from_teacher = build.recipe.student.from_teacher
     assert from_teacher is not None
     family = build.teacher_facts.family
-    cut(teacher, place, blocks=from_teacher.blocks, family=family, origins=build.origins)
+    cut(teacher, place, blocks=from_teacher.as_given, family=family, origins=build.origins)
 
 
 def make_student(build: Assembly, teacher: Path, place: Path) -> None:

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.section import Section, rule
 
-LayerPair = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
+LAYER_NAME = r"^(encoder|decoder)\.\d+$"
+"""Of a layer of an encoder-decoder."""
+
+
+def _is_layer(value: Any) -> Any:
+    """One rule in words, where a union would give a message per member."""
+    is_number = type(value) is int and value >= 0
+    if not is_number and not (isinstance(value, str) and re.fullmatch(LAYER_NAME, value)):
+        raise ValueError("use a whole number, 0 or more, or a layer of an encoder-decoder such as encoder.3")
+    return value
+
+
+Layer = Annotated[Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=LAYER_NAME)], BeforeValidator(_is_layer)]
+LayerPair = tuple[Layer, Layer]
 
 
 class LayerMap(Section):
@@ -18,9 +32,11 @@ class LayerMap(Section):
 
     kind: Literal["uniform", "distilgpt2", "last", "explicit"] = "uniform"
     num_pairs: int | None = Field(default=None, gt=0)
-    """For ``uniform``: how many pairs, spread evenly; unset: one per student block."""
+    """For ``uniform``: how many pairs (of each stack, in an encoder-decoder), spread evenly; unset: one per student
+    block."""
     pairs: list[LayerPair] | None = None
-    """For ``explicit``: ``[student_layer, teacher_layer]``, counted 1..L (0 is the embedding output)."""
+    """For ``explicit``: ``[student_layer, teacher_layer]``, counted 1..L (0 is the embedding output); of an
+    encoder-decoder ``[encoder.2, encoder.4]`` or ``[decoder.2, decoder.6]``."""
 
     @rule
     def _options_of_kind(self) -> Iterator[str]:

@@ -11,13 +11,14 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from ted_ds.config.layers import LAYER_NAME
 from ted_ds.config.nearest import nearest
 from ted_ds.config.places import TASK_KINDS, dotted, own_keys, sections_at
 from ted_ds.config.schema import Recipe
 
 OWN_WORDS = ("value_error", "assertion_error")
 """Errors whose text a rule of the schema gave."""
-PATTERNS = {r"^[\w.-]+$": "letters, digits, '_', '.' and '-'"}
+PATTERNS = {r"^[\w.-]+$": "letters, digits, '_', '.' and '-'", LAYER_NAME: "the form encoder.3 or decoder.3"}
 BOUNDS = {"gt": "above {}", "ge": "{} or more", "lt": "below {}", "le": "at most {}"}
 MOST_SHOWN = 100
 """Characters of a value."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -13,10 +13,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ted_ds.data.samples import Label, Sample
+from ted_ds.models.family import DECODER
 from ted_ds.numerics.chunks import kept_rows
+from ted_ds.numerics.layer_map import Layer, stack_of
 from ted_ds.numerics.losses import IGNORED_LABEL, kept_labels
 
-Labels = Literal["tokens", "class", "numbers", "token_classes", "spans"]
+Labels = Literal["tokens", "class", "numbers", "token_classes", "spans", "targets"]
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,9 @@ class Batch:
     """A microbatch.
 
     ``labels`` stand where the logits that predict them stand: ``[batch]`` class ids, ``[batch, outputs]`` numbers,
-    ``[batch, seq]`` with each position's *next* token, or ``[batch, 2]`` with the positions where an answer starts and
-    ends. Ids of -100 and numbers of NaN are ignored.
+    ``[batch, seq]`` with each position's *next* token, ``[batch, targets]`` with the tokens of what a decoder is to
+    write, or ``[batch, 2]`` with the positions where an answer starts and ends. Ids of -100 and numbers of NaN are
+    ignored.
     """
 
     input_ids: Int[Tensor, "batch seq"]
@@ -45,6 +48,10 @@ class Batch:
     """True where predictions are compared with the teacher's; None where that follows from the other tensors."""
     matched: Bool[Tensor, "batch seq"] | None = None
     """True for tokens whose states are compared with the teacher's; None for all that are kept."""
+    target_ids: Int[Tensor, "batch targets"] | None = None
+    """What a decoder is to write, padded on the right; None where there is none."""
+    kept_targets: Bool[Tensor, "batch targets"] | None = None
+    """True for tokens of these, at each of which the decoder has a state."""
     candidates: Bool[Tensor, "batch seq"] | None = None
     """Of labels that are positions: True for those that have a probability at all; None with other labels."""
     facts: tuple[Any, ...] = ()
@@ -58,6 +65,7 @@ class Batch:
         moved = replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
         # found here: to find them there, the host would wait for the device in every microbatch
         of_outputs = {} if self.predicted is None else {"outputs": self.output_rows}
+        of_outputs |= {} if self.kept_targets is None else {"targets": self.target_rows}
         for name, rows in {"tokens": self.token_rows, "labels": self.label_rows, **of_outputs}.items():
             moved._rows[name] = None if rows is None else rows.to(device, non_blocking=True)
         return moved
@@ -73,6 +81,25 @@ class Batch:
         if "tokens" not in self._rows:
             self._rows["tokens"] = kept_rows(self.matched_tokens)
         return self._rows["tokens"]
+
+    def compared(self, layer: Layer) -> Bool[Tensor, "batch seq"]:
+        """True for tokens whose states of a layer are compared with the teacher's: of a decoder's, those of targets."""
+        if stack_of(layer) != DECODER:
+            return self.matched_tokens
+        assert self.kept_targets is not None, "there is no decoder that reads it"
+        return self.kept_targets
+
+    def compared_rows(self, layer: Layer) -> Int[Tensor, " kept"] | None:
+        """Which of the flattened tokens those are; None for all."""
+        return self.target_rows if stack_of(layer) == DECODER else self.token_rows
+
+    @property
+    def target_rows(self) -> Int[Tensor, " kept"] | None:
+        """Which of the flattened targets have states of a decoder that are compared; None for all."""
+        assert self.kept_targets is not None, "there is no decoder that reads it"
+        if "targets" not in self._rows:
+            self._rows["targets"] = kept_rows(self.kept_targets)
+        return self._rows["targets"]
 
     @property
     def label_rows(self) -> Int[Tensor, " kept"] | None:
@@ -104,6 +131,8 @@ class Batch:
             inputs["position_ids"] = self.position_ids
         if self.token_type_ids is not None:
             inputs["token_type_ids"] = self.token_type_ids
+        if self.target_ids is not None:
+            inputs["target_ids"] = self.target_ids
         return inputs
 
 
@@ -124,7 +153,8 @@ class Collator:
 
     pad_id: int
     labels: Labels
-    """The next tokens, one class id per sample, a list of numbers per sample, a class id per token, or two tokens."""
+    """The next tokens, one class id per sample, a list of numbers per sample, a class id per token, two tokens, or a
+    target: tokens that a decoder is to write."""
     num_outputs: int = 1
     """How many ``numbers``."""
     side: Literal["right", "left"] = "right"
@@ -191,13 +221,14 @@ class Collator:
             of_tokens, masks = self._for_terms(self.of_completions, of_tokens, completes)
         input_ids, kept_tokens, token_labels, position_ids = map(torch.from_numpy, (ids, kept, of_tokens, positions))
         masks |= {"predicted": kept_tokens} if self.predict_all else {}
+        masks |= self._targets(samples) if self.labels == "targets" else {}
         attention_mask = kept_tokens.long()
         attention_mask[~kept_tokens.any(1), -1 if self.side == "left" else 0] = 1  # no key at all: softmax is NaN
         positions_differ = self.isolate_documents or self.side == "left"
         return Batch(
             input_ids,
             attention_mask,
-            token_labels if "token" in self.labels else self._given_labels(samples, starts),
+            token_labels if "token" in self.labels else self._given_labels(samples, starts, masks),
             kept_tokens,
             position_ids if positions_differ else None,
             self.isolate_documents,
@@ -231,7 +262,22 @@ class Collator:
             return sample.document_lengths
         return (len(sample.input_ids),)
 
-    def _given_labels(self, samples: Sequence[Sample | None], starts: Sequence[int]) -> Tensor:
+    def _targets(self, samples: Sequence[Sample | None]) -> dict[str, Tensor]:
+        """What a decoder is to write, padded on the right to one length of at least 1."""
+        given: list[Any] = [sample.label if sample else () for sample in samples]
+        longest = max(1, *map(len, given))
+        shape = (len(given), -(-longest // self.multiple_of) * self.multiple_of)
+        ids, kept = np.full(shape, self.pad_id, dtype=np.int64), np.zeros(shape, dtype=bool)
+        for row, own in enumerate(given):
+            ids[row, : len(own)] = own
+            kept[row, : len(own)] = True
+        return {"target_ids": torch.from_numpy(ids), "kept_targets": torch.from_numpy(kept)}
+
+    def _given_labels(
+        self, samples: Sequence[Sample | None], starts: Sequence[int], masks: Mapping[str, Tensor]
+    ) -> Tensor:
+        if self.labels == "targets":
+            return masks["target_ids"].masked_fill(~masks["kept_targets"], IGNORED_LABEL)
         if self.labels == "spans":
             return torch.tensor([_places(*of_row) for of_row in zip(samples, starts, strict=True)])
         given = [sample.label if sample else None for sample in samples]

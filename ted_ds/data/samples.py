@@ -12,8 +12,8 @@ UNLABELLED = -100
 """What transformers puts where a label is ignored."""
 Label = int | Sequence[float]
 """A class id; a number for each of the model's outputs, NaN for a target that a row does not have; a class id for
-each token; of each completion in a conversation, its first token and that behind its last; or the tokens where an
-answer starts and ends (of an example, its characters, and none where nothing is one)."""
+each token; of each completion in a conversation, its first token and that behind its last; the tokens where an
+answer starts and ends (of an example, its characters, and none where nothing is one); or those of a target."""
 
 
 @dataclass(frozen=True)

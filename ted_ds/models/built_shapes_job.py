@@ -13,14 +13,20 @@ import transformers
 
 from ted_ds.models.config_build import parsed_config
 
+WITH_HEADS: Any = {
+    "CausalLM": transformers.AutoModelForCausalLM,
+    "Seq2SeqLM": transformers.AutoModelForSeq2SeqLM,
+}
+"""Language models whose files have the LM head that transformers builds, where it is not the embeddings."""
 
-def shapes_of(config: Mapping[str, Any], *, with_head: bool) -> dict[str, list[int]]:
+
+def shapes_of(config: Mapping[str, Any], language_model: str) -> dict[str, list[int]]:
     """The shapes of a model's parameters, tied ones once; of a body by the names that they have below a head."""
     built = parsed_config(config)
-    auto: Any = transformers.AutoModelForCausalLM if with_head else transformers.AutoModel
+    auto: Any = WITH_HEADS.get(language_model, transformers.AutoModel)
     with torch.device("meta"):
         model = auto.from_config(built)
-    prefix = "" if with_head else f"{model.base_model_prefix}."
+    prefix = "" if language_model in WITH_HEADS else f"{model.base_model_prefix}."
     return {f"{prefix}{name}": list(one.shape) for name, one in model.named_parameters()}
 
 
@@ -29,7 +35,7 @@ def main() -> None:
     answers: list[dict[str, list[int]] | str] = []
     for language_model, config in json.load(sys.stdin):
         try:
-            answers.append(shapes_of(config, with_head=language_model == "CausalLM"))
+            answers.append(shapes_of(config, language_model))
         except Exception as error:  # whatever a config makes transformers raise
             answers.append(f"{type(error).__name__}: {error}"[:300])
     print(f"\n{json.dumps(answers)}", flush=True)

@@ -66,7 +66,7 @@ def _other_matrices(config: Mapping[str, Any], shapes: Mapping[str, Shape], fami
         (_matrix_at(family.token_embeddings_path), 0, "rows", 0, rows),
         (_matrix_at(family.token_embeddings_path), 1, "columns", 0, width),
     ]
-    if not family.is_tied(config):
+    if not family.is_tied(config, shapes):
         expected.append((family.lm_head_matrix, 0, "rows", 0, rows))
     if family.position_embeddings_path is not None:
         before = family.rows_before_positions
@@ -91,6 +91,11 @@ def _matrix_at(path: str) -> str:
 
 
 def _other_blocks(config: Mapping[str, Any], shapes: Mapping[str, Shape], family: Family) -> Iterator[str]:
+    if family.is_stacked:
+        depths = family.depths(config)
+        for name, stack in family.stacks.items():
+            yield from _other_blocks({**config, stack.own_names["num_hidden_layers"]: depths[name]}, shapes, stack)
+        return
     shared = family.num_shared_key
     said = _first({shared: 1, **config}, shared) if shared else _first(config, *family.keys("num_hidden_layers"))
     held = {block for name in shapes if (block := family.block_number(name)) is not None}

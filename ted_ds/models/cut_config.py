@@ -20,7 +20,7 @@ from transformers import AutoModel
 
 from ted_ds.errors import CheckpointError
 from ted_ds.models.config_build import parsed_config
-from ted_ds.models.family import Family, path_in_body
+from ted_ds.models.family import Family
 
 ABOUT_BLOCKS = re.compile(r"layer|block|_idx|_indices")
 """In the names of entries that are lists of or over blocks."""
@@ -33,10 +33,10 @@ def config_of_blocks(config: Mapping[str, Any], blocks: Sequence[int], family: F
     Raises:
         CheckpointError: There is no such block, or one cannot be repeated.
     """
-    depth_key, depth = family.entry(config, "num_hidden_layers")
+    said = {**parsed_config(config).to_dict(), **{key: value for key, value in config.items() if value is not None}}
+    depth_key, depth = family.entry(config if not family.is_stack else said, "num_hidden_layers")
     if max(blocks) >= depth:
         raise CheckpointError(f"block {max(blocks)} does not exist (the model has {depth} blocks); use 0..{depth - 1}")
-    said = {**parsed_config(config).to_dict(), **{key: value for key, value in config.items() if value is not None}}
     result = {**config, depth_key: len(blocks)}
     for key, value in said.items():
         if key in family.first_blocks_keys and isinstance(value, int):
@@ -83,11 +83,12 @@ def refuse_other_blocks(
         CheckpointError: One is not.
     """
     before, after = (_skeleton(one, family) for one in (config, cut_config))
-    numbers, own_numbers = (family.block_of_layers(one) for one in (config, cut_config))
+    numbers, own_numbers = (family.block_of_layers(parsed_config(one).to_dict()) for one in (config, cut_config))
     for new, old in enumerate(blocks):
         factor = query_factor(config, old, new, family)
         number, own_number = numbers[old], own_numbers[new]
-        difference = _difference(before[number], after[own_number], old, new, factor)
+        of_first = (family.parts_of_first_block, family.flags_of_first_block)
+        difference = _difference(before[number], after[own_number], old, new, factor, of_first)
         if family.num_shared_key is not None and number != own_number:
             difference = f"it would be a pass through weights {own_number}, not {number}"
         if difference is not None:
@@ -102,20 +103,30 @@ def _skeleton(config: Mapping[str, Any], family: Family) -> nn.ModuleList:
     """The blocks, without memory of their own."""
     with torch.device("meta"):
         body = AutoModel.from_config(parsed_config(config))
-    blocks = body.get_submodule(path_in_body(family.blocks_path))
+    blocks = body.get_submodule(family.path_in_body(family.blocks_path))
     assert isinstance(blocks, nn.ModuleList)
     return blocks
 
 
-def _difference(before: nn.Module, after: nn.Module, old: int, new: int, query_factor: float) -> str | None:
-    """What of a block is not as it was, but for its own number, in words."""
+def _difference(
+    before: nn.Module,
+    after: nn.Module,
+    old: int,
+    new: int,
+    query_factor: float,
+    of_first: tuple[Sequence[str], Sequence[str]],
+) -> str | None:
+    """What of a block is not as it was, but for its own number, in words.
+
+    And but for modules and flags ``of_first``, with which the first block computes something for all of them.
+    """
     parts, own_parts = (dict(block.named_modules()) for block in (before, after))
-    for name in {**parts, **own_parts}:
+    for name in (name for name in {**parts, **own_parts} if name not in of_first[0]):
         part, own = parts.get(name), own_parts.get(name)
         if type(part) is not type(own):
             return f"{name} would be {_kind(own)}, not {_kind(part)}"
         facts, own_facts = _facts(part), _facts(own)
-        for key in {**facts, **own_facts}:
+        for key in (key for key in {**facts, **own_facts} if key not in of_first[1]):
             value, own_value = facts.get(key), own_facts.get(key)
             if key == "scaling" and isinstance(value, float) and isinstance(own_value, float):
                 is_same = math.isclose(own_value * query_factor, value)

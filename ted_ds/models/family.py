@@ -12,6 +12,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from ted_ds.models.family_traits import Dropouts, Mixtures
+
+ENCODER, DECODER = STACKS = ("encoder", "decoder")
+"""The stacks of blocks of an encoder-decoder, in the order in which it runs them."""
 USES = (
     "cut",
     "zero3",
@@ -29,7 +33,7 @@ blocks, and leaving out the blocks above the last that is matched, which nobody 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family:
+class Family(Mixtures, Dropouts):
     """Where a transformers model has its parts, what its files and ``config.json`` call things, and what it can do."""
 
     model_types: tuple[str, ...]
@@ -43,7 +47,20 @@ class Family:
     """A module that some have: it takes embeddings to the width of the blocks, and puts out layer 0 itself."""
     token_embeddings_path: str
     blocks_path: str
-    """The list of blocks; block i puts out layer i + 1 (see ``behind_first_block`` and ``num_shared_key``)."""
+    """The list of blocks; block i puts out layer i + 1 (see ``behind_first_block`` and ``num_shared_key``). Of two
+    stacks, the encoder's."""
+    decoder_blocks_path: str | None = None
+    """The list of the decoder's blocks in an encoder-decoder; None in models of one stack."""
+    decoder_depth_key: str | None = None
+    """The entry of the config with the number of these; as many as the encoder's where it does not say."""
+    body_has_own_name: bool = True
+    """Whether all of the body lies in one module of a model with a head, whose name begins all of its paths."""
+    parts_of_first_block: tuple[str, ...] = ()
+    """Modules of a block that the first of a stack alone has, and computes for all of them."""
+    flags_of_first_block: tuple[str, ...] = ()
+    """What its modules say of that."""
+    is_stack: bool = False
+    """Whether it stands for one stack of two (:attr:`stacks`)."""
     num_shared_key: str | None = None
     """The entry of the config that says how many blocks there are where several layers are put out by each, one after
     the other (:meth:`block_of_layers`); None where each layer has a block of its own."""
@@ -68,7 +85,7 @@ class Family:
     """Whether a block returns its state as the first of a tuple."""
 
     # --- from the last block's output to predictions
-    language_model: Literal["CausalLM", "MaskedLM"] = "CausalLM"
+    language_model: Literal["CausalLM", "MaskedLM", "Seq2SeqLM"] = "CausalLM"
     """What its language model is to transformers: what follows ``AutoModelFor``."""
     final_norm_path: str | None
     """Applied before the LM head; None where blocks end normalised. Some models of a family may lack it."""
@@ -98,6 +115,10 @@ class Family:
     """What files call that head where transformers renames it as it reads and writes them."""
     logits_divisor_key: str | None = None
     """The entry of the config that the head's products are divided by."""
+    divides_logits_key: str | None = None
+    """The entry of the config that is true where they are divided by the root of the hidden size."""
+    logits_bias_path: str | None = None
+    """A buffer of the model, ``[1, vocab]``, that is added to them."""
     logits_factor_key: str | None = None
     """The entry of the config that they are multiplied by."""
     logits_cap_key: str | None = None
@@ -105,6 +126,8 @@ class Family:
     is null."""
     lm_heads_in_files: tuple[str, ...]
     """Modules that files may hold as the head of a language model."""
+    is_untied_by_files: bool = False
+    """Whether transformers ties them anyhow, unless the files hold an LM head of its own."""
     ties_by_default: bool
     """Whether the embeddings are the LM head where the config does not say."""
     label_heads: tuple[str, ...]
@@ -157,37 +180,12 @@ class Family:
     """How wide token embeddings are where the config does not say (``embedding_size``); None: as wide as the blocks."""
     first_blocks_keys: tuple[str, ...] = ("max_window_layers", "first_k_dense_replace")
     """Entries that say how many of the first blocks differ from the others."""
-    hidden_dropouts: tuple[str, ...] = ()
-    """Entries with the probabilities that states are dropped by."""
-    attention_dropouts: tuple[str, ...] = ()
-    """Those that attention is dropped by."""
-    label_dropouts: Mapping[str, str] = field(default_factory=dict)
-    """That before a head of labels, by the model's architecture (what follows ``AutoModelFor``)."""
     inverse_number_key: str | None = None
     """The entry by which a block divides its attention scores by its number, counted from 1."""
     fused_queries: tuple[str, ...] = ()
     """Of such a block, the parameters that hold its queries first, then as many keys and values."""
     must_be: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
     """Entries that may only have this value, or none; and why, and what to do."""
-
-    # --- mixtures of experts
-    num_experts_keys: tuple[str, ...] = ()
-    """The names of the entry that says how many experts a block has; none where blocks have no experts."""
-    num_chosen_key: str = "num_experts_per_tok"
-    """The entry that says how many of them each token goes through."""
-    sparse_step_key: str | None = None
-    """The entry by which only each so many-th block has experts."""
-    dense_blocks_key: str | None = None
-    """The entry that lists blocks without experts, whatever that says."""
-    expert_marker: str = ".experts."
-    """In the names of what belongs to experts, in files and in a model."""
-    balance_switch: str = "output_router_logits"
-    """The entry by which a language model adds its routers' auxiliary loss to its own."""
-    balance_weight_key: str = "router_aux_loss_coef"
-    """The entry with the weight of that loss."""
-    balance_weight_by_default: float = 0.001
-    """That weight where the config does not say."""
-
     entries_by_default: Mapping[str, int] = field(default_factory=dict)
     """What entries come to where the config does not say, by transformers' general names."""
 
@@ -224,31 +222,11 @@ class Family:
         is_off = self.lm_head_switch is not None and config.get(self.lm_head_switch) is False
         return replace(self, **self.switched_off) if is_off else self
 
-    def is_tied(self, config: Mapping[str, Any]) -> bool:
-        """Whether an LM head is the embeddings, by a ``config.json``."""
+    def is_tied(self, config: Mapping[str, Any], names: Iterable[str] = ()) -> bool:
+        """Whether an LM head is the embeddings, by a ``config.json`` and the ``names`` of what is in the files."""
+        if self.is_untied_by_files:
+            return self.lm_head_matrix not in names
         return self.lm_head_bias is not None or config.get("tie_word_embeddings", self.ties_by_default)
-
-    def balance_weight(self, config: Mapping[str, Any]) -> float:
-        """The weight of the routers' auxiliary loss, by a ``config.json``; 0 where a language model goes without."""
-        if not self.num_experts_keys or not config.get(self.balance_switch):
-            return 0.0
-        return float(config.get(self.balance_weight_key, self.balance_weight_by_default))
-
-    def num_experts(self, config: Mapping[str, Any]) -> tuple[int, int]:
-        """How many experts a block of such a model has, and how many of them a token goes through; 0 without."""
-        held = next((config[key] for key in self.num_experts_keys if config.get(key) is not None), 0)
-        return held, config.get(self.num_chosen_key, 0) if held else 0
-
-    def with_experts_together(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        """The tensors of files as a live model has them: those of a block's experts are one, ``[experts, ...]``."""
-        if not self.num_experts_keys:
-            return dict(shapes)
-        found: dict[str, tuple[int, ...]] = {}
-        for name, shape in shapes.items():
-            together, is_one = re.subn(rf"{re.escape(self.expert_marker)}\d+\.", self.expert_marker, name)
-            count = found[together][0] if together in found else 0
-            found[together] = (count + 1, *shape) if is_one else shape
-        return found
 
     def num_token_types(self, config: Mapping[str, Any]) -> int:
         """How many types of tokens a model tells apart, by a ``config.json``."""
@@ -268,25 +246,17 @@ class Family:
     def block_of_layers(self, config: Mapping[str, Any]) -> tuple[int, ...]:
         """The number, from 0, of the block that puts out each layer behind the embeddings, by a ``config.json``.
 
-        Where ``G`` blocks put out ``L`` layers, layer ``i`` (from 0) is that of block ``int(i / (L / G))``, as
-        transformers reckons for ALBERT (Lan et al. 2020, section 3.1, is where blocks are shared).
+        Those of a decoder follow those of its encoder. Where ``G`` blocks put out ``L`` layers, layer ``i`` (from 0) is
+        that of block ``int(i / (L / G))``, as transformers reckons for ALBERT (Lan et al. 2020, section 3.1, is where
+        blocks are shared).
         """
-        depth = int(self.entry(config, "num_hidden_layers")[1])
+        depth = sum(int(one) for one in self.depths(config).values() if one is not None)
         held = depth if self.num_shared_key is None else int(config.get(self.num_shared_key) or 1)
         return blocks_by_layer(depth, held)
 
     def lm_biases(self, config: Mapping[str, Any]) -> tuple[bool, ...]:
         """Whether a masked LM's linear map behind its body, the norm there and its LM head have biases."""
         return tuple(config.get(key, default) for key, default in self.lm_bias_keys.items()) or (True, True, True)
-
-    def dropout_keys(self, what: str, architecture: str) -> tuple[str, ...]:
-        """The entries of the config with the dropout of ``hidden`` states, ``attention`` or the ``classifier``.
-
-        None where models of this architecture have no such dropout.
-        """
-        if what == "classifier":
-            return (self.label_dropouts[architecture],) if architecture in self.label_dropouts else ()
-        return self.hidden_dropouts if what == "hidden" else self.attention_dropouts
 
     @property
     def lm_head_matrix(self) -> str:
@@ -309,15 +279,54 @@ class Family:
         return (*self.label_heads, *([] if self.span_head is None else [self.span_head]))
 
     def block_number(self, name: str) -> int | None:
-        """The number, from 0, of the block that a parameter belongs to, in files of a bare body as well; else None."""
-        found = _block(self.blocks_path).search(name)
+        """The number, from 0, of the block that a parameter belongs to, in files of a bare body as well; else None.
+
+        Of an encoder-decoder, its number in its own stack.
+        """
+        found = self._beginning_in_block(name)
         return None if found is None else int(found[1])
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether it has an encoder and a decoder."""
+        return self.decoder_blocks_path is not None
+
+    @property
+    def stacks(self) -> dict[str, Family]:
+        """Of an encoder-decoder, by the names of its stacks: the same with that stack's blocks alone.
+
+        Of a model of one stack, itself, without a name.
+        """
+        if self.decoder_blocks_path is None or self.decoder_depth_key is None:
+            return {"": self}
+        one = replace(self, decoder_blocks_path=None, decoder_depth_key=None, is_stack=True)
+        depths = {**self.own_names, "num_hidden_layers": self.decoder_depth_key}
+        return {ENCODER: one, DECODER: replace(one, blocks_path=self.decoder_blocks_path, own_names=depths)}
+
+    def depths(self, config: Mapping[str, Any]) -> dict[str, int | None]:
+        """How many blocks each stack has, by a ``config.json``; None where it does not say."""
+        said: dict[str, int | None] = {}
+        for name, stack in self.stacks.items():
+            key = stack.own_names.get("num_hidden_layers", "num_hidden_layers")
+            said[name] = config.get(key) if stack.is_stack else stack.entry(config, "num_hidden_layers")[1]
+        if said.get(DECODER, 0) is None:
+            said[DECODER] = said[ENCODER]
+        return said
+
+    def path_in_body(self, path: str) -> str:
+        """A path in the body alone, without the head around it."""
+        return path_in_body(path) if self.body_has_own_name else path
 
     def name_in_block(self, name: str) -> str:
         """The name of a module or parameter of a block within it."""
-        found = _block(self.blocks_path).search(name)
+        found = self._beginning_in_block(name)
         assert found is not None, f"{name} is in no block"
         return name[found.end() :]
+
+    def _beginning_in_block(self, name: str) -> re.Match[str] | None:
+        paths = (self.blocks_path, self.decoder_blocks_path)
+        found = (_block(path, self.is_stacked or self.is_stack).search(name) for path in paths if path is not None)
+        return next((one for one in found if one is not None), None)
 
 
 def prefixes(paths: Iterable[str]) -> tuple[str, ...]:
@@ -336,5 +345,6 @@ def path_in_body(path: str) -> str:
 
 
 @functools.cache
-def _block(path: str) -> re.Pattern[str]:
-    return re.compile(rf"(?:^|\.){re.escape(path.rpartition('.')[2])}\.(\d+)\.")
+def _block(path: str, is_stack: bool) -> re.Pattern[str]:
+    end = ".".join(path.split(".")[-2 if is_stack else -1 :])
+    return re.compile(rf"(?:^|\.){re.escape(end)}\.(\d+)\.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,15 +10,14 @@ from typing import Any
 
 from ted_ds.errors import CheckpointError
 from ted_ds.models.adapter_folder import ADAPTER_WEIGHTS, BEFORE_ADAPTED, AdapterFolder, read_adapter
-from ted_ds.models.adapter_targets import may_be_adapted
 from ted_ds.models.config_agreement import Shape, classifier_rows, refuse_other_shapes, token_ids
 from ted_ds.models.config_values import refuse_odd_values
-from ted_ds.models.family import Family, prefixes
+from ted_ds.models.family import DECODER, ENCODER, Family, prefixes
 from ted_ds.models.folder import CONFIG_FILE, read_config
 from ted_ds.models.found import family_of_config
 from ted_ds.models.model_file import read_json
 from ted_ds.models.packed import Quantisation, read_quantisation, unpack
-from ted_ds.models.parameters import Parameters, behind_the_body
+from ted_ds.models.parameters import Parameters, behind_the_body, sort_parameters
 from ted_ds.models.rope_rules import rope_rules
 from ted_ds.models.tensor_files import read_header, read_tensors
 
@@ -32,6 +30,7 @@ class ModelFacts:
 
     model_type: str
     num_blocks: int
+    """Of both stacks together, where there are two."""
     hidden_size: int
     num_heads: int
     vocab_size: int
@@ -61,6 +60,10 @@ class ModelFacts:
     """What it has behind its body as a masked LM, but for the matrix of its LM head."""
     token_ids: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
     """Ids of special tokens that ``config.json`` and ``generation_config.json`` name, by file and key."""
+    num_encoder_blocks: int | None = None
+    """Those of the first stack, where there are two; None in others."""
+    decoder_start_id: int | None = None
+    """The token with which a decoder starts; None where the config does not say."""
     rope_rules: tuple[str, ...] = ()
     """How rotary positions come about."""
     num_token_types: int = 0
@@ -73,6 +76,13 @@ class ModelFacts:
     """Of its routers' auxiliary loss, in a language model (:meth:`~ted_ds.models.family.Family.balance_weight`)."""
     quantisation: Quantisation | None = None
     """How the files hold the weights of blocks; None where every number is in 16 or 32 bits."""
+
+    @property
+    def blocks_of_stacks(self) -> dict[str, int]:
+        """How many blocks the encoder and the decoder of an encoder-decoder have; of others, all, under no name."""
+        if self.num_encoder_blocks is None:
+            return {"": self.num_blocks}
+        return {ENCODER: self.num_encoder_blocks, DECODER: self.num_blocks - self.num_encoder_blocks}
 
     @property
     def as_language_model(self) -> Parameters:
@@ -204,16 +214,18 @@ def facts_by(config: dict[str, Any], shapes: Mapping[str, Shape], family: Family
             raise KeyError("depth, width, attention heads or longest sequence is missing")
         return value
 
+    said("num_hidden_layers")
+    depths = {name: int(depth or 0) for name, depth in family.depths(config).items()}
     labels = _labels(config.get("id2label"))
     row_of_padding = family.row_of_padding(config)
     before_first_position = 0 if row_of_padding is None else row_of_padding + 1
     classifies = any("Classification" in name for name in config.get("architectures") or ())
     width, vocab_size = int(said("hidden_size")), int(config["vocab_size"])
     matrix = (vocab_size, int(family.width_of_embeddings(config) or width))
-    parameters = _sort(shapes, config, family)
+    parameters = sort_parameters(shapes, config, family)
     return ModelFacts(
         model_type=config["model_type"],
-        num_blocks=int(said("num_hidden_layers")),
+        num_blocks=sum(depths.values()),
         hidden_size=width,
         num_heads=int(said("num_attention_heads")),
         vocab_size=vocab_size,
@@ -225,8 +237,10 @@ def facts_by(config: dict[str, Any], shapes: Mapping[str, Shape], family: Family
         parameters=parameters,
         behind_body=behind_the_body(config, family, parameters.before_lm_head, width=width, matrix=matrix),
         family=family,
-        is_tied=family.is_tied(config),
+        is_tied=family.is_tied(config, shapes),
         has_other_lm_head=config.get(family.lm_head_switch or "", True) is False,
+        num_encoder_blocks=depths.get(ENCODER),
+        decoder_start_id=config.get("decoder_start_token_id"),
         rope_rules=rope_rules(config),
         num_token_types=family.num_token_types(config),
         num_experts=family.num_experts(config)[0],
@@ -255,43 +269,3 @@ def _labels(id2label: Any) -> tuple[str, ...]:
     if missing is not None:
         raise CheckpointError(f"id2label has no {missing}, but {max(by_id)}, {rule}")
     return tuple(by_id[index] for index in range(len(by_id)))
-
-
-def _sort(shapes: Mapping[str, Shape], config: Mapping[str, Any], family: Family) -> Parameters:
-    by_layer = family.block_of_layers(config)
-    num_blocks = max(by_layer, default=-1) + 1
-    of_blocks: list[list[Shape]] = [[] for _ in range(num_blocks)]
-    maps: list[dict[str, Shape]] = [{} for _ in range(num_blocks)]
-    shapes = family.with_experts_together(shapes)
-    before_lm_head: list[Shape] = []
-    embeddings, lm_head, others = 0, 0, []
-    is_tied, lm_heads = family.is_tied(config), prefixes(family.lm_heads_in_files)
-    label_heads = tuple(shape for name, shape in shapes.items() if name.startswith(prefixes(family.own_heads)))
-    for name, shape in shapes.items():
-        block = family.block_number(name)
-        if name.endswith(family.buffers):
-            continue
-        if block is not None and block < num_blocks:
-            of_blocks[block].append(shape)
-            within = family.name_in_block(name).removesuffix(".weight")
-            if len(shape) == 2 and name.endswith(".weight") and may_be_adapted(within, family):
-                maps[block][within] = shape
-        elif name.startswith(prefixes(family.before_lm_head)):
-            before_lm_head.append(shape)
-        elif name.startswith(lm_heads):
-            is_matrix = len(shape) == 2 and shape[0] == config["vocab_size"]
-            lm_head += 0 if is_tied and is_matrix else math.prod(shape)
-        elif len(shape) == 2 and shape[0] == config["vocab_size"]:
-            embeddings += math.prod(shape)
-        else:
-            others.append(shape)
-    return Parameters(
-        tuple(map(tuple, of_blocks)),
-        embeddings,
-        lm_head,
-        tuple(others),
-        tuple(before_lm_head),
-        by_layer if family.num_shared_key is not None else None,
-        maps=tuple(maps),
-        label_heads=label_heads,
-    )

@@ -11,17 +11,18 @@ from torch import Tensor
 
 from ted_ds.errors import CheckpointError
 from ted_ds.numerics.filters import FilterBank
+from ted_ds.numerics.layer_map import Layer
 
 FILE_NAME = "filters.safetensors"
 
 
-def save_filters(folder: Path, state: dict[str, Tensor], *, layers: tuple[int, ...], dim: int, kind: str) -> None:
+def save_filters(folder: Path, state: dict[str, Tensor], *, layers: tuple[Layer, ...], dim: int, kind: str) -> None:
     """Write the bank's whole weights and its description."""
     description = {"layers": list(layers), "dim": dim, "kind": kind}
     save_file(state, folder / FILE_NAME, metadata={"filters": json.dumps(description)})
 
 
-def load_filters(folder: Path, *, layers: tuple[int, ...], hidden_size: int, dim: int, kind: str) -> FilterBank:
+def load_filters(folder: Path, *, layers: tuple[Layer, ...], hidden_size: int, dim: int, kind: str) -> FilterBank:
     """Read a bank that was trained for exactly these layers.
 
     Raises:

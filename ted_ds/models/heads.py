@@ -51,16 +51,21 @@ class FilterProbes(nn.Module):
 
     def predict(self, place: int, state: Tensor, inputs: Mapping[str, Tensor]) -> Predictions:
         """What the filter and head of a place in the layer map read out of its state."""
-        features = self.bank.filters[place](state)
-        if self.pooling is not None:
-            unread = None if self.unread_id is None else inputs["input_ids"] == self.unread_id
-            features = pool(features, inputs["attention_mask"], how=self.pooling, unread=unread)
+        features = self.features(place, state, inputs)
         head = self.heads[place]
         if isinstance(head, VocabularyHead):
             return VocabularyPredictions(features, head)
         if isinstance(head, FrozenLmHead):
             return VocabularyPredictions(head(features), head.lm_head)
         return DensePredictions(head(features))
+
+    def features(self, place: int, state: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        """What a head reads of a place in the layer map: its filtered state, or what is pooled of it."""
+        features: Tensor = self.bank.filters[place](state)
+        if self.pooling is not None:
+            unread = None if self.unread_id is None else inputs["input_ids"] == self.unread_id
+            features = pool(features, inputs["attention_mask"], how=self.pooling, unread=unread)
+        return features
 
 
 class ProbesOfModels(nn.Module):
@@ -127,15 +132,19 @@ def span_probes(bank: FilterBank, *, dim: int) -> FilterProbes:
 
 def lm_probes(bank: FilterBank, *, dim: int, model_path: Path, kind: str, dtype: torch.dtype) -> FilterProbes:
     """Probes of a vocabulary: the model's own LM head, frozen (``frozen``), or a new linear head each (``new``)."""
+    heads = frozen_or_new_heads(len(bank.layers), dim=dim, model_path=model_path, kind=kind, dtype=dtype)
+    return FilterProbes(bank, heads, pooling=None)
+
+
+def frozen_or_new_heads(number: int, *, dim: int, model_path: Path, kind: str, dtype: torch.dtype) -> list[nn.Module]:
+    """The heads of so many probes of a vocabulary."""
     config = AutoConfig.from_pretrained(model_path, local_files_only=True)
     if kind == "new":
-        heads = [_new_lm_head(dim, config.vocab_size) for _ in bank.layers]
-    else:
-        norm, lm_head = load_lm_output(model_path, dtype)
-        norm.requires_grad_(False)
-        lm_head.requires_grad_(False)
-        heads = [FrozenLmHead(dim, config.hidden_size, norm, lm_head) for _ in bank.layers]
-    return FilterProbes(bank, heads, pooling=None)
+        return [_new_lm_head(dim, config.vocab_size) for _ in range(number)]
+    norm, lm_head = load_lm_output(model_path, dtype)
+    norm.requires_grad_(False)
+    lm_head.requires_grad_(False)
+    return [FrozenLmHead(dim, config.hidden_size, norm, lm_head) for _ in range(number)]
 
 
 def _new_lm_head(dim: int, vocab_size: int) -> VocabularyHead:
@@ -168,17 +177,23 @@ def load_lm_output(model_path: Path, dtype: torch.dtype) -> tuple[nn.Module, Voc
         # a tied one has several names, the embeddings' first
         wanted[own] = [name for name, one in names if one is parameter]
         if parameter is head.weight:
-            wanted[own].append(family.lm_head_matrix)
-    state = _read_first(model_path, wanted, dtype)
+            place = 0 if family.is_untied_by_files else len(wanted[own])
+            wanted[own].insert(place, family.lm_head_matrix)
+    state = read_first(model_path, wanted, dtype)
     lacking = [names[0] for own, names in wanted.items() if own not in state]
     if lacking:
         raise CheckpointError(f"{model_path}: its files lack {', '.join(lacking)}; the filter heads need them")
     # the skeleton has no memory of its own
     nn.Sequential(before, head).load_state_dict(state, assign=True)
-    return before, VocabularyHead.of(head, logit_rule_of(config, family))
+    own_head = VocabularyHead.of(head, logit_rule_of(config, family))
+    if family.logits_bias_path is not None:
+        added = read_first(model_path, {"added": [family.logits_bias_path]}, dtype)
+        if added:
+            own_head.bias = nn.Parameter(added["added"][0])
+    return before, own_head
 
 
-def _read_first(model_path: Path, wanted: Mapping[str, Sequence[str]], dtype: torch.dtype) -> dict[str, Tensor]:
+def read_first(model_path: Path, wanted: Mapping[str, Sequence[str]], dtype: torch.dtype) -> dict[str, Tensor]:
     """Of each thing wanted, the tensor in a model's files under the first of its names that they have."""
     found: dict[str, Tensor] = {}
     names = {own: [one for name in of_own for one in _in_files(name)] for own, of_own in wanted.items()}

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ted_ds.models.adapter_targets import may_be_adapted
 from ted_ds.models.config_agreement import Shape
-from ted_ds.models.family import Family
+from ted_ds.models.family import Family, prefixes
 from ted_ds.models.packed import NOTHING_PACKED, Packed
 from ted_ds.models.share import Share
 
@@ -110,3 +111,48 @@ def behind_the_body(
     vectors = ((of_embeddings,),) * (1 + of_map + of_norm)
     biases = of_head + (family.unread_lm_bias is not None and not family.is_tied(config))
     return (*(held or ((of_embeddings, width), *vectors)), *(((vocab_size,),) * biases))
+
+
+def sort_parameters(shapes: Mapping[str, Shape], config: Mapping[str, Any], family: Family) -> Parameters:
+    """The parameters of these names and shapes, as in files, by where a model with this ``config.json`` has them."""
+    by_layer = family.block_of_layers(config)
+    stacks = family.stacks
+    depths = {name: int(depth or 0) for name, depth in family.depths(config).items()}
+    if family.num_shared_key is not None:
+        depths = {"": max(by_layer, default=-1) + 1}
+    by_stack: dict[str, list[list[Shape]]] = {name: [[] for _ in range(depth)] for name, depth in depths.items()}
+    maps: dict[str, list[dict[str, Shape]]] = {name: [{} for _ in range(depth)] for name, depth in depths.items()}
+    shapes = family.with_experts_together(shapes)
+    before_lm_head: list[Shape] = []
+    embeddings, lm_head, others = 0, 0, []
+    is_tied, lm_heads = family.is_tied(config, shapes), prefixes(family.lm_heads_in_files)
+    label_heads = tuple(shape for name, shape in shapes.items() if name.startswith(prefixes(family.own_heads)))
+    for name, shape in shapes.items():
+        if name.endswith(family.buffers):
+            continue
+        numbers = ((stack, one.block_number(name)) for stack, one in stacks.items())
+        of_stack, block = next(((stack, number) for stack, number in numbers if number is not None), ("", None))
+        if block is not None and block < depths[of_stack]:
+            by_stack[of_stack][block].append(shape)
+            within = family.name_in_block(name).removesuffix(".weight")
+            if len(shape) == 2 and name.endswith(".weight") and may_be_adapted(within, family):
+                maps[of_stack][block][within] = shape
+        elif name.startswith(prefixes(family.before_lm_head)):
+            before_lm_head.append(shape)
+        elif name.startswith(lm_heads):
+            is_matrix = len(shape) == 2 and shape[0] == config["vocab_size"]
+            lm_head += 0 if is_tied and is_matrix else math.prod(shape)
+        elif len(shape) == 2 and shape[0] == config["vocab_size"]:
+            embeddings += math.prod(shape)
+        else:
+            others.append(shape)
+    return Parameters(
+        tuple(tuple(block) for blocks in by_stack.values() for block in blocks),
+        embeddings,
+        lm_head,
+        tuple(others),
+        tuple(before_lm_head),
+        by_layer if family.num_shared_key is not None else None,
+        maps=tuple(block for blocks in maps.values() for block in blocks),
+        label_heads=label_heads,
+    )

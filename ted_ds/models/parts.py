@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
-from ted_ds.models.family import Family
+from ted_ds.models.family import DECODER, Family
 from ted_ds.numerics.logits import LogitRule
 
 
@@ -20,10 +21,18 @@ def embeddings_of(model: nn.Module, family: Family) -> nn.Module:
 
 
 def blocks_of(model: nn.Module, family: Family) -> nn.ModuleList:
-    """The blocks, in order."""
+    """The blocks, in order; of an encoder-decoder, a list of both stacks', of which it is no part."""
     blocks = model.get_submodule(family.blocks_path)
     assert isinstance(blocks, nn.ModuleList)
-    return blocks
+    if family.decoder_blocks_path is None:
+        return blocks
+    return nn.ModuleList([*blocks, *blocks_of(model, family.stacks[DECODER])])
+
+
+def stacks_of(model: nn.Module, family: Family) -> tuple[nn.Module, nn.Module]:
+    """The encoder and the decoder of an encoder-decoder."""
+    encoder, decoder = (model.get_submodule(one.blocks_path.rpartition(".")[0]) for one in family.stacks.values())
+    return encoder, decoder
 
 
 def layers_of_blocks(model: nn.Module, family: Family) -> list[nn.Module]:
@@ -83,6 +92,8 @@ def logit_rule_of(config: Any, family: Family) -> LogitRule:
         return None if key is None else getattr(config, key)
 
     divisor, factor = said(family.logits_divisor_key), said(family.logits_factor_key)
+    if family.divides_logits_key is not None and said(family.divides_logits_key):
+        divisor = math.sqrt(config.hidden_size)
     return LogitRule((1.0 if divisor is None else divisor) / (factor or 1.0), said(family.logits_cap_key))
 
 

@@ -25,6 +25,8 @@ class VocabularyHead(nn.Linear):
 
     rule: LogitRule = PLAIN
     """What the model around it makes of its products."""
+    added: Tensor | None = None
+    """What that adds to them, ``[vocab]``, and does not train."""
 
     @classmethod
     def of(cls, linear: nn.Linear, rule: LogitRule = PLAIN) -> VocabularyHead:
@@ -49,7 +51,9 @@ class VocabularyHead(nn.Linear):
         use: Callable[[Tensor, Tensor | None], tuple[Tensor, ...]] | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
         """The products of states, which the rule makes logits of; or what ``use`` makes of weight and bias."""
-        return super().forward(input) if use is None else use(self.weight, self.bias)
+        if use is None:
+            return super().forward(input)
+        return use(self.weight, self.bias if self.added is None else self.added.to(self.weight.dtype))
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,9 @@ from ted_ds.models.passes import Passes
 from ted_ds.models.positions import attention_mask_of, choose_by_text, positions_behind, positions_in_row
 from ted_ds.models.predictions import DensePredictions, Predictions, VocabularyHead, VocabularyPredictions
 from ted_ds.models.share import Share
+from ted_ds.models.two_stacks import layers_of_stacks, run_stacks, with_decoder_inputs
 from ted_ds.numerics.filters import pool
-from ted_ds.numerics.layer_map import layer_names
+from ted_ds.numerics.layer_map import Layer, layer_names, number_of
 
 Result = TypeVar("Result")
 OnState = Callable[[int, Tensor], None]
@@ -51,7 +52,7 @@ class TappedModel(nn.Module):
         self,
         model: PreTrainedModel,
         family: Family,
-        layers: Sequence[int] = (),
+        layers: Sequence[Layer] = (),
         *,
         fresh_parameters: Sequence[str] = (),
         share: Share | None = None,
@@ -89,7 +90,7 @@ class TappedModel(nn.Module):
         """Names of weights that no file holds: they start random."""
         self.layers = tuple(layers)
         self._places = frozenset(range(len(self.layers)) if places is None else places)
-        self._captured: dict[int, Tensor] = {}
+        self._captured: dict[Layer, Tensor] = {}
         self._is_running = False
         self._on_state: OnState | None = None
         self.family, self._pooled = family, pooled
@@ -111,8 +112,14 @@ class TappedModel(nn.Module):
         if family.num_shared_key is not None:
             self.passes = Passes(model, family, self.share.stop)
         modules = self._modules_of_layers()
-        for layer in sorted({self.layers[place] for place in self._places}):
+        for layer in dict.fromkeys(self.layers[place] for place in sorted(self._places)):
             modules[layer].register_forward_hook(self._tap(layer))
+
+    @property
+    def buffers_in_files(self) -> dict[str, Tensor]:
+        """What does not train, and belongs into the model's files all the same, by its names there."""
+        path = self.family.logits_bias_path
+        return {} if path is None else {path: self.model.get_buffer(path)}
 
     def _num_chosen_experts(self) -> int:
         """How many experts a token goes through in a model whose routers are balanced; 0 in others."""
@@ -158,13 +165,17 @@ class TappedModel(nn.Module):
             del modules[self.share.start]
         return dict(zip(layer_names([*modules]), modules.values(), strict=True))
 
-    def _modules_of_layers(self) -> dict[int, nn.Module]:
+    def _modules_of_layers(self) -> dict[Layer, nn.Module]:
         """What puts out each layer's state here; the arriving one is put out by what stands for the embeddings."""
+        if self.family.is_stacked:
+            assert self.first_state is not None
+            return layers_of_stacks(self.model, self.family, self.first_state)
         passes = self.passes
         layers = layers_of_blocks(self.model, self.family) if passes is None else [*passes.modules_of_layers]
         layers = layers[self.share.start : self.share.stop]
         before = embeddings_of(self.model, self.family) if self.first_state is None else self.first_state
-        return dict(enumerate([before, *layers], start=self.share.start))
+        named: list[Layer] = [*range(self.share.start, self.share.start + len(layers) + 1)]
+        return dict(zip(named, [before, *layers], strict=True))
 
     def _show_first_state(self, _block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         assert self.first_state is not None
@@ -190,15 +201,9 @@ class TappedModel(nn.Module):
         """
         if not self.share.is_whole or "drop" in self.family.refused:
             return []
-        blocks = blocks_of(self.model, self.family)
-        kept = max(*self.layers, 0 if self.first_state is None else 1)  # layer 0 may be known by who takes it alone
         dropped: list[nn.Module] = []
-        if self.passes is None:
-            dropped += blocks[kept:]
-            del blocks[kept:]
-        elif len(blocks) > 1:  # of fewer passes, each block would have others
-            kept = self.share.stop
-        self.model.config.num_hidden_layers = kept
+        if not self.family.is_stacked:  # whose last blocks are of a decoder, which reads all of the encoder
+            dropped += self._drop_blocks()
         head = lm_head_of(self.model, self.family) if self._has_lm_head else None
         embeddings: Any = self.model.get_input_embeddings()
         if isinstance(head, VocabularyHead) and head.weight is not embeddings.weight:
@@ -208,6 +213,20 @@ class TappedModel(nn.Module):
             dropped.append(self.model.get_submodule(path))
             put_part(self.model, path, nn.Identity())
         self._can_predict = False
+        return dropped
+
+    def _drop_blocks(self) -> list[nn.Module]:
+        """Leave out the blocks above the last tapped layer; returns them."""
+        blocks = blocks_of(self.model, self.family)
+        # layer 0 may be known by who takes it alone
+        kept = max(*map(number_of, self.layers), 0 if self.first_state is None else 1)
+        dropped: list[nn.Module] = []
+        if self.passes is None:
+            dropped += blocks[kept:]
+            del blocks[kept:]
+        elif len(blocks) > 1:  # of fewer passes, each block would have others
+            kept = self.share.stop
+        self.model.config.num_hidden_layers = kept
         self.share = replace(self.share, stop=kept)
         return dropped
 
@@ -220,11 +239,13 @@ class TappedModel(nn.Module):
     def _vocabulary_predictions(self, hidden: Tensor, routers: Sequence[Tensor]) -> VocabularyPredictions:
         """What the LM head makes of the body's last hidden states ``[batch, seq, hidden]``."""
         head: Any = lm_head_of(self.model, self.family)
+        if self.family.logits_bias_path is not None:
+            head.added = self.model.get_buffer(self.family.logits_bias_path)[0]
         for module in behind_body_of(self.model, self.family):
             hidden = module(hidden)
         return VocabularyPredictions(hidden, head, routers, self._num_chosen)
 
-    def _tap(self, layer: int) -> Callable[[nn.Module, Any, Any], None]:
+    def _tap(self, layer: Layer) -> Callable[[nn.Module, Any, Any], None]:
         places = [place for place, other in enumerate(self.layers) if other == layer and place in self._places]
 
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -250,7 +271,8 @@ class TappedModel(nn.Module):
         """Run the model on ``inputs``: ``input_ids`` and what goes with them, all ``[batch, seq]``.
 
         Args:
-            inputs: What the model takes.
+            inputs: What the model takes; an encoder-decoder's ``target_ids``, too, ``[batch, targets]``, which its
+                decoder is to predict.
             then: Gets the predictions and the states, within this forward pass, where an engine that shards the
                 weights has them at hand.
             with_predictions: Whether to compute what the predictions need beyond the states; else they are None.
@@ -264,6 +286,8 @@ class TappedModel(nn.Module):
         arguments: dict[str, Any] = dict(inputs)
         if not self._takes_token_types:  # a table of one row has none for the second text; GPT-2 would add words
             arguments.pop("token_type_ids", None)
+        if self.family.is_stacked:
+            arguments = with_decoder_inputs(arguments, self.model.config)
         if getattr(self.model.config, "use_cache", False):
             arguments["use_cache"] = False
         if self._needs_positions and "position_ids" not in arguments:
@@ -291,7 +315,10 @@ class TappedModel(nn.Module):
             else:
                 if self._num_chosen:
                     arguments["output_router_logits"] = with_predictions and torch.is_grad_enabled()
-                outputs = self.model.base_model(**arguments)
+                if self.family.is_stacked:
+                    outputs = run_stacks(self.model, self.family, arguments)
+                else:
+                    outputs = self.model.base_model(**arguments)
                 hidden = self._rows.part(outputs.last_hidden_state)
                 self._leaving = None if self.share.has_output else hidden
                 if with_predictions:

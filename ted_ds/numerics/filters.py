@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ted_ds.numerics.fused import Layers, apply_layers, filter_mse_sum
+from ted_ds.numerics.layer_map import Layer
 
 INITIAL_STD = 0.02
 
@@ -95,7 +96,7 @@ class FilterBank(nn.Module):
 
     def __init__(
         self,
-        layers: Sequence[int],
+        layers: Sequence[Layer],
         hidden_size: int,
         dim: int,
         *,
@@ -121,7 +122,7 @@ class FilterBank(nn.Module):
 class IdentityFilters(FilterBank):
     """No filters at all: the teacher's side of layer-wise distillation (``lwd``)."""
 
-    def __init__(self, layers: Sequence[int]) -> None:
+    def __init__(self, layers: Sequence[Layer]) -> None:
         super().__init__((), 0, 0)
         self.layers = tuple(layers)
         self.filters = nn.ModuleList(IdentityFilter() for _ in self.layers)

@@ -1,14 +1,19 @@
 """Which student layer is matched with which teacher layer.
 
 Layers are numbered as in transformers' ``hidden_states``: 0 is the embedding output, 1..L are the outputs of the
-blocks. (Where *blocks* are cut out of a checkpoint they keep the numbers of its parameter names, from 0.)
+blocks. (Where *blocks* are cut out of a checkpoint they keep the numbers of its parameter names, from 0.) Those of an
+encoder-decoder are named by their stack as well: ``encoder.0`` is what the encoder's embeddings put out, ``decoder.5``
+the output of the decoder's fifth block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-LayerPairs = tuple[tuple[int, int], ...]
+Layer = int | str
+"""A number; of an encoder-decoder, the name of a stack, a dot and a number."""
+EMPTY = "layer_map.pairs: empty; give at least one [student_layer, teacher_layer]"
+LayerPairs = tuple[tuple[Layer, Layer], ...]
 
 
 def make_layer_map(
@@ -18,7 +23,7 @@ def make_layer_map(
     num_teacher_blocks: int,
     num_pairs: int | None = None,
     pairs: Sequence[tuple[int, int]] | None = None,
-) -> LayerPairs:
+) -> tuple[tuple[int, int], ...]:
     """The ordered ``(student layer, teacher layer)`` pairs of a strategy.
 
     * ``uniform``: pair k of K is ``(k * S // K, k * T // K)``, k = 1..K, K = ``num_pairs`` or S: the released code's
@@ -36,7 +41,9 @@ def make_layer_map(
     if kind == "last":
         return ((student, teacher),)
     if kind == "explicit":
-        return _checked(tuple((s, t) for s, t in pairs or ()), student, teacher)
+        if not pairs:
+            raise ValueError(EMPTY)
+        return _checked(dict(enumerate(pairs)), student, teacher)
     if kind == "uniform":
         count = num_pairs or student
         if count > min(student, teacher):
@@ -57,28 +64,118 @@ def make_layer_map(
     raise ValueError(f"layer_map.kind: {kind!r} is not a strategy; use uniform, distilgpt2, last or explicit")
 
 
-def layer_names(layers: Sequence[int]) -> list[str]:
-    """A name for each entry: ``layer_03``, and ``layer_03_2`` where a layer is matched a second time."""
+def make_layer_map_of_stacks(
+    kind: str,
+    *,
+    student_blocks: Mapping[str, int],
+    teacher_blocks: Mapping[str, int],
+    num_pairs: int | None = None,
+    pairs: Sequence[tuple[Layer, Layer]] | None = None,
+) -> LayerPairs:
+    """The pairs of two models of one stack, or of two encoder-decoders: a strategy's of each stack in turn.
+
+    Args:
+        kind: See :func:`make_layer_map`.
+        student_blocks: How many each of the student's stacks has, by its name; under no name where it is the only one.
+        teacher_blocks: Those of the teacher.
+        num_pairs: Of each stack.
+        pairs: For ``explicit``, as given.
+
+    Raises:
+        ValueError: One message per line; also where a pair is of two stacks, or one model has other stacks.
+    """
+    if student_blocks.keys() != teacher_blocks.keys():
+        what = {
+            side: "an encoder-decoder" if "" not in one else "of one stack of blocks"
+            for side, one in (("student", student_blocks), ("teacher", teacher_blocks))
+        }
+        raise ValueError(
+            f"layer_map: the student is {what['student']} and the teacher {what['teacher']}; layers are matched "
+            "between models of the same make"
+        )
+    of_stacks = _by_stack(pairs or (), [*student_blocks])
+    if kind == "explicit" and not pairs:
+        raise ValueError(EMPTY)
+    found: list[tuple[Layer, Layer]] = []
+    problems: list[str] = []
+    for stack, depth in student_blocks.items():
+        own = of_stacks[stack]
+        try:
+            if kind == "explicit":
+                matched = _checked(own, depth, teacher_blocks[stack])
+            else:
+                matched = make_layer_map(
+                    kind, num_student_blocks=depth, num_teacher_blocks=teacher_blocks[stack], num_pairs=num_pairs
+                )
+        except ValueError as error:
+            problems += [f"{line}{f' (of the {stack})' if stack else ''}" for line in str(error).splitlines()]
+            continue
+        found += [(_named(stack, s), _named(stack, t)) for s, t in matched]
+    if problems:
+        raise ValueError("\n".join(problems))
+    return tuple(found)
+
+
+def _named(stack: str, number: int) -> Layer:
+    return f"{stack}.{number}" if stack else number
+
+
+def stack_of(layer: Layer) -> str:
+    """The stack that a layer is of; nothing in a model of one."""
+    return "" if isinstance(layer, int) else layer.partition(".")[0]
+
+
+def number_of(layer: Layer) -> int:
+    """A layer's number in its stack."""
+    return layer if isinstance(layer, int) else int(layer.partition(".")[2])
+
+
+def _by_stack(
+    pairs: Sequence[tuple[Layer, Layer]], stacks: Sequence[str]
+) -> Mapping[str, Mapping[int, tuple[int, int]]]:
+    """The pairs of each stack, in numbers, by their place in the recipe."""
+    found: dict[str, dict[int, tuple[int, int]]] = {stack: {} for stack in stacks}
+    for index, (student, teacher) in enumerate(pairs):
+        where = f"layer_map.pairs[{index}]"
+        for layer in (student, teacher):
+            if stack_of(layer) not in stacks:
+                rule = "the models are encoder-decoders: name its stack as well, as in encoder.3 or decoder.5"
+                if stacks == [""]:
+                    rule = "the models have one stack of blocks: give its number alone"
+                raise ValueError(f"{where}: {layer!r} is no layer here; {rule}")
+        if stack_of(student) != stack_of(teacher):
+            raise ValueError(
+                f"{where}: {student} and {teacher} are of different stacks, which read different tokens; match a layer "
+                "of the encoder with one of the encoder, and one of the decoder with one of the decoder"
+            )
+        if student == "decoder.0" or teacher == "decoder.0":
+            raise ValueError(f"{where}: what the decoder's embeddings put out is not matched; use decoder.1 or above")
+        found[stack_of(student)][index] = (number_of(student), number_of(teacher))
+    return found
+
+
+def layer_names(layers: Sequence[Layer]) -> list[str]:
+    """A name for each entry: ``layer_03``, ``encoder_03``, and ``layer_03_2`` where a layer is matched again."""
     return [
-        f"layer_{layer:02d}" + (f"_{seen + 1}" if (seen := list(layers[:index]).count(layer)) else "")
+        f"{stack_of(layer) or 'layer'}_{number_of(layer):02d}"
+        + (f"_{seen + 1}" if (seen := list(layers[:index]).count(layer)) else "")
         for index, layer in enumerate(layers)
     ]
 
 
-def _checked(pairs: LayerPairs, student: int, teacher: int) -> LayerPairs:
+def _checked(pairs: Mapping[int, tuple[int, int]], student: int, teacher: int) -> tuple[tuple[int, int], ...]:
+    """The pairs of one stack, which are given by their place in the recipe."""
     problems = []
-    for index, pair in enumerate(pairs):
+    for index, pair in pairs.items():
         for side, layer, depth in (("student", pair[0], student), ("teacher", pair[1], teacher)):
             if not 0 <= layer <= depth:
                 problems.append(
                     f"layer_map.pairs[{index}]: {side} block {layer} does not exist (the model has {depth} blocks); "
                     f"use 1..{depth}, or 0 for the embeddings"
                 )
-    student_layers = [s for s, _ in pairs]
+    student_layers = [s for s, _ in pairs.values()]
     for layer in sorted({s for s in student_layers if student_layers.count(s) > 1}):
         problems.append(f"layer_map.pairs: student layer {layer} is matched twice; match it once")
-    if not pairs:
-        problems.append("layer_map.pairs: empty; give at least one [student_layer, teacher_layer]")
     if problems:
         raise ValueError("\n".join(problems))
-    return pairs
+    return tuple(pairs.values())

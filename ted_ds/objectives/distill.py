@@ -13,11 +13,12 @@ from torch import Tensor
 
 from ted_ds.config.distill import Distill
 from ted_ds.data.loader import Batch
+from ted_ds.models.family import DECODER
 from ted_ds.models.predictions import LossWeights, Predictions, predicted_of
 from ted_ds.models.student import Matcher
 from ted_ds.numerics.divergences import make_divergence
 from ted_ds.numerics.filters import FilterBank, Match
-from ted_ds.numerics.layer_map import layer_names
+from ted_ds.numerics.layer_map import Layer, layer_names, stack_of
 from ted_ds.numerics.objective import combine
 from ted_ds.numerics.task_terms import TaskTerms
 from ted_ds.objectives.finetune import BALANCE, TASK, balance_terms, label_counter
@@ -28,6 +29,12 @@ from ted_ds.runtime.teacher import Teacher
 def _count_tokens(batch: Batch) -> Tensor:
     """Those whose states are compared: not the padding, and not what an empty row attends to."""
     return batch.matched_tokens.sum()
+
+
+def _count_targets(batch: Batch) -> Tensor:
+    """The same of a decoder's states."""
+    assert batch.kept_targets is not None
+    return batch.kept_targets.sum()
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class DistillObjective(Terms):
         *,
         teacher: Teacher,
         teacher_filters: FilterBank | None,
-        student_layers: Sequence[int],
+        student_layers: Sequence[Layer],
         num_shared_ids: int | None = None,
         here: StageLoss | None = None,
     ) -> None:
@@ -74,6 +81,7 @@ class DistillObjective(Terms):
         task = replace(task, divergence=make_divergence(plan.divergence, plan.divergence_parameter))
         self._task, self._teacher, self._teacher_filters = task, teacher, teacher_filters
         self._normalise_features = plan.normalise_features
+        self._student_layers = student_layers
         self._feature_names = [f"loss/feature_mse/{name}" for name in layer_names(student_layers)]
         per_pair = plan.feature_weight / (max(len(student_layers), 1) if plan.feature_reduction == "mean" else 1)
         prediction_weight = plan.kl_weight * task.prediction_scale(plan.temperature)
@@ -82,7 +90,9 @@ class DistillObjective(Terms):
         if "prediction" in needs:
             terms.append(Term(task.prediction_name, prediction_weight, self._count_predicted, needs["prediction"]))
         if "features" in needs:
-            terms += [Term(name, per_pair, _count_tokens, needs["features"]) for name in self._feature_names]
+            counts = [_count_targets if stack_of(layer) == DECODER else _count_tokens for layer in student_layers]
+            compared_by = zip(self._feature_names, counts, strict=True)
+            terms += [Term(name, per_pair, count, needs["features"]) for name, count in compared_by]
         super().__init__(terms)
         self._loss_weights = LossWeights(plan.task_weight, prediction_weight, plan.temperature, num_shared_ids)
         with_output = [TASK, *([task.prediction_name] if self.needs.predictions and not task.in_one_pass else [])]
@@ -115,7 +125,6 @@ class DistillObjective(Terms):
         The student goes first, as its states stay for its backward pass anyway: each of the teacher's is compared as
         soon as it exists, and freed.
         """
-        rows = batch.token_rows if self.needs.states else None
         totals: dict[str, Tensor] = {}
 
         def learn(student: Predictions | None, match: Matcher) -> Tensor:
@@ -125,6 +134,7 @@ class DistillObjective(Terms):
                 assert self._teacher_filters is not None
                 teacher_filter: Any = self._teacher_filters.filters[place]
                 name = self._feature_names[place]
+                rows = batch.compared_rows(self._student_layers[place])
                 sums[name] = match(place, Match(state, teacher_filter, rows, self._normalise_features))
                 totals[name] = sums[name].detach()
 

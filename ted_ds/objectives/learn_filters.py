@@ -10,7 +10,7 @@ from torch import Tensor
 from ted_ds.data.loader import Batch
 from ted_ds.models.heads import Prober
 from ted_ds.models.predictions import LossWeights
-from ted_ds.numerics.layer_map import layer_names
+from ted_ds.numerics.layer_map import Layer, layer_names
 from ted_ds.numerics.objective import combine
 from ted_ds.numerics.task_terms import TaskTerms
 from ted_ds.objectives.finetune import label_counter
@@ -25,7 +25,7 @@ class FilterObjective(Terms):
         self,
         task: TaskTerms,
         body: FrozenModel,
-        layers: Sequence[int],
+        layers: Sequence[Layer],
         places: Sequence[int] | None = None,
         *,
         prefix: str = "",

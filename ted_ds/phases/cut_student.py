@@ -16,7 +16,7 @@ from ted_ds.planning.phase import Phase
 def _inputs(inputs: Inputs, _: Phase) -> dict[str, Any]:
     from_teacher = inputs.recipe.student.from_teacher
     assert from_teacher is not None
-    return {"teacher": inputs.folders.identity(inputs.folders.teacher_path()), "blocks": from_teacher.blocks}
+    return {"teacher": inputs.folders.identity(inputs.folders.teacher_path()), "blocks": from_teacher.as_given}
 
 
 def _run(kit: Kit, _: Phase, folder: PhaseFolder) -> None:
@@ -25,7 +25,7 @@ def _run(kit: Kit, _: Phase, folder: PhaseFolder) -> None:
 
     def write(place: Path) -> dict[str, Any]:
         cut_student(kit.build, kit.folders.teacher_path(), place / MODEL_FOLDER)
-        return {"blocks": from_teacher.blocks}
+        return {"blocks": from_teacher.as_given}
 
     kit.write(folder, write)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ted_ds.config.nearest import nearest
@@ -43,8 +43,22 @@ def adapter_mistakes(recipe: Recipe, student: ModelFacts | None) -> Iterator[str
                 f"student.lora.targets[{index}]: {target}: no linear map in a block of this {student.model_type} is "
                 f"called so; {hint}"
             )
+    yield from _stacks_without(lora.targets, student)
     if lora.export == "adapter" and recipe.task.has_lm_head and not student.has_lm_head:
         yield "student.lora.export: adapter: its LM head starts new, and an adapter does not hold one; use merged"
+
+
+def _stacks_without(targets: Sequence[str] | None, student: ModelFacts) -> Iterator[str]:
+    """The stacks of an encoder-decoder in which nothing would train."""
+    end = 0
+    for stack, depth in student.blocks_of_stacks.items():
+        maps, end = student.parameters.maps[end : end + depth], end + depth
+        names = sorted({name for block in maps for name in linear_maps(block)})
+        if stack and targets and not any(is_target(name, targets) for name in names):
+            yield (
+                f"student.lora.targets: {', '.join(targets)}: nothing of the {stack} would train, whose blocks have no "
+                f"linear map called so; name some of each stack (here {', '.join(names)})"
+            )
 
 
 def adapted_sizes(recipe: Recipe, model: Parameters) -> tuple[list[int], int]:

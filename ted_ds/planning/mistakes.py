@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -22,7 +22,6 @@ from ted_ds.data.transfer import TextsAlone
 from ted_ds.errors import TedError
 from ted_ds.launching.starters import Told
 from ted_ds.models.families import FAMILY_OF, SPAN_TYPES, types_of
-from ted_ds.models.family import blocks_by_layer
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.rope_rules import KNOWN_RULES
 
@@ -187,32 +186,20 @@ def check_dropout(recipe: Recipe, teacher: ModelFacts | None, student: ModelFact
                 )
 
 
-def uncuttable(teacher: ModelFacts, blocks: Sequence[int]) -> str | None:
-    """Why no model has these of a teacher's blocks (numbered from 0) as they are; None where nothing is against it.
-
-    What only transformers can tell is seen when it is cut (:func:`ted_ds.models.cut_config.refuse_other_blocks`).
-    """
-    if teacher.family.has_short_first_block and blocks[0] != 0:
-        return (
-            f"begins with block {blocks[0]}, but the first block of a {teacher.model_type} lacks a norm that all "
-            "others have, and none of them would be itself without; begin with block 0"
+def _two_stacks_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
+    """What an encoder-decoder cannot do here."""
+    if not recipe.task.has_lm_head:
+        yield (
+            f"a {facts.model_type} is an encoder-decoder, which is distilled as one, by task.kind: seq2seq; give "
+            "labels as targets, or use an encoder or a decoder"
         )
-    if teacher.family.has_short_first_block and 0 in blocks[1:]:
-        return (
-            f"repeats block 0, but the first block of a {teacher.model_type} lacks a norm that all others have, and it "
-            "would not be itself with one; use block 0 once, and first"
+    if facts.decoder_start_id is None:
+        yield (
+            "its config.json has no decoder_start_token_id, with which its decoder starts; give the one that the "
+            "weights were trained with"
         )
-    by_layer = teacher.parameters.blocks_by_layer
-    if by_layer is None:
-        return None
-    wanted = [by_layer[block] for block in blocks]
-    found = [*blocks_by_layer(len(blocks), len(teacher.parameters.of_blocks))]
-    if wanted == found:
-        return None
-    return (
-        f"these layers go through the weights {wanted} (numbered from 0), but in a model of "
-        f"{len(blocks)} layers they go through {found}; choose as many layers of each"
-    )
+    if recipe.data.padding.side == "left":
+        yield "data.padding.side is left, but a target begins at its row's first place; use right"
 
 
 def _model_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
@@ -220,7 +207,9 @@ def _model_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
     if recipe.task.has_lm_head and facts.family.language_model != wanted:
         kind = f"{wanted.removesuffix('LM').lower()} LM"
         yield f"a {facts.model_type} is no {kind}; use one of {', '.join(types_of(wanted))}"
-    if recipe.task.architecture in facts.family.lacks:
+    if facts.family.is_stacked:
+        yield from _two_stacks_mistakes(recipe, facts)
+    elif recipe.task.architecture in facts.family.lacks:
         able = [name for name, family in FAMILY_OF.items() if recipe.task.architecture not in family.lacks]
         yield f"transformers has no {recipe.task.kind} head for a {facts.model_type}; use one of {', '.join(able)}"
     if recipe.task.predicts_spans and facts.family.span_head is None:
@@ -256,5 +245,5 @@ def _model_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
                 f"its config.json has rope_type {rule!r}, a rule for positions that is not known here; known are "
                 f"{', '.join(KNOWN_RULES)}"
             )
-    if recipe.data.padding.side == "left" and facts.family.pooled_token == "first":
+    if recipe.data.padding.side == "left" and facts.family.pooled_token == "first" and not facts.family.is_stacked:
         yield f"data.padding.side is left, but a {facts.model_type} reads its first token; use right"

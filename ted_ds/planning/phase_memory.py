@@ -10,8 +10,10 @@ from typing import Any
 from ted_ds.config.layers import Filters
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.schema import Recipe
+from ted_ds.models.family import ENCODER
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.parameters import Parameters
+from ted_ds.numerics.layer_map import stack_of
 from ted_ds.planning.adapters import adapted_sizes, teaches_itself
 from ted_ds.planning.memory import (
     ITEM_BYTES,
@@ -157,7 +159,11 @@ class _Pair:
 
     def _heads(self, side: str, filters: Filters) -> tuple[list[int], int]:
         of_one, num_frozen = head_sizes(self.recipe, self.plan, side, filters)
-        return of_one * len(self.plan.layer_pairs), num_frozen
+        facts, dim = facts_of(self.plan, side), self.plan.filter_dim
+        read = sum(stack_of(layer) == ENCODER for layer in self.plan.layers(side))
+        readers = [dim * facts.hidden_size, dim] * read
+        embeddings = facts.parameters.embeddings if read else 0
+        return of_one * len(self.plan.layer_pairs) + readers, num_frozen + embeddings
 
 
 def trained_sizes(recipe: Recipe, side: str, model: Parameters, *, frozen_head: int = 0) -> tuple[list[int], int]:

@@ -16,9 +16,10 @@ import numpy as np
 
 from ted_ds.config.schema import Recipe
 from ted_ds.errors import ConfigError
+from ted_ds.models.family import DECODER, ENCODER
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.share import Share
-from ted_ds.numerics.layer_map import LayerPairs
+from ted_ds.numerics.layer_map import Layer, LayerPairs, number_of, stack_of
 from ted_ds.planning.phase import DISTILL, Phase, phases_of
 
 FORWARD, LEARN, RECOMPUTED = 1, 3, 4
@@ -39,6 +40,11 @@ class Stage:
     """In the layer map: whose filters and losses are here."""
     cost: float
     """Operations (multiply-adds counted twice) per token of a training step."""
+
+
+def _in_one_row(layer: Layer, facts: ModelFacts) -> int:
+    """A layer's number where the blocks of both stacks are counted through."""
+    return number_of(layer) + (facts.blocks_of_stacks[ENCODER] if stack_of(layer) == DECODER else 0)
 
 
 def whole_stage(facts: Mapping[str, ModelFacts], num_pairs: int) -> Stage:
@@ -101,8 +107,9 @@ class _Cutter:
         # the layers of each place on the side that sets the pace, and on the other
         column = 1 if sides[0] == "teacher" else 0
         with_pairs = self._is_filters or self._other is not None
-        self._own_layers = [pair[column] for pair in pairs] if with_pairs else []
-        self._other_layers = [pair[1] for pair in pairs] if self._other is not None else []
+        own = [_in_one_row(pair[column], self._own) for pair in pairs] if with_pairs else []
+        self._own_layers = own
+        self._other_layers = [] if self._other is None else [_in_one_row(pair[1], self._other) for pair in pairs]
         # what no matched layer needs does not run where there are no predictions
         self._own_end = max(self._own_layers) if self._is_filters else self._own.num_blocks
         self._predicts = self._other is not None and not self._is_filters and recipe.distill.needs.predictions

@@ -19,7 +19,7 @@ from ted_ds.data.transfer import share_of
 from ted_ds.errors import raise_all
 from ted_ds.models.adapter_folder import tokenizer_folder
 from ted_ds.models.files import ModelFacts
-from ted_ds.numerics.layer_map import LayerPairs, make_layer_map
+from ted_ds.numerics.layer_map import Layer, LayerPairs, make_layer_map_of_stacks
 from ted_ds.planning.adapters import adapter_mistakes, trains_in_words
 from ted_ds.planning.contracts import Side, broken_contracts, document_ends, doubts
 from ted_ds.planning.data_sizes import corpus_bytes, count_rows
@@ -74,7 +74,7 @@ class Plan:
     corpus_bytes: Mapping[int, int] = field(default_factory=dict)
     """About how many bytes of text sources of ``data.train`` have, by their places there, where that is known."""
 
-    def layers(self, side: str) -> tuple[int, ...]:
+    def layers(self, side: str) -> tuple[Layer, ...]:
         """The ``student``'s or the ``teacher``'s side of the layer map."""
         return tuple(pair[0 if side == "student" else 1] for pair in self.layer_pairs)
 
@@ -255,10 +255,10 @@ def model_sides(
 
 
 def _layer_pairs(recipe: Recipe, student: ModelFacts, teacher: ModelFacts) -> LayerPairs:
-    return make_layer_map(
+    return make_layer_map_of_stacks(
         recipe.layer_map.kind,
-        num_student_blocks=student.num_blocks,
-        num_teacher_blocks=teacher.num_blocks,
+        student_blocks=student.blocks_of_stacks,
+        teacher_blocks=teacher.blocks_of_stacks,
         num_pairs=recipe.layer_map.num_pairs,
         pairs=recipe.layer_map.pairs,
     )
@@ -276,7 +276,10 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
             )
         else:
             quantised = f", quantised ({facts.quantisation})" if facts.quantisation else ""
-            shape = f"{facts.num_blocks} blocks of width {facts.hidden_size}"
+            of_stacks = [
+                f"{depth} {stack} " if stack else f"{depth} " for stack, depth in facts.blocks_of_stacks.items()
+            ]
+            shape = f"{'and '.join(of_stacks)}blocks of width {facts.hidden_size}"
             if facts.num_experts:
                 shape += f" with {facts.num_experts} experts, of which a token goes through {facts.num_chosen_experts}"
             origin = f"{begun_with(recipe, name, facts)}{quantised}{plan.origins.get(name, '')}"

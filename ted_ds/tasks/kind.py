@@ -14,6 +14,7 @@ from ted_ds.tasks.multi_label_classification import MultiLabelClassificationKind
 from ted_ds.tasks.multiple_choice import MultipleChoiceKind
 from ted_ds.tasks.question_answering import QuestionAnsweringKind
 from ted_ds.tasks.regression import RegressionKind
+from ted_ds.tasks.seq2seq import Seq2SeqKind
 from ted_ds.tasks.sequence_classification import SequenceClassificationKind
 from ted_ds.tasks.soft_label_classification import SoftLabelClassificationKind
 from ted_ds.tasks.token_classification import TokenClassificationKind
@@ -23,6 +24,7 @@ KINDS: Mapping[type[sections.TaskSection], type[AnyKind]] = {
     sections.CausalLm: CausalLmKind,
     sections.MaskedLm: MaskedLmKind,
     sections.Chat: ChatKind,
+    sections.Seq2Seq: Seq2SeqKind,
     sections.SequenceClassification: SequenceClassificationKind,
     sections.SoftLabelClassification: SoftLabelClassificationKind,
     sections.MultiLabelClassification: MultiLabelClassificationKind,

@@ -12,6 +12,7 @@ from ted_ds.models.folder import CONFIG_FILE, read_config
 from ted_ds.models.found import family_of_config
 
 COLUMNS = ("type", "language model", "tap", "cut", "ZeRO-3", "pipeline", "isolated documents", "int8 teacher", "heads")
+LANGUAGE_MODELS = {"CausalLM": "causal", "MaskedLM": "masked", "Seq2SeqLM": "sequence to sequence"}
 HEADS = {
     "SequenceClassification": "texts",
     "TokenClassification": "tokens",
@@ -65,7 +66,7 @@ def markdown() -> str:
 
 def _row(family: Family) -> Sequence[str]:
     is_causal = family.language_model == "CausalLM"
-    language_model = "no" if family.language_model in family.refused else "causal" if is_causal else "masked"
+    language_model = "no" if family.language_model in family.refused else LANGUAGE_MODELS[family.language_model]
     heads = [word for architecture, word in HEADS.items() if _has(family, architecture)]
     return (
         ", ".join(family.model_types),
@@ -73,7 +74,7 @@ def _row(family: Family) -> Sequence[str]:
         "yes",
         _can(family, "cut"),
         _can(family, "zero3"),
-        _can(family, "pipeline"),
+        _can(family, "pipeline") if family.unstaged is None else "no",
         _can(family, "isolated documents") if is_causal else "no",
         _can(family, "int8"),
         ", ".join(heads) or "none",

@@ -213,7 +213,7 @@ class Doctor:
 
         def match(place: int, match: Match) -> Tensor:  # by the plain formula: nothing at all is left of equal features
             own, theirs = (match.teacher_filter(state) for state in (states[place], match.teacher_states))
-            return feature_mse_sum(own, theirs, keep=batch.matched_tokens, normalise=match.normalise)
+            return feature_mse_sum(own, theirs, keep=batch.compared(layers[place]), normalise=match.normalise)
 
         def forward(inputs: dict[str, Tensor], learn: Callable[..., Tensor]) -> Tensor:
             twin(inputs, lambda own: losses.append(learn(own, match)), on_state=states.__setitem__)

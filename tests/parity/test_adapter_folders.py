@@ -41,7 +41,7 @@ def test_it_is_merged_with_the_logits_of_peft(tmp_path: Path, family: str, label
     architecture = "CausalLM" if labels is None else "SequenceClassification"
     whole = whole_model(folder, architecture)
     assert whole == whole_model(folder, architecture)  # it is there
-    model, report = auto(labels).from_pretrained(whole, output_loading_info=True)
+    model, report = auto(family, labels).from_pretrained(whole, output_loading_info=True)
     assert not {*report["missing_keys"], *report["unexpected_keys"]}
     torch.testing.assert_close(logits(model.eval()), expected, rtol=1e-5, atol=3e-6)  # rounded elsewhere
     transformers.AutoTokenizer.from_pretrained(whole)

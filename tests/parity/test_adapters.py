@@ -26,7 +26,7 @@ from ted_ds.models.files import read_model_facts
 from ted_ds.models.loading import LoadSettings, load_model
 from ted_ds.planning.adapters import adapter_sizes
 from tests.optional import use_peft
-from tests.tiny import LABELS, write_model
+from tests.tiny import ENCODER_DECODERS, LABELS, write_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 IDS = torch.tensor([[5, 6, 7, 8, 9], [9, 8, 7, 6, 5]])
@@ -42,6 +42,9 @@ FAMILIES = [
     ("modernbert", LABELS, ["Wqkv"]),
     ("gpt_neox", None, None),
     ("qwen3_moe", None, None),  # with a block that has no experts
+    ("t5", None, None),
+    ("t5", None, ["q", "DenseReluDense.wo"]),
+    ("bart", None, ["fc1", "encoder_attn.v_proj"]),
 ]
 
 
@@ -49,7 +52,9 @@ def adapted(folder: Path, labels: Any, targets: Any, *, dtype: torch.dtype = tor
     """A model with adapters, and a head, as after some training."""
     use_peft()
     head = None if labels is None else {"num_labels": len(labels)}
-    model, fresh = load_model(folder, LoadSettings(dtype), head=head)
+    is_stacked = read_model_facts(folder).family.is_stacked
+    architecture = "Seq2SeqLM" if is_stacked else None
+    model, fresh = load_model(folder, LoadSettings(dtype), head=head, architecture=architecture)
     add_adapters(model, family_of(model.config.model_type), AdapterSettings(4, 6, 0.1, targets), fresh)
     torch.manual_seed(3)
     for parameter in model.parameters():
@@ -60,10 +65,12 @@ def adapted(folder: Path, labels: Any, targets: Any, *, dtype: torch.dtype = tor
 
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
-        return model(IDS).logits
+        return model(IDS, **({"decoder_input_ids": IDS.flip(0)} if model.config.is_encoder_decoder else {})).logits
 
 
-def auto(labels: Any) -> Any:
+def auto(family: str, labels: Any) -> Any:
+    if family in ENCODER_DECODERS:
+        return transformers.AutoModelForSeq2SeqLM
     return transformers.AutoModelForCausalLM if labels is None else transformers.AutoModelForSequenceClassification
 
 
@@ -75,14 +82,14 @@ def test_merged_and_by_peft_it_says_what_was_trained(tmp_path: Path, family: str
     state = {name: one.detach() for name, one in model.named_parameters()}
     model.save_pretrained(tmp_path / "merged", state_dict=merged_state(model, state))
     save_adapters(model, state, tmp_path / "adapter", base="base")
-    merged, report = auto(labels).from_pretrained(tmp_path / "merged", output_loading_info=True)
+    merged, report = auto(family, labels).from_pretrained(tmp_path / "merged", output_loading_info=True)
     assert not {*report["missing_keys"], *report["unexpected_keys"]}
     assert not has_adapters(merged)
     # logits of about 1; worst seen 8e-7: (W + BA) x is rounded elsewhere than W x + B (A x)
     torch.testing.assert_close(logits(merged.eval()), expected, rtol=1e-5, atol=3e-6)
     import peft
 
-    plain = auto(labels).from_pretrained(base)
+    plain = auto(family, labels).from_pretrained(base)
     assert not torch.equal(logits(plain.eval()), expected)
     loaded = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
     torch.testing.assert_close(logits(loaded), expected, rtol=0, atol=0)
@@ -98,7 +105,7 @@ def test_off_they_are_the_base_to_the_bit_and_nothing_else_trains(
     base = write_model(tmp_path / "base", family, labels=labels)
     model = adapted(base, labels, targets)
     with without_adapters(model):
-        assert torch.equal(logits(model), logits(auto(labels).from_pretrained(base).eval()))
+        assert torch.equal(logits(model), logits(auto(family, labels).from_pretrained(base).eval()))
     trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
     assert all(f".lora_A.{NAME}." in n or f".lora_B.{NAME}." in n or ".modules_to_save." in n for n in trained)
     assert any(".modules_to_save." in name for name in trained) == (labels is not None)

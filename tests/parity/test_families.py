@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ted_ds.data.loader import Batch
 from ted_ds.models.execution import checkpoint_activations
-from ted_ds.models.families import KNOWN_TYPES, family_of
+from ted_ds.models.families import family_of
 from ted_ds.models.files import read_model_facts
 from ted_ds.models.heads import lm_probes, load_lm_output
 from ted_ds.models.loading import LoadSettings, load_model
@@ -29,14 +29,14 @@ from ted_ds.numerics.filters import FilterBank
 from ted_ds.numerics.losses import IGNORED_LABEL, cross_entropy_sum, divergence_sum, kept_labels
 from ted_ds.numerics.task_terms import CAUSAL_LM
 from tests.plain import logits_of, probe_logits
-from tests.tiny import LABELS, TYPES_WITH_LABELS, VOCAB_SIZE, write_model
+from tests.tiny import LABELS, ONE_STACK_TYPES, TYPES_WITH_LABELS, VOCAB_SIZE, write_model
 
 NUM_BLOCKS = 4
 OTHER_OPTS = [{"do_layer_norm_before": False}, {"word_embed_proj_dim": 16}]
 """As the one of 350M parameters, without a norm behind its blocks, and as all others, without maps to embeddings."""
 OTHER_HEAD = {"legacy": False}
 """A DeBERTa whose LM head is no module, as DeBERTa v3 was trained with."""
-LANGUAGE_MODELS = [*((name, {}) for name in KNOWN_TYPES), ("deberta-v2", OTHER_HEAD)]
+LANGUAGE_MODELS = [*((name, {}) for name in ONE_STACK_TYPES), ("deberta-v2", OTHER_HEAD)]
 LANGUAGE_MODELS += [("opt", changes) for changes in OTHER_OPTS]
 
 
@@ -61,7 +61,7 @@ def batch(pad_id=0):
     ("model_type", "classify", "config"),
     [
         *((name, True, {}) for name in TYPES_WITH_LABELS),
-        *((name, False, {}) for name in KNOWN_TYPES),
+        *((name, False, {}) for name in ONE_STACK_TYPES),
         ("deberta-v2", True, {"conv_kernel_size": 3}),  # puts out layer 1 in the place of the first block
         ("deberta-v2", True, {"conv_kernel_size": 5, "conv_act": "gelu"}),
         *(("opt", False, changes) for changes in OTHER_OPTS),
@@ -110,7 +110,7 @@ def test_the_head_of_the_predictions_gives_the_logits(tmp_path, model_type, conf
         torch.testing.assert_close(tapped(batch(), lambda own, _: logits_of(own)), logits, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("model_type", KNOWN_TYPES)
+@pytest.mark.parametrize("model_type", ONE_STACK_TYPES)
 def test_losses_from_states_and_their_gradients_are_those_of_all_logits(tmp_path, model_type):
     architecture = family_of(model_type).language_model
     taught_by = {"MaskedLM": "bert", "CausalLM": "granite" if model_type == "gemma2" else "gemma2"}[architecture]
@@ -152,7 +152,7 @@ def test_states_are_handed_over_in_the_order_of_the_blocks_and_not_kept(tmp_path
     assert tapped._on_state is None
 
 
-@pytest.mark.parametrize("model_type", KNOWN_TYPES)
+@pytest.mark.parametrize("model_type", ONE_STACK_TYPES)
 def test_embeddings_then_blocks_are_what_the_model_runs(tmp_path, model_type):
     model = load(tmp_path, model_type, classify=model_type in TYPES_WITH_LABELS)
     family = family_of(model_type)
@@ -165,7 +165,7 @@ def test_embeddings_then_blocks_are_what_the_model_runs(tmp_path, model_type):
     assert called == ["embed", *family.block_of_layers(model.config.to_dict())]
 
 
-@pytest.mark.parametrize("model_type", KNOWN_TYPES)
+@pytest.mark.parametrize("model_type", ONE_STACK_TYPES)
 def test_only_mapped_layers_are_kept_and_none_after_the_forward(tmp_path, model_type):
     classify = model_type in TYPES_WITH_LABELS
     tapped = TappedModel(load(tmp_path, model_type, classify=classify), family_of(model_type), [2])
@@ -259,7 +259,7 @@ def test_the_frozen_head_trains_nothing_of_the_model(tmp_path):
     assert all(name.startswith("bank.") or ".to_hidden." in name for name in trainable)
 
 
-@pytest.mark.parametrize("model_type", KNOWN_TYPES)
+@pytest.mark.parametrize("model_type", ONE_STACK_TYPES)
 def test_parameters_are_counted_without_torch(tmp_path, model_type):
     model, facts = load(tmp_path, model_type), read_model_facts(tmp_path)
     assert facts.as_language_model.total == sum(parameter.numel() for parameter in model.parameters())

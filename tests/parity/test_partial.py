@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from ted_ds.data.loader import Batch
 from ted_ds.errors import CheckpointError
-from ted_ds.models.families import KNOWN_TYPES, family_of
+from ted_ds.models.families import family_of
 from ted_ds.models.loading import LoadSettings, load_model
 from ted_ds.models.parts import blocks_of
 from ted_ds.models.predictions import LossWeights
@@ -18,7 +18,7 @@ from ted_ds.models.share import Share
 from ted_ds.models.taps import TappedModel
 from tests.parity.test_families import NUM_BLOCKS, OTHER_HEAD, OTHER_OPTS, batch, load
 from tests.task_kinds import TASK_TERMS, labelled
-from tests.tiny import ENCODERS, IN_ALL_WAYS, LABELS, write_model
+from tests.tiny import ENCODERS, IN_ALL_WAYS, LABELS, ONE_STACK_TYPES, write_model
 
 EVERYWHERE = [1, 2, 3]
 CUTS = ([2], [1, 3], EVERYWHERE, [4], [0])
@@ -26,7 +26,7 @@ SOME_CUTS = ([1, 3], [0])
 OTHERS = [
     *(
         (one, classify, {})
-        for one in KNOWN_TYPES
+        for one in ONE_STACK_TYPES
         if one not in IN_ALL_WAYS and family_of(one).unstaged is None
         for classify in ((True, False) if one in ENCODERS else (False,))
     ),

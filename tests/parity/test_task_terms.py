@@ -307,6 +307,7 @@ def test_no_metric_is_called_a_kl_that_is_none() -> None:
     assert names == {
         "question_answering": "loss/kl_teacher_student",
         "causal_lm": "loss/kl_teacher_student",
+        "seq2seq": "loss/kl_teacher_student",
         "sequence_classification": "loss/kl_teacher_student",
         "soft_label_classification": "loss/kl_teacher_student",
         "multi_label_classification": "loss/bernoulli_kl_teacher_student",

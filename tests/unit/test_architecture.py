@@ -17,7 +17,8 @@ from tests.tiny import ROOT
 MODULES = sorted((ROOT / "ted_ds").rglob("*.py"))
 OF_FAMILIES = ROOT / "ted_ds" / "models" / "families"
 OTHER_MEANINGS = {"bitnet"}  # also a way to quantise weights
-FAMILY_NAMES = {name for family in FAMILIES for name in (*family.model_types, family.blocks_path.split(".")[0])}
+BODIES = {family.blocks_path.split(".")[0] for family in FAMILIES if family.body_has_own_name}
+FAMILY_NAMES = BODIES | {name for family in FAMILIES for name in family.model_types}
 FAMILY_NAME = re.compile(rf"(?<![\w-])({'|'.join(map(re.escape, FAMILY_NAMES - {'model', 'transformer'}))})(?![\w-])")
 
 

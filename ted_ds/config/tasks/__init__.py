@@ -12,6 +12,7 @@ from ted_ds.config.tasks.choices import MultipleChoice
 from ted_ds.config.tasks.language import CausalLm, DocumentTask, MaskedLm, Packing
 from ted_ds.config.tasks.masking import Masking
 from ted_ds.config.tasks.spans import QuestionAnswering
+from ted_ds.config.tasks.targets import Seq2Seq
 from ted_ds.config.tasks.texts import (
     MultiLabelClassification,
     Regression,
@@ -31,7 +32,7 @@ HeadTask = (
     | QuestionAnswering
 )
 """Tasks whose models end in a head of their own, in place of the LM head."""
-Task = HeadTask | CausalLm | MaskedLm | Chat
+Task = HeadTask | CausalLm | MaskedLm | Chat | Seq2Seq
 
 __all__ = [
     "BosSetting",
@@ -47,6 +48,7 @@ __all__ = [
     "Packing",
     "QuestionAnswering",
     "Regression",
+    "Seq2Seq",
     "SequenceClassification",
     "SoftLabelClassification",
     "Task",

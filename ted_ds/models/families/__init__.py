@@ -10,10 +10,11 @@ from collections.abc import Mapping
 
 from ted_ds.errors import ConfigError
 from ted_ds.models.families.decoders import DECODERS, WITH_A_TEXT_MODEL
+from ted_ds.models.families.encoder_decoders import ENCODER_DECODERS
 from ted_ds.models.families.encoders import ENCODERS
 from ted_ds.models.family import Family
 
-FAMILIES = (*DECODERS, *ENCODERS)
+FAMILIES = (*DECODERS, *ENCODERS, *ENCODER_DECODERS)
 FAMILY_OF: Mapping[str, Family] = {name: family for family in FAMILIES for name in family.model_types}
 KNOWN_TYPES = tuple(FAMILY_OF)
 TEXT_TYPE_IN: Mapping[str, str] = WITH_A_TEXT_MODEL
@@ -21,7 +22,7 @@ SPAN_TYPES = tuple(name for name, family in FAMILY_OF.items() if family.span_hea
 
 
 def types_of(language_model: str) -> tuple[str, ...]:
-    """The types whose language models are a ``CausalLM``, or a ``MaskedLM``."""
+    """The types whose language models are a ``CausalLM``, a ``MaskedLM`` or a ``Seq2SeqLM``."""
     return tuple(name for name, family in FAMILY_OF.items() if family.language_model == language_model)
 
 

@@ -24,7 +24,16 @@ LABELLED_KINDS = (
     "multi_label_classification",
     "token_classification",
 )
-KINDS = (*LABELLED_KINDS, "regression", "multiple_choice", "question_answering", "causal_lm", "masked_lm", "chat")
+KINDS = (
+    *LABELLED_KINDS,
+    "regression",
+    "multiple_choice",
+    "question_answering",
+    "causal_lm",
+    "masked_lm",
+    "chat",
+    "seq2seq",
+)
 
 
 @pytest.fixture
@@ -179,7 +188,11 @@ def test_a_whole_number_may_be_written_in_other_ways(path: Path, override: str) 
         ("evaluation=null", "null: use a section of keys and values"),
         ("data.train=x", "'x': use a list of 1 or more, each a section of keys and values"),
         ("student.from_teacher.blocks=0", "0: use a list of 1 or more, each a whole number, 0 or more"),
-        ("layer_map={kind: explicit, pairs: x}", "use a list, each a list of 2 values, each a whole number, 0 or more"),
+        (
+            "layer_map={kind: explicit, pairs: x}",
+            "use a list, each a list of 2 values, each a whole number, 0 or more or a "
+            "text of the form encoder.3 or decoder.3",
+        ),
         ("data.bad_records.max_fraction=2", "2: use a number from 0 to 1"),
         ("data.heldout_fraction=1", "1: use a number above 0 and below 1"),
         ("task=5", "5: use a section of keys and values"),
@@ -632,7 +645,8 @@ def test_every_kind_of_task_is_read(tmp_path: Path, kind: str) -> None:
     assert task.kind == kind
     assert task.sequence_length == 16
     without_text = ("token_classification", "multiple_choice", "question_answering", "chat")
-    assert task.document_column == (None if kind in without_text else "text")
+    of_kind = dict.fromkeys(without_text) | {"seq2seq": "source"}
+    assert task.document_column == of_kind.get(kind, "text")
     if isinstance(task, DocumentTask):
         assert task.packing.isolate_documents == (kind == "causal_lm")
     if task.has_lm_head:

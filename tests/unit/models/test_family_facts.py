@@ -17,10 +17,10 @@ from transformers import (
 )
 
 from ted_ds.errors import ConfigError
-from ted_ds.models.families import KNOWN_TYPES, family_of
+from ted_ds.models.families import family_of
 from ted_ds.models.family import path_in_body, prefixes
 from ted_ds.models.parts import blocks_of
-from tests.tiny import TYPES_WITH_LABELS, VOCAB_SIZE, model_config
+from tests.tiny import ONE_STACK_TYPES, TYPES_WITH_LABELS, VOCAB_SIZE, model_config
 
 CLASSIFIER_KEYS = ("classifier_dropout", "cls_dropout", "summary_first_dropout")
 HIDDEN_KEYS = ("hidden_dropout", "hidden_dropout_prob")
@@ -41,7 +41,7 @@ def without_weights(model_type: str, auto: Any, **config: Any) -> Any:
         return auto.from_config(model_config(model_type, blocks=3, **TABLES.get(model_type, {}), **config))
 
 
-@pytest.mark.parametrize("model_type", KNOWN_TYPES)
+@pytest.mark.parametrize("model_type", ONE_STACK_TYPES)
 def test_entries_of_the_config_are_transformers_own(model_type: str) -> None:
     family, config = family_of(model_type), CONFIG_MAPPING[model_type]()
     assert config.attribute_map.items() <= family.own_names.items()
@@ -56,7 +56,7 @@ def test_entries_of_the_config_are_transformers_own(model_type: str) -> None:
     assert {*(kinds or ())} <= {*(family.block_kinds or ())}
 
 
-@pytest.mark.parametrize("model_type", KNOWN_TYPES)
+@pytest.mark.parametrize("model_type", ONE_STACK_TYPES)
 def test_attention_and_positions_are_those_of_the_model(model_type: str) -> None:
     family, auto = family_of(model_type), with_a_head(model_type)
     model = without_weights(model_type, auto, max_position_embeddings=LONGEST)
@@ -83,7 +83,7 @@ def test_attention_and_positions_are_those_of_the_model(model_type: str) -> None
         (AutoModelForMaskedLM, "MaskedLM"),
     ],
 )
-@pytest.mark.parametrize("model_type", KNOWN_TYPES)
+@pytest.mark.parametrize("model_type", ONE_STACK_TYPES)
 def test_dropouts_are_those_that_the_model_has(model_type: str, auto: Any, architecture: str) -> None:
     family = family_of(model_type)
     if architecture in family.lacks or (architecture == "QuestionAnswering" and family.span_head is None):
@@ -107,7 +107,7 @@ def test_dropouts_are_those_that_the_model_has(model_type: str, auto: Any, archi
         assert 0.44 not in {one.p for one in other.modules() if isinstance(one, torch.nn.Dropout)}
 
 
-@pytest.mark.parametrize("model_type", KNOWN_TYPES)
+@pytest.mark.parametrize("model_type", ONE_STACK_TYPES)
 def test_names_in_files_are_told_apart_as_the_parts_of_the_model_are(model_type: str) -> None:
     family = family_of(model_type)
     auto = AutoModelForMaskedLM if family.language_model == "MaskedLM" else AutoModelForCausalLM
@@ -135,7 +135,7 @@ def test_names_in_files_are_told_apart_as_the_parts_of_the_model_are(model_type:
     ]
 
 
-@pytest.mark.parametrize("model_type", KNOWN_TYPES)
+@pytest.mark.parametrize("model_type", ONE_STACK_TYPES)
 def test_the_block_of_a_name_is_the_one_that_holds_the_parameter(model_type: str) -> None:
     family, model = family_of(model_type), without_weights(model_type, with_a_head(model_type))
     numbers = {id(one): number for number, block in enumerate(blocks_of(model, family)) for one in block.parameters()}
@@ -148,6 +148,6 @@ def test_the_block_of_a_name_is_the_one_that_holds_the_parameter(model_type: str
 
 def test_a_type_without_a_family_is_refused() -> None:
     with pytest.raises(
-        ConfigError, match=r"^model type 'of-a-kind' has no family; ted_ds knows albert, bert, deberta-v2"
+        ConfigError, match=r"^model type 'of-a-kind' has no family; ted_ds knows albert, bart, bert, deberta-v2"
     ):
         family_of("of-a-kind")

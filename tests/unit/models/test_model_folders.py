@@ -26,8 +26,8 @@ from tests.tiny import ROOT, write_model
 
 # encoder-decoders, models of text and images or sound, and of images alone
 OTHER_TYPES = (
-    "t5",
-    "bart",
+    "blenderbot",
+    "marian",
     "llava",
     "qwen2_vl",
     "whisper",

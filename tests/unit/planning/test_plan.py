@@ -219,9 +219,11 @@ def test_a_model_type_without_a_family_is_refused(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     config = json.loads((teacher / "config.json").read_text(encoding="utf-8"))
-    (teacher / "config.json").write_text(json.dumps({**config, "model_type": "t5"}), encoding="utf-8")
+    (teacher / "config.json").write_text(json.dumps({**config, "model_type": "blenderbot"}), encoding="utf-8")
     message = refusal(lm_run, f"teacher.path={teacher}")
-    assert f"teacher.path: {teacher / 'config.json'}: model type 't5' has no record here, and no family" in message
+    assert (
+        f"teacher.path: {teacher / 'config.json'}: model type 'blenderbot' has no record here, and no family" in message
+    )
     assert "its structure: it has an encoder and a decoder" in message
 
 
