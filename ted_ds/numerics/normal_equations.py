@@ -134,8 +134,8 @@ def fit(
     Args:
         equations: Of the tokens to fit; finite.
         towards: The map to stay near, its bias in the last column where there is one.
-        strengths: Which to try, as shares of the mean diagonal of the inputs' products; the best wins, of equal ones the
-            first.
+        strengths: Which to try, as shares of the mean diagonal of the inputs' products; the best wins, the first of
+            equal ones.
         heldout: Of other tokens; None to take the best on those that are fitted, which is the weakest.
 
     Raises:
@@ -183,7 +183,10 @@ def _factor(equations: NormalEquations, asked: float) -> tuple[Tensor, float]:
 
 
 def inverse_mean_square(states: Float[Tensor, "tokens hidden"]) -> Float[Tensor, " tokens"]:
-    """Weights ``1 / mean(h^2)`` of tokens, in fp32: each counts by its relative error, as states of some tokens (the
-    first of a text, often) are larger by orders of magnitude; 0 of a state that is 0."""
+    """Weights ``1 / mean(h^2)`` of tokens, in fp32; 0 of a state that is 0.
+
+    Each token then counts by its relative error: states of some (the first of a text, often) are larger by orders of
+    magnitude.
+    """
     squares = states.float().square().mean(dim=-1)
     return torch.where(squares > 0, 1 / squares.clamp(min=torch.finfo(torch.float32).tiny), torch.zeros_like(squares))
