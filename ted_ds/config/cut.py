@@ -74,3 +74,8 @@ class CutFromTeacher(Section):
         """The blocks of each stack by its name; of a model of one, under no name; none where they are to be chosen."""
         given = {"": self.blocks, "encoder": self.encoder_blocks, "decoder": self.decoder_blocks}
         return {stack: blocks for stack, blocks in given.items() if blocks is not None}
+
+    def deciding_values(self) -> dict[str, Any]:
+        """What decides which blocks are chosen, where that is measured."""
+        bound = {"search_tokens": self.search_tokens} if self.choose == "search" else {}
+        return {"num_blocks": self.num_blocks, "choose": self.choose, **bound}

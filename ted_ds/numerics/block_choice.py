@@ -1,18 +1,13 @@
 """Which blocks of a deep model a shallower one keeps. They are numbered from 0, as where blocks are cut.
 
-``spread`` and ``ends`` go by the numbers alone. The others go by the *influence* of a block: 1 less the mean cosine
-between its input and its output (Men et al. 2024, ShortGPT, arXiv:2403.03853, section 3.2), and by the loss of the model
-without it.
+``spread`` and ``ends`` go by the numbers alone. The others go by the influence of a block
+(:func:`ted_ds.numerics.importance.influence_sum`), and by the loss of the model without it. Without torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 DIGITS = 6
 """Behind the point: scores that agree in these are equal, as passes on other ranks and in other microbatches differ in
@@ -38,10 +33,8 @@ def ends(depth: int, count: int) -> list[int]:
     return [*range(num_first), *range(depth - count + num_first, depth)]
 
 
-def influence_sum(before: Float[Tensor, "tokens hidden"], after: Float[Tensor, "tokens hidden"]) -> Float[Tensor, ""]:
-    """The sum over tokens of 1 less the cosine between a block's input and its output, in fp64."""
-    cosine = torch.nn.functional.cosine_similarity(before.double(), after.double(), dim=1)
-    return (1 - cosine).sum()
+BY_NUMBER: Mapping[str, Callable[[int, int], list[int]]] = {"spread": spread, "ends": ends}
+"""Choices of ``count`` blocks of ``depth`` that go by their numbers alone."""
 
 
 def least_first(influence: Sequence[float], blocks: Collection[int]) -> list[int]:
@@ -81,28 +74,38 @@ def passes_of(rounds: Sequence[int]) -> int:
     return sum(tried for tried in rounds if tried > 1)
 
 
-@dataclass
-class Search:
-    """Leaves out block after block: in each round the one without which the loss is lowest."""
+@dataclass(frozen=True)
+class Round:
+    """What a round of a search did."""
 
-    influence: Sequence[float]
-    loss_of: Callable[[Sequence[int]], float]
-    """The loss of the model with these blocks alone."""
-    stay: Collection[int] = ()
-    """Blocks that are not left out."""
-    found: list[dict[str, object]] = field(default_factory=list)
-    """What each round left out, and the losses of what it tried, by the block that was left out for it."""
+    left_out: int
+    losses: Mapping[int, float]
+    """Without each of the blocks that were tried; none where only one was to be."""
+    kept: tuple[int, ...]
+    """The blocks that are left, in ascending order."""
 
-    def run(self, rounds: Sequence[int]) -> list[int]:
-        """The blocks that are left, in ascending order, after rounds that try so many of least influence."""
-        kept = [*range(len(self.influence))]
-        for most in rounds:
-            free = [block for block in kept if block not in self.stay]
-            tried = least_first(self.influence, free)[:most]
-            losses: Mapping[int, float] = {}
-            if len(tried) > 1:
-                losses = {block: self.loss_of([one for one in kept if one != block]) for block in tried}
-            left_out = min(tried, key=lambda block: (round(losses.get(block, 0.0), DIGITS), tried.index(block)))
-            kept.remove(left_out)
-            self.found.append({"left_out": left_out, "losses": {str(block): loss for block, loss in losses.items()}})
-        return kept
+
+def search(
+    influence: Sequence[float],
+    loss_of: Callable[[Sequence[int]], float],
+    rounds: Sequence[int],
+    *,
+    stay: Collection[int] = (),
+) -> Iterator[Round]:
+    """Leave out block after block: of those of least influence the one without which the loss is lowest.
+
+    Args:
+        influence: Of each block.
+        loss_of: The loss of the model with these blocks alone.
+        rounds: How many blocks each round tries (:func:`rounds_of_search`).
+        stay: Blocks that are not left out.
+    """
+    kept = [*range(len(influence))]
+    for most in rounds:
+        tried = least_first(influence, [block for block in kept if block not in stay])[:most]
+        losses: dict[int, float] = {}
+        if len(tried) > 1:
+            losses = {block: loss_of([one for one in kept if one != block]) for block in tried}
+        left_out = min(tried, key=lambda block: (round(losses.get(block, 0.0), DIGITS), tried.index(block)))
+        kept.remove(left_out)
+        yield Round(left_out, losses, tuple(kept))
