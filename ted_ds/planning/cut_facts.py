@@ -58,8 +58,8 @@ def cut_facts(cut: CutFromTeacher, teacher: ModelFacts) -> ModelFacts:
             raise ConfigError(f"{cut.num_blocks}: the teacher has {teacher.num_blocks} blocks; use as many or fewer")
         if cut.is_measured and teacher.family.num_shared_key is not None:
             raise ConfigError(
-                f"{cut.num_blocks} by choose: {cut.choose}: layers of this {teacher.model_type} share their blocks, and "
-                "none can be tried without; use choose: spread"
+                f"{cut.num_blocks} by choose: {cut.choose}: layers of this {teacher.model_type} share their blocks, "
+                "and none can be tried without; use choose: spread"
             )
     elif cut.of_stacks.keys() != depths.keys():
         rule = "has one stack of blocks: give blocks or num_blocks"
