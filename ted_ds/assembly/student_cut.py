@@ -16,7 +16,8 @@ from ted_ds.models.cutting import cut
 
 def cut_student(build: Assembly, teacher: Path, place: Path, choice: Choice) -> None:
     """Write the student that is cut out of a teacher. On one rank only."""
-    cut(teacher, place, blocks=choice.blocks, family=build.teacher_facts.family, origins=build.origins)
+    family = build.teacher_facts.family
+    cut(teacher, place, blocks=choice.blocks, family=family, origins=build.origins, units=choice.units)
 
 
 @contextlib.contextmanager

@@ -162,7 +162,6 @@ def test_a_state_that_is_not_finite_is_told_by_its_layer(tmp_path: Path) -> None
     weights["model.layers.1.mlp.down_proj.weight"].fill_(3e38)
     save_file(weights, tmp_path / "teacher" / "model.safetensors", {"format": "pt"})
     assert run_ranks(told_of_infinity, 2, recipe) == 2 * [
-        "student.from_teacher.choose: influence: the teacher's states of layer 2 are not finite on the calibration "
-        "data; ted-ds doctor looks at its weights, and precision: fp32 or bf16 has room for states that are too large "
-        "for fp16"
+        "student.from_teacher: the teacher's states of layer 2 are not finite on the calibration data; ted-ds doctor "
+        "looks at its weights, and precision: fp32 or bf16 has room for states that are too large for fp16"
     ]
