@@ -165,3 +165,35 @@ def test_a_state_that_is_not_finite_is_told_by_its_layer(tmp_path: Path) -> None
         "student.from_teacher: the teacher's states of layer 2 are not finite on the calibration data; ted-ds doctor "
         "looks at its weights, and precision: fp32 or bf16 has room for states that are too large for fp16"
     ]
+
+
+# --- width ------------------------------------------------------------------------------------------------------------
+
+WIDTHS = "student.from_teacher={intermediate_size: 20, num_heads: 1%s}"
+NARROWER = {
+    "llama": ", hidden_size: 10, num_key_value_heads: 1",
+    "gpt2": ", hidden_size: 8",
+    "choices": ", hidden_size: 8",
+}
+
+
+def narrowed(_world: Any, recipes: dict[str, Path], size: int, host: str) -> dict[str, Choice]:
+    found = {}
+    for name, more in NARROWER.items():
+        recipe = recipes[name]
+        build = opened(recipe, "influence", WIDTHS % more, f"teacher.host={host}", size=size)
+        found[name] = choose_student(build, recipe.parent / "teacher")
+    return found
+
+
+def test_any_ranks_keep_the_same_units(recipes: dict[str, Path]) -> None:
+    (on_one,) = run_ranks(narrowed, 1, recipes, 4, "replica")
+    for of_rank in run_ranks(narrowed, 2, recipes, 3, "zero3"):
+        for name, choice in of_rank.items():
+            own, other = choice.scores, on_one[name].scores
+            assert own.keys() == other.keys()
+            for key, one in own.items():
+                if key.startswith("kept."):
+                    assert torch.equal(one, other[key]), (name, key)
+                else:
+                    torch.testing.assert_close(one, other[key], rtol=2e-6, atol=2e-6)

@@ -240,4 +240,8 @@ def test_a_narrower_student_is_planned(grouped: Path) -> None:
     of_block = 12 * head_dim * (2 + 1 + 1 + 2) + 3 * 12 * 20 + 2 * 12
     assert found.student.parameters.total == 2 * of_block + 12 + 2 * 12 * found.student.vocab_size
     assert found.filter_dim == 16, "layers are matched in the teacher's width"
+    line = "cut       intermediate_size 20, num_heads 2 by what units do: {} over 32,768 calibration tokens"
+    width = "intermediate_size: 20, num_heads: 2}"
+    assert said(grouped, f"{{{width}")[0] == line.format("1 forward pass of the teacher")
+    assert said(grouped, f"{{num_blocks: 2, choose: influence, {width}")[1] == line.format("in the same pass")
     assert plan(grouped, "{intermediate_size: 20}").student.num_blocks == 4  # type: ignore[union-attr]
