@@ -50,19 +50,15 @@ class Choice:
 
 
 def choose_student(
-    build: Assembly,
-    teacher: Path,
-    *,
-    vet: Callable[[FrozenModel], None] = lambda _: None,
-    new_head_allowed: bool = False,
+    build: Assembly, teacher: Path, *, vet: Callable[[FrozenModel], None] | None = None, for_now: bool = False
 ) -> Choice:
     """Choose what the recipe says, on every rank the same. Every rank must call it.
 
     Args:
         build: The run's.
         teacher: Its folder.
-        vet: Looks at the teacher before anything is measured of it.
-        new_head_allowed: Whether its head may start random.
+        vet: Looks at it before anything is measured, where it is to teach.
+        for_now: Whether the teacher may have yet to be fine-tuned: where its head is random, influence chooses.
 
     Raises:
         DataError: There is too little calibration data; on every rank.
@@ -77,9 +73,10 @@ def choose_student(
     build.stops.has_work(True)  # a batch may take long, and all see the request after it
     calibration = open_calibration(build)
     layers = range(build.teacher_facts.num_blocks + 1)
-    model = build.models.frozen("teacher", teacher, layers, new_head_allowed=new_head_allowed)
+    model = build.models.frozen("teacher", teacher, layers, new_head_allowed=for_now)
     try:
-        vet(model)
+        if vet is not None and build.recipe.distill.needs.teacher:
+            vet(model)
         with torch.compiler.set_stance("force_eager"):  # other blocks pass on states in every round
             return _Chooser(build, cut, MeasuredTeacher(build, model, calibration), teacher).choose(known)
     finally:
@@ -122,23 +119,26 @@ class _Chooser:
         self._say(f"influence of blocks over {teacher.num_tokens:,} tokens: {shown}")
         choices = {name: choose(depth, count) for name, choose in BY_NUMBER.items()}
         choices["influence"] = most_influential(influence, count, stay=stay)
+        chosen = "influence" if teacher.model.fresh_parameters else self.cut.choose
         rounds: list[Round] = []
-        if self.cut.choose == "search":
+        if chosen == "search":
             tried = rounds_in(self.build.recipe, self.cut, self.build.teacher_facts)
             for one in search(influence, teacher.loss_of, tried, stay=stay):
                 rounds.append(one)
                 loss = f", held-out loss {one.losses[one.left_out]:.4f}" if one.losses else ""
                 self._say(f"search, round {len(rounds)} of {len(tried)}: without block {one.left_out}{loss}")
             choices["search"] = [*rounds[-1].kept] if rounds else [*range(depth)]
-        losses = {name: teacher.loss_of(blocks) for name, blocks in {"all": [*range(depth)], **choices}.items()}
-        shown = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
-        self._say(f"held-out loss with {count} of {depth} blocks over {teacher.num_heldout_tokens:,} tokens: {shown}")
-        chosen = self.cut.choose
+        losses: dict[str, float] = {}
+        if not teacher.model.fresh_parameters:  # else there is nothing to compare
+            losses = {name: teacher.loss_of(blocks) for name, blocks in {"all": [*range(depth)], **choices}.items()}
+            shown = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
+            over = f"over {teacher.num_heldout_tokens:,} tokens"
+            self._say(f"held-out loss with {count} of {depth} blocks {over}: {shown}")
         if chosen == "search":  # which may miss what another has
             chosen = min([*choices][::-1], key=losses.__getitem__)
         self._say(f"blocks of the teacher that become the student, by {chosen}: {' '.join(map(str, choices[chosen]))}")
         measured = {"by": chosen, "influence": [*influence], "heldout_loss": losses, "choices": choices}
-        if self.cut.choose == "search":
+        if rounds:
             measured["rounds"] = [{"left_out": one.left_out, "losses": dict(one.losses)} for one in rounds]
         return measured
 

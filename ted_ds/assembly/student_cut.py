@@ -29,7 +29,7 @@ def made_for_now(build: Assembly, teacher: Path) -> Iterator[Path]:
 
     choice = None
     if build.recipe.student.from_teacher is not None:
-        choice = choose_student(build, teacher, new_head_allowed=True)  # it may have yet to be fine-tuned
+        choice = choose_student(build, teacher, for_now=True)
 
     def write() -> None:
         place.parent.mkdir(parents=True, exist_ok=True)

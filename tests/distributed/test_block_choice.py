@@ -197,3 +197,23 @@ def test_any_ranks_keep_the_same_units(recipes: dict[str, Path]) -> None:
                     assert torch.equal(one, other[key]), (name, key)
                 else:
                     torch.testing.assert_close(one, other[key], rtol=2e-6, atol=2e-6)
+
+
+# --- a teacher without a head -----------------------------------------------------------------------------------------
+
+
+def without_head(_world: Any, recipe: Path) -> Any:
+    """What is chosen of a teacher that has yet to be fine-tuned, as the doctor does."""
+    build = opened(
+        recipe, "search", "teacher.finetune={learning_rate: 1, max_steps: 1, global_batch_size: 4, micro_batch_size: 4}"
+    )
+    return choose_student(build, recipe.parent / "teacher", for_now=True)
+
+
+def test_a_teacher_whose_head_is_random_is_chosen_from_by_influence(tmp_path: Path) -> None:
+    recipe = write_run(tmp_path, kind="sequence_classification")
+    write_model(tmp_path / "teacher", "bert")
+    (choice,) = run_ranks(without_head, 1, recipe)
+    assert (choice.measured["by"], choice.measured["heldout_loss"]) == ("influence", {})
+    assert "search" not in choice.measured["choices"]
+    assert choice.blocks[""] == choice.measured["choices"]["influence"]
