@@ -49,12 +49,20 @@ def opened(recipe: Path, choose: str, *overrides: str, size: int = 4, count: int
     return prepare(str(recipe), given, contracts_hold=True, stops=StopRequests())[0]
 
 
-def chosen(_world: Any, recipes: dict[str, Path], size: int, host: str) -> dict[str, Choice]:
+def chosen(_world: Any, recipes: dict[str, Path], size: int, *overrides: str) -> dict[str, Choice]:
     found = {}
     for name, recipe in recipes.items():
-        build = opened(recipe, "search", f"teacher.host={host}", size=size)
+        build = opened(recipe, "search", *overrides, size=size)
         found[name] = choose_student(build, recipe.parent / "teacher")
     return found
+
+
+def chosen_sharded_and_in_stages(world: Any, recipes: dict[str, Path]) -> list[dict[str, Choice]]:
+    in_stages = {"llama": recipes["llama"]}
+    return [
+        chosen(world, recipes, 3, "teacher.host=zero3"),
+        chosen(world, in_stages, 4, "pipeline.stages=2"),
+    ]
 
 
 def numbers(choice: Choice) -> list[float]:
@@ -70,18 +78,27 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def on_one(recipes: dict[str, Path]) -> dict[str, Choice]:
-    return run_ranks(chosen, 1, recipes, 4, "replica")[0]
+    return run_ranks(chosen, 1, recipes, 4)[0]
 
 
-@pytest.mark.parametrize(("ranks", "size", "host"), [(2, 3, "zero3"), (4, 1, "replica")])
-def test_any_ranks_choose_the_same_blocks(
-    recipes: dict[str, Path], on_one: dict[str, Choice], ranks: int, size: int, host: str
+def assert_same(found: dict[str, Choice], expected: dict[str, Choice]) -> None:
+    for name, choice in found.items():
+        assert choice.blocks == expected[name].blocks, name
+        # what differs is fp32 passes of other batches
+        assert numbers(choice) == pytest.approx(numbers(expected[name]), rel=2e-6, abs=2e-6), name
+
+
+def test_two_ranks_that_share_a_teacher_choose_the_same_blocks(
+    recipes: dict[str, Path], on_one: dict[str, Choice]
 ) -> None:
-    for of_rank in run_ranks(chosen, ranks, recipes, size, host):
-        for name, choice in of_rank.items():
-            assert choice.blocks == on_one[name].blocks, name
-            # what differs is fp32 passes of other batches
-            assert numbers(choice) == pytest.approx(numbers(on_one[name]), rel=2e-6, abs=2e-6), name
+    for of_rank in run_ranks(chosen_sharded_and_in_stages, 2, recipes):
+        for found in of_rank:
+            assert_same(found, on_one)
+
+
+def test_four_ranks_choose_the_same_blocks(recipes: dict[str, Path], on_one: dict[str, Choice]) -> None:
+    for found in run_ranks(chosen, 4, recipes, 1):
+        assert_same(found, on_one)
 
 
 def _read(into: list[float], terms: Any, batch: Any, predictions: Any) -> None:
