@@ -61,6 +61,11 @@ def of_labels(folder: Path, family: str, **changes: object) -> Path:
             "{num_blocks: 2, any_order: true}",
             "student.from_teacher: any_order: blocks that are chosen keep their order; remove it",
         ),
+        (
+            "{num_blocks: 2, choose: search, search_tokens: 8191}",
+            "student: from_teacher.search_tokens: 8191: each look at a block takes calibration.heldout_tokens (4096), "
+            "and there are two to compare; use 8192 or more",
+        ),
         ("{num_blocks: 5}", "student.from_teacher.num_blocks: 5: the teacher has 4 blocks; use as many or fewer"),
     ],
 )
