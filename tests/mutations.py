@@ -37,6 +37,7 @@ REACHING = ["tests/unit", "tests/parity", "tests/distributed", "tests/integratio
 TESTS = ["tests/unit/data/test_masking.py", "tests/parity"]
 TESTS += ["tests/distributed/test_matrix.py", "tests/distributed/test_variable_microbatches.py"]
 TESTS += ["tests/distributed/test_adapters.py"]
+TESTS += ["tests/unit/numerics/test_block_choice.py", "tests/unit/models/test_narrowing.py"]
 
 
 class Mutation(NamedTuple):
@@ -465,6 +466,18 @@ MUTATIONS = {
         "self._count += 1",
         "self._count += 0",
         "all layers that share a block are taken for its first one",
+    ),
+    "influence": Mutation(
+        "numerics/importance.py",
+        "cosine = torch.nn.functional.cosine_similarity(before.double(), after.double(), dim=1)",
+        "cosine = torch.nn.functional.cosine_similarity(before.double(), (after - before).double(), dim=1)",
+        "a block's influence is of what it adds to its input, not of what it puts out",
+    ),
+    "narrow_norms": Mutation(
+        "models/narrowing.py",
+        "math.sqrt(before.hidden / after.hidden * share / num_tokens)",
+        "math.sqrt(share / num_tokens)",
+        "norms of a narrower student divide by the root of another mean square",
     ),
 }
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ted_ds.models.family_traits import Dropouts, Mixtures
+from ted_ds.models.units import Units
 
 ENCODER, DECODER = STACKS = ("encoder", "decoder")
 """The stacks of blocks of an encoder-decoder, in the order in which it runs them."""
@@ -33,7 +34,7 @@ blocks, and leaving out the blocks above the last that is matched, which nobody 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family(Mixtures, Dropouts):
+class Family(Mixtures, Dropouts, Units):
     """Where a transformers model has its parts, what its files and ``config.json`` call things, and what it can do."""
 
     model_types: tuple[str, ...]
