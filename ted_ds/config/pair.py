@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ted_ds.config.calibration import Calibration
+from ted_ds.config.cut import CutFromTeacher
 from ted_ds.config.lora import Lora
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.section import Section, rule
 
-BlockNumber = Annotated[int, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -76,49 +76,6 @@ class Teacher(Section):
             yield "host: nvme_offload needs offload_dir, a folder on a fast disk of each node"
         if self.host not in ("auto", "nvme_offload") and self.offload_dir is not None:
             yield f"offload_dir: host: {self.host} does not use it; remove it"
-
-
-class CutFromTeacher(Section):
-    """Which blocks of the teacher become the student."""
-
-    blocks: list[BlockNumber] | None = Field(default=None, min_length=1)
-    """Blocks of the teacher to copy, numbered from 0 as in its parameter names; one may come more than once."""
-    encoder_blocks: list[BlockNumber] | None = Field(default=None, min_length=1)
-    """Of an encoder-decoder, instead: those of its encoder."""
-    decoder_blocks: list[BlockNumber] | None = Field(default=None, min_length=1)
-    """And those of its decoder."""
-    any_order: bool = False
-    """Whether a block may come before one of a lower number."""
-
-    @rule
-    def _of_one_stack_or_of_both(self) -> Iterator[str]:
-        names = ("blocks", "encoder_blocks", "decoder_blocks")
-        given = [name for name in names if getattr(self, name) is not None]
-        if given not in (["blocks"], ["encoder_blocks", "decoder_blocks"]):
-            yield (
-                "give blocks, or encoder_blocks and decoder_blocks of an encoder-decoder; given: "
-                f"{' and '.join(given) or 'none of them'}"
-            )
-
-    @rule
-    def _ascending(self) -> Iterator[str]:
-        for stack, blocks in self.of_stacks.items():
-            if sorted(blocks) != blocks and not self.any_order:
-                yield (
-                    f"{stack + '_' if stack else ''}blocks must be in ascending order (one may come more than once), "
-                    f"got {blocks}; where this order is meant, set any_order: true"
-                )
-
-    @property
-    def of_stacks(self) -> dict[str, list[int]]:
-        """The blocks of each stack by its name; of a model of one, under no name."""
-        given = {"": self.blocks, "encoder": self.encoder_blocks, "decoder": self.decoder_blocks}
-        return {stack: blocks for stack, blocks in given.items() if blocks is not None}
-
-    @property
-    def as_given(self) -> Any:
-        """The list of them, or that of each stack by its name."""
-        return self.of_stacks if self.blocks is None else self.blocks
 
 
 class FromConfig(Section):
