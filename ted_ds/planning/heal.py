@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from ted_ds.config.schema import Recipe
 from ted_ds.models.files import ModelFacts
+from ted_ds.planning.cut_facts import known_blocks
 from ted_ds.planning.layer_pairs import layer_pairs_of
 
 
@@ -64,3 +65,18 @@ def heal_doubts(recipe: Recipe, student: ModelFacts | None) -> Iterator[str]:
             f"student.calibration.tokens: {tokens:,} for {unknowns:,} unknowns of each number that a block's output "
             "map puts out: what they leave open stays as it was; more tokens heal better"
         )
+
+
+def heal_in_words(recipe: Recipe, teacher: ModelFacts | None, student: ModelFacts | None) -> Iterator[str]:
+    """Which states the student's blocks are brought to, as far as that is known before a run."""
+    cut = recipe.student.from_teacher
+    if recipe.student.heal is None or teacher is None or student is None or cut is None:
+        return
+    known = known_blocks(cut, teacher)
+    by_layer_map = recipe.student.heal.towards == "layer_map"
+    blocks = range(student.num_blocks) if by_layer_map else (known or {}).get("")
+    where = "each block's output to the teacher's state before the next one"
+    if blocks is not None:
+        targets = heal_targets(recipe, teacher, student, blocks)
+        where = f"student<-teacher {' '.join(f'{own}<-{theirs}' for own, theirs in targets.items())}"
+    yield f"heal      {where}"

@@ -24,7 +24,7 @@ from ted_ds.planning.adapters import adapter_mistakes, trains_in_words
 from ted_ds.planning.contracts import Side, broken_contracts, document_ends, doubts
 from ted_ds.planning.data_sizes import corpus_bytes, count_rows
 from ted_ds.planning.family_uses import refused_uses
-from ted_ds.planning.heal import heal_doubts, heal_mistakes
+from ted_ds.planning.heal import heal_doubts, heal_in_words, heal_mistakes
 from ted_ds.planning.layer_pairs import layer_pairs_of
 from ted_ds.planning.mistakes import (
     Mistakes,
@@ -288,6 +288,7 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
     if plan.layer_pairs:
         pairs = " ".join(f"{s}<-{t}" for s, t in plan.layer_pairs)
         lines.append(f"layers    student<-teacher {pairs}, matched in {plan.filter_dim} dimensions")
+    lines += heal_in_words(recipe, plan.teacher, plan.student)
     if recipe.data.glue is not None:
         filled = "; ".join(filled_in(recipe.data.glue, recipe.model_dump(mode="json")))
         lines.append(f"glue      {recipe.data.glue} stands for {filled}")
