@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -13,6 +14,8 @@ from ted_ds.planning.layer_pairs import layer_pairs_of
 
 def heal_targets(recipe: Recipe, teacher: ModelFacts, student: ModelFacts, blocks: Sequence[int]) -> dict[int, int]:
     """For layers of a student of one stack, the layer of the teacher that each is brought to.
+
+    Not for the first blocks where they are the teacher's own, which put out what they did.
 
     Args:
         recipe: The recipe, with ``student.heal``.
@@ -27,9 +30,13 @@ def heal_targets(recipe: Recipe, teacher: ModelFacts, student: ModelFacts, block
     assert heal is not None
     if heal.towards == "cut":
         # the state before block b is that of layer b
-        return dict(enumerate([*blocks[1:], teacher.num_blocks], start=1))
-    pairs = layer_pairs_of(recipe, student, teacher)
-    return {int(own): int(theirs) for own, theirs in pairs if own and theirs}
+        wanted = dict(enumerate([*blocks[1:], teacher.num_blocks], start=1))
+    else:
+        wanted = {int(own): int(theirs) for own, theirs in layer_pairs_of(recipe, student, teacher) if own and theirs}
+    shapes, teacher_shapes = (facts.parameters.of_layers for facts in (student, teacher))
+    same = (number == block and shapes[number] == teacher_shapes[block] for number, block in enumerate(blocks))
+    own = sum(1 for _ in itertools.takewhile(bool, same))
+    return {layer: target for layer, target in wanted.items() if layer > own or layer != target}
 
 
 def heal_mistakes(recipe: Recipe, teacher: ModelFacts | None, student: ModelFacts | None) -> Iterator[str]:
@@ -43,14 +50,14 @@ def heal_mistakes(recipe: Recipe, teacher: ModelFacts | None, student: ModelFact
             "it"
         )
     try:
-        heal_targets(recipe, teacher, student, range(student.num_blocks))
+        heal_targets(recipe, teacher, student, [])
     except ValueError as error:
         yield from str(error).splitlines()
 
 
 def num_unknowns(student: ModelFacts) -> int:
     """Of each number that an output map puts out, at most over the blocks, without a bias; 0 where it is not known."""
-    name = student.family.output_map
+    name = student.family.output_map or ""
     shapes = [maps[name] for maps in student.parameters.maps if name in maps]
     return max((math.prod(shape) // student.hidden_size for shape in shapes), default=0)
 
@@ -73,10 +80,9 @@ def heal_in_words(recipe: Recipe, teacher: ModelFacts | None, student: ModelFact
     if recipe.student.heal is None or teacher is None or student is None or cut is None:
         return
     known = known_blocks(cut, teacher)
-    by_layer_map = recipe.student.heal.towards == "layer_map"
-    blocks = range(student.num_blocks) if by_layer_map else (known or {}).get("")
-    where = "each block's output to the teacher's state before the next one"
-    if blocks is not None:
-        targets = heal_targets(recipe, teacher, student, blocks)
-        where = f"student<-teacher {' '.join(f'{own}<-{theirs}' for own, theirs in targets.items())}"
-    yield f"heal      {where}"
+    if known is None and recipe.student.heal.towards == "cut":
+        yield "heal      each block's output to the teacher's state before the next one"
+        return
+    targets = heal_targets(recipe, teacher, student, (known or {}).get("", []))
+    pairs = " ".join(f"{own}<-{theirs}" for own, theirs in targets.items())
+    yield f"heal      {f'student<-teacher {pairs}' if pairs else 'nothing: all blocks put out what they did'}"

@@ -100,7 +100,8 @@ def _listening(
 
     def note(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            heard[name] = (inputs[0] if inputs else None, output[0] if isinstance(output, tuple | list) else output)
+            taken: Any = inputs[0] if inputs else None  # of a block that gets its state by name
+            heard[name] = (taken, output[0] if isinstance(output, tuple | list) else output)
 
         return hook
 

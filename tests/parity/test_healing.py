@@ -305,4 +305,5 @@ def test_a_block_is_reported_in_a_line():
     assert "strength 1e-11, raised, as the sums could not be solved at less" in str(
         Healed(3, 11, 0.83, 0.412, 1e-11, True, 1e16, 100, 1536)
     )
-    assert "its map stays" in str(Healed(3, 11, 0.0, 0.0, None, False, None, 100, 1536))
+    assert "its map stays" in str(Healed(3, 11, 0.2, 0.2, None, False, None, 100, 1536))
+    assert str(Healed(3, 4, 0.0, 0.0, None, False, None, 100, 1536)).endswith("relative error 0: it stays")

@@ -114,6 +114,26 @@ def test_targets_are_what_stood_before_the_next_block(llama):
     recipe, plan = planned(llama)
     assert heal_targets(recipe, plan.teacher, plan.student, [0, 3]) == {1: 3, 2: 4}
     assert heal_targets(recipe, plan.teacher, plan.student, [1]) == {1: 4}
+    assert heal_targets(recipe, plan.teacher, plan.student, [1, 2]) == {1: 2, 2: 4}
+
+
+def targets(path, blocks, *overrides):
+    recipe, plan = planned(path, f"student.from_teacher.blocks={blocks}", *overrides)
+    return heal_targets(recipe, plan.teacher, plan.student, blocks)
+
+
+def test_first_blocks_of_the_teachers_own_are_left_as_they_are(llama):
+    assert targets(llama, [0, 1, 3]) == {2: 3, 3: 4}
+    assert targets(llama, [0, 1, 2, 3]) == {}
+    by_map = ("student.heal.towards=layer_map", "layer_map.kind=explicit", "layer_map.pairs=[[1,1]]")
+    assert targets(llama, [0, 3], *by_map) == {}
+    assert targets(llama, [1, 3], *by_map) == {1: 1}
+    recipe, plan = planned(llama, "student.from_teacher.blocks=[0,1,2,3]")
+    assert "heal      nothing: all blocks put out what they did\n" in describe(recipe, plan, num_ranks=1)
+    smaller = tuple(((8, 16),) for _ in range(4))
+    narrow = dataclasses.replace(plan.student.parameters, of_blocks=smaller)
+    other = dataclasses.replace(plan.student, parameters=narrow)
+    assert [*heal_targets(recipe, plan.teacher, other, [0, 1, 2, 3])] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("family", [name for name, one in FAMILY_OF.items() if "heal" in one.refused])
