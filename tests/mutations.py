@@ -479,6 +479,24 @@ MUTATIONS = {
         "math.sqrt(share / num_tokens)",
         "norms of a narrower student divide by the root of another mean square",
     ),
+    "healed_factor": Mutation(
+        "assembly/healing.py",
+        "(goal[rows].double() - is_sum[rows].double()) / own.factor",
+        "(goal[rows].double() - is_sum[rows].double())",
+        "healing forgets what a block multiplies its map's output by",
+    ),
+    "healed_norm": Mutation(
+        "assembly/healing.py",
+        "                parameter.copy_(value)",
+        "                parameter.copy_(parameter)",
+        "the norm behind a healed map stays the student's own",
+    ),
+    "healed_padding": Mutation(
+        "assembly/calibration.py",
+        "return kept & rows.unsqueeze(1)",
+        "return rows.unsqueeze(1).expand_as(kept)",
+        "blocks are healed on padding, too",
+    ),
 }
 
 
