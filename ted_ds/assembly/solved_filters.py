@@ -1,0 +1,310 @@
+"""Filters in closed form: the linear map from a layer's state to what a head reads, by ridge regression.
+
+A filter ``F`` with bias ``b`` of layer ``k`` has the least
+
+    sum over tokens of w |F h_k + b - y|^2,   w = 1 / mean(y^2),
+
+where ``y`` is the state behind the last block, which the model's head reads, or what the partner's filter of the teacher
+puts out (:mod:`ted_ds.numerics.normal_equations` has the ridge). Heads read states behind a norm, so that a token counts
+by its relative error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ted_ds.assembly.assembly import Assembly
+from ted_ds.assembly.calibration import CalibrationBatch, open_calibration
+from ted_ds.assembly.stages import probes_of, teacher_bank
+from ted_ds.data.loader import Batch
+from ted_ds.errors import NumericsError
+from ted_ds.numerics.filters import FilterBank, pool
+from ted_ds.numerics.layer_map import layer_names
+from ted_ds.numerics.normal_equations import Fit, NormalEquations, fit, inverse_mean_square
+from ted_ds.planning.phase import Phase
+from ted_ds.planning.ridge_filters import solves_towards_teacher
+from ted_ds.runtime.frozen import FrozenModel
+from ted_ds.runtime.sharding import collect_garbage
+from ted_ds.tasks.base import pooling_of
+
+Vet = Callable[[FrozenModel], None]
+
+
+@dataclass(frozen=True)
+class SolvedFilters:
+    """The filters of one side, and what is to be said of them."""
+
+    bank: FilterBank
+    """On the host, in the precision of the weights; the same on every rank."""
+    about: dict[str, dict[str, Any]]
+    """How each was solved, and what it scores on held-out data (``scores``), by the name of its layer."""
+
+
+def solve_filters(
+    build: Assembly, phase: Phase, models: Mapping[str, Path], *, teacher_filters: Path | None, vet: Vet
+) -> dict[str, SolvedFilters]:
+    """The filters of a phase of Stage I by its sides, solved on the calibration data. Every rank must call it.
+
+    Args:
+        build: The run's assembly.
+        phase: The phase.
+        models: The folder of each side in it, and the teacher's where the student's filters are solved towards it.
+        teacher_filters: The folder of its filters, where they are not solved in this phase, too.
+        vet: Takes the teacher before it is used.
+
+    Raises:
+        NumericsError: A state is not finite; on every rank.
+        StopNow: Any rank was asked to stop; on every rank.
+        TedError: A model or the data cannot be loaded; on every rank.
+    """
+    return _Solver(build, phase, models, teacher_filters, vet).solve()
+
+
+class _Solver:
+    """Solves the filters of one phase."""
+
+    def __init__(
+        self, build: Assembly, phase: Phase, models: Mapping[str, Path], teacher_filters: Path | None, vet: Vet
+    ) -> None:
+        self._build, self._phase, self._models = build, phase, models
+        self._teacher_filters, self._vet = teacher_filters, vet
+        self._hosted: dict[str, FrozenModel] = {}
+        self._found: dict[str, SolvedFilters] = {}
+
+    def solve(self) -> dict[str, SolvedFilters]:
+        """See :func:`solve_filters`."""
+        self._build.stops.has_work(True)
+        batches = open_calibration(self._build).batches
+        try:
+            if "teacher" in self._phase.frozen:
+                self._solve("teacher", batches, self._add_own)
+            if "student" in self._phase.frozen and solves_towards_teacher(self._build.recipe, self._phase):
+                bank = self._teacher_bank()
+                self._solve("student", batches, lambda sums, one: self._add_beside_teacher(sums, one, bank))
+            elif "student" in self._phase.frozen:
+                self._solve("student", batches, self._add_own)
+        finally:
+            for model in self._hosted.values():
+                model.release()
+            self._hosted.clear()
+            collect_garbage()
+        return self._found
+
+    def _model(self, side: str) -> FrozenModel:
+        """A side's model, tapped at its side of the layer map and behind its last block."""
+        if side not in self._hosted:
+            build = self._build
+            layers = (*build.layers(side), build.facts(side).num_blocks)
+            self._hosted[side] = build.models.frozen(side, self._models[side], layers, new_head_allowed=True)
+            if side == "teacher":
+                self._vet(self._hosted[side])
+        return self._hosted[side]
+
+    def _teacher_bank(self) -> FilterBank:
+        """The teacher's filters on the device: those that were solved here, or those of the phase before."""
+        build = self._build
+        if "teacher" in self._found:
+            return self._found["teacher"].bank.to(build.world.device)
+        bank = build.world.agree(lambda: teacher_bank(build, self._teacher_filters))
+        assert bank is not None
+        return bank
+
+    @torch.no_grad()
+    def _solve(
+        self, side: str, batches: Sequence[CalibrationBatch], add: Callable[[FilterSums, CalibrationBatch], None]
+    ) -> None:
+        build = self._build
+        self._model(side)
+        sums = FilterSums(build, side)
+        for one in batches:
+            build.stop_if_asked()
+            add(sums, one.to(build.world.device))
+        bank, about = sums.solve(self._phase.name)
+        bank.to(build.world.device, build.dtype)
+        for name, scores in zip(about, self._scores(side, bank), strict=True):
+            about[name]["scores"] = scores
+        self._found[side] = SolvedFilters(bank.to("cpu"), about)
+
+    def _add_own(self, sums: FilterSums, one: CalibrationBatch) -> None:
+        """Take in what the model's own head reads: each token's last state, or that of the token a text is read at."""
+        build, batch = self._build, one.batch
+        model, task, filters = self._model(sums.side), build.recipe.task, build.recipe.filters
+        assert filters is not None
+        *states, last = _states(model, batch)
+        if task.has_lm_head or not task.pooled:
+            for place, (layer, state) in enumerate(zip(sums.layers, states, strict=True)):
+                sums.add(place, state, last, _masks(one, layer))
+            return
+        unread_id = model.tapped.unread_id
+        unread = None if unread_id is None else batch.input_ids == unread_id
+
+        def read(state: Tensor, how: str) -> Tensor:
+            return pool(state, batch.attention_mask, how=how, unread=unread)
+
+        has_text = batch.kept_tokens.any(1)
+        target = read(last, model.tapped.pooled_token)
+        for place, state in enumerate(states):
+            pooled = read(state, pooling_of(filters, model.tapped))
+            sums.add(place, pooled, target, [rows & has_text for rows in (one.fitted, one.heldout)])
+
+    def _add_beside_teacher(self, sums: FilterSums, one: CalibrationBatch, bank: FilterBank) -> None:
+        """Take in what Stage II compares: each state of the student's, and its partner's as the teacher filters it."""
+        teacher = _states(self._model("teacher"), one.batch)
+        student = _states(self._model("student"), one.batch)
+        for place, layer in enumerate(sums.layers):
+            sums.add(place, student[place], bank.filters[place](teacher[place]), _masks(one, layer))
+
+    def _scores(self, side: str, bank: FilterBank) -> list[dict[str, float]]:
+        """What each filter scores on held-out data."""
+        build, model = self._build, self._model(side)
+        probes = probes_of(build, side, bank, model.tapped, self._models).to(build.world.device).eval()
+
+        def forward(batch: Batch) -> dict[int, Tensor]:
+            found: dict[int, Tensor] = {}
+
+            def probe(place: int, state: Tensor) -> None:
+                if place < len(bank.layers):
+                    found[place] = probes.predict(place, state, batch.inputs).outputs(batch)
+
+            model(batch.inputs, on_state=probe)
+            return found
+
+        return build.evaluate(forward)[0]
+
+
+def _states(model: FrozenModel, batch: Batch) -> list[Tensor]:
+    """The states ``[batch, seq, hidden]`` of the layers that a model is tapped at, in their order."""
+    found: dict[int, Tensor] = {}
+    model(batch.inputs, on_state=found.__setitem__)
+    return [found[place] for place in sorted(found)]
+
+
+def _masks(one: CalibrationBatch, layer: Any) -> list[Tensor]:
+    """True for the tokens to fit, and for those to judge by: of those whose states Stage II compares."""
+    return [one.kept(rows, layer) & one.batch.compared(layer) for rows in (one.fitted, one.heldout)]
+
+
+class FilterSums:
+    """Sums over what the filters of a side read and what they are to put out, by their place in the layer map."""
+
+    def __init__(self, build: Assembly, side: str) -> None:
+        """Of no tokens."""
+        self.side, self.layers = side, build.layers(side)
+        self._build = build
+        width, dim, device = build.facts(side).hidden_size, build.plan.filter_dim, build.world.device
+        self._parts = [
+            tuple(NormalEquations(width, dim, with_bias=True, device=device) for _ in range(2)) for _ in self.layers
+        ]
+        """To fit, and to judge by."""
+        self._num_spoiled = torch.zeros(len(self.layers), 2, device=device)
+        """How many states are not finite, and how many targets."""
+
+    def add(self, place: int, inputs: Tensor, targets: Tensor, masks: Sequence[Tensor]) -> None:
+        """Take in states and targets ``[..., width]``: those to fit, and those to judge by."""
+        for equations, mask in zip(self._parts[place], masks, strict=True):
+            x, y = inputs[mask], targets[mask]
+            self._num_spoiled[place] += torch.stack([(~one.isfinite().all(1)).sum() for one in (x, y)])
+            equations.add(x, y, inverse_mean_square(y))
+
+    def solve(self, phase: str) -> tuple[FilterBank, dict[str, dict[str, Any]]]:
+        """The filters, and how each was solved, which is said. Every rank must call it.
+
+        Raises:
+            NumericsError: A state is not finite; on every rank.
+        """
+        build, world = self._build, self._build.world
+        filters = build.recipe.filters
+        assert filters is not None
+        spoiled = world.sum(self._num_spoiled).tolist()
+        bank = FilterBank(self.layers, build.facts(self.side).hidden_size, build.plan.filter_dim)
+        about: dict[str, dict[str, Any]] = {}
+        for place, (name, one) in enumerate(zip(layer_names(self.layers), bank.filters, strict=True)):
+            with world.together():
+                _refuse_spoiled(phase, f"{self.side} {name}", *spoiled[place])
+            fitted, heldout = self._parts[place]
+            for sums in (*fitted.tensors, *heldout.tensors):
+                world.sum(sums)
+            start = _unchanged(fitted)
+            # by one rank: others may round in another way
+            solved = world.on_main(
+                lambda fitted=fitted, heldout=heldout, start=start: _on_host(
+                    fit(fitted, towards=start, strengths=filters.ridge.strengths, heldout=heldout)
+                )
+            )
+            weights = solved.weights.float()
+            with torch.no_grad():
+                one.weight.copy_(weights[:, :-1])
+                one.bias.copy_(weights[:, -1])
+            about[name] = _facts(solved, fitted, heldout, start)
+            for line in _in_words(f"{phase}, {name}", about[name]):
+                build.screen.say(line)
+        return bank, about
+
+
+def _unchanged(equations: NormalEquations) -> Tensor:
+    """What a filter is held to: the state as it is, or nothing, where that is of another width."""
+    num_targets, num_inputs = equations.of_targets.shape
+    start = torch.zeros_like(equations.of_targets)
+    if num_targets == num_inputs - 1:
+        start.fill_diagonal_(1)
+    return start
+
+
+def _on_host(solved: Fit) -> Fit:
+    return replace(solved, weights=solved.weights.cpu())
+
+
+def _facts(solved: Fit, fitted: NormalEquations, heldout: NormalEquations, start: Tensor) -> dict[str, Any]:
+    """How a filter was solved, as JSON."""
+    judges = heldout if heldout.num_tokens else fitted
+    return {
+        "num_tokens": fitted.num_tokens,
+        "num_heldout_tokens": heldout.num_tokens,
+        "num_unknowns": fitted.num_inputs,
+        "strength": solved.strength,
+        "was_raised": solved.was_raised,
+        "errors": {f"{strength:g}": error for strength, error in solved.strengths.items()},
+        "error_before": judges.relative_error(start),
+        "error": solved.strengths[solved.strength],
+        "condition": solved.condition,
+    }
+
+
+def _in_words(filter_name: str, about: Mapping[str, Any]) -> list[str]:
+    """The same for the screen; of what is doubtful, a line each."""
+    lines = [
+        f"  {filter_name}: solved on {about['num_tokens']:,} tokens; relative error on {about['num_heldout_tokens']:,} "
+        f"others {about['error_before']:.4g} -> {about['error']:.4g}, ridge {about['strength']:g}, condition about "
+        f"{about['condition']:.2g}"
+    ]
+    if about["num_tokens"] < about["num_unknowns"]:
+        lines.append(
+            f"  WARN {filter_name}: {about['num_tokens']:,} tokens to fit, {about['num_unknowns']:,} unknowns for each "
+            "dimension: the ridge decides the rest; raise student.calibration.tokens"
+        )
+    if about["was_raised"]:
+        lines.append(
+            f"  WARN {filter_name}: its sums are singular, and the ridge was raised to {about['strength']:g} until "
+            "they could be solved (filters.ridge.strengths)"
+        )
+    return lines
+
+
+def _refuse_spoiled(phase: str, name: str, num_states: float, num_targets: float) -> None:
+    """Make sure that all states were finite.
+
+    Raises:
+        NumericsError: They were not.
+    """
+    if num_states or num_targets:
+        what = f"the state of {name}" if num_states else f"what the filter of {name} is solved towards"
+        raise NumericsError(
+            f"{phase}: {what} is not finite at {int(num_states or num_targets):,} tokens of the calibration texts "
+            "(student.calibration); look at the model (ted-ds doctor), or use precision bf16 or fp32"
+        )
