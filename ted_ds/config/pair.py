@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from ted_ds.config.calibration import Calibration
 from ted_ds.config.lora import Lora
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.section import Section, rule
@@ -143,6 +144,8 @@ class Student(Section):
     """Cut the student out of the teacher instead."""
     from_config: FromConfig | None = None
     """Or begin with random weights, the same for any number of ranks."""
+    calibration: Calibration = Calibration()
+    """The texts by which it is made, and filters are, where that is done without a gradient."""
     finetune: PhasePlan | None = None
     """Train the student on the task before Stage I (Stage 0)."""
     dropout: Dropout = Dropout()
