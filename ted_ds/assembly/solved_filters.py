@@ -4,9 +4,9 @@ A filter ``F`` with bias ``b`` of layer ``k`` has the least
 
     sum over tokens of w |F h_k + b - y|^2,   w = 1 / mean(y^2),
 
-where ``y`` is the state behind the last block, which the model's head reads, or what the partner's filter of the teacher
-puts out (:mod:`ted_ds.numerics.normal_equations` has the ridge). Heads read states behind a norm, so that a token counts
-by its relative error.
+where ``y`` is the state behind the last block, which the model's head reads, or what the partner's filter of the
+teacher puts out (:mod:`ted_ds.numerics.normal_equations` has the ridge). Heads read states behind a norm, so that a
+token counts by its relative error.
 """
 
 from __future__ import annotations
@@ -96,6 +96,12 @@ class _Solver:
             collect_garbage()
         return self._found
 
+    @property
+    def _reads_texts(self) -> bool:
+        """Whether the head reads a text at one place, or else each of its tokens."""
+        task = self._build.recipe.task
+        return task.pooled and not task.has_lm_head
+
     def _model(self, side: str) -> FrozenModel:
         """A side's model, tapped at its side of the layer map and behind its last block."""
         if side not in self._hosted:
@@ -125,7 +131,9 @@ class _Solver:
         for one in batches:
             build.stop_if_asked()
             add(sums, one.to(build.world.device))
-        bank, about = sums.solve(self._phase.name)
+        prefix = f"{side}/" if len(self._phase.frozen) > 1 else ""
+        unit = "texts" if add == self._add_own and self._reads_texts else "tokens"
+        bank, about = sums.solve(f"{self._phase.name}, {prefix}", unit)
         bank.to(build.world.device, build.dtype)
         for name, scores in zip(about, self._scores(side, bank), strict=True):
             about[name]["scores"] = scores
@@ -134,10 +142,10 @@ class _Solver:
     def _add_own(self, sums: FilterSums, one: CalibrationBatch) -> None:
         """Take in what the model's own head reads: each token's last state, or that of the token a text is read at."""
         build, batch = self._build, one.batch
-        model, task, filters = self._model(sums.side), build.recipe.task, build.recipe.filters
+        model, filters = self._model(sums.side), build.recipe.filters
         assert filters is not None
         *states, last = _states(model, batch)
-        if task.has_lm_head or not task.pooled:
+        if not self._reads_texts:
             for place, (layer, state) in enumerate(zip(sums.layers, states, strict=True)):
                 sums.add(place, state, last, _masks(one, layer))
             return
@@ -212,8 +220,12 @@ class FilterSums:
             self._num_spoiled[place] += torch.stack([(~one.isfinite().all(1)).sum() for one in (x, y)])
             equations.add(x, y, inverse_mean_square(y))
 
-    def solve(self, phase: str) -> tuple[FilterBank, dict[str, dict[str, Any]]]:
+    def solve(self, prefix: str, unit: str) -> tuple[FilterBank, dict[str, dict[str, Any]]]:
         """The filters, and how each was solved, which is said. Every rank must call it.
+
+        Args:
+            prefix: Before the name of a layer, in what is said.
+            unit: What was counted, in words.
 
         Raises:
             NumericsError: A state is not finite; on every rank.
@@ -226,7 +238,7 @@ class FilterSums:
         about: dict[str, dict[str, Any]] = {}
         for place, (name, one) in enumerate(zip(layer_names(self.layers), bank.filters, strict=True)):
             with world.together():
-                _refuse_spoiled(phase, f"{self.side} {name}", *spoiled[place])
+                _refuse_spoiled(f"{prefix}{name}", *spoiled[place])
             fitted, heldout = self._parts[place]
             for sums in (*fitted.tensors, *heldout.tensors):
                 world.sum(sums)
@@ -242,7 +254,7 @@ class FilterSums:
                 one.weight.copy_(weights[:, :-1])
                 one.bias.copy_(weights[:, -1])
             about[name] = _facts(solved, fitted, heldout, start)
-            for line in _in_words(f"{phase}, {name}", about[name]):
+            for line in _in_words(f"{prefix}{name}", unit, about[name]):
                 build.screen.say(line)
         return bank, about
 
@@ -276,35 +288,35 @@ def _facts(solved: Fit, fitted: NormalEquations, heldout: NormalEquations, start
     }
 
 
-def _in_words(filter_name: str, about: Mapping[str, Any]) -> list[str]:
+def _in_words(filter_name: str, unit: str, about: Mapping[str, Any]) -> list[str]:
     """The same for the screen; of what is doubtful, a line each."""
     lines = [
-        f"  {filter_name}: solved on {about['num_tokens']:,} tokens; relative error on {about['num_heldout_tokens']:,} "
+        f"  {filter_name}: solved on {about['num_tokens']:,} {unit}; relative error on {about['num_heldout_tokens']:,} "
         f"others {about['error_before']:.4g} -> {about['error']:.4g}, ridge {about['strength']:g}, condition about "
         f"{about['condition']:.2g}"
     ]
     if about["num_tokens"] < about["num_unknowns"]:
         lines.append(
-            f"  WARN {filter_name}: {about['num_tokens']:,} tokens to fit, {about['num_unknowns']:,} unknowns for each "
+            f"  WARN {filter_name}: {about['num_tokens']:,} {unit} for {about['num_unknowns']:,} unknowns of each "
             "dimension: the ridge decides the rest; raise student.calibration.tokens"
         )
     if about["was_raised"]:
         lines.append(
-            f"  WARN {filter_name}: its sums are singular, and the ridge was raised to {about['strength']:g} until "
-            "they could be solved (filters.ridge.strengths)"
+            f"  WARN {filter_name}: its sums are singular, and the ridge was raised to {about['strength']:g}, where "
+            "they can be solved; give filters.ridge.strengths from there on"
         )
     return lines
 
 
-def _refuse_spoiled(phase: str, name: str, num_states: float, num_targets: float) -> None:
+def _refuse_spoiled(filter_name: str, num_states: float, num_targets: float) -> None:
     """Make sure that all states were finite.
 
     Raises:
         NumericsError: They were not.
     """
     if num_states or num_targets:
-        what = f"the state of {name}" if num_states else f"what the filter of {name} is solved towards"
+        what = "the state it reads" if num_states else "what it is solved towards"
         raise NumericsError(
-            f"{phase}: {what} is not finite at {int(num_states or num_targets):,} tokens of the calibration texts "
-            "(student.calibration); look at the model (ted-ds doctor), or use precision bf16 or fp32"
+            f"{filter_name}: {what} is not finite at {int(num_states or num_targets):,} tokens of the calibration "
+            "texts (student.calibration); look at the model (ted-ds doctor), or use precision bf16 or fp32"
         )

@@ -57,7 +57,7 @@ class Ridge(Section):
     """How filters are solved, on the texts of ``student.calibration``."""
 
     strengths: list[Annotated[float, Field(gt=0)]] = Field(
-        default=[1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7], min_length=1
+        default=[10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6], min_length=1
     )
     """How strongly a filter is held back, as shares of the mean square of what it reads; of each filter's, that with
     the least error on held-out tokens is taken."""

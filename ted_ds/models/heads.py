@@ -127,8 +127,7 @@ class OwnOutput(nn.Module):
 
 def own_probes(bank: FilterBank, output: TappedModel, *, mean: bool) -> FilterProbes:
     """Probes that a model's own output reads, as they stand or by the ``mean`` over each text's tokens."""
-    head = OwnOutput(output)
-    return FilterProbes(bank, [head for _ in bank.layers], pooling="mean" if mean else None)
+    return FilterProbes(bank, [OwnOutput(output) for _ in bank.layers], pooling="mean" if mean else None)
 
 
 def classification_probes(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from ted_ds.assembly.solved_filters import solve_filters
 from ted_ds.assembly.stages import build_stage_one
+from ted_ds.config.schema import Recipe
 from ted_ds.models.filter_files import save_filters
 from ted_ds.numerics.filters import FilterBank
 from ted_ds.numerics.layer_map import layer_names
@@ -21,25 +21,11 @@ from ted_ds.phases.training import KEPT, PhaseTraining, checkpoints_of
 from ted_ds.phases.work import Kit, Work
 from ted_ds.planning.phase import Phase, training_of
 from ted_ds.planning.ridge_filters import are_solved, solves_towards_teacher
-from ted_ds.runtime.sharding import collect_garbage
-from ted_ds.vetting.filters import vet_filters
-
-Scores = dict[str, dict[str, dict[str, float]]]
-"""Held-out metrics, by side and the name of a filter's layer."""
+from ted_ds.vetting.filters import vet_learned
+from ted_ds.vetting.preflight import act_on
 
 
-@dataclass
-class _Learned:
-    """What a phase leaves."""
-
-    states: Mapping[str, dict[str, Tensor]]
-    """The weights of each side's filters, on rank 0."""
-    scores: Scores
-    result: dict[str, Any] = field(default_factory=dict)
-    """What else is reported."""
-
-
-def _models(folders: RunFolders, phase: Phase, recipe: Any) -> dict[str, Path]:
+def _models(folders: RunFolders, phase: Phase, recipe: Recipe) -> dict[str, Path]:
     """The models it reads, by side."""
     paths = {"teacher": folders.teacher_path, "student": folders.student_path}
     with_teacher = solves_towards_teacher(recipe, phase)
@@ -77,33 +63,79 @@ def _of_solving(inputs: Inputs, phase: Phase) -> dict[str, Any]:
 def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
     build, filters = kit.build, kit.build.recipe.filters
     assert filters is not None
-    solved: dict[str, FilterBank] = {}
-    about: dict[str, Any] | None = None
+    banks: dict[str, FilterBank] = {}
+    solved: dict[str, Any] | None = None
     if are_solved(build.recipe):
-        # its checkpoint has the filters as they have been learned since
         saved = checkpoints_of(build, folder).newest()
         if saved is None:
-            solved, about = _solve(kit, phase)
-        else:
-            about = saved.state[KEPT]
+            banks, solved = _solve(kit, phase)
+        else:  # it has the filters as they have been learned since
+            solved = saved.state[KEPT]
     if training_of(build.recipe, phase).steps:
-        learned = _train(kit, phase, folder, solved, about)
+        states, result = _learn(kit, phase, folder, banks, solved)
     else:
-        assert about is not None
-        learned = _Learned(
-            {side: dict(bank.state_dict()) for side, bank in solved.items()}, {side: _scores(of) for side, of in about}
-        )
+        assert solved is not None
+        states = {side: dict(bank.state_dict()) for side, bank in banks.items()}
+        result = {"filters": {side: {name: one["scores"] for name, one in of.items()} for side, of in solved.items()}}
+    if solved is not None:
+        result["solved"] = solved
 
     def write(place: Path) -> dict[str, Any]:
-        for side, state in learned.states.items():
+        for side, state in states.items():
             subfolder = place / filters_subfolder(phase, side)
             subfolder.mkdir(exist_ok=True)
             layers, dim = build.layers(side), build.plan.filter_dim
             save_filters(subfolder, state, layers=layers, dim=dim, kind=filters.kind)
-        return {**learned.result, "filters": learned.scores, **({} if about is None else {"solved": about})}
+        return result
 
     kit.write(folder, write)
-    vet_filters(build, phase, folder.result_of_all(build.world))
+    for side in phase.frozen:
+        act_on(build, vet_learned(build, side, result))
+
+
+def _solve(kit: Kit, phase: Phase) -> tuple[dict[str, FilterBank], dict[str, Any]]:
+    """Filters by side, and what is kept of how they were solved."""
+    build, folders = kit.build, kit.folders
+    models = _models(folders, phase, build.recipe)
+    learned_before = "teacher" in models and "teacher" not in phase.frozen
+    found = solve_filters(
+        build,
+        phase,
+        models,
+        teacher_filters=folders.filters_path("teacher") if learned_before else None,
+        vet=lambda model: kit.teacher.vet(model, models["teacher"]),
+    )
+    return {side: one.bank for side, one in found.items()}, {side: one.about for side, one in found.items()}
+
+
+def _learn(
+    kit: Kit, phase: Phase, folder: PhaseFolder, banks: Mapping[str, FilterBank], solved: dict[str, Any] | None
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Train the filters from those given, or from fresh ones; their weights by side, and what is reported."""
+    build, models = kit.build, _models(kit.folders, phase, kit.build.recipe)
+    assert phase.plan_path is not None
+    plan = training_of(build.recipe, phase)
+    config = build.engine_config(plan, phase.plan_path)
+    stage = build_stage_one(build, phase.name, models, solved=banks)
+    if "teacher" in stage.sides:
+        kit.teacher.vet(stage.sides["teacher"].body, models["teacher"])
+    for one in stage.sides.values():
+        build.models.drop_beyond_taps(one.body)
+        build.models.share(one.body, one.probes)
+    bodies = {side: one.body for side, one in stage.sides.items()}
+    with build.engine(phase.name, stage.module, config, plan, watched=stage.watched, frozen=bodies) as engine:
+        training = PhaseTraining(
+            kit, folder, engine, plan, forward=stage.outputs(engine), outputs=stage.names, kept=solved
+        )
+        result = training.run(stage.objective)
+        states = {side: build.models.whole_state(one.bank) for side, one in stage.sides.items()}
+    for body in bodies.values():
+        body.release()
+    scores = iter(training.scores)
+    of_filter = {
+        side: {name: next(scores) for name in layer_names(one.bank.layers)} for side, one in stage.sides.items()
+    }
+    return states, {**result, "filters": of_filter}
 
 
 WORK = Work(_inputs, _run)

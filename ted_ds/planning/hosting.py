@@ -144,6 +144,7 @@ def describe_memory(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
             f"optimizer {gib(one.trained.optimizer)}",
         ]
         parts += [f"activations about {gib(one.activations)}"] if one.activations else []
+        parts += [f"(before, to solve filters, {gib(one.sums)})"] if one.sums else []
         parts += [f"buffers {gib(one.buckets)} on a GPU"] if one.buckets else []
         parts += ["teacher"] if one.hosts_teacher else []
         lines.append(f"memory    {one.phase:16} {' + '.join(parts)}")
