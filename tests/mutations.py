@@ -36,7 +36,7 @@ MOST_SURVIVORS = 0.05
 REACHING = ["tests/unit", "tests/parity", "tests/distributed", "tests/integration"]
 TESTS = ["tests/unit/data/test_masking.py", "tests/parity"]
 TESTS += ["tests/distributed/test_matrix.py", "tests/distributed/test_variable_microbatches.py"]
-TESTS += ["tests/distributed/test_adapters.py"]
+TESTS += ["tests/distributed/test_adapters.py", "tests/distributed/test_solved_filters.py"]
 
 
 class Mutation(NamedTuple):
@@ -465,6 +465,24 @@ MUTATIONS = {
         "self._count += 1",
         "self._count += 0",
         "all layers that share a block are taken for its first one",
+    ),
+    "solved_weights": Mutation(
+        "assembly/filter_sums.py",
+        "equations.add(x, y, inverse_mean_square(y))",
+        "equations.add(x, y)",
+        "filters are solved for the largest states",
+    ),
+    "solved_place": Mutation(
+        "assembly/solved_filters.py",
+        "target = read(last, model.tapped.pooled_token)",
+        'target = read(last, "mean")',
+        "filters are solved towards another token than a text is read at",
+    ),
+    "solved_ranks": Mutation(
+        "assembly/filter_sums.py",
+        "                world.sum(sums)",
+        "                world.sum(sums.clone())",
+        "filters are solved on the texts of rank 0 alone",
     ),
 }
 
