@@ -6,6 +6,7 @@ What that is for each of them is found here, by running the models on the calibr
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -113,7 +114,7 @@ class _Solver:
         """The teacher's filters on the device: those that were solved here, or those of the phase before."""
         build = self._build
         if "teacher" in self._found:
-            return self._found["teacher"].bank.to(build.world.device)
+            return copy.deepcopy(self._found["teacher"].bank).to(build.world.device)
         bank = build.world.agree(lambda: teacher_bank(build, self._teacher_filters))
         assert bank is not None
         return bank
