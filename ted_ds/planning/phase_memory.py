@@ -15,6 +15,7 @@ from ted_ds.models.files import ModelFacts
 from ted_ds.models.parameters import Parameters
 from ted_ds.numerics.layer_map import stack_of
 from ted_ds.planning.adapters import adapted_sizes, teaches_itself
+from ted_ds.planning.heal_cost import heal_cost
 from ted_ds.planning.memory import (
     ITEM_BYTES,
     SHARDED_HOSTS,
@@ -25,7 +26,7 @@ from ted_ds.planning.memory import (
     on_device,
     trained_bytes,
 )
-from ted_ds.planning.phase import DISTILL, Phase, phases_of, training_of
+from ted_ds.planning.phase import DISTILL, HEAL_STUDENT, Phase, phases_of, training_of
 from ted_ds.planning.plan import Plan
 from ted_ds.planning.ridge_filters import are_solved, reader_of, solves_towards_teacher
 
@@ -49,19 +50,23 @@ class PhaseMemory:
     buckets: int
     """DeepSpeed's buffers for communication, on a device that is not the host."""
     sums: int = 0
+    """What is solved without training."""
+    on_host: int = 0
+    """States that wait in host memory."""
+    sums_before: int = 0
     """By which filters are solved, before anything trains."""
 
     def total(self, config: Mapping[str, Any], *, device_is_host: bool) -> int:
         """All of it that is on the device."""
         trained = self.trained if device_is_host else on_device(self.trained, config)
-        training = trained.total + self.activations + (0 if device_is_host else self.buckets)
-        return max(training, self.sums) + self.frozen
+        training = max(trained.total + self.activations, self.sums_before)
+        return training + self.frozen + self.sums + (self.on_host if device_is_host else self.buckets)
 
 
 def phase_memories(
     recipe: Recipe, plan: Plan, config: Mapping[str, Any], *, world_size: int, host: str = "replica"
 ) -> list[PhaseMemory]:
-    """What the phases that train need, in order; none while a model is not fetched yet.
+    """What the phases that train or heal need, in order; none while a model is not fetched yet.
 
     Args:
         recipe: The recipe.
@@ -73,7 +78,11 @@ def phase_memories(
     if plan.teacher is None or plan.student is None:
         return []
     pair = _Pair(recipe, plan, config, world_size, {"teacher": plan.teacher, "student": plan.student})
-    return [pair.training(phase, host) for phase in phases_of(recipe) if phase.plan_path is not None]
+    return [
+        pair.healing(host) if phase is HEAL_STUDENT else pair.training(phase, host)
+        for phase in phases_of(recipe)
+        if phase.plan_path is not None or phase is HEAL_STUDENT
+    ]
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,24 @@ class _Pair:
             return self._learning_filters(phase, host)
         return self._finetuning(phase, phase.trains)
 
+    def healing(self, host: str) -> PhaseMemory:
+        """Of a student that is healed; what a microbatch takes on its way through a block is left out."""
+        cost = heal_cost(self.recipe, self.facts["teacher"], self.facts["student"], num_ranks=self.world_size)
+        nothing = Trained(0, 0, 0)
+        own = self._frozen_student(host)
+        return PhaseMemory(
+            HEAL_STUDENT.name, 0, nothing, 0, True, own, 0, sums=cost.sums_bytes, on_host=cost.states_bytes
+        )
+
+    def _frozen_student(self, host: str) -> int:
+        """Of a frozen student's weights, which are sharded where the teacher's are."""
+        return frozen_bytes(
+            self._parameters("student"),
+            host="zero3" if host in SHARDED_HOSTS else "replica",
+            precision=self.recipe.precision,
+            world_size=self.world_size,
+        )
+
     def _finetuning(self, phase: Phase, side: str) -> PhaseMemory:
         """Stage 0."""
         sizes, num_frozen = self._trained_sizes(side)
@@ -107,13 +134,7 @@ class _Pair:
         of_heads = {side: self._heads(side, filters) for side in sides}
         frozen = 0
         if "student" in sides:
-            student_host = "zero3" if host in SHARDED_HOSTS else "replica"
-            frozen = frozen_bytes(
-                self._parameters("student"),
-                host=student_host,
-                precision=self.recipe.precision,
-                world_size=self.world_size,
-            )
+            frozen = self._frozen_student(host)
         sizes = [size for side, (heads, _) in of_heads.items() for size in (*self._filters(side), *heads)]
         learned = self._phase(
             phase.name,
@@ -122,7 +143,7 @@ class _Pair:
             hosts_teacher="teacher" in sides or solves_towards_teacher(self.recipe, phase),
             frozen=frozen,
         )
-        return replace(learned, sums=bytes_of_sums(self.recipe, self.plan, phase))
+        return replace(learned, sums_before=bytes_of_sums(self.recipe, self.plan, phase))
 
     def _distilling(self) -> PhaseMemory:
         """Stage II."""

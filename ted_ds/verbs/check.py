@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ted_ds.planning.hosting import describe_memory
+from ted_ds.planning.model_sizes import describe_sizes
 from ted_ds.planning.plan import describe, plan_recipe
 from ted_ds.planning.ridge_work import describe_ridge
 from ted_ds.planning.traffic import Link, describe_traffic
@@ -29,6 +30,7 @@ def check(
     """
     recipe, plan = plan_recipe(recipe_path, overrides, kind_of, num_ranks=num_ranks, looks_up_hub=True)
     print(describe(recipe, plan, num_ranks=num_ranks))
+    print(describe_sizes(recipe, plan), end="")
     print(describe_work(recipe, plan, Pace(num_ranks, tflops)), end="")
     print(describe_ridge(recipe, plan), end="")
     print(describe_memory(recipe, plan, num_ranks=num_ranks), end="")

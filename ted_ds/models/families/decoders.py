@@ -6,6 +6,8 @@ from dataclasses import replace
 
 from ted_ds.models.family import Family
 
+NORMED_OUTPUT = "a norm stands between the last linear map of its blocks and the sum they put out"
+OF_EXPERTS = "each token goes through other experts in its blocks, of which none sees enough"
 LLAMA = Family(
     model_types=("llama",),
     embeddings_path="model.embed_tokens",
@@ -24,6 +26,7 @@ LLAMA = Family(
     attention_dropouts=("attention_dropout",),
     label_dropouts={"TokenClassification": "classifier_dropout"},
     buffers=("rotary_emb.inv_freq",),
+    output_map="mlp.down_proj",
 )
 MISTRAL = replace(LLAMA, model_types=("mistral",), span_head="qa_outputs")
 QWEN2 = replace(
@@ -65,6 +68,7 @@ GPT2 = Family(
     inverse_number_key="scale_attn_by_inverse_layer_idx",
     fused_queries=("attn.c_attn.weight", "attn.c_attn.bias"),
     buffers=(".attn.bias", ".attn.masked_bias"),
+    output_map="mlp.c_proj",
     tokenizer_class="GPT2Tokenizer",
 )
 GPT_NEOX = replace(
@@ -83,10 +87,17 @@ GPT_NEOX = replace(
     span_head="qa_outputs",
     hidden_dropouts=("hidden_dropout",),
     buffers=("rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias"),
+    output_map="mlp.dense_4h_to_h",
     tokenizer_class="GPTNeoXTokenizer",
 )
 PHI3 = replace(LLAMA, model_types=("phi3",), hidden_dropouts=("resid_pdrop",))
-OLMO2 = replace(LLAMA, model_types=("olmo2",), lacks=("MultipleChoice", "TokenClassification"), label_dropouts={})
+OLMO2 = replace(
+    LLAMA,
+    model_types=("olmo2",),
+    lacks=("MultipleChoice", "TokenClassification"),
+    label_dropouts={},
+    refused={"heal": NORMED_OUTPUT},
+)
 SMOLLM3 = replace(
     LLAMA,
     model_types=("smollm3",),
@@ -102,6 +113,7 @@ GRANITE = replace(
     label_heads=(),
     lacks=("SequenceClassification", "TokenClassification", "MultipleChoice"),
     label_dropouts={},
+    output_factor_key="residual_multiplier",
 )
 GEMMA2 = replace(
     LLAMA,
@@ -118,6 +130,7 @@ GEMMA2 = replace(
     },
     buffers=("rotary_emb.inv_freq", "embed_tokens.embed_scale"),
     tokenizer_class="GemmaTokenizer",
+    refused={"heal": NORMED_OUTPUT},
 )
 GEMMA3 = replace(
     GEMMA2,
@@ -155,12 +168,16 @@ OPT = replace(
     },
     buffers=(),
     tokenizer_class="GPT2Tokenizer",
+    output_map="fc2",
+    norm_behind_map="final_layer_norm",
+    is_normed_before_key="do_layer_norm_before",
 )
 MIXTRAL = replace(
     MISTRAL,
     model_types=("mixtral",),
     own_names={"num_experts": "num_local_experts"},
     num_experts_keys=("num_experts", "num_local_experts"),
+    refused={"heal": OF_EXPERTS},
 )
 QWEN3_MOE = replace(
     QWEN3,
@@ -170,6 +187,7 @@ QWEN3_MOE = replace(
     num_experts_keys=MIXTRAL.num_experts_keys,
     sparse_step_key="decoder_sparse_step",
     dense_blocks_key="mlp_only_layers",
+    refused={"heal": OF_EXPERTS},
 )
 WITH_A_TEXT_MODEL = {"gemma3": "gemma3_text"}
 """Types that read more than text, and the type of the language model in them, which can be written down alone."""

@@ -35,6 +35,8 @@ BERT = Family(
     ),
     buffers=("position_ids",),
     tokenizer_class="BertTokenizer",
+    output_map="output.dense",
+    norm_behind_map="output.LayerNorm",
 )
 DEBERTA_V2 = Family(
     model_types=("deberta-v2",),
@@ -74,6 +76,8 @@ DEBERTA_V2 = Family(
     label_dropouts=dict.fromkeys(("SequenceClassification", "MultipleChoice"), "cls_dropout"),
     buffers=("position_ids",),
     tokenizer_class="DebertaV2Tokenizer",
+    output_map=BERT.output_map,
+    norm_behind_map=BERT.norm_behind_map,
 )
 ROBERTA = replace(
     BERT,
@@ -148,6 +152,8 @@ DISTILBERT = Family(
     },
     buffers=("position_ids",),
     tokenizer_class="BertTokenizer",
+    output_map="ffn.lin2",
+    norm_behind_map="output_layer_norm",
 )
 ELECTRA = replace(
     BERT,
@@ -199,6 +205,7 @@ MODERNBERT = Family(
     label_dropouts=dict.fromkeys(
         ("SequenceClassification", "TokenClassification", "MultipleChoice", "QuestionAnswering"), "classifier_dropout"
     ),
+    output_map="mlp.Wo",
 )
 ALBERT = replace(
     BERT,
@@ -221,5 +228,6 @@ ALBERT = replace(
         ("SequenceClassification", "TokenClassification", "MultipleChoice"), "classifier_dropout_prob"
     ),
     tokenizer_class="AlbertTokenizer",
+    refused={"heal": "its layers share blocks, and what is solved for one would change the others"},
 )
 ENCODERS = (BERT, ROBERTA, XLM_ROBERTA, MPNET, DISTILBERT, ELECTRA, MODERNBERT, ALBERT, DEBERTA_V2)
