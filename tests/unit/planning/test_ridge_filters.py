@@ -43,7 +43,7 @@ def test_check_says_what_it_takes(lm_run: Path) -> None:
     lines = describe_memory(recipe, plan, num_ranks=1).splitlines()
     (of_teacher,) = (line for line in lines if line.startswith("memory    filters_teacher"))
     assert f"(before, to solve filters, {sums / 2**20:.3g} MiB)" in of_teacher
-    assert "gradients 0 MiB + optimizer 0 MiB" in of_teacher, "nothing trains"
+    assert "gradients" not in of_teacher, "nothing trains"
     (of_student,) = (line for line in lines if line.startswith("memory    filters_student"))
     assert of_student.endswith("teacher"), "which is beside it while its filters are solved"
 
