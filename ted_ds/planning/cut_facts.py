@@ -68,8 +68,8 @@ def cut_facts(cut: CutFromTeacher, teacher: ModelFacts) -> ModelFacts:
         raise ConfigError(f"the teacher, a {teacher.model_type}, {rule}")
     of_stacks = known_blocks(cut, teacher)
     chosen, before = [], 0
-    for stack, depth in depths.items() if of_stacks is not None else ():
-        blocks = of_stacks[stack]
+    for stack, blocks in (of_stacks or {}).items():
+        depth = depths[stack]
         outside = [block for block in blocks if block >= depth]
         if outside:
             whose = f"the teacher's {stack}" if stack else "the teacher"
