@@ -65,7 +65,7 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "rwkv": {"attention_hidden_size": 16, "num_hidden_layers": 8, "context_length": 64},
     "xlnet": {"d_inner": 24},
     "convbert": {"embedding_size": 16},
-    "rembert": {"input_embedding_size": 16, "output_embedding_size": 20},
+    "rembert": {"input_embedding_size": 12, "output_embedding_size": 20},
     "esm": {"position_embedding_type": "rotary", "mask_token_id": 3},
     "longformer": {"attention_window": 8},
     "nemotron": {},
@@ -92,12 +92,11 @@ TAKEN: Mapping[str, tuple[str, ...]] = {
     "recurrent_gemma": ("padding on the left", "isolated documents", "pipeline", "int8"),
     "xglm": ("pipeline",),
     "ctrl": ("pipeline",),
-    "camembert": ("MaskedLM",),
-    "data2vec-text": ("MaskedLM",),
-    "rembert": ("MaskedLM", "pipeline"),
+    **dict.fromkeys(("camembert", "data2vec-text"), NOTHING),
+    "rembert": ("pipeline",),
     "esm": ("MaskedLM", "cut"),
     "layoutlm": ("zero3",),
-    "ibert": ("MaskedLM", "pipeline", "int8"),
+    "ibert": ("pipeline", "int8"),
 }
 """The types that are taken, and what not for, beside compiled blocks, which nobody tries."""
 REFUSED: Mapping[str, str] = {

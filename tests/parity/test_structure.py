@@ -15,8 +15,9 @@ from ted_ds.errors import CheckpointError
 from ted_ds.models.companions import Origins
 from ted_ds.models.cutting import cut
 from ted_ds.models.families import FAMILY_OF
-from ted_ds.models.files import read_model_facts
+from ted_ds.models.files import facts_by, read_model_facts
 from ted_ds.models.found import family_as_json, family_from_json
+from ted_ds.models.heads import load_lm_output
 from ted_ds.models.loading import auto_class
 from ted_ds.models.structure.find import find_family
 from ted_ds.models.taps import TappedModel
@@ -24,10 +25,10 @@ from tests.plain import logits_of
 from tests.structures import REFUSED, TAKEN, content_of
 from tests.tiny import VOCAB_SIZE, model_config
 
-QUICK = ("gpt_neo", "bloom", "cohere", "mamba", "jamba", "openai-gpt", "roformer")
+QUICK = ("gpt_neo", "bloom", "cohere", "mamba", "jamba", "openai-gpt", "roformer", "camembert")
 """Of each kind one: from a table, by distance, with scaled logits, without attention, of two kinds of blocks, without
-a final norm, of an encoder."""
-KNOWN = ("llama", "gpt2", "gemma2", "bert")
+a final norm, of an encoder, and of one with an activation before its LM head."""
+KNOWN = ("llama", "gpt2", "gemma2", "bert", "roberta")
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,10 @@ def test_what_is_accepted_is_what_plain_transformers_computes(tmp_path, name, fo
     assert {*family.refused} - {"torch_compile"} == {*TAKEN[name]}
     model = model_of(name, family)
     model.save_pretrained(tmp_path / "whole")
+    tensors = {name: tuple(one.shape) for name, one in load_file(tmp_path / "whole" / "model.safetensors").items()}
+    facts = facts_by(json.loads((tmp_path / "whole" / "config.json").read_text()), tensors, family)
+    if family.language_model not in family.refused:
+        assert facts.as_language_model.total == sum(parameter.numel() for parameter in model.parameters())
     ids = torch.randint(5, VOCAB_SIZE, (2, 17), generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         plain = model(input_ids=ids, output_hidden_states=True, use_cache=False)
@@ -115,7 +120,8 @@ def test_of_a_type_with_a_record_the_same_is_found(name):
     for fact in (
         *("token_embeddings_path", "blocks_path", "final_norm_path", "before_lm_head", "lm_head_path", "positions"),
         *("language_model", "pooled_token", "span_head", "label_heads", "embeddings_path", "arrival_path"),
-        *("attention_dropouts", "logits_cap_key", "token_types_key", "before_blocks"),
+        *("attention_dropouts", "logits_cap_key", "token_types_key", "before_blocks", "lm_activation"),
+        "unread_lm_bias",
     ):
         assert getattr(family, fact) == getattr(record, fact), fact
     assert {*family.hidden_dropouts} == {*record.hidden_dropouts}
@@ -153,8 +159,14 @@ def test_a_model_that_does_something_between_its_blocks_is_refused(monkeypatch):
 def test_facts_of_a_found_family_are_read_from_its_folder(tmp_path, monkeypatch, found):
     """In a process of its own, as ``ted-ds check`` does; and at once where it was found before."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    model_of("bloom", found("bloom")).save_pretrained(tmp_path / "model")
+    model = model_of("camembert", found("camembert"))
+    model.save_pretrained(tmp_path / "model")
     facts = read_model_facts(tmp_path / "model")
-    assert facts.family.blocks_path == found("bloom").blocks_path
+    assert facts.family.blocks_path == found("camembert").blocks_path
     assert facts.family.found
     assert (facts.num_blocks, facts.hidden_size, facts.num_heads) == (3, 16, 2)
+    before, head = load_lm_output(tmp_path / "model", torch.float32)
+    state = torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(6))
+    with torch.no_grad():
+        logits = torch.nn.functional.linear(before(state), head.weight, head.bias)
+        torch.testing.assert_close(logits, model.lm_head(state), rtol=1e-6, atol=1e-6)
