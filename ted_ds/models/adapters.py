@@ -23,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from ted_ds.errors import CheckpointError
 from ted_ds.models.adapter_folder import ADAPTER_WEIGHTS, BEFORE_ADAPTED
 from ted_ds.models.adapter_targets import is_target, may_be_adapted
-from ted_ds.models.family import Family
+from ted_ds.models.family import Family, prefixes
 from ted_ds.models.parts import has_part
 
 NAME = "default"
@@ -67,6 +67,8 @@ def add_adapters(model: PreTrainedModel, family: Family, settings: AdapterSettin
         )
     heads = [path for path in family.own_heads if has_part(model, path)]
     heads += [path for path in family.before_label_head if any(name.startswith(f"{path}.") for name in fresh)]
+    # of a head within another, as RoBERTa's, that would be copied twice
+    heads = [path for path in heads if not path.startswith(prefixes(heads))]
     config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,

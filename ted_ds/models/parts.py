@@ -98,9 +98,13 @@ def logit_rule_of(config: Any, family: Family) -> LogitRule:
 
 
 def has_part(model: nn.Module, path: str) -> bool:
-    """Whether a module is at a path whose parent is there."""
-    parent, _, name = path.rpartition(".")
-    return isinstance(getattr(model.get_submodule(parent), name, None), nn.Module)
+    """Whether a module is at a path."""
+    found: Any = model
+    for name in path.split("."):
+        found = getattr(found, name, None)
+        if not isinstance(found, nn.Module):
+            return False
+    return True
 
 
 def put_part(model: nn.Module, path: str, module: nn.Module | None) -> None:

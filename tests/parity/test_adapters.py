@@ -41,6 +41,7 @@ FAMILIES = [
     ("albert", LABELS, None),
     ("modernbert", LABELS, ["Wqkv"]),
     ("gpt_neox", None, None),
+    ("roberta", LABELS, ["query"]),  # whose head for texts has another within it
     ("qwen3_moe", None, None),  # with a block that has no experts
     ("t5", None, None),
     ("t5", None, ["q", "DenseReluDense.wo"]),
