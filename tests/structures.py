@@ -76,8 +76,8 @@ TAKEN: Mapping[str, tuple[str, ...]] = {
     "gpt_neo": NOTHING,
     "bloom": ("isolated documents",),
     "cohere": NOTHING,
-    "mamba": ("isolated documents", "zero3", "int8"),
-    "jamba": ("isolated documents", "zero3", "int8"),
+    "mamba": ("isolated documents", "zero3", "int8", "adapters"),
+    "jamba": ("isolated documents", "zero3", "int8", "adapters"),
     "openai-gpt": ("isolated documents",),
     "roformer": NOTHING,
     **dict.fromkeys(("gptj", "codegen", "phi", "starcoder2", "stablelm", "cohere2", "olmo", "gemma", "glm"), NOTHING),
@@ -87,8 +87,8 @@ TAKEN: Mapping[str, tuple[str, ...]] = {
     "mpt": ("isolated documents",),
     "olmoe": ("int8",),
     "deepseek_v3": ("int8",),
-    "mamba2": ("isolated documents", "zero3"),
-    "falcon_mamba": ("isolated documents", "zero3", "int8"),
+    "mamba2": ("isolated documents", "zero3", "adapters"),
+    "falcon_mamba": ("isolated documents", "zero3", "int8", "adapters"),
     "recurrent_gemma": ("padding on the left", "isolated documents", "pipeline", "int8"),
     "xglm": ("pipeline",),
     "ctrl": ("pipeline",),
@@ -96,7 +96,7 @@ TAKEN: Mapping[str, tuple[str, ...]] = {
     "rembert": ("pipeline",),
     "esm": ("MaskedLM", "cut"),
     "layoutlm": ("zero3",),
-    "ibert": ("pipeline", "int8"),
+    "ibert": ("pipeline", "int8", "adapters"),
 }
 """The types that are taken, and what not for, beside compiled blocks, which nobody tries."""
 REFUSED: Mapping[str, str] = {

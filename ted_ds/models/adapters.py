@@ -47,7 +47,7 @@ def add_adapters(model: PreTrainedModel, family: Family, settings: AdapterSettin
     Weights may be sharded (ZeRO-3); those of adapters are whole, drawn from torch's generator as it is.
 
     Raises:
-        CheckpointError: No linear map of its blocks is meant.
+        CheckpointError: No linear map of its blocks is meant, or peft puts no adapter on one.
     """
     peft = _peft()
     linear = {
@@ -77,7 +77,14 @@ def add_adapters(model: PreTrainedModel, family: Family, settings: AdapterSettin
         fan_in_fan_out=all(isinstance(module, Conv1D) for module in maps.values()),
         modules_to_save=heads or None,
     )
-    peft.inject_adapter_in_model(config, model, NAME)
+    try:
+        peft.inject_adapter_in_model(config, model, NAME)
+    except ValueError as error:  # of parts and types of models that it knows to be nothing for adapters
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"student.lora.targets: peft puts no adapters on these linear maps of a {model.config.model_type}: "
+            f"{reason:.300}; name others, or remove student.lora"
+        ) from error
     others = sorted({path for path, _ in _adapted(model)} ^ maps.keys())
     if others:
         raise CheckpointError(

@@ -24,12 +24,12 @@ USES = (
     "padding on the left",
     "activation checkpointing",
     "int8",
+    "adapters",
     "torch_compile",
     "drop",
 )
-"""What a family may be refused for (:attr:`Family.refused`): being cut by blocks, weights sharded by ZeRO-3, pipelines,
-documents kept apart in one sequence, padding on the left, activations computed again, a teacher in 8 bits, compiled
-blocks, and leaving out the blocks above the last that is matched, which nobody asks for and is then not done."""
+"""What a family may be refused for (:attr:`Family.refused`). To ``drop``, which nobody asks for and is then not done,
+is to leave out the blocks above the last that is matched."""
 
 
 @dataclass(frozen=True, kw_only=True)

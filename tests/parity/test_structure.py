@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import CONFIG_MAPPING
 
 from ted_ds.errors import CheckpointError
+from ted_ds.models.adapters import without_adapters
 from ted_ds.models.companions import Origins
 from ted_ds.models.cutting import cut
 from ted_ds.models.families import FAMILY_OF
@@ -21,6 +22,9 @@ from ted_ds.models.heads import load_lm_output
 from ted_ds.models.loading import auto_class
 from ted_ds.models.structure.find import find_family
 from ted_ds.models.taps import TappedModel
+from ted_ds.planning.adapters import adapter_sizes
+from tests.optional import use_peft
+from tests.parity.test_adapters import IDS, as_trained, assert_exports_say_what_was_trained, logits
 from tests.plain import logits_of
 from tests.structures import REFUSED, TAKEN, content_of
 from tests.tiny import VOCAB_SIZE, model_config
@@ -28,6 +32,8 @@ from tests.tiny import VOCAB_SIZE, model_config
 QUICK = ("gpt_neo", "bloom", "cohere", "mamba", "jamba", "openai-gpt", "roformer", "camembert")
 """Of each kind one: from a table, by distance, with scaled logits, without attention, of two kinds of blocks, without
 a final norm, of an encoder, and of one with an activation before its LM head."""
+WITH_ADAPTERS = ("openai-gpt", "roformer")
+"""Of these, some that hold their maps in both ways, beside a head that is not theirs."""
 KNOWN = ("llama", "gpt2", "gemma2", "bert", "roberta")
 
 
@@ -58,8 +64,8 @@ def model_of(name, family, seed=3):
     return model
 
 
-def quick_or_slow(names):
-    return [*QUICK, *(pytest.param(one, marks=pytest.mark.slow) for one in names if one not in QUICK)]
+def quick_or_slow(names, quick=QUICK):
+    return [*quick, *(pytest.param(one, marks=pytest.mark.slow) for one in names if one not in quick)]
 
 
 @pytest.mark.parametrize("name", quick_or_slow(TAKEN))
@@ -101,6 +107,25 @@ def test_what_is_accepted_is_what_plain_transformers_computes(tmp_path, name, fo
         )
         names = [*load_file(tmp_path / "cut" / "model.safetensors")]
         assert {family.block_number(one) for one in names} == {None, 0, 1}
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", quick_or_slow([one for one in TAKEN if "adapters" not in TAKEN[one]], WITH_ADAPTERS))
+def test_adapters_of_a_found_family_are_exported_as_they_were_trained(tmp_path, name, found):
+    use_peft()
+    family, base = found(name), tmp_path / "base"
+    model_of(name, family).save_pretrained(base)
+    auto = auto_class(family.language_model)
+    model = as_trained(auto.from_pretrained(base).eval(), family, None)
+    with torch.no_grad(), without_adapters(model):
+        assert torch.equal(logits(model), logits(auto.from_pretrained(base).eval()))
+    of_adapters = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    tensors = {tensor: tuple(one.shape) for tensor, one in load_file(base / "model.safetensors").items()}
+    facts = facts_by(json.loads((base / "config.json").read_text()), tensors, family)
+    assert of_adapters == sum(adapter_sizes(facts.parameters.maps, None, 4))
+    model(IDS).logits.square().mean().backward()
+    assert not [name for name, one in model.named_parameters() if one.requires_grad and one.grad is None]
+    assert_exports_say_what_was_trained(model, base, auto)
 
 
 @pytest.mark.parametrize(
