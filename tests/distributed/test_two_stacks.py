@@ -1,4 +1,4 @@
-"""Encoder-decoders on ranks: steps under ZeRO 0-3 against transformers' own forward in fp64, and a whole run."""
+"""Encoder-decoders on ranks: steps of SGD against transformers' own forward in fp64, and a whole run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ from tests.task_kinds import TASK_TERMS
 from tests.tiny import ROOT, VOCAB_SIZE, distill_plan, write_model, write_run
 
 KIND = "seq2seq"
-STAGES = (0, 1, 2, 3)
+STAGES = (0, 3)
+"""Of ZeRO: gradients of all of them, and on any ranks, are those of one process in ``test_matrix.py``."""
 TYPES = ("t5", "bart")
 STUDENT_LAYERS = ("encoder.1", "encoder.2", "decoder.1")
 TEACHER_LAYERS = ("encoder.2", "encoder.3", "decoder.2")
@@ -104,7 +105,7 @@ def take_steps(world, folder):
     for model_type in TYPES:
         for stage in STAGES:
             for what in ("distill", *(["filters"] if model_type == "t5" else [])):
-                micro = 2 if stage % 2 else 4 // world.size
+                micro = 2 if stage else 4
                 found[model_type, what, stage] = take_a_step(world, folder / model_type, what, stage, micro)
     return found
 
@@ -162,25 +163,24 @@ def plain_step(folder, what):
     return {name: term.item() for name, term in terms.items()} | {"loss/total": loss.item()}, after
 
 
-def test_every_stage_of_zero_takes_the_step_of_transformers_own_forward(tmp_path):
+def test_whole_and_sharded_they_take_the_step_of_transformers_own_forward(tmp_path):
     for model_type in TYPES:
         write_model(tmp_path / model_type / "teacher", model_type, blocks=4, seed=1)
         write_model(tmp_path / model_type / "student", model_type, blocks=3, seed=2)
-    found = {size: run_ranks(take_steps, size, tmp_path) for size in (1, 2)}
-    for size, of_ranks in found.items():
-        for (model_type, what, stage), (report, weights) in of_ranks[0].items():
-            terms, after = plain_step(tmp_path / model_type, what)
-            where = f"{model_type} {what} stage {stage} on {size}"
-            for name, value in terms.items():
-                assert report[name] == pytest.approx(value, rel=2e-5, abs=5e-7), f"{where}: {name}"
-            assert after.keys() <= weights.keys(), where
-            for name in after:
-                torch.testing.assert_close(
-                    weights[name].double(),
-                    after[name],
-                    **TOLERANCE,
-                    msg=lambda text, n=name, w=where: f"{w} {n}: {text}",
-                )
+    found, *_ = run_ranks(take_steps, 2, tmp_path)
+    for (model_type, what, stage), (report, weights) in found.items():
+        terms, after = plain_step(tmp_path / model_type, what)
+        where = f"{model_type} {what} stage {stage}"
+        for name, value in terms.items():
+            assert report[name] == pytest.approx(value, rel=2e-5, abs=5e-7), f"{where}: {name}"
+        assert after.keys() <= weights.keys(), where
+        for name in after:
+            torch.testing.assert_close(
+                weights[name].double(),
+                after[name],
+                **TOLERANCE,
+                msg=lambda text, n=name, w=where: f"{w} {n}: {text}",
+            )
 
 
 def run(_world, recipe, overrides):
