@@ -31,8 +31,9 @@ Written by `ted-ds families --markdown > docs/families.md`; a test compares them
 A model of a type in this table is used by its record in `ted_ds/models/families/`, which the tests hold against
 transformers. A model of any other type that transformers has is looked at: its blocks, embeddings, final norm and head
 are found by the tensors that go from one to the next, and a small random model of its `config.json` is then compared
-with transformers: states, logits, losses, gradients, padding, cutting, stages of a pipeline. `ted-ds check` prints what
-was found, and refuses a recipe that asks for what could not be verified; `ted-ds families FOLDER` says it of one model.
+with transformers: states, logits, losses, gradients, padding, cutting, stages of a pipeline, adapters. `ted-ds check`
+prints what was found, and refuses a recipe that asks for what could not be verified; `ted-ds families FOLDER` says it of
+one model.
 
 """
 
