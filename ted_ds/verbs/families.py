@@ -32,8 +32,8 @@ A model of a type in this table is used by its record in `ted_ds/models/families
 transformers. A model of any other type that transformers has is looked at: its blocks, embeddings, final norm and head
 are found by the tensors that go from one to the next, and a small random model of its `config.json` is then compared
 with transformers: states, logits, losses, gradients, padding, cutting, stages of a pipeline, adapters. `ted-ds check`
-prints what was found, and refuses a recipe that asks for what could not be verified; `ted-ds families FOLDER` says it of
-one model.
+prints what was found, and refuses a recipe that asks for what could not be verified; `ted-ds families FOLDER` says it
+of one model.
 
 """
 

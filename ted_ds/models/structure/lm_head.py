@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -52,8 +52,10 @@ def find_head(model: PreTrainedModel, run: Trace, body: Call, final: Any) -> Hea
     chain = _chain(between, final, calls[0].state)
     if chain is not None:
         return found._replace(before=_paths(chain))
-    names = [one for one in model.config.to_dict().values() if isinstance(one, str) and one in ACT2FN]
-    for chain, name in _with_activation(between, final, calls[0].state, dict.fromkeys([*names, *ACTIVATIONS])):
+    said = [one for one in model.config.to_dict().values() if isinstance(one, str) and one in ACT2FN]
+    with_activation = _with_activation(between, final, calls[0].state, [*said, *ACTIVATIONS])
+    if with_activation is not None:
+        chain, name = with_activation
         return found._replace(before=_paths(chain), activation=name)
     return found._replace(
         mistake="what is between its last hidden state and its LM head is neither modules, one after the other, nor "
@@ -79,8 +81,8 @@ def _chain(calls: Sequence[Call], state: Any, goal: Any) -> list[Call] | None:
 
 
 def _with_activation(
-    calls: Sequence[Call], state: Any, goal: Any, names: Sequence[str] | dict[str, None]
-) -> Iterator[tuple[list[Call], str]]:
+    calls: Sequence[Call], state: Any, goal: Any, names: Iterable[str]
+) -> tuple[list[Call], str] | None:
     """Such calls where a function that is no module is between the first and the second; and its name."""
     for first in (call for call in calls if is_same(call.state, state)):
         product = first_tensor(first.output)
@@ -91,7 +93,8 @@ def _with_activation(
             for name in names:
                 # what differs least among these differs by 5e-4
                 if torch.allclose(ACT2FN[name](product), second.state, rtol=1e-5, atol=1e-6):
-                    yield [first, *rest], name
+                    return [first, *rest], name
+    return None
 
 
 def _second_bias(model: PreTrainedModel, head: nn.Linear, body: str) -> str | None:
