@@ -466,6 +466,12 @@ MUTATIONS = {
         "self._count += 0",
         "all layers that share a block are taken for its first one",
     ),
+    "nested_heads": Mutation(
+        "models/adapters.py",
+        "heads = [path for path in heads if not path.startswith(prefixes(heads))]",
+        "heads = [*heads]",
+        "a head within another trains in a copy that no export holds",
+    ),
     "targets_shift": Mutation(
         "models/two_stacks.py",
         "return torch.cat([start, target_ids[:, :-1]], dim=1)",

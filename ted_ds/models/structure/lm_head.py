@@ -48,7 +48,6 @@ def find_head(model: PreTrainedModel, run: Trace, body: Call, final: Any) -> Hea
         return found._replace(mistake=f"its LM head, {path}, is called {len(calls)} times")
     found = found._replace(unread_bias=_second_bias(model, head, body.path))
     between = [call for call in run.calls if body.ended < call.began and call.ended < calls[0].began]
-    between = [call for call in between if call.ended != -1]
     chain = _chain(between, final, calls[0].state)
     if chain is not None:
         return found._replace(before=_paths(chain))
