@@ -94,7 +94,7 @@ TAKEN: Mapping[str, tuple[str, ...]] = {
     "ctrl": ("pipeline",),
     **dict.fromkeys(("camembert", "data2vec-text"), NOTHING),
     "rembert": ("pipeline",),
-    "esm": ("MaskedLM", "cut"),
+    "esm": ("cut", "zero3"),  # it has a head over the attention of all blocks
     "layoutlm": ("zero3",),
     "ibert": ("pipeline", "int8", "adapters"),
 }

@@ -118,7 +118,7 @@ class Family(Mixtures, Dropouts):
     divides_logits_key: str | None = None
     """The entry of the config that is true where they are divided by the root of the hidden size."""
     logits_bias_path: str | None = None
-    """A buffer of the model, ``[1, vocab]``, that is added to them."""
+    """What is added to them: a buffer of the model, ``[1, vocab]``, or a parameter beside its LM head, ``[vocab]``."""
     logits_factor_key: str | None = None
     """The entry of the config that they are multiplied by."""
     logits_cap_key: str | None = None

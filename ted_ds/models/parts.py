@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from ted_ds.models.family import DECODER, Family
@@ -83,6 +83,15 @@ def give_lm_head(model: nn.Module, family: Family) -> None:
 def lm_head_of(model: nn.Module, family: Family) -> nn.Module:
     """The linear head of a language model."""
     return model.get_submodule(family.lm_head_path)
+
+
+def added_to_logits(model: nn.Module, family: Family) -> Tensor | None:
+    """What a language model adds to the products of its LM head, ``[vocab]``; None where it adds nothing."""
+    if family.logits_bias_path is None:
+        return None
+    parent, _, name = family.logits_bias_path.rpartition(".")
+    added: Tensor = getattr(model.get_submodule(parent), name)
+    return added.view(-1)
 
 
 def logit_rule_of(config: Any, family: Family) -> LogitRule:
