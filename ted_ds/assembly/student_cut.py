@@ -9,36 +9,34 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ted_ds.assembly.assembly import Assembly
+from ted_ds.assembly.student_choice import Choice, choose_student
 from ted_ds.assembly.student_random import make_random_student
 from ted_ds.models.cutting import cut
 
 
-def cut_student(build: Assembly, teacher: Path, place: Path) -> None:
-    """Write the student that the recipe cuts out of a teacher. On one rank only."""
-    from_teacher = build.recipe.student.from_teacher
-    assert from_teacher is not None
+def cut_student(build: Assembly, teacher: Path, place: Path, choice: Choice) -> None:
+    """Write the student that is cut out of a teacher. On one rank only."""
     family = build.teacher_facts.family
-    cut(teacher, place, blocks=from_teacher.as_given, family=family, origins=build.origins)
-
-
-def make_student(build: Assembly, teacher: Path, place: Path) -> None:
-    """Write the student that the recipe makes, of a teacher or of a config. On one rank only."""
-    if build.recipe.student.from_config is not None:
-        make_random_student(build, place)
-    else:
-        cut_student(build, teacher, place)
+    cut(teacher, place, blocks=choice.blocks, family=family, origins=build.origins, units=choice.units)
 
 
 @contextlib.contextmanager
 def made_for_now(build: Assembly, teacher: Path) -> Iterator[Path]:
-    """The same in a folder that is removed afterwards. Every rank must call it."""
+    """The student that the recipe makes, in a folder that is removed afterwards. Every rank must call it."""
     output, number = build.recipe.output_dir, build.world.on_main(lambda: secrets.token_hex(4))
     place = output.with_name(f".{output.name}.{number}")  # next to the output: all nodes see it
     is_new = not place.parent.exists()
 
+    choice = None
+    if build.recipe.student.from_teacher is not None:
+        choice = choose_student(build, teacher, for_now=True)
+
     def write() -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
-        make_student(build, teacher, place)
+        if choice is None:
+            make_random_student(build, place)
+        else:
+            cut_student(build, teacher, place, choice)
 
     def remove() -> None:
         if build.world.is_main:

@@ -8,11 +8,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from ted_ds.config.calibration import Calibration
+from ted_ds.config.cut import CutFromTeacher
+from ted_ds.config.heal import Heal
 from ted_ds.config.lora import Lora
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.section import Section, rule
 
-BlockNumber = Annotated[int, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -77,49 +79,6 @@ class Teacher(Section):
             yield f"offload_dir: host: {self.host} does not use it; remove it"
 
 
-class CutFromTeacher(Section):
-    """Which blocks of the teacher become the student."""
-
-    blocks: list[BlockNumber] | None = Field(default=None, min_length=1)
-    """Blocks of the teacher to copy, numbered from 0 as in its parameter names; one may come more than once."""
-    encoder_blocks: list[BlockNumber] | None = Field(default=None, min_length=1)
-    """Of an encoder-decoder, instead: those of its encoder."""
-    decoder_blocks: list[BlockNumber] | None = Field(default=None, min_length=1)
-    """And those of its decoder."""
-    any_order: bool = False
-    """Whether a block may come before one of a lower number."""
-
-    @rule
-    def _of_one_stack_or_of_both(self) -> Iterator[str]:
-        names = ("blocks", "encoder_blocks", "decoder_blocks")
-        given = [name for name in names if getattr(self, name) is not None]
-        if given not in (["blocks"], ["encoder_blocks", "decoder_blocks"]):
-            yield (
-                "give blocks, or encoder_blocks and decoder_blocks of an encoder-decoder; given: "
-                f"{' and '.join(given) or 'none of them'}"
-            )
-
-    @rule
-    def _ascending(self) -> Iterator[str]:
-        for stack, blocks in self.of_stacks.items():
-            if sorted(blocks) != blocks and not self.any_order:
-                yield (
-                    f"{stack + '_' if stack else ''}blocks must be in ascending order (one may come more than once), "
-                    f"got {blocks}; where this order is meant, set any_order: true"
-                )
-
-    @property
-    def of_stacks(self) -> dict[str, list[int]]:
-        """The blocks of each stack by its name; of a model of one, under no name."""
-        given = {"": self.blocks, "encoder": self.encoder_blocks, "decoder": self.decoder_blocks}
-        return {stack: blocks for stack, blocks in given.items() if blocks is not None}
-
-    @property
-    def as_given(self) -> Any:
-        """The list of them, or that of each stack by its name."""
-        return self.of_stacks if self.blocks is None else self.blocks
-
-
 class FromConfig(Section):
     """A student of random weights, for studies of pre-training."""
 
@@ -143,6 +102,10 @@ class Student(Section):
     """Cut the student out of the teacher instead."""
     from_config: FromConfig | None = None
     """Or begin with random weights, the same for any number of ranks."""
+    calibration: Calibration = Calibration()
+    """The texts by which it is made, and filters are, where that is done without a gradient."""
+    heal: Heal | None = None
+    """Bring a student that is cut out of its teacher to the teacher's states, before it is trained."""
     finetune: PhasePlan | None = None
     """Train the student on the task before Stage I (Stage 0)."""
     dropout: Dropout = Dropout()
@@ -158,6 +121,31 @@ class Student(Section):
     def _one_origin(self) -> Iterator[str]:
         if [self.path, self.from_teacher, self.from_config].count(None) != 2:
             yield "give exactly one of path, from_teacher and from_config"
+
+    @rule
+    def _a_search_looks_at_something(self) -> Iterator[str]:
+        cut, of_a_pass = self.from_teacher, self.calibration.heldout_tokens
+        searches = cut is not None and cut.num_blocks is not None and cut.choose == "search"
+        if cut is not None and searches and cut.search_tokens < 2 * of_a_pass:
+            yield (
+                f"from_teacher.search_tokens: {cut.search_tokens}: each look at a block takes "
+                f"calibration.heldout_tokens ({of_a_pass}), and there are two to compare; use {2 * of_a_pass} or more"
+            )
+
+    @rule
+    def _what_was_cut_is_healed(self) -> Iterator[str]:
+        if self.heal is None:
+            return
+        if self.from_teacher is None:
+            yield "heal: brings a student that is cut out of its teacher back to it; give from_teacher, or remove it"
+            return
+        for stack, blocks in self.from_teacher.of_stacks.items():
+            if self.heal.towards == "cut" and sorted(set(blocks)) != blocks:
+                yield (
+                    "heal.towards: cut: brings each block to the teacher's state before the next one, and "
+                    f"from_teacher.{stack + '_' if stack else ''}blocks are {blocks}; give them in ascending order, "
+                    "each once, or use towards: layer_map"
+                )
 
     @rule
     def _adapters_have_a_base(self) -> Iterator[str]:

@@ -6,6 +6,8 @@ and relative embeddings that its blocks need, and names of parameters stay those
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -40,7 +42,7 @@ class Nothing(nn.Module):
 
 
 class AbsentBlock(nn.Module):
-    """Stands for a block of another stage."""
+    """Stands for a block of another stage, or for one that is left out."""
 
     def __init__(self, block: nn.Module, *, returns_tuple: bool) -> None:
         super().__init__()
@@ -99,6 +101,33 @@ def keep_share(model: PreTrainedModel, family: Family, share: Share) -> Arrival 
     if not has_first_block and family.behind_first_block is not None and has_part(model, family.behind_first_block):
         put_part(model, family.behind_first_block, None)
     return arrival
+
+
+@contextlib.contextmanager
+def passing_on(model: PreTrainedModel, family: Family, numbers: Collection[int]) -> Iterator[None]:
+    """Let blocks of these numbers, from 0, pass states on for a while; those of a decoder follow those of its encoder.
+
+    All others do what they do in the whole model. What is behind the first block goes with it.
+    """
+    left_out: list[tuple[nn.ModuleList, int, nn.Module]] = []
+    before = 0
+    for stack in family.stacks.values():
+        blocks = blocks_of(model, stack)
+        left_out += [(blocks, index, block) for index, block in enumerate(blocks) if before + index in numbers]
+        before += len(blocks)
+    path = family.behind_first_block if 0 in numbers else None
+    behind_first = model.get_submodule(path) if path is not None and has_part(model, path) else None
+    try:
+        for blocks, index, block in left_out:
+            blocks[index] = AbsentBlock(block, returns_tuple=family.blocks_return_tuples)
+        if path is not None and behind_first is not None:
+            put_part(model, path, None)
+        yield
+    finally:
+        for blocks, index, block in left_out:
+            blocks[index] = block
+        if path is not None and behind_first is not None:
+            put_part(model, path, behind_first)
 
 
 def _leave_out_blocks(model: PreTrainedModel, family: Family, share: Share) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from transformers import AutoTokenizer
@@ -29,9 +29,21 @@ from ted_ds.models.tensor_files import weight_files
 from ted_ds.models.tokenizer_files import CHAT_TEMPLATE_FILE
 from ted_ds.models.tokenizer_settings import TOKENIZER_CONFIG_FILE
 
+Blocks = Sequence[int] | Mapping[str, Sequence[int]]
+"""The numbers of blocks; of an encoder-decoder, those of each stack by its name."""
 
-def export_student(student: Path, folder: Path, *, recipe: Recipe, origins: Origins) -> list[str]:
+
+def export_student(
+    student: Path, folder: Path, *, recipe: Recipe, origins: Origins, blocks: Blocks | None
+) -> list[str]:
     """Copy the student to ``folder`` with what goes with it, and make sure that it loads as it will at the user's.
+
+    Args:
+        student: Where it is.
+        folder: Where it goes.
+        recipe: The run's.
+        origins: Whose tokenizer and papers go with it.
+        blocks: Those of the teacher that it was cut out as; None where it was not.
 
     Returns:
         What is no mistake, and should be known before the copy is passed on.
@@ -51,7 +63,7 @@ def export_student(student: Path, folder: Path, *, recipe: Recipe, origins: Orig
         f"A {facts.model_type} of {facts.num_blocks} blocks and {facts.parameters.total:,} parameters, distilled with "
         f"ted_ds (method {recipe.distill.method}, task {recipe.task.kind})."
     )
-    (folder / CARD).write_text(_card(recipe, origins, what, folder), encoding="utf-8")
+    (folder / CARD).write_text(_card(recipe, origins, what, folder, blocks), encoding="utf-8")
     try:
         _, report = auto_class(recipe.task.architecture).from_pretrained(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True
@@ -65,8 +77,12 @@ def export_student(student: Path, folder: Path, *, recipe: Recipe, origins: Orig
     return _traces(folder)
 
 
-def export_adapter(adapter: Path, folder: Path, *, recipe: Recipe, origins: Origins) -> list[str]:
+def export_adapter(
+    adapter: Path, folder: Path, *, recipe: Recipe, origins: Origins, blocks: Blocks | None
+) -> list[str]:
     """Copy a student's adapter to ``folder``, as peft loads it beside its base, with tokenizer, licences and a card.
+
+    ``blocks`` are as for :func:`export_student`.
 
     Returns:
         What is no mistake, and should be known before the copy is passed on.
@@ -83,7 +99,7 @@ def export_adapter(adapter: Path, folder: Path, *, recipe: Recipe, origins: Orig
         f"An adapter (LoRA, rank {rank}) for `{base}`, distilled with ted_ds (method {recipe.distill.method}, task "
         f"{recipe.task.kind}): `peft.PeftModel.from_pretrained(BASE, FOLDER)`."
     )
-    (folder / CARD).write_text(_card(recipe, origins, what, folder, library="peft"), encoding="utf-8")
+    (folder / CARD).write_text(_card(recipe, origins, what, folder, blocks, library="peft"), encoding="utf-8")
     return _traces(folder)
 
 
@@ -104,21 +120,29 @@ def _what_is_the_teachers(recipe: Recipe) -> str:
     return "Tokenizer and how text is generated are the teacher's; the chat template is the one it was distilled with."
 
 
-def _start(recipe: Recipe, names: Mapping[str, str]) -> str:
+def _start(recipe: Recipe, names: Mapping[str, str], blocks: Blocks | None) -> str:
     """What the student began as, in words; ``names`` are those of the models there were."""
-    cut, from_config = recipe.student.from_teacher, recipe.student.from_config
-    if cut is not None:
-        return f"blocks {cut.blocks} of the teacher"
-    if from_config is not None:
+    if blocks is not None:
+        of_stacks = blocks.items() if isinstance(blocks, Mapping) else [("", blocks)]
+        return f"{' and '.join(f'{stack} blocks {own}'.strip() for stack, own in of_stacks)} of the teacher"
+    if recipe.student.from_config is not None:
         return "random weights"
     return f"`{names.get('student', names['teacher'])}`"
 
 
-def _card(recipe: Recipe, origins: Origins, what: str, folder: Path, *, library: str = "transformers") -> str:
+def _card(
+    recipe: Recipe,
+    origins: Origins,
+    what: str,
+    folder: Path,
+    blocks: Blocks | None,
+    *,
+    library: str = "transformers",
+) -> str:
     """A model card that says what the model was made from; what those models are, their own cards say."""
     names = {side: hub_name(origin) or origin.resolve().name for side, origin in origins.by_name.items()}
     known = [name for origin in origins.by_name.values() if (name := hub_name(origin)) is not None]
-    start = _start(recipe, names)
+    start = _start(recipe, names, blocks)
     cards = cards_in(folder)
     licences = licences_in(folder)
     front = ["---", f"library_name: {library}", "tags: [distillation, ted_ds]"]

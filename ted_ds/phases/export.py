@@ -9,7 +9,7 @@ from ted_ds.output.export import export_adapter, export_student
 from ted_ds.output.phase_folder import PhaseFolder
 from ted_ds.phases.inputs import Inputs
 from ted_ds.phases.work import Kit, Work
-from ted_ds.planning.phase import Phase
+from ted_ds.planning.phase import CUT_STUDENT, Phase
 
 
 def _inputs(inputs: Inputs, _: Phase) -> dict[str, Any]:
@@ -24,7 +24,10 @@ def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
         student, export = kit.folders.distilled_path(), export_student
         if kit.folders.exports_adapter():
             student, export = kit.folders.adapter_path(), export_adapter
-        for warning in export(student, place, recipe=build.recipe, origins=build.origins):
+        blocks = None
+        if CUT_STUDENT.is_in(build.recipe):
+            blocks = PhaseFolder(kit.folders.place(CUT_STUDENT), {}).result()["blocks"]
+        for warning in export(student, place, recipe=build.recipe, origins=build.origins, blocks=blocks):
             build.screen.say(f"{phase.name}: {warning}")
         return {"student": folder.inputs["student"]}
 

@@ -62,9 +62,7 @@ class Inputs:
     def of_training(self, phase: Phase, **models: Path) -> dict[str, Any]:
         """What any phase that trains depends on, with the models it reads by what they are to it."""
         plan = training_of(self.recipe, phase)
-        values = self.recipe_values("task", "data", "seed", "precision")
-        for key in self.recipe.task.of_distillation if phase is not DISTILL else ():
-            del values["task"][key]
+        values = self._run_values(with_distillation=phase is DISTILL)
         return {
             **{name: self.folders.identity(model) for name, model in models.items()},
             "plan": plan.deciding_values(),
@@ -74,6 +72,19 @@ class Inputs:
             **values,
             **(self._choice() if phase.trains is not None else {}),
         }
+
+    def of_calibration(self) -> dict[str, Any]:
+        """What anything depends on that the teacher and the calibration data decide, beside the teacher's files."""
+        calibration = self.recipe.student.calibration.deciding_values()
+        values = self._run_values(with_distillation=False)
+        return {"calibration": calibration, **self.data_files(), **values, **self.in_8_bits()}
+
+    def _run_values(self, *, with_distillation: bool) -> dict[str, Any]:
+        """What of the recipe decides the batches of a phase and what is computed of them."""
+        values = self.recipe_values("task", "data", "seed", "precision")
+        for key in () if with_distillation else self.recipe.task.of_distillation:
+            del values["task"][key]
+        return values
 
     def _choice(self) -> dict[str, Any]:
         """What decides which of a phase's models is its result; nothing where it is the last."""

@@ -51,6 +51,15 @@ def _uses(recipe: Recipe, side: str) -> Mapping[str, Use]:
     }
     if side == "teacher" and recipe.student.from_teacher is not None:
         found["cut"] = Use("student.from_teacher", "cannot be cut by blocks here", "give student.path")
+    cut = recipe.student.from_teacher
+    if side == "teacher" and cut is not None and cut.is_measured:
+        found["pipeline"] = Use(
+            "student.from_teacher.choose",
+            "cannot be run without some of its blocks here",
+            "use spread or ends, or give blocks",
+        )
+    if side == "student" and recipe.student.heal is not None:
+        found["heal"] = Use("student.heal", "cannot be healed here", "remove it")
     if _shards(recipe, side, trains=trains):
         found["zero3"] = Use(
             _place_of_sharding(recipe, trains=trains),

@@ -81,6 +81,30 @@ def operations_per_token(
     return _Cutter(recipe, facts, pairs, filter_dim, phase).whole_cost()
 
 
+def forward_operations(recipe: Recipe, facts: ModelFacts) -> float:
+    """Operations (multiply-adds counted twice) per token of a forward pass through a model, with its LM head."""
+    head = _of_lm_head(recipe, facts) if recipe.task.has_lm_head else 0.0
+    return _before_each_block(recipe, facts)[-1] + head
+
+
+def _before_each_block(recipe: Recipe, facts: ModelFacts) -> list[float]:
+    """Of a forward pass through the blocks before each block, and through all of them."""
+    attention = 2 * facts.hidden_size * recipe.task.sequence_length  # scores, and what they weigh
+    cost = [0.0]
+    for block in facts.parameters.of_layers:
+        matrices = sum(math.prod(shape) for shape in block if len(shape) == 2)
+        matrices += sum(facts.num_chosen_experts * math.prod(shape[1:]) for shape in block if len(shape) == 3)
+        cost.append(cost[-1] + 2.0 * (matrices + attention))
+    return cost
+
+
+def _of_lm_head(recipe: Recipe, facts: ModelFacts) -> float:
+    """And what stands before it; the logits of tokens that are not predicted are not computed."""
+    model = facts.as_language_model
+    before = sum(math.prod(shape) for shape in model.before_lm_head if len(shape) == 2)
+    return 2.0 * (recipe.task.predicted_share * (model.lm_head or model.embeddings) + before)
+
+
 def _sides(recipe: Recipe, phase: Phase) -> Sequence[str]:
     """The models in a phase, the one that sets its pace first."""
     return ("student",) if phase is DISTILL and not recipe.distill.needs.teacher else phase.sides
@@ -117,8 +141,8 @@ class _Cutter:
         if self._other is not None:
             self._other_end = self._other.num_blocks if self._predicts else max(self._other_layers, default=0)
         trained = FORWARD if self._is_filters else RECOMPUTED if recipe.activation_checkpointing else LEARN
-        self._own_blocks = [trained * cost for cost in self._before_each_block(self._own)]
-        self._other_blocks = self._before_each_block(self._other) if self._other is not None else [0.0]
+        self._own_blocks = [trained * cost for cost in _before_each_block(recipe, self._own)]
+        self._other_blocks = _before_each_block(recipe, self._other) if self._other is not None else [0.0]
 
     def cut(self, num_stages: int) -> tuple[Stage, ...]:
         """The best cut.
@@ -214,29 +238,13 @@ class _Cutter:
             cost += self._of_heads()
         return cost
 
-    def _before_each_block(self, facts: ModelFacts) -> list[float]:
-        """Of a forward pass through the blocks before each block, and through all of them."""
-        attention = 2 * facts.hidden_size * self._recipe.task.sequence_length  # scores, and what they weigh
-        cost = [0.0]
-        for block in facts.parameters.of_layers:
-            matrices = sum(math.prod(shape) for shape in block if len(shape) == 2)
-            matrices += sum(facts.num_chosen_experts * math.prod(shape[1:]) for shape in block if len(shape) == 3)
-            cost.append(cost[-1] + 2.0 * (matrices + attention))
-        return cost
-
     def _of_heads(self) -> float:
         if not self._causal or self._is_filters:
             return 0.0
-        cost = LEARN * self._of_lm_head(self._own)
+        cost = LEARN * _of_lm_head(self._recipe, self._own)
         if self._other is not None and self._predicts:
-            cost += FORWARD * self._of_lm_head(self._other)
+            cost += FORWARD * _of_lm_head(self._recipe, self._other)
         return cost
-
-    def _of_lm_head(self, facts: ModelFacts) -> float:
-        """And what stands before it; the logits of tokens that are not predicted are not computed."""
-        model = facts.as_language_model
-        before = sum(math.prod(shape) for shape in model.before_lm_head if len(shape) == 2)
-        return 2.0 * (self._recipe.task.predicted_share * (model.lm_head or model.embeddings) + before)
 
     def _of_pair(self) -> float:
         """A pair's filters, and in Stage I the heads on them."""
@@ -249,7 +257,7 @@ class _Cutter:
         learn_without_input = 2
         cost = learn_without_input * self._of_filter(facts)
         if self._causal and self._recipe.filters is not None:
-            cost += (LEARN if self._recipe.filters.lm_head == "new" else 2) * self._of_lm_head(facts)
+            cost += (LEARN if self._recipe.filters.lm_head == "new" else 2) * _of_lm_head(self._recipe, facts)
         return cost
 
     def _of_filter(self, facts: ModelFacts) -> float:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from ted_ds.config.cut import CutFromTeacher
 from ted_ds.config.nearest import nearest
 from ted_ds.config.schema import Recipe
 from ted_ds.errors import ConfigError, TedError
 from ted_ds.models.adapter_folder import read_adapter
-from ted_ds.models.family import ENCODER, blocks_by_layer
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.folder import no_folder
 from ted_ds.models.random_facts import UnknownEntries, random_facts
+from ted_ds.planning.cut_facts import cut_facts, place_of_blocks
 from ted_ds.planning.mistakes import Mistakes
 from ted_ds.planning.model_lookup import KnownModel
+from ted_ds.planning.width_facts import narrow_facts
 
 
 def find_student(
@@ -37,8 +39,11 @@ def find_student(
         facts = mistakes.attempt("", lambda: _random_facts(recipe, teacher.place))
     elif teacher.facts is not None:
         whole = teacher.facts
-        place = "student.from_teacher" + ("" if whole.family.is_stacked else ".blocks")
-        facts = mistakes.attempt(place, lambda: _cut_facts(recipe, whole))
+        cut = recipe.student.from_teacher
+        assert cut is not None
+        facts = mistakes.attempt(place_of_blocks(cut, whole), lambda: cut_facts(cut, whole))
+        if facts is not None and cut.widths:
+            facts = mistakes.attempt("", lambda: _narrow_facts(cut, whole, teacher.place))
     return replace(teacher, facts=facts, doubt=None)
 
 
@@ -59,6 +64,11 @@ def begun_with(recipe: Recipe, side: str, facts: ModelFacts) -> str:
         return f", an adapter merged into {adapter.base}"
     is_random = side == "student" and recipe.student.from_config is not None
     return f", random, {facts.parameters.total:,} parameters" if is_random else ""
+
+
+def _narrow_facts(cut: CutFromTeacher, whole: ModelFacts, folder: Path | None) -> ModelFacts:
+    assert folder is not None  # its facts are from there
+    return cut_facts(cut, narrow_facts(cut.widths, whole, folder))
 
 
 def _random_facts(recipe: Recipe, teacher: Path | None) -> ModelFacts | None:
@@ -85,66 +95,3 @@ def _random_facts(recipe: Recipe, teacher: Path | None) -> ModelFacts | None:
         raise ConfigError("\n".join(lines)) from error
     except TedError as error:
         raise ConfigError("\n".join(f"{where}: {line}" for line in str(error).splitlines())) from error
-
-
-def _cut_facts(recipe: Recipe, teacher: ModelFacts) -> ModelFacts:
-    """What the student will be that the recipe cuts out of its teacher.
-
-    Raises:
-        ConfigError: The teacher has no such blocks, or no model has them as they are.
-    """
-    cut = recipe.student.from_teacher
-    assert cut is not None
-    chosen, before = [], 0
-    if cut.of_stacks.keys() != teacher.blocks_of_stacks.keys():
-        rule = "has one stack of blocks: give blocks"
-        if teacher.family.is_stacked:
-            rule = "is an encoder-decoder: give encoder_blocks and decoder_blocks, and no blocks"
-        raise ConfigError(f"the teacher, a {teacher.model_type}, {rule}")
-    for stack, depth in teacher.blocks_of_stacks.items():
-        blocks = cut.of_stacks[stack]
-        outside = [block for block in blocks if block >= depth]
-        if outside:
-            whose = f"the teacher's {stack}" if stack else "the teacher"
-            raise ConfigError(
-                f"block {outside[0]} does not exist ({whose} has {depth} blocks, numbered from 0); use 0..{depth - 1}"
-            )
-        chosen += [before + block for block in blocks]
-        before += depth
-    reason = _uncuttable(teacher, chosen)
-    if reason is not None:
-        raise ConfigError(reason)
-    return replace(
-        teacher,
-        num_blocks=len(chosen),
-        num_encoder_blocks=len(cut.of_stacks[ENCODER]) if ENCODER in cut.of_stacks else None,
-        parameters=teacher.parameters.cut(chosen),
-    )
-
-
-def _uncuttable(teacher: ModelFacts, blocks: Sequence[int]) -> str | None:
-    """Why no model has these of a teacher's blocks (numbered from 0) as they are; None where nothing is against it.
-
-    What only transformers can tell is seen when it is cut (:func:`ted_ds.models.cut_config.refuse_other_blocks`).
-    """
-    if teacher.family.has_short_first_block and blocks[0] != 0:
-        return (
-            f"begins with block {blocks[0]}, but the first block of a {teacher.model_type} lacks a norm that all "
-            "others have, and none of them would be itself without; begin with block 0"
-        )
-    if teacher.family.has_short_first_block and 0 in blocks[1:]:
-        return (
-            f"repeats block 0, but the first block of a {teacher.model_type} lacks a norm that all others have, and it "
-            "would not be itself with one; use block 0 once, and first"
-        )
-    by_layer = teacher.parameters.blocks_by_layer
-    if by_layer is None:
-        return None
-    wanted = [by_layer[block] for block in blocks]
-    found = [*blocks_by_layer(len(blocks), len(teacher.parameters.of_blocks))]
-    if wanted == found:
-        return None
-    return (
-        f"these layers go through the weights {wanted} (numbered from 0), but in a model of "
-        f"{len(blocks)} layers they go through {found}; choose as many layers of each"
-    )

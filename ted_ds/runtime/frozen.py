@@ -5,9 +5,10 @@ It never meets an optimizer or a checkpoint; whoever needs to name it uses its p
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from ted_ds.config.deepspeed_keys import zero_stage
 from ted_ds.data.loader import Batch
 from ted_ds.models.loading import num_parameters as count_parameters
+from ted_ds.models.partial import passing_on
 from ted_ds.models.predictions import Predictions
 from ted_ds.models.sharing import share_equal
 from ted_ds.models.taps import OnState, TappedModel
@@ -213,6 +215,21 @@ class FrozenModel:
         """Keep weights that equal ones ``module`` does not train only once; returns how many parameters those are."""
         return share_equal(self.tapped, module)
 
+    @contextlib.contextmanager
+    def without_blocks(self, numbers: Collection[int]) -> Iterator[None]:
+        """Let blocks of these numbers, from 0, pass states on for a while. Every rank must call it."""
+        tapped = self.tapped
+        try:
+            with passing_on(tapped.model, tapped.family, numbers):
+                self._forget_order()
+                yield
+        finally:
+            self._forget_order()
+
+    def _forget_order(self) -> None:
+        if self._engine is not None:
+            forget_order_of_modules(self._engine)
+
     def drop_beyond_taps(self) -> int:
         """Give back what no tapped state needs; it cannot predict afterwards. Every rank must call it.
 
@@ -223,8 +240,7 @@ class FrozenModel:
         count = sum(parameters_held(module) for module in dropped)
         for module in dropped:
             empty_parameters(module)
-        if self._engine is not None:
-            forget_order_of_modules(self._engine)
+        self._forget_order()
         self.named_layers = self.tapped.named_layers()
         self.num_parameters_held -= count
         return count

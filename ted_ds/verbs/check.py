@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ted_ds.planning.hosting import describe_memory
+from ted_ds.planning.model_sizes import describe_sizes
 from ted_ds.planning.plan import describe, plan_recipe
+from ted_ds.planning.ridge_work import describe_ridge
 from ted_ds.planning.traffic import Link, describe_traffic
 from ted_ds.planning.work import Pace, describe_work
 from ted_ds.tasks.kind import kind_of
@@ -28,7 +30,9 @@ def check(
     """
     recipe, plan = plan_recipe(recipe_path, overrides, kind_of, num_ranks=num_ranks, looks_up_hub=True)
     print(describe(recipe, plan, num_ranks=num_ranks))
+    print(describe_sizes(recipe, plan), end="")
     print(describe_work(recipe, plan, Pace(num_ranks, tflops)), end="")
+    print(describe_ridge(recipe, plan), end="")
     print(describe_memory(recipe, plan, num_ranks=num_ranks), end="")
     if link_gbit is not None:
         print(describe_traffic(recipe, plan, Link(link_gbit, tflops), num_ranks=num_ranks), end="")

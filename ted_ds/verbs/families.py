@@ -12,7 +12,16 @@ from ted_ds.models.folder import CONFIG_FILE, read_config
 from ted_ds.models.found import family_of_config
 
 COLUMNS = (
-    *("type", "language model", "tap", "cut", "ZeRO-3", "pipeline", "isolated documents", "int8 teacher", "adapters"),
+    "type",
+    "language model",
+    "tap",
+    "cut",
+    "ZeRO-3",
+    "pipeline",
+    "isolated documents",
+    "int8 teacher",
+    "adapters",
+    "heal",
     "heads",
 )
 LANGUAGE_MODELS = {"CausalLM": "causal", "MaskedLM": "masked", "Seq2SeqLM": "sequence to sequence"}
@@ -23,7 +32,7 @@ HEADS = {
     "MultipleChoice": "choices",
 }
 """What a head of labels is for, by what follows ``AutoModelFor``."""
-GENERIC = ("generic (by structure)", "if it verifies", "yes", *("if it verifies",) * 7)
+GENERIC = ("generic (by structure)", "if it verifies", "yes", *("if it verifies",) * 8)
 INTRODUCTION = """# Families of models
 
 Written by `ted-ds families --markdown > docs/families.md`; a test compares them.
@@ -82,6 +91,7 @@ def _row(family: Family) -> Sequence[str]:
         _can(family, "isolated documents") if is_causal else "no",
         _can(family, "int8"),
         _can(family, "adapters"),
+        _can(family, "heal"),
         ", ".join(heads) or "none",
     )
 

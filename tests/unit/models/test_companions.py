@@ -271,7 +271,7 @@ def test_an_exports_card_names_hub_models_and_both_origins(pair: Origins, llama:
     out.mkdir()
     recipe = Recipe.model_validate({**recipe_dict(tmp_path, method="kd"), "student": {"path": str(pair.student)}})
     assert pair.student is not None
-    export_student(pair.student, out, recipe=recipe, origins=Origins(teacher, pair.student))
+    export_student(pair.student, out, recipe=recipe, origins=Origins(teacher, pair.student), blocks=None)
     card = (out / "README.md").read_text()
     assert 'base_model: ["some-org/big-model"]' in card
     assert "- Teacher: `some-org/big-model`." in card
@@ -314,7 +314,7 @@ def test_what_a_teachers_tokenizer_says_of_a_machine_is_kept_and_told(pair: Orig
     for name, changes in {"clean": {}, "local": {"is_local": True, "name_or_path": "/home/me/x"}}.items():
         change(pair.teacher / "tokenizer_config.json", **changes)
         (tmp_path / name).mkdir()
-        said = export_student(pair.student, tmp_path / name, recipe=recipe, origins=pair)
+        said = export_student(pair.student, tmp_path / name, recipe=recipe, origins=pair, blocks=None)
         card = (tmp_path / name / "README.md").read_text()
         assert (tmp_path / name / "tokenizer_config.json").read_bytes() == (
             pair.teacher / "tokenizer_config.json"

@@ -130,7 +130,12 @@ def test_layers_are_named_by_stack_in_the_plan(run):
         (
             ["student.from_teacher={blocks: [0]}"],
             "student.from_teacher: the teacher, a t5, is an encoder-decoder: give encoder_blocks and decoder_blocks, "
-            "and no blocks",
+            "and no blocks or num_blocks",
+        ),
+        (
+            ["student.from_teacher={num_blocks: 2}"],
+            "student.from_teacher.num_blocks: the teacher, a t5, is an encoder-decoder: give encoder_blocks and "
+            "decoder_blocks, and no blocks or num_blocks",
         ),
         (
             ["student.from_teacher.decoder_blocks=[0,3]"],
@@ -139,8 +144,8 @@ def test_layers_are_named_by_stack_in_the_plan(run):
         ),
         (
             ["student.from_teacher.encoder_blocks=null"],
-            "student.from_teacher: give blocks, or encoder_blocks and decoder_blocks of an encoder-decoder; given: "
-            "decoder_blocks",
+            "student.from_teacher: give blocks, or num_blocks, or encoder_blocks and decoder_blocks of an "
+            "encoder-decoder, or a width; given: decoder_blocks",
         ),
         (
             ["student.from_teacher.decoder_blocks=[2,0]"],
