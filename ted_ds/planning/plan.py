@@ -21,7 +21,7 @@ from ted_ds.models.adapter_folder import tokenizer_folder
 from ted_ds.models.files import ModelFacts
 from ted_ds.numerics.layer_map import Layer, LayerPairs, make_layer_map_of_stacks
 from ted_ds.planning.adapters import adapter_mistakes, trains_in_words
-from ted_ds.planning.contracts import Side, broken_contracts, document_ends, doubts
+from ted_ds.planning.contracts import Side, broken_contracts, doubts, has_own_tokenizer, text_ends
 from ted_ds.planning.data_sizes import corpus_bytes, count_rows
 from ted_ds.planning.family_uses import refused_uses
 from ted_ds.planning.mistakes import (
@@ -39,6 +39,7 @@ from ted_ds.planning.pipeline_cut import Stage, plan_stages
 from ted_ds.planning.quantised_teacher import quantised_mistakes
 from ted_ds.planning.steps import epochs_in_words, plan_with_rows
 from ted_ds.planning.student_facts import begun_with, find_student
+from ted_ds.planning.two_tokenizers import in_words as two_in_words
 
 RowsOf = Callable[[Task], Rows]
 
@@ -61,6 +62,8 @@ class Plan:
     """The first rows of each source, by its place in the recipe."""
     text_ends: str | None = None
     """What is put around each text, in words; None while the teacher's tokenizer is unknown."""
+    two_tokenizers: bool = False
+    """Whether the student reads by a tokenizer of its own."""
     doubts: tuple[str, ...] = ()
     """What is no mistake in the models and should be known."""
     remarks: tuple[str, ...] = ()
@@ -186,6 +189,7 @@ def _lay_out(
     by_config = [side for side, one in known.items() if one.config]
     sides = model_sides(recipe, places[0], teacher, places[1], student, by_config=by_config)
     broken = [line for lines in broken_contracts(recipe, *sides).values() for line in lines]
+    two = has_own_tokenizer(recipe, *sides)
     if contracts_hold:
         mistakes.add("", *broken)
     layer_pairs: LayerPairs = ()
@@ -206,8 +210,9 @@ def _lay_out(
         filter_dim,
         stages,
         data,
-        text_ends=document_ends(recipe, sides[0]) if sides[0] is not None and not broken else None,
-        remarks=(*settings_without_effect(recipe), *remarks),
+        text_ends=text_ends(recipe, *sides) if sides[0] is not None and not broken else None,
+        two_tokenizers=two,
+        remarks=(*settings_without_effect(recipe), *remarks, *(two_in_words(recipe) if two else ())),
         num_rows=num_rows,
         corpus_bytes=num_bytes,
         doubts=()
