@@ -23,6 +23,9 @@ def paired(own: Encoded, of_teacher: Encoded) -> Iterator[list[Sample] | str]:
 
 def read_by(samples: Sequence[Sample], sides: Sequence[str]) -> list[Sample]:
     """The same samples as models of one side, or of both together, read them; known by their places all the same."""
+    if "teacher" not in sides:
+        return [replace(one, of_teacher=None) for one in samples]
+    of_teacher = [replace(one.of_teacher, index=one.index) for one in samples if one.of_teacher is not None]
     if "student" not in sides:
-        return [replace(one.of_teacher, index=one.index) for one in samples if one.of_teacher is not None]
-    return [*samples] if "teacher" in sides else [replace(one, of_teacher=None) for one in samples]
+        return of_teacher
+    return [replace(one, of_teacher=other) for one, other in zip(samples, of_teacher, strict=True)]
