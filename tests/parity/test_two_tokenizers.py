@@ -37,6 +37,7 @@ BLOCKS = {"teacher": 4, "student": 3}
 DIM, LONGEST = 12, 14
 ONE_CLASS = "sequence_classification"
 TERM = "loss/text_feature_mse/layer"
+SIDES = ("student", "teacher")
 
 
 class Case(NamedTuple):
@@ -87,9 +88,9 @@ def tapped(folder: Path, task: Any, side: str) -> TappedModel:
     return TappedModel(model, family_of(model.config.model_type), LAYERS[side])
 
 
-def make_pair(folder: Path, case: Case) -> Pair:
-    task = section(case)
-    labels = labels_of(case.kind)
+def write_pair(folder: Path, case: Case) -> None:
+    """Both models, each with its tokenizer, and the data."""
+    task, labels = section(case), labels_of(case.kind)
     for side, family, seed in (("teacher", "bert", 1), ("student", case.student, 2)):
         shape = {"blocks": BLOCKS[side], "labels": labels, "architecture": task.architecture, "seed": seed}
         shape["initializer_range"] = 0.3  # or predictions would hardly differ
@@ -97,36 +98,50 @@ def make_pair(folder: Path, case: Case) -> Pair:
     write_letters(folder / "student", encoder=case.student != "llama")
     path = folder / "train.jsonl"
     write_pairs(path, 24) if case.pairs else write_labelled(path, 24, kind=case.kind)
-    data = Data(train=[{"path": str(path)}], heldout_fraction=0.3)  # type: ignore[list-item]
-    tokenizers = {side: AutoTokenizer.from_pretrained(folder / side) for side in ("student", "teacher")}
-    kind = kind_of(task)
+
+
+def readers_of(folder: Path, case: Case) -> Readers:
+    """The data as both read them."""
+    data = Data(train=[{"path": str(folder / "train.jsonl")}], heldout_fraction=0.3)  # type: ignore[list-item]
+    tokenizers = {side: AutoTokenizer.from_pretrained(folder / side) for side in SIDES}
+    kind = kind_of(section(case))
     opened = open_for_both(kind, data, tokenizers, list_data(data), max_heldout=99)
+    return Readers(kind, Padding(multiple_of=4), opened, tokenizers)
+
+
+def banks_of(case: Case) -> dict[str, FilterBank]:
+    """Filters of both; the same each time."""
     torch.manual_seed(3)
-    own, bank = (
-        FilterBank(LAYERS[side], 16, DIM, kind=case.filters, initialisation="normal") for side in ("student", "teacher")
-    )
-    for parameter in [*own.parameters(), *bank.parameters()]:
-        torch.nn.init.normal_(parameter, std=0.3)
-    student = FilteredModel(tapped(folder, task, "student"), own).train()
+    banks = {side: FilterBank(LAYERS[side], 16, DIM, kind=case.filters) for side in SIDES}
+    for bank in banks.values():
+        for parameter in bank.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    banks["teacher"].requires_grad_(False)
+    return banks
+
+
+def make_pair(folder: Path, case: Case) -> Pair:
+    write_pair(folder, case)
+    task, banks = section(case), banks_of(case)
+    student = FilteredModel(tapped(folder, task, "student"), banks["student"]).train()
     teacher = frozen(tapped(folder, task, "teacher"))
-    readers = Readers(kind, Padding(multiple_of=4), opened, tokenizers)
-    return Pair(folder, case, task, readers, student, teacher, bank.requires_grad_(False))
+    return Pair(folder, case, task, readers_of(folder, case), student, teacher, banks["teacher"])
 
 
 def frozen(model: TappedModel) -> FrozenModel:
     return FrozenModel(model, device=torch.device("cpu"), engine_config=None)
 
 
-def objective_of(pair: Pair) -> TextDistillObjective:
+def objective_of(case: Case, student: TappedModel, teacher: FrozenModel, bank: FilterBank) -> TextDistillObjective:
     at = {
-        side: ReadAt(one.pooled_token if pair.case.pooling == "model" else pair.case.pooling, one.unread_id)
-        for side, one in (("student", pair.student.tapped), ("teacher", pair.teacher.tapped))
+        side: ReadAt(one.pooled_token if case.pooling == "model" else case.pooling, one.unread_id)
+        for side, one in (("student", student), ("teacher", teacher.tapped))
     }
     return TextDistillObjective(
-        TASK_TERMS[pair.case.kind],
-        distill_plan(**WEIGHTS, normalise_features=pair.case.normalise),
-        teacher=pair.teacher,
-        teacher_filters=pair.bank,
+        TASK_TERMS[case.kind],
+        distill_plan(**WEIGHTS, normalise_features=case.normalise),
+        teacher=teacher,
+        teacher_filters=bank,
         student_layers=LAYERS["student"],
         read_at=at,
     )
@@ -134,7 +149,7 @@ def objective_of(pair: Pair) -> TextDistillObjective:
 
 def in_microbatches(pair: Pair, cuts: list[list[int | None]]) -> tuple[float, dict[str, float], list[Tensor]]:
     """Loss, terms and gradients of a step that is cut so; numbers are of training examples."""
-    reader, objective = pair.readers.of("student", "teacher"), objective_of(pair)
+    reader, objective = pair.readers.of(*SIDES), objective_of(pair.case, pair.student.tapped, pair.teacher, pair.bank)
     samples = reader.data.train
     batches = [reader.collate([None if one is None else samples[one] for one in cut]) for cut in cuts]
     counts = {name: sum(objective.counts(batch)[name] for batch in batches) for name in objective.weights}
@@ -190,14 +205,16 @@ def plain_label(row: dict[str, Any], task: Any) -> Tensor:
     return torch.tensor(row["label"] if task.kind == "multiple_choice" else task.labels.index(row["label"]))
 
 
-def plain_step(pair: Pair, rows: list[dict[str, Any]], modules: dict[str, Any]) -> dict[str, Tensor]:
-    """The terms of a step in fp64, from the texts themselves and each folder's own tokenizer."""
-    case, task = pair.case, pair.task
+def plain_terms(
+    folder: Path, case: Case, rows: list[dict[str, Any]], modules: dict[str, Any]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss and the terms of a step in fp64, from the texts themselves and each folder's own tokenizer."""
+    task = section(case)
     terms: dict[str, list[Tensor]] = {}
     for row in rows:
         logits, features = {}, {}
         for side, model in modules.items():
-            tokenizer = AutoTokenizer.from_pretrained(pair.folder / side)
+            tokenizer = AutoTokenizer.from_pretrained(folder / side)
             inputs = plain_inputs(tokenizer, row, case)
             output = model["model"](**inputs, output_hidden_states=True)
             how = "last" if model["model"].config.model_type == "llama" else "first"
@@ -230,45 +247,50 @@ def plain_step(pair: Pair, rows: list[dict[str, Any]], modules: dict[str, Any]) 
                 )
             of_layer = (mine - theirs.detach()).square().mean(-1)
             terms.setdefault(f"{TERM}_{layer:02d}", []).extend(of_layer)
-    return {name: torch.stack(values).mean() for name, values in terms.items()}
+    means = {name: torch.stack(values).mean() for name, values in terms.items()}
+    prediction = next(name for name in means if name.endswith("teacher_student"))
+    squared = 1.0 if task.kind == "regression" else WEIGHTS["temperature"] ** 2
+    of_layers = [value for name, value in means.items() if "feature_mse" in name]
+    loss = WEIGHTS["task_weight"] * means["loss/task"] + WEIGHTS["kl_weight"] * squared * means[prediction]
+    return loss + WEIGHTS["feature_weight"] * sum(of_layers) / len(of_layers), means
 
 
-def plain_gradients(pair: Pair, rows: list[dict[str, Any]]) -> tuple[float, dict[str, float], list[Tensor]]:
-    modules: dict[str, Any] = {}
-    for side, bank in (("student", pair.student.bank), ("teacher", pair.bank)):
-        model = auto_class(pair.task.architecture).from_pretrained(pair.folder / side, dtype=torch.float64)
-        twin = FilterBank(LAYERS[side], 16, DIM, kind=pair.case.filters).double()
-        twin.load_state_dict(bank.state_dict())
-        modules[side] = {"model": model, "bank": twin}
-        model.eval()  # there is no dropout
-    terms = plain_step(pair, rows, modules)
-    prediction = next(name for name in terms if name.endswith("teacher_student"))
-    squared = 1.0 if pair.task.kind == "regression" else WEIGHTS["temperature"] ** 2
-    of_layers = [value for name, value in terms.items() if "feature_mse" in name]
-    loss = WEIGHTS["task_weight"] * terms["loss/task"] + WEIGHTS["kl_weight"] * squared * terms[prediction]
-    loss = loss + WEIGHTS["feature_weight"] * sum(of_layers) / len(of_layers)
+def plain_modules(folder: Path, case: Case) -> dict[str, Any]:
+    """Both models as transformers has them, and their filters, in fp64."""
+    auto, banks = auto_class(section(case).architecture), banks_of(case)
+    return {
+        side: torch.nn.ModuleDict(
+            # there is no dropout
+            {"model": auto.from_pretrained(folder / side, dtype=torch.float64).eval(), "bank": banks[side].double()}
+        )
+        for side in SIDES
+    }
+
+
+def plain_gradients(
+    folder: Path, case: Case, rows: list[dict[str, Any]], modules: dict[str, Any]
+) -> tuple[float, dict[str, float], list[Tensor]]:
+    """Loss, terms and gradients of a step, whose modules they are left in."""
+    modules["student"].zero_grad()
+    loss, terms = plain_terms(folder, case, rows, modules)
     loss.backward()
-    trained = [*modules["student"]["model"].parameters(), *modules["student"]["bank"].parameters()]
-    return (
-        loss.item(),
-        {name: value.item() for name, value in terms.items()},
-        [one.grad for one in trained if one.grad is not None],
-    )
+    gradients = [one.grad for one in modules["student"].parameters() if one.grad is not None]
+    return loss.item(), {name: value.item() for name, value in terms.items()}, gradients
 
 
-def rows_of(pair: Pair) -> list[dict[str, Any]]:
+def rows_of(folder: Path, case: Case) -> list[dict[str, Any]]:
     """The rows of the file that are trained on, in their order: known by the student's tokens, decoded."""
-    rows = [json.loads(line) for line in (pair.folder / "train.jsonl").read_text().splitlines()]
-    tokenizer = AutoTokenizer.from_pretrained(pair.folder / "student")
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    tokenizer = AutoTokenizer.from_pretrained(folder / "student")
 
     def read(row: dict[str, Any]) -> list[int]:
-        inputs = plain_inputs(tokenizer, row, pair.case)
+        inputs = plain_inputs(tokenizer, row, case)
         kept = inputs["attention_mask"].flatten(0, -2).bool()
         return max(
             (ids[own].tolist() for ids, own in zip(inputs["input_ids"].flatten(0, -2), kept, strict=True)), key=len
         )
 
-    trained = [sample.input_ids for sample in pair.readers.of("student").data.train]
+    trained = [sample.input_ids for sample in readers_of(folder, case).of("student").data.train]
     return [next(row for row in rows if read(row) == [*ids]) for ids in trained]
 
 
@@ -278,7 +300,8 @@ def test_a_step_is_that_of_plain_transformers_on_each_text_by_itself(tmp_path: P
     lengths = {side: {len(one.input_ids) for one in pair.readers.of(side).data.train} for side in LAYERS}
     assert lengths["student"] != lengths["teacher"]
     assert max(lengths["student"]) == LONGEST  # each is cut by itself
-    loss, terms, gradients = plain_gradients(pair, rows_of(pair)[:7])
+    modules = plain_modules(tmp_path, pair.case)
+    loss, terms, gradients = plain_gradients(tmp_path, pair.case, rows_of(tmp_path, pair.case)[:7], modules)
     for cuts in ([[*range(7)]], [[0, None, 1], [None, None, None], [2], [6, 5, 4, 3]]):
         found = in_microbatches(pair, cuts)  # type: ignore[arg-type]
         assert found[0] == pytest.approx(loss, rel=2e-5)
@@ -315,7 +338,7 @@ def test_filters_of_both_models_are_learned_on_each_ones_own_tokens(tmp_path: Pa
     }
     objectives = {side: FilterObjective(terms, body, LAYERS[side], prefix=f"{side}/") for side, body in bodies.items()}
     both = FilterObjectives(objectives, here=("student", "teacher"))
-    reader = pair.readers.of("student", "teacher")
+    reader = pair.readers.of(*SIDES)
     batch = reader.collate(reader.data.train[:5])
     _, found = both.loss(ProbesOfModels(probes), batch, both.counts(batch))
     assert len(found) == 4
