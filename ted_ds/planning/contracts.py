@@ -6,7 +6,7 @@ Read from the models' files alone, without torch.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from ted_ds.planning.tokenizer_contracts import (
     refuse_useless_tokenizer,
     undivided_pairs,
 )
-from ted_ds.planning.two_tokenizers import are_two, refuse_two_tokenizers, why_one
+from ted_ds.planning.two_tokenizers import are_two, in_words, refuse_two_tokenizers, why_one
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,13 @@ def has_own_tokenizer(recipe: Recipe, teacher: Side | None, student: Side | None
         return are_two(teacher.tokenizer, student.tokenizer)
     except TedError:  # a broken contract
         return False
+
+
+def tokenizers_in_words(recipe: Recipe, teacher: Side | None, student: Side | None) -> Iterator[str]:
+    """What two tokenizers come to; nothing where one is used."""
+    if has_own_tokenizer(recipe, teacher, student):
+        pair = [one.tokenizer for one in (teacher, student) if one is not None and one.tokenizer is not None]
+        yield from in_words(recipe, *pair)
 
 
 def broken_by_loaded(

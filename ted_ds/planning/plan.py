@@ -21,7 +21,14 @@ from ted_ds.models.adapter_folder import tokenizer_folder
 from ted_ds.models.files import ModelFacts
 from ted_ds.numerics.layer_map import Layer, LayerPairs, make_layer_map_of_stacks
 from ted_ds.planning.adapters import adapter_mistakes, trains_in_words
-from ted_ds.planning.contracts import Side, broken_contracts, doubts, has_own_tokenizer, text_ends
+from ted_ds.planning.contracts import (
+    Side,
+    broken_contracts,
+    doubts,
+    has_own_tokenizer,
+    text_ends,
+    tokenizers_in_words,
+)
 from ted_ds.planning.data_sizes import corpus_bytes, count_rows
 from ted_ds.planning.family_uses import refused_uses
 from ted_ds.planning.mistakes import (
@@ -39,7 +46,6 @@ from ted_ds.planning.pipeline_cut import Stage, plan_stages
 from ted_ds.planning.quantised_teacher import quantised_mistakes
 from ted_ds.planning.steps import epochs_in_words, plan_with_rows
 from ted_ds.planning.student_facts import begun_with, find_student
-from ted_ds.planning.two_tokenizers import in_words as two_in_words
 
 RowsOf = Callable[[Task], Rows]
 
@@ -189,7 +195,6 @@ def _lay_out(
     by_config = [side for side, one in known.items() if one.config]
     sides = model_sides(recipe, places[0], teacher, places[1], student, by_config=by_config)
     broken = [line for lines in broken_contracts(recipe, *sides).values() for line in lines]
-    two = has_own_tokenizer(recipe, *sides)
     if contracts_hold:
         mistakes.add("", *broken)
     layer_pairs: LayerPairs = ()
@@ -211,8 +216,8 @@ def _lay_out(
         stages,
         data,
         text_ends=text_ends(recipe, *sides) if sides[0] is not None and not broken else None,
-        two_tokenizers=two,
-        remarks=(*settings_without_effect(recipe), *remarks, *(two_in_words(recipe) if two else ())),
+        two_tokenizers=has_own_tokenizer(recipe, *sides),
+        remarks=(*settings_without_effect(recipe), *remarks, *tokenizers_in_words(recipe, *sides)),
         num_rows=num_rows,
         corpus_bytes=num_bytes,
         doubts=()

@@ -53,15 +53,18 @@ def why_one(recipe: Recipe) -> tuple[str, str] | None:
     return None
 
 
-def in_words(recipe: Recipe) -> Iterator[str]:
-    """What two tokenizers come to in a recipe that they are right for."""
-    task = recipe.task
+def in_words(recipe: Recipe, teacher: TokenizerTraits, student: TokenizerTraits) -> Iterator[str]:
+    """What two tokenizers come to in a recipe that they are right for, and how they are known as two."""
+    task, difference = recipe.task, describe_difference(teacher.vocabulary, student.vocabulary)
     if not task.pooled:
-        yield "two tokenizers: the data are read by the student's, which is exported; the teacher is not scored"
+        yield (
+            f"two tokenizers ({difference}): the data are read by the student's, which is exported; the teacher is not "
+            "scored"
+        )
         return
     yield (
-        f"two tokenizers: each model reads by its own, up to task.{task.length_key} of its tokens; the student's is "
-        "exported"
+        f"two tokenizers ({difference}): each model reads by its own, up to task.{task.length_key} of its tokens; the "
+        "student's is exported"
     )
     if recipe.distill.needs.states:
         yield "two tokenizers: layers are compared by one state of each text, where Stage I reads it, not at each token"
