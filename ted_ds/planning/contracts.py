@@ -77,8 +77,9 @@ def broken_contracts(recipe: Recipe, teacher: Side | None, student: Side | None)
             return False
         return True
 
-    own = _own_files(teacher, student)
     two = has_own_tokenizer(recipe, teacher, student)
+    is_asked = recipe.task.pooled or not two  # else nothing is read for the teacher
+    own = [side for side in _own_files(teacher, student) if is_asked or side is student]
     readable: list[Side] = []
     for side in own:
         attempt("labels", side, lambda side=side: _check_labels(recipe, side))
@@ -87,9 +88,9 @@ def broken_contracts(recipe: Recipe, teacher: Side | None, student: Side | None)
         if attempt("vocabulary", side, lambda side=side: _read_tokenizer(side)):
             readable.append(side)
             attempt("vocabulary", side, lambda side=side: _check_vocabulary(side))
-    for side in own if recipe.task.takes_pairs and teacher in readable else ():
+    for side in own if recipe.task.takes_pairs and (two or teacher in readable) else ():
         attempt("vocabulary", side, lambda side=side: _check_token_types(side if two else teacher, side))
-    if teacher is not None:
+    if teacher is not None and is_asked:
         attempt("head", teacher, lambda: _check_head(recipe, teacher))
     reader = student if two else teacher
     if reader is not None and reader in readable:

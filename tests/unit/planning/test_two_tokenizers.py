@@ -118,6 +118,17 @@ def test_a_language_model_that_asks_its_teacher_nothing_reads_by_its_own(lm_run:
     assert "texts     before each text '<s>' (2) (task.bos: always), behind it '</s>' (1)\n" in words
 
 
+def test_nothing_is_asked_of_a_teacher_for_which_nothing_is_read(tmp_path: Path) -> None:
+    recipe = write_run(tmp_path, kind="question_answering", method="sft")
+    write_model(tmp_path / "teacher", "bert")  # has no head
+    labels = labels_of("question_answering")
+    write_model(tmp_path / "own", "bert", blocks=2, labels=labels, architecture="QuestionAnswering")
+    with pytest.raises(ConfigError, match=r"teacher\.path: .* add teacher\.finetune"):
+        plan_of(recipe.parent, tmp_path / "own")
+    write_letters(tmp_path / "own", encoder=True)
+    assert plan_of(recipe.parent, tmp_path / "own").two_tokenizers
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
