@@ -261,7 +261,7 @@ def _ask(
 ) -> list[tuple[Tensor | None, list[Tensor]]]:
     """What the teacher says of a microbatch's examples: predictions ``[outputs]``, and states ``[tokens, dim]``.
 
-    Or one of each text, ``[1, dim]``, where models have two tokenizers.
+    Or a state of each text, ``[1, dim]``, where each model has a tokenizer of its own.
     """
     rows = build.recipe.evaluation.micro_batch_size
     collate, two = build.readers.of("teacher").collate, build.readers.are_two

@@ -120,7 +120,7 @@ def prepare(
             broken = broken_by_loaded(traits_of(of_teacher), *sides, of_student=own)
             if broken:
                 raise ConfigError("\n".join(f"{recipe_path}: {line}" for line in broken))
-        tokenizers = {"student": of_student or of_teacher, "teacher": of_teacher}
+        tokenizers = {"student": of_teacher if of_student is None else of_student, "teacher": of_teacher}
         kind, most = kind_of(recipe.task), recipe.evaluation.max_examples
         data: LabelledData | CorpusData
         if of_student is not None and recipe.task.pooled:
