@@ -17,7 +17,6 @@ from tests.tiny import LABELS, write_corpus, write_labelled, write_letters, writ
 
 PLAN = "{max_steps: 2, learning_rate: 1e-3, global_batch_size: 4, micro_batch_size: 2}"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-BUDGET = "micro_batch_size: null, micro_batch_tokens: 40"
 
 
 def reports(folder: Path) -> list[dict[str, Any]]:
@@ -50,7 +49,7 @@ def ted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], str]
         f"data.transfer=[{{path: {more}}}]",
         "data.transfer_share=0.25",
         "data.length_grouping.window_steps=2",
-        "distill.max_steps=12",
+        "distill.max_steps=20",
         "distill.micro_batch_size=null",
         "distill.micro_batch_tokens=40",
         "evaluation.max_examples=100",
@@ -109,9 +108,10 @@ def test_other_ranks_a_sharded_teacher_and_a_cached_one_teach_the_same(ted: Any)
     cached = run([*arguments, "teacher.cache.max_gib=1", f"output_dir={folder / 'cached'}"], num_ranks=1)
     assert "teacher cache: " in cached
     run([*arguments, zero_stage(3), "teacher.host=zero3", f"output_dir={folder / 'sharded'}"])
-    # a cache keeps states in bf16; what is rounded in another order goes through Adam
-    for name, tolerance in (("sharded", 1e-4), ("cached", 1e-2)):
-        for one, other in zip(whole, reports(folder / name), strict=True):
+    # what is rounded in another order goes through 20 steps of Adam; a cache rounds what layers are compared with to 8
+    # bits, and after some steps that is another student
+    for name, num_steps, tolerance in (("sharded", 20, 1e-3), ("cached", 5, 2e-2)):
+        for one, other in zip(whole[:num_steps], reports(folder / name)[:num_steps], strict=True):
             for loss in ("loss/task", "loss/kl_teacher_student", "loss/text_feature_mse"):
                 assert other[loss] == pytest.approx(one[loss], rel=tolerance), (name, one["step"], loss)
 
