@@ -546,6 +546,30 @@ MUTATIONS = {
         "                world.sum(sums.clone())",
         "filters are solved on the texts of rank 0 alone",
     ),
+    "teachers_tokens": Mutation(
+        "runtime/frozen.py",
+        'self(batch.read_by("teacher").inputs, then',
+        "self(batch.inputs, then",
+        "a teacher with a tokenizer of its own is given the student's tokens",
+    ),
+    "texts_counted": Mutation(
+        "objectives/distill_texts.py",
+        "    return batch.texts.sum()",
+        "    return batch.kept_tokens.sum()",
+        "layers are compared by texts and divided by the number of tokens",
+    ),
+    "texts_of_teacher": Mutation(
+        "objectives/distill_texts.py",
+        'teacher.of(batch.read_by("teacher"))',
+        "teacher.of(batch)",
+        "a teacher's text is read where the student's tokens are",
+    ),
+    "mean_of_filtered": Mutation(
+        "numerics/filters.py",
+        'if pooling.how == "mean" and len(self.layers()) > 1:',
+        "if len(self.layers()) < 0:",
+        "a filter with a hidden layer is given the mean of a text's states",
+    ),
 }
 
 
