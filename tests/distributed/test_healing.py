@@ -42,6 +42,10 @@ def write_cases(folder: Path) -> list[Path]:
     return found
 
 
+def heal_by_layer_map(world: Any, recipes: list[Path]) -> None:
+    heal(world, recipes, {"by layer map": ["student.heal.towards=layer_map"]})
+
+
 def heal(world: Any, recipes: list[Path], cases: dict[str, list[str]]) -> None:
     for recipe in recipes:
         for name, overrides in cases.items():
@@ -74,6 +78,7 @@ def recipes(tmp_path_factory):
 def test_ranks_microbatches_and_hosts_give_the_same_weights(recipes):
     for num_ranks, cases in BY_RANKS.items():
         run_ranks(heal, num_ranks, recipes, cases)
+    run_ranks(heal_by_layer_map, 1, recipes[:1])
     for recipe in recipes:
         first = recipe.parent / "1 one rank"
         blocks, scores = (result(first)[key] for key in ("blocks", "scores"))
@@ -89,6 +94,8 @@ def test_ranks_microbatches_and_hosts_give_the_same_weights(recipes):
                     assert own["error_after"] == pytest.approx(other["error_after"], rel=1e-3)
                     assert own["num_tokens"] == other["num_tokens"]
         assert not (first / "checkpoints" / "heal_student").exists()
+    by_map = result(recipes[0].parent / "1 by layer map")["blocks"]
+    assert [one["teacher_layer"] for one in by_map] == [2, 4]
 
 
 def test_a_teacher_in_8_bits_heals_alike_on_any_ranks(recipes):
