@@ -299,7 +299,8 @@ def special(world: Any, folder: Path) -> dict[str, Any]:
     models = load(teacher, "llama"), load(student, "llama")
     found["few"] = healer(world, *models, "llama", calibration(few, few), [0.0]).heal(0)
     models = load(teacher, "llama"), load(student, "llama")
-    one = healer(world, *models, "llama", data, STRENGTHS)
+    more = calibration(rows([60] * 12), rows([40] * 3, seed=1))
+    one = healer(world, *models, "llama", more, STRENGTHS)
     one._targets = {1: 4, 2: 3}
     found["down again"] = [one.heal(0), one.heal(1)]
     return found
