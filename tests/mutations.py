@@ -37,6 +37,8 @@ REACHING = ["tests/unit", "tests/parity", "tests/distributed", "tests/integratio
 TESTS = ["tests/unit/data/test_masking.py", "tests/parity"]
 TESTS += ["tests/distributed/test_matrix.py", "tests/distributed/test_variable_microbatches.py"]
 TESTS += ["tests/distributed/test_adapters.py"]
+TESTS += ["tests/unit/numerics/test_block_choice.py", "tests/unit/models/test_narrowing.py"]
+TESTS += ["tests/distributed/test_solved_filters.py"]
 
 
 class Mutation(NamedTuple):
@@ -466,6 +468,48 @@ MUTATIONS = {
         "self._count += 0",
         "all layers that share a block are taken for its first one",
     ),
+    "nested_heads": Mutation(
+        "models/adapters.py",
+        "heads = [path for path in heads if not path.startswith(prefixes(heads))]",
+        "heads = [*heads]",
+        "a head within another trains in a copy that no export holds",
+    ),
+    "targets_shift": Mutation(
+        "models/two_stacks.py",
+        "return torch.cat([start, target_ids[:, :-1]], dim=1)",
+        "return torch.cat([start, target_ids[:, 1:]], dim=1)",
+        "a decoder reads the tokens it is to write",
+    ),
+    "decoder_taps": Mutation(
+        "models/two_stacks.py",
+        "for number, block in enumerate(blocks_of(model, stack), start=1)",
+        "for number, block in enumerate(blocks_of(model, stack)[::-1], start=1)",
+        "the layers of each stack are numbered from its end",
+    ),
+    "kept_targets": Mutation(
+        "data/loader.py",
+        "kept_rows(self.kept_targets)",
+        "kept_rows(torch.ones_like(self.kept_targets))",
+        "a decoder's states are matched on padding, too",
+    ),
+    "target_count": Mutation(
+        "data/loader.py",
+        "        return self.kept_targets\n",
+        "        return self.matched_tokens\n",
+        "a decoder's layer-wise term is divided by the tokens of the sources",
+    ),
+    "influence": Mutation(
+        "numerics/importance.py",
+        "cosine = torch.nn.functional.cosine_similarity(before.double(), after.double(), dim=1)",
+        "cosine = torch.nn.functional.cosine_similarity(before.double(), (after - before).double(), dim=1)",
+        "a block's influence is of what it adds to its input, not of what it puts out",
+    ),
+    "narrow_norms": Mutation(
+        "models/narrowing.py",
+        "math.sqrt(before.hidden / after.hidden * share / num_tokens)",
+        "math.sqrt(share / num_tokens)",
+        "norms of a narrower student divide by the root of another mean square",
+    ),
     "healed_factor": Mutation(
         "assembly/healing.py",
         "(goal[rows].double() - is_sum[rows].double()) / own.factor",
@@ -483,6 +527,24 @@ MUTATIONS = {
         "return kept & rows.unsqueeze(1)",
         "return rows.unsqueeze(1).expand_as(kept)",
         "blocks are healed on padding, too",
+    ),
+    "solved_weights": Mutation(
+        "assembly/filter_sums.py",
+        "equations.add(x, y, inverse_mean_square(y))",
+        "equations.add(x, y)",
+        "filters are solved for the largest states",
+    ),
+    "solved_place": Mutation(
+        "assembly/solved_filters.py",
+        "target = read(last, model.tapped.pooled_token)",
+        'target = read(last, "mean")',
+        "filters are solved towards another token than a text is read at",
+    ),
+    "solved_ranks": Mutation(
+        "assembly/filter_sums.py",
+        "                world.sum(sums)",
+        "                world.sum(sums.clone())",
+        "filters are solved on the texts of rank 0 alone",
     ),
 }
 

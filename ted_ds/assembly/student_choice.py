@@ -1,8 +1,7 @@
-"""Which of the teacher's blocks become the student, where that is measured on the calibration data."""
+"""Which parts of the teacher become the student, where that is measured on the calibration data."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,14 +11,23 @@ import torch
 from torch import Tensor
 
 from ted_ds.assembly.assembly import Assembly
-from ted_ds.assembly.calibration import Calibration, CalibrationBatch, open_calibration
+from ted_ds.assembly.calibration import open_calibration
+from ted_ds.assembly.measured_teacher import MeasuredTeacher
 from ted_ds.config.cut import CutFromTeacher
-from ted_ds.errors import NumericsError
-from ted_ds.models.predictions import Predictions
+from ted_ds.models.narrowing import KeptUnits, choose_units
+from ted_ds.models.unit_scores import UnitScores
+from ted_ds.models.units import HEADS, HIDDEN, INNER, Widths
 from ted_ds.numerics.block_choice import BY_NUMBER, Round, most_influential, search
-from ted_ds.numerics.importance import influence_sum
 from ted_ds.planning.cut_facts import known_blocks, rounds_in, staying_blocks
+from ted_ds.planning.width_facts import student_widths
 from ted_ds.runtime.frozen import FrozenModel
+
+SHOWN = {
+    HIDDEN: ("channels", "what norms put out"),
+    INNER: ("neurons of each block", "the size of what all put out"),
+    HEADS: ("heads of each block", "the size of what all put out"),
+}
+"""Units, and what those that are kept have a part of, in words."""
 
 
 @dataclass(frozen=True)
@@ -30,27 +38,27 @@ class Choice:
     """Of each stack, by its name."""
     measured: Mapping[str, Any] = field(default_factory=dict)
     """What they were chosen by; nothing where the recipe says which they are."""
+    units: KeptUnits | None = None
+    """What is kept of each block, and of all else; None for all."""
+    scores: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the units were chosen by, and which they are, by name."""
 
     @property
     def result(self) -> dict[str, Any]:
-        """Both for a manifest: the blocks of the only stack, or those of each."""
+        """What a manifest says of it: the blocks of the only stack, or those of each, and what they were chosen by."""
         return {"blocks": self.blocks.get("", self.blocks), **({"choice": self.measured} if self.measured else {})}
 
 
 def choose_student(
-    build: Assembly,
-    teacher: Path,
-    *,
-    vet: Callable[[FrozenModel], None] = lambda _: None,
-    new_head_allowed: bool = False,
+    build: Assembly, teacher: Path, *, vet: Callable[[FrozenModel], None] | None = None, for_now: bool = False
 ) -> Choice:
     """Choose what the recipe says, on every rank the same. Every rank must call it.
 
     Args:
         build: The run's.
         teacher: Its folder.
-        vet: Looks at the teacher before anything is measured of it.
-        new_head_allowed: Whether its head may start random.
+        vet: Looks at it before anything is measured, where it is to teach.
+        for_now: Whether the teacher may have yet to be fine-tuned: where its head is random, influence chooses.
 
     Raises:
         DataError: There is too little calibration data; on every rank.
@@ -60,133 +68,96 @@ def choose_student(
     cut = build.recipe.student.from_teacher
     assert cut is not None
     known = known_blocks(cut, build.teacher_facts)
-    if known is not None:
+    if known is not None and not cut.widths:
         return Choice(known)
     build.stops.has_work(True)  # a batch may take long, and all see the request after it
     calibration = open_calibration(build)
     layers = range(build.teacher_facts.num_blocks + 1)
-    model = build.models.frozen("teacher", teacher, layers, new_head_allowed=new_head_allowed)
+    model = build.models.frozen("teacher", teacher, layers, new_head_allowed=for_now)
     try:
-        vet(model)
-        return _Chooser(build, cut, calibration, model).choose()
+        if vet is not None and build.recipe.distill.needs.teacher:
+            vet(model)
+        with torch.compiler.set_stance("force_eager"):  # other blocks pass on states in every round
+            return _Chooser(build, cut, MeasuredTeacher(build, model, calibration), teacher).choose(known)
     finally:
         model.release()
 
 
 @dataclass(frozen=True)
 class _Chooser:
-    """Chooses blocks of one teacher, tapped at all its layers."""
+    """Chooses the parts of one teacher."""
 
     build: Assembly
     cut: CutFromTeacher
-    calibration: Calibration
-    model: FrozenModel
+    teacher: MeasuredTeacher
+    folder: Path
 
-    def choose(self) -> Choice:
-        """The blocks, and what they were chosen by."""
+    def choose(self, known: Mapping[str, Sequence[int]] | None) -> Choice:
+        """The parts, and what they were chosen by; the blocks where these are ``known``."""
+        facts = self.build.teacher_facts
+        widths: tuple[Widths, Widths] | None = None
+        scores: UnitScores | None = None
+        if self.cut.widths:
+            widths = student_widths(self.cut.widths, facts, self.folder)
+            tapped = self.teacher.model.tapped
+            scores = UnitScores(tapped.model, tapped.family, widths[0])
+        influence = self.teacher.influence(scores)
+        measured: dict[str, Any] = {}
+        if known is None:
+            measured = self._measured(influence)
+            known = {"": measured["choices"][measured["by"]]}
+        if widths is None or scores is None:
+            return Choice(known, measured)
+        return self._with_units(Choice(known, measured), scores, *widths)
+
+    def _measured(self, influence: Sequence[float]) -> dict[str, Any]:
+        """The choices of blocks there are, their losses, and by which of them the student is cut."""
         count, depth = self.cut.num_blocks, self.build.teacher_facts.num_blocks
         assert count is not None
-        stay = staying_blocks(self.build.teacher_facts)
-        influence = self._influence()
+        stay, teacher = staying_blocks(self.build.teacher_facts), self.teacher
         shown = ", ".join(f"{block} {value:.4f}" for block, value in enumerate(influence))
-        self._say(f"influence of blocks over {self.calibration.num_tokens:,} tokens: {shown}")
+        self._say(f"influence of blocks over {teacher.num_tokens:,} tokens: {shown}")
         choices = {name: choose(depth, count) for name, choose in BY_NUMBER.items()}
         choices["influence"] = most_influential(influence, count, stay=stay)
+        chosen = "influence" if teacher.model.fresh_parameters else self.cut.choose
         rounds: list[Round] = []
-        if self.cut.choose == "search":
+        if chosen == "search":
             tried = rounds_in(self.build.recipe, self.cut, self.build.teacher_facts)
-            for one in search(influence, self._loss, tried, stay=stay):
+            for one in search(influence, teacher.loss_of, tried, stay=stay):
                 rounds.append(one)
                 loss = f", held-out loss {one.losses[one.left_out]:.4f}" if one.losses else ""
                 self._say(f"search, round {len(rounds)} of {len(tried)}: without block {one.left_out}{loss}")
             choices["search"] = [*rounds[-1].kept] if rounds else [*range(depth)]
-        losses = {name: self._loss(blocks) for name, blocks in {"all": [*range(depth)], **choices}.items()}
-        shown = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
-        self._say(f"held-out loss with {count} of {depth} blocks over {self._num_heldout:,} tokens: {shown}")
-        chosen = self.cut.choose
+        losses: dict[str, float] = {}
+        if not teacher.model.fresh_parameters:  # else there is nothing to compare
+            losses = {name: teacher.loss_of(blocks) for name, blocks in {"all": [*range(depth)], **choices}.items()}
+            shown = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
+            over = f"over {teacher.num_heldout_tokens:,} tokens"
+            self._say(f"held-out loss with {count} of {depth} blocks {over}: {shown}")
         if chosen == "search":  # which may miss what another has
             chosen = min([*choices][::-1], key=losses.__getitem__)
-        blocks = choices[chosen]
-        self._say(f"blocks of the teacher that become the student, by {chosen}: {' '.join(map(str, blocks))}")
-        measured = {"by": chosen, "influence": influence, "heldout_loss": losses, "choices": choices}
-        if self.cut.choose == "search":
+        self._say(f"blocks of the teacher that become the student, by {chosen}: {' '.join(map(str, choices[chosen]))}")
+        measured = {"by": chosen, "influence": [*influence], "heldout_loss": losses, "choices": choices}
+        if rounds:
             measured["rounds"] = [{"left_out": one.left_out, "losses": dict(one.losses)} for one in rounds]
-        return Choice({"": blocks}, measured)
+        return measured
 
-    @property
-    def _num_heldout(self) -> int:
-        return self.calibration.num_heldout_tokens
+    def _with_units(self, choice: Choice, scores: UnitScores, before: Widths, after: Widths) -> Choice:
+        """The same with the units that are kept."""
+        sums, count = self.teacher.over_ranks(scores.sums), self.teacher.num_tokens
+        values = {key: one.tolist() for key, one in sums.items()}
+        units = choose_units(values, before, after, blocks=choice.blocks[""], num_tokens=count)
+        found: dict[str, Tensor] = {"kept.hidden": torch.tensor(units.hidden)}
+        for (kind, (block, name)), one in sums.items():
+            found[f"{kind}.{'' if block is None else f'{block}.'}{name}"] = one.cpu() / count
+        for block, kinds in units.of_blocks.items():
+            found |= {f"kept.{kind}.{block}": torch.tensor(kept) for kind, kept in kinds.items()}
+        for kind, what in SHOWN.items():
+            left = units.after.number(kind), units.before.number(kind)
+            if left[0] < left[1]:
+                share = 100 * units.share_of(kind, values)
+                self._say(f"{left[0]:,} of {left[1]:,} {what[0]} become the student's, with {share:.3g} % of {what[1]}")
+        return Choice(choice.blocks, choice.measured, units, found)
 
     def _say(self, line: str) -> None:
         self.build.screen.say(f"  {line}")
-
-    def _influence(self) -> list[float]:
-        """Of each block, over the tokens to fit.
-
-        Raises:
-            NumericsError: A layer's states are not finite; on every rank.
-        """
-        build, depth = self.build, self.build.teacher_facts.num_blocks
-        sums = torch.zeros(depth, dtype=torch.float64, device=build.world.device)
-        broken = torch.zeros(depth + 1, dtype=torch.bool, device=build.world.device)
-        for one in self.calibration.batches:
-            build.stop_if_asked()
-            here = one.to(build.world.device)
-            kept = here.kept(here.fitted, layer=0)
-            before: list[Tensor] = []
-
-            def take(layer: int, state: Tensor, kept: Tensor = kept, before: list[Tensor] = before) -> None:
-                own = state[kept]
-                broken[layer] |= ~own.isfinite().all()
-                if before:
-                    sums[layer - 1] += influence_sum(before.pop(), own)
-                before.append(own)
-
-            self.model(here.batch.inputs, on_state=take)
-        of_ranks = build.world.gather((sums.tolist(), broken.tolist()))
-        for layer, wrong in enumerate(zip(*(one for _, one in of_ranks), strict=True)):
-            if any(wrong):
-                error = NumericsError(
-                    f"student.from_teacher.choose: {self.cut.choose}: the teacher's states of layer {layer} are not "
-                    "finite on the calibration data; ted-ds doctor looks at its weights, and precision: fp32 or bf16 "
-                    "has room for states that are too large for fp16"
-                )
-                error.agreed = True
-                raise error
-        columns = zip(*(of_rank for of_rank, _ in of_ranks), strict=True)
-        return [math.fsum(column) / self.calibration.num_tokens for column in columns]
-
-    def _loss(self, blocks: Sequence[int]) -> float:
-        """The teacher's task loss with these blocks alone, per kept label of the held-out tokens."""
-        build = self.build
-        total, count = 0.0, 0
-        with self.model.without_blocks({*range(build.teacher_facts.num_blocks)} - {*blocks}):
-            for one in self._heldout_batches():
-                build.stop_if_asked()
-                here = one.to(build.world.device)
-                labels = here.batch.labels
-                rows = here.heldout[:: build.recipe.task.rows_per_example].tolist()
-                found: list[float] = []
-
-                def read(predictions: Predictions | None, found: list[float] = found, here: Any = here) -> None:
-                    assert predictions is not None
-                    found += predictions.task_sums(build.terms, here.batch)
-
-                self.model(here.batch.inputs, read, on_state=_ignore)
-                kept = build.terms.kept(labels).reshape(len(labels), -1).sum(1).tolist()
-                total += math.fsum(loss for loss, is_heldout in zip(found, rows, strict=True) if is_heldout)
-                count += sum(number for number, is_heldout in zip(kept, rows, strict=True) if is_heldout)
-        losses, counts = zip(*build.world.gather((total, count)), strict=True)
-        loss = math.fsum(losses) / max(sum(counts), 1)
-        return loss if math.isfinite(loss) else math.inf
-
-    def _heldout_batches(self) -> list[CalibrationBatch]:
-        """Those with held-out rows; as many on every rank, as ranks may share a sharded model."""
-        build, own = self.build, [one for one in self.calibration.batches if one.heldout.any()]
-        nothing = build.collate([None])
-        rows = torch.zeros(len(nothing.input_ids), dtype=torch.bool)
-        return own + [CalibrationBatch(nothing, rows, rows)] * (build.world.highest(len(own))[0] - len(own))
-
-
-def _ignore(_layer: int, _state: Tensor) -> None:
-    """States that only a choice by influence looks at."""

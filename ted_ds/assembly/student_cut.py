@@ -16,7 +16,8 @@ from ted_ds.models.cutting import cut
 
 def cut_student(build: Assembly, teacher: Path, place: Path, choice: Choice) -> None:
     """Write the student that is cut out of a teacher. On one rank only."""
-    cut(teacher, place, blocks=choice.blocks, family=build.teacher_facts.family, origins=build.origins)
+    family = build.teacher_facts.family
+    cut(teacher, place, blocks=choice.blocks, family=family, origins=build.origins, units=choice.units)
 
 
 @contextlib.contextmanager
@@ -28,7 +29,7 @@ def made_for_now(build: Assembly, teacher: Path) -> Iterator[Path]:
 
     choice = None
     if build.recipe.student.from_teacher is not None:
-        choice = choose_student(build, teacher, new_head_allowed=True)  # it may have yet to be fine-tuned
+        choice = choose_student(build, teacher, for_now=True)
 
     def write() -> None:
         place.parent.mkdir(parents=True, exist_ok=True)

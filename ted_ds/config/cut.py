@@ -12,10 +12,11 @@ from ted_ds.config.section import Section, rule
 BlockNumber = Annotated[int, Field(ge=0)]
 MEASURED = ("influence", "search")
 """Ways to choose blocks by what the teacher makes of the calibration data."""
+WIDTHS = ("hidden_size", "intermediate_size", "num_heads", "num_key_value_heads")
 
 
 class CutFromTeacher(Section):
-    """Which blocks of the teacher become the student."""
+    """Which blocks of the teacher become the student, and what of each."""
 
     blocks: list[BlockNumber] | None = Field(default=None, min_length=1)
     """Blocks of the teacher to copy, numbered from 0 as in its parameter names; one may come more than once."""
@@ -35,14 +36,24 @@ class CutFromTeacher(Section):
     """For ``search``: how many tokens its rounds may run through the teacher, the held-out ones again and again. The
     fewer, the more of the choice follows influence."""
 
+    hidden_size: int | None = Field(default=None, gt=0)
+    """How many channels of the teacher's states are kept; unset: all."""
+    intermediate_size: int | None = Field(default=None, gt=0)
+    """How many neurons of each block's MLP."""
+    num_heads: int | None = Field(default=None, gt=0)
+    """How many heads of each block; each is as wide as before."""
+    num_key_value_heads: int | None = Field(default=None, gt=0)
+    """How many heads of keys and values, where several of queries share one; unset: all, or as many as heads."""
+
     @rule
     def _of_one_stack_or_of_both(self) -> Iterator[str]:
         names = ("blocks", "num_blocks", "encoder_blocks", "decoder_blocks")
         given = [name for name in names if getattr(self, name) is not None]
-        if given not in (["blocks"], ["num_blocks"], ["encoder_blocks", "decoder_blocks"]):
+        all_blocks = [[]] if self.widths else []
+        if given not in (["blocks"], ["num_blocks"], ["encoder_blocks", "decoder_blocks"], *all_blocks):
             yield (
-                "give blocks, or num_blocks, or encoder_blocks and decoder_blocks of an encoder-decoder; given: "
-                f"{' and '.join(given) or 'none of them'}"
+                "give blocks, or num_blocks, or encoder_blocks and decoder_blocks of an encoder-decoder, or a width; "
+                f"given: {' and '.join(given) or 'none of them'}"
             )
 
     @rule
@@ -70,12 +81,18 @@ class CutFromTeacher(Section):
         return self.num_blocks is not None and self.choose in MEASURED
 
     @property
+    def widths(self) -> dict[str, int]:
+        """Those that are given."""
+        return {name: number for name in WIDTHS if (number := getattr(self, name)) is not None}
+
+    @property
     def of_stacks(self) -> dict[str, list[int]]:
-        """The blocks of each stack by its name; of a model of one, under no name; none where they are to be chosen."""
+        """The blocks of each stack by its name; of a model of one, under no name; none where the recipe lists none."""
         given = {"": self.blocks, "encoder": self.encoder_blocks, "decoder": self.decoder_blocks}
         return {stack: blocks for stack, blocks in given.items() if blocks is not None}
 
     def deciding_values(self) -> dict[str, Any]:
-        """What decides which blocks are chosen, where that is measured."""
-        bound = {"search_tokens": self.search_tokens} if self.choose == "search" else {}
-        return {"num_blocks": self.num_blocks, "choose": self.choose, **bound}
+        """What decides what is kept, beside blocks that are known, where any of it is measured."""
+        chosen = {"num_blocks": self.num_blocks, "choose": self.choose} if self.is_measured else {}
+        bound = {"search_tokens": self.search_tokens} if self.is_measured and self.choose == "search" else {}
+        return {**chosen, **bound, **self.widths}

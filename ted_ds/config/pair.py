@@ -123,6 +123,16 @@ class Student(Section):
             yield "give exactly one of path, from_teacher and from_config"
 
     @rule
+    def _a_search_looks_at_something(self) -> Iterator[str]:
+        cut, of_a_pass = self.from_teacher, self.calibration.heldout_tokens
+        searches = cut is not None and cut.num_blocks is not None and cut.choose == "search"
+        if cut is not None and searches and cut.search_tokens < 2 * of_a_pass:
+            yield (
+                f"from_teacher.search_tokens: {cut.search_tokens}: each look at a block takes "
+                f"calibration.heldout_tokens ({of_a_pass}), and there are two to compare; use {2 * of_a_pass} or more"
+            )
+
+    @rule
     def _what_was_cut_is_healed(self) -> Iterator[str]:
         if self.heal is None:
             return

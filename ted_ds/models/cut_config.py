@@ -99,6 +99,23 @@ def refuse_other_blocks(
             )
 
 
+def refuse_other_widths(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: Path) -> None:
+    """Make sure that transformers builds a body with parameters of these shapes, by their names in files.
+
+    Raises:
+        CheckpointError: One is of another shape.
+    """
+    with torch.device("meta"):
+        body = AutoModel.from_config(parsed_config(config))
+    for name, parameter in body.named_parameters():
+        own = next((one for one in (f"{body.base_model_prefix}.{name}", name) if one in shapes), None)
+        if own is not None and shapes[own] != tuple(parameter.shape):
+            raise CheckpointError(
+                f"{where}: {own} would be {list(shapes[own])} in the student, where this {config['model_type']} has "
+                f"{list(parameter.shape)}; leave hidden_size, intermediate_size and heads out of student.from_teacher"
+            )
+
+
 def _skeleton(config: Mapping[str, Any], family: Family) -> nn.ModuleList:
     """The blocks, without memory of their own."""
     with torch.device("meta"):

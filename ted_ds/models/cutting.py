@@ -1,4 +1,4 @@
-"""Cut a student out of a teacher: a new model folder that holds some of the teacher's blocks.
+"""Cut a student out of a teacher: a new model folder that holds some of the teacher's blocks, or some of each.
 
 Works on the files alone, tensor by tensor, so a teacher larger than memory can be cut.
 """
@@ -22,12 +22,14 @@ from ted_ds.models.companions import (
     copy_papers,
     copy_tokenizer,
 )
-from ted_ds.models.cut_config import config_of_blocks, query_factor, refuse_other_blocks
+from ted_ds.models.cut_config import config_of_blocks, query_factor, refuse_other_blocks, refuse_other_widths
 from ted_ds.models.family import Family, path_in_body, prefixes
 from ted_ds.models.files import GENERATION_CONFIG_FILE
 from ted_ds.models.folder import CONFIG_FILE, WEIGHTS_FILE
 from ted_ds.models.local_paths import without_local_paths
+from ted_ds.models.narrowing import KeptUnits, narrowed
 from ted_ds.models.tensor_files import weight_files
+from ted_ds.models.units import narrowed_config
 
 
 def cut(
@@ -37,16 +39,19 @@ def cut(
     blocks: Sequence[int] | Mapping[str, Sequence[int]],
     family: Family,
     origins: Origins,
+    units: KeptUnits | None = None,
 ) -> None:
     """Write a model folder ``student`` with the given blocks of ``teacher`` (numbered from 0) and all else of it.
 
     Those of an encoder-decoder are given by stack, as in :attr:`~ted_ds.models.family.Family.stacks`. All else is the
     other weights, the config, and what goes with them (:mod:`ted_ds.models.companions`): of ``origins``, as the teacher
     may itself be made by this run. Each block does what it did, whatever its place: see
-    :mod:`ted_ds.models.cut_config`.
+    :mod:`ted_ds.models.cut_config`. Of blocks and all else there are only the ``units`` that are kept, where these are
+    given (:mod:`ted_ds.models.narrowing`).
 
     Raises:
-        CheckpointError: The teacher has no such blocks, or one of them would do something else in the student.
+        CheckpointError: The teacher has no such blocks, one of them would do something else in the student, or no
+            model has these units.
     """
     by_stack = blocks if isinstance(blocks, Mapping) else {"": blocks}
     config = without_local_paths(json.loads((teacher / CONFIG_FILE).read_text(encoding="utf-8")))
@@ -58,19 +63,23 @@ def cut(
             raise CheckpointError(f"{teacher}: {error}") from error
     for stack, of_stack in family.stacks.items():
         refuse_other_blocks(config, cut_config, by_stack[stack], of_stack, where=teacher)
+    if units is not None:
+        cut_config = narrowed_config(cut_config, family, units.after)
     student.mkdir(parents=True, exist_ok=True)
     (student / CONFIG_FILE).write_text(json.dumps(cut_config, indent=2) + "\n", encoding="utf-8")
     if (teacher / GENERATION_CONFIG_FILE).is_file():
         shutil.copyfile(teacher / GENERATION_CONFIG_FILE, student / GENERATION_CONFIG_FILE)
     copy_tokenizer(origins.teacher, student)
     copy_papers(origins, student)
-    weights = dict(_cut_weights(teacher, config, by_stack, family))
+    weights = dict(_cut_weights(teacher, config, by_stack, family, units))
     for stack, of_stack in family.stacks.items():
         last = of_stack.block_of_layers(cut_config)[-1]
         if not any(f"{_marker(of_stack)}{last}." in f".{name}" for name in weights):
             raise CheckpointError(
                 f"{teacher}: no weights of block {by_stack[stack][-1]} found; cut from a complete model folder"
             )
+    if units is not None:
+        refuse_other_widths(cut_config, {name: tuple(one.shape) for name, one in weights.items()}, teacher)
     save_file(weights, student / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
@@ -80,7 +89,11 @@ def _marker(family: Family) -> str:
 
 
 def _cut_weights(
-    teacher: Path, config: Mapping[str, Any], blocks: Mapping[str, Sequence[int]], family: Family
+    teacher: Path,
+    config: Mapping[str, Any],
+    blocks: Mapping[str, Sequence[int]],
+    family: Family,
+    units: KeptUnits | None,
 ) -> Iterator[tuple[str, Tensor]]:
     for file in weight_files(teacher):
         with safe_open(file, framework="pt") as weights:
@@ -88,7 +101,8 @@ def _cut_weights(
                 stacks = family.stacks.items()
                 own = next(((key, one) for key, one in stacks if _marker(one) in f".{name}"), ("", family))
                 chosen = blocks.get(own[0], ())
-                yield from _cut_weight(name, weights, config, chosen, own[1])
+                for own_name, weight in _cut_weight(name, weights, config, chosen, own[1]):
+                    yield own_name, weight if units is None else narrowed(name, weight, units, family)
 
 
 def _cut_weight(
@@ -100,11 +114,11 @@ def _cut_weight(
     of_first = f".{path_in_body(family.behind_first_block)}." if family.behind_first_block else ""
     if of_first and blocks[0] != 0 and of_first in f".{name}":
         return
-    before, found, after = f".{name}".partition(marker)
-    if not found:
+    before, _, after = f".{name}".partition(marker)
+    number, _, rest = after.partition(".")
+    if not number.isdigit():  # transformers also writes what all blocks have alike as a block's, without a number
         yield name, weights.get_tensor(name)
         return
-    number, _, rest = after.partition(".")
     if number == "0" and rest.startswith(prefixes(family.parts_of_first_block)):
         yield f"{before}{marker}0.{rest}"[1:], weights.get_tensor(name)  # whichever block is the first now
         return

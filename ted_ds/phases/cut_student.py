@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
+
 from ted_ds.assembly.student_choice import choose_student
 from ted_ds.assembly.student_cut import cut_student
 from ted_ds.output.phase_folder import PhaseFolder
@@ -14,15 +16,20 @@ from ted_ds.phases.work import Kit, Work
 from ted_ds.planning.cut_facts import known_blocks
 from ted_ds.planning.phase import Phase
 
+SCORES_FILE = "units.safetensors"
+"""What units of the teacher were chosen by, and which were, where the student is narrower."""
+
 
 def _inputs(inputs: Inputs, _: Phase) -> dict[str, Any]:
     cut, teacher = inputs.recipe.student.from_teacher, inputs.plan.teacher
     assert cut is not None
     assert teacher is not None
-    origin = {"teacher": inputs.folders.identity(inputs.folders.teacher_path())}
+    origin: dict[str, Any] = {"teacher": inputs.folders.identity(inputs.folders.teacher_path())}
     known = known_blocks(cut, teacher)
     if known is not None:
-        return {**origin, "blocks": known.get("", known)}
+        origin["blocks"] = known.get("", known)
+        if not cut.widths:
+            return origin
     return {**origin, **cut.deciding_values(), **inputs.of_calibration()}
 
 
@@ -32,6 +39,8 @@ def _run(kit: Kit, _: Phase, folder: PhaseFolder) -> None:
 
     def write(place: Path) -> dict[str, Any]:
         cut_student(build, teacher, place / MODEL_FOLDER, choice)
+        if choice.scores:
+            save_file(dict(choice.scores), place / SCORES_FILE)
         return choice.result
 
     kit.write(folder, write)

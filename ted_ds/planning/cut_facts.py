@@ -16,8 +16,8 @@ from ted_ds.numerics.block_choice import BY_NUMBER, rounds_of_search
 
 def known_blocks(cut: CutFromTeacher, teacher: ModelFacts) -> dict[str, list[int]] | None:
     """The blocks of each stack by its name; None where a run has to measure which they are."""
-    if cut.num_blocks is None:
-        return cut.of_stacks
+    if cut.num_blocks is None:  # all of them, where only the width is another one
+        return cut.of_stacks or {stack: [*range(depth)] for stack, depth in teacher.blocks_of_stacks.items()}
     return None if cut.is_measured else {"": BY_NUMBER[cut.choose](teacher.num_blocks, cut.num_blocks)}
 
 
@@ -61,15 +61,15 @@ def cut_facts(cut: CutFromTeacher, teacher: ModelFacts) -> ModelFacts:
                 f"{cut.num_blocks} by choose: {cut.choose}: layers of this {teacher.model_type} share their blocks, "
                 "and none can be tried without; use choose: spread"
             )
-    elif cut.of_stacks.keys() != depths.keys():
+    elif cut.num_blocks is not None or (cut.of_stacks and cut.of_stacks.keys() != depths.keys()):
         rule = "has one stack of blocks: give blocks or num_blocks"
         if teacher.family.is_stacked:
             rule = "is an encoder-decoder: give encoder_blocks and decoder_blocks, and no blocks or num_blocks"
         raise ConfigError(f"the teacher, a {teacher.model_type}, {rule}")
     of_stacks = known_blocks(cut, teacher)
     chosen, before = [], 0
-    for stack, depth in depths.items() if of_stacks is not None else ():
-        blocks = of_stacks[stack]
+    for stack, blocks in (of_stacks or {}).items():
+        depth = depths[stack]
         outside = [block for block in blocks if block >= depth]
         if outside:
             whose = f"the teacher's {stack}" if stack else "the teacher"
@@ -86,7 +86,7 @@ def cut_facts(cut: CutFromTeacher, teacher: ModelFacts) -> ModelFacts:
     return replace(
         teacher,
         num_blocks=len(chosen),
-        num_encoder_blocks=len(cut.of_stacks[ENCODER]) if ENCODER in cut.of_stacks else None,
+        num_encoder_blocks=len(of_stacks[ENCODER]) if of_stacks is not None and ENCODER in of_stacks else None,
         parameters=teacher.parameters.cut(chosen),
     )
 

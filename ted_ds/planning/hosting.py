@@ -143,6 +143,7 @@ def describe_memory(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
             parts += [f"gradients {gib(one.trained.gradients)}", f"optimizer {gib(one.trained.optimizer)}"]
         parts += [f"sums {gib(one.sums)}"] if one.sums else []
         parts += [f"activations about {gib(one.activations)}"] if one.activations else []
+        parts += [f"(before, to solve filters, {gib(one.sums_before)})"] if one.sums_before else []
         parts += [f"buffers {gib(one.buckets)} on a GPU"] if one.buckets else []
         parts += ["teacher"] if one.hosts_teacher else []
         parts += [f"states {gib(one.on_host)} in host memory"] if one.on_host else []

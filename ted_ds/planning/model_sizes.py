@@ -23,7 +23,7 @@ def describe_sizes(recipe: Recipe, plan: Plan) -> str:
     if plan.teacher is None or plan.student is None:
         return ""
     cut = recipe.student.from_teacher
-    lines = [] if cut is None else [*_choice(recipe, cut, plan.teacher)]
+    lines = [] if cut is None else [*_choice(recipe, cut, plan.teacher), *_narrowing(recipe, cut)]
     whole = _size(recipe, plan.teacher)
     for side, facts in (("teacher", plan.teacher), ("student", plan.student)):
         own = _size(recipe, facts)
@@ -73,4 +73,14 @@ def _choice(recipe: Recipe, cut: CutFromTeacher, teacher: ModelFacts) -> Iterato
         yield (
             "note      student.from_teacher: blocks of this teacher differ in size; the plan is of the most costly "
             f"{cut.num_blocks}"
+        )
+
+
+def _narrowing(recipe: Recipe, cut: CutFromTeacher) -> Iterator[str]:
+    """What is kept of each block, and what it takes to choose it."""
+    if cut.widths:
+        kept = ", ".join(f"{key} {number}" for key, number in cut.widths.items())
+        passes = "in the same pass" if cut.is_measured else "1 forward pass of the teacher"
+        yield (
+            f"cut       {kept} by what units do: {passes} over {recipe.student.calibration.tokens:,} calibration tokens"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ted_ds.config.layers import Filters
@@ -28,6 +28,10 @@ from ted_ds.planning.memory import (
 )
 from ted_ds.planning.phase import DISTILL, HEAL_STUDENT, Phase, phases_of, training_of
 from ted_ds.planning.plan import Plan
+from ted_ds.planning.ridge_filters import are_solved, reader_of, solves_towards_teacher
+
+SUM_ITEM_BYTES = 8
+"""Filters are solved in fp64."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,14 @@ class PhaseMemory:
     """What is solved without training."""
     on_host: int = 0
     """States that wait in host memory."""
+    sums_before: int = 0
+    """By which filters are solved, before anything trains."""
 
     def total(self, config: Mapping[str, Any], *, device_is_host: bool) -> int:
         """All of it that is on the device."""
         trained = self.trained if device_is_host else on_device(self.trained, config)
-        beside = self.activations + self.frozen + self.sums
-        return trained.total + beside + (self.on_host if device_is_host else self.buckets)
+        training = max(trained.total + self.activations, self.sums_before)
+        return training + self.frozen + self.sums + (self.on_host if device_is_host else self.buckets)
 
 
 def phase_memories(
@@ -129,13 +135,15 @@ class _Pair:
         frozen = 0
         if "student" in sides:
             frozen = self._frozen_student(host)
-        return self._phase(
+        sizes = [size for side, (heads, _) in of_heads.items() for size in (*self._filters(side), *heads)]
+        learned = self._phase(
             phase.name,
-            [size for side, (heads, _) in of_heads.items() for size in (*self._filters(side), *heads)],
+            [] if training_of(self.recipe, phase).max_steps == 0 else sizes,
             sum(num_frozen for _, num_frozen in of_heads.values()),
-            hosts_teacher="teacher" in sides,
+            hosts_teacher="teacher" in sides or solves_towards_teacher(self.recipe, phase),
             frozen=frozen,
         )
+        return replace(learned, sums_before=bytes_of_sums(self.recipe, self.plan, phase))
 
     def _distilling(self) -> PhaseMemory:
         """Stage II."""
@@ -216,14 +224,27 @@ def head_sizes(recipe: Recipe, plan: Plan, side: str, filters: Filters) -> tuple
 
     See :mod:`ted_ds.models.heads`.
     """
-    facts, task = facts_of(plan, side), recipe.task
+    facts, task = facts_of(plan, reader_of(recipe, side)), recipe.task
     model, dim, width = with_head(recipe, facts), plan.filter_dim, facts.hidden_size
+    if filters.are_solved and not task.has_lm_head:  # a model's own, with what stands before it
+        return [], sum(math.prod(shape) for shape in (*model.label_heads, *model.before_lm_head))
     if not task.has_lm_head:
         return task.probe_sizes(dim), 0
     if filters.lm_head == "new":
         return [dim * facts.vocab_size], 0
     before = sum(map(math.prod, model.before_lm_head)) or width  # or the final norm, which is among others
     return [dim * width, width] if dim != width else [], (model.lm_head or model.embeddings) + before
+
+
+def bytes_of_sums(recipe: Recipe, plan: Plan, phase: Phase) -> int:
+    """What the sums take by which a phase of Stage I solves the filters of one side, then those of the other.
+
+    Of each filter, those over tokens to fit and those over tokens to judge by (:mod:`ted_ds.assembly.solved_filters`).
+    """
+    if not are_solved(recipe):
+        return 0
+    widths = [facts_of(plan, side).hidden_size + 1 for side in phase.frozen]  # with a bias
+    return max(2 * width * (width + plan.filter_dim) for width in widths) * len(plan.layer_pairs) * SUM_ITEM_BYTES
 
 
 def facts_of(plan: Plan, side: str) -> ModelFacts:

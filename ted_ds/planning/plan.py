@@ -39,6 +39,7 @@ from ted_ds.planning.model_lookup import HubLookup, KnownModel, by_local_files
 from ted_ds.planning.phase import phases_of
 from ted_ds.planning.pipeline_cut import Stage, plan_stages
 from ted_ds.planning.quantised_teacher import quantised_mistakes
+from ted_ds.planning.ridge_filters import ridge_mistakes
 from ted_ds.planning.steps import epochs_in_words, plan_with_rows
 from ted_ds.planning.student_facts import begun_with, find_student
 
@@ -197,6 +198,7 @@ def _lay_out(
         layer_pairs = mistakes.attempt("", lambda: layer_pairs_of(recipe, student, teacher)) or ()
         own_dim = recipe.filters.dim if recipe.filters and recipe.distill.needs.filters else None
         filter_dim = own_dim or teacher.hidden_size
+        mistakes.add("", *ridge_mistakes(recipe, teacher, student, filter_dim))
     stages: Mapping[str, tuple[Stage, ...]] = {}
     if not mistakes.found and teacher is not None and student is not None:
         facts = {"student": student, "teacher": teacher}

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from ted_ds.config.cut import CutFromTeacher
 from ted_ds.config.nearest import nearest
 from ted_ds.config.schema import Recipe
 from ted_ds.errors import ConfigError, TedError
@@ -16,6 +17,7 @@ from ted_ds.models.random_facts import UnknownEntries, random_facts
 from ted_ds.planning.cut_facts import cut_facts, place_of_blocks
 from ted_ds.planning.mistakes import Mistakes
 from ted_ds.planning.model_lookup import KnownModel
+from ted_ds.planning.width_facts import narrow_facts
 
 
 def find_student(
@@ -40,6 +42,8 @@ def find_student(
         cut = recipe.student.from_teacher
         assert cut is not None
         facts = mistakes.attempt(place_of_blocks(cut, whole), lambda: cut_facts(cut, whole))
+        if facts is not None and cut.widths:
+            facts = mistakes.attempt("", lambda: _narrow_facts(cut, whole, teacher.place))
     return replace(teacher, facts=facts, doubt=None)
 
 
@@ -60,6 +64,11 @@ def begun_with(recipe: Recipe, side: str, facts: ModelFacts) -> str:
         return f", an adapter merged into {adapter.base}"
     is_random = side == "student" and recipe.student.from_config is not None
     return f", random, {facts.parameters.total:,} parameters" if is_random else ""
+
+
+def _narrow_facts(cut: CutFromTeacher, whole: ModelFacts, folder: Path | None) -> ModelFacts:
+    assert folder is not None  # its facts are from there
+    return cut_facts(cut, narrow_facts(cut.widths, whole, folder))
 
 
 def _random_facts(recipe: Recipe, teacher: Path | None) -> ModelFacts | None:

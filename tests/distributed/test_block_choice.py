@@ -49,12 +49,20 @@ def opened(recipe: Path, choose: str, *overrides: str, size: int = 4, count: int
     return prepare(str(recipe), given, contracts_hold=True, stops=StopRequests())[0]
 
 
-def chosen(_world: Any, recipes: dict[str, Path], size: int, host: str) -> dict[str, Choice]:
+def chosen(_world: Any, recipes: dict[str, Path], size: int, *overrides: str) -> dict[str, Choice]:
     found = {}
     for name, recipe in recipes.items():
-        build = opened(recipe, "search", f"teacher.host={host}", size=size)
+        build = opened(recipe, "search", *overrides, size=size)
         found[name] = choose_student(build, recipe.parent / "teacher")
     return found
+
+
+def chosen_sharded_and_in_stages(world: Any, recipes: dict[str, Path]) -> list[dict[str, Choice]]:
+    in_stages = {"llama": recipes["llama"]}
+    return [
+        chosen(world, recipes, 3, "teacher.host=zero3"),
+        chosen(world, in_stages, 4, "pipeline.stages=2"),
+    ]
 
 
 def numbers(choice: Choice) -> list[float]:
@@ -70,18 +78,27 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def on_one(recipes: dict[str, Path]) -> dict[str, Choice]:
-    return run_ranks(chosen, 1, recipes, 4, "replica")[0]
+    return run_ranks(chosen, 1, recipes, 4)[0]
 
 
-@pytest.mark.parametrize(("ranks", "size", "host"), [(2, 3, "zero3"), (4, 1, "replica")])
-def test_any_ranks_choose_the_same_blocks(
-    recipes: dict[str, Path], on_one: dict[str, Choice], ranks: int, size: int, host: str
+def assert_same(found: dict[str, Choice], expected: dict[str, Choice]) -> None:
+    for name, choice in found.items():
+        assert choice.blocks == expected[name].blocks, name
+        # what differs is fp32 passes of other batches
+        assert numbers(choice) == pytest.approx(numbers(expected[name]), rel=2e-6, abs=2e-6), name
+
+
+def test_two_ranks_that_share_a_teacher_choose_the_same_blocks(
+    recipes: dict[str, Path], on_one: dict[str, Choice]
 ) -> None:
-    for of_rank in run_ranks(chosen, ranks, recipes, size, host):
-        for name, choice in of_rank.items():
-            assert choice.blocks == on_one[name].blocks, name
-            # what differs is fp32 passes of other batches
-            assert numbers(choice) == pytest.approx(numbers(on_one[name]), rel=2e-6, abs=2e-6), name
+    for of_rank in run_ranks(chosen_sharded_and_in_stages, 2, recipes):
+        for found in of_rank:
+            assert_same(found, on_one)
+
+
+def test_four_ranks_choose_the_same_blocks(recipes: dict[str, Path], on_one: dict[str, Choice]) -> None:
+    for found in run_ranks(chosen, 4, recipes, 1):
+        assert_same(found, on_one)
 
 
 def _read(into: list[float], terms: Any, batch: Any, predictions: Any) -> None:
@@ -162,7 +179,58 @@ def test_a_state_that_is_not_finite_is_told_by_its_layer(tmp_path: Path) -> None
     weights["model.layers.1.mlp.down_proj.weight"].fill_(3e38)
     save_file(weights, tmp_path / "teacher" / "model.safetensors", {"format": "pt"})
     assert run_ranks(told_of_infinity, 2, recipe) == 2 * [
-        "student.from_teacher.choose: influence: the teacher's states of layer 2 are not finite on the calibration "
-        "data; ted-ds doctor looks at its weights, and precision: fp32 or bf16 has room for states that are too large "
-        "for fp16"
+        "student.from_teacher: the teacher's states of layer 2 are not finite on the calibration data; ted-ds doctor "
+        "looks at its weights, and precision: fp32 or bf16 has room for states that are too large for fp16"
     ]
+
+
+# --- width ------------------------------------------------------------------------------------------------------------
+
+WIDTHS = "student.from_teacher={intermediate_size: 20, num_heads: 1%s}"
+NARROWER = {
+    "llama": ", hidden_size: 10, num_key_value_heads: 1",
+    "gpt2": ", hidden_size: 8",
+    "choices": ", hidden_size: 8",
+}
+
+
+def narrowed(_world: Any, recipes: dict[str, Path], size: int, host: str) -> dict[str, Choice]:
+    found = {}
+    for name, more in NARROWER.items():
+        recipe = recipes[name]
+        build = opened(recipe, "influence", WIDTHS % more, f"teacher.host={host}", size=size)
+        found[name] = choose_student(build, recipe.parent / "teacher")
+    return found
+
+
+def test_any_ranks_keep_the_same_units(recipes: dict[str, Path]) -> None:
+    (on_one,) = run_ranks(narrowed, 1, recipes, 4, "replica")
+    for of_rank in run_ranks(narrowed, 2, recipes, 3, "zero3"):
+        for name, choice in of_rank.items():
+            own, other = choice.scores, on_one[name].scores
+            assert own.keys() == other.keys()
+            for key, one in own.items():
+                if key.startswith("kept."):
+                    assert torch.equal(one, other[key]), (name, key)
+                else:
+                    torch.testing.assert_close(one, other[key], rtol=2e-6, atol=2e-6)
+
+
+# --- a teacher without a head -----------------------------------------------------------------------------------------
+
+
+def without_head(_world: Any, recipe: Path) -> Any:
+    """What is chosen of a teacher that has yet to be fine-tuned, as the doctor does."""
+    build = opened(
+        recipe, "search", "teacher.finetune={learning_rate: 1, max_steps: 1, global_batch_size: 4, micro_batch_size: 4}"
+    )
+    return choose_student(build, recipe.parent / "teacher", for_now=True)
+
+
+def test_a_teacher_whose_head_is_random_is_chosen_from_by_influence(tmp_path: Path) -> None:
+    recipe = write_run(tmp_path, kind="sequence_classification")
+    write_model(tmp_path / "teacher", "bert")
+    (choice,) = run_ranks(without_head, 1, recipe)
+    assert (choice.measured["by"], choice.measured["heldout_loss"]) == ("influence", {})
+    assert "search" not in choice.measured["choices"]
+    assert choice.blocks[""] == choice.measured["choices"]["influence"]

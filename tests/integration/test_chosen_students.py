@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.runs import run
@@ -30,3 +31,25 @@ def test_blocks_are_chosen_kept_and_told(tmp_path: Path) -> None:
     assert "cut_student: complete, skipped" in run(given)
     refused = run([*given, "student.calibration.tokens=210"], codes=2)
     assert "cut_student: was completed with other settings: calibration.tokens was 200, now 210. " in refused
+
+
+def test_a_narrower_student_goes_through_all_phases(tmp_path: Path) -> None:
+    recipe = str(write_run(tmp_path))
+    width = (
+        "{num_blocks: 2, choose: ends, hidden_size: 10, intermediate_size: 20, num_heads: 1, num_key_value_heads: 1}"
+    )
+    given = ["run", recipe, CALIBRATION, f"student.from_teacher={width}"]
+    output = run(given)
+    assert "20 of 32 neurons of each block become the student's, with " in output
+    assert "10 of 16 channels become the student's, with " in output
+    assert "1 of 2 heads of each block become the student's, with " in output
+    cut = tmp_path / "run" / "cut_student"
+    kept = load_file(cut / "units.safetensors")
+    assert json.loads((cut / "phase.json").read_text())["result"] == {"blocks": [0, 3]}
+    teacher, student = (load_file(one / "model.safetensors") for one in (tmp_path / "teacher", cut / "model"))
+    rows, columns = kept["kept.inner.3"], kept["kept.hidden"]
+    up = "model.layers.{}.mlp.up_proj.weight"
+    assert student[up.format(1)].equal(teacher[up.format(3)][rows][:, columns])
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "export").config.hidden_size == 10
+    refused = run([*given, "student.from_teacher.intermediate_size=21"], codes=2)
+    assert "cut_student: was completed with other settings: intermediate_size was 20, now 21. " in refused

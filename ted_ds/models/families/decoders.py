@@ -6,6 +6,17 @@ from dataclasses import replace
 
 from ted_ds.models.family import Family
 
+UNITS = {
+    "self_attn.q_proj": ("heads", "hidden"),
+    "self_attn.k_proj": ("key_value_heads", "hidden"),
+    "self_attn.v_proj": ("key_value_heads", "hidden"),
+    "self_attn.o_proj": ("hidden", "heads"),
+    "mlp.gate_proj": ("inner", "hidden"),
+    "mlp.up_proj": ("inner", "hidden"),
+    "mlp.down_proj": ("hidden", "inner"),
+}
+"""Of Llama's maps, and of those of many after it."""
+NORMS = ("input_layernorm", "post_attention_layernorm")
 NORMED_OUTPUT = "a norm stands between the last linear map of its blocks and the sum they put out"
 OF_EXPERTS = "each token goes through other experts in its blocks, of which none sees enough"
 LLAMA = Family(
@@ -26,6 +37,8 @@ LLAMA = Family(
     attention_dropouts=("attention_dropout",),
     label_dropouts={"TokenClassification": "classifier_dropout"},
     buffers=("rotary_emb.inv_freq",),
+    units_of_maps=UNITS,
+    norms_of_blocks=NORMS,
     output_map="mlp.down_proj",
 )
 MISTRAL = replace(LLAMA, model_types=("mistral",), span_head="qa_outputs")
@@ -68,6 +81,15 @@ GPT2 = Family(
     inverse_number_key="scale_attn_by_inverse_layer_idx",
     fused_queries=("attn.c_attn.weight", "attn.c_attn.bias"),
     buffers=(".attn.bias", ".attn.masked_bias"),
+    units_of_maps={
+        "attn.c_attn": ("heads heads heads", "hidden"),
+        "attn.c_proj": ("hidden", "heads"),
+        "mlp.c_fc": ("inner", "hidden"),
+        "mlp.c_proj": ("hidden", "inner"),
+    },
+    norms_of_blocks=("ln_1", "ln_2"),
+    maps_are_transposed=True,
+    heads_fill_hidden=True,
     output_map="mlp.c_proj",
     tokenizer_class="GPT2Tokenizer",
 )
@@ -88,14 +110,27 @@ GPT_NEOX = replace(
     hidden_dropouts=("hidden_dropout",),
     buffers=("rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias"),
     output_map="mlp.dense_4h_to_h",
+    units_of_maps={},  # queries, keys and values of a head stand together
     tokenizer_class="GPTNeoXTokenizer",
 )
-PHI3 = replace(LLAMA, model_types=("phi3",), hidden_dropouts=("resid_pdrop",))
+PHI3 = replace(
+    LLAMA,
+    model_types=("phi3",),
+    hidden_dropouts=("resid_pdrop",),
+    units_of_maps={
+        "self_attn.qkv_proj": ("heads key_value_heads key_value_heads", "hidden"),
+        "self_attn.o_proj": ("hidden", "heads"),
+        "mlp.gate_up_proj": ("inner inner", "hidden"),
+        "mlp.down_proj": ("hidden", "inner"),
+    },
+)
 OLMO2 = replace(
     LLAMA,
     model_types=("olmo2",),
     lacks=("MultipleChoice", "TokenClassification"),
     label_dropouts={},
+    norms_of_blocks=("post_attention_layernorm", "post_feedforward_layernorm"),
+    fixed_widths=dict.fromkeys(("heads", "key_value_heads"), "its norms of queries and keys are over all heads"),
     refused={"heal": NORMED_OUTPUT},
 )
 SMOLLM3 = replace(
@@ -129,6 +164,8 @@ GEMMA2 = replace(
         ),
     },
     buffers=("rotary_emb.inv_freq", "embed_tokens.embed_scale"),
+    norms_of_blocks=(*NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm"),
+    fixed_widths={"hidden": "its embeddings are multiplied by the root of their width"},
     tokenizer_class="GemmaTokenizer",
     refused={"heal": NORMED_OUTPUT},
 )
@@ -160,6 +197,7 @@ OPT = replace(
     own_names={"intermediate_size": "ffn_dim", "embedding_size": "word_embed_proj_dim"},
     hidden_dropouts=("dropout",),
     label_dropouts={},
+    units_of_maps={},
     must_be={
         "layerdrop": (
             0,
@@ -177,6 +215,7 @@ MIXTRAL = replace(
     model_types=("mixtral",),
     own_names={"num_experts": "num_local_experts"},
     num_experts_keys=("num_experts", "num_local_experts"),
+    units_of_maps={},
     refused={"heal": OF_EXPERTS},
 )
 QWEN3_MOE = replace(
@@ -185,6 +224,7 @@ QWEN3_MOE = replace(
     block_kinds=None,
     own_names=MIXTRAL.own_names,
     num_experts_keys=MIXTRAL.num_experts_keys,
+    units_of_maps={},
     sparse_step_key="decoder_sparse_step",
     dense_blocks_key="mlp_only_layers",
     refused={"heal": OF_EXPERTS},

@@ -34,6 +34,17 @@ BERT = Family(
         ("SequenceClassification", "TokenClassification", "MultipleChoice"), "classifier_dropout"
     ),
     buffers=("position_ids",),
+    units_of_maps={
+        "attention.self.query": ("heads", "hidden"),
+        "attention.self.key": ("heads", "hidden"),
+        "attention.self.value": ("heads", "hidden"),
+        "attention.output.dense": ("hidden", "heads"),
+        "intermediate.dense": ("inner", "hidden"),
+        "output.dense": ("hidden", "inner"),
+    },
+    norms_of_blocks=("attention.output.LayerNorm", "output.LayerNorm"),
+    embeddings_norm_path="bert.embeddings.LayerNorm",
+    heads_fill_hidden=True,
     tokenizer_class="BertTokenizer",
     output_map="output.dense",
     norm_behind_map="output.LayerNorm",
@@ -98,6 +109,7 @@ ROBERTA = replace(
     padding_row=1,
     padding_row_key="pad_token_id",
     label_dropouts=dict.fromkeys(("SequenceClassification", "TokenClassification"), "classifier_dropout"),
+    embeddings_norm_path="roberta.embeddings.LayerNorm",
     tokenizer_class="RobertaTokenizer",
 )
 XLM_ROBERTA = replace(ROBERTA, model_types=("xlm-roberta",), tokenizer_class="XLMRobertaTokenizer")
@@ -118,6 +130,7 @@ MPNET = replace(
     token_types_key=None,
     token_types_by_default=0,
     label_dropouts={},
+    units_of_maps={},  # a table of distances is over all heads
     tokenizer_class="MPNetTokenizer",
 )
 DISTILBERT = Family(
@@ -151,6 +164,17 @@ DISTILBERT = Family(
         "QuestionAnswering": "qa_dropout",
     },
     buffers=("position_ids",),
+    units_of_maps={
+        "attention.q_lin": ("heads", "hidden"),
+        "attention.k_lin": ("heads", "hidden"),
+        "attention.v_lin": ("heads", "hidden"),
+        "attention.out_lin": ("hidden", "heads"),
+        "ffn.lin1": ("inner", "hidden"),
+        "ffn.lin2": ("hidden", "inner"),
+    },
+    norms_of_blocks=("sa_layer_norm", "output_layer_norm"),
+    embeddings_norm_path="distilbert.embeddings.LayerNorm",
+    heads_fill_hidden=True,
     tokenizer_class="BertTokenizer",
     output_map="ffn.lin2",
     norm_behind_map="output_layer_norm",
@@ -173,6 +197,7 @@ ELECTRA = replace(
     before_label_head=("classifier.dense", "sequence_summary"),
     position_embeddings_path="electra.embeddings.position_embeddings",
     embedding_width=128,
+    units_of_maps={},
     label_dropouts={
         **dict.fromkeys(("SequenceClassification", "TokenClassification"), "classifier_dropout"),
         "MultipleChoice": "summary_last_dropout",
@@ -224,6 +249,7 @@ ALBERT = replace(
     before_label_head=("albert.pooler",),
     position_embeddings_path="albert.embeddings.position_embeddings",
     embedding_width=128,
+    units_of_maps={},
     label_dropouts=dict.fromkeys(
         ("SequenceClassification", "TokenClassification", "MultipleChoice"), "classifier_dropout_prob"
     ),

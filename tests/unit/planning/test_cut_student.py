@@ -47,7 +47,7 @@ def of_labels(folder: Path, family: str, **changes: object) -> Path:
         (
             "{blocks: [0], num_blocks: 2}",
             "student.from_teacher: give blocks, or num_blocks, or encoder_blocks and decoder_blocks of an "
-            "encoder-decoder; given: blocks and num_blocks",
+            "encoder-decoder, or a width; given: blocks and num_blocks",
         ),
         (
             "{blocks: [0], choose: ends}",
@@ -60,6 +60,11 @@ def of_labels(folder: Path, family: str, **changes: object) -> Path:
         (
             "{num_blocks: 2, any_order: true}",
             "student.from_teacher: any_order: blocks that are chosen keep their order; remove it",
+        ),
+        (
+            "{num_blocks: 2, choose: search, search_tokens: 8191}",
+            "student: from_teacher.search_tokens: 8191: each look at a block takes calibration.heldout_tokens (4096), "
+            "and there are two to compare; use 8192 or more",
         ),
         ("{num_blocks: 5}", "student.from_teacher.num_blocks: 5: the teacher has 4 blocks; use as many or fewer"),
     ],
@@ -154,3 +159,94 @@ def test_parameters_bytes_and_operations_of_both_are_said(lm_run: Path) -> None:
             f"size      {name} {number:,} parameters{share}, {4 * number / 2**20:.3g} MiB{share} in fp32"
         )
         assert f" {operations / 1e6:.3g} MFLOP a token in a forward pass" in row
+
+
+# --- width ------------------------------------------------------------------------------------------------------------
+
+GROUPED = {"num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def grouped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose teacher has four heads, two of which share keys and values."""
+    folder = tmp_path_factory.mktemp("grouped")
+    write_run(folder)
+    write_model(folder / "teacher", "llama", **GROUPED)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose teacher's heads are as wide together as its states."""
+    return of_labels(tmp_path_factory.mktemp("full"), "bert", num_attention_heads=4)
+
+
+@pytest.mark.parametrize(
+    ("cut", "rule"),
+    [
+        ("{intermediate_size: 33}", "intermediate_size: 33: the teacher has 32; use as many or fewer"),
+        ("{hidden_size: 17, blocks: [0]}", "hidden_size: 17: the teacher has 16; use as many or fewer"),
+        (
+            "{num_heads: 3}",
+            "num_heads: 3 heads do not divide over 2 heads of keys and values; use a multiple of 2, or another "
+            "num_key_value_heads",
+        ),
+        (
+            "{num_key_value_heads: 1}",
+            "num_key_value_heads: 4 heads with 1 of keys and values are 4 to each, and the teacher has 2; use "
+            "num_heads: 2 or fewer",
+        ),
+    ],
+)
+def test_widths_that_do_not_go_together_are_refused(grouped: Path, cut: str, rule: str) -> None:
+    assert refusal(grouped, cut) == f"student.from_teacher.{rule}"
+
+
+@pytest.mark.parametrize(
+    ("cut", "rule"),
+    [
+        ("{num_key_value_heads: 2}", "num_key_value_heads: a bert has as many as heads; remove it, num_heads says it"),
+        (
+            "{hidden_size: 10}",
+            "hidden_size: in a bert all heads together are as wide as the states, and each of this teacher's is 4 "
+            "wide: hidden_size 10 would be 2.5 heads, not 4; give hidden_size and num_heads that go together, as 16 "
+            "and 4",
+        ),
+        (
+            "{num_heads: 3}",
+            "num_heads: in a bert all heads together are as wide as the states, and each of this teacher's is 4 wide: "
+            "hidden_size 16 would be 4 heads, not 3; give hidden_size and num_heads that go together, as 12 and 3",
+        ),
+    ],
+)
+def test_heads_that_fill_the_states_keep_their_width(full: Path, cut: str, rule: str) -> None:
+    assert refusal(full, cut) == f"student.from_teacher.{rule}"
+
+
+def test_families_say_which_width_is_not_cut(tmp_path: Path) -> None:
+    assert refusal(of_labels(tmp_path / "a", "albert"), "{intermediate_size: 8}") == (
+        "student.from_teacher.intermediate_size: a albert is not cut in width here; remove it, or give student.path"
+    )
+    write_run(tmp_path / "b", family="gemma2")
+    assert refusal(tmp_path / "b", "{hidden_size: 8}") == (
+        "student.from_teacher.hidden_size: 8: not of a gemma2: its embeddings are multiplied by the root of their "
+        "width; remove it"
+    )
+    assert plan(tmp_path / "b", "{intermediate_size: 8}").student is not None
+
+
+def test_a_narrower_student_is_planned(grouped: Path) -> None:
+    found = plan(
+        grouped, "{blocks: [0, 3], hidden_size: 12, intermediate_size: 20, num_heads: 2, num_key_value_heads: 1}"
+    )
+    assert found.student is not None
+    assert (found.student.num_blocks, found.student.hidden_size, found.student.num_heads) == (2, 12, 2)
+    head_dim = 8
+    of_block = 12 * head_dim * (2 + 1 + 1 + 2) + 3 * 12 * 20 + 2 * 12
+    assert found.student.parameters.total == 2 * of_block + 12 + 2 * 12 * found.student.vocab_size
+    assert found.filter_dim == 16, "layers are matched in the teacher's width"
+    line = "cut       intermediate_size 20, num_heads 2 by what units do: {} over 32,768 calibration tokens"
+    width = "intermediate_size: 20, num_heads: 2}"
+    assert said(grouped, f"{{{width}")[0] == line.format("1 forward pass of the teacher")
+    assert said(grouped, f"{{num_blocks: 2, choose: influence, {width}")[1] == line.format("in the same pass")
+    assert plan(grouped, "{intermediate_size: 20}").student.num_blocks == 4  # type: ignore[union-attr]

@@ -258,6 +258,10 @@ USES = {
         ("teacher.host=int8",),
         "teacher.host: the teacher is a llama, which is not held in 8 bits here, as {}; use replica or zero3",
     ),
+    "adapters": (
+        ("student.lora={rank: 2}",),
+        "student.lora: the teacher is a llama, which takes no adapters here, as {}; remove it, and train all weights",
+    ),
     "CausalLM": ((), "task.kind: the teacher is a llama, which is not used for causal_lm here, as {}; use a model of"),
 }
 

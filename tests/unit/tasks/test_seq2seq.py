@@ -145,7 +145,7 @@ def test_layers_are_named_by_stack_in_the_plan(run):
         (
             ["student.from_teacher.encoder_blocks=null"],
             "student.from_teacher: give blocks, or num_blocks, or encoder_blocks and decoder_blocks of an "
-            "encoder-decoder; given: decoder_blocks",
+            "encoder-decoder, or a width; given: decoder_blocks",
         ),
         (
             ["student.from_teacher.decoder_blocks=[2,0]"],
