@@ -67,6 +67,7 @@ class ModelMaker:
         *,
         stage: Stage | None = None,
         new_head_allowed: bool = False,
+        compiles: bool = True,
     ) -> FrozenModel:
         """A frozen, tapped model: the ``teacher`` on its host, the ``student`` whole or sharded like it.
 
@@ -76,6 +77,7 @@ class ModelMaker:
             layers: Its side of the layer map.
             stage: This rank's of a pipeline it is part of; None for all of the model, to be run on its own.
             new_head_allowed: Whether a head may start random; with ``preflight: warn`` a teacher's may anyhow.
+            compiles: Whether its blocks are compiled where the recipe says so.
         """
         new_head_allowed = new_head_allowed or self._recipe.preflight == "warn"
         share = _share(stage, side)
@@ -88,7 +90,9 @@ class ModelMaker:
         if host in SHARDED_HOSTS:
             offload = offload_to(host, self._recipe.teacher.offload_dir, self._largest_of_teacher)
             engine_config = frozen_engine_config(self._deepspeed_json, self._recipe.precision, offload=offload)
-        model, fresh = self._load(side, path, engine_config, share, new_head_allowed=new_head_allowed)
+        model, fresh = self._load(
+            side, path, engine_config, share, new_head_allowed=new_head_allowed, compiles=compiles
+        )
         tapped = self._tap(path, model, fresh, layers, share, stage)
         if host == "int8":
             quantise_blocks(tapped.model, family_of_folder(path), self._world.device)
@@ -190,6 +194,7 @@ class ModelMaker:
         *,
         new_head_allowed: bool,
         trains: bool = False,
+        compiles: bool = True,
     ) -> tuple[PreTrainedModel, list[str]]:
         """A model with the blocks of its share, and the names of its head's weights that start random."""
         # a new head must start the same on every rank and, by its own seed, in every phase that needs one
@@ -221,7 +226,7 @@ class ModelMaker:
         if self._recipe.task.rows_per_example > 1:
             choose_among_rows(model, self._recipe.task.rows_per_example)
         self._name_padding(side, path, model)
-        if self._recipe.torch_compile and shard_config is None:
+        if compiles and self._recipe.torch_compile and shard_config is None:
             compile_blocks(model, family_of_folder(path))
         return model, fresh
 
