@@ -32,6 +32,9 @@ OWN: dict[str, tuple[str, str, dict[str, Any]]] = {
 """Runs by name: kind of task, family, and entries of the config."""
 CALIBRATION = "student.calibration={tokens: 250, heldout_tokens: 90, micro_batch_size: %d}"
 
+NO_MATTER = ("distill.method=kd", "filters=null", "distill.micro_batch_size=1")
+"""What comes after."""
+
 
 def write_runs(folder: Path) -> dict[str, Path]:
     found = {}
@@ -45,7 +48,7 @@ def write_runs(folder: Path) -> dict[str, Path]:
 
 def opened(recipe: Path, choose: str, *overrides: str, size: int = 4, count: int = 2) -> Any:
     cut = f"student.from_teacher={{num_blocks: {count}, choose: {choose}}}"
-    given = [cut, CALIBRATION % size, *overrides]
+    given = [cut, CALIBRATION % size, *NO_MATTER, *overrides]
     return prepare(str(recipe), given, contracts_hold=True, stops=StopRequests())[0]
 
 
