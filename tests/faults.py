@@ -69,6 +69,12 @@ def _at_cache(arrive: Callable[[], None]) -> None:
     _before(PartWriter, "add", arrive)
 
 
+def _at_heal(arrive: Callable[[], None]) -> None:
+    from ted_ds.runtime.block_walk import BlockWalk
+
+    _before(BlockWalk, "go", arrive)
+
+
 def _at_commit(arrive: Callable[[], None]) -> None:
     from ted_ds.runtime.checkpoints import folders
 
@@ -150,6 +156,7 @@ PLACES = {
     "file": _at_file,
     "commit": _at_commit,
     "cache": _at_cache,
+    "heal": _at_heal,
     "evaluation": _at_evaluation,
     "result": _at_result,
 }

@@ -38,6 +38,7 @@ TESTS = ["tests/unit/data/test_masking.py", "tests/parity"]
 TESTS += ["tests/distributed/test_matrix.py", "tests/distributed/test_variable_microbatches.py"]
 TESTS += ["tests/distributed/test_adapters.py"]
 TESTS += ["tests/unit/numerics/test_block_choice.py", "tests/unit/models/test_narrowing.py"]
+TESTS += ["tests/distributed/test_solved_filters.py"]
 
 
 class Mutation(NamedTuple):
@@ -478,6 +479,42 @@ MUTATIONS = {
         "math.sqrt(before.hidden / after.hidden * share / num_tokens)",
         "math.sqrt(share / num_tokens)",
         "norms of a narrower student divide by the root of another mean square",
+    ),
+    "healed_factor": Mutation(
+        "assembly/healing.py",
+        "(goal[rows].double() - is_sum[rows].double()) / own.factor",
+        "(goal[rows].double() - is_sum[rows].double())",
+        "healing forgets what a block multiplies its map's output by",
+    ),
+    "healed_norm": Mutation(
+        "assembly/healing.py",
+        "                parameter.copy_(value)",
+        "                parameter.copy_(parameter)",
+        "the norm behind a healed map stays the student's own",
+    ),
+    "healed_padding": Mutation(
+        "assembly/calibration.py",
+        "return kept & rows.unsqueeze(1)",
+        "return rows.unsqueeze(1).expand_as(kept)",
+        "blocks are healed on padding, too",
+    ),
+    "solved_weights": Mutation(
+        "assembly/filter_sums.py",
+        "equations.add(x, y, inverse_mean_square(y))",
+        "equations.add(x, y)",
+        "filters are solved for the largest states",
+    ),
+    "solved_place": Mutation(
+        "assembly/solved_filters.py",
+        "target = read(last, model.tapped.pooled_token)",
+        'target = read(last, "mean")',
+        "filters are solved towards another token than a text is read at",
+    ),
+    "solved_ranks": Mutation(
+        "assembly/filter_sums.py",
+        "                world.sum(sums)",
+        "                world.sum(sums.clone())",
+        "filters are solved on the texts of rank 0 alone",
     ),
 }
 

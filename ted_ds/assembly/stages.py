@@ -12,7 +12,7 @@ from torch import nn
 
 from ted_ds.assembly.assembly import Assembly
 from ted_ds.models.filter_files import load_filters
-from ted_ds.models.heads import FilterProbes, ProbesOfModels
+from ted_ds.models.heads import FilterProbes, ProbesOfModels, own_probes
 from ted_ds.models.student import FilteredModel
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank, IdentityFilters
@@ -22,6 +22,7 @@ from ted_ds.objectives.finetune import FinetuneObjective
 from ted_ds.objectives.learn_filters import FilterObjective, FilterObjectives
 from ted_ds.planning.phase import DISTILL, phase_named
 from ted_ds.planning.pipeline_cut import Stage
+from ted_ds.planning.ridge_filters import reader_of
 from ted_ds.runtime.base_teacher import BaseTeacher
 from ted_ds.runtime.determinism import seed_everything
 from ted_ds.runtime.frozen import FrozenModel
@@ -76,30 +77,30 @@ class StageOne:
         return [name for one in self.sides.values() for name in one.names]
 
 
-def build_stage_one(build: Assembly, phase: str, models: Mapping[str, Path]) -> StageOne:
-    """Frozen bodies with fresh filters at their side of the layer map and a head on each. Every rank must call it.
+def build_stage_one(
+    build: Assembly, phase: str, models: Mapping[str, Path], *, solved: Mapping[str, FilterBank] = {}
+) -> StageOne:
+    """Frozen bodies with filters at their side of the layer map and a head on each. Every rank must call it.
 
     Args:
         build: The run's assembly.
         phase: One of Stage I.
-        models: The folder of each side.
+        models: The folder of each side, and of the model whose head reads a side's filters.
+        solved: Filters to begin with, by side; fresh ones of the others.
 
     Raises:
         TedError: A model cannot be loaded; on every rank.
     """
     stage = build.stage(phase)
     places = None if stage is None else stage.places
-    filters = build.recipe.filters
-    assert filters is not None
     bodies = phase_named(phase).frozen
     sides: dict[str, Probed] = {}
     objectives: dict[str, FilterObjective] = {}
     for side in bodies:
         layers = build.layers(side)
         body = build.models.frozen(side, models[side], layers, stage=stage, new_head_allowed=True)
-        bank = fresh_filters(build, side)
-        make = functools.partial(build.kind.probes, bank, filters, dim=build.plan.filter_dim, dtype=build.dtype)
-        probes = build.world.agree(functools.partial(make, model_path=models[side], tapped=body.tapped))
+        bank = solved.get(side) or fresh_filters(build, side)
+        probes = probes_of(build, side, bank, body.tapped, models)
         if places is not None:
             probes.keep(places)
         prefix = f"{side}/" if len(bodies) > 1 else ""
@@ -110,8 +111,33 @@ def build_stage_one(build: Assembly, phase: str, models: Mapping[str, Path]) -> 
     return StageOne(sides, module, FilterObjectives(objectives, here=running))
 
 
+def probes_of(
+    build: Assembly, side: str, bank: FilterBank, tapped: TappedModel, models: Mapping[str, Path]
+) -> FilterProbes:
+    """What reads a side's filters in Stage I. Every rank must call it.
+
+    Args:
+        build: The run's assembly.
+        side: Which of the two.
+        bank: Its filters.
+        tapped: Its model.
+        models: The folder of each side, and of the model whose head reads the filters.
+
+    Raises:
+        TedError: What they are read by cannot be loaded; on every rank.
+    """
+    filters = build.recipe.filters
+    assert filters is not None
+    reader = reader_of(build.recipe, side)
+    if filters.are_solved and not build.recipe.task.has_lm_head:
+        output = build.models.output_of(models[reader], build.facts(reader).num_blocks)
+        return own_probes(bank, output, mean=build.recipe.task.pooled and filters.pooling == "mean")
+    make = functools.partial(build.kind.probes, bank, filters, dim=build.plan.filter_dim, dtype=build.dtype)
+    return build.world.agree(functools.partial(make, model_path=models[reader], tapped=tapped))
+
+
 def fresh_filters(build: Assembly, side: str) -> FilterBank:
-    """The filters of one side as Stage I starts with them, the same on every rank."""
+    """The filters of one side as Stage I starts with them, the same on every rank; where they are solved, as before."""
     filters = build.recipe.filters
     assert filters is not None
     seed_everything(build.recipe.seed, phase=f"filters_{side}")
@@ -120,7 +146,7 @@ def fresh_filters(build: Assembly, side: str) -> FilterBank:
         build.facts(side).hidden_size,
         build.plan.filter_dim,
         kind=filters.kind,
-        initialisation=filters.initialisation,
+        initialisation="identity" if filters.are_solved else filters.initialisation,
     )
 
 

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from ted_ds.config.calibration import Calibration
 from ted_ds.config.cut import CutFromTeacher
+from ted_ds.config.heal import Heal
 from ted_ds.config.lora import Lora
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.section import Section, rule
@@ -103,6 +104,8 @@ class Student(Section):
     """Or begin with random weights, the same for any number of ranks."""
     calibration: Calibration = Calibration()
     """The texts by which it is made, and filters are, where that is done without a gradient."""
+    heal: Heal | None = None
+    """Bring a student that is cut out of its teacher to the teacher's states, before it is trained."""
     finetune: PhasePlan | None = None
     """Train the student on the task before Stage I (Stage 0)."""
     dropout: Dropout = Dropout()
@@ -128,6 +131,21 @@ class Student(Section):
                 f"from_teacher.search_tokens: {cut.search_tokens}: each look at a block takes "
                 f"calibration.heldout_tokens ({of_a_pass}), and there are two to compare; use {2 * of_a_pass} or more"
             )
+
+    @rule
+    def _what_was_cut_is_healed(self) -> Iterator[str]:
+        if self.heal is None:
+            return
+        if self.from_teacher is None:
+            yield "heal: brings a student that is cut out of its teacher back to it; give from_teacher, or remove it"
+            return
+        for stack, blocks in self.from_teacher.of_stacks.items():
+            if self.heal.towards == "cut" and sorted(set(blocks)) != blocks:
+                yield (
+                    "heal.towards: cut: brings each block to the teacher's state before the next one, and "
+                    f"from_teacher.{stack + '_' if stack else ''}blocks are {blocks}; give them in ascending order, "
+                    "each once, or use towards: layer_map"
+                )
 
     @rule
     def _adapters_have_a_base(self) -> Iterator[str]:

@@ -90,7 +90,7 @@ class PhasePlan(Section):
 
     def step_mistakes(self) -> Iterator[str]:
         """What of the schedule does not fit into the steps, as far as these are known."""
-        if self.max_steps is None:
+        if not self.max_steps:  # of none, there is no schedule
             return
         steps = "max_steps" if self.epochs is None else f"the steps of epochs: {self.epochs:g}"
         left = self.max_steps - self.warmup_steps

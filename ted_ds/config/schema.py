@@ -139,6 +139,12 @@ class Recipe(Section):
             yield "distill.method: ted needs a filters section (Stage I)"
 
     @rule
+    def _filters_are_solved_for_a_head(self) -> Iterator[str]:
+        reason = self.task.why_no_ridge
+        if self.filters is not None and self.filters.are_solved and reason is not None:
+            yield f"filters.initialisation: ridge: {reason}"
+
+    @rule
     def _every_method_has_its_term(self) -> Iterator[str]:
         method, distill = self.distill.method, self.distill
         if method == "sft" and distill.task_weight == 0:

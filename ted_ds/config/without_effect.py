@@ -56,6 +56,10 @@ def _unused(recipe: Recipe) -> Iterator[tuple[list[str], str]]:
         yield _given(data, "data", ("heldout_fraction",)), f"data.{data.heldout_key} is given"
     if data.transfer is None:
         yield _given(data, "data", ("transfer_share",)), "data.transfer is not given"
+    cut = recipe.student.from_teacher
+    are_solved = needs.filters and recipe.filters is not None and recipe.filters.are_solved
+    if recipe.student.heal is None and not (cut is not None and cut.is_measured) and not are_solved:
+        yield _given(recipe.student, "student", ("calibration",)), "nothing is made from calibration data"
     if not {"wandb", "trackio"} & {*recipe.tracking.backends}:
         yield _given(recipe.tracking, "tracking", ("project",)), "tracking.to names neither wandb nor trackio"
     if recipe.evaluation.every_steps is None and recipe.checkpoint.keep_best:

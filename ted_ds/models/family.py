@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from ted_ds.models.family_traits import Dropouts, Mixtures
+from ted_ds.models.family_traits import Dropouts, Mixtures, OutputMaps, TokenTypes
 from ted_ds.models.units import Units
 
 ENCODER, DECODER = STACKS = ("encoder", "decoder")
@@ -26,15 +26,17 @@ USES = (
     "activation checkpointing",
     "int8",
     "torch_compile",
+    "heal",
     "drop",
 )
 """What a family may be refused for (:attr:`Family.refused`): being cut by blocks, weights sharded by ZeRO-3, pipelines,
 documents kept apart in one sequence, padding on the left, activations computed again, a teacher in 8 bits, compiled
-blocks, and leaving out the blocks above the last that is matched, which nobody asks for and is then not done."""
+blocks, healing, and leaving out the blocks above the last that is matched, which nobody asks for and is then not
+done."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family(Mixtures, Dropouts, Units):
+class Family(Mixtures, Dropouts, OutputMaps, TokenTypes, Units):
     """Where a transformers model has its parts, what its files and ``config.json`` call things, and what it can do."""
 
     model_types: tuple[str, ...]
@@ -166,11 +168,6 @@ class Family(Mixtures, Dropouts, Units):
     """Of that table, the row of padding, where the first token has the row behind it; None where it has row 0."""
     padding_row_key: str | None = None
     """The entry of the config that says which row it is instead."""
-    token_types_key: str | None = None
-    """The entry of the config that says how many types of tokens it tells apart by embeddings: those of the two texts
-    of a pair, as a rule; None where it has no such embeddings."""
-    token_types_by_default: int = 0
-    """How many where the config does not say."""
 
     # --- config.json
     own_names: Mapping[str, str] = field(default_factory=dict)
@@ -228,12 +225,6 @@ class Family(Mixtures, Dropouts, Units):
         if self.is_untied_by_files:
             return self.lm_head_matrix not in names
         return self.lm_head_bias is not None or config.get("tie_word_embeddings", self.ties_by_default)
-
-    def num_token_types(self, config: Mapping[str, Any]) -> int:
-        """How many types of tokens a model tells apart, by a ``config.json``."""
-        if self.token_types_key is None:
-            return 0
-        return int(config.get(self.token_types_key, self.token_types_by_default))
 
     def row_of_padding(self, config: Mapping[str, Any]) -> int | None:
         """Of the table of positions, the row behind which the first token's stands, by a ``config.json``."""

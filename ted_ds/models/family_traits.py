@@ -1,4 +1,4 @@
-"""Parts of a family's record that stand by themselves: its mixtures of experts and its dropouts. Without torch."""
+"""Parts of a family's record that stand by themselves: experts, dropouts, output maps, token types. Without torch."""
 
 from __future__ import annotations
 
@@ -71,3 +71,44 @@ class Dropouts:
         if what == "classifier":
             return (self.label_dropouts[architecture],) if architecture in self.label_dropouts else ()
         return self.hidden_dropouts if what == "hidden" else self.attention_dropouts
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputMaps:
+    """Where a block has the linear map whose output is added to what the block puts out, in the end."""
+
+    output_map: str | None = None
+    """Its path within a block; None where a block has none, or it is not looked for."""
+    output_factor_key: str | None = None
+    """The entry of the config that its output is multiplied by."""
+    norm_behind_map: str | None = None
+    """The path within a block of the norm that their sum goes through, where blocks end with one; None where they put
+    out the sum."""
+    is_normed_before_key: str | None = None
+    """The entry of the config by which there is none all the same, unless it is false."""
+
+    def output_factor(self, config: Mapping[str, Any]) -> float:
+        """What the map's output is multiplied by, by a ``config.json``."""
+        return float(config.get(self.output_factor_key or "", 1.0))
+
+    def norm_behind(self, config: Mapping[str, Any]) -> str | None:
+        """The norm at the end of a block, by a ``config.json``."""
+        is_before = self.is_normed_before_key is not None and config.get(self.is_normed_before_key, True)
+        return None if is_before else self.norm_behind_map
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenTypes:
+    """How many types of tokens a model tells apart."""
+
+    token_types_key: str | None = None
+    """The entry of the config that says how many types of tokens it tells apart by embeddings: those of the two texts
+    of a pair, as a rule; None where it has no such embeddings."""
+    token_types_by_default: int = 0
+    """How many where the config does not say."""
+
+    def num_token_types(self, config: Mapping[str, Any]) -> int:
+        """How many types of tokens a model tells apart, by a ``config.json``."""
+        if self.token_types_key is None:
+            return 0
+        return int(config.get(self.token_types_key, self.token_types_by_default))

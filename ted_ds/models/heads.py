@@ -17,6 +17,7 @@ from ted_ds.models.found import family_of_folder
 from ted_ds.models.loading import auto_class
 from ted_ds.models.parts import before_lm_head_of, give_lm_head, lm_head_of, logit_rule_of
 from ted_ds.models.predictions import DensePredictions, Predictions, VocabularyHead, VocabularyPredictions
+from ted_ds.models.taps import TappedModel
 from ted_ds.models.tensor_files import weight_files
 from ted_ds.numerics.filters import INITIAL_STD, FilterBank, PooledClassifier, pool
 
@@ -53,6 +54,8 @@ class FilterProbes(nn.Module):
         """What the filter and head of a place in the layer map read out of its state."""
         features = self.features(place, state, inputs)
         head = self.heads[place]
+        if isinstance(head, OwnOutput):
+            return DensePredictions(head(features, inputs))
         if isinstance(head, VocabularyHead):
             return VocabularyPredictions(features, head)
         if isinstance(head, FrozenLmHead):
@@ -99,6 +102,32 @@ class FrozenLmHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """What the LM head takes, ``[batch, seq, hidden]``, of features ``[batch, seq, dim]``."""
         return self.norm(self.to_hidden(features))
+
+
+class OwnOutput(nn.Module):
+    """A model's own output, frozen: all that stands behind its last block, which it takes features for the state of."""
+
+    def __init__(self, output: TappedModel) -> None:
+        """Read by ``output``, a share of a model without embeddings and blocks."""
+        super().__init__()
+        self.output = output
+
+    def train(self, mode: bool = True) -> OwnOutput:  # noqa: ARG002 - as torch calls it
+        """It never does: what its head reads is not dropped."""
+        return super().train(False)
+
+    def forward(self, features: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Logits of features ``[batch, seq, hidden]``, or of one ``[batch, hidden]`` that stands at every token."""
+        if features.dim() == 2:
+            features = features.unsqueeze(1).expand(-1, inputs["input_ids"].shape[1], -1)
+        self.output.arrive(features)
+        logits, _ = self.output(inputs)
+        return logits
+
+
+def own_probes(bank: FilterBank, output: TappedModel, *, mean: bool) -> FilterProbes:
+    """Probes that a model's own output reads, as they stand or by the ``mean`` over each text's tokens."""
+    return FilterProbes(bank, [OwnOutput(output) for _ in bank.layers], pooling="mean" if mean else None)
 
 
 def classification_probes(

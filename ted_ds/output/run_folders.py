@@ -12,6 +12,7 @@ from ted_ds.planning.phase import (
     EXPORT,
     FINETUNE_STUDENT,
     FINETUNE_TEACHER,
+    HEAL_STUDENT,
     RANDOM_STUDENT,
     Phase,
     phases_of,
@@ -43,10 +44,14 @@ class RunFolders:
         """The teacher that Stage I and II read."""
         return self._model_of(FINETUNE_TEACHER) if FINETUNE_TEACHER.is_in(self._recipe) else self.teacher_origin
 
-    def student_start_path(self) -> Path:
-        """The student before any training."""
+    def student_begun_path(self) -> Path:
+        """The student as it was made or given."""
         is_random = RANDOM_STUDENT.is_in(self._recipe)
         return self.student_origin or self._model_of(RANDOM_STUDENT if is_random else CUT_STUDENT)
+
+    def student_start_path(self) -> Path:
+        """The student before any training."""
+        return self._model_of(HEAL_STUDENT) if HEAL_STUDENT.is_in(self._recipe) else self.student_begun_path()
 
     def student_path(self) -> Path:
         """The student that Stage I and II read."""
@@ -71,7 +76,9 @@ class RunFolders:
 
     def evaluated_paths(self) -> dict[str, Path]:
         """The models that the evaluation compares, by name."""
-        models = {"teacher": self.teacher_path(), "student before": self.student_start_path()}
+        models = {"teacher": self.teacher_path(), "student before": self.student_begun_path()}
+        if HEAL_STUDENT.is_in(self._recipe):
+            models["student healed"] = self.student_start_path()
         if FINETUNE_STUDENT.is_in(self._recipe):
             models["student fine-tuned"] = self.student_path()
         return {**models, "student after": self.distilled_path()}

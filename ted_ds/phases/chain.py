@@ -8,7 +8,17 @@ from collections.abc import Mapping, Sequence
 from ted_ds.assembly.assembly import Assembly
 from ted_ds.errors import CheckpointError
 from ted_ds.output.phase_folder import PhaseFolder
-from ted_ds.phases import cut_student, distill, evaluate, export, finetune, learn_filters, lm_eval_tasks, random_student
+from ted_ds.phases import (
+    cut_student,
+    distill,
+    evaluate,
+    export,
+    finetune,
+    heal_student,
+    learn_filters,
+    lm_eval_tasks,
+    random_student,
+)
 from ted_ds.phases.inputs import Inputs
 from ted_ds.phases.journal import Journal
 from ted_ds.phases.training import checkpoints_of
@@ -23,6 +33,7 @@ from ted_ds.planning.phase import (
     FILTERS_TEACHER,
     FINETUNE_STUDENT,
     FINETUNE_TEACHER,
+    HEAL_STUDENT,
     LM_EVAL,
     RANDOM_STUDENT,
     Phase,
@@ -37,6 +48,7 @@ WORK_OF_PHASE: Mapping[Phase, Work] = {
     FINETUNE_TEACHER: finetune.WORK,
     CUT_STUDENT: cut_student.WORK,
     RANDOM_STUDENT: random_student.WORK,
+    HEAL_STUDENT: heal_student.WORK,
     FINETUNE_STUDENT: finetune.WORK,
     FILTERS_TEACHER: learn_filters.WORK,
     FILTERS_STUDENT: learn_filters.WORK,

@@ -17,6 +17,8 @@ from ted_ds.planning.adapters import teaches_itself
 from ted_ds.planning.phase import Phase
 from ted_ds.runtime.outputs import engine_outputs
 from ted_ds.teacher_cache.fill import cached_teacher, plan_cache, refuse_useless_cache, retire_cache
+from ted_ds.vetting.filters import vet_learned
+from ted_ds.vetting.preflight import act_on
 
 
 def _inputs(inputs: Inputs, phase: Phase) -> dict[str, Any]:
@@ -42,9 +44,25 @@ def _announce(build: Assembly) -> None:
         build.screen.say(str(expected))
 
 
+def _refuse_useless_filters(kit: Kit) -> None:
+    """Stage I, which warns of them, may have been done with ``preflight: warn``, or refused them in another start.
+
+    Raises:
+        CheckpointError: Filters are below guessing, and ``preflight`` is ``refuse``; on every rank.
+    """
+    build, folders = kit.build, kit.folders
+    for side in ("teacher", "student"):
+        of_phase = PhaseFolder(folders.place(folders.filters_phase(side)), {})
+        verdict = vet_learned(build, side, build.world.on_main(of_phase.result))
+        if verdict.status == "fail" and build.recipe.preflight == "refuse":
+            act_on(build, verdict)
+
+
 def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
     build, folders, plan = kit.build, kit.folders, kit.build.recipe.distill
     assert phase.plan_path is not None
+    if plan.needs.filters:
+        _refuse_useless_filters(kit)
     config = build.engine_config(plan, phase.plan_path)
     needs = plan.needs
     filters = {side: folders.filters_path(side) if needs.filters else None for side in ("student", "teacher")}

@@ -25,6 +25,8 @@ from ted_ds.runtime.preemption import StopNow, shielded
 from ted_ds.runtime.step_runner import Objective, StepRunner
 
 CHECKPOINTS_FOLDER = "checkpoints"
+KEPT = "kept"
+"""The entry of a checkpoint's state with what a phase had kept beside its training."""
 
 
 def checkpoints_of(build: Assembly, folder: PhaseFolder) -> Checkpoints:
@@ -59,6 +61,7 @@ class PhaseTraining:
         *,
         forward: Outputs,
         outputs: Sequence[str] = (),
+        kept: Any = None,
     ) -> None:
         """Prepare, and load the newest checkpoint if there is one.
 
@@ -69,6 +72,7 @@ class PhaseTraining:
             plan: How.
             forward: What to score of a held-out batch (:mod:`ted_ds.runtime.outputs`).
             outputs: Their names where there are several, which are then scored at the end in any case.
+            kept: What its checkpoints keep beside, as JSON.
 
         Raises:
             CheckpointError: The newest checkpoint is of other settings or another run; on every rank.
@@ -76,7 +80,7 @@ class PhaseTraining:
         build = kit.build
         self._build, self._journal = build, kit.journal
         self._phase, self._engine, self._plan = folder.path.name, engine, plan
-        self._forward, self._outputs = forward, outputs
+        self._forward, self._outputs, self._kept = forward, outputs, kept
         self._progress = Progress()
         self.scores: list[dict[str, float]] = []
         """The held-out metrics of each output, when they were last computed."""
@@ -259,6 +263,7 @@ class PhaseTraining:
                 "scores": self.scores,
                 "best": self._best,
                 "bad_records": bad_records,
+                KEPT: self._kept,
             },
             of_rank={"random": random_state(), "unreported": self._engine.unreported()},
             texts={STREAM_FILE: stream_state_text([state for state, _ in parts if state is not None])},

@@ -58,6 +58,8 @@ def _uses(recipe: Recipe, side: str) -> Mapping[str, Use]:
             "cannot be run without some of its blocks here",
             "use spread or ends, or give blocks",
         )
+    if side == "student" and recipe.student.heal is not None:
+        found["heal"] = Use("student.heal", "cannot be healed here", "remove it")
     if _shards(recipe, side, trains=trains):
         found["zero3"] = Use(
             _place_of_sharding(recipe, trains=trains),

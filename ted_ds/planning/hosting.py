@@ -138,14 +138,15 @@ def describe_memory(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
     }
     lines = []
     for one in phase_memories(recipe, plan, config, world_size=num_ranks, host=hosts[0]):
-        parts = [
-            f"weights {gib(one.trained.parameters + one.frozen)}",
-            f"gradients {gib(one.trained.gradients)}",
-            f"optimizer {gib(one.trained.optimizer)}",
-        ]
+        parts = [f"weights {gib(one.trained.parameters + one.frozen)}"]
+        if one.num_trained:
+            parts += [f"gradients {gib(one.trained.gradients)}", f"optimizer {gib(one.trained.optimizer)}"]
+        parts += [f"sums {gib(one.sums)}"] if one.sums else []
         parts += [f"activations about {gib(one.activations)}"] if one.activations else []
+        parts += [f"(before, to solve filters, {gib(one.sums_before)})"] if one.sums_before else []
         parts += [f"buffers {gib(one.buckets)} on a GPU"] if one.buckets else []
         parts += ["teacher"] if one.hosts_teacher else []
+        parts += [f"states {gib(one.on_host)} in host memory"] if one.on_host else []
         lines.append(f"memory    {one.phase:16} {' + '.join(parts)}")
     choice = " (the first that fits)" if chosen == "auto" else ""
     of_hosts = ", ".join(f"{one} {gib(size)}" for one, size in sizes.items())

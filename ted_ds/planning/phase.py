@@ -49,6 +49,7 @@ class Phase:
 FINETUNE_TEACHER = Phase("finetune_teacher", "finetune", plan_path="teacher.finetune", trains="teacher")
 CUT_STUDENT = Phase("cut_student", "finetune", condition=lambda recipe: recipe.student.from_teacher is not None)
 RANDOM_STUDENT = Phase("random_student", "finetune", condition=lambda recipe: recipe.student.from_config is not None)
+HEAL_STUDENT = Phase("heal_student", "finetune", condition=lambda recipe: recipe.student.heal is not None)
 FINETUNE_STUDENT = Phase("finetune_student", "finetune", plan_path="student.finetune", trains="student")
 FILTERS_TEACHER = Phase("filters_teacher", "filters", plan_path="filters.teacher", frozen=("teacher",))
 FILTERS_STUDENT = Phase("filters_student", "filters", plan_path="filters.student", frozen=("student",))
@@ -61,6 +62,7 @@ PHASES = (
     FINETUNE_TEACHER,
     CUT_STUDENT,
     RANDOM_STUDENT,
+    HEAL_STUDENT,
     FINETUNE_STUDENT,
     FILTERS_TEACHER,
     FILTERS_STUDENT,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ted_ds.config.layers import Filters
@@ -15,6 +15,7 @@ from ted_ds.models.files import ModelFacts
 from ted_ds.models.parameters import Parameters
 from ted_ds.numerics.layer_map import stack_of
 from ted_ds.planning.adapters import adapted_sizes, teaches_itself
+from ted_ds.planning.heal_cost import heal_cost
 from ted_ds.planning.memory import (
     ITEM_BYTES,
     SHARDED_HOSTS,
@@ -25,8 +26,12 @@ from ted_ds.planning.memory import (
     on_device,
     trained_bytes,
 )
-from ted_ds.planning.phase import DISTILL, Phase, phases_of, training_of
+from ted_ds.planning.phase import DISTILL, HEAL_STUDENT, Phase, phases_of, training_of
 from ted_ds.planning.plan import Plan
+from ted_ds.planning.ridge_filters import are_solved, reader_of, solves_towards_teacher
+
+SUM_ITEM_BYTES = 8
+"""Filters are solved in fp64."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +49,24 @@ class PhaseMemory:
     """Other weights that do not train: a frozen student in Stage I, the teacher's filters in Stage II."""
     buckets: int
     """DeepSpeed's buffers for communication, on a device that is not the host."""
+    sums: int = 0
+    """What is solved without training."""
+    on_host: int = 0
+    """States that wait in host memory."""
+    sums_before: int = 0
+    """By which filters are solved, before anything trains."""
 
     def total(self, config: Mapping[str, Any], *, device_is_host: bool) -> int:
         """All of it that is on the device."""
         trained = self.trained if device_is_host else on_device(self.trained, config)
-        return trained.total + self.activations + self.frozen + (0 if device_is_host else self.buckets)
+        training = max(trained.total + self.activations, self.sums_before)
+        return training + self.frozen + self.sums + (self.on_host if device_is_host else self.buckets)
 
 
 def phase_memories(
     recipe: Recipe, plan: Plan, config: Mapping[str, Any], *, world_size: int, host: str = "replica"
 ) -> list[PhaseMemory]:
-    """What the phases that train need, in order; none while a model is not fetched yet.
+    """What the phases that train or heal need, in order; none while a model is not fetched yet.
 
     Args:
         recipe: The recipe.
@@ -66,7 +78,11 @@ def phase_memories(
     if plan.teacher is None or plan.student is None:
         return []
     pair = _Pair(recipe, plan, config, world_size, {"teacher": plan.teacher, "student": plan.student})
-    return [pair.training(phase, host) for phase in phases_of(recipe) if phase.plan_path is not None]
+    return [
+        pair.healing(host) if phase is HEAL_STUDENT else pair.training(phase, host)
+        for phase in phases_of(recipe)
+        if phase.plan_path is not None or phase is HEAL_STUDENT
+    ]
 
 
 @dataclass(frozen=True)
@@ -87,6 +103,24 @@ class _Pair:
             return self._learning_filters(phase, host)
         return self._finetuning(phase, phase.trains)
 
+    def healing(self, host: str) -> PhaseMemory:
+        """Of a student that is healed; what a microbatch takes on its way through a block is left out."""
+        cost = heal_cost(self.recipe, self.facts["teacher"], self.facts["student"], num_ranks=self.world_size)
+        nothing = Trained(0, 0, 0)
+        own = self._frozen_student(host)
+        return PhaseMemory(
+            HEAL_STUDENT.name, 0, nothing, 0, True, own, 0, sums=cost.sums_bytes, on_host=cost.states_bytes
+        )
+
+    def _frozen_student(self, host: str) -> int:
+        """Of a frozen student's weights, which are sharded where the teacher's are."""
+        return frozen_bytes(
+            self._parameters("student"),
+            host="zero3" if host in SHARDED_HOSTS else "replica",
+            precision=self.recipe.precision,
+            world_size=self.world_size,
+        )
+
     def _finetuning(self, phase: Phase, side: str) -> PhaseMemory:
         """Stage 0."""
         sizes, num_frozen = self._trained_sizes(side)
@@ -100,20 +134,16 @@ class _Pair:
         of_heads = {side: self._heads(side, filters) for side in sides}
         frozen = 0
         if "student" in sides:
-            student_host = "zero3" if host in SHARDED_HOSTS else "replica"
-            frozen = frozen_bytes(
-                self._parameters("student"),
-                host=student_host,
-                precision=self.recipe.precision,
-                world_size=self.world_size,
-            )
-        return self._phase(
+            frozen = self._frozen_student(host)
+        sizes = [size for side, (heads, _) in of_heads.items() for size in (*self._filters(side), *heads)]
+        learned = self._phase(
             phase.name,
-            [size for side, (heads, _) in of_heads.items() for size in (*self._filters(side), *heads)],
+            [] if training_of(self.recipe, phase).max_steps == 0 else sizes,
             sum(num_frozen for _, num_frozen in of_heads.values()),
-            hosts_teacher="teacher" in sides,
+            hosts_teacher="teacher" in sides or solves_towards_teacher(self.recipe, phase),
             frozen=frozen,
         )
+        return replace(learned, sums_before=bytes_of_sums(self.recipe, self.plan, phase))
 
     def _distilling(self) -> PhaseMemory:
         """Stage II."""
@@ -194,14 +224,27 @@ def head_sizes(recipe: Recipe, plan: Plan, side: str, filters: Filters) -> tuple
 
     See :mod:`ted_ds.models.heads`.
     """
-    facts, task = facts_of(plan, side), recipe.task
+    facts, task = facts_of(plan, reader_of(recipe, side)), recipe.task
     model, dim, width = with_head(recipe, facts), plan.filter_dim, facts.hidden_size
+    if filters.are_solved and not task.has_lm_head:  # a model's own, with what stands before it
+        return [], sum(math.prod(shape) for shape in (*model.label_heads, *model.before_lm_head))
     if not task.has_lm_head:
         return task.probe_sizes(dim), 0
     if filters.lm_head == "new":
         return [dim * facts.vocab_size], 0
     before = sum(map(math.prod, model.before_lm_head)) or width  # or the final norm, which is among others
     return [dim * width, width] if dim != width else [], (model.lm_head or model.embeddings) + before
+
+
+def bytes_of_sums(recipe: Recipe, plan: Plan, phase: Phase) -> int:
+    """What the sums take by which a phase of Stage I solves the filters of one side, then those of the other.
+
+    Of each filter, those over tokens to fit and those over tokens to judge by (:mod:`ted_ds.assembly.solved_filters`).
+    """
+    if not are_solved(recipe):
+        return 0
+    widths = [facts_of(plan, side).hidden_size + 1 for side in phase.frozen]  # with a bias
+    return max(2 * width * (width + plan.filter_dim) for width in widths) * len(plan.layer_pairs) * SUM_ITEM_BYTES
 
 
 def facts_of(plan: Plan, side: str) -> ModelFacts:

@@ -19,11 +19,13 @@ from ted_ds.data.transfer import share_of
 from ted_ds.errors import raise_all
 from ted_ds.models.adapter_folder import tokenizer_folder
 from ted_ds.models.files import ModelFacts
-from ted_ds.numerics.layer_map import Layer, LayerPairs, make_layer_map_of_stacks
+from ted_ds.numerics.layer_map import Layer, LayerPairs
 from ted_ds.planning.adapters import adapter_mistakes, trains_in_words
 from ted_ds.planning.contracts import Side, broken_contracts, document_ends, doubts
 from ted_ds.planning.data_sizes import corpus_bytes, count_rows
 from ted_ds.planning.family_uses import refused_uses
+from ted_ds.planning.heal import heal_doubts, heal_in_words, heal_mistakes
+from ted_ds.planning.layer_pairs import layer_pairs_of
 from ted_ds.planning.mistakes import (
     Mistakes,
     check_data,
@@ -37,6 +39,7 @@ from ted_ds.planning.model_lookup import HubLookup, KnownModel, by_local_files
 from ted_ds.planning.phase import phases_of
 from ted_ds.planning.pipeline_cut import Stage, plan_stages
 from ted_ds.planning.quantised_teacher import quantised_mistakes
+from ted_ds.planning.ridge_filters import ridge_mistakes
 from ted_ds.planning.steps import epochs_in_words, plan_with_rows
 from ted_ds.planning.student_facts import begun_with, find_student
 
@@ -182,6 +185,7 @@ def _lay_out(
     check_routers(recipe, teacher, student, mistakes)
     mistakes.add("", *refused_uses(recipe, teacher, student))
     mistakes.add("", *quantised_mistakes(recipe, teacher, student), *adapter_mistakes(recipe, student))
+    mistakes.add("", *heal_mistakes(recipe, teacher, student))
     places = known["teacher"].place, known["student"].place
     by_config = [side for side, one in known.items() if one.config]
     sides = model_sides(recipe, places[0], teacher, places[1], student, by_config=by_config)
@@ -191,9 +195,10 @@ def _lay_out(
     layer_pairs: LayerPairs = ()
     filter_dim = 0
     if teacher is not None and student is not None and recipe.distill.needs.states:
-        layer_pairs = mistakes.attempt("", lambda: _layer_pairs(recipe, student, teacher)) or ()
+        layer_pairs = mistakes.attempt("", lambda: layer_pairs_of(recipe, student, teacher)) or ()
         own_dim = recipe.filters.dim if recipe.filters and recipe.distill.needs.filters else None
         filter_dim = own_dim or teacher.hidden_size
+        mistakes.add("", *ridge_mistakes(recipe, teacher, student, filter_dim))
     stages: Mapping[str, tuple[Stage, ...]] = {}
     if not mistakes.found and teacher is not None and student is not None:
         facts = {"student": student, "teacher": teacher}
@@ -212,7 +217,11 @@ def _lay_out(
         corpus_bytes=num_bytes,
         doubts=()
         if broken
-        else (*_doubts(known), *(line for lines in doubts(recipe, *sides).values() for line in lines)),
+        else (
+            *_doubts(known),
+            *(line for lines in doubts(recipe, *sides).values() for line in lines),
+            *heal_doubts(recipe, student),
+        ),
         origins={side: known[side].origin for side in ("teacher", *(["student"] if recipe.student.path else []))},
     )
 
@@ -254,16 +263,6 @@ def model_sides(
     return teacher_side, student_side
 
 
-def _layer_pairs(recipe: Recipe, student: ModelFacts, teacher: ModelFacts) -> LayerPairs:
-    return make_layer_map_of_stacks(
-        recipe.layer_map.kind,
-        student_blocks=student.blocks_of_stacks,
-        teacher_blocks=teacher.blocks_of_stacks,
-        num_pairs=recipe.layer_map.num_pairs,
-        pairs=recipe.layer_map.pairs,
-    )
-
-
 def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
     """The plan in words, for ``ted-ds check``."""
     lines = [f"{recipe.name}: {recipe.task.kind} by {recipe.distill.method}, {num_ranks} ranks, {recipe.precision}"]
@@ -291,6 +290,7 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
     if plan.layer_pairs:
         pairs = " ".join(f"{s}<-{t}" for s, t in plan.layer_pairs)
         lines.append(f"layers    student<-teacher {pairs}, matched in {plan.filter_dim} dimensions")
+    lines += heal_in_words(recipe, plan.teacher, plan.student)
     if recipe.data.glue is not None:
         filled = "; ".join(filled_in(recipe.data.glue, recipe.model_dump(mode="json")))
         lines.append(f"glue      {recipe.data.glue} stands for {filled}")

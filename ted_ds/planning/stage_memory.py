@@ -11,7 +11,15 @@ from ted_ds.config.schema import Recipe
 from ted_ds.models.share import Share
 from ted_ds.planning.memory import ITEM_BYTES, activation_bytes, bucket_bytes, frozen_bytes, gib, trained_bytes
 from ted_ds.planning.phase import DISTILL, Phase, phase_named, training_of
-from ted_ds.planning.phase_memory import facts_of, filter_sizes, head_sizes, keeps_scores, trained_sizes, with_head
+from ted_ds.planning.phase_memory import (
+    bytes_of_sums,
+    facts_of,
+    filter_sizes,
+    head_sizes,
+    keeps_scores,
+    trained_sizes,
+    with_head,
+)
 from ted_ds.planning.pipeline_cut import Stage
 from ted_ds.planning.plan import Plan
 
@@ -90,6 +98,8 @@ def _needs(
         sizes or [1], config=config, precision=recipe.precision, world_size=num_replicas, num_frozen=num_frozen
     )
     activations += under_way * sum(_forward_bytes(recipe, plan, phase, border) for border in borders)
+    if phase.learns_filters:  # before, all stages solve filters of whole models, in shards
+        activations = max(activations, bytes_of_sums(recipe, plan, phase))
     buckets = bucket_bytes(config, recipe.precision, in_pipeline=True)
     return StageNeeds(trained.total + frozen, activations, buckets)
 

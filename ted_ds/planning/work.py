@@ -8,7 +8,8 @@ from ted_ds.config.data import weight_at
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.schema import Recipe
 from ted_ds.data.transfer import share_of
-from ted_ds.planning.phase import DISTILL, Phase, phases_of, training_of
+from ted_ds.planning.heal_cost import heal_cost
+from ted_ds.planning.phase import DISTILL, HEAL_STUDENT, Phase, phases_of, training_of
 from ted_ds.planning.phase_memory import facts_of
 from ted_ds.planning.pipeline_cut import operations_per_token
 from ted_ds.planning.plan import Plan
@@ -28,11 +29,19 @@ class Pace:
     tflops: float
     """What each computes, in 10^12 operations a second."""
 
+    @property
+    def in_words(self) -> str:
+        """As a condition."""
+        who = "the one rank" if self.num_ranks == 1 else f"each of {self.num_ranks} ranks"
+        return f"if {who} computes {self.tflops:g} TFLOP/s (--tflops)"
+
 
 def describe_work(recipe: Recipe, plan: Plan, pace: Pace) -> str:
-    """A line for each phase that trains."""
+    """A line for each phase that trains, or heals."""
     lines = []
     for phase in phases_of(recipe):
+        if phase is HEAL_STUDENT:
+            lines.append(f"work      {phase.name:16} {_healing(recipe, plan, pace)}\n")
         if phase.plan_path is not None:
             parts = (_passes(recipe, plan, training_of(recipe, phase)), _hours(recipe, plan, phase, pace))
             lines.append(f"work      {phase.name:16} {'; '.join(parts)}\n")
@@ -92,13 +101,28 @@ def _hours(recipe: Recipe, plan: Plan, phase: Phase, pace: Pace) -> str:
     operations = operations_per_token(recipe, facts, plan.layer_pairs, plan.filter_dim, phase)
     tokens = training.steps * training.global_batch_size * recipe.task.rows_per_example * recipe.task.sequence_length
     seconds = operations * tokens / pace.num_ranks / (pace.tflops * 1e12) * _waiting(recipe, plan, phase, pace)
-    hours = f"{seconds / 3600:.3g} h" if seconds >= 360 else "less than 0.1 h"
+    hours, pace_in_words = _in_hours(seconds), pace.in_words
     most = "at most " if seconds >= 360 and not recipe.task.packed and not _is_fewest(plan) else ""
-    who = "the one rank" if pace.num_ranks == 1 else f"each of {pace.num_ranks} ranks"
-    pace_in_words = f"if {who} computes {pace.tflops:g} TFLOP/s (--tflops)"
     cached = phase is DISTILL and recipe.teacher.cache is not None
     too_much = ", the cached teacher counted as if it ran in every step" if cached else ""
     return f"{most}{hours} of training {pace_in_words}{too_much}"
+
+
+def _in_hours(seconds: float) -> str:
+    return f"{seconds / 3600:.3g} h" if seconds >= 360 else "less than 0.1 h"
+
+
+def _healing(recipe: Recipe, plan: Plan, pace: Pace) -> str:
+    """What healing the student takes, in words."""
+    if plan.teacher is None or plan.student is None:
+        return "hours are known once both models are"
+    cost = heal_cost(recipe, plan.teacher, plan.student, num_ranks=pace.num_ranks)
+    seconds = (cost.in_passes / pace.num_ranks + cost.in_solving) / (pace.tflops * 1e12)
+    return (
+        f"{cost.tokens:,} calibration tokens through the teacher once and the student twice, and "
+        f"{plan.student.num_blocks} maps of {cost.unknowns:,} unknowns solved in fp64; {_in_hours(seconds)} "
+        f"{pace.in_words}"
+    )
 
 
 def _is_fewest(plan: Plan) -> bool:

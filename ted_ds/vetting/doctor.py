@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -27,7 +27,8 @@ from ted_ds.runtime.sharding import collect_garbage, whole_parameters
 from ted_ds.runtime.zero_runner import ZeroRunner
 from ted_ds.vetting.batch_text import first_batch
 from ted_ds.vetting.contracts import vet_contracts
-from ted_ds.vetting.preflight import heldout_guess, vet_composition, vet_knowledge, vet_weights
+from ted_ds.vetting.filters import vet_learned
+from ted_ds.vetting.preflight import vet_composition, vet_knowledge, vet_weights
 from ted_ds.vetting.verdict import Status, Verdict, failures
 
 MARKS = {"pass": "pass", "warn": "WARN", "fail": "FAIL", "skip": "skip"}
@@ -144,21 +145,15 @@ class Doctor:
             if not self._world.on_main(path.exists):
                 self._add(check, "skip", "not learned yet; ted-ds filters does it, fresh ones stand in here")
                 continue
-            self._attempt(check, lambda side=side, check=check: self._look_at_learned(side, check))
+            self._attempt(check, lambda side=side: self._look_at_learned(side))
 
-    def _look_at_learned(self, side: str, check: str) -> None:
-        def scores() -> dict[str, float]:
+    def _look_at_learned(self, side: str) -> None:
+        def result() -> dict[str, Any]:
             folder = self._folder_of(self._folders.filters_phase(side))
             folder.is_complete()
-            return {name: values["loss"] for name, values in folder.result()["filters"][side].items()}
+            return folder.result()
 
-        losses = self._world.on_main(scores)
-        guess = heldout_guess(self._build)
-        useless = [f"{name} ({loss:.4g})" for name, loss in losses.items() if not loss < guess.loss]
-        if useless:
-            self._add(check, "warn", f"no better than guessing {guess.what} ({guess.loss:.4g}): {', '.join(useless)}")
-        else:
-            self._add(check, "pass", f"learned on this model; worst held-out loss {max(losses.values()):.4g}")
+        self._verdicts.append(vet_learned(self._build, side, self._world.on_main(result)))
 
     # --- models -------------------------------------------------------------------------------------------------
 

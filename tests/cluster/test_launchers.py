@@ -99,6 +99,7 @@ def test_a_bad_recipe_is_neither_started_again_nor_requeued(cluster, shared):
     assert job.restarts() == 0
 
 
+@pytest.mark.slow
 def test_a_study_is_an_array_of_runs_in_one_group(cluster, shared):
     recipe = write_run(shared, kind="sequence_classification", family="bert")
     study = shared / "study.txt"
@@ -151,6 +152,7 @@ def test_the_quickstarts_recipe_leaves_the_student_of_one_node(cluster, shared, 
         assert found[name] == found["local"], name
 
 
+@pytest.mark.slow
 def test_hosts_that_see_other_things_are_named(cluster, shared):
     recipe = write_run(shared, kind="sequence_classification", family="bert")
     other, script = shared / "other.yaml", f"mount --bind {shared}/other.yaml {recipe}"

@@ -240,7 +240,11 @@ def expected(models):
     return {kind: train_plainly(models / kind, kind) for kind in KINDS}
 
 
-@pytest.mark.parametrize(("world_size", "stages"), [(1, (0, 3)), (2, (0, 1, 2, 3))], ids=["1", "2"])
+@pytest.mark.parametrize(
+    ("world_size", "stages"),
+    [pytest.param(1, (0, 3), marks=pytest.mark.slow), (2, (0, 1, 2, 3))],
+    ids=["1", "2"],
+)
 def test_every_stage_of_zero_takes_the_steps_of_plain_peft(models, expected, world_size, stages):
     cases = [(kind, stage) for kind in KINDS for stage in stages]
     main, *others = run_ranks(train_on_ranks, world_size, models, cases)

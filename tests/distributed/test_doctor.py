@@ -146,7 +146,7 @@ def test_nothing_is_held_against_a_sound_pair(sound, kind, stage):
     assert healthy, text
     assert not failed(found)
     assert found["teacher as its own student"][1].startswith("loss/kl_teacher_student 0, loss/feature_mse/layer_01 0")
-    assert found["filters of teacher"][1].startswith("learned on this model")
+    assert found["filters of teacher"][1].startswith("held-out loss layer_")
     assert "on all 2" in found["gradients across ranks"][1]
     assert found["teacher in other batches"][0] == found["student in other batches"][0] == "pass"
     assert "layer 1 │    16 │ layer 2 │    16 │         16" in text

@@ -25,6 +25,8 @@ from tests.distributed.matrix import (
 )
 
 CASES = [*sample(companies=1), *of_divergences(), *of_weighed_losses()]
+MOST_RANKS, NUM_OF_MOST = max(FACTORS["ranks"]), 8
+"""How many cases with the most ranks are not slow."""
 FULL = full_product()
 
 
@@ -35,20 +37,27 @@ def check(case: Case, errors) -> None:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """The sampled cases of one number of ranks, run once in one group of processes."""
+def results(request, tmp_path_factory):
+    """The sampled cases of one number of ranks that were asked for, run once in one group of processes."""
+    asked = [item.callspec.params["case"] for item in request.session.items if "results" in item.fixturenames]
     made = {}
 
     def of(world_size):
         if world_size not in made:
-            chosen = [case for case in CASES if case.setup.ranks == world_size]
+            chosen = [case for case in asked if case.setup.ranks == world_size]
             made[world_size] = run_cases(tmp_path_factory.mktemp("matrix"), chosen)
         return made[world_size]
 
     return of
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+def marked():
+    """The cases, those beyond some with the most ranks slow: many processes share few cores."""
+    beyond = [case for case in CASES if case.setup.ranks == MOST_RANKS][NUM_OF_MOST:]
+    return [pytest.param(case, marks=pytest.mark.slow) if case in beyond else case for case in CASES]
+
+
+@pytest.mark.parametrize("case", marked(), ids=str)
 def test_a_batch_gives_the_same_terms_and_gradients(results, case):
     check(case, results(case.setup.ranks)[case])
 

@@ -120,7 +120,7 @@ def steps_of_torch(folder: Path, name: str) -> dict[str, torch.Tensor]:
     return {key: value.detach() for key, value in student.state_dict().items()}
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_every_optimizer_of_the_list_steps_as_torchs_own_does(tmp_path: Path, world_size: int) -> None:
     write_models(tmp_path, KIND)
     cases = [(name, stage) for name in OPTIMIZERS for stage in stages_of(name)]

@@ -162,32 +162,32 @@ def plain_step(folder, what):
     return {name: term.item() for name, term in terms.items()} | {"loss/total": loss.item()}, after
 
 
-def test_every_stage_of_zero_takes_the_step_of_transformers_own_forward(tmp_path):
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_every_stage_of_zero_takes_the_step_of_transformers_own_forward(tmp_path, world_size):
     for model_type in TYPES:
         write_model(tmp_path / model_type / "teacher", model_type, blocks=4, seed=1)
         write_model(tmp_path / model_type / "student", model_type, blocks=3, seed=2)
-    found = {size: run_ranks(take_steps, size, tmp_path) for size in (1, 2)}
-    for size, of_ranks in found.items():
-        for (model_type, what, stage), (report, weights) in of_ranks[0].items():
-            terms, after = plain_step(tmp_path / model_type, what)
-            where = f"{model_type} {what} stage {stage} on {size}"
-            for name, value in terms.items():
-                assert report[name] == pytest.approx(value, rel=2e-5, abs=5e-7), f"{where}: {name}"
-            assert after.keys() <= weights.keys(), where
-            for name in after:
-                torch.testing.assert_close(
-                    weights[name].double(),
-                    after[name],
-                    **TOLERANCE,
-                    msg=lambda text, n=name, w=where: f"{w} {n}: {text}",
-                )
+    main, *_ = run_ranks(take_steps, world_size, tmp_path)
+    for (model_type, what, stage), (report, weights) in main.items():
+        terms, after = plain_step(tmp_path / model_type, what)
+        where = f"{model_type} {what} stage {stage}"
+        for name, value in terms.items():
+            assert report[name] == pytest.approx(value, rel=2e-5, abs=5e-7), f"{where}: {name}"
+        assert after.keys() <= weights.keys(), where
+        for name in after:
+            torch.testing.assert_close(
+                weights[name].double(),
+                after[name],
+                **TOLERANCE,
+                msg=lambda text, n=name, w=where: f"{w} {n}: {text}",
+            )
 
 
 def run(_world, recipe, overrides):
     run_phases(recipe, overrides, PHASES)
 
 
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("model_type", [pytest.param("t5", marks=pytest.mark.slow), "bart"])
 def test_a_run_of_an_encoder_decoder_in_shards_ends_in_a_plain_model(tmp_path, model_type):
     recipe = write_run(tmp_path, kind=KIND, family=model_type)
     bias = torch.linspace(-1, 1, VOCAB_SIZE)

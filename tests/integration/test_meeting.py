@@ -30,8 +30,7 @@ def changed(_rank, variables):
     with_environment(_rank, **variables)
 
 
-@pytest.mark.parametrize("verb", ["run", "doctor"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("verb", "number"), [("run", signal.SIGTERM), ("doctor", signal.SIGINT)])
 def test_ranks_that_do_not_come_are_said_and_one_signal_ends_it(recipe, verb, number):
     started = Run([verb, recipe], num_ranks=1, fault=changed, fault_arguments=({"WORLD_SIZE": "4"},))
     started.wait_for("rank 0: waiting for 3 of 4 ranks ($WORLD_SIZE) at 127.0.0.1:")
@@ -57,7 +56,7 @@ def test_the_wait_ends_after_collective_timeout_s(recipe, rank, said):
     assert "frame #0" not in output
 
 
-@pytest.fixture(params=["mute", "chatty", "closing"])
+@pytest.fixture(params=["mute", *(pytest.param(what, marks=pytest.mark.slow) for what in ("chatty", "closing"))])
 def occupied(request):
     """A port that another program has, which says nothing, or something, or hangs up."""
     program = f"""

@@ -9,7 +9,9 @@ import torch
 
 from ted_ds.models.choices import choose_among_rows
 from ted_ds.models.families import FAMILY_OF, KNOWN_TYPES, family_of
+from ted_ds.models.heads import OwnOutput
 from ted_ds.models.loading import LoadSettings, auto_class, load_model
+from ted_ds.models.share import Share
 from ted_ds.models.taps import TappedModel
 from tests.parity.test_families import batch
 from tests.tiny import write_model
@@ -73,3 +75,42 @@ def test_a_head_for_other_labels_starts_anew_and_the_body_does_not(tmp_path: Pat
     before = dict(auto_class(architecture).from_pretrained(tmp_path).named_parameters())
     for name, parameter in model.named_parameters():
         assert name in fresh or torch.equal(parameter, before[name]), name
+
+
+@pytest.mark.parametrize(
+    ("model_type", "architecture"),
+    [
+        pytest.param(name, head, marks=[] if head == "SequenceClassification" or name == "bert" else pytest.mark.slow)
+        for name, head in CASES
+        if family_of(name).unstaged is None
+    ],
+)
+def test_a_head_without_its_blocks_makes_the_models_logits_of_the_last_state(
+    tmp_path: Path, model_type: str, architecture: str
+) -> None:
+    """By which filters that are solved are read."""
+    family, settings = family_of(model_type), LoadSettings(torch.float32)
+    write_model(tmp_path, model_type, blocks=2)
+    head = {"id2label": {index: f"label {index}" for index in range(HEADS[architecture])}}
+    is_choice = architecture == "MultipleChoice"
+
+    def load(share: Share | None) -> TappedModel:
+        torch.manual_seed(3)
+        model, _ = load_model(
+            tmp_path, settings, head=head, architecture=architecture, new_head_allowed=True, share=share
+        )
+        if is_choice:
+            choose_among_rows(model, 3)
+        pooled = architecture in ("SequenceClassification", "MultipleChoice")
+        return TappedModel(model.eval(), family, (2,) if share is None else (), share=share, pooled=pooled)
+
+    whole, output = load(None), load(Share(2, 2, has_embeddings=False, has_output=True))
+    output.load_state_dict({name: weight for name, weight in whole.state_dict().items() if name in output.state_dict()})
+    inputs = batch()
+    logits, (state,) = whole(inputs)
+    read = OwnOutput(output).train()
+    torch.testing.assert_close(read(state, inputs), logits)
+    assert not output.training, "nothing of it is dropped"
+    assert not read(torch.zeros_like(state), inputs).allclose(logits)
+    if family.pooled_token == "first" and architecture == "SequenceClassification":
+        torch.testing.assert_close(read(state[:, 0], inputs), logits)

@@ -72,6 +72,7 @@ def test_a_mutant_is_named_by_its_function_and_replaces_its_bytes_alone(tmp_path
     assert mutant.apply(source.encode()).decode() == source.replace("self.a < 3", "(self.a <= 3)")
 
 
+@pytest.mark.slow
 def test_every_mutant_of_the_package_is_python_and_something_else():
     mutants = sample(ROOT / "ted_ds", 400, seed=3)
     assert len(set(mutants)) == 400

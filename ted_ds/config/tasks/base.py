@@ -54,6 +54,8 @@ class TaskSection(Section):
     """Keys here that Stage II alone depends on."""
     why_not_cached: ClassVar[str | None] = None
     """Why a teacher's outputs cannot be kept on disk, and what to do; None where they can."""
+    why_no_ridge: ClassVar[str | None] = None
+    """Why no filter can be solved towards what a head reads, and what to do; None where it can."""
     why_no_transfer: ClassVar[str | None] = (
         "it is for tasks with one prediction for a text, or for a pair of texts; remove it"
     )

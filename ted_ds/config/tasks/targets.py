@@ -26,6 +26,10 @@ class Seq2Seq(TaskSection):
     why_no_transfer: ClassVar[str | None] = (
         "a seq2seq learns from the teacher at tokens of targets, and none of these is read; remove it"
     )
+    why_no_ridge: ClassVar[str | None] = (
+        "what a seq2seq's encoder puts out is read by its decoder's attention, and no head reads it as it is; use "
+        "normal or identity"
+    )
     kind: Literal["seq2seq"]
     source_column: str = "source"
     target_column: str = "target"

@@ -17,6 +17,8 @@ UNITS = {
 }
 """Of Llama's maps, and of those of many after it."""
 NORMS = ("input_layernorm", "post_attention_layernorm")
+NORMED_OUTPUT = "a norm stands between the last linear map of its blocks and the sum they put out"
+OF_EXPERTS = "each token goes through other experts in its blocks, of which none sees enough"
 LLAMA = Family(
     model_types=("llama",),
     embeddings_path="model.embed_tokens",
@@ -37,6 +39,7 @@ LLAMA = Family(
     buffers=("rotary_emb.inv_freq",),
     units_of_maps=UNITS,
     norms_of_blocks=NORMS,
+    output_map="mlp.down_proj",
 )
 MISTRAL = replace(LLAMA, model_types=("mistral",), span_head="qa_outputs")
 QWEN2 = replace(
@@ -87,6 +90,7 @@ GPT2 = Family(
     norms_of_blocks=("ln_1", "ln_2"),
     maps_are_transposed=True,
     heads_fill_hidden=True,
+    output_map="mlp.c_proj",
     tokenizer_class="GPT2Tokenizer",
 )
 GPT_NEOX = replace(
@@ -105,6 +109,7 @@ GPT_NEOX = replace(
     span_head="qa_outputs",
     hidden_dropouts=("hidden_dropout",),
     buffers=("rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias"),
+    output_map="mlp.dense_4h_to_h",
     units_of_maps={},  # queries, keys and values of a head stand together
     tokenizer_class="GPTNeoXTokenizer",
 )
@@ -126,6 +131,7 @@ OLMO2 = replace(
     label_dropouts={},
     norms_of_blocks=("post_attention_layernorm", "post_feedforward_layernorm"),
     fixed_widths=dict.fromkeys(("heads", "key_value_heads"), "its norms of queries and keys are over all heads"),
+    refused={"heal": NORMED_OUTPUT},
 )
 SMOLLM3 = replace(
     LLAMA,
@@ -142,6 +148,7 @@ GRANITE = replace(
     label_heads=(),
     lacks=("SequenceClassification", "TokenClassification", "MultipleChoice"),
     label_dropouts={},
+    output_factor_key="residual_multiplier",
 )
 GEMMA2 = replace(
     LLAMA,
@@ -160,6 +167,7 @@ GEMMA2 = replace(
     norms_of_blocks=(*NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm"),
     fixed_widths={"hidden": "its embeddings are multiplied by the root of their width"},
     tokenizer_class="GemmaTokenizer",
+    refused={"heal": NORMED_OUTPUT},
 )
 GEMMA3 = replace(
     GEMMA2,
@@ -198,6 +206,9 @@ OPT = replace(
     },
     buffers=(),
     tokenizer_class="GPT2Tokenizer",
+    output_map="fc2",
+    norm_behind_map="final_layer_norm",
+    is_normed_before_key="do_layer_norm_before",
 )
 MIXTRAL = replace(
     MISTRAL,
@@ -205,6 +216,7 @@ MIXTRAL = replace(
     own_names={"num_experts": "num_local_experts"},
     num_experts_keys=("num_experts", "num_local_experts"),
     units_of_maps={},
+    refused={"heal": OF_EXPERTS},
 )
 QWEN3_MOE = replace(
     QWEN3,
@@ -215,6 +227,7 @@ QWEN3_MOE = replace(
     units_of_maps={},
     sparse_step_key="decoder_sparse_step",
     dense_blocks_key="mlp_only_layers",
+    refused={"heal": OF_EXPERTS},
 )
 WITH_A_TEXT_MODEL = {"gemma3": "gemma3_text"}
 """Types that read more than text, and the type of the language model in them, which can be written down alone."""

@@ -18,6 +18,7 @@ UNSTAGED = (
     "the stages of a pipeline pass one state on, and each block of a decoder reads the encoder's last beside that of "
     "the block before"
 )
+NOT_STACK_BY_STACK = {"heal": "its decoder's blocks read the encoder's last state, and healing goes up one stack"}
 T5 = Family(
     model_types=("t5",),
     embeddings_path=None,
@@ -53,6 +54,7 @@ T5 = Family(
     },
     hidden_dropouts=("dropout_rate",),
     buffers=(),
+    refused=NOT_STACK_BY_STACK,
 )
 MT5 = replace(T5, model_types=("mt5",), divides_logits_key=None)
 BART = Family(
@@ -87,6 +89,7 @@ BART = Family(
     must_be=NO_LAYERDROP,
     buffers=("final_logits_bias",),
     tokenizer_class="RobertaTokenizer",
+    refused=NOT_STACK_BY_STACK,
 )
 PEGASUS = replace(
     BART,

@@ -46,6 +46,8 @@ BERT = Family(
     embeddings_norm_path="bert.embeddings.LayerNorm",
     heads_fill_hidden=True,
     tokenizer_class="BertTokenizer",
+    output_map="output.dense",
+    norm_behind_map="output.LayerNorm",
 )
 DEBERTA_V2 = Family(
     model_types=("deberta-v2",),
@@ -85,6 +87,8 @@ DEBERTA_V2 = Family(
     label_dropouts=dict.fromkeys(("SequenceClassification", "MultipleChoice"), "cls_dropout"),
     buffers=("position_ids",),
     tokenizer_class="DebertaV2Tokenizer",
+    output_map=BERT.output_map,
+    norm_behind_map=BERT.norm_behind_map,
 )
 ROBERTA = replace(
     BERT,
@@ -172,6 +176,8 @@ DISTILBERT = Family(
     embeddings_norm_path="distilbert.embeddings.LayerNorm",
     heads_fill_hidden=True,
     tokenizer_class="BertTokenizer",
+    output_map="ffn.lin2",
+    norm_behind_map="output_layer_norm",
 )
 ELECTRA = replace(
     BERT,
@@ -224,6 +230,7 @@ MODERNBERT = Family(
     label_dropouts=dict.fromkeys(
         ("SequenceClassification", "TokenClassification", "MultipleChoice", "QuestionAnswering"), "classifier_dropout"
     ),
+    output_map="mlp.Wo",
 )
 ALBERT = replace(
     BERT,
@@ -247,5 +254,6 @@ ALBERT = replace(
         ("SequenceClassification", "TokenClassification", "MultipleChoice"), "classifier_dropout_prob"
     ),
     tokenizer_class="AlbertTokenizer",
+    refused={"heal": "its layers share blocks, and what is solved for one would change the others"},
 )
 ENCODERS = (BERT, ROBERTA, XLM_ROBERTA, MPNET, DISTILBERT, ELECTRA, MODERNBERT, ALBERT, DEBERTA_V2)

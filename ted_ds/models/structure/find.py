@@ -23,6 +23,7 @@ from ted_ds.models.structure.checks import (
 from ted_ds.models.structure.cuts import refuse_other_cuts
 from ted_ds.models.structure.heads import with_heads
 from ted_ds.models.structure.logits import with_logit_rule
+from ted_ds.models.structure.output_map import with_output_map
 from ted_ds.models.structure.record import Specimen, first_record, make_specimen
 from ted_ds.models.structure.uses import MAY, reason_of, try_uses, with_documents, with_factor
 
@@ -51,7 +52,7 @@ def find_family(content: Mapping[str, Any]) -> Family:
         checks = {family.language_model: refuse_other_predictions, **MAY, "cut": refuse_other_cuts}
         checks = {use: check for use, check in checks.items() if use not in left_out}
         family = try_uses(specimen, replace(family, refused=NOT_TRIED), checks)
-        family = with_heads(specimen, family)
+        family = with_output_map(specimen, with_heads(specimen, family))
     return replace(family, found=tuple(_in_words(specimen, family)))
 
 

@@ -533,6 +533,32 @@ def test_a_recipe_is_frozen(path: Path) -> None:
             ["filters.kind=mlp", "filters.initialisation=identity"],
             "filters: initialisation: identity goes with kind: linear",
         ),
+        (
+            ["filters.kind=mlp", "filters.initialisation=ridge"],
+            "filters: initialisation: ridge solves a linear map; kind: mlp has none, use linear",
+        ),
+        (
+            ["filters.lm_head=new", "filters.initialisation=ridge"],
+            "filters: lm_head: new: initialisation: ridge solves filters for the head that the model has, and a new "
+            "one reads nothing yet; use frozen",
+        ),
+        (
+            ["filters.ridge={student: itself}"],
+            "filters: ridge goes with initialisation: ridge, not normal; remove it",
+        ),
+        (
+            ["filters.student.max_steps=0"],
+            "filters: student.max_steps: 0: no filter would be learned; use 1 or more, or initialisation: ridge, which "
+            "solves them first",
+        ),
+        (
+            ["filters.initialisation=ridge", "filters.ridge.strengths=[0.1, 0]"],
+            "filters.ridge.strengths[1]: 0: use a number above 0",
+        ),
+        (
+            ["filters.initialisation=ridge", "filters.ridge.strengths=[]"],
+            "filters.ridge.strengths",
+        ),
     ],
 )
 def test_a_rule_between_keys_is_enforced(path: Path, overrides: list[str], phrase: str) -> None:

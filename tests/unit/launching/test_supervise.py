@@ -103,6 +103,7 @@ def test_a_gpu_that_fails_again_and_again_is_given_up(tmp_path):
     assert f"given up: 3 times in a row a GPU of {host} failed; look at it" in said
 
 
+@pytest.mark.slow
 def test_ranks_that_never_leave_anything_are_given_up(tmp_path):
     code, said = finish(start(tmp_path, ["alone", 76, "alone", "alone", "alone", 0]))
     assert (code, left(tmp_path)) == (76, ["0"]), said  # in a row, by the same ranks

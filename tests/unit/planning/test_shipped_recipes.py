@@ -18,7 +18,7 @@ from ted_ds.models.built_shapes import built_shapes
 from ted_ds.models.config_facts import read_config_facts
 from ted_ds.planning.phase import phases_of
 from tests.optional import NO_PEFT, PEFT
-from tests.tiny import ROOT, write_chats, write_corpus, write_labelled, write_model
+from tests.tiny import ROOT, write_chats, write_corpus, write_labelled, write_model, write_rows
 
 RECIPES = ROOT / "ds_configs" / "recipes"
 BASE = "base.yaml"
@@ -50,6 +50,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("kjv", "imdb", "imdb_sentences"):
         write_corpus(assets / f"{name}.jsonl")
     write_labelled(assets / "rotten_tomatoes.jsonl", 60)
+    write_labelled(assets / "sarcasm.jsonl", 60, labels=("plain", "sarcastic"))
+    question = "More resistance means\n\n A: more current\n B: less current, say {}"
+    write_rows(assets / "quartz.jsonl", ({"input": question.format(row), "ideal": "AB"[row % 2]} for row in range(60)))
     write_chats(assets / "answers.jsonl")
     of_hub = (RECIPES / "hub").glob("models--*/config.json")
     built_shapes(*(json.loads(file.read_text(encoding="utf-8")) for file in of_hub))  # by one process
