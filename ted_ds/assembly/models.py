@@ -160,10 +160,10 @@ class ModelMaker:
         )
         self._screen.say(f"  adapters of rank {lora.rank}: {trained:,} of the student's {total:,} parameters train")
 
-    def output_of(self, path: Path, num_blocks: int) -> TappedModel:
+    def output_of(self, side: str, path: Path, num_blocks: int) -> TappedModel:
         """What a model makes of the state behind its last block, frozen: all of it but embeddings and blocks."""
         share = Share(num_blocks, num_blocks, has_embeddings=False, has_output=True)
-        model, fresh = self._load(path, None, share, new_head_allowed=True)
+        model, fresh = self._load(side, path, None, share, new_head_allowed=True)
         return self._tap(path, model, fresh, (), share, None).requires_grad_(False)
 
     def base_of(self, tapped: TappedModel, layers: Sequence[Layer]) -> TappedModel:

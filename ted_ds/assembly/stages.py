@@ -132,7 +132,7 @@ def probes_of(
     assert filters is not None
     reader = reader_of(build.recipe, side)
     if filters.are_solved and not build.recipe.task.has_lm_head:
-        output = build.models.output_of(models[reader], build.facts(reader).num_blocks)
+        output = build.models.output_of(reader, models[reader], build.facts(reader).num_blocks)
         return own_probes(bank, output, mean=build.recipe.task.pooled and filters.pooling == "mean")
     make = functools.partial(build.kind.probes, bank, filters, dim=build.plan.filter_dim, dtype=build.dtype)
     return build.world.agree(functools.partial(make, model_path=models[reader], tapped=tapped))

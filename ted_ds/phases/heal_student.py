@@ -85,7 +85,7 @@ def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
     state = build.models.whole_state(student.tapped)
 
     def write(place: Path) -> dict[str, Any]:
-        build.models.save(student.tapped, state, place / MODEL_FOLDER)
+        build.models.save("student", student.tapped, state, place / MODEL_FOLDER)
         return {"blocks": [one["healed"] for one in reports], "scores": scores}
 
     kit.write(folder, write)

@@ -10,12 +10,14 @@ from ted_ds.models.families import FAMILIES
 from ted_ds.models.family import Family
 from ted_ds.models.folder import CONFIG_FILE, read_config
 from ted_ds.models.found import family_of_config
+from ted_ds.planning.width_facts import KIND_OF_KEY
 
 COLUMNS = (
     "type",
     "language model",
     "tap",
     "cut",
+    "width",
     "ZeRO-3",
     "pipeline",
     "isolated documents",
@@ -32,7 +34,7 @@ HEADS = {
     "MultipleChoice": "choices",
 }
 """What a head of labels is for, by what follows ``AutoModelFor``."""
-GENERIC = ("generic (by structure)", "if it verifies", "yes", *("if it verifies",) * 8)
+GENERIC = ("generic (by structure)", "if it verifies", "yes", "if it verifies", "no", *("if it verifies",) * 7)
 INTRODUCTION = """# Families of models
 
 Written by `ted-ds families --markdown > docs/families.md`; a test compares them.
@@ -86,6 +88,7 @@ def _row(family: Family) -> Sequence[str]:
         language_model,
         "yes",
         _can(family, "cut"),
+        _width(family),
         _can(family, "zero3"),
         _can(family, "pipeline") if family.unstaged is None else "no",
         _can(family, "isolated documents") if is_causal else "no",
@@ -98,6 +101,14 @@ def _row(family: Family) -> Sequence[str]:
 
 def _can(family: Family, use: str) -> str:
     return "no" if use in family.refused else "yes"
+
+
+def _width(family: Family) -> str:
+    """Whether a student may be narrower than its teacher, and in what not."""
+    fixed = [key for key, kind in KIND_OF_KEY.items() if kind in family.fixed_widths]
+    if not family.units_of_maps:
+        return "no"
+    return f"but for {' and '.join(fixed)}" if fixed else "yes"
 
 
 def _has(family: Family, architecture: str) -> bool:

@@ -61,7 +61,7 @@ def _linear_maps(model: PreTrainedModel, family: Family) -> Iterator[str]:
 
 def _is_the_same(specimen: Specimen, paths: list[str], dtype: torch.dtype) -> bool:
     generator = torch.Generator().manual_seed(0)
-    added, merged = (copy.deepcopy(specimen.model).to(dtype) for _ in range(2))
+    added, merged = (_copied(specimen.model, dtype) for _ in range(2))
     learning: dict[str, list[nn.Parameter]] = {}
     for path in paths:
         module: Any = merged.get_submodule(path)
@@ -85,3 +85,7 @@ def _is_the_same(specimen: Specimen, paths: list[str], dtype: torch.dtype) -> bo
 
 def _adding(first: Tensor, second: Tensor) -> Callable[..., Any]:
     return lambda _module, inputs, output: output + (inputs[0] @ first) @ second
+
+
+def _copied(model: Any, dtype: torch.dtype) -> Any:
+    return copy.deepcopy(model).to(dtype)
