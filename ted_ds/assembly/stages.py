@@ -139,7 +139,10 @@ def probes_of(
 
 
 def fresh_filters(build: Assembly, side: str) -> FilterBank:
-    """The filters of one side as Stage I starts with them, the same on every rank; where they are solved, as before."""
+    """The filters of one side as Stage I starts with them, the same on every rank.
+
+    The identity, where a solution is put in its place.
+    """
     filters = build.recipe.filters
     assert filters is not None
     seed_everything(build.recipe.seed, phase=f"filters_{side}")
