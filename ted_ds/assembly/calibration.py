@@ -62,13 +62,15 @@ class _Division:
     """Gives samples, in their order over all ranks, to one of the two parts while these lack tokens."""
 
     tokens: int
-    heldout_tokens: int
+    heldout_tokens: int | None
+    """None: all that is left."""
     num_tokens: int = 0
     num_heldout_tokens: int = 0
 
     @property
     def is_complete(self) -> bool:
-        return self.num_tokens >= self.tokens and self.num_heldout_tokens >= self.heldout_tokens
+        has_heldout = self.heldout_tokens is not None and self.num_heldout_tokens >= self.heldout_tokens
+        return self.num_tokens >= self.tokens and has_heldout
 
     def part_of(self, length: int) -> str:
         """The part of the next sample; one without a token is of none."""
@@ -84,14 +86,31 @@ class _Division:
 def open_calibration(build: Assembly) -> Calibration:
     """Read ``student.calibration``: the same samples in the same parts on any number of ranks. Every rank must call it.
 
-    A sample's part follows from its place in the training stream, and from the tokens before it.
+    A sample's part follows from its place in the training stream, and from the tokens before it. Where the recipe says
+    nothing and the training data has fewer tokens, all of it is taken, in parts of the same proportion.
 
     Raises:
-        DataError: The training data has fewer tokens, or cannot be read; on every rank.
+        DataError: The training data has fewer tokens than the recipe says, or cannot be read; on every rank.
         StopNow: Any rank was asked to stop; on every rank.
     """
-    settings, world = build.recipe.student.calibration, build.world
+    settings = build.recipe.student.calibration
     division = _Division(settings.tokens, settings.heldout_tokens)
+    found = _read(build, division)
+    if found is None:
+        there = division.num_tokens + division.num_heldout_tokens
+        if settings.are_given or not there:
+            raise _too_few(build, there)
+        share = settings.tokens / (settings.tokens + settings.heldout_tokens)
+        division = _Division(int(there * share), None)
+        build.screen.say(f"  data.train has {there:,} tokens: all are taken, where student.calibration would take more")
+        found = _read(build, division)
+        assert found is not None
+    return Calibration(tuple(found), division.num_tokens, division.num_heldout_tokens)
+
+
+def _read(build: Assembly, division: _Division) -> list[CalibrationBatch] | None:
+    """This rank's microbatches; None where the data end before the division is complete."""
+    settings, world = build.recipe.student.calibration, build.world
     stream = build.data.stream(
         build.collate,
         StepDivision(SAMPLES_AT_ONCE, settings.micro_batch_size, rank=world.rank, world_size=world.size),
@@ -113,15 +132,16 @@ def open_calibration(build: Assembly) -> Calibration:
             if division.is_complete:
                 break
             if not any(lengths) or (left is not None and left <= SAMPLES_AT_ONCE):
-                raise _too_few(build, division)
+                if division.heldout_tokens is not None:
+                    return None
+                break
         _warn_of_repeats(build, stream)
     finally:
         stream.close()
     most = world.highest(len(found))[0]
     nothing = build.collate([None])
     rows = torch.zeros(len(nothing.input_ids), dtype=torch.bool)
-    found += [CalibrationBatch(nothing, rows, rows)] * (most - len(found))  # ranks may share a sharded model
-    return Calibration(tuple(found), division.num_tokens, division.num_heldout_tokens)
+    return found + [CalibrationBatch(nothing, rows, rows)] * (most - len(found))  # ranks may share a sharded model
 
 
 def _lengths(batch: Batch, rows_per_sample: int) -> list[int]:
@@ -161,12 +181,11 @@ def _warn_of_repeats(build: Assembly, stream: Batches) -> None:
         )
 
 
-def _too_few(build: Assembly, division: _Division) -> DataError:
+def _too_few(build: Assembly, there: int) -> DataError:
     settings = build.recipe.student.calibration
-    has = division.num_tokens + division.num_heldout_tokens
     error = DataError(
         f"student.calibration: tokens: {settings.tokens:,} and heldout_tokens: {settings.heldout_tokens:,} are more "
-        f"than the {has:,} that data.train has; lower them, or give more data"
+        f"than the {there:,} that data.train has; lower them, or give more data"
     )
     error.agreed = True
     return error

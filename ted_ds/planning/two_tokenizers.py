@@ -8,6 +8,7 @@ from ted_ds.config.schema import Recipe
 from ted_ds.data.tokenizers import describe_difference
 from ted_ds.errors import CheckpointError
 from ted_ds.models.tokenizer_traits import TokenizerTraits
+from ted_ds.planning.ridge_filters import are_solved
 
 
 def are_two(teacher: TokenizerTraits | None, student: TokenizerTraits | None) -> bool:
@@ -44,6 +45,11 @@ def why_one(recipe: Recipe) -> tuple[str, str] | None:
         return (
             f"the texts of a {task.kind} are read by the student's alone",
             "train the teacher in a run of its own and remove teacher.finetune",
+        )
+    if are_solved(recipe):
+        return (
+            "filters.initialisation: ridge solves the student's filters on the tokens of both",
+            "filters.initialisation: normal",
         )
     if distill.needs.teacher and recipe.pipeline.stages > 1:
         return (
