@@ -14,7 +14,12 @@ from tests.structures import content_of
 from tests.tiny import ROOT, write_run
 
 ZERO3 = f"deepspeed={ROOT / 'ds_configs' / 'deepspeed' / 'zero3.json'}"
-OF_4_BLOCKS = {"num_layers": 4, "attention_types": [[["global", "local"], 2]]}
+OF_4_BLOCKS = {
+    "num_layers": 4,
+    "attention_types": [[["global", "local"], 2]],
+    "attention_layers": ["global", "local"] * 2,
+}
+"""Of a GPT-Neo, whose config says it twice."""
 
 
 @pytest.fixture(autouse=True)
