@@ -77,7 +77,7 @@ TAKEN: Mapping[str, tuple[str, ...]] = {
     "bloom": ("isolated documents",),
     "cohere": NOTHING,
     "mamba": ("isolated documents", "zero3", "int8", "adapters"),
-    "jamba": ("isolated documents", "zero3", "int8", "adapters"),
+    "jamba": ("isolated documents", "zero3", "int8", "adapters", "heal"),
     "openai-gpt": ("isolated documents",),
     "roformer": NOTHING,
     **dict.fromkeys(("gptj", "codegen", "phi", "starcoder2", "stablelm", "cohere2", "olmo", "gemma", "glm"), NOTHING),
