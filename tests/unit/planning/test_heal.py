@@ -155,7 +155,7 @@ def test_families_that_are_healed_have_an_output_map():
 
 
 def test_a_pipeline_heals_models_in_shards(llama):
-    recipe, plan = planned(llama, "pipeline.stages=2")
+    recipe, plan = plan_recipe(str(llama), [HEAL, "pipeline.stages=2"], num_ranks=2)
     memory = describe_memory(recipe, plan, num_ranks=2).splitlines()
     assert memory[0].startswith("memory    heal_student     weights ")
     assert memory[0].count("states") == 1
