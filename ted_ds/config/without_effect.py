@@ -58,7 +58,8 @@ def _unused(recipe: Recipe) -> Iterator[tuple[list[str], str]]:
         yield _given(data, "data", ("transfer_share",)), "data.transfer is not given"
     cut = recipe.student.from_teacher
     are_solved = needs.filters and recipe.filters is not None and recipe.filters.are_solved
-    if recipe.student.heal is None and not (cut is not None and cut.is_measured) and not are_solved:
+    is_measured = cut is not None and (cut.is_measured or bool(cut.widths))
+    if recipe.student.heal is None and not is_measured and not are_solved:
         yield _given(recipe.student, "student", ("calibration",)), "nothing is made from calibration data"
     if not {"wandb", "trackio"} & {*recipe.tracking.backends}:
         yield _given(recipe.tracking, "tracking", ("project",)), "tracking.to names neither wandb nor trackio"

@@ -11,7 +11,8 @@ from ted_ds.config.schema import Recipe
 from ted_ds.models.parameters import Parameters
 from ted_ds.planning.deepspeed_json import deepspeed_json_of
 from ted_ds.planning.memory import SHARDED_HOSTS, frozen_bytes, gib
-from ted_ds.planning.phase_memory import phase_memories, with_head
+from ted_ds.planning.phase import HEAL_STUDENT
+from ted_ds.planning.phase_memory import PhaseMemory, phase_memories, with_head
 from ted_ds.planning.plan import Plan
 from ted_ds.planning.stage_memory import describe_stages
 
@@ -126,7 +127,10 @@ def describe_memory(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
     config = deepspeed_json_of(recipe, plan)
     host = recipe.teacher.host
     if recipe.pipeline.stages > 1:
-        return describe_stages(recipe, plan, config, num_ranks=num_ranks)
+        # a student is healed whole, as it is evaluated, by models in ZeRO-3 shards
+        memories = phase_memories(recipe, plan, config, world_size=num_ranks, host="zero3")
+        healing = [_in_words(one) for one in memories if one.phase == HEAL_STUDENT.name]
+        return "".join(f"{line}\n" for line in healing) + describe_stages(recipe, plan, config, num_ranks=num_ranks)
     chosen = "replica" if host == "auto" and plan.teacher.quantisation is not None else host
     hosts = HOSTS if chosen == "auto" else (chosen,)
     teacher = with_head(recipe, plan.teacher)
@@ -136,22 +140,26 @@ def describe_memory(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
         if one == chosen
         or ((one != "zero3" or num_ranks > 1) and (one != "nvme_offload" or recipe.teacher.offload_dir))
     }
-    lines = []
-    for one in phase_memories(recipe, plan, config, world_size=num_ranks, host=hosts[0]):
-        parts = [f"weights {gib(one.trained.parameters + one.frozen)}"]
-        if one.num_trained:
-            parts += [f"gradients {gib(one.trained.gradients)}", f"optimizer {gib(one.trained.optimizer)}"]
-        parts += [f"sums {gib(one.sums)}"] if one.sums else []
-        parts += [f"activations about {gib(one.activations)}"] if one.activations else []
-        parts += [f"(before, to solve filters, {gib(one.sums_before)})"] if one.sums_before else []
-        parts += [f"buffers {gib(one.buckets)} on a GPU"] if one.buckets else []
-        parts += ["teacher"] if one.hosts_teacher else []
-        parts += [f"states {gib(one.on_host)} in host memory"] if one.on_host else []
-        lines.append(f"memory    {one.phase:16} {' + '.join(parts)}")
+    memories = phase_memories(recipe, plan, config, world_size=num_ranks, host=hosts[0])
+    lines = [_in_words(one) for one in memories]
     choice = " (the first that fits)" if chosen == "auto" else ""
     of_hosts = ", ".join(f"{one} {gib(size)}" for one, size in sizes.items())
     lines.append(f"memory    teacher, per rank: {of_hosts}{choice}")
     return "".join(f"{line}\n" for line in lines)
+
+
+def _in_words(one: PhaseMemory) -> str:
+    """What a phase needs."""
+    parts = [f"weights {gib(one.trained.parameters + one.frozen)}"]
+    if one.num_trained:
+        parts += [f"gradients {gib(one.trained.gradients)}", f"optimizer {gib(one.trained.optimizer)}"]
+    parts += [f"sums {gib(one.sums)}"] if one.sums else []
+    parts += [f"activations about {gib(one.activations)}"] if one.activations else []
+    parts += [f"(before, to solve filters, {gib(one.sums_before)})"] if one.sums_before else []
+    parts += [f"buffers {gib(one.buckets)} on a GPU"] if one.buckets else []
+    parts += ["teacher"] if one.hosts_teacher else []
+    parts += [f"states {gib(one.on_host)} in host memory"] if one.on_host else []
+    return f"memory    {one.phase:16} {' + '.join(parts)}"
 
 
 def _no_cpu_offload(

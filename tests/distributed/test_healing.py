@@ -26,7 +26,7 @@ BY_RANKS: dict[int, dict[str, list[str]]] = {
     4: {"four ranks": ["student.calibration.micro_batch_size=2"]},
 }
 WORST = 3e-5
-"""Of a weight's difference, as a share of the largest: states of fp32 in other batches; 4e-6 was seen."""
+"""Of a weight's difference, as a share of the largest: states are of fp32, and come from other batches."""
 
 
 def write_cases(folder: Path) -> list[Path]:

@@ -150,6 +150,9 @@ def test_of_a_type_with_a_record_the_same_is_found(name):
     ):
         assert getattr(family, fact) == getattr(record, fact), fact
     assert {*family.hidden_dropouts} == {*record.hidden_dropouts}
+    assert ("heal" in family.refused) == ("heal" in record.refused)
+    for fact in () if "heal" in record.refused else ("output_map", "norm_behind_map", "output_factor_key"):
+        assert getattr(family, fact) == getattr(record, fact), fact
     assert family_from_json(json.loads(json.dumps(family_as_json(family)))) == family
 
 

@@ -152,3 +152,11 @@ def test_families_that_are_not_healed_say_why(tmp_path, family):
 def test_families_that_are_healed_have_an_output_map():
     for name, family in FAMILY_OF.items():
         assert (family.output_map is not None) or "heal" in family.refused, name
+
+
+def test_a_pipeline_heals_models_in_shards(llama):
+    recipe, plan = plan_recipe(str(llama), [HEAL, "pipeline.stages=2"], num_ranks=2)
+    memory = describe_memory(recipe, plan, num_ranks=2).splitlines()
+    assert memory[0].startswith("memory    heal_student     weights ")
+    assert memory[0].count("states") == 1
+    assert not any("heal_student" in line for line in memory[1:])
