@@ -215,7 +215,7 @@ def _lay_out(
         filter_dim,
         stages,
         data,
-        text_ends=text_ends(recipe, *sides) if sides[0] is not None and not broken else None,
+        text_ends=None if broken else text_ends(recipe, *sides),
         two_tokenizers=has_own_tokenizer(recipe, *sides),
         remarks=(*settings_without_effect(recipe), *remarks, *tokenizers_in_words(recipe, *sides)),
         num_rows=num_rows,
