@@ -266,12 +266,14 @@ def _look_at_template(recipe: Recipe, reader: Side) -> tuple[str | None, list[st
     return template.in_words, vet_template(template, reader.tokenizer)
 
 
-def text_ends(recipe: Recipe, teacher: Side, student: Side | None) -> str | None:
-    """What is put around each text by whose tokenizer reads it, in words; None where only the loaded one knows.
+def text_ends(recipe: Recipe, teacher: Side | None, student: Side | None) -> str | None:
+    """What is put around each text by whose tokenizer reads it, in words; None where that is not known yet.
 
     Raises:
         TedError: See :func:`document_ends`.
     """
+    if teacher is None:
+        return None
     if student is None or not has_own_tokenizer(recipe, teacher, student):
         return document_ends(recipe, teacher)
     of_student = document_ends(recipe, student)

@@ -220,7 +220,7 @@ def _lay_out(
         filter_dim,
         stages,
         data,
-        text_ends=None if sides[0] is None or broken else text_ends(recipe, sides[0], sides[1]),
+        text_ends=None if broken else text_ends(recipe, *sides),
         two_tokenizers=has_own_tokenizer(recipe, *sides),
         remarks=(*settings_without_effect(recipe), *remarks, *tokenizers_in_words(recipe, *sides)),
         num_rows=num_rows,

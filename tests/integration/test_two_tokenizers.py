@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.layouts import zero_stage
-from tests.runs import run
+from tests.runs import copy_run, run
 from tests.tiny import LABELS, write_corpus, write_labelled, write_letters, write_model, write_run
 
 PLAN = "{max_steps: 2, learning_rate: 1e-3, global_batch_size: 4, micro_batch_size: 2}"
@@ -105,8 +106,13 @@ def test_layers_are_compared_by_texts(ted: Any) -> None:
 def test_other_ranks_a_sharded_teacher_and_a_cached_one_teach_the_same(ted: Any) -> None:
     folder, arguments, _ = ted
     whole = reports(folder / "run")
+    for name in ("cached", "sharded"):  # they go on behind Stage I
+        copy = copy_run(folder / "run", folder / name)
+        for phase in ("distill", "evaluate", "export"):
+            shutil.rmtree(copy / phase)
     cached = run([*arguments, "teacher.cache.max_gib=1", f"output_dir={folder / 'cached'}"], num_ranks=1)
     assert "teacher cache: " in cached
+    assert "filters_both: complete, skipped" in cached
     run([*arguments, zero_stage(3), "teacher.host=zero3", f"output_dir={folder / 'sharded'}"])
     # what is rounded in another order goes through 20 steps of Adam; a cache rounds what layers are compared with to 8
     # bits, and after some steps that is another student
