@@ -468,6 +468,36 @@ MUTATIONS = {
         "self._count += 0",
         "all layers that share a block are taken for its first one",
     ),
+    "nested_heads": Mutation(
+        "models/adapters.py",
+        "heads = [path for path in heads if not path.startswith(prefixes(heads))]",
+        "heads = [*heads]",
+        "a head within another trains in a copy that no export holds",
+    ),
+    "targets_shift": Mutation(
+        "models/two_stacks.py",
+        "return torch.cat([start, target_ids[:, :-1]], dim=1)",
+        "return torch.cat([start, target_ids[:, 1:]], dim=1)",
+        "a decoder reads the tokens it is to write",
+    ),
+    "decoder_taps": Mutation(
+        "models/two_stacks.py",
+        "for number, block in enumerate(blocks_of(model, stack), start=1)",
+        "for number, block in enumerate(blocks_of(model, stack)[::-1], start=1)",
+        "the layers of each stack are numbered from its end",
+    ),
+    "kept_targets": Mutation(
+        "data/loader.py",
+        "kept_rows(self.kept_targets)",
+        "kept_rows(torch.ones_like(self.kept_targets))",
+        "a decoder's states are matched on padding, too",
+    ),
+    "target_count": Mutation(
+        "data/loader.py",
+        "        return self.kept_targets\n",
+        "        return self.matched_tokens\n",
+        "a decoder's layer-wise term is divided by the tokens of the sources",
+    ),
     "influence": Mutation(
         "numerics/importance.py",
         "cosine = torch.nn.functional.cosine_similarity(before.double(), after.double(), dim=1)",
@@ -515,6 +545,30 @@ MUTATIONS = {
         "                world.sum(sums)",
         "                world.sum(sums.clone())",
         "filters are solved on the texts of rank 0 alone",
+    ),
+    "teachers_tokens": Mutation(
+        "runtime/frozen.py",
+        'self(batch.read_by("teacher").inputs, then',
+        "self(batch.inputs, then",
+        "a teacher with a tokenizer of its own is given the student's tokens",
+    ),
+    "texts_counted": Mutation(
+        "objectives/distill_texts.py",
+        "    return batch.texts.sum()",
+        "    return batch.kept_tokens.sum()",
+        "layers are compared by texts and divided by the number of tokens",
+    ),
+    "texts_of_teacher": Mutation(
+        "objectives/distill_texts.py",
+        'teacher.of(batch.read_by("teacher"))',
+        "teacher.of(batch)",
+        "a teacher's text is read where the student's tokens are",
+    ),
+    "mean_of_filtered": Mutation(
+        "numerics/filters.py",
+        'if pooling.how == "mean" and len(self.layers()) > 1:',
+        "if len(self.layers()) < 0:",
+        "a filter with a hidden layer is given the mean of a text's states",
     ),
 }
 

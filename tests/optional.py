@@ -8,6 +8,11 @@ from pathlib import Path
 OPTIONAL = Path(sys.prefix) / "optional"
 MISSING = f"{OPTIONAL} is not there; bash tests/run.sh makes it"
 BITSANDBYTES = OPTIONAL / "bitsandbytes"
+GPTQMODEL = Path(sys.prefix) / "gptqmodel"
+NO_GPTQMODEL = (
+    f"{GPTQMODEL} is not there, which no script makes, as it takes minutes: pip install --no-deps --target {GPTQMODEL} "
+    "gptqmodel==7.7.0 optimum==2.3.0 logbar device-smi tokenicer defuser pypcre pillow threadpoolctl protobuf"
+)
 TRACKERS = Path(sys.prefix) / "trackers"
 NO_TRACKERS = f"{TRACKERS} is not there; bash tests/run.sh makes it"
 LM_EVAL = Path(sys.prefix) / "lm_eval"

@@ -65,7 +65,8 @@ def logits_of(predictions: Any) -> Tensor:
     assert isinstance(predictions, VocabularyPredictions)
     products = predictions.head(predictions.hidden)
     assert isinstance(products, Tensor)
-    return predictions.head.rule(products)
+    added = predictions.head.added
+    return predictions.head.rule(products if added is None else products + added)
 
 
 def probe_logits(probes: FilterProbes, states: Sequence[Tensor], inputs: Mapping[str, Tensor]) -> list[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,10 @@ from torch import Tensor
 
 FP8_BLOCK = 16
 LARGEST_FP8 = 448.0
+ZERO = 8
+"""What stands for 0 in 4 bits."""
+AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+"""Of the numbers in a word."""
 
 
 def rewrite(folder: Path, settings: dict[str, Any], matrix: Callable[[str, Tensor], dict[str, Tensor]]) -> Path:
@@ -41,20 +45,48 @@ def to_fp8(folder: Path) -> Path:
     return rewrite(folder, settings, matrix)
 
 
-def to_gptq(folder: Path, *, bits: int = 4, **settings: Any) -> Path:
-    """The layout of a GPTQ model, whose numbers mean nothing."""
+def to_gptq(folder: Path, **settings: Any) -> Path:
+    """The matrices of a model's blocks in 4 bits, rounded to the nearest, as GPTQ lays them out."""
 
     def matrix(name: str, weight: Tensor) -> dict[str, Tensor]:
         module = name.removesuffix(".weight")
-        out, into = weight.shape
+        numbers, scales = in_4_bits(weight)
         return {
-            f"{module}.qweight": torch.zeros(into * bits // 32, out, dtype=torch.int32),
-            f"{module}.qzeros": torch.zeros(1, out * bits // 32, dtype=torch.int32),
-            f"{module}.scales": torch.ones(1, out, dtype=torch.float16),
-            f"{module}.g_idx": torch.zeros(into, dtype=torch.int32),
+            f"{module}.qweight": in_words(numbers.t()).t().contiguous(),
+            f"{module}.qzeros": in_words(torch.full(scales.shape, ZERO - 1)),  # by one less, as it was first written
+            f"{module}.scales": scales,
+            f"{module}.g_idx": torch.zeros(weight.shape[1], dtype=torch.int32),
         }
 
-    return rewrite(folder, {"quant_method": "gptq", "bits": bits, "group_size": -1, **settings}, matrix)
+    return rewrite(
+        folder, {"quant_method": "gptq", "bits": 4, "group_size": -1, "backend": "torch", **settings}, matrix
+    )
+
+
+def to_awq(folder: Path) -> Path:
+    """The same as AWQ lays it out."""
+
+    def matrix(name: str, weight: Tensor) -> dict[str, Tensor]:
+        module = name.removesuffix(".weight")
+        numbers, scales = in_4_bits(weight)
+        zeros = torch.full(scales.shape, ZERO)
+        packed = {one: in_words(given, AWQ_ORDER) for one, given in (("qweight", numbers), ("qzeros", zeros))}
+        return {f"{module}.{one}": tensor for one, tensor in {**packed, "scales": scales}.items()}
+
+    settings = {"quant_method": "awq", "bits": 4, "group_size": -1, "zero_point": True, "version": "gemm"}
+    return rewrite(folder, {**settings, "backend": "torch_awq"}, matrix)
+
+
+def in_4_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a matrix ``[out, in]``: numbers from 1 to 15, ``[in, out]``, 8 for 0, and their scales, ``[1, out]``."""
+    scales = (weight.abs().amax(1, keepdim=True).t() / (ZERO - 1)).half()
+    return (weight.t() / scales.float()).round().int() + ZERO, scales
+
+
+def in_words(numbers: Tensor, order: Sequence[int] = range(8)) -> Tensor:
+    """Eight numbers of a row in each, the first in the lowest bits."""
+    words = torch.stack([numbers[:, place::8].long() << 4 * bits for bits, place in enumerate(order)]).sum(0)
+    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
 
 
 def to_nf4(folder: Path) -> Path:

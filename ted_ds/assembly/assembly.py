@@ -18,12 +18,14 @@ from ted_ds.data.loader import Batch, Collator, evaluation_batches
 from ted_ds.data.no_batches import NoBatches
 from ted_ds.data.samples import Sample
 from ted_ds.data.step_division import StepDivision
+from ted_ds.data.two_tokenizers import BOTH
 from ted_ds.errors import StoppedOnRequest
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.loading import DTYPES
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.layer_map import Layer
 from ted_ds.numerics.task_terms import TaskTerms
+from ted_ds.planning.phase import DISTILL, phase_named
 from ted_ds.planning.pipeline_cut import Stage
 from ted_ds.runtime.cargo import Waybill
 from ted_ds.runtime.frozen import FrozenModel
@@ -42,10 +44,10 @@ class Assembly:
 
     def __init__(self, given: Given) -> None:
         """Build for what is given; nobody else writes into this."""
-        recipe, plan, world, tokenizer = given.recipe, given.plan, given.world, given.tokenizer
+        recipe, plan, world, tokenizer = given.recipe, given.plan, given.world, given.tokenizers["student"]
         self.kind = given.kind
         self.recipe, self.plan, self.world = recipe, plan, world
-        self.tokenizer, self.data = tokenizer, given.data
+        self.tokenizers, self.data, self.readers = given.tokenizers, given.data, given.readers
         self.screen, self.stops = given.screen, given.stops
         self.run, self.hosting = given.run, given.hosting
         self.dtype = DTYPES[recipe.precision]
@@ -59,9 +61,7 @@ class Assembly:
         self.terms, self.training_terms = self.kind.terms, self.kind.training_terms
         vocabulary = tokenizer.get_vocab() if recipe.task.has_lm_head else {}
         self.num_shared_ids = max(vocabulary.values()) + 1 if vocabulary else None
-        pad_id = tokenizer.pad_token_id
-        assert isinstance(pad_id, int)
-        self.collate = self.kind.collator(pad_id, recipe.data.padding, with_token_types=given.data.has_token_types)
+        self.collate = self.readers.of("student").collate
         self.origins = given.origins
         self.models = ModelMaker(given)
 
@@ -78,6 +78,11 @@ class Assembly:
         if not self.recipe.task.has_lm_head:
             return self.training_terms
         return replace(self.training_terms, balance_weight=self.facts(side).balance_weight)
+
+    def sides_of(self, phase: str) -> tuple[str, ...]:
+        """The models that read a phase's batches."""
+        asks_no_teacher = phase == DISTILL.name and not self.recipe.distill.needs.teacher
+        return ("student",) if asks_no_teacher else phase_named(phase).sides
 
     def stage(self, phase: str) -> Stage | None:
         """What this rank's stage of a pipeline holds in a phase; None where there is no pipeline."""
@@ -121,6 +126,7 @@ class Assembly:
             frozen: The models beside it, by side.
         """
         here, *behind = self.plan.stages[phase][self.world.stage :]
+        collate = self.readers.of(*self.sides_of(phase)).collate
         settings = EngineSettings(
             config,
             schedule_of(self.deepspeed_json, plan),
@@ -143,10 +149,10 @@ class Assembly:
             ),
             waybill=Waybill(
                 has_trained=trained is not None,
-                labels_are_numbers=self.collate.labels == "numbers",
-                isolated=self.collate.isolate_documents,
-                has_token_types=self.collate.with_token_types,
-                masks=self.collate.masks,
+                labels_are_numbers=collate.labels == "numbers",
+                isolated=collate.isolate_documents,
+                has_token_types=collate.with_token_types,
+                masks=collate.masks,
             ),
         )
         try:
@@ -154,16 +160,24 @@ class Assembly:
         finally:
             engine.release()
 
-    def training_batches(self, plan: PhasePlan, *, num_workers: int, state: Mapping[str, Any] | None = None) -> Batches:
+    def training_batches(
+        self,
+        plan: PhasePlan,
+        *,
+        num_workers: int,
+        state: Mapping[str, Any] | None = None,
+        sides: Sequence[str] = BOTH,
+    ) -> Batches:
         """This rank's microbatches of each step of a phase, from the first or from a state on.
 
-        ``num_workers`` processes read a corpus ahead.
+        ``num_workers`` processes read a corpus ahead; ``sides`` are those whose models read it.
         """
         if not self.world.reads_data:
             return NoBatches()
         sizes = (plan.global_batch_size, plan.micro_batch_size, plan.micro_batch_tokens)
-        return self.data.stream(
-            self.collate,
+        reader = self.readers.of(*sides)
+        return reader.data.stream(
+            reader.collate,
             StepDivision(*sizes, rank=self.world.replica, world_size=self.world.num_replicas),
             seed=self.recipe.seed,
             num_workers=num_workers,
@@ -202,7 +216,8 @@ class Assembly:
             DataError: One cannot be.
         """
         start, tests = self.data.start, self.recipe.evaluation.tests
-        return [open_test(self.recipe, name, test, self.tokenizer, start) for _, name, test in tests]
+        tokenizer = self.tokenizers["student"]
+        return [open_test(self.recipe, name, test, tokenizer, start) for _, name, test in tests]
 
     def run_test(self, forward: Any, test: OpenedTest) -> dict[str, float]:
         """Metrics of the one output of ``forward`` on a test of language models.
@@ -221,17 +236,19 @@ class Assembly:
         *,
         scorer: Scorer | None = None,
         in_pipeline: bool = False,
+        sides: Sequence[str] = BOTH,
     ) -> tuple[list[dict[str, float]], float]:
         """Metrics of each output of ``forward(batch)`` (:mod:`ted_ds.runtime.outputs`), and tokens per second.
 
         Those on ``samples``, by ``scorer``; unset: on held-out data, and by the task's. In a pipeline all stages see
-        the same batches, else every rank sees its own.
+        the same batches, else every rank sees its own. They are read as models of ``sides`` read them.
 
         Raises:
             StopNow: Any rank was asked to stop; on every rank.
         """
-        scored = self.data.heldout if samples is None else samples
-        return self._score(forward, scored, self.collate, scorer or self.kind.scorer, in_pipeline=in_pipeline)
+        reader = self.readers.of(*sides)
+        scored = reader.data.heldout if samples is None else samples
+        return self._score(forward, scored, reader.collate, scorer or self.kind.scorer, in_pipeline=in_pipeline)
 
     def _score(
         self,

@@ -78,8 +78,8 @@ class FilterSums:
             )
             weights = solved.weights.float()
             with torch.no_grad():
-                one.weight.copy_(weights[:, :-1])
-                one.bias.copy_(weights[:, -1])
+                one.get_parameter("weight").copy_(weights[:, :-1])
+                one.get_parameter("bias").copy_(weights[:, -1])
             about[name] = _facts(solved, fitted, heldout, start)
             for line in _in_words(f"{prefix}{name}", unit, about[name]):
                 build.screen.say(line)

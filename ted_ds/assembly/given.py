@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ted_ds.assembly.readers import Readers
 from ted_ds.config.schema import Recipe
 from ted_ds.data.corpus_data import CorpusData
 from ted_ds.data.labelled_data import LabelledData
@@ -32,8 +34,8 @@ class Given:
     plan: Plan
     """With both models known."""
     world: World
-    tokenizer: PreTrainedTokenizerBase
-    """Of both models."""
+    tokenizers: Mapping[str, PreTrainedTokenizerBase]
+    """By which the data are read for each side: one and the same, or each model's own."""
     data: LabelledData | CorpusData
     screen: Screen
     stops: StopRequests
@@ -51,7 +53,14 @@ class Given:
         return kind_of(self.recipe.task)
 
     @functools.cached_property
+    def readers(self) -> Readers:
+        """The data in the tokens of each model."""
+        return Readers(self.kind, self.recipe.data.padding, self.data, self.tokenizers)
+
+    @functools.cached_property
     def origins(self) -> Origins:
         """Whose tokenizer, licences and cards go with what is saved."""
         student = self.recipe.student.path
-        return Origins(Path(self.recipe.teacher.path), None if student is None else Path(student))
+        teacher = Path(self.recipe.teacher.path)
+        two = self.plan.two_tokenizers
+        return Origins(teacher, None if student is None else Path(student), student_has_tokenizer=two)

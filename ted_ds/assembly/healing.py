@@ -56,22 +56,14 @@ class Healed:
         moved = (
             f"block {self.block} to the teacher's layer {self.teacher_layer}: relative error {self.error_before:.3g}"
         )
+        if self.error_before == 0:
+            return f"{moved}: it stays"
         if self.strength is None:
             return (
                 f"{moved} -> {self.error_after:.3g}; its map stays, which no strength makes better on held-out tokens"
             )
         raised = ", raised, as the sums could not be solved at less" if self.was_raised else ""
         return f"{moved} -> {self.error_after:.3g}, strength {self.strength:g}{raised}, condition {self.condition:.1e}"
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """The teacher's states of a microbatch, on the host."""
-
-    state: Tensor
-    """At the layer to come to."""
-    before_norm: Tensor | None
-    """What the norm of its block took, where there is one."""
 
 
 class _Errors:
@@ -145,8 +137,9 @@ class Healer:
         walk = functools.partial(
             BlockWalk, batches=batches, device=build.world.device, before_batch=build.stop_if_asked
         )
-        self._teacher, self._student = walk(teacher), walk(student)
-        self._wanted: list[_Wanted] = []
+        self._teacher, self._student = walk(teacher), walk(student, goes_back=True)
+        self._before_norm: list[Tensor] = []
+        """What the norm of the teacher's block took, where there is one, of each microbatch, on the host."""
         self._not_finite = torch.zeros(1, dtype=torch.bool, device=build.world.device)
 
     def skip(self, number: int) -> None:
@@ -185,19 +178,19 @@ class Healer:
     # --- the teacher ------------------------------------------------------------------------------------------------
 
     def _ask_teacher(self, layer: int) -> None:
-        """Bring the teacher to a layer, and keep its states there."""
+        """Bring the teacher to a layer."""
         walk = self._teacher
         if walk.layer == layer:
             return
         if walk.layer > layer:
             walk.restart()
         norm = self._norm_of_teacher(layer)
-        self._wanted = []
+        self._before_norm = []
 
         def keep(number: int, state: Tensor, heard: Heard) -> None:
             self._note_if_not_finite(number, state)
-            before_norm = None if norm is None else heard["norm"][0].to("cpu")
-            self._wanted.append(_Wanted(state.to("cpu"), before_norm))
+            if norm is not None:
+                self._before_norm.append(heard["norm"][0].to("cpu"))
 
         walk.go(layer, keep, listen={} if norm is None else {"norm": norm})
         self._refuse_not_finite(f"the teacher's layer {layer}")
@@ -220,18 +213,18 @@ class Healer:
 
         def take(number: int, state: Tensor, heard: Heard) -> None:
             self._note_if_not_finite(number, state)
-            wanted, one = self._wanted[number], self._calibration[number]
             inputs, outputs = (tensor.flatten(0, -2) for tensor in heard["map"])
-            is_sum, goal = state, wanted.state
+            wanted = self._teacher.states[number].to(device).flatten(0, -2)
+            state = state.flatten(0, -2)
+            is_sum, goal = state, wanted
             if own.norm is not None:
-                assert wanted.before_norm is not None
-                is_sum, goal = heard["norm"][0], wanted.before_norm
-            is_sum, goal = is_sum.flatten(0, -2), goal.to(device).flatten(0, -2)
-            for part, rows in enumerate(self._rows(one)):
+                is_sum = heard["norm"][0].flatten(0, -2)
+                goal = self._before_norm[number].to(device).flatten(0, -2)
+            for part, rows in enumerate(self._rows(self._calibration[number])):
                 missing = (goal[rows].double() - is_sum[rows].double()) / own.factor
                 targets = outputs[rows].double() + missing
                 sums.equations[part].add(inputs[rows], targets, inverse_mean_square(goal[rows]))
-                sums.errors.add(part, state.flatten(0, -2)[rows], wanted.state.to(device).flatten(0, -2)[rows])
+                sums.errors.add(part, state[rows], wanted[rows])
 
         listen = {"map": own.module, **({} if own.norm is None else {"norm": own.norm})}
         self._student.go(layer, take, listen=listen)
@@ -276,7 +269,7 @@ class Healer:
 
         def take(number: int, state: Tensor, _heard: Heard) -> None:
             self._note_if_not_finite(number, state)
-            wanted = self._wanted[number].state.to(self._world.device).flatten(0, -2)
+            wanted = self._teacher.states[number].to(self._world.device).flatten(0, -2)
             for part, rows in enumerate(self._rows(self._calibration[number])):
                 errors.add(part, state.flatten(0, -2)[rows], wanted[rows])
 

@@ -54,10 +54,10 @@ class ModelMaker:
     def __init__(self, given: Given) -> None:
         self._recipe, self._world, self._deepspeed_json = given.recipe, given.world, given.deepspeed_json
         self._kind = given.kind
-        self._tokenizer, self._screen, self._hosting = given.tokenizer, given.screen, given.hosting
+        self._tokenizers, self._screen, self._hosting = given.tokenizers, given.screen, given.hosting
         assert given.plan.teacher is not None  # it is known once its files are here
         self._largest_of_teacher = max(given.plan.teacher.parameters.sizes)
-        self._last_token_ids, self._origins = given.data.last_token_ids, given.origins
+        self._readers, self._origins = given.readers, given.origins
 
     def frozen(
         self,
@@ -67,6 +67,7 @@ class ModelMaker:
         *,
         stage: Stage | None = None,
         new_head_allowed: bool = False,
+        compiles: bool = True,
     ) -> FrozenModel:
         """A frozen, tapped model: the ``teacher`` on its host, the ``student`` whole or sharded like it.
 
@@ -76,6 +77,7 @@ class ModelMaker:
             layers: Its side of the layer map.
             stage: This rank's of a pipeline it is part of; None for all of the model, to be run on its own.
             new_head_allowed: Whether a head may start random; with ``preflight: warn`` a teacher's may anyhow.
+            compiles: Whether its blocks are compiled where the recipe says so.
         """
         new_head_allowed = new_head_allowed or self._recipe.preflight == "warn"
         share = _share(stage, side)
@@ -88,7 +90,9 @@ class ModelMaker:
         if host in SHARDED_HOSTS:
             offload = offload_to(host, self._recipe.teacher.offload_dir, self._largest_of_teacher)
             engine_config = frozen_engine_config(self._deepspeed_json, self._recipe.precision, offload=offload)
-        model, fresh = self._load(path, engine_config, share, new_head_allowed=new_head_allowed)
+        model, fresh = self._load(
+            side, path, engine_config, share, new_head_allowed=new_head_allowed, compiles=compiles
+        )
         tapped = self._tap(path, model, fresh, layers, share, stage)
         if host == "int8":
             quantise_blocks(tapped.model, family_of_folder(path), self._world.device)
@@ -133,7 +137,7 @@ class ModelMaker:
         """A tapped model to be trained under a completed DeepSpeed config; ZeRO-3 shards it as it loads."""
         share = _share(stage, side)
         shard_config = config if zero_stage(config) == 3 else None
-        model, fresh = self._load(path, shard_config, share, new_head_allowed=True, trains=side)
+        model, fresh = self._load(side, path, shard_config, share, new_head_allowed=True, trains=True)
         if self._recipe.activation_checkpointing:
             checkpoint_activations(model, family_of_folder(path))
         lora = self._recipe.student.lora
@@ -156,10 +160,10 @@ class ModelMaker:
         )
         self._screen.say(f"  adapters of rank {lora.rank}: {trained:,} of the student's {total:,} parameters train")
 
-    def output_of(self, path: Path, num_blocks: int) -> TappedModel:
+    def output_of(self, side: str, path: Path, num_blocks: int) -> TappedModel:
         """What a model makes of the state behind its last block, frozen: all of it but embeddings and blocks."""
         share = Share(num_blocks, num_blocks, has_embeddings=False, has_output=True)
-        model, fresh = self._load(path, None, share, new_head_allowed=True)
+        model, fresh = self._load(side, path, None, share, new_head_allowed=True)
         return self._tap(path, model, fresh, (), share, None).requires_grad_(False)
 
     def base_of(self, tapped: TappedModel, layers: Sequence[Layer]) -> TappedModel:
@@ -183,17 +187,16 @@ class ModelMaker:
 
     def _load(
         self,
+        side: str,
         path: Path,
         shard_config: Mapping[str, Any] | None,
         share: Share | None,
         *,
         new_head_allowed: bool,
-        trains: str | None = None,
+        trains: bool = False,
+        compiles: bool = True,
     ) -> tuple[PreTrainedModel, list[str]]:
-        """A model with the blocks of its share, and the names of its head's weights that start random.
-
-        ``trains`` is its side, where it is not frozen.
-        """
+        """A model with the blocks of its share, and the names of its head's weights that start random."""
         # a new head must start the same on every rank and, by its own seed, in every phase that needs one
         seed_everything(self._recipe.seed, phase="model")
         with self._world.together():  # a sharded load communicates: make sure first that every rank can read it
@@ -210,7 +213,7 @@ class ModelMaker:
                     sharded_loading(shard_config) if shard_config else contextlib.nullcontext(),
                     self._recipe.attention,
                     self._world.device,
-                    {} if trains is None else self._dropout_of(trains, path),
+                    self._dropout_of(side, path) if trains else {},
                 ),
                 head=self._kind.head_config,
                 architecture=self._recipe.task.architecture,
@@ -222,8 +225,8 @@ class ModelMaker:
         model, fresh = self._world.settle(loaded)
         if self._recipe.task.rows_per_example > 1:
             choose_among_rows(model, self._recipe.task.rows_per_example)
-        self._name_padding(path, model)
-        if self._recipe.torch_compile and shard_config is None:
+        self._name_padding(side, path, model)
+        if compiles and self._recipe.torch_compile and shard_config is None:
             compile_blocks(model, family_of_folder(path))
         return model, fresh
 
@@ -237,7 +240,7 @@ class ModelMaker:
             for key in family.dropout_keys(what, self._recipe.task.architecture)
         }
 
-    def _name_padding(self, path: Path, model: PreTrainedModel) -> None:
+    def _name_padding(self, side: str, path: Path, model: PreTrainedModel) -> None:
         """Let a model's config name what its tokenizer pads with, by which transformers finds a decoder's last token.
 
         Not where this would change the token that any text is read at: a text may end with the end token, which often
@@ -247,8 +250,9 @@ class ModelMaker:
         if family_of_folder(path).padding_row_key == "pad_token_id":
             return
         config: Any = model.config.get_text_config()
-        pad_id: Any = self._tokenizer.pad_token_id
-        if self._last_token_ids.isdisjoint({getattr(config, "pad_token_id", None), pad_id}):
+        pad_id: Any = self._tokenizers[side].pad_token_id
+        pad_ids = {getattr(config, "pad_token_id", None), pad_id}
+        if self._readers.of(side).last_token_ids.isdisjoint(pad_ids):
             config.pad_token_id = pad_id
 
     # --- trained weights ----------------------------------------------------------------------------------------
@@ -260,7 +264,7 @@ class ModelMaker:
         own = {name: weight for name, weight in state.items() if name not in aliases}
         return self._world.collect_stages(own) if self._world.num_stages > 1 else own if self._world.is_main else {}
 
-    def save(self, tapped: TappedModel, state: Mapping[str, Tensor], folder: Path) -> None:
+    def save(self, side: str, tapped: TappedModel, state: Mapping[str, Tensor], folder: Path) -> None:
         """Write a plain transformers folder; ``state`` is what :meth:`whole_state` says of ``tapped``. One rank."""
         model = tapped.model
         if self._world.num_stages > 1:  # its own parts are not all of them
@@ -275,7 +279,7 @@ class ModelMaker:
             own_names = merged_state(model, own_names)
         own_names |= {name: buffer.cpu() for name, buffer in tapped.buffers_in_files.items()}
         model.save_pretrained(folder, state_dict=own_names)
-        accompany(folder, self._origins)
+        accompany(folder, self._origins, side)
 
     def save_adapters(self, tapped: TappedModel, state: Mapping[str, Tensor], folder: Path) -> None:
         """Write the student's adapters, beside its base, as peft reads them; ``state`` is as for :meth:`save`."""

@@ -18,6 +18,7 @@ from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank, IdentityFilters
 from ted_ds.numerics.layer_map import layer_names
 from ted_ds.objectives.distill import DistillObjective, StageLoss
+from ted_ds.objectives.distill_texts import ReadAt, TextDistillObjective
 from ted_ds.objectives.finetune import FinetuneObjective
 from ted_ds.objectives.learn_filters import FilterObjective, FilterObjectives
 from ted_ds.planning.phase import DISTILL, phase_named
@@ -29,6 +30,7 @@ from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.runtime.outputs import Outputs, probe_outputs
 from ted_ds.runtime.step_runner import Objective, StepRunner
 from ted_ds.runtime.teacher import AbsentTeacher, Teacher
+from ted_ds.tasks.base import pooling_of
 
 
 @dataclass
@@ -130,14 +132,17 @@ def probes_of(
     assert filters is not None
     reader = reader_of(build.recipe, side)
     if filters.are_solved and not build.recipe.task.has_lm_head:
-        output = build.models.output_of(models[reader], build.facts(reader).num_blocks)
+        output = build.models.output_of(reader, models[reader], build.facts(reader).num_blocks)
         return own_probes(bank, output, mean=build.recipe.task.pooled and filters.pooling == "mean")
     make = functools.partial(build.kind.probes, bank, filters, dim=build.plan.filter_dim, dtype=build.dtype)
     return build.world.agree(functools.partial(make, model_path=models[reader], tapped=tapped))
 
 
 def fresh_filters(build: Assembly, side: str) -> FilterBank:
-    """The filters of one side as Stage I starts with them, the same on every rank; where they are solved, as before."""
+    """The filters of one side as Stage I starts with them, the same on every rank.
+
+    The identity, where a solution is put in its place.
+    """
     filters = build.recipe.filters
     assert filters is not None
     seed_everything(build.recipe.seed, phase=f"filters_{side}")
@@ -225,12 +230,28 @@ def build_stage_two(
         frozen = build.models.frozen("teacher", teacher, teacher_layers, stage=stage, new_head_allowed=new_head_allowed)
     runs_here = frozen if stage is None or "teacher" in stage.runs else None
     teaching: Teacher = base or cached or runs_here or AbsentTeacher()
-    objective: Objective = (
-        _distill_objective(build, teaching, teacher_filters, stage)
-        if plan.needs.teacher
-        else FinetuneObjective(build.terms_to_train("student"), plan.task_weight)
-    )
+    objective: Objective
+    if not plan.needs.teacher:
+        objective = FinetuneObjective(build.terms_to_train("student"), plan.task_weight)
+    elif build.readers.are_two:
+        at_teacher = None if frozen is None else read_at(build, frozen.tapped)
+        objective = TextDistillObjective(
+            build.terms_to_train("student"),
+            plan,
+            teacher=teaching,
+            teacher_filters=teacher_filters,
+            student_layers=student_layers,
+            read_at={"student": read_at(build, tapped), "teacher": at_teacher},
+        )
+    else:
+        objective = _distill_objective(build, teaching, teacher_filters, stage)
     return StageTwo(tapped, bank, kind, FilteredModel(tapped, bank), frozen, teacher_filters, objective)
+
+
+def read_at(build: Assembly, tapped: TappedModel) -> ReadAt:
+    """Where in a text the features of a model are compared: as Stage I reads them, or else as the model itself does."""
+    filters = build.recipe.filters if build.recipe.distill.needs.filters else None
+    return ReadAt(tapped.pooled_token if filters is None else pooling_of(filters, tapped), tapped.unread_id)
 
 
 def _distill_objective(

@@ -29,4 +29,4 @@ def make_random_student(build: Assembly, place: Path) -> None:
     seed_everything(recipe.seed, phase="random_student")
     model: Any = model_of(config, recipe.task.architecture, build.kind.head_config or {})
     model.to(build.dtype).save_pretrained(place)
-    accompany(place, build.origins)
+    accompany(place, build.origins, "student")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from ted_ds.data.samples import BadRow, Example, LabelledRows, Rows, Sample
 from ted_ds.data.step_division import StepDivision
 from ted_ds.data.tokenizers import ends_when_loaded
 from ted_ds.data.transfer import TextsAlone, Transfer, share_of
+from ted_ds.data.two_tokenizers import Encoded, paired, read_by
 from ted_ds.errors import DataError
 
 ROWS_AT_ONCE = 1024
@@ -42,8 +44,9 @@ class LabelledData:
         listing: DataListing,
         *,
         max_heldout: int,
+        teacher_tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
-        """Read, check and tokenise every row.
+        """Read, check and tokenise every row; by a tokenizer of the teacher's own, too, where there is one.
 
         Raises:
             DataError: A label is wrong, too many rows are, or a split is empty.
@@ -51,6 +54,10 @@ class LabelledData:
         self.text_ends = ends_when_loaded(tokenizer, None, pairs=rows.takes_pairs).in_words
         self._reader = RowReader(data, rows.columns, of_words=rows.of_words, num_texts=rows.num_texts)
         self._data, self._rows, self._tokenizer = data, rows, tokenizer
+        self._teacher_tokenizer = teacher_tokenizer
+        if teacher_tokenizer is not None:
+            ends = ends_when_loaded(teacher_tokenizer, None, pairs=rows.takes_pairs).in_words
+            self.text_ends = f"to the student {self.text_ends}; to the teacher {ends}"
         self.counted: Counter[str] = Counter()
         self.num_beyond = 0
         """Examples of which nothing is left to learn within the longest sequence."""
@@ -105,6 +112,11 @@ class LabelledData:
         return [*self.train, *self.transfer]
 
     @property
+    def is_read_twice(self) -> bool:
+        """Whether the teacher's own tokenizer has read it, too."""
+        return self._teacher_tokenizer is not None
+
+    @property
     def _all(self) -> Iterator[Sample]:
         """What models read of all examples."""
         whole = itertools.chain(self.learned, self.heldout, *self.beside.values())
@@ -129,6 +141,15 @@ class LabelledData:
     def has_labels(self) -> bool:
         """Whether there is any to learn from."""
         return self.num_unlabelled < len(self.train)
+
+    def read_by(self, sides: Sequence[str]) -> LabelledData:
+        """The same set as models of these sides read it, of which each has a tokenizer of its own."""
+        other = copy.copy(self)
+        other.train, other.transfer, other.heldout = (
+            read_by(samples, sides) for samples in (self.train, self.transfer, self.heldout)
+        )
+        other.beside = {name: read_by(samples, sides) for name, samples in self.beside.items()}
+        return other
 
     def describe(self, _world_size: int) -> str:
         """How much there is."""
@@ -215,18 +236,24 @@ class LabelledData:
                         right.append((record, example))
                     else:
                         self._reader.skip(record, fault)
-            encoded = self._rows.encode(self._tokenizer, [example for _, example in right])
+            encoded = self._encode([example for _, example in right])
             for (record, example), samples in zip(right, encoded, strict=True):
                 if isinstance(samples, str):
                     self._reader.skip(record, samples)
                 elif not samples:
                     self.num_beyond += 1
-                elif not all(sample.input_ids for sample in samples):
+                elif whose := _without_tokens(samples):
                     what = f"column {columns[0]!r} holds {example.text!r:.20}"
-                    self._reader.skip(record, f"{what}, of which the tokenizer makes no token")
+                    self._reader.skip(record, f"{what}, of which {whose} makes no token")
                 else:
                     self.counted.update(rows.counted(example.label))
                     yield example.whole_text, samples
+
+    def _encode(self, examples: Sequence[Example]) -> Encoded:
+        own = self._rows.encode(self._tokenizer, examples)
+        if self._teacher_tokenizer is None:
+            return own
+        return [*paired(own, self._rows.encode(self._teacher_tokenizer, examples))]
 
     def _read(self, rows: Rows, record: Record) -> Sequence[Example]:
         try:
@@ -236,3 +263,11 @@ class LabelledData:
             return ()
         self._reader.count_more(max(len(read), 1) - 1)
         return read
+
+
+def _without_tokens(samples: Sequence[Sample]) -> str | None:
+    """Whose tokenizer makes no token of a sample; None where all have some."""
+    if not all(sample.input_ids for sample in samples):
+        return "the tokenizer"
+    of_teacher = [sample.of_teacher for sample in samples if sample.of_teacher is not None]
+    return None if all(sample.input_ids for sample in of_teacher) else "the teacher's tokenizer"

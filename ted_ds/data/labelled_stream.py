@@ -34,6 +34,8 @@ def samples_sha256(samples: Sequence[Sample]) -> str:
         digest.update(repr(sample.label).encode())
         if sample.candidates:
             digest.update(repr(sample.candidates).encode())
+        if sample.of_teacher is not None:
+            digest.update(samples_sha256([sample.of_teacher]).encode())
     return digest.hexdigest()
 
 
@@ -92,7 +94,7 @@ class LabelledStream(Iterator[list[Batch]]):
             batches = [self._collate(one) for one in share]
         else:
             of_ranks = by_token_budget(
-                [len(sample.input_ids) for sample in rows],
+                [sample.length for sample in rows],
                 budget=division.micro_batch_tokens,
                 multiple_of=self._collate.multiple_of,
                 world_size=division.world_size,
@@ -164,7 +166,7 @@ class LabelledStream(Iterator[list[Batch]]):
         if self._window_steps == 1:
             return [rows]
         steps = steps_of_window(
-            [len(sample.input_ids) for sample in rows],
+            [sample.length for sample in rows],
             sizes=[stop - start for start, stop in itertools.pairwise(bounds)],
             seed=self._seed,
             window=window,

@@ -56,19 +56,34 @@ class Batch:
     """Of labels that are positions: True for those that have a probability at all; None with other labels."""
     facts: tuple[Any, ...] = ()
     """What a scorer must know of each row beside its label, where samples say it; None of an empty row."""
+    of_teacher: Batch | None = None
+    """The same rows as the teacher's own tokenizer reads them; None where one tokenizer reads for both models."""
     _rows: dict[str, Tensor | None] = field(default_factory=dict, init=False, repr=False, compare=False)
     """Which are kept, once that was found."""
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        moved = replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
+        moved = replace(
+            self,
+            **{name: value.to(device, non_blocking=True) for name, value in tensors.items()},
+            of_teacher=None if self.of_teacher is None else self.of_teacher.to(device),
+        )
         # found here: to find them there, the host would wait for the device in every microbatch
         of_outputs = {} if self.predicted is None else {"outputs": self.output_rows}
         of_outputs |= {} if self.kept_targets is None else {"targets": self.target_rows}
         for name, rows in {"tokens": self.token_rows, "labels": self.label_rows, **of_outputs}.items():
             moved._rows[name] = None if rows is None else rows.to(device, non_blocking=True)
         return moved
+
+    def read_by(self, side: str) -> Batch:
+        """The rows in the tokens of the ``teacher`` or the ``student``."""
+        return self.of_teacher if side == "teacher" and self.of_teacher is not None else self
+
+    @property
+    def texts(self) -> Bool[Tensor, " batch"]:
+        """True for rows that hold a text."""
+        return self.kept_tokens.any(-1)
 
     @property
     def matched_tokens(self) -> Bool[Tensor, "batch seq"]:
@@ -171,6 +186,8 @@ class Collator:
     """Where a sample's label says which of its tokens are completions: the first of each, and that behind its last."""
     predict_all: bool = False
     """Compare the predictions for every token with the teacher's, whether it has a label or not."""
+    of_teacher: Collator | None = None
+    """Makes the same rows of what the teacher's own tokenizer made of samples; None where there is no such thing."""
 
     @property
     def masks(self) -> tuple[str, ...]:
@@ -235,6 +252,9 @@ class Collator:
             None if types is None else torch.from_numpy(types),
             tuple(-1 if sample is None else sample.index for sample in samples for _ in range(self.rows_per_sample)),
             facts=tuple(None if sample is None else sample.facts for sample in samples),
+            of_teacher=None
+            if self.of_teacher is None
+            else self.of_teacher([one and one.of_teacher for one in samples]),
             **masks,
         )
 

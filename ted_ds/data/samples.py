@@ -39,6 +39,13 @@ class Sample:
     """The tokens that a label may be one of, where labels are tokens."""
     facts: Any = None
     """What a scorer must know of it beside its label; None where it is trained on."""
+    of_teacher: Sample | None = None
+    """The same as the teacher's own tokenizer reads it; None where one tokenizer reads for both models."""
+
+    @property
+    def length(self) -> int:
+        """Tokens that a model reads of it at most."""
+        return max(len(one.input_ids) for one in (self, self.of_teacher) if one is not None)
 
     @property
     def sequences(self) -> tuple[Sample, ...]:

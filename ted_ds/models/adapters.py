@@ -23,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from ted_ds.errors import CheckpointError
 from ted_ds.models.adapter_folder import ADAPTER_WEIGHTS, BEFORE_ADAPTED
 from ted_ds.models.adapter_targets import is_target, may_be_adapted
-from ted_ds.models.family import Family
+from ted_ds.models.family import Family, prefixes
 from ted_ds.models.parts import has_part
 
 NAME = "default"
@@ -47,7 +47,7 @@ def add_adapters(model: PreTrainedModel, family: Family, settings: AdapterSettin
     Weights may be sharded (ZeRO-3); those of adapters are whole, drawn from torch's generator as it is.
 
     Raises:
-        CheckpointError: No linear map of its blocks is meant.
+        CheckpointError: No linear map of its blocks is meant, or peft puts no adapter on one.
     """
     peft = _peft()
     linear = {
@@ -67,6 +67,8 @@ def add_adapters(model: PreTrainedModel, family: Family, settings: AdapterSettin
         )
     heads = [path for path in family.own_heads if has_part(model, path)]
     heads += [path for path in family.before_label_head if any(name.startswith(f"{path}.") for name in fresh)]
+    # of a head within another, as RoBERTa's, that would be copied twice
+    heads = [path for path in heads if not path.startswith(prefixes(heads))]
     config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -75,7 +77,14 @@ def add_adapters(model: PreTrainedModel, family: Family, settings: AdapterSettin
         fan_in_fan_out=all(isinstance(module, Conv1D) for module in maps.values()),
         modules_to_save=heads or None,
     )
-    peft.inject_adapter_in_model(config, model, NAME)
+    try:
+        peft.inject_adapter_in_model(config, model, NAME)
+    except ValueError as error:  # of parts and types of models that it knows to be nothing for adapters
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"student.lora.targets: peft puts no adapters on these linear maps of a {model.config.model_type}: "
+            f"{reason:.300}; name others, or remove student.lora"
+        ) from error
     others = sorted({path for path, _ in _adapted(model)} ^ maps.keys())
     if others:
         raise CheckpointError(

@@ -1,7 +1,7 @@
 """What goes with a model's weights: the tokenizer's files, licences, cards, and token ids that agree with all of these.
 
-A folder that a run writes has the teacher's tokenizer, byte for byte: what use leaves in a tokenizer in memory
-(truncation, padding, where it was loaded from) stays there.
+A folder that a run writes has the teacher's tokenizer, byte for byte, or that of a student which reads by its own: what
+use leaves in a tokenizer in memory (truncation, padding, where it was loaded from) stays there.
 """
 
 from __future__ import annotations
@@ -54,6 +54,14 @@ class Origins:
     teacher: Path
     student: Path | None
     """None where the student is cut out of the teacher, or random."""
+    student_has_tokenizer: bool = False
+    """Whether the student reads by a tokenizer of its own; else by the teacher's."""
+
+    def reader_of(self, side: str) -> Path:
+        """The folder whose tokenizer, and what goes with that, a side's model has."""
+        if side == "student" and self.student is not None and self.student_has_tokenizer:
+            return self.student
+        return self.teacher
 
     @property
     def by_name(self) -> dict[str, Path]:
@@ -62,12 +70,16 @@ class Origins:
         return {"teacher": self.teacher, **({"student": self.student} if self.student and is_other else {})}
 
 
-def accompany(folder: Path, origins: Origins) -> None:
-    """Put beside the weights and config in ``folder`` what belongs to them; whatever tokenizer is there is replaced."""
+def accompany(folder: Path, origins: Origins, side: str = "student") -> None:
+    """Put beside the weights and config in ``folder`` what belongs to them; whatever tokenizer is there is replaced.
+
+    They are those of the ``teacher`` or the ``student``.
+    """
     for file in _tokenizer_files(folder):
         file.unlink()
-    copy_tokenizer(origins.teacher, folder)
-    _take_over_ids(folder, origins.teacher)
+    reader = origins.reader_of(side)
+    copy_tokenizer(reader, folder)
+    _take_over_ids(folder, reader)
     copy_papers(origins, folder)
 
 
@@ -147,32 +159,32 @@ def _is_of_tokenizer(file: Path) -> bool:
     return named and file.is_file()
 
 
-def _take_over_ids(folder: Path, teacher: Path) -> None:
-    """Let the folder's configs mean the teacher's special tokens: a student may have come with others.
+def _take_over_ids(folder: Path, reader: Path) -> None:
+    """Let the folder's configs mean the special tokens of the model it reads by: a student may have come with others.
 
-    What the teacher's configs say is kept where its tokenizer does not say otherwise; and an id behind which a model's
-    positions begin stays that by which it was trained.
+    What the configs of that ``reader`` say is kept where its tokenizer does not say otherwise; and an id behind which a
+    model's positions begin stays that by which it was trained.
     """
-    tokenizer = read_tokenizer(teacher)
+    tokenizer = read_tokenizer(reader)
     own = {role: getattr(tokenizer, f"{role}_token_id", None) for role in ROLES}
-    config, of_teacher = _read(folder / CONFIG_FILE), _read(teacher / CONFIG_FILE)
+    config, of_reader = _read(folder / CONFIG_FILE), _read(reader / CONFIG_FILE)
     is_classifier = any("SequenceClassification" in name for name in config.get("architectures") or ())
     of_positions = family_of_config(config, folder / CONFIG_FILE).padding_row_key
     for role in ROLES:
         key = f"{role}_token_id"
         if key != of_positions and (role in ALWAYS_SAID or key in config):
-            found = _agreed(role, own, of_teacher.get(key))
+            found = _agreed(role, own, of_reader.get(key))
             if role == "pad" and found is None and is_classifier:  # a decoder finds the last token by it
                 found = config.get(key)
             config[key] = found
     _write(folder / CONFIG_FILE, without_local_paths(config))
     if (folder / GENERATION_CONFIG_FILE).is_file():  # else it predicts no tokens
-        _agree_in_generation(folder, teacher, own, config)
+        _agree_in_generation(folder, reader, own, config)
 
 
-def _agree_in_generation(folder: Path, teacher: Path, own: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """The teacher's way of generating; where it says nothing, only what the config says."""
-    target, source = folder / GENERATION_CONFIG_FILE, teacher / GENERATION_CONFIG_FILE
+def _agree_in_generation(folder: Path, reader: Path, own: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """The way of generating of the model it reads by; where that says nothing, only what the config says."""
+    target, source = folder / GENERATION_CONFIG_FILE, reader / GENERATION_CONFIG_FILE
     if not source.is_file():
         written = _read(target)
         said = {f"{role}_token_id": config[f"{role}_token_id"] for role in ALWAYS_SAID}

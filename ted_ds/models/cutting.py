@@ -114,11 +114,11 @@ def _cut_weight(
     of_first = f".{path_in_body(family.behind_first_block)}." if family.behind_first_block else ""
     if of_first and blocks[0] != 0 and of_first in f".{name}":
         return
-    before, found, after = f".{name}".partition(marker)
-    if not found:
+    before, _, after = f".{name}".partition(marker)
+    number, _, rest = after.partition(".")
+    if not number.isdigit():  # transformers also writes what all blocks have alike as a block's, without a number
         yield name, weights.get_tensor(name)
         return
-    number, _, rest = after.partition(".")
     if number == "0" and rest.startswith(prefixes(family.parts_of_first_block)):
         yield f"{before}{marker}0.{rest}"[1:], weights.get_tensor(name)  # whichever block is the first now
         return

@@ -25,14 +25,13 @@ USES = (
     "padding on the left",
     "activation checkpointing",
     "int8",
+    "adapters",
     "torch_compile",
     "heal",
     "drop",
 )
-"""What a family may be refused for (:attr:`Family.refused`): being cut by blocks, weights sharded by ZeRO-3, pipelines,
-documents kept apart in one sequence, padding on the left, activations computed again, a teacher in 8 bits, compiled
-blocks, healing, and leaving out the blocks above the last that is matched, which nobody asks for and is then not
-done."""
+"""What a family may be refused for (:attr:`Family.refused`). To ``drop``, which nobody asks for and is then not done,
+is to leave out the blocks above the last that is matched."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +120,7 @@ class Family(Mixtures, Dropouts, OutputMaps, TokenTypes, Units):
     divides_logits_key: str | None = None
     """The entry of the config that is true where they are divided by the root of the hidden size."""
     logits_bias_path: str | None = None
-    """A buffer of the model, ``[1, vocab]``, that is added to them."""
+    """What is added to them: a buffer of the model, ``[1, vocab]``, or a parameter beside its LM head, ``[vocab]``."""
     logits_factor_key: str | None = None
     """The entry of the config that they are multiplied by."""
     logits_cap_key: str | None = None

@@ -35,7 +35,7 @@ class ModelFacts:
     num_heads: int
     vocab_size: int
     embedding_width: int
-    """Of the token embeddings."""
+    """Of the token embeddings, or of what an LM head of its own takes."""
     max_positions: int
     """How many tokens a sequence may have."""
     labels: tuple[str, ...] | None
@@ -221,7 +221,10 @@ def facts_by(config: dict[str, Any], shapes: Mapping[str, Shape], family: Family
     before_first_position = 0 if row_of_padding is None else row_of_padding + 1
     classifies = any("Classification" in name for name in config.get("architectures") or ())
     width, vocab_size = int(said("hidden_size")), int(config["vocab_size"])
-    matrix = (vocab_size, int(family.width_of_embeddings(config) or width))
+    is_tied = family.is_tied(config, shapes)
+    # an LM head of its own may be of another width than the embeddings
+    of_head = None if is_tied else shapes.get(family.lm_head_matrix)
+    matrix = (vocab_size, int(of_head[1] if of_head else family.width_of_embeddings(config) or width))
     parameters = sort_parameters(shapes, config, family)
     return ModelFacts(
         model_type=config["model_type"],
@@ -237,7 +240,7 @@ def facts_by(config: dict[str, Any], shapes: Mapping[str, Shape], family: Family
         parameters=parameters,
         behind_body=behind_the_body(config, family, parameters.before_lm_head, width=width, matrix=matrix),
         family=family,
-        is_tied=family.is_tied(config, shapes),
+        is_tied=is_tied,
         has_other_lm_head=config.get(family.lm_head_switch or "", True) is False,
         num_encoder_blocks=depths.get(ENCODER),
         decoder_start_id=config.get("decoder_start_token_id"),

@@ -218,7 +218,7 @@ def load_lm_output(model_path: Path, dtype: torch.dtype) -> tuple[nn.Module, Voc
     if family.logits_bias_path is not None:
         added = read_first(model_path, {"added": [family.logits_bias_path]}, dtype)
         if added:
-            own_head.bias = nn.Parameter(added["added"][0])
+            own_head.bias = nn.Parameter(added["added"].view(-1))
     return before, own_head
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ted_ds.models.adapter_targets import may_be_adapted
 from ted_ds.models.config_agreement import Shape
-from ted_ds.models.family import Family, prefixes
+from ted_ds.models.family import Family, path_in_body, prefixes
 from ted_ds.models.packed import NOTHING_PACKED, Packed
 from ted_ds.models.share import Share
 
@@ -35,6 +36,10 @@ class Parameters:
     """The matrices of each block's linear maps that may be adapted, by the map's name within it."""
     label_heads: tuple[Shape, ...] = ()
     """Of a head of labels; they are among the others."""
+    of_first: Mapping[int, tuple[Shape, ...]] = field(default_factory=dict)
+    """Of the first block of each stack, by its number here: what of it whichever block is the first has."""
+    behind_first: tuple[Shape, ...] = ()
+    """What stands behind the first block, and goes with it; they are among the others."""
 
     @property
     def total(self) -> int:
@@ -66,7 +71,24 @@ class Parameters:
         if self.blocks_by_layer is not None:
             return replace(self, blocks_by_layer=tuple(self.blocks_by_layer[block] for block in blocks))
         maps = tuple(self.maps[block] for block in blocks) if self.maps else ()
-        return replace(self, of_blocks=tuple(self.of_blocks[block] for block in blocks), maps=maps)
+        of_blocks = [self.of_blocks[block] for block in blocks]
+        of_first: dict[int, tuple[Shape, ...]] = {}
+        for start, shapes in self.of_first.items():
+            stop = min((other for other in self.of_first if other > start), default=len(self.of_blocks))
+            of_stack = [new for new, block in enumerate(blocks) if start <= block < stop]
+            for new in (new for new in of_stack if blocks[new] == start):
+                of_blocks[new] = _without(of_blocks[new], shapes)
+            of_blocks[of_stack[0]] = (*of_blocks[of_stack[0]], *shapes)
+            of_first[of_stack[0]] = shapes
+        has_behind_first = blocks[0] == 0
+        return replace(
+            self,
+            of_blocks=tuple(of_blocks),
+            others=self.others if has_behind_first else _without(self.others, self.behind_first),
+            maps=maps,
+            of_first=of_first,
+            behind_first=self.behind_first if has_behind_first else (),
+        )
 
     def of_share(self, share: Share, *, predicts_tokens: bool) -> Parameters:
         """Of a pipeline stage; small ones outside of blocks are counted where the embeddings are.
@@ -98,6 +120,14 @@ class Parameters:
         return replace(self, lm_head=0 if is_tied else math.prod(matrix), before_lm_head=before)
 
 
+def _without(shapes: Sequence[Shape], gone: Sequence[Shape]) -> tuple[Shape, ...]:
+    """All but one of each that is gone."""
+    left = [*shapes]
+    for shape in gone:
+        left.remove(shape)
+    return tuple(left)
+
+
 def behind_the_body(
     config: Mapping[str, Any], family: Family, held: tuple[Shape, ...], *, width: int, matrix: Shape
 ) -> tuple[Shape, ...]:
@@ -124,8 +154,9 @@ def sort_parameters(shapes: Mapping[str, Shape], config: Mapping[str, Any], fami
     maps: dict[str, list[dict[str, Shape]]] = {name: [{} for _ in range(depth)] for name, depth in depths.items()}
     shapes = family.with_experts_together(shapes)
     before_lm_head: list[Shape] = []
-    embeddings, lm_head, others = 0, 0, []
+    embeddings, lm_head, others, behind_first = 0, 0, [], []
     is_tied, lm_heads = family.is_tied(config, shapes), prefixes(family.lm_heads_in_files)
+    of_first: dict[str, list[Shape]] = {name: [] for name, one in stacks.items() if one.parts_of_first_block}
     label_heads = tuple(shape for name, shape in shapes.items() if name.startswith(prefixes(family.own_heads)))
     for name, shape in shapes.items():
         if name.endswith(family.buffers):
@@ -135,6 +166,8 @@ def sort_parameters(shapes: Mapping[str, Shape], config: Mapping[str, Any], fami
         if block is not None and block < depths[of_stack]:
             by_stack[of_stack][block].append(shape)
             within = family.name_in_block(name).removesuffix(".weight")
+            if block == 0 and within in family.parts_of_first_block:
+                of_first[of_stack].append(shape)
             if len(shape) == 2 and name.endswith(".weight") and may_be_adapted(within, family):
                 maps[of_stack][block][within] = shape
         elif name.startswith(prefixes(family.before_lm_head)):
@@ -146,6 +179,9 @@ def sort_parameters(shapes: Mapping[str, Shape], config: Mapping[str, Any], fami
             embeddings += math.prod(shape)
         else:
             others.append(shape)
+            if family.behind_first_block is not None and f".{path_in_body(family.behind_first_block)}." in f".{name}":
+                behind_first.append(shape)
+    firsts = dict(zip(stacks, itertools.accumulate(depths.values(), initial=0), strict=False))
     return Parameters(
         tuple(tuple(block) for blocks in by_stack.values() for block in blocks),
         embeddings,
@@ -155,4 +191,6 @@ def sort_parameters(shapes: Mapping[str, Shape], config: Mapping[str, Any], fami
         by_layer if family.num_shared_key is not None else None,
         maps=tuple(block for blocks in maps.values() for block in blocks),
         label_heads=label_heads,
+        of_first={firsts[stack]: tuple(shapes) for stack, shapes in of_first.items()},
+        behind_first=tuple(behind_first),
     )

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from ted_ds.models.family import DECODER, Family
@@ -85,6 +85,15 @@ def lm_head_of(model: nn.Module, family: Family) -> nn.Module:
     return model.get_submodule(family.lm_head_path)
 
 
+def added_to_logits(model: nn.Module, family: Family) -> Tensor | None:
+    """What a language model adds to the products of its LM head, ``[vocab]``; None where it adds nothing."""
+    if family.logits_bias_path is None:
+        return None
+    parent, _, name = family.logits_bias_path.rpartition(".")
+    added: Tensor = getattr(model.get_submodule(parent), name)
+    return added.view(-1)
+
+
 def logit_rule_of(config: Any, family: Family) -> LogitRule:
     """What a language model with this config makes of its head's products."""
 
@@ -98,9 +107,13 @@ def logit_rule_of(config: Any, family: Family) -> LogitRule:
 
 
 def has_part(model: nn.Module, path: str) -> bool:
-    """Whether a module is at a path whose parent is there."""
-    parent, _, name = path.rpartition(".")
-    return isinstance(getattr(model.get_submodule(parent), name, None), nn.Module)
+    """Whether a module is at a path."""
+    found: Any = model
+    for name in path.split("."):
+        found = getattr(found, name, None)
+        if not isinstance(found, nn.Module):
+            return False
+    return True
 
 
 def put_part(model: nn.Module, path: str, module: nn.Module | None) -> None:

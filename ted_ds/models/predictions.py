@@ -26,7 +26,7 @@ class VocabularyHead(nn.Linear):
     rule: LogitRule = PLAIN
     """What the model around it makes of its products."""
     added: Tensor | None = None
-    """What that adds to them, ``[vocab]``, and does not train."""
+    """What that adds to them, ``[vocab]``, where it has a bias that is not the head's."""
 
     @classmethod
     def of(cls, linear: nn.Linear, rule: LogitRule = PLAIN) -> VocabularyHead:

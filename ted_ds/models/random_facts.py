@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ted_ds.errors import CheckpointError, ConfigError
-from ted_ds.models.built_shapes import TIME_LIMIT_S
+from ted_ds.models.built_shapes import descriptions, shapes_in
 from ted_ds.models.config_facts import facts_of_config
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.folder import CONFIG_FILE, read_config
-from ted_ds.models.own_process import ask
-
-SKELETON = "ted_ds.models.skeleton"
 
 
 class UnknownEntries(ConfigError):
@@ -43,7 +36,7 @@ def random_facts(folder: Path, changes: Mapping[str, Any], *, architecture: str,
     """
     config = read_config(folder)
     request = {"config": config, "changes": dict(changes), "architecture": architecture, "num_labels": num_labels}
-    answer = _answer(json.dumps(request))
+    (answer,) = descriptions(request)
     if "unknown" in answer:
         raise UnknownEntries(config["model_type"], answer["unknown"], answer["known"])
     if "error" in answer:
@@ -52,14 +45,4 @@ def random_facts(folder: Path, changes: Mapping[str, Any], *, architecture: str,
             f"{folder}: transformers can build no model of its config.json with {changed} ({answer['error']:.300}); "
             "use values that go together"
         )
-    shapes = {name: tuple(shape) for name, shape in answer["shapes"].items()}
-    return facts_of_config(answer["config"], shapes, file=folder / CONFIG_FILE)
-
-
-@functools.lru_cache(maxsize=4)
-def _answer(request: str) -> dict[str, Any]:
-    """What :func:`ted_ds.models.skeleton.describe` says: asked here where torch is anyhow, else in its own process."""
-    if "torch" in sys.modules:
-        return importlib.import_module(SKELETON).describe(json.loads(request))
-    answer: dict[str, Any] = ask(SKELETON, request, doing="building it without weights", limit_s=TIME_LIMIT_S)
-    return answer
+    return facts_of_config(answer["config"], shapes_in(answer), file=folder / CONFIG_FILE)

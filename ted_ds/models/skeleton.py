@@ -1,12 +1,13 @@
-"""What transformers makes of a config with other entries: a model without weights, described.
+"""What transformers makes of a config, or of one with other entries: a model without weights, described.
 
-Planning asks for it without torch: as a program (``python -m ted_ds.models.skeleton``), this reads a request as JSON
-from its standard input, and prints the answer (:mod:`ted_ds.models.random_facts`).
+Planning asks for it without torch: as a program (``python -m ted_ds.models.skeleton``), this reads a list of requests
+as JSON from its standard input, and prints the answers (:mod:`ted_ds.models.built_shapes`).
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -25,12 +26,12 @@ def describe(request: Mapping[str, Any]) -> dict[str, Any]:
     """The model of a config with changes.
 
     Args:
-        request: Its ``config``, the ``changes``, the ``architecture`` (``CausalLM``, ...) and ``num_labels`` of a head
-            that is no LM head (else None).
+        request: Its ``config``, the ``changes``, the ``architecture`` (``CausalLM``, ...; None for a body alone) and
+            ``num_labels`` of a head that is no LM head (else None).
 
     Returns:
-        ``config``, and ``shapes`` of its parameters by name; or ``unknown`` keys, and those that are ``known``; or, as
-        ``error``, what transformers says against it.
+        ``config``, and ``shapes`` of its parameters by name, tied ones once and a body's as they are called below a
+        head; or ``unknown`` keys, and those that are ``known``; or, as ``error``, what transformers says against it.
     """
     config, changes = request["config"], request["changes"]
     try:
@@ -45,7 +46,8 @@ def describe(request: Mapping[str, Any]) -> dict[str, Any]:
         raise
     except Exception as error:  # of a value that transformers' classes do not expect: nothing more specific
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
-    shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+    prefix = f"{model.base_model_prefix}." if request["architecture"] is None else ""
+    shapes = {f"{prefix}{name}": list(parameter.shape) for name, parameter in model.named_parameters()}
     return {"config": json.loads(model.config.to_json_string(use_diff=False)), "shapes": shapes}
 
 
@@ -70,14 +72,22 @@ def changed_config(config: Mapping[str, Any], changes: Mapping[str, Any]) -> Pre
     return parsed_config({**kept, **own_names})
 
 
-def model_of(config: PreTrainedConfig, architecture: str, head: Mapping[str, Any]) -> PreTrainedModel:
-    """A model of a config as it starts, with a head of these values (``id2label``, ...)."""
+def model_of(config: PreTrainedConfig, architecture: str | None, head: Mapping[str, Any]) -> PreTrainedModel:
+    """A model of a config as it starts, with a head of these values (``id2label``, ...); or a body alone."""
     for key, value in head.items():
         setattr(config, key, value)
-    model = getattr(transformers, f"AutoModelFor{architecture}").from_config(config, attn_implementation="eager")
+    auto: Any = getattr(transformers, "AutoModel" if architecture is None else f"AutoModelFor{architecture}")
+    model: PreTrainedModel = auto.from_config(config, attn_implementation="eager")
     model.tie_weights()
     return model
 
 
+def main() -> None:
+    """Read requests, and print one line."""
+    answers = [describe(request) for request in json.load(sys.stdin)]
+    print(f"\n{json.dumps(answers)}", flush=True)
+    os._exit(0)  # the teardown of torch's threads may abort
+
+
 if __name__ == "__main__":
-    print(json.dumps(describe(json.load(sys.stdin))))
+    main()

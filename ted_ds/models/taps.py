@@ -15,6 +15,7 @@ from ted_ds.models.family import Family
 from ted_ds.models.joined_rows import Rows
 from ted_ds.models.partial import Arrival, keep_share
 from ted_ds.models.parts import (
+    added_to_logits,
     behind_body_of,
     blocks_of,
     embeddings_of,
@@ -118,8 +119,7 @@ class TappedModel(nn.Module):
     @property
     def buffers_in_files(self) -> dict[str, Tensor]:
         """What does not train, and belongs into the model's files all the same, by its names there."""
-        path = self.family.logits_bias_path
-        return {} if path is None else {path: self.model.get_buffer(path)}
+        return {name: one for name, one in self.model.named_buffers() if name == self.family.logits_bias_path}
 
     def _num_chosen_experts(self) -> int:
         """How many experts a token goes through in a model whose routers are balanced; 0 in others."""
@@ -239,8 +239,7 @@ class TappedModel(nn.Module):
     def _vocabulary_predictions(self, hidden: Tensor, routers: Sequence[Tensor]) -> VocabularyPredictions:
         """What the LM head makes of the body's last hidden states ``[batch, seq, hidden]``."""
         head: Any = lm_head_of(self.model, self.family)
-        if self.family.logits_bias_path is not None:
-            head.added = self.model.get_buffer(self.family.logits_bias_path)[0]
+        head.added = added_to_logits(self.model, self.family)
         for module in behind_body_of(self.model, self.family):
             hidden = module(hidden)
         return VocabularyPredictions(hidden, head, routers, self._num_chosen)

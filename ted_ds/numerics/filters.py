@@ -6,13 +6,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ted_ds.numerics.fused import Layers, apply_layers, filter_mse_sum
 from ted_ds.numerics.layer_map import Layer
+from ted_ds.numerics.losses import feature_mse_sum
 
 INITIAL_STD = 0.02
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """Which one state of each text is read (:func:`pool`)."""
+
+    how: str
+    attention_mask: Tensor
+    unread: Tensor | None = None
+
+    def __call__(self, states: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch 1 dim"]:
+        """It, of each text."""
+        return pool(states, self.attention_mask, how=self.how, unread=self.unread).unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class OfTexts:
+    """How texts are compared by one state each, where the tokens of both sides do not pair."""
+
+    student: Pooling
+    teacher: Pooling | None
+    """None where the teacher's states are of texts already."""
+    kept: Bool[Tensor, " batch"]
+    """True for rows that hold a text."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +50,8 @@ class Match:
     """Which of the flattened tokens are kept; None for all."""
     normalise: bool = False
     """Bring each token's features to mean 0 and variance 1 first."""
+    texts: OfTexts | None = None
+    """Where texts are compared by one state each, whichever tokens are kept."""
 
 
 class AnyFilter(nn.Module):
@@ -37,11 +64,17 @@ class AnyFilter(nn.Module):
     def forward(self, states: Float[Tensor, "batch seq hidden"], match: Match | None = None) -> Tensor:
         """Filter the states, in the filter's own precision: ``[batch, seq, dim]``.
 
-        With a ``match``: the sum over kept tokens of the mean squared difference instead, without ever having that.
+        With a ``match``: the sum over kept tokens of the mean squared difference instead, without ever having that; or
+        over texts, of the one feature that Stage I reads of each.
         """
         layers = self.layers()
         if match is None:
             return apply_layers(states.to(layers[0][0].dtype) if layers else states, layers)
+        if match.texts is not None:
+            with torch.autocast(states.device.type, enabled=False):
+                own = self.of_texts(states, match.texts.student)
+                theirs = match.teacher_filter.of_texts(match.teacher_states, match.texts.teacher)
+            return feature_mse_sum(own, theirs, keep=match.texts.kept.unsqueeze(1), normalise=match.normalise)
         return filter_mse_sum(
             states,
             match.teacher_states,
@@ -50,6 +83,16 @@ class AnyFilter(nn.Module):
             rows=match.rows,
             normalise=match.normalise,
         )
+
+    def of_texts(
+        self, states: Float[Tensor, "batch seq hidden"], pooling: Pooling | None
+    ) -> Float[Tensor, "batch 1 dim"]:
+        """The pooled feature of each text, as Stage I reads it. States that are of texts have no ``pooling`` left."""
+        if pooling is None:
+            return self.forward(states)
+        if pooling.how == "mean" and len(self.layers()) > 1:  # it goes through affine maps alone
+            return pooling(self.forward(states))
+        return self.forward(pooling(states))
 
 
 class Filter(AnyFilter):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from ted_ds.models.family import DECODER
 from ted_ds.models.predictions import LossWeights, Predictions, predicted_of
 from ted_ds.models.student import Matcher
 from ted_ds.numerics.divergences import make_divergence
-from ted_ds.numerics.filters import FilterBank, Match
+from ted_ds.numerics.filters import FilterBank, Match, OfTexts
 from ted_ds.numerics.layer_map import Layer, layer_names, stack_of
 from ted_ds.numerics.objective import combine
 from ted_ds.numerics.task_terms import TaskTerms
@@ -55,6 +55,9 @@ class DistillObjective(Terms):
     without a distribution over classes is said in :mod:`ted_ds.numerics.task_terms`.
     """
 
+    layer_term: ClassVar[str] = "loss/feature_mse"
+    """Begins the name of each pair's."""
+
     def __init__(
         self,
         task: TaskTerms,
@@ -82,7 +85,7 @@ class DistillObjective(Terms):
         self._task, self._teacher, self._teacher_filters = task, teacher, teacher_filters
         self._normalise_features = plan.normalise_features
         self._student_layers = student_layers
-        self._feature_names = [f"loss/feature_mse/{name}" for name in layer_names(student_layers)]
+        self._feature_names = [f"{self.layer_term}/{name}" for name in layer_names(student_layers)]
         per_pair = plan.feature_weight / (max(len(student_layers), 1) if plan.feature_reduction == "mean" else 1)
         prediction_weight = plan.kl_weight * task.prediction_scale(plan.temperature)
         needs = plan.needs_of_terms
@@ -90,8 +93,7 @@ class DistillObjective(Terms):
         if "prediction" in needs:
             terms.append(Term(task.prediction_name, prediction_weight, self._count_predicted, needs["prediction"]))
         if "features" in needs:
-            counts = [_count_targets if stack_of(layer) == DECODER else _count_tokens for layer in student_layers]
-            compared_by = zip(self._feature_names, counts, strict=True)
+            compared_by = zip(self._feature_names, map(self._counter_of, student_layers), strict=True)
             terms += [Term(name, per_pair, count, needs["features"]) for name, count in compared_by]
         super().__init__(terms)
         self._loss_weights = LossWeights(plan.task_weight, prediction_weight, plan.temperature, num_shared_ids)
@@ -104,6 +106,14 @@ class DistillObjective(Terms):
         self._has_balance = task.balance_weight != 0 and bool(with_output)
         if self._has_balance:
             self._weights_of_sums[BALANCE] = task.balance_weight
+
+    def _counter_of(self, layer: Layer) -> Callable[[Batch], Tensor]:
+        """Counts what of a layer is compared."""
+        return _count_targets if stack_of(layer) == DECODER else _count_tokens
+
+    def _texts_of(self, batch: Batch) -> OfTexts | None:  # noqa: ARG002 - where tokens do not pair
+        """Of which texts of a batch one state each is compared; None where states of tokens are."""
+        return None
 
     def _count_predicted(self, batch: Batch) -> Tensor:
         """Of what the teacher predicts."""
@@ -126,6 +136,7 @@ class DistillObjective(Terms):
         soon as it exists, and freed.
         """
         totals: dict[str, Tensor] = {}
+        texts = self._texts_of(batch)
 
         def learn(student: Predictions | None, match: Matcher) -> Tensor:
             sums: dict[str, Tensor] = {}
@@ -134,8 +145,8 @@ class DistillObjective(Terms):
                 assert self._teacher_filters is not None
                 teacher_filter: Any = self._teacher_filters.filters[place]
                 name = self._feature_names[place]
-                rows = batch.compared_rows(self._student_layers[place])
-                sums[name] = match(place, Match(state, teacher_filter, rows, self._normalise_features))
+                rows = batch.compared_rows(self._student_layers[place]) if texts is None else None
+                sums[name] = match(place, Match(state, teacher_filter, rows, self._normalise_features, texts))
                 totals[name] = sums[name].detach()
 
             def compare_predictions(teacher: Predictions | None) -> None:

@@ -86,7 +86,7 @@ class FilterObjectives(Terms):
             losses = []
             for side, objective in self._sides.items():
                 if side in self._here:
-                    loss, of_side = objective.loss(probes[side], batch, counts)
+                    loss, of_side = objective.loss(probes[side], batch.read_by(side), counts)
                     losses.append(loss)
                     totals.update(of_side)
             return sum(losses[1:], start=losses[0])

@@ -74,7 +74,7 @@ def export_student(
     problems = [f"{kind}: {sorted(report[kind])[:3]}" for kind in ("missing_keys", "unexpected_keys") if report[kind]]
     if problems:
         raise CheckpointError(f"{student}: does not export cleanly ({'; '.join(problems)}); distil it again")
-    return _traces(folder)
+    return _traces(folder, origins)
 
 
 def export_adapter(
@@ -89,7 +89,7 @@ def export_adapter(
     """
     for file in sorted(adapter.iterdir()):
         shutil.copyfile(file, folder / file.name)
-    copy_tokenizer(origins.teacher, folder)
+    copy_tokenizer(origins.reader_of("student"), folder)
     copy_papers(origins, folder)
     if recipe.task.template_file is not None:
         shutil.copyfile(recipe.task.template_file, folder / CHAT_TEMPLATE_FILE)
@@ -100,24 +100,30 @@ def export_adapter(
         f"{recipe.task.kind}): `peft.PeftModel.from_pretrained(BASE, FOLDER)`."
     )
     (folder / CARD).write_text(_card(recipe, origins, what, folder, blocks, library="peft"), encoding="utf-8")
-    return _traces(folder)
+    return _traces(folder, origins)
 
 
-def _traces(folder: Path) -> list[str]:
+def _reader_in_words(origins: Origins) -> str:
+    """Whose tokenizer the student has."""
+    return "student" if origins.student_has_tokenizer else "teacher"
+
+
+def _traces(folder: Path, origins: Origins) -> list[str]:
     file = folder / TOKENIZER_CONFIG_FILE
     found = local_values_of(file)
     if not found:
         return []
     return [
-        f"{file.name} holds what is of the machine it was written on ({', '.join(found)}): the teacher's file is "
-        "copied as it is; remove these from it where the model is passed on"
+        f"{file.name} holds what is of the machine it was written on ({', '.join(found)}): the "
+        f"{_reader_in_words(origins)}'s file is copied as it is; remove these from it where the model is passed on"
     ]
 
 
-def _what_is_the_teachers(recipe: Recipe) -> str:
+def _whose_tokenizer(recipe: Recipe, origins: Origins) -> str:
+    whose = "teacher's" if not origins.student_has_tokenizer else "student's own"
     if recipe.task.template_file is None:
-        return "Tokenizer, chat template and how text is generated are the teacher's."
-    return "Tokenizer and how text is generated are the teacher's; the chat template is the one it was distilled with."
+        return f"Tokenizer, chat template and how text is generated are the {whose}."
+    return f"Tokenizer and how text is generated are the {whose}; the chat template is the one it was distilled with."
 
 
 def _start(recipe: Recipe, names: Mapping[str, str], blocks: Blocks | None) -> str:
@@ -156,7 +162,7 @@ def _card(
         f"{what} It is neither of the models it was made from; what was measured of it is in "
         "`evaluate/evaluation.json` of its run.",
         "",
-        f"- Teacher: `{names['teacher']}`. {_what_is_the_teachers(recipe)}",
+        f"- Teacher: `{names['teacher']}`. {_whose_tokenizer(recipe, origins)}",
         f"- The student began as {start}.",
     ]
     if cards:
@@ -168,5 +174,5 @@ def _card(
         )
     else:
         lines.append("- No licence file came with them; whoever passes this model on has to look up theirs.")
-    lines += [f"- {trace}." for trace in _traces(folder)]
+    lines += [f"- {trace}." for trace in _traces(folder, origins)]
     return "\n".join(lines) + "\n"

@@ -16,6 +16,7 @@ SHOWN_VALUES = {
     "loss/(.+)_teacher_student": r"\1",
     "loss/(.+)_student_teacher": r"reverse \1",
     "loss/feature_mse": "feature mse",
+    "loss/text_feature_mse": "feature mse",
     "train/padding": "padding",
     "perf/tokens_per_s": "tok/s",
 }

@@ -129,7 +129,7 @@ class Chain:
         for name, path in (("teacher", folders.teacher_origin), ("student", folders.student_origin)):
             if path is not None:
                 act_on(self._assembly, vet_weights(self._assembly, name, path))
-        if self._assembly.teacher_facts.quantisation is not None:
+        if self._assembly.teacher_facts.quantisation is not None and self._assembly.readers.has("teacher"):
             teacher = vet_quantised(self._assembly, folders.teacher_origin)
             self._kit.teacher.vet(teacher, folders.teacher_origin)
             teacher.release()

@@ -112,7 +112,7 @@ def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
         stage.teacher.release()
 
     def write(place: Path) -> dict[str, Any]:
-        build.models.save(stage.student, state, place / MODEL_FOLDER)
+        build.models.save("student", stage.student, state, place / MODEL_FOLDER)
         if build.recipe.student.lora is not None:
             build.models.save_adapters(stage.student, state, place / ADAPTER_FOLDER)
         if filter_state:

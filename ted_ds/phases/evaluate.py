@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ted_ds.config.schema import Recipe
 from ted_ds.output.phase_folder import PhaseFolder
 from ted_ds.output.run_folders import RunFolders
 from ted_ds.phases.inputs import Inputs
 from ted_ds.phases.work import Kit, Work
 from ted_ds.planning.phase import EVALUATE, Phase
+from ted_ds.planning.plan import Plan
 from ted_ds.runtime.outputs import frozen_outputs, row_outputs
 from ted_ds.runtime.sharding import collect_garbage
 from ted_ds.tasks.scoring import Recorder
@@ -31,9 +33,18 @@ def read_results(folders: RunFolders) -> dict[str, dict[str, float]] | None:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
+def _scored(folders: RunFolders, recipe: Recipe, plan: Plan) -> dict[str, Path]:
+    """The models that are scored, by name: a teacher only where it has read what is held out."""
+    models = folders.evaluated_paths()
+    if plan.two_tokenizers and not recipe.task.pooled:
+        del models["teacher"]
+    return models
+
+
 def _inputs(inputs: Inputs, _: Phase) -> dict[str, Any]:
+    models = _scored(inputs.folders, inputs.recipe, inputs.plan)
     return {
-        "models": {name: inputs.folders.identity(path) for name, path in inputs.folders.evaluated_paths().items()},
+        "models": {name: inputs.folders.identity(path) for name, path in models.items()},
         **inputs.in_8_bits(),
         **inputs.data_files(),
         **inputs.test_data(),
@@ -47,15 +58,16 @@ def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
     results: dict[str, dict[str, float]] = {}
     files: dict[Path, Any] = {}
     tests = build.world.agree(build.language_tests)
-    for name, path in kit.folders.evaluated_paths().items():
-        model = build.models.frozen("teacher" if name == "teacher" else "student", path, new_head_allowed=True)
+    for name, path in _scored(kit.folders, build.recipe, build.plan).items():
+        side = "teacher" if name == "teacher" else "student"
+        model = build.models.frozen(side, path, new_head_allowed=True)
         recorder = Recorder(build.kind)
         model_name = name.replace(" ", "_")
-        metrics, tokens_per_s = build.evaluate(frozen_outputs(model), scorer=recorder)
+        metrics, tokens_per_s = build.evaluate(frozen_outputs(model), scorer=recorder, sides=[side])
         results[name] = {**metrics[0], "perf/tokens_per_s": tokens_per_s, "num_parameters": model.num_parameters}
         files |= {Path(PREDICTIONS, model_name, file): content for file, content in recorder.files.items()}
-        for part, samples in build.data.beside.items():
-            (of_part,), _ = build.evaluate(frozen_outputs(model), samples, scorer=recorder)
+        for part, samples in build.readers.of(side).data.beside.items():
+            (of_part,), _ = build.evaluate(frozen_outputs(model), samples, scorer=recorder, sides=[side])
             results[name] |= {f"{part}/{metric}": value for metric, value in of_part.items()}
             of_set = f"{model_name}.{part}"
             files |= {Path(PREDICTIONS, of_set, file): content for file, content in recorder.files.items()}

@@ -30,18 +30,19 @@ def _inputs(inputs: Inputs, phase: Phase) -> dict[str, Any]:
 
 
 def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
-    assert phase.trains is not None
+    side = phase.trains
+    assert side is not None
     assert phase.plan_path is not None
     build, plan = kit.build, training_of(kit.build.recipe, phase)
     config = build.engine_config(plan, phase.plan_path)
-    tapped = build.models.trained(phase.trains, _start(kit.folders, phase), config, stage=build.stage(phase.name))
+    tapped = build.models.trained(side, _start(kit.folders, phase), config, stage=build.stage(phase.name))
     with build.engine(phase.name, tapped, config, plan, watched=tapped.named_layers(), trained=tapped) as engine:
         training = PhaseTraining(kit, folder, engine, plan, forward=engine_outputs(engine))
-        result = training.run(FinetuneObjective(build.terms_to_train(phase.trains)))
+        result = training.run(FinetuneObjective(build.terms_to_train(side)))
         state = build.models.whole_state(tapped)
 
     def write(place: Path) -> dict[str, Any]:
-        build.models.save(tapped, state, place / MODEL_FOLDER)
+        build.models.save(side, tapped, state, place / MODEL_FOLDER)
         return result
 
     kit.write(folder, write)

@@ -48,16 +48,14 @@ def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
     blocks = build.world.on_main(lambda: PhaseFolder(folders.place(CUT_STUDENT), {}).result()["blocks"])
     targets = heal_targets(build.recipe, build.teacher_facts, build.student_facts, blocks)
     calibration = open_calibration(build)
-    student = build.models.frozen("student", folders.student_begun_path(), new_head_allowed=True)
+    student = build.models.frozen("student", folders.student_begun_path(), new_head_allowed=True, compiles=False)
     done = HealedBlocks(build, folder)
     reports, weights = done.read()
     scores = {"before": reports[0]["scores"]} if reports else {"before": _score(build, student)}
     if reports:
         build.screen.say(f"  going on behind block {len(reports) - 1} of {len(blocks)}, from {done.place}")
         _put(student, weights)
-    teacher = build.models.frozen("teacher", folders.teacher_path(), (max(targets.values(), default=0),))
-    kit.teacher.vet(teacher, folders.teacher_path())
-    build.models.drop_beyond_taps(teacher)
+    teacher = _teacher(kit, max(targets.values(), default=0))
     kit.journal.rewind(phase.name, len(reports) or -1)
     if not reports:
         kit.journal.track(phase.name, 0, {f"eval/{name}": value for name, value in scores["before"].items()})
@@ -87,11 +85,21 @@ def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
     state = build.models.whole_state(student.tapped)
 
     def write(place: Path) -> dict[str, Any]:
-        build.models.save(student.tapped, state, place / MODEL_FOLDER)
+        build.models.save("student", student.tapped, state, place / MODEL_FOLDER)
         return {"blocks": [one["healed"] for one in reports], "scores": scores}
 
     kit.write(folder, write)
     student.release()
+
+
+def _teacher(kit: Kit, last_layer: int) -> FrozenModel:
+    """The teacher, as far up as it is needed; without a method that has one, its states alone count."""
+    build, path, teaches = kit.build, kit.folders.teacher_path(), kit.build.recipe.distill.needs.teacher
+    teacher = build.models.frozen("teacher", path, (last_layer,), new_head_allowed=not teaches, compiles=False)
+    if teaches:
+        kit.teacher.vet(teacher, path)
+    build.models.drop_beyond_taps(teacher)
+    return teacher
 
 
 def _score(build: Assembly, student: FrozenModel) -> dict[str, float]:

@@ -80,6 +80,7 @@ class PhaseTraining:
         build = kit.build
         self._build, self._journal = build, kit.journal
         self._phase, self._engine, self._plan = folder.path.name, engine, plan
+        self._sides = build.sides_of(self._phase)
         self._forward, self._outputs, self._kept = forward, outputs, kept
         self._progress = Progress()
         self.scores: list[dict[str, float]] = []
@@ -93,6 +94,7 @@ class PhaseTraining:
                 plan,
                 num_workers=build.recipe.data.workers,
                 state=None if saved is None else read_stream_state(saved.folder),
+                sides=self._sides,
             )
         found: list[BadRecord] = []
         if saved is not None:
@@ -176,7 +178,7 @@ class PhaseTraining:
         """Score the held-out data, and remember the best."""
         build = self._build
         try:
-            self.scores, _ = build.evaluate(self._forward, in_pipeline=True)
+            self.scores, _ = build.evaluate(self._forward, in_pipeline=True, sides=self._sides)
         except StopNow:
             self._stop(progress)
         for name, metrics in zip(self._outputs, self.scores, strict=False):

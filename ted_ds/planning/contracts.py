@@ -6,7 +6,7 @@ Read from the models' files alone, without torch.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,13 +22,13 @@ from ted_ds.models.tokenizer_traits import TokenizerTraits
 from ted_ds.planning.tokenizer_contracts import (
     compare_readings,
     doubtful_ids,
-    refuse_different_tokenizers,
     refuse_ids_outside,
     refuse_padding_outside,
     refuse_token_types_outside,
     refuse_useless_tokenizer,
     undivided_pairs,
 )
+from ted_ds.planning.two_tokenizers import are_two, in_words, refuse_two_tokenizers, why_one
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,9 @@ def broken_contracts(recipe: Recipe, teacher: Side | None, student: Side | None)
             return False
         return True
 
-    own = _own_files(teacher, student)
+    two = has_own_tokenizer(recipe, teacher, student)
+    is_asked = recipe.task.pooled or not two  # else nothing is read for the teacher
+    own = [side for side in _own_files(teacher, student) if is_asked or side is student]
     readable: list[Side] = []
     for side in own:
         attempt("labels", side, lambda side=side: _check_labels(recipe, side))
@@ -86,30 +88,54 @@ def broken_contracts(recipe: Recipe, teacher: Side | None, student: Side | None)
         if attempt("vocabulary", side, lambda side=side: _read_tokenizer(side)):
             readable.append(side)
             attempt("vocabulary", side, lambda side=side: _check_vocabulary(side))
-    for side in own if recipe.task.takes_pairs and teacher in readable else ():
-        attempt("vocabulary", side, lambda side=side: _check_token_types(teacher, side))
-    if teacher is not None:
+    for side in own if recipe.task.takes_pairs and (two or teacher in readable) else ():
+        attempt("vocabulary", side, lambda side=side: _check_token_types(side if two else teacher, side))
+    if teacher is not None and is_asked:
         attempt("head", teacher, lambda: _check_head(recipe, teacher))
-        if teacher in readable and recipe.task.packed and "vocabulary" not in broken:
-            attempt("bos", teacher, lambda: document_ends(recipe, teacher))
-            attempt("vocabulary", teacher, lambda: _check_masks(recipe, teacher))
-        if teacher in readable and recipe.task.has_template:
-            attempt("template", teacher, lambda: _look_at_template(recipe, teacher))
+    reader = student if two else teacher
+    if reader is not None and reader in readable:
+        if recipe.task.packed and "vocabulary" not in broken:
+            attempt("bos", reader, lambda: document_ends(recipe, reader))
+            attempt("vocabulary", reader, lambda: _check_masks(recipe, reader))
+        if recipe.task.has_template:
+            attempt("template", reader, lambda: _look_at_template(recipe, reader))
     if teacher in readable and student in readable:
         attempt("tokenizers", student, lambda: _check_same(recipe, teacher, student))
     return broken
 
 
-def broken_by_loaded(loaded: TokenizerTraits, teacher: Side | None, student: Side | None) -> list[str]:
+def has_own_tokenizer(recipe: Recipe, teacher: Side | None, student: Side | None) -> bool:
+    """Whether a student reads by a tokenizer of its own, as far as it is known: its ids mean other tokens."""
+    if teacher is None or student is None or why_one(recipe) is not None:
+        return False
+    try:
+        return are_two(teacher.tokenizer, student.tokenizer)
+    except TedError:  # a broken contract
+        return False
+
+
+def tokenizers_in_words(recipe: Recipe, teacher: Side | None, student: Side | None) -> Iterator[str]:
+    """What two tokenizers come to; nothing where one is used."""
+    if has_own_tokenizer(recipe, teacher, student):
+        pair = [one.tokenizer for one in (teacher, student) if one is not None and one.tokenizer is not None]
+        yield from in_words(recipe, *pair)
+
+
+def broken_by_loaded(
+    loaded: TokenizerTraits, teacher: Side | None, student: Side | None, *, of_student: TokenizerTraits | None = None
+) -> list[str]:
     """What the tokenizer that is used, the teacher's as transformers loaded it, asks of models that have not got it.
 
-    Its files are not all it is made of (:mod:`ted_ds.models.tokenizer_files`). Lines of the recipe.
+    Its files are not all it is made of (:mod:`ted_ds.models.tokenizer_files`). Lines of the recipe. ``of_student`` is
+    the loaded one of a student that reads by its own.
     """
     lines: list[str] = []
     for side in (teacher, student):
         if side is not None and (side.name == "teacher" or teacher is None or _differ(teacher, side)):
+            is_own = side.name == "teacher" or of_student is not None
+            used = of_student if side.name == "student" and of_student is not None else loaded
             try:
-                refuse_ids_outside(loaded, side.facts, whose="its" if side.name == "teacher" else "the teacher's")
+                refuse_ids_outside(used, side.facts, whose="its" if is_own else "the teacher's")
             except TedError as error:
                 lines.append(f"{side.place}: {error}")
     return lines
@@ -207,58 +233,66 @@ def _check_vocabulary(side: Side) -> None:
         refuse_useless_tokenizer(side.tokenizer)
 
 
-def _check_masks(recipe: Recipe, teacher: Side) -> None:
-    masking, tokenizer = recipe.task.masked, teacher.tokenizer
+def _check_masks(recipe: Recipe, reader: Side) -> None:
+    masking, tokenizer = recipe.task.masked, reader.tokenizer
     if masking is not None and tokenizer is not None and tokenizer.unknown_class is None:
         make_masker(tokenizer, masking)
 
 
-def _check_token_types(teacher: Side | None, side: Side) -> None:
-    """Pairs are read by the teacher's tokenizer."""
-    if teacher is not None and teacher.tokenizer is not None:
-        refuse_token_types_outside(teacher.tokenizer, side.facts)
+def _check_token_types(reader: Side | None, side: Side) -> None:
+    """Pairs are read by the teacher's tokenizer, or by a student's own."""
+    if reader is not None and reader.tokenizer is not None:
+        whose = "its" if reader is side and side.name == "student" else "the teacher's"
+        refuse_token_types_outside(reader.tokenizer, side.facts, whose=whose)
 
 
 def _check_same(recipe: Recipe, teacher: Side, student: Side) -> None:
-    """The student reads the teacher's ids, so they must be its own, or within its embeddings at least."""
+    """A student that reads the teacher's ids has them as its own, or within its embeddings at least."""
     if teacher.tokenizer is not None and student.tokenizer is not None:
-        try:
-            refuse_different_tokenizers(teacher.tokenizer.vocabulary, student.tokenizer.vocabulary)
-        except CheckpointError as error:
-            if recipe.distill.needs.teacher:
-                raise
-            raise CheckpointError(
-                f"{error}, or, as distill.method: sft asks the teacher nothing, give the student as teacher.path, too"
-            ) from error
+        refuse_two_tokenizers(recipe, teacher.tokenizer, student.tokenizer)
     elif teacher.tokenizer is not None:
         refuse_ids_outside(teacher.tokenizer, student.facts, whose="the teacher's")
 
 
-def _look_at_template(recipe: Recipe, teacher: Side) -> tuple[str | None, list[str]]:
+def _look_at_template(recipe: Recipe, reader: Side) -> tuple[str | None, list[str]]:
     """How conversations are written, in words, and what is doubtful in it; nothing where there are none.
 
     Raises:
         ConfigError: There is no template, or it does not fit the tokenizer.
     """
-    if not recipe.task.has_template or teacher.tokenizer is None:
+    if not recipe.task.has_template or reader.tokenizer is None:
         return None, []
-    template = find_template(recipe.task.template_file, teacher.tokenizer.settings.get("chat_template"))
-    return template.in_words, vet_template(template, teacher.tokenizer)
+    template = find_template(recipe.task.template_file, reader.tokenizer.settings.get("chat_template"))
+    return template.in_words, vet_template(template, reader.tokenizer)
 
 
-def document_ends(recipe: Recipe, teacher: Side) -> str | None:
+def text_ends(recipe: Recipe, teacher: Side, student: Side | None) -> str | None:
+    """What is put around each text by whose tokenizer reads it, in words; None where only the loaded one knows.
+
+    Raises:
+        TedError: See :func:`document_ends`.
+    """
+    if student is None or not has_own_tokenizer(recipe, teacher, student):
+        return document_ends(recipe, teacher)
+    of_student = document_ends(recipe, student)
+    if not recipe.task.pooled or of_student is None:
+        return of_student
+    return f"to the student {of_student}; to the teacher {document_ends(recipe, teacher)}"
+
+
+def document_ends(recipe: Recipe, reader: Side) -> str | None:
     """What is put around each text, in words; None where only the loaded tokenizer knows.
 
     Raises:
         TedError: The recipe asks for what the tokenizer has not, or a file of it is damaged.
     """
     if recipe.task.has_template:
-        return _look_at_template(recipe, teacher)[0]
-    tokenizer = teacher.tokenizer
+        return _look_at_template(recipe, reader)[0]
+    tokenizer = reader.tokenizer
     if tokenizer is None or tokenizer.backend is None:
         return None
     if tokenizer.unknown_class is not None:
-        return f"what is put around each is known once the teacher's {tokenizer.unknown_class} is loaded"
+        return f"what is put around each is known once the {reader.name}'s {tokenizer.unknown_class} is loaded"
     task = recipe.task
     ends = ends_of(tokenizer, task.document_start, own_end=task.own_document_ends, pairs=task.takes_pairs)
     return ends.in_words
@@ -268,23 +302,28 @@ def doubts(recipe: Recipe, teacher: Side | None, student: Side | None) -> Mappin
     """What is no mistake in models that keep their contracts and should be known: lines of the recipe, by contract."""
     found: dict[str, list[str]] = {}
     used = teacher.tokenizer if teacher is not None else None
+    two = has_own_tokenizer(recipe, teacher, student)
 
     def doubt(contract: str, side: Side, *lines: str) -> None:
         if lines:
             found.setdefault(contract, []).extend(f"{side.place}: {line}" for line in lines)
 
-    if teacher is not None:
-        doubt("template", teacher, *_look_at_template(recipe, teacher)[1])
-    if teacher is not None and used is not None and recipe.task.takes_pairs:
-        doubt("tokenizers", teacher, *undivided_pairs(used, teacher.facts))
+    reader = student if two else teacher
+    if reader is not None:
+        doubt("template", reader, *_look_at_template(recipe, reader)[1])
+    for side in (teacher, student if two else None):
+        if side is not None and side.tokenizer is not None and recipe.task.takes_pairs:
+            doubt("tokenizers", side, *undivided_pairs(side.tokenizer, side.facts))
     for side in _own_files(teacher, student):
-        if side.name == "student" and used is not None and side.tokenizer is not None:
+        if side.name == "student" and used is not None and side.tokenizer is not None and not two:
             doubt("tokenizers", side, *compare_readings(used, side.tokenizer))
         other = _head_for_other_labels(recipe, side)
         if other is not None:
             doubt("head", side, f"{other}: a new one starts random")
-        if recipe.task.has_lm_head:
+        if recipe.task.has_lm_head and not two:
             doubt("vocabulary", side, *doubtful_ids(side.facts, used))
+        elif recipe.task.has_lm_head and side is student:  # the teacher reads nothing
+            doubt("vocabulary", side, *doubtful_ids(side.facts, side.tokenizer, is_own=True))
         if side.tokenizer is not None:
             longest = side.tokenizer.settings.get("model_max_length")
             if longest is not None and longest < recipe.task.sequence_length:

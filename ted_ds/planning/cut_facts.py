@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ted_ds.config.cut import CutFromTeacher
@@ -67,7 +67,19 @@ def cut_facts(cut: CutFromTeacher, teacher: ModelFacts) -> ModelFacts:
             rule = "is an encoder-decoder: give encoder_blocks and decoder_blocks, and no blocks or num_blocks"
         raise ConfigError(f"the teacher, a {teacher.model_type}, {rule}")
     of_stacks = known_blocks(cut, teacher)
-    chosen = _most_costly(cut, teacher) if of_stacks is None else _counted_through(of_stacks, depths)
+    chosen, before = [], 0
+    for stack, blocks in (of_stacks or {}).items():
+        depth = depths[stack]
+        outside = [block for block in blocks if block >= depth]
+        if outside:
+            whose = f"the teacher's {stack}" if stack else "the teacher"
+            raise ConfigError(
+                f"block {outside[0]} does not exist ({whose} has {depth} blocks, numbered from 0); use 0..{depth - 1}"
+            )
+        chosen += [before + block for block in blocks]
+        before += depth
+    if of_stacks is None:
+        chosen = _most_costly(cut, teacher)
     reason = _uncuttable(teacher, chosen)
     if reason is not None:
         raise ConfigError(reason)
@@ -77,26 +89,6 @@ def cut_facts(cut: CutFromTeacher, teacher: ModelFacts) -> ModelFacts:
         num_encoder_blocks=len(of_stacks[ENCODER]) if of_stacks is not None and ENCODER in of_stacks else None,
         parameters=teacher.parameters.cut(chosen),
     )
-
-
-def _counted_through(of_stacks: Mapping[str, Sequence[int]], depths: Mapping[str, int]) -> list[int]:
-    """The blocks of all stacks in one row, those of a decoder behind those of its encoder.
-
-    Raises:
-        ConfigError: There is no such block.
-    """
-    chosen, before = [], 0
-    for stack, depth in depths.items():
-        blocks = of_stacks[stack]
-        outside = [block for block in blocks if block >= depth]
-        if outside:
-            whose = f"the teacher's {stack}" if stack else "the teacher"
-            raise ConfigError(
-                f"block {outside[0]} does not exist ({whose} has {depth} blocks, numbered from 0); use 0..{depth - 1}"
-            )
-        chosen += [before + block for block in blocks]
-        before += depth
-    return chosen
 
 
 def _size(shapes: Sequence[tuple[int, ...]]) -> int:

@@ -82,6 +82,8 @@ def _uses(recipe: Recipe, side: str) -> Mapping[str, Use]:
         )
     if recipe.torch_compile:
         found["torch_compile"] = Use("torch_compile", "is not compiled here", "remove it")
+    if side == "student" and recipe.student.lora is not None:
+        found["adapters"] = Use("student.lora", "takes no adapters here", "remove it, and train all weights")
     if side == "teacher" and recipe.teacher.host == "int8":
         found["int8"] = Use("teacher.host", "is not held in 8 bits here", "use replica or zero3")
     return found

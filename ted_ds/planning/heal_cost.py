@@ -32,7 +32,7 @@ class HealCost:
     sums_bytes: int
     """On each rank's device."""
     states_bytes: int
-    """In each rank's host memory: of both models at a block, before and behind it."""
+    """In each rank's host memory: the student's before and behind a block, and the teacher's."""
 
 
 def heal_cost(recipe: Recipe, teacher: ModelFacts, student: ModelFacts, *, num_ranks: int) -> HealCost:
@@ -53,5 +53,5 @@ def heal_cost(recipe: Recipe, teacher: ModelFacts, student: ModelFacts, *, num_r
         tokens * (through_models + student.num_blocks * sums),
         student.num_blocks * len(heal.strengths) * (factor + solution + judging),
         FP64_BYTES * (MATRICES * unknowns * unknowns + MATRICES * unknowns * width),
-        (4 + has_norm) * state,
+        (3 + has_norm) * state,
     )

@@ -21,7 +21,14 @@ from ted_ds.models.adapter_folder import tokenizer_folder
 from ted_ds.models.files import ModelFacts
 from ted_ds.numerics.layer_map import Layer, LayerPairs
 from ted_ds.planning.adapters import adapter_mistakes, trains_in_words
-from ted_ds.planning.contracts import Side, broken_contracts, document_ends, doubts
+from ted_ds.planning.contracts import (
+    Side,
+    broken_contracts,
+    doubts,
+    has_own_tokenizer,
+    text_ends,
+    tokenizers_in_words,
+)
 from ted_ds.planning.data_sizes import corpus_bytes, count_rows
 from ted_ds.planning.family_uses import refused_uses
 from ted_ds.planning.heal import heal_doubts, heal_in_words, heal_mistakes
@@ -64,6 +71,8 @@ class Plan:
     """The first rows of each source, by its place in the recipe."""
     text_ends: str | None = None
     """What is put around each text, in words; None while the teacher's tokenizer is unknown."""
+    two_tokenizers: bool = False
+    """Whether the student reads by a tokenizer of its own."""
     doubts: tuple[str, ...] = ()
     """What is no mistake in the models and should be known."""
     remarks: tuple[str, ...] = ()
@@ -211,8 +220,9 @@ def _lay_out(
         filter_dim,
         stages,
         data,
-        text_ends=document_ends(recipe, sides[0]) if sides[0] is not None and not broken else None,
-        remarks=(*settings_without_effect(recipe), *remarks),
+        text_ends=None if sides[0] is None or broken else text_ends(recipe, sides[0], sides[1]),
+        two_tokenizers=has_own_tokenizer(recipe, *sides),
+        remarks=(*settings_without_effect(recipe), *remarks, *tokenizers_in_words(recipe, *sides)),
         num_rows=num_rows,
         corpus_bytes=num_bytes,
         doubts=()

@@ -2,16 +2,16 @@
 
 One tokenizer is used everywhere, in training, evaluation and the export: the teacher's. So each of its ids must have an
 embedding in both models and mean one token to both. A student that was trained with another reading of text, other
-special tokens or another chat template can learn all the same, and is named.
+special tokens or another chat template can learn all the same, and is named. One whose ids mean other tokens reads by a
+tokenizer of its own, where that can be (:mod:`ted_ds.planning.two_tokenizers`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from ted_ds.data.document_ends import own_ends, own_separator
 from ted_ds.data.tokenizer_comparison import differences
-from ted_ds.data.tokenizers import describe_difference
 from ted_ds.errors import CheckpointError
 from ted_ds.models.files import GENERATION_CONFIG_FILE, ModelFacts
 from ted_ds.models.folder import CONFIG_FILE
@@ -78,7 +78,7 @@ def refuse_useless_tokenizer(tokenizer: TokenizerTraits) -> None:
     refuse_without_padding(tokenizer.roles.get("pad_token"), tokenizer.roles.get("eos_token"))
 
 
-def refuse_token_types_outside(tokenizer: TokenizerTraits, facts: ModelFacts) -> None:
+def refuse_token_types_outside(tokenizer: TokenizerTraits, facts: ModelFacts, *, whose: str = "the teacher's") -> None:
     """Make sure that a model which tells types of tokens apart knows those that a tokenizer gives to a pair of texts.
 
     Raises:
@@ -88,7 +88,7 @@ def refuse_token_types_outside(tokenizer: TokenizerTraits, facts: ModelFacts) ->
     highest = max(types, default=0)
     if facts.num_token_types > 1 and highest >= facts.num_token_types:
         raise CheckpointError(
-            f"the teacher's tokenizer gives tokens of a pair the type {highest}, but the model tells types "
+            f"{whose} tokenizer gives tokens of a pair the type {highest}, but the model tells types "
             f"0..{facts.num_token_types - 1} apart ({facts.family.token_types_key} in its {CONFIG_FILE}); use the "
             "tokenizer it was trained with"
         )
@@ -108,19 +108,6 @@ def _reads_pairs_by_its_files(tokenizer: TokenizerTraits) -> bool:
     return tokenizer.backend is not None and tokenizer.unknown_class is None
 
 
-def refuse_different_tokenizers(teacher: Mapping[str, int], student: Mapping[str, int]) -> None:
-    """Compare two vocabularies.
-
-    Raises:
-        CheckpointError: They differ.
-    """
-    difference = describe_difference(teacher, student)
-    if difference is not None:
-        raise CheckpointError(
-            f"teacher and student have different tokenizers ({difference}); use a student with the teacher's tokenizer"
-        )
-
-
 def compare_readings(teacher: TokenizerTraits, student: TokenizerTraits) -> Iterator[str]:
     """Lines on all that differs between two tokenizers of one vocabulary, for a warning."""
     found = list(differences(teacher, student))
@@ -130,8 +117,11 @@ def compare_readings(teacher: TokenizerTraits, student: TokenizerTraits) -> Iter
         )
 
 
-def doubtful_ids(facts: ModelFacts, tokenizer: TokenizerTraits | None) -> Iterator[str]:
-    """Lines on ids in a model's configs that no text of the run's tokenizer will hold, for a warning."""
+def doubtful_ids(facts: ModelFacts, tokenizer: TokenizerTraits | None, *, is_own: bool = False) -> Iterator[str]:
+    """Lines on ids in a model's configs that no text of the tokenizer it is read by will hold, for a warning.
+
+    That is the teacher's, or its own where models have two.
+    """
     for file, ids in facts.token_ids.items():
         for key, values in ids.items():
             outside = [index for index in values if index >= facts.vocab_size]
@@ -143,7 +133,8 @@ def doubtful_ids(facts: ModelFacts, tokenizer: TokenizerTraits | None) -> Iterat
     if tokenizer is None or eos is None or not ends or eos in ends:
         return
     names = {index: token for token, index in tokenizer.vocabulary.items()}
+    used = "its tokenizer" if is_own else "the teacher's tokenizer, which is the one that is used and exported,"
     yield (
-        f"its {file} ends a text at {names.get(ends[0])!r} ({ends[0]}), the teacher's tokenizer, which is the one that "
-        f"is used and exported, at {names.get(eos)!r} ({eos}); the exported {file} follows the tokenizer"
+        f"its {file} ends a text at {names.get(ends[0])!r} ({ends[0]}), {used} at {names.get(eos)!r} ({eos}); the "
+        f"exported {file} follows the tokenizer"
     )

@@ -36,6 +36,7 @@ class BlockWalk:
         *,
         device: torch.device,
         before_batch: Callable[[], None],
+        goes_back: bool = False,
     ) -> None:
         """Begin before the embeddings.
 
@@ -44,19 +45,23 @@ class BlockWalk:
             batches: The microbatches, on the host.
             device: The model's.
             before_batch: Called before each forward pass, to stop by an exception.
+            goes_back: Whether to keep, for :meth:`back`, the states from where a step began.
         """
         self.model, self.layer = model, 0
+        self.states: list[Tensor] = []
+        """Of each microbatch at the layer, on the host; none before the embeddings."""
         self._batches, self._device, self._before_batch = batches, device, before_batch
-        self._states: list[Tensor] = []
+        self._goes_back = goes_back
         self._former: tuple[int, list[Tensor]] = (0, [])
 
     def restart(self) -> None:
         """Go back before the embeddings."""
-        self.layer, self._states = 0, []
+        self.layer, self.states = 0, []
 
     def back(self) -> None:
         """Go back to where the last step began."""
-        self.layer, self._states = self._former
+        assert self._goes_back
+        self.layer, self.states = self._former
 
     @torch.no_grad()
     def go(self, layer: int, see: See = _look_away, *, listen: Mapping[str, nn.Module] | None = None) -> None:
@@ -69,21 +74,21 @@ class BlockWalk:
             listen: Modules of the blocks on the way.
         """
         assert layer > self.layer, f"layer {layer} is not above layer {self.layer}"
-        tapped, start, states = self.model.tapped, self.layer, self._states
+        tapped, start, states = self.model.tapped, self.layer, self.states
         count = len(blocks_of(tapped.model, tapped.family))
-        found: list[Tensor] = []
+        if self._goes_back:
+            self._former = (start, [*states])
         with self.model.without_blocks([number for number in range(count) if not start <= number < layer]):
             blocks, layers = blocks_of(tapped.model, tapped.family), layers_of_blocks(tapped.model, tapped.family)
             for number, batch in enumerate(self._batches):
                 self._before_batch()
-                given = states[number].to(self._device) if states else None
+                given = states[number].to(self._device) if start else None
                 with _listening(blocks[start], given, {**(listen or {}), "": layers[layer - 1]}) as heard:
                     self.model(batch.to(self._device).inputs)
                 state = heard.pop("")[1]
-                found.append(state.to("cpu"))
+                states[number : number + 1] = [state.to("cpu")]
                 see(number, state, heard)
-        self._former = (start, states)
-        self.layer, self._states = layer, found
+        self.layer = layer
 
 
 @contextlib.contextmanager

@@ -202,8 +202,8 @@ class FrozenModel:
         with_predictions: bool,
         on_state: OnState | None,
     ) -> None:
-        """Run it on a batch; see :class:`ted_ds.runtime.teacher.Teacher`."""
-        self(batch.inputs, then, with_predictions=with_predictions, on_state=on_state)
+        """Run it on a batch as a teacher reads that; see :class:`ted_ds.runtime.teacher.Teacher`."""
+        self(batch.read_by("teacher").inputs, then, with_predictions=with_predictions, on_state=on_state)
 
     @property
     def tapped(self) -> TappedModel:

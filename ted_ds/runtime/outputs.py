@@ -78,13 +78,13 @@ def probe_outputs(engine: StepRunner, bodies: Sequence[tuple[str, FrozenModel | 
         def learn(probes: Mapping[str, FilterProbes]) -> None:
             for index, (side, body) in enumerate(bodies):
                 if body is not None:
-                    probes[side](functools.partial(read_one, body, index * num_places))
+                    probes[side](functools.partial(read_one, body, batch.read_by(side), index * num_places))
 
-        def read_one(body: FrozenModel, first: int, predict: Prober) -> None:
+        def read_one(body: FrozenModel, rows: Batch, first: int, predict: Prober) -> None:
             def probe(place: int, state: Tensor) -> None:
-                found[first + place] = predict(place, state, batch.inputs).outputs(batch)
+                found[first + place] = predict(place, state, rows.inputs).outputs(rows)
 
-            body(batch.inputs, on_state=probe)
+            body(rows.inputs, on_state=probe)
 
         forward(learn)
         return found

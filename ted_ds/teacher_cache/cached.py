@@ -15,9 +15,12 @@ from ted_ds.teacher_cache.store import Reader
 class CachedTeacher:
     """Gives the predictions and the *filtered* states that the cache has of a batch's examples."""
 
-    def __init__(self, reader: Reader, *, dtype: torch.dtype, side: str) -> None:
-        """Read through ``reader``, and give states of ``dtype`` padded on the ``right`` or ``left`` side."""
-        self._reader, self._dtype, self._side = reader, dtype, side
+    def __init__(self, reader: Reader, *, dtype: torch.dtype, side: str, of_texts: bool = False) -> None:
+        """Read through ``reader``, and give states of ``dtype`` padded on the ``right`` or ``left`` side.
+
+        ``of_texts``: they are one of each text, of no token.
+        """
+        self._reader, self._dtype, self._side, self._of_texts = reader, dtype, side, of_texts
 
     def teach(
         self,
@@ -30,6 +33,7 @@ class CachedTeacher:
         """See :class:`ted_ds.runtime.teacher.Teacher`."""
         found = {row: self._reader.read(sample) for row, sample in enumerate(batch.samples) if sample >= 0}
         record, device, (rows, length) = self._reader.record, batch.input_ids.device, batch.input_ids.shape
+        length = 1 if self._of_texts else length
         if on_state is not None:
             for place in range(record.num_layers):
                 states = torch.zeros(rows, length, record.dim, dtype=self._dtype)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ted_ds.assembly.assembly import Assembly
-from ted_ds.assembly.stages import teacher_bank
+from ted_ds.assembly.stages import read_at, teacher_bank
 from ted_ds.data.labelled_data import LabelledData
 from ted_ds.data.labelled_stream import samples_sha256
 from ted_ds.data.samples import Sample
@@ -48,6 +48,8 @@ class CachePlan:
     """How often Stage II sees each example, on average."""
     root: Path
     """Where caches are."""
+    of_texts: bool
+    """Whether a state of each text is kept, in the place of one of each token."""
 
     def __str__(self) -> str:
         return (
@@ -61,17 +63,19 @@ def plan_cache(build: Assembly) -> CachePlan | None:
     recipe, settings = build.recipe, build.recipe.teacher.cache
     if settings is None:
         return None
-    assert isinstance(build.data, LabelledData)
-    samples = build.data.learned
+    data, of_texts = build.readers.of("teacher").data, build.readers.are_two
+    assert isinstance(data, LabelledData)
+    samples = data.learned
     layers = len(build.plan.layer_pairs)
     outputs = recipe.task.num_outputs if recipe.distill.needs.predictions else 0
     record = Record(layers, build.plan.filter_dim if layers else 0, outputs, settings.precision)
     return CachePlan(
         record,
         samples,
-        sum(record.num_bytes(len(sample.input_ids)) for sample in samples),
+        sum(record.num_bytes(1 if of_texts else len(sample.input_ids)) for sample in samples),
         recipe.distill.steps * recipe.distill.global_batch_size / len(samples),
         settings.dir or recipe.output_dir / CACHE_FOLDER,
+        of_texts,
     )
 
 
@@ -135,9 +139,8 @@ def cached_teacher(
     place = plan.root / hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     if not world.on_main(lambda: is_complete(place)):
         _fill(build, plan, place, teacher=teacher, filters=filters, about=about, vet=vet)
-    return CachedTeacher(
-        world.agree(lambda: _open(plan, place)), dtype=build.dtype, side=build.recipe.data.padding.side
-    )
+    reader, side = world.agree(lambda: _open(plan, place)), build.recipe.data.padding.side
+    return CachedTeacher(reader, dtype=build.dtype, side=side, of_texts=plan.of_texts)
 
 
 def _open(plan: CachePlan, place: Path) -> Reader:
@@ -179,6 +182,7 @@ def _about(build: Assembly, plan: CachePlan, depends_on: Mapping[str, Any]) -> d
         "precision": recipe.precision,
         "method": recipe.distill.method,
         "preflight": recipe.preflight,  # a teacher that was only warned of is not for a run that would refuse it
+        **({"of_texts": recipe.filters.pooling if recipe.filters else "model"} if plan.of_texts else {}),
         **depends_on,
     }
 
@@ -233,7 +237,8 @@ def _fill(
             answers = _ask(build, frozen, bank, share, with_predictions=plan.record.num_outputs > 0)
             with world.together():  # a disk may be full
                 for sample, (outputs, states) in zip(share, answers, strict=True):
-                    writer.add(sample.index, outputs, states, tokens=len(sample.input_ids))
+                    tokens = 1 if plan.of_texts else len(sample.input_ids)
+                    writer.add(sample.index, outputs, states, tokens=tokens)
             if (number + 1) % -(-rounds // NUM_REPORTS) == 0:
                 elapsed = time.monotonic() - started
                 build.screen.update(number + 1, {}, remaining_s=elapsed / (number + 1) * (rounds - number - 1))
@@ -254,15 +259,21 @@ def _fill(
 def _ask(
     build: Assembly, frozen: FrozenModel, bank: FilterBank | None, samples: list[Sample], *, with_predictions: bool
 ) -> list[tuple[Tensor | None, list[Tensor]]]:
-    """What the teacher says of a microbatch's examples: predictions ``[outputs]``, and states ``[tokens, dim]``."""
+    """What the teacher says of a microbatch's examples: predictions ``[outputs]``, and states ``[tokens, dim]``.
+
+    Or a state of each text, ``[1, dim]``, where each model has a tokenizer of its own.
+    """
     rows = build.recipe.evaluation.micro_batch_size
-    batch = build.collate([*samples, *[None] * (rows - len(samples))]).to(build.world.device)
+    collate, two = build.readers.of("teacher").collate, build.readers.are_two
+    batch = collate([*samples, *[None] * (rows - len(samples))]).to(build.world.device)
+    pooling = read_at(build, frozen.tapped).of(batch) if two else None
     states: dict[int, Tensor] = {}
     outputs: list[Tensor] = []
 
     def keep_state(place: int, state: Tensor) -> None:
         assert bank is not None
-        states[place] = bank.filters[place](state)
+        own: Any = bank.filters[place]
+        states[place] = own(state) if pooling is None else own.of_texts(state, pooling)
 
     def keep_outputs(predictions: Predictions | None) -> None:
         if predictions is not None:
@@ -277,7 +288,7 @@ def _ask(
     return [
         (
             outputs[0][row] if outputs else None,
-            [states[place][row][batch.kept_tokens[row]] for place in sorted(states)],
+            [states[place][row] if two else states[place][row][batch.kept_tokens[row]] for place in sorted(states)],
         )
         for row in range(len(samples))
     ]

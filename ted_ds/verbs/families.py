@@ -22,6 +22,7 @@ COLUMNS = (
     "pipeline",
     "isolated documents",
     "int8 teacher",
+    "adapters",
     "heal",
     "heads",
 )
@@ -33,7 +34,7 @@ HEADS = {
     "MultipleChoice": "choices",
 }
 """What a head of labels is for, by what follows ``AutoModelFor``."""
-GENERIC = ("generic (by structure)", "if it verifies", "yes", "if it verifies", "no", *("if it verifies",) * 6)
+GENERIC = ("generic (by structure)", "if it verifies", "yes", "if it verifies", "no", *("if it verifies",) * 7)
 INTRODUCTION = """# Families of models
 
 Written by `ted-ds families --markdown > docs/families.md`; a test compares them.
@@ -41,8 +42,9 @@ Written by `ted-ds families --markdown > docs/families.md`; a test compares them
 A model of a type in this table is used by its record in `ted_ds/models/families/`, which the tests hold against
 transformers. A model of any other type that transformers has is looked at: its blocks, embeddings, final norm and head
 are found by the tensors that go from one to the next, and a small random model of its `config.json` is then compared
-with transformers: states, logits, losses, gradients, padding, cutting, stages of a pipeline. `ted-ds check` prints what
-was found, and refuses a recipe that asks for what could not be verified; `ted-ds families FOLDER` says it of one model.
+with transformers: states, logits, losses, gradients, padding, cutting, stages of a pipeline, adapters. `ted-ds check`
+prints what was found, and refuses a recipe that asks for what could not be verified; `ted-ds families FOLDER` says it
+of one model.
 
 """
 
@@ -91,6 +93,7 @@ def _row(family: Family) -> Sequence[str]:
         _can(family, "pipeline") if family.unstaged is None else "no",
         _can(family, "isolated documents") if is_causal else "no",
         _can(family, "int8"),
+        _can(family, "adapters"),
         _can(family, "heal"),
         ", ".join(heads) or "none",
     )

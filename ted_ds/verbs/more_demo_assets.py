@@ -94,7 +94,7 @@ def _write_answers(place: Path) -> None:
 
     folder = place.parent / "smollm2-135m"
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
     chats = [
         [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": question}] for question in _questions()
     ]

@@ -36,6 +36,7 @@ from ted_ds.runtime.preemption import StopRequests
 from ted_ds.runtime.rendezvous import find_ranks
 from ted_ds.runtime.world import World, is_lost_rank
 from ted_ds.tasks.kind import kind_of
+from ted_ds.tasks.two_tokenizers import open_for_both
 from ted_ds.verbs.agreement import refuse_other_families, refuse_other_files, refuse_other_settings
 
 JOIN_TIMEOUT_S = 1800.0
@@ -110,31 +111,37 @@ def prepare(
     refuse_other_files(world, {"teacher": teacher, "student": student}, listing)
     refuse_other_families(world, {"teacher": plan.teacher, "student": plan.student})
 
-    def read() -> tuple[PreTrainedTokenizerBase, LabelledData | CorpusData]:
-        tokenizer = load_tokenizer(teacher)
+    def read() -> tuple[dict[str, PreTrainedTokenizerBase], LabelledData | CorpusData]:
+        of_teacher = load_tokenizer(teacher)
+        of_student = load_tokenizer(student) if plan.two_tokenizers and student is not None else None
         if contracts_hold:
             sides = model_sides(recipe, teacher, plan.teacher, student or teacher, plan.student)
-            broken = broken_by_loaded(traits_of(tokenizer), *sides)
+            own = None if of_student is None else traits_of(of_student)
+            broken = broken_by_loaded(traits_of(of_teacher), *sides, of_student=own)
             if broken:
                 raise ConfigError("\n".join(f"{recipe_path}: {line}" for line in broken))
-        data = kind_of(recipe.task).open_data(
-            recipe.data, tokenizer, listing, max_heldout=recipe.evaluation.max_examples
-        )
+        tokenizers = {"student": of_teacher if of_student is None else of_student, "teacher": of_teacher}
+        kind, most = kind_of(recipe.task), recipe.evaluation.max_examples
+        data: LabelledData | CorpusData
+        if of_student is not None and recipe.task.pooled:
+            data = open_for_both(kind, recipe.data, tokenizers, listing, max_heldout=most)
+        else:
+            data = kind.open_data(recipe.data, tokenizers["student"], listing, max_heldout=most)
         with_labels = [path for path in recipe.phase_plans() if path != "distill" or recipe.distill.task_weight > 0]
         refuse_without_labels(recipe.data, with_labels, has_labels=data.has_labels)
-        return tokenizer, data
+        return tokenizers, data
 
-    tokenizer, data = world.agree(read)
+    tokenizers, data = world.agree(read)
     recipe = _settle(recipe, data, recipe_path, world)
     screen = Screen(shown=world.is_main)
     output_dir = recipe.output_dir
     before = world.on_main(lambda: read_run(output_dir))
     run = before or world.on_main(new_run)
     run, hosting = host_teacher(recipe, plan, run, world, run_is_old=before is not None)
-    assembly = Assembly(Given(recipe, plan, world, tokenizer, data, screen, stops, run, hosting))
+    assembly = Assembly(Given(recipe, plan, world, tokenizers, data, screen, stops, run, hosting))
     start: list[str] | None = None
     if data.start is not None:
-        start = list(tokenizer.convert_ids_to_tokens(list(data.start)))
+        start = list(tokenizers["student"].convert_ids_to_tokens(list(data.start)))
     settled = Settled(
         recipe,
         plan,

@@ -30,17 +30,23 @@ def vet_contracts(build: Assembly, teacher: Path, student: Path) -> tuple[Mappin
     of_teacher = recipe.student.path is None
     sides = model_sides(recipe, teacher, facts[0], teacher if of_teacher else student, facts[1])
     broken = {**broken_contracts(recipe, *sides)}
-    outside = broken_by_loaded(traits_of(build.tokenizer), *sides)
+    tokenizers, two = build.tokenizers, build.readers.are_two
+    own = traits_of(tokenizers["student"]) if two else None
+    outside = broken_by_loaded(traits_of(tokenizers["teacher"]), *sides, of_student=own)
     if outside and "vocabulary" not in broken:
         broken["vocabulary"] = outside
     task = recipe.task
+    sizes = {side: f"{len(tokenizer.get_vocab()):,}" for side, tokenizer in tokenizers.items()}
+    tokens = f"{sizes['teacher']} and {sizes['student']} tokens" if two else f"{sizes['teacher']} tokens"
     held = {
         "tokenizers": "one and the same" if of_teacher else "the same ids for the same tokens",
-        "vocabulary": f"{len(build.tokenizer.get_vocab()):,} tokens; embeddings "
+        "vocabulary": f"{tokens}; embeddings "
         f"{build.teacher_facts.vocab_size:,} (teacher), {build.student_facts.vocab_size:,} (student)",
         "labels": ", ".join(task.label_names) or "none",
         "head": "as the task asks",
     }
+    if two:
+        held["tokenizers"] = "two: each model is read by its own"
     doubtful = {contract: [*lines] for contract, lines in doubts(recipe, *sides).items()} if not broken else {}
     if task.label_names and facts[0] and facts[0].labels is None:
         names = f"the teacher does not name its labels; taken to be {held['labels']}, in this order"
@@ -53,18 +59,19 @@ def vet_contracts(build: Assembly, teacher: Path, student: Path) -> tuple[Mappin
             verdicts.append(Verdict(contract, "warn", "; ".join(doubtful[contract])))
         else:
             verdicts.append(Verdict(contract, "pass", detail))
-    if not of_teacher and "tokenizers" not in broken:
+    if not of_teacher and not two and "tokenizers" not in broken:
         verdicts += _compare_splits(build, student)
     return broken, verdicts
 
 
 def _compare_splits(build: Assembly, student: Path) -> list[Verdict]:
     """Equal vocabularies may still split texts differently."""
-    texts = [str(build.tokenizer.decode([*one.input_ids])) for one in build.data.heldout[: NUM_EXAMPLES[0]]]
+    tokenizer = build.tokenizers["teacher"]
+    texts = [str(tokenizer.decode([*one.input_ids])) for one in build.data.heldout[: NUM_EXAMPLES[0]]]
 
     def count_differing() -> int:
         own = load_tokenizer(student)
-        return sum(own(text)["input_ids"] != build.tokenizer(text)["input_ids"] for text in texts)
+        return sum(own(text)["input_ids"] != tokenizer(text)["input_ids"] for text in texts)
 
     try:
         differing = build.world.agree(count_differing)

@@ -15,6 +15,7 @@ from ted_ds.assembly.assembly import Assembly
 from ted_ds.assembly.stages import StageTwo, build_stage_two
 from ted_ds.assembly.student_cut import made_for_now
 from ted_ds.data.loader import Batch
+from ted_ds.data.two_tokenizers import BOTH
 from ted_ds.errors import TedError
 from ted_ds.numerics.filters import Match
 from ted_ds.numerics.losses import feature_mse_sum
@@ -74,8 +75,9 @@ class Doctor:
                 look = self._look_at_stage_two
                 self._attempt("stage II", lambda: look(teacher, student, batch, is_ready=teacher_is_ready))
         self._show_layer_map()
-        for line in first_batch(batch, self._build.tokenizer, self._build.kind):
-            self._build.screen.say(line)
+        for side in BOTH if batch.of_teacher is not None else ("student",):
+            for line in first_batch(batch.read_by(side), self._build.tokenizers[side], self._build.kind):
+                self._build.screen.say(line if batch.of_teacher is None else f"{side}: {line}")
         rows = [(one.check, MARKS[one.status], one.detail) for one in self._verdicts]
         self._build.screen.table(f"{self._recipe.name}: doctor", ("check", "verdict", "detail"), rows, numbers=False)
         failed = failures(self._verdicts)
@@ -83,7 +85,8 @@ class Doctor:
         return not failed
 
     def _first_batches(self) -> Iterator[list[Batch]]:
-        return self._build.training_batches(self._recipe.distill, num_workers=0)
+        sides = self._build.sides_of(DISTILL.name)
+        return self._build.training_batches(self._recipe.distill, num_workers=0, sides=sides)
 
     def _is_done(self, phase: Phase) -> bool:
         """Whether a phase of Stage 0 is behind the model: not asked for, or complete with this recipe's settings."""
@@ -190,7 +193,8 @@ class Doctor:
             if not is_ready:
                 verdict = Verdict(verdict.check, "skip", f"{verdict.detail}; teacher.finetune is still to come")
             self._verdicts.append(verdict)
-            self._distil_into_itself(stage, teacher, batch.to(self._world.device), head_may_be_new=not is_ready)
+            own = batch.read_by("teacher").to(self._world.device)
+            self._distil_into_itself(stage, teacher, own, head_may_be_new=not is_ready)
         with build.engine(DISTILL.name, stage.module, config, plan, watched=stage.watched) as engine:
             self._take_a_step(cast(ZeroRunner, engine), stage)  # a pair is examined without a pipeline
         if stage.teacher is not None:
@@ -207,8 +211,13 @@ class Doctor:
         losses: list[Tensor] = []
 
         def match(place: int, match: Match) -> Tensor:  # by the plain formula: nothing at all is left of equal features
-            own, theirs = (match.teacher_filter(state) for state in (states[place], match.teacher_states))
-            return feature_mse_sum(own, theirs, keep=batch.compared(layers[place]), normalise=match.normalise)
+            both, keep = (states[place], match.teacher_states), batch.compared(layers[place])
+            if match.texts is None:
+                own, theirs = (match.teacher_filter(state) for state in both)
+            else:
+                own, theirs = (match.teacher_filter.of_texts(state, match.texts.teacher) for state in both)
+                keep = match.texts.kept.unsqueeze(1)
+            return feature_mse_sum(own, theirs, keep=keep, normalise=match.normalise)
 
         def forward(inputs: dict[str, Tensor], learn: Callable[..., Tensor]) -> Tensor:
             twin(inputs, lambda own: losses.append(learn(own, match)), on_state=states.__setitem__)

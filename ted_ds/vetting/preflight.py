@@ -33,8 +33,12 @@ def vet_weights(build: Assembly, name: str, folder: Path) -> Verdict:
 
 
 def vet_knowledge(build: Assembly, name: str, model: FrozenModel) -> Verdict:
-    """Whether a model is better at the task than a guess, on real held-out examples. Every rank must call it."""
-    heldout = [one for one in build.data.heldout if not build.kind.are_labelled or one.label is not None]
+    """Whether a model is better at the task than a guess, on real held-out examples. Every rank must call it.
+
+    ``name`` is its side.
+    """
+    read = build.readers.of(name).data.heldout
+    heldout = [one for one in read if not build.kind.are_labelled or one.label is not None]
     verdict: Verdict | None = None
     for count in NUM_EXAMPLES:
         if verdict is None or (verdict.status in ("fail", "warn") and len(heldout) > NUM_EXAMPLES[0]):
@@ -49,7 +53,7 @@ def _vet_on(build: Assembly, name: str, model: FrozenModel, heldout: Sequence[Sa
     examples: list[Example] = []
     for batch in evaluation_batches(
         heldout,
-        build.collate,
+        build.readers.of(name).collate,
         micro_batch_size=build.recipe.evaluation.micro_batch_size,
         rank=world.rank,
         world_size=world.size,
@@ -74,7 +78,8 @@ def vet_quantised(build: Assembly, path: Path) -> FrozenModel:
         TedError: It does not work on this device, or the device failed; on every rank.
     """
     model = build.models.frozen("teacher", path)
-    batches = evaluation_batches(build.data.heldout, build.collate, micro_batch_size=1, rank=0, world_size=1)
+    reader = build.readers.of("teacher")
+    batches = evaluation_batches(reader.data.heldout, reader.collate, micro_batch_size=1, rank=0, world_size=1)
     with build.world.together():
         try:
             model(next(iter(batches)).to(build.world.device).inputs, lambda _: None)
@@ -90,12 +95,16 @@ def vet_quantised(build: Assembly, path: Path) -> FrozenModel:
 
 @torch.no_grad()
 def vet_composition(build: Assembly, name: str, model: FrozenModel) -> Verdict:
-    """Whether a model makes the same of an example whatever is beside it in a batch. Every rank must call it."""
-    samples = mixed_lengths(build.data.heldout)
+    """Whether a model makes the same of an example whatever is beside it in a batch. Every rank must call it.
+
+    ``name`` is its side.
+    """
+    reader = build.readers.of(name)
+    samples = mixed_lengths(reader.data.heldout)
     found: list[list[float]] = []
 
     def look(rows: Sequence[Sample]) -> None:
-        batch = build.collate(rows).to(build.world.device)
+        batch = reader.collate(rows).to(build.world.device)
 
         def read(predictions: Predictions | None) -> None:
             assert predictions is not None
@@ -113,7 +122,8 @@ def vet_composition(build: Assembly, name: str, model: FrozenModel) -> Verdict:
 def heldout_guess(build: Assembly) -> Guess:
     """A guess at the held-out labels that has not seen the text."""
     labels = [build.kind.told(sample) for sample in build.data.heldout if sample.label is not None]
-    return build.kind.guess(labels, vocab_size=build.teacher_facts.vocab_size)
+    facts = build.student_facts if build.readers.are_two else build.teacher_facts  # whose tokens are labels, if any are
+    return build.kind.guess(labels, vocab_size=facts.vocab_size)
 
 
 def act_on(build: Assembly, verdict: Verdict) -> None:

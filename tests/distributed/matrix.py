@@ -29,10 +29,13 @@ from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.data.samples import Sample
 from ted_ds.models.choices import choice_probes
 from ted_ds.models.families import family_of
+from ted_ds.models.family import DECODER, STACKS
 from ted_ds.models.heads import FilterProbes, classification_probes, lm_probes, span_probes
 from ted_ds.models.loading import DTYPES
+from ted_ds.models.readers import seq2seq_probes
 from ted_ds.models.student import FilteredModel
 from ted_ds.numerics.filters import FilterBank
+from ted_ds.numerics.layer_map import Layer, layer_names, stack_of
 from ted_ds.numerics.task_terms import WeighedCrossEntropy
 from ted_ds.objectives.distill import DistillObjective
 from ted_ds.objectives.learn_filters import FilterObjective
@@ -50,7 +53,7 @@ from tests.distributed.training import (
 )
 from tests.plain import DIVERGENCES, divergence_settings, plain_divergence, probe_logits
 from tests.task_kinds import MASKED_ON_ALL, OF_NAME, TASK_TERMS
-from tests.tiny import LABELS, MAX_POSITIONS, ROOT, VOCAB_SIZE, distill_plan, write_model
+from tests.tiny import ENCODER_DECODERS, LABELS, MAX_POSITIONS, ROOT, VOCAB_SIZE, distill_plan, write_model
 
 GLOBAL_BATCH = 16
 SEPARATOR, PAD = 1, 0
@@ -59,6 +62,8 @@ TEMPERATURE = 2.0
 SPREAD = {("multiple_choice", "fp32"): 0.3}
 """Of weights: where choices are hardly told apart, gradients are differences of numbers that are nearly equal. (In bf16
 a plain pass says what is left of them.)"""
+SPREAD_KEYS = {"bart": "init_std"}
+"""What the config calls it, where it has another name. (A T5 reads none: its own fit the widths.)"""
 CLASS_WEIGHTS, SMOOTHING = (0.3, 1.9), 0.2
 Steps = tuple[tuple[tuple[int, ...], ...], ...]
 """Of each step, and of each of its rows when packed, the lengths of documents, their separator included."""
@@ -71,7 +76,7 @@ class Size(NamedTuple):
     filter_dim: int
     student_layers: tuple[int, ...]
     teacher_layers: tuple[int, ...]
-    """The last of both is a model's last block."""
+    """The last of both is a model's last block; in an encoder-decoder, these of each stack."""
     positions: int
     steps: Steps
 
@@ -142,6 +147,13 @@ class Setup(NamedTuple):
     def size(self) -> Size:
         return SIZES[self.width]
 
+    def layers(self, side: str) -> tuple[Layer, ...]:
+        """Those that are compared of the teacher or the student."""
+        numbers: tuple[int, ...] = getattr(self.size, f"{side}_layers")
+        if self.kind != "seq2seq":
+            return numbers
+        return tuple(f"{stack}.{number}" for stack in STACKS for number in numbers)
+
 
 class Layout(NamedTuple):
     """How documents become rows."""
@@ -161,8 +173,8 @@ class Case(NamedTuple):
 
 FACTORS: dict[str, tuple[Any, ...]] = {
     "what": ("filters", *WEIGHTS),
-    "kind": tuple(kind for kind in TASK_TERMS if kind != "seq2seq"),  # which test_two_stacks holds against transformers
-    "family": ("llama", "gpt2", "bert"),
+    "kind": tuple(TASK_TERMS),
+    "family": ("llama", "gpt2", "bert", "t5", "bart"),
     "ranks": (1, 2, 4),
     "accumulation": (1, 2, 4),
     "stage": (0, 1, 2, 3),
@@ -176,10 +188,13 @@ FACTORS: dict[str, tuple[Any, ...]] = {
 
 def is_allowed(values: dict[str, Any]) -> bool:
     """Whether values of (some) factors go together; the others are refused by the product itself."""
-    encoder = values.get("family") == "bert"
+    encoder, stacked = values.get("family") == "bert", values.get("family") in ENCODER_DECODERS
+    padded_on_the_right = stacked or values.get("kind") == "seq2seq"
     return not (
         (values.get("stage") == 0 and values.get("precision") == "bf16")  # DeepSpeed steps Adam at start-up there
         or (encoder and values.get("side") == "left")  # reads position 0
+        or ("kind" in values and "family" in values and stacked != (values["kind"] == "seq2seq"))
+        or (padded_on_the_right and (values.get("side") == "left" or values.get("packed")))
         or (encoder and values.get("kind") in OF_THE_VOCABULARY)
         or (not encoder and values.get("kind") in MASKED and "family" in values)
         or (values.get("side") == "left" and values.get("kind") in MASKED)
@@ -317,6 +332,8 @@ def label_of(kind: str, index: int, length: int) -> Any:
     """A label for a document of so many tokens; the second of each step has none, but for the spans of a chat."""
     if kind == "chat":
         return spans_of(index, length)
+    if kind == "seq2seq":  # its target, of about half as many tokens
+        return [5 + (11 * index + 3 * place) % 90 for place in range(1 + length // 2)]
     if index == 1:
         return None
     share = (index % 7) / 7
@@ -339,8 +356,11 @@ def spans_of(index: int, length: int) -> list[int]:
     return [[0, length], [middle, length], [0, middle, middle + 1, length], []][index % 4 if length > 3 else 1]
 
 
-def is_unlabelled(kind: str, step: int, index: int) -> bool:
-    return kind not in OF_THE_VOCABULARY and (step == 1 or index == 1)
+def label_in_step(kind: str, step: int, index: int, length: int) -> Any:
+    """The label of a document where its step has any."""
+    if kind in OF_THE_VOCABULARY or (step != 1 and index != 1):
+        return label_of(kind, index, length)
+    return [] if kind == "seq2seq" else None
 
 
 def samples(kind: str, packed: bool, steps: Steps) -> Iterator[list[Sample]]:
@@ -352,7 +372,7 @@ def samples(kind: str, packed: bool, steps: Steps) -> Iterator[list[Sample]]:
             grouped = [list(itertools.islice(remaining, len(row))) for row in rows]
             yield list(packed_samples(kind, grouped))
             continue
-        labels = [None if is_unlabelled(kind, step, i) else label_of(kind, i, len(t)) for i, t in enumerate(texts)]
+        labels = [label_in_step(kind, step, index, len(text)) for index, text in enumerate(texts)]
         rows = [
             Sample(text, None, [len(text)], token_types=types_of(text), candidates=candidates_of(len(text)))
             for text in texts
@@ -403,9 +423,11 @@ def write_models(folder: Path, setup: Setup) -> Path:
         labels = None if OF_NAME[setup.kind].task.has_lm_head else LABELS
         longest = {"n_positions" if setup.family == "gpt2" else "max_position_embeddings": size.positions}
         # a standard deviation of 0.1 suits the tiny; what a block adds grows with the width
-        spread = {"initializer_range": spread_of(setup) * (HIDDEN / size.hidden) ** 0.5}
+        spread = {SPREAD_KEYS.get(setup.family, "initializer_range"): spread_of(setup) * (HIDDEN / size.hidden) ** 0.5}
         for name, layers, seed in (("teacher", size.teacher_layers, 1), ("student", size.student_layers, 2)):
             model = place / name
+            depth_key = family_of(setup.family).decoder_depth_key
+            of_decoder = {} if depth_key is None else {depth_key: layers[-1]}
             write_model(
                 model,
                 setup.family,
@@ -416,20 +438,22 @@ def write_models(folder: Path, setup: Setup) -> Path:
                 seed=seed,
                 **longest,
                 **spread,
+                **of_decoder,
             )
     return place
 
 
-def make_bank(size: Size, layers: Sequence[int], seed: int) -> FilterBank:
+def make_bank(size: Size, layers: Sequence[Layer], seed: int) -> FilterBank:
     torch.manual_seed(seed)
     return FilterBank(layers, size.hidden, size.filter_dim)
 
 
 def make_probes(place: Path, setup: Setup) -> Any:
     size = setup.size
-    bank = make_bank(size, size.teacher_layers, 13)
+    bank = make_bank(size, setup.layers("teacher"), 13)
     if OF_NAME[setup.kind].task.has_lm_head:
-        return lm_probes(
+        probes = seq2seq_probes if setup.kind == "seq2seq" else lm_probes
+        return probes(
             bank, dim=size.filter_dim, model_path=place / "teacher", kind="frozen", dtype=DTYPES[setup.precision]
         )
     if setup.kind == "token_classification":
@@ -462,29 +486,30 @@ def engine_config(setup: Setup) -> dict[str, Any]:
 def run_setup(world: Any, place: Path, setup: Setup, layouts: Sequence[Layout]) -> list[list[Any]]:
     """For each layout and step: the reported terms, and the gradient by parameter (rank 0) or its sum (others)."""
     config, dtype, size = engine_config(setup), DTYPES[setup.precision], setup.size
+    of_teacher, of_student = setup.layers("teacher"), setup.layers("student")
     shard = None
     if setup.hosting == "sharded":
         shard = frozen_engine_config(config, setup.precision)
         shard["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     load = functools.partial(load_tapped, kind=setup.kind, precision=setup.precision)
     teacher = FrozenModel(
-        load(place / "teacher", layers=size.teacher_layers, shard=shard), device=world.device, engine_config=shard
+        load(place / "teacher", layers=of_teacher, shard=shard), device=world.device, engine_config=shard
     )
     terms = TASK_TERMS[setup.kind]
     if setup.loss == "weighed":
         terms = replace(terms, loss_sum=WeighedCrossEntropy(CLASS_WEIGHTS, SMOOTHING))
     if setup.what == "filters":
         module: Any = make_probes(place, setup)
-        objective: Any = FilterObjective(terms, teacher, size.teacher_layers)
+        objective: Any = FilterObjective(terms, teacher, of_teacher)
     else:
-        student = load(place / "student", layers=size.student_layers, shard=config if setup.stage == 3 else None)
-        module = FilteredModel(student, make_bank(size, size.student_layers, 11))
+        student = load(place / "student", layers=of_student, shard=config if setup.stage == 3 else None)
+        module = FilteredModel(student, make_bank(size, of_student, 11))
         objective = DistillObjective(
             terms,
             distill_plan(temperature=TEMPERATURE, **WEIGHTS[setup.what], **divergence_settings(setup.divergence)),
             teacher=teacher,
-            teacher_filters=make_bank(size, size.teacher_layers, 12).to(dtype).requires_grad_(False),
-            student_layers=size.student_layers,
+            teacher_filters=make_bank(size, of_teacher, 12).to(dtype).requires_grad_(False),
+            student_layers=of_student,
         )
     engine = start_engine(world, module, config, precision=setup.precision, max_steps=len(size.steps) * 8)
     results = [run_layout(world, engine, objective, setup, layout) for layout in layouts]
@@ -528,6 +553,7 @@ def run_all(world: Any, folder: Path, groups: list[tuple[Setup, list[Layout]]]) 
 OF_CLASSES = (
     *OF_THE_VOCABULARY,
     *MASKED,
+    "seq2seq",
     "sequence_classification",
     "token_classification",
     "multiple_choice",
@@ -600,18 +626,16 @@ def reference(
 ) -> list[tuple[dict[str, float], Any]]:
     """Terms and gradients of each step: one process, one batch, one document a row; losses in fp64 either way."""
     setup = Setup(what, kind, family, 1, 1, 0, precision, "replicated", divergence, width, loss)
-    size = setup.size
+    size, of_teacher, of_student = setup.size, setup.layers("teacher"), setup.layers("student")
     dtype = DTYPES[precision]
     load = functools.partial(load_tapped, kind=kind, precision=precision)
-    teacher = load(place / "teacher", layers=size.teacher_layers).to(arithmetic).eval()
+    teacher = load(place / "teacher", layers=of_teacher).to(arithmetic).eval()
     if what == "filters":
         module: Any = make_probes(place, setup).to(dtype).to(arithmetic)
     else:
-        module = FilteredModel(
-            load(place / "student", layers=size.student_layers), make_bank(size, size.student_layers, 11)
-        )
+        module = FilteredModel(load(place / "student", layers=of_student), make_bank(size, of_student, 11))
         module = module.to(dtype).to(arithmetic).train()
-        teacher_bank = make_bank(size, size.teacher_layers, 12).to(dtype).to(arithmetic)
+        teacher_bank = make_bank(size, of_teacher, 12).to(dtype).to(arithmetic)
     results = []
     for rows in samples(kind, packed=False, steps=size.steps):
         inputs, labels, token = one_batch(kind, rows)
@@ -624,13 +648,13 @@ def reference(
         if what == "filters":
             of_filters = [read(kind, logits, rows) for logits in probe_logits(module, states, inputs)]
             losses = [plain_task(kind, loss, logits.double(), labels) for logits in of_filters]
-            values = {f"loss/task/layer_{i:02d}": one for i, one in zip(size.teacher_layers, losses, strict=True)}
+            values = {f"loss/task/{own}": one for own, one in zip(layer_names(of_teacher), losses, strict=True)}
             weights = dict.fromkeys(values, 1 / len(values))
         else:
             logits, features = module(inputs)
             logits = read(kind, logits, rows)
             # a text without a label still learns from the teacher
-            of_tokens = kind in ("causal_lm", "masked_lm", "token_classification")
+            of_tokens = kind in ("causal_lm", "masked_lm", "token_classification", "seq2seq")
             shape = labels.shape[: 2 if kind == "question_answering" else 1]
             kept = labels != -100 if of_tokens else torch.ones(shape, dtype=torch.bool)
             kept = token if kind == MASKED_ON_ALL else kept
@@ -644,9 +668,10 @@ def reference(
                 "loss/task": plain_task(kind, loss, logits.double(), labels),
                 name: plain_prediction(kind, divergence, *predictions, kept),
             }
+            compared = [kept if stack_of(layer) == DECODER else token for layer in of_student]
             values |= {
-                f"loss/feature_mse/layer_{i:02d}": mean_square(mine[token].double() - theirs[token].double())
-                for i, mine, theirs in zip(size.student_layers, features, wanted, strict=True)
+                f"loss/feature_mse/{own}": mean_square(mine[rows].double() - theirs[rows].double())
+                for own, mine, theirs, rows in zip(layer_names(of_student), features, wanted, compared, strict=True)
             }
             chosen = WEIGHTS[what]
             weights = dict.fromkeys(values, chosen["feature_weight"] / len(features))
@@ -693,6 +718,10 @@ def one_batch(kind: str, rows: list[Sample]) -> tuple[dict[str, torch.Tensor], t
                 spans = zip(row.label[::2], row.label[1::2], strict=True)
                 completed = {place for first, behind in spans for place in range(first, behind)}
                 own[[place for place in range(longest) if place + 1 not in completed]] = -100
+    elif kind == "seq2seq":
+        labels = torch.full((len(rows), max(1, *(len(row.label) for row in rows))), -100)
+        for own, row in zip(labels, rows, strict=True):
+            own[: len(row.label)] = torch.tensor(row.label)
     elif kind in (*MASKED, "token_classification"):
         labels = torch.full_like(ids, -100)
         for own, row in zip(labels, rows, strict=True):
@@ -704,7 +733,8 @@ def one_batch(kind: str, rows: list[Sample]) -> tuple[dict[str, torch.Tensor], t
     else:
         labels = torch.tensor([[torch.nan] * 2 if row.label is None else row.label for row in rows])
     types = torch.tensor([types_of(row.input_ids) + [0] * (longest - len(row.input_ids)) for row in rows])
-    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}, labels, mask.bool()
+    targets = {"target_ids": labels.clamp(min=PAD)} if kind == "seq2seq" else {}
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types, **targets}, labels, mask.bool()
 
 
 # --- comparison ------------------------------------------------------------------------------------------------------

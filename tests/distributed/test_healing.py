@@ -22,7 +22,7 @@ ZERO3 = [f"deepspeed={ROOT / 'ds_configs' / 'deepspeed' / 'zero3.json'}", "teach
 CALIBRATION = {"tokens": 250, "heldout_tokens": 60, "micro_batch_size": 3}
 BY_RANKS: dict[int, dict[str, list[str]]] = {
     1: {"one rank": [], "one row at once": ["student.calibration.micro_batch_size=1"]},
-    2: {"two ranks": [], "ZeRO-3": ZERO3, "padded": ["data.padding.multiple_of=8"]},
+    2: {"two ranks": [], "ZeRO-3": ZERO3, "padded": ["data.padding.multiple_of=8"], "pipeline": ["pipeline.stages=2"]},
     4: {"four ranks": ["student.calibration.micro_batch_size=2"]},
 }
 WORST = 3e-5
@@ -36,9 +36,14 @@ def write_cases(folder: Path) -> list[Path]:
         if kind == "causal_lm":
             write_corpus(folder / family / "train.jsonl", 200)
         recipe = yaml.safe_load(path.read_text())
+        recipe["distill"]["micro_batch_size"] = 1
         recipe["student"] |= {"calibration": CALIBRATION, "heal": {"strengths": [0.1, 0.003]}}
         found.append(write_recipe(path, recipe))
     return found
+
+
+def heal_by_layer_map(world: Any, recipes: list[Path]) -> None:
+    heal(world, recipes, {"by layer map": ["student.heal.towards=layer_map"]})
 
 
 def heal(world: Any, recipes: list[Path], cases: dict[str, list[str]]) -> None:
@@ -73,6 +78,7 @@ def recipes(tmp_path_factory):
 def test_ranks_microbatches_and_hosts_give_the_same_weights(recipes):
     for num_ranks, cases in BY_RANKS.items():
         run_ranks(heal, num_ranks, recipes, cases)
+    run_ranks(heal_by_layer_map, 1, recipes[:1])
     for recipe in recipes:
         first = recipe.parent / "1 one rank"
         blocks, scores = (result(first)[key] for key in ("blocks", "scores"))
@@ -88,6 +94,8 @@ def test_ranks_microbatches_and_hosts_give_the_same_weights(recipes):
                     assert own["error_after"] == pytest.approx(other["error_after"], rel=1e-3)
                     assert own["num_tokens"] == other["num_tokens"]
         assert not (first / "checkpoints" / "heal_student").exists()
+    by_map = result(recipes[0].parent / "1 by layer map")["blocks"]
+    assert [one["teacher_layer"] for one in by_map] == [2, 4]
 
 
 def test_a_teacher_in_8_bits_heals_alike_on_any_ranks(recipes):

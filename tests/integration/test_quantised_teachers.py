@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from ted_ds.models import packed
 from ted_ds.models.files import read_model_facts
 from tests.integration.launching import alone, environment, forked
-from tests.optional import BITSANDBYTES, OPTIONAL
-from tests.quantised import to_fp8, to_gptq
+from tests.optional import BITSANDBYTES, GPTQMODEL, NO_GPTQMODEL, OPTIONAL
+from tests.quantised import to_awq, to_fp8, to_gptq
 from tests.runs import run
 from tests.tiny import ROOT, recipe_dict, write_model, write_recipe, write_run, write_tokenizer
 
@@ -113,6 +113,22 @@ def test_a_teacher_of_bitsandbytes_teaches(tmp_path, bits):
     outcome = alone("run", str(recipe), PYTHONPATH=f"{OPTIONAL}:{ROOT}")
     assert outcome.code == 0, outcome.output
     assert f"teacher: replica, its weights are quantised (bitsandbytes, {bits} bits)" in outcome.output
+    assert_taught(tmp_path, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not GPTQMODEL.is_dir(), reason=NO_GPTQMODEL)
+@pytest.mark.parametrize("make", [to_gptq, to_awq])
+def test_a_teacher_of_gptq_and_awq_teaches(tmp_path, make):
+    recipe = write_pair(tmp_path, hidden=64)
+    whole = read_model_facts(tmp_path / "teacher").parameters.total
+    make(tmp_path / "teacher")
+    # compiled, its kernels take minutes to begin
+    variables = {"PYTHONPATH": f"{GPTQMODEL}:{OPTIONAL}:{ROOT}", "TORCHDYNAMO_DISABLE": "1"}
+    assert "taps agree" in python(TAPS, tmp_path / "teacher", **variables)
+    outcome = alone("run", str(recipe), **variables)
+    assert outcome.code == 0, outcome.output
+    assert f"teacher: replica, its weights are quantised ({make.__name__[3:]}, 4 bits)" in outcome.output
     assert_taught(tmp_path, whole)
 
 

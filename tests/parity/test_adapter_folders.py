@@ -16,7 +16,7 @@ from ted_ds.models.adapters import save_adapters
 from ted_ds.models.files import read_model_facts
 from ted_ds.models.merging import whole_model
 from tests.parity.test_adapters import adapted, auto, logits
-from tests.tiny import LABELS, write_model
+from tests.tiny import ENCODER_DECODERS, LABELS, write_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
@@ -35,10 +35,17 @@ def write_adapter(folder: Path, family: str, labels: Any, *, base: str = "base")
     return folder / "adapter", logits(model)
 
 
-@pytest.mark.parametrize(("family", "labels"), [("llama", None), ("gpt2", None), ("bert", LABELS), ("qwen2", LABELS)])
+@pytest.mark.parametrize(
+    ("family", "labels"),
+    [
+        *(("llama", None), ("gpt2", None), ("bert", LABELS), ("qwen2", LABELS)),
+        *(("roberta", LABELS), ("t5", None), ("bart", None)),
+    ],
+)
 def test_it_is_merged_with_the_logits_of_peft(tmp_path: Path, family: str, labels: Any) -> None:
     folder, expected = write_adapter(tmp_path, family, labels)
     architecture = "CausalLM" if labels is None else "SequenceClassification"
+    architecture = "Seq2SeqLM" if family in ENCODER_DECODERS else architecture
     whole = whole_model(folder, architecture)
     assert whole == whole_model(folder, architecture)  # it is there
     model, report = auto(family, labels).from_pretrained(whole, output_loading_info=True)

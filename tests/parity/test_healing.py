@@ -285,6 +285,44 @@ def unusual(world: Any, folder: Path) -> dict[str, Any]:
     return found
 
 
+def special(world: Any, folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    teacher, student = write_pair(folder / "conv", "deberta-v2", conv_kernel_size=3, conv_act="gelu")
+    data = calibration(rows([40] * 6), rows([30] * 3, seed=1))
+    own = load(student, "deberta-v2")
+    before = {name: weight.clone() for name, weight in own.state_dict().items()}
+    one = healer(world, load(teacher, "deberta-v2"), own, "deberta-v2", data, STRENGTHS)
+    found["behind a convolution"] = [one.heal(0), one.heal(1)]
+    found["changed"] = [name for name, weight in own.state_dict().items() if not torch.equal(weight, before[name])]
+    teacher, student = write_pair(folder / "few", "llama")
+    few = rows([12])
+    models = load(teacher, "llama"), load(student, "llama")
+    found["few"] = healer(world, *models, "llama", calibration(few, few), [0.0]).heal(0)
+    models = load(teacher, "llama"), load(student, "llama")
+    more = calibration(rows([60] * 12), rows([40] * 3, seed=1))
+    one = healer(world, *models, "llama", more, STRENGTHS)
+    one._targets = {1: 4, 2: 3}
+    found["down again"] = [one.heal(0), one.heal(1)]
+    return found
+
+
+def test_blocks_with_something_behind_them_few_tokens_and_targets_in_any_order(tmp_path):
+    (found,) = run_ranks(special, 1, tmp_path)
+    first, second = found["behind a convolution"]
+    assert first is None
+    assert second.error_after < second.error_before
+    assert all(name.startswith("deberta.encoder.layer.1.output.") for name in found["changed"])
+    assert len(found["changed"]) == 2, "norms of a fresh model are alike"
+    few = found["few"]
+    assert few.was_raised
+    assert (few.num_tokens, few.num_unknowns) == (12, 32)
+    assert 0 < few.strength < 1e-9
+    assert few.error_after < 1e-12, "12 equations for 32 unknowns, judged by the same tokens"
+    assert [one.teacher_layer for one in found["down again"]] == [4, 3]
+    assert all(one.error_after <= one.error_before for one in found["down again"])
+    assert any(one.error_after < one.error_before for one in found["down again"])
+
+
 def test_what_needs_no_healing_stays_and_what_is_not_finite_is_named(tmp_path):
     (found,) = run_ranks(unusual, 1, tmp_path)
     first, second = found["same"]

@@ -20,6 +20,7 @@ from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.runtime.sharding import bytes_held, parameters_held
 from tests.optional import MISSING, OPTIONAL
 from tests.parity.test_task_terms import batch_of
+from tests.task_kinds import OF_NAME
 from tests.tiny import LABELS, write_model
 
 CPU = torch.device("cpu")
@@ -31,7 +32,13 @@ KINDS = {
     "qwen3_moe": "causal_lm",  # of which neither experts nor routers are linear maps to torch
     "bert": "sequence_classification",
     "deberta-v2": "sequence_classification",
+    "t5": "seq2seq",
+    "bart": "seq2seq",
 }
+
+
+LAYERS_OF_STACKS = ["encoder.2", "encoder.4", "decoder.1", "decoder.3"]
+TARGETS = [[18, 19], [20, 21, 22, 23], [24]]
 
 
 @pytest.fixture
@@ -42,21 +49,22 @@ def torchao(monkeypatch):
 
 
 def load(folder, kind, dtype=torch.float32):
-    head = None if kind == "causal_lm" else {"num_labels": 2}
-    return load_model(folder, LoadSettings(dtype), head=head)[0]
+    task = OF_NAME[kind].task
+    head = None if task.has_lm_head else {"num_labels": 2}
+    return load_model(folder, LoadSettings(dtype), head=head, architecture=task.architecture)[0]
 
 
 def logits_and_states(model, family, kind):
-    tapped = TappedModel(model, family, [2, 4]).eval()
+    tapped = TappedModel(model, family, LAYERS_OF_STACKS if family.is_stacked else [2, 4]).eval()
     with torch.no_grad():
-        logits, states = tapped(batch_of(kind).inputs)
+        logits, states = tapped(batch_of(kind, TARGETS if kind == "seq2seq" else None).inputs)
     return [logits, *states]
 
 
 @pytest.mark.parametrize("model_type", KINDS)
 def test_a_quantised_model_predicts_nearly_the_same_in_less_memory(tmp_path, torchao, model_type):
     kind, family = KINDS[model_type], family_of(model_type)
-    labels = None if kind == "causal_lm" else LABELS
+    labels = None if OF_NAME[kind].task.has_lm_head else LABELS
     write_model(tmp_path, model_type, blocks=4, hidden=64, labels=labels)
     plain = logits_and_states(load(tmp_path, kind), family, kind)
     model = load(tmp_path, kind)

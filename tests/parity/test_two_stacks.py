@@ -166,6 +166,11 @@ def test_facts_and_parameters_are_those_of_the_model(tmp_path, model_type):
     assert counted == [sum(one.numel() for one in block.parameters()) for block in blocks]
 
 
+def numbered(chosen, depth):
+    """The numbers of blocks of an encoder of so many, and of a decoder behind it."""
+    return [*chosen["encoder"], *(depth + block for block in chosen["decoder"])]
+
+
 @pytest.mark.parametrize("model_type", ENCODER_DECODERS)
 @pytest.mark.parametrize("chosen", [BLOCKS, {"encoder": [2, 0, 0], "decoder": [0, 0, 2, 1]}])
 def test_a_cut_has_the_chosen_blocks_of_each_stack_and_they_do_what_they_did(tmp_path, model_type, chosen):
@@ -178,7 +183,14 @@ def test_a_cut_has_the_chosen_blocks_of_each_stack_and_they_do_what_they_did(tmp
         family=family,
         origins=Origins(tmp_path / "teacher", tmp_path / "teacher"),
     )
-    assert read_model_facts(tmp_path / "student").blocks_of_stacks == {key: len(own) for key, own in chosen.items()}
+    facts = read_model_facts(tmp_path / "student")
+    assert facts.blocks_of_stacks == {key: len(own) for key, own in chosen.items()}
+    counted = [sorted(block) for block in facts.parameters.of_blocks]
+    planned = read_model_facts(tmp_path / "teacher").parameters.cut(numbered(chosen, 4))
+    again = planned.cut(range(len(planned.of_blocks)))
+    for one in (planned, again):
+        assert [sorted(block) for block in one.of_blocks] == counted
+        assert one.total == facts.parameters.total
     student, report = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "student", output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]

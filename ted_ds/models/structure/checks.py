@@ -125,8 +125,8 @@ def refuse_other_predictions(specimen: Specimen, family: Family) -> None:
     Raises:
         CheckpointError: They are not.
     """
-    if specimen.parts.lm_head_mistake is not None:
-        raise CheckpointError(specimen.parts.lm_head_mistake)
+    if specimen.parts.head.mistake is not None:
+        raise CheckpointError(specimen.parts.head.mistake)
     if family.is_tied(specimen.content) != family.ties_by_default:  # which is what the model does
         does = "its embeddings" if family.ties_by_default else "not its embeddings"
         raise CheckpointError(f"its LM head is {does}, whatever tie_word_embeddings in its config.json says")

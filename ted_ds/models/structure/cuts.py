@@ -68,11 +68,12 @@ def _save(specimen: Specimen, folder: Path) -> None:
 
 def _load(folder: Path, specimen: Specimen) -> PreTrainedModel:
     model, report = auto_class(specimen.architecture).from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        folder, dtype=torch.float32, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
     )
-    if report["missing_keys"] or report["mismatched_keys"]:
-        name = next(iter([*report["missing_keys"], *report["mismatched_keys"]]))
-        raise CheckpointError(f"{name} is missing from the files of a cut model")
+    if report["missing_keys"]:
+        raise CheckpointError(f"{next(iter(report['missing_keys']))} is missing from the files of a cut model")
+    for name, held, wanted in report["mismatched_keys"]:
+        raise CheckpointError(f"{name} is {[*held]}, and in a model of fewer blocks {[*wanted]}")
     return model.eval()
 
 

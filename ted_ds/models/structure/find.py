@@ -14,6 +14,7 @@ from torch import nn
 
 from ted_ds.errors import CheckpointError
 from ted_ds.models.family import Family
+from ted_ds.models.structure.adapters import refuse_other_maps
 from ted_ds.models.structure.checks import (
     refuse_other_long_states,
     refuse_other_predictions,
@@ -50,6 +51,7 @@ def find_family(content: Mapping[str, Any]) -> Family:
         family = with_factor(specimen, with_documents(specimen, with_logit_rule(specimen, family)))
         left_out = () if family.language_model == "CausalLM" else OF_DECODERS
         checks = {family.language_model: refuse_other_predictions, **MAY, "cut": refuse_other_cuts}
+        checks |= {"adapters": refuse_other_maps}
         checks = {use: check for use, check in checks.items() if use not in left_out}
         family = try_uses(specimen, replace(family, refused=NOT_TRIED), checks)
         family = with_output_map(specimen, with_heads(specimen, family))

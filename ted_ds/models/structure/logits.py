@@ -14,9 +14,9 @@ from ted_ds.numerics.logits import LogitRule
 
 
 def with_logit_rule(specimen: Specimen, family: Family) -> Family:
-    """The record with the entries by which products are divided and brought under a bound, where logits are others.
+    """The record with what is added to products, or divides and bounds them, where logits are others.
 
-    Where no entry explains them it stays as it is, and predictions fail when they are compared.
+    Where nothing explains them it stays as it is, and predictions fail when they are compared.
     """
     calls = [call for call in specimen.run.calls if call.path == family.lm_head_path]
     if not calls:
@@ -25,6 +25,9 @@ def with_logit_rule(specimen: Specimen, family: Family) -> Family:
     logits: Tensor = specimen.run.output.logits
     if torch.equal(products, logits):
         return family
+    for name, one in _vectors(specimen):
+        if torch.equal(products + one.view(-1), logits):
+            return replace(family, logits_bias_path=name)
     numbers = dict(_numbers(specimen))
     for cap in (None, *numbers):
         for divisor in (None, *numbers):
@@ -35,6 +38,15 @@ def with_logit_rule(specimen: Specimen, family: Family) -> Family:
         if torch.allclose(products * value, logits, rtol=1e-6, atol=1e-7):
             return replace(family, logits_factor_key=factor)
     return family
+
+
+def _vectors(specimen: Specimen) -> Iterator[tuple[str, Tensor]]:
+    """What has a number for each token, beside the body."""
+    model = specimen.model
+    vocab_size = model.config.vocab_size
+    for name, one in (*model.named_parameters(), *model.named_buffers()):
+        if one.numel() == vocab_size and not name.startswith(f"{model.base_model_prefix}."):
+            yield name, one
 
 
 def _numbers(specimen: Specimen) -> Iterator[tuple[str, float]]:

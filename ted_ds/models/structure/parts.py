@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ted_ds.errors import CheckpointError
-from ted_ds.models.structure.trace import Call, Trace, first_tensor
+from ted_ds.models.structure.lm_head import Head, find_head
+from ted_ds.models.structure.trace import Call, Trace, first_tensor, is_same
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,7 @@ class Parts:
     returns_tuples: bool
     final_norm: str | None
     behind_norm: str | None
-    before_lm_head: str | None
-    lm_head: str
-    lm_head_mistake: str | None
-    """Why what lies between the last state and the logits is not understood."""
+    head: Head
     position_table: str | None
     width: int
 
@@ -61,13 +59,14 @@ def find_parts(model: PreTrainedModel, run: Trace, num_blocks: int) -> Parts:
     state = calls[0].state
     token_path = _path_of(model, model.get_input_embeddings())
     before = _siblings(run, calls[0])
-    maker = next((call for call in reversed(before) if _same(first_tensor(call.output), state)), None)
+    maker = next((call for call in reversed(before) if is_same(first_tensor(call.output), state)), None)
     embeddings = token_path if maker is None else maker.path
     # the innermost place that holds all that is before the blocks
     holds_tokens = maker is not None and (maker.path == token_path or token_path.startswith(f"{maker.path}."))
     table = _position_table(run, calls[0], token_path)
     final_norm, behind_norm = _behind_last(model, run, calls[-1])
-    before_head, head, mistake = _before_head(model, run, calls[-1])
+    body = _body(run, calls[-1], prefix)
+    head = find_head(model, run, body, _last_state(body))
     return Parts(
         embeddings=embeddings,
         layer_0_is_input=maker is None,
@@ -79,21 +78,10 @@ def find_parts(model: PreTrainedModel, run: Trace, num_blocks: int) -> Parts:
         returns_tuples=isinstance(calls[0].output, tuple | list),
         final_norm=final_norm,
         behind_norm=behind_norm,
-        before_lm_head=before_head,
-        lm_head=head,
-        lm_head_mistake=mistake,
+        head=head,
         position_table=table,
         width=state.shape[-1],
     )
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two are the same numbers in the same place, as they are behind a slice of all."""
-    if one is other:
-        return True
-    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
-        return False
-    return (one.data_ptr(), one.shape, one.stride()) == (other.data_ptr(), other.shape, other.stride())
 
 
 def _kind(model: nn.Module) -> str:
@@ -135,7 +123,7 @@ def _broken_chain(path: str, calls: Sequence[Sequence[Call]]) -> str | None:
         if not isinstance(state, Tensor) or state.dim() != 3 or not isinstance(first_tensor(of_one[0].output), Tensor):
             return f"{path}.{index} takes or gives no state of each token"
     for index, ((one,), (other,)) in enumerate(itertools.pairwise(calls)):
-        if not _same(first_tensor(one.output), other.state):
+        if not is_same(first_tensor(one.output), other.state):
             return (
                 f"what {path}.{index} puts out is not what {path}.{index + 1} takes: the model does something of its "
                 "own between them"
@@ -150,12 +138,12 @@ def _compare_hidden_states(run: Trace, calls: Sequence[Call]) -> None:
     if hidden is None:
         return
     states = [calls[0].state, *(first_tensor(call.output) for call in calls)]
-    if len(hidden) == len(states) and _same(hidden[0], states[1]):  # some leave the embeddings out, and count on
+    if len(hidden) == len(states) and is_same(hidden[0], states[1]):  # some leave the embeddings out, and count on
         hidden = [states[0], *hidden[:-1]]
     if len(hidden) != len(states):
         raise CheckpointError(f"transformers has {len(hidden)} hidden_states of it, and {len(states)} were found")
     for layer, (own, given) in enumerate(zip(states[:-1], hidden[:-1], strict=True)):
-        if not _same(own, given):
+        if not is_same(own, given):
             raise CheckpointError(f"layer {layer} is not what transformers calls hidden_states[{layer}]")
 
 
@@ -209,16 +197,16 @@ def _behind_last(model: PreTrainedModel, run: Trace, last: Call) -> tuple[str | 
     """What the body does behind its last block: a norm, and a map behind that."""
     body = _body(run, last, model.base_model_prefix)
     state, final = first_tensor(last.output), _last_state(body)
-    if _same(final, state):
+    if is_same(final, state):
         return None, None
     inside = [call for call in run.calls if call.began > last.ended and call.ended < body.ended]
     for norm in inside:
-        if not _same(norm.state, state):
+        if not is_same(norm.state, state):
             continue
-        if _same(norm.output, final):
+        if is_same(norm.output, final):
             return norm.path, None
         for behind in inside:
-            if _same(behind.state, norm.output) and _same(behind.output, final):
+            if is_same(behind.state, norm.output) and is_same(behind.output, final):
                 return norm.path, behind.path
     raise CheckpointError(
         "what is between its last block and its last hidden state is neither a module nor two (a final norm, a map)"
@@ -227,25 +215,3 @@ def _behind_last(model: PreTrainedModel, run: Trace, last: Call) -> tuple[str | 
 
 def _last_state(body: Call) -> Any:
     return first_tensor(list(body.output.values()) if hasattr(body.output, "values") else body.output)
-
-
-def _before_head(model: PreTrainedModel, run: Trace, last: Call) -> tuple[str | None, str, str | None]:
-    """What is before the LM head, that, and what is not understood of it."""
-    head: Any = model.get_output_embeddings()
-    body = _body(run, last, model.base_model_prefix)
-    final = _last_state(body)
-    if head is None:
-        return None, "", "transformers does not say where its LM head is (get_output_embeddings)"
-    path = next(one for one, module in model.named_modules() if module is head)
-    calls = run.of(head)
-    if not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward:
-        return None, path, f"its LM head is a {_kind(head)}, no linear layer"
-    if len(calls) != 1:
-        return None, path, f"its LM head, {path}, is called {len(calls)} times"
-    if _same(calls[0].state, final):
-        return None, path, None
-    behind = [call for call in run.calls if call.began > body.ended and _same(call.state, final)]
-    whole = [call.path for call in behind if _same(call.output, calls[0].state)]
-    if not whole:
-        return None, path, "what is between its last hidden state and its LM head is no single module"
-    return whole[0], path, None

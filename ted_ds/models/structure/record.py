@@ -97,7 +97,8 @@ def first_record(content: Mapping[str, Any], specimen: Specimen) -> Family:
     longest = next((name for name in LENGTH_NAMES if isinstance(getattr(config, name, None), int)), None)
     if longest is not None and longest != "max_position_embeddings":
         names.setdefault("max_position_embeddings", longest)
-    head_module = parts.lm_head.split(".")[0]
+    names |= dict(_width_of_embeddings(specimen))
+    head_module = parts.head.path.split(".")[0]
     return Family(
         model_types=(content["model_type"],),
         embeddings_path=None if parts.layer_0_is_input else parts.embeddings,
@@ -110,8 +111,10 @@ def first_record(content: Mapping[str, Any], specimen: Specimen) -> Family:
         language_model="CausalLM" if is_causal else "MaskedLM",
         final_norm_path=parts.final_norm,
         behind_norm_path=parts.behind_norm,
-        before_lm_head=() if parts.before_lm_head is None else (parts.before_lm_head,),
-        lm_head_path=parts.lm_head or "lm_head",
+        before_lm_head=parts.head.before,
+        lm_activation=parts.head.activation,
+        unread_lm_bias=parts.head.unread_bias,
+        lm_head_path=parts.head.path or "lm_head",
         lm_heads_in_files=(head_module or "lm_head",),
         ties_by_default=_is_tied(model),
         label_heads=("score",) if is_causal else ("classifier",),
@@ -134,6 +137,14 @@ def _is_tied(model: PreTrainedModel) -> bool:
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     weights = [getattr(one, "weight", None) for one in (head, embeddings)]
     return weights[0] is not None and weights[0] is weights[1]
+
+
+def _width_of_embeddings(specimen: Specimen) -> Iterator[tuple[str, str]]:
+    """The entry that says how wide token embeddings are, where they are not as wide as the blocks."""
+    embeddings: Any = specimen.model.get_input_embeddings()
+    width, said = embeddings.weight.shape[1], specimen.model.config.to_dict()
+    if width != specimen.parts.width and "embedding_size" not in said:
+        yield from (("embedding_size", key) for key, value in said.items() if "embed" in key and value == width)
 
 
 def _attention(specimen: Specimen) -> Iterator[str]:

@@ -44,6 +44,15 @@ def first_tensor(value: Any) -> Any:
     return value[0] if isinstance(value, tuple | list) and value else value
 
 
+def is_same(one: Any, other: Any) -> bool:
+    """Whether two are the same numbers in the same place, as they are behind a slice of all."""
+    if one is other:
+        return True
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return False
+    return (one.data_ptr(), one.shape, one.stride()) == (other.data_ptr(), other.shape, other.stride())
+
+
 def are_close(one: Tensor, other: Tensor) -> bool:
     """Whether two are the same but for the order of sums, in fp32, behind many blocks of random weights.
 

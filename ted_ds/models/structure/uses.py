@@ -168,13 +168,15 @@ def without_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def refuse_weights_elsewhere(specimen: Specimen, family: Family) -> None:  # noqa: ARG001 - as the others
+def refuse_weights_elsewhere(specimen: Specimen, family: Family) -> None:
     """Weights are used while their own module runs, when ZeRO-3 has them whole.
 
     Raises:
         CheckpointError: One is used beside it.
     """
     found = weights_used_elsewhere(copy.deepcopy(specimen.model), inputs_of(specimen.model))
+    if family.logits_bias_path is not None:
+        found.append(family.logits_bias_path)  # the module it belongs to is the whole head, of which the parts are run
     if found:
         raise CheckpointError(f"{found[0]} is used while the module it belongs to does not run, when ZeRO-3 lacks it")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,20 @@ def test_tokenizer_files_come_along_byte_for_byte_whatever_was_there(pair: Origi
     for name in [*files, "tokenizer.json", "tokenizer_config.json"]:
         assert (folder / name).read_bytes() == (pair.teacher / name).read_bytes(), name
     assert not (folder / "vocab.txt").exists()
+
+
+def test_a_student_with_a_tokenizer_of_its_own_keeps_that_and_its_way_to_end(pair: Origins, tmp_path: Path) -> None:
+    assert pair.student is not None
+    own = replace(pair, student_has_tokenizer=True)
+    change(pair.student / "generation_config.json", temperature=0.1)  # type: ignore[operator]
+    folder = saved(own, tmp_path / "out")
+    assert ids(folder / "config.json") == ids(folder / "generation_config.json") == [1, 1, 0]
+    assert json.loads((folder / "generation_config.json").read_text())["temperature"] == 0.1
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (folder / name).read_bytes() == (pair.student / name).read_bytes()
+    accompany(folder, own, "teacher")  # a teacher that was fine-tuned beside it
+    assert (folder / "tokenizer_config.json").read_bytes() == (pair.teacher / "tokenizer_config.json").read_bytes()
+    assert ids(folder / "config.json") == [1, 4, 0]
 
 
 def test_a_lone_sentencepiece_model_comes_with_the_ids_that_were_used(llama: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from ted_ds.models.companions import Origins
 from ted_ds.models.cut_config import config_of_blocks, refuse_other_blocks
 from ted_ds.models.cutting import cut
 from ted_ds.models.families import family_of
+from ted_ds.models.files import read_model_facts
 from ted_ds.models.parts import blocks_of
 from tests.tiny import CAUSAL_LM_TYPES as DECODERS
 from tests.tiny import DECODERS_WITH_LABELS, ENCODERS, LABELS, write_model
@@ -244,6 +245,8 @@ def test_each_block_does_in_the_student_what_it_did_in_the_teacher(
     config.pop("layer_types", None)  # as older transformers wrote it
     (teacher / "config.json").write_text(json.dumps(config), encoding="utf-8")
     student = cut_out(teacher, tmp_path / "student", blocks)
+    planned = read_model_facts(teacher).parameters.cut(blocks)
+    assert planned.total == read_model_facts(student).parameters.total
     states = {block: torch.randn(*IDS.shape, 16, generator=torch.Generator().manual_seed(block)) for block in blocks}
     auto = AutoModelForSequenceClassification
     expected = outputs_of_blocks(loaded(teacher, auto), states)

@@ -25,7 +25,7 @@ from ted_ds.planning.memory import frozen_bytes
 from ted_ds.planning.plan import describe
 from ted_ds.planning.quantised_teacher import quantised_mistakes
 from ted_ds.vetting.weights import count_weights
-from tests.quantised import rewrite, to_fp8, to_gptq, to_nf4
+from tests.quantised import rewrite, to_awq, to_fp8, to_gptq, to_nf4
 from tests.task_kinds import make_plan
 from tests.tiny import recipe_dict, write_corpus, write_model, write_recipe
 
@@ -63,7 +63,7 @@ def refusal(recipe: Path, *overrides: str) -> list[str]:
 # --- what files say ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [to_fp8, to_gptq, to_nf4])
+@pytest.mark.parametrize("make", [to_fp8, to_gptq, to_awq, to_nf4])
 def test_packed_weights_count_as_what_they_stand_for(plain: Path, tmp_path: Path, make: Make) -> None:
     whole = read_model_facts(plain).parameters
     facts = read_model_facts(make(Path(shutil.copytree(plain, tmp_path / "model"))))
@@ -73,7 +73,8 @@ def test_packed_weights_count_as_what_they_stand_for(plain: Path, tmp_path: Path
 
 
 def test_memory_is_that_of_the_files_where_weights_stay_packed(plain: Path, tmp_path: Path) -> None:
-    copies = {make: Path(shutil.copytree(plain, tmp_path / make.__name__)) for make in (to_gptq, to_nf4, to_fp8)}
+    makers = (to_gptq, to_awq, to_nf4, to_fp8)
+    copies = {make: Path(shutil.copytree(plain, tmp_path / make.__name__)) for make in makers}
     for make, folder in copies.items():
         parameters = read_model_facts(make(folder)).parameters
         held = frozen_bytes(parameters, host="replica", precision="fp32", world_size=1)
@@ -169,7 +170,9 @@ def test_weights_in_8_bit_floating_point_are_vetted(plain: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("make", "packages"), [(to_gptq, "optimum gptqmodel"), (to_nf4, "bitsandbytes")], ids=["gptq", "bitsandbytes"]
+    ("make", "packages"),
+    [(to_gptq, "optimum gptqmodel"), (to_awq, "gptqmodel"), (to_nf4, "bitsandbytes")],
+    ids=["gptq", "awq", "bitsandbytes"],
 )
 def test_a_missing_package_is_named_and_nothing_is_written(
     recipe: Path, make: Make, packages: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
