@@ -134,7 +134,9 @@ class Inputs:
         values = without_secrets(self.recipe.model_dump(mode="json", include={*sections}, exclude=UNDECIDING_KEYS))
         if "data" in values:
             values["data"] = by_older_name(values["data"])
-        if self._settled.start_tokens is not None:  # None, as in phases from before the setting, where nothing is added
+        if (
+            "task" in values and self._settled.start_tokens is not None
+        ):  # None, as in phases from before the setting, where nothing is added
             values["task"]["bos"] = self._settled.start_tokens or None
         if "task" in values and self._settled.template_sha256 is not None:  # whatever file it is in
             values["task"]["chat_template"] = self._settled.template_sha256

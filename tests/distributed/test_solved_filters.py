@@ -183,13 +183,17 @@ def test_filters_are_scored_by_what_the_models_own_head_makes_of_them(runs, on_o
 
 IN_8_BITS = "teacher.host=int8"
 SHARDED = [zero_stage(3), "teacher.host=zero3"]
+ONE_AT_ONCE = [f"{phase}.micro_batch_size=1" for phase in ("filters.both", "distill")]
 ELSEWHERE = {
     2: [
         ("llama", ["student.calibration.micro_batch_size=3"]),
         ("gpt2", SHARDED),
         ("bert", ["pipeline.stages=2", zero_stage(0)]),
     ],
-    4: [("llama", ["pipeline.stages=2"]), ("bert", ["student.calibration.micro_batch_size=1"])],
+    4: [
+        ("llama", ["pipeline.stages=2", zero_stage(0)]),
+        ("bert", ["student.calibration.micro_batch_size=1", *ONE_AT_ONCE]),
+    ],
 }
 """Families and settings by the number of ranks."""
 

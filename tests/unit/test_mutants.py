@@ -90,7 +90,7 @@ def test_every_mutant_of_the_package_is_python_and_something_else():
         ("runtime/devices.py", "tests/unit/runtime/test_devices.py"),
         ("runtime/checkpoints/folders.py", "tests/unit/runtime/test_checkpoint_folders.py"),
         ("launching/supervise.py", "tests/unit/launching/test_supervise.py"),  # by its name: it starts programs
-        ("phases/cut_student.py", "tests/unit/phases/test_phase_work.py"),  # through what imports it
+        ("phases/export.py", "tests/distributed/test_export.py"),  # through what imports it
     ],
 )
 def test_a_module_that_the_table_does_not_know_has_tests_near_it(module, first):

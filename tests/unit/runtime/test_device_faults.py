@@ -98,11 +98,11 @@ def _a_quantised_teacher_fails(world, error):
 
     batch = SimpleNamespace(inputs={})
     batch.to = lambda _device: batch
+    reader = SimpleNamespace(data=SimpleNamespace(heldout=[None]), collate=lambda _samples: batch)
     build = SimpleNamespace(
         world=world,
         models=SimpleNamespace(frozen=lambda *_arguments: model),
-        data=SimpleNamespace(heldout=[None]),
-        collate=lambda _samples: batch,
+        readers=SimpleNamespace(of=lambda _side: reader),
         teacher_facts=SimpleNamespace(quantisation="fp8"),
         recipe=SimpleNamespace(precision="bf16"),
     )
