@@ -14,15 +14,13 @@ from transformers import AutoConfig
 from ted_ds.errors import CheckpointError
 from ted_ds.models.family import path_in_body
 from ted_ds.models.found import family_of_folder
-from ted_ds.models.loading import auto_class
+from ted_ds.models.loading import EARLY_NAMES, auto_class
 from ted_ds.models.parts import before_lm_head_of, give_lm_head, lm_head_of, logit_rule_of
 from ted_ds.models.predictions import DensePredictions, Predictions, VocabularyHead, VocabularyPredictions
 from ted_ds.models.taps import TappedModel
 from ted_ds.models.tensor_files import weight_files
 from ted_ds.numerics.filters import INITIAL_STD, FilterBank, PooledClassifier, pool
 
-EARLY_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
-"""Ends of names in early files, and in what transformers makes of these, or under ZeRO-3 of any."""
 Result = TypeVar("Result")
 Prober = Callable[[int, Tensor, Mapping[str, Tensor]], Predictions]
 """Of a place in the layer map, its state ``[batch, seq, hidden]`` and what the model was given."""

@@ -38,6 +38,8 @@ from ted_ds.models.tokenizer_settings import TOKENIZER_CONFIG_FILE, declared_tok
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FETCHED = [*MODEL_PATTERNS, *PAPER_PATTERNS]
 """What the model comes with goes with whatever is made of it."""
+EARLY_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+"""Ends of names of parameters, and what early files call them."""
 
 
 def fetch(path: str) -> Path:
@@ -175,6 +177,7 @@ def load_model(
             "(teacher.finetune)"
         )
     _train_every_row(model)
+    _write_present_names(model)
     return model, of_head
 
 
@@ -192,6 +195,17 @@ def _train_every_row(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             module.padding_idx = None
+
+
+def _write_present_names(model: PreTrainedModel) -> None:
+    """Let its files have the names that parameters have, and not those of early files.
+
+    transformers writes what it has read, and under ZeRO-3 early names, whatever it has read.
+    """
+    conversions: Any = getattr(model, "_weight_conversions", None)
+    if conversions is not None:
+        early = {*EARLY_NAMES.values()}
+        model._weight_conversions = [one for one in conversions if early.isdisjoint(one.source_patterns)]
 
 
 def _leave_out_head(path: Path, head: Mapping[str, Any] | None, family: Family) -> dict[str, str] | None:
