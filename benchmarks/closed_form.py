@@ -5,12 +5,14 @@
 A Llama-type teacher of random weights, and a student of a third of its blocks, on one process. In turns: a pass of the
 teacher over the calibration tokens without its head, the influence of its blocks, the healing of the student, and the
 filters of both models. The solves (Cholesky factors in fp64, as many as there are strengths and maps) are timed by
-themselves: they do not grow with the tokens. Memory is the most in use beyond the models' weights, beside what training
-the student needs by the arithmetic of ``ted-ds check``.
+themselves: they do not grow with the tokens. Memory is the most that healing has in use, both models' weights among it,
+beside what Stage II needs by the arithmetic of ``ted-ds check``.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
 import tempfile
@@ -37,6 +39,7 @@ from ted_ds.assembly.student_cut import cut_student
 from ted_ds.config.heal import STRENGTHS
 from ted_ds.numerics.normal_equations import NormalEquations, fit
 from ted_ds.planning.heal import heal_targets
+from ted_ds.planning.memory import frozen_bytes
 from ted_ds.planning.phase import FILTERS_BOTH
 from ted_ds.planning.phase_memory import phase_memories
 from ted_ds.runtime.frozen import FrozenModel
@@ -78,16 +81,19 @@ def main() -> None:
     options = option_parser(__doc__).parse_args()
     size = SIZES[options.quick]
     logging.disable_progress_bar()
-    with tempfile.TemporaryDirectory() as folder:
+    # what a run prints is no part of the report
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         costs = measure(Path(folder), size)
     rows = [
         [name, f"{min(taken):.2f} s", f"{ratio(costs.seconds, name, 'a pass of the teacher'):.2f}"]
         for name, taken in costs.seconds.items()
     ]
-    about = f"{size.blocks} > {len(size.kept)} blocks of width {size.hidden}, {size.tokens:,} + {HELDOUT_TOKENS:,} tokens"
+    about = (
+        f"{size.blocks} > {len(size.kept)} blocks of width {size.hidden}, {size.tokens:,} + {HELDOUT_TOKENS:,} tokens"
+    )
     shown = [table(about, ("work", "shortest", "to a pass of the teacher"), rows)]
     memory = [["healing", f"{costs.healing / 2**20:.0f} MiB"], ["training", f"{costs.training / 2**20:.0f} MiB"]]
-    shown.append(table("beyond the models' weights; training by ted-ds check", ("work", "memory"), memory))
+    shown.append(table("with the weights of both models; training by ted-ds check", ("work", "memory"), memory))
     publish(shown, claims_of(costs), versions=installed(["ted_ds", "torch", "transformers"]), json_path=options.json)
 
 
@@ -129,7 +135,8 @@ def measure(folder: Path, size: Size) -> Costs:
         for one in phase_memories(build.recipe, build.plan, build.deepspeed_json, world_size=1)
         if one.phase == "distill"
     )
-    training = memory.trained.gradients + memory.trained.optimizer + memory.activations
+    teacher_bytes = frozen_bytes(build.teacher_facts.parameters, host="replica", precision="fp32", world_size=1)
+    training = memory.total(build.deepspeed_json, device_is_host=True) + teacher_bytes
     return Costs(in_turns(work, rounds=size.rounds), healing, training)
 
 

@@ -63,7 +63,7 @@ def test_batches_grow_no_more_than_they_must(name, batches):
 
 def test_changes_that_are_wanted_anyway_count():
     assert fitting_batches(RECIPES["smollm2_continual"], ["distill.micro_batch_size=1"], num_ranks=8) == [
-        f"{path}.global_batch_size=32" for path in ("student.finetune", "filters.teacher", "filters.student")
+        f"{path}.global_batch_size=32" for path in ("filters.teacher", "filters.student")
     ]
 
 
@@ -88,7 +88,7 @@ def test_a_wrong_recipe_is_refused():
         (
             [RECIPES["smollm2_continual"], "3", "distill.method=sft"],
             0,
-            "student.finetune.global_batch_size=12 distill.global_batch_size=12\n",
+            "distill.global_batch_size=12\n",
         ),
         (["none.yaml", "3"], 2, ""),
         ([RECIPES["smollm2_continual"], "0"], 2, ""),
@@ -105,10 +105,10 @@ def test_what_the_script_reads(words, code, said):
 @pytest.mark.parametrize(
     ("own", "batches"),
     [
-        (["distill.global_batch_size=36"], {"distill": 64, "student.finetune": 32, "filters.teacher": 32}),
+        (["distill.global_batch_size=36"], {"distill": 64, "filters.student": 32, "filters.teacher": 32}),
         (
             ["distill.global_batch_size=12", "distill.micro_batch_size=3", "seed=5"],
-            {"distill": 24, "student.finetune": 32, "filters.teacher": 32},
+            {"distill": 24, "filters.student": 32, "filters.teacher": 32},
         ),
     ],
 )
