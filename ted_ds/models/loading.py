@@ -205,7 +205,7 @@ def _write_present_names(model: PreTrainedModel) -> None:
     conversions: Any = getattr(model, "_weight_conversions", None)
     if conversions is not None:
         early = {*EARLY_NAMES.values()}
-        model._weight_conversions = [one for one in conversions if early.isdisjoint(one.source_patterns)]
+        conversions[:] = [one for one in conversions if early.isdisjoint(one.source_patterns)]
 
 
 def _leave_out_head(path: Path, head: Mapping[str, Any] | None, family: Family) -> dict[str, str] | None:
