@@ -84,6 +84,7 @@ def test_torchrun_on_each_node_ends_with_a_bad_recipe_and_goes_on_after_a_lost_r
     assert "restart 1 of at most" in job.text()
 
 
+@pytest.mark.slow
 def test_a_bad_recipe_is_neither_started_again_nor_requeued(cluster, shared):
     recipe = write_run(shared, kind="sequence_classification", family="bert")
     for launch in (multinode, slurm):

@@ -242,8 +242,12 @@ def expected(models):
 
 @pytest.mark.parametrize(
     ("world_size", "stages"),
-    [pytest.param(1, (0, 3), marks=pytest.mark.slow), (2, (0, 1, 2, 3))],
-    ids=["1", "2"],
+    [
+        (2, (0, 3)),
+        pytest.param(2, (1, 2), marks=pytest.mark.slow),
+        pytest.param(1, (0, 3), marks=pytest.mark.slow),
+    ],
+    ids=["2", "2-of-others", "1"],
 )
 def test_every_stage_of_zero_takes_the_steps_of_plain_peft(models, expected, world_size, stages):
     cases = [(kind, stage) for kind in KINDS for stage in stages]

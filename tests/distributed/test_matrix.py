@@ -25,7 +25,7 @@ from tests.distributed.matrix import (
 )
 
 CASES = [*sample(companies=1), *of_divergences(), *of_weighed_losses()]
-MOST_RANKS, NUM_OF_MOST = max(FACTORS["ranks"]), 8
+MOST_RANKS, NUM_OF_MOST = max(FACTORS["ranks"]), 4
 """How many cases with the most ranks are not slow."""
 FULL = full_product()
 

@@ -162,6 +162,7 @@ def test_a_pipeline_trains_like_zero(pairs, family, layout, phase, changes):
     compare(case, results[0][0], [of_rank[0].gradients for of_rank in results], zero._replace(reports=[]), zero)
 
 
+@pytest.mark.slow
 def test_other_decoders_train_on_a_pipeline_like_zero(tmp_path):
     for family in OTHER_DECODERS:
         write_pair(tmp_path / family, family)

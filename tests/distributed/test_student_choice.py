@@ -192,6 +192,7 @@ def test_ranks_that_share_a_teacher_keep_the_same_units(one: Any, two: list[Any]
             assert_same_units(sharded.units[name], one[0].units[name], name)
 
 
+@pytest.mark.slow
 def test_four_ranks_choose_the_same(recipes: dict[str, Path], one: Any) -> None:
     for found in run_ranks(on_ranks, 4, recipes, 1, "replica"):
         for name in OWN:

@@ -82,7 +82,8 @@ def test_preparing_again_changes_nothing(assets):
     assert {path: path.stat().st_mtime_ns for path in assets.rglob("*")} == before
 
 
-@pytest.mark.parametrize("name", ["kjv", pytest.param("imdb", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["kjv", "imdb"])
 def test_an_epoch_of_a_real_corpus_holds_each_document_once_and_none_that_is_held_out(assets, name):
     texts = [json.loads(line)["text"] for line in (assets / f"{name}.jsonl").read_bytes().splitlines()]
     tokenizer = AutoTokenizer.from_pretrained(assets / "smollm2-135m")

@@ -103,7 +103,8 @@ def test_a_teacher_in_8_bit_floating_point_teaches(tmp_path):
     assert_taught(tmp_path, whole)
 
 
-@pytest.mark.parametrize("bits", [4, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [4, 8])
 @needs_bitsandbytes
 def test_a_teacher_of_bitsandbytes_teaches(tmp_path, bits):
     recipe = write_pair(tmp_path, hidden=64)
@@ -133,6 +134,7 @@ def test_a_teacher_of_gptq_and_awq_teaches(tmp_path, make):
 
 
 @needs_bitsandbytes
+@pytest.mark.slow
 def test_widths_that_a_kernel_does_not_take_end_a_run_before_anything_is_written(tmp_path):
     recipe = write_pair(tmp_path)
     quantise(tmp_path, 4)

@@ -292,7 +292,8 @@ def test_blocks_that_no_matched_layer_needs_are_freed_in_shards_too(tmp_path):
     assert (tmp_path / "run" / "export" / "config.json").is_file()
 
 
-@pytest.mark.parametrize("told", [by_mpirun, pytest.param(by_srun, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("told", [by_mpirun, by_srun])
 def test_tasks_of_other_launchers_are_ranks(tmp_path, told):
     arguments = ["run", str(write_run(tmp_path)), "distill.method=sft", "distill.max_steps=1"]
     first, second = ranks(2, arguments, told=told)

@@ -32,6 +32,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_last_bit(tmp_path):
     resume_from_each(tmp_path, arguments, (4,))
 
 
+@pytest.mark.slow
 def test_ranks_and_a_cached_teacher_change_nothing_and_stage_two_alone_depends_on_them(tmp_path):
     recipe = write_run(tmp_path, kind="sequence_classification")
     steps = ("distill.max_steps=30", "distill.micro_batch_size=1")

@@ -103,6 +103,7 @@ def test_layers_are_compared_by_texts(ted: Any) -> None:
         assert report["loss/total"] == pytest.approx(parts, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_other_ranks_a_sharded_teacher_and_a_cached_one_teach_the_same(ted: Any) -> None:
     folder, arguments, _ = ted
     whole = reports(folder / "run")

@@ -751,6 +751,7 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost_or_repeated(tmp
 
 
 @pytest.mark.lengthy
+@pytest.mark.slow
 def test_a_worker_that_dies_again_and_again_is_an_error(tmp_path: Path) -> None:
     of = make_settings([write_texts(tmp_path / "a.jsonl", numbered(50))], num_lanes=2)
     stream = CorpusStream(

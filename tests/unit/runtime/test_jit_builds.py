@@ -75,6 +75,7 @@ def test_a_build_without_an_end_ends_the_wait(baton):
     assert Path(baton.lock_file_path).exists()
 
 
+@pytest.mark.slow
 def test_what_other_machines_may_hold_is_left_until_its_folder_is_silent(baton, monkeypatch, capsys):
     monkeypatch.setattr(jit_builds, "_is_shared", lambda _lock: True)
     lock = Path(baton.lock_file_path)

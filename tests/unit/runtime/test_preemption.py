@@ -167,7 +167,7 @@ def test_before_the_first_step_one_signal_ends_a_process_that_waits(start, numbe
     assert not made.exists()
 
 
-@pytest.mark.parametrize("coming", ["stops.agreed()", "stops.has_work(True)"])
+@pytest.mark.parametrize("coming", ["stops.agreed()", pytest.param("stops.has_work(True)", marks=pytest.mark.slow)])
 def test_before_the_first_step_ranks_that_agree_end_together(start, coming):
     body = f"{NOTED}{coming}; time.sleep({AGREE_WITHIN_S + 2}); os._exit(3)"
     process = listening(start, body, has_work=False)
