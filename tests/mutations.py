@@ -546,12 +546,6 @@ MUTATIONS = {
         "                world.sum(sums.clone())",
         "filters are solved on the texts of rank 0 alone",
     ),
-    "teachers_tokens": Mutation(
-        "runtime/frozen.py",
-        'self(batch.read_by("teacher").inputs, then',
-        "self(batch.inputs, then",
-        "a teacher with a tokenizer of its own is given the student's tokens",
-    ),
     "texts_counted": Mutation(
         "objectives/distill_texts.py",
         "    return batch.texts.sum()",
