@@ -12,37 +12,33 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launchers/environment.sh
 make_environment demo,dev
 use_cpu
-# beside the environment: transformers imports torchao wherever it is installed, which takes seconds in every process
-if [ ! -d "$TED_DS_VENV/optional" ]; then
-    "$TED_DS_VENV/bin/pip" install --quiet --no-deps --target "$TED_DS_VENV/optional" "torchao==0.18.0"
-fi
-if [ ! -d "$TED_DS_VENV/optional/bitsandbytes" ]; then # for quantised teachers
-    "$TED_DS_VENV/bin/pip" install --quiet --no-deps --target "$TED_DS_VENV/optional" "bitsandbytes==0.50.2"
-fi
-if [ ! -d "$TED_DS_VENV/peft" ]; then # for students with adapters
-    "$TED_DS_VENV/bin/pip" install --quiet --no-deps --target "$TED_DS_VENV/peft" "peft==0.21.2"
-fi
-if [ ! -d "$TED_DS_VENV/trackers" ]; then # what tracking.to can name: for the tests of them alone, others see it missing
-    "$TED_DS_VENV/bin/pip" install --quiet --no-deps --target "$TED_DS_VENV/trackers" "tensorboard==2.21.0" \
-        "absl-py==2.5.1" "trackio==0.43.0" "gradio_client==2.7.2" "orjson==3.13.0" "starlette==1.10.0" \
-        "uvicorn==0.54.0" "brotli==1.2.1" "python-multipart==0.0.34" "pillow==12.3.0"
-fi
-if [ ! -d "$TED_DS_VENV/lm_eval" ]; then # for evaluation.lm_eval
-    "$TED_DS_VENV/bin/pip" install --quiet --no-deps --target "$TED_DS_VENV/lm_eval" "lm-eval==0.4.13" \
-        "absl-py==2.5.1" "chardet==7.7.0" "colorama==0.4.6" "dataproperty==1.1.1" "evaluate==0.4.6" \
-        "jsonlines==4.0.0" "lxml==6.1.3" "mbstrdecoder==1.1.5" "more_itertools==11.2.1" "nltk==3.10.4" \
-        "pathvalidate==3.3.1" "portalocker==4.4.2" "pytablewriter==1.2.1" "rouge-score==0.1.2" "sacrebleu==2.6.0" \
-        "sqlitedict==2.1.0" "tabledata==1.3.5" "tabulate==0.10.0" "tcolorpy==0.1.7" "typepy==2.0.0" "word2number==1.1"
-fi
-if [ ! -d "$TED_DS_VENV/schemas" ]; then # of Kubernetes: 100 MB that nothing but a test needs
-    "$TED_DS_VENV/bin/pip" install --quiet --target "$TED_DS_VENV/schemas" "kubernetes-validate==1.37.0"
-fi
+# Packages that a few tests use stand in folders beside the environment, so that the others see them missing; transformers
+# imports torchao wherever it is installed, which takes seconds in every process. They come while the checks below run.
+coming=()
+beside() { # FOLDER [OPTION...] PACKAGE...
+    local folder="$TED_DS_VENV/$1"
+    shift
+    if [ ! -d "$folder" ]; then
+        "$TED_DS_VENV/bin/pip" install --quiet --target "$folder" "$@" &
+        coming+=($!)
+    fi
+}
+beside optional --no-deps "torchao==0.18.0" "bitsandbytes==0.50.2" # quantised teachers
+beside peft --no-deps "peft==0.21.2"                               # students with adapters
+beside trackers --no-deps "tensorboard==2.21.0" "absl-py==2.5.1" "trackio==0.43.0" "gradio_client==2.7.2" \
+    "orjson==3.13.0" "starlette==1.10.0" "uvicorn==0.54.0" "brotli==1.2.1" "python-multipart==0.0.34" "pillow==12.3.0"
+beside lm_eval --no-deps "lm-eval==0.4.13" "absl-py==2.5.1" "chardet==7.7.0" "colorama==0.4.6" "dataproperty==1.1.1" \
+    "evaluate==0.4.6" "jsonlines==4.0.0" "lxml==6.1.3" "mbstrdecoder==1.1.5" "more_itertools==11.2.1" "nltk==3.10.4" \
+    "pathvalidate==3.3.1" "portalocker==4.4.2" "pytablewriter==1.2.1" "rouge-score==0.1.2" "sacrebleu==2.6.0" \
+    "sqlitedict==2.1.0" "tabledata==1.3.5" "tabulate==0.10.0" "tcolorpy==0.1.7" "typepy==2.0.0" "word2number==1.1"
+beside schemas "kubernetes-validate==1.37.0" # 100 MB that nothing but a test needs
 export HF_HUB_OFFLINE=1 WANDB_MODE=offline
 
 ruff format --check ted_ds benchmarks tests setup.py
 ruff check ted_ds benchmarks tests setup.py
 pyright
 lint-imports
+for install in ${coming[@]+"${coming[@]}"}; do wait "$install"; done
 # in the order of the tiers: those with ranks first, so that the processes end together
 tests=(python -m pytest -n "${TED_DS_TEST_PROCESSES:-logical}" --maxprocesses 4 --dist loadfile --no-loadscope-reorder)
 if [ "${1:-}" = --quick ]; then
