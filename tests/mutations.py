@@ -568,7 +568,7 @@ MUTATIONS = {
 
 
 def nearest_first(file: str) -> list[list[str]]:
-    """The files of TESTS in two runs: those that import the module, and the others. What no test imports is run by ranks."""
+    """TESTS in two runs: files that import the module, or start ranks where none does; and the others."""
     module = "ted_ds." + file.removesuffix(".py").replace("/", ".")
     package, _, name = module.rpartition(".")
     imports = re.compile(rf"\b{re.escape(module)}\b|from {re.escape(package)} import [^\n]*\b{name}\b")
