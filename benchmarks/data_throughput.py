@@ -29,7 +29,7 @@ MB = 10**6
 SEQUENCE_LENGTH, SEQUENCES = 1024, 8
 QUICKSTART_TOKENS_PER_S = 575.0
 """What one rank of the language model's quickstart trains on at most: its teacher's forward alone makes 1,149 tokens/s
-on both ranks together (README, "What the quickstarts do")."""
+on both ranks together (docs/results.md, "The quickstarts")."""
 OURS = "ted_ds"
 RIVALS = {"datasets": "hf_datasets", "torchdata": "torchdata_nodes", "mosaicml-streaming": "mosaicml"}
 

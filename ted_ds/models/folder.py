@@ -55,7 +55,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if model_type in TEXT_TYPE_IN:
         raise CheckpointError(
             f"{file}: a {model_type} reads more than text; write its language model, a {TEXT_TYPE_IN[model_type]}, "
-            "into a folder of its own, as README.md shows under 'Choose layers and the student', and give that"
+            "into a folder of its own, as docs/students.md shows, and give that"
         )
     if own_code and model_type not in KNOWN_TYPES:
         raise CheckpointError(

@@ -92,9 +92,9 @@ def test_the_language_model_of_one_that_reads_images_is_written_alone_as_the_rea
     AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
     assert refusal(folder) == (
         f"{folder / 'config.json'}: a gemma3 reads more than text; write its language model, a gemma3_text, into a "
-        "folder of its own, as README.md shows under 'Choose layers and the student', and give that"
+        "folder of its own, as docs/students.md shows, and give that"
     )
-    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("### Choose layers and the student")[2]
+    section = (ROOT / "docs" / "students.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     exec(section.partition("```python\n")[2].partition("```")[0], {})
     facts = read_model_facts(tmp_path / "gemma-3-4b-text")
