@@ -228,6 +228,12 @@ MUTATIONS = {
         "spans += [place for place in label]",
         "packed completions stand where each stood alone",
     ),
+    "weights_stay": Mutation(
+        "objectives/distill.py",
+        "self._begun = weights = self._plan.weights_at(step)",
+        "self._begun = weights = self._plan.weights_at(0)",
+        "weights that change stay as they begin",
+    ),
     "own_counts": Mutation(
         "objectives/distill.py",
         "return replace(weights, prediction=weights.prediction * of_task / of_prediction)",

@@ -232,7 +232,7 @@ def build_stage_two(
     teaching: Teacher = base or cached or runs_here or AbsentTeacher()
     objective: Objective
     if not plan.needs.teacher:
-        objective = FinetuneObjective(build.terms_to_train("student"), plan.task_weight)
+        objective = FinetuneObjective(build.terms_to_train("student"), plan.weights_at(0).task)
     elif build.readers.are_two:
         at_teacher = None if frozen is None else read_at(build, frozen.tapped)
         objective = TextDistillObjective(

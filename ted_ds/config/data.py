@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -12,29 +11,13 @@ from pydantic import Field, field_validator
 from ted_ds.config.finite_number import is_finite_number
 from ted_ds.config.glue import GlueName
 from ted_ds.config.section import Section, rule
+from ted_ds.config.weights import WeightPoint, points_of, weight_at
 
-WeightPoint = tuple[int, float]
 TEST = "test"
 """What the metrics of ``data.test`` are called by."""
 APART_NAME = re.compile(r"[\w.-]+")
 KIND_OF_SETTING = {"delimiter": "csv", "quoting": "csv", "columns": "csv", "field": "json"}
 """Settings of a source that say how rows stand in files of one format, and which."""
-
-
-def weight_at(weight: float | str | Sequence[tuple[int, float]], step: int) -> float:
-    """A source's weight at a step: it changes linearly from one point to the next, and not before or after them.
-
-    That of ``size`` is known only once its files are; here it is 1.
-    """
-    if isinstance(weight, str):
-        return 1.0
-    if isinstance(weight, int | float):
-        return float(weight)
-    index = bisect.bisect_right([at for at, _ in weight], step)
-    if index in (0, len(weight)):
-        return float(weight[max(index - 1, 0)][1])
-    (start, before), (end, after) = weight[index - 1], weight[index]
-    return before + (after - before) * (step - start) / (end - start)
 
 
 class Source(Section):
@@ -98,16 +81,10 @@ class Source(Section):
     @classmethod
     def _weight_is_one_of_three(cls, weight: Any) -> Any:
         """One rule in words, where a union would give a message per member."""
-        if isinstance(weight, list | tuple):
-            points: list[Any] = [tuple(point) if isinstance(point, list | tuple) else () for point in weight]
-            steps = [
-                point[0]
-                for point in points
-                if len(point) == 2 and all(map(is_finite_number, point)) and min(point) >= 0
-            ]
-            if steps and len(steps) == len(points) and steps == sorted(set(steps)) and any(w for _, w in points):
-                return tuple(points)
-        elif weight == "size" or (is_finite_number(weight) and weight > 0):
+        points = points_of(weight)
+        if points is not None:
+            return points
+        if weight == "size" or (is_finite_number(weight) and weight > 0):
             return weight
         raise ValueError("must be a number above 0, size, or [[step, weight], ...] with ascending steps")
 

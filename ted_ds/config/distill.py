@@ -5,19 +5,32 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from ted_ds.config.finite_number import is_finite_number
 from ted_ds.config.needs import NOTHING, Needs
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.section import rule
+from ted_ds.config.weights import Weight, highest, points_of, weight_at
 
 PARAMETERS = {
     "divergence_beta": (("jsd",), 0.5),
     "divergence_alpha": (("skew_kl", "skew_reverse_kl"), 0.1),
 }
 """Of divergences: which have it, and what it is where a recipe does not say: the middle, and that of DistiLLM."""
+
+
+WEIGHTS = ("task_weight", "kl_weight", "feature_weight")
+
+
+class Weights(NamedTuple):
+    """Of the terms at a step."""
+
+    task: float
+    prediction: float
+    features: float
 
 
 class Distill(PhasePlan):
@@ -27,8 +40,10 @@ class Distill(PhasePlan):
 
     method: Literal["sft", "kd", "lwd", "ted"] = "ted"
     """``sft``: task loss only; ``kd``: and predictions; ``lwd``: and matching of layers; ``ted``: filtered ones."""
-    task_weight: float = Field(default=1.0, ge=0)
-    kl_weight: float = Field(default=1.0, ge=0)
+    task_weight: Weight = 1.0
+    """This and the other two are numbers, or ``[[step, weight], ...]``: from one of these steps to the next, counted
+    from 0, the weight changes linearly, and it stays at the first before them and at the last behind them."""
+    kl_weight: Weight = 1.0
     """Of the prediction term, whichever divergence that is."""
     temperature: float = Field(default=2.0, gt=0)
     """Softens both predictions of the prediction term, which is scaled by its square; unused by regression."""
@@ -39,12 +54,34 @@ class Distill(PhasePlan):
     """``jsd``: the teacher's share of the mixture; unset: 0.5."""
     divergence_alpha: float | None = Field(default=None, gt=0, lt=1)
     """``skew_kl`` and ``skew_reverse_kl``: the share in the mixture of what is compared with it; unset: 0.1."""
-    feature_weight: float = Field(default=1.0, ge=0)
+    feature_weight: Weight = 1.0
     feature_reduction: Literal["mean", "sum"] = "mean"
     """Over matched layers: the mean (released code), or the sum (the paper's notation)."""
     normalise_features: bool = False
     """Bring each token's features to mean 0 and variance 1 before comparing; for decoders, whose states have outliers.
     Not in the paper."""
+
+    @field_validator(*WEIGHTS, mode="before")
+    @classmethod
+    def _is_a_number_or_points(cls, weight: Any) -> Any:
+        """One rule in words, where a union would give a message per member."""
+        points = points_of(weight)
+        if points is None and not (is_finite_number(weight) and weight >= 0):
+            raise ValueError("use a number of at least 0, or [[step, weight], ...] with ascending steps, not all 0")
+        return weight if points is None else points
+
+    @rule
+    def _some_term_is_learned_at_each_step(self) -> Iterator[str]:
+        if self.method == "sft":
+            if "task_weight" in self.changing_weights:
+                yield "method: sft has one term, whose weight cannot change; give task_weight as a number"
+            return
+        changing = [getattr(self, name) for name in self.changing_weights]
+        used = [name for name in WEIGHTS if name != "feature_weight" or self.method != "kd"]
+        for step in sorted({step for points in changing for step, _ in points}):
+            if not any(weight_at(getattr(self, name), step) for name in used):
+                yield f"at step {step} {' and '.join(used)} are 0, so that nothing is learned; keep one of them above 0"
+                return
 
     @rule
     def _parameter_of_divergence(self) -> Iterator[str]:
@@ -56,7 +93,7 @@ class Distill(PhasePlan):
     def needs_of_terms(self) -> dict[str, Needs]:
         """What each term that the method and the weights switch on needs; the task's is always there."""
         terms = {"task": NOTHING}
-        if self.method == "kd" or (self.method != "sft" and self.kl_weight > 0):
+        if self.method == "kd" or (self.method != "sft" and highest(self.kl_weight) > 0):
             terms["prediction"] = Needs(predictions=True)
         if self.method in ("lwd", "ted"):
             terms["features"] = Needs(states=True, filters=self.method == "ted")
@@ -66,6 +103,16 @@ class Distill(PhasePlan):
     def needs(self) -> Needs:
         """What Stage II needs in all."""
         return functools.reduce(operator.or_, self.needs_of_terms.values())
+
+    @property
+    def changing_weights(self) -> list[str]:
+        """Those that are not the same at all steps."""
+        return [name for name in WEIGHTS if not isinstance(getattr(self, name), int | float)]
+
+    def weights_at(self, step: int | None) -> Weights:
+        """Those of a step, counted from 0; None: what each comes to at most."""
+        weights = [getattr(self, name) for name in WEIGHTS]
+        return Weights(*(highest(one) if step is None else weight_at(one, step) for one in weights))
 
     @property
     def divergence_parameter(self) -> float | None:

@@ -21,6 +21,7 @@ from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.section import Section, rule
 from ted_ds.config.tasks import Task
 from ted_ds.config.tracking import Tracking
+from ted_ds.config.weights import highest
 
 NUM_SPECIAL_TOKENS = 4
 """Of a trained tokenizer: unknown, begin, end, padding."""
@@ -147,11 +148,11 @@ class Recipe(Section):
     @rule
     def _every_method_has_its_term(self) -> Iterator[str]:
         method, distill = self.distill.method, self.distill
-        if method == "sft" and distill.task_weight == 0:
+        if method == "sft" and highest(distill.task_weight) == 0:
             yield "distill.task_weight: 0: method: sft trains on the task alone; use a weight above 0"
-        if method == "kd" and distill.kl_weight == 0:
+        if method == "kd" and highest(distill.kl_weight) == 0:
             yield "distill.method: kd needs a kl_weight above 0; without a teacher it is sft"
-        if method in ("lwd", "ted") and distill.feature_weight == 0:
+        if method in ("lwd", "ted") and highest(distill.feature_weight) == 0:
             yield f"distill.feature_weight: 0: method: {method} matches layers; use a weight above 0, or method: kd"
 
     @rule

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ted_ds.config.distill import Distill
+from ted_ds.config.distill import WEIGHTS, Distill
 from ted_ds.data.loader import Batch
 from ted_ds.models.family import DECODER
 from ted_ds.models.predictions import LossWeights, Predictions, predicted_of
@@ -83,29 +83,47 @@ class DistillObjective(Terms):
         """
         task = replace(task, divergence=make_divergence(plan.divergence, plan.divergence_parameter))
         self._task, self._teacher, self._teacher_filters = task, teacher, teacher_filters
-        self._normalise_features = plan.normalise_features
+        self._plan, self._normalise_features = plan, plan.normalise_features
         self._student_layers = student_layers
         self._feature_names = [f"{self.layer_term}/{name}" for name in layer_names(student_layers)]
-        per_pair = plan.feature_weight / (max(len(student_layers), 1) if plan.feature_reduction == "mean" else 1)
-        prediction_weight = plan.kl_weight * task.prediction_scale(plan.temperature)
         needs = plan.needs_of_terms
-        terms = [Term(TASK, plan.task_weight, label_counter(task), needs["task"]), *balance_terms(task)]
+        terms = [Term(TASK, 1.0, label_counter(task), needs["task"]), *balance_terms(task)]
         if "prediction" in needs:
-            terms.append(Term(task.prediction_name, prediction_weight, self._count_predicted, needs["prediction"]))
+            terms.append(Term(task.prediction_name, 1.0, self._count_predicted, needs["prediction"]))
         if "features" in needs:
             compared_by = zip(self._feature_names, map(self._counter_of, student_layers), strict=True)
-            terms += [Term(name, per_pair, count, needs["features"]) for name, count in compared_by]
+            terms += [Term(name, 1.0, count, needs["features"]) for name, count in compared_by]
         super().__init__(terms)
-        self._loss_weights = LossWeights(plan.task_weight, prediction_weight, plan.temperature, num_shared_ids)
+        self._loss_weights = LossWeights(1.0, 1.0, plan.temperature, num_shared_ids)
         with_output = [TASK, *([task.prediction_name] if self.needs.predictions and not task.in_one_pass else [])]
         compared = self._feature_names if self.needs.states else []
         if here is not None:
             compared = [name for place, name in enumerate(compared) if place in here.places]
             with_output = with_output if here.has_output else []
-        self._weights_of_sums = {**dict.fromkeys(with_output, 1.0), **dict.fromkeys(compared, per_pair)}
+        self._compared_here = compared
+        self._weights_of_sums = dict.fromkeys([*with_output, *compared], 1.0)
         self._has_balance = task.balance_weight != 0 and bool(with_output)
         if self._has_balance:
             self._weights_of_sums[BALANCE] = task.balance_weight
+        self.begin_step(0)
+
+    @property
+    def changing_weights(self) -> dict[str, float]:
+        """See :class:`~ted_ds.objectives.term.Terms`."""
+        weights = dict(zip(WEIGHTS, self._begun, strict=True))
+        return {f"train/{name}": weights[name] for name in self._plan.changing_weights}
+
+    def begin_step(self, step: int | None) -> None:
+        """See :class:`~ted_ds.objectives.term.Terms`."""
+        self._begun = weights = self._plan.weights_at(step)
+        num_pairs = max(len(self._student_layers), 1) if self._plan.feature_reduction == "mean" else 1
+        per_pair = weights.features / num_pairs
+        of_prediction = weights.prediction * self._task.prediction_scale(self._plan.temperature)
+        of_terms = {TASK: weights.task, self._task.prediction_name: of_prediction}
+        of_terms |= dict.fromkeys(self._feature_names, per_pair)
+        self.terms = tuple(replace(term, weight=of_terms.get(term.name, term.weight)) for term in self.terms)
+        self._loss_weights = replace(self._loss_weights, task=weights.task, prediction=of_prediction)
+        self._weights_of_sums.update(dict.fromkeys(self._compared_here, per_pair))
 
     def _counter_of(self, layer: Layer) -> Callable[[Batch], Tensor]:
         """Counts what of a layer is compared."""

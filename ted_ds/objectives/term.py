@@ -41,6 +41,17 @@ class Terms:
         """What the terms need in all."""
         return functools.reduce(operator.or_, (term.needs for term in self.terms), NOTHING)
 
+    @property
+    def changing_weights(self) -> dict[str, float]:
+        """For reports: weights that are not the same at all steps, as they are at the one that was begun."""
+        return {}
+
+    def begin_step(self, step: int | None) -> None:
+        """Weigh terms as at a step, counted from 0, or with None by what each weight comes to at most.
+
+        Where weights are numbers, they stay.
+        """
+
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """What a microbatch adds to each term's count; those that many terms share are counted once."""
         found = {count: count(batch) for count in dict.fromkeys(term.count for term in self.terms)}

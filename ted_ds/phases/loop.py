@@ -130,6 +130,7 @@ def train(
     while progress.step < max_steps:
         surroundings.between_steps(progress)
         try:
+            objective.begin_step(progress.step)
             skipped = engine.step(batches, objective)
         except DataExhausted:
             if progress.step == 0:

@@ -281,7 +281,8 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
     for name, facts in (("teacher", plan.teacher), ("student", plan.student)):
         if facts is None:
             lines.append(
-                f"{name:9} known once it is fetched from the hub, or its config.json is beside the recipe (docs/recipes.md)"
+                f"{name:9} known once it is fetched from the hub, or its config.json is beside the recipe "
+                "(docs/recipes.md)"
             )
         else:
             quantised = f", quantised ({facts.quantisation})" if facts.quantisation else ""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ted_ds.config.data import weight_at
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.schema import Recipe
+from ted_ds.config.weights import weight_at
 from ted_ds.data.transfer import share_of
 from ted_ds.planning.heal_cost import heal_cost
 from ted_ds.planning.phase import DISTILL, HEAL_STUDENT, Phase, phases_of, training_of

@@ -39,6 +39,15 @@ class Objective(Protocol):
         """Weight of each loss term."""
         ...
 
+    @property
+    def changing_weights(self) -> Mapping[str, float]:
+        """For reports: those that are not the same at all steps."""
+        ...
+
+    def begin_step(self, step: int | None) -> None:
+        """Weigh terms as at a step, counted from 0; None: by what each weight comes to at most."""
+        ...
+
     def counts(self, batch: Batch) -> Mapping[str, Tensor]:
         """What a microbatch adds to each term's count; known before the forward pass."""
         ...
@@ -192,7 +201,8 @@ class StepRunner(ABC):
     def report(self, objective: Objective) -> dict[str, float]:
         """Mean of each term since the last report, over all ranks and the steps taken; one synchronisation.
 
-        Without terms, and without the share of padding, where every step was skipped.
+        Without terms, and without the share of padding, where every step was skipped. Where weights change, the total
+        is by those of the last step.
         """
         report: dict[str, float] = {}
         if self._pending.counts:
@@ -203,7 +213,7 @@ class StepRunner(ABC):
             counts = torch.stack([self._pending.counts[name] for name in names]).clamp(min=1)
             values = dict(zip(names, (totals / counts).tolist(), strict=True))
             report = {"loss/total": sum(objective.weights[name] * values[name] for name in names), **values}
-            report |= _layer_means(values)
+            report |= {**_layer_means(values), **objective.changing_weights}
         report["train/learning_rate"] = self.engine.get_lr()[0]
         report["train/skipped_steps"] = self.engine.skipped_steps
         norm = self.engine.get_global_grad_norm()

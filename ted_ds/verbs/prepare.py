@@ -13,6 +13,7 @@ from ted_ds.assembly.assembly import Assembly
 from ted_ds.assembly.given import Given
 from ted_ds.assembly.host_teacher import host_teacher
 from ted_ds.config.schema import Recipe
+from ted_ds.config.weights import highest
 from ted_ds.data.corpus_data import CorpusData
 from ted_ds.data.labelled_data import LabelledData
 from ted_ds.data.reading.listing import list_data
@@ -127,7 +128,9 @@ def prepare(
             data = open_for_both(kind, recipe.data, tokenizers, listing, max_heldout=most)
         else:
             data = kind.open_data(recipe.data, tokenizers["student"], listing, max_heldout=most)
-        with_labels = [path for path in recipe.phase_plans() if path != "distill" or recipe.distill.task_weight > 0]
+        with_labels = [
+            path for path in recipe.phase_plans() if path != "distill" or highest(recipe.distill.task_weight) > 0
+        ]
         refuse_without_labels(recipe.data, with_labels, has_labels=data.has_labels)
         return tokenizers, data
 

@@ -195,6 +195,7 @@ class Doctor:
             self._verdicts.append(verdict)
             own = batch.read_by("teacher").to(self._world.device)
             self._distil_into_itself(stage, teacher, own, head_may_be_new=not is_ready)
+        stage.objective.begin_step(None)  # a term whose weight is 0 at first reaches its parameters later
         with build.engine(DISTILL.name, stage.module, config, plan, watched=stage.watched) as engine:
             self._take_a_step(cast(ZeroRunner, engine), stage)  # a pair is examined without a pipeline
         if stage.teacher is not None:

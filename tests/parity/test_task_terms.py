@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ted_ds.config.schema import Recipe
+from ted_ds.config.weights import Weight
 from ted_ds.data.loader import Batch, Collator
 from ted_ds.data.samples import Sample
 from ted_ds.models.choices import choose_among_rows
@@ -104,7 +105,9 @@ class Run:
         kind: str,
         *,
         temperature: float = 2.0,
-        task_weight: float = 0.0,
+        task_weight: Weight = 0.0,
+        kl_weight: Weight = KL_WEIGHT,
+        step: int = 0,
         batch: Batch | None = None,
         teacher: TappedModel | None = None,
         student: TappedModel | None = None,
@@ -116,13 +119,14 @@ class Run:
         self.objective = DistillObjective(
             TASK_TERMS[kind],
             distill_plan(
-                method="kd", task_weight=task_weight, kl_weight=KL_WEIGHT, temperature=temperature, feature_weight=1.0
+                method="kd", task_weight=task_weight, kl_weight=kl_weight, temperature=temperature, feature_weight=1.0
             ),
             teacher=self.teacher,
             teacher_filters=None,
             student_layers=(),
             num_shared_ids=num_shared_ids,
         )
+        self.objective.begin_step(step)
         module = FilteredModel(student, FilterBank((), 16, 16))
 
         self.counts = self.objective.counts(batch)
@@ -234,6 +238,18 @@ def test_hot_predictions_have_the_gradient_of_half_the_squared_difference_of_log
             expected[place] = (difference - difference.mean()) / len(difference)
     expected *= KL_WEIGHT / run.counts[TASK_TERMS[kind].prediction_name].item()
     assert (run.gradient - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+@pytest.mark.parametrize("step", [0, 3, 9])
+@pytest.mark.parametrize("kind", KINDS)
+def test_at_a_step_terms_weigh_what_their_points_say(kind: str, step: int) -> None:
+    changing = Run(kind, task_weight=((0, 0.0), (4, 1.0)), kl_weight=((2, 0.5), (4, 0.0)), step=step)
+    numbers = {0: (0.0, 0.5), 3: (0.75, 0.25), 9: (1.0, 0.0)}[step]
+    plain = Run(kind, task_weight=numbers[0], kl_weight=numbers[1])
+    torch.testing.assert_close(changing.gradient, plain.gradient, rtol=1e-5, atol=1e-7)
+    assert changing.objective.changing_weights == dict(
+        zip(("train/task_weight", "train/kl_weight"), numbers, strict=True)
+    )
 
 
 def test_a_regressions_gradient_does_not_know_of_a_temperature() -> None:

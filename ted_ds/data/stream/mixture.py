@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ted_ds.config.data import weight_at
+from ted_ds.config.weights import weight_at
 from ted_ds.data.stream.order import uniform
 from ted_ds.data.stream.settings import StreamSettings
 
