@@ -110,8 +110,8 @@ class DistillObjective(Terms):
     @property
     def changing_weights(self) -> dict[str, float]:
         """See :class:`~ted_ds.objectives.term.Terms`."""
-        weights = dict(zip(WEIGHTS, self._begun, strict=True))
-        return {f"train/{name}": weights[name] for name in self._plan.changing_weights}
+        changing = self._plan.changing_weights
+        return {f"train/{name}": one for name, one in zip(WEIGHTS, self._begun, strict=True) if name in changing}
 
     def begin_step(self, step: int | None) -> None:
         """See :class:`~ted_ds.objectives.term.Terms`."""
