@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "ted_ds" / "__init__.py").read_text(encoding="utf-8"))
 assert VERSION is not None
+SHIPPED = ("ds_configs", "launchers")
+"""Folders of the root that an installed package has, too (``ted_ds/config/shipped.py``)."""
+
+
+class BuildWithShipped(build_py):
+    """Copies what ships beside the modules into the package."""
+
+    def run(self) -> None:
+        """Build the modules, and then this."""
+        super().run()
+        if self.editable_mode:
+            return
+        for name in SHIPPED:
+            place = Path(self.build_lib) / "ted_ds" / "shipped" / name
+            shutil.rmtree(place, ignore_errors=True)
+            shutil.copytree(ROOT / name, place, ignore=shutil.ignore_patterns("__pycache__"))
+
 
 setup(
     name="ted_ds",
@@ -19,6 +38,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["ted_ds", "ted_ds.*"]),
+    cmdclass={"build_py": BuildWithShipped},
     python_requires=">=3.11",
     install_requires=[
         "accelerate>=1.10",  # transformers needs it to load under ZeRO-3

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ted_ds import __version__
 from ted_ds.config.environment import refuse_unknown_words
+from ted_ds.config.shipped import RECIPES, named
 from ted_ds.errors import StoppedOnRequest, TedError
 from ted_ds.launching.lasting_output import outlast_readers
 from ted_ds.launching.own_log import open_log
@@ -35,6 +36,10 @@ HELP_OF_VERB = {
 }
 
 
+def _recipe(word: str) -> str:
+    return str(named(word, RECIPES, ".yaml"))
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="ted-ds", description="Distil language models on DeepSpeed.")
@@ -53,7 +58,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
             continue
         if verb == "tokenizer":
             one.add_argument("action", choices=["train"], help="what to do")
-        one.add_argument("recipe", help="a YAML recipe, e.g. one of ds_configs/recipes")
+        one.add_argument("recipe", type=_recipe, help="a YAML recipe, or the name of one that ships")
         one.add_argument("overrides", nargs="*", metavar="a.b=value", help="change a value of the recipe")
         if verb == "check":
             one.add_argument("--ranks", type=_positive, default=1, help="ranks the batches must divide over")

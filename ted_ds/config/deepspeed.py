@@ -24,6 +24,7 @@ from ted_ds.config.deepspeed_optimizers import (
 from ted_ds.config.deepspeed_sections import NEVER_PRINT, check_sections, untested
 from ted_ds.config.json_object import read_json_object
 from ted_ds.config.phase_plan import PhasePlan
+from ted_ds.config.shipped import DEEPSPEED, names_in
 from ted_ds.errors import raise_all
 
 # What transformers and accelerate fill in by the model's hidden size, so that a bucket holds a weight matrix.
@@ -54,7 +55,8 @@ def inspect_deepspeed_json(path: Path) -> tuple[dict[str, Any] | None, list[str]
         (:func:`filled`), and a message for each of these; None where there is nothing to read.
     """
     if not path.exists():
-        return None, [f"{path}: no such DeepSpeed config; those that ship are in ds_configs/deepspeed"]
+        names = ", ".join(names_in(DEEPSPEED, ".json"))
+        return None, [f"{path}: no such DeepSpeed config; give a file, or one that ships: {names}"]
     config, problems, repeated = read_json_object(path)
     if config is None:
         return None, problems

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ted_ds.config.data import Data
 from ted_ds.config.distill import Distill
@@ -19,6 +19,7 @@ from ted_ds.config.layers import Filters, LayerMap
 from ted_ds.config.pair import Student, Teacher
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.section import Section, rule
+from ted_ds.config.shipped import DEEPSPEED, named
 from ted_ds.config.tasks import Task
 from ted_ds.config.tracking import Tracking
 from ted_ds.config.weights import highest
@@ -92,7 +93,7 @@ class Recipe(Section):
     seed: int = Field(default=0, ge=0)
     output_dir: Path
     deepspeed: Path
-    """DeepSpeed JSON of all trained phases."""
+    """DeepSpeed JSON of all trained phases: a file, or the name of one that ships (``zero2``)."""
     pipeline: Pipeline = Pipeline()
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     tf32: bool = False
@@ -133,6 +134,11 @@ class Recipe(Section):
     collective_timeout_s: float = Field(default=1800, ge=1)
     """How long a rank waits for the others, or for a disk, before it gives up; then the run ends, and the same command
     goes on from the last checkpoint."""
+
+    @field_validator("deepspeed", mode="before")
+    @classmethod
+    def _may_be_the_name_of_one_that_ships(cls, file: Any) -> Any:
+        return named(file, DEEPSPEED, ".json") if isinstance(file, str) else file
 
     @rule
     def _ted_has_filters(self) -> Iterator[str]:

@@ -12,6 +12,7 @@ from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError
 from yaml import YAMLError
 from yaml.error import MarkedYAMLError
 
+from ted_ds.config.shipped import RECIPES, shipped
 from ted_ds.errors import ConfigError
 
 DUPLICATE = "found duplicate key"
@@ -26,7 +27,7 @@ def read_yaml(path: Path) -> tuple[DictConfig, list[str]]:
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder; give the file")
     if not path.is_file():
-        raise ConfigError(f"{path}: no such recipe file; the recipes that ship are in ds_configs/recipes")
+        raise ConfigError(f"{path}: no such recipe file; the recipes that ship are in {shipped(RECIPES)}")
     repeated: list[str] = []
     try:
         text = path.read_text(encoding="utf-8-sig")

