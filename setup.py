@@ -39,6 +39,7 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["ted_ds", "ted_ds.*"]),
     cmdclass={"build_py": BuildWithShipped},
+    package_data={"ted_ds.reports": ["*.jinja"]},
     python_requires=">=3.11",
     install_requires=[
         "accelerate>=1.10",  # transformers needs it to load under ZeRO-3
@@ -69,6 +70,7 @@ setup(
         "benchmarks": ["torchdata>=0.11"],  # a rival; the other, mosaicml-streaming, needs an environment of its own
         "demo": ["gguf>=0.19"],
         "int8": ["torchao>=0.18"],
+        "report": ["matplotlib>=3.9"],
         "lora": ["peft>=0.18"],
         "lm_eval": ["lm-eval[hf]>=0.4.9"],
         "tensorboard": ["tensorboard>=2.19"],

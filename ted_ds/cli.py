@@ -20,6 +20,7 @@ from ted_ds.launching.records import LOG_DIR, log_folder
 from ted_ds.planning.phase import PHASES, phases_of_verb
 
 VERBS_OF_RANKS = ("run", *(phase.verb for phase in PHASES), "doctor")
+WITHOUT_RECIPE = ("families", "report")
 HELP_OF_VERB = {
     "run": "all phases; those already complete are skipped",
     "finetune": "Stage 0: train teacher and student on the task, cut the student out of the teacher",
@@ -31,6 +32,7 @@ HELP_OF_VERB = {
     "doctor": "is this pair sane? Looks at weights, labels, tokens, filters and one real step; exit code 1 if not",
     "tokenizer": "train a tokenizer on the training documents; needs no GPU and no teacher",
     "supervise": "start a launcher's command again until its run is complete; rank by rank logs, no rank left behind",
+    "report": "one page of what a run came to: verdict, figures, tables; several runs beside each other",
     "families": "the models that can be used, and what for; of a model folder, what is found of it",
     "check": "every mistake in the recipe at once, and the plan; needs no GPU and no torch",
 }
@@ -56,6 +58,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
             one.add_argument("path", nargs="?", type=Path, help="a model folder")
             one.add_argument("--markdown", action="store_true", help="the table as docs/families.md has it")
             continue
+        if verb == "report":
+            one.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="the output_dir of a run")
+            one.add_argument("--out", type=Path, help="the page to write (default: report.html in the run's folder)")
+            continue
         if verb == "tokenizer":
             one.add_argument("action", choices=["train"], help="what to do")
         one.add_argument("recipe", type=_recipe, help="a YAML recipe, or the name of one that ships")
@@ -77,11 +83,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         if rest:
             parser.error(f"unknown arguments: {' '.join(rest)}; the launcher's command goes after --")
         return options
-    is_families = options.verb == "families"
-    unknown = [word for word in rest if is_families or word.startswith("-") or "=" not in word]
+    has_recipe = options.verb not in WITHOUT_RECIPE
+    unknown = [word for word in rest if not has_recipe or word.startswith("-") or "=" not in word]
     if unknown:
         parser.error(f"unknown arguments: {' '.join(unknown)}")
-    if not is_families:
+    if has_recipe:
         options.overrides += rest
     return options
 
@@ -151,6 +157,10 @@ def _dispatch(options: argparse.Namespace) -> int:
             from ted_ds.verbs.families import show_families
 
             show_families(options.path, as_markdown=options.markdown)
+        elif options.verb == "report":
+            from ted_ds.verbs.report import report
+
+            report(options.folders, options.out)
         elif options.verb == "check":
             from ted_ds.verbs.check import check
 

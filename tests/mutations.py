@@ -474,12 +474,6 @@ MUTATIONS = {
         "self._count += 0",
         "all layers that share a block are taken for its first one",
     ),
-    "nested_heads": Mutation(
-        "models/adapters.py",
-        "heads = [path for path in heads if not path.startswith(prefixes(heads))]",
-        "heads = [*heads]",
-        "a head within another trains in a copy that no export holds",
-    ),
     "targets_shift": Mutation(
         "models/two_stacks.py",
         "return torch.cat([start, target_ids[:, :-1]], dim=1)",
@@ -499,9 +493,9 @@ MUTATIONS = {
         "a decoder's states are matched on padding, too",
     ),
     "target_count": Mutation(
-        "data/loader.py",
-        "        return self.kept_targets\n",
-        "        return self.matched_tokens\n",
+        "objectives/distill.py",
+        "return batch.kept_targets.sum()",
+        "return batch.matched_tokens.sum()",
         "a decoder's layer-wise term is divided by the tokens of the sources",
     ),
     "influence": Mutation(
@@ -561,8 +555,8 @@ MUTATIONS = {
     "texts_of_teacher": Mutation(
         "objectives/distill_texts.py",
         'teacher.of(batch.read_by("teacher"))',
-        "teacher.of(batch)",
-        "a teacher's text is read where the student's tokens are",
+        'student.of(batch.read_by("teacher"))',
+        "a teacher's text is read at the place where the student's is",
     ),
     "mean_of_filtered": Mutation(
         "numerics/filters.py",

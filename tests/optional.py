@@ -17,6 +17,8 @@ TRACKERS = Path(sys.prefix) / "trackers"
 NO_TRACKERS = f"{TRACKERS} is not there; bash tests/run.sh makes it"
 LM_EVAL = Path(sys.prefix) / "lm_eval"
 NO_LM_EVAL = f"{LM_EVAL} is not there; bash tests/run.sh makes it"
+REPORT = Path(sys.prefix) / "report"
+NO_REPORT = f"{REPORT} is not there; bash tests/run.sh makes it"
 PEFT = Path(sys.prefix) / "peft"
 NO_PEFT = f"{PEFT} is not there; bash tests/run.sh makes it"
 

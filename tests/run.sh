@@ -25,6 +25,8 @@ beside() { # FOLDER [OPTION...] PACKAGE...
 }
 beside optional --no-deps "torchao==0.18.0" "bitsandbytes==0.50.2" # quantised teachers
 beside peft --no-deps "peft==0.21.2"                               # students with adapters
+beside report --no-deps "matplotlib==3.11.2" "contourpy==1.3.3" "cycler==0.12.1" "fonttools==4.68.0" \
+    "kiwisolver==1.5.1" "pyparsing==3.3.3" "pillow==12.3.0" # ted-ds report
 beside trackers --no-deps "tensorboard==2.21.0" "absl-py==2.5.1" "trackio==0.43.0" "gradio_client==2.7.2" \
     "orjson==3.13.0" "starlette==1.10.0" "uvicorn==0.54.0" "brotli==1.2.1" "python-multipart==0.0.34" "pillow==12.3.0"
 beside lm_eval --no-deps "lm-eval==0.4.13" "absl-py==2.5.1" "chardet==7.7.0" "colorama==0.4.6" "dataproperty==1.1.1" \

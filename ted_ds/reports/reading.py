@@ -1,0 +1,164 @@
+"""The files of a run's folder, as a report needs them."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ted_ds.config import tasks as sections
+from ted_ds.errors import CheckpointError, DataError
+from ted_ds.output.run_folder import read_run
+from ted_ds.planning.phase import PHASES
+from ted_ds.tasks.kind import KINDS, kind_of
+
+METRICS, EVALUATION, PHASE = "metrics.jsonl", "evaluate/evaluation.json", "phase.json"
+STAMPS = ("time", "phase", "step")
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The metric that models are compared by."""
+
+    name: str
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a phase that is complete says of itself (``phase.json``)."""
+
+    name: str
+    inputs: Mapping[str, Any]
+    result: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run left in its folder."""
+
+    folder: Path
+    run_id: str
+    records: Sequence[Record]
+    """Of ``metrics.jsonl``, the last of each phase and step: a run that went on reports some steps twice."""
+    phases: Sequence[Finished]
+    """In the order of the chain."""
+    models: Mapping[str, Mapping[str, float]]
+    """Scores of each evaluated model; empty before ``evaluate``."""
+
+    @property
+    def name(self) -> str:
+        """That of the folder."""
+        return self.folder.resolve().name
+
+    def of_phase(self, phase: str) -> list[Record]:
+        """The reports of a phase, by their steps."""
+        return sorted((one for one in self.records if one["phase"] == phase), key=lambda one: one["step"])
+
+    @property
+    def reported_phases(self) -> list[str]:
+        """Phases with reports, in the order of their first."""
+        return list(dict.fromkeys(one["phase"] for one in self.records))
+
+    def finished(self, phase: str) -> Finished | None:
+        """A phase, if it is complete."""
+        return next((one for one in self.phases if one.name == phase), None)
+
+    @functools.cached_property
+    def headline(self) -> Headline | None:
+        """That of the task; None before ``evaluate``."""
+        done = self.finished("evaluate")
+        return None if done is None else _headline_of(done.inputs["task"], self.folder)
+
+    def score(self, model: str) -> float | None:
+        """A model's headline."""
+        return self.models[model].get(self.headline.name) if model in self.models and self.headline else None
+
+
+def read_run_record(folder: Path) -> RunRecord:
+    """All that a report needs of a run.
+
+    Raises:
+        DataError: There is no such folder, no run in it, or a file of it is damaged.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; give the output_dir of a run")
+    try:
+        run = read_run(folder)
+    except CheckpointError as error:
+        raise DataError(str(error)) from error
+    if run is None:
+        raise DataError(f"{folder}: no run began in this folder (it has no run.json); give the output_dir of a run")
+    done = [_finished(folder, phase.name) for phase in PHASES]
+    evaluation = folder / EVALUATION
+    return RunRecord(
+        folder,
+        run.run_id,
+        _records(folder / METRICS),
+        [one for one in done if one is not None],
+        _json(evaluation) if evaluation.is_file() else {},
+    )
+
+
+def _finished(folder: Path, phase: str) -> Finished | None:
+    file = folder / phase / PHASE
+    if not file.is_file():
+        return None
+    content = _json(file)
+    try:
+        return Finished(phase, content["inputs"], content["result"])
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{file}: damaged ({error!r}); run the phase again") from error
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: cannot be read ({error}); run the phase again") from error
+
+
+def _records(file: Path) -> list[Record]:
+    if not file.is_file():
+        return []
+    found: dict[tuple[str, int], Record] = {}
+    for record in _whole_lines(file):
+        key = (record["phase"], record["step"])
+        found[key] = {**found.get(key, {}), **record}
+    return list(found.values())
+
+
+def _whole_lines(file: Path) -> Iterator[Record]:
+    """The records of a file that a run may still be writing: a last line without its end is left out."""
+    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n")[:-1], start=1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record["step"], int) or not isinstance(record["phase"], str):
+                raise TypeError("its step is no whole number, or its phase no name")
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{file}, line {number}: no report of a run ({error!r}); remove that line") from error
+        yield record
+
+
+def _headline_of(values: Mapping[str, Any], folder: Path) -> Headline:
+    """By the settings that ``evaluate`` keeps; what stands there for files is of no account here."""
+    by_kind = {section.model_fields["kind"].annotation.__args__[0]: section for section in KINDS}  # type: ignore[union-attr]
+    section = by_kind.get(values.get("kind"))
+    if section is None:
+        raise DataError(f"{folder}: its task is a {values.get('kind')!r}, which this version does not know")
+    kind = kind_of(_as_section(section, values))
+    return Headline(kind.headline, kind.higher_is_better)
+
+
+def _as_section(section: type[sections.TaskSection], values: Mapping[str, Any]) -> Any:
+    return section.model_construct(**values)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a report can draw it."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
