@@ -170,7 +170,7 @@ def test_a_student_yet_to_be_cut_is_examined_and_leaves_nothing(sound, tmp_path,
     assert sorted(place.rglob("*")) == before
 
 
-@pytest.mark.parametrize("kind", ["causal_lm", "sequence_classification"])
+@pytest.mark.parametrize("kind", ["causal_lm", pytest.param("sequence_classification", marks=pytest.mark.slow)])
 def test_a_random_teacher(sound, tmp_path, kind):
     place = copy(sound, tmp_path, kind)
     shutil.rmtree(place / "teacher")

@@ -157,7 +157,7 @@ def reference(tmp_path_factory):
 @pytest.mark.parametrize(
     ("stage", "precision", "offload", "world_size"),
     [(*one, False, world_size) for one in STAGES for world_size in (1, 2)]
-    + [(2, "fp32", True, 2), (3, "fp32", True, 2)],
+    + [pytest.param(2, "fp32", True, 2, marks=pytest.mark.slow), (3, "fp32", True, 2)],
 )
 def test_each_steps_gradient_is_that_of_its_texts(reference, stage, precision, offload, world_size):
     folder, expected, weights = reference(precision)

@@ -218,7 +218,7 @@ def test_clipping_uses_the_norm_of_the_whole_gradient(reference, stage):
     check_case(reference, "distill", "causal_lm", stage, 2, clipping=0.05)
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("stage", [*(pytest.param(one, marks=pytest.mark.slow) for one in (1, 2)), 3])
 def test_a_sharded_teacher_gives_the_same_steps_and_half_the_memory(reference, stage):
     for result in check_case(reference, "distill", "causal_lm", stage, 2, sharded=True):
         assert result["teacher_held"] <= result["teacher_total"] // 2 + 64

@@ -30,7 +30,9 @@ def changed(_rank, variables):
     with_environment(_rank, **variables)
 
 
-@pytest.mark.parametrize(("verb", "number"), [("run", signal.SIGTERM), ("doctor", signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("verb", "number"), [("run", signal.SIGTERM), pytest.param("doctor", signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_ranks_that_do_not_come_are_said_and_one_signal_ends_it(recipe, verb, number):
     started = Run([verb, recipe], num_ranks=1, fault=changed, fault_arguments=({"WORLD_SIZE": "4"},))
     started.wait_for("rank 0: waiting for 3 of 4 ranks ($WORLD_SIZE) at 127.0.0.1:")

@@ -151,7 +151,9 @@ def test_a_launcher_that_is_gone_is_a_reason(start, tmp_path):
     wait_until(lambda: found.exists() and found.read_text() == "end of the launcher")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(one, marks=pytest.mark.slow) for one in (signal.SIGINT, signal.SIGHUP))]
+)
 def test_before_the_first_step_one_signal_ends_a_process_that_waits(start, number, tmp_path):
     # in code that never returns, as in a collective; what was made for the time being is removed
     made = tmp_path / "made"
