@@ -57,6 +57,8 @@ class Distill(PhasePlan):
     feature_weight: Weight = 1.0
     feature_reduction: Literal["mean", "sum"] = "mean"
     """Over matched layers: the mean (released code), or the sum (the paper's notation)."""
+    feature_distance: Literal["mse", "cosine"] = "mse"
+    """Of each token's filtered states: the mean squared difference, or one less the cosine of their angle."""
     normalise_features: bool = False
     """Bring each token's features to mean 0 and variance 1 before comparing; for decoders, whose states have outliers.
     Not in the paper."""
@@ -128,6 +130,8 @@ class Distill(PhasePlan):
         values = super().deciding_values()
         for name in ("divergence", *PARAMETERS):
             values.pop(name)
+        if self.feature_distance == "mse":
+            values.pop("feature_distance")
         if self.divergence != "kl":
             values["divergence"] = self.divergence
         for name, (kinds, _) in PARAMETERS.items():

@@ -10,7 +10,7 @@ from ted_ds.config.section import Section
 from ted_ds.config.tasks import DocumentTask
 
 OF_PREDICTIONS = ("temperature", "divergence", *PARAMETERS)
-OF_LAYERS = ("feature_weight", "feature_reduction", "normalise_features")
+OF_LAYERS = ("feature_weight", "feature_reduction", "feature_distance", "normalise_features")
 UNUSED_BY_METHOD = {
     "sft": ("kl_weight", *OF_PREDICTIONS, *OF_LAYERS),
     "kd": OF_LAYERS,

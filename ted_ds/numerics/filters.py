@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ted_ds.numerics.fused import Layers, apply_layers, filter_mse_sum
+from ted_ds.numerics.feature_distances import MSE, FeatureDistance
+from ted_ds.numerics.fused import Layers, apply_layers, filter_distance_sum
 from ted_ds.numerics.layer_map import Layer
-from ted_ds.numerics.losses import feature_mse_sum
 
 INITIAL_STD = 0.02
 
@@ -48,8 +48,8 @@ class Match:
     teacher_filter: AnyFilter
     rows: Tensor | None
     """Which of the flattened tokens are kept; None for all."""
-    normalise: bool = False
-    """Bring each token's features to mean 0 and variance 1 first."""
+    distance: FeatureDistance = MSE
+    """What is measured of a token."""
     texts: OfTexts | None = None
     """Where texts are compared by one state each, whichever tokens are kept."""
 
@@ -64,7 +64,7 @@ class AnyFilter(nn.Module):
     def forward(self, states: Float[Tensor, "batch seq hidden"], match: Match | None = None) -> Tensor:
         """Filter the states, in the filter's own precision: ``[batch, seq, dim]``.
 
-        With a ``match``: the sum over kept tokens of the mean squared difference instead, without ever having that; or
+        With a ``match``: the sum over kept tokens of their distance instead, without ever having that; or
         over texts, of the one feature that Stage I reads of each.
         """
         layers = self.layers()
@@ -74,14 +74,14 @@ class AnyFilter(nn.Module):
             with torch.autocast(states.device.type, enabled=False):
                 own = self.of_texts(states, match.texts.student)
                 theirs = match.teacher_filter.of_texts(match.teacher_states, match.texts.teacher)
-            return feature_mse_sum(own, theirs, keep=match.texts.kept.unsqueeze(1), normalise=match.normalise)
-        return filter_mse_sum(
+            return match.distance.sum(own, theirs, keep=match.texts.kept.unsqueeze(1))
+        return filter_distance_sum(
             states,
             match.teacher_states,
             student_filter=layers,
             teacher_filter=match.teacher_filter.layers(),
             rows=match.rows,
-            normalise=match.normalise,
+            distance=match.distance,
         )
 
     def of_texts(

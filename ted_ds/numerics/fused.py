@@ -1,7 +1,7 @@
 """The layer-wise term of one pair, from the states of both sides: no filtered state of all tokens ever exists.
 
 Loss and gradients are computed together, chunk by chunk, in the forward pass; backward only scales them. The plain
-twin is :func:`ted_ds.numerics.losses.feature_mse_sum` on filtered states.
+twin is :meth:`ted_ds.numerics.feature_distances.FeatureDistance.sum` of filtered states.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ted_ds.numerics.chunks import (
     scale_rows,
     select_rows,
 )
-from ted_ds.numerics.losses import feature_mse_sum
+from ted_ds.numerics.feature_distances import MSE, FeatureDistance
 
 Layers = Sequence[tuple[Tensor, Tensor]]
 """A filter: weight and bias of each affine layer, with GELU in between; empty for the identity."""
@@ -40,21 +40,21 @@ def apply_layers(states: Float[Tensor, "*batch hidden"], layers: Layers) -> Floa
     return states
 
 
-def filter_mse_sum(
+def filter_distance_sum(
     student_states: Float[Tensor, "*batch hidden"],
     teacher_states: Float[Tensor, "*batch hidden"],
     *,
     student_filter: Layers,
     teacher_filter: Layers,
     rows: Tensor | None = None,
-    normalise: bool = False,
+    distance: FeatureDistance = MSE,
     max_chunk_bytes: int | None = None,
 ) -> Float[Tensor, ""]:
-    """Sum over kept tokens of the mean squared difference of both sides' filtered states (TED, the layer-wise term).
+    """Sum over kept tokens of how far both sides' filtered states are apart (TED, the layer-wise term: their MSE).
 
     Gradient flows to ``student_states`` and ``student_filter``, once; 16-bit gradients of the filter are added up over
-    chunks in fp32. Where both filters are affine only their difference is computed, in place; others, and
-    ``normalise`` (see the plain twin), go through the plain formula chunk by chunk.
+    chunks in fp32. Where both filters are affine only their difference is computed, in place, for a plain MSE; others
+    go through the plain formula chunk by chunk.
 
     Args:
         student_states: The student's block output.
@@ -62,7 +62,7 @@ def filter_mse_sum(
         student_filter: Trained.
         teacher_filter: Frozen.
         rows: Which of the flattened tokens are kept (:func:`~ted_ds.numerics.chunks.kept_rows`); None for all.
-        normalise: Bring each token's features to mean 0 and variance 1 first.
+        distance: What is measured of a token.
         max_chunk_bytes: For a chunk's differences; unset: what suits the device.
     """
     parameters = [one for layer in student_filter for one in layer]
@@ -70,19 +70,19 @@ def filter_mse_sum(
     job = _Job(
         teacher_states=select_rows(teacher_states, rows),
         teacher_filter=[(weight.detach(), bias.detach()) for weight, bias in teacher_filter],
-        normalise=normalise,
+        distance=distance,
         needs=[with_grad and one.requires_grad for one in (student_states, *parameters)],
         max_chunk_bytes=max_chunk_bytes or CHUNK_BYTES.get(student_states.device.type, CHUNK_BYTES["cuda"]),
         dtype=compute_dtype(parameters[0] if parameters else student_states),
     )
-    return _FilterMse.apply(select_rows(student_states, rows), job, *parameters)
+    return _FilterDistance.apply(select_rows(student_states, rows), job, *parameters)
 
 
 @dataclass(frozen=True)
 class _Job:
     teacher_states: Tensor
     teacher_filter: Layers
-    normalise: bool
+    distance: FeatureDistance
     needs: list[bool]
     """Gradients of the student's states, and of each parameter of its filter."""
     max_chunk_bytes: int
@@ -92,10 +92,10 @@ class _Job:
     @property
     def is_affine(self) -> bool:
         """Whether the difference of the filtered states is one affine map of both states."""
-        return len(self.needs) == 3 and len(self.teacher_filter) < 2 and not self.normalise
+        return len(self.needs) == 3 and len(self.teacher_filter) < 2 and self.distance.is_plain_mse
 
 
-class _FilterMse(torch.autograd.Function):
+class _FilterDistance(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, job: _Job, *parameters: Tensor) -> Tensor:
         device = states.device
@@ -177,11 +177,10 @@ def _plain(student: Tensor, teacher: Tensor, parameters: Sequence[Tensor], teach
     with torch.set_grad_enabled(any(job.needs)):
         own, *flat = leaves
         keep = torch.ones(student.shape[0], dtype=torch.bool, device=student.device)
-        loss = feature_mse_sum(
+        loss = job.distance.sum(
             apply_layers(own, list(zip(flat[::2], flat[1::2], strict=True))),
             apply_layers(teacher, teacher_filter),
             keep=keep,
-            normalise=job.normalise,
         )
     if not any(job.needs):
         return loss, None, [None] * len(parameters)

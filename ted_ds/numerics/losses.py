@@ -162,7 +162,36 @@ def feature_mse_sum(
     features, on both sides, to mean 0 and variance 1: decoders have a few tokens and coordinates thousands of times
     larger than the rest, and without it the term is about little else.
     """
-    student, teacher = _zeroed(keep, student_features).float(), _zeroed(keep, teacher_features.detach()).float()
-    if normalise:
-        student, teacher = (F.layer_norm(features, features.shape[-1:]) for features in (student, teacher))
+    student, teacher = _compared(student_features, teacher_features, keep, normalise=normalise)
     return _sum_where(keep, (student - teacher).square().mean(-1))
+
+
+def feature_cosine_sum(
+    student_features: Float[Tensor, "batch seq dim"],
+    teacher_features: Float[Tensor, "batch seq dim"],
+    *,
+    keep: Bool[Tensor, "batch seq"],
+    normalise: bool = False,
+) -> Float[Tensor, ""]:
+    """Sum over kept tokens of ``1 - cos`` of the angle between paired filter outputs (DistilBERT's cosine loss).
+
+    Only ``student_features`` receive gradient. With ``normalise`` it is one less the correlation of their coordinates.
+    Features that are all 0 have no direction: they count 1.
+    """
+    student, teacher = _compared(student_features, teacher_features, keep, normalise=normalise)
+    return _sum_where(keep, 1 - F.cosine_similarity(student, teacher, dim=-1))
+
+
+def _compared(
+    student: Float[Tensor, "batch seq dim"],
+    teacher: Float[Tensor, "batch seq dim"],
+    keep: Bool[Tensor, "batch seq"],
+    *,
+    normalise: bool,
+) -> tuple[Float[Tensor, "batch seq dim"], Float[Tensor, "batch seq dim"]]:
+    """Both sides in fp32, or fp64, with 0 at what does not count."""
+    sides = (_zeroed(keep, student), _zeroed(keep, teacher.detach()))
+    wide = [one if one.dtype == torch.float64 else one.float() for one in sides]
+    if normalise:
+        wide = [F.layer_norm(features, features.shape[-1:]) for features in wide]
+    return wide[0], wide[1]

@@ -17,6 +17,7 @@ from ted_ds.models.family import DECODER
 from ted_ds.models.predictions import LossWeights, Predictions, predicted_of
 from ted_ds.models.student import Matcher
 from ted_ds.numerics.divergences import make_divergence
+from ted_ds.numerics.feature_distances import FeatureDistance
 from ted_ds.numerics.filters import FilterBank, Match, OfTexts
 from ted_ds.numerics.layer_map import Layer, layer_names, stack_of
 from ted_ds.numerics.objective import combine
@@ -55,8 +56,8 @@ class DistillObjective(Terms):
     without a distribution over classes is said in :mod:`ted_ds.numerics.task_terms`.
     """
 
-    layer_term: ClassVar[str] = "loss/feature_mse"
-    """Begins the name of each pair's."""
+    compared: ClassVar[str] = "feature"
+    """Begins the name of each pair's term, behind ``loss/`` and before the distance."""
 
     def __init__(
         self,
@@ -83,9 +84,12 @@ class DistillObjective(Terms):
         """
         task = replace(task, divergence=make_divergence(plan.divergence, plan.divergence_parameter))
         self._task, self._teacher, self._teacher_filters = task, teacher, teacher_filters
-        self._plan, self._normalise_features = plan, plan.normalise_features
+        self._plan = plan
+        self._distance = FeatureDistance(plan.feature_distance, plan.normalise_features)
         self._student_layers = student_layers
-        self._feature_names = [f"{self.layer_term}/{name}" for name in layer_names(student_layers)]
+        self._feature_names = [
+            f"loss/{self.compared}_{plan.feature_distance}/{name}" for name in layer_names(student_layers)
+        ]
         needs = plan.needs_of_terms
         terms = [Term(TASK, 1.0, label_counter(task), needs["task"]), *balance_terms(task)]
         if "prediction" in needs:
@@ -164,7 +168,7 @@ class DistillObjective(Terms):
                 teacher_filter: Any = self._teacher_filters.filters[place]
                 name = self._feature_names[place]
                 rows = batch.compared_rows(self._student_layers[place]) if texts is None else None
-                sums[name] = match(place, Match(state, teacher_filter, rows, self._normalise_features, texts))
+                sums[name] = match(place, Match(state, teacher_filter, rows, self._distance, texts))
                 totals[name] = sums[name].detach()
 
             def compare_predictions(teacher: Predictions | None) -> None:

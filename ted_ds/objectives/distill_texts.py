@@ -42,7 +42,7 @@ class TextDistillObjective(DistillObjective):
     what it predicts (its first token, its last, or the mean of all). Both terms of predictions are as ever.
     """
 
-    layer_term: ClassVar[str] = "loss/text_feature_mse"
+    compared: ClassVar[str] = "text_feature"
 
     def __init__(
         self,

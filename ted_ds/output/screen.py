@@ -15,8 +15,7 @@ SHOWN_VALUES = {
     "loss/task": "task",
     "loss/(.+)_teacher_student": r"\1",
     "loss/(.+)_student_teacher": r"reverse \1",
-    "loss/feature_mse": "feature mse",
-    "loss/text_feature_mse": "feature mse",
+    "loss/(?:text_)?feature_([^/]+)": r"feature \1",
     "train/padding": "padding",
     "perf/tokens_per_s": "tok/s",
 }

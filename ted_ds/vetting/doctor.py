@@ -18,7 +18,6 @@ from ted_ds.data.loader import Batch
 from ted_ds.data.two_tokenizers import BOTH
 from ted_ds.errors import TedError
 from ted_ds.numerics.filters import Match
-from ted_ds.numerics.losses import feature_mse_sum
 from ted_ds.objectives.distill import DistillObjective
 from ted_ds.output.phase_folder import PhaseFolder, model_identity
 from ted_ds.output.run_folders import RunFolders
@@ -218,7 +217,7 @@ class Doctor:
             else:
                 own, theirs = (match.teacher_filter.of_texts(state, match.texts.teacher) for state in both)
                 keep = match.texts.kept.unsqueeze(1)
-            return feature_mse_sum(own, theirs, keep=keep, normalise=match.normalise)
+            return match.distance.sum(own, theirs, keep=keep)
 
         def forward(inputs: dict[str, Tensor], learn: Callable[..., Tensor]) -> Tensor:
             twin(inputs, lambda own: losses.append(learn(own, match)), on_state=states.__setitem__)

@@ -269,7 +269,7 @@ def _plain_one(build: Any, models: dict[str, Path], case: Case) -> Trained:
             if allowed is not None:
                 logits, theirs = (torch.where(allowed[:, None], one, -1e6) for one in (logits, theirs))
             features = list(zip(bank(states), teacher_bank(teacher_states), strict=True))
-            mse = [(own - other).square().mean(-1)[matched].mean() for own, other in features]
+            apart = [_apart(own, other, plan.feature_distance)[matched].mean() for own, other in features]
             given = getattr(recipe.task, "class_weights", None)
             weights = None if given is None else torch.tensor(given, dtype=torch.float64)
             smoothing = getattr(recipe.task, "label_smoothing", None) or 0.0
@@ -279,10 +279,10 @@ def _plain_one(build: Any, models: dict[str, Path], case: Case) -> Trained:
             softened = [one[predicted] / heat for one in (theirs, logits)]
             prediction = plain_divergence(plan.divergence, plan.divergence_parameter, *softened).mean()
             loss = plan.task_weight * task + plan.kl_weight * heat**2 * prediction
-            loss = loss + plan.feature_weight * sum(mse) / len(mse)
+            loss = loss + plan.feature_weight * sum(apart) / len(apart)
             name = make_divergence(plan.divergence, plan.divergence_parameter).name
             report = {"loss/task": task, f"loss/{name}": prediction}
-            report["loss/feature_mse"] = sum(mse) / len(mse)
+            report[f"loss/feature_{plan.feature_distance}"] = sum(apart) / len(apart)
         else:
             loss = torch.zeros((), dtype=torch.float64)
             for side, body in bodies.items():
@@ -367,3 +367,9 @@ def train_with_a_bad_step(world: Any, folder: Path, layout: Layout, case: Case, 
             weights.append(build.models.whole_state(prepared.module))
         report = engine.report(objective)
     return skipped, weights, report
+
+
+def _apart(own, other, distance):
+    if distance == "cosine":
+        return 1 - (own * other).sum(-1) / (own.norm(dim=-1) * other.norm(dim=-1))
+    return (own - other).square().mean(-1)

@@ -30,13 +30,14 @@ SMALLEST = 1e-7
 
 STAGE_ONE = ("filters_teacher", "filters_student", "filters_both")
 WEIGHED = ("task.class_weights=[0.3, 1.9]", "task.label_smoothing=0.2")
+JSD_AND_COSINE = ("distill.divergence=jsd", "distill.divergence_beta=0.3", "distill.feature_distance=cosine")
 SAMPLE = {
     "llama": (
         Layout(2, 1, 1),
         [
             ("last", "distill", CLIPPING),
             ("last", "filters_student", CLIPPING),
-            ("last", "distill", 0.0, ("distill.divergence=jsd", "distill.divergence_beta=0.3")),
+            ("last", "distill", 0.0, JSD_AND_COSINE),
         ],
     ),
     "gpt2": (Layout(3, 1, 0), [("explicit", "distill", 0.0), ("explicit", "filters_teacher", CLIPPING)]),

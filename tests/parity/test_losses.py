@@ -8,11 +8,13 @@ import math
 import pytest
 import torch
 
+from ted_ds.numerics.feature_distances import SUMS, FeatureDistance
 from ted_ds.numerics.losses import (
     bernoulli_divergence_sum,
     binary_cross_entropy_sum,
     cross_entropy_sum,
     divergence_sum,
+    feature_cosine_sum,
     feature_mse_sum,
     kept_labels,
     soft_cross_entropy_sum,
@@ -269,11 +271,12 @@ def test_a_kl_of_certain_predictions_is_finite_and_never_below_zero(scale):
         assert student.grad[0].abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("kind", SUMS)
 @pytest.mark.parametrize("normalise", [False, True])
-def test_feature_mse_is_the_mean_over_dimensions_summed_over_kept_tokens(normalise):
+def test_a_distance_of_features_is_that_of_each_kept_token_summed_up(kind, normalise):
     student, teacher = make_logits(0, 2, 4, 6).requires_grad_(), make_logits(1, 2, 4, 6).requires_grad_()
     keep = torch.tensor([[True, True, False, False], [True, True, True, True]])
-    total = feature_mse_sum(student, teacher, keep=keep, normalise=normalise)
+    total = FeatureDistance(kind, normalise).sum(student, teacher, keep=keep)
     total.backward()
     exact = student.detach().double().requires_grad_()
     expected = torch.zeros((), dtype=torch.float64)
@@ -283,7 +286,14 @@ def test_feature_mse_is_the_mean_over_dimensions_summed_over_kept_tokens(normali
                 s, z = exact[b, t], teacher[b, t].detach().double()
                 if normalise:
                     s, z = ((x - x.mean()) / (x.var(unbiased=False) + 1e-5).sqrt() for x in (s, z))
-                expected = expected + sum((s[d] - z[d]) ** 2 for d in range(6)) / 6
+                if kind == "mse":
+                    expected = expected + sum((s[d] - z[d]) ** 2 for d in range(6)) / 6
+                else:
+                    product, norms = (
+                        sum(s[d] * z[d] for d in range(6)),
+                        [sum(x[d] ** 2 for d in range(6)) for x in (s, z)],
+                    )
+                    expected = expected + 1 - product / (norms[0] * norms[1]) ** 0.5
     expected.backward()
     torch.testing.assert_close(total.double(), expected, **TOLERANCE)
     torch.testing.assert_close(student.grad.double(), exact.grad, **TOLERANCE)
@@ -308,6 +318,7 @@ TERMS = {
     "bernoulli_kl": (ENTRIES, lambda s, t: bernoulli_divergence_sum(s, t, keep=ENTRIES, temperature=2.0)),
     "squared_difference": (ENTRIES, lambda s, t: TASK_TERMS["regression"].prediction_sum(s, t, ENTRIES, 2.0)),
     "feature_mse": (ROWS, lambda s, t: feature_mse_sum(s[None], t[None], keep=ROWS[None])),
+    "feature_cosine": (ROWS, lambda s, t: feature_cosine_sum(s[None], t[None], keep=ROWS[None])),
     "normalised_feature_mse": (
         ROWS,
         lambda s, t: feature_mse_sum(s[None], t[None], keep=ROWS[None], normalise=True),

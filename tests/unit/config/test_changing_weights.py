@@ -36,6 +36,8 @@ def test_what_is_needed_at_some_step_is_needed():
 def test_as_numbers_weights_decide_as_they_did():
     values = distill_plan(method="ted", kl_weight=2, feature_weight=0.5).deciding_values()
     assert (values["task_weight"], values["kl_weight"], values["feature_weight"]) == (1.0, 2.0, 0.5)
+    assert "feature_distance" not in values
+    assert distill_plan(feature_distance="cosine").deciding_values()["feature_distance"] == "cosine"
     assert distill_plan(kl_weight=POINTS).deciding_values()["kl_weight"] == [[10, 1.0], [20, 0.0], [40, 0.5]]
 
 
