@@ -1,0 +1,108 @@
+"""Conduct a study: start what is not complete, and compare what is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ted_ds.errors import ConfigError, StoppedOnRequest
+from ted_ds.launching.side_by_side import Job, SideBySide
+from ted_ds.output.output_lock import holding
+from ted_ds.output.screen import Screen
+from ted_ds.planning.study_arms import StudyPlan, plan_study
+from ted_ds.tasks.kind import kind_of
+from ted_ds.verbs.study.report import Conducted, show, write
+from ted_ds.verbs.study.runs import Runs, StudyRun
+from ted_ds.verbs.study.scores import compare
+
+MOST_LINES = 3
+"""Of a log that are shown, from its end."""
+
+
+def conduct(path: str, overrides: Sequence[str]) -> bool:
+    """Run a study from wherever it was left, and show what it says; returns whether all of its runs are complete.
+
+    Raises:
+        ConfigError: The recipe, or an arm of the study, has mistakes; all of them, and nothing was written.
+        StoppedOnRequest: It was asked to stop; the runs have saved what they had.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("a study starts the ranks of its runs itself (study.ranks): start it without a launcher")
+    plan = plan_study(path, overrides, kind_of)
+    screen, output = Screen(shown=True), plan.recipe.output_dir
+    _greet(plan, screen)
+    runs = Runs(plan, path, overrides)
+    with holding(output, say=screen.say):
+        conductor = Conductor(plan, runs, screen)
+        conductor.run()
+        study = conductor.conducted()
+        write(study, output)
+        show(study, screen, output)
+    return not study.failed
+
+
+def _greet(plan: StudyPlan, screen: Screen) -> None:
+    seeds = f"{len(plan.seeds)} seed{'s'[: len(plan.seeds) > 1]}"
+    screen.say(
+        f"{plan.recipe.name}: {len(plan.arms)} arms ({', '.join(plan.arms)}) over {seeds}, at equal "
+        f"{plan.study.equal}; compared with {plan.baseline}"
+    )
+
+
+class Conductor:
+    """Starts runs, and knows which failed."""
+
+    def __init__(self, plan: StudyPlan, runs: Runs, screen: Screen) -> None:
+        self._plan, self._runs, self._screen = plan, runs, screen
+        self._side_by_side = SideBySide(plan.study.at_once, plan.study.ranks, screen.say)
+        self._failed: dict[str, str] = {}
+
+    def run(self) -> None:
+        """Teachers first, then all arms, seed by seed.
+
+        Raises:
+            StoppedOnRequest: This process was asked to stop.
+        """
+        with self._side_by_side.listening():
+            self._run_all(self._runs.teachers())
+            self._run_all(self._runs.of_arms())
+
+    def _run_all(self, wanted: Sequence[StudyRun]) -> None:
+        by_name = {run.name: run for run in wanted if not run.is_complete()}
+        skipped = len(wanted) - len(by_name)
+        if skipped:
+            self._screen.say(f"{skipped} of {len(wanted)} runs: complete, skipped")
+        left = len(by_name)
+
+        def ended(job: Job, code: int, seconds: float) -> None:
+            nonlocal left
+            left -= 1
+            if code == 0:
+                by_name[job.name].mark_complete()
+                self._screen.say(f"{job.name}: complete after {seconds:.0f} s; {left} to go")
+            elif not self._side_by_side.is_asked:
+                self._failed[job.name] = f"exit code {code}, see {job.log}"
+                self._screen.say(f"WARN {job.name}: ended with exit code {code}, see {job.log}:\n{_end_of(job.log)}")
+
+        self._side_by_side.run([self._runs.job(run) for run in by_name.values()], ended)
+        if self._side_by_side.is_asked:
+            raise StoppedOnRequest(
+                f"{self._plan.recipe.output_dir}: the study was stopped; its runs have saved what they had. Start the "
+                "same command again to go on"
+            )
+
+    def conducted(self) -> Conducted:
+        """What came of it."""
+        by_arm: dict[str, list[StudyRun]] = {}
+        for run in self._runs.of_arms():
+            by_arm.setdefault(run.of["arm"], []).append(run)
+        complete = {name: found for name, found in by_arm.items() if all(run.is_complete() for run in found)}
+        parts = compare(self._plan, self._runs, complete)
+        return Conducted(self._plan, complete, self._failed, parts)
+
+
+def _end_of(log: Path) -> str:
+    """The last lines of a log, indented."""
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return "\n".join(f"  {line}" for line in lines[-MOST_LINES:])
