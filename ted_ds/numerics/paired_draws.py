@@ -142,14 +142,17 @@ class Share:
 def share_of_gap(draws: Draws, way: int, *, start: int, end: int, confidence: float) -> Share | None:
     """The share of the gap from ``start`` to ``end`` that a way has closed; None where there may be no such gap.
 
-    That is where draws disagree about which of the two is higher: the quotient then has no interval.
+    That is where draws disagree about which of the two is higher: the quotient then has no interval. Where few do, it is
+    that of the others.
     """
     gap = draws.values[:, end] - draws.values[:, start]
     means = draws.means
     tail = (1 - confidence) / 2
-    if means[end] == means[start] or np.mean(np.sign(gap) != np.sign(means[end] - means[start])) > tail:
+    agree = gap * (means[end] - means[start]) > 0
+    if np.mean(agree) < 1 - tail:
         return None
-    low, high = np.quantile((draws.values[:, way] - draws.values[:, start]) / gap, [tail, 1 - tail])
+    closed = draws.values[agree, way] - draws.values[agree, start]
+    low, high = np.quantile(closed / gap[agree], [tail, 1 - tail])
     return Share(float((means[way] - means[start]) / (means[end] - means[start])), float(low), float(high))
 
 

@@ -42,14 +42,14 @@ class RowLosses(NamedTuple):
 def row_losses(predictions: Predictions, terms: TaskTerms, batch: Batch) -> RowLosses:
     """Look at a batch row by row; a row is all sequences of one example."""
     labels = batch.labels
-    kept = terms.kept(labels).reshape(len(labels), -1)
+    kept = terms.kept(labels)
     ids = batch.input_ids.reshape(len(labels), -1)
     tokens = batch.kept_tokens.reshape(len(labels), -1)
-    counts, sums = kept.sum(-1).tolist(), predictions.task_sums(terms, batch)
+    counts, sums = kept.reshape(len(labels), -1).sum(-1).tolist(), predictions.task_sums(terms, batch)
     found = RowLosses([], [], [])
     for row, count in enumerate(counts):
         if count:
-            of_row = (ids[row][tokens[row]].tolist(), labels[row].reshape(-1)[kept[row]].tolist())
+            of_row = (ids[row][tokens[row]].tolist(), labels[row][kept[row]].tolist())
             found.hashes.append(hashlib.sha256(repr(of_row).encode()).hexdigest()[:HASH_LENGTH])
             found.losses.append(sums[row])
             found.counts.append(count)

@@ -17,7 +17,12 @@ from tests.runs import TIMEOUT_S, Run
 from tests.studies import fork_runs
 from tests.tiny import write_labelled, write_recipe, write_run
 
-ARMS = {"sft": None, "kd": None, "ted": {"student.heal": {}}, "broken": {"distill.learning_rate": 1e30}}
+ARMS = {
+    "sft": None,
+    "kd": None,
+    "ted": {"student.heal": {}},
+    "broken": {"distill.method": "sft", "distill.learning_rate": 1e30},
+}
 SEEDS = (5, 6)
 
 
