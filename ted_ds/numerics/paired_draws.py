@@ -142,8 +142,8 @@ class Share:
 def share_of_gap(draws: Draws, way: int, *, start: int, end: int, confidence: float) -> Share | None:
     """The share of the gap from ``start`` to ``end`` that a way has closed; None where there may be no such gap.
 
-    That is where draws disagree about which of the two is higher: the quotient then has no interval. Where few do, it is
-    that of the others.
+    That is where draws disagree about which of the two is higher: the quotient then has no interval. Where few do, its
+    interval is that of the others.
     """
     gap = draws.values[:, end] - draws.values[:, start]
     means = draws.means

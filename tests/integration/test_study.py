@@ -39,7 +39,7 @@ def write_study(folder: Path) -> Path:
     recipe["checkpoint"] = {"every_steps": 1}
     recipe["max_consecutive_skips"] = 0
     recipe["tracking"]["wandb"] = "disabled"
-    recipe["study"] = {"arms": ARMS, "seeds": [*SEEDS]}
+    recipe["study"] = {"arms": ARMS, "seeds": [*SEEDS], "at_once": 2}
     return write_recipe(path, recipe)
 
 
@@ -92,7 +92,7 @@ def test_the_arm_that_fails_is_named_with_its_log_and_stops_no_other(done: tuple
     log = folder / "run" / "logs" / "broken.seed-5.log"
     assert failed["broken.seed-5"] == f"exit code 2, see {log}"
     assert "not finite" in log.read_text()
-    assert f"WARN broken.seed-5: ended with exit code 2, see {log}" in output
+    assert f"WARN broken.seed-5: exit code 2, see {log}:\n" in output
 
 
 def test_what_runs_have_in_common_is_done_once(done: tuple[Path, str]) -> None:

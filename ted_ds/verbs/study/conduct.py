@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ted_ds.errors import ConfigError, StoppedOnRequest
+from ted_ds.errors import ConfigError, RankLostError, StoppedOnRequest
 from ted_ds.launching.side_by_side import Job, SideBySide
 from ted_ds.output.output_lock import holding
 from ted_ds.output.screen import Screen
@@ -16,6 +16,8 @@ from ted_ds.verbs.study.report import Conducted, show, write
 from ted_ds.verbs.study.runs import Runs, StudyRun
 from ted_ds.verbs.study.scores import compare
 
+GO_ON = (StoppedOnRequest.exit_code, RankLostError.exit_code)
+"""Of runs that only have to be started again."""
 MOST_LINES = 3
 """Of a log that are shown, from its end."""
 
@@ -66,7 +68,14 @@ class Conductor:
         """
         with self._side_by_side.listening():
             self._run_all(self._runs.teachers())
-            self._run_all(self._runs.of_arms())
+            self._run_all([run for run in self._runs.of_arms() if self._has_teacher(run)])
+
+    def _has_teacher(self, run: StudyRun) -> bool:
+        """Whether the teacher that a run is to read is there."""
+        failed = next((one for one in run.needs if one in self._failed), None)
+        if failed is not None:
+            self._failed[run.name] = f"its teacher is not there: {failed} failed"
+        return failed is None
 
     def _run_all(self, wanted: Sequence[StudyRun]) -> None:
         by_name = {run.name: run for run in wanted if not run.is_complete()}
@@ -82,8 +91,9 @@ class Conductor:
                 by_name[job.name].mark_complete()
                 self._screen.say(f"{job.name}: complete after {seconds:.0f} s; {left} to go")
             elif not self._side_by_side.is_asked:
-                self._failed[job.name] = f"exit code {code}, see {job.log}"
-                self._screen.say(f"WARN {job.name}: ended with exit code {code}, see {job.log}:\n{_end_of(job.log)}")
+                again = "; start the study again" if code in GO_ON else ""
+                self._failed[job.name] = f"exit code {code}, see {job.log}{again}"
+                self._screen.say(f"WARN {job.name}: {self._failed[job.name]}:\n{_end_of(job.log)}")
 
         self._side_by_side.run([self._runs.job(run) for run in by_name.values()], ended)
         if self._side_by_side.is_asked:
@@ -96,7 +106,8 @@ class Conductor:
         """What came of it."""
         by_arm: dict[str, list[StudyRun]] = {}
         for run in self._runs.of_arms():
-            by_arm.setdefault(run.of["arm"], []).append(run)
+            assert run.arm is not None
+            by_arm.setdefault(run.arm, []).append(run)
         complete = {name: found for name, found in by_arm.items() if all(run.is_complete() for run in found)}
         parts = compare(self._plan, self._runs, complete)
         return Conducted(self._plan, complete, self._failed, parts)

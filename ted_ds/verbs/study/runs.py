@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,11 @@ def teacher_key(recipe: Recipe) -> str:
     return hashlib.sha256(recipe.model_dump_json(exclude=BESIDE_THE_TEACHER).encode()).hexdigest()[:HASH_LENGTH]
 
 
+def _name_of_teacher(key: str) -> str:
+    """What the run that trains a teacher is called."""
+    return f"teacher.{key}"
+
+
 @dataclass(frozen=True)
 class StudyRun:
     """One run."""
@@ -45,8 +50,10 @@ class StudyRun:
     """As its arm has it."""
     changes: Changes
     """To the recipe that the study was started with."""
-    of: Mapping[str, Any] = field(default_factory=dict)
-    """The arm and the seed, where there are any."""
+    arm: str | None = None
+    """Whose it is; None for a teacher's."""
+    needs: tuple[str, ...] = ()
+    """The names of runs that must be complete before it."""
 
     @property
     def record(self) -> Path:
@@ -105,8 +112,8 @@ class Runs:
             if FINETUNE_TEACHER.is_in(arm.recipe):
                 folder = self._output / TEACHERS_FOLDER / key
                 own = self._own(f"{self._plan.recipe.name}.teacher", folder, self._plan.seeds[0], arm)
-                run = StudyRun(f"teacher.{key}", folder, FINETUNE_TEACHER.verb, arm.recipe, {**arm.changes, **own})
-                found.append(run)
+                changes = {**arm.changes, **own}
+                found.append(StudyRun(_name_of_teacher(key), folder, FINETUNE_TEACHER.verb, arm.recipe, changes))
         return found
 
     def of_arms(self) -> list[StudyRun]:
@@ -119,12 +126,14 @@ class Runs:
         own = self._own(f"{self._plan.recipe.name}.{arm.name}.{seed}", folder, seed, arm)
         key = teacher_key(arm.recipe)
         is_first = self._first_of_teacher[key] == arm.name and seed == self._plan.seeds[0]
+        needs: tuple[str, ...] = ()
         own |= {"evaluation.outcomes": True, "evaluation.models": "all" if is_first else "student"}
         if FINETUNE_TEACHER.is_in(arm.recipe):
             teacher = self._output / TEACHERS_FOLDER / key / FINETUNE_TEACHER.name / MODEL_FOLDER
             own |= {"teacher.path": str(teacher), "teacher.finetune": None, "teacher.dropout": {}}
+            needs = (_name_of_teacher(key),)
         changes = {**arm.changes, **own}
-        return StudyRun(f"{arm.name}.seed-{seed}", folder, "run", arm.recipe, changes, {"arm": arm.name, "seed": seed})
+        return StudyRun(f"{arm.name}.seed-{seed}", folder, "run", arm.recipe, changes, arm.name, needs)
 
     def scorer_of_teacher(self, arm: Arm) -> StudyRun:
         """The run that scores the teacher of an arm."""

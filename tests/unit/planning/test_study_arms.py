@@ -173,8 +173,8 @@ def test_both_verbs_say_so_with_code_2_and_write_nothing(
     [
         (
             {"arms": {"tedd": None, "sft": None}},
-            "arms.tedd: only sft, kd, lwd, ted are known by their names; did you mean 'ted'? Else give the keys that it "
-            "changes, or {} for the recipe as it is",
+            "arms.tedd: only sft, kd, lwd, ted are known by their names; did you mean 'ted'? Else give the keys that "
+            "it changes, or {} for the recipe as it is",
         ),
         (
             {"arms": {"a": 3, "sft": None}},
