@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -34,7 +35,48 @@ OWN_KEYS = {
 }
 """Keys that no arm may override, nor what is below them, and why."""
 
+NOT_SEARCHED = {
+    "teacher": "all arms have the teacher that their recipe says",
+    "data": "trials are scored on the same examples",
+    "distill.max_steps": "all trials take the steps of their arm",
+    "distill.epochs": "all trials take the steps of their arm",
+    METHOD_KEY: "a method is an arm",
+}
+"""Keys that no grid may be over, nor what is below them, and why."""
+
 Seed = Annotated[int, Field(ge=0)]
+
+
+class Search(Section):
+    """Settings that are chosen for each arm by itself, on held-out data, before ``data.test`` is looked at."""
+
+    trials: int = Field(gt=1)
+    """How many settings of each arm are tried: its whole grid, or so many of it drawn by the study's first seed."""
+    grids: dict[str, dict[str, list[Any]]]
+    """Of each arm by its name, keys of the recipe and the values to try of each."""
+    halvings: int = Field(default=0, ge=0)
+    """Successive halving: all trials of an arm begin with the steps of Stage II halved so often, and the better half is
+    trained anew with twice as many, until it has all. 0: every trial takes all steps."""
+
+    @rule
+    def _halves_are_left(self) -> Iterator[str]:
+        if self.trials >> self.halvings < 1:
+            yield f"halvings: {self.halvings}: {self.trials} trials are not halved so often; use fewer, or more trials"
+
+    @rule
+    def _grids_are_of_what_a_student_learns_by(self) -> Iterator[str]:
+        for arm, grid in self.grids.items():
+            for key, values in grid.items():
+                place = f"grids.{arm}"
+                yield from (f"{place}: {line}" for line in _key_mistakes(key))
+                for own, reason in NOT_SEARCHED.items():
+                    if key == own or key.startswith(f"{own}."):
+                        yield f"{place}: {key}: {reason}; remove it"
+                if len({repr(value) for value in values}) < max(len(values), 1):
+                    yield f"{place}: {key}: {values}: give one value or more, each once"
+            size = math.prod(len(values) for values in grid.values())
+            if size < self.trials:
+                yield f"grids.{arm}: has {size} settings; all arms are given {self.trials} trials, so give more values"
 
 
 class Study(Section):
@@ -49,6 +91,8 @@ class Study(Section):
     equal: Literal["tokens", "compute"] = "tokens"
     """What arms have as much of: steps as the recipe says (``tokens``), or operations by the plan (``compute``): those
     that take fewer, Stage I, healing and the teacher's passes counted, get more steps of Stage II."""
+    search: Search | None = None
+    """Unset: arms have the settings that the recipe and ``arms`` say."""
     ranks: int = Field(default=1, gt=0)
     """Of each run on this machine, started by the deepspeed launcher; 1: a process without it."""
     at_once: int = Field(default=1, gt=0)

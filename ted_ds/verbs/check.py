@@ -8,7 +8,7 @@ from ted_ds.planning.hosting import describe_memory
 from ted_ds.planning.model_sizes import describe_sizes
 from ted_ds.planning.plan import describe, plan_recipe
 from ted_ds.planning.ridge_work import describe_ridge
-from ted_ds.planning.study_arms import describe_study, plan_study
+from ted_ds.planning.study_plan import describe_study, plan_study
 from ted_ds.planning.traffic import Link, describe_traffic
 from ted_ds.planning.work import Pace, describe_work
 from ted_ds.tasks.kind import kind_of

@@ -136,6 +136,7 @@ def test_killed_in_the_middle_and_started_again_it_has_the_same_table_to_the_las
     checkpoints = last / "checkpoints" / "distill"
     while not list(checkpoints.glob("step*2")):
         assert time.monotonic() < deadline, run.output()
+        assert run.processes[0].is_alive(), run.output()
         time.sleep(0.002)
     owner = json.loads((last / "owner.json").read_text())["process"]["number"]
     run.send(signal.SIGKILL)

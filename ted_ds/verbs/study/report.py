@@ -14,9 +14,11 @@ from ted_ds.output.screen import Screen
 from ted_ds.output.study_tables import StudyTable, in_markdown
 from ted_ds.output.study_words import Measure, verdict
 from ted_ds.planning.phase import FINETUNE_TEACHER
-from ted_ds.planning.study_arms import Arm, StudyPlan
+from ted_ds.planning.study_arms import Arm, as_overrides
+from ted_ds.planning.study_plan import StudyPlan
 from ted_ds.verbs.study.runs import StudyRun
 from ted_ds.verbs.study.scores import PartScores
+from ted_ds.verbs.study.search import Tried
 
 STUDY_FILE, MARKDOWN_FILE = "study.json", "study.md"
 BEHIND_THE_ARMS = ("evaluate", "export", "lm_eval", FINETUNE_TEACHER.name)
@@ -34,6 +36,8 @@ class Conducted:
     failed: Mapping[str, str]
     """Runs that are not, with why."""
     parts: Sequence[PartScores]
+    tried: Mapping[str, Sequence[Tried]]
+    """Of each arm the settings that were tried; none where there was no search."""
 
 
 def verdicts_of(study: Conducted) -> list[str]:
@@ -52,7 +56,8 @@ def verdicts_of(study: Conducted) -> list[str]:
 
 def tables_of(study: Conducted) -> list[StudyTable]:
     """Scores on each part, and what arms cost."""
-    return [*(_scores(study.plan, part) for part in study.parts), _costs(study)]
+    search = [_search(study)] if study.tried else []
+    return [*(_scores(study.plan, part) for part in study.parts), *search, _costs(study)]
 
 
 def _scores(plan: StudyPlan, part: PartScores) -> StudyTable:
@@ -76,6 +81,18 @@ def _scores(plan: StudyPlan, part: PartScores) -> StudyTable:
     return StudyTable(
         f"{part.metric} on {part.part}, {part.num_examples:,} examples, {direction} is better", columns, rows
     )
+
+
+def _search(study: Conducted) -> StudyTable:
+    rows = [
+        (f"{name}, trial {one.number}", setting, steps, NOTHING if one.score is None else f"{one.score:.4g}")
+        for name, tried in study.tried.items()
+        for one in tried
+        for setting in [", ".join(as_overrides(one.setting))]
+        for steps in ["all" if one.halved == 0 else f"1/{2**one.halved}"]
+    ]
+    title = f"settings that were tried, with seed {study.plan.seeds[0]}, on held-out data"
+    return StudyTable(title, ("trial", "setting", "steps", "score"), rows)
 
 
 def _costs(study: Conducted) -> StudyTable:
@@ -114,6 +131,7 @@ def as_json(study: Conducted) -> dict[str, Any]:
         "parts": {part.part: {key: v for key, v in asdict(part).items() if key != "part"} for part in study.parts},
         "arms": {name: _of_arm(arm) for name, arm in plan.arms.items()},
         "failed": dict(study.failed),
+        "tried": {name: [asdict(one) for one in tried] for name, tried in study.tried.items()},
         "runs": {
             run.name: {"folder": str(run.folder), "seconds": run.seconds()}
             for of_arm in study.complete.values()

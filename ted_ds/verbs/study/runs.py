@@ -15,10 +15,15 @@ from ted_ds.output.output_lock import living_owner
 from ted_ds.output.phase_folder import MANIFEST
 from ted_ds.output.run_folders import MODEL_FOLDER
 from ted_ds.planning.phase import EVALUATE, FINETUNE_TEACHER, phases_of
-from ted_ds.planning.study_arms import Arm, Changes, StudyPlan, as_overrides
+from ted_ds.planning.study_arms import Arm, Changes, as_overrides
+from ted_ds.planning.study_plan import StudyPlan
+from ted_ds.planning.study_search import Trial, shortened
 
 PHASES_FOLDER, RUNS_FOLDER, TEACHERS_FOLDER, LOGS_FOLDER = "phases", "runs", "teachers", "logs"
+SEARCH_FOLDER = "search"
 CACHE_FOLDER = "teacher_cache"
+OTHER_TESTS = ("perplexity", "last_word", "lm_eval")
+"""Of ``evaluation``: what is scored beside held-out data."""
 RECORD = "record.json"
 HASH_LENGTH = 12
 BESIDE_THE_TEACHER: dict[str, Any] = dict.fromkeys(
@@ -126,14 +131,22 @@ class Runs:
         own = self._own(f"{self._plan.recipe.name}.{arm.name}.{seed}", folder, seed, arm)
         key = teacher_key(arm.recipe)
         is_first = self._first_of_teacher[key] == arm.name and seed == self._plan.seeds[0]
-        needs: tuple[str, ...] = ()
         own |= {"evaluation.outcomes": True, "evaluation.models": "all" if is_first else "student"}
-        if FINETUNE_TEACHER.is_in(arm.recipe):
-            teacher = self._output / TEACHERS_FOLDER / key / FINETUNE_TEACHER.name / MODEL_FOLDER
-            own |= {"teacher.path": str(teacher), "teacher.finetune": None, "teacher.dropout": {}}
-            needs = (_name_of_teacher(key),)
-        changes = {**arm.changes, **own}
-        return StudyRun(f"{arm.name}.seed-{seed}", folder, "run", arm.recipe, changes, arm.name, needs)
+        changes = {**arm.changes, **own, **self._teacher_of(arm)}
+        return StudyRun(f"{arm.name}.seed-{seed}", folder, "run", arm.recipe, changes, arm.name, self._needs_of(arm))
+
+    def of_trial(self, trial: Trial, halved: int) -> StudyRun:
+        """That of a trial, with the steps of Stage II halved so often; it is scored on held-out data alone."""
+        arm, seed = trial.arm, self._plan.seeds[0]
+        folder = self._output / SEARCH_FOLDER / arm.name / f"trial-{trial.number}" / f"halved-{halved}"
+        name = f"{arm.name}.trial-{trial.number}.halved-{halved}"
+        own = self._own(f"{self._plan.recipe.name}.{name}", folder, seed, arm)
+        changes = {**arm.changes, **own, **self._teacher_of(arm), **shortened(arm.recipe, arm.steps, halved)}
+        others = {"data.test": arm.recipe.data.test, "data.apart": arm.recipe.data.apart}
+        others |= {f"evaluation.{key}": getattr(arm.recipe.evaluation, key) for key in OTHER_TESTS}
+        changes |= {key: None for key, value in others.items() if value is not None}
+        changes |= {"evaluation.outcomes": True, "evaluation.models": "student"}
+        return StudyRun(name, folder, "run", arm.recipe, changes, arm.name, self._needs_of(arm))
 
     def scorer_of_teacher(self, arm: Arm) -> StudyRun:
         """The run that scores the teacher of an arm."""
@@ -150,6 +163,19 @@ class Runs:
         log = self._output / LOGS_FOLDER / f"{run.name}.log"
         num_ranks = self._plan.study.ranks
         return Job(run.name, lambda: command_of_run(arguments, num_ranks), log, waits_for)
+
+    def _teacher_of(self, arm: Arm) -> dict[str, Any]:
+        """What has an arm read the teacher that was trained for it; nothing where none was."""
+        if not FINETUNE_TEACHER.is_in(arm.recipe):
+            return {}
+        folder = self._output / TEACHERS_FOLDER / teacher_key(arm.recipe)
+        teacher = folder / FINETUNE_TEACHER.name / MODEL_FOLDER
+        return {"teacher.path": str(teacher), "teacher.finetune": None, "teacher.dropout": {}}
+
+    @staticmethod
+    def _needs_of(arm: Arm) -> tuple[str, ...]:
+        """The runs that must be complete before those of an arm."""
+        return (_name_of_teacher(teacher_key(arm.recipe)),) if FINETUNE_TEACHER.is_in(arm.recipe) else ()
 
     def _own(self, name: str, folder: Path, seed: int, arm: Arm) -> dict[str, Any]:
         """What any run of the study has of its own."""

@@ -25,7 +25,7 @@ from ted_ds.numerics.paired_draws import (
 )
 from ted_ds.output.results import STUDENT, TEACHER, outcomes_file
 from ted_ds.planning.phase import EVALUATE
-from ted_ds.planning.study_arms import StudyPlan
+from ted_ds.planning.study_plan import StudyPlan
 from ted_ds.verbs.study.runs import Runs, StudyRun
 
 CONFIDENCE = 0.95

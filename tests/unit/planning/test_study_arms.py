@@ -11,7 +11,8 @@ import yaml
 
 from ted_ds.cli import main
 from ted_ds.errors import ConfigError
-from ted_ds.planning.study_arms import StudyPlan, as_overrides, describe_study, plan_study
+from ted_ds.planning.study_arms import as_overrides
+from ted_ds.planning.study_plan import StudyPlan, describe_study, plan_study
 from ted_ds.tasks.kind import kind_of
 from tests.tiny import write_labelled, write_recipe, write_run
 
