@@ -29,6 +29,7 @@ HELP_OF_VERB = {
     "evaluate": "score teacher and student on held-out data",
     "export": "write the student as a plain transformers folder",
     "lm_eval": "run the tasks of evaluation.lm_eval on the exported student",
+    "study": "compare ways to train over several seeds: tables with intervals, and what they allow to say",
     "doctor": "is this pair sane? Looks at weights, labels, tokens, filters and one real step; exit code 1 if not",
     "tokenizer": "train a tokenizer on the training documents; needs no GPU and no teacher",
     "supervise": "start a launcher's command again until its run is complete; rank by rank logs, no rank left behind",
@@ -166,6 +167,10 @@ def _dispatch(options: argparse.Namespace) -> int:
 
             given = {"num_ranks": options.ranks, "tflops": options.tflops, "link_gbit": options.link_gbit}
             check(options.recipe, options.overrides, **given)
+        elif options.verb == "study":
+            from ted_ds.verbs.study.conduct import conduct  # runs are processes of their own
+
+            return 0 if conduct(options.recipe, options.overrides) else 1
         elif options.verb == "tokenizer":
             from ted_ds.verbs.tokenizer import train_from_recipe  # neither torch nor deepspeed is needed
 

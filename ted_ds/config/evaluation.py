@@ -56,6 +56,12 @@ class Evaluation(Section):
     """Held-out examples, or packed sequences, that are scored."""
     micro_batch_size: int = Field(default=8, gt=0)
     """Examples per rank and forward pass."""
+    models: Literal["all", "student"] = "all"
+    """What is scored at the end: teacher, and the student at each stage of its training; or the ``student`` that comes
+    out alone."""
+    outcomes: bool = False
+    """Keep what each example came to at the end, in ``evaluate/outcomes``: a loss, and what the headline metric is
+    made of."""
     perplexity: dict[str, StridedPerplexity] | None = None
     """Causal LMs and chats: tests by a name of your own; by the phase ``evaluate``, as ``NAME/token_perplexity`` and so
     on."""

@@ -20,6 +20,7 @@ from ted_ds.config.pair import Student, Teacher
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.section import Section, rule
 from ted_ds.config.shipped import DEEPSPEED, named
+from ted_ds.config.study import Study
 from ted_ds.config.tasks import Task
 from ted_ds.config.tracking import Tracking
 from ted_ds.config.weights import highest
@@ -92,6 +93,9 @@ class Recipe(Section):
     name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
     seed: int = Field(default=0, ge=0)
     output_dir: Path
+    shared_phases: Path | None = None
+    """A folder in which runs find each other's phases up to Stage II: one that another run completed with the same
+    inputs is taken from there, one that it is at is waited for. Unset: a run does all of its own."""
     deepspeed: Path
     """DeepSpeed JSON of all trained phases: a file, or the name of one that ships (``zero2``)."""
     pipeline: Pipeline = Pipeline()
@@ -127,6 +131,8 @@ class Recipe(Section):
     system's limit by what a step and a save take."""
     tokenizer: TokenizerTraining | None = None
     """Read by ``ted-ds tokenizer train`` alone."""
+    study: Study | None = None
+    """Read by ``ted-ds study`` and ``ted-ds check``."""
     max_consecutive_skips: int = Field(default=5, ge=0)
     """Steps in a row that may be skipped for a loss or gradient that is not finite, before the run stops."""
     preflight: Literal["refuse", "warn"] = "refuse"

@@ -240,6 +240,12 @@ def wait_for(try_take: Callable[[], str | None], output_dir: Path, *, say: Calla
         time.sleep(LOOK_EVERY_S)
 
 
+def living_owner(output_dir: Path) -> Owner | None:
+    """Who is at work in a folder; None where nobody is, or only on another machine, where that cannot be told."""
+    owner = _read(output_dir / LOCK_FILE)
+    return owner if owner is not None and owner.process.lives() else None
+
+
 def _read(file: Path) -> Owner | None:
     """The owner; None where there is no lock, or it cannot be read just now."""
     try:

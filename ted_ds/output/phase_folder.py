@@ -10,8 +10,9 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,8 @@ class PhaseFolder:
     path: Path
     inputs: dict[str, Any]
     """Everything that decides the result: recipe values, and identities of the models that went in."""
+    begun: float = field(default_factory=time.monotonic, compare=False)
+    """When this process turned to the phase, by its clock."""
 
     def is_complete(self) -> bool:
         """Whether the phase was completed with the same inputs, and its files are still whole.
@@ -109,6 +112,7 @@ class PhaseFolder:
             files = sorted(file for file in unfinished.rglob("*") if file.is_file())
             listed = {str(f.relative_to(unfinished)): (f.stat().st_size, file_sha256(f)) for f in files}
             manifest = {"inputs": self.inputs, "files": listed, "result": result}
+            manifest["seconds"] = round(time.monotonic() - self.begun, 3)
             (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
             for place in (*unfinished.rglob("*"), unfinished):  # its checkpoints are removed after it
                 sync(place)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ted_ds.config.schema import Recipe
 from ted_ds.output.phase_folder import model_identity
+from ted_ds.output.results import STUDENT, TEACHER
 from ted_ds.planning.phase import (
     CUT_STUDENT,
     DISTILL,
@@ -76,12 +77,12 @@ class RunFolders:
 
     def evaluated_paths(self) -> dict[str, Path]:
         """The models that the evaluation compares, by name."""
-        models = {"teacher": self.teacher_path(), "student before": self.student_begun_path()}
+        models = {TEACHER: self.teacher_path(), "student before": self.student_begun_path()}
         if HEAL_STUDENT.is_in(self._recipe):
             models["student healed"] = self.student_start_path()
         if FINETUNE_STUDENT.is_in(self._recipe):
             models["student fine-tuned"] = self.student_path()
-        return {**models, "student after": self.distilled_path()}
+        return {**models, STUDENT: self.distilled_path()}
 
     def filters_phase(self, side: str) -> Phase:
         """The phase that learns a side's filters."""

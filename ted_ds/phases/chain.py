@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Mapping, Sequence
 
 from ted_ds.assembly.assembly import Assembly
 from ted_ds.errors import CheckpointError
 from ted_ds.output.phase_folder import PhaseFolder
+from ted_ds.output.shared_phases import SharedPhases
 from ted_ds.phases import (
     cut_student,
     distill,
@@ -44,6 +46,8 @@ from ted_ds.runtime.sharding import collect_garbage
 from ted_ds.vetting.preflight import act_on, vet_quantised, vet_weights
 from ted_ds.vetting.teacher import TeacherVetting
 
+LOOK_EVERY_S = 1.0
+"""For a phase that another run is at."""
 WORK_OF_PHASE: Mapping[Phase, Work] = {
     FINETUNE_TEACHER: finetune.WORK,
     CUT_STUDENT: cut_student.WORK,
@@ -71,6 +75,8 @@ class Chain:
     def __init__(self, assembly: Assembly, inputs: Inputs, journal: Journal) -> None:
         self._assembly, self._inputs = assembly, inputs
         self._kit = Kit(assembly, inputs.folders, journal, TeacherVetting(assembly))
+        shared = assembly.recipe.shared_phases
+        self._shared = None if shared is None else SharedPhases(shared)
 
     def pending(self, wanted: Sequence[Phase]) -> list[Phase]:
         """The wanted phases from the first that is not complete; writes nothing.
@@ -148,12 +154,36 @@ class Chain:
                 build.stop_if_asked()
                 if build.world.on_main(folder.is_complete):
                     build.screen.say(f"{phase.name}: complete, skipped")
+                elif self._shared is not None and phase.is_of_a_stage:
+                    self._do_or_take(phase, folder, self._shared)
                 else:
-                    build.screen.say(f"{phase.name} -> {folder.path}")
-                    WORK_OF_PHASE[phase].run(self._kit, phase, folder)
-                    collect_garbage()
+                    self._do(phase, folder)
             except StopNow:
                 raise build.stopped(
                     f"in {phase.name}", "It has no steps to save; phases before it are complete"
                 ) from None
             self._retire(phase, folder)
+
+    def _do(self, phase: Phase, folder: PhaseFolder) -> None:
+        self._assembly.screen.say(f"{phase.name} -> {folder.path}")
+        WORK_OF_PHASE[phase].run(self._kit, phase, folder)
+        collect_garbage()
+
+    def _do_or_take(self, phase: Phase, folder: PhaseFolder, shared: SharedPhases) -> None:
+        """Take what another run has done, wait for one that is at it, or do it and let others have it."""
+        build, is_said = self._assembly, False
+        while (claim := build.world.on_main(functools.partial(shared.claim, folder))) == "wait":
+            if not is_said:
+                build.screen.say(f"{phase.name}: waiting for another run that is at it ({shared.place(folder)})")
+            is_said = True
+            time.sleep(LOOK_EVERY_S)
+            build.stop_if_asked()
+        if claim == "taken":
+            build.screen.say(f"{phase.name}: complete in another run, taken from {shared.place(folder)}")
+            return
+        try:
+            self._do(phase, folder)
+            build.world.on_main(functools.partial(shared.give, folder))
+        finally:
+            if build.world.is_main:
+                shared.release(folder)

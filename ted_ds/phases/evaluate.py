@@ -8,6 +8,7 @@ from typing import Any
 
 from ted_ds.config.schema import Recipe
 from ted_ds.output.phase_folder import PhaseFolder
+from ted_ds.output.results import OUTCOMES, RESULTS_FILE, STUDENT, TEACHER, outcomes_file
 from ted_ds.output.run_folders import RunFolders
 from ted_ds.phases.inputs import Inputs
 from ted_ds.phases.work import Kit, Work
@@ -17,7 +18,6 @@ from ted_ds.runtime.outputs import frozen_outputs, row_outputs
 from ted_ds.runtime.sharding import collect_garbage
 from ted_ds.tasks.scoring import Recorder
 
-RESULTS_FILE = "evaluation.json"
 PREDICTIONS = "predictions"
 """The folder with what models predict, where their kind of task has files for it."""
 
@@ -37,8 +37,8 @@ def _scored(folders: RunFolders, recipe: Recipe, plan: Plan) -> dict[str, Path]:
     """The models that are scored, by name: a teacher only where it has read what is held out."""
     models = folders.evaluated_paths()
     if plan.two_tokenizers and not recipe.task.pooled:
-        del models["teacher"]
-    return models
+        del models[TEACHER]
+    return models if recipe.evaluation.models == "all" else {STUDENT: models[STUDENT]}
 
 
 def _inputs(inputs: Inputs, _: Phase) -> dict[str, Any]:
@@ -46,6 +46,7 @@ def _inputs(inputs: Inputs, _: Phase) -> dict[str, Any]:
     return {
         "models": {name: inputs.folders.identity(path) for name, path in models.items()},
         **inputs.in_8_bits(),
+        **({"outcomes": True} if inputs.recipe.evaluation.outcomes else {}),
         **inputs.data_files(),
         **inputs.test_data(),
         **inputs.language_tests(),
@@ -57,20 +58,24 @@ def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
     build = kit.build
     results: dict[str, dict[str, float]] = {}
     files: dict[Path, Any] = {}
+    outcomes: dict[Path, Any] = {}
     tests = build.world.agree(build.language_tests)
     for name, path in _scored(kit.folders, build.recipe, build.plan).items():
-        side = "teacher" if name == "teacher" else "student"
+        side = "teacher" if name == TEACHER else "student"
         model = build.models.frozen(side, path, new_head_allowed=True)
-        recorder = Recorder(build.kind)
+        recorder = Recorder(build.kind, num_ranks=build.world.size, with_outcomes=build.recipe.evaluation.outcomes)
+        outputs = frozen_outputs(model, recorder.look)
         model_name = name.replace(" ", "_")
-        metrics, tokens_per_s = build.evaluate(frozen_outputs(model), scorer=recorder, sides=[side])
+        metrics, tokens_per_s = build.evaluate(outputs, scorer=recorder, sides=[side])
         results[name] = {**metrics[0], "perf/tokens_per_s": tokens_per_s, "num_parameters": model.num_parameters}
         files |= {Path(PREDICTIONS, model_name, file): content for file, content in recorder.files.items()}
+        outcomes[outcomes_file(name)] = recorder.outcomes
         for part, samples in build.readers.of(side).data.beside.items():
-            (of_part,), _ = build.evaluate(frozen_outputs(model), samples, scorer=recorder, sides=[side])
+            (of_part,), _ = build.evaluate(outputs, samples, scorer=recorder, sides=[side])
             results[name] |= {f"{part}/{metric}": value for metric, value in of_part.items()}
             of_set = f"{model_name}.{part}"
             files |= {Path(PREDICTIONS, of_set, file): content for file, content in recorder.files.items()}
+            outcomes[outcomes_file(name, part)] = recorder.outcomes
         for test in tests:
             results[name] |= build.run_test(row_outputs(model), test)
         model.release()
@@ -84,6 +89,10 @@ def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
         for file, content in {Path(RESULTS_FILE): results, **files}.items():
             (place / file).parent.mkdir(parents=True, exist_ok=True)
             (place / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        for file, of_examples in outcomes.items():
+            if of_examples is not None:
+                (place / OUTCOMES).mkdir(exist_ok=True)
+                (place / file).write_text(json.dumps(of_examples) + "\n", encoding="utf-8")
         return results
 
     kit.write(folder, write)

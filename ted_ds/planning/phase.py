@@ -36,6 +36,11 @@ class Phase:
         return self.condition(recipe) if self.plan_path is None else self.plan_path in recipe.phase_plans()
 
     @property
+    def is_of_a_stage(self) -> bool:
+        """Whether it makes a model or filters, in Stage 0, I or II: what runs with the same inputs may share."""
+        return self.verb in ("finetune", "filters", "distill")
+
+    @property
     def learns_filters(self) -> bool:
         """Whether it is one of Stage I: nothing but the filters of its frozen sides trains, and heads on them."""
         return self.plan_path is not None and self.trains is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ted_ds.config.schema import Recipe
+from ted_ds.planning.operations import operations_of_solving
 from ted_ds.planning.phase import phases_of
 from ted_ds.planning.phase_memory import facts_of
 from ted_ds.planning.plan import Plan
@@ -14,7 +15,6 @@ def describe_ridge(recipe: Recipe, plan: Plan) -> str:
     if not are_solved(recipe) or plan.teacher is None or plan.student is None:
         return ""
     calibration, lines = recipe.student.calibration, []
-    num_tokens = calibration.tokens + calibration.heldout_tokens
     for phase in (one for one in phases_of(recipe) if one.learns_filters):
         for side in sorted(phase.frozen, reverse=True):  # the teacher's first
             width, dim = facts_of(plan, side).hidden_size, plan.filter_dim
@@ -22,7 +22,7 @@ def describe_ridge(recipe: Recipe, plan: Plan) -> str:
             passes = f"a pass of the {side}"
             if side == "student" and solves_towards_teacher(recipe, phase):
                 towards, passes = "what the teacher's filters put out", "a pass of both models"
-            tera = 2 * num_tokens * (width + 1) * (width + 1 + dim) * len(plan.layer_pairs) / 1e12
+            tera = operations_of_solving(recipe, plan, side) / 1e12
             lines.append(
                 f"ridge     {phase.name:16} {len(plan.layer_pairs)} filters of the {side}, {width} -> {dim}, towards "
                 f"{towards}: {passes} over {calibration.tokens:,} tokens and {calibration.heldout_tokens:,} to judge by"

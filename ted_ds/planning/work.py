@@ -9,12 +9,10 @@ from ted_ds.config.schema import Recipe
 from ted_ds.config.weights import weight_at
 from ted_ds.data.transfer import share_of
 from ted_ds.planning.heal_cost import heal_cost
+from ted_ds.planning.operations import known_training, operations_of_training
 from ted_ds.planning.phase import DISTILL, HEAL_STUDENT, Phase, phases_of, training_of
-from ted_ds.planning.phase_memory import facts_of
-from ted_ds.planning.pipeline_cut import operations_per_token
 from ted_ds.planning.plan import Plan
 from ted_ds.planning.stage_memory import bubble, num_microbatches
-from ted_ds.planning.steps import plan_with_rows
 
 BYTES_PER_TOKEN = 4
 """Of text: about what English comes to with vocabularies of 30,000 to 150,000 tokens (OpenWebText: 39.8 GB are 9.0
@@ -46,10 +44,6 @@ def describe_work(recipe: Recipe, plan: Plan, pace: Pace) -> str:
             parts = (_passes(recipe, plan, training_of(recipe, phase)), _hours(recipe, plan, phase, pace))
             lines.append(f"work      {phase.name:16} {'; '.join(parts)}\n")
     return "".join(lines)
-
-
-def _known(recipe: Recipe, plan: Plan, training: PhasePlan) -> PhasePlan:
-    return training if plan.num_rows is None else plan_with_rows(recipe, training, plan.num_rows.number)
 
 
 def _passes(recipe: Recipe, plan: Plan, training: PhasePlan) -> str:
@@ -92,15 +86,12 @@ def _times(number: float, what: str) -> str:
 
 def _hours(recipe: Recipe, plan: Plan, phase: Phase, pace: Pace) -> str:
     """How long training takes, in words."""
-    training = _known(recipe, plan, training_of(recipe, phase))
-    if training.max_steps is None:
+    if known_training(recipe, plan, training_of(recipe, phase)).max_steps is None:
         return "hours are known once the rows are counted"
-    if plan.teacher is None or plan.student is None:
+    operations = operations_of_training(recipe, plan, phase)
+    if operations is None:
         return "hours are known once both models are"
-    facts = {side: facts_of(plan, side) for side in ("student", "teacher")}
-    operations = operations_per_token(recipe, facts, plan.layer_pairs, plan.filter_dim, phase)
-    tokens = training.steps * training.global_batch_size * recipe.task.rows_per_example * recipe.task.sequence_length
-    seconds = operations * tokens / pace.num_ranks / (pace.tflops * 1e12) * _waiting(recipe, plan, phase, pace)
+    seconds = operations / pace.num_ranks / (pace.tflops * 1e12) * _waiting(recipe, plan, phase, pace)
     hours, pace_in_words = _in_hours(seconds), pace.in_words
     most = "at most " if seconds >= 360 and not recipe.task.packed and not _is_fewest(plan) else ""
     cached = phase is DISTILL and recipe.teacher.cache is not None

@@ -31,14 +31,16 @@ def engine_outputs(engine: StepRunner) -> Outputs:
     return lambda batch: engine.look(batch, read)
 
 
-def frozen_outputs(model: FrozenModel) -> Outputs:
-    """Of a frozen model."""
+def frozen_outputs(model: FrozenModel, look: Callable[[Predictions, Batch], None] | None = None) -> Outputs:
+    """Of a frozen model, whose predictions something else may look at first, while its weights are at hand."""
 
     def forward(batch: Batch) -> dict[int, Tensor]:
         found: dict[int, Tensor] = {}
 
         def read(predictions: Predictions | None) -> None:
             assert predictions is not None
+            if look is not None:
+                look(predictions, batch)
             found[0] = predictions.outputs(batch)
 
         model(batch.inputs, read)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ted_ds.config.tasks import QuestionAnswering
+from ted_ds.tasks.outcomes import ONE, Outcomes
 from ted_ds.tasks.windows import Passage
 
 if TYPE_CHECKING:
@@ -179,6 +180,15 @@ class Answers:
             odds = {name: min(one.null_score - one.score, CERTAIN) for name, one in named.items()}
             files["null_odds.json"] = odds
         return files
+
+    def outcomes(self, observations: Sequence[Observation]) -> Outcomes:
+        """How good the answer to each question is, in the order of their numbers."""
+        questions = joined(one for windows, *_ in observations for one in windows)
+        marks = [self._marks(one, self.choose(one)) for one in questions]
+        names = [str(one.number) if one.name is None else one.name for one in questions]
+        columns = {"answer_f1": [one.f1 for one in marks], "exact": [one.exact for one in marks]}
+        metrics = {"f1": ["ratio", "answer_f1", ONE], "exact_match": ["ratio", "exact", ONE]}
+        return Outcomes(columns, metrics, names)
 
     def choose(self, one: Found) -> str:
         """The answer that is given to a question; nothing for none."""

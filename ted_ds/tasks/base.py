@@ -15,6 +15,7 @@ from ted_ds.config.tasks import TaskSection, TextTask
 from ted_ds.data.reading.listing import DataListing
 from ted_ds.data.samples import Example, Label, Sample
 from ted_ds.tasks.guess import Guess
+from ted_ds.tasks.outcomes import Outcomes
 from ted_ds.tasks.shown import shown_tokens
 
 if TYPE_CHECKING:
@@ -52,6 +53,14 @@ class Scorer(Protocol):
 
     def score(self, observations: Sequence[Any]) -> dict[str, float]:
         """Metrics over everything observed."""
+        ...
+
+
+class KindScorer(Scorer, Protocol):
+    """That of a kind of task, which can also say how each example came out."""
+
+    def outcomes(self, observations: Sequence[Any]) -> Outcomes:
+        """What each example came to, and how metrics follow from that; of a language model, its loss says it all."""
         ...
 
 
@@ -184,7 +193,7 @@ class TaskKind(ABC, Generic[Task]):
 
     @property
     @abstractmethod
-    def scorer(self) -> Scorer:
+    def scorer(self) -> KindScorer:
         """What scores a model."""
 
     def files_of(self, observations: Sequence[Any]) -> Mapping[str, Any]:  # noqa: ARG002 - as others do

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ted_ds.config.tasks import CausalLm
 from ted_ds.tasks.document_kind import DocumentKind
+from ted_ds.tasks.outcomes import Outcomes
 from ted_ds.tasks.shown import shown_tokens
 
 if TYPE_CHECKING:
@@ -64,3 +65,7 @@ class LanguageModel:
         num_tokens = sum(count for _, count in observations)
         loss = sum(total for total, _ in observations) / num_tokens
         return {"perplexity": math.exp(min(loss, 700.0)), "loss": loss, "num_tokens": num_tokens}
+
+    def outcomes(self, observations: Sequence[Observation]) -> Outcomes:  # noqa: ARG002 - as others do
+        """The loss of each sequence is all there is."""
+        return Outcomes({}, {"perplexity": ["exp_ratio", "loss", "count"]})

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ted_ds.config.tasks import MaskedLm
 from ted_ds.data.samples import UNLABELLED
 from ted_ds.tasks.document_kind import DocumentKind
+from ted_ds.tasks.outcomes import Outcomes
 from ted_ds.tasks.shown import shown_tokens
 
 if TYPE_CHECKING:
@@ -81,3 +82,7 @@ class MaskedTokens:
             "loss": loss,
             "num_tokens": counts,
         }
+
+    def outcomes(self, observations: Sequence[Observation]) -> Outcomes:  # noqa: ARG002 - as others do
+        """The loss of each sequence is all that is kept."""
+        return Outcomes({}, {"pseudo_perplexity": ["exp_ratio", "loss", "count"]})

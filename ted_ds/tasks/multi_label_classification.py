@@ -14,6 +14,7 @@ from ted_ds.tasks.base import HeadKind
 from ted_ds.tasks.guess import Guess, entropy_terms
 from ted_ds.tasks.label_values import as_texts, label_id, read_list, whole_number
 from ted_ds.tasks.observations import Observation, joined, sklearn_metrics
+from ted_ds.tasks.outcomes import ONE, Outcomes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,3 +109,15 @@ class MultiLabel:
             "loss": loss / np.asarray(labels).size,
             "num_examples": len(labels),
         }
+
+    def outcomes(self, observations: Sequence[Observation]) -> Outcomes:
+        """How many labels of each example are right, found and there."""
+        predictions, labels, _ = joined(observations)
+        columns = {
+            "right": (predictions * labels).sum(axis=-1),
+            "found": predictions.sum(axis=-1),
+            "there": labels.sum(axis=-1),
+            "exact": (predictions == labels).all(axis=-1).astype(int),
+        }
+        metrics = {"f1_micro": ["f1", "right", "found", "there"], "exact_match": ["ratio", "exact", ONE]}
+        return Outcomes({name: column.tolist() for name, column in columns.items()}, metrics)

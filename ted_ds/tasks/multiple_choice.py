@@ -15,6 +15,7 @@ from ted_ds.tasks.base import HeadKind, outputs_by_name, pooling_of
 from ted_ds.tasks.guess import Guess, one_of
 from ted_ds.tasks.label_values import label_id, list_of
 from ted_ds.tasks.observations import Observation, joined, sklearn_metrics
+from ted_ds.tasks.outcomes import ONE, Outcomes
 from ted_ds.tasks.shown import shown_tokens
 
 if TYPE_CHECKING:
@@ -230,3 +231,10 @@ class ChoiceScores:
             "loss": loss / len(labels),
             "num_examples": len(labels),
         }
+
+    def outcomes(self, observations: Sequence[Observation]) -> Outcomes:
+        """What was chosen for each question."""
+        predictions, labels, _ = joined(observations)
+        columns = {"prediction": predictions, "label": labels, "right": (predictions == labels).astype(int)}
+        metrics = {"accuracy": ["ratio", "right", ONE]}
+        return Outcomes({name: column.tolist() for name, column in columns.items()}, metrics)

@@ -13,6 +13,7 @@ from ted_ds.data.samples import UNLABELLED
 from ted_ds.tasks.base import HeadKind
 from ted_ds.tasks.guess import Guess
 from ted_ds.tasks.label_values import is_nothing, read_number, whole_number
+from ted_ds.tasks.outcomes import Outcomes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,3 +105,13 @@ class RegressionScores:
             "loss": float(np.square(outputs - targets)[kept].mean()),
             "num_examples": len(targets),
         }
+
+    def outcomes(self, observations: Sequence[Observation]) -> Outcomes:
+        """Outputs and targets."""
+        sides = {
+            name: np.asarray([row for observation in observations for row in observation[index]]).T
+            for index, name in enumerate(("output", "target"))
+        }
+        columns = {f"{name}_{k}": column for name, side in sides.items() for k, column in enumerate(side.tolist())}
+        pairs = [f"{name}_{k}" for k in range(len(sides["output"])) for name in sides]
+        return Outcomes(columns, {"pearson": ["pearson", *pairs]})

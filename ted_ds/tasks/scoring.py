@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from ted_ds.data.loader import Batch
+from ted_ds.models.predictions import Predictions
 from ted_ds.tasks.base import Scorer, TaskKind
+from ted_ds.tasks.outcomes import RowLosses, as_file, in_data_order, row_losses
 
 Gather = Callable[[Any], list[Any]]
 
@@ -18,20 +20,43 @@ Gather = Callable[[Any], list[Any]]
 class Recorder:
     """A kind's scorer that also keeps what is written of the predictions themselves."""
 
-    def __init__(self, kind: TaskKind[Any]) -> None:
+    def __init__(self, kind: TaskKind[Any], *, num_ranks: int, with_outcomes: bool = False) -> None:
+        """Score as a kind of task does.
+
+        Args:
+            kind: The kind.
+            num_ranks: How many ranks share the batches.
+            with_outcomes: Whether what each example came to is kept; then :meth:`look` is called for each batch before
+                :meth:`observe`.
+        """
         self._kind, self._scorer = kind, kind.scorer
+        self._num_ranks, self._with_outcomes = num_ranks, with_outcomes
+        self._rows: RowLosses | None = None
         self.headline, self.higher_is_better = self._scorer.headline, self._scorer.higher_is_better
         self.files: Mapping[str, Any] = {}
         """Of the output that was scored last (:meth:`TaskKind.files_of`)."""
+        self.outcomes: Mapping[str, Any] | None = None
+        """Of each example of it, for a file; None where they are not kept."""
 
-    def observe(self, outputs: Tensor, batch: Batch) -> Any:
-        """As the scorer does."""
-        return self._scorer.observe(outputs, batch)
+    def look(self, predictions: Predictions, batch: Batch) -> None:
+        """See the predictions that :meth:`observe` is then given the outputs of."""
+        if self._with_outcomes:
+            self._rows = row_losses(predictions, self._kind.terms, batch)
 
-    def score(self, observations: Sequence[Any]) -> dict[str, float]:
+    def observe(self, outputs: Tensor, batch: Batch) -> tuple[Any, RowLosses | None]:
+        """As the scorer does, and row by row."""
+        return self._scorer.observe(outputs, batch), self._rows
+
+    def score(self, observations: Sequence[tuple[Any, RowLosses | None]]) -> dict[str, float]:
         """As the scorer does."""
-        self.files = self._kind.files_of(observations)
-        return self._scorer.score(observations)
+        observed = [one for one, _ in observations]
+        self.files = self._kind.files_of(observed)
+        if self._with_outcomes:
+            in_order = in_data_order(observations, self._num_ranks)
+            rows = [of_batch for _, of_batch in in_order if of_batch is not None]
+            compared_by = {"headline": self._kind.headline, "higher_is_better": self._kind.higher_is_better}
+            self.outcomes = compared_by | as_file(self._scorer.outcomes([one for one, _ in in_order]), rows)
+        return self._scorer.score(observed)
 
 
 @torch.no_grad()

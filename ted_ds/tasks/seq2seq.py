@@ -15,6 +15,7 @@ from ted_ds.data.samples import BadRow, Example, Sample
 from ted_ds.tasks.base import TaskKind
 from ted_ds.tasks.causal_lm import LanguageModel
 from ted_ds.tasks.guess import Guess, one_of
+from ted_ds.tasks.outcomes import Outcomes
 from ted_ds.tasks.shown import shown_tokens
 
 if TYPE_CHECKING:
@@ -162,3 +163,7 @@ class TargetTokens:
         found = self._model.score([(total, count) for total, count, _ in observations])
         right = sum(number for *_, number in observations)
         return {**found, "token_accuracy": right / found["num_tokens"]}
+
+    def outcomes(self, observations: Sequence[tuple[float, int, float]]) -> Outcomes:  # noqa: ARG002 - as others do
+        """The loss of each target is all that is kept."""
+        return self._model.outcomes([])

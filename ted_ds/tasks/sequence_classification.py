@@ -13,6 +13,7 @@ from ted_ds.tasks.base import HeadKind
 from ted_ds.tasks.guess import Guess, one_of
 from ted_ds.tasks.label_values import label_id
 from ted_ds.tasks.observations import Observation, joined, sklearn_metrics
+from ted_ds.tasks.outcomes import ONE, Outcomes
 from ted_ds.tasks.weighing import weighed, weights_in_words, with_balance
 
 if TYPE_CHECKING:
@@ -108,3 +109,17 @@ class SingleLabel:
             "loss": loss / len(labels),
             "num_examples": len(labels),
         }
+
+    def outcomes(self, observations: Sequence[Observation]) -> Outcomes:
+        """What each example was taken for."""
+        predictions, labels, _ = joined(observations)
+        columns = {"prediction": predictions, "label": labels, "right": (predictions == labels).astype(int)}
+        metrics: dict[str, list[str]] = {
+            "accuracy": ["ratio", "right", ONE],
+            "f1_macro": ["f1_macro", "prediction", "label"],
+            "matthews_correlation": ["matthews_correlation", "prediction", "label"],
+        }
+        if self._num_labels == 2:  # ids are 0 and 1, so that a column of them counts the second label
+            columns["right_second"] = predictions * labels
+            metrics["f1"] = ["f1", "right_second", "prediction", "label"]
+        return Outcomes({name: column.tolist() for name, column in columns.items()}, metrics)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ted_ds.config.tasks.words import SPAN_LABEL
+from ted_ds.tasks.outcomes import Outcomes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,11 +91,29 @@ class WordLabels:
             "num_words": num_words,
         }
 
+    def outcomes(self, observations: Sequence[WordObservation]) -> Outcomes:
+        """How many words and entities of each sentence are right."""
+        pairs = [pair for mine, theirs, *_ in observations for pair in zip(mine, theirs, strict=True)]
+        columns = {
+            "right_words": [sum(map(operator.eq, *pair)) for pair in pairs],
+            "words": [len(given) for _, given in pairs],
+        }
+        metrics: dict[str, list[str]] = {"accuracy": ["ratio", "right_words", "words"]}
+        if self._mark_entities:
+            counts = [self._count_entities(*pair) for pair in pairs]
+            columns |= {name: [one[name] for one in counts] for name in ("right", "found", "there")}
+            metrics |= {"f1": ["f1", "right", "found", "there"], "precision": ["ratio", "right", "found"]}
+            metrics["recall"] = ["ratio", "right", "there"]
+        return Outcomes(columns, metrics)
+
+    def _count_entities(self, predicted: Sequence[int], given: Sequence[int]) -> dict[str, int]:
+        mine, theirs = (entities([self._labels[one] for one in ids]) for ids in (predicted, given))
+        return {"found": len(mine), "there": len(theirs), "right": len(mine & theirs)}
+
     def _of_entities(self, pairs: Sequence[tuple[list[int], list[int]]]) -> dict[str, float]:
         counts: Counter[str] = Counter()
-        for predicted, given in pairs:
-            mine, theirs = (entities([self._labels[one] for one in ids]) for ids in (predicted, given))
-            counts.update(found=len(mine), there=len(theirs), right=len(mine & theirs))
+        for pair in pairs:
+            counts.update(self._count_entities(*pair))
         precision = counts["right"] / max(counts["found"], 1)
         recall = counts["right"] / max(counts["there"], 1)
         f1 = 2 * counts["right"] / max(counts["found"] + counts["there"], 1)

@@ -8,6 +8,7 @@ from ted_ds.planning.hosting import describe_memory
 from ted_ds.planning.model_sizes import describe_sizes
 from ted_ds.planning.plan import describe, plan_recipe
 from ted_ds.planning.ridge_work import describe_ridge
+from ted_ds.planning.study_plan import describe_study, plan_study
 from ted_ds.planning.traffic import Link, describe_traffic
 from ted_ds.planning.work import Pace, describe_work
 from ted_ds.tasks.kind import kind_of
@@ -26,9 +27,10 @@ def check(
         link_gbit: What each sends to other hosts, in Gbit/s: then also the time that traffic takes.
 
     Raises:
-        ConfigError: The recipe has mistakes; all of them.
+        ConfigError: The recipe has mistakes, or an arm of its study; all of them.
     """
     recipe, plan = plan_recipe(recipe_path, overrides, kind_of, num_ranks=num_ranks, looks_up_hub=True)
+    study = None if recipe.study is None else plan_study(recipe_path, overrides, kind_of)
     print(describe(recipe, plan, num_ranks=num_ranks))
     print(describe_sizes(recipe, plan), end="")
     print(describe_work(recipe, plan, Pace(num_ranks, tflops)), end="")
@@ -36,3 +38,5 @@ def check(
     print(describe_memory(recipe, plan, num_ranks=num_ranks), end="")
     if link_gbit is not None:
         print(describe_traffic(recipe, plan, Link(link_gbit, tflops), num_ranks=num_ranks), end="")
+    if study is not None:
+        print(describe_study(study), end="")

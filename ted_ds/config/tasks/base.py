@@ -50,6 +50,9 @@ class TaskSection(Section):
     """Of ``filters``."""
     metrics: ClassVar[tuple[str, ...]] = ()
     """What a model may be compared by; none where there is no choice."""
+    not_by_sums: ClassVar[tuple[str, ...]] = ()
+    """Those of ``metrics`` that do not follow from sums over examples which are kept of each
+    (:mod:`ted_ds.tasks.outcomes`)."""
     of_distillation: ClassVar[tuple[str, ...]] = ()
     """Keys here that Stage II alone depends on."""
     why_not_cached: ClassVar[str | None] = None

@@ -20,6 +20,7 @@ class Seq2Seq(TaskSection):
     length_key: ClassVar[str] = "max_source_length or max_target_length"
     unused_filter_settings: ClassVar[tuple[str, ...]] = ("pooling",)
     metrics: ClassVar[tuple[str, ...]] = ("perplexity", "token_accuracy", "loss")
+    not_by_sums: ClassVar[tuple[str, ...]] = ("token_accuracy",)
     why_not_cached: ClassVar[str | None] = (
         "a cache keeps one prediction for each text, and a seq2seq has one for each token of a target; remove it"
     )

@@ -73,6 +73,7 @@ class MultiLabelClassification(LabelledTask):
     """Any number of labels per text, each a yes or no of its own."""
 
     metrics: ClassVar[tuple[str, ...]] = ("f1_micro", "f1_macro", "exact_match", "loss")
+    not_by_sums: ClassVar[tuple[str, ...]] = ("f1_macro",)
     kind: Literal["multi_label_classification"]
     label_column: str = "label"
     """Column with a list of the ids or names of the labels that hold."""
@@ -84,6 +85,7 @@ class Regression(TextTask):
     softened: ClassVar[bool] = False
     outputs_key: ClassVar[str] = "target_columns"
     metrics: ClassVar[tuple[str, ...]] = ("pearson", "spearman", "loss")
+    not_by_sums: ClassVar[tuple[str, ...]] = ("spearman",)
     kind: Literal["regression"]
     target_columns: list[str] = Field(default=["label"], min_length=1)
     """Columns with the numbers to predict, in the order of the model's outputs."""

@@ -1,0 +1,78 @@
+"""Verdicts: what the data allow to say, and no more."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from ted_ds.numerics.paired_draws import Difference
+from ted_ds.output.study_tables import StudyTable, in_markdown
+from ted_ds.output.study_words import Measure, needed, verdict
+
+POINTS, PERPLEXITY = Measure("accuracy", True), Measure("perplexity", False)
+
+
+def found(estimate: float, reach: float, *, examples: float = 0.01, seeds: float = 0.0) -> Difference:
+    return Difference(estimate, estimate - reach, estimate + reach, 0.5, examples, seeds)
+
+
+def said(difference: Difference, p: float, measure: Measure = POINTS, seeds: int = 3) -> str:
+    return verdict("ted", "sft", difference, p, measure, (1000, seeds))
+
+
+def test_a_difference_beyond_chance_is_told_with_its_interval() -> None:
+    assert said(found(0.019, 0.012), 0.01) == "ted is better than sft by 1.9 points [+0.7, +3.1]"
+    assert said(found(-0.019, 0.012), 0.01) == "ted is worse than sft by 1.9 points [-3.1, -0.7]"
+
+
+def test_of_a_loss_less_is_better() -> None:
+    assert said(found(-3.25, 1.0), 0.01, PERPLEXITY) == "ted is better than sft by 3.25 perplexity [+2.25, +4.25]"
+
+
+def test_what_holms_correction_takes_back_is_said() -> None:
+    assert said(found(0.019, 0.012), 0.08) == (
+        "ted may be better than sft by 1.9 points [+0.7, +3.1], but of the arms that were compared one may look so by "
+        "chance (p 0.08 after Holm)"
+    )
+
+
+def test_no_difference_comes_with_what_could_have_been_seen() -> None:
+    assert said(found(0.003, 0.012, examples=0.006), 0.6) == (
+        "no difference between ted and sft can be seen: +0.3 points [-0.9, +1.5]; with 1,000 examples and 3 seeds none "
+        "below 1.2 can be, and one of the measured size would need about 16,000 examples"
+    )
+
+
+def test_of_one_seed_nothing_is_said_about_others() -> None:
+    assert said(found(0.019, 0.012), 0.01, seeds=1).endswith("; of one seed, and another may say otherwise")
+
+
+@pytest.mark.parametrize(
+    ("difference", "words"),
+    [
+        # the interval ends 2 errors from its middle: half an error was measured, 16 times the examples make it 2
+        (found(0.005, 0.02, examples=0.01), "about 16,000 examples"),
+        (found(0.005, 0.02, examples=0.0, seeds=0.01), "about 48 seeds"),
+        (found(0.005, 0.0285, examples=0.01, seeds=0.01), "about 33,000 examples and 98 seeds"),
+        (found(0.0, 0.02), "more than 100 times as many"),
+        (found(0.0005, 0.02), "more than 100 times as many"),
+    ],
+)
+def test_what_would_be_needed_is_examples_or_seeds_or_both(difference: Difference, words: str) -> None:
+    assert needed(difference, 1000, 3) == words
+
+
+def test_so_many_examples_would_indeed_do() -> None:
+    one = found(0.01, 0.03, examples=0.012, seeds=0.004)
+    number = int(re.sub(r"\D", "", needed(one, 1000, 3).replace("about", "")))
+    errors = 0.03 / (0.012**2 + 0.004**2) ** 0.5
+    reach = errors * (0.012**2 * 1000 / number + 0.004**2) ** 0.5
+    assert 0.009 < reach <= 0.01
+
+
+def test_markdown_has_title_verdicts_and_tables() -> None:
+    table = StudyTable("scores", ("arm", "mean"), [("a|b", "0.5")])
+    assert in_markdown("tiny", ["Two arms."], [table], ["a is better"]) == (
+        "## tiny\n\nTwo arms.\n\n- a is better\n\nscores:\n\n| arm | mean |\n|---|---|\n| a\\|b | 0.5 |\n"
+    )
