@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,9 +44,18 @@ def drawings_of(run: RunRecord) -> list[Drawing]:
     Raises:
         DataError: matplotlib is not installed.
     """
+    return drawing_with(lambda: _drawn(run))
+
+
+def drawing_with(make: Callable[[], Iterable[Drawing]]) -> list[Drawing]:
+    """Drawings, made under the settings that all have.
+
+    Raises:
+        DataError: matplotlib is not installed.
+    """
     matplotlib = _matplotlib()
     with matplotlib.rc_context(FORMATTED):
-        return [*_drawn(run)]
+        return [*make()]
 
 
 def _matplotlib() -> Any:
@@ -214,3 +223,31 @@ def _bars(blocks: Sequence[Mapping[str, Any]]) -> Drawing:
     axes.set_xticks(list(places), [f"{one['block']}\nto {one['teacher_layer']}" for one in blocks])
     _legend(axes)
     return _finish(figure, "healing", "Healing, block by block")
+
+
+def draw_intervals(name: str, title: str, gains: Mapping[str, tuple[float, float, float]]) -> Drawing:
+    """Of each arm, by its name, a gain and the ends of its interval, beside 0."""
+    figure = _figure((WIDE[0], 0.9 + 0.38 * len(gains)))
+    axes = _axes(figure, 111, "", "")
+    for place, (gain, low, high) in enumerate(gains.values()):
+        colour = COLOURS[2] if low > 0 else COLOURS[5] if high < 0 else INK
+        axes.plot([low, high], [place, place], color=colour, linewidth=2.2, solid_capstyle="round")
+        axes.plot([gain], [place], color=colour, marker="o", markersize=6)
+    axes.axvline(0, color=INK, linewidth=1)
+    axes.set_yticks(range(len(gains)), list(gains))
+    axes.invert_yaxis()
+    axes.margins(y=0.15)
+    return _finish(figure, name, title)
+
+
+def draw_costs(name: str, title: str, points: Mapping[str, tuple[float, Sequence[float]]], up: str) -> Drawing:
+    """Of each arm, by its name, 10^12 operations and the score of each seed."""
+    figure = _figure(WIDE)
+    axes = _axes(figure, 111, "10^12 operations of the student's making, by the plan", up)
+    for index, (arm, (cost, scores)) in enumerate(points.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        axes.scatter([cost] * len(scores), scores, color=colour, s=14, alpha=0.6)
+        axes.scatter([cost], [sum(scores) / len(scores)], color=colour, s=50, marker="D", label=arm)
+    axes.margins(0.15)
+    _legend(axes)
+    return _finish(figure, name, title)

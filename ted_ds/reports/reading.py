@@ -87,13 +87,13 @@ def read_run_record(folder: Path) -> RunRecord:
         DataError: There is no such folder, no run in it, or a file of it is damaged.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; give the output_dir of a run")
+        raise DataError(f"{folder}: no such folder; give the output_dir of a run or a study")
     try:
         run = read_run(folder)
     except CheckpointError as error:
         raise DataError(str(error)) from error
     if run is None:
-        raise DataError(f"{folder}: no run began in this folder (it has no run.json); give the output_dir of a run")
+        raise DataError(f"{folder}: no run began in this folder (it has no run.json); give the output_dir of a run or a study")
     done = [_finished(folder, phase.name) for phase in PHASES]
     evaluation = folder / EVALUATION
     return RunRecord(

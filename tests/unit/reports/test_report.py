@@ -15,6 +15,7 @@ import pytest
 from ted_ds.cli import main
 from ted_ds.errors import DataError
 from ted_ds.reports.reading import read_run_record
+from ted_ds.reports.study import section_of_study
 from ted_ds.reports.tables import comparison, tables_of
 from ted_ds.reports.verdict import gap_closed, standard_error, verdict_of
 from tests.optional import NO_REPORT, REPORT
@@ -219,6 +220,63 @@ def test_the_same_files_make_the_same_page_and_two_runs_share_one(tmp_path, with
     assert {one.name for one in (tmp_path / "both" / "page_figures").iterdir()} == {"a", "b"}
 
 
+# --- a study ----------------------------------------------------------------------------------------------------------
+
+
+def write_study(folder: Path, *, higher_is_better: bool = True) -> Path:
+    difference = {"estimate": 0.02, "low": 0.01, "high": 0.035}
+    arms = {
+        "sft": {"by_seed": {"1": 0.7, "2": 0.72}, "mean": 0.71, "difference": None, "holm_p": None},
+        "kd": {"by_seed": {"1": 0.72, "2": 0.74}, "mean": 0.73, "difference": difference, "holm_p": 0.004},
+    }
+    part = {"decides": True, "metric": "accuracy" if higher_is_better else "perplexity", "num_examples": 1234}
+    part |= {"higher_is_better": higher_is_better, "teacher": 0.9, "arms": arms}
+    cost = {"steps": 100, "total_operations": 2.5e12}
+    study = {
+        "name": "tiny",
+        "seeds": [1, 2],
+        "equal": "tokens",
+        "baseline": "sft",
+        "verdicts": ["kd is better than sft by 2.0 points [+1.0, +3.5]"],
+        "parts": {"held-out": part},
+        "arms": {"sft": {"changes": {}, **cost}, "kd": {"changes": {"distill.method": "kd"}, **cost}},
+        "failed": {"kd.seed-2": "exit code 1"},
+    }
+    folder.mkdir(parents=True)
+    (folder / "study.json").write_text(json.dumps(study))
+    return folder
+
+
+def test_a_study_has_a_page_too(tmp_path, with_matplotlib):
+    folder = write_study(tmp_path / "study")
+    assert main(["report", str(folder)]) == 0
+    page = Page((folder / "report.html").read_text(encoding="utf-8"))
+    words = " ".join(page.words)
+    assert page.links == []
+    assert "Kd is better than sft by 2.0 points [+1.0, +3.5]." in words
+    assert "kd.seed-2 is not complete: exit code 1" in words
+    assert page.tags.count("svg") == 2
+    scores, costs = section_of_study(folder).tables
+    assert scores.rows[1] == ["kd", "0.7300", "0.7200", "0.7400", "+2.0", "[+1.0, +3.5]", "0.004"]
+    assert scores.rows[2][:2] == ["teacher", "0.9000"]
+    assert costs.rows[1] == ["kd", "100", "2.5"]
+
+
+def test_of_a_perplexity_less_is_better(tmp_path, with_matplotlib):
+    scores, _ = section_of_study(write_study(tmp_path / "study", higher_is_better=False)).tables
+    assert scores.rows[1][-3:-1] == ["-0.02", "[-0.035, -0.01]"]
+
+
+def test_a_damaged_study_is_named(tmp_path, with_matplotlib):
+    folder = write_study(tmp_path / "study")
+    (folder / "study.json").write_text('{"name": "tiny"}')
+    with pytest.raises(DataError) as caught:
+        section_of_study(folder)
+    assert str(caught.value) == (
+        f"{folder / 'study.json'}: damaged (KeyError('seeds')); start the study again, which writes it anew"
+    )
+
+
 # --- what cannot be reported ------------------------------------------------------------------------------------------
 
 
@@ -229,9 +287,9 @@ def refusal(folder: Path) -> str:
 
 
 def test_what_is_no_run_is_refused(tmp_path):
-    assert refusal(tmp_path / "none") == f"{tmp_path / 'none'}: no such folder; give the output_dir of a run"
+    assert refusal(tmp_path / "none") == f"{tmp_path / 'none'}: no such folder; give the output_dir of a run or a study"
     assert refusal(tmp_path) == (
-        f"{tmp_path}: no run began in this folder (it has no run.json); give the output_dir of a run"
+        f"{tmp_path}: no run began in this folder (it has no run.json); give the output_dir of a run or a study"
     )
 
 
