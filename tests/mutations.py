@@ -1,6 +1,6 @@
 """Breaks the product on purpose, one line at a time, and makes sure that the tests notice.
 
-    python -m tests.mutations            # all of them, about ten minutes on 2 cores
+    python -m tests.mutations            # all of them, about half an hour on 2 cores
     python -m tests.mutations T2 mask    # some
 
 or at random, one comparison, operator or condition of any module at a time:
