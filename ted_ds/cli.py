@@ -13,6 +13,7 @@ from pathlib import Path
 from ted_ds import __version__
 from ted_ds.config.environment import refuse_unknown_words
 from ted_ds.config.shipped import RECIPES, named
+from ted_ds.config.study import METHODS
 from ted_ds.errors import StoppedOnRequest, TedError
 from ted_ds.launching.lasting_output import outlast_readers
 from ted_ds.launching.own_log import open_log
@@ -20,7 +21,7 @@ from ted_ds.launching.records import LOG_DIR, log_folder
 from ted_ds.planning.phase import PHASES, phases_of_verb
 
 VERBS_OF_RANKS = ("run", *(phase.verb for phase in PHASES), "doctor")
-WITHOUT_RECIPE = ("families", "report")
+WITHOUT_RECIPE = ("families", "init", "report")
 HELP_OF_VERB = {
     "run": "all phases; those already complete are skipped",
     "finetune": "Stage 0: train teacher and student on the task, cut the student out of the teacher",
@@ -33,6 +34,7 @@ HELP_OF_VERB = {
     "doctor": "is this pair sane? Looks at weights, labels, tokens, filters and one real step; exit code 1 if not",
     "tokenizer": "train a tokenizer on the training documents; needs no GPU and no teacher",
     "supervise": "start a launcher's command again until its run is complete; rank by rank logs, no rank left behind",
+    "init": "write a first recipe for a teacher and data, from what can be found out about them",
     "report": "one page of what a run came to: verdict, figures, tables; several runs beside each other",
     "families": "the models that can be used, and what for; of a model folder, what is found of it",
     "check": "every mistake in the recipe at once, and the plan; needs no GPU and no torch",
@@ -58,6 +60,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         if verb == "families":
             one.add_argument("path", nargs="?", type=Path, help="a model folder")
             one.add_argument("--markdown", action="store_true", help="the table as docs/families.md has it")
+            continue
+        if verb == "init":
+            _add_init(one)
             continue
         if verb == "report":
             one.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="the output_dir of a run")
@@ -91,6 +96,17 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if has_recipe:
         options.overrides += rest
     return options
+
+
+def _add_init(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--teacher", required=True, help="a model folder")
+    one.add_argument("--data", required=True, help="a local file or folder with texts, labelled or not, or chats")
+    size = one.add_mutually_exclusive_group()
+    size.add_argument("--blocks", type=_positive, help="of the student (default: half of the teacher's)")
+    size.add_argument("--size", type=_share, help="share of the teacher's blocks, such as 50%%")
+    one.add_argument("--method", choices=METHODS, default="kd", help="of Stage II (default: kd)")
+    one.add_argument("--ranks", type=_positive, default=1, help="it is to be started on (default: 1)")
+    one.add_argument("--out", type=Path, default=Path("recipe.yaml"), help="the file to write (default: recipe.yaml)")
 
 
 def _add_supervise(one: argparse.ArgumentParser) -> None:
@@ -141,6 +157,13 @@ def _number(kind: Callable[[str], float], holds: Callable[[float], bool], rule: 
 _count = _number(int, lambda value: value >= 0, "a whole number, 0 or more")
 _positive = _number(int, lambda value: value >= 1, "a whole number, 1 or more")
 _seconds = _number(float, lambda value: value >= 0, "0 or more seconds")
+_percent = _number(float, lambda value: 0 < value < 100, "more than 0 and less than 100 percent, such as 50%")
+
+
+def _share(text: str) -> float:
+    return _percent(text.removesuffix("%")) / 100
+
+
 _speed = _number(float, lambda value: value > 0, "more than 0")
 
 
@@ -158,6 +181,11 @@ def _dispatch(options: argparse.Namespace) -> int:
             from ted_ds.verbs.families import show_families
 
             show_families(options.path, as_markdown=options.markdown)
+        elif options.verb == "init":
+            from ted_ds.verbs.init.begin import Asked, begin
+
+            size = {"blocks": options.blocks, "size": options.size, "method": options.method}
+            begin(Asked(options.teacher, options.data, **size, out=options.out, num_ranks=options.ranks))
         elif options.verb == "report":
             from ted_ds.verbs.report import report
 

@@ -93,7 +93,9 @@ def read_run_record(folder: Path) -> RunRecord:
     except CheckpointError as error:
         raise DataError(str(error)) from error
     if run is None:
-        raise DataError(f"{folder}: no run began in this folder (it has no run.json); give the output_dir of a run or a study")
+        raise DataError(
+            f"{folder}: no run began in this folder (it has no run.json); give the output_dir of a run or a study"
+        )
     done = [_finished(folder, phase.name) for phase in PHASES]
     evaluation = folder / EVALUATION
     return RunRecord(
