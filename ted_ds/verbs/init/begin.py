@@ -84,6 +84,8 @@ def _blocks(asked: Asked, facts: ModelFacts) -> int:
 
 
 def _teacher_knows(form: Form, facts: ModelFacts) -> bool:
-    """Whether its head is one for these labels."""
+    """Whether its head is one for this task, and for these labels."""
+    if not form.has_labels:
+        return facts.has_lm_head
     labels = form.task.get("labels")
     return facts.has_classifier and labels is not None and facts.labels is not None and set(labels) == {*facts.labels}

@@ -18,6 +18,8 @@ EPOCHS = 3
 HELDOUT_ROWS, LARGEST_HELDOUT, SMALLEST_HELDOUT = 1000, 0.2, 0.005
 MOST_STEPS, FEWEST_STEPS = 20_000, 20
 WARMUP = 0.06
+SWITCHES = ("true", "false", "yes", "no", "on", "off", "null", "True", "False", "Yes", "No", "On", "Off", "Null")
+"""What YAML takes for something else than a word."""
 """Of steps."""
 
 
@@ -44,7 +46,7 @@ def write_recipe(wish: Wish, facts: ModelFacts, looked: Looked, form: Form, *, h
         looked: The data.
         form: The task they are of.
         heals: Whether the student is healed before it trains.
-        teacher_knows: Whether the teacher has learned the task already.
+        teacher_knows: Whether the teacher has a head for the task already.
     """
     batch, micro = _batches(wish.num_ranks)
     length = _length(facts, looked, form)
@@ -72,7 +74,7 @@ def write_recipe(wish: Wish, facts: ModelFacts, looked: Looked, form: Form, *, h
         f"  path: {_shown(wish.teacher)}  # {facts.model_type}, {facts.num_blocks} blocks",
     ]
     steps = _steps(looked, form, batch, length)
-    if form.has_labels and not teacher_knows:
+    if not teacher_knows:
         lines += ["  finetune:  # it has not learned this task yet", *_plan(steps, 3e-5, batch, micro, "    ")]
     lines += ["", "student:", f"  from_teacher: {_cut(facts, wish.blocks)}"]
     if heals:
@@ -101,11 +103,8 @@ def write_recipe(wish: Wish, facts: ModelFacts, looked: Looked, form: Form, *, h
 
 
 def _shown(value: Any) -> str:
-    return (
-        value
-        if isinstance(value, str) and value.replace("_", "").isalnum() and not value.isdigit()
-        else json.dumps(value, ensure_ascii=False)
-    )
+    is_plain = isinstance(value, str) and value.replace("_", "").isalpha() and value not in SWITCHES
+    return value if is_plain else json.dumps(value, ensure_ascii=False)
 
 
 def _batches(num_ranks: int) -> tuple[int, int]:

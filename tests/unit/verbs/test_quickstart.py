@@ -24,7 +24,7 @@ def without_assets(lm_run, classification_run):
     """Each recipe's changes for a machine that has not fetched the demo assets: models and data of the tests' own."""
     own = {"smollm2_continual": lm_run, "minilm_rotten_tomatoes": classification_run}
     small = {
-        "smollm2_continual": ["task.sequence_length=16", "student.from_teacher.blocks=[0, 3]", "layer_map.num_pairs=2"],
+        "smollm2_continual": ["task.sequence_length=16", "student.from_teacher.blocks=[0, 3]"],
         "minilm_rotten_tomatoes": [
             "task.max_length=16",
             "student.from_teacher.blocks=[0, 3]",
@@ -49,7 +49,7 @@ def test_any_number_of_ranks_shares_the_batches(name, ranks, without_assets, mon
 @pytest.mark.parametrize(
     ("name", "batches"),
     [
-        ("smollm2_continual", {1: 8, 2: 8, 3: 12, 4: 16, 5: 20, 8: 32, 16: 64}),
+        ("smollm2_continual", {1: 4, 2: 4, 3: 6, 4: 8, 5: 10, 8: 16, 16: 32}),
         ("minilm_rotten_tomatoes", {1: 32, 2: 32, 3: 48, 4: 64, 7: 112, 8: 128}),
     ],
 )
@@ -62,8 +62,9 @@ def test_batches_grow_no_more_than_they_must(name, batches):
 
 
 def test_changes_that_are_wanted_anyway_count():
-    assert fitting_batches(RECIPES["smollm2_continual"], ["distill.micro_batch_size=1"], num_ranks=8) == [
-        f"{path}.global_batch_size=32" for path in ("filters.teacher", "filters.student")
+    others = ("teacher.finetune", "student.finetune", "filters.teacher", "filters.student")
+    assert fitting_batches(RECIPES["minilm_rotten_tomatoes"], ["distill.micro_batch_size=1"], num_ranks=8) == [
+        f"{path}.global_batch_size=128" for path in others
     ]
 
 
@@ -88,7 +89,7 @@ def test_a_wrong_recipe_is_refused():
         (
             [RECIPES["smollm2_continual"], "3", "distill.method=sft"],
             0,
-            "distill.global_batch_size=12\n",
+            "distill.global_batch_size=6\n",
         ),
         (["none.yaml", "3"], 2, ""),
         ([RECIPES["smollm2_continual"], "0"], 2, ""),
@@ -105,16 +106,16 @@ def test_what_the_script_reads(words, code, said):
 @pytest.mark.parametrize(
     ("own", "batches"),
     [
-        (["distill.global_batch_size=36"], {"distill": 64, "filters.student": 32, "filters.teacher": 32}),
+        (["distill.global_batch_size=48"], {"distill": 128, "filters.student": 128, "filters.teacher": 128}),
         (
             ["distill.global_batch_size=12", "distill.micro_batch_size=3", "seed=5"],
-            {"distill": 24, "filters.student": 32, "filters.teacher": 32},
+            {"distill": 24, "filters.student": 128, "filters.teacher": 128},
         ),
     ],
 )
 def test_the_script_starts_the_run_with_them_whatever_the_user_gives(own, batches):
     """The script's own line, where ``deepspeed`` is a function that prints its words."""
-    name = "smollm2_continual"
+    name = "minilm_rotten_tomatoes"
     changes = fitting_batches(RECIPES[name], own, num_ranks=8)
     script = (ROOT / "launchers" / "quickstart.sh").read_text()
     (line,) = [line for line in script.splitlines() if line.startswith("deepspeed ")]
