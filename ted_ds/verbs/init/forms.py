@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ted_ds.data.conversations import FORMS
@@ -24,6 +24,9 @@ TEXT_COLUMNS = ("text", "content", "document", "body")
 """Of several columns with text, the first so called is the text of a document."""
 MOST_LABELS = 200
 """Different values of a column: more are no names of labels."""
+LENGTH_OF_CORPORA, LENGTH_OF_PARTS = 1024, 384
+OF_LANGUAGE_MODELS = 1e-3
+"""A learning rate."""
 CAUSAL, MASKED, TWO_STACKS = "CausalLM", "MaskedLM", "Seq2SeqLM"
 
 
@@ -39,7 +42,14 @@ class Form:
     """Whether a head is learned, so that the teacher has to know the task."""
     length_key: str | None = "max_length"
     """Where the section says how long a text is; None where it has nothing to say."""
-    notes: Sequence[str] = field(default=())
+    usual_length: int | None = None
+    """What that is, where it does not follow from the texts."""
+    is_of_parts: bool = False
+    """Whether long texts are read in parts, with a stride."""
+    can_be_solved: bool = False
+    """Whether filters can be solved in closed form."""
+    learning_rate: float = 1e-4
+    """Of Stage II, as a student of a few blocks takes."""
 
 
 class NoForm(ConfigError):
@@ -76,7 +86,8 @@ def _chat(_rows: Rows, columns: Sequence[str], language_model: str, _declared: D
     form = next((name for name, (needed, _) in FORMS.items() if set(needed) <= set(columns)), None)
     if form is None or language_model != CAUSAL:
         return None
-    return Form({"kind": "chat"}, f"conversations in the form {form!r}", has_labels=False)
+    what = f"conversations in the form {form!r}"
+    return Form({"kind": "chat"}, what, has_labels=False, can_be_solved=True, learning_rate=OF_LANGUAGE_MODELS)
 
 
 def _words(rows: Rows, columns: Sequence[str], _language_model: str, declared: Declared) -> Form | None:
@@ -96,7 +107,8 @@ def _answers(_rows: Rows, columns: Sequence[str], _language_model: str, _declare
         return None
     empty = any(not (row.get("answers") or {}) or not _answer_texts(row) for row in _rows)
     section = {"kind": "question_answering", **({"no_answer": True} if empty else {})}
-    return Form(section, "columns question, context and answers", has_labels=True)
+    what = "columns question, context and answers"
+    return Form(section, what, has_labels=True, usual_length=LENGTH_OF_PARTS, is_of_parts=True)
 
 
 def _answer_texts(row: Mapping[str, Any]) -> Any:
@@ -109,7 +121,8 @@ def _targets(_rows: Rows, columns: Sequence[str], language_model: str, _declared
     if pair is None or language_model != TWO_STACKS:
         return None
     section = {"kind": "seq2seq", "source_column": pair[0], "target_column": pair[1]}
-    return Form(section, f"texts in {pair[0]!r} and what is written of them in {pair[1]!r}", False, None)
+    what = f"texts in {pair[0]!r} and what is written of them in {pair[1]!r}"
+    return Form(section, what, has_labels=False, length_key=None)
 
 
 def _labelled(rows: Rows, columns: Sequence[str], _language_model: str, declared: Declared) -> Form | None:
@@ -131,7 +144,8 @@ def _labelled(rows: Rows, columns: Sequence[str], _language_model: str, declared
         names, kind = _names(values, declared.get(label)), "sequence_classification"
     if names is None:
         return None
-    return Form({"kind": kind, **text, "label_column": label, "labels": names}, what, has_labels=True)
+    section = {"kind": kind, **text, "label_column": label, "labels": names}
+    return Form(section, what, has_labels=True, can_be_solved=True)
 
 
 def _documents(rows: Rows, columns: Sequence[str], language_model: str, _declared: Declared) -> Form | None:
@@ -139,8 +153,16 @@ def _documents(rows: Rows, columns: Sequence[str], language_model: str, _declare
     text = _first(TEXT_COLUMNS, texts) or (texts[0] if len(texts) == 1 else None)
     if text is None or language_model not in (CAUSAL, MASKED):
         return None
-    kind = "causal_lm" if language_model == CAUSAL else "masked_lm"
-    return Form({"kind": kind, "text_column": text}, f"documents in {text!r}", False, "sequence_length")
+    is_causal = language_model == CAUSAL
+    return Form(
+        {"kind": "causal_lm" if is_causal else "masked_lm", "text_column": text},
+        f"documents in {text!r}",
+        has_labels=False,
+        length_key="sequence_length",
+        usual_length=LENGTH_OF_CORPORA,
+        can_be_solved=is_causal,
+        learning_rate=OF_LANGUAGE_MODELS if is_causal else 1e-4,
+    )
 
 
 def _first(names: Sequence[str], of: Sequence[str]) -> str | None:

@@ -12,7 +12,6 @@ from ted_ds.verbs.init.forms import Form
 from ted_ds.verbs.init.looking import CHARACTERS_PER_TOKEN, Looked, longest_text
 
 LENGTHS = (32, 64, 128, 256, 384, 512, 1024, 2048)
-CORPUS_LENGTH = 1024
 GLOBAL_BATCH, MICRO_BATCH = 32, 4
 EPOCHS = 3
 HELDOUT_ROWS, LARGEST_HELDOUT, SMALLEST_HELDOUT = 1000, 0.2, 0.005
@@ -61,8 +60,10 @@ def write_recipe(wish: Wish, facts: ModelFacts, looked: Looked, form: Form, *, h
         *(f"  {key}: {_shown(value)}" for key, value in form.task.items()),
     ]
     if form.length_key is not None:
-        why = "tokens a sequence is packed to" if form.length_key == "sequence_length" else "95 % of texts are shorter"
+        why = "95 % of texts are shorter" if form.usual_length is None else "tokens that a sequence has at most"
         lines.append(f"  {form.length_key}: {length}  # {why}")
+    if form.is_of_parts:
+        lines.append(f"  stride: {length // 3}  # tokens that a part has in common with the next")
     heldout = _heldout(looked)
     lines += [
         "",
@@ -81,20 +82,18 @@ def write_recipe(wish: Wish, facts: ModelFacts, looked: Looked, form: Form, *, h
         lines.append("  heal: {}  # its blocks are brought to the teacher's states first, without a gradient")
     if wish.method == "ted":
         lines += ["", "filters:  # of both models, for the layers that are compared"]
-        solved = form.task["kind"] in ("causal_lm", "chat", "sequence_classification")
-        if solved:
+        if form.can_be_solved:
             lines.append("  initialisation: ridge  # solved in closed form")
-        filter_steps = {"max_steps": 0} if solved else steps
+        filter_steps = {"max_steps": 0} if form.can_be_solved else steps
         for side in ("teacher", "student"):
             lines += [f"  {side}:", *_plan(filter_steps, 1e-3, batch, micro, "    ")]
-    rate = 1e-3 if form.length_key == "sequence_length" and "causal" in form.task["kind"] else 1e-4
     lines += [
         "",
         "distill:",
         f"  method: {wish.method}  # sft, kd, lwd or ted: ted-ds study compares them",
-        *_plan(steps, rate, batch, micro, "  "),
+        *_plan(steps, form.learning_rate, batch, micro, "  "),
         "  kl_weight: 1.0",
-        f"  temperature: {2.0 if form.has_labels else 1.0}",
+        *([f"  temperature: {2.0 if form.has_labels else 1.0}"] if "target_columns" not in form.task else []),
         *(["  normalise_features: true"] if wish.method in ("lwd", "ted") and not form.has_labels else []),
         "",
         "tracking: {to: []}  # or wandb, tensorboard, trackio",
@@ -115,8 +114,8 @@ def _batches(num_ranks: int) -> tuple[int, int]:
 
 
 def _length(facts: ModelFacts, looked: Looked, form: Form) -> int:
-    if form.length_key == "sequence_length":
-        return min(CORPUS_LENGTH, facts.max_positions)
+    if form.usual_length is not None:
+        return min(form.usual_length, facts.max_positions)
     columns = [name for key in ("text_column", "words_column") for name in _as_list(form.task.get(key))]
     wanted = longest_text(looked.rows, columns or list(looked.rows[0]))
     return min(next((one for one in LENGTHS if one >= wanted), LENGTHS[-1]), facts.max_positions)

@@ -1,0 +1,160 @@
+"""``ted-ds init``: what it makes of teachers and data passes ``check``, and what it cannot make out it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ted_ds.cli import main
+from ted_ds.config.load import load_recipe
+from ted_ds.verbs.init.forms import form_of
+from tests.tiny import write_chats, write_corpus, write_model, write_rows, write_tokenizer
+
+ANSWER = {"text": ["cat"], "answer_start": [4]}
+DATA = {
+    "labels": [{"text": f"the cat sat {row}", "label": ["bad", "good"][row % 2]} for row in range(40)],
+    "ids": [{"text": f"the cat sat {row}", "label": row // 20} for row in range(40)],  # sorted by them
+    "pairs": [{"premise": f"the cat {row}", "hypothesis": "a dog", "label": row % 3} for row in range(40)],
+    "numbers": [{"text": f"the cat {row}", "score": row / 7} for row in range(40)],
+    "several": [{"text": f"the cat {row}", "labels": [["a", "b"][row % 2]]} for row in range(40)],
+    "words": [{"tokens": ["the", "cat"], "ner_tags": ["O", ["B-X", "I-X"][row % 2]]} for row in range(40)],
+    "answers": [{"question": f"what {row}", "context": "the cat sat", "answers": ANSWER} for row in range(40)],
+    "unknown": [{"left": "the cat", "right": "sat"}],
+    "targets": [{"document": f"the cat sat {row}", "summary": "cat"} for row in range(40)],
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("place")
+    write_model(folder / "bert", "bert", blocks=4, architecture="MaskedLM", max_position_embeddings=512)
+    write_model(folder / "body", "bert", blocks=4, max_position_embeddings=512)
+    write_tokenizer(folder / "body", encoder=True, masks=True)
+    write_model(folder / "llama", "llama", blocks=4, max_position_embeddings=256)
+    write_model(folder / "t5", "t5", blocks=4)
+    for name, rows in DATA.items():
+        write_rows(folder / f"{name}.jsonl", rows)
+    write_corpus(folder / "documents.jsonl")
+    write_chats(folder / "chats.jsonl")
+    return folder
+
+
+CASES = [
+    ("bert", "labels", {"kind": "sequence_classification", "labels": ["bad", "good"]}),
+    ("llama", "ids", {"kind": "sequence_classification", "labels": ["0", "1"]}),
+    ("bert", "pairs", {"kind": "sequence_classification", "text_column": ["premise", "hypothesis"]}),
+    ("bert", "numbers", {"kind": "regression", "target_columns": ["score"]}),
+    ("bert", "several", {"kind": "multi_label_classification", "label_column": "labels"}),
+    ("bert", "words", {"kind": "token_classification", "labels": ["B-X", "I-X", "O"]}),
+    ("bert", "answers", {"kind": "question_answering"}),
+    ("llama", "documents", {"kind": "causal_lm", "sequence_length": 256}),
+    ("bert", "documents", {"kind": "masked_lm", "sequence_length": 512}),
+    ("body", "documents", {"kind": "masked_lm"}),
+    ("t5", "targets", {"kind": "seq2seq", "source_column": "document", "target_column": "summary"}),
+]
+
+
+@pytest.mark.parametrize(("teacher", "data", "task"), CASES)
+@pytest.mark.parametrize("method", ["kd", "ted"])
+def test_what_it_writes_passes_check(place, tmp_path, capsys, method, teacher, data, task):
+    words = ["--teacher", str(place / teacher), "--data", str(place / f"{data}.jsonl"), "--method", method]
+    out = tmp_path / "mine.yaml"
+    assert main(["init", *words, "--out", str(out)]) == 0, capsys.readouterr().err
+    said = capsys.readouterr().out
+    assert f"start it    ted-ds run {out}" in said
+    values = yaml.safe_load(out.read_text(encoding="utf-8"))
+    assert {key: values["task"][key] for key in task} == task
+    assert ("finetune" in values["teacher"]) == (data not in ("documents", "targets") or teacher == "body")
+    recipe = load_recipe(str(out))
+    assert (recipe.name, recipe.distill.method) == ("mine", method)
+    if teacher != "t5":
+        assert values["student"]["from_teacher"] == {"num_blocks": 2}
+
+
+@pytest.mark.parametrize(
+    ("words", "blocks"), [(["--blocks", "3"], 3), (["--size", "25%"], 1), (["--size", "75"], 3), ([], 2)]
+)
+def test_the_student_has_as_many_blocks_as_are_asked_for(place, tmp_path, words, blocks):
+    out = tmp_path / "r.yaml"
+    begun = ["init", "--teacher", str(place / "bert"), "--data", str(place / "labels.jsonl"), "--out", str(out)]
+    assert main([*begun, *words]) == 0
+    assert yaml.safe_load(out.read_text())["student"]["from_teacher"] == {"num_blocks": blocks}
+
+
+@pytest.mark.parametrize("ranks", [1, 3, 8, 64])
+def test_batches_go_with_the_ranks(place, tmp_path, ranks):
+    out = tmp_path / "r.yaml"
+    words = ["--teacher", str(place / "bert"), "--data", str(place / "labels.jsonl"), "--ranks", str(ranks)]
+    assert main(["init", *words, "--out", str(out)]) == 0
+    plan = load_recipe(str(out)).distill
+    assert plan.micro_batch_size is not None
+    assert plan.global_batch_size % (plan.micro_batch_size * ranks) == 0
+
+
+def test_names_that_the_data_declare_are_taken():
+    rows = [{"text": "a", "label": 0}, {"text": "b", "label": 1}]
+    assert form_of(rows, "MaskedLM", {"label": ("no", "yes")}).task["labels"] == ["no", "yes"]
+
+
+def test_answers_that_are_not_there_are_an_answer():
+    rows = [{"question": "q", "context": "c", "answers": {"text": [], "answer_start": []}}]
+    assert form_of(rows, "MaskedLM", {}).task == {"kind": "question_answering", "no_answer": True}
+
+
+@pytest.mark.parametrize(
+    ("teacher", "data", "says"),
+    [
+        (
+            "none",
+            "labels.jsonl",
+            "--teacher {place}/none: no such folder; init reads a model's files",
+        ),
+        ("bert", "none.jsonl", "{place}/none.jsonl: no such data file or folder"),
+        (
+            "bert",
+            "unknown.jsonl",
+            "columns left, right: no task is known by these; write the",
+        ),
+        (
+            "llama",
+            "chats.jsonl",
+            "the recipe that would be written: task.chat_template: the teacher's",
+        ),
+    ],
+)
+def test_what_cannot_be_checked_is_not_written(place, tmp_path, capsys, teacher, data, says):
+    out = tmp_path / "r.yaml"
+    assert main(["init", "--teacher", str(place / teacher), "--data", str(place / data), "--out", str(out)]) == 2
+    assert says.format(place=place) in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recipe_that_is_there_stays(place, tmp_path, capsys):
+    out = tmp_path / "r.yaml"
+    out.write_text("mine")
+    assert (
+        main(["init", "--teacher", str(place / "bert"), "--data", str(place / "labels.jsonl"), "--out", str(out)]) == 2
+    )
+    assert out.read_text() == "mine"
+    assert capsys.readouterr().err.endswith(f"--out {out}: is there already; give another name, or remove it\n")
+
+
+@pytest.mark.parametrize("words", ["--blocks 4", "--blocks 0", "--size 0%", "--size 100%", "--blocks 1 --size 5%"])
+def test_sizes_that_are_none_are_refused(place, tmp_path, words):
+    out = tmp_path / "r.yaml"
+    begun = ["init", "--teacher", str(place / "bert"), "--data", str(place / "labels.jsonl"), "--out", str(out)]
+    try:
+        code = main([*begun, *words.split()])
+    except SystemExit as error:  # argparse
+        code = error.code
+    assert (code, out.exists()) == (2, False)
+
+
+def test_a_teacher_that_knows_the_labels_is_taken_as_it_is(place, tmp_path):
+    write_model(tmp_path / "teacher", "bert", blocks=4, labels=("bad", "good"), max_position_embeddings=128)
+    out = tmp_path / "r.yaml"
+    words = ["--teacher", str(tmp_path / "teacher"), "--data", str(place / "labels.jsonl"), "--out", str(out)]
+    assert main(["init", *words]) == 0
+    assert "finetune" not in yaml.safe_load(out.read_text())["teacher"]
