@@ -137,7 +137,7 @@ def test_what_each_sequence_came_to_makes_the_perplexity_of_each_model(lm_run):
     for name, one in kept.items():
         losses, counts = one["columns"]["loss"], one["columns"]["count"]
         assert one["metrics"]["perplexity"] == ["exp_ratio", "loss", "count"]
-        assert len(losses) == len(one["ids"]) == 8
+        assert len(losses) == len(one["ids"]) > 1
         assert sum(counts) == results[name]["num_tokens"]
         assert math.exp(sum(losses) / sum(counts)) == pytest.approx(results[name]["perplexity"], rel=1e-6)
 
