@@ -67,6 +67,8 @@ def verdict(arm: str, baseline: str, found: Difference, holm_p: float, measure: 
     better = "better" if gain > 0 else "worse"
     by = f"by {measure.shown(gain)} {measure.unit} {measure.interval(low, high)}"
     alone = "" if num_seeds > 1 else "; of one seed, and another may say otherwise"
+    if low == high == 0:
+        return f"none of the {num_examples:,} examples tells {arm} from {baseline}: both came out the same{alone}"
     if holm_p <= LEVEL:
         return f"{arm} is {better} than {baseline} {by}{alone}"
     if low > 0 or high < 0:

@@ -52,8 +52,9 @@ def plan_study(path: str, overrides: Sequence[str], rows_of: RowsOf) -> StudyPla
     planned = {name: mistakes.plan(name, changes_of_arm(recipe, study, name)) for name in names}
     own = [*_headline_mistakes(recipe)]
     own += [] if study.search is None else search_mistakes(recipe, study.search, names)
-    raise_all([*mistakes.in_words("arm"), *(f"{path}: {line}" for line in own)])
     arms = {name: arm for name, arm in planned.items() if arm is not None}
+    own += _reader_mistakes(arms)
+    raise_all([*mistakes.in_words("arm"), *(f"{path}: {line}" for line in own)])
     seeds = study.seeds if isinstance(study.seeds, list) else [*range(recipe.seed, recipe.seed + study.seeds)]
     if study.equal == "compute":
         arms = planner.at_equal_compute(arms)
@@ -66,6 +67,19 @@ def plan_study(path: str, overrides: Sequence[str], rows_of: RowsOf) -> StudyPla
                 trials.setdefault(name, []).append(Trial(number, setting, tried))
     raise_all(mistakes.in_words("setting"))
     return StudyPlan(recipe, study, arms, seeds, trials, planner)
+
+
+def _reader_mistakes(arms: Mapping[str, Arm]) -> Iterator[str]:
+    """Whether students read by tokenizers that differ: what they are scored on is then not known to be the same."""
+    by_reader: dict[str | None, list[str]] = {}
+    for name, arm in arms.items():
+        by_reader.setdefault(arm.recipe.student.path if arm.plan.two_tokenizers else None, []).append(name)
+    if len(by_reader) > 1:
+        groups = " and ".join(f"{reader or 'the teacher'} ({', '.join(names)})" for reader, names in by_reader.items())
+        yield (
+            f"study.arms: students read by different tokenizers, those of {groups}; examples are compared by their "
+            "tokens, so use students of one tokenizer in a study"
+        )
 
 
 def with_settings(plan: StudyPlan, chosen: Mapping[str, Changes]) -> StudyPlan:

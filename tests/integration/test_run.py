@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import signal
@@ -49,11 +50,12 @@ def metrics(folder):
 
 
 def language_tests(folder):
-    """Settings of a run: what its models are tested by as language models."""
+    """Settings of a run: what its models are tested by as language models, and that each sequence's loss is kept."""
     story = folder / "story.jsonl"
     return (
         f"evaluation.perplexity={{story: {{sources: [{{path: {story}}}], window: 8}}}}",
         f"evaluation.last_word={{ends: {{sources: [{{path: {story}}}]}}}}",
+        "evaluation.outcomes=true",
     )
 
 
@@ -121,6 +123,23 @@ def test_filters_are_evaluated_one_by_one(lm_run):
     folder, _, _ = lm_run
     names = {name for record in metrics(folder) if record["phase"] == "filters_teacher" for name in record}
     assert {"eval/perplexity/layer_02", "eval/perplexity/layer_04"} <= names
+
+
+def test_what_each_sequence_came_to_makes_the_perplexity_of_each_model(lm_run):
+    """Of two ranks, each with batches of its own."""
+    folder, _, _ = lm_run
+    results = json.loads((folder / "run" / "evaluate" / "evaluation.json").read_text())
+    kept = {
+        name: json.loads((folder / "run" / "evaluate" / "outcomes" / f"{name.replace(' ', '_')}.json").read_text())
+        for name in results
+    }
+    assert len({tuple(one["ids"]) for one in kept.values()}) == 1, "all models are scored on the same sequences"
+    for name, one in kept.items():
+        losses, counts = one["columns"]["loss"], one["columns"]["count"]
+        assert one["metrics"]["perplexity"] == ["exp_ratio", "loss", "count"]
+        assert len(losses) == len(one["ids"]) > 1
+        assert sum(counts) == results[name]["num_tokens"]
+        assert math.exp(sum(losses) / sum(counts)) == pytest.approx(results[name]["perplexity"], rel=1e-6)
 
 
 def test_tests_of_language_models_are_run_on_each_model(lm_run):

@@ -22,6 +22,7 @@ class QuestionAnswering(HeadSection):
     predicts_spans: ClassVar[bool] = True
     unused_filter_settings: ClassVar[tuple[str, ...]] = ("lm_head", "pooling")
     metrics: ClassVar[tuple[str, ...]] = ("f1", "exact_match", "loss")
+    not_by_sums: ClassVar[tuple[str, ...]] = ("loss",)  # that is of windows, of which a question may have several
     why_not_cached: ClassVar[str | None] = (
         "a cache keeps one prediction for each text, and a question_answering has two for each token; remove it"
     )

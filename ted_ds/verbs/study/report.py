@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ted_ds.errors import CheckpointError
+from ted_ds.numerics.paired_draws import Share
 from ted_ds.output.phase_folder import sync
 from ted_ds.output.screen import Screen
 from ted_ds.output.study_tables import StudyTable, in_markdown
 from ted_ds.output.study_words import Measure, verdict
-from ted_ds.planning.phase import FINETUNE_TEACHER
+from ted_ds.planning.phase import FINETUNE_TEACHER, PHASES
 from ted_ds.planning.study_arms import Arm, as_overrides
 from ted_ds.planning.study_plan import StudyPlan
 from ted_ds.verbs.study.runs import StudyRun
@@ -21,8 +22,6 @@ from ted_ds.verbs.study.scores import PartScores
 from ted_ds.verbs.study.search import Tried
 
 STUDY_FILE, MARKDOWN_FILE = "study.json", "study.md"
-BEHIND_THE_ARMS = ("evaluate", "export", "lm_eval", FINETUNE_TEACHER.name)
-"""Phases whose time no arm is charged with: scores, copies, and the teacher that is there before."""
 NOTHING = "–"
 
 
@@ -73,7 +72,7 @@ def _scores(plan: StudyPlan, part: PartScores) -> StudyTable:
             gain, low, high = measure.gain(arm.difference)
             p_value = NOTHING if arm.holm_p is None else f"{arm.holm_p:.2g}"
             cells += [measure.signed(gain), measure.interval(low, high), p_value]
-            cells.append(NOTHING if arm.gap_closed is None else f"{100 * arm.gap_closed.estimate:.0f} %")
+            cells.append(NOTHING if arm.gap_closed is None else _percent(arm.gap_closed))
         rows.append(cells)
     if part.teacher is not None:
         rows.append(["teacher", f"{part.teacher:.4g}", *[NOTHING] * (len(columns) - 2)])
@@ -81,6 +80,11 @@ def _scores(plan: StudyPlan, part: PartScores) -> StudyTable:
     return StudyTable(
         f"{part.metric} on {part.part}, {part.num_examples:,} examples, {direction} is better", columns, rows
     )
+
+
+def _percent(share: Share) -> str:
+    estimate, low, high = (round(100 * one) for one in (share.estimate, share.low, share.high))
+    return f"{estimate} % [{low}, {high}]"
 
 
 def _search(study: Conducted) -> StudyTable:
@@ -113,8 +117,12 @@ def _costs(study: Conducted) -> StudyTable:
 
 
 def _mean_seconds(runs: Sequence[StudyRun]) -> float | None:
-    """Of a run, with the phases that others did for it; None where a manifest does not say."""
-    of_runs = [[value for name, value in run.seconds().items() if name not in BEHIND_THE_ARMS] for run in runs]
+    """Of a run's stages, with the phases that others did for it, without the teacher's training.
+
+    None where a manifest does not say.
+    """
+    charged = {phase.name for phase in PHASES if phase.is_of_a_stage and phase is not FINETUNE_TEACHER}
+    of_runs = [[value for name, value in run.seconds().items() if name in charged] for run in runs]
     known = [sum(one for one in of_run if one is not None) for of_run in of_runs if None not in of_run]
     return sum(known) / len(known) if known and len(known) == len(of_runs) else None
 
@@ -161,7 +169,7 @@ def write(study: Conducted, output_dir: Path) -> None:
         for name, arm in plan.arms.items()
     )
     paragraphs = [
-        f"`ted-ds study {plan.recipe.name}`: {len(plan.arms)} arms over the seeds {', '.join(map(str, plan.seeds))}, "
+        f"Recipe `{plan.recipe.name}`: {len(plan.arms)} arms over the seeds {', '.join(map(str, plan.seeds))}, "
         f"{plan.study.ranks} rank{'s'[: plan.study.ranks > 1]} each. {arms}.",
         "Intervals are of 95 %, over examples (drawn with replacement, the same for all runs) and seeds (Student's t).",
         *(f"Not complete: {name} ({why})." for name, why in study.failed.items()),

@@ -26,10 +26,12 @@ OTHER_TESTS = ("perplexity", "last_word", "lm_eval")
 """Of ``evaluation``: what is scored beside held-out data."""
 RECORD = "record.json"
 HASH_LENGTH = 12
-BESIDE_THE_TEACHER: dict[str, Any] = dict.fromkeys(
-    ("name", "seed", "output_dir", "shared_phases", "student", "filters", "layer_map", "distill", "study", "tracking"),
-    True,
-)
+BESIDE_THE_TEACHER: dict[str, Any] = {
+    **dict.fromkeys(("name", "seed", "output_dir", "shared_phases", "study", "tracking"), True),
+    **dict.fromkeys(("student", "filters", "layer_map", "distill"), True),
+    "teacher": {"cache", "host", "offload_dir"},
+    "data": {"transfer", "transfer_share"},
+}
 """Keys that a teacher's training and scores do not hang on."""
 
 

@@ -26,11 +26,11 @@ from ted_ds.numerics.paired_draws import (
 from ted_ds.output.results import STUDENT, TEACHER, outcomes_file
 from ted_ds.planning.phase import EVALUATE
 from ted_ds.planning.study_plan import StudyPlan
+from ted_ds.tasks.outcomes import ONE
 from ted_ds.verbs.study.runs import Runs, StudyRun
 
 CONFIDENCE = 0.95
 HELDOUT = "held-out"
-ONE = "one"
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,12 @@ def compare(plan: StudyPlan, runs: Runs, complete: Mapping[str, Sequence[StudyRu
     """
     if not complete:
         return []
-    return [_compare_part(plan, runs, complete, part, is_first) for part, is_first in _with_first(parts_of(plan))]
-
-
-def _with_first(parts: Sequence[str | None]) -> list[tuple[str | None, bool]]:
-    return [(part, index == 0) for index, part in enumerate(parts)]
+    parts = enumerate(parts_of(plan))
+    return [_compare_part(plan, runs, complete, part, decides=index == 0) for index, part in parts]
 
 
 def _compare_part(
-    plan: StudyPlan, runs: Runs, complete: Mapping[str, Sequence[StudyRun]], part: str | None, decides: bool
+    plan: StudyPlan, runs: Runs, complete: Mapping[str, Sequence[StudyRun]], part: str | None, *, decides: bool
 ) -> PartScores:
     names = [*complete]
     outcomes = {name: [_read(run.folder, STUDENT, part) for run in of_arm] for name, of_arm in complete.items()}

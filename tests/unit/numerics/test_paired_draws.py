@@ -93,23 +93,22 @@ def test_the_same_study_has_the_same_draws_to_the_last_bit() -> None:
 
 @pytest.mark.parametrize(("seeds", "spread"), [(1, 0.0), (2, 0.03), (3, 0.0), (3, 0.03), (5, 0.1)])
 def test_where_there_is_no_difference_at_most_one_in_twenty_is_claimed(seeds: int, spread: float) -> None:
-    """800 studies of two arms that are equally good: seeds and examples are drawn anew for each."""
+    """500 studies of two arms that are equally good: seeds and examples are drawn anew for each."""
     generator = np.random.default_rng(11)
-    num_studies, num_examples, claims = 800, 100, 0
-    draws = [*draws_of_examples(num_examples, 2000)]
+    num_studies, num_examples, claims = 500, 100, 0
+    draws = [*draws_of_examples(num_examples, 1000)]
     for _ in range(num_studies):
         hard = generator.random(num_examples) < 0.25  # which nobody gets right
         skill = generator.normal(0.9, spread, (2, seeds, 1))
         right = (generator.random((2, seeds, num_examples)) < skill) & ~hard
         found = difference(draw(outcomes(right.astype(float)), RATIO.value, draws), 0, 1, confidence=0.95)
         claims += found.p_value <= 0.05
-    # of 800, 0.05 is 40 +- 6.2: at most two standard errors above
-    assert claims <= 52, claims
+    assert claims <= 34, claims  # of 500, 0.05 is 25 +- 4.9
 
 
 def test_of_five_arms_without_a_difference_one_in_twenty_studies_claims_any() -> None:
     generator = np.random.default_rng(12)
-    num_studies, claims = 400, 0
+    num_studies, claims = 300, 0
     examples = [*draws_of_examples(100, 2000)]
     for _ in range(num_studies):
         skill = generator.normal(0.8, 0.02, (6, 3, 1))
@@ -117,7 +116,7 @@ def test_of_five_arms_without_a_difference_one_in_twenty_studies_claims_any() ->
         draws = draw(outcomes(right), RATIO.value, examples)
         p_values = [difference(draws, way, 0, confidence=0.95).p_value for way in range(1, 6)]
         claims += min(holm(p_values)) <= 0.05
-    assert claims <= 29, claims  # 20 +- 4.4
+    assert claims <= 22, claims  # 15 +- 3.8
 
 
 def test_a_difference_that_is_there_is_seen() -> None:

@@ -44,6 +44,12 @@ def test_no_difference_comes_with_what_could_have_been_seen() -> None:
     )
 
 
+def test_arms_that_came_out_the_same_are_told_so() -> None:
+    assert said(found(0.0, 0.0, examples=0.0), 1.0) == (
+        "none of the 1,000 examples tells ted from sft: both came out the same"
+    )
+
+
 def test_of_one_seed_nothing_is_said_about_others() -> None:
     assert said(found(0.019, 0.012), 0.01, seeds=1).endswith("; of one seed, and another may say otherwise")
 

@@ -14,7 +14,7 @@ from ted_ds.errors import ConfigError
 from ted_ds.planning.study_arms import as_overrides
 from ted_ds.planning.study_plan import StudyPlan, describe_study, plan_study
 from ted_ds.tasks.kind import kind_of
-from tests.tiny import write_labelled, write_recipe, write_run
+from tests.tiny import LABELS, write_labelled, write_letters, write_model, write_recipe, write_run
 
 
 @pytest.fixture
@@ -222,6 +222,18 @@ def test_a_headline_that_has_no_interval_is_refused(tmp_path: Path) -> None:
         "pearson or loss"
     ]
     assert planned(path, "task.headline=loss").arms.keys() == {"sft", "kd", "lwd", "ted"}
+
+
+def test_students_of_a_study_have_one_tokenizer(recipe_file: Path, tmp_path: Path) -> None:
+    student = write_model(tmp_path / "own", "roberta", labels=LABELS, blocks=2, vocab=40)
+    write_letters(student, encoder=True)
+    plan = {"max_steps": 2, "learning_rate": 1e-3, "global_batch_size": 4, "micro_batch_size": 2}
+    own = {"student": {"path": str(student), "finetune": plan}, "distill.method": "kd"}
+    (line,) = refusal(with_study(recipe_file, arms={"sft": None, "kd": None, "own": own}))
+    assert line == (
+        f"R: study.arms: students read by different tokenizers, those of the teacher (sft, kd) and {student} (own); "
+        "examples are compared by their tokens, so use students of one tokenizer in a study"
+    )
 
 
 def test_batches_must_divide_over_the_ranks_of_each_run(recipe_file: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ted_ds.models.predictions import DensePredictions
 from ted_ds.numerics.metric_sums import FORMS
+from ted_ds.tasks.answers import Found
 from ted_ds.tasks.outcomes import ONE, Outcomes, RowLosses, as_file, in_data_order
 from ted_ds.tasks.scoring import Recorder, evaluate
 from tests.task_kinds import OF_NAME, labelled, with_outputs
@@ -123,6 +124,22 @@ def test_words_and_entities_follow_from_sentences() -> None:
     for metric in recorder.outcomes["metrics"]:
         assert from_outcomes(dict(recorder.outcomes), metric) == pytest.approx(metrics[metric], rel=1e-6), metric
     assert {"f1", "precision", "recall", "accuracy", "loss"} == {*recorder.outcomes["metrics"]}
+
+
+def test_of_answers_the_best_window_of_each_question_counts() -> None:
+    kind = OF_NAME["question_answering"]
+    windows = [
+        Found(1, ("the red fox",), 0.0, 1.0, "a fox", "q1"),
+        Found(0, ("ba be",), 0.0, 2.0, "ba be", None),
+        Found(1, ("the red fox",), 0.0, 3.0, "red fox", "q1"),
+    ]
+    observations = [(windows[:2], 4.0, 4), (windows[2:], 2.0, 2)]
+    found = as_file(kind.scorer.outcomes(observations), [RowLosses(["h"] * 3, [1.0] * 3, [2] * 3)])
+    metrics = kind.scorer.score(observations)
+    assert found["ids"] == ["0", "q1"]
+    assert {*found["metrics"]} == {"f1", "exact_match"} == {*kind.task.possible_headlines} - {*kind.task.not_by_sums}
+    for metric in found["metrics"]:
+        assert from_outcomes(found, metric) == pytest.approx(metrics[metric], rel=1e-12)
 
 
 def test_without_them_nothing_is_kept() -> None:

@@ -113,6 +113,8 @@ def test_the_teachers_cache_is_shared(tmp_path: Path) -> None:
     by_arm = {run.arm: run.changes for run in runs_of(path, plan).of_arms()}
     assert by_arm["kd"]["teacher.cache.dir"] == str(tmp_path / "run" / "teacher_cache")
     assert "teacher.cache.dir" not in by_arm["sft"]
+    scored = [run.changes["evaluation.models"] for run in runs_of(path, plan).of_arms()]
+    assert scored.count("all") == 1, "arms without a cache have the same teacher"
 
 
 def test_what_a_killed_study_left_behind_is_waited_for(tmp_path: Path) -> None:
