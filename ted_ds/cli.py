@@ -21,7 +21,7 @@ from ted_ds.launching.records import LOG_DIR, log_folder
 from ted_ds.planning.phase import PHASES, phases_of_verb
 
 VERBS_OF_RANKS = ("run", *(phase.verb for phase in PHASES), "doctor")
-WITHOUT_RECIPE = ("families", "init", "report")
+WITHOUT_RECIPE = ("families", "init", "predict", "report")
 HELP_OF_VERB = {
     "run": "all phases; those already complete are skipped",
     "finetune": "Stage 0: train teacher and student on the task, cut the student out of the teacher",
@@ -35,6 +35,7 @@ HELP_OF_VERB = {
     "tokenizer": "train a tokenizer on the training documents; needs no GPU and no teacher",
     "supervise": "start a launcher's command again until its run is complete; rank by rank logs, no rank left behind",
     "init": "write a first recipe for a teacher and data, from what can be found out about them",
+    "predict": "what a run's student says of texts, beside its teacher",
     "report": "one page of what a run came to: verdict, figures, tables; several runs beside each other",
     "families": "the models that can be used, and what for; of a model folder, what is found of it",
     "check": "every mistake in the recipe at once, and the plan; needs no GPU and no torch",
@@ -63,6 +64,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
             continue
         if verb == "init":
             _add_init(one)
+            continue
+        if verb == "predict":
+            one.add_argument("folder", type=Path, metavar="DIR", help="the output_dir of a run")
+            one.add_argument("texts", nargs="*", help="what to read; none: the lines of the standard input")
+            one.add_argument("--tokens", type=_positive, default=40, help="a language model writes at most (40)")
             continue
         if verb == "report":
             one.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="the output_dir of a run")
@@ -186,6 +192,10 @@ def _dispatch(options: argparse.Namespace) -> int:
 
             size = {"blocks": options.blocks, "size": options.size, "method": options.method}
             begin(Asked(options.teacher, options.data, **size, out=options.out, num_ranks=options.ranks))
+        elif options.verb == "predict":
+            from ted_ds.verbs.predict import predict
+
+            predict(options.folder, options.texts, max_new_tokens=options.tokens)
         elif options.verb == "report":
             from ted_ds.verbs.report import report
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ted_ds.config import tasks as sections
 from ted_ds.errors import CheckpointError, DataError
 from ted_ds.output.run_folder import read_run
 from ted_ds.planning.phase import PHASES
@@ -72,8 +71,18 @@ class RunRecord:
     @functools.cached_property
     def headline(self) -> Headline | None:
         """That of the task; None before ``evaluate``."""
+        kind = None if self.task is None else kind_of(self.task)
+        return None if kind is None else Headline(kind.headline, kind.higher_is_better)
+
+    @functools.cached_property
+    def task(self) -> Any:
+        """The recipe's section, as far as what it names is no file; None before ``evaluate``.
+
+        Raises:
+            DataError: It is of no kind that this version knows.
+        """
         done = self.finished("evaluate")
-        return None if done is None else _headline_of(done.inputs["task"], self.folder)
+        return None if done is None else _task_of(done.inputs["task"], self.folder)
 
     def score(self, model: str) -> float | None:
         """A model's headline."""
@@ -147,17 +156,11 @@ def _whole_lines(file: Path) -> Iterator[Record]:
         yield record
 
 
-def _headline_of(values: Mapping[str, Any], folder: Path) -> Headline:
-    """By the settings that ``evaluate`` keeps; what stands there for files is of no account here."""
+def _task_of(values: Mapping[str, Any], folder: Path) -> Any:
     by_kind = {section.model_fields["kind"].annotation.__args__[0]: section for section in KINDS}  # type: ignore[union-attr]
     section = by_kind.get(values.get("kind"))
     if section is None:
         raise DataError(f"{folder}: its task is a {values.get('kind')!r}, which this version does not know")
-    kind = kind_of(_as_section(section, values))
-    return Headline(kind.headline, kind.higher_is_better)
-
-
-def _as_section(section: type[sections.TaskSection], values: Mapping[str, Any]) -> Any:
     return section.model_construct(**values)
 
 

@@ -31,7 +31,7 @@ def ted_ds(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 def test_verbs_cover_all_phases_in_order() -> None:
     verbs = dict.fromkeys(phase.verb for phase in PHASES)
     assert tuple(phase for verb in verbs for phase in phases_of_verb(verb)) == phases_of_verb("run") == PHASES
-    others = {"run", "check", "doctor", "families", "init", "report", "study", "supervise", "tokenizer"}
+    others = {"run", "check", "doctor", "families", "init", "predict", "report", "study", "supervise", "tokenizer"}
     assert HELP_OF_VERB.keys() == {*verbs, *others}
 
 
