@@ -20,8 +20,18 @@ TARGET_PAIRS = (
     ("text", "summary"),
     ("input", "output"),
 )
-TEXT_COLUMNS = ("text", "content", "document", "body")
-"""Of several columns with text, the first so called is the text of a document."""
+TEXT_COLUMNS = ("text", "content", "document", "body", "sentence", "review", "headline", "comment")
+"""Of several columns with text, the first so called is what is read."""
+TEXT_PAIRS = (
+    ("premise", "hypothesis"),
+    ("sentence1", "sentence2"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("question", "passage"),
+    ("text1", "text2"),
+    ("text_a", "text_b"),
+    ("first", "second"),
+)
 MOST_LABELS = 200
 """Different values of a column: more are no names of labels."""
 LENGTH_OF_CORPORA, LENGTH_OF_PARTS = 1024, 384
@@ -102,10 +112,10 @@ def _words(rows: Rows, columns: Sequence[str], _language_model: str, declared: D
     return Form(section, f"a list of words in {words!r} and their labels in {tags!r}", has_labels=True)
 
 
-def _answers(_rows: Rows, columns: Sequence[str], _language_model: str, _declared: Declared) -> Form | None:
+def _answers(rows: Rows, columns: Sequence[str], _language_model: str, _declared: Declared) -> Form | None:
     if not set(ANSWER_COLUMNS) <= set(columns):
         return None
-    empty = any(not (row.get("answers") or {}) or not _answer_texts(row) for row in _rows)
+    empty = any(not (row.get("answers") or {}) or not _answer_texts(row) for row in rows)
     section = {"kind": "question_answering", **({"no_answer": True} if empty else {})}
     what = "columns question, context and answers"
     return Form(section, what, has_labels=True, usual_length=LENGTH_OF_PARTS, is_of_parts=True)
@@ -127,12 +137,10 @@ def _targets(_rows: Rows, columns: Sequence[str], language_model: str, _declared
 
 def _labelled(rows: Rows, columns: Sequence[str], _language_model: str, declared: Declared) -> Form | None:
     label = _first(LABEL_COLUMNS, columns)
-    texts = [name for name in columns if name != label and _is_text(rows, name)]
+    texts = _text_columns(rows, [name for name in columns if name != label])
     if label is None or not texts:
         return None
-    if len(texts) > 2:
-        texts = [name for name in texts if name in TEXT_COLUMNS][:1] or texts[:2]
-    text: dict[str, Any] = {"text_column": texts[0] if len(texts) == 1 else texts}
+    text: dict[str, Any] = {"text_column": texts[0] if len(texts) == 1 else list(texts)}
     what = f"{' and '.join(map(repr, texts))} and a label in {label!r}"
     values = _values(row.get(label) for row in rows)
     if values and all(isinstance(one, float) for one in values):
@@ -148,11 +156,19 @@ def _labelled(rows: Rows, columns: Sequence[str], _language_model: str, declared
     return Form(section, what, has_labels=True, can_be_solved=True)
 
 
-def _documents(rows: Rows, columns: Sequence[str], language_model: str, _declared: Declared) -> Form | None:
+def _text_columns(rows: Rows, columns: Sequence[str]) -> Sequence[str]:
+    """The one that holds a text, or the two of a pair, by their names, or as no other does; else none."""
     texts = [name for name in columns if _is_text(rows, name)]
-    text = _first(TEXT_COLUMNS, texts) or (texts[0] if len(texts) == 1 else None)
-    if text is None or language_model not in (CAUSAL, MASKED):
+    pair = next((pair for pair in TEXT_PAIRS if set(pair) <= set(texts)), None)
+    one = _first(TEXT_COLUMNS, texts)
+    return pair or ([one] if one is not None else texts if len(texts) == 1 else [])
+
+
+def _documents(rows: Rows, columns: Sequence[str], language_model: str, _declared: Declared) -> Form | None:
+    found = _text_columns(rows, columns)
+    if len(found) != 1 or language_model not in (CAUSAL, MASKED):
         return None
+    (text,) = found
     is_causal = language_model == CAUSAL
     return Form(
         {"kind": "causal_lm" if is_causal else "masked_lm", "text_column": text},

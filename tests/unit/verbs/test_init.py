@@ -9,7 +9,7 @@ import yaml
 
 from ted_ds.cli import main
 from ted_ds.config.load import load_recipe
-from ted_ds.verbs.init.forms import form_of
+from ted_ds.verbs.init.forms import NoForm, form_of
 from tests.tiny import write_chats, write_corpus, write_model, write_rows, write_tokenizer
 
 ANSWER = {"text": ["cat"], "answer_start": [4]}
@@ -96,6 +96,23 @@ def test_batches_go_with_the_ranks(place, tmp_path, ranks):
 def test_names_that_the_data_declare_are_taken():
     rows = [{"text": "a", "label": 0}, {"text": "b", "label": 1}]
     assert form_of(rows, "MaskedLM", {"label": ("no", "yes")}).task["labels"] == ["no", "yes"]
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"id": "a7", "text": "a", "label": 1}, "text"),
+        ({"idx": "7", "sentence1": "a", "sentence2": "b", "label": 1}, ["sentence1", "sentence2"]),
+        ({"remark": "a", "label": 1}, "remark"),
+    ],
+)
+def test_a_name_says_which_columns_are_read(row, columns):
+    assert form_of([row, {**row, "label": 0}], "MaskedLM", {}).task["text_column"] == columns
+
+
+def test_two_texts_of_which_none_is_known_are_no_form():
+    with pytest.raises(NoForm, match=r"columns left, right, label: no task is known by these"):
+        form_of([{"left": "a", "right": "b", "label": 0}, {"left": "a", "right": "b", "label": 1}], "MaskedLM", {})
 
 
 def test_answers_that_are_not_there_are_an_answer():
