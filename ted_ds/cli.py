@@ -12,8 +12,8 @@ from pathlib import Path
 
 from ted_ds import __version__
 from ted_ds.config.environment import refuse_unknown_words
+from ted_ds.config.methods import METHODS
 from ted_ds.config.shipped import RECIPES, named
-from ted_ds.config.study import METHODS
 from ted_ds.errors import StoppedOnRequest, TedError
 from ted_ds.launching.lasting_output import outlast_readers
 from ted_ds.launching.own_log import open_log

@@ -9,11 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from ted_ds.config.methods import METHODS
 from ted_ds.config.nearest import nearest
 from ted_ds.config.section import Section, rule
 
-METHODS = ("sft", "kd", "lwd", "ted")
-"""Arms that are known by their names: Stage II by that method."""
 METHOD_KEY = "distill.method"
 ARM_NAME = re.compile(r"\w[\w.-]*")
 OVERRIDE_KEY = re.compile(r"\w+(\.\w+|\[\d+\])*")

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ted_ds.config.methods import METHODS
 from ted_ds.config.schema import Recipe
-from ted_ds.config.study import METHOD_KEY, METHODS, Study
+from ted_ds.config.study import METHOD_KEY, Study
 from ted_ds.errors import ConfigError
 from ted_ds.planning.operations import known_training, operations_of_phases, operations_per_step
 from ted_ds.planning.phase import DISTILL, FINETUNE_TEACHER

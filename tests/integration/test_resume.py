@@ -245,7 +245,7 @@ def test_without_a_whole_one_the_phase_starts_anew(stopped):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("distill.kl_weight=9", "was taken with other settings: plan.kl_weight was 1.0, now 9.0"),
+        ("distill.kl_weight=9", "was taken with other settings: plan.kl_weight was [[0, 0.5], [6, 2.0]], now 9.0"),
         ("run.json", "is of another run ("),
     ],
 )

@@ -80,6 +80,7 @@ def test_asked_to_stop_it_passes_that_on_waits_and_begins_no_other(tmp_path: Pat
     )
     found: list[tuple[str, int]] = []
     all_of_them = SideBySide(1, 1, print)
+    before = signal.getsignal(signal.SIGINT)
 
     def ask() -> None:
         while not ready.exists():
@@ -94,7 +95,7 @@ def test_asked_to_stop_it_passes_that_on_waits_and_begins_no_other(tmp_path: Pat
     asker.join()
     assert found == [("a", 75)]
     assert all_of_them.is_asked
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_none_is_left_where_this_process_fails(tmp_path: Path) -> None:

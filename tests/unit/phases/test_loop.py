@@ -24,6 +24,16 @@ SEARCHED = SkippedStep("the loss scale is too high", is_scale_search=True)
 TOKENS = 10
 
 
+class Objective:
+    """Notes the steps that it is to weigh terms for."""
+
+    def __init__(self) -> None:
+        self.begun: list[int] = []
+
+    def begin_step(self, step: int) -> None:
+        self.begun.append(step)
+
+
 class Engine:
     """Steps that end as they are told to; an error is raised."""
 
@@ -52,6 +62,7 @@ class Run:
     def __init__(self, *, refuses: DataError | None = None) -> None:
         self.events: list[tuple[str, Any]] = []
         self.reports: list[Mapping[str, float]] = []
+        self.begun: list[int] = []
         self._refuses = refuses
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -95,7 +106,8 @@ def run(
     }
     progress, surroundings = progress or Progress(), Run(refuses=refuses)
     engine: Any = Engine(steps, finite=finite)
-    objective: Any = None
+    objective: Any = Objective()
+    surroundings.begun = objective.begun
     try:
         speed = train(
             engine, iter(()), objective, surroundings, progress=progress, rhythm=Rhythm(**{**settings, **rhythm})
@@ -114,6 +126,7 @@ def test_reports_come_at_every_so_many_steps_and_at_the_last() -> None:
     assert done.of("between") == [*range(7)]
     assert done.of("evaluate") == []
     assert (progress.step, progress.last_taken, progress.reported, progress.num_tokens) == (7, 7, 7, 70)
+    assert done.begun == [*range(7)]
 
 
 @pytest.mark.parametrize(
