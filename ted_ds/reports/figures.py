@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ted_ds.errors import DataError
-from ted_ds.reports.reading import RunRecord, is_number
-from ted_ds.reports.verdict import AFTER, TEACHER
+from ted_ds.output.results import STUDENT, TEACHER
+from ted_ds.reports.reading import OF_LAYER, RunRecord, is_number
 
 INK = "#808890"
 """Of axes and words: seen on white and on black."""
@@ -23,7 +23,6 @@ FEWEST_POINTS = 3
 """Of a curve of scores."""
 SPREAD = 20.0
 """Curves whose largest value is so many times the smallest are drawn on a logarithmic axis."""
-OF_LAYER = re.compile(r"(?P<family>.+)/(?P<layer>(\w+\.)?layer_\d+)")
 FORMATTED = {"svg.fonttype": "none", "svg.hashsalt": "ted_ds", "font.size": 9.0, "font.family": "sans-serif"}
 
 
@@ -82,8 +81,8 @@ def _drawn(run: RunRecord) -> Iterator[Drawing]:
         for name, points in _series(records, lambda name: bool(OF_LAYER.fullmatch(name))).items():
             match = OF_LAYER.fullmatch(name)
             assert match is not None
-            if match["family"].startswith("loss/"):
-                by_layer.setdefault(match["family"], {})[match["layer"]] = points
+            if match["metric"].startswith("loss/"):
+                by_layer.setdefault(match["metric"], {})[match["layer"]] = points
         for family, layers in by_layer.items():
             short = family.removeprefix("loss/")
             name = f"{phase}_{short}_by_layer".replace("/", "_")
@@ -197,7 +196,7 @@ def _scatter(run: RunRecord) -> Drawing:
             score = run.score(model)
             if score is None or not is_number(scores.get(key)):
                 continue
-            mark = {TEACHER: "s", AFTER: "D"}.get(model, "o")
+            mark = {TEACHER: "s", STUDENT: "D"}.get(model, "o")
             colour = COLOURS[index % len(COLOURS)]
             axes.scatter([scores[key] / unit], [score], color=colour, marker=mark, s=45, label=model)
         values = [score for model in run.models if (score := run.score(model)) is not None]

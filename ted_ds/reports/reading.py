@@ -5,18 +5,22 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ted_ds.errors import CheckpointError, DataError
+from ted_ds.output.phase_folder import MANIFEST
+from ted_ds.output.results import RESULTS_FILE
 from ted_ds.output.run_folder import read_run
-from ted_ds.planning.phase import PHASES
+from ted_ds.output.trackers.jsonl_backend import METRICS_FILE
+from ted_ds.planning.phase import EVALUATE, PHASES
 from ted_ds.tasks.kind import KINDS, kind_of
 
-METRICS, EVALUATION, PHASE = "metrics.jsonl", "evaluate/evaluation.json", "phase.json"
-STAMPS = ("time", "phase", "step")
+OF_LAYER = re.compile(r"(?P<metric>.+)/(?P<layer>(\w+\.)?layer_\d+)")
+"""A metric of one layer."""
 Record = Mapping[str, Any]
 
 
@@ -81,7 +85,7 @@ class RunRecord:
         Raises:
             DataError: It is of no kind that this version knows.
         """
-        done = self.finished("evaluate")
+        done = self.finished(EVALUATE.name)
         return None if done is None else _task_of(done.inputs["task"], self.folder)
 
     def score(self, model: str) -> float | None:
@@ -106,18 +110,18 @@ def read_run_record(folder: Path) -> RunRecord:
             f"{folder}: no run began in this folder (it has no run.json); give the output_dir of a run or a study"
         )
     done = [_finished(folder, phase.name) for phase in PHASES]
-    evaluation = folder / EVALUATION
+    evaluation = folder / EVALUATE.name / RESULTS_FILE
     return RunRecord(
         folder,
         run.run_id,
-        _records(folder / METRICS),
+        _records(folder / METRICS_FILE),
         [one for one in done if one is not None],
         _json(evaluation) if evaluation.is_file() else {},
     )
 
 
 def _finished(folder: Path, phase: str) -> Finished | None:
-    file = folder / phase / PHASE
+    file = folder / phase / MANIFEST
     if not file.is_file():
         return None
     content = _json(file)
@@ -157,7 +161,7 @@ def _whole_lines(file: Path) -> Iterator[Record]:
 
 
 def _task_of(values: Mapping[str, Any], folder: Path) -> Any:
-    by_kind = {section.model_fields["kind"].annotation.__args__[0]: section for section in KINDS}  # type: ignore[union-attr]
+    by_kind = {kind: section for section in KINDS for kind in get_args(section.model_fields["kind"].annotation)}
     section = by_kind.get(values.get("kind"))
     if section is None:
         raise DataError(f"{folder}: its task is a {values.get('kind')!r}, which this version does not know")

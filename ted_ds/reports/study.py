@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ted_ds.errors import DataError
+from ted_ds.numerics.paired_draws import Difference
 from ted_ds.output.study_words import Measure
 from ted_ds.reports.figures import Drawing, draw_costs, draw_intervals, drawing_with
 from ted_ds.reports.section import Section
 from ted_ds.reports.tables import Table
-from ted_ds.reports.verdict import Verdict, shown
+from ted_ds.reports.verdict import Verdict
 
 STUDY = "study.json"
 NOTHING = "–"
@@ -45,23 +46,8 @@ def section_of_study(folder: Path) -> Section:
 
 
 def _tables(study: Mapping[str, Any]) -> Iterator[Table]:
-    seeds = [str(seed) for seed in study["seeds"]]
-    for name, part in study["parts"].items():
-        measure = Measure(part["metric"], part["higher_is_better"])
-        baseline = f"better than {study['baseline']}, {measure.unit}"
-        columns = ("arm", "mean", *(f"seed {seed}" for seed in seeds), baseline, "95 % interval", "p, Holm")
-        rows = []
-        for arm, scores in part["arms"].items():
-            values = [scores["mean"], *(scores["by_seed"][seed] for seed in seeds)]
-            gain = _gain(scores, measure)
-            cells = [NOTHING] * 3
-            if gain is not None:
-                p_value = NOTHING if scores["holm_p"] is None else f"{scores['holm_p']:.2g}"
-                cells = [measure.signed(gain[0]), measure.interval(gain[1], gain[2]), p_value]
-            rows.append([arm, *map(shown, values), *cells])
-        if part["teacher"] is not None:
-            rows.append(["teacher", shown(part["teacher"]), *[NOTHING] * (len(columns) - 2)])
-        yield Table(f"{part['metric']} on {name}, {part['num_examples']:,} examples", columns, rows)
+    for table in study["tables"]:
+        yield Table(table["title"], table["columns"], table["rows"])
     costs = [
         [
             arm,
@@ -83,8 +69,7 @@ def _gain(scores: Mapping[str, Any], measure: Measure) -> tuple[float, float, fl
     found = scores["difference"]
     if found is None:
         return None
-    values = [measure.scale * found[key] for key in ("estimate", "low", "high")]
-    return (values[0], values[1], values[2]) if measure.higher_is_better else (-values[0], -values[2], -values[1])
+    return measure.gain(Difference(**found))
 
 
 def _drawings(study: Mapping[str, Any]) -> Iterator[Drawing]:

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ted_ds.reports.reading import Record, RunRecord, is_number
-from ted_ds.reports.verdict import gap_closed, millions, shown
+from ted_ds.output.results import STUDENT, TEACHER
+from ted_ds.reports.reading import OF_LAYER, Record, RunRecord, is_number
+from ted_ds.reports.verdict import BEGUN, gap_closed, millions, shown
 
 MOST_SETTINGS = 60
 """That differ between runs: more say that these are other runs altogether."""
 SOURCE = re.compile(r"data/(?P<source>.+)/(?P<what>tokens|records|epochs)")
-OF_LAYER = re.compile(r"(?P<metric>.+)/(?P<layer>(\w+\.)?layer_\d+)")
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ def comparison(runs: Sequence[RunRecord]) -> list[Table]:
     rows = []
     for run in runs:
         share = gap_closed(run)
-        scores = [run.score(model) for model in ("teacher", "student before", "student after")]
+        scores = [run.score(model) for model in (TEACHER, BEGUN, STUDENT)]
         name = run.headline.name if run.headline is not None else "not scored yet"
         told = [shown(score) if score is not None else "–" for score in scores]
         rows.append([run.name, name, *told, f"{share:.0%}" if share is not None else "–"])
-    columns = ("run", "metric", "teacher", "student before", "student after", "of the way")
+    columns = ("run", "metric", TEACHER, BEGUN, STUDENT, "of the way")
     settings = [_settings(run) for run in runs]
     keys = list(dict.fromkeys(key for one in settings for key in one))
     differing = [key for key in keys if len({one.get(key, "–") for one in settings}) > 1]
@@ -119,15 +119,15 @@ def _last_scores(records: Sequence[Record], name: str) -> dict[str, float]:
 
 
 def _heat(title: str, scores: Mapping[str, float | None], *, higher: bool) -> Table:
-    known = [value for value in scores.values() if is_number(value)]
+    known = [value for value in scores.values() if value is not None and is_number(value)]
     if not known:
         return Table(title, (), ())
-    low, high = min(known), max(known)  # type: ignore[type-var]
+    low, high = min(known), max(known)
 
     def shade(value: float | None) -> float | None:
         if value is None or not is_number(value):
             return None
-        share = (value - low) / (high - low) if high > low else 0.5  # type: ignore[operator]
+        share = (value - low) / (high - low) if high > low else 0.5
         return share if higher else 1 - share
 
     cells = [shown(value) if value is not None and is_number(value) else "–" for value in scores.values()]

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ted_ds.output.results import STUDENT, TEACHER
 from ted_ds.reports.reading import RunRecord
 
-TEACHER, BEGUN, AFTER = "teacher", "student before", "student after"
+BEGUN = "student before"
 SHARES = ("accuracy", "exact_match", "masked_accuracy", "token_accuracy")
 """Metrics that are shares of examples, so that their standard error is known."""
 
@@ -48,7 +49,7 @@ def gap_closed(run: RunRecord) -> float | None:
     """
     key = "loss" if run.headline is not None and not run.headline.higher_is_better else None
     values = []
-    for model in (TEACHER, BEGUN, AFTER):
+    for model in (TEACHER, BEGUN, STUDENT):
         value = run.models.get(model, {}).get(key) if key else run.score(model)
         if value is None:
             return None
@@ -66,18 +67,18 @@ def standard_error(run: RunRecord, model: str) -> float | None:
 
 
 def _reached(run: RunRecord) -> Iterator[str]:
-    if run.headline is None or AFTER not in run.models:
+    if run.headline is None or STUDENT not in run.models:
         done = ", ".join(phase.name for phase in run.phases) or "none"
         yield f"The run is not complete: no model was scored yet. Complete phases: {done}."
         return
     name = run.headline.name.replace("_", " ")
-    after, teacher, begun = run.score(AFTER), run.score(TEACHER), run.score(BEGUN)
+    after, teacher, begun = run.score(STUDENT), run.score(TEACHER), run.score(BEGUN)
     if after is None:
         return
-    size = run.models[AFTER].get("num_parameters")
+    size = run.models[STUDENT].get("num_parameters")
     whole = run.models.get(TEACHER, {}).get("num_parameters")
-    what = f"The student ({millions(size)} parameters" if size else "The student ("
-    what += f", {size / whole:.0%} of its teacher's)" if size and whole else ")"
+    share_of_size = f", {size / whole:.0%} of its teacher's" if size and whole else ""
+    what = f"The student ({millions(size)} parameters{share_of_size})" if size else "The student"
     sentence = f"{what} reaches {shown(after)} in {name} on held-out data"
     sentence += f"; its teacher has {shown(teacher)}" if teacher is not None else ""
     yield sentence + (f", and it began at {shown(begun)}." if begun is not None else ".")
@@ -85,26 +86,21 @@ def _reached(run: RunRecord) -> Iterator[str]:
     if share is not None:
         of_what = "" if run.headline.higher_is_better else " in loss"
         yield f"That is {share:.0%} of the way to its teacher{of_what}."
-    speeds = [run.models.get(one, {}).get("perf/tokens_per_s") for one in (AFTER, TEACHER)]
-    if all(speeds):
-        own, of_teacher = speeds
-        yield (
-            f"A forward pass reads {shown(own)} tokens/s, {own / of_teacher:.2f} times as many as the teacher's."  # type: ignore[operator]
-        )
+    own, of_teacher = (run.models.get(one, {}).get("perf/tokens_per_s") for one in (STUDENT, TEACHER))
+    if own and of_teacher:
+        yield f"A forward pass reads {shown(own)} tokens/s, {own / of_teacher:.2f} times as many as the teacher's."
 
 
 def _warnings(run: RunRecord) -> Iterator[str]:
-    error = standard_error(run, AFTER)
-    if error is not None:
-        yield (
-            f"The standard error of one {run.headline.name} is {error:.3f} here: smaller differences are chance."  # type: ignore[union-attr]
-        )
-    if AFTER in run.models:
+    error = standard_error(run, STUDENT)
+    if error is not None and run.headline is not None:
+        yield f"The standard error of one {run.headline.name} is {error:.3f} here: smaller differences are chance."
+    if STUDENT in run.models:
         yield (
             "This is one run of one seed: it does not tell whether another method would have done better. "
             "ted-ds study compares methods."
         )
-    after, begun, teacher = run.score(AFTER), run.score(BEGUN), run.score(TEACHER)
+    after, begun, teacher = run.score(STUDENT), run.score(BEGUN), run.score(TEACHER)
     sign = 1 if run.headline is not None and run.headline.higher_is_better else -1
     if after is not None and begun is not None and sign * (after - begun) <= 0:
         yield "The student is no better than it began."

@@ -55,8 +55,12 @@ def verdicts_of(study: Conducted) -> list[str]:
 
 def tables_of(study: Conducted) -> list[StudyTable]:
     """Scores on each part, and what arms cost."""
-    search = [_search(study)] if study.tried else []
-    return [*(_scores(study.plan, part) for part in study.parts), *search, _costs(study)]
+    return [*_without_costs(study), _costs(study)]
+
+
+def _without_costs(study: Conducted) -> list[StudyTable]:
+    """Those without what is measured in seconds."""
+    return [*(_scores(study.plan, part) for part in study.parts), *([_search(study)] if study.tried else [])]
 
 
 def _scores(plan: StudyPlan, part: PartScores) -> StudyTable:
@@ -136,6 +140,7 @@ def as_json(study: Conducted) -> dict[str, Any]:
         "equal": plan.study.equal,
         "baseline": plan.baseline,
         "verdicts": verdicts_of(study),
+        "tables": [table._asdict() for table in _without_costs(study)],
         "parts": {part.part: {key: v for key, v in asdict(part).items() if key != "part"} for part in study.parts},
         "arms": {name: _of_arm(arm) for name, arm in plan.arms.items()},
         "failed": dict(study.failed),

@@ -10,10 +10,9 @@ import pytest
 import yaml
 
 from ted_ds.cli import main
-from ted_ds.errors import ConfigError
 from ted_ds.planning.study_arms import as_overrides
-from ted_ds.planning.study_plan import StudyPlan, describe_study, plan_study
-from ted_ds.tasks.kind import kind_of
+from ted_ds.planning.study_plan import describe_study
+from tests.study_plans import planned, refusal
 from tests.tiny import LABELS, write_labelled, write_letters, write_model, write_recipe, write_run
 
 
@@ -24,16 +23,6 @@ def recipe_file(tmp_path: Path) -> Path:
 
 def with_study(path: Path, **study: Any) -> Path:
     return write_recipe(path, {**yaml.safe_load(path.read_text()), "study": study})
-
-
-def planned(path: Path, *overrides: str) -> StudyPlan:
-    return plan_study(str(path), overrides, kind_of)
-
-
-def refusal(path: Path, *overrides: str) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        planned(path, *overrides)
-    return str(caught.value).replace(str(path), "R").splitlines()
 
 
 def test_any_recipe_has_a_study(recipe_file: Path) -> None:

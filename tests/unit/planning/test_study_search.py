@@ -8,10 +8,9 @@ import pytest
 import yaml
 
 from ted_ds.config.study import Search
-from ted_ds.errors import ConfigError
-from ted_ds.planning.study_plan import StudyPlan, describe_study, plan_study, with_settings
+from ted_ds.planning.study_plan import describe_study, with_settings
 from ted_ds.planning.study_search import numbers_of_rounds, settings_of, shortened
-from ted_ds.tasks.kind import kind_of
+from tests.study_plans import planned, refusal
 from tests.tiny import write_labelled, write_recipe, write_run
 
 RATE, WEIGHT = "distill.learning_rate", "distill.feature_weight"
@@ -25,16 +24,6 @@ def recipe_file(tmp_path: Path) -> Path:
     recipe["data"]["test"] = [{"path": str(write_labelled(tmp_path / "test.jsonl", 20, seed=4))}]
     recipe["study"] = {"arms": {"sft": None, "ted": None}, "search": {"trials": 3, "grids": GRIDS}}
     return write_recipe(path, recipe)
-
-
-def planned(path: Path, *overrides: str) -> StudyPlan:
-    return plan_study(str(path), overrides, kind_of)
-
-
-def refusal(path: Path, *overrides: str) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        planned(path, *overrides)
-    return str(caught.value).replace(str(path), "R").splitlines()
 
 
 def test_all_arms_have_as_many_trials_and_each_setting_is_tried_once(recipe_file: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from ted_ds.cli import main
 from ted_ds.errors import DataError
+from ted_ds.reports import study
 from ted_ds.reports.reading import read_run_record
 from ted_ds.reports.study import section_of_study
 from ted_ds.reports.tables import comparison, tables_of
@@ -224,7 +225,8 @@ def test_the_same_files_make_the_same_page_and_two_runs_share_one(tmp_path, with
 
 
 def write_study(folder: Path, *, higher_is_better: bool = True) -> Path:
-    difference = {"estimate": 0.02, "low": 0.01, "high": 0.035}
+    difference = {"estimate": 0.02, "low": 0.01, "high": 0.035, "p_value": 0.004}
+    difference |= {"error_of_examples": 0.005, "error_of_seeds": 0.001}
     arms = {
         "sft": {"by_seed": {"1": 0.7, "2": 0.72}, "mean": 0.71, "difference": None, "holm_p": None},
         "kd": {"by_seed": {"1": 0.72, "2": 0.74}, "mean": 0.73, "difference": difference, "holm_p": 0.004},
@@ -232,18 +234,19 @@ def write_study(folder: Path, *, higher_is_better: bool = True) -> Path:
     part = {"decides": True, "metric": "accuracy" if higher_is_better else "perplexity", "num_examples": 1234}
     part |= {"higher_is_better": higher_is_better, "teacher": 0.9, "arms": arms}
     cost = {"steps": 100, "total_operations": 2.5e12}
-    study = {
+    content = {
         "name": "tiny",
         "seeds": [1, 2],
         "equal": "tokens",
         "baseline": "sft",
         "verdicts": ["kd is better than sft by 2.0 points [+1.0, +3.5]"],
+        "tables": [{"title": "scores", "columns": ["arm", "mean"], "rows": [["sft", "0.71"], ["kd", "0.73"]]}],
         "parts": {"held-out": part},
         "arms": {"sft": {"changes": {}, **cost}, "kd": {"changes": {"distill.method": "kd"}, **cost}},
         "failed": {"kd.seed-2": "exit code 1"},
     }
     folder.mkdir(parents=True)
-    (folder / "study.json").write_text(json.dumps(study))
+    (folder / "study.json").write_text(json.dumps(content))
     return folder
 
 
@@ -257,14 +260,15 @@ def test_a_study_has_a_page_too(tmp_path, with_matplotlib):
     assert "kd.seed-2 is not complete: exit code 1" in words
     assert page.tags.count("svg") == 2
     scores, costs = section_of_study(folder).tables
-    assert scores.rows[1] == ["kd", "0.7300", "0.7200", "0.7400", "+2.0", "[+1.0, +3.5]", "0.004"]
-    assert scores.rows[2][:2] == ["teacher", "0.9000"]
+    assert scores.rows == [["sft", "0.71"], ["kd", "0.73"]]
     assert costs.rows[1] == ["kd", "100", "2.5"]
 
 
-def test_of_a_perplexity_less_is_better(tmp_path, with_matplotlib):
-    scores, _ = section_of_study(write_study(tmp_path / "study", higher_is_better=False)).tables
-    assert scores.rows[1][-3:-1] == ["-0.02", "[-0.035, -0.01]"]
+def test_of_a_perplexity_less_is_better(tmp_path, with_matplotlib, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(study, "draw_intervals", lambda name, title, gains: drawn.append((title, gains)))
+    section_of_study(write_study(tmp_path / "study", higher_is_better=False))
+    assert drawn == [("Better than sft on held-out, perplexity, with 95 % intervals", {"kd": (-0.02, -0.035, -0.01)})]
 
 
 def test_a_damaged_study_is_named(tmp_path, with_matplotlib):
@@ -273,7 +277,7 @@ def test_a_damaged_study_is_named(tmp_path, with_matplotlib):
     with pytest.raises(DataError) as caught:
         section_of_study(folder)
     assert str(caught.value) == (
-        f"{folder / 'study.json'}: damaged (KeyError('seeds')); start the study again, which writes it anew"
+        f"{folder / 'study.json'}: damaged (KeyError('tables')); start the study again, which writes it anew"
     )
 
 

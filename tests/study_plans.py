@@ -1,0 +1,21 @@
+"""Plans of studies, and what is said where there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ted_ds.errors import ConfigError
+from ted_ds.planning.study_plan import StudyPlan, plan_study
+from ted_ds.tasks.kind import kind_of
+
+
+def planned(path: Path, *overrides: str) -> StudyPlan:
+    return plan_study(str(path), overrides, kind_of)
+
+
+def refusal(path: Path, *overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        planned(path, *overrides)
+    return str(caught.value).replace(str(path), "R").splitlines()
