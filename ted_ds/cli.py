@@ -78,6 +78,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
             one.add_argument("action", choices=["train"], help="what to do")
         one.add_argument("recipe", type=_recipe, help="a YAML recipe, or the name of one that ships")
         one.add_argument("overrides", nargs="*", metavar="a.b=value", help="change a value of the recipe")
+        if verb == "study":
+            one.add_argument(
+                "--array",
+                type=Path,
+                metavar="DIR",
+                help="write its runs there, a line each, for an array of batch jobs",
+            )
         if verb == "check":
             one.add_argument("--ranks", type=_positive, default=1, help="ranks the batches must divide over")
             one.add_argument(
@@ -206,6 +213,11 @@ def _dispatch(options: argparse.Namespace) -> int:
             given = {"num_ranks": options.ranks, "tflops": options.tflops, "link_gbit": options.link_gbit}
             check(options.recipe, options.overrides, **given)
         elif options.verb == "study":
+            if options.array is not None:
+                from ted_ds.verbs.study.array import write_array
+
+                write_array(options.recipe, options.overrides, options.array)
+                return 0
             from ted_ds.verbs.study.conduct import conduct  # runs are processes of their own
 
             return 0 if conduct(options.recipe, options.overrides) else 1
