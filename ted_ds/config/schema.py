@@ -202,6 +202,11 @@ class Recipe(Section):
                 "teacher.cache: with pipeline.stages above 1 each stage runs its blocks of the teacher; remove one of "
                 "the two"
             )
+        if self.pipeline.stages > 1 and self.distill.balance is not None and self.distill.needs.teacher:
+            yield (
+                f"distill.balance: {self.distill.balance}: with pipeline.stages above 1 no stage sees the gradients of "
+                "all terms; remove it and give weights, or use pipeline.stages: 1 (ZeRO 0-3)"
+            )
         if self.pipeline.stages > 1 and self.precision == "fp16":
             yield (
                 "precision: fp16: with pipeline.stages above 1 DeepSpeed does not sum up the gradients of tied weights "

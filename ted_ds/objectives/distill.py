@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from ted_ds.config.distill import WEIGHTS, Distill
+from ted_ds.config.distill import WEIGHTS, Distill, Weights
 from ted_ds.data.loader import Batch
 from ted_ds.models.family import DECODER
 from ted_ds.models.predictions import LossWeights, Predictions, predicted_of
@@ -23,6 +23,7 @@ from ted_ds.numerics.layer_map import Layer, layer_names, stack_of
 from ted_ds.numerics.objective import combine
 from ted_ds.numerics.task_terms import TaskTerms
 from ted_ds.objectives.finetune import BALANCE, TASK, balance_terms, label_counter
+from ted_ds.objectives.gradient_balance import GradientBalance
 from ted_ds.objectives.term import Term, Terms
 from ted_ds.runtime.teacher import Teacher
 
@@ -107,19 +108,41 @@ class DistillObjective(Terms):
         self._compared_here = compared
         self._weights_of_sums = dict.fromkeys([*with_output, *compared], 1.0)
         self._has_balance = task.balance_weight != 0 and bool(with_output)
-        if self._has_balance:
-            self._weights_of_sums[BALANCE] = task.balance_weight
         self.begin_step(0)
+
+    def balance_on(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Let weights be shares of the gradient on these parameters, as the plan wants them."""
+        plan = self._plan
+        self.balance = GradientBalance(
+            plan.weighed,
+            parameters,
+            every_steps=plan.balance_every_steps,
+            average=plan.balance_average,
+            weigh=self._weigh,
+        )
 
     @property
     def changing_weights(self) -> dict[str, float]:
         """See :class:`~ted_ds.objectives.term.Terms`."""
-        changing = self._plan.changing_weights
-        return {f"train/{name}": one for name, one in zip(WEIGHTS, self._begun, strict=True) if name in changing}
+        changing = self._plan.changing_weights if self.balance is None else self.balance.terms
+        weights = {f"train/{name}": one for name, one in zip(WEIGHTS, self._used, strict=True) if name in changing}
+        return weights if self.balance is None else {**weights, **self.balance.reported}
 
     def begin_step(self, step: int | None) -> None:
         """See :class:`~ted_ds.objectives.term.Terms`."""
-        self._begun = weights = self._plan.weights_at(step)
+        self._begun = self._plan.weights_at(step)
+        if self.balance is not None:
+            self.balance.begin_step(step)
+        self._weigh()
+
+    def _weigh(self, alone: str | None = None) -> None:
+        """Weigh terms as at the step that was begun, or one of the plan's weights by 1 and all others by 0."""
+        self._used = weights = self._begun
+        if alone is not None:
+            weights = Weights(*(float(name == alone) for name in WEIGHTS))
+        elif self.balance is not None:
+            factors = (self.balance.factor(name) if name in self.balance.terms else 1.0 for name in WEIGHTS)
+            self._used = weights = Weights(*(w * factor for w, factor in zip(self._begun, factors, strict=True)))
         num_pairs = max(len(self._student_layers), 1) if self._plan.feature_reduction == "mean" else 1
         per_pair = weights.features / num_pairs
         of_prediction = weights.prediction * self._task.prediction_scale(self._plan.temperature)
@@ -128,6 +151,8 @@ class DistillObjective(Terms):
         self.terms = tuple(replace(term, weight=of_terms.get(term.name, term.weight)) for term in self.terms)
         self._loss_weights = replace(self._loss_weights, task=weights.task, prediction=of_prediction)
         self._weights_of_sums.update(dict.fromkeys(self._compared_here, per_pair))
+        if self._has_balance:
+            self._weights_of_sums[BALANCE] = self._task.balance_weight if alone is None else 0.0
 
     def _counter_of(self, layer: Layer) -> Callable[[Batch], Tensor]:
         """Counts what of a layer is compared."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ted_ds.config.needs import NOTHING, Needs
 from ted_ds.data.loader import Batch
+from ted_ds.objectives.gradient_balance import GradientBalance
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Terms:
 
     def __init__(self, terms: Sequence[Term]) -> None:
         self.terms = tuple(terms)
+        self.balance: GradientBalance | None = None
+        """What weighs terms by the gradients they have, where something does."""
 
     @property
     def weights(self) -> dict[str, float]:

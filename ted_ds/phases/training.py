@@ -20,11 +20,14 @@ from ted_ds.phases.work import Kit
 from ted_ds.runtime.checkpoints.folders import Retention
 from ted_ds.runtime.checkpoints.saving import Checkpoints, Saved
 from ted_ds.runtime.determinism import random_state, restore_random_state, seed_everything
+from ted_ds.runtime.gradient_norms import MeasuredTerms
 from ted_ds.runtime.outputs import Outputs
 from ted_ds.runtime.preemption import StopNow, shielded
 from ted_ds.runtime.step_runner import Objective, StepRunner
 
 CHECKPOINTS_FOLDER = "checkpoints"
+BALANCE = "balance"
+"""The entry of a checkpoint's state with what weighs terms by their gradients."""
 KEPT = "kept"
 """The entry of a checkpoint's state with what a phase had kept beside its training."""
 
@@ -83,6 +86,8 @@ class PhaseTraining:
         self._sides = build.sides_of(self._phase)
         self._forward, self._outputs, self._kept = forward, outputs, kept
         self._progress = Progress()
+        self._balance: MeasuredTerms | None = None
+        self._balanced: dict[str, Any] | None = None
         self.scores: list[dict[str, float]] = []
         """The held-out metrics of each output, when they were last computed."""
         self._best: dict[str, Any] | None = None
@@ -114,7 +119,9 @@ class PhaseTraining:
             StoppedOnRequest: A rank was asked to stop; everything is saved.
             TedError: It cannot go on; on every rank.
         """
-        build = self._build
+        build, self._balance = self._build, objective.balance
+        if self._balance is not None and self._balanced is not None:
+            self._balance.load(self._balanced)
         build.screen.start(self._phase, self._plan.steps)
         try:
             tokens_per_s = train(
@@ -265,6 +272,7 @@ class PhaseTraining:
                 "scores": self.scores,
                 "best": self._best,
                 "bad_records": bad_records,
+                BALANCE: None if self._balance is None else self._balance.state(),
                 KEPT: self._kept,
             },
             of_rank={"random": random_state(), "unreported": self._engine.unreported()},
@@ -278,6 +286,7 @@ class PhaseTraining:
         world, state = self._build.world, saved.state
         self._progress = Progress(**state["progress"])
         self._best, self.scores = state["best"], state["scores"]
+        self._balanced = state.get(BALANCE)  # older ones have none
         self._checkpoints.load(self._engine, saved)
         self._engine.go_on_reporting([one["unreported"] for one in saved.of_ranks])
         if len(saved.of_ranks) == world.size:

@@ -22,6 +22,7 @@ from transformers import get_scheduler
 from ted_ds.data.loader import Batch
 from ted_ds.errors import DataError, TedError
 from ted_ds.runtime.checkpoints.engine_state import SavedEngine, layout_of, load_states, take_states
+from ted_ds.runtime.gradient_norms import MeasuredTerms
 from ted_ds.runtime.initialize import initialize
 from ted_ds.runtime.nonfinite import FiniteWatch, SkippedStep, drop_gradients, explain
 from ted_ds.runtime.sharding import all_finite, release_engine
@@ -42,6 +43,11 @@ class Objective(Protocol):
     @property
     def changing_weights(self) -> Mapping[str, float]:
         """For reports: those that are not the same at all steps."""
+        ...
+
+    @property
+    def balance(self) -> MeasuredTerms | None:
+        """Terms that are weighed by the gradients they have; None where weights are what the recipe says."""
         ...
 
     def begin_step(self, step: int | None) -> None:

@@ -10,6 +10,7 @@ from deepspeed.utils import safe_get_full_grad
 from torch import Tensor, nn
 
 from ted_ds.data.loader import Batch
+from ted_ds.runtime.gradient_norms import GradientNorms
 from ted_ds.runtime.nonfinite import SkippedStep, skip_nonfinite_gradients
 from ted_ds.runtime.step_runner import EngineSettings, Objective, Seen, StepRunner
 from ted_ds.runtime.world import World
@@ -44,6 +45,9 @@ class ZeroRunner(StepRunner):
         """
         micro, _ = self._next_microbatches(batches, objective)
         on_device = {name: count.to(self._world.device, torch.float32) for name, count in self._step.counts.items()}
+        if objective.balance is not None and objective.balance.is_due:
+            norms = GradientNorms(self.engine, self._module, self._world)
+            objective.balance.take(norms.measure(objective.balance, objective.loss, micro, on_device))
         self._watch.reset()
         for index, batch in enumerate(micro):
             # DeepSpeed would count microbatches itself, and take every step after the same number of them
