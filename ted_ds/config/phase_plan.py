@@ -117,7 +117,7 @@ class PhasePlan(Section):
 
     @rule
     def _steps_and_batches_fit(self) -> Iterator[str]:
-        if (self.max_steps is None) == (self.epochs is None):
+        if self.max_steps is not None and self.epochs is not None:
             yield "give exactly one of max_steps (optimizer steps) and epochs (passes over the rows of task data)"
         yield from self.step_mistakes()
         if (self.micro_batch_size is None) == (self.micro_batch_tokens is None):

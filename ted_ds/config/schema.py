@@ -264,8 +264,16 @@ class Recipe(Section):
             yield "export: best is taken from the checkpoint that checkpoint.keep_best keeps; set it to true"
 
     @rule
-    def _epochs_are_of_rows(self) -> Iterator[str]:
+    def _steps_are_known_or_counted(self) -> Iterator[str]:
         for path, plan in self.phase_plans().items():
+            if plan.epochs is None and plan.max_steps is None:
+                yield (
+                    f"{path}.max_steps: this key is required: a {self.task.kind} packs documents as they come, and how "
+                    "many steps a pass over them takes is known once all are read; give how many you want"
+                    if self.task.packed
+                    else f"{path}: give exactly one of max_steps (optimizer steps) and epochs (passes over the rows of "
+                    "task data)"
+                )
             if plan.epochs is not None and self.task.packed:
                 yield (
                     f"{path}.epochs: {plan.epochs:g}: a {self.task.kind} packs documents as they come, and how many "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ted_ds.planning.deepspeed_choice import describe_choice
 from ted_ds.planning.hosting import describe_memory
 from ted_ds.planning.model_sizes import describe_sizes
 from ted_ds.planning.plan import describe, plan_recipe
@@ -35,6 +36,7 @@ def check(
     print(describe_sizes(recipe, plan), end="")
     print(describe_work(recipe, plan, Pace(num_ranks, tflops)), end="")
     print(describe_ridge(recipe, plan), end="")
+    print(describe_choice(recipe, plan, num_ranks=num_ranks), end="")
     print(describe_memory(recipe, plan, num_ranks=num_ranks), end="")
     if link_gbit is not None:
         print(describe_traffic(recipe, plan, Link(link_gbit, tflops), num_ranks=num_ranks), end="")
