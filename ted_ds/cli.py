@@ -88,6 +88,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         if verb == "check":
             one.add_argument("--ranks", type=_positive, default=1, help="ranks the batches must divide over")
             one.add_argument(
+                "--show", action="store_true", help="print the whole recipe as it will run, with where values are from"
+            )
+            one.add_argument(
                 "--link-gbit", type=_speed, help="of each rank to other hosts: what a step sends, in Gbit/s"
             )
             one.add_argument(
@@ -208,8 +211,11 @@ def _dispatch(options: argparse.Namespace) -> int:
 
             report(options.folders, options.out)
         elif options.verb == "check":
-            from ted_ds.verbs.check import check
+            from ted_ds.verbs.check import check, show
 
+            if options.show:
+                show(options.recipe, options.overrides, num_ranks=options.ranks)
+                return 0
             given = {"num_ranks": options.ranks, "tflops": options.tflops, "link_gbit": options.link_gbit}
             check(options.recipe, options.overrides, **given)
         elif options.verb == "study":

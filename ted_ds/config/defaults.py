@@ -58,7 +58,7 @@ def fill_defaults(values: Any, *, num_ranks: int, can_solve: bool) -> Reasons:
     if not isinstance(values, dict):
         return {}
     filler = _Filler(values, num_ranks=num_ranks)
-    filler.put("", "deepspeed", str(AUTO), "the first that fits, of those that ship")
+    filler.put("", "deepspeed", str(AUTO), "one of those that ship")
     filler.put("", "distill", {}, "")
     filler.fill_distill()
     filler.fill_finetuning()

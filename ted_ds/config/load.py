@@ -16,6 +16,7 @@ from ted_ds.config.draft import Draft, read_draft
 from ted_ds.config.extends import KEY as EXTENDS
 from ted_ds.config.extends import Chain, read_chain
 from ted_ds.config.glue import fill_from_glue
+from ted_ds.config.relative_paths import follow_recipe
 from ted_ds.config.schema import Recipe
 from ted_ds.config.wording import in_words
 from ted_ds.config.yaml_file import unresolved, without_duplicates
@@ -93,6 +94,7 @@ def _values(tree: DictConfig, chain: Chain, overrides: Sequence[str]) -> tuple[A
     if not isinstance(constants, dict | None):
         what = f"{CONSTANTS}: {constants!r}: use a mapping of names of your own to values, which ${{{CONSTANTS}.NAME}}"
         raise ConfigError(chain.place(f"{what} stands for anywhere in the recipe"))
+    follow_recipe(data, chain)
     try:
         return data, reasons, [*fill_from_glue(data)]
     except ConfigError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ted_ds.config.defaults import RIDGE_KEY
 from ted_ds.config.evaluation import lm_eval_mistakes
+from ted_ds.config.extends import Chain
 from ted_ds.config.glue import filled_in
 from ted_ds.config.load import draft_mistakes, load_draft
 from ted_ds.config.schema import Recipe
@@ -79,8 +80,8 @@ class Plan:
     """What is no mistake in the models and should be known."""
     remarks: tuple[str, ...] = ()
     """What is worth saying of settings that are right."""
-    files: tuple[str, ...] = ()
-    """The recipe's file, the one it extends, and so on; none where it was not read from a file."""
+    chain: Chain = field(default_factory=Chain)
+    """The recipe's files, and which of them says what; none where it was not read from a file."""
     origins: Mapping[str, str] = field(default_factory=dict)
     """What facts of a side are from, in words for behind them, where they are not from all its files."""
     num_rows: RowCount | None = None
@@ -91,6 +92,11 @@ class Plan:
     """Why values are what they are that the recipe does not say, by their places."""
     corpus_bytes: Mapping[int, int] = field(default_factory=dict)
     """About how many bytes of text sources of ``data.train`` have, by their places there, where that is known."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The recipe's file, the one it extends, and so on."""
+        return tuple(map(str, self.chain.files))
 
     def layers(self, side: str) -> tuple[Layer, ...]:
         """The ``student``'s or the ``teacher``'s side of the layer map."""
@@ -164,8 +170,7 @@ def plan_recipe(
     raise_all([draft.chain.place(mistake) for mistake in mistakes])
     assert recipe is not None
     assert plan is not None
-    files = tuple(map(str, draft.chain.files))
-    return recipe, replace(plan, files=files, chooses_deepspeed=chooses_deepspeed, reasons=draft.reasons)
+    return recipe, replace(plan, chain=draft.chain, chooses_deepspeed=chooses_deepspeed, reasons=draft.reasons)
 
 
 def _lay_out(

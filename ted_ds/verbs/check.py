@@ -13,6 +13,17 @@ from ted_ds.planning.study_plan import describe_study, plan_study
 from ted_ds.planning.traffic import Link, describe_traffic
 from ted_ds.planning.work import Pace, describe_work
 from ted_ds.tasks.kind import kind_of
+from ted_ds.verbs.shown_recipe import shown_recipe
+
+
+def show(recipe_path: str, overrides: Sequence[str], *, num_ranks: int) -> None:
+    """Print a recipe as it will run, with where each value is from.
+
+    Raises:
+        ConfigError: It has mistakes; all of them.
+    """
+    recipe, plan = plan_recipe(recipe_path, overrides, kind_of, num_ranks=num_ranks, looks_up_hub=True)
+    print(shown_recipe(recipe, plan, num_ranks=num_ranks), end="")
 
 
 def check(

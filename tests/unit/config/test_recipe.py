@@ -173,6 +173,8 @@ def test_a_whole_number_may_be_written_in_other_ways(path: Path, override: str) 
     ("override", "rule"),
     [
         ("distill.max_steps=2.5", "2.5: use a whole number above 0"),
+        ("data.apart.mine=[7]", "7: use a section of keys and values"),
+        ("data.apart.mine=7", "7: use a list, each a section of keys and values"),
         ("distill.warmup_steps=null", "null: use a whole number, 0 or more"),
         ("distill.learning_rate=abc", "'abc': use a number above 0"),
         ("distill.betas=0.9", "0.9: use a list of 2 values, each a number from 0 to below 1"),
