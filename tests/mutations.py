@@ -170,9 +170,9 @@ MUTATIONS = {
     ),
     "microbatch_count": Mutation(
         "runtime/zero_runner.py",
-        "loss, totals = objective.loss(self.engine, batch.to(self._world.device), on_device)",
+        "loss, totals = objective.loss(self.engine, here, on_device)",
         "own = {name: one.float() for name, one in objective.counts(batch).items()}\n"
-        "            loss, totals = objective.loss(self.engine, batch.to(self._world.device), own)\n"
+        "            loss, totals = objective.loss(self.engine, here, own)\n"
         "            loss = loss / len(micro)",
         "a mean of the microbatches' means",
     ),

@@ -16,12 +16,15 @@ from ted_ds.data.stream.state_file import STREAM_FILE, read_stream_state, stream
 from ted_ds.errors import DataError
 from ted_ds.output.phase_folder import PhaseFolder
 from ted_ds.phases.loop import Progress, Rhythm, train
+from ted_ds.phases.pace import OfRank, Pace
 from ted_ds.phases.work import Kit
+from ted_ds.planning.phase import phase_named
 from ted_ds.runtime.checkpoints.folders import Retention
 from ted_ds.runtime.checkpoints.saving import Checkpoints, Saved
 from ted_ds.runtime.determinism import random_state, restore_random_state, seed_everything
 from ted_ds.runtime.gradient_norms import MeasuredTerms
 from ted_ds.runtime.outputs import Outputs
+from ted_ds.runtime.peak_memory import peak_gib
 from ted_ds.runtime.preemption import StopNow, shielded
 from ted_ds.runtime.step_runner import Objective, StepRunner
 
@@ -85,6 +88,7 @@ class PhaseTraining:
         self._phase, self._engine, self._plan = folder.path.name, engine, plan
         self._sides = build.sides_of(self._phase)
         self._forward, self._outputs, self._kept = forward, outputs, kept
+        self._pace = Pace.of(build.recipe, build.plan, phase_named(self._phase))
         self._progress = Progress()
         self._balance: MeasuredTerms | None = None
         self._balanced: dict[str, Any] | None = None
@@ -136,6 +140,7 @@ class PhaseTraining:
                     evaluate_every_steps=build.recipe.evaluation.every_steps,
                     evaluate_last=bool(self._outputs) or self._takes_best,
                     max_consecutive_skips=build.recipe.max_consecutive_skips,
+                    watched=build.recipe.tracking.compare_with_teacher,
                 ),
             )
             self._checkpoints.finish()
@@ -169,8 +174,8 @@ class PhaseTraining:
     # --- what the loop asks for -------------------------------------------------------------------------------------
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Write a report down, with what the data says."""
-        whole = {**values, **self._look_at_data()}
+        """Write a report down, with what the data and the machine say."""
+        whole = {**values, **self._look_around()}
         self._progress.report = whole
         self._journal.track(self._phase, step, whole)
         elapsed = time.monotonic() - self._started
@@ -298,21 +303,22 @@ class PhaseTraining:
 
     # --- data -------------------------------------------------------------------------------------------------------
 
-    def _look_at_data(self) -> dict[str, float]:
-        """What all ranks have read so far; records that were skipped are listed.
+    def _look_around(self) -> dict[str, float]:
+        """What all ranks have read so far, and what they took for it; records that were skipped are listed.
 
         Raises:
             DataError: They are too many; on every rank.
         """
-        parts = self._build.world.gather((self._batches.progress(), self._batches.take_bad_records()))
+        own = OfRank(self._engine.clock.take(), peak_gib(self._build.world.device))
+        parts = self._build.world.gather((self._batches.progress(), self._batches.take_bad_records(), own))
         totals: dict[str, float] = {}
-        for numbers, _ in parts:
+        for numbers, *_ in parts:
             for name, value in numbers.items():
                 totals[name] = totals.get(name, 0) + value
-        bad = [record for _, of_rank in parts for record in of_rank]
+        bad = [record for _, of_rank, _ in parts for record in of_rank]
         num_read = int(sum(value for name, value in totals.items() if name.endswith("/records")))
         self._build.world.on_main(lambda: self._list_bad_records(bad, num_read))
-        return totals
+        return {**totals, **self._pace.metrics([of_rank for *_, of_rank in parts])}
 
     def _list_bad_records(self, bad: Sequence[BadRecord], num_read: int) -> None:
         ledger = self._journal.ledger

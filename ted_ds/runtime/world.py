@@ -22,6 +22,7 @@ from ted_ds.runtime.device_faults import as_device_fault, is_device_fault
 from ted_ds.runtime.devices import refuse_unusable, take_device
 from ted_ds.runtime.jit_builds import bound_build_waits
 from ted_ds.runtime.meeting import Meeting
+from ted_ds.runtime.step_clock import COMMUNICATION, timed
 
 Result = TypeVar("Result")
 
@@ -131,7 +132,8 @@ class World:
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over ranks, in place."""
-        dist.all_reduce(values)
+        with timed(COMMUNICATION):
+            dist.all_reduce(values)
         return values
 
     def from_main(self, values: torch.Tensor) -> torch.Tensor:
@@ -141,7 +143,8 @@ class World:
 
     def sum_on_host(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over ranks of a CPU tensor, in place, without waiting for the device."""
-        dist.all_reduce(values, group=self.control)
+        with timed(COMMUNICATION):
+            dist.all_reduce(values, group=self.control)
         return values
 
     def highest(self, *values: int) -> list[int]:
@@ -153,7 +156,8 @@ class World:
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, on every rank."""
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.control)
+        with timed(COMMUNICATION):
+            dist.all_gather_object(values, value, group=self.control)
         return values
 
     def collect_stages(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -89,9 +89,8 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(
 
 
 def test_an_unknown_key_near_nothing_lists_the_known_ones(path: Path) -> None:
-    assert f"{path}: tracking.qqqq: unknown key; known here: log_every_steps, project, to, wandb" in refusal(
-        path, "tracking.qqqq=1"
-    )
+    known = "compare_with_teacher, log_every_steps, peak_tflops, project, to, wandb"
+    assert f"{path}: tracking.qqqq: unknown key; known here: {known}" in refusal(path, "tracking.qqqq=1")
 
 
 def test_a_key_of_the_other_task_kind_is_refused_and_not_suggested(path: Path) -> None:
