@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import socket
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -65,6 +66,8 @@ class World:
         # DeepSpeed would compile a shared-memory op that only its inference uses, and needs ninja and g++ for it
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         bound_build_waits(timeout_s)
+        # DeepSpeed calls functions that torch has given other names
+        warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)
         timeout = timedelta(seconds=timeout_s)
         accelerator: Any = get_accelerator()
         backend = accelerator.communication_backend_name()

@@ -138,7 +138,7 @@ def prepare(
 
     tokenizers, data = world.agree(read)
     recipe = _settle(recipe, data, recipe_path, world)
-    screen = Screen(shown=world.is_main)
+    screen = Screen(shown=world.is_main, log_every_s=recipe.tracking.log_every_seconds)
     output_dir = recipe.output_dir
     before = world.on_main(lambda: read_run(output_dir))
     run = before or world.on_main(new_run)

@@ -89,7 +89,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(
 
 
 def test_an_unknown_key_near_nothing_lists_the_known_ones(path: Path) -> None:
-    known = "compare_with_teacher, log_every_steps, peak_tflops, project, to, wandb"
+    known = "compare_with_teacher, log_every_seconds, log_every_steps, peak_tflops, project, to, wandb"
     assert f"{path}: tracking.qqqq: unknown key; known here: {known}" in refusal(path, "tracking.qqqq=1")
 
 
