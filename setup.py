@@ -69,6 +69,7 @@ setup(
     extras_require={
         "benchmarks": ["torchdata>=0.11"],  # a rival; the other, mosaicml-streaming, needs an environment of its own
         "demo": ["gguf>=0.19"],
+        "docs": ["jupytext>=1.19", "latex2mathml>=3.81", "mkdocstrings-python>=2.0", "zensical==0.0.72"],
         "int8": ["torchao>=0.18"],
         "report": ["matplotlib>=3.9"],
         "lora": ["peft>=0.18"],

@@ -48,8 +48,8 @@ def _recipe(word: str) -> str:
     return str(named(word, RECIPES, ".yaml"))
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
+def build_parser() -> argparse.ArgumentParser:
+    """The verbs and their words, for the command line and for its reference."""
     parser = argparse.ArgumentParser(prog="ted-ds", description="Distil language models on DeepSpeed.")
     parser.add_argument("--version", action="version", version=f"ted_ds {__version__}")
     # the deepspeed launcher puts it before everything else; the environment says the same
@@ -114,6 +114,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
                 default=400.0,
                 help="what each rank computes a second, in 10^12 operations (400)",
             )
+    return parser
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = build_parser()
     # argparse closes the list of overrides at the first option: what follows one comes back as unknown
     options, rest = parser.parse_known_args(arguments)
     if options.verb == "supervise":

@@ -19,6 +19,8 @@ LM_EVAL = Path(sys.prefix) / "lm_eval"
 NO_LM_EVAL = f"{LM_EVAL} is not there; bash tests/run.sh makes it"
 REPORT = Path(sys.prefix) / "report"
 NO_REPORT = f"{REPORT} is not there; bash tests/run.sh makes it"
+SITE = Path(sys.prefix) / "site"
+NO_SITE = f"{SITE} is not there; bash tests/run.sh makes it"
 PEFT = Path(sys.prefix) / "peft"
 NO_PEFT = f"{PEFT} is not there; bash tests/run.sh makes it"
 
