@@ -21,7 +21,7 @@ from ted_ds.launching.records import LOG_DIR, log_folder
 from ted_ds.planning.phase import PHASES, phases_of_verb
 
 VERBS_OF_RANKS = ("run", *(phase.verb for phase in PHASES), "doctor")
-WITHOUT_RECIPE = ("families", "init", "predict", "report")
+WITHOUT_RECIPE = ("families", "init", "predict", "report", "schema")
 HELP_OF_VERB = {
     "run": "all phases; those already complete are skipped",
     "finetune": "Stage 0: train teacher and student on the task, cut the student out of the teacher",
@@ -38,6 +38,7 @@ HELP_OF_VERB = {
     "predict": "what a run's student says of texts, beside its teacher",
     "report": "one page of what a run came to: verdict, figures, tables; several runs beside each other",
     "families": "the models that can be used, and what for; of a model folder, what is found of it",
+    "schema": "the JSON schema of recipes, by which editors complete and explain their keys",
     "check": "every mistake in the recipe at once, and the plan; needs no GPU and no torch",
 }
 
@@ -69,6 +70,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
             one.add_argument("folder", type=Path, metavar="DIR", help="the output_dir of a run")
             one.add_argument("texts", nargs="*", help="what to read; none: the lines of the standard input")
             one.add_argument("--tokens", type=_positive, default=40, help="a language model writes at most (40)")
+            continue
+        if verb == "schema":
             continue
         if verb == "report":
             one.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="the output_dir of a run")
@@ -203,6 +206,10 @@ def _dispatch(options: argparse.Namespace) -> int:
             from ted_ds.verbs.report import report
 
             report(options.folders, options.out)
+        elif options.verb == "schema":
+            from ted_ds.config.recipe_schema import as_json
+
+            print(as_json(), end="")
         elif options.verb == "check":
             from ted_ds.verbs.check import check, show
 
