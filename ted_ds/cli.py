@@ -40,6 +40,7 @@ HELP_OF_VERB = {
     "compare": "in what two runs differ: settings and results",
     "report": "one page of what a run came to: verdict, figures, tables; several runs beside each other",
     "families": "the models that can be used, and what for; of a model folder, what is found of it",
+    "schema": "the JSON schema of recipes, by which editors complete and explain their keys",
     "check": "every mistake in the recipe at once, and the plan; needs no GPU and no torch",
 }
 
@@ -84,6 +85,8 @@ def build_parser() -> argparse.ArgumentParser:
         if verb == "compare":
             one.add_argument("folders", nargs=2, type=Path, metavar="DIR", help="the output_dir of a run")
             one.add_argument("--json", action="store_true", help="as JSON, for programs")
+            continue
+        if verb == "schema":
             continue
         if verb == "report":
             one.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="the output_dir of a run")
@@ -243,6 +246,10 @@ def _dispatch(options: argparse.Namespace) -> int:
             from ted_ds.verbs.report import report
 
             report(options.folders, options.out)
+        elif options.verb == "schema":
+            from ted_ds.config.recipe_schema import as_json
+
+            print(as_json(), end="")
         elif options.verb == "check":
             from ted_ds.verbs.check import check, show
 

@@ -81,8 +81,7 @@ def _values(tree: DictConfig, chain: Chain, overrides: Sequence[str]) -> tuple[A
         except (OmegaConfBaseException, ValueError, TypeError, IndexError) as error:
             raise ConfigError(f"command line: {override!r}: {_first_line(error)}") from error
         chain.override(key)
-    given = OmegaConf.to_container(tree, resolve=False)
-    assert isinstance(given, dict)
+    given: Any = OmegaConf.to_container(tree, resolve=False)
     reasons = fill_name(given, chain.files[0])
     for key in reasons:  # before others refer to them
         tree[key] = given[key]

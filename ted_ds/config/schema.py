@@ -91,13 +91,16 @@ class Recipe(Section):
     """One distillation, from teacher and data to the exported student."""
 
     name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
+    """What the run is called; unset: as the recipe's file, without its ending."""
     seed: int = Field(default=0, ge=0)
     output_dir: Path
+    """The folder of the run; unset: ``runs/NAME``."""
     shared_phases: Path | None = None
     """A folder in which runs find each other's phases up to Stage II: one that another run completed with the same
     inputs is taken from there, one that it is at is waited for. Unset: a run does all of its own."""
     deepspeed: Path
-    """DeepSpeed JSON of all trained phases: a file, or the name of one that ships (``zero2``)."""
+    """DeepSpeed JSON of all trained phases: a file, or the name of one that ships (``zero2``); unset, or ``auto``: the
+    first of those that ship by which all phases fit."""
     pipeline: Pipeline = Pipeline()
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     tf32: bool = False
