@@ -3,7 +3,8 @@
 #   docker build --tag ted_ds .
 #   docker build --tag ted_ds:cpu --build-arg DEVICE=cpu .
 #   docker run --rm --gpus all --ipc host --volume "$PWD:/data" ted_ds ted-ds check my_recipe.yaml
-# --ipc host: ranks of one container share memory. The user is no root: --user "$(id -u):$(id -g)" writes files as yours.
+# --ipc host: ranks of one container share memory. The user is not root; to write files as yours:
+#   --user "$(id -u):$(id -g)" --env HOME=/tmp
 # The CUDA stage has nvcc, as DeepSpeed compiles some of its optimizers where they are first used.
 ARG DEVICE=cuda
 

@@ -16,6 +16,7 @@ from tests.tiny import ROOT
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 LINES = re.sub(r"^#.*\n", "", DOCKERFILE, flags=re.MULTILINE).replace("\\\n", " ").splitlines()
 DEVCONTAINER = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text(encoding="utf-8"))
+ENVIRONMENT = (ROOT / "launchers" / "environment.sh").read_text(encoding="utf-8")
 SETUP = (ROOT / "setup.py").read_text(encoding="utf-8")
 
 
@@ -64,10 +65,7 @@ def test_the_layer_of_packages_has_what_an_installation_reads(tmp_path):
     assert "deepspeed" in (tmp_path / "ted_ds.egg-info" / "requires.txt").read_text(encoding="utf-8")
     sourced = "source launchers/environment.sh && declare -F make_environment"
     subprocess.run(["bash", "-euo", "pipefail", "-c", sourced], cwd=tmp_path, check=True, capture_output=True)
-    for name in re.findall(
-        r"launchers/[\w.]+\.txt", (ROOT / "launchers" / "environment.sh").read_text(encoding="utf-8")
-    ):
-        assert (tmp_path / name).exists()
+    assert all((tmp_path / name).exists() for name in re.findall(r"launchers/[\w.]+\.txt", ENVIRONMENT))
 
 
 @pytest.mark.parametrize("text", [DOCKERFILE, DEVCONTAINER["postCreateCommand"]], ids=["Dockerfile", "devcontainer"])
@@ -76,16 +74,15 @@ def test_extras_that_are_installed_exist(text):
 
 
 def test_an_image_for_cpus_sets_what_the_launchers_set():
-    said = "set -a; before=$(env); source launchers/environment.sh; use_cpu; env"
+    said = "source launchers/environment.sh; use_cpu; env"
     done = subprocess.run(["bash", "-c", said], cwd=ROOT, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
-    set_there = dict(
-        line.split("=", 1) for line in done.stdout.splitlines() if line.startswith(("DS_", "OMP_", "MALLOC"))
-    )
+    exported = (line for line in done.stdout.splitlines() if line.startswith(("DS_", "OMP_", "MALLOC")))
+    set_there = dict(line.split("=", 1) for line in exported)
     (line,) = (line for line in stages()["device-cpu"] if line.startswith("ENV "))
     values = dict(word.split("=", 1) for word in line.split()[1:])
     torch = values.pop("TED_DS_TORCH"), values.pop("PIP_EXTRA_INDEX_URL").endswith("/cpu")
     assert values == set_there
-    tested = re.search(r"torch==[\d.]+", (ROOT / "launchers" / "environment.sh").read_text(encoding="utf-8"))
+    tested = re.search(r"torch==[\d.]+", ENVIRONMENT)
     assert torch == (f"{tested[0]}+cpu", True)
 
 
