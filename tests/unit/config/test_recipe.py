@@ -89,8 +89,9 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(
 
 
 def test_an_unknown_key_near_nothing_lists_the_known_ones(path: Path) -> None:
-    assert f"{path}: tracking.qqqq: unknown key; known here: log_every_seconds, log_every_steps, project, to, wandb" in refusal(
-        path, "tracking.qqqq=1"
+    assert (
+        f"{path}: tracking.qqqq: unknown key; known here: log_every_seconds, log_every_steps, project, to, wandb"
+        in refusal(path, "tracking.qqqq=1")
     )
 
 

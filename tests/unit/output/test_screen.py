@@ -108,7 +108,14 @@ def test_each_phase_begins_with_a_line(capsys):
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [(0.04, "0.0 s"), (9.94, "9.9 s"), (41.4, "41 s"), (100, "1 min 40 s"), (725, "12 min 05 s"), (11520, "3 h 12 min")],
+    [
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (41.4, "41 s"),
+        (100, "1 min 40 s"),
+        (725, "12 min 05 s"),
+        (11520, "3 h 12 min"),
+    ],
 )
 def test_durations_are_said_as_people_do(seconds, said):
     assert duration(seconds) == said
