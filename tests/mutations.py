@@ -52,6 +52,18 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = {
+    "cka_of_rows": Mutation(
+        "data/loader.py",
+        "positions = None if stack == DECODER else self.position_ids",
+        "positions = None",
+        "documents that are packed into one row are compared as one text",
+    ),
+    "cka_centre": Mutation(
+        "numerics/alignment.py",
+        "mean = features.sum(1, keepdim=True) / keep.sum(-1).clamp(min=1)[:, None, None]",
+        "mean = features.mean(1, keepdim=True)",
+        "padding draws the mean of a text's features towards 0",
+    ),
     "measured_locally": Mutation(
         "runtime/gradient_norms.py",
         "square += self._world.sum(gradient).double().square().sum()",

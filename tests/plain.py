@@ -80,3 +80,16 @@ def run_frozen(model: FrozenModel, inputs: Mapping[str, Tensor]) -> tuple[Tensor
     logits: list[Tensor] = []
     model(inputs, lambda predictions: logits.append(logits_of(predictions)), on_state=states.__setitem__)
     return logits[0], tuple(states[place] for place in sorted(states))
+
+
+def plain_cka(student: Tensor, teacher: Tensor) -> Tensor:
+    """One less the linear CKA of a text's tokens, ``[tokens, width]``, times their number: by centred Gram matrices.
+
+    (Kornblith et al. 2019, equations 3 and 4.) Fewer than two have none.
+    """
+    count = len(student)
+    if count < 2:
+        return student.sum() * 0
+    centre = torch.eye(count, dtype=student.dtype) - 1 / count
+    own, other = (centre @ one @ one.T @ centre for one in (student, teacher))
+    return count * (1 - torch.trace(own @ other) / (torch.trace(own @ own) * torch.trace(other @ other)).sqrt())

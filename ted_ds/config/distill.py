@@ -59,8 +59,9 @@ class Distill(PhasePlan):
     feature_weight: Weight = 1.0
     feature_reduction: Literal["mean", "sum"] = "mean"
     """Over matched layers: the mean (released code), or the sum (the paper's notation)."""
-    feature_distance: Literal["mse", "cosine"] = "mse"
-    """Of each token's filtered states: the mean squared difference, or one less the cosine of their angle."""
+    feature_distance: Literal["mse", "cosine", "cka"] = "mse"
+    """Of each token's filtered states: the mean squared difference, or one less the cosine of their angle; or of all
+    tokens of a text: one less their linear CKA."""
     normalise_features: bool = False
     """Bring each token's features to mean 0 and variance 1 before comparing; for decoders, whose states have outliers.
     Not in the paper."""

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ted_ds.data.samples import Label, Sample
+from ted_ds.data.text_sizes import text_sizes
 from ted_ds.models.family import DECODER
 from ted_ds.numerics.chunks import kept_rows
 from ted_ds.numerics.layer_map import Layer, stack_of
@@ -60,6 +61,7 @@ class Batch:
     """The same rows as the teacher's own tokenizer reads them; None where one tokenizer reads for both models."""
     _rows: dict[str, Tensor | None] = field(default_factory=dict, init=False, repr=False, compare=False)
     """Which are kept, once that was found."""
+    _sizes: dict[str, tuple[int, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device."""
@@ -74,6 +76,7 @@ class Batch:
         of_outputs |= {} if self.kept_targets is None else {"targets": self.target_rows}
         for name, rows in {"tokens": self.token_rows, "labels": self.label_rows, **of_outputs}.items():
             moved._rows[name] = None if rows is None else rows.to(device, non_blocking=True)
+        moved._sizes.update(self._sizes)
         return moved
 
     def read_by(self, side: str) -> Batch:
@@ -107,6 +110,14 @@ class Batch:
     def compared_rows(self, layer: Layer) -> Int[Tensor, " kept"] | None:
         """Which of the flattened tokens those are; None for all."""
         return self.target_rows if stack_of(layer) == DECODER else self.token_rows
+
+    def text_sizes(self, layer: Layer) -> tuple[int, ...]:
+        """How many tokens of each text those are (:func:`ted_ds.data.text_sizes.text_sizes`)."""
+        stack = stack_of(layer)
+        if stack not in self._sizes:
+            positions = None if stack == DECODER else self.position_ids
+            self._sizes[stack] = text_sizes(self.compared(layer), positions)
+        return self._sizes[stack]
 
     @property
     def target_rows(self) -> Int[Tensor, " kept"] | None:

@@ -50,7 +50,9 @@ class Match:
     rows: Tensor | None
     """Which of the flattened tokens are kept; None for all."""
     distance: FeatureDistance = MSE
-    """What is measured of a token."""
+    """What is measured of a token, or of a text."""
+    sizes: Sequence[int] | None = None
+    """How many kept tokens each text has, for a distance that is of whole texts."""
     texts: OfTexts | None = None
     """Where texts are compared by one state each, whichever tokens are kept."""
     gauge: Gauge | None = None
@@ -88,6 +90,7 @@ class AnyFilter(nn.Module):
             student_filter=layers,
             teacher_filter=match.teacher_filter.layers(),
             rows=match.rows,
+            sizes=match.sizes,
             distance=match.distance,
         )
 

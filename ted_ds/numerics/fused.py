@@ -6,7 +6,7 @@ twin is :meth:`ted_ds.numerics.feature_distances.FeatureDistance.sum` of filtere
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from ted_ds.numerics.chunks import (
     rows_per_chunk,
     scale_rows,
     select_rows,
+    slices,
 )
 from ted_ds.numerics.feature_distances import MSE, FeatureDistance
 
@@ -47,6 +48,7 @@ def filter_distance_sum(
     student_filter: Layers,
     teacher_filter: Layers,
     rows: Tensor | None = None,
+    sizes: Sequence[int] | None = None,
     distance: FeatureDistance = MSE,
     max_chunk_bytes: int | None = None,
 ) -> Float[Tensor, ""]:
@@ -62,7 +64,8 @@ def filter_distance_sum(
         student_filter: Trained.
         teacher_filter: Frozen.
         rows: Which of the flattened tokens are kept (:func:`~ted_ds.numerics.chunks.kept_rows`); None for all.
-        distance: What is measured of a token.
+        sizes: How many kept tokens each text has, in their order; for a distance that is of whole texts.
+        distance: What is measured of a token, or of a text.
         max_chunk_bytes: For a chunk's differences; unset: what suits the device.
     """
     parameters = [one for layer in student_filter for one in layer]
@@ -71,6 +74,7 @@ def filter_distance_sum(
         teacher_states=select_rows(teacher_states, rows),
         teacher_filter=[(weight.detach(), bias.detach()) for weight, bias in teacher_filter],
         distance=distance,
+        sizes=sizes if distance.is_of_texts else None,
         needs=[with_grad and one.requires_grad for one in (student_states, *parameters)],
         max_chunk_bytes=max_chunk_bytes or CHUNK_BYTES.get(student_states.device.type, CHUNK_BYTES["cuda"]),
         dtype=compute_dtype(parameters[0] if parameters else student_states),
@@ -83,6 +87,8 @@ class _Job:
     teacher_states: Tensor
     teacher_filter: Layers
     distance: FeatureDistance
+    sizes: Sequence[int] | None
+    """Of chunks that may not be cut otherwise."""
     needs: list[bool]
     """Gradients of the student's states, and of each parameter of its filter."""
     max_chunk_bytes: int
@@ -93,6 +99,16 @@ class _Job:
     def is_affine(self) -> bool:
         """Whether the difference of the filtered states is one affine map of both states."""
         return len(self.needs) == 3 and len(self.teacher_filter) < 2 and self.distance.is_plain_mse
+
+    def chunks(self, num_rows: int, bytes_per_row: int) -> Iterator[slice]:
+        """Which rows go together."""
+        if self.sizes is None:
+            yield from slices(num_rows, rows_per_chunk(num_rows, bytes_per_row, self.max_chunk_bytes))
+            return
+        start = 0
+        for size in self.sizes:
+            yield slice(start, start + size)
+            start += size
 
 
 class _FilterDistance(torch.autograd.Function):
@@ -109,10 +125,8 @@ class _FilterDistance(torch.autograd.Function):
         total = torch.zeros((), dtype=exact_dtype(job.dtype), device=device)
         dim = parameters[-1].shape[0] if parameters else states.shape[-1]
         width = dim * (1 if job.is_affine else 8)  # what autograd keeps of the plain formula
-        size = rows_per_chunk(states.shape[0], width * job.dtype.itemsize, job.max_chunk_bytes)
         with torch.autocast(device.type, enabled=False):
-            for start in range(0, states.shape[0], size):
-                chunk = slice(start, start + size)
+            for chunk in job.chunks(states.shape[0], width * job.dtype.itemsize):
                 student, teacher = states[chunk].to(job.dtype), job.teacher_states[chunk].to(job.dtype)
                 one_chunk = _affine if job.is_affine else _plain
                 loss, of_student, of_each = one_chunk(student, teacher, detached, teacher_filter, job)
@@ -177,11 +191,10 @@ def _plain(student: Tensor, teacher: Tensor, parameters: Sequence[Tensor], teach
     with torch.set_grad_enabled(any(job.needs)):
         own, *flat = leaves
         keep = torch.ones(student.shape[0], dtype=torch.bool, device=student.device)
-        loss = job.distance.sum(
-            apply_layers(own, list(zip(flat[::2], flat[1::2], strict=True))),
-            apply_layers(teacher, teacher_filter),
-            keep=keep,
-        )
+        both = (apply_layers(own, list(zip(flat[::2], flat[1::2], strict=True))), apply_layers(teacher, teacher_filter))
+        if job.sizes is not None:  # the chunk is one text
+            both, keep = (both[0].unsqueeze(0), both[1].unsqueeze(0)), keep.unsqueeze(0)
+        loss = job.distance.sum(*both, keep=keep)
     if not any(job.needs):
         return loss, None, [None] * len(parameters)
     wanted = [leaf for leaf in leaves if leaf.requires_grad]

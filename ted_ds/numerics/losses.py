@@ -162,7 +162,7 @@ def feature_mse_sum(
     features, on both sides, to mean 0 and variance 1: decoders have a few tokens and coordinates thousands of times
     larger than the rest, and without it the term is about little else.
     """
-    student, teacher = _compared(student_features, teacher_features, keep, normalise=normalise)
+    student, teacher = compared_features(student_features, teacher_features, keep, normalise=normalise)
     return _sum_where(keep, (student - teacher).square().mean(-1))
 
 
@@ -178,11 +178,11 @@ def feature_cosine_sum(
     Only ``student_features`` receive gradient. With ``normalise`` it is one less the correlation of their coordinates.
     Features that are all 0 have no direction: they count 1.
     """
-    student, teacher = _compared(student_features, teacher_features, keep, normalise=normalise)
+    student, teacher = compared_features(student_features, teacher_features, keep, normalise=normalise)
     return _sum_where(keep, 1 - F.cosine_similarity(student, teacher, dim=-1))
 
 
-def _compared(
+def compared_features(
     student: Float[Tensor, "batch seq dim"],
     teacher: Float[Tensor, "batch seq dim"],
     keep: Bool[Tensor, "batch seq"],

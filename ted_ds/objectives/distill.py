@@ -174,6 +174,13 @@ class DistillObjective(Terms):
         if self._has_balance:
             self._weights_of_sums[BALANCE] = self._task.balance_weight if alone is None else 0.0
 
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """See :class:`~ted_ds.objectives.term.Terms`."""
+        if self._distance.is_of_texts:
+            for layer in self._student_layers:  # on the host, which would wait for a device later
+                batch.text_sizes(layer)
+        return super().counts(batch)
+
     def _counter_of(self, layer: Layer) -> Callable[[Batch], Tensor]:
         """Counts what of a layer is compared."""
         return _count_targets if stack_of(layer) == DECODER else _count_tokens
@@ -227,9 +234,12 @@ class DistillObjective(Terms):
                 assert self._teacher_filters is not None
                 teacher_filter: Any = self._teacher_filters.filters[place]
                 name = self._feature_names[place]
-                rows = batch.compared_rows(self._student_layers[place]) if texts is None else None
+                layer = self._student_layers[place]
+                rows = batch.compared_rows(layer) if texts is None else None
+                sizes = batch.text_sizes(layer) if self._distance.is_of_texts else None
                 gauge = self._gauge_of(place, batch, rows)
-                sums[name] = match(place, Match(state, teacher_filter, rows, self._distance, texts, gauge))
+                compared = Match(state, teacher_filter, rows, self._distance, sizes, texts, gauge)
+                sums[name] = match(place, compared)
                 totals[name] = sums[name].detach()
 
             @timed(LOSSES)

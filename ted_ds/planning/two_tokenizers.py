@@ -51,6 +51,11 @@ def why_one(recipe: Recipe) -> tuple[str, str] | None:
             "filters.initialisation: ridge solves the student's filters on the tokens of both",
             "filters.initialisation: normal",
         )
+    if distill.needs.states and distill.feature_distance == "cka":
+        return (
+            "distill.feature_distance: cka compares how the tokens of a text lie to each other",
+            "distill.feature_distance: mse or cosine",
+        )
     if distill.needs.teacher and recipe.pipeline.stages > 1:
         return (
             "the stages of a pipeline hand on the tokens of one",

@@ -53,7 +53,7 @@ from tests.distributed.training import (
     raw_config,
     start_engine,
 )
-from tests.plain import DIVERGENCES, divergence_settings, plain_divergence, probe_logits
+from tests.plain import DIVERGENCES, divergence_settings, plain_cka, plain_divergence, probe_logits
 from tests.task_kinds import MASKED_ON_ALL, OF_NAME, TASK_TERMS
 from tests.tiny import ENCODER_DECODERS, LABELS, MAX_POSITIONS, ROOT, VOCAB_SIZE, distill_plan, write_model
 
@@ -144,6 +144,8 @@ class Setup(NamedTuple):
     width: int = HIDDEN
     loss: str = "plain"
     """The task loss; ``weighed`` has class weights and label smoothing."""
+    distance: str = "mse"
+    """What is measured between filtered states."""
 
     @property
     def size(self) -> Size:
@@ -286,6 +288,20 @@ def of_weighed_losses() -> list[Case]:
             values["kind"] = generator.choice(("sequence_classification", "token_classification"))
         case = make_case(values)
         cases.append(case._replace(setup=case.setup._replace(loss="weighed")))
+    return cases
+
+
+def of_distances() -> list[Case]:
+    """How tokens lie to each other, which is of texts and no sum over tokens, under every ZeRO stage."""
+    generator = random.Random(2)
+    cases = []
+    for stage, packed in zip(FACTORS["stage"], (True, False, True, False), strict=True):
+        values: dict[str, Any] = {}
+        while not values or not is_allowed(values):
+            values = {name: generator.choice(options) for name, options in FACTORS.items()}
+            values |= {"stage": stage, "packed": packed, "what": generator.choice(("features", "all"))}
+        case = make_case(values)
+        cases.append(case._replace(setup=case.setup._replace(distance="cka")))
     return cases
 
 
@@ -508,7 +524,12 @@ def run_setup(world: Any, place: Path, setup: Setup, layouts: Sequence[Layout]) 
         module = FilteredModel(student, make_bank(size, of_student, 11))
         objective = DistillObjective(
             terms,
-            distill_plan(temperature=TEMPERATURE, **WEIGHTS[setup.what], **divergence_settings(setup.divergence)),
+            distill_plan(
+                temperature=TEMPERATURE,
+                **WEIGHTS[setup.what],
+                **divergence_settings(setup.divergence),
+                feature_distance=setup.distance,
+            ),
             teacher=teacher,
             teacher_filters=make_bank(size, of_teacher, 12).to(dtype).requires_grad_(False),
             student_layers=of_student,
@@ -625,13 +646,14 @@ def reference(
     divergence: str,
     width: int,
     loss: str,
+    distance: str,
     arithmetic: torch.dtype = torch.float64,
 ) -> list[tuple[dict[str, float], Any, dict[str, float]]]:
     """Terms, gradients and what is looked at in each step: one process, one batch, one document a row.
 
     Losses are in fp64 either way.
     """
-    setup = Setup(what, kind, family, 1, 1, 0, precision, "replicated", divergence, width, loss)
+    setup = Setup(what, kind, family, 1, 1, 0, precision, "replicated", divergence, width, loss, distance)
     size, of_teacher, of_student = setup.size, setup.layers("teacher"), setup.layers("student")
     dtype = DTYPES[precision]
     load = functools.partial(load_tapped, kind=kind, precision=precision)
@@ -677,7 +699,7 @@ def reference(
             }
             compared = [kept if stack_of(layer) == DECODER else token for layer in of_student]
             values |= {
-                f"loss/feature_mse/{own}": mean_square(mine[rows].double() - theirs[rows].double())
+                f"loss/feature_{distance}/{own}": plain_feature(distance, mine.double(), theirs.double(), rows)
                 for own, mine, theirs, rows in zip(layer_names(of_student), features, wanted, compared, strict=True)
             }
             chosen = WEIGHTS[what]
@@ -729,9 +751,13 @@ def plain_hsic(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return whole / (n * (n - 3))
 
 
-def mean_square(difference: torch.Tensor) -> torch.Tensor:
-    """0 of nothing at all."""
-    return difference.square().sum() / max(difference.numel(), 1)
+def plain_feature(distance: str, mine: torch.Tensor, theirs: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """The layer-wise term of a pair, over the tokens that are kept; 0 of nothing at all."""
+    if distance == "mse":
+        difference = mine[kept] - theirs[kept]
+        return difference.square().sum() / max(difference.numel(), 1)
+    of_texts = [plain_cka(own[rows], other[rows]) for own, other, rows in zip(mine, theirs, kept, strict=True)]
+    return sum(of_texts[1:], of_texts[0]) / max(int(kept.sum()), 1)
 
 
 def read(kind: str, logits: torch.Tensor, rows: list[Sample]) -> torch.Tensor:
@@ -800,6 +826,7 @@ def errors_of(case: Case, place: Path, by_rank: list[list[Any]]) -> Errors:
     """
     setup = case.setup
     named = (setup.what, setup.kind, setup.family, setup.precision, setup.divergence, setup.width, setup.loss)
+    named = (*named, setup.distance)
     of_place = (place, *named)
     expected = reference(*of_place)
     plain = reference(*of_place, torch.bfloat16) if setup.precision == "bf16" else expected
@@ -926,7 +953,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="also the full product: half an hour in all")
     parser.add_argument("--hardware", required=True, help="where this runs, for the document")
     options = parser.parse_args()
-    chosen = [*sample(), *of_divergences(), *of_weighed_losses()]
+    chosen = [*sample(), *of_divergences(), *of_weighed_losses(), *of_distances()]
     cases = list(dict.fromkeys([*chosen, *(full_product() if options.full else []), *wide_product()]))
     results: dict[Case, Errors] = {}
     for world_size in FACTORS["ranks"]:

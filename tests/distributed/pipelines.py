@@ -20,7 +20,7 @@ from ted_ds.runtime.outputs import engine_outputs
 from ted_ds.runtime.preemption import StopRequests
 from ted_ds.runtime.step_runner import StepRunner
 from ted_ds.verbs.prepare import prepare as prepare_run
-from tests.plain import plain_divergence, probe_logits
+from tests.plain import plain_cka, plain_divergence, probe_logits
 from tests.tiny import (
     ARCHITECTURES,
     LABELS,
@@ -269,7 +269,7 @@ def _plain_one(build: Any, models: dict[str, Path], case: Case) -> Trained:
             if allowed is not None:
                 logits, theirs = (torch.where(allowed[:, None], one, -1e6) for one in (logits, theirs))
             features = list(zip(bank(states), teacher_bank(teacher_states), strict=True))
-            apart = [_apart(own, other, plan.feature_distance)[matched].mean() for own, other in features]
+            apart = [_apart(own, other, matched, plan.feature_distance) for own, other in features]
             given = getattr(recipe.task, "class_weights", None)
             weights = None if given is None else torch.tensor(given, dtype=torch.float64)
             smoothing = getattr(recipe.task, "label_smoothing", None) or 0.0
@@ -369,7 +369,14 @@ def train_with_a_bad_step(world: Any, folder: Path, layout: Layout, case: Case, 
     return skipped, weights, report
 
 
-def _apart(own, other, distance):
+def _apart(own, other, matched, distance):
+    """Of rows of which each is one text, at the tokens that are matched."""
+    if distance == "cka":
+        return sum(plain_cka(*of_text) for of_text in _by_text(own, other, matched)) / matched.sum()
     if distance == "cosine":
-        return 1 - (own * other).sum(-1) / (own.norm(dim=-1) * other.norm(dim=-1))
-    return (own - other).square().mean(-1)
+        return (1 - (own * other).sum(-1) / (own.norm(dim=-1) * other.norm(dim=-1)))[matched].mean()
+    return (own - other).square().mean(-1)[matched].mean()
+
+
+def _by_text(own, other, matched):
+    return ((mine[kept], theirs[kept]) for mine, theirs, kept in zip(own, other, matched, strict=True))

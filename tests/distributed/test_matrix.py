@@ -15,6 +15,7 @@ from tests.distributed.matrix import (
     bounds_in_words,
     full_product,
     is_allowed,
+    of_distances,
     of_divergences,
     of_weighed_losses,
     pair_covered,
@@ -24,7 +25,7 @@ from tests.distributed.matrix import (
     wide_sample,
 )
 
-CASES = [*sample(companies=1), *of_divergences(), *of_weighed_losses()]
+CASES = [*sample(companies=1), *of_divergences(), *of_weighed_losses(), *of_distances()]
 LOOKED_AT = {"fp32": 1e-4, "bf16": 5e-2}
 MOST_RANKS, NUM_OF_MOST = max(FACTORS["ranks"]), 4
 """How many cases with the most ranks are not slow."""

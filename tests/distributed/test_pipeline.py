@@ -46,7 +46,7 @@ SAMPLE = {
         [
             ("distilgpt2", "distill", CLIPPING),
             ("explicit", "filters_both", CLIPPING),
-            ("distilgpt2", "distill", 0.0, ("distill.divergence=reverse_kl",)),
+            ("distilgpt2", "distill", 0.0, ("distill.divergence=reverse_kl", "distill.feature_distance=cka")),
         ],
     ),
     "deberta-v2": (Layout(2, 2, 1), [("uniform", "distill", CLIPPING, WEIGHED)]),

@@ -271,7 +271,7 @@ def test_a_kl_of_certain_predictions_is_finite_and_never_below_zero(scale):
         assert student.grad[0].abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("kind", SUMS)
+@pytest.mark.parametrize("kind", [kind for kind in SUMS if not FeatureDistance(kind).is_of_texts])
 @pytest.mark.parametrize("normalise", [False, True])
 def test_a_distance_of_features_is_that_of_each_kept_token_summed_up(kind, normalise):
     student, teacher = make_logits(0, 2, 4, 6).requires_grad_(), make_logits(1, 2, 4, 6).requires_grad_()

@@ -149,6 +149,15 @@ def test_a_teacher_is_not_trained_where_its_tokenizer_reads_nothing(lm_run: Path
     )
 
 
+def test_how_tokens_lie_to_each_other_is_seen_in_the_same_tokens(classification_run: Path, student: Path) -> None:
+    overrides = ("distill.method=lwd", "distill.feature_distance=cka")
+    assert refusal(classification_run, student, *overrides) == (
+        "distill.feature_distance: cka compares how the tokens of a text lie to each other; use a student with the "
+        "teacher's tokenizer, or distill.feature_distance: mse or cosine"
+    )
+    assert plan_of(classification_run, student, "distill.method=kd", *overrides[1:]).two_tokenizers
+
+
 def test_stages_of_a_pipeline_have_the_tokens_of_one(classification_run: Path, student: Path) -> None:
     recipe = recipe_of(classification_run, student, "distill.method=kd", "pipeline.stages=2")
     with pytest.raises(ConfigError) as caught:
