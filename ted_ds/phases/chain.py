@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from ted_ds.assembly.assembly import Assembly
 from ted_ds.errors import CheckpointError
@@ -21,6 +22,7 @@ from ted_ds.phases import (
     lm_eval_tasks,
     random_student,
 )
+from ted_ds.phases.callbacks import Listeners, PhaseEvent
 from ted_ds.phases.inputs import Inputs
 from ted_ds.phases.journal import Journal
 from ted_ds.phases.training import checkpoints_of
@@ -72,9 +74,9 @@ def phase_folder(inputs: Inputs, phase: Phase) -> PhaseFolder:
 class Chain:
     """Runs phases, skipping those that are complete."""
 
-    def __init__(self, assembly: Assembly, inputs: Inputs, journal: Journal) -> None:
+    def __init__(self, assembly: Assembly, inputs: Inputs, journal: Journal, listeners: Listeners) -> None:
         self._assembly, self._inputs = assembly, inputs
-        self._kit = Kit(assembly, inputs.folders, journal, TeacherVetting(assembly))
+        self._kit = Kit(assembly, inputs.folders, journal, TeacherVetting(assembly), listeners)
         shared = assembly.recipe.shared_phases
         self._shared = None if shared is None else SharedPhases(shared)
 
@@ -91,7 +93,7 @@ class Chain:
             folder = self._folder(phase)
             if not self._assembly.world.on_main(functools.partial(self._is_complete, phase, folder, wanted)):
                 return [phase for phase in phases[index:] if phase in wanted]
-            self._assembly.screen.say(f"{phase.name}: complete, skipped")
+            self._skip(phase, folder)
             self._retire(phase, folder)
         return []
 
@@ -153,7 +155,7 @@ class Chain:
                 build.stops.has_work(False)  # until its first step
                 build.stop_if_asked()
                 if build.world.on_main(folder.is_complete):
-                    build.screen.say(f"{phase.name}: complete, skipped")
+                    self._skip(phase, folder)
                 elif self._shared is not None and phase.is_of_a_stage:
                     self._do_or_take(phase, folder, self._shared)
                 else:
@@ -164,10 +166,19 @@ class Chain:
                 ) from None
             self._retire(phase, folder)
 
+    def _skip(self, phase: Phase, folder: PhaseFolder) -> None:
+        self._assembly.screen.say(f"{phase.name}: complete, skipped")
+        self._tell(phase, "skipped", folder)
+
+    def _tell(self, phase: Phase, state: Literal["begins", "ends", "skipped"], folder: PhaseFolder) -> None:
+        self._kit.listeners.tell(PhaseEvent(phase=phase.name, state=state, folder=folder.path))
+
     def _do(self, phase: Phase, folder: PhaseFolder) -> None:
         self._assembly.screen.say(f"{phase.name} -> {folder.path}")
+        self._tell(phase, "begins", folder)
         WORK_OF_PHASE[phase].run(self._kit, phase, folder)
         collect_garbage()
+        self._tell(phase, "ends", folder)
 
     def _do_or_take(self, phase: Phase, folder: PhaseFolder, shared: SharedPhases) -> None:
         """Take what another run has done, wait for one that is at it, or do it and let others have it."""
@@ -180,6 +191,7 @@ class Chain:
             build.stop_if_asked()
         if claim == "taken":
             build.screen.say(f"{phase.name}: complete in another run, taken from {shared.place(folder)}")
+            self._tell(phase, "skipped", folder)
             return
         try:
             self._do(phase, folder)

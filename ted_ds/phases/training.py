@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,8 +15,10 @@ from ted_ds.data.reading.records import BadRecord
 from ted_ds.data.stream.state_file import STREAM_FILE, read_stream_state, stream_state_text
 from ted_ds.errors import DataError
 from ted_ds.output.phase_folder import PhaseFolder
+from ted_ds.phases.callbacks import CheckpointEvent, EvaluateEvent, ReportEvent, StepEvent, unchangeable
 from ted_ds.phases.loop import Progress, Rhythm, train
 from ted_ds.phases.work import Kit
+from ted_ds.planning.phase import phase_named
 from ted_ds.runtime.checkpoints.folders import Retention
 from ted_ds.runtime.checkpoints.saving import Checkpoints, Saved
 from ted_ds.runtime.determinism import random_state, restore_random_state, seed_everything
@@ -29,8 +31,10 @@ KEPT = "kept"
 """The entry of a checkpoint's state with what a phase had kept beside its training."""
 
 
-def checkpoints_of(build: Assembly, folder: PhaseFolder) -> Checkpoints:
-    """The checkpoints of a phase, beside its result."""
+def checkpoints_of(
+    build: Assembly, folder: PhaseFolder, tell: Callable[[int, Path], None] | None = None
+) -> Checkpoints:
+    """The checkpoints of a phase, beside its result; ``tell`` hears of new ones."""
     settings = build.recipe.checkpoint
     return Checkpoints(
         folder.path.parent / CHECKPOINTS_FOLDER / folder.path.name,
@@ -39,6 +43,7 @@ def checkpoints_of(build: Assembly, folder: PhaseFolder) -> Checkpoints:
         inputs=folder.inputs,
         retention=Retention(settings.keep_last, settings.keep_every_steps, settings.keep_best),
         say=build.screen.say,
+        tell=tell,
     )
 
 
@@ -78,7 +83,7 @@ class PhaseTraining:
             CheckpointError: The newest checkpoint is of other settings or another run; on every rank.
         """
         build = kit.build
-        self._build, self._journal = build, kit.journal
+        self._build, self._journal, self._listeners = build, kit.journal, kit.listeners
         self._phase, self._engine, self._plan = folder.path.name, engine, plan
         self._sides = build.sides_of(self._phase)
         self._forward, self._outputs, self._kept = forward, outputs, kept
@@ -87,7 +92,7 @@ class PhaseTraining:
         """The held-out metrics of each output, when they were last computed."""
         self._best: dict[str, Any] | None = None
         seed_everything(build.recipe.seed, phase=self._phase, rank=build.world.rank)
-        self._checkpoints = checkpoints_of(build, folder)
+        self._checkpoints = checkpoints_of(build, folder, self._tell_of_checkpoint)
         saved = self._checkpoints.newest()
         with shielded():
             self._batches = build.training_batches(
@@ -169,6 +174,16 @@ class PhaseTraining:
         elapsed = time.monotonic() - self._started
         remaining_s = elapsed / max(step - self._first_step, 1) * (self._plan.steps - step)
         self._build.screen.update(step, whole, remaining_s=remaining_s)
+        self._listeners.tell(
+            ReportEvent(phase=self._phase, step=step, num_steps=self._plan.steps, values=unchangeable(whole))
+        )
+
+    def stepped(self, step: int, skipped: str | None) -> None:
+        """Let it be known that a step is behind."""
+        self._listeners.tell(StepEvent(phase=self._phase, step=step, num_steps=self._plan.steps, skipped=skipped))
+
+    def _tell_of_checkpoint(self, step: int, folder: Path) -> None:
+        self._listeners.tell(CheckpointEvent(phase=self._phase, step=step, folder=folder))
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -193,6 +208,16 @@ class PhaseTraining:
         pairs = zip([f"/{name}" for name in self._outputs] or [""], self.scores, strict=True)
         scores = {f"eval/{metric}{name}": v for name, metrics in pairs for metric, v in metrics.items()}
         self._journal.track(self._phase, progress.step, scores)
+        names = self._outputs or [phase_named(self._phase).trains or self._phase]
+        self._listeners.tell(
+            EvaluateEvent(
+                phase=self._phase,
+                step=progress.step,
+                scores=unchangeable(dict(zip(names, self.scores, strict=True))),
+                headline=headline,
+                higher_is_better=best_is_highest,
+            )
+        )
 
     def between_steps(self, progress: Progress) -> None:
         """Finish what is written, save what is due, stop if any rank was asked to."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ted_ds.config.evaluation import lm_eval_mistakes
+from ted_ds.config.given import AnyRecipe
 from ted_ds.config.glue import filled_in
 from ted_ds.config.load import draft_mistakes, load_draft
 from ted_ds.config.schema import Recipe
@@ -113,7 +114,7 @@ def make_plan(
 
 
 def plan_recipe(
-    path: str,
+    given: AnyRecipe,
     overrides: Sequence[str],
     rows_of: RowsOf,
     *,
@@ -125,7 +126,7 @@ def plan_recipe(
     """Read a recipe and plan it; see :func:`make_plan`.
 
     Args:
-        path: Its file.
+        given: Its file, or what stands for one.
         overrides: Changes to it.
         rows_of: As there.
         num_ranks: Ranks the batches must divide over.
@@ -137,7 +138,7 @@ def plan_recipe(
     Raises:
         ConfigError: Lists every mistake in the recipe and in the files it names, whatever else is wrong.
     """
-    draft = load_draft(path, overrides)
+    draft = load_draft(given, overrides)
     mistakes = draft_mistakes(draft)
     recipe, plan = draft.recipe, None
     if recipe is not None:
