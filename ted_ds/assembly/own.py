@@ -46,6 +46,10 @@ class Own:
         """What of them decides how models are scored, and which is the best."""
         return {} if self.scorer is None else {"own_scorer": self.scorer.identity()}
 
+    def deciding_values(self) -> Mapping[str, Any]:
+        """All that ranks must have in common of them."""
+        return {**self.of_stage_two(), **self.of_scores()}
+
     @property
     def terms_in_words(self) -> str | None:
         """Of the screen; None without any."""

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from ted_ds.assembly.own import Own, terms_named
 from ted_ds.config.environment import refuse_unknown_words
 from ted_ds.config.given import AnyRecipe
+from ted_ds.errors import ConfigError
 from ted_ds.objectives.own_term import OwnTerm
 from ted_ds.phases.callbacks import Callback
 from ted_ds.planning.phase import phases_of_verb
@@ -69,13 +70,20 @@ def distill(
 
 
 def in_words(overrides: Sequence[str] | Mapping[str, Any]) -> list[str]:
-    """Overrides as the command line has them."""
+    """Overrides as the command line has them.
+
+    Raises:
+        ConfigError: A value is none of a recipe.
+    """
     if not isinstance(overrides, Mapping):
         return [*overrides]
-    return [f"{key}={json.dumps(value, default=_text_of_path)}" for key, value in overrides.items()]
+    return [f"{key}={_text_of(key, value)}" for key, value in overrides.items()]
 
 
-def _text_of_path(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"{value!r} is no value of a recipe")
+def _text_of(key: str, value: Any) -> str:
+    try:
+        return json.dumps(value, default=lambda one: str(one) if isinstance(one, Path) else one)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"overrides: {key}: {value!r} is no value of a recipe; use text, numbers, lists and mappings"
+        ) from error

@@ -107,7 +107,7 @@ def prepare(
         planned = error
     world = World.join(timeout_s, num_stages)
     recipe, plan = world.settle(planned)
-    refuse_other_settings(world, recipe)
+    refuse_other_settings(world, recipe, own.deciding_values())
     with world.together():
         world.check_precision(recipe.precision)
     if held is not None:
@@ -185,7 +185,7 @@ def _settle(recipe: Recipe, data: LabelledData | CorpusData, source: str, world:
 
     known = world.agree(count)
     if known != recipe:
-        refuse_other_settings(world, known)
+        refuse_other_settings(world, known, {})
     return known
 
 

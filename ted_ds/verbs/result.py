@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,8 @@ class Scores:
     """How good one model is."""
 
     headline: float
-    """The metric that models are compared by (:attr:`Result.headline`), on held-out data."""
+    """The metric that models are compared by (:attr:`Result.headline`), on held-out data; NaN where it was not computed
+    then, as by another scorer."""
     metrics: Mapping[str, float]
     """All of them, by name; those on other sets of data begin with the set's name."""
     num_parameters: int
@@ -103,7 +105,7 @@ def read_result(assembly: Assembly, folders: RunFolders, seconds: float) -> Resu
 
 def _scores(values: Mapping[str, float], headline: str) -> Scores:
     metrics = {name: value for name, value in values.items() if name not in (TOKENS_PER_S, PARAMETERS)}
-    return Scores(metrics[headline], metrics, int(values[PARAMETERS]), values[TOKENS_PER_S])
+    return Scores(metrics.get(headline, math.nan), metrics, int(values[PARAMETERS]), values[TOKENS_PER_S])
 
 
 def _phase(run: RunRecord, done: Finished) -> PhaseResult:

@@ -22,7 +22,7 @@ from tests.tiny import recipe_dict, write_run
 
 OUT = {"tracking.to": [], "distill.max_steps": 4, "evaluation.every_steps": 2, "checkpoint.every_steps": 2}
 SHORT = {"distill.method": "sft", "filters": None}
-LAYERS = {"distill.method": "lwd", "filters": None, "data.padding": {"side": "left", "multiple_of": 8}}
+LAYERS = {"distill.method": "lwd", "filters": None, "data.padding.multiple_of": 8}
 STAGED = {"pipeline.stages": 2, "distill.global_batch_size": 4, "distill.micro_batch_size": 1}
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 
@@ -93,6 +93,7 @@ def in_one_process(recipe: str) -> dict[str, Any]:
     """What happens to calls in a process that nobody started for them."""
     from ted_ds import distill
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # who starts tests in the background has it ignored
     folder = Path(recipe).parent
     values = recipe_dict(folder, kind="sequence_classification")
     found: dict[str, Any] = {"facts": [process_facts()]}
