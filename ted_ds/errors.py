@@ -6,6 +6,7 @@
     ├── DataError            a data file or a row of it is wrong
     ├── CheckpointError      a model, filter, checkpoint or phase folder is missing, damaged or of another run
     ├── NumericsError        a loss became NaN or infinite
+    ├── OwnCodeError         Python code that was given to a run, or a plug-in, failed
     ├── StoppedOnRequest     exit code 75: a signal or the wall-clock budget; start the same command to go on
     └── RankLostError        exit code 76: another rank died or hangs; start the same command to go on
         └── DeviceFaultError exit code 76: this rank's GPU failed; start the same command to go on
@@ -46,6 +47,10 @@ class CheckpointError(TedError):
 
 class NumericsError(TedError):
     """A loss became NaN or infinite."""
+
+
+class OwnCodeError(TedError):
+    """Python code that was given to a run, or a package that adds to ted_ds, failed; its own error is the cause."""
 
 
 class StoppedOnRequest(TedError):

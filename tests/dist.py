@@ -43,9 +43,11 @@ CONTEXT.set_forkserver_preload(
 
 
 def run_ranks(
-    function: Callable[..., Any], world_size: int, *arguments: Any, timeout_s: float = TIMEOUT_S
+    function: Callable[..., Any], world_size: int, *arguments: Any, timeout_s: float = TIMEOUT_S, joins: bool = True
 ) -> list[Any]:
     """``function(world, *arguments)`` on each rank; returns the results in the order of ranks.
+
+    Where nobody ``joins``, the function comes without a world, and finds what a launcher leaves; alone, nothing.
 
     Raises:
         AssertionError: A rank failed, died, or did not end in time; shows its traceback.
@@ -53,7 +55,7 @@ def run_ranks(
     results: Any = CONTEXT.Queue()
     port = free_port()
     ranks = [
-        CONTEXT.Process(target=_rank, args=(rank, world_size, port, function, arguments, results), daemon=True)
+        CONTEXT.Process(target=_rank, args=(rank, world_size, port, function, arguments, results, joins), daemon=True)
         for rank in range(world_size)
     ]
     for process in ranks:
@@ -90,9 +92,12 @@ def _collect(ranks: list[Any], results: Any, deadline: float) -> list[Any]:
     return [values[rank] for rank in range(len(ranks))]
 
 
-def _rank(rank: int, size: int, port: int, function: Callable[..., Any], arguments: Any, results: Any) -> None:
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_SIZE=str(size))
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def _rank(
+    rank: int, size: int, port: int, function: Callable[..., Any], arguments: Any, results: Any, joins: bool
+) -> None:
+    if joins or size > 1:
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_SIZE=str(size))
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     warnings.resetwarnings()  # in a copy of pytest's process they are errors
     try:
         import torch
@@ -100,7 +105,7 @@ def _rank(rank: int, size: int, port: int, function: Callable[..., Any], argumen
         from ted_ds.runtime.world import World
 
         torch.set_num_threads(1)
-        value = function(World.join(60), *arguments)
+        value = function(World.join(60), *arguments) if joins else function(*arguments)
         results.put((rank, pickle.dumps(value), None))  # plain bytes: a tensor would be shared with a dead process
     except BaseException:
         results.put((rank, None, traceback.format_exc()))

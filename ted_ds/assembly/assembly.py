@@ -50,6 +50,7 @@ class Assembly:
         self.tokenizers, self.data, self.readers = given.tokenizers, given.data, given.readers
         self.screen, self.stops = given.screen, given.stops
         self.run, self.hosting, self.deepspeed_choice = given.run, given.hosting, given.deepspeed_choice
+        self.own = given.own
         self.dtype = DTYPES[recipe.precision]
         assert plan.teacher is not None  # both are known once their files are here
         assert plan.student is not None

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ted_ds.assembly.own import NOTHING_OWN, Own
 from ted_ds.assembly.readers import Readers
 from ted_ds.config.schema import Recipe
 from ted_ds.data.corpus_data import CorpusData
@@ -24,6 +25,7 @@ from ted_ds.planning.plan import Plan
 from ted_ds.runtime.preemption import StopRequests
 from ted_ds.runtime.world import World
 from ted_ds.tasks.kind import AnyKind, kind_of
+from ted_ds.tasks.own_scorer import scored_by
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Given:
     hosting: Hosting
     deepspeed_choice: DeepSpeedChoice | None = None
     """None where the recipe names its DeepSpeed file."""
+    own: Own = NOTHING_OWN
 
     @functools.cached_property
     def deepspeed_json(self) -> dict[str, Any]:
@@ -53,7 +56,7 @@ class Given:
     @functools.cached_property
     def kind(self) -> AnyKind:
         """Its task."""
-        return kind_of(self.recipe.task)
+        return scored_by(kind_of(self.recipe.task), self.own.scorer)
 
     @functools.cached_property
     def readers(self) -> Readers:

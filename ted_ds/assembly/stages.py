@@ -277,7 +277,7 @@ def _distill_objective(
     build: Assembly, teacher: Teacher, teacher_filters: FilterBank | None, stage: Stage | None
 ) -> DistillObjective:
     """The recipe's Stage II objective with this teacher; in a pipeline, what of it is here."""
-    return DistillObjective(
+    objective = DistillObjective(
         build.terms_to_train("student"),
         build.recipe.distill,
         teacher=teacher,
@@ -286,6 +286,8 @@ def _distill_objective(
         num_shared_ids=build.num_shared_ids,
         here=None if stage is None else StageLoss(stage.places, stage is build.plan.stages[DISTILL.name][-1]),
     )
+    objective.add_own(build.own.terms)
+    return objective
 
 
 def _student_bank(build: Assembly, folder: Path | None) -> FilterBank:

@@ -5,9 +5,17 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal, NamedTuple
+from importlib.metadata import entry_points
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import Field, field_validator
+from pydantic import (
+    Field,
+    PlainSerializer,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+)
 
 from ted_ds.config.finite_number import is_finite_number
 from ted_ds.config.needs import NOTHING, Needs
@@ -25,6 +33,20 @@ PARAMETERS = {
 WEIGHTS = ("task_weight", "kl_weight", "feature_weight")
 OF_BALANCE = {"balance_every_steps": 100, "balance_average": 0.9}
 """Settings that go with ``balance``, and what they are where a recipe does not say."""
+
+
+PLUG_INS = "ted_ds.divergences"
+"""The entry points by which installed packages have divergences."""
+
+
+def _or_of_a_package(name: Any, of_ted_ds: ValidatorFunctionWrapHandler) -> Any:
+    """A name that is one of ours, or of a package that is installed: the package is loaded where it computes."""
+    try:
+        return of_ted_ds(name)
+    except ValidationError:
+        if isinstance(name, str) and name in entry_points(group=PLUG_INS).names:
+            return name
+        raise
 
 
 class Weights(NamedTuple):
@@ -49,7 +71,11 @@ class Distill(PhasePlan):
     """Of the prediction term, whichever divergence that is."""
     temperature: float = Field(default=2.0, gt=0)
     """Softens both predictions of the prediction term, which is scaled by its square; unused by regression."""
-    divergence: Literal["kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "tv"] = "kl"
+    divergence: Annotated[
+        Literal["kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "tv"],
+        WrapValidator(_or_of_a_package),
+        PlainSerializer(str),
+    ] = "kl"
     """How far the student's predictions are from the teacher's (:mod:`ted_ds.numerics.divergences`); regression, whose
     predictions are numbers, has the squared difference alone."""
     divergence_beta: float | None = Field(default=None, gt=0, lt=1)

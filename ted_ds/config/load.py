@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -14,7 +13,8 @@ from yaml import YAMLError
 from ted_ds.config.defaults import Reasons, fill_defaults, fill_name
 from ted_ds.config.draft import Draft, read_draft
 from ted_ds.config.extends import KEY as EXTENDS
-from ted_ds.config.extends import Chain, read_chain
+from ted_ds.config.extends import Chain
+from ted_ds.config.given import AnyRecipe, read_given
 from ted_ds.config.glue import fill_from_glue
 from ted_ds.config.relative_paths import follow_recipe
 from ted_ds.config.schema import Recipe
@@ -27,25 +27,27 @@ CONSTANTS = "constants"
 KEY = re.compile(r"\w+(\.\w+|\[\d+\])*")
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read ``path`` and what it extends, apply ``a.b[0].c=value`` overrides, resolve ``${...}`` and validate.
+def load_recipe(recipe: AnyRecipe, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and what it extends, apply ``a.b[0].c=value`` overrides, resolve ``${...}`` and validate.
 
     Of two overrides of one key the later counts, as on any command line.
 
     Raises:
         ConfigError: The file cannot be read, or any key or value is wrong; lists all of them.
     """
-    draft = load_draft(path, overrides)
+    draft = load_draft(recipe, overrides)
     raise_all([draft.chain.place(message) for message in draft_mistakes(draft)])
     assert draft.recipe is not None, "without a mistake all of it is understood"
     return draft.recipe
 
 
-def load_draft(path: str | Path, overrides: Sequence[str] = (), *, num_ranks: int = 1, can_solve: bool = True) -> Draft:
+def load_draft(
+    recipe: AnyRecipe, overrides: Sequence[str] = (), *, num_ranks: int = 1, can_solve: bool = True
+) -> Draft:
     """The same, as far as it can be understood, for checks that do not depend on what is wrong in it.
 
     Args:
-        path: The recipe's file.
+        recipe: Its file, or what stands for one.
         overrides: Changes to it.
         num_ranks: Ranks it is for; see :func:`ted_ds.config.defaults.fill_defaults`.
         can_solve: As there.
@@ -53,8 +55,9 @@ def load_draft(path: str | Path, overrides: Sequence[str] = (), *, num_ranks: in
     Raises:
         ConfigError: The file cannot be read as a mapping, or an override has no place in it.
     """
-    tree, chain = read_chain(Path(path))
-    values, reasons, beside_glue = _values(tree, chain, overrides)
+    tree, chain = read_given(recipe)
+    # what data.glue stands for is in a recipe that was read before
+    values, reasons, beside_glue = _values(tree, chain, overrides, with_glue=not isinstance(recipe, Recipe))
     reasons |= fill_defaults(values, num_ranks=num_ranks, can_solve=can_solve)
     draft = read_draft(values)
     draft.given_twice = [*chain.repeated, *beside_glue]
@@ -67,7 +70,9 @@ def draft_mistakes(draft: Draft) -> list[str]:
     return [*draft.given_twice, *in_words(draft.errors), *draft.broken_rules]
 
 
-def _values(tree: DictConfig, chain: Chain, overrides: Sequence[str]) -> tuple[Any, Reasons, list[str]]:
+def _values(
+    tree: DictConfig, chain: Chain, overrides: Sequence[str], *, with_glue: bool
+) -> tuple[Any, Reasons, list[str]]:
     """A recipe's values with overrides, why its name is what it is, and what is wrong beside ``data.glue``."""
     for override in overrides:
         key, sign, value = override.partition("=")
@@ -95,7 +100,7 @@ def _values(tree: DictConfig, chain: Chain, overrides: Sequence[str]) -> tuple[A
         raise ConfigError(chain.place(f"{what} stands for anywhere in the recipe"))
     follow_recipe(data, chain)
     try:
-        return data, reasons, [*fill_from_glue(data)]
+        return data, reasons, [*fill_from_glue(data)] if with_glue else []
     except ConfigError as error:
         raise ConfigError(chain.place(str(error))) from error
 

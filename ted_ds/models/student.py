@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from torch import Tensor, nn
@@ -12,8 +12,25 @@ from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank, Match
 
 Result = TypeVar("Result")
-Matcher = Callable[[int, Match], Tensor]
-"""The layer-wise term of a place in the layer map."""
+
+
+class Matcher:
+    """A student's states at the places of the layer map, within its forward pass."""
+
+    def __init__(self, filters: nn.ModuleList, states: Sequence[Tensor]) -> None:
+        self._filters, self._states = filters, states
+
+    def __call__(self, place: int, match: Match) -> Tensor:
+        """The layer-wise term of a place."""
+        return self._filters[place](self._states[place], match)
+
+    def state(self, place: int) -> Tensor:
+        """The student's states there."""
+        return self._states[place]
+
+    def filtered(self, place: int) -> Tensor:
+        """The same through their filter."""
+        return self._filters[place](self._states[place])
 
 
 class FilteredModel(nn.Module):
@@ -41,6 +58,6 @@ class FilteredModel(nn.Module):
             return logits, self.bank(states)
 
         def compare(predictions: Predictions | None, states: tuple[Tensor, ...]) -> Result:
-            return then(predictions, lambda place, match: self.bank.filters[place](states[place], match))
+            return then(predictions, Matcher(self.bank.filters, states))
 
         return self.tapped(inputs, compare)

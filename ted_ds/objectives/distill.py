@@ -5,6 +5,7 @@ The baselines are this same code: ``sft`` has no teacher, ``kd`` no filters, ``l
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -12,12 +13,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ted_ds.config.distill import WEIGHTS, Distill, Weights
+from ted_ds.config.distill import PLUG_INS, WEIGHTS, Distill, Weights
 from ted_ds.data.loader import Batch
 from ted_ds.models.family import DECODER
+from ted_ds.models.plug_ins import load_plug_in
 from ted_ds.models.predictions import LossWeights, Predictions, predicted_of
 from ted_ds.models.student import Matcher
-from ted_ds.numerics.divergences import make_divergence
+from ted_ds.numerics.divergences import DIVERGENCES, Divergence, make_divergence
 from ted_ds.numerics.feature_distances import FeatureDistance
 from ted_ds.numerics.filters import FilterBank, Match, OfTexts
 from ted_ds.numerics.layer_map import Layer, layer_names, stack_of
@@ -26,6 +28,7 @@ from ted_ds.numerics.objective import combine
 from ted_ds.numerics.task_terms import TaskTerms
 from ted_ds.objectives.finetune import BALANCE, TASK, balance_terms, label_counter
 from ted_ds.objectives.gradient_balance import GradientBalance
+from ted_ds.objectives.own_term import OwnTerm, Taps
 from ted_ds.objectives.teacher_view import TeacherView
 from ted_ds.objectives.term import Term, Terms
 from ted_ds.runtime.step_clock import FORWARD, LOSSES, TEACHER, timed
@@ -41,6 +44,23 @@ def _count_targets(batch: Batch) -> Tensor:
     """The same of a decoder's states."""
     assert batch.kept_targets is not None
     return batch.kept_targets.sum()
+
+
+def _divergence_of(plan: Distill) -> Divergence:
+    """That of a plan: one of ted_ds, or of an installed package.
+
+    Raises:
+        OwnCodeError: The package's cannot be loaded.
+    """
+    if plan.divergence not in DIVERGENCES:
+        more = load_plug_in(PLUG_INS, plan.divergence, Divergence)
+        assert more is not None, "a recipe has no other names"
+        return more
+    return make_divergence(plan.divergence, plan.divergence_parameter)
+
+
+def _count_own(batch: Batch, *, layer: Layer, own: OwnTerm) -> Tensor:
+    return own.count(batch.compared(layer))
 
 
 @dataclass(frozen=True)
@@ -87,7 +107,7 @@ class DistillObjective(Terms):
                 alone: vocabularies of one family are padded to different sizes, and no token has a padded id.
             here: What of the loss this pipeline stage finds; None for all of it.
         """
-        task = replace(task, divergence=make_divergence(plan.divergence, plan.divergence_parameter))
+        task = replace(task, divergence=_divergence_of(plan))
         self._task, self._teacher, self._teacher_filters = task, teacher, teacher_filters
         self._plan = plan
         self._distance = FeatureDistance(plan.feature_distance, plan.normalise_features)
@@ -115,6 +135,8 @@ class DistillObjective(Terms):
         names = layer_names(student_layers)
         self._view = TeacherView(names if self.needs.states else (), with_task=self.needs.predictions)
         self._layer_names = names
+        self._own: list[dict[str, OwnTerm]] = [{} for _ in student_layers]
+        """Terms of the user's by their names, at each place in the layer map."""
         self.begin_step(0)
 
     def watch(self, wanted: bool) -> None:
@@ -139,6 +161,21 @@ class DistillObjective(Terms):
             average=plan.balance_average,
             weigh=self._weigh,
         )
+
+    def add_own(self, own: Sequence[OwnTerm]) -> None:
+        """Learn from terms of the user's, too, wherever layers are compared."""
+        terms: list[Term] = []
+        for place, name in enumerate(layer_names(self._student_layers)):
+            self._own[place] = {f"loss/{one.name}/{name}": one for one in own}
+            share = 1 / len(self._student_layers)
+            counter = functools.partial(_count_own, layer=self._student_layers[place])
+            terms += [
+                Term(whole, one.weight * share, functools.partial(counter, own=one))
+                for whole, one in self._own[place].items()
+            ]
+            if self._feature_names[place] in self._compared_here:
+                self._weights_of_sums |= {whole: one.weight * share for whole, one in self._own[place].items()}
+        self.terms = (*self.terms, *terms)
 
     @property
     def changing_weights(self) -> dict[str, float]:
@@ -213,6 +250,18 @@ class DistillObjective(Terms):
         of_task, of_prediction = (counts[name].clamp(min=1) for name in (TASK, task.prediction_name))
         return replace(weights, prediction=weights.prediction * of_task / of_prediction)
 
+    def _taps(self, place: int, batch: Batch, state: Tensor, match: Matcher) -> Taps:
+        assert self._teacher_filters is not None
+        layer, teacher_filter = self._student_layers[place], self._teacher_filters.filters[place]
+        return Taps(
+            layer,
+            match.state(place),
+            state,
+            batch.compared(layer),
+            filter_student=functools.partial(match.filtered, place),
+            filter_teacher=functools.partial(teacher_filter, state),
+        )
+
     def loss(
         self, forward: Callable[..., Any], batch: Batch, counts: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -241,6 +290,9 @@ class DistillObjective(Terms):
                 compared = Match(state, teacher_filter, rows, self._distance, sizes, texts, gauge)
                 sums[name] = match(place, compared)
                 totals[name] = sums[name].detach()
+                for whole, own in self._own[place].items():
+                    sums[whole] = own.sum(self._taps(place, batch, state, match))
+                    totals[whole] = sums[whole].detach()
 
             @timed(LOSSES)
             def compare_predictions(teacher: Predictions | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from ted_ds.assembly.assembly import Assembly
 from ted_ds.errors import CheckpointError
@@ -22,9 +23,10 @@ from ted_ds.phases import (
     lm_eval_tasks,
     random_student,
 )
+from ted_ds.phases.callbacks import Listeners, PhaseEvent
+from ted_ds.phases.checkpoints import checkpoints_of
 from ted_ds.phases.inputs import Inputs
 from ted_ds.phases.journal import Journal
-from ted_ds.phases.training import checkpoints_of
 from ted_ds.phases.work import Kit, Work
 from ted_ds.planning.phase import (
     CUT_STUDENT,
@@ -73,9 +75,9 @@ def phase_folder(inputs: Inputs, phase: Phase) -> PhaseFolder:
 class Chain:
     """Runs phases, skipping those that are complete."""
 
-    def __init__(self, assembly: Assembly, inputs: Inputs, journal: Journal) -> None:
+    def __init__(self, assembly: Assembly, inputs: Inputs, journal: Journal, listeners: Listeners) -> None:
         self._assembly, self._inputs = assembly, inputs
-        self._kit = Kit(assembly, inputs.folders, journal, TeacherVetting(assembly))
+        self._kit = Kit(assembly, inputs.folders, journal, TeacherVetting(assembly), listeners)
         shared = assembly.recipe.shared_phases
         self._shared = None if shared is None else SharedPhases(shared)
         self.took_s: dict[str, float | None] = {}
@@ -94,7 +96,7 @@ class Chain:
             folder = self._folder(phase)
             if not self._assembly.world.on_main(functools.partial(self._is_complete, phase, folder, wanted)):
                 return [phase for phase in phases[index:] if phase in wanted]
-            self._skip(phase)
+            self._skip(phase, folder)
             self._retire(phase, folder)
         return []
 
@@ -156,7 +158,7 @@ class Chain:
                 build.stops.has_work(False)  # until its first step
                 build.stop_if_asked()
                 if build.world.on_main(folder.is_complete):
-                    self._skip(phase)
+                    self._skip(phase, folder)
                 elif self._shared is not None and phase.is_of_a_stage:
                     self._do_or_take(phase, folder, self._shared)
                 else:
@@ -167,19 +169,27 @@ class Chain:
                 ) from None
             self._retire(phase, folder)
 
-    def _skip(self, phase: Phase) -> None:
+    def _skip(self, phase: Phase, folder: PhaseFolder) -> None:
         self._assembly.screen.say(f"{phase.name}: complete, skipped")
+        self._was_there(phase, folder)
+
+    def _was_there(self, phase: Phase, folder: PhaseFolder) -> None:
         self.took_s[phase.name] = None
+        self._tell(phase, "skipped", folder)
+
+    def _tell(self, phase: Phase, state: Literal["begins", "ends", "skipped"], folder: PhaseFolder) -> None:
+        self._kit.listeners.tell(PhaseEvent(phase=phase.name, state=state, folder=folder.path))
 
     def _do(self, phase: Phase, folder: PhaseFolder) -> None:
         screen, started = self._assembly.screen, time.monotonic()
         screen.say(f"{phase.name} -> {folder.path}")
+        self._tell(phase, "begins", folder)
         WORK_OF_PHASE[phase].run(self._kit, phase, folder)
         collect_garbage()
-        self.took_s[phase.name] = time.monotonic() - started
+        self.took_s[phase.name] = took = time.monotonic() - started
         phases = phases_of(self._assembly.recipe)
-        took = duration(time.monotonic() - started)
-        screen.say(f"{screen.tick} {phase.name}: {took} ({phases.index(phase) + 1} of {len(phases)})")
+        screen.say(f"{screen.tick} {phase.name}: {duration(took)} ({phases.index(phase) + 1} of {len(phases)})")
+        self._tell(phase, "ends", folder)
 
     def _do_or_take(self, phase: Phase, folder: PhaseFolder, shared: SharedPhases) -> None:
         """Take what another run has done, wait for one that is at it, or do it and let others have it."""
@@ -192,7 +202,7 @@ class Chain:
             build.stop_if_asked()
         if claim == "taken":
             build.screen.say(f"{phase.name}: complete in another run, taken from {shared.place(folder)}")
-            self.took_s[phase.name] = None
+            self._was_there(phase, folder)
             return
         try:
             self._do(phase, folder)

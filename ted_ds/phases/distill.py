@@ -26,6 +26,7 @@ def _inputs(inputs: Inputs, phase: Phase) -> dict[str, Any]:
     found = inputs.of_training(phase, model=folders.student_path())
     found["teacher"] = folders.identity(folders.teacher_path())
     found |= inputs.in_8_bits() | inputs.frozen_part() | inputs.dropout_part("student") | inputs.transfer()
+    found |= inputs.own_of_stage_two()
     if recipe.teacher.cache is not None:
         found["teacher_cache"] = recipe.teacher.cache.precision
     found["layer_pairs"] = [list(pair) for pair in inputs.plan.layer_pairs]

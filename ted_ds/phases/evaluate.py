@@ -10,6 +10,7 @@ from ted_ds.config.schema import Recipe
 from ted_ds.output.phase_folder import PhaseFolder
 from ted_ds.output.results import OUTCOMES, RESULTS_FILE, STUDENT, TEACHER, outcomes_file
 from ted_ds.output.run_folders import RunFolders
+from ted_ds.phases.callbacks import EvaluateEvent, unchangeable
 from ted_ds.phases.inputs import Inputs
 from ted_ds.phases.work import Kit, Work
 from ted_ds.planning.phase import EVALUATE, Phase
@@ -46,6 +47,7 @@ def _inputs(inputs: Inputs, _: Phase) -> dict[str, Any]:
     return {
         "models": {name: inputs.folders.identity(path) for name, path in models.items()},
         **inputs.in_8_bits(),
+        **inputs.own_of_scores(),
         **({"outcomes": True} if inputs.recipe.evaluation.outcomes else {}),
         **inputs.data_files(),
         **inputs.test_data(),
@@ -84,6 +86,15 @@ def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
     kit.journal.rewind(phase.name, -1)
     for name, values in results.items():
         kit.journal.track(phase.name, 0, {f"{name.replace(' ', '_')}/{key}": v for key, v in values.items()})
+    kit.listeners.tell(
+        EvaluateEvent(
+            phase=phase.name,
+            step=0,
+            scores=unchangeable(results),
+            headline=build.kind.headline,
+            higher_is_better=build.kind.higher_is_better,
+        )
+    )
 
     def write(place: Path) -> dict[str, Any]:
         for file, content in {Path(RESULTS_FILE): results, **files}.items():

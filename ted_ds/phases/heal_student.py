@@ -17,9 +17,9 @@ from ted_ds.assembly.healing import Healed, Healer
 from ted_ds.models.output_maps import output_map_of
 from ted_ds.output.phase_folder import PhaseFolder
 from ted_ds.output.run_folders import MODEL_FOLDER
+from ted_ds.phases.checkpoints import CHECKPOINTS_FOLDER
 from ted_ds.phases.healed_blocks import HealedBlocks
 from ted_ds.phases.inputs import Inputs
-from ted_ds.phases.training import CHECKPOINTS_FOLDER
 from ted_ds.phases.work import Kit, Work
 from ted_ds.planning.heal import heal_targets
 from ted_ds.planning.phase import CUT_STUDENT, HEAL_STUDENT, Phase

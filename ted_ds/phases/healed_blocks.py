@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ted_ds.assembly.assembly import Assembly
 from ted_ds.output.phase_folder import PhaseFolder
-from ted_ds.phases.training import checkpoints_of
+from ted_ds.phases.checkpoints import checkpoints_of
 
 WEIGHTS_FILE = "weights.safetensors"
 REPORT_FILE = "report.json"

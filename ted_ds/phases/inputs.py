@@ -6,9 +6,11 @@ These go into a phase's manifest: a run that is started again goes on where they
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ted_ds.assembly.own import NOTHING_OWN, Own
 from ted_ds.config.data import by_older_name
 from ted_ds.config.redaction import without_secrets
 from ted_ds.config.schema import Recipe
@@ -50,6 +52,7 @@ class Settled(NamedTuple):
     """What ``task.bos`` came to; None where texts have no such beginning at all."""
     in_8_bits: bool
     """Whether the teacher's weights are not its files'."""
+    own: Own = NOTHING_OWN
     template_sha256: str | None = None
     """Of the chat template that texts are written by."""
 
@@ -93,7 +96,8 @@ class Inputs:
         evaluation = self.recipe.evaluation
         if self.recipe.export == "last":
             return {}
-        return {"export": {"every_steps": evaluation.every_steps, "max_examples": evaluation.max_examples}}
+        how = {"every_steps": evaluation.every_steps, "max_examples": evaluation.max_examples}
+        return {"export": {**how, **self.own_of_scores()}}
 
     def data_files(self) -> dict[str, Any]:
         """The files that data is read from."""
@@ -150,6 +154,14 @@ class Inputs:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         place = self.folders.filters_path(side).relative_to(folder)
         return {Path(name).name: hashed for name, hashed in files.items() if Path(name).parent == place}
+
+    def own_of_stage_two(self) -> Mapping[str, Any]:
+        """What the user's own code decides there; nothing where there is none."""
+        return self._settled.own.of_stage_two()
+
+    def own_of_scores(self) -> Mapping[str, Any]:
+        """What it decides of how models are scored; likewise."""
+        return self._settled.own.of_scores()
 
     def in_8_bits(self) -> dict[str, str]:
         """What to know of a teacher whose weights are not its files'; no other host makes a difference."""

@@ -16,8 +16,9 @@ from ted_ds.numerics.filters import FilterBank
 from ted_ds.numerics.layer_map import layer_names
 from ted_ds.output.phase_folder import PhaseFolder
 from ted_ds.output.run_folders import RunFolders, filters_subfolder
+from ted_ds.phases.checkpoints import checkpoints_of
 from ted_ds.phases.inputs import Inputs
-from ted_ds.phases.training import KEPT, PhaseTraining, checkpoints_of
+from ted_ds.phases.training import KEPT, PhaseTraining
 from ted_ds.phases.work import Kit, Work
 from ted_ds.planning.phase import Phase, training_of
 from ted_ds.planning.ridge_filters import are_solved, solves_towards_teacher

@@ -61,6 +61,10 @@ class Surroundings(Protocol):
         """Take a report."""
         ...
 
+    def stepped(self, step: int, skipped: str | None) -> None:
+        """Take note of a step that is behind, and of why it was skipped."""
+        ...
+
     def say(self, text: str) -> None:
         """Take a message to the user."""
         ...
@@ -164,6 +168,7 @@ def train(
                 progress.step == max_steps and _is_lost(engine, progress)
             ):
                 raise _cannot_go_on(engine, surroundings, progress, reason)
+        surroundings.stepped(progress.step, None if skipped is None else skipped.reason)
         if is_reported:
             report()
         elif rhythm.watched and progress.step == 1:

@@ -9,18 +9,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ted_ds.assembly.assembly import Assembly
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.data.reading.records import BadRecord
 from ted_ds.data.stream.state_file import STREAM_FILE, read_stream_state, stream_state_text
 from ted_ds.errors import DataError
 from ted_ds.output.phase_folder import PhaseFolder
+from ted_ds.phases.callbacks import CheckpointEvent, EvaluateEvent, ReportEvent, StepEvent, unchangeable
+from ted_ds.phases.checkpoints import checkpoints_of
 from ted_ds.phases.loop import Progress, Rhythm, train
 from ted_ds.phases.pace import OfRank, Pace
 from ted_ds.phases.work import Kit
 from ted_ds.planning.phase import phase_named
-from ted_ds.runtime.checkpoints.folders import Retention
-from ted_ds.runtime.checkpoints.saving import Checkpoints, Saved
+from ted_ds.runtime.checkpoints.saving import Saved
 from ted_ds.runtime.determinism import random_state, restore_random_state, seed_everything
 from ted_ds.runtime.gradient_norms import MeasuredTerms
 from ted_ds.runtime.outputs import Outputs
@@ -28,24 +28,10 @@ from ted_ds.runtime.peak_memory import peak_gib
 from ted_ds.runtime.preemption import StopNow, shielded
 from ted_ds.runtime.step_runner import Objective, StepRunner
 
-CHECKPOINTS_FOLDER = "checkpoints"
 BALANCE = "balance"
 """The entry of a checkpoint's state with what weighs terms by their gradients."""
 KEPT = "kept"
 """The entry of a checkpoint's state with what a phase had kept beside its training."""
-
-
-def checkpoints_of(build: Assembly, folder: PhaseFolder) -> Checkpoints:
-    """The checkpoints of a phase, beside its result."""
-    settings = build.recipe.checkpoint
-    return Checkpoints(
-        folder.path.parent / CHECKPOINTS_FOLDER / folder.path.name,
-        build.world,
-        run_id=build.run.run_id,
-        inputs=folder.inputs,
-        retention=Retention(settings.keep_last, settings.keep_every_steps, settings.keep_best),
-        say=build.screen.say,
-    )
 
 
 def beats(value: float, best: float | None, *, higher_is_better: bool) -> bool:
@@ -84,7 +70,7 @@ class PhaseTraining:
             CheckpointError: The newest checkpoint is of other settings or another run; on every rank.
         """
         build = kit.build
-        self._build, self._journal = build, kit.journal
+        self._build, self._journal, self._listeners = build, kit.journal, kit.listeners
         self._phase, self._engine, self._plan = folder.path.name, engine, plan
         self._sides = build.sides_of(self._phase)
         self._forward, self._outputs, self._kept = forward, outputs, kept
@@ -96,7 +82,7 @@ class PhaseTraining:
         """The held-out metrics of each output, when they were last computed."""
         self._best: dict[str, Any] | None = None
         seed_everything(build.recipe.seed, phase=self._phase, rank=build.world.rank)
-        self._checkpoints = checkpoints_of(build, folder)
+        self._checkpoints = checkpoints_of(build, folder, self._tell_of_checkpoint)
         saved = self._checkpoints.newest()
         with shielded():
             self._batches = build.training_batches(
@@ -181,6 +167,16 @@ class PhaseTraining:
         elapsed = time.monotonic() - self._started
         remaining_s = elapsed / max(step - self._first_step, 1) * (self._plan.steps - step)
         self._build.screen.update(step, whole, remaining_s=remaining_s)
+        self._listeners.tell(
+            ReportEvent(phase=self._phase, step=step, num_steps=self._plan.steps, values=unchangeable(whole))
+        )
+
+    def stepped(self, step: int, skipped: str | None) -> None:
+        """Let it be known that a step is behind."""
+        self._listeners.tell(StepEvent(phase=self._phase, step=step, num_steps=self._plan.steps, skipped=skipped))
+
+    def _tell_of_checkpoint(self, step: int, folder: Path) -> None:
+        self._listeners.tell(CheckpointEvent(phase=self._phase, step=step, folder=folder))
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -205,6 +201,16 @@ class PhaseTraining:
         pairs = zip([f"/{name}" for name in self._outputs] or [""], self.scores, strict=True)
         scores = {f"eval/{metric}{name}": v for name, metrics in pairs for metric, v in metrics.items()}
         self._journal.track(self._phase, progress.step, scores)
+        names = self._outputs or [phase_named(self._phase).trains or self._phase]
+        self._listeners.tell(
+            EvaluateEvent(
+                phase=self._phase,
+                step=progress.step,
+                scores=unchangeable(dict(zip(names, self.scores, strict=True))),
+                headline=headline,
+                higher_is_better=best_is_highest,
+            )
+        )
 
     def between_steps(self, progress: Progress) -> None:
         """Finish what is written, save what is due, stop if any rank was asked to."""

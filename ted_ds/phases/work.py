@@ -11,6 +11,7 @@ from typing import Any
 from ted_ds.assembly.assembly import Assembly
 from ted_ds.output.phase_folder import PhaseFolder
 from ted_ds.output.run_folders import RunFolders
+from ted_ds.phases.callbacks import Listeners
 from ted_ds.phases.inputs import Inputs
 from ted_ds.phases.journal import Journal
 from ted_ds.planning.phase import Phase
@@ -25,6 +26,7 @@ class Kit:
     folders: RunFolders
     journal: Journal
     teacher: TeacherVetting
+    listeners: Listeners
 
     def write(self, folder: PhaseFolder, work: Callable[[Path], dict[str, Any]]) -> None:
         """Put a phase's result in place; see :meth:`PhaseFolder.write`. Every rank must call it.

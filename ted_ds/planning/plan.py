@@ -9,6 +9,7 @@ from pathlib import Path
 from ted_ds.config.defaults import RIDGE_KEY
 from ted_ds.config.evaluation import lm_eval_mistakes
 from ted_ds.config.extends import Chain
+from ted_ds.config.given import AnyRecipe
 from ted_ds.config.glue import filled_in
 from ted_ds.config.load import draft_mistakes, load_draft
 from ted_ds.config.schema import Recipe
@@ -125,7 +126,7 @@ def make_plan(
 
 
 def plan_recipe(
-    path: str,
+    given: AnyRecipe,
     overrides: Sequence[str],
     rows_of: RowsOf,
     *,
@@ -137,7 +138,7 @@ def plan_recipe(
     """Read a recipe and plan it; see :func:`make_plan`. It names a DeepSpeed file, whether chosen yet or not.
 
     Args:
-        path: Its file.
+        given: Its file, or what stands for one.
         overrides: Changes to it.
         rows_of: As there.
         num_ranks: Ranks the batches must divide over.
@@ -150,7 +151,7 @@ def plan_recipe(
         ConfigError: Lists every mistake in the recipe and in the files it names, whatever else is wrong.
     """
     for can_solve in (True, False):  # as the recipe leaves it open, and the models do not allow it
-        draft, found = load_draft(path, overrides, num_ranks=num_ranks, can_solve=can_solve), Mistakes()
+        draft, found = load_draft(given, overrides, num_ranks=num_ranks, can_solve=can_solve), Mistakes()
         recipe, plan, chooses_deepspeed = draft.recipe, None, False
         if recipe is None:
             break

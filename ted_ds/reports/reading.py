@@ -39,6 +39,7 @@ class Finished:
     name: str
     inputs: Mapping[str, Any]
     result: Mapping[str, Any]
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def _finished(folder: Path, phase: str) -> Finished | None:
         return None
     content = _json(file)
     try:
-        return Finished(phase, content["inputs"], content["result"])
+        return Finished(phase, content["inputs"], content["result"], content.get("seconds", 0.0))
     except (KeyError, TypeError) as error:
         raise DataError(f"{file}: damaged ({error!r}); run the phase again") from error
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import random
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,21 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(_decoded(state["torch"]))
     if state["device"] is not None and _has_generator():
         _accelerator().set_rng_state(_decoded(state["device"]))
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Put this rank's generators back where they were, whatever is drawn in the block."""
+    of_python, of_numpy, of_torch = random.getstate(), np.random.get_state(legacy=True), torch.get_rng_state()
+    of_device = _accelerator().get_rng_state() if _has_generator() else None
+    try:
+        yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
+        torch.set_rng_state(of_torch)
+        if of_device is not None:
+            _accelerator().set_rng_state(of_device)
 
 
 def _accelerator() -> Any:

@@ -35,6 +35,29 @@ ANOTHER_PORT = (
 HERE, ALL_HERE, RUN = "ted_ds/here", "ted_ds/all", "ted_ds/run"
 
 
+_met: list[Any] = []
+"""The store where this process met the others, and each part of it that a run had after the first."""
+
+
+def meet_again(timeout_s: float) -> tuple[Any, int, int]:
+    """A store for the next run of this process, its rank, and how many there are.
+
+    Whom a launcher started stays: once they have met, a later run takes a part of the store that none had before, so
+    that no rank can be taken for that of an earlier run. All ranks must have had as many runs.
+
+    Raises:
+        TedError: See :meth:`Meeting.gather`.
+    """
+    meeting = Meeting(timeout_s)
+    _met.append(c10d.PrefixStore(f"run_{len(_met)}", _met[0]) if _met else meeting.gather())
+    return _met[-1], meeting.rank, meeting.size
+
+
+def forget_meeting() -> None:
+    """Close the store where this process met the others, if it holds it."""
+    _met.clear()
+
+
 class Meeting:
     """One rank's way to the others, by torch's variables of the environment."""
 

@@ -1,6 +1,10 @@
 """Requests to stop: signals, a file beside the ranks' logs, a wall-clock budget, and a launcher that has gone.
 
 A rank that is asked only takes note; all ranks stop together at the next boundary (:meth:`World.highest`).
+
+A process of ``ted-ds``, or one of several ranks, may also be ended at once: who asks twice does not want to wait, and
+ranks may wait for each other forever. A process that a person works in, such as a notebook's, never is: there a second
+request is handled as it would be without a run.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from ted_ds.errors import StoppedOnRequest
 from ted_ds.launching.lasting_output import say_at_once
@@ -40,7 +45,12 @@ class StopNow(Exception):
 class StopRequests:
     """Takes note of the first reason to stop."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, owns_process: bool = True) -> None:
+        """Listen to nothing yet; a process that is not owned is not ended here, as long as it is alone."""
+        self._owns_process = owns_process
+        self._handlers: dict[int, Any] = {}
+        self._is_heard = False
+        self._asked: tuple[str, float] | None = None
         self._stop_at: float | None = None
         self._signal: tuple[str, float] | None = None
         self._launcher = _launcher()
@@ -67,9 +77,17 @@ class StopRequests:
         """Ask to stop so many minutes after ``started_at`` on the monotonic clock; None: never."""
         self._stop_at = None if minutes is None else started_at + 60 * minutes
 
+    def ask(self, reason: str) -> None:
+        """Ask to stop from within the run."""
+        self._asked = self._asked or (reason, time.monotonic())
+
     @property
     def reason(self) -> str | None:
         """Why this rank should stop; None while it should not."""
+        return self._reason_outside or (self._asked and self._asked[0])
+
+    @property
+    def _reason_outside(self) -> str | None:
         if self._signal is not None:
             return self._signal[0]
         if self._stop_at is not None and time.monotonic() >= self._stop_at:
@@ -83,7 +101,8 @@ class StopRequests:
     @property
     def seconds_since(self) -> float | None:
         """Time since the signal, since the launcher was missed, or since the budget was used up."""
-        noticed = self._signal[1] if self._signal is not None else self._file_seen_at or self._gone_at
+        asked = None if self._asked is None else self._asked[1]
+        noticed = self._signal[1] if self._signal is not None else self._file_seen_at or self._gone_at or asked
         if noticed is not None:
             return time.monotonic() - noticed
         if self._stop_at is not None and time.monotonic() >= self._stop_at:
@@ -101,23 +120,25 @@ class StopRequests:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Take signals while this is open; the second request ends the process at once. Main thread only.
+        """Take signals while this is open; the second request ends the process at once.
 
-        A thread reads the signals from a pipe: Python's own handlers would wait for the main thread, which may be in a
-        collective that never returns.
+        They are the main thread's: on another one, nothing is heard of them. A thread reads them from a pipe: Python's
+        own handlers would wait for the main thread, which may be in a collective that never returns.
         """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         reader, writer = socket.socketpair()
         writer.setblocking(False)
         heard = [one for one in STOP_SIGNALS if one != signal.SIGHUP or signal.getsignal(one) != signal.SIG_IGN]
-        handlers = {number: signal.signal(number, _noted) for number in heard}
+        self._handlers = {number: signal.signal(number, self._noted) for number in heard}
         before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._read, args=(reader,), name="signals", daemon=True).start()
         try:
             yield
         finally:
             signal.set_wakeup_fd(before)
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+            self._leave_signals()
             writer.close()  # which ends the thread
 
     def _read(self, reader: socket.socket) -> None:
@@ -131,7 +152,8 @@ class StopRequests:
                     for number in numbers:
                         if number in STOP_SIGNALS:
                             self._take(number)
-                reason = None if self._has_work or self._is_agreed else self.reason
+                unheard = not (self._has_work or self._is_agreed) and self._may_end_process
+                reason = self._reason_outside if unheard else None
                 now = time.monotonic()
                 unheard_since = None if reason is None else unheard_since or now
                 if unheard_since is not None and now - unheard_since > AGREE_WITHIN_S:
@@ -147,11 +169,28 @@ class StopRequests:
         if self._signal is None:
             self._signal = (signal.Signals(number).name, now)
             note_request(self._signal[0])
-        elif not self._launcher or now - self._signal[1] > SAME_REQUEST_S:
+        elif self._may_end_process and (not self._launcher or now - self._signal[1] > SAME_REQUEST_S):
             self._clean_up()
             # not written down: to whoever started it, it was asked to stop and has gone
             say_at_once(f"ted-ds: second {signal.Signals(number).name}: ends at once, nothing is saved")
             os._exit(128 + number)
+
+    @property
+    def _may_end_process(self) -> bool:
+        return self._owns_process or os.environ.get("WORLD_SIZE", "1") != "1"
+
+    def _noted(self, number: int, _frame: object) -> None:
+        """A handler, so that the signal does not end the process; the pipe has it already."""
+        if self._is_heard and not self._may_end_process:  # the second one goes to whoever would have had the first
+            self._leave_signals()
+            signal.raise_signal(number)
+        self._is_heard = True
+
+    def _leave_signals(self) -> None:
+        for number, handler in self._handlers.items():
+            if handler is not None:  # one that Python did not install, and cannot install again
+                signal.signal(number, handler)
+        self._handlers = {}
 
     def _clean_up(self) -> None:
         """What is to be done before the end, if it does not take long: a disk may hang."""
@@ -208,7 +247,3 @@ def _still_there(launcher: tuple[int, ...]) -> bool:
 def _parent_of(process: int) -> int:
     status = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
     return int(status.rpartition(")")[2].split()[1])  # after the name in parentheses: state, parent
-
-
-def _noted(_number: int, _frame: object) -> None:
-    """A handler, so that the signal does not end the process; the pipe has it already."""

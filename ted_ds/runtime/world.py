@@ -22,7 +22,7 @@ from ted_ds.errors import CheckpointError, TedError, TopologyError
 from ted_ds.runtime.device_faults import as_device_fault, is_device_fault
 from ted_ds.runtime.devices import refuse_unusable, take_device
 from ted_ds.runtime.jit_builds import bound_build_waits
-from ted_ds.runtime.meeting import Meeting
+from ted_ds.runtime.meeting import meet_again
 from ted_ds.runtime.step_clock import COMMUNICATION, timed
 
 Result = TypeVar("Result")
@@ -76,9 +76,8 @@ class World:
         for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
             setattr(dist.distributed_c10d, name, timeout)
         if not dist.is_initialized():  # this process may have joined for a run before
-            meeting = Meeting(timeout_s)
-            store = meeting.gather()
-            dist.init_process_group(backend, store=store, rank=meeting.rank, world_size=meeting.size, timeout=timeout)
+            store, rank, size = meet_again(timeout_s)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         deepspeed.init_distributed(backend, timeout=timeout, verbose=False)
         device = torch.device(accelerator.current_device_name())
         control = dist.new_group(backend="gloo", timeout=timeout)

@@ -46,14 +46,17 @@ View = Mapping[str, str]
 """What a host sees, by what it is called."""
 
 
-def refuse_other_settings(world: World, recipe: Recipe) -> None:
-    """Make sure that all ranks have one recipe and the same packages. Every rank must call it.
+def refuse_other_settings(world: World, recipe: Recipe, given: Mapping[str, Any]) -> None:
+    """Make sure that all ranks have one recipe and the same packages, and were ``given`` the same beside it.
+
+    Every rank must call it.
 
     Raises:
         ConfigError: They have not; on every rank.
     """
     view = {f"package {name}": _version_of(name) for name in PACKAGES}
     view |= {"package ted_ds": __version__, "python": platform.python_version()}
+    view |= {f"given in Python, {key}": value for key, value in _flat(given).items()}
     view |= {f"recipe {key}": value for key, value in _flat(without_secrets(recipe.model_dump(mode="json"))).items()}
     view |= {f"{recipe.deepspeed} {key}": value for key, value in _flat(read_deepspeed_json(recipe.deepspeed)).items()}
     _refuse(world, view)

@@ -14,6 +14,8 @@ from ted_ds.assembly.assembly import Assembly
 from ted_ds.assembly.deepspeed_file import find_deepspeed
 from ted_ds.assembly.given import Given
 from ted_ds.assembly.host_teacher import host_teacher
+from ted_ds.assembly.own import NOTHING_OWN, Own
+from ted_ds.config.given import AnyRecipe, source_of
 from ted_ds.config.schema import Recipe
 from ted_ds.config.weights import highest
 from ted_ds.data.corpus_data import CorpusData
@@ -21,7 +23,7 @@ from ted_ds.data.labelled_data import LabelledData
 from ted_ds.data.reading.listing import list_data
 from ted_ds.data.rows import refuse_without_labels
 from ted_ds.data.tokenizers import traits_of
-from ted_ds.errors import ConfigError, RankLostError
+from ted_ds.errors import ConfigError, RankLostError, raise_all
 from ted_ds.models.adapter_folder import read_adapter
 from ted_ds.models.loading import fetch, load_tokenizer
 from ted_ds.models.merging import whole_model
@@ -69,33 +71,37 @@ def hearing(stops: StopRequests) -> Iterator[None]:
 
 
 def prepare(
-    recipe_path: str,
+    given: AnyRecipe,
     overrides: Sequence[str],
     *,
     contracts_hold: bool,
     in_pipeline: bool = True,
     stops: StopRequests,
     held: contextlib.ExitStack | None = None,
+    own: Own = NOTHING_OWN,
 ) -> tuple[Assembly, Inputs]:
     """Everything up to the first use of a model's weights.
 
     Args:
-        recipe_path: The recipe.
+        given: The recipe.
         overrides: Changes to it.
         contracts_hold: Whether models that break a contract (:mod:`ted_ds.planning.contracts`) are refused.
         in_pipeline: Whether the recipe's pipeline is used.
         stops: Takes requests to stop.
+        own: What is given beside the recipe.
         held: Gets what gives the output folder back; None for who writes nothing there.
     """
     find_ranks()
+    source = source_of(given)
     planned: tuple[Recipe, Plan] | Exception
     timeout_s, num_stages = JOIN_TIMEOUT_S, 1
     try:
         num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
         planned = plan_recipe(
-            recipe_path, overrides, kind_of, num_ranks=num_ranks, contracts_hold=contracts_hold, in_pipeline=in_pipeline
+            given, overrides, kind_of, num_ranks=num_ranks, contracts_hold=contracts_hold, in_pipeline=in_pipeline
         )
-        recipe, _ = planned
+        recipe, plan = planned
+        raise_all([f"{source}: {line}" for line in own.mistakes(recipe, two_tokenizers=plan.two_tokenizers)])
         set_arithmetic(tf32=recipe.tf32, deterministic=recipe.deterministic, attention=recipe.attention)
         # known once all is right, which includes that the stages divide the ranks
         timeout_s, num_stages = recipe.collective_timeout_s, recipe.pipeline.stages
@@ -103,12 +109,12 @@ def prepare(
         planned = error
     world = World.join(timeout_s, num_stages)
     recipe, plan = world.settle(planned)
-    refuse_other_settings(world, recipe)
+    refuse_other_settings(world, recipe, own.deciding_values())
     with world.together():
         world.check_precision(recipe.precision)
     if held is not None:
         _own_output(recipe.output_dir, world, stops, held)
-    recipe, plan, teacher, student = _resolve_models(recipe, plan, recipe_path, world, contracts_hold=contracts_hold)
+    recipe, plan, teacher, student = _resolve_models(recipe, plan, source, world, contracts_hold=contracts_hold)
     wanted = recipe.data
     listing = world.on_main(lambda: list_data(wanted))  # once, and the same for all
     refuse_other_files(world, {"teacher": teacher, "student": student}, listing)
@@ -122,7 +128,7 @@ def prepare(
             own = None if of_student is None else traits_of(of_student)
             broken = broken_by_loaded(traits_of(of_teacher), *sides, of_student=own)
             if broken:
-                raise ConfigError("\n".join(f"{recipe_path}: {line}" for line in broken))
+                raise ConfigError("\n".join(f"{source}: {line}" for line in broken))
         tokenizers = {"student": of_teacher if of_student is None else of_student, "teacher": of_teacher}
         kind, most = kind_of(recipe.task), recipe.evaluation.max_examples
         data: LabelledData | CorpusData
@@ -137,14 +143,15 @@ def prepare(
         return tokenizers, data
 
     tokenizers, data = world.agree(read)
-    recipe = _settle(recipe, data, recipe_path, world)
+    recipe = _settle(recipe, data, source, world)
     screen = Screen(shown=world.is_main, log_every_s=recipe.tracking.log_every_seconds)
     output_dir = recipe.output_dir
     before = world.on_main(lambda: read_run(output_dir))
     run = before or world.on_main(new_run)
     recipe, run, choice = find_deepspeed(recipe, plan, run, world)
     run, hosting = host_teacher(recipe, plan, run, world, run_is_old=before is not None)
-    assembly = Assembly(Given(recipe, plan, world, tokenizers, data, screen, stops, run, hosting, choice))
+    all_given = Given(recipe, plan, world, tokenizers, data, screen, stops, run, hosting, choice, own)
+    assembly = Assembly(all_given)
     start: list[str] | None = None
     if data.start is not None:
         start = list(tokenizers["student"].convert_ids_to_tokens(list(data.start)))
@@ -155,12 +162,13 @@ def prepare(
         listing,
         start_tokens=start,
         in_8_bits=hosting.host == "int8",
+        own=own,
         template_sha256=data.template_sha256,
     )
     return assembly, Inputs(settled, RunFolders(recipe, teacher=teacher, student=student))
 
 
-def _settle(recipe: Recipe, data: LabelledData | CorpusData, recipe_path: str, world: World) -> Recipe:
+def _settle(recipe: Recipe, data: LabelledData | CorpusData, source: str, world: World) -> Recipe:
     """The recipe with the numbers that follow from the data, the same on every rank. Every rank must call it.
 
     These are the steps that its epochs come to, and class weights that are balanced.
@@ -177,11 +185,11 @@ def _settle(recipe: Recipe, data: LabelledData | CorpusData, recipe_path: str, w
         try:
             return with_rows(known, data.num_rows, len(data.transfer))
         except ConfigError as error:
-            raise ConfigError("\n".join(f"{recipe_path}: {line}" for line in str(error).splitlines())) from error
+            raise ConfigError("\n".join(f"{source}: {line}" for line in str(error).splitlines())) from error
 
     known = world.agree(count)
     if known != recipe:
-        refuse_other_settings(world, known)
+        refuse_other_settings(world, known, {})
     return known
 
 
@@ -200,7 +208,7 @@ def _own_output(output_dir: Path, world: World, stops: StopRequests, held: conte
 
 
 def _resolve_models(
-    recipe: Recipe, plan: Plan, recipe_path: str, world: World, *, contracts_hold: bool
+    recipe: Recipe, plan: Plan, source: str, world: World, *, contracts_hold: bool
 ) -> tuple[Recipe, Plan, Path, Path | None]:
     """Fetch hub models and merge adapters, and plan again where there were some: what is in them is known only now."""
     names = [name for name in (recipe.teacher.path, recipe.student.path) if name is not None]
@@ -222,7 +230,7 @@ def _resolve_models(
     )
     with world.together():
         if plan.teacher is None or plan.student is None or merged:
-            known = make_plan(recipe, kind_of, num_ranks=world.size, source=recipe_path, contracts_hold=contracts_hold)
+            known = make_plan(recipe, kind_of, num_ranks=world.size, source=source, contracts_hold=contracts_hold)
             plan = replace(known, chooses_deepspeed=plan.chooses_deepspeed)
     return recipe, plan, teacher, student
 
@@ -252,6 +260,8 @@ def greet(assembly: Assembly) -> None:
         screen.say(f"layers, student<-teacher: {' '.join(f'{s}<-{t}' for s, t in plan.layer_pairs)}")
     if assembly.deepspeed_choice is not None:
         screen.say(f"deepspeed: {assembly.deepspeed_choice.name}, {assembly.deepspeed_choice.why}")
+    if assembly.own.terms_in_words is not None:
+        screen.say(f"terms of your own: {assembly.own.terms_in_words}")
     screen.say(f"teacher: {assembly.hosting.host}, {assembly.hosting.why}")
     for side, facts in (("teacher", plan.teacher), ("student", plan.student)):
         is_cut = side == "student" and recipe.student.from_teacher is not None

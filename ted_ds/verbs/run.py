@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
 from ted_ds.assembly.assembly import Assembly
+from ted_ds.assembly.own import NOTHING_OWN, Own
+from ted_ds.config.given import AnyRecipe
 from ted_ds.config.redaction import without_secrets
 from ted_ds.config.schema import Recipe
 from ted_ds.data.bad_records import Ledger
@@ -19,45 +24,83 @@ from ted_ds.output.screen import Screen, duration
 from ted_ds.output.trackers.backend import TrackedRun
 from ted_ds.output.trackers.jsonl_backend import METRICS_FILE
 from ted_ds.output.tracking import Tracker, backends_of
+from ted_ds.phases.callbacks import Callback, Listeners
 from ted_ds.phases.chain import Chain
 from ted_ds.phases.evaluate import read_results, results_file
 from ted_ds.phases.journal import Journal
 from ted_ds.planning.phase import EXPORT, Phase
 from ted_ds.runtime.preemption import StopRequests, shielded
 from ted_ds.runtime.world import World
-from ted_ds.tasks.kind import kind_of
 from ted_ds.verbs.next_commands import next_commands
 from ted_ds.verbs.prepare import greet, hearing, prepare
 
+Outcome = TypeVar("Outcome")
 
-def run_phases(recipe_path: str, overrides: Sequence[str], wanted: Sequence[Phase]) -> None:
-    """Run the wanted phases of a recipe on the ranks the launcher started.
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be run."""
+
+    recipe: AnyRecipe
+    overrides: Sequence[str]
+    """Changes to it."""
+    wanted: Sequence[Phase]
+    """Of which those that are complete are skipped."""
+    callbacks: Sequence[Callback] | None = None
+    """What hears of it on this rank; None where no rank has any."""
+    own: Own = NOTHING_OWN
+
+
+def run_phases(recipe: AnyRecipe, overrides: Sequence[str], wanted: Sequence[Phase]) -> None:
+    """Run the wanted phases of a recipe in a process that is there for this alone, as the command line's is.
+
+    Raises:
+        TedError: See :func:`run_order`.
+        RankLostError: See there.
+    """
+    run_order(Order(recipe, overrides, wanted), StopRequests(), _no_result)
+
+
+def _no_result(*_: object) -> None:
+    """What the command line needs: all is on the screen."""
+
+
+def run_order(order: Order, stops: StopRequests, conclude: Callable[[Assembly, RunFolders, float], Outcome]) -> Outcome:
+    """Run what is ordered on the ranks the launcher started, or in this process alone.
+
+    Args:
+        order: What.
+        stops: Takes requests to stop.
+        conclude: What to make of it in the end, on rank 0, from the run's folders and the seconds it took.
+
+    Returns:
+        That; on every rank.
 
     Raises:
         TedError: The same on every rank. Before the first phase starts nothing has been written.
         RankLostError: On the ranks that are left, when one of them died or hangs, and on one whose GPU failed.
     """
     started = time.monotonic()
-    stops = StopRequests()
     with hearing(stops), contextlib.ExitStack() as held:
-        _run_phases(recipe_path, overrides, wanted, stops, started, held)
+        return _run(order, stops, conclude, started, held)
 
 
-def _run_phases(
-    recipe_path: str,
-    overrides: Sequence[str],
-    wanted: Sequence[Phase],
+def _run(
+    order: Order,
     stops: StopRequests,
+    conclude: Callable[[Assembly, RunFolders, float], Outcome],
     started: float,
     held: contextlib.ExitStack,
-) -> None:
-    assembly, inputs = prepare(recipe_path, overrides, contracts_hold=True, stops=stops, held=held)
-    recipe, world, screen = assembly.recipe, assembly.world, assembly.screen
+) -> Outcome:
+    assembly, inputs = prepare(
+        order.recipe, order.overrides, contracts_hold=True, stops=stops, held=held, own=order.own
+    )
+    recipe, world = assembly.recipe, assembly.world
     journal = Journal(world)
-    chain = Chain(assembly, inputs, journal)
+    chain = Chain(assembly, inputs, journal, Listeners(world, stops, order.callbacks))
     stops.limit(recipe.stop_after_minutes, started_at=started)
     greet(assembly)
-    phases = chain.pending(wanted)
+    phases = chain.pending(order.wanted)
     try:
         if phases:
             chain.announce(phases)
@@ -65,12 +108,11 @@ def _run_phases(
             _open_output(recipe, world, assembly, journal)
             held.enter_context(chatter_kept_in(log_file(recipe.output_dir / LOGS, world.rank)))
             chain.run(phases)
+        seconds = time.monotonic() - started
         if world.is_main:
-            _show_results(screen, recipe, inputs.folders, journal.tracker, time.monotonic() - started)
-            if len(chain.took_s) > 1:
-                screen.say(f"phases      {_ticked(chain.took_s, screen.tick)}")
-            for what, command in next_commands(recipe, [recipe_path, *overrides]):
-                screen.say(f"{what:11} {command}")
+            _show_results(assembly, inputs.folders, journal.tracker, seconds)
+            _show_what_next(assembly.screen, recipe, order, chain.took_s)
+        return world.on_main(lambda: conclude(assembly, inputs.folders, seconds))
     except StoppedOnRequest as stop:
         _leave_stopped(assembly, journal, stop)
         raise
@@ -121,16 +163,25 @@ def _open_output(recipe: Recipe, world: World, assembly: Assembly, journal: Jour
             )
 
 
+def _show_what_next(screen: Screen, recipe: Recipe, order: Order, took_s: Mapping[str, float | None]) -> None:
+    if len(took_s) > 1:
+        screen.say(f"phases      {_ticked(took_s, screen.tick)}")
+    file = str(order.recipe) if isinstance(order.recipe, str | Path) else None
+    for what, command in next_commands(recipe, None if file is None else [file, *order.overrides]):
+        screen.say(f"{what:11} {command}")
+
+
 def _ticked(took_s: Mapping[str, float | None], tick: str) -> str:
     """A checklist of phases, those that this start of the run did with their times."""
     return "  ".join(f"{tick} {name}" + ("" if took is None else f" {duration(took)}") for name, took in took_s.items())
 
 
-def _show_results(screen: Screen, recipe: Recipe, folders: RunFolders, tracker: Tracker | None, seconds: float) -> None:
+def _show_results(assembly: Assembly, folders: RunFolders, tracker: Tracker | None, seconds: float) -> None:
+    screen, recipe = assembly.screen, assembly.recipe
     results = read_results(folders)
     if results is None:
         return
-    metric = kind_of(recipe.task).headline
+    metric = assembly.kind.headline
     scores = {metric: f"held-out {metric}"} | {f"{part}/{metric}": f"{part} {metric}" for part in recipe.data.beside}
     rows = [
         (

@@ -139,6 +139,9 @@ class Recorder:
     def log(self, step: int, values: Any) -> None:
         self.reports.append((step, values))
 
+    def stepped(self, step: int, skipped: str | None) -> None:
+        pass
+
     def say(self, text: str) -> None:
         self.said.append(text)
 

@@ -6,16 +6,42 @@ then holds it against the plain transformers forward.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from ted_ds.errors import ConfigError
+from ted_ds.errors import ConfigError, OwnCodeError
 from ted_ds.models.families.decoders import DECODERS, WITH_A_TEXT_MODEL
 from ted_ds.models.families.encoder_decoders import ENCODER_DECODERS
 from ted_ds.models.families.encoders import ENCODERS
 from ted_ds.models.family import Family
+from ted_ds.models.plug_ins import FAMILIES as PLUG_INS
+from ted_ds.models.plug_ins import load_plug_in
+
+
+class Families(Mapping[str, Family]):
+    """Families by model type: those of ted_ds, and of installed packages one that is asked for."""
+
+    def __init__(self, own: Mapping[str, Family]) -> None:
+        self._own = dict(own)
+
+    def __getitem__(self, name: str) -> Family:
+        if name not in self._own:
+            more = load_plug_in(PLUG_INS, name, Family)
+            if more is None:
+                raise KeyError(name)
+            if name not in more.model_types:
+                raise OwnCodeError(f"{PLUG_INS}: {name}: is a family of {', '.join(more.model_types)}, not of {name}")
+            self._own[name] = more
+        return self._own[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self._own])
+
+    def __len__(self) -> int:
+        return len(self._own)
+
 
 FAMILIES = (*DECODERS, *ENCODERS, *ENCODER_DECODERS)
-FAMILY_OF: Mapping[str, Family] = {name: family for family in FAMILIES for name in family.model_types}
+FAMILY_OF: Mapping[str, Family] = Families({name: family for family in FAMILIES for name in family.model_types})
 KNOWN_TYPES = tuple(FAMILY_OF)
 TEXT_TYPE_IN: Mapping[str, str] = WITH_A_TEXT_MODEL
 SPAN_TYPES = tuple(name for name, family in FAMILY_OF.items() if family.span_head is not None)

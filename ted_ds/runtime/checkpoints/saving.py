@@ -51,6 +51,7 @@ class Checkpoints:
         inputs: Mapping[str, Any],
         retention: Retention,
         say: Callable[[str], None],
+        tell: Callable[[int, Path], None] | None = None,
     ) -> None:
         """Keep them in ``root``.
 
@@ -61,9 +62,11 @@ class Checkpoints:
             inputs: What decides the phase's result; a checkpoint of other inputs is refused.
             retention: Which to keep.
             say: Takes messages to the user.
+            tell: Hears of each that is in its place, on every rank: after which step, and where.
         """
         self.folders = CheckpointFolders(root)
         self._world, self._run_id, self._retention, self._say = world, run_id, retention, say
+        self._tell = tell
         self._inputs = json.loads(json.dumps(inputs))
         self._write: BackgroundWrite | None = None
         self._step = 0
@@ -147,6 +150,8 @@ class Checkpoints:
             self._world.on_main(self._remove_unfinished)  # a full disk needs the room
             raise
         self.stalled_s += time.monotonic() - started
+        if self._tell is not None:
+            self._tell(self._step, place)
 
     def _commit(self, known: Mapping[str, FileRecord]) -> None:
         about = {"run": self._run_id, "inputs": self._inputs}

@@ -83,6 +83,9 @@ class Run:
         if self._refuses is not None:
             raise self._refuses
 
+    def stepped(self, step: int, skipped: str | None) -> None:
+        self.events.append(("stepped", (step, skipped)))
+
     def say(self, text: str) -> None:
         self.events.append(("say", text.strip()))
 

@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from ted_ds.launching.starters import SAME_REQUEST_S
-from ted_ds.runtime.preemption import AGREE_WITHIN_S, STOP_SIGNALS, StopRequests, shielded
+from ted_ds.runtime import preemption
+from ted_ds.runtime.preemption import AGREE_WITHIN_S, LOOK_EVERY_S, STOP_SIGNALS, StopRequests, shielded
 
 pytestmark = pytest.mark.lengthy
 
@@ -83,6 +85,49 @@ def test_each_signal_is_a_reason_and_does_not_end_the_process(number):
         assert 0 <= stops.seconds_since <= time.monotonic() - asked_at
     assert signal.getsignal(number) is before
     assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_in_a_process_of_somebody_else_a_second_signal_is_that_processs_own(monkeypatch):
+    """And a request before the first step, when a process of ``ted-ds`` would end, does not end it."""
+    monkeypatch.setattr(preemption, "AGREE_WITHIN_S", 0.05)
+    heard = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _: heard.append(number))
+    stops = StopRequests(owns_process=False)
+    try:
+        with stops.listening():
+            os.kill(os.getpid(), signal.SIGUSR1)
+            wait_until(lambda: stops.reason is not None)
+            time.sleep(1.5 * LOOK_EVERY_S)
+            assert (stops.reason, heard) == ("SIGUSR1", [])
+            os.kill(os.getpid(), signal.SIGUSR1)
+            wait_until(lambda: heard)
+            assert heard == [signal.SIGUSR1]
+        os.kill(os.getpid(), signal.SIGUSR1)
+        wait_until(lambda: len(heard) == 2)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_run_may_ask_from_within():
+    stops = StopRequests(owns_process=False)
+    stops.ask("enough")
+    stops.ask("more than enough")
+    assert stops.reason == "enough"
+    assert 0 <= stops.seconds_since < PATIENCE_S
+
+
+def test_another_thread_than_the_main_one_hears_no_signals():
+    found = []
+
+    def listen():
+        before = signal.getsignal(signal.SIGTERM)
+        with StopRequests(owns_process=False).listening():
+            found.append(signal.getsignal(signal.SIGTERM) is before)
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    thread.join()
+    assert found == [True]
 
 
 def test_a_budget_is_a_reason_once_it_is_used_up():
