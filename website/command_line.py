@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ted_ds.cli import build_parser
+from ted_ds.verbs.words import build_parser
 from website.markdown import cell
 
 HEAD = """# Command line

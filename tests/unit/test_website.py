@@ -11,8 +11,8 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
-from ted_ds.cli import HELP_OF_VERB
 from ted_ds.config.schema import Recipe
+from ted_ds.verbs.words import HELP_OF_VERB
 from tests.optional import NO_SITE, SITE
 from tests.tiny import ROOT
 from website import messages, python_api, recipe_keys, staging

@@ -50,6 +50,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("kjv", "imdb", "imdb_sentences"):
         write_corpus(assets / f"{name}.jsonl")
     write_labelled(assets / "rotten_tomatoes.jsonl", 60)
+    for name in ("movies", "products", "editorials"):
+        write_rows(
+            assets / f"vader_{name}.jsonl", ({"text": f"film {row}", "label": row / 15 - 2} for row in range(60))
+        )
     write_labelled(assets / "sarcasm.jsonl", 60, labels=("plain", "sarcastic"))
     question = "More resistance means\n\n A: more current\n B: less current, say {}"
     write_rows(assets / "quartz.jsonl", ({"input": question.format(row), "ideal": "AB"[row % 2]} for row in range(60)))
