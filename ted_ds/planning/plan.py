@@ -46,6 +46,7 @@ from ted_ds.planning.model_lookup import HubLookup, KnownModel, by_local_files
 from ted_ds.planning.phase import phases_of
 from ted_ds.planning.pipeline_cut import Stage, plan_stages
 from ted_ds.planning.quantised_teacher import quantised_mistakes
+from ted_ds.planning.relations import relation_mistakes
 from ted_ds.planning.ridge_filters import ridge_mistakes
 from ted_ds.planning.steps import epochs_in_words, plan_with_rows
 from ted_ds.planning.student_facts import begun_with, find_student
@@ -194,6 +195,7 @@ def _lay_out(
     check_routers(recipe, teacher, student, mistakes)
     mistakes.add("", *refused_uses(recipe, teacher, student))
     mistakes.add("", *quantised_mistakes(recipe, teacher, student), *adapter_mistakes(recipe, student))
+    mistakes.add("", *relation_mistakes(recipe, teacher, student))
     mistakes.add("", *heal_mistakes(recipe, teacher, student))
     places = known["teacher"].place, known["student"].place
     by_config = [side for side, one in known.items() if one.config]
