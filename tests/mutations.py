@@ -52,6 +52,24 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = {
+    "relation_direction": Mutation(
+        "numerics/relations.py",
+        "apart = (teacher.exp() * (teacher - student)).sum(-1).mean(1)",
+        "apart = (student.exp() * (student - teacher)).sum(-1).mean(1)",
+        "the teacher's relations are held against the student's",
+    ),
+    "relation_scale": Mutation(
+        "numerics/relations.py",
+        "math.sqrt(heads.shape[-1])",
+        "math.sqrt(vectors.shape[-1])",
+        "relations are scaled by the width of all heads",
+    ),
+    "relation_tokens": Mutation(
+        "models/relation_taps.py",
+        "self._seen.setdefault(name, output)",
+        "self._seen[name] = output",
+        "a DeBERTa's relations are those of its positions",
+    ),
     "cka_of_rows": Mutation(
         "data/loader.py",
         "positions = None if stack == DECODER else self.position_ids",

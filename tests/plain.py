@@ -93,3 +93,16 @@ def plain_cka(student: Tensor, teacher: Tensor) -> Tensor:
     centre = torch.eye(count, dtype=student.dtype) - 1 / count
     own, other = (centre @ one @ one.T @ centre for one in (student, teacher))
     return count * (1 - torch.trace(own @ other) / (torch.trace(own @ own) * torch.trace(other @ other)).sqrt())
+
+
+def plain_relations(student: Tensor, teacher: Tensor, kept: Tensor, num_heads: int) -> Tensor:
+    """The mean over kept tokens and heads of the KL between relations of rows' kept tokens, by torch.distributions.
+
+    (Wang et al. 2021, equations 5 to 8, of one kind of vectors, ``[rows, seq, width]``.) 0 of nothing at all.
+    """
+    found = []
+    for own, other, rows in zip(student, teacher, kept, strict=True):
+        for mine, theirs in zip(own[rows].chunk(num_heads, dim=-1), other[rows].chunk(num_heads, dim=-1), strict=True):
+            scores = [one @ one.T / one.shape[-1] ** 0.5 for one in (theirs, mine)]
+            found += [kl_divergence(*(Categorical(logits=one) for one in rows)) for rows in zip(*scores, strict=True)]
+    return torch.stack(found).mean() if found else student.sum() * 0

@@ -11,10 +11,9 @@ from typing import Any
 from torch import nn
 
 from ted_ds.assembly.assembly import Assembly
-from ted_ds.errors import ConfigError
+from ted_ds.assembly.term_places import balanced_parameters, relations_of
 from ted_ds.models.filter_files import load_filters
 from ted_ds.models.heads import FilterProbes, ProbesOfModels, own_probes
-from ted_ds.models.shared_block import last_shared_block
 from ted_ds.models.student import FilteredModel
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank, IdentityFilters
@@ -227,11 +226,12 @@ def build_stage_two(
             teacher_filters.keep(stage.places)
     kind = build.recipe.filters.kind if plan.needs.filters and build.recipe.filters is not None else "linear"
     frozen: FrozenModel | None = None
-    base = BaseTeacher(build.models.base_of(tapped, teacher_layers)) if teacher is None else None
+    base = build.models.base_of(tapped, teacher_layers) if teacher is None else None
     if plan.needs.teacher and cached is None and teacher is not None:  # on every stage: to load it is to communicate
         frozen = build.models.frozen("teacher", teacher, teacher_layers, stage=stage, new_head_allowed=new_head_allowed)
     runs_here = frozen if stage is None or "teacher" in stage.runs else None
-    teaching: Teacher = base or cached or runs_here or AbsentTeacher()
+    by_base = None if base is None else BaseTeacher(base)
+    teaching: Teacher = by_base or cached or runs_here or AbsentTeacher()
     objective: Objective
     if not plan.needs.teacher:
         objective = FinetuneObjective(build.terms_to_train("student"), plan.weights_at(0).task)
@@ -247,24 +247,13 @@ def build_stage_two(
         )
     else:
         objective = _distill_objective(build, teaching, teacher_filters, stage)
+    if isinstance(objective, DistillObjective) and plan.needs.relations:
+        taught_by = frozen.tapped if frozen is not None else base
+        assert taught_by is not None, "a cache has no queries, keys and values"
+        objective.relations = relations_of(build, student=tapped, teacher=taught_by)
     if isinstance(objective, DistillObjective) and plan.balance is not None:
-        objective.balance_on(_balanced_parameters(tapped))
+        objective.balance_on(balanced_parameters(tapped, objective.relations))
     return StageTwo(tapped, bank, kind, FilteredModel(tapped, bank), frozen, teacher_filters, objective)
-
-
-def _balanced_parameters(tapped: TappedModel) -> list[nn.Parameter]:
-    """Those on which gradients of terms are compared: what trains of the last block that all terms reach.
-
-    Raises:
-        ConfigError: Nothing does.
-    """
-    trained = [one for one in last_shared_block(tapped).parameters() if one.requires_grad]
-    if not trained:
-        raise ConfigError(
-            "distill.balance: nothing trains in the student's block on which gradients of its terms would be compared; "
-            "let student.lora.targets name a map in it, or give weights without balance"
-        )
-    return trained
 
 
 def read_at(build: Assembly, tapped: TappedModel) -> ReadAt:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import entry_points
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -30,7 +30,9 @@ PARAMETERS = {
 """Of divergences: which have it, and what it is where a recipe does not say: the middle, and that of DistiLLM."""
 
 
-WEIGHTS = ("task_weight", "kl_weight", "feature_weight")
+WEIGHTS = ("task_weight", "kl_weight", "feature_weight", "relation_weight")
+OF_RELATIONS = ("relation_heads", "relation_layers")
+"""Settings that go with a ``relation_weight``."""
 OF_BALANCE = {"balance_every_steps": 100, "balance_average": 0.9}
 """Settings that go with ``balance``, and what they are where a recipe does not say."""
 
@@ -55,6 +57,7 @@ class Weights(NamedTuple):
     task: float
     prediction: float
     features: float
+    relations: float
 
 
 class Distill(PhasePlan):
@@ -65,7 +68,7 @@ class Distill(PhasePlan):
     method: Literal["sft", "kd", "lwd", "ted"] = "ted"
     """``sft``: task loss only; ``kd``: and predictions; ``lwd``: and matching of layers; ``ted``: filtered ones."""
     task_weight: Weight = 1.0
-    """This and the other two are numbers, or ``[[step, weight], ...]``: from one of these steps to the next, counted
+    """This and the others are numbers, or ``[[step, weight], ...]``: from one of these steps to the next, counted
     from 0, the weight changes linearly, and it stays at the first before them and at the last behind them."""
     kl_weight: Weight = 1.0
     """Of the prediction term, whichever divergence that is."""
@@ -92,6 +95,12 @@ class Distill(PhasePlan):
     """Bring each token's features to mean 0 and variance 1 before comparing; for decoders, whose states have outliers.
     Not in the paper."""
 
+    relation_weight: Weight = 0.0
+    """Of how the tokens of a text relate to each other by queries, by keys and by values of a block (MiniLMv2)."""
+    relation_heads: int = Field(default=16, gt=0)
+    """Into how many heads both models' are cut for it, whatever heads they have."""
+    relation_layers: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None
+    """The student's block and the teacher's, counted from 1; unset: the last of both."""
     balance: Literal["gradient_norm"] | None = None
     """``gradient_norm``: the weights are shares. Each term is scaled so that the norms of the terms' gradients on the
     last block that all of them reach are to each other as the weights are."""
@@ -116,7 +125,8 @@ class Distill(PhasePlan):
                 yield "method: sft has one term, whose weight cannot change; give task_weight as a number"
             return
         changing = [getattr(self, name) for name in self.changing_weights]
-        used = [name for name in WEIGHTS if name != "feature_weight" or self.method != "kd"]
+        switched = {"feature_weight": self.method != "kd", "relation_weight": highest(self.relation_weight) > 0}
+        used = [name for name in WEIGHTS if switched.get(name, True)]
         for step in sorted({step for points in changing for step, _ in points}):
             if not any(weight_at(getattr(self, name), step) for name in used):
                 yield f"at step {step} {' and '.join(used)} are 0, so that nothing is learned; keep one of them above 0"
@@ -126,12 +136,18 @@ class Distill(PhasePlan):
     def _several_terms_are_balanced(self) -> Iterator[str]:
         given = [name for name in OF_BALANCE if name in self.model_fields_set]
         if self.balance is None and given:
-            yield f"{' and '.join(given)}: they go with balance: gradient_norm; remove them, or give that"
+            yield f"{_together(given)} with balance: gradient_norm; give that, or remove what goes with it"
         if self.balance is not None and self.method != "sft" and len(self.weighed) < 2:
             yield (
                 f"balance: {self.balance}: {', '.join(self.weighed)} alone has a weight above 0, and nothing to be "
                 "balanced with; remove it, or raise another weight"
             )
+
+    @rule
+    def _relations_have_a_weight(self) -> Iterator[str]:
+        given = [name for name in OF_RELATIONS if name in self.model_fields_set]
+        if given and not highest(self.relation_weight):
+            yield f"{_together(given)} with a relation_weight above 0; give one, or remove what goes with it"
 
     @rule
     def _parameter_of_divergence(self) -> Iterator[str]:
@@ -143,10 +159,13 @@ class Distill(PhasePlan):
     def needs_of_terms(self) -> dict[str, Needs]:
         """What each term that the method and the weights switch on needs; the task's is always there."""
         terms = {"task": NOTHING}
-        if self.method == "kd" or (self.method != "sft" and highest(self.kl_weight) > 0):
+        relations = self.method != "sft" and highest(self.relation_weight) > 0
+        if (self.method == "kd" and not relations) or (self.method != "sft" and highest(self.kl_weight) > 0):
             terms["prediction"] = Needs(predictions=True)
         if self.method in ("lwd", "ted"):
             terms["features"] = Needs(states=True, filters=self.method == "ted")
+        if relations:
+            terms["relations"] = Needs(relations=True)
         return terms
 
     @property
@@ -187,6 +206,9 @@ class Distill(PhasePlan):
             values.pop(name)
         if self.feature_distance == "mse":
             values.pop("feature_distance")
+        if not highest(self.relation_weight):
+            for name in ("relation_weight", *OF_RELATIONS):
+                values.pop(name)
         if self.balance is None:
             for name in ("balance", *OF_BALANCE):
                 values.pop(name)
@@ -196,3 +218,7 @@ class Distill(PhasePlan):
             if self.divergence in kinds:
                 values[name] = self.divergence_parameter
         return values
+
+
+def _together(names: Sequence[str]) -> str:
+    return f"{' and '.join(names)} {'go' if len(names) > 1 else 'goes'}"

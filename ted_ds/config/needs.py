@@ -15,14 +15,21 @@ class Needs:
     """Of the matched layers of both models."""
     filters: bool = False
     """Learned ones for these states, on both sides: Stage I."""
+    relations: bool = False
+    """What the attention of a block of each model reads."""
 
     @property
     def teacher(self) -> bool:
         """Whether there is a teacher at all."""
-        return self.predictions or self.states
+        return self.predictions or self.states or self.relations
 
     def __or__(self, other: Needs) -> Needs:
-        return Needs(self.predictions or other.predictions, self.states or other.states, self.filters or other.filters)
+        return Needs(
+            self.predictions or other.predictions,
+            self.states or other.states,
+            self.filters or other.filters,
+            self.relations or other.relations,
+        )
 
 
 NOTHING = Needs()

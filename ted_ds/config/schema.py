@@ -165,7 +165,7 @@ class Recipe(Section):
         method, distill = self.distill.method, self.distill
         if method == "sft" and highest(distill.task_weight) == 0:
             yield "distill.task_weight: 0: method: sft trains on the task alone; use a weight above 0"
-        if method == "kd" and highest(distill.kl_weight) == 0:
+        if method == "kd" and not distill.needs.relations and highest(distill.kl_weight) == 0:
             yield "distill.method: kd needs a kl_weight above 0; without a teacher it is sft"
         if method in ("lwd", "ted") and highest(distill.feature_weight) == 0:
             yield f"distill.feature_weight: 0: method: {method} matches layers; use a weight above 0, or method: kd"
@@ -220,6 +220,18 @@ class Recipe(Section):
                 f"teacher.host: {self.teacher.host}: with pipeline.stages above 1 each stage holds its own blocks of "
                 "the teacher; use auto, replica or int8"
             )
+
+    @rule
+    def _relations_are_at_hand(self) -> Iterator[str]:
+        if not self.distill.needs.relations:
+            return
+        place = "distill.relation_weight"
+        if self.pipeline.stages > 1:
+            yield f"{place}: blocks of both models would have to be on one stage; remove it, or use pipeline.stages: 1"
+        if self.teacher.cache is not None:
+            yield f"{place}: the cache holds no queries, keys and values; remove teacher.cache, or the weight"
+        if self.torch_compile:
+            yield f"{place}: compiled blocks hand over no queries, keys and values; set torch_compile to false"
 
     @rule
     def _adapters_train_in_one_piece(self) -> Iterator[str]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from ted_ds.models.family_traits import Dropouts, Mixtures, OutputMaps, TokenTypes
+from ted_ds.models.family_traits import AttentionMaps, Dropouts, Mixtures, OutputMaps, TokenTypes
 from ted_ds.models.units import Units
 
 ENCODER, DECODER = STACKS = ("encoder", "decoder")
@@ -35,7 +35,7 @@ is to leave out the blocks above the last that is matched."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family(Mixtures, Dropouts, OutputMaps, TokenTypes, Units):
+class Family(AttentionMaps, Mixtures, Dropouts, OutputMaps, TokenTypes, Units):
     """Where a transformers model has its parts, what its files and ``config.json`` call things, and what it can do."""
 
     model_types: tuple[str, ...]

@@ -112,3 +112,12 @@ class TokenTypes:
         if self.token_types_key is None:
             return 0
         return int(config.get(self.token_types_key, self.token_types_by_default))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionMaps:
+    """Which linear maps of a block put out what its attention reads; of a family without such ones, nothing."""
+
+    attention_maps: tuple[str, ...] = ()
+    """By their names within a block: those of queries, keys and values, or one that puts out as many of each, one after
+    the other, all heads of queries first."""

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from ted_ds.models.family import DECODER
 from ted_ds.models.parts import blocks_of
 from ted_ds.models.taps import TappedModel
-from ted_ds.numerics.layer_map import number_of, stack_of
+from ted_ds.numerics.layer_map import Layer, number_of, stack_of
 
 
-def last_shared_block(tapped: TappedModel) -> nn.Module:
-    """The last block that the terms of all tapped layers reach, and those of the predictions.
+def last_shared_block(tapped: TappedModel, related: Sequence[int] = ()) -> nn.Module:
+    """The last block that the terms of all tapped layers reach, those of ``related`` blocks, and those of predictions.
 
-    It is the block of the first tapped layer: what is behind it has no part in that layer. (An encoder is before its
-    decoder; the embeddings, layer 0, are behind no block and do not count.) Without tapped layers, the last block.
+    It is the block of the first of them: what is behind it has no part in that layer. (An encoder is before its
+    decoder; the embeddings, layer 0, are behind no block and do not count.) Without any, the last block.
     """
     model, family = tapped.model, tapped.family
-    layers = [layer for layer in tapped.layers if number_of(layer) > 0]
+    layers: list[Layer] = [layer for layer in (*tapped.layers, *related) if number_of(layer) > 0]
     if not layers:
         return blocks_of(model, family)[-1]
     first = min(layers, key=lambda layer: (stack_of(layer) == DECODER, number_of(layer)))

@@ -50,7 +50,6 @@ def filter_distance_sum(
     rows: Tensor | None = None,
     sizes: Sequence[int] | None = None,
     distance: FeatureDistance = MSE,
-    max_chunk_bytes: int | None = None,
 ) -> Float[Tensor, ""]:
     """Sum over kept tokens of how far both sides' filtered states are apart (TED, the layer-wise term: their MSE).
 
@@ -66,7 +65,6 @@ def filter_distance_sum(
         rows: Which of the flattened tokens are kept (:func:`~ted_ds.numerics.chunks.kept_rows`); None for all.
         sizes: How many kept tokens each text has, in their order; for a distance that is of whole texts.
         distance: What is measured of a token, or of a text.
-        max_chunk_bytes: For a chunk's differences; unset: what suits the device.
     """
     parameters = [one for layer in student_filter for one in layer]
     with_grad = torch.is_grad_enabled()
@@ -76,7 +74,7 @@ def filter_distance_sum(
         distance=distance,
         sizes=sizes if distance.is_of_texts else None,
         needs=[with_grad and one.requires_grad for one in (student_states, *parameters)],
-        max_chunk_bytes=max_chunk_bytes or CHUNK_BYTES.get(student_states.device.type, CHUNK_BYTES["cuda"]),
+        max_chunk_bytes=CHUNK_BYTES.get(student_states.device.type, CHUNK_BYTES["cuda"]),
         dtype=compute_dtype(parameters[0] if parameters else student_states),
     )
     return _FilterDistance.apply(select_rows(student_states, rows), job, *parameters)

@@ -29,6 +29,7 @@ from ted_ds.numerics.task_terms import TaskTerms
 from ted_ds.objectives.finetune import BALANCE, TASK, balance_terms, label_counter
 from ted_ds.objectives.gradient_balance import GradientBalance
 from ted_ds.objectives.own_term import OwnTerm, Taps
+from ted_ds.objectives.relations import Relations
 from ted_ds.objectives.teacher_view import TeacherView
 from ted_ds.objectives.term import Term, Terms
 from ted_ds.runtime.step_clock import FORWARD, LOSSES, TEACHER, timed
@@ -44,6 +45,9 @@ def _count_targets(batch: Batch) -> Tensor:
     """The same of a decoder's states."""
     assert batch.kept_targets is not None
     return batch.kept_targets.sum()
+
+
+RELATION = "loss/relation_kl"
 
 
 def _divergence_of(plan: Distill) -> Divergence:
@@ -122,7 +126,11 @@ class DistillObjective(Terms):
         if "features" in needs:
             compared_by = zip(self._feature_names, map(self._counter_of, student_layers), strict=True)
             terms += [Term(name, 1.0, count, needs["features"]) for name, count in compared_by]
+        if "relations" in needs:
+            terms.append(Term(RELATION, 1.0, _count_tokens, needs["relations"]))
         super().__init__(terms)
+        self.relations: Relations | None = None
+        """Whose attention relations are compared, where the plan wants that; given before the first loss."""
         self._loss_weights = LossWeights(1.0, 1.0, plan.temperature, num_shared_ids)
         with_output = [TASK, *([task.prediction_name] if self.needs.predictions and not task.in_one_pass else [])]
         compared = self._feature_names if self.needs.states else []
@@ -130,7 +138,8 @@ class DistillObjective(Terms):
             compared = [name for place, name in enumerate(compared) if place in here.places]
             with_output = with_output if here.has_output else []
         self._compared_here = compared
-        self._weights_of_sums = dict.fromkeys([*with_output, *compared], 1.0)
+        related = [RELATION] if self.needs.relations else []
+        self._weights_of_sums = dict.fromkeys([*with_output, *compared, *related], 1.0)
         self._has_balance = task.balance_weight != 0 and bool(with_output)
         names = layer_names(student_layers)
         self._view = TeacherView(names if self.needs.states else (), with_task=self.needs.predictions)
@@ -204,15 +213,19 @@ class DistillObjective(Terms):
         per_pair = weights.features / num_pairs
         of_prediction = weights.prediction * self._task.prediction_scale(self._plan.temperature)
         of_terms = {TASK: weights.task, self._task.prediction_name: of_prediction}
-        of_terms |= dict.fromkeys(self._feature_names, per_pair)
+        of_terms |= {**dict.fromkeys(self._feature_names, per_pair), RELATION: weights.relations}
         self.terms = tuple(replace(term, weight=of_terms.get(term.name, term.weight)) for term in self.terms)
         self._loss_weights = replace(self._loss_weights, task=weights.task, prediction=of_prediction)
         self._weights_of_sums.update(dict.fromkeys(self._compared_here, per_pair))
+        if self.needs.relations:
+            self._weights_of_sums[RELATION] = weights.relations
         if self._has_balance:
             self._weights_of_sums[BALANCE] = self._task.balance_weight if alone is None else 0.0
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """See :class:`~ted_ds.objectives.term.Terms`."""
+        if self.needs.relations:
+            batch.text_sizes(0)
         if self._distance.is_of_texts:
             for layer in self._student_layers:  # on the host, which would wait for a device later
                 batch.text_sizes(layer)
@@ -273,10 +286,14 @@ class DistillObjective(Terms):
         totals: dict[str, Tensor] = {}
         texts = self._texts_of(batch)
 
+        if self.relations is not None:
+            self.relations.student.listen()
+
         @timed(LOSSES)
         def learn(student: Predictions | None, match: Matcher) -> Tensor:
             sums: dict[str, Tensor] = {}
             of_teacher: list[Tensor] = []
+            related = None if self.relations is None else self.relations.begin()
 
             @timed(LOSSES)
             def compare_states(place: int, state: Tensor) -> None:
@@ -296,6 +313,9 @@ class DistillObjective(Terms):
 
             @timed(LOSSES)
             def compare_predictions(teacher: Predictions | None) -> None:
+                if self.relations is not None and related is not None:
+                    sums[RELATION] = self.relations.sum(related, batch)
+                    totals[RELATION] = sums[RELATION].detach()
                 if student is None:  # they are made on the last stage of a pipeline
                     return
                 weights = replace(

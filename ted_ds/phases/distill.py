@@ -93,7 +93,7 @@ def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
     if needs.teacher and cached is None and not by_base:
         kit.teacher.vet(stage.teacher, teacher)
     if stage.teacher is not None:
-        if not needs.predictions:
+        if not (needs.predictions or needs.relations):
             build.models.drop_beyond_taps(stage.teacher)
         build.models.share(stage.teacher, stage.module)
     with build.engine(

@@ -136,7 +136,9 @@ class _Cutter:
         self._other_layers = [] if self._other is None else [_in_one_row(pair[1], self._other) for pair in pairs]
         # what no matched layer needs does not run where there are no predictions
         self._own_end = max(self._own_layers) if self._is_filters else self._own.num_blocks
-        self._predicts = self._other is not None and not self._is_filters and recipe.distill.needs.predictions
+        needs = recipe.distill.needs
+        whole = needs.predictions or needs.relations
+        self._predicts = self._other is not None and not self._is_filters and whole
         self._other_end = 0
         if self._other is not None:
             self._other_end = self._other.num_blocks if self._predicts else max(self._other_layers, default=0)

@@ -49,6 +49,7 @@ from ted_ds.planning.model_lookup import HubLookup, KnownModel, by_local_files
 from ted_ds.planning.phase import phases_of
 from ted_ds.planning.pipeline_cut import Stage, plan_stages
 from ted_ds.planning.quantised_teacher import quantised_mistakes
+from ted_ds.planning.relations import relation_mistakes
 from ted_ds.planning.ridge_filters import ridge_mistakes
 from ted_ds.planning.shipped_deepspeed import is_open, with_some_file
 from ted_ds.planning.steps import epochs_in_words, plan_with_rows, transfer_in_words
@@ -206,6 +207,7 @@ def _lay_out(
     check_routers(recipe, teacher, student, mistakes)
     mistakes.add("", *refused_uses(recipe, teacher, student))
     mistakes.add("", *quantised_mistakes(recipe, teacher, student), *adapter_mistakes(recipe, student))
+    mistakes.add("", *relation_mistakes(recipe, teacher, student))
     mistakes.add("", *heal_mistakes(recipe, teacher, student))
     places = known["teacher"].place, known["student"].place
     by_config = [side for side, one in known.items() if one.config]

@@ -56,6 +56,8 @@ def why_one(recipe: Recipe) -> tuple[str, str] | None:
             "distill.feature_distance: cka compares how the tokens of a text lie to each other",
             "distill.feature_distance: mse or cosine",
         )
+    if distill.needs.relations:
+        return ("distill.relation_weight compares how the tokens of a text relate to each other", "no relation_weight")
     if distill.needs.teacher and recipe.pipeline.stages > 1:
         return (
             "the stages of a pipeline hand on the tokens of one",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from ted_ds.assembly.student_cut import made_for_now
 from ted_ds.data.loader import Batch
 from ted_ds.data.two_tokenizers import BOTH
 from ted_ds.errors import TedError
+from ted_ds.models.relation_taps import RelationTap
 from ted_ds.numerics.filters import Match
 from ted_ds.objectives.distill import DistillObjective
 from ted_ds.output.phase_folder import PhaseFolder, model_identity
@@ -224,7 +226,12 @@ class Doctor:
             return losses[0]
 
         counts = objective.counts(batch)
+        relations = objective.relations
+        if relations is not None:
+            own = RelationTap(twin.tapped, relations.teacher.number)
+            objective.relations = replace(relations, student=own)
         _, totals = objective.loss(forward, batch, counts)
+        objective.relations = relations
         twin.release()
         left = {name: float(totals[name] / counts[name].clamp(min=1)) for name in totals if name != "loss/task"}
         everywhere = {name: max((one[name] for one in self._world.gather(left)), key=abs) for name in left}

@@ -33,6 +33,7 @@ from ted_ds.models.family import DECODER, STACKS
 from ted_ds.models.heads import FilterProbes, classification_probes, lm_probes, span_probes
 from ted_ds.models.loading import DTYPES
 from ted_ds.models.readers import seq2seq_probes
+from ted_ds.models.relation_taps import RelationTap
 from ted_ds.models.student import FilteredModel
 from ted_ds.numerics.filters import FilterBank
 from ted_ds.numerics.layer_map import Layer, layer_names, stack_of
@@ -40,6 +41,7 @@ from ted_ds.numerics.likeness import FEWEST_TOKENS, SAMPLED_TOKENS
 from ted_ds.numerics.task_terms import WeighedCrossEntropy
 from ted_ds.objectives.distill import DistillObjective
 from ted_ds.objectives.learn_filters import FilterObjective
+from ted_ds.objectives.relations import Relations
 from ted_ds.objectives.teacher_view import STUDENT_TASK, TEACHER_TASK
 from ted_ds.runtime.frozen import FrozenModel, frozen_engine_config
 from tests.dist import run_ranks
@@ -53,7 +55,14 @@ from tests.distributed.training import (
     raw_config,
     start_engine,
 )
-from tests.plain import DIVERGENCES, divergence_settings, plain_cka, plain_divergence, probe_logits
+from tests.plain import (
+    DIVERGENCES,
+    divergence_settings,
+    plain_cka,
+    plain_divergence,
+    plain_relations,
+    probe_logits,
+)
 from tests.task_kinds import MASKED_ON_ALL, OF_NAME, TASK_TERMS
 from tests.tiny import ENCODER_DECODERS, LABELS, MAX_POSITIONS, ROOT, VOCAB_SIZE, distill_plan, write_model
 
@@ -61,6 +70,8 @@ GLOBAL_BATCH = 16
 SEPARATOR, PAD = 1, 0
 MASKED = ("masked_lm", MASKED_ON_ALL)
 TEMPERATURE = 2.0
+RELATED, RELATION_HEADS = (1, 2), 4
+"""Blocks of student and teacher, and into how many heads they are cut: other ones than their own two."""
 SPREAD = {("multiple_choice", "fp32"): 0.3}
 """Of weights: where choices are hardly told apart, gradients are differences of numbers that are nearly equal. (In bf16
 a plain pass says what is left of them.)"""
@@ -146,6 +157,8 @@ class Setup(NamedTuple):
     """The task loss; ``weighed`` has class weights and label smoothing."""
     distance: str = "mse"
     """What is measured between filtered states."""
+    relation_weight: float = 0.0
+    """Of the attention relations of ``RELATED`` blocks."""
 
     @property
     def size(self) -> Size:
@@ -292,16 +305,16 @@ def of_weighed_losses() -> list[Case]:
 
 
 def of_distances() -> list[Case]:
-    """How tokens lie to each other, which is of texts and no sum over tokens, under every ZeRO stage."""
+    """How tokens lie and attend to each other, which is of texts and no sum over tokens, under every ZeRO stage."""
     generator = random.Random(2)
     cases = []
     for stage, packed in zip(FACTORS["stage"], (True, False, True, False), strict=True):
         values: dict[str, Any] = {}
-        while not values or not is_allowed(values):
+        while not values or values["kind"] == "seq2seq" or not is_allowed(values):
             values = {name: generator.choice(options) for name, options in FACTORS.items()}
             values |= {"stage": stage, "packed": packed, "what": generator.choice(("features", "all"))}
         case = make_case(values)
-        cases.append(case._replace(setup=case.setup._replace(distance="cka")))
+        cases.append(case._replace(setup=case.setup._replace(distance="cka", relation_weight=0.9)))
     return cases
 
 
@@ -529,11 +542,15 @@ def run_setup(world: Any, place: Path, setup: Setup, layouts: Sequence[Layout]) 
                 **WEIGHTS[setup.what],
                 **divergence_settings(setup.divergence),
                 feature_distance=setup.distance,
+                relation_weight=setup.relation_weight,
             ),
             teacher=teacher,
             teacher_filters=make_bank(size, of_teacher, 12).to(dtype).requires_grad_(False),
             student_layers=of_student,
         )
+        if setup.relation_weight:
+            taps = RelationTap(student, RELATED[0]), RelationTap(teacher.tapped, RELATED[1])
+            objective.relations = Relations(*taps, num_heads=RELATION_HEADS)
     engine = start_engine(world, module, config, precision=setup.precision, max_steps=len(size.steps) * 8)
     results = [run_layout(world, engine, objective, setup, layout) for layout in layouts]
     engine.release()
@@ -647,13 +664,16 @@ def reference(
     width: int,
     loss: str,
     distance: str,
+    relation_weight: float,
     arithmetic: torch.dtype = torch.float64,
 ) -> list[tuple[dict[str, float], Any, dict[str, float]]]:
     """Terms, gradients and what is looked at in each step: one process, one batch, one document a row.
 
     Losses are in fp64 either way.
     """
-    setup = Setup(what, kind, family, 1, 1, 0, precision, "replicated", divergence, width, loss, distance)
+    setup = Setup(
+        what, kind, family, 1, 1, 0, precision, "replicated", divergence, width, loss, distance, relation_weight
+    )
     size, of_teacher, of_student = setup.size, setup.layers("teacher"), setup.layers("student")
     dtype = DTYPES[precision]
     load = functools.partial(load_tapped, kind=kind, precision=precision)
@@ -663,6 +683,7 @@ def reference(
     else:
         module = FilteredModel(load(place / "student", layers=of_student), make_bank(size, of_student, 11))
         module = module.to(dtype).to(arithmetic).train()
+        taps = [RelationTap(*one) for one in zip((module.tapped, teacher), RELATED, strict=True)]
         teacher_bank = make_bank(size, of_teacher, 12).to(dtype).to(arithmetic)
     results = []
     beside: dict[str, float] = {}
@@ -670,6 +691,8 @@ def reference(
         inputs, labels, token = one_batch(kind, rows)
         if kind == "chat":  # layer-wise terms are of what completions are predicted from, the KL of all that follows
             token = labels != -100
+        for tap in taps if relation_weight else ():
+            tap.listen()
         with torch.no_grad():
             teacher_logits, states = teacher(inputs)
             teacher_logits = read(kind, teacher_logits, rows)
@@ -709,6 +732,10 @@ def reference(
                 beside[TEACHER_TASK] = plain_task(kind, loss, predictions[1], labels).item()
                 beside[STUDENT_TASK] = values["loss/task"].item()
             weights = dict.fromkeys(values, chosen["feature_weight"] / len(features))
+            if relation_weight:
+                both = zip(*(tap.take() for tap in taps), strict=True)
+                values["loss/relation_kl"] = sum(plain_relations(*one, token, RELATION_HEADS) for one in both)
+                weights["loss/relation_kl"] = relation_weight
             weights |= {"loss/task": chosen["task_weight"], name: chosen["kl_weight"] * scale}
         sum(weights[name] * value for name, value in values.items()).backward()
         gradients = {
@@ -826,7 +853,7 @@ def errors_of(case: Case, place: Path, by_rank: list[list[Any]]) -> Errors:
     """
     setup = case.setup
     named = (setup.what, setup.kind, setup.family, setup.precision, setup.divergence, setup.width, setup.loss)
-    named = (*named, setup.distance)
+    named = (*named, setup.distance, setup.relation_weight)
     of_place = (place, *named)
     expected = reference(*of_place)
     plain = reference(*of_place, torch.bfloat16) if setup.precision == "bf16" else expected

@@ -142,9 +142,11 @@ def edit_json(file, change):
 @pytest.mark.parametrize("stage", [1, 3])
 def test_nothing_is_held_against_a_sound_pair(sound, kind, stage):
     before = sorted((sound / kind).rglob("*"))
-    healthy, found, text = doctor(sound / kind, ZERO[stage])
+    related = ("distill.relation_weight=1", "distill.relation_heads=4", "distill.balance=gradient_norm")
+    healthy, found, text = doctor(sound / kind, ZERO[stage], *(related if stage == 3 else ()))
     assert healthy, text
     assert not failed(found)
+    assert ("loss/relation_kl 0" in found["teacher as its own student"][1]) == (stage == 3)
     assert found["teacher as its own student"][1].startswith("loss/kl_teacher_student 0, loss/feature_mse/layer_01 0")
     assert found["filters of teacher"][1].startswith("held-out loss layer_")
     assert "on all 2" in found["gradients across ranks"][1]

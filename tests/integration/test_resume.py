@@ -48,7 +48,8 @@ def seven_steps(recipe, *arguments):
     every_second = ("distill.max_steps=7", "tracking.log_every_steps=2", "distill.micro_batch_size=1")
     changing = ("distill.kl_weight=[[0,0.5],[6,2.0]]", "distill.feature_weight=[[1,2.0],[4,0.0]]")
     balanced = ("distill.balance=gradient_norm", "distill.balance_every_steps=2")
-    return ["run", str(recipe), *every_second, *changing, *balanced, *SAVE_ALL, *arguments]
+    related = ("distill.relation_weight=0.3", "distill.relation_heads=4")
+    return ["run", str(recipe), *every_second, *changing, *balanced, *related, *SAVE_ALL, *arguments]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from ted_ds.numerics import chunks
 from ted_ds.numerics.chunks import kept_rows
 from ted_ds.numerics.feature_distances import MSE, FeatureDistance
 from ted_ds.numerics.filters import Filter, FilterBank, IdentityFilter, Match
-from ted_ds.numerics.fused import apply_layers, filter_distance_sum
+from ted_ds.numerics.fused import CHUNK_BYTES, apply_layers, filter_distance_sum
 from ted_ds.numerics.losses import feature_mse_sum
 from tests.parity.test_vocabulary import Largest, gradcheck
 from tests.plain import plain_cka
@@ -47,6 +48,15 @@ def layers_of(kind: str, width: int, dim: int, dtype: torch.dtype, seed: int) ->
 DISTANCES = [FeatureDistance(kind, normalise) for kind in ("mse", "cosine", "cka") for normalise in (False, True)]
 
 
+@contextlib.contextmanager
+def in_chunks_of(size: int | None):
+    """While this is open, chunks hold so many bytes; with None, what suits a CPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        if size is not None:
+            patch.setitem(CHUNK_BYTES, "cpu", size)
+        yield
+
+
 class Case:
     def __init__(
         self,
@@ -75,16 +85,16 @@ class Case:
 
     def fused(self, *, distance: FeatureDistance = MSE, size: int = 1) -> list[Tensor]:
         """The sum, and the gradients of 1.7 times it."""
-        total = filter_distance_sum(
-            self.student_states,
-            self.teacher_states,
-            student_filter=self.student,
-            teacher_filter=self.teacher,
-            rows=kept_rows(self.keep),
-            sizes=text_sizes(self.keep),
-            distance=distance,
-            max_chunk_bytes=size,
-        )
+        with in_chunks_of(size):
+            total = filter_distance_sum(
+                self.student_states,
+                self.teacher_states,
+                student_filter=self.student,
+                teacher_filter=self.teacher,
+                rows=kept_rows(self.keep),
+                sizes=text_sizes(self.keep),
+                distance=distance,
+            )
         trained = [self.student_states, *(one for layer in self.student for one in layer)]
         return [total, *torch.autograd.grad(1.7 * total, trained)]
 
@@ -246,8 +256,9 @@ def test_a_sum_of_millions_of_squares_hangs_neither_on_its_chunks_nor_on_its_bat
     exact = float((student - teacher).double().square().mean(1).sum())
     for num_batches in (1, 3, 32):
         for size in (None, 1 << 30, 1 << 20, 1 << 18):
-            sums = [
-                float(filter_distance_sum(own, theirs, max_chunk_bytes=size, **filters))
-                for own, theirs in zip(student.chunk(num_batches), teacher.chunk(num_batches), strict=True)
-            ]
+            with in_chunks_of(size):
+                sums = [
+                    float(filter_distance_sum(own, theirs, **filters))
+                    for own, theirs in zip(student.chunk(num_batches), teacher.chunk(num_batches), strict=True)
+                ]
             assert sum(sums) == pytest.approx(exact, rel=2e-7 if dtype == torch.float32 else 1e-6)

@@ -40,6 +40,7 @@ LLAMA = Family(
     units_of_maps=UNITS,
     norms_of_blocks=NORMS,
     output_map="mlp.down_proj",
+    attention_maps=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
 )
 MISTRAL = replace(LLAMA, model_types=("mistral",), span_head="qa_outputs")
 QWEN2 = replace(
@@ -91,6 +92,7 @@ GPT2 = Family(
     maps_are_transposed=True,
     heads_fill_hidden=True,
     output_map="mlp.c_proj",
+    attention_maps=("attn.c_attn",),
     tokenizer_class="GPT2Tokenizer",
 )
 GPT_NEOX = replace(
@@ -111,12 +113,14 @@ GPT_NEOX = replace(
     buffers=("rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias"),
     output_map="mlp.dense_4h_to_h",
     units_of_maps={},  # queries, keys and values of a head stand together
+    attention_maps=(),
     tokenizer_class="GPTNeoXTokenizer",
 )
 PHI3 = replace(
     LLAMA,
     model_types=("phi3",),
     hidden_dropouts=("resid_pdrop",),
+    attention_maps=(),  # of one map, but not as many of each
     units_of_maps={
         "self_attn.qkv_proj": ("heads key_value_heads key_value_heads", "hidden"),
         "self_attn.o_proj": ("hidden", "heads"),

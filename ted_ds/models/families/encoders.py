@@ -48,6 +48,7 @@ BERT = Family(
     tokenizer_class="BertTokenizer",
     output_map="output.dense",
     norm_behind_map="output.LayerNorm",
+    attention_maps=("attention.self.query", "attention.self.key", "attention.self.value"),
 )
 DEBERTA_V2 = Family(
     model_types=("deberta-v2",),
@@ -89,6 +90,7 @@ DEBERTA_V2 = Family(
     tokenizer_class="DebertaV2Tokenizer",
     output_map=BERT.output_map,
     norm_behind_map=BERT.norm_behind_map,
+    attention_maps=("attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj"),
 )
 ROBERTA = replace(
     BERT,
@@ -131,6 +133,7 @@ MPNET = replace(
     token_types_by_default=0,
     label_dropouts={},
     units_of_maps={},  # a table of distances is over all heads
+    attention_maps=("attention.attn.q", "attention.attn.k", "attention.attn.v"),
     tokenizer_class="MPNetTokenizer",
 )
 DISTILBERT = Family(
@@ -177,6 +180,7 @@ DISTILBERT = Family(
     heads_fill_hidden=True,
     tokenizer_class="BertTokenizer",
     output_map="ffn.lin2",
+    attention_maps=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
     norm_behind_map="output_layer_norm",
 )
 ELECTRA = replace(
@@ -231,6 +235,7 @@ MODERNBERT = Family(
         ("SequenceClassification", "TokenClassification", "MultipleChoice", "QuestionAnswering"), "classifier_dropout"
     ),
     output_map="mlp.Wo",
+    attention_maps=("attn.Wqkv",),
 )
 ALBERT = replace(
     BERT,
@@ -254,6 +259,7 @@ ALBERT = replace(
         ("SequenceClassification", "TokenClassification", "MultipleChoice"), "classifier_dropout_prob"
     ),
     tokenizer_class="AlbertTokenizer",
+    attention_maps=(),
     refused={"heal": "its layers share blocks, and what is solved for one would change the others"},
 )
 ENCODERS = (BERT, ROBERTA, XLM_ROBERTA, MPNET, DISTILBERT, ELECTRA, MODERNBERT, ALBERT, DEBERTA_V2)

@@ -30,8 +30,8 @@ def refusal(folder: Path, *overrides: str) -> str:
     [
         (
             "distill.balance_average=0.5 distill.balance_every_steps=7",
-            "distill: balance_every_steps and balance_average: they go with balance: gradient_norm; remove them, or "
-            "give that",
+            "distill: balance_every_steps and balance_average go with balance: gradient_norm; give that, or remove "
+            "what goes with it",
         ),
         (
             f"{ON} distill.method=kd distill.task_weight=0",

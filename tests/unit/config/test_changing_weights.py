@@ -24,8 +24,8 @@ def test_a_weight_changes_linearly_between_its_points(step, weight):
 
 def test_of_a_plan_each_weight_has_its_own_points():
     plan = distill_plan(method="ted", kl_weight=POINTS, feature_weight=[[0, 3.0], [10, 0.0]])
-    assert plan.weights_at(5) == (1.0, 1.0, 1.5)
-    assert plan.weights_at(None) == (1.0, 1.0, 3.0) == (highest(1.0), highest(POINTS), 3.0)
+    assert plan.weights_at(5) == (1.0, 1.0, 1.5, 0.0)
+    assert plan.weights_at(None) == (1.0, 1.0, 3.0, 0.0) == (highest(1.0), highest(POINTS), 3.0, 0.0)
     assert plan.changing_weights == ["kl_weight", "feature_weight"]
 
 

@@ -158,6 +158,14 @@ def test_how_tokens_lie_to_each_other_is_seen_in_the_same_tokens(classification_
     assert plan_of(classification_run, student, "distill.method=kd", *overrides[1:]).two_tokenizers
 
 
+def test_relations_are_of_the_same_tokens(classification_run: Path, student: Path) -> None:
+    overrides = ("distill.method=kd", "distill.relation_weight=1", "distill.relation_heads=4")
+    assert refusal(classification_run, student, *overrides) == (
+        "distill.relation_weight compares how the tokens of a text relate to each other; use a student with the "
+        "teacher's tokenizer, or no relation_weight"
+    )
+
+
 def test_stages_of_a_pipeline_have_the_tokens_of_one(classification_run: Path, student: Path) -> None:
     recipe = recipe_of(classification_run, student, "distill.method=kd", "pipeline.stages=2")
     with pytest.raises(ConfigError) as caught:
