@@ -50,10 +50,13 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Put this rank's generators back where they were, whatever is drawn in the block."""
+def undisturbed(*, on_device: bool = True) -> Iterator[None]:
+    """Put this rank's generators back where they were, whatever is drawn in the block.
+
+    That of a device is asked for only where one was taken: else each rank would begin on the first.
+    """
     of_python, of_numpy, of_torch = random.getstate(), np.random.get_state(legacy=True), torch.get_rng_state()
-    of_device = _accelerator().get_rng_state() if _has_generator() else None
+    of_device = _accelerator().get_rng_state() if on_device and _has_generator() else None
     try:
         yield
     finally:

@@ -19,15 +19,16 @@ from ted_ds.runtime.meeting import forget_meeting
 def visiting() -> Iterator[None]:
     """Put back, once the block is left, what a run changes of its process.
 
-    These are variables of the environment, random number generators, how exactly torch computes, and the group of
-    ranks, unless there was one before. Where a rank was lost, the group stays: to end it may be to wait for that rank.
+    These are variables of the environment, random number generators (but a GPU's), how exactly torch computes, and the
+    group of ranks, unless there was one before. Where a rank was lost, the group stays: to end it may be to wait for
+    that rank.
     """
     environment = dict(os.environ)
     deterministic = torch.are_deterministic_algorithms_enabled()
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     had_group, is_whole = dist.is_initialized(), True
     try:
-        with undisturbed():
+        with undisturbed(on_device=False):
             yield
     except RankLostError:
         is_whole = False
@@ -44,6 +45,8 @@ def visiting() -> Iterator[None]:
 
 def _end_group() -> None:
     is_alone = dist.get_world_size() == 1
-    deepspeed.comm.destroy_process_group()  # DeepSpeed keeps groups of its own within
+    # DeepSpeed keeps groups of its own within, once it has begun
+    end = deepspeed.comm.destroy_process_group if deepspeed.comm.is_initialized() else dist.destroy_process_group
+    end()
     if is_alone:  # the next run meets at a port of its own
         forget_meeting()

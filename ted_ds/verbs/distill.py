@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ted_ds.assembly.own import Own, terms_named
 from ted_ds.config.environment import refuse_unknown_words
@@ -64,6 +64,8 @@ def distill(
     """
     with visiting():
         refuse_unknown_words(os.environ)
+        if verb not in get_args(Verb):
+            raise ConfigError(f"verb: {verb!r}: use one of {', '.join(get_args(Verb))}")
         with with_rows(recipe, in_words(overrides), train_data) as changes:
             order = Order(recipe, changes, phases_of_verb(verb), callbacks, Own(terms_named(terms), scorer))
             return run_order(order, StopRequests(owns_process=False), read_result)

@@ -110,6 +110,7 @@ def in_one_process(recipe: str) -> dict[str, Any]:
         failure(lambda: call("none", recipe=3)),
         failure(lambda: call("none", recipe={**values, "extends": "base.yaml"})),
         failure(lambda: call("none", callbacks=[print])),
+        failure(lambda: call("none", verb="fly")),
     ]
     found["nothing written"] = not (folder / "none").exists()
 
@@ -252,7 +253,7 @@ def test_a_call_that_is_made_again_skips_what_is_complete(alone):
 
 def test_mistakes_are_errors_in_the_words_of_the_command_line(alone):
     folder, found = alone
-    by_file, by_values, no_recipe, extends, no_callback = found["mistakes"]
+    by_file, by_values, no_recipe, extends, no_callback, no_verb = found["mistakes"]
     line = "distill.max_stepps: unknown key; did you mean 'max_steps'?"
     assert by_file[:2] == ("ConfigError", f"{folder / 'recipe.yaml'}: {line}")
     assert by_values[:2] == ("ConfigError", f"recipe: {line}")
@@ -266,6 +267,7 @@ def test_mistakes_are_errors_in_the_words_of_the_command_line(alone):
         "callbacks: <built-in function print> is no callback; give an object of a class that is made from "
         "ted_ds.Callback",
     )
+    assert no_verb[1] == "verb: 'fly': use one of run, finetune, filters, distill, evaluate, export, lm_eval"
     assert found["nothing written"]
 
 

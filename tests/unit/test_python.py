@@ -7,10 +7,13 @@ import shutil
 import subprocess
 import sys
 import time
+from typing import get_args
 
 import pytest
 
 import ted_ds
+from ted_ds.planning.phase import PHASES
+from ted_ds.verbs.distill import Verb
 from tests.python_docs import blocks
 from tests.tiny import ROOT
 
@@ -48,6 +51,10 @@ def test_nothing_heavy_is_imported_before_it_is_asked_for():
     code = "import sys, ted_ds; print(sorted({'torch', 'pydantic', 'transformers', 'omegaconf'} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_verbs_are_those_of_the_command_line():
+    assert {*get_args(Verb)} == {"run", *(phase.verb for phase in PHASES)}
 
 
 def checked(*files):
