@@ -1,0 +1,113 @@
+"""A few held-out examples for a person to read: predictions that training has changed, and texts that models write."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ted_ds.assembly.assembly import Assembly
+from ted_ds.data.loader import Batch
+from ted_ds.data.samples import Sample
+from ted_ds.models.predictions import Predictions, VocabularyPredictions
+from ted_ds.numerics.losses import IGNORED_LABEL
+from ted_ds.output.results import BEGUN, STUDENT, TEACHER
+from ted_ds.runtime.frozen import FrozenModel
+from ted_ds.tasks.outcomes import Columns
+
+MOST_CHARACTERS = 400
+"""Of a text."""
+WRITTEN_TOKENS = 32
+CHANGES: Mapping[str, tuple[tuple[str, bool], tuple[str, bool]]] = {
+    "wrong before training, right after it": ((BEGUN, False), (STUDENT, True)),
+    "right before training, wrong after it": ((BEGUN, True), (STUDENT, False)),
+    "right by the teacher, wrong by the student": ((TEACHER, True), (STUDENT, False)),
+}
+"""Which models must be right, and which wrong."""
+
+
+def changed_examples(build: Assembly, columns: Mapping[str, Columns | None]) -> list[dict[str, Any]]:
+    """Of each of the :data:`CHANGES`, the first examples with their texts, and what each model takes them for.
+
+    Nothing where a text has no single label, or models were not all scored.
+
+    Args:
+        build: The run's.
+        columns: What each example came to (:class:`ted_ds.tasks.outcomes.Outcomes`), by model.
+    """
+    known = {model: of_model for model, of_model in columns.items() if of_model is not None and "right" in of_model}
+    names = build.recipe.task.output_names
+    heldout = build.readers.of("student").data.heldout
+    labelled = [one for one in heldout if isinstance(one.label, int) and one.label != IGNORED_LABEL]
+    if build.recipe.task.rows_per_example > 1 or any(len(one["right"]) != len(labelled) for one in known.values()):
+        return []
+    found, taken = [], set[int]()
+    for change, both in CHANGES.items():
+        if not all(model in known for model, _ in both):
+            continue
+        rows = (
+            row
+            for row in range(len(labelled))
+            if row not in taken and all(bool(known[model]["right"][row]) is wanted for model, wanted in both)
+        )
+        for row in itertools.islice(rows, build.recipe.evaluation.samples):
+            taken.add(row)
+            said = {model: names[int(of_model["prediction"][row])] for model, of_model in known.items()}
+            right = names[int(known[STUDENT]["label"][row])]
+            found.append({"change": change, "text": _text(build, labelled[row]), "label": right, "predictions": said})
+    return found
+
+
+def _text(build: Assembly, sample: Sample) -> str:
+    return _cut(build.tokenizers["student"].decode(list(sample.input_ids), skip_special_tokens=True))
+
+
+def _cut(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]} …"
+
+
+class Writer:
+    """Lets models go on from the beginnings of held-out texts, each time with the most probable token."""
+
+    def __init__(self, build: Assembly) -> None:
+        """Take the first texts that have a beginning to go on from."""
+        self._build = build
+        begin = build.kind.beginning
+        known = filter(None, map(begin, build.readers.of("student").data.heldout))
+        self._beginnings = [list(one) for one in itertools.islice(known, build.recipe.evaluation.samples)]
+        self._written: list[dict[str, str]] = [{} for _ in self._beginnings]
+
+    def write(self, name: str, model: FrozenModel) -> None:
+        """Let a model write. Every rank must call it: they may share a sharded one."""
+        tokenizer = self._build.tokenizers["student"]
+        for beginning, written in zip(self._beginnings, self._written, strict=True):
+            ids = list(beginning)
+            for _ in range(WRITTEN_TOKENS):
+                self._build.stop_if_asked()
+                ids.append(self._next(model, ids))
+                if ids[-1] == tokenizer.eos_token_id:
+                    break
+            written[name] = _cut(tokenizer.decode(ids[len(beginning) :], skip_special_tokens=True))
+
+    def texts(self) -> list[dict[str, Any]]:
+        """Each beginning, and how each model went on."""
+        decode = self._build.tokenizers["student"].decode
+        return [
+            {"beginning": _cut(decode(ids, skip_special_tokens=True)), "written": written}
+            for ids, written in zip(self._beginnings, self._written, strict=True)
+        ]
+
+    def _next(self, model: FrozenModel, ids: Sequence[int]) -> int:
+        row = torch.tensor([list(ids)])
+        batch = Batch(row, torch.ones_like(row), torch.full_like(row, IGNORED_LABEL), row == row)
+        found: list[int] = []
+
+        def read(predictions: Predictions | None) -> None:
+            assert isinstance(predictions, VocabularyPredictions)
+            found.append(predictions.next_token(self._build.num_shared_ids))
+
+        model(batch.to(self._build.world.device).inputs, read)
+        return found[0]
