@@ -10,7 +10,6 @@ import torch
 
 from ted_ds.assembly.assembly import Assembly
 from ted_ds.data.loader import Batch
-from ted_ds.data.samples import Sample
 from ted_ds.models.predictions import Predictions, VocabularyPredictions
 from ted_ds.numerics.losses import IGNORED_LABEL
 from ted_ds.output.results import BEGUN, STUDENT, TEACHER
@@ -29,39 +28,50 @@ CHANGES: Mapping[str, tuple[tuple[str, bool], tuple[str, bool]]] = {
 
 
 def changed_examples(build: Assembly, columns: Mapping[str, Columns | None]) -> list[dict[str, Any]]:
-    """Of each of the :data:`CHANGES`, the first examples with their texts, and what each model takes them for.
-
-    Nothing where a text has no single label, or models were not all scored.
+    """Examples whose prediction has changed, with their texts; nothing where a text has no single label.
 
     Args:
         build: The run's.
         columns: What each example came to (:class:`ted_ds.tasks.outcomes.Outcomes`), by model.
     """
     known = {model: of_model for model, of_model in columns.items() if of_model is not None and "right" in of_model}
-    names = build.recipe.task.output_names
     heldout = build.readers.of("student").data.heldout
     labelled = [one for one in heldout if isinstance(one.label, int) and one.label != IGNORED_LABEL]
     if build.recipe.task.rows_per_example > 1 or any(len(one["right"]) != len(labelled) for one in known.values()):
         return []
-    found, taken = [], set[int]()
+    found = changed_rows(known, names=build.recipe.task.output_names, most=build.recipe.evaluation.samples)
+    decode = build.tokenizers["student"].decode
+    return [
+        {**about, "text": _cut(decode(list(labelled[row].input_ids), skip_special_tokens=True))} for row, about in found
+    ]
+
+
+def changed_rows(
+    columns: Mapping[str, Columns], *, names: Sequence[str], most: int
+) -> list[tuple[int, dict[str, Any]]]:
+    """Of each of the :data:`CHANGES`, the first examples of which it is true, each of them once.
+
+    Args:
+        columns: ``right``, ``prediction`` and ``label`` of each example, by model.
+        names: Of labels, by their ids.
+        most: Of each change.
+
+    Returns:
+        The number of each example, and what is said of it.
+    """
+    found: dict[int, dict[str, Any]] = {}
     for change, both in CHANGES.items():
-        if not all(model in known for model, _ in both):
+        if not all(model in columns for model, _ in both):
             continue
         rows = (
             row
-            for row in range(len(labelled))
-            if row not in taken and all(bool(known[model]["right"][row]) is wanted for model, wanted in both)
+            for row in range(len(columns[STUDENT]["right"]))
+            if row not in found and all(bool(columns[model]["right"][row]) is wanted for model, wanted in both)
         )
-        for row in itertools.islice(rows, build.recipe.evaluation.samples):
-            taken.add(row)
-            said = {model: names[int(of_model["prediction"][row])] for model, of_model in known.items()}
-            right = names[int(known[STUDENT]["label"][row])]
-            found.append({"change": change, "text": _text(build, labelled[row]), "label": right, "predictions": said})
-    return found
-
-
-def _text(build: Assembly, sample: Sample) -> str:
-    return _cut(build.tokenizers["student"].decode(list(sample.input_ids), skip_special_tokens=True))
+        for row in list(itertools.islice(rows, most)):
+            said = {model: names[int(of_model["prediction"][row])] for model, of_model in columns.items()}
+            found[row] = {"change": change, "label": names[int(columns[STUDENT]["label"][row])], "predictions": said}
+    return [*found.items()]
 
 
 def _cut(text: str) -> str:

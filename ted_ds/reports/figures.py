@@ -11,6 +11,7 @@ from typing import Any
 
 from ted_ds.errors import DataError
 from ted_ds.output.results import STUDENT, TEACHER
+from ted_ds.output.step_parts import PARTS
 from ted_ds.reports.pace import time_split
 from ted_ds.reports.reading import OF_LAYER, RunRecord, is_number
 
@@ -259,7 +260,7 @@ def _split(times: Mapping[str, Mapping[str, float]]) -> Drawing:
     """Of each phase, what the parts of a step take of it."""
     figure = _figure((WIDE[0], 1.1 + 0.38 * len(times)))
     axes = _axes(figure, 111, "share of a step's time", "")
-    parts = list(dict.fromkeys(part for of_phase in times.values() for part in of_phase))
+    parts = [part for part in PARTS if any(part in of_phase for of_phase in times.values())]
     begins = [0.0] * len(times)
     for index, part in enumerate(parts):
         shares = [of_phase.get(part, 0.0) / sum(of_phase.values()) for of_phase in times.values()]

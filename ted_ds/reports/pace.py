@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from ted_ds.output.step_parts import PARTS
 from ted_ds.reports.reading import RunRecord, is_number
 from ted_ds.reports.table import Table
 from ted_ds.reports.verdict import shown
@@ -33,14 +34,14 @@ def time_split(run: RunRecord) -> dict[str, dict[str, float]]:
                 if match is not None and is_number(value):
                     sums[match[1]] = sums.get(match[1], 0.0) + value / len(timed)
         if sum(sums.values()) > 0:
-            found[phase] = sums
+            found[phase] = {part: sums[part] for part in PARTS if part in sums}
     return found
 
 
 def pace_tables(run: RunRecord) -> Iterator[Table]:
     """Where time goes, what it is used for, how much memory is taken, and when the run was started."""
     times = time_split(run)
-    parts = list(dict.fromkeys(part for of_phase in times.values() for part in of_phase))
+    parts = [part for part in PARTS if any(part in of_phase for of_phase in times.values())]
     rows = [
         [
             phase,
