@@ -273,14 +273,14 @@ class VocabularyPredictions(Predictions):
 
         return self.head(self.hidden, by_row)[0]
 
-    def next_token(self, num_ids: int | None = None) -> int:
-        """The most probable token, of the first ``num_ids``, behind the last one of the only row."""
+    def next_tokens(self, num_ids: int | None = None) -> list[int]:
+        """The most probable token, of the first ``num_ids``, behind the last one of each row."""
 
         def largest(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
             products = nn.functional.linear(self.hidden[:, -1].to(weight.dtype), weight, bias)
-            return (products[0, :num_ids].argmax(),)  # a rule changes no order
+            return (products[:, :num_ids].argmax(-1),)  # a rule changes no order
 
-        return int(self.head(self.hidden, largest)[0])
+        return self.head(self.hidden, largest)[0].tolist()
 
     @staticmethod
     def _is_largest(state: Tensor, label: Tensor, weight: Tensor, bias: Tensor | None) -> bool:

@@ -93,14 +93,15 @@ class Writer:
     def write(self, name: str, model: FrozenModel) -> None:
         """Let a model write. Every rank must call it: they may share a sharded one."""
         tokenizer = self._build.tokenizers["student"]
-        for beginning, written in zip(self._beginnings, self._written, strict=True):
-            ids = list(beginning)
-            for _ in range(WRITTEN_TOKENS):
-                self._build.stop_if_asked()
-                ids.append(self._next(model, ids))
-                if ids[-1] == tokenizer.eos_token_id:
-                    break
-            written[name] = _cut(tokenizer.decode(ids[len(beginning) :], skip_special_tokens=True))
+        rows = [list(ids) for ids in self._beginnings]
+        for _ in range(WRITTEN_TOKENS if rows else 0):
+            self._build.stop_if_asked()
+            for ids, token in zip(rows, self._next(model, rows), strict=True):
+                ids.append(token)
+        for ids, beginning, written in zip(rows, self._beginnings, self._written, strict=True):
+            own = ids[len(beginning) :]
+            end = own.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in own else len(own)
+            written[name] = _cut(tokenizer.decode(own[:end], skip_special_tokens=True))
 
     def texts(self) -> list[dict[str, Any]]:
         """Each beginning, and how each model went on."""
@@ -110,14 +111,18 @@ class Writer:
             for ids, written in zip(self._beginnings, self._written, strict=True)
         ]
 
-    def _next(self, model: FrozenModel, ids: Sequence[int]) -> int:
-        row = torch.tensor([list(ids)])
-        batch = Batch(row, torch.ones_like(row), torch.full_like(row, IGNORED_LABEL), row == row)
+    def _next(self, model: FrozenModel, rows: Sequence[Sequence[int]]) -> list[int]:
+        """The most probable token behind each row, of one pass."""
+        longest = max(map(len, rows))
+        pad_id = self._build.collate.pad_id
+        ids = torch.tensor([[pad_id] * (longest - len(row)) + list(row) for row in rows])
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+        batch = Batch(ids, mask, torch.full_like(ids, IGNORED_LABEL), mask.bool())
         found: list[int] = []
 
         def read(predictions: Predictions | None) -> None:
             assert isinstance(predictions, VocabularyPredictions)
-            found.append(predictions.next_token(self._build.num_shared_ids))
+            found.extend(predictions.next_tokens(self._build.num_shared_ids))
 
         model(batch.to(self._build.world.device).inputs, read)
-        return found[0]
+        return found
