@@ -251,14 +251,16 @@ class ByTedDs:
             student_layers=self._student_layers,
         )
 
-    def method(self, name: str) -> Callable[[], None]:
-        """A step of a method, without an engine."""
+    def method(self, name: str, *, watched: bool = False) -> Callable[[], None]:
+        """A step of a method, without an engine; a ``watched`` one is like that of each report."""
         objective, optimizer = self.objective(name), self._optimizer
+        objective.watch(watched)
         counts = {name: count.float() for name, count in objective.counts(self.batch).items()}
 
         def step() -> None:
             loss, _ = objective.loss(self.module, self.batch, counts)
             _step(loss, optimizer)
+            objective.told(objective.seen(loss.device).tolist())
 
         return step
 

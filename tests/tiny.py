@@ -353,7 +353,7 @@ def recipe_dict(folder: Path, *, kind: str = "causal_lm", method: str = "ted", s
         "student": {"from_teacher": {"blocks": [0, 3]} if kind != "seq2seq" else OF_TWO_STACKS},
         "filters": {"teacher": {**plan}, "student": {**plan}},
         "distill": {"method": method, **plan},
-        "evaluation": {"max_examples": 8, "micro_batch_size": 2},
+        "evaluation": {"max_examples": 8, "micro_batch_size": 2, "samples": 0},
         "tracking": {"log_every_steps": 1, "log_every_seconds": 0},
         "preflight": "warn",  # these teachers are random
     }

@@ -62,6 +62,9 @@ class Evaluation(Section):
     outcomes: bool = False
     """Keep what each example came to at the end, in ``evaluate/outcomes``: a loss, and what the headline metric is
     made of."""
+    samples: int = Field(default=4, ge=0)
+    """Keep a few held-out texts for the report, in ``evaluate/samples.json``: so many of each kind of changed
+    prediction, or beginnings that teacher and student go on from. 0: none, as where texts must not be copied."""
     perplexity: dict[str, StridedPerplexity] | None = None
     """Causal LMs and chats: tests by a name of your own; by the phase ``evaluate``, as ``NAME/token_perplexity`` and so
     on."""

@@ -273,6 +273,15 @@ class VocabularyPredictions(Predictions):
 
         return self.head(self.hidden, by_row)[0]
 
+    def next_tokens(self, num_ids: int | None = None) -> list[int]:
+        """The most probable token, of the first ``num_ids``, behind the last one of each row."""
+
+        def largest(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
+            products = nn.functional.linear(self.hidden[:, -1].to(weight.dtype), weight, bias)
+            return (products[:, :num_ids].argmax(-1),)  # a rule changes no order
+
+        return self.head(self.hidden, largest)[0].tolist()
+
     @staticmethod
     def _is_largest(state: Tensor, label: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         # a rule changes no order

@@ -32,7 +32,8 @@ from ted_ds.objectives.own_term import OwnTerm, Taps
 from ted_ds.objectives.relations import Relations
 from ted_ds.objectives.teacher_view import TeacherView
 from ted_ds.objectives.term import Term, Terms
-from ted_ds.runtime.step_clock import FORWARD, LOSSES, TEACHER, timed
+from ted_ds.output.step_parts import FORWARD, LOSSES, TEACHER
+from ted_ds.runtime.step_clock import timed
 from ted_ds.runtime.teacher import Teacher
 
 

@@ -12,7 +12,8 @@ from ted_ds.models.predictions import LossWeights, Predictions
 from ted_ds.numerics.objective import combine
 from ted_ds.numerics.task_terms import TaskTerms
 from ted_ds.objectives.term import Term, Terms
-from ted_ds.runtime.step_clock import FORWARD, LOSSES, timed
+from ted_ds.output.step_parts import FORWARD, LOSSES
+from ted_ds.runtime.step_clock import timed
 
 TASK = "loss/task"
 BALANCE = "loss/router_balance"

@@ -15,8 +15,9 @@ from ted_ds.numerics.objective import combine
 from ted_ds.numerics.task_terms import TaskTerms
 from ted_ds.objectives.finetune import label_counter
 from ted_ds.objectives.term import Term, Terms
+from ted_ds.output.step_parts import FORWARD, LOSSES
 from ted_ds.runtime.frozen import FrozenModel
-from ted_ds.runtime.step_clock import FORWARD, LOSSES, timed
+from ted_ds.runtime.step_clock import timed
 
 
 class FilterObjective(Terms):

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 RESULTS_FILE = "evaluation.json"
+SAMPLES_FILE = "samples.json"
+"""A few examples, with their texts and what models make of them."""
 OUTCOMES = "outcomes"
 """The folder with what each example came to, where the recipe keeps that."""
 TEACHER = "teacher"
+BEGUN = "student before"
 STUDENT = "student after"
-"""What scores of these models are called: of the teacher, and of the student that comes out."""
+"""What scores of these models are called: of the teacher, of the student as it began, and of that which comes out."""
 
 
 def outcomes_file(model: str, part: str | None = None) -> Path:

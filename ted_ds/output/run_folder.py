@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from ted_ds.output.phase_folder import sync
 
 RUN_FILE = "run.json"
 STOPPED_FILE = "stopped.json"
+STARTS_FILE = "starts.jsonl"
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,23 @@ def begin_run(output_dir: Path, run: Run) -> None:
         sync(beside)
         beside.replace(file)
     (output_dir / STOPPED_FILE).unlink(missing_ok=True)
+
+
+def note_start(output_dir: Path, about: Mapping[str, Any]) -> None:
+    """Add a line, with the time, about a start of the run or where it went on. On one rank only."""
+    with (output_dir / STARTS_FILE).open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"time": round(time.time(), 3), **about}) + "\n")
+
+
+def read_starts(output_dir: Path) -> list[dict[str, Any]]:
+    """The lines of :func:`note_start`; one that was cut short by a kill is left out."""
+    file = output_dir / STARTS_FILE
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    found = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return [one for one in found if isinstance(one, dict)]
 
 
 def mark_stopped(output_dir: Path, about: Mapping[str, Any]) -> None:

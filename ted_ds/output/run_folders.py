@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ted_ds.config.schema import Recipe
 from ted_ds.output.phase_folder import model_identity
-from ted_ds.output.results import STUDENT, TEACHER
+from ted_ds.output.results import BEGUN, STUDENT, TEACHER
 from ted_ds.planning.phase import (
     CUT_STUDENT,
     DISTILL,
@@ -77,7 +77,7 @@ class RunFolders:
 
     def evaluated_paths(self) -> dict[str, Path]:
         """The models that the evaluation compares, by name."""
-        models = {TEACHER: self.teacher_path(), "student before": self.student_begun_path()}
+        models = {TEACHER: self.teacher_path(), BEGUN: self.student_begun_path()}
         if HEAL_STUDENT.is_in(self._recipe):
             models["student healed"] = self.student_start_path()
         if FINETUNE_STUDENT.is_in(self._recipe):

@@ -8,15 +8,17 @@ from typing import Any
 
 from ted_ds.config.schema import Recipe
 from ted_ds.output.phase_folder import PhaseFolder
-from ted_ds.output.results import OUTCOMES, RESULTS_FILE, STUDENT, TEACHER, outcomes_file
+from ted_ds.output.results import OUTCOMES, RESULTS_FILE, SAMPLES_FILE, STUDENT, TEACHER, outcomes_file
 from ted_ds.output.run_folders import RunFolders
 from ted_ds.phases.callbacks import EvaluateEvent, unchangeable
 from ted_ds.phases.inputs import Inputs
+from ted_ds.phases.shown_examples import Writer, changed_examples
 from ted_ds.phases.work import Kit, Work
 from ted_ds.planning.phase import EVALUATE, Phase
 from ted_ds.planning.plan import Plan
 from ted_ds.runtime.outputs import frozen_outputs, row_outputs
 from ted_ds.runtime.sharding import collect_garbage
+from ted_ds.tasks.outcomes import Columns
 from ted_ds.tasks.scoring import Recorder
 
 PREDICTIONS = "predictions"
@@ -61,6 +63,8 @@ def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
     results: dict[str, dict[str, float]] = {}
     files: dict[Path, Any] = {}
     outcomes: dict[Path, Any] = {}
+    columns: dict[str, Columns | None] = {}
+    writer = build.world.agree(lambda: Writer(build))
     tests = build.world.agree(build.language_tests)
     for name, path in _scored(kit.folders, build.recipe, build.plan).items():
         side = "teacher" if name == TEACHER else "student"
@@ -72,6 +76,7 @@ def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
         results[name] = {**metrics[0], "perf/tokens_per_s": tokens_per_s, "num_parameters": model.num_parameters}
         files |= {Path(PREDICTIONS, model_name, file): content for file, content in recorder.files.items()}
         outcomes[outcomes_file(name)] = recorder.outcomes
+        columns[name] = recorder.columns
         for part, samples in build.readers.of(side).data.beside.items():
             (of_part,), _ = build.evaluate(outputs, samples, scorer=recorder, sides=[side])
             results[name] |= {f"{part}/{metric}": value for metric, value in of_part.items()}
@@ -80,6 +85,8 @@ def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
             outcomes[outcomes_file(name, part)] = recorder.outcomes
         for test in tests:
             results[name] |= build.run_test(row_outputs(model), test)
+        if name in (TEACHER, STUDENT):
+            writer.write(name, model)
         model.release()
         del model
         collect_garbage()
@@ -96,7 +103,11 @@ def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
         )
     )
 
+    samples = {"changed": changed_examples(build, columns), "written": writer.texts()}
+
     def write(place: Path) -> dict[str, Any]:
+        if any(samples.values()):
+            files[Path(SAMPLES_FILE)] = samples
         for file, content in {Path(RESULTS_FILE): results, **files}.items():
             (place / file).parent.mkdir(parents=True, exist_ok=True)
             (place / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -34,8 +34,8 @@ UNDECIDING_DATA_KEYS: dict[str, Any] = {
 PATHS_OF_TESTS: dict[str, Any] = {
     **{key: {"__all__": {"sources": {"__all__": {"path"}}}} for key in ("perplexity", "last_word")},
     "lm_eval": True,  # decides a phase of its own
-    # decide the phase that scores, which says so itself
-    **dict.fromkeys(("models", "outcomes"), True),
+    # decide the phase that scores, which says so itself, or no number
+    **dict.fromkeys(("models", "outcomes", "samples"), True),
 }
 """What may change in ``evaluation``: files are known by what they are."""
 UNDECIDING_KEYS: dict[str, Any] = {"data": UNDECIDING_DATA_KEYS, "evaluation": PATHS_OF_TESTS}

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ted_ds.config.schema import Recipe
+from ted_ds.output.step_parts import PARTS
 from ted_ds.planning.phase import DISTILL, Phase
 from ted_ds.planning.phase_memory import facts_of
 from ted_ds.planning.pipeline_cut import operations_per_token
 from ted_ds.planning.plan import Plan
-from ted_ds.runtime.step_clock import PARTS
 
 SECONDS = "perf/step_s"
 """Of a step, the mean over ranks and over the steps since the last report; ``perf/step_s/PART`` sum up to it."""

@@ -14,6 +14,7 @@ from ted_ds.data.reading.records import BadRecord
 from ted_ds.data.stream.state_file import STREAM_FILE, read_stream_state, stream_state_text
 from ted_ds.errors import DataError
 from ted_ds.output.phase_folder import PhaseFolder
+from ted_ds.output.run_folder import note_start
 from ted_ds.phases.callbacks import CheckpointEvent, EvaluateEvent, ReportEvent, StepEvent, unchangeable
 from ted_ds.phases.checkpoints import checkpoints_of
 from ted_ds.phases.loop import Progress, Rhythm, train
@@ -304,6 +305,8 @@ class PhaseTraining:
             restore_random_state(saved.of_ranks[world.rank]["random"])
         else:  # nobody's dropout goes on; the data does
             seed_everything(self._build.recipe.seed, phase=f"{self._phase} {saved.step}", rank=world.rank)
+        note = {"phase": self._phase, "after_step": saved.step}
+        world.on_main(lambda: note_start(self._build.recipe.output_dir, note))
         self._build.screen.say(f"  going on after step {saved.step} of {self._plan.steps}, from {saved.folder}")
         return [BadRecord(*record) for record in state["bad_records"]]
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from ted_ds.errors import DataError
 from ted_ds.output.results import STUDENT, TEACHER
+from ted_ds.output.step_parts import PARTS
+from ted_ds.reports.pace import time_split
 from ted_ds.reports.reading import OF_LAYER, RunRecord, is_number
 
 INK = "#808890"
@@ -19,6 +21,7 @@ COLOURS = ("#2f7ed8", "#e4761b", "#23a267", "#b455c8", "#d2a500", "#d63d5c", "#1
 WIDE = (7.2, 2.9)
 ONE_TERM = 2
 """Metrics of a loss with one term: that, and their total."""
+GAP = "gap/closed"
 FEWEST_POINTS = 3
 """Of a curve of scores."""
 SPREAD = 20.0
@@ -81,12 +84,19 @@ def _drawn(run: RunRecord) -> Iterator[Drawing]:
         for name, points in _series(records, lambda name: bool(OF_LAYER.fullmatch(name))).items():
             match = OF_LAYER.fullmatch(name)
             assert match is not None
-            if match["metric"].startswith("loss/"):
+            if match["metric"].startswith(("loss/", "match/")):
                 by_layer.setdefault(match["metric"], {})[match["layer"]] = points
         for family, layers in by_layer.items():
-            short = family.removeprefix("loss/")
+            short = family.removeprefix("loss/").removeprefix("match/")
             name = f"{phase}_{short}_by_layer".replace("/", "_")
-            yield _curves(name, f"{phase}: {short} by layer", layers, "step", short)
+            if len(layers) <= len(COLOURS):
+                yield _curves(name, f"{phase}: {short} by layer", layers, "step", short)
+            else:
+                yield _heat(name, f"{phase}: {short} by layer", layers, short)
+        gaps = _series(records, lambda name: name == GAP)
+        if len(gaps.get(GAP, ())) >= FEWEST_POINTS:
+            title = f"{phase}: share of the gap to the teacher's task loss that is closed, on training batches"
+            yield _curves(f"{phase}_gap", title, gaps, "step", "share")
         scored = _series(records, lambda name: run.headline is not None and name == f"eval/{run.headline.name}")
         if any(len(points) >= FEWEST_POINTS for points in scored.values()) and run.headline is not None:
             yield _curves(f"{phase}_heldout", f"{phase}: held-out score", scored, "step", run.headline.name)
@@ -95,6 +105,9 @@ def _drawn(run: RunRecord) -> Iterator[Drawing]:
         blocks = [block for block in healed.result.get("blocks", []) if block]
         if blocks:
             yield _bars(blocks)
+    times = time_split(run)
+    if times:
+        yield _split(times)
     speed = {
         phase: points["perf/tokens_per_s"]
         for phase in run.reported_phases
@@ -222,6 +235,42 @@ def _bars(blocks: Sequence[Mapping[str, Any]]) -> Drawing:
     axes.set_xticks(list(places), [f"{one['block']}\nto {one['teacher_layer']}" for one in blocks])
     _legend(axes)
     return _finish(figure, "healing", "Healing, block by block")
+
+
+def _heat(name: str, title: str, layers: Mapping[str, Series], up: str) -> Drawing:
+    """More layers than there are colours: a row each, a column for each report that has all of them."""
+    figure = _figure((WIDE[0], 1.0 + 0.16 * len(layers)))
+    axes = _axes(figure, 111, "step", "")
+    steps = sorted(set.intersection(*({step for step, _ in points} for points in layers.values())))
+    rows = [[dict(points)[step] for step in steps] for points in layers.values()]
+    drawn = axes.pcolormesh(range(len(steps) + 1), range(len(layers) + 1), rows, cmap="viridis")
+    shown = range(0, len(steps), max(1, len(steps) // 6))
+    axes.set_xticks([place + 0.5 for place in shown], [f"{steps[place]:.0f}" for place in shown])
+    axes.set_yticks([place + 0.5 for place in range(len(layers))], list(layers), fontsize=7)
+    axes.invert_yaxis()
+    axes.grid(visible=False)
+    bar = figure.colorbar(drawn, ax=axes, label=up)
+    bar.solids.set_rasterized(False)  # no picture within the picture
+    bar.ax.yaxis.label.set_color(INK)
+    bar.ax.tick_params(colors=INK)
+    return _finish(figure, name, title)
+
+
+def _split(times: Mapping[str, Mapping[str, float]]) -> Drawing:
+    """Of each phase, what the parts of a step take of it."""
+    figure = _figure((WIDE[0], 1.1 + 0.38 * len(times)))
+    axes = _axes(figure, 111, "share of a step's time", "")
+    parts = [part for part in PARTS if any(part in of_phase for of_phase in times.values())]
+    begins = [0.0] * len(times)
+    for index, part in enumerate(parts):
+        shares = [of_phase.get(part, 0.0) / sum(of_phase.values()) for of_phase in times.values()]
+        axes.barh(range(len(times)), shares, 0.6, left=begins, color=COLOURS[index % len(COLOURS)], label=part)
+        begins = [begin + share for begin, share in zip(begins, shares, strict=True)]
+    axes.set_yticks(range(len(times)), list(times))
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8, labelcolor=INK)
+    return _finish(figure, "time_split", "Where the time of a step goes")
 
 
 def draw_intervals(name: str, title: str, gains: Mapping[str, tuple[float, float, float]]) -> Drawing:

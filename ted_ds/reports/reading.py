@@ -7,19 +7,19 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
 from ted_ds.errors import CheckpointError, DataError
 from ted_ds.output.phase_folder import MANIFEST
-from ted_ds.output.results import RESULTS_FILE
-from ted_ds.output.run_folder import read_run
+from ted_ds.output.results import RESULTS_FILE, SAMPLES_FILE
+from ted_ds.output.run_folder import read_run, read_starts
 from ted_ds.output.trackers.jsonl_backend import METRICS_FILE
 from ted_ds.planning.phase import EVALUATE, PHASES
 from ted_ds.tasks.kind import KINDS, kind_of
 
-OF_LAYER = re.compile(r"(?P<metric>.+)/(?P<layer>(\w+\.)?layer_\d+)")
+OF_LAYER = re.compile(r"(?P<metric>.+)/(?P<layer>(\w+\.)?(layer|encoder|decoder)_\d+(_\d+)?)")
 """A metric of one layer."""
 Record = Mapping[str, Any]
 
@@ -54,6 +54,10 @@ class RunRecord:
     """In the order of the chain."""
     models: Mapping[str, Mapping[str, float]]
     """Scores of each evaluated model; empty before ``evaluate``."""
+    starts: Sequence[Record] = ()
+    """When it was started, and where it went on: lines of ``starts.jsonl``."""
+    samples: Mapping[str, Any] = field(default_factory=dict)
+    """What models make of a few examples (``evaluate/samples.json``)."""
 
     @property
     def name(self) -> str:
@@ -111,13 +115,15 @@ def read_run_record(folder: Path) -> RunRecord:
             f"{folder}: no run began in this folder (it has no run.json); give the output_dir of a run or a study"
         )
     done = [_finished(folder, phase.name) for phase in PHASES]
-    evaluation = folder / EVALUATE.name / RESULTS_FILE
+    evaluation, samples = (folder / EVALUATE.name / name for name in (RESULTS_FILE, SAMPLES_FILE))
     return RunRecord(
         folder,
         run.run_id,
         _records(folder / METRICS_FILE),
         [one for one in done if one is not None],
         _json(evaluation) if evaluation.is_file() else {},
+        read_starts(folder),
+        _json(samples) if samples.is_file() else {},
     )
 
 

@@ -6,9 +6,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from ted_ds.reports.cards import Card, cards_of
 from ted_ds.reports.figures import Drawing, drawings_of
 from ted_ds.reports.reading import RunRecord
-from ted_ds.reports.tables import Table, tables_of
+from ted_ds.reports.table import Table
+from ted_ds.reports.tables import tables_of
 from ted_ds.reports.verdict import Verdict, verdict_of
 
 
@@ -22,6 +24,7 @@ class Section:
     verdict: Verdict
     tables: Sequence[Table]
     drawings: Sequence[Drawing] = ()
+    samples: Sequence[Card] = ()
     inputs: Sequence[tuple[str, str]] = ()
     """Of each phase or arm, by its name, its settings as JSON."""
     last_report: float | None = None
@@ -42,6 +45,7 @@ def section_of_run(run: RunRecord) -> Section:
         verdict_of(run),
         tables_of(run),
         drawings_of(run),
+        cards_of(run.samples),
         [(done.name, json.dumps(done.inputs, indent=2, ensure_ascii=False)) for done in run.phases],
         max((one["time"] for one in run.records if "time" in one), default=None),
         [run],

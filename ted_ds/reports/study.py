@@ -12,7 +12,7 @@ from ted_ds.numerics.paired_draws import Difference
 from ted_ds.output.study_words import Measure
 from ted_ds.reports.figures import Drawing, draw_costs, draw_intervals, drawing_with
 from ted_ds.reports.section import Section
-from ted_ds.reports.tables import Table
+from ted_ds.reports.table import Table
 from ted_ds.reports.verdict import Verdict
 
 STUDY = "study.json"
@@ -40,7 +40,7 @@ def section_of_study(folder: Path) -> Section:
             (name, json.dumps(arm["changes"], indent=2, ensure_ascii=False)) for name, arm in study["arms"].items()
         ]
         verdict = Verdict([f"{one[0].upper()}{one[1:]}." for one in study["verdicts"]], failed)
-        return Section(study["name"], f"Study in {folder}", verdict, tables, drawings, inputs)
+        return Section(study["name"], f"Study in {folder}", verdict, tables, drawings, inputs=inputs)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: damaged ({error!r}); start the study again, which writes it anew") from error
 

@@ -5,33 +5,22 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from ted_ds.output.results import STUDENT, TEACHER
+from ted_ds.output.results import BEGUN, STUDENT, TEACHER
+from ted_ds.reports.pace import pace_tables
 from ted_ds.reports.reading import OF_LAYER, Record, RunRecord, is_number
-from ted_ds.reports.verdict import BEGUN, gap_closed, millions, shown
+from ted_ds.reports.table import Table
+from ted_ds.reports.verdict import gap_closed, millions, shown
 
 MOST_SETTINGS = 60
 """That differ between runs: more say that these are other runs altogether."""
 SOURCE = re.compile(r"data/(?P<source>.+)/(?P<what>tokens|records|epochs)")
 
 
-@dataclass(frozen=True)
-class Table:
-    """Rows of words, the first column of each a name."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    shades: Sequence[Sequence[float | None]] | None = None
-    """Of cells behind the first, from 0 to 1: the better, the darker; None for none."""
-    note: str = ""
-
-
 def tables_of(run: RunRecord) -> list[Table]:
     """All tables that a run's files have numbers for."""
-    found = [_models(run), *_filters(run), _phases(run), _sources(run)]
+    found = [_models(run), *_filters(run), _phases(run), *pace_tables(run), _sources(run)]
     return [table for table in found if table is not None and table.rows]
 
 

@@ -6,10 +6,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ted_ds.output.results import STUDENT, TEACHER
+from ted_ds.output.results import BEGUN, STUDENT, TEACHER
 from ted_ds.reports.reading import RunRecord
 
-BEGUN = "student before"
 SHARES = ("accuracy", "exact_match", "masked_accuracy", "token_accuracy")
 """Metrics that are shares of examples, so that their standard error is known."""
 

@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from ted_ds.config.deepspeed_keys import zero_stage
 from ted_ds.data.loader import Batch
 from ted_ds.models.taps import TappedModel
+from ted_ds.output.step_parts import BACKWARD, DATA, OPTIMIZER
 from ted_ds.runtime.cargo import DID_NOT_RUN, Cargo, Waybill
 from ted_ds.runtime.checkpoints.engine_state import STAND_IN, layout_of
 from ted_ds.runtime.nonfinite import SkippedStep
-from ted_ds.runtime.step_clock import BACKWARD, DATA, OPTIMIZER, timed
+from ted_ds.runtime.step_clock import timed
 from ted_ds.runtime.step_runner import EngineSettings, Objective, Seen, StepRunner, group_of
 from ted_ds.runtime.world import World
 

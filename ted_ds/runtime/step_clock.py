@@ -17,13 +17,8 @@ from typing import Any, Protocol
 import torch
 from deepspeed.comm import comm
 
-DATA, COMMUNICATION = "data", "communication"
-TEACHER, FORWARD, LOSSES = "teacher", "forward", "losses"
-BACKWARD, OPTIMIZER = "backward", "optimizer"
-OTHER = "other"
-PARTS = (DATA, TEACHER, FORWARD, LOSSES, BACKWARD, OPTIMIZER, COMMUNICATION, OTHER)
-"""``forward`` is that of what trains, in Stage I with the frozen model under it; ``data`` is the wait for a batch and
-its way to the device; ``communication`` is the wait for other ranks and for what they send."""
+from ted_ds.output.step_parts import COMMUNICATION, OTHER
+
 COLLECTIVES = (
     "all_reduce",
     "all_reduce_coalesced",

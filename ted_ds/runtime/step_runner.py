@@ -21,12 +21,13 @@ from transformers import get_scheduler
 
 from ted_ds.data.loader import Batch
 from ted_ds.errors import DataError, TedError
+from ted_ds.output.step_parts import DATA
 from ted_ds.runtime.checkpoints.engine_state import SavedEngine, layout_of, load_states, take_states
 from ted_ds.runtime.gradient_norms import MeasuredTerms
 from ted_ds.runtime.initialize import initialize
 from ted_ds.runtime.nonfinite import FiniteWatch, SkippedStep, drop_gradients, explain
 from ted_ds.runtime.sharding import all_finite, release_engine
-from ted_ds.runtime.step_clock import DATA, StepClock, timed
+from ted_ds.runtime.step_clock import StepClock, timed
 from ted_ds.runtime.step_sums import StepSums
 from ted_ds.runtime.world import World
 

@@ -19,11 +19,12 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
 from ted_ds.errors import CheckpointError, TedError, TopologyError
+from ted_ds.output.step_parts import COMMUNICATION
 from ted_ds.runtime.device_faults import as_device_fault, is_device_fault
 from ted_ds.runtime.devices import refuse_unusable, take_device
 from ted_ds.runtime.jit_builds import bound_build_waits
 from ted_ds.runtime.meeting import meet_again
-from ted_ds.runtime.step_clock import COMMUNICATION, timed
+from ted_ds.runtime.step_clock import timed
 
 Result = TypeVar("Result")
 

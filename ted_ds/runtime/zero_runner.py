@@ -10,9 +10,10 @@ from deepspeed.utils import safe_get_full_grad
 from torch import Tensor, nn
 
 from ted_ds.data.loader import Batch
+from ted_ds.output.step_parts import BACKWARD, DATA, OPTIMIZER
 from ted_ds.runtime.gradient_norms import GradientNorms
 from ted_ds.runtime.nonfinite import SkippedStep, skip_nonfinite_gradients
-from ted_ds.runtime.step_clock import BACKWARD, DATA, OPTIMIZER, timed
+from ted_ds.runtime.step_clock import timed
 from ted_ds.runtime.step_runner import EngineSettings, Objective, Seen, StepRunner
 from ted_ds.runtime.world import World
 

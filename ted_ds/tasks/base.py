@@ -136,6 +136,10 @@ class TaskKind(ABC, Generic[Task]):
 
     # --- models -----------------------------------------------------------------------------------------------------
 
+    def beginning(self, sample: Sample) -> Sequence[int] | None:  # noqa: ARG002 - as others do
+        """Of a text that a model can go on with, the tokens to begin with; None where nothing is written."""
+        return None
+
     @property
     @abstractmethod
     def head_config(self) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ted_ds.config.tasks import CausalLm
+from ted_ds.data.samples import Sample
 from ted_ds.tasks.document_kind import DocumentKind
 from ted_ds.tasks.outcomes import Outcomes
 from ted_ds.tasks.shown import shown_tokens
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from ted_ds.data.loader import Batch
     from ted_ds.numerics.task_terms import TaskTerms
 
+BEGINNING = 24
+"""Tokens of a text that a model goes on with."""
 Observation = tuple[float, int]
 """Summed cross-entropy, and the number of predicted tokens."""
 
@@ -29,6 +32,11 @@ class CausalLmKind(DocumentKind[CausalLm]):
 
     def _collator_settings(self) -> dict[str, Any]:
         return {"isolate_documents": self.task.packing.isolate_documents}
+
+    def beginning(self, sample: Sample) -> Sequence[int]:
+        """That of its first document, or half of it where that is short."""
+        length = (*sample.document_lengths, len(sample.input_ids))[0]
+        return sample.input_ids[: min(BEGINNING, (length + 1) // 2)]
 
     def show_row(self, batch: Batch, row: int, tokenizer: PreTrainedTokenizerBase) -> str:
         """Its documents; each label stands one place before its token."""

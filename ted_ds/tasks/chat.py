@@ -123,6 +123,11 @@ class ChatKind(CausalLmKind):
         alone = OfCompletions(*(one == "completion" for one in chosen))
         return {"isolate_documents": self.chat.pack, "of_completions": alone}
 
+    def beginning(self, sample: Sample) -> Sequence[int]:
+        """All before its first completion."""
+        assert isinstance(sample.label, Sequence)
+        return sample.input_ids[: int(sample.label[0])]
+
     # --- numbers ----------------------------------------------------------------------------------------------------
 
     @property

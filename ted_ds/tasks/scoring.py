@@ -12,7 +12,7 @@ from torch import Tensor
 from ted_ds.data.loader import Batch
 from ted_ds.models.predictions import Predictions
 from ted_ds.tasks.base import Scorer, TaskKind
-from ted_ds.tasks.outcomes import RowLosses, as_file, in_data_order, row_losses
+from ted_ds.tasks.outcomes import Columns, RowLosses, as_file, in_data_order, row_losses
 
 Gather = Callable[[Any], list[Any]]
 
@@ -35,6 +35,8 @@ class Recorder:
         self.headline, self.higher_is_better = self._scorer.headline, self._scorer.higher_is_better
         self.files: Mapping[str, Any] = {}
         """Of the output that was scored last (:meth:`TaskKind.files_of`)."""
+        self.columns: Columns | None = None
+        """What each example with one label came to, in the order of the data; None with other labels."""
         self.outcomes: Mapping[str, Any] | None = None
         """Of each example of it, for a file; None where they are not kept."""
 
@@ -51,8 +53,10 @@ class Recorder:
         """As the scorer does."""
         observed = [one for one, _ in observations]
         self.files = self._kind.files_of(observed)
+        in_order = in_data_order(observations, self._num_ranks)
+        if self._kind.one_class:
+            self.columns = self._scorer.outcomes([one for one, _ in in_order]).columns
         if self._with_outcomes:
-            in_order = in_data_order(observations, self._num_ranks)
             rows = [of_batch for _, of_batch in in_order if of_batch is not None]
             compared_by = {"headline": self._kind.headline, "higher_is_better": self._kind.higher_is_better}
             self.outcomes = compared_by | as_file(self._scorer.outcomes([one for one, _ in in_order]), rows)

@@ -18,7 +18,7 @@ from ted_ds.data.bad_records import Ledger
 from ted_ds.errors import ConfigError, StoppedOnRequest
 from ted_ds.launching.records import log_file
 from ted_ds.output.chatter import LOGS, chatter_kept_in
-from ted_ds.output.run_folder import begin_run, mark_stopped
+from ted_ds.output.run_folder import begin_run, mark_stopped, note_start
 from ted_ds.output.run_folders import RunFolders
 from ted_ds.output.screen import Screen, duration
 from ted_ds.output.trackers.backend import TrackedRun
@@ -152,6 +152,7 @@ def _open_output(recipe: Recipe, world: World, assembly: Assembly, journal: Jour
                 )
                 journal.keep_numbers(Tracker(tracked, backends_of(recipe.tracking)))
             begin_run(recipe.output_dir, assembly.run)
+            note_start(recipe.output_dir, {"ranks": world.size, "hosts": len({*world.hosts})})
             ledger = Ledger(recipe.output_dir)
             journal.keep_bad_records(ledger)
             ledger.add(assembly.data.bad_records)

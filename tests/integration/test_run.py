@@ -56,6 +56,7 @@ def language_tests(folder):
         f"evaluation.perplexity={{story: {{sources: [{{path: {story}}}], window: 8}}}}",
         f"evaluation.last_word={{ends: {{sources: [{{path: {story}}}]}}}}",
         "evaluation.outcomes=true",
+        "evaluation.samples=2",
     )
 
 
@@ -137,6 +138,42 @@ def test_every_loss_term_is_in_the_jsonl_under_its_name(lm_run):
     assert one["loss/total"] == pytest.approx(
         one["loss/task"] + 4 * one["loss/kl_teacher_student"] + one["loss/feature_mse"], rel=1e-5
     )
+
+
+def test_a_report_says_where_time_goes_and_how_near_the_teacher_is(lm_run):
+    folder, _, _ = lm_run
+    one, other = (record for record in metrics(folder) if record["phase"] == "distill")
+    for record in (one, other):
+        parts = [value for name, value in record.items() if name.startswith("perf/step_s/")]
+        assert sum(parts) == pytest.approx(record["perf/step_s"], rel=1e-9)
+        for part in ("data", "teacher", "forward", "losses", "backward", "optimizer", "communication"):
+            assert record[f"perf/step_s/{part}"] > 0, part
+        # a report also waits for what is between steps
+        assert record["perf/step_s"] <= record["train/tokens"] / record["perf/tokens_per_s"]
+        assert record["perf/peak_host_gib"] > 0.1
+        assert record["perf/tflops_per_rank"] > 0
+        for layer in ("layer_01", "layer_02"):
+            assert record[f"match/relative_error/{layer}"] > 0
+            assert record[f"match/cka/{layer}"] <= 1.01
+        assert record["gap/task_loss_student"] == pytest.approx(record["loss/task"], rel=1e-6)
+    assert one["gap/closed"] == 0
+    gaps = [record["gap/task_loss_student"] - record["gap/task_loss_teacher"] for record in (one, other)]
+    assert gaps[0] < 0 or other["gap/closed"] == pytest.approx(1 - gaps[1] / gaps[0])
+
+
+def test_models_write_what_they_write_elsewhere(lm_run):
+    folder, _, _ = lm_run
+    samples = json.loads((folder / "run" / "evaluate" / "samples.json").read_text())
+    assert samples["changed"] == []
+    assert len(samples["written"]) == 2
+    tokenizer = AutoTokenizer.from_pretrained(folder / "run" / "export")
+    model = AutoModelForCausalLM.from_pretrained(folder / "run" / "export")
+    for one in samples["written"]:
+        assert {*one["written"]} == {"teacher", "student after"}
+        given = tokenizer(one["beginning"], return_tensors="pt", add_special_tokens=False)
+        ids = model.generate(**given, do_sample=False, max_new_tokens=32, pad_token_id=tokenizer.eos_token_id)
+        written = tokenizer.decode(ids[0, given["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert " ".join(written.split()) == one["written"]["student after"]
 
 
 def test_filters_are_evaluated_one_by_one(lm_run):
@@ -305,10 +342,22 @@ def test_classification_under_zero3_with_a_sharded_teacher(tmp_path):
     write_model(tmp_path / "teacher", "bert", labels=("a", "b", "c"))  # a head for other labels, which starts anew
     by_tokens = FINETUNE.replace("micro_batch_size: 2", "micro_batch_tokens: 32")
     grouped = "data.length_grouping.window_steps=2"
-    outcome = forked(
-        "run", str(recipe), ZERO3, "teacher.host=zero3", f"teacher.finetune={by_tokens}", grouped, num_ranks=2
-    )
+    settings = (ZERO3, "teacher.host=zero3", f"teacher.finetune={by_tokens}", grouped, "evaluation.samples=3")
+    outcome = forked("run", str(recipe), *settings, "evaluation.outcomes=true", num_ranks=2)
     assert outcome.code == 0, outcome.output
+    evaluated = tmp_path / "run" / "evaluate"
+    after, teacher = (
+        json.loads((evaluated / "outcomes" / f"{name}.json").read_text())["columns"]["right"]
+        for name in ("student_after", "teacher")
+    )
+    shown = json.loads((evaluated / "samples.json").read_text())["changed"] if teacher != after else []
+    lost = [one for one in shown if one["change"] == "right by the teacher, wrong by the student"]
+    assert len(lost) <= 3
+    texts = {json.loads(line)["text"]: json.loads(line)["label"] for line in (tmp_path / "train.jsonl").open()}
+    for one in shown:
+        assert texts[one["text"]] == one["label"]
+        assert {*one["predictions"]} == {"teacher", "student before", "student after"}
+        assert one["predictions"]["student after"] == one["label"] or "wrong" in one["change"].split(", ")[1]
     assert all(0 <= line["train/padding"] < 1 for line in metrics(tmp_path) if "train/tokens" in line)
     assert "ZeRO-3 sharded; per rank" in outcome.output
     results = json.loads((tmp_path / "run" / "evaluate" / "evaluation.json").read_text())

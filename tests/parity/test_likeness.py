@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ted_ds.numerics.chunks import kept_rows
-from ted_ds.numerics.filters import FilterBank, Match
+from ted_ds.numerics.filters import FilterBank, Match, OfTexts, Pooling
 from ted_ds.numerics.likeness import CHUNK_BYTES, SUMS, Gauge, Side, hsic_sums, likeness_of, sample_tokens
 from ted_ds.numerics.logits import LogitRule
 from ted_ds.numerics.vocabulary import TeacherPredictions, VocabularyTargets, vocabulary_losses
@@ -120,6 +120,25 @@ def test_a_term_is_the_same_with_and_without_a_look_at_it() -> None:
     assert torch.equal(found[0][0], found[1][0])
     assert torch.equal(found[0][1], found[1][1])
     assert float(seen[0][0]) == pytest.approx(float(found[0][0]) * 6, rel=1e-5), "the sum of squares of the term"
+
+
+@pytest.mark.parametrize("how", ["first", "mean"])
+def test_texts_have_a_relative_error_and_nothing_within_them_to_compare(how: str) -> None:
+    torch.manual_seed(5)
+    student, teacher = (FilterBank([1], width, 6).filters[0] for width in (5, 7))
+    own, theirs = torch.randn(3, 7, 5, requires_grad=True), torch.randn(3, 9, 7)  # tokens do not pair
+    kept = torch.tensor([True, False, True])
+    masks = [torch.ones(3, length, dtype=torch.long) for length in (7, 9)]
+    texts = OfTexts(*(Pooling(how, mask) for mask in masks), kept)
+    seen: list[Tensor] = []
+    nothing = torch.zeros(0, dtype=torch.bool)
+    match = Match(theirs, teacher, None, texts=texts, gauge=Gauge(seen.append, nothing, None))  # type: ignore[arg-type]
+    student(own, match).backward()
+    read = (lambda states: states[:, 0]) if how == "first" else (lambda states: states.mean(1))
+    with torch.no_grad():
+        mine, other = read(student(own))[kept].double(), read(teacher(theirs))[kept].double()
+    expected = (mine - other).square().sum() / other.square().sum()
+    assert likeness_of(seen[0].tolist()) == {"relative_error": pytest.approx(float(expected), rel=1e-5)}
 
 
 def test_what_sums_say() -> None:

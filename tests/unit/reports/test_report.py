@@ -15,6 +15,7 @@ import pytest
 from ted_ds.cli import main
 from ted_ds.errors import DataError
 from ted_ds.reports import study
+from ted_ds.reports.pace import time_split
 from ted_ds.reports.reading import read_run_record
 from ted_ds.reports.study import section_of_study
 from ted_ds.reports.tables import comparison, tables_of
@@ -177,6 +178,77 @@ def test_runs_beside_each_other_differ_in_what_differs(tmp_path):
     assert [row[0] for row in runs.rows] == ["a", "b"]
     assert [row[-1] for row in runs.rows] == ["80%", "33%"]
     assert settings.rows == [["distill.plan.learning_rate", "0.001", "0.0001"]]
+
+
+def with_live_numbers(folder: Path, *, num_layers: int) -> Path:
+    """A run that was stopped once, of the numbers that come with each report, and samples."""
+    records = [
+        {
+            "time": 1000.0 + step,
+            "phase": "distill",
+            "step": step,
+            "perf/step_s": first + 0.01,
+            "perf/step_s/forward": first,
+            "perf/step_s/communication": 0.01,
+            "perf/peak_host_gib": 1.0 + step / 10,
+            "perf/tflops_per_rank": 2.0 * step,
+            "gap/closed": step / 10,
+            **{f"match/cka/layer_{layer:02d}": layer / step for layer in range(1, num_layers + 1)},
+        }
+        for step, first in ((1, 9.0), (2, 0.02), (3, 0.04))
+    ]
+    write_run(folder, records=records)
+    starts = [
+        {"time": 0.0, "ranks": 2, "hosts": 1},
+        {"time": 90.0, "ranks": 4, "hosts": 1},
+        {"time": 91.0, "phase": "distill", "after_step": 2},
+    ]
+    lines = [*map(json.dumps, starts), '{"time": 9']  # a kill may cut the last one short
+    (folder / "starts.jsonl").write_text("\n".join(lines))
+    changed = {"change": "wrong before training", "text": "a <b>text</b>", "label": "good"}
+    changed["predictions"] = {"teacher": "good", "student after": "bad"}
+    written = {"beginning": "once", "written": {"teacher": "upon a time"}}
+    (folder / "evaluate" / "samples.json").write_text(json.dumps({"changed": [changed], "written": [written]}))
+    return folder
+
+
+def test_time_memory_and_starts_are_those_of_the_reports(tmp_path):
+    run = read_run_record(with_live_numbers(tmp_path / "run", num_layers=2))
+    tables = {table.title: table for table in tables_of(run)}
+    # the first report has what happens once
+    assert time_split(run) == {"distill": {"forward": pytest.approx(0.03), "communication": pytest.approx(0.01)}}
+    of_step = tables["Time of a step, in milliseconds"]
+    assert (of_step.columns, of_step.rows) == (
+        ("phase", "step", "forward", "communication"),
+        [["distill", "40.0", "30.0", "10.0"]],
+    )
+    machine = tables["Memory and speed"]
+    assert machine.columns == ("phase", "peak host memory, GiB", "TFLOP/s per rank")
+    assert machine.rows == [["distill", "1.30", "5"]]
+    assert tables["Starts"].rows == [
+        ["01 January 1970, 00:00:00", "2", "–"],
+        ["01 January 1970, 00:01:30", "4", "distill, after step 2"],
+    ]
+    once = read_run_record(write_run(tmp_path / "once"))
+    assert not {"Starts", "Memory and speed", "Time of a step, in milliseconds"} & {
+        one.title for one in tables_of(once)
+    }
+
+
+@pytest.mark.parametrize("num_layers", [2, 9])
+def test_live_numbers_and_samples_are_on_the_page(tmp_path, with_matplotlib, num_layers):
+    folder = with_live_numbers(tmp_path / "run", num_layers=num_layers)
+    assert main(["report", str(folder)]) == 0
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.links == []
+    assert len(page.ids) == len(set(page.ids))
+    assert {"Where the time of a step goes", "distill: cka by layer", "a <b>text</b>", "upon a time"} <= {*page.words}
+    assert "b" not in page.tags
+    drawn = {file.stem for file in (folder / "report_figures").iterdir()}
+    assert {"time_split", "distill_cka_by_layer", "distill_gap"} <= drawn
+    # more layers than colours: a row each
+    assert ("layer_09" in page.words) == (num_layers == 9)
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from ted_ds.output.step_parts import PARTS
 from ted_ds.runtime import step_clock
 from ted_ds.runtime.step_clock import StepClock, timed
 
@@ -35,7 +36,7 @@ def test_time_belongs_to_the_innermost_part() -> None:
     assert taken["teacher"] >= 0.04
     assert 0.02 <= taken["forward"] < taken["teacher"]
     assert min(taken["losses"], taken["other"]) >= 0.01
-    parts = sum(taken[part] for part in step_clock.PARTS if part in taken)
+    parts = sum(taken[part] for part in PARTS if part in taken)
     assert parts == pytest.approx(took, rel=0.02)
     assert clock.take() == {"steps": 0, "tokens": 0}, "each step is told once"
 
