@@ -21,7 +21,6 @@ from ted_ds.launching.records import LOG_DIR, log_folder
 from ted_ds.planning.phase import PHASES, phases_of_verb
 
 VERBS_OF_RANKS = ("run", *(phase.verb for phase in PHASES), "doctor")
-WITHOUT_RECIPE = ("families", "init", "predict", "report")
 HELP_OF_VERB = {
     "run": "all phases; those already complete are skipped",
     "finetune": "Stage 0: train teacher and student on the task, cut the student out of the teacher",
@@ -34,10 +33,14 @@ HELP_OF_VERB = {
     "doctor": "is this pair sane? Looks at weights, labels, tokens, filters and one real step; exit code 1 if not",
     "tokenizer": "train a tokenizer on the training documents; needs no GPU and no teacher",
     "supervise": "start a launcher's command again until its run is complete; rank by rank logs, no rank left behind",
+    "demo": "a small real run from start to end in two minutes, without a GPU, and what it changed",
     "init": "write a first recipe for a teacher and data, from what can be found out about them",
     "predict": "what a run's student says of texts, beside its teacher",
+    "chat": "talk with a run's student, or the model of any of its phases, beside the teacher",
+    "compare": "in what two runs differ: settings and results",
     "report": "one page of what a run came to: verdict, figures, tables; several runs beside each other",
     "families": "the models that can be used, and what for; of a model folder, what is found of it",
+    "schema": "the JSON schema of recipes, by which editors complete and explain their keys",
     "check": "every mistake in the recipe at once, and the plan; needs no GPU and no torch",
 }
 
@@ -62,6 +65,10 @@ def build_parser() -> argparse.ArgumentParser:
             one.add_argument("path", nargs="?", type=Path, help="a model folder")
             one.add_argument("--markdown", action="store_true", help="the table as docs/families.md has it")
             continue
+        if verb == "demo":
+            one.add_argument("--out", type=Path, default=Path("ted_ds_demo"), help="a folder for it (ted_ds_demo)")
+            one.add_argument("overrides", nargs="*", metavar="a.b=value", help="change a value of its recipe")
+            continue
         if verb == "init":
             _add_init(one)
             continue
@@ -69,6 +76,17 @@ def build_parser() -> argparse.ArgumentParser:
             one.add_argument("folder", type=Path, metavar="DIR", help="the output_dir of a run")
             one.add_argument("texts", nargs="*", help="what to read; none: the lines of the standard input")
             one.add_argument("--tokens", type=_positive, default=40, help="a language model writes at most (40)")
+            continue
+        if verb == "chat":
+            one.add_argument("folder", type=Path, metavar="DIR", help="of a run, one of its phases, or a model")
+            one.add_argument("--teacher", type=Path, metavar="DIR", help="a model folder (default: that of the run)")
+            one.add_argument("--tokens", type=_positive, default=100, help="an answer has at most (100)")
+            continue
+        if verb == "compare":
+            one.add_argument("folders", nargs=2, type=Path, metavar="DIR", help="the output_dir of a run")
+            one.add_argument("--json", action="store_true", help="as JSON, for programs")
+            continue
+        if verb == "schema":
             continue
         if verb == "report":
             one.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="the output_dir of a run")
@@ -78,8 +96,18 @@ def build_parser() -> argparse.ArgumentParser:
             one.add_argument("action", choices=["train"], help="what to do")
         one.add_argument("recipe", type=_recipe, help="a YAML recipe, or the name of one that ships")
         one.add_argument("overrides", nargs="*", metavar="a.b=value", help="change a value of the recipe")
+        if verb == "study":
+            one.add_argument(
+                "--array",
+                type=Path,
+                metavar="DIR",
+                help="write its runs there, a line each, for an array of batch jobs",
+            )
         if verb == "check":
             one.add_argument("--ranks", type=_positive, default=1, help="ranks the batches must divide over")
+            one.add_argument(
+                "--show", action="store_true", help="print the whole recipe as it will run, with where values are from"
+            )
             one.add_argument(
                 "--link-gbit", type=_speed, help="of each rank to other hosts: what a step sends, in Gbit/s"
             )
@@ -101,11 +129,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         if rest:
             parser.error(f"unknown arguments: {' '.join(rest)}; the launcher's command goes after --")
         return options
-    has_recipe = options.verb not in WITHOUT_RECIPE
-    unknown = [word for word in rest if not has_recipe or word.startswith("-") or "=" not in word]
+    takes_overrides = "overrides" in options
+    unknown = [word for word in rest if not takes_overrides or word.startswith("-") or "=" not in word]
     if unknown:
         parser.error(f"unknown arguments: {' '.join(unknown)}")
-    if has_recipe:
+    if takes_overrides:
         options.overrides += rest
     return options
 
@@ -193,6 +221,10 @@ def _dispatch(options: argparse.Namespace) -> int:
             from ted_ds.verbs.families import show_families
 
             show_families(options.path, as_markdown=options.markdown)
+        elif options.verb == "demo":
+            from ted_ds.verbs.demo import demo
+
+            return demo(options.out, options.overrides)
         elif options.verb == "init":
             from ted_ds.verbs.init.begin import Asked, begin
 
@@ -202,16 +234,36 @@ def _dispatch(options: argparse.Namespace) -> int:
             from ted_ds.verbs.predict import predict
 
             predict(options.folder, options.texts, max_new_tokens=options.tokens)
+        elif options.verb == "chat":
+            from ted_ds.verbs.chat import chat
+
+            chat(options.folder, options.teacher, max_new_tokens=options.tokens)
+        elif options.verb == "compare":
+            from ted_ds.verbs.compare import compare
+
+            compare(*options.folders, as_json=options.json)
         elif options.verb == "report":
             from ted_ds.verbs.report import report
 
             report(options.folders, options.out)
-        elif options.verb == "check":
-            from ted_ds.verbs.check import check
+        elif options.verb == "schema":
+            from ted_ds.config.recipe_schema import as_json
 
+            print(as_json(), end="")
+        elif options.verb == "check":
+            from ted_ds.verbs.check import check, show
+
+            if options.show:
+                show(options.recipe, options.overrides, num_ranks=options.ranks)
+                return 0
             given = {"num_ranks": options.ranks, "tflops": options.tflops, "link_gbit": options.link_gbit}
             check(options.recipe, options.overrides, **given)
         elif options.verb == "study":
+            if options.array is not None:
+                from ted_ds.verbs.study.array import write_array
+
+                write_array(options.recipe, options.overrides, options.array)
+                return 0
             from ted_ds.verbs.study.conduct import conduct  # runs are processes of their own
 
             return 0 if conduct(options.recipe, options.overrides) else 1

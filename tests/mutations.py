@@ -39,6 +39,7 @@ TESTS += ["tests/distributed/test_matrix.py", "tests/distributed/test_variable_m
 TESTS += ["tests/distributed/test_adapters.py"]
 TESTS += ["tests/unit/numerics/test_block_choice.py", "tests/unit/models/test_narrowing.py"]
 TESTS += ["tests/distributed/test_solved_filters.py"]
+TESTS += ["tests/distributed/test_gradient_balance.py", "tests/unit/objectives/test_gradient_balance.py"]
 
 
 class Mutation(NamedTuple):
@@ -51,6 +52,30 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = {
+    "measured_locally": Mutation(
+        "runtime/gradient_norms.py",
+        "square += self._world.sum(gradient).double().square().sum()",
+        "square += gradient.double().square().sum()",
+        "gradients of terms are those of rank 0's texts",
+    ),
+    "measured_together": Mutation(
+        "objectives/distill.py",
+        "weights = Weights(*(float(name == alone) for name in WEIGHTS))",
+        "weights = self._begun",
+        "the gradient of all terms is taken for that of each",
+    ),
+    "measured_block": Mutation(
+        "models/shared_block.py",
+        "[number_of(first) - 1]]",
+        "[-1]]",
+        "gradients are compared on the last block, which most layers do not reach",
+    ),
+    "balance_draws": Mutation(
+        "runtime/gradient_norms.py",
+        "        restore_random_state(random)\n        self._forget()",
+        "        self._forget()",
+        "what is measured draws the random numbers of the step",
+    ),
     "T2": Mutation(
         "numerics/task_terms.py",
         "return 1.0 if self.law is Law.NUMBER else temperature**2",
@@ -145,9 +170,9 @@ MUTATIONS = {
     ),
     "microbatch_count": Mutation(
         "runtime/zero_runner.py",
-        "loss, totals = objective.loss(self.engine, batch.to(self._world.device), on_device)",
+        "loss, totals = objective.loss(self.engine, here, on_device)",
         "own = {name: one.float() for name, one in objective.counts(batch).items()}\n"
-        "            loss, totals = objective.loss(self.engine, batch.to(self._world.device), own)\n"
+        "            loss, totals = objective.loss(self.engine, here, own)\n"
         "            loss = loss / len(micro)",
         "a mean of the microbatches' means",
     ),

@@ -354,7 +354,7 @@ def recipe_dict(folder: Path, *, kind: str = "causal_lm", method: str = "ted", s
         "filters": {"teacher": {**plan}, "student": {**plan}},
         "distill": {"method": method, **plan},
         "evaluation": {"max_examples": 8, "micro_batch_size": 2},
-        "tracking": {"log_every_steps": 1},
+        "tracking": {"log_every_steps": 1, "log_every_seconds": 0},
         "preflight": "warn",  # these teachers are random
     }
 

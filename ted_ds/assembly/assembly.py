@@ -49,7 +49,7 @@ class Assembly:
         self.recipe, self.plan, self.world = recipe, plan, world
         self.tokenizers, self.data, self.readers = given.tokenizers, given.data, given.readers
         self.screen, self.stops = given.screen, given.stops
-        self.run, self.hosting = given.run, given.hosting
+        self.run, self.hosting, self.deepspeed_choice = given.run, given.hosting, given.deepspeed_choice
         self.dtype = DTYPES[recipe.precision]
         assert plan.teacher is not None  # both are known once their files are here
         assert plan.student is not None

@@ -17,6 +17,7 @@ from ted_ds.data.labelled_data import LabelledData
 from ted_ds.models.companions import Origins
 from ted_ds.output.run_folder import Run
 from ted_ds.output.screen import Screen
+from ted_ds.planning.deepspeed_choice import DeepSpeedChoice
 from ted_ds.planning.deepspeed_json import deepspeed_json_of
 from ted_ds.planning.hosting import Hosting
 from ted_ds.planning.plan import Plan
@@ -41,6 +42,8 @@ class Given:
     stops: StopRequests
     run: Run
     hosting: Hosting
+    deepspeed_choice: DeepSpeedChoice | None = None
+    """None where the recipe names its DeepSpeed file."""
 
     @functools.cached_property
     def deepspeed_json(self) -> dict[str, Any]:

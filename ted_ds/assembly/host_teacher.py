@@ -49,13 +49,7 @@ def host_teacher(recipe: Recipe, plan: Plan, run: Run, world: World, *, run_is_o
             recipe,
             plan,
             deepspeed_json_of(recipe, plan),
-            Machine(
-                world_size=world.size,
-                free_device=free_device_bytes(world),
-                free_host=free_host_bytes(world),
-                device_is_host=world.device.type == "cpu",
-                torchao_is_there=all(world.gather(has_torchao())),
-            ),
+            machine_of(world),
             began_whole=run_is_old,
         )
         run = replace(run, teacher_host=hosting.host)
@@ -65,6 +59,17 @@ def host_teacher(recipe: Recipe, plan: Plan, run: Run, world: World, *, run_is_o
         if hosting.host == "nvme_offload":
             refuse_without_async_io("teacher.host: nvme_offload", "cpu_offload")
     return run, hosting
+
+
+def machine_of(world: World) -> Machine:
+    """What there is for each rank. Every rank must call it."""
+    return Machine(
+        world_size=world.size,
+        free_device=free_device_bytes(world),
+        free_host=free_host_bytes(world),
+        device_is_host=world.device.type == "cpu",
+        torchao_is_there=all(world.gather(has_torchao())),
+    )
 
 
 def _refuse_strange(recipe: Recipe, host: str) -> None:

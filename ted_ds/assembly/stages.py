@@ -11,8 +11,10 @@ from typing import Any
 from torch import nn
 
 from ted_ds.assembly.assembly import Assembly
+from ted_ds.errors import ConfigError
 from ted_ds.models.filter_files import load_filters
 from ted_ds.models.heads import FilterProbes, ProbesOfModels, own_probes
+from ted_ds.models.shared_block import last_shared_block
 from ted_ds.models.student import FilteredModel
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank, IdentityFilters
@@ -245,7 +247,24 @@ def build_stage_two(
         )
     else:
         objective = _distill_objective(build, teaching, teacher_filters, stage)
+    if isinstance(objective, DistillObjective) and plan.balance is not None:
+        objective.balance_on(_balanced_parameters(tapped))
     return StageTwo(tapped, bank, kind, FilteredModel(tapped, bank), frozen, teacher_filters, objective)
+
+
+def _balanced_parameters(tapped: TappedModel) -> list[nn.Parameter]:
+    """Those on which gradients of terms are compared: what trains of the last block that all terms reach.
+
+    Raises:
+        ConfigError: Nothing does.
+    """
+    trained = [one for one in last_shared_block(tapped).parameters() if one.requires_grad]
+    if not trained:
+        raise ConfigError(
+            "distill.balance: nothing trains in the student's block on which gradients of its terms would be compared; "
+            "let student.lora.targets name a map in it, or give weights without balance"
+        )
+    return trained
 
 
 def read_at(build: Assembly, tapped: TappedModel) -> ReadAt:

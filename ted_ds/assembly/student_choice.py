@@ -112,8 +112,8 @@ class _Chooser:
 
     def _measured(self, influence: Sequence[float]) -> dict[str, Any]:
         """The choices of blocks there are, their losses, and by which of them the student is cut."""
-        count, depth = self.cut.num_blocks, self.build.teacher_facts.num_blocks
-        assert count is not None
+        depth = self.build.teacher_facts.num_blocks
+        count = self.cut.number_of(depth)
         stay, teacher = staying_blocks(self.build.teacher_facts), self.teacher
         shown = ", ".join(f"{block} {value:.4f}" for block, value in enumerate(influence))
         self._say(f"influence of blocks over {teacher.num_tokens:,} tokens: {shown}")

@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from ted_ds.config.section import Section, rule
 
 BlockNumber = Annotated[int, Field(ge=0)]
+SHARES = {"half": Fraction(1, 2), "third": Fraction(1, 3), "quarter": Fraction(1, 4)}
+"""Of the teacher's blocks, by what they are called."""
+PERCENT = re.compile(r"(\d{1,2}(?:\.\d+)?) ?%")
 MEASURED = ("influence", "search")
 """Ways to choose blocks by what the teacher makes of the calibration data."""
 WIDTHS = ("hidden_size", "intermediate_size", "num_heads", "num_key_value_heads")
+
+
+def _is_number_or_share(value: Any) -> Any:
+    """One rule in words, where a union would give a message per member."""
+    is_number = type(value) is int and value > 0
+    if value is not None and not is_number and not (isinstance(value, str) and _share(value)):
+        raise ValueError(
+            f"use a whole number above 0, or a share of the teacher's blocks: {', '.join(SHARES)}, or such as 40%"
+        )
+    return value
+
+
+def _share(text: str) -> Fraction | None:
+    """The share of blocks that a text says; None where it says none."""
+    percent = PERCENT.fullmatch(text)
+    return SHARES.get(text) or (Fraction(percent[1]) / 100 if percent else None) or None
+
+
+def part_of(share: Fraction, depth: int) -> int:
+    """How many of some blocks a share of them is: rounded, halves up, and at least one."""
+    return max(math.floor(share * depth + Fraction(1, 2)), 1)
 
 
 class CutFromTeacher(Section):
@@ -26,8 +53,9 @@ class CutFromTeacher(Section):
     """And those of its decoder."""
     any_order: bool = False
     """Whether a block may come before one of a lower number."""
-    num_blocks: int | None = Field(default=None, gt=0)
-    """Instead of ``blocks``: how many of them, which are then chosen."""
+    num_blocks: Annotated[int | str | None, BeforeValidator(_is_number_or_share)] = None
+    """Instead of ``blocks``: how many of them, which are then chosen; or ``half``, ``third``, ``quarter`` or another
+    share of them (``40%``), rounded. Of an encoder-decoder, a share of each stack."""
     choose: Literal["spread", "ends", "influence", "search"] = "spread"
     """How: evenly over the depth (``spread``); the first and the last ones (``ends``); those that change the state most
     on the calibration data (``influence``); or by leaving out, one after the other, the block without which the
@@ -91,8 +119,24 @@ class CutFromTeacher(Section):
         given = {"": self.blocks, "encoder": self.encoder_blocks, "decoder": self.decoder_blocks}
         return {stack: blocks for stack, blocks in given.items() if blocks is not None}
 
-    def deciding_values(self) -> dict[str, Any]:
-        """What decides what is kept, beside blocks that are known, where any of it is measured."""
-        chosen = {"num_blocks": self.num_blocks, "choose": self.choose} if self.is_measured else {}
+    @property
+    def is_share(self) -> bool:
+        """Whether ``num_blocks`` is a share of those that the teacher has."""
+        return isinstance(self.num_blocks, str)
+
+    def number_of(self, depth: int) -> int:
+        """``num_blocks``, of a teacher's or a stack's ``depth`` blocks."""
+        if isinstance(self.num_blocks, int):
+            return self.num_blocks
+        share = None if self.num_blocks is None else _share(self.num_blocks)
+        assert share is not None, "nobody asks where blocks are listed"
+        return part_of(share, depth)
+
+    def deciding_values(self, depth: int) -> dict[str, Any]:
+        """What decides what is kept, beside blocks that are known, where any of it is measured.
+
+        ``depth`` is the teacher's number of blocks.
+        """
+        chosen = {"num_blocks": self.number_of(depth), "choose": self.choose} if self.is_measured else {}
         bound = {"search_tokens": self.search_tokens} if self.is_measured and self.choose == "search" else {}
         return {**chosen, **bound, **self.widths}

@@ -23,6 +23,8 @@ PARAMETERS = {
 
 
 WEIGHTS = ("task_weight", "kl_weight", "feature_weight")
+OF_BALANCE = {"balance_every_steps": 100, "balance_average": 0.9}
+"""Settings that go with ``balance``, and what they are where a recipe does not say."""
 
 
 class Weights(NamedTuple):
@@ -63,6 +65,14 @@ class Distill(PhasePlan):
     """Bring each token's features to mean 0 and variance 1 before comparing; for decoders, whose states have outliers.
     Not in the paper."""
 
+    balance: Literal["gradient_norm"] | None = None
+    """``gradient_norm``: the weights are shares. Each term is scaled so that the norms of the terms' gradients on the
+    last block that all of them reach are to each other as the weights are."""
+    balance_every_steps: int = Field(default=OF_BALANCE["balance_every_steps"], gt=0)
+    """How often these norms are measured: at step 0 and after every so many."""
+    balance_average: float = Field(default=OF_BALANCE["balance_average"], ge=0, lt=1)
+    """How much of its moving average a norm keeps at each measurement."""
+
     @field_validator(*WEIGHTS, mode="before")
     @classmethod
     def _is_a_number_or_points(cls, weight: Any) -> Any:
@@ -86,6 +96,17 @@ class Distill(PhasePlan):
                 return
 
     @rule
+    def _several_terms_are_balanced(self) -> Iterator[str]:
+        given = [name for name in OF_BALANCE if name in self.model_fields_set]
+        if self.balance is None and given:
+            yield f"{' and '.join(given)}: they go with balance: gradient_norm; remove them, or give that"
+        if self.balance is not None and self.method != "sft" and len(self.weighed) < 2:
+            yield (
+                f"balance: {self.balance}: {', '.join(self.weighed)} alone has a weight above 0, and nothing to be "
+                "balanced with; remove it, or raise another weight"
+            )
+
+    @rule
     def _parameter_of_divergence(self) -> Iterator[str]:
         for name, (kinds, _) in PARAMETERS.items():
             if getattr(self, name) is not None and self.divergence not in kinds:
@@ -105,6 +126,13 @@ class Distill(PhasePlan):
     def needs(self) -> Needs:
         """What Stage II needs in all."""
         return functools.reduce(operator.or_, self.needs_of_terms.values())
+
+    @property
+    def weighed(self) -> list[str]:
+        """Weights of terms that count at some step."""
+        used = [name for name in WEIGHTS if name != "feature_weight" or self.method in ("lwd", "ted")]
+        used = used if self.method != "sft" else ["task_weight"]
+        return [name for name in used if highest(getattr(self, name)) > 0]
 
     @property
     def changing_weights(self) -> list[str]:
@@ -132,6 +160,9 @@ class Distill(PhasePlan):
             values.pop(name)
         if self.feature_distance == "mse":
             values.pop("feature_distance")
+        if self.balance is None:
+            for name in ("balance", *OF_BALANCE):
+                values.pop(name)
         if self.divergence != "kl":
             values["divergence"] = self.divergence
         for name, (kinds, _) in PARAMETERS.items():

@@ -13,6 +13,7 @@ from annotated_types import MinLen
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from ted_ds.config.defaults import Reasons
 from ted_ds.config.extends import Chain
 from ted_ds.config.nearest import meant_by
 from ted_ds.config.places import Location, dotted, own_keys, sections_at
@@ -39,6 +40,8 @@ class Draft:
     """Keys of which the recipe here says something else than the user's."""
     chain: Chain = field(default_factory=Chain)
     """The files it was read from."""
+    reasons: Reasons = field(default_factory=dict)
+    """Why values are what they are that no file says, by their places."""
 
     def concerns_a_stand_in(self, message: str) -> bool:
         """Whether a message is about a value that the user did not write."""

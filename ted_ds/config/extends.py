@@ -29,6 +29,12 @@ class Chain:
     """Of each value and section, by its place, the first of the files that gives something of it."""
     repeated: dict[str, Path] = field(default_factory=dict)
     """Messages about keys that are given twice in one file, and which."""
+    overridden: set[str] = field(default_factory=set)
+    """Places that the command line gives anew."""
+    followed: dict[str, str] = field(default_factory=dict)
+    """Paths that are from a recipe's folder (:mod:`ted_ds.config.relative_paths`), as they are written, by place."""
+    missing: dict[str, str] = field(default_factory=dict)
+    """Of paths where nothing is, what is to be said of the other place they could be from, by place."""
 
     def place(self, message: str) -> str:
         """A message about a place in the recipe, after the file that says what is there.
@@ -36,20 +42,33 @@ class Chain:
         Others may say what does not go with it: so the one that was named is named with it.
         """
         file, first = self._file_of(message), self.files[0]
+        match = PLACE.match(message)
+        if match is not None and match[0] in self.missing and "no such" in message.lower():
+            message += f" ({self.missing[match[0]]})"
         return f"{file}: {message}" if file == first else f"{file} (extended by {first}): {message}"
 
     def _file_of(self, message: str) -> Path:
         if message in self.repeated:
             return self.repeated[message]
         match = PLACE.match(message)
-        place = match[0] if match else ""
+        return self.file_of(match[0] if match else "")
+
+    def file_of(self, place: str) -> Path:
+        """The file that says what is at a place, or at the nearest around it."""
         while place and place not in self.origins:
-            place = re.sub(r"(\.?[^.\[\]]+|\[\d+\])$", "", place)
+            place = around(place)
         return self.origins.get(place, self.files[0])
 
     def override(self, place: str) -> None:
         """Note that a value was given anew, on the command line."""
         self._replace(None, place, self.files[0])
+        self.overridden.add(place)
+
+    def is_from_command_line(self, place: str) -> bool:
+        """Whether a value is from there, alone or with all around it."""
+        while place and place not in self.overridden:
+            place = around(place)
+        return place != ""
 
     def lay_over(self, below: Any, above: Any, place: str, file: Path) -> Any:
         """What values and those that ``file`` puts over them come to at a place; notes whose they are."""
@@ -66,6 +85,11 @@ class Chain:
         inside = (f"{place}.", f"{place}[")
         self.origins = {one: its for one, its in self.origins.items() if not one.startswith(inside)}
         self.origins |= dict.fromkeys(_places(value, place), file)
+
+
+def around(place: str) -> str:
+    """The place of what holds a place; of the whole recipe none."""
+    return re.sub(r"(\.?[^.\[\]]+|\[\d+\])$", "", place)
 
 
 def read_chain(path: Path) -> tuple[DictConfig, Chain]:

@@ -11,10 +11,12 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from ted_ds.config.defaults import Reasons, fill_defaults, fill_name
 from ted_ds.config.draft import Draft, read_draft
 from ted_ds.config.extends import KEY as EXTENDS
 from ted_ds.config.extends import Chain, read_chain
 from ted_ds.config.glue import fill_from_glue
+from ted_ds.config.relative_paths import follow_recipe
 from ted_ds.config.schema import Recipe
 from ted_ds.config.wording import in_words
 from ted_ds.config.yaml_file import unresolved, without_duplicates
@@ -39,17 +41,24 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return draft.recipe
 
 
-def load_draft(path: str | Path, overrides: Sequence[str] = ()) -> Draft:
+def load_draft(path: str | Path, overrides: Sequence[str] = (), *, num_ranks: int = 1, can_solve: bool = True) -> Draft:
     """The same, as far as it can be understood, for checks that do not depend on what is wrong in it.
+
+    Args:
+        path: The recipe's file.
+        overrides: Changes to it.
+        num_ranks: Ranks it is for; see :func:`ted_ds.config.defaults.fill_defaults`.
+        can_solve: As there.
 
     Raises:
         ConfigError: The file cannot be read as a mapping, or an override has no place in it.
     """
     tree, chain = read_chain(Path(path))
-    values, beside_glue = _values(tree, chain, overrides)
+    values, reasons, beside_glue = _values(tree, chain, overrides)
+    reasons |= fill_defaults(values, num_ranks=num_ranks, can_solve=can_solve)
     draft = read_draft(values)
     draft.given_twice = [*chain.repeated, *beside_glue]
-    draft.chain = chain
+    draft.chain, draft.reasons = chain, reasons
     return draft
 
 
@@ -58,8 +67,8 @@ def draft_mistakes(draft: Draft) -> list[str]:
     return [*draft.given_twice, *in_words(draft.errors), *draft.broken_rules]
 
 
-def _values(tree: DictConfig, chain: Chain, overrides: Sequence[str]) -> tuple[Any, list[str]]:
-    """A recipe's values with overrides, and what is wrong with those that stand beside ``data.glue``."""
+def _values(tree: DictConfig, chain: Chain, overrides: Sequence[str]) -> tuple[Any, Reasons, list[str]]:
+    """A recipe's values with overrides, why its name is what it is, and what is wrong beside ``data.glue``."""
     for override in overrides:
         key, sign, value = override.partition("=")
         if not sign or not KEY.fullmatch(key):
@@ -72,16 +81,21 @@ def _values(tree: DictConfig, chain: Chain, overrides: Sequence[str]) -> tuple[A
         except (OmegaConfBaseException, ValueError, TypeError, IndexError) as error:
             raise ConfigError(f"command line: {override!r}: {_first_line(error)}") from error
         chain.override(key)
+    given: Any = OmegaConf.to_container(tree, resolve=False)
+    reasons = fill_name(given, chain.files[0])
+    for key in reasons:  # before others refer to them
+        tree[key] = given[key]
     try:
         data = OmegaConf.to_container(tree, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(chain.place(unresolved(error))) from error
     constants = data.pop(CONSTANTS, None) if isinstance(data, dict) else None
     if not isinstance(constants, dict | None):
-        given = f"{CONSTANTS}: {constants!r}: use a mapping of names of your own to values, which ${{{CONSTANTS}.NAME}}"
-        raise ConfigError(chain.place(f"{given} stands for anywhere in the recipe"))
+        what = f"{CONSTANTS}: {constants!r}: use a mapping of names of your own to values, which ${{{CONSTANTS}.NAME}}"
+        raise ConfigError(chain.place(f"{what} stands for anywhere in the recipe"))
+    follow_recipe(data, chain)
     try:
-        return data, [*fill_from_glue(data)]
+        return data, reasons, [*fill_from_glue(data)]
     except ConfigError as error:
         raise ConfigError(chain.place(str(error))) from error
 

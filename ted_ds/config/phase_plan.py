@@ -28,13 +28,13 @@ class PhasePlan(Section):
     epochs: float | None = Field(default=None, gt=0)
     """Instead, for task data: how often each training row is seen; the steps follow from their number and the batch (in
     Stage II with ``data.transfer``, from the rows of a step that are training rows; where these are by ``size``, each
-    text is seen so often)."""
+    text is seen so often). Where neither is given: once, and three times in fine-tuning."""
     learning_rate: float = Field(gt=0)
-    """Peak learning rate."""
+    """Peak learning rate; unset: what is usual for the phase and task (``docs/recipes.md``)."""
     global_batch_size: int = Field(gt=0)
-    """Sequences or examples per optimizer step, over all ranks and microbatches."""
+    """Sequences or examples per optimizer step, over all ranks and microbatches; unset: 32, or as in ``distill``."""
     micro_batch_size: int | None = Field(default=None, gt=0)
-    """Sequences or examples per rank and forward pass."""
+    """Sequences or examples per rank and forward pass; unset: as in ``distill``, or at most 4."""
     micro_batch_tokens: int | None = Field(default=None, gt=0)
     """Instead: most tokens per rank and forward pass, padding included; for tasks whose texts differ in length."""
     warmup_steps: int = Field(default=0, ge=0)
@@ -117,7 +117,7 @@ class PhasePlan(Section):
 
     @rule
     def _steps_and_batches_fit(self) -> Iterator[str]:
-        if (self.max_steps is None) == (self.epochs is None):
+        if self.max_steps is not None and self.epochs is not None:
             yield "give exactly one of max_steps (optimizer steps) and epochs (passes over the rows of task data)"
         yield from self.step_mistakes()
         if (self.micro_batch_size is None) == (self.micro_batch_tokens is None):

@@ -91,13 +91,16 @@ class Recipe(Section):
     """One distillation, from teacher and data to the exported student."""
 
     name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
+    """What the run is called; unset: as the recipe's file, without its ending."""
     seed: int = Field(default=0, ge=0)
     output_dir: Path
+    """The folder of the run; unset: ``runs/NAME``."""
     shared_phases: Path | None = None
     """A folder in which runs find each other's phases up to Stage II: one that another run completed with the same
     inputs is taken from there, one that it is at is waited for. Unset: a run does all of its own."""
     deepspeed: Path
-    """DeepSpeed JSON of all trained phases: a file, or the name of one that ships (``zero2``)."""
+    """DeepSpeed JSON of all trained phases: a file, or the name of one that ships (``zero2``); unset, or ``auto``: the
+    first of those that ship by which all phases fit."""
     pipeline: Pipeline = Pipeline()
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     tf32: bool = False
@@ -202,6 +205,11 @@ class Recipe(Section):
                 "teacher.cache: with pipeline.stages above 1 each stage runs its blocks of the teacher; remove one of "
                 "the two"
             )
+        if self.pipeline.stages > 1 and self.distill.balance is not None and self.distill.needs.teacher:
+            yield (
+                f"distill.balance: {self.distill.balance}: with pipeline.stages above 1 no stage sees the gradients of "
+                "all terms; remove it and give weights, or use pipeline.stages: 1 (ZeRO 0-3)"
+            )
         if self.pipeline.stages > 1 and self.precision == "fp16":
             yield (
                 "precision: fp16: with pipeline.stages above 1 DeepSpeed does not sum up the gradients of tied weights "
@@ -259,8 +267,16 @@ class Recipe(Section):
             yield "export: best is taken from the checkpoint that checkpoint.keep_best keeps; set it to true"
 
     @rule
-    def _epochs_are_of_rows(self) -> Iterator[str]:
+    def _steps_are_known_or_counted(self) -> Iterator[str]:
         for path, plan in self.phase_plans().items():
+            if plan.epochs is None and plan.max_steps is None:
+                yield (
+                    f"{path}.max_steps: this key is required: a {self.task.kind} packs documents as they come, and how "
+                    "many steps a pass over them takes is known once all are read; give how many you want"
+                    if self.task.packed
+                    else f"{path}: give exactly one of max_steps (optimizer steps) and epochs (passes over the rows of "
+                    "task data)"
+                )
             if plan.epochs is not None and self.task.packed:
                 yield (
                     f"{path}.epochs: {plan.epochs:g}: a {self.task.kind} packs documents as they come, and how many "

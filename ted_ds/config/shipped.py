@@ -9,6 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 RECIPES, DEEPSPEED, CHAT_TEMPLATES = "ds_configs/recipes", "ds_configs/deepspeed", "ds_configs/chat_templates"
+AUTO = Path("auto")
+"""In the place of a DeepSpeed file's name: that one of those that ship is chosen once models and free memory are known
+(:mod:`ted_ds.planning.deepspeed_choice`)."""
 PACKAGE = Path(__file__).parent.parent
 ROOT = PACKAGE / "shipped" if (PACKAGE / "shipped").is_dir() else PACKAGE.parent
 

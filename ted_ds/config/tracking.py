@@ -27,6 +27,16 @@ class Tracking(Section):
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """``auto``: as ``$WANDB_DISABLED`` and ``$WANDB_MODE`` say, else online with an account and offline without one."""
     log_every_steps: int = Field(default=10, gt=0)
+    log_every_seconds: float = Field(default=10.0, ge=0)
+    """Where the output is no terminal, a report is a line of it at most so often, but for the first and the last of a
+    phase; everything else a report goes to has them all."""
+    compare_with_teacher: bool = True
+    """In the step of each report, and in the first: how far each matched layer is from the teacher's (relative error,
+    CKA), and what the teacher's own task loss is on the same labels. That step takes a few percent longer; with reports
+    of every step, leave it out."""
+    peak_tflops: float | None = Field(default=None, gt=0)
+    """What a rank's device computes at best in this precision, in 10^12 operations a second, by its data sheet; what
+    share of it is reached is then reported, too (MFU)."""
 
     @property
     def backends(self) -> tuple[BackendName, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ted_ds.config.distill import PARAMETERS
+from ted_ds.config.distill import OF_BALANCE, PARAMETERS
 from ted_ds.config.schema import Recipe
 from ted_ds.config.section import Section
 from ted_ds.config.tasks import DocumentTask
@@ -12,7 +12,7 @@ from ted_ds.config.tasks import DocumentTask
 OF_PREDICTIONS = ("temperature", "divergence", *PARAMETERS)
 OF_LAYERS = ("feature_weight", "feature_reduction", "feature_distance", "normalise_features")
 UNUSED_BY_METHOD = {
-    "sft": ("kl_weight", *OF_PREDICTIONS, *OF_LAYERS),
+    "sft": ("kl_weight", *OF_PREDICTIONS, *OF_LAYERS, "balance", *OF_BALANCE),
     "kd": OF_LAYERS,
     "lwd": (),
     "ted": (),

@@ -86,8 +86,10 @@ def _sections(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, typ
 
 def _rule_at(location: Sequence[int | str]) -> str:
     """The rule of the value at a place."""
-    last = max((index for index, part in enumerate(location) if isinstance(part, str)), default=0)
-    (model, *_) = sections_at(Recipe, list(location[:last])) or [Recipe]
+    names = [index for index, part in enumerate(location) if isinstance(part, str)]
+    found = ((index, model) for index in reversed(names) for model in sections_at(Recipe, list(location[:index])))
+    # the others are names of the user's own, or places in lists
+    last, model = next(one for one in found if str(location[one[0]]) in one[1].model_fields)
     field = model.model_fields[str(location[last])]
     annotation, metadata = field.annotation, field.metadata
     for index in location[last + 1 :]:
@@ -96,9 +98,11 @@ def _rule_at(location: Sequence[int | str]) -> str:
 
 
 def _item(annotation: Any, index: int | str) -> tuple[Any, Sequence[Any]]:
-    """Type and bounds of an item of a list or tuple."""
-    inner = next(part for part in (annotation, *get_args(annotation)) if get_origin(part) in (list, tuple))
+    """Type and bounds of an item of a list or tuple, or of a mapping with names of the user's own."""
+    inner = next(part for part in (annotation, *get_args(annotation)) if get_origin(part) in (list, tuple, dict))
     arguments = [part for part in get_args(inner) if part is not Ellipsis]
+    if get_origin(inner) is dict:
+        return _split(arguments[1])
     return _split(arguments[min(int(index), len(arguments) - 1)])
 
 

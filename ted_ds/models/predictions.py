@@ -66,6 +66,8 @@ class LossWeights:
     temperature: float = 1.0
     num_shared_ids: int | None = None
     """Of a vocabulary, the first so many that both models have."""
+    on_teacher_task: Callable[[Tensor], None] | None = None
+    """Gets the sum of the teacher's own task loss; None: it is not computed."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,8 @@ class DensePredictions(Predictions):
         if teacher is None:
             return PredictionLosses(weights.task * task, task.detach())
         assert isinstance(teacher, DensePredictions)
+        if weights.on_teacher_task is not None:
+            weights.on_teacher_task(terms.loss_sum(teacher.outputs(batch), batch.labels))
         predicted = predicted_of(terms, batch)
         prediction = terms.prediction_sum(logits, teacher.outputs(batch), predicted, weights.temperature)
         return PredictionLosses(
@@ -222,6 +226,7 @@ class VocabularyPredictions(Predictions):
                 weights.num_shared_ids,
                 terms.divergence,
                 teacher.head.rule,
+                weights.on_teacher_task,
             )
             kept = KeptRows(batch.output_rows)
             both = VocabularyTargets(batch.labels, weights.task, targets, predicted=batch.predicted, kept=kept)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ted_ds.numerics.feature_distances import MSE, FeatureDistance
 from ted_ds.numerics.fused import Layers, apply_layers, filter_distance_sum
 from ted_ds.numerics.layer_map import Layer
+from ted_ds.numerics.likeness import Gauge, Side
 
 INITIAL_STD = 0.02
 
@@ -52,6 +53,8 @@ class Match:
     """What is measured of a token."""
     texts: OfTexts | None = None
     """Where texts are compared by one state each, whichever tokens are kept."""
+    gauge: Gauge | None = None
+    """What looks at the filtered states beside that; None for nothing."""
 
 
 class AnyFilter(nn.Module):
@@ -74,7 +77,11 @@ class AnyFilter(nn.Module):
             with torch.autocast(states.device.type, enabled=False):
                 own = self.of_texts(states, match.texts.student)
                 theirs = match.teacher_filter.of_texts(match.teacher_states, match.texts.teacher)
+            if match.gauge is not None:
+                match.gauge.see_texts(own.detach(), theirs, match.texts.kept)
             return match.distance.sum(own, theirs, keep=match.texts.kept.unsqueeze(1))
+        if match.gauge is not None:
+            match.gauge.see(Side(states, layers), Side(match.teacher_states, match.teacher_filter.layers()))
         return filter_distance_sum(
             states,
             match.teacher_states,

@@ -8,6 +8,7 @@ A chunk's logits turn into their own gradient in place. The plain twins are
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from ted_ds.numerics.chunks import (
     MIB,
@@ -55,6 +57,8 @@ class TeacherPredictions:
     divergence: Divergence = KL
     rule: LogitRule = PLAIN
     """What it makes of its head's products."""
+    on_task_loss: Callable[[Tensor], None] | None = None
+    """Gets the sum of the teacher's own cross-entropies over kept labels; None: they are not computed."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +192,9 @@ class _VocabularyLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: _Job) -> tuple[Tensor, ...]:
         with torch.autocast(hidden.device.type, enabled=False):
-            (cross_entropy, divergence, num_right), gradients = _walk(hidden, weight, bias, job)
+            (cross_entropy, divergence, num_right, of_teacher), gradients = _walk(hidden, weight, bias, job)
+        if job.teacher is not None and job.teacher.on_task_loss is not None:
+            job.teacher.on_task_loss(of_teacher)
         ctx.gradients, ctx.unit = gradients, job.unit
         weighted = job.task_weight * cross_entropy + (job.teacher.weight * divergence if job.teacher else 0.0)
         ctx.mark_non_differentiable(cross_entropy, divergence, num_right)
@@ -215,7 +221,7 @@ class _Gradient(NamedTuple):
 def _walk(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, job: _Job
 ) -> tuple[tuple[Tensor, ...], tuple[_Gradient | None, ...]]:
-    """The two sums and how many are right, and the gradients of the weighted sum over its unit."""
+    """The sums of :meth:`_Blocks.losses`, and the gradients of the weighted sum over its unit."""
     num_rows, vocab = hidden.shape[0], weight.shape[0]
     device, dtype = hidden.device, job.dtype
     factor = weight.detach().to(dtype)
@@ -228,7 +234,7 @@ def _walk(
     sums_dtype = job.exact if is_split or dtype == torch.float16 else dtype
     of_weight = torch.zeros(weight.shape, dtype=sums_dtype, device=device) if job.needs[1] else None
     of_bias = torch.zeros(vocab, dtype=job.exact, device=device) if job.needs[2] else None
-    sums = torch.zeros(3, dtype=job.exact, device=device)
+    sums = torch.zeros(4, dtype=job.exact, device=device)
     logits_buffer = torch.empty(min(size, num_rows), vocab, dtype=dtype, device=device)
     teacher_buffer = None
     if teacher is not None:
@@ -270,8 +276,8 @@ class _Blocks:
         self._scratch, self._target = torch.empty_like(self._student), torch.empty_like(self._student)
 
     def losses(self, logits: Tensor, teacher_logits: Tensor | None, chunk: slice, with_gradient: bool) -> Tensor:
-        """Over a chunk of the rows: cross-entropy, divergence, and how many are right (without gradient)."""
-        sums = torch.zeros(3, dtype=self._job.exact, device=logits.device)
+        """Over a chunk: cross-entropy, divergence, how many are right (without gradient), the teacher's (if wanted)."""
+        sums = torch.zeros(4, dtype=self._job.exact, device=logits.device)
         labels = self._job.labels[chunk]
         own_rows = None if self._job.own_rows is None else self._job.own_rows.part(chunk)
         for rows in slices(logits.shape[0], self._rows):
@@ -293,6 +299,10 @@ class _Blocks:
             else:
                 norm, divergences = self._with_teacher(student, teacher_logits[rows], of_task, of_each)
                 sums[1] += _sum_of(divergences, None if of_each is None else of_each.predicted)
+                if self._job.teacher is not None and self._job.teacher.on_task_loss is not None:
+                    whole = self._job.teacher.rule(teacher_logits[rows].to(self._job.exact))
+                    losses = F.cross_entropy(whole, labels[rows], reduction="none").unsqueeze(-1)
+                    sums[3] += _sum_of(losses, None if of_each is None else of_each.labelled)
             sums[0] += _sum_of(norm.log() - picked, None if of_each is None else of_each.labelled)
             if with_gradient:
                 own = torch.full_like(picked, -1.0) * of_task

@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from ted_ds.config.distill import WEIGHTS, Distill
+from ted_ds.config.distill import WEIGHTS, Distill, Weights
 from ted_ds.data.loader import Batch
 from ted_ds.models.family import DECODER
 from ted_ds.models.predictions import LossWeights, Predictions, predicted_of
@@ -20,10 +21,14 @@ from ted_ds.numerics.divergences import make_divergence
 from ted_ds.numerics.feature_distances import FeatureDistance
 from ted_ds.numerics.filters import FilterBank, Match, OfTexts
 from ted_ds.numerics.layer_map import Layer, layer_names, stack_of
+from ted_ds.numerics.likeness import Gauge
 from ted_ds.numerics.objective import combine
 from ted_ds.numerics.task_terms import TaskTerms
 from ted_ds.objectives.finetune import BALANCE, TASK, balance_terms, label_counter
+from ted_ds.objectives.gradient_balance import GradientBalance
+from ted_ds.objectives.teacher_view import TeacherView
 from ted_ds.objectives.term import Term, Terms
+from ted_ds.runtime.step_clock import FORWARD, LOSSES, TEACHER, timed
 from ted_ds.runtime.teacher import Teacher
 
 
@@ -107,19 +112,57 @@ class DistillObjective(Terms):
         self._compared_here = compared
         self._weights_of_sums = dict.fromkeys([*with_output, *compared], 1.0)
         self._has_balance = task.balance_weight != 0 and bool(with_output)
-        if self._has_balance:
-            self._weights_of_sums[BALANCE] = task.balance_weight
+        names = layer_names(student_layers)
+        self._view = TeacherView(names if self.needs.states else (), with_task=self.needs.predictions)
+        self._layer_names = names
         self.begin_step(0)
+
+    def watch(self, wanted: bool) -> None:
+        """See :class:`~ted_ds.objectives.term.Terms`: how near the student is to its teacher."""
+        self._view.is_open = wanted
+
+    def seen(self, device: torch.device) -> Tensor:
+        """See :class:`~ted_ds.objectives.term.Terms`."""
+        return self._view.take(device)
+
+    def told(self, sums: Sequence[float]) -> dict[str, float]:
+        """See :class:`~ted_ds.objectives.teacher_view.TeacherView`."""
+        return self._view.told(sums)
+
+    def balance_on(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Let weights be shares of the gradient on these parameters, as the plan wants them."""
+        plan = self._plan
+        self.balance = GradientBalance(
+            plan.weighed,
+            parameters,
+            every_steps=plan.balance_every_steps,
+            average=plan.balance_average,
+            weigh=self._weigh,
+        )
 
     @property
     def changing_weights(self) -> dict[str, float]:
         """See :class:`~ted_ds.objectives.term.Terms`."""
-        changing = self._plan.changing_weights
-        return {f"train/{name}": one for name, one in zip(WEIGHTS, self._begun, strict=True) if name in changing}
+        changing = self._plan.changing_weights if self.balance is None else self.balance.terms
+        weights = {f"train/{name}": one for name, one in zip(WEIGHTS, self._used, strict=True) if name in changing}
+        return weights if self.balance is None else {**weights, **self.balance.reported}
 
     def begin_step(self, step: int | None) -> None:
         """See :class:`~ted_ds.objectives.term.Terms`."""
-        self._begun = weights = self._plan.weights_at(step)
+        self._begun = self._plan.weights_at(step)
+        if self.balance is not None:
+            self.balance.begin_step(step)
+        self._weigh()
+
+    def _weigh(self, alone: str | None = None) -> None:
+        """Weigh terms as at the step that was begun, or one of the plan's weights by 1 and all others by 0."""
+        self._used = weights = self._begun
+        self._is_alone = alone is not None
+        if alone is not None:
+            weights = Weights(*(float(name == alone) for name in WEIGHTS))
+        elif self.balance is not None:
+            factors = (self.balance.factor(name) if name in self.balance.terms else 1.0 for name in WEIGHTS)
+            self._used = weights = Weights(*(w * factor for w, factor in zip(self._begun, factors, strict=True)))
         num_pairs = max(len(self._student_layers), 1) if self._plan.feature_reduction == "mean" else 1
         per_pair = weights.features / num_pairs
         of_prediction = weights.prediction * self._task.prediction_scale(self._plan.temperature)
@@ -128,6 +171,8 @@ class DistillObjective(Terms):
         self.terms = tuple(replace(term, weight=of_terms.get(term.name, term.weight)) for term in self.terms)
         self._loss_weights = replace(self._loss_weights, task=weights.task, prediction=of_prediction)
         self._weights_of_sums.update(dict.fromkeys(self._compared_here, per_pair))
+        if self._has_balance:
+            self._weights_of_sums[BALANCE] = self._task.balance_weight if alone is None else 0.0
 
     def _counter_of(self, layer: Layer) -> Callable[[Batch], Tensor]:
         """Counts what of a layer is compared."""
@@ -136,6 +181,18 @@ class DistillObjective(Terms):
     def _texts_of(self, batch: Batch) -> OfTexts | None:  # noqa: ARG002 - where tokens do not pair
         """Of which texts of a batch one state each is compared; None where states of tokens are."""
         return None
+
+    @property
+    def _is_watched(self) -> bool:
+        """Whether what passes is looked at: it is the step's own, and the step is one that is looked at."""
+        return self._view.is_open and not self._is_alone
+
+    def _gauge_of(self, place: int, batch: Batch, rows: Tensor | None) -> Gauge | None:
+        """What looks at a pair's filtered states; None in passes that are not looked at."""
+        if not self._is_watched:
+            return None
+        keep = batch.compared(self._student_layers[place])
+        return Gauge(self._view.of_layer(self._layer_names[place]), keep, rows)
 
     def _count_predicted(self, batch: Batch) -> Tensor:
         """Of what the teacher predicts."""
@@ -160,21 +217,29 @@ class DistillObjective(Terms):
         totals: dict[str, Tensor] = {}
         texts = self._texts_of(batch)
 
+        @timed(LOSSES)
         def learn(student: Predictions | None, match: Matcher) -> Tensor:
             sums: dict[str, Tensor] = {}
+            of_teacher: list[Tensor] = []
 
+            @timed(LOSSES)
             def compare_states(place: int, state: Tensor) -> None:
                 assert self._teacher_filters is not None
                 teacher_filter: Any = self._teacher_filters.filters[place]
                 name = self._feature_names[place]
                 rows = batch.compared_rows(self._student_layers[place]) if texts is None else None
-                sums[name] = match(place, Match(state, teacher_filter, rows, self._distance, texts))
+                gauge = self._gauge_of(place, batch, rows)
+                sums[name] = match(place, Match(state, teacher_filter, rows, self._distance, texts, gauge))
                 totals[name] = sums[name].detach()
 
+            @timed(LOSSES)
             def compare_predictions(teacher: Predictions | None) -> None:
                 if student is None:  # they are made on the last stage of a pipeline
                     return
-                losses = student.losses(self._task, batch, self._weights_by(counts), teacher)
+                weights = replace(
+                    self._weights_by(counts), on_teacher_task=of_teacher.append if self._is_watched else None
+                )
+                losses = student.losses(self._task, batch, weights, teacher)
                 sums[TASK] = losses.weighted
                 totals[TASK] = losses.task
                 if self._has_balance:
@@ -184,15 +249,19 @@ class DistillObjective(Terms):
                     sums[self._task.prediction_name] = losses.weighted_prediction
                 if losses.prediction is not None:
                     totals[self._task.prediction_name] = losses.prediction
+                for task_loss in of_teacher:
+                    self._view.add_task(losses.task, task_loss, self._task.kept(batch.labels).sum())
 
-            self._teacher.teach(
-                batch,
-                compare_predictions,
-                with_predictions=self.needs.predictions and student is not None,
-                on_state=compare_states if self.needs.states else None,
-            )
+            with timed(TEACHER):
+                self._teacher.teach(
+                    batch,
+                    compare_predictions,
+                    with_predictions=self.needs.predictions and student is not None,
+                    on_state=compare_states if self.needs.states else None,
+                )
             own_counts = {name: counts[name] for name in self._weights_of_sums}
             return combine(sums, own_counts, self._weights_of_sums)
 
-        loss = forward(batch.inputs, learn)
+        with timed(FORWARD):
+            loss = forward(batch.inputs, learn)
         return loss, {name: totals[name] for name in self.weights if name in totals}

@@ -12,6 +12,7 @@ from ted_ds.models.predictions import LossWeights, Predictions
 from ted_ds.numerics.objective import combine
 from ted_ds.numerics.task_terms import TaskTerms
 from ted_ds.objectives.term import Term, Terms
+from ted_ds.runtime.step_clock import FORWARD, LOSSES, timed
 
 TASK = "loss/task"
 BALANCE = "loss/router_balance"
@@ -42,6 +43,7 @@ class FinetuneObjective(Terms):
         """A microbatch's share of the step's loss, and its sum; ``forward`` is a tapped or filtered model's."""
         totals: dict[str, Tensor] = {}
 
+        @timed(LOSSES)
         def learn(predictions: Predictions | None, _: Any) -> Tensor:
             if predictions is None:  # they are made on the last stage of a pipeline
                 return combine({}, {}, {})
@@ -53,4 +55,5 @@ class FinetuneObjective(Terms):
             totals[TASK] = losses.task
             return combine(sums, counts, self.weights)
 
-        return forward(batch.inputs, learn), totals
+        with timed(FORWARD):
+            return forward(batch.inputs, learn), totals

@@ -16,6 +16,7 @@ from ted_ds.numerics.task_terms import TaskTerms
 from ted_ds.objectives.finetune import label_counter
 from ted_ds.objectives.term import Term, Terms
 from ted_ds.runtime.frozen import FrozenModel
+from ted_ds.runtime.step_clock import FORWARD, LOSSES, timed
 
 
 class FilterObjective(Terms):
@@ -54,6 +55,7 @@ class FilterObjective(Terms):
         def learn(predict: Prober) -> Tensor:
             sums: dict[str, Tensor] = {}
 
+            @timed(LOSSES)
             def probe(place: int, state: Tensor) -> None:
                 predictions = predict(place, state, batch.inputs)
                 losses = predictions.losses(self._task, batch, LossWeights())
@@ -64,7 +66,8 @@ class FilterObjective(Terms):
             here = [self._names[place] for place in self._places]
             return combine(sums, {name: counts[name] for name in here}, {name: weights[name] for name in here})
 
-        loss = forward(learn)
+        with timed(FORWARD):
+            loss = forward(learn)
         return loss, {name: totals[name] for name in self.weights if name in totals}
 
 

@@ -7,10 +7,12 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ted_ds.config.needs import NOTHING, Needs
 from ted_ds.data.loader import Batch
+from ted_ds.objectives.gradient_balance import GradientBalance
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Terms:
 
     def __init__(self, terms: Sequence[Term]) -> None:
         self.terms = tuple(terms)
+        self.balance: GradientBalance | None = None
+        """What weighs terms by the gradients they have, where something does."""
 
     @property
     def weights(self) -> dict[str, float]:
@@ -51,6 +55,17 @@ class Terms:
 
         Where weights are numbers, they stay.
         """
+
+    def watch(self, wanted: bool) -> None:
+        """Whether to look, in the steps that come, at more than they need."""
+
+    def seen(self, device: torch.device) -> Tensor:
+        """Sums of what was looked at since the last call, in fp64, as many on every rank, where they add up."""
+        return torch.zeros(0, dtype=torch.float64, device=device)
+
+    def told(self, sums: Sequence[float]) -> dict[str, float]:  # noqa: ARG002 - as the others
+        """Metrics, from :meth:`seen` of all ranks."""
+        return {}
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """What a microbatch adds to each term's count; those that many terms share are counted once."""

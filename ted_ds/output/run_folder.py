@@ -24,6 +24,8 @@ class Run:
     """Also that of its W&B run."""
     teacher_host: str | None = None
     """Where the teacher's weights are, as ``teacher.host: auto`` found out when the run began; else None."""
+    deepspeed: str | None = None
+    """The name of the DeepSpeed file that ships, as ``deepspeed: auto`` found out likewise; else None."""
 
 
 def read_run(output_dir: Path) -> Run | None:
@@ -37,7 +39,7 @@ def read_run(output_dir: Path) -> Run | None:
         return None
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        run = Run(content["run_id"], content.get("teacher_host"))
+        run = Run(content["run_id"], content.get("teacher_host"), content.get("deepspeed"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file}: damaged ({error!r}); restore it, or choose another output_dir") from error
     if not isinstance(run.run_id, str) or not run.run_id.isalnum():

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from ted_ds.assembly.assembly import Assembly
 from ted_ds.errors import CheckpointError
 from ted_ds.output.phase_folder import PhaseFolder
+from ted_ds.output.screen import duration
 from ted_ds.output.shared_phases import SharedPhases
 from ted_ds.phases import (
     cut_student,
@@ -77,6 +78,8 @@ class Chain:
         self._kit = Kit(assembly, inputs.folders, journal, TeacherVetting(assembly))
         shared = assembly.recipe.shared_phases
         self._shared = None if shared is None else SharedPhases(shared)
+        self.took_s: dict[str, float | None] = {}
+        """Seconds of each phase that is complete; None where it was so before."""
 
     def pending(self, wanted: Sequence[Phase]) -> list[Phase]:
         """The wanted phases from the first that is not complete; writes nothing.
@@ -91,7 +94,7 @@ class Chain:
             folder = self._folder(phase)
             if not self._assembly.world.on_main(functools.partial(self._is_complete, phase, folder, wanted)):
                 return [phase for phase in phases[index:] if phase in wanted]
-            self._assembly.screen.say(f"{phase.name}: complete, skipped")
+            self._skip(phase)
             self._retire(phase, folder)
         return []
 
@@ -153,7 +156,7 @@ class Chain:
                 build.stops.has_work(False)  # until its first step
                 build.stop_if_asked()
                 if build.world.on_main(folder.is_complete):
-                    build.screen.say(f"{phase.name}: complete, skipped")
+                    self._skip(phase)
                 elif self._shared is not None and phase.is_of_a_stage:
                     self._do_or_take(phase, folder, self._shared)
                 else:
@@ -164,10 +167,19 @@ class Chain:
                 ) from None
             self._retire(phase, folder)
 
+    def _skip(self, phase: Phase) -> None:
+        self._assembly.screen.say(f"{phase.name}: complete, skipped")
+        self.took_s[phase.name] = None
+
     def _do(self, phase: Phase, folder: PhaseFolder) -> None:
-        self._assembly.screen.say(f"{phase.name} -> {folder.path}")
+        screen, started = self._assembly.screen, time.monotonic()
+        screen.say(f"{phase.name} -> {folder.path}")
         WORK_OF_PHASE[phase].run(self._kit, phase, folder)
         collect_garbage()
+        self.took_s[phase.name] = time.monotonic() - started
+        phases = phases_of(self._assembly.recipe)
+        took = duration(time.monotonic() - started)
+        screen.say(f"{screen.tick} {phase.name}: {took} ({phases.index(phase) + 1} of {len(phases)})")
 
     def _do_or_take(self, phase: Phase, folder: PhaseFolder, shared: SharedPhases) -> None:
         """Take what another run has done, wait for one that is at it, or do it and let others have it."""
@@ -180,6 +192,7 @@ class Chain:
             build.stop_if_asked()
         if claim == "taken":
             build.screen.say(f"{phase.name}: complete in another run, taken from {shared.place(folder)}")
+            self.took_s[phase.name] = None
             return
         try:
             self._do(phase, folder)

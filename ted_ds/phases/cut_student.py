@@ -30,7 +30,7 @@ def _inputs(inputs: Inputs, _: Phase) -> dict[str, Any]:
         origin["blocks"] = known.get("", known)
         if not cut.widths:
             return origin
-    return {**origin, **cut.deciding_values(), **inputs.of_calibration()}
+    return {**origin, **cut.deciding_values(teacher.num_blocks), **inputs.of_calibration()}
 
 
 def _run(kit: Kit, _: Phase, folder: PhaseFolder) -> None:

@@ -10,6 +10,7 @@ from typing import NoReturn, Protocol
 
 from ted_ds.data.loader import Batch
 from ted_ds.errors import DataError, NumericsError
+from ted_ds.objectives.teacher_view import GAP_CLOSED, STUDENT_TASK, TEACHER_TASK
 from ted_ds.runtime.step_runner import DataExhausted, Objective, StepRunner
 
 
@@ -31,6 +32,8 @@ class Progress:
     """Learned from up to the last report, over all ranks."""
     report: dict[str, float] = field(default_factory=dict)
     """The last one."""
+    gap_at_start: float | None = None
+    """By how much the student's task loss was above its teacher's in the first step; None where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Rhythm:
     """Whether to do so after the last step in any case."""
     max_consecutive_skips: int
     """How many steps in a row may be skipped for a number that is not finite."""
+    watched: bool = True
+    """Whether the steps of reports, and the first, are looked at for more than the losses."""
 
 
 class Surroundings(Protocol):
@@ -113,6 +118,7 @@ def train(
         progress.reported = progress.step
         progress.num_tokens += int(values["train/tokens"])
         values["train/total_tokens"] = progress.num_tokens
+        values |= _gap(progress, values)
         progress.report = {**values, "perf/tokens_per_s": intervals[-1][0] / intervals[-1][1]}
         try:
             surroundings.log(progress.step, progress.report)
@@ -129,8 +135,10 @@ def train(
     reason = ""
     while progress.step < max_steps:
         surroundings.between_steps(progress)
+        is_reported = (progress.step + 1) % rhythm.log_every_steps == 0 or progress.step + 1 == max_steps
         try:
             objective.begin_step(progress.step)
+            objective.watch(rhythm.watched and (is_reported or progress.step == 0))
             skipped = engine.step(batches, objective)
         except DataExhausted:
             if progress.step == 0:
@@ -156,11 +164,27 @@ def train(
                 progress.step == max_steps and _is_lost(engine, progress)
             ):
                 raise _cannot_go_on(engine, surroundings, progress, reason)
-        if progress.step % rhythm.log_every_steps == 0 or progress.step == max_steps:
+        if is_reported:
             report()
+        elif rhythm.watched and progress.step == 1:
+            _gap(progress, engine.seen(objective))
         evaluate_if_due(max_steps)
     timed = intervals[1:] or intervals
     return sum(tokens for tokens, _ in timed) / sum(seconds for _, seconds in timed) if timed else 0.0
+
+
+def _gap(progress: Progress, values: Mapping[str, float]) -> dict[str, float]:
+    """The share of the gap to the teacher's task loss that is closed since the first step, where there was one.
+
+    Each gap is of both models' losses on the same labels, those of one step: it hangs less on the labels than a loss.
+    """
+    if STUDENT_TASK not in values:
+        return {}
+    gap = values[STUDENT_TASK] - values[TEACHER_TASK]
+    if progress.step == 1:
+        progress.gap_at_start = gap
+    start = progress.gap_at_start
+    return {GAP_CLOSED: 1 - gap / start} if start is not None and start > 0 else {}
 
 
 def _is_lost(engine: StepRunner, progress: Progress) -> bool:

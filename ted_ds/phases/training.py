@@ -16,15 +16,21 @@ from ted_ds.data.stream.state_file import STREAM_FILE, read_stream_state, stream
 from ted_ds.errors import DataError
 from ted_ds.output.phase_folder import PhaseFolder
 from ted_ds.phases.loop import Progress, Rhythm, train
+from ted_ds.phases.pace import OfRank, Pace
 from ted_ds.phases.work import Kit
+from ted_ds.planning.phase import phase_named
 from ted_ds.runtime.checkpoints.folders import Retention
 from ted_ds.runtime.checkpoints.saving import Checkpoints, Saved
 from ted_ds.runtime.determinism import random_state, restore_random_state, seed_everything
+from ted_ds.runtime.gradient_norms import MeasuredTerms
 from ted_ds.runtime.outputs import Outputs
+from ted_ds.runtime.peak_memory import peak_gib
 from ted_ds.runtime.preemption import StopNow, shielded
 from ted_ds.runtime.step_runner import Objective, StepRunner
 
 CHECKPOINTS_FOLDER = "checkpoints"
+BALANCE = "balance"
+"""The entry of a checkpoint's state with what weighs terms by their gradients."""
 KEPT = "kept"
 """The entry of a checkpoint's state with what a phase had kept beside its training."""
 
@@ -82,7 +88,10 @@ class PhaseTraining:
         self._phase, self._engine, self._plan = folder.path.name, engine, plan
         self._sides = build.sides_of(self._phase)
         self._forward, self._outputs, self._kept = forward, outputs, kept
+        self._pace = Pace.of(build.recipe, build.plan, phase_named(self._phase))
         self._progress = Progress()
+        self._balance: MeasuredTerms | None = None
+        self._balanced: dict[str, Any] | None = None
         self.scores: list[dict[str, float]] = []
         """The held-out metrics of each output, when they were last computed."""
         self._best: dict[str, Any] | None = None
@@ -114,7 +123,9 @@ class PhaseTraining:
             StoppedOnRequest: A rank was asked to stop; everything is saved.
             TedError: It cannot go on; on every rank.
         """
-        build = self._build
+        build, self._balance = self._build, objective.balance
+        if self._balance is not None and self._balanced is not None:
+            self._balance.load(self._balanced)
         build.screen.start(self._phase, self._plan.steps)
         try:
             tokens_per_s = train(
@@ -129,6 +140,7 @@ class PhaseTraining:
                     evaluate_every_steps=build.recipe.evaluation.every_steps,
                     evaluate_last=bool(self._outputs) or self._takes_best,
                     max_consecutive_skips=build.recipe.max_consecutive_skips,
+                    watched=build.recipe.tracking.compare_with_teacher,
                 ),
             )
             self._checkpoints.finish()
@@ -162,8 +174,8 @@ class PhaseTraining:
     # --- what the loop asks for -------------------------------------------------------------------------------------
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Write a report down, with what the data says."""
-        whole = {**values, **self._look_at_data()}
+        """Write a report down, with what the data and the machine say."""
+        whole = {**values, **self._look_around()}
         self._progress.report = whole
         self._journal.track(self._phase, step, whole)
         elapsed = time.monotonic() - self._started
@@ -265,6 +277,7 @@ class PhaseTraining:
                 "scores": self.scores,
                 "best": self._best,
                 "bad_records": bad_records,
+                BALANCE: None if self._balance is None else self._balance.state(),
                 KEPT: self._kept,
             },
             of_rank={"random": random_state(), "unreported": self._engine.unreported()},
@@ -278,6 +291,7 @@ class PhaseTraining:
         world, state = self._build.world, saved.state
         self._progress = Progress(**state["progress"])
         self._best, self.scores = state["best"], state["scores"]
+        self._balanced = state.get(BALANCE)  # older ones have none
         self._checkpoints.load(self._engine, saved)
         self._engine.go_on_reporting([one["unreported"] for one in saved.of_ranks])
         if len(saved.of_ranks) == world.size:
@@ -289,21 +303,22 @@ class PhaseTraining:
 
     # --- data -------------------------------------------------------------------------------------------------------
 
-    def _look_at_data(self) -> dict[str, float]:
-        """What all ranks have read so far; records that were skipped are listed.
+    def _look_around(self) -> dict[str, float]:
+        """What all ranks have read so far, and what they took for it; records that were skipped are listed.
 
         Raises:
             DataError: They are too many; on every rank.
         """
-        parts = self._build.world.gather((self._batches.progress(), self._batches.take_bad_records()))
+        own = OfRank(self._engine.clock.take(), peak_gib(self._build.world.device))
+        parts = self._build.world.gather((self._batches.progress(), self._batches.take_bad_records(), own))
         totals: dict[str, float] = {}
-        for numbers, _ in parts:
+        for numbers, *_ in parts:
             for name, value in numbers.items():
                 totals[name] = totals.get(name, 0) + value
-        bad = [record for _, of_rank in parts for record in of_rank]
+        bad = [record for _, of_rank, _ in parts for record in of_rank]
         num_read = int(sum(value for name, value in totals.items() if name.endswith("/records")))
         self._build.world.on_main(lambda: self._list_bad_records(bad, num_read))
-        return totals
+        return {**totals, **self._pace.metrics([of_rank for *_, of_rank in parts])}
 
     def _list_bad_records(self, bad: Sequence[BadRecord], num_read: int) -> None:
         ledger = self._journal.ledger

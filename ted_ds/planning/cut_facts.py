@@ -18,7 +18,10 @@ def known_blocks(cut: CutFromTeacher, teacher: ModelFacts) -> dict[str, list[int
     """The blocks of each stack by its name; None where a run has to measure which they are."""
     if cut.num_blocks is None:  # all of them, where only the width is another one
         return cut.of_stacks or {stack: [*range(depth)] for stack, depth in teacher.blocks_of_stacks.items()}
-    return None if cut.is_measured else {"": BY_NUMBER[cut.choose](teacher.num_blocks, cut.num_blocks)}
+    if cut.is_measured:
+        return None
+    choose = BY_NUMBER[cut.choose]
+    return {stack: choose(depth, cut.number_of(depth)) for stack, depth in teacher.blocks_of_stacks.items()}
 
 
 def staying_blocks(teacher: ModelFacts) -> tuple[int, ...]:
@@ -28,9 +31,9 @@ def staying_blocks(teacher: ModelFacts) -> tuple[int, ...]:
 
 def rounds_in(recipe: Recipe, cut: CutFromTeacher, teacher: ModelFacts) -> list[int]:
     """How many blocks each round of a search tries to leave out."""
-    assert cut.num_blocks is not None
     most_passes = cut.search_tokens // recipe.student.calibration.heldout_tokens
-    free, left_out = teacher.num_blocks - len(staying_blocks(teacher)), teacher.num_blocks - cut.num_blocks
+    depth = teacher.num_blocks
+    free, left_out = depth - len(staying_blocks(teacher)), depth - cut.number_of(depth)
     return rounds_of_search(free, left_out, most_passes)
 
 
@@ -53,8 +56,9 @@ def cut_facts(cut: CutFromTeacher, teacher: ModelFacts) -> ModelFacts:
         ConfigError: The teacher has no such blocks, or no model has them as they are.
     """
     depths = teacher.blocks_of_stacks
-    if cut.num_blocks is not None and not teacher.family.is_stacked:
-        if cut.num_blocks > teacher.num_blocks:
+    is_share_of_each = cut.is_share and not cut.is_measured
+    if cut.num_blocks is not None and (is_share_of_each or not teacher.family.is_stacked):
+        if cut.number_of(teacher.num_blocks) > teacher.num_blocks:
             raise ConfigError(f"{cut.num_blocks}: the teacher has {teacher.num_blocks} blocks; use as many or fewer")
         if cut.is_measured and teacher.family.num_shared_key is not None:
             raise ConfigError(
@@ -64,7 +68,7 @@ def cut_facts(cut: CutFromTeacher, teacher: ModelFacts) -> ModelFacts:
     elif cut.num_blocks is not None or (cut.of_stacks and cut.of_stacks.keys() != depths.keys()):
         rule = "has one stack of blocks: give blocks or num_blocks"
         if teacher.family.is_stacked:
-            rule = "is an encoder-decoder: give encoder_blocks and decoder_blocks, and no blocks or num_blocks"
+            rule = "is an encoder-decoder: give encoder_blocks and decoder_blocks, or a share as num_blocks"
         raise ConfigError(f"the teacher, a {teacher.model_type}, {rule}")
     of_stacks = known_blocks(cut, teacher)
     chosen, before = [], 0
@@ -99,7 +103,7 @@ def _most_costly(cut: CutFromTeacher, teacher: ModelFacts) -> list[int]:
     """As many blocks as are to be chosen, of those with most parameters."""
     stay, sizes = staying_blocks(teacher), [_size(shapes) for shapes in teacher.parameters.of_layers]
     order = sorted(range(len(sizes)), key=lambda block: (block not in stay, -sizes[block], block))
-    return sorted(order[: cut.num_blocks])
+    return sorted(order[: cut.number_of(teacher.num_blocks)])
 
 
 def _uncuttable(teacher: ModelFacts, blocks: Sequence[int]) -> str | None:

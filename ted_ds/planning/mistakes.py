@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ted_ds.config.data import Cleaning, Source, TransferSource
@@ -149,6 +150,18 @@ def _pipeline_mistakes(recipe: Recipe, config: dict[str, Any], num_ranks: int) -
             f"{num_stages} stages, but {recipe.deepspeed} offloads the optimizer, which is not supported with a "
             "pipeline; remove offload_optimizer"
         )
+
+
+def check_output(output: Path, models: Iterable[Path | None], mistakes: Mistakes) -> None:
+    """Whether a run may write there: no file, and in no model's folder."""
+    if output.exists() and not output.is_dir():
+        mistakes.add("output_dir", f"{output} is a file; give a folder")
+    for folder in dict.fromkeys(model for model in models if model is not None):
+        if output.resolve().is_relative_to(folder.resolve()):
+            mistakes.add(
+                "output_dir",
+                f"{output} is in the model folder {folder}, which a run would write into; give another folder",
+            )
 
 
 def check_model(recipe: Recipe, facts: ModelFacts, where: str, mistakes: Mistakes) -> None:

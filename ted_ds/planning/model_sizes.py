@@ -53,10 +53,14 @@ def _choice(recipe: Recipe, cut: CutFromTeacher, teacher: ModelFacts) -> Iterato
     if cut.num_blocks is None:
         return
     known = known_blocks(cut, teacher)
-    beginning = f"cut       {cut.num_blocks} of the teacher's {teacher.num_blocks} blocks by {cut.choose}"
+    number = cut.number_of(teacher.num_blocks)
     if known is not None:
-        yield f"{beginning}: {' '.join(map(str, known['']))}"
+        for stack, blocks in known.items():
+            depth, what = teacher.blocks_of_stacks[stack], f"{stack} blocks".lstrip()
+            shown = " ".join(map(str, blocks))
+            yield f"cut       {len(blocks)} of the teacher's {depth} {what} by {cut.choose}: {shown}"
         return
+    beginning = f"cut       {number} of the teacher's {teacher.num_blocks} blocks by {cut.choose}"
     tokens = recipe.student.calibration
     parts = [
         f"1 forward pass of the teacher over {tokens.tokens:,} calibration tokens",
@@ -72,7 +76,7 @@ def _choice(recipe: Recipe, cut: CutFromTeacher, teacher: ModelFacts) -> Iterato
     if blocks_differ(teacher):
         yield (
             "note      student.from_teacher: blocks of this teacher differ in size; the plan is of the most costly "
-            f"{cut.num_blocks}"
+            f"{number}"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.schema import Recipe
 from ted_ds.planning.heal_cost import heal_cost
-from ted_ds.planning.phase import HEAL_STUDENT, Phase, phases_of, training_of
+from ted_ds.planning.phase import DISTILL, HEAL_STUDENT, Phase, phases_of, training_of
 from ted_ds.planning.phase_memory import facts_of
 from ted_ds.planning.pipeline_cut import forward_operations, operations_per_token
 from ted_ds.planning.plan import Plan
@@ -35,7 +35,17 @@ def operations_of_training(recipe: Recipe, plan: Plan, phase: Phase) -> float | 
     """Of all steps of a phase that trains; None while models or steps are not known."""
     of_step = operations_per_step(recipe, plan, phase)
     steps = known_training(recipe, plan, training_of(recipe, phase)).max_steps
-    return None if of_step is None or steps is None else of_step * steps
+    if of_step is None or steps is None:
+        return None
+    return of_step * (steps + (_num_measurements(recipe, steps) if phase is DISTILL else 0))
+
+
+def _num_measurements(recipe: Recipe, steps: int) -> int:
+    """How often a term's gradient is measured for its weight, each time by no more than a step's operations."""
+    plan = recipe.distill
+    if plan.balance is None or not plan.needs.teacher:
+        return 0
+    return len(plan.weighed) * -(-steps // plan.balance_every_steps)
 
 
 def operations_of_solving(recipe: Recipe, plan: Plan, side: str) -> float:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ted_ds.config.defaults import RIDGE_KEY
 from ted_ds.config.evaluation import lm_eval_mistakes
+from ted_ds.config.extends import Chain
 from ted_ds.config.glue import filled_in
 from ted_ds.config.load import draft_mistakes, load_draft
 from ted_ds.config.schema import Recipe
@@ -15,7 +17,6 @@ from ted_ds.config.without_effect import settings_without_effect
 from ted_ds.data.first_rows import FirstRows
 from ted_ds.data.row_counts import RowCount
 from ted_ds.data.samples import Rows
-from ted_ds.data.transfer import share_of
 from ted_ds.errors import raise_all
 from ted_ds.models.adapter_folder import tokenizer_folder
 from ted_ds.models.files import ModelFacts
@@ -39,6 +40,7 @@ from ted_ds.planning.mistakes import (
     check_deepspeed,
     check_dropout,
     check_model,
+    check_output,
     check_routers,
     check_tracking,
 )
@@ -47,7 +49,8 @@ from ted_ds.planning.phase import phases_of
 from ted_ds.planning.pipeline_cut import Stage, plan_stages
 from ted_ds.planning.quantised_teacher import quantised_mistakes
 from ted_ds.planning.ridge_filters import ridge_mistakes
-from ted_ds.planning.steps import epochs_in_words, plan_with_rows
+from ted_ds.planning.shipped_deepspeed import is_open, with_some_file
+from ted_ds.planning.steps import epochs_in_words, plan_with_rows, transfer_in_words
 from ted_ds.planning.student_facts import begun_with, find_student
 
 RowsOf = Callable[[Task], Rows]
@@ -77,14 +80,23 @@ class Plan:
     """What is no mistake in the models and should be known."""
     remarks: tuple[str, ...] = ()
     """What is worth saying of settings that are right."""
-    files: tuple[str, ...] = ()
-    """The recipe's file, the one it extends, and so on; none where it was not read from a file."""
+    chain: Chain = field(default_factory=Chain)
+    """The recipe's files, and which of them says what; none where it was not read from a file."""
     origins: Mapping[str, str] = field(default_factory=dict)
     """What facts of a side are from, in words for behind them, where they are not from all its files."""
     num_rows: RowCount | None = None
     """Training rows, where they are asked for and quickly counted."""
+    chooses_deepspeed: bool = False
+    """Whether the recipe leaves it to the run which DeepSpeed file it has."""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """Why values are what they are that the recipe does not say, by their places."""
     corpus_bytes: Mapping[int, int] = field(default_factory=dict)
     """About how many bytes of text sources of ``data.train`` have, by their places there, where that is known."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The recipe's file, the one it extends, and so on."""
+        return tuple(map(str, self.chain.files))
 
     def layers(self, side: str) -> tuple[Layer, ...]:
         """The ``student``'s or the ``teacher``'s side of the layer map."""
@@ -97,7 +109,7 @@ def make_plan(
     """Check the recipe against the files it names, and lay out the run.
 
     Args:
-        recipe: The recipe.
+        recipe: The recipe, which names its DeepSpeed file.
         rows_of: Tells how a task's rows are read (:func:`ted_ds.tasks.kind.kind_of`).
         num_ranks: Ranks the batches must divide over, once they are divided by the pipeline's stages.
         source: The recipe's file, for messages.
@@ -122,7 +134,7 @@ def plan_recipe(
     in_pipeline: bool = True,
     looks_up_hub: bool = False,
 ) -> tuple[Recipe, Plan]:
-    """Read a recipe and plan it; see :func:`make_plan`.
+    """Read a recipe and plan it; see :func:`make_plan`. It names a DeepSpeed file, whether chosen yet or not.
 
     Args:
         path: Its file.
@@ -137,12 +149,13 @@ def plan_recipe(
     Raises:
         ConfigError: Lists every mistake in the recipe and in the files it names, whatever else is wrong.
     """
-    draft = load_draft(path, overrides)
-    mistakes = draft_mistakes(draft)
-    recipe, plan = draft.recipe, None
-    if recipe is not None:
-        recipe = recipe if in_pipeline else recipe.without_pipeline()
-        found = Mistakes()
+    for can_solve in (True, False):  # as the recipe leaves it open, and the models do not allow it
+        draft, found = load_draft(path, overrides, num_ranks=num_ranks, can_solve=can_solve), Mistakes()
+        recipe, plan, chooses_deepspeed = draft.recipe, None, False
+        if recipe is None:
+            break
+        chooses_deepspeed = is_open(recipe)
+        recipe = with_some_file(recipe if in_pipeline else recipe.without_pipeline())
         plan = _lay_out(
             recipe,
             rows_of,
@@ -151,11 +164,13 @@ def plan_recipe(
             contracts_hold=contracts_hold,
             hub=HubLookup(draft.chain.files) if looks_up_hub else None,
         )
-        mistakes += [mistake for mistake in found.found if not draft.concerns_a_stand_in(mistake)]
+        if RIDGE_KEY not in draft.reasons or not any(one.startswith(f"{RIDGE_KEY}: ridge: ") for one in found.found):
+            break
+    mistakes = [*draft_mistakes(draft), *(one for one in found.found if not draft.concerns_a_stand_in(one))]
     raise_all([draft.chain.place(mistake) for mistake in mistakes])
     assert recipe is not None
     assert plan is not None
-    return recipe, replace(plan, files=tuple(map(str, draft.chain.files)))
+    return recipe, replace(plan, chain=draft.chain, chooses_deepspeed=chooses_deepspeed, reasons=draft.reasons)
 
 
 def _lay_out(
@@ -174,17 +189,13 @@ def _lay_out(
     num_bytes: Mapping[int, int] = {}
     if hub is not None and recipe.task.packed and not mistakes.found:
         num_bytes = mistakes.attempt("", lambda: corpus_bytes(recipe.data, hub)) or {}
-    if recipe.output_dir.exists() and not recipe.output_dir.is_dir():
-        mistakes.add("output_dir", f"{recipe.output_dir} is a file; give a folder")
-
     check_tracking(recipe, mistakes)
     mistakes.add("evaluation.lm_eval", *lm_eval_mistakes(recipe.evaluation.lm_eval))
     known = {"teacher": mistakes.attempt("teacher.path", lambda: look_up(recipe.teacher.path)) or KnownModel()}
     known["student"] = find_student(recipe, known["teacher"], look_up, mistakes)
     teacher, student = known["teacher"].facts, known["student"].facts
 
-    folders = [one.folder for one in known.values()]
-    mistakes.add("output_dir", *_output_among_models(recipe.output_dir, *folders))
+    check_output(recipe.output_dir, [one.folder for one in known.values()], mistakes)
     if teacher is not None:
         check_model(recipe, teacher, "teacher.path", mistakes)
     if student is not None and recipe.student.from_teacher is None:
@@ -238,12 +249,6 @@ def _lay_out(
 
 def _doubts(known: Mapping[str, KnownModel]) -> Iterator[str]:
     return (f"{side}.path: {one.doubt}" for side, one in known.items() if one.doubt is not None)
-
-
-def _output_among_models(output: Path, *models: Path | None) -> Iterator[str]:
-    for folder in dict.fromkeys(model for model in models if model is not None):
-        if output.resolve().is_relative_to(folder.resolve()):
-            yield f"{output} is in the model folder {folder}, which a run would write into; give another folder"
 
 
 def model_sides(
@@ -307,7 +312,7 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
         lines.append(f"glue      {recipe.data.glue} stands for {filled}")
     lines += [f"{place} {rows}" for place, rows in plan.data.items()]
     if recipe.data.transfer is not None:
-        lines.append(f"transfer  {_transfer_in_words(recipe)}; their labels are not read")
+        lines.append(f"transfer  {transfer_in_words(recipe)}; their labels are not read")
     lines.append(f"phases    {' > '.join(plan.phases)}")
     replicas = max(num_ranks // recipe.pipeline.stages, 1)
     readers = f"{replicas} " + ("ranks" if recipe.pipeline.stages == 1 else "in parallel")
@@ -333,14 +338,3 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
     lines.append(f"output    {recipe.output_dir}")
     lines += [f"WARN      {doubt}" for doubt in plan.doubts]
     return "\n".join(lines)
-
-
-def _transfer_in_words(recipe: Recipe) -> str:
-    """How many texts of a step of Stage II are of ``data.transfer``."""
-    share, size = recipe.data.transfer_share, recipe.distill.global_batch_size
-    if isinstance(share, str):
-        return f"of each step of distill, as many of its {size} texts as come among all"
-    number = share_of(share) * size
-    return (
-        f"of each step of distill, {'' if number.denominator == 1 else 'on average '}{float(number):g} of {size} texts"
-    )

@@ -55,3 +55,14 @@ def epochs_in_words(plan: PhasePlan, known: PhasePlan, count: RowCount | None) -
     if count is None or known.max_steps is None:
         return f"{epochs} = steps that are known once the data are read"
     return f"{epochs} of {count} = {count.how}{known.steps:,} steps"
+
+
+def transfer_in_words(recipe: Recipe) -> str:
+    """How many texts of a step of Stage II are of ``data.transfer``."""
+    share, size = recipe.data.transfer_share, recipe.distill.global_batch_size
+    if isinstance(share, str):
+        return f"of each step of distill, as many of its {size} texts as come among all"
+    number = share_of(share) * size
+    return (
+        f"of each step of distill, {'' if number.denominator == 1 else 'on average '}{float(number):g} of {size} texts"
+    )

@@ -45,7 +45,7 @@ def comparison(runs: Sequence[RunRecord]) -> list[Table]:
         told = [shown(score) if score is not None else "–" for score in scores]
         rows.append([run.name, name, *told, f"{share:.0%}" if share is not None else "–"])
     columns = ("run", "metric", TEACHER, BEGUN, STUDENT, "of the way")
-    settings = [_settings(run) for run in runs]
+    settings = [{key: in_words(value) for key, value in settings_of(run).items()} for run in runs]
     keys = list(dict.fromkeys(key for one in settings for key in one))
     differing = [key for key in keys if len({one.get(key, "–") for one in settings}) > 1]
     note = f"{len(differing) - MOST_SETTINGS} more differ" if len(differing) > MOST_SETTINGS else ""
@@ -56,12 +56,17 @@ def comparison(runs: Sequence[RunRecord]) -> list[Table]:
     return tables
 
 
-def _settings(run: RunRecord) -> dict[str, str]:
+def settings_of(run: RunRecord) -> dict[str, Any]:
     """What decided each phase, by dotted path."""
     return {f"{done.name}.{key}": value for done in run.phases for key, value in _flat(done.inputs)}
 
 
-def _flat(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+def in_words(value: Any) -> str:
+    """A setting, as JSON has it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _flat(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping) and value:
         for key, one in value.items():
             yield from _flat(one, f"{place}.{key}" if place else str(key))
@@ -69,8 +74,7 @@ def _flat(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
         for index, one in enumerate(value):
             yield from _flat(one, f"{place}[{index}]")
     else:
-        text = value if isinstance(value, str) else json.dumps(value)
-        yield place, text
+        yield place, value
 
 
 def _models(run: RunRecord) -> Table | None:

@@ -16,6 +16,7 @@ from torch import distributed as dist
 
 from ted_ds.config.deepspeed_keys import OFFLOAD_PARTS, offload_device
 from ted_ds.errors import ConfigError, TedError, TopologyError
+from ted_ds.output.chatter import aside
 from ted_ds.runtime.device_faults import OF_DEVICES, is_device_fault
 from ted_ds.runtime.world import is_lost_rank
 
@@ -67,7 +68,7 @@ def initialize(source: str, **arguments: Any) -> Any:
         ConfigError: DeepSpeed refuses; with its own words, and agreed where every rank says the same.
     """
     try:
-        with refusals(source):
+        with refusals(source), aside():
             engine, *_ = deepspeed.initialize(**arguments)
     except ConfigError as refusal:
         refusal.agreed = _all_say(str(refusal))

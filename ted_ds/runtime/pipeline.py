@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from deepspeed.pipe import PipelineModule, TiedLayerSpec
+from deepspeed.runtime.pipe import schedule
 from deepspeed.utils import groups
 from torch import Tensor, nn
 
@@ -26,6 +27,7 @@ from ted_ds.models.taps import TappedModel
 from ted_ds.runtime.cargo import DID_NOT_RUN, Cargo, Waybill
 from ted_ds.runtime.checkpoints.engine_state import STAND_IN, layout_of
 from ted_ds.runtime.nonfinite import SkippedStep
+from ted_ds.runtime.step_clock import BACKWARD, DATA, OPTIMIZER, timed
 from ted_ds.runtime.step_runner import EngineSettings, Objective, Seen, StepRunner, group_of
 from ted_ds.runtime.world import World
 
@@ -138,6 +140,7 @@ class PipelineRunner(StepRunner):
         super().__init__(module, replace(settings, config=own_config), world=world, watched=watched)
         if is_plain:
             step_by_whole_gradient(self.engine, world, max_norm=float(settings.config["gradient_clipping"]))
+        _time_instructions(self.engine)
         parts = world.gather((layout_of(self.engine, self._names), self._trained_names))[:: world.num_replicas]
         orders, names = [layout["order"] for layout, _ in parts], [groups for _, groups in parts]
         self._layout = {**parts[0][0], "order": orders, "stages": names}
@@ -185,6 +188,10 @@ class PipelineRunner(StepRunner):
 
     def step(self, batches: Iterator[Sequence[Batch]], objective: Objective) -> SkippedStep | None:
         """See :meth:`StepRunner.step`."""
+        with self.clock.step(lambda: self._step.num_tokens):
+            return self._step_of(batches, objective)
+
+    def _step_of(self, batches: Iterator[Sequence[Batch]], objective: Objective) -> SkippedStep | None:
         micro, num_micro = self._next_microbatches(batches, objective)
         counts = {name: count.to(self._world.device, torch.float32) for name, count in self._step.counts.items()}
         self._watch.reset()
@@ -241,6 +248,25 @@ class PipelineRunner(StepRunner):
     def layout(self) -> dict[str, Any]:
         """Beside what :class:`StepRunner` says, what each stage trains."""
         return self._layout
+
+
+def _time_instructions(engine: Any) -> None:
+    """Have what an engine is told by its schedule counted as the parts of a step; what is sent counts as such."""
+
+    def counted(part: str, plain: Callable[..., None]) -> Callable[..., None]:
+        def run(own: Any, **named: Any) -> None:
+            with timed(part):
+                plain(own, **named)
+
+        return run
+
+    parts = {
+        schedule.LoadMicroBatch: DATA,
+        schedule.BackwardPass: BACKWARD,
+        schedule.OptimizerStep: OPTIMIZER,
+    }
+    plain = engine._INSTRUCTION_MAP
+    engine._INSTRUCTION_MAP = {**plain, **{kind: counted(part, plain[kind]) for kind, part in parts.items()}}
 
 
 def step_by_whole_gradient(engine: Any, world: World, *, max_norm: float) -> None:

@@ -85,7 +85,9 @@ def empty_parameters(module: nn.Module) -> None:
 
 def forget_order_of_modules(engine: Any) -> None:
     """Make ZeRO-3 learn anew which module follows which: it fetches weights ahead, also of modules that are gone."""
-    coordinator = engine.optimizer.get_param_coordinator()
+    # of an engine that trains, the optimizer has what a frozen one has in its place
+    offload = getattr(engine.optimizer, "parameter_offload", engine.optimizer)
+    coordinator = offload.get_param_coordinator()
     if not coordinator.is_invalid_trace():
         coordinator._invalidate_trace()
 

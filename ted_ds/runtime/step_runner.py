@@ -22,9 +22,11 @@ from transformers import get_scheduler
 from ted_ds.data.loader import Batch
 from ted_ds.errors import DataError, TedError
 from ted_ds.runtime.checkpoints.engine_state import SavedEngine, layout_of, load_states, take_states
+from ted_ds.runtime.gradient_norms import MeasuredTerms
 from ted_ds.runtime.initialize import initialize
 from ted_ds.runtime.nonfinite import FiniteWatch, SkippedStep, drop_gradients, explain
 from ted_ds.runtime.sharding import all_finite, release_engine
+from ted_ds.runtime.step_clock import DATA, StepClock, timed
 from ted_ds.runtime.step_sums import StepSums
 from ted_ds.runtime.world import World
 
@@ -44,8 +46,25 @@ class Objective(Protocol):
         """For reports: those that are not the same at all steps."""
         ...
 
+    @property
+    def balance(self) -> MeasuredTerms | None:
+        """Terms that are weighed by the gradients they have; None where weights are what the recipe says."""
+        ...
+
     def begin_step(self, step: int | None) -> None:
         """Weigh terms as at a step, counted from 0; None: by what each weight comes to at most."""
+        ...
+
+    def watch(self, wanted: bool) -> None:
+        """Whether to look, in the steps that come, at more than they need."""
+        ...
+
+    def seen(self, device: torch.device) -> Tensor:
+        """Sums of what was looked at since the last call, in fp64, as many on every rank, where they add up."""
+        ...
+
+    def told(self, sums: Sequence[float]) -> Mapping[str, float]:
+        """Metrics, from :meth:`seen` of all ranks."""
         ...
 
     def counts(self, batch: Batch) -> Mapping[str, Tensor]:
@@ -132,6 +151,8 @@ class StepRunner(ABC):
         self._watch = FiniteWatch(watched, world.device)
         self._step = StepSums()
         self._pending = StepSums()
+        self.clock = StepClock(world.device)
+        """Of its steps."""
 
     @abstractmethod
     def _engine_module(self) -> nn.Module:
@@ -162,17 +183,18 @@ class StepRunner(ABC):
         """This rank's microbatches, and how many every rank that reads has; counts what is in them of all ranks."""
         failure: TedError | None = None
         micro: list[Batch] = []
-        try:
-            micro = list(next(batches))
-        except TedError as error:
-            failure = error
         names = list(objective.weights)
         counts = torch.zeros(len(names) + 4, dtype=torch.float64)
-        for batch in micro:
-            one = objective.counts(batch)
-            counts[:-4] += torch.stack([one[name].double() for name in names])
-            counts[-3] += batch.kept_tokens.sum()
-            counts[-2] += batch.kept_tokens.numel()
+        with timed(DATA):
+            try:
+                micro = list(next(batches))
+            except TedError as error:
+                failure = error
+            for batch in micro:
+                one = objective.counts(batch)
+                counts[:-4] += torch.stack([one[name].double() for name in names])
+                counts[-3] += batch.kept_tokens.sum()
+                counts[-2] += batch.kept_tokens.numel()
         counts[-4] = len(micro)
         counts[-1] = failure is not None
         self._world.sum_on_host(counts)  # batches are still on the host: no wait for the device
@@ -205,15 +227,16 @@ class StepRunner(ABC):
         is by those of the last step.
         """
         report: dict[str, float] = {}
+        seen = objective.seen(self._world.device)
         if self._pending.counts:
             names = list(objective.weights)
             nothing = torch.zeros((), dtype=torch.float64, device=self._world.device)  # other stages have the term
             totals = torch.stack([self._pending.totals.get(name, nothing) for name in names])
-            totals = self._world.sum(totals).cpu()
+            totals, seen = self._world.sum(torch.cat([totals, seen])).cpu().split([len(totals), len(seen)])
             counts = torch.stack([self._pending.counts[name] for name in names]).clamp(min=1)
             values = dict(zip(names, (totals / counts).tolist(), strict=True))
             report = {"loss/total": sum(objective.weights[name] * values[name] for name in names), **values}
-            report |= {**_layer_means(values), **objective.changing_weights}
+            report |= {**_layer_means(values), **objective.changing_weights, **objective.told(seen.tolist())}
         report["train/learning_rate"] = self.engine.get_lr()[0]
         report["train/skipped_steps"] = self.engine.skipped_steps
         norm = self.engine.get_global_grad_norm()
@@ -224,6 +247,10 @@ class StepRunner(ABC):
             report["train/padding"] = 1 - self._pending.num_tokens / self._pending.num_positions
         self._pending = StepSums()
         return report
+
+    def seen(self, objective: Objective) -> Mapping[str, float]:
+        """What the objective was told to look at since it was last asked. Every rank must call it."""
+        return objective.told(self._world.sum(objective.seen(self._world.device)).tolist())
 
     def weights_are_finite(self) -> bool:
         """Whether no weight on any rank is NaN or infinite. Every rank must call it."""

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import socket
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,6 +23,7 @@ from ted_ds.runtime.device_faults import as_device_fault, is_device_fault
 from ted_ds.runtime.devices import refuse_unusable, take_device
 from ted_ds.runtime.jit_builds import bound_build_waits
 from ted_ds.runtime.meeting import Meeting
+from ted_ds.runtime.step_clock import COMMUNICATION, timed
 
 Result = TypeVar("Result")
 
@@ -64,6 +66,8 @@ class World:
         # DeepSpeed would compile a shared-memory op that only its inference uses, and needs ninja and g++ for it
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         bound_build_waits(timeout_s)
+        # DeepSpeed calls functions that torch has given other names
+        warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)
         timeout = timedelta(seconds=timeout_s)
         accelerator: Any = get_accelerator()
         backend = accelerator.communication_backend_name()
@@ -131,7 +135,8 @@ class World:
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over ranks, in place."""
-        dist.all_reduce(values)
+        with timed(COMMUNICATION):
+            dist.all_reduce(values)
         return values
 
     def from_main(self, values: torch.Tensor) -> torch.Tensor:
@@ -141,7 +146,8 @@ class World:
 
     def sum_on_host(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over ranks of a CPU tensor, in place, without waiting for the device."""
-        dist.all_reduce(values, group=self.control)
+        with timed(COMMUNICATION):
+            dist.all_reduce(values, group=self.control)
         return values
 
     def highest(self, *values: int) -> list[int]:
@@ -153,7 +159,8 @@ class World:
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, on every rank."""
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.control)
+        with timed(COMMUNICATION):
+            dist.all_gather_object(values, value, group=self.control)
         return values
 
     def collect_stages(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

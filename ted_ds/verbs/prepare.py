@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from ted_ds.assembly.assembly import Assembly
+from ted_ds.assembly.deepspeed_file import find_deepspeed
 from ted_ds.assembly.given import Given
 from ted_ds.assembly.host_teacher import host_teacher
 from ted_ds.config.schema import Recipe
@@ -136,12 +138,13 @@ def prepare(
 
     tokenizers, data = world.agree(read)
     recipe = _settle(recipe, data, recipe_path, world)
-    screen = Screen(shown=world.is_main)
+    screen = Screen(shown=world.is_main, log_every_s=recipe.tracking.log_every_seconds)
     output_dir = recipe.output_dir
     before = world.on_main(lambda: read_run(output_dir))
     run = before or world.on_main(new_run)
+    recipe, run, choice = find_deepspeed(recipe, plan, run, world)
     run, hosting = host_teacher(recipe, plan, run, world, run_is_old=before is not None)
-    assembly = Assembly(Given(recipe, plan, world, tokenizers, data, screen, stops, run, hosting))
+    assembly = Assembly(Given(recipe, plan, world, tokenizers, data, screen, stops, run, hosting, choice))
     start: list[str] | None = None
     if data.start is not None:
         start = list(tokenizers["student"].convert_ids_to_tokens(list(data.start)))
@@ -219,7 +222,8 @@ def _resolve_models(
     )
     with world.together():
         if plan.teacher is None or plan.student is None or merged:
-            plan = make_plan(recipe, kind_of, num_ranks=world.size, source=recipe_path, contracts_hold=contracts_hold)
+            known = make_plan(recipe, kind_of, num_ranks=world.size, source=recipe_path, contracts_hold=contracts_hold)
+            plan = replace(known, chooses_deepspeed=plan.chooses_deepspeed)
     return recipe, plan, teacher, student
 
 
@@ -246,6 +250,8 @@ def greet(assembly: Assembly) -> None:
             )
     if plan.layer_pairs:
         screen.say(f"layers, student<-teacher: {' '.join(f'{s}<-{t}' for s, t in plan.layer_pairs)}")
+    if assembly.deepspeed_choice is not None:
+        screen.say(f"deepspeed: {assembly.deepspeed_choice.name}, {assembly.deepspeed_choice.why}")
     screen.say(f"teacher: {assembly.hosting.host}, {assembly.hosting.why}")
     for side, facts in (("teacher", plan.teacher), ("student", plan.student)):
         is_cut = side == "student" and recipe.student.from_teacher is not None

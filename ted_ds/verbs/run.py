@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ted_ds.assembly.assembly import Assembly
 from ted_ds.config.redaction import without_secrets
 from ted_ds.config.schema import Recipe
 from ted_ds.data.bad_records import Ledger
 from ted_ds.errors import ConfigError, StoppedOnRequest
+from ted_ds.launching.records import log_file
+from ted_ds.output.chatter import LOGS, chatter_kept_in
 from ted_ds.output.run_folder import begin_run, mark_stopped
 from ted_ds.output.run_folders import RunFolders
-from ted_ds.output.screen import Screen
+from ted_ds.output.screen import Screen, duration
 from ted_ds.output.trackers.backend import TrackedRun
 from ted_ds.output.trackers.jsonl_backend import METRICS_FILE
 from ted_ds.output.tracking import Tracker, backends_of
@@ -24,6 +26,7 @@ from ted_ds.planning.phase import EXPORT, Phase
 from ted_ds.runtime.preemption import StopRequests, shielded
 from ted_ds.runtime.world import World
 from ted_ds.tasks.kind import kind_of
+from ted_ds.verbs.next_commands import next_commands
 from ted_ds.verbs.prepare import greet, hearing, prepare
 
 
@@ -60,9 +63,14 @@ def _run_phases(
             chain.announce(phases)
             chain.vet_files()
             _open_output(recipe, world, assembly, journal)
+            held.enter_context(chatter_kept_in(log_file(recipe.output_dir / LOGS, world.rank)))
             chain.run(phases)
         if world.is_main:
             _show_results(screen, recipe, inputs.folders, journal.tracker, time.monotonic() - started)
+            if len(chain.took_s) > 1:
+                screen.say(f"phases      {_ticked(chain.took_s, screen.tick)}")
+            for what, command in next_commands(recipe, [recipe_path, *overrides]):
+                screen.say(f"{what:11} {command}")
     except StoppedOnRequest as stop:
         _leave_stopped(assembly, journal, stop)
         raise
@@ -111,6 +119,11 @@ def _open_output(recipe: Recipe, world: World, assembly: Assembly, journal: Jour
                 f"output_dir: {recipe.output_dir} was created by rank 0 and is not seen here; it must be on a file "
                 "system that all nodes share"
             )
+
+
+def _ticked(took_s: Mapping[str, float | None], tick: str) -> str:
+    """A checklist of phases, those that this start of the run did with their times."""
+    return "  ".join(f"{tick} {name}" + ("" if took is None else f" {duration(took)}") for name, took in took_s.items())
 
 
 def _show_results(screen: Screen, recipe: Recipe, folders: RunFolders, tracker: Tracker | None, seconds: float) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import time
 
 import pytest
@@ -103,17 +105,25 @@ def test_a_bad_recipe_is_neither_started_again_nor_requeued(cluster, shared):
 @pytest.mark.slow
 def test_a_study_is_an_array_of_runs_in_one_group(cluster, shared):
     recipe = write_run(shared, kind="sequence_classification", family="bert")
-    study = shared / "study.txt"
-    study.write_text("".join(f"output_dir={shared}/run{n} distill.learning_rate={n}e-3\n" for n in (1, 2)))
-    job = slurm(cluster, shared, 1, ["run", str(recipe)], ["--array=1-2"], TED_DS_STUDY=str(study))
+    words = ["study", str(recipe), 'study={"arms":{"lwd":null,"ted":null},"seeds":[5]}']
+    study = [sys.executable, "-m", "ted_ds", *words]
+    subprocess.run([*study, "--array", str(shared / "lines")], check=True, timeout=120)
+    lines = shared / "lines" / "arms.txt"
+    job = slurm(cluster, shared, 1, ["run", *words[1:]], ["--array=1-2"], TED_DS_STUDY=str(lines))
     deadline = time.monotonic() + 200
     while cluster.run("login", ["squeue", "--noheader"]).stdout.strip():
         assert time.monotonic() < deadline, job.text()[-4000:]
         time.sleep(0.5)
-    assert weights(shared / "run1") != weights(shared / "run2")
-    for n in (1, 2):
-        (file,) = (shared / f"run{n}" / "wandb").glob("offline-run-*/*.wandb")
+    runs = [shared / "run" / "runs" / arm / "seed-5" for arm in ("lwd", "ted")]
+    students = {(run / "export" / "model.safetensors").read_bytes() for run in runs}
+    assert len(students) == 2, "each has changes of its own"
+    for run in runs:
+        (file,) = (run / "wandb").glob("offline-run-*/*.wandb")
         assert f"ted_ds-{job.number}".encode() in file.read_bytes()
+    done = {run: (run / "distill" / "phase.json").stat().st_mtime_ns for run in runs}
+    subprocess.run(study, check=True, timeout=200)
+    assert done == {run: (run / "distill" / "phase.json").stat().st_mtime_ns for run in runs}, "done in the array"
+    assert json.loads((shared / "run" / "study.json").read_text())["verdicts"]
 
 
 @pytest.mark.slow

@@ -36,9 +36,11 @@ from ted_ds.models.readers import seq2seq_probes
 from ted_ds.models.student import FilteredModel
 from ted_ds.numerics.filters import FilterBank
 from ted_ds.numerics.layer_map import Layer, layer_names, stack_of
+from ted_ds.numerics.likeness import FEWEST_TOKENS, SAMPLED_TOKENS
 from ted_ds.numerics.task_terms import WeighedCrossEntropy
 from ted_ds.objectives.distill import DistillObjective
 from ted_ds.objectives.learn_filters import FilterObjective
+from ted_ds.objectives.teacher_view import STUDENT_TASK, TEACHER_TASK
 from ted_ds.runtime.frozen import FrozenModel, frozen_engine_config
 from tests.dist import run_ranks
 from tests.distributed.steps import training_steps
@@ -534,6 +536,7 @@ def run_layout(world: Any, engine: Any, objective: Any, setup: Setup, layout: La
             rank=world.rank,
             world_size=world.size,
         )
+        objective.watch(True)
         engine.accumulate(batches, objective)
         gradients = dict(engine.gradients())
         skipped = engine.update()
@@ -623,8 +626,11 @@ def reference(
     width: int,
     loss: str,
     arithmetic: torch.dtype = torch.float64,
-) -> list[tuple[dict[str, float], Any]]:
-    """Terms and gradients of each step: one process, one batch, one document a row; losses in fp64 either way."""
+) -> list[tuple[dict[str, float], Any, dict[str, float]]]:
+    """Terms, gradients and what is looked at in each step: one process, one batch, one document a row.
+
+    Losses are in fp64 either way.
+    """
     setup = Setup(what, kind, family, 1, 1, 0, precision, "replicated", divergence, width, loss)
     size, of_teacher, of_student = setup.size, setup.layers("teacher"), setup.layers("student")
     dtype = DTYPES[precision]
@@ -637,6 +643,7 @@ def reference(
         module = module.to(dtype).to(arithmetic).train()
         teacher_bank = make_bank(size, of_teacher, 12).to(dtype).to(arithmetic)
     results = []
+    beside: dict[str, float] = {}
     for rows in samples(kind, packed=False, steps=size.steps):
         inputs, labels, token = one_batch(kind, rows)
         if kind == "chat":  # layer-wise terms are of what completions are predicted from, the KL of all that follows
@@ -674,6 +681,11 @@ def reference(
                 for own, mine, theirs, rows in zip(layer_names(of_student), features, wanted, compared, strict=True)
             }
             chosen = WEIGHTS[what]
+            sides = dict(zip(layer_names(of_student), zip(features, wanted, strict=True), strict=True))
+            beside = plain_likeness(sides, compared)
+            if values["loss/task"]:  # of labels that are all ignored, nothing is said
+                beside[TEACHER_TASK] = plain_task(kind, loss, predictions[1], labels).item()
+                beside[STUDENT_TASK] = values["loss/task"].item()
             weights = dict.fromkeys(values, chosen["feature_weight"] / len(features))
             weights |= {"loss/task": chosen["task_weight"], name: chosen["kl_weight"] * scale}
         sum(weights[name] * value for name, value in values.items()).backward()
@@ -682,10 +694,39 @@ def reference(
             for name, parameter in module.named_parameters()
             if parameter.requires_grad
         }
-        results.append(
-            ({name: value.item() for name, value in values.items()}, {n: g.clone() for n, g in gradients.items()})
-        )
+        terms = {name: value.item() for name, value in values.items()}
+        results.append((terms, {n: g.clone() for n, g in gradients.items()}, beside))
     return results
+
+
+def plain_likeness(sides: dict[str, Any], compared: Sequence[torch.Tensor]) -> dict[str, float]:
+    """Relative error and CKA of each layer: Song et al. (2012), equation 5, text by text."""
+    found = {}
+    for (name, (mine, theirs)), keep in zip(sides.items(), compared, strict=True):
+        own, other = mine.detach().double(), theirs.double()
+        if keep.any():  # of a step in which nothing is compared, nothing is said
+            error = (own - other)[keep].square().sum() / other[keep].square().sum()
+            found[f"match/relative_error/{name}"] = float(error)
+        sums = torch.zeros(3, dtype=torch.float64)
+        for text in range(len(keep)):
+            places = keep[text].nonzero().flatten().tolist()
+            if len(places) > SAMPLED_TOKENS:
+                places = [places[-(-j * len(places) // SAMPLED_TOKENS)] for j in range(SAMPLED_TOKENS)]
+            if len(places) >= FEWEST_TOKENS:
+                a, b = own[text, places], other[text, places]
+                sums += torch.stack([plain_hsic(a, b), plain_hsic(a, a), plain_hsic(b, b)])
+        if (sums[1:] > 0).all():
+            found[f"match/cka/{name}"] = float(sums[0] / (sums[1] * sums[2]).sqrt())
+    return found
+
+
+def plain_hsic(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Unbiased, of linear kernels, ``[tokens, features]`` each."""
+    n = len(one)
+    a, b = (side @ side.T for side in (one, other))
+    a, b = a - a.diag().diag(), b - b.diag().diag()
+    whole = (a * b).sum() + a.sum() * b.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (a.sum(0) * b.sum(0)).sum()
+    return whole / (n * (n - 3))
 
 
 def mean_square(difference: torch.Tensor) -> torch.Tensor:
@@ -747,6 +788,8 @@ class Errors(NamedTuple):
     gradient: float
     plain: float
     """That of a plain pass in the same precision: 0 in fp32, which is held against fp64 alone."""
+    beside: dict[str, float]
+    """Of what is only looked at."""
 
 
 def errors_of(case: Case, place: Path, by_rank: list[list[Any]]) -> Errors:
@@ -762,7 +805,8 @@ def errors_of(case: Case, place: Path, by_rank: list[list[Any]]) -> Errors:
     plain = reference(*of_place, torch.bfloat16) if setup.precision == "bf16" else expected
     terms: dict[str, float] = {}
     worst = worst_plain = 0.0
-    for step, (values, gradients) in enumerate(expected):
+    beside: dict[str, float] = {}
+    for step, (values, gradients, looked_at) in enumerate(expected):
         for of_rank in by_rank:
             report, _, total = of_rank[step]
             assert total == by_rank[0][step][2], f"rank gradients differ: {total} and {by_rank[0][step][2]}"
@@ -770,11 +814,17 @@ def errors_of(case: Case, place: Path, by_rank: list[list[Any]]) -> Errors:
                 error = abs(report[name] - value) / max(abs(value), FLOOR)
                 assert math.isfinite(error), f"{case}, step {step}: {name} is {report[name]}"  # max passes over NaN
                 terms[name] = max(terms.get(name, 0.0), error)
+            for name, value in looked_at.items():
+                if not (case.layout.packed and "/cka/" in name):  # there, a text is another row
+                    assert name in report, f"{case}, step {step}: {name} is missing: {report}"
+                    scale = 1.0 if "/cka/" in name else max(abs(value), FLOOR)
+                    error = abs(report[name] - value) / scale
+                    beside[name] = max(beside.get(name, 0.0), error)
         got = by_rank[0][step][1]
         assert got.keys() == gradients.keys(), got.keys() ^ gradients.keys()
         worst = max(worst, gradient_error(got, gradients))
         worst_plain = max(worst_plain, gradient_error(plain[step][1], gradients))
-    return Errors(terms, worst, worst_plain)
+    return Errors(terms, worst, worst_plain, beside)
 
 
 def gradient_error(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:

@@ -25,6 +25,7 @@ from tests.distributed.matrix import (
 )
 
 CASES = [*sample(companies=1), *of_divergences(), *of_weighed_losses()]
+LOOKED_AT = {"fp32": 1e-4, "bf16": 5e-2}
 MOST_RANKS, NUM_OF_MOST = max(FACTORS["ranks"]), 4
 """How many cases with the most ranks are not slow."""
 FULL = full_product()
@@ -34,6 +35,7 @@ def check(case: Case, errors) -> None:
     bounds = TOLERANCE[case.setup.precision]
     assert max(errors.terms.values()) <= bounds["loss"], (case, errors)
     assert errors.gradient <= max(bounds["gradient"], 2 * errors.plain), (case, errors)
+    assert max(errors.beside.values(), default=0.0) <= LOOKED_AT[case.setup.precision], (case, errors.beside)
 
 
 @pytest.fixture(scope="module")

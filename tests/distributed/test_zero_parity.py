@@ -78,14 +78,25 @@ def plain_loss(what: str, kind: str, modules: dict[str, Any], step: list[Any]) -
         logits, _ = modules["student"](inputs)
         loss = F.cross_entropy(logits.flatten(0, -2), labels.flatten())
         return loss, {"loss/task": loss.item()}
-    with torch.no_grad():
-        teacher_logits, states = modules["teacher"](inputs)
     if what == "filters":
+        with torch.no_grad():
+            _, states = modules["teacher"](inputs)
         outputs = probe_logits(modules["probes"], states, inputs)
         losses = [F.cross_entropy(one.flatten(0, -2), labels.flatten()) for one in outputs]
         return sum(losses[1:], losses[0]) / len(losses), {
             f"loss/task/layer_{layer:02d}": loss.item() for layer, loss in zip(TEACHER_LAYERS, losses, strict=True)
         }
+    terms = plain_terms(kind, modules, inputs, labels)
+    loss = combined(terms, WEIGHTS)
+    return loss, {name: value.item() for name, value in terms.items()}
+
+
+def plain_terms(
+    kind: str, modules: dict[str, Any], inputs: dict[str, torch.Tensor], labels: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Those of Stage II, each a mean over the whole batch."""
+    with torch.no_grad():
+        teacher_logits, states = modules["teacher"](inputs)
     logits, student_states = modules["student"](inputs)
     features, teacher_features = modules["student_bank"](student_states), modules["teacher_bank"](states)
     kept, token = labels != -100, inputs["attention_mask"].bool()
@@ -102,13 +113,17 @@ def plain_loss(what: str, kind: str, modules: dict[str, Any], step: list[Any]) -
         for s, t in zip(features, teacher_features, strict=True)
     ]
     terms = {"loss/task": task, "loss/kl_teacher_student": kl}
-    terms |= {f"loss/feature_mse/layer_{i:02d}": one for i, one in zip(STUDENT_LAYERS, mse, strict=True)}
-    loss = (
-        WEIGHTS["task_weight"] * task
-        + WEIGHTS["kl_weight"] * temperature**2 * kl
-        + WEIGHTS["feature_weight"] * sum(mse) / len(mse)
+    return {**terms, **{f"loss/feature_mse/layer_{i:02d}": one for i, one in zip(STUDENT_LAYERS, mse, strict=True)}}
+
+
+def combined(terms: dict[str, torch.Tensor], weights: dict[str, float]) -> torch.Tensor:
+    """Their weighted sum."""
+    task, kl, *mse = terms.values()
+    return (
+        weights["task_weight"] * task
+        + weights["kl_weight"] * WEIGHTS["temperature"] ** 2 * kl
+        + weights["feature_weight"] * sum(mse, torch.zeros(())) / len(mse)
     )
-    return loss, {name: value.item() for name, value in terms.items()}
 
 
 def train_plainly(folder, what, kind, clipping, dtype=torch.float64, num_steps=NUM_STEPS):

@@ -209,9 +209,17 @@ def run_stage(
 
 
 def assembled(
-    world: World, folder: Path, what: str, kind: str, ds_config: dict[str, Any], *, sharded: bool, precision: str
+    world: World,
+    folder: Path,
+    what: str,
+    kind: str,
+    ds_config: dict[str, Any],
+    *,
+    sharded: bool,
+    precision: str,
+    **settings: Any,
 ) -> tuple[Any, Any, FrozenModel | None]:
-    """What trains in a stage, its objective, and the teacher."""
+    """What trains in a stage, its objective (in Stage II with these settings), and the teacher."""
     teacher = None
     if what != "finetune":
         shard = {**frozen_engine_config(ds_config, precision)} if sharded else None
@@ -238,7 +246,7 @@ def assembled(
             module = FilteredModel(student, student_bank())
             objective = DistillObjective(
                 TASK_TERMS[kind],
-                distill_plan(**WEIGHTS),
+                distill_plan(**{**WEIGHTS, **settings}),
                 teacher=teacher,
                 teacher_filters=teacher_bank(),
                 student_layers=STUDENT_LAYERS,

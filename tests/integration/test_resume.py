@@ -47,7 +47,8 @@ def resume_from_each(tmp_path, arguments, steps, num_ranks=2):
 def seven_steps(recipe, *arguments):
     every_second = ("distill.max_steps=7", "tracking.log_every_steps=2", "distill.micro_batch_size=1")
     changing = ("distill.kl_weight=[[0,0.5],[6,2.0]]", "distill.feature_weight=[[1,2.0],[4,0.0]]")
-    return ["run", str(recipe), *every_second, *changing, *SAVE_ALL, *arguments]
+    balanced = ("distill.balance=gradient_norm", "distill.balance_every_steps=2")
+    return ["run", str(recipe), *every_second, *changing, *balanced, *SAVE_ALL, *arguments]
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,26 @@ def test_the_screen_shows_progress_once_and_the_table(lm_run):
     assert first.output.count("distill 1/2") == 1  # rank 0 only
     for word in ("kl", "feature mse", "tok/s", "teacher", "student before", "student after", "perplexity"):
         assert word in first.output
+    assert "torch.distributed" not in first.output
+
+
+def test_the_screen_ticks_phases_off_and_ends_with_what_to_do_next(lm_run):
+    folder, first, again = lm_run
+    took = r"\d+(\.\d)? s"
+    assert re.search(rf"^✓ distill: {took} \(6 of 8\)$", first.output, re.MULTILINE)
+    assert re.search(rf"^phases      ✓ finetune_teacher {took}  ✓ cut_student {took}  ", first.output, re.MULTILINE)
+    assert re.search(r"^phases      ✓ finetune_teacher  ✓ cut_student  .*  ✓ export$", again.output, re.MULTILINE)
+    run = folder / "run"
+    for one in (first, again):
+        assert f"\nlook at it  ted-ds predict {run} 'a text'\na page      ted-ds report {run}\n" in one.output
+        assert f"\nits scores  ted-ds evaluate {folder / 'recipe.yaml'} 'student.finetune=" in one.output
+
+
+def test_what_deepspeed_prints_as_it_starts_is_in_the_log_of_the_rank(tmp_path):
+    outcome = forked("run", str(write_run(tmp_path)), "precision=bf16")
+    assert outcome.code == 0, outcome.output
+    assert "CPU Virtual Memory" not in outcome.output
+    assert (tmp_path / "run" / "logs" / "rank_00000.log").read_text().count("begin bf16_optimizer") == 3
 
 
 def test_running_again_skips_everything(lm_run):

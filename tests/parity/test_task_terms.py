@@ -112,6 +112,7 @@ class Run:
         teacher: TappedModel | None = None,
         student: TappedModel | None = None,
         num_shared_ids: int | None = None,
+        watched: bool = False,
     ) -> None:
         batch = batch or batch_of(kind)
         student = student or model_of(kind, seed=1)
@@ -127,6 +128,7 @@ class Run:
             num_shared_ids=num_shared_ids,
         )
         self.objective.begin_step(step)
+        self.objective.watch(watched)
         module = FilteredModel(student, FilterBank((), 16, 16))
 
         self.counts = self.objective.counts(batch)
@@ -146,6 +148,7 @@ class Run:
             return module(inputs, with_known_gradient)
 
         loss, self.totals = self.objective.loss(forward, batch, self.counts)
+        self.loss = loss.detach()
         loss.backward()
         (self.logits,) = logits
         assert self.logits.grad is not None

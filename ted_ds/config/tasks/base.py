@@ -64,6 +64,10 @@ class TaskSection(Section):
     )
     """Why nothing is learned from ``data.transfer``, and what to do; None where something is."""
 
+    learning_rate: ClassVar[float] = 1e-4
+    """Of Stage II, where a recipe says nothing: what recipes that ship and were run have for encoders of which a few
+    blocks are left."""
+
     headline: str | None = None
     """The metric that checkpoints, and models in the table at the end, are compared by; unset: the kind's own."""
 

@@ -21,6 +21,7 @@ class Chat(TaskSection):
     predicts_next_token: ClassVar[bool] = True
     pooled: ClassVar[bool] = False
     has_template: ClassVar[bool] = True
+    learning_rate: ClassVar[float] = 3e-4
     unused_filter_settings: ClassVar[tuple[str, ...]] = ("pooling",)
     of_distillation: ClassVar[tuple[str, ...]] = ("kl_on", "feature_on")
     why_not_cached: ClassVar[str | None] = (

@@ -48,7 +48,7 @@ class DocumentTask(TaskSection):
     pooled: ClassVar[bool] = False
     length_key: ClassVar[str] = "sequence_length"
     unused_filter_settings: ClassVar[tuple[str, ...]] = ("pooling",)
-    sequence_length: int = Field(gt=1)
+    sequence_length: int = Field(default=1024, gt=1)
     """Tokens per packed sequence."""
     text_column: str = "text"
     packing: Packing = Packing()
@@ -74,6 +74,7 @@ class CausalLm(DocumentTask):
 
     architecture: ClassVar[str] = "CausalLM"
     predicts_next_token: ClassVar[bool] = True
+    learning_rate: ClassVar[float] = 3e-4
     why_not_cached: ClassVar[str | None] = (
         "the packed sequences of a causal_lm do not come again; remove it (it is for task data)"
     )
@@ -102,6 +103,8 @@ class MaskedLm(DocumentTask):
         "the packed sequences of a masked_lm do not come again; remove it (it is for task data)"
     )
     kind: Literal["masked_lm"]
+    sequence_length: int = Field(default=512, gt=1)
+    """Tokens per packed sequence."""
     packing: SharedPacking = SharedPacking()  # pyright: ignore[reportIncompatibleVariableOverride] - it is frozen
     masking: Masking = Masking()
     kl_on: Literal["masked", "all"] = "masked"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,9 +43,14 @@ def begin(asked: Asked) -> None:
         raise ConfigError(f"--out {asked.out}: is there already; give another name, or remove it")
     facts, looked = look_at_teacher(asked.teacher), look_at_data(asked.data)
     form = form_of(looked.rows, facts.family.language_model, looked.declared)
-    name = re.sub(r"[^\w.-]", "_", asked.out.stem) or "recipe"
-    blocks = _blocks(asked, facts)
-    wish = Wish(asked.teacher, asked.data, blocks, asked.method, name, f"runs/{name}", asked.num_ranks)
+    wish = Wish(
+        _from_recipe(asked.teacher, asked.out),
+        _from_recipe(asked.data, asked.out),
+        _blocks(asked, facts),
+        asked.method,
+        str(asked.out),
+        asked.num_ranks,
+    )
     knows = _teacher_knows(form, facts)
     beside = asked.out.with_name(f".{asked.out.name}")
     beside.parent.mkdir(parents=True, exist_ok=True)
@@ -73,14 +78,23 @@ def begin(asked: Asked) -> None:
     print(f"\nstart it    {launcher} run {asked.out}\nis it sound {launcher} doctor {asked.out}")
 
 
-def _blocks(asked: Asked, facts: ModelFacts) -> int:
-    """Of the student."""
+def _blocks(asked: Asked, facts: ModelFacts) -> int | str:
+    """Of the student: their number, or their share of the teacher's."""
     whole = facts.num_blocks
     if asked.blocks is not None:
         if not 1 <= asked.blocks < whole:
             raise ConfigError(f"--blocks {asked.blocks}: the teacher has {whole} blocks; use 1 to {whole - 1}")
         return asked.blocks
-    return max(round((asked.size if asked.size is not None else 0.5) * whole), 1)
+    return "half" if asked.size is None else f"{100 * asked.size:g}%"
+
+
+def _from_recipe(path: str, out: Path) -> str:
+    """A path of the command line, as the recipe has it: with dots, it is from the recipe's folder."""
+    plain = os.path.normpath(path)
+    if Path(plain).is_absolute() or not plain.startswith(".."):
+        return plain
+    own = os.path.relpath(plain, out.parent)
+    return own if own.startswith("..") else f"./{own}"
 
 
 def _teacher_knows(form: Form, facts: ModelFacts) -> bool:

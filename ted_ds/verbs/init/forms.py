@@ -35,8 +35,6 @@ TEXT_PAIRS = (
 MOST_LABELS = 200
 """Different values of a column: more are no names of labels."""
 LENGTH_OF_CORPORA, LENGTH_OF_PARTS = 1024, 384
-OF_LANGUAGE_MODELS = 1e-3
-"""A learning rate."""
 CAUSAL, MASKED, TWO_STACKS = "CausalLM", "MaskedLM", "Seq2SeqLM"
 
 
@@ -56,10 +54,6 @@ class Form:
     """What that is, where it does not follow from the texts."""
     is_of_parts: bool = False
     """Whether long texts are read in parts, with a stride."""
-    can_be_solved: bool = False
-    """Whether filters can be solved in closed form."""
-    learning_rate: float = 1e-4
-    """Of Stage II, as a student of a few blocks takes."""
 
 
 class NoForm(ConfigError):
@@ -97,7 +91,7 @@ def _chat(_rows: Rows, columns: Sequence[str], language_model: str, _declared: D
     if form is None or language_model != CAUSAL:
         return None
     what = f"conversations in the form {form!r}"
-    return Form({"kind": "chat"}, what, has_labels=False, can_be_solved=True, learning_rate=OF_LANGUAGE_MODELS)
+    return Form({"kind": "chat"}, what, has_labels=False)
 
 
 def _words(rows: Rows, columns: Sequence[str], _language_model: str, declared: Declared) -> Form | None:
@@ -153,7 +147,7 @@ def _labelled(rows: Rows, columns: Sequence[str], _language_model: str, declared
     if names is None:
         return None
     section = {"kind": kind, **text, "label_column": label, "labels": names}
-    return Form(section, what, has_labels=True, can_be_solved=True)
+    return Form(section, what, has_labels=True)
 
 
 def _text_columns(rows: Rows, columns: Sequence[str]) -> Sequence[str]:
@@ -176,8 +170,6 @@ def _documents(rows: Rows, columns: Sequence[str], language_model: str, _declare
         has_labels=False,
         length_key="sequence_length",
         usual_length=LENGTH_OF_CORPORA,
-        can_be_solved=is_causal,
-        learning_rate=OF_LANGUAGE_MODELS if is_causal else 1e-4,
     )
 
 

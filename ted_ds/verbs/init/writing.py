@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ted_ds.config.cut import CutFromTeacher
+from ted_ds.config.defaults import GLOBAL_BATCH_SIZE
+from ted_ds.config.recipe_schema import FILE as SCHEMA
+from ted_ds.config.shipped import ROOT
 from ted_ds.models.files import ModelFacts
+from ted_ds.numerics.block_choice import spread
 from ted_ds.verbs.init.forms import Form
 from ted_ds.verbs.init.looking import CHARACTERS_PER_TOKEN, Looked, longest_text
 
 LENGTHS = (32, 64, 128, 256, 384, 512, 1024, 2048)
-GLOBAL_BATCH, MICRO_BATCH = 32, 4
 EPOCHS = 3
 HELDOUT_ROWS, LARGEST_HELDOUT, SMALLEST_HELDOUT = 1000, 0.2, 0.005
 MOST_STEPS, FEWEST_STEPS = 20_000, 20
 WARMUP = 0.06
+"""Of steps."""
 SWITCHES = ("true", "false", "yes", "no", "on", "off", "null", "True", "False", "Yes", "No", "On", "Off", "Null")
 """What YAML takes for something else than a word."""
-"""Of steps."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,13 @@ class Wish:
     """What the user said."""
 
     teacher: str
+    """As it is seen from the recipe, as is the next."""
     data: str
-    blocks: int
-    """Of the student."""
+    num_blocks: int | str
+    """Of the student: how many, or which share of the teacher's."""
     method: str
-    name: str
-    output_dir: str
+    file: str
+    """The recipe's."""
     num_ranks: int
 
 
@@ -47,15 +52,11 @@ def write_recipe(wish: Wish, facts: ModelFacts, looked: Looked, form: Form, *, h
         heals: Whether the student is healed before it trains.
         teacher_knows: Whether the teacher has a head for the task already.
     """
-    batch, micro = _batches(wish.num_ranks)
-    length = _length(facts, looked, form)
+    batch, length = _batch(wish.num_ranks), _length(facts, looked, form)
     lines = [
-        f"# Written by ted-ds init; every value can be changed. Start it with: ted-ds run {wish.name}.yaml",
-        f"name: {wish.name}",
-        f"output_dir: {wish.output_dir}",
-        "deepspeed: zero1  # optimizer states in shards; zero3 where the model does not fit",
-        "precision: bf16",
-        "",
+        f"# yaml-language-server: $schema={(ROOT / SCHEMA).resolve()}",
+        "# Written by ted-ds init; every value can be changed. What is not said here follows from it, and is shown by:",
+        f"#   ted-ds check {wish.file} --show",
         f"task:  # {form.reason}",
         *(f"  {key}: {_shown(value)}" for key, value in form.task.items()),
     ]
@@ -66,38 +67,32 @@ def write_recipe(wish: Wish, facts: ModelFacts, looked: Looked, form: Form, *, h
         lines.append(f"  stride: {length // 3}  # tokens that a part has in common with the next")
     heldout = _heldout(looked)
     lines += [
-        "",
         "data:",
         f"  train: [{{path: {_shown(wish.data)}}}]",
         f"  heldout_fraction: {heldout:g}  # never trained on, and what models are scored by",
-        "",
         "teacher:",
         f"  path: {_shown(wish.teacher)}  # {facts.model_type}, {facts.num_blocks} blocks",
     ]
     steps = _steps(looked, form, batch, length)
     if not teacher_knows:
-        lines += ["  finetune:  # it has not learned this task yet", *_plan(steps, 3e-5, batch, micro, "    ")]
-    lines += ["", "student:", f"  from_teacher: {_cut(facts, wish.blocks)}"]
+        own = f"{{max_steps: {steps}}}" if steps is not None else "{}"
+        lines.append(f"  finetune: {own}  # it has not learned this task yet")
+    lines += ["student:", f"  from_teacher: {_cut(facts, wish.num_blocks)}"]
     if heals:
         lines.append("  heal: {}  # its blocks are brought to the teacher's states first, without a gradient")
-    if wish.method == "ted":
-        lines += ["", "filters:  # of both models, for the layers that are compared"]
-        if form.can_be_solved:
-            lines.append("  initialisation: ridge  # solved in closed form")
-        filter_steps = {"max_steps": 0} if form.can_be_solved else steps
-        for side in ("teacher", "student"):
-            lines += [f"  {side}:", *_plan(filter_steps, 1e-3, batch, micro, "    ")]
-    lines += [
-        "",
-        "distill:",
-        f"  method: {wish.method}  # sft, kd, lwd or ted: ted-ds study compares them",
-        *_plan(steps, form.learning_rate, batch, micro, "  "),
-        "  kl_weight: 1.0",
-        *([f"  temperature: {2.0 if form.has_labels else 1.0}"] if "target_columns" not in form.task else []),
-        *(["  normalise_features: true"] if wish.method in ("lwd", "ted") and not form.has_labels else []),
-        "",
-        "tracking: {to: []}  # or wandb, tensorboard, trackio",
-    ]
+    lines += ["distill:", f"  method: {wish.method}  # sft, kd, lwd or ted: ted-ds study compares them"]
+    if steps is None:
+        lines.append(f"  epochs: {EPOCHS}  # passes over the rows")
+    else:
+        lines.append(f"  max_steps: {steps}  # about a pass over the data, and {FEWEST_STEPS} to {MOST_STEPS:,}")
+        lines.append(f"  warmup_steps: {max(int(WARMUP * steps), 1)}")
+    if batch != GLOBAL_BATCH_SIZE:
+        lines.append(f"  global_batch_size: {batch}  # that {wish.num_ranks} ranks can share")
+    if not form.has_labels:
+        lines.append("  temperature: 1.0  # usual for language models")
+        if wish.method in ("lwd", "ted"):
+            lines.append("  normalise_features: true  # a few channels of their states are far larger than others")
+    lines += ["tracking: {to: []}  # or wandb, tensorboard, trackio"]
     return "\n".join(lines) + "\n"
 
 
@@ -106,11 +101,9 @@ def _shown(value: Any) -> str:
     return value if is_plain else json.dumps(value, ensure_ascii=False)
 
 
-def _batches(num_ranks: int) -> tuple[int, int]:
-    """A global batch that the ranks share, and a rank's microbatch."""
-    micro = max(size for size in (1, 2, MICRO_BATCH) if size * num_ranks <= max(GLOBAL_BATCH, num_ranks))
-    share = micro * num_ranks
-    return -(-GLOBAL_BATCH // share) * share, micro
+def _batch(num_ranks: int) -> int:
+    """The usual global batch, or the next that the ranks can share."""
+    return -(-GLOBAL_BATCH_SIZE // num_ranks) * num_ranks
 
 
 def _length(facts: ModelFacts, looked: Looked, form: Form) -> int:
@@ -131,31 +124,22 @@ def _heldout(looked: Looked) -> float:
     return round(min(max(share, SMALLEST_HELDOUT), LARGEST_HELDOUT), 3)
 
 
-def _steps(looked: Looked, form: Form, batch: int, length: int) -> Mapping[str, float]:
-    """Passes over rows, or the steps that one pass over a corpus takes."""
+def _steps(looked: Looked, form: Form, batch: int, length: int) -> int | None:
+    """The steps that one pass over a corpus takes; None of rows, which are counted."""
     if form.length_key != "sequence_length":
-        return {"epochs": EPOCHS}
+        return None
     tokens = looked.num_bytes / CHARACTERS_PER_TOKEN
-    return {"max_steps": int(min(max(tokens / (batch * length), FEWEST_STEPS), MOST_STEPS))}
+    return int(min(max(tokens / (batch * length), FEWEST_STEPS), MOST_STEPS))
 
 
-def _plan(steps: Mapping[str, float], rate: float, batch: int, micro: int, indent: str) -> list[str]:
-    lines = [f"{key}: {value}" for key, value in steps.items()]
-    if steps.get("max_steps", 0) > 1:
-        lines.append(f"warmup_steps: {max(int(WARMUP * steps['max_steps']), 1)}")
-    shown = f"{rate:.1e}"
-    lines += [f"learning_rate: {shown}", f"global_batch_size: {batch}", f"micro_batch_size: {micro}"]
-    return [indent + line for line in lines]
-
-
-def _cut(facts: ModelFacts, blocks: int) -> str:
+def _cut(facts: ModelFacts, wanted: int | str) -> str:
     """Blocks spread over the depth; of an encoder-decoder, of each stack."""
     encoder = facts.num_encoder_blocks
-    if encoder is None:
-        return f"{{num_blocks: {blocks}}}  # of {facts.num_blocks}, spread over the depth"
+    if isinstance(wanted, str) or encoder is None:
+        number = CutFromTeacher(num_blocks=wanted).number_of(facts.num_blocks)
+        return f"{{num_blocks: {wanted}}}  # {number} of {facts.num_blocks}, spread over the depth"
     parts = []
     for stack, whole in (("encoder", encoder), ("decoder", facts.num_blocks - encoder)):
-        kept = max(round(blocks * whole / facts.num_blocks), 1)
-        spread = sorted({round(place * (whole - 1) / max(kept - 1, 1)) for place in range(kept)})
-        parts.append(f"{stack}_blocks: {spread}")
+        kept = max(round(wanted * whole / facts.num_blocks), 1)
+        parts.append(f"{stack}_blocks: {spread(whole, kept)}")
     return "{" + ", ".join(parts) + "}"

@@ -128,10 +128,10 @@ def test_each_mistake_is_said_of_the_file_it_stands_in(base: Path) -> None:
 
 
 def test_a_list_or_value_that_replaces_another_is_its_own_files(base: Path) -> None:
-    path = small(base, data={"train": [{"path": "x", "format": "odd"}]}, filters=None)
+    path = small(base, data={"train": [{"path": "x", "format": "odd"}]}, student=None)
     assert [line.split(": ")[:2] for line in refusal(path)] == [
         [str(path), "data.train[0].format"],
-        [f"{base} (extended by {path})", "distill.method"],  # has filters no more
+        [str(path), "student"],
     ]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from ted_ds.errors import DataError, NumericsError
+from ted_ds.objectives.teacher_view import STUDENT_TASK, TEACHER_TASK
 from ted_ds.phases.loop import Progress, Rhythm, train
 from ted_ds.runtime.nonfinite import SkippedStep
 from ted_ds.runtime.step_runner import DataExhausted
@@ -29,28 +30,38 @@ class Objective:
 
     def __init__(self) -> None:
         self.begun: list[int] = []
+        self.watched: list[bool] = []
 
     def begin_step(self, step: int) -> None:
         self.begun.append(step)
+
+    def watch(self, wanted: bool) -> None:
+        self.watched.append(wanted)
 
 
 class Engine:
     """Steps that end as they are told to; an error is raised."""
 
-    def __init__(self, steps: Iterable[Any], *, finite: bool = True) -> None:
+    def __init__(self, steps: Iterable[Any], *, finite: bool = True, gaps: Mapping[int, tuple[float, float]]) -> None:
         self.steps, self.finite = iter(steps), finite
-        self.tokens = 0
+        self.tokens = self.num_steps = 0
+        self.gaps = gaps
 
     def step(self, *_: Any) -> SkippedStep | None:
         outcome = next(self.steps)
         if isinstance(outcome, Exception):
             raise outcome
         self.tokens += TOKENS
+        self.num_steps += 1
         return outcome
 
     def report(self, _: Any) -> dict[str, float]:
         tokens, self.tokens = self.tokens, 0
-        return {"train/tokens": float(tokens)}
+        return {"train/tokens": float(tokens), **self.seen(None)}
+
+    def seen(self, _: Any) -> dict[str, float]:
+        """Both task losses of the step, where they are given."""
+        return dict(zip((STUDENT_TASK, TEACHER_TASK), self.gaps.get(self.num_steps, ()), strict=False))
 
     def weights_are_finite(self) -> bool:
         return self.finite
@@ -63,6 +74,7 @@ class Run:
         self.events: list[tuple[str, Any]] = []
         self.reports: list[Mapping[str, float]] = []
         self.begun: list[int] = []
+        self.watched: list[bool] = []
         self._refuses = refuses
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -94,6 +106,7 @@ def run(
     progress: Progress | None = None,
     refuses: DataError | None = None,
     finite: bool = True,
+    gaps: Mapping[int, tuple[float, float]] | None = None,
     **rhythm: Any,
 ) -> tuple[Run, Progress, float]:
     """The loop over these steps; whatever it raises carries the run as ``error.run``."""
@@ -105,9 +118,9 @@ def run(
         "max_consecutive_skips": 1,
     }
     progress, surroundings = progress or Progress(), Run(refuses=refuses)
-    engine: Any = Engine(steps, finite=finite)
+    engine: Any = Engine(steps, finite=finite, gaps=gaps or {})
     objective: Any = Objective()
-    surroundings.begun = objective.begun
+    surroundings.begun, surroundings.watched = objective.begun, objective.watched
     try:
         speed = train(
             engine, iter(()), objective, surroundings, progress=progress, rhythm=Rhythm(**{**settings, **rhythm})
@@ -127,6 +140,34 @@ def test_reports_come_at_every_so_many_steps_and_at_the_last() -> None:
     assert done.of("evaluate") == []
     assert (progress.step, progress.last_taken, progress.reported, progress.num_tokens) == (7, 7, 7, 70)
     assert done.begun == [*range(7)]
+
+
+def test_the_first_step_and_those_of_reports_are_looked_at() -> None:
+    done, *_ = run(itertools.repeat(TAKEN))
+    assert done.watched == [True, False, True, False, False, True, True]
+    done, *_ = run(itertools.repeat(TAKEN), watched=False)
+    assert not any(done.watched)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_the_gap_is_held_against_that_of_the_first_step(every: int) -> None:
+    gaps = {1: (2.0, 1.0), 3: (1.75, 1.25), 6: (0.5, 0.75), 7: (3.0, 1.0)}
+    done, progress, _ = run(itertools.repeat(TAKEN), gaps=gaps, log_every_steps=every)
+    closed = [report["gap/closed"] for report in done.reports if "gap/closed" in report]
+    assert closed == [*([0.0] if every == 1 else []), 0.5, 1.25, -1.0]
+    assert progress.gap_at_start == 1.0
+    # a run that goes on has it, too
+    later = Progress(step=5, last_taken=5, gap_at_start=4.0)
+    done, *_ = run(itertools.repeat(TAKEN), gaps={1: (1.5, 0.5)}, progress=later)
+    assert [report.get("gap/closed") for report in done.reports] == [0.75, None]
+
+
+@pytest.mark.parametrize("start", [(1.0, 1.5), None])
+def test_without_a_gap_at_the_start_no_share_of_it_is_said(start: tuple[float, float] | None) -> None:
+    gaps = {3: (1.0, 0.5)} | ({} if start is None else {1: start})
+    done, *_ = run(itertools.repeat(TAKEN), gaps=gaps)
+    assert done.reports[0][STUDENT_TASK] == 1.0
+    assert all("gap/closed" not in report for report in done.reports)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ted_ds.config.cut import CutFromTeacher
 from ted_ds.config.load import load_recipe
 from ted_ds.errors import ConfigError
 from ted_ds.planning.family_uses import refused_uses
@@ -66,6 +67,11 @@ def of_labels(folder: Path, family: str, **changes: object) -> Path:
             "student: from_teacher.search_tokens: 8191: each look at a block takes calibration.heldout_tokens (4096), "
             "and there are two to compare; use 8192 or more",
         ),
+        (
+            "{num_blocks: 0%}",
+            "student.from_teacher.num_blocks: '0%': use a whole number above 0, or a share of the teacher's blocks: "
+            "half, third, quarter, or such as 40%",
+        ),
         ("{num_blocks: 5}", "student.from_teacher.num_blocks: 5: the teacher has 4 blocks; use as many or fewer"),
     ],
 )
@@ -93,6 +99,25 @@ def test_any_choice_is_planned_as_given_blocks_are(lm_run: Path, choose: str) ->
 def test_the_blocks_are_said_where_they_are_known(lm_run: Path) -> None:
     assert said(lm_run, "{num_blocks: 3}")[0] == "cut       3 of the teacher's 4 blocks by spread: 0 2 3"
     assert said(lm_run, "{num_blocks: 3, choose: ends}")[0] == "cut       3 of the teacher's 4 blocks by ends: 0 1 3"
+
+
+@pytest.mark.parametrize(("share", "number"), [("half", 2), ("quarter", 1), ("40%", 2), ("62.5%", 3), ("1%", 1)])
+def test_a_share_of_the_blocks_is_as_good_as_their_number(lm_run: Path, share: str, number: int) -> None:
+    for choose in ("spread", "search"):
+        given = f"num_blocks: {{}}, choose: {choose}"
+        of_share, of_number = (f"{{{given.format(one)}}}" for one in (share, number))
+        assert said(lm_run, of_share) == said(lm_run, of_number)
+        assert plan(lm_run, of_share).student == plan(lm_run, of_number).student
+    cut = CutFromTeacher(num_blocks=share, choose="search")
+    assert cut.deciding_values(4) == CutFromTeacher(num_blocks=number, choose="search").deciding_values(4)
+
+
+def test_a_share_of_an_encoder_decoder_is_of_each_stack(tmp_path: Path) -> None:
+    run = write_run(tmp_path, kind="seq2seq").parent
+    assert said(run, "{num_blocks: half}")[:2] == [
+        "cut       2 of the teacher's 4 encoder blocks by spread: 0 3",
+        "cut       2 of the teacher's 3 decoder blocks by spread: 0 2",
+    ]
 
 
 def test_what_choosing_takes_is_said(lm_run: Path) -> None:

@@ -536,7 +536,7 @@ def test_all_mistakes_are_reported_at_once(lm_run: Path) -> None:
         "output_dir=" + str(lm_run / "train.jsonl"),
     )
     places = [line.partition(":")[0] for line in message.splitlines()]
-    assert places == ["deepspeed", "data.train[0].path", "output_dir", "student.from_teacher.blocks", "teacher.path"]
+    assert places == ["deepspeed", "data.train[0].path", "student.from_teacher.blocks", "output_dir", "teacher.path"]
 
 
 def test_mistakes_of_recipe_and_files_are_reported_at_once(lm_run: Path) -> None:

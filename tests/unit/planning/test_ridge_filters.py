@@ -14,7 +14,7 @@ from ted_ds.errors import ConfigError
 from ted_ds.planning.hosting import describe_memory
 from ted_ds.planning.ridge_filters import ridge_mistakes
 from ted_ds.planning.ridge_work import describe_ridge
-from tests.task_kinds import make_plan
+from tests.task_kinds import make_plan, plan_recipe
 from tests.tiny import write_model, write_run
 
 RIDGE = "filters.initialisation=ridge"
@@ -122,3 +122,14 @@ def test_a_head_that_cannot_run_without_its_blocks_reads_nothing(classification_
         "filters.initialisation: ridge: the teacher is a bert, whose head cannot be run without its blocks here (its "
         "parts are all over the place); use normal or identity"
     ]
+
+
+def test_filters_of_models_that_do_not_allow_it_are_trained_unless_they_are_to_be_solved(tmp_path: Path) -> None:
+    path = write_run(tmp_path, kind="sequence_classification", family="albert")
+    open_choice = ["filters={pooling: mean}", "student.from_teacher={num_blocks: half}"]
+    recipe, plan = plan_recipe(str(path), open_choice)
+    assert recipe.filters is not None
+    assert (recipe.filters.initialisation, recipe.filters.plans["student"].epochs) == ("normal", 1)
+    assert "filters.initialisation" not in plan.reasons
+    with pytest.raises(ConfigError, match="whose head cannot be run without its blocks here"):
+        plan_recipe(str(path), [*open_choice, RIDGE])

@@ -130,12 +130,12 @@ def test_layers_are_named_by_stack_in_the_plan(run):
         (
             ["student.from_teacher={blocks: [0]}"],
             "student.from_teacher: the teacher, a t5, is an encoder-decoder: give encoder_blocks and decoder_blocks, "
-            "and no blocks or num_blocks",
+            "or a share as num_blocks",
         ),
         (
             ["student.from_teacher={num_blocks: 2}"],
             "student.from_teacher.num_blocks: the teacher, a t5, is an encoder-decoder: give encoder_blocks and "
-            "decoder_blocks, and no blocks or num_blocks",
+            "decoder_blocks, or a share as num_blocks",
         ),
         (
             ["student.from_teacher.decoder_blocks=[0,3]"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 from ted_ds.cli import main
 from ted_ds.config.load import load_recipe
 from ted_ds.verbs.init.forms import NoForm, form_of
+from tests.task_kinds import plan_recipe
 from tests.tiny import write_chats, write_corpus, write_model, write_rows, write_tokenizer
 
 ANSWER = {"text": ["cat"], "answer_start": [4]}
@@ -69,12 +71,12 @@ def test_what_it_writes_passes_check(place, tmp_path, capsys, method, teacher, d
     assert ("finetune" in values["teacher"]) == (data not in ("documents", "targets") or teacher == "body")
     recipe = load_recipe(str(out))
     assert (recipe.name, recipe.distill.method) == ("mine", method)
-    if teacher != "t5":
-        assert values["student"]["from_teacher"] == {"num_blocks": 2}
+    assert values["student"]["from_teacher"] == {"num_blocks": "half"}
+    assert len(out.read_text(encoding="utf-8").splitlines()) <= 25
 
 
 @pytest.mark.parametrize(
-    ("words", "blocks"), [(["--blocks", "3"], 3), (["--size", "25%"], 1), (["--size", "75"], 3), ([], 2)]
+    ("words", "blocks"), [(["--blocks", "3"], 3), (["--size", "25%"], "25%"), (["--size", "75"], "75%"), ([], "half")]
 )
 def test_the_student_has_as_many_blocks_as_are_asked_for(place, tmp_path, words, blocks):
     out = tmp_path / "r.yaml"
@@ -88,7 +90,8 @@ def test_batches_go_with_the_ranks(place, tmp_path, ranks):
     out = tmp_path / "r.yaml"
     words = ["--teacher", str(place / "bert"), "--data", str(place / "labels.jsonl"), "--ranks", str(ranks)]
     assert main(["init", *words, "--out", str(out)]) == 0
-    plan = load_recipe(str(out)).distill
+    recipe, _ = plan_recipe(str(out), (), num_ranks=ranks)
+    plan = recipe.distill
     assert plan.micro_batch_size is not None
     assert plan.global_batch_size % (plan.micro_batch_size * ranks) == 0
 
@@ -175,3 +178,28 @@ def test_a_teacher_that_knows_the_labels_is_taken_as_it_is(place, tmp_path):
     words = ["--teacher", str(tmp_path / "teacher"), "--data", str(place / "labels.jsonl"), "--out", str(out)]
     assert main(["init", *words]) == 0
     assert "finetune" not in yaml.safe_load(out.read_text())["teacher"]
+
+
+def test_paths_are_as_they_are_seen_from_the_recipe(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "place").symlink_to(place)
+    (tmp_path / "work").mkdir()
+    words = ["--teacher", "./place/bert", "--data", "./place/labels.jsonl"]
+    assert main(["init", *words, "--out", "work/r.yaml"]) == 0
+    values = yaml.safe_load((tmp_path / "work" / "r.yaml").read_text())
+    assert values["teacher"]["path"] == "place/bert"  # from the working directory
+    assert main(["check", "work/r.yaml"]) == 0
+    monkeypatch.chdir(tmp_path / "work")
+    words = ["--teacher", "../place/bert", "--data", "../place/labels.jsonl"]
+    assert main(["init", *words, "--out", "own/r.yaml"]) == 0
+    assert yaml.safe_load(Path("own/r.yaml").read_text())["teacher"]["path"] == "../../place/bert"
+    monkeypatch.chdir("/")
+    assert main(["check", str(tmp_path / "work" / "own" / "r.yaml")]) == 0
+
+
+def test_editors_are_told_of_the_schema(place, tmp_path):
+    out = tmp_path / "r.yaml"
+    words = ["--teacher", str(place / "bert"), "--data", str(place / "labels.jsonl"), "--out", str(out)]
+    assert main(["init", *words]) == 0
+    first = out.read_text(encoding="utf-8").splitlines()[0]
+    assert json.loads(Path(first.partition("$schema=")[2]).read_text(encoding="utf-8"))["title"] == "A recipe of ted_ds"

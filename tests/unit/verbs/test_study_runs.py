@@ -14,13 +14,14 @@ import pytest
 import yaml
 
 from ted_ds.cli import main
+from ted_ds.config.load import load_recipe
 from ted_ds.launching.processes import Process
 from ted_ds.output.output_lock import LOCK_FILE, Owner, living_owner
 from ted_ds.planning.study_plan import StudyPlan, plan_study
 from ted_ds.tasks.kind import kind_of
 from ted_ds.verbs.study.runs import Runs, StudyRun
 from ted_ds.verbs.study.search import SearchRounds
-from tests.tiny import write_labelled, write_recipe, write_run
+from tests.tiny import ROOT, write_labelled, write_recipe, write_run
 
 PLAN = {"max_steps": 8, "learning_rate": 1e-3, "global_batch_size": 4, "micro_batch_size": 2}
 GRID = {"distill.learning_rate": [1e-4, 2e-4, 3e-4, 4e-4]}
@@ -202,3 +203,49 @@ def test_what_cannot_be_trained_is_not_taken(tmp_path: Path) -> None:
         rounds.judge()
     assert {arm: trial.number for arm, trial in rounds.chosen.items()} == {"sft": 1}
     assert [one.score for one in rounds.tried["sft"]] == [None, 0.2, None, None]
+
+
+def words_of_line(file: Path, number: int) -> list[str]:
+    """What ``launchers/slurm.sbatch`` makes of a line."""
+    (reading,) = [line for line in (ROOT / "launchers" / "slurm.sbatch").read_text().splitlines() if "read -ra" in line]
+    script = f"{reading}\nprintf '%s\\0' \"${{changes[@]}}\""
+    surroundings = {**os.environ, "TED_DS_STUDY": str(file), "SLURM_ARRAY_TASK_ID": str(number)}
+    done = subprocess.run(["bash", "-c", script], env=surroundings, capture_output=True, text=True, check=True)
+    return done.stdout.split("\0")[:-1]
+
+
+def test_a_line_of_an_array_is_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arms = {"sft": None, "own": {"student.heal": {"strengths": [0.1, 0.2]}, "student.finetune": PLAN}}
+    path, plan = study_of(tmp_path, study={"arms": arms, "seeds": 2})
+    recipe = yaml.safe_load(path.read_text())
+    recipe["teacher"]["finetune"] = PLAN
+    write_recipe(path, recipe)
+    plan = plan_study(str(path), ["seed=4"], kind_of)
+    runs, lines = runs_of(path, plan), tmp_path / "lines"
+    finish(runs.of_arms()[1], **{"accuracy": 0.5})
+    assert main(["study", str(path), "seed=4", "--array", str(lines)]) == 0
+    script = "launchers/slurm.sbatch"
+    assert capsys.readouterr().out.splitlines() == [
+        f"TED_DS_STUDY={lines}/teachers.txt sbatch --array=1-1 {script} finetune {path} seed=4",
+        f"TED_DS_STUDY={lines}/arms.txt sbatch --array=1-3 --dependency=afterok:JOB {script} run {path} seed=4",
+        f"ted-ds study {path} seed=4",
+    ]
+    wanted = {"teachers.txt": runs.teachers(), "arms.txt": [runs.of_arms()[index] for index in (0, 2, 3)]}
+    for name, of_file in wanted.items():
+        assert len((lines / name).read_text().splitlines()) == len(of_file)
+        for number, run in enumerate(of_file, start=1):
+            _, _, _, *words = runs.job(run).command()[2:]
+            found = words_of_line(lines / name, number)
+            assert load_recipe(path, ["seed=4", *found]) == load_recipe(path, words)
+
+
+def test_what_cannot_be_an_array_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, _ = study_of(
+        tmp_path, study={"arms": {"sft": None, "kd": None}, "search": {"trials": 2, "grids": {"sft": GRID, "kd": GRID}}}
+    )
+    assert main(["study", str(path), "--array", str(tmp_path / "lines")]) == 2
+    assert "study.search: settings are chosen in rounds" in capsys.readouterr().err
+    path, _ = study_of(tmp_path, study={"arms": {"sft": {"tracking.project": "a project"}, "kd": None}})
+    assert main(["study", str(path), "--array", str(tmp_path / "lines")]) == 2
+    assert 'tracking.project="a project": a space cannot stand' in capsys.readouterr().err
+    assert not (tmp_path / "lines").exists()
