@@ -8,6 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 CELL = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+KERNEL = """---
+jupyter:
+  kernelspec: {name: python3, display_name: Python 3, language: python}
+---
+
+"""
+"""Without it jupytext takes a page's most frequent language for the kernel's, and does not mark cells of ``bash``."""
 NOTE = "\n\n[This page as a notebook]({name}){{ .md-button download }}\n"
 
 
@@ -28,8 +35,7 @@ def write_notebook(page: Path) -> None:
     import jupytext
 
     text = page.read_text(encoding="utf-8")
-    notebook = jupytext.reads(text, fmt="md")
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = jupytext.reads(KERNEL + text, fmt="md")
     jupytext.write(notebook, page.with_suffix(".ipynb"))
     heading, _, rest = text.partition("\n\n")
     page.write_text(heading + NOTE.format(name=page.with_suffix(".ipynb").name) + "\n" + rest, encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -200,6 +201,10 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     html = tmp_path / "html"
     assert 'id="phase-plan"' in (html / "reference" / "recipe.html").read_text(encoding="utf-8")
     assert 'id="ted_ds.numerics.objective.combine"' in (html / "reference" / "python.html").read_text(encoding="utf-8")
+    notebook = json.loads((html / "docs" / "tutorials" / "classify.ipynb").read_text(encoding="utf-8"))
+    sources = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert sources[1] == "%%bash\nhead -n 3 demo_assets/rotten_tomatoes.jsonl"
+    assert sources[5].startswith("import json\n")
     theory = (html / "docs" / "theory.html").read_text(encoding="utf-8")
     assert theory.count("<math") > 20
     assert theory.count('<svg class="fig"') == 3
