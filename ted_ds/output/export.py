@@ -4,23 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from transformers import AutoTokenizer
 
 from ted_ds.config.schema import Recipe
 from ted_ds.errors import CheckpointError
-from ted_ds.models.companions import (
-    CARD,
-    Origins,
-    accompany,
-    cards_in,
-    copy_papers,
-    copy_tokenizer,
-    hub_name,
-    licences_in,
-)
+from ted_ds.models.companions import CARD, Origins, accompany, copy_papers, copy_tokenizer
 from ted_ds.models.files import GENERATION_CONFIG_FILE, read_model_facts
 from ted_ds.models.folder import ADAPTER_FILE, CONFIG_FILE, INDEX_FILE
 from ted_ds.models.loading import auto_class
@@ -28,13 +18,17 @@ from ted_ds.models.local_paths import local_values_of
 from ted_ds.models.tensor_files import weight_files
 from ted_ds.models.tokenizer_files import CHAT_TEMPLATE_FILE
 from ted_ds.models.tokenizer_settings import TOKENIZER_CONFIG_FILE
-
-Blocks = Sequence[int] | Mapping[str, Sequence[int]]
-"""The numbers of blocks; of an encoder-decoder, those of each stack by its name."""
+from ted_ds.output.card import Blocks, Card, Scores
 
 
 def export_student(
-    student: Path, folder: Path, *, recipe: Recipe, origins: Origins, blocks: Blocks | None
+    student: Path,
+    folder: Path,
+    *,
+    recipe: Recipe,
+    origins: Origins,
+    blocks: Blocks | None,
+    scores: Scores | None = None,
 ) -> list[str]:
     """Copy the student to ``folder`` with what goes with it, and make sure that it loads as it will at the user's.
 
@@ -44,6 +38,7 @@ def export_student(
         recipe: The run's.
         origins: Whose tokenizer and papers go with it.
         blocks: Those of the teacher that it was cut out as; None where it was not.
+        scores: What was measured of it and others; None where nothing was.
 
     Returns:
         What is no mistake, and should be known before the copy is passed on.
@@ -63,7 +58,8 @@ def export_student(
         f"A {facts.model_type} of {facts.num_blocks} blocks and {facts.parameters.total:,} parameters, distilled with "
         f"ted_ds (method {recipe.distill.method}, task {recipe.task.kind})."
     )
-    (folder / CARD).write_text(_card(recipe, origins, what, folder, blocks), encoding="utf-8")
+    card, traces = Card(recipe, origins, folder, blocks, scores or {}), _traces(folder, origins)
+    (folder / CARD).write_text(card.text(what, traces), encoding="utf-8")
     try:
         _, report = auto_class(recipe.task.architecture).from_pretrained(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True
@@ -74,15 +70,21 @@ def export_student(
     problems = [f"{kind}: {sorted(report[kind])[:3]}" for kind in ("missing_keys", "unexpected_keys") if report[kind]]
     if problems:
         raise CheckpointError(f"{student}: does not export cleanly ({'; '.join(problems)}); distil it again")
-    return _traces(folder, origins)
+    return [*traces, *card.doubts]
 
 
 def export_adapter(
-    adapter: Path, folder: Path, *, recipe: Recipe, origins: Origins, blocks: Blocks | None
+    adapter: Path,
+    folder: Path,
+    *,
+    recipe: Recipe,
+    origins: Origins,
+    blocks: Blocks | None,
+    scores: Scores | None = None,
 ) -> list[str]:
     """Copy a student's adapter to ``folder``, as peft loads it beside its base, with tokenizer, licences and a card.
 
-    ``blocks`` are as for :func:`export_student`.
+    ``blocks`` and ``scores`` are as for :func:`export_student`.
 
     Returns:
         What is no mistake, and should be known before the copy is passed on.
@@ -99,8 +101,9 @@ def export_adapter(
         f"An adapter (LoRA, rank {rank}) for `{base}`, distilled with ted_ds (method {recipe.distill.method}, task "
         f"{recipe.task.kind}): `peft.PeftModel.from_pretrained(BASE, FOLDER)`."
     )
-    (folder / CARD).write_text(_card(recipe, origins, what, folder, blocks, library="peft"), encoding="utf-8")
-    return _traces(folder, origins)
+    card, traces = Card(recipe, origins, folder, blocks, scores or {}, is_adapter=True), _traces(folder, origins)
+    (folder / CARD).write_text(card.text(what, traces), encoding="utf-8")
+    return [*traces, *card.doubts]
 
 
 def _reader_in_words(origins: Origins) -> str:
@@ -117,62 +120,3 @@ def _traces(folder: Path, origins: Origins) -> list[str]:
         f"{file.name} holds what is of the machine it was written on ({', '.join(found)}): the "
         f"{_reader_in_words(origins)}'s file is copied as it is; remove these from it where the model is passed on"
     ]
-
-
-def _whose_tokenizer(recipe: Recipe, origins: Origins) -> str:
-    whose = "teacher's" if not origins.student_has_tokenizer else "student's own"
-    if recipe.task.template_file is None:
-        return f"Tokenizer, chat template and how text is generated are the {whose}."
-    return f"Tokenizer and how text is generated are the {whose}; the chat template is the one it was distilled with."
-
-
-def _start(recipe: Recipe, names: Mapping[str, str], blocks: Blocks | None) -> str:
-    """What the student began as, in words; ``names`` are those of the models there were."""
-    if blocks is not None:
-        of_stacks = blocks.items() if isinstance(blocks, Mapping) else [("", blocks)]
-        return f"{' and '.join(f'{stack} blocks {own}'.strip() for stack, own in of_stacks)} of the teacher"
-    if recipe.student.from_config is not None:
-        return "random weights"
-    return f"`{names.get('student', names['teacher'])}`"
-
-
-def _card(
-    recipe: Recipe,
-    origins: Origins,
-    what: str,
-    folder: Path,
-    blocks: Blocks | None,
-    *,
-    library: str = "transformers",
-) -> str:
-    """A model card that says what the model was made from; what those models are, their own cards say."""
-    names = {side: hub_name(origin) or origin.resolve().name for side, origin in origins.by_name.items()}
-    known = [name for origin in origins.by_name.values() if (name := hub_name(origin)) is not None]
-    start = _start(recipe, names, blocks)
-    cards = cards_in(folder)
-    licences = licences_in(folder)
-    front = ["---", f"library_name: {library}", "tags: [distillation, ted_ds]"]
-    front += [f"base_model: {json.dumps(known)}"] if known else []
-    lines = [
-        *front,
-        "---",
-        "",
-        f"# {recipe.name}",
-        "",
-        f"{what} It is neither of the models it was made from; what was measured of it is in "
-        "`evaluate/evaluation.json` of its run.",
-        "",
-        f"- Teacher: `{names['teacher']}`. {_whose_tokenizer(recipe, origins)}",
-        f"- The student began as {start}.",
-    ]
-    if cards:
-        lines.append(f"- Cards of the models it was made from: {', '.join(f'`{name}`' for name in cards)}.")
-    if licences:
-        lines.append(
-            f"- Licences and notices that came with them: {', '.join(f'`{name}`' for name in licences)}. They bind "
-            "whoever uses this model or passes it on."
-        )
-    else:
-        lines.append("- No licence file came with them; whoever passes this model on has to look up theirs.")
-    lines += [f"- {trace}." for trace in _traces(folder, origins)]
-    return "\n".join(lines) + "\n"

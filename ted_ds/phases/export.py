@@ -7,6 +7,7 @@ from typing import Any
 
 from ted_ds.output.export import export_adapter, export_student
 from ted_ds.output.phase_folder import PhaseFolder
+from ted_ds.phases.evaluate import read_results
 from ted_ds.phases.inputs import Inputs
 from ted_ds.phases.work import Kit, Work
 from ted_ds.planning.phase import CUT_STUDENT, Phase
@@ -27,7 +28,9 @@ def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
         blocks = None
         if CUT_STUDENT.is_in(build.recipe):
             blocks = PhaseFolder(kit.folders.place(CUT_STUDENT), {}).result()["blocks"]
-        for warning in export(student, place, recipe=build.recipe, origins=build.origins, blocks=blocks):
+        scores = read_results(kit.folders)
+        said = export(student, place, recipe=build.recipe, origins=build.origins, blocks=blocks, scores=scores)
+        for warning in said:
             build.screen.say(f"{phase.name}: {warning}")
         return {"student": folder.inputs["student"]}
 
