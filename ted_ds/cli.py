@@ -38,6 +38,7 @@ HELP_OF_VERB = {
     "predict": "what a run's student says of texts, beside its teacher",
     "chat": "talk with a run's student, or the model of any of its phases, beside the teacher",
     "compare": "in what two runs differ: settings and results",
+    "push": "upload an exported model to the Hugging Face Hub, private by default, after asking",
     "report": "one page of what a run came to: verdict, figures, tables; several runs beside each other",
     "families": "the models that can be used, and what for; of a model folder, what is found of it",
     "check": "every mistake in the recipe at once, and the plan; needs no GPU and no torch",
@@ -80,6 +81,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
             one.add_argument("folder", type=Path, metavar="DIR", help="of a run, one of its phases, or a model")
             one.add_argument("--teacher", type=Path, metavar="DIR", help="a model folder (default: that of the run)")
             one.add_argument("--tokens", type=_positive, default=100, help="an answer has at most (100)")
+            continue
+        if verb == "push":
+            one.add_argument("folder", type=Path, metavar="DIR", help="the output_dir of a run, or an export")
+            one.add_argument("--to", required=True, metavar="ORG/NAME", help="the model on the Hub")
+            one.add_argument("--public", action="store_true", help="a new model is seen by everybody")
+            one.add_argument("--yes", action="store_true", help="do not ask")
+            one.add_argument("--dry-run", action="store_true", help="say what would be uploaded, and stop")
             continue
         if verb == "compare":
             one.add_argument("folders", nargs=2, type=Path, metavar="DIR", help="the output_dir of a run")
@@ -223,6 +231,11 @@ def _dispatch(options: argparse.Namespace) -> int:
             from ted_ds.verbs.compare import compare
 
             compare(*options.folders, as_json=options.json)
+        elif options.verb == "push":
+            from ted_ds.verbs.push import push
+
+            how = {"public": options.public, "is_sure": options.yes, "dry_run": options.dry_run}
+            push(options.folder, options.to, **how)
         elif options.verb == "report":
             from ted_ds.verbs.report import report
 

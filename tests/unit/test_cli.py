@@ -32,7 +32,7 @@ def test_verbs_cover_all_phases_in_order() -> None:
     verbs = dict.fromkeys(phase.verb for phase in PHASES)
     assert tuple(phase for verb in verbs for phase in phases_of_verb(verb)) == phases_of_verb("run") == PHASES
     others = {"run", "check", "doctor", "families", "init", "predict", "report", "study", "supervise", "tokenizer"}
-    assert HELP_OF_VERB.keys() == {*verbs, *others, "demo", "chat", "compare"}
+    assert HELP_OF_VERB.keys() == {*verbs, *others, "demo", "chat", "compare", "push"}
 
 
 def test_the_launchers_local_rank_is_accepted_before_the_verb() -> None:
