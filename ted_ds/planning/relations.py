@@ -50,6 +50,6 @@ def relation_mistakes(recipe: Recipe, teacher: ModelFacts | None, student: Model
 
 def _widths(facts: ModelFacts, number: int) -> set[int]:
     """Of a block's queries, keys and values, as far as its files say."""
-    maps, names = facts.parameters.maps[number - 1], facts.family.attention_maps
+    (maps, *_), names = facts.parameters.maps[number - 1 : number] or ({},), facts.family.attention_maps
     found = (maps[name][1 if facts.family.maps_are_transposed else 0] for name in names if name in maps)
     return {width // 3 if len(names) == 1 else width for width in found}

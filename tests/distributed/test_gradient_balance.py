@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from ted_ds.config.distill import WEIGHTS as NAMES
 from ted_ds.models.shared_block import last_shared_block
 from ted_ds.runtime.determinism import random_state
 from ted_ds.runtime.gradient_norms import GradientNorms
@@ -31,6 +30,7 @@ from tests.distributed.training import (
 )
 
 SHARES = {"task_weight": 0.7, "kl_weight": [[0, 1.3], [2, 0.3]], "feature_weight": 3.0}
+NAMES = tuple(SHARES)
 BY_STEP = [{"task_weight": 0.7, "kl_weight": kl, "feature_weight": 3.0} for kl in (1.3, 0.8, 0.3)]
 EVERY, AVERAGE = 2, 0.6
 SETTINGS = {**SHARES, "balance": "gradient_norm", "balance_every_steps": EVERY, "balance_average": AVERAGE}

@@ -9,6 +9,7 @@ from torch import Tensor
 from ted_ds.data.loader import Collator
 from ted_ds.data.samples import Sample
 from ted_ds.data.text_sizes import text_sizes
+from ted_ds.models.execution import checkpoint_activations
 from ted_ds.models.families import FAMILY_OF, family_of
 from ted_ds.models.loading import auto_class
 from ted_ds.models.relation_taps import RelationTap
@@ -120,10 +121,12 @@ def test_queries_keys_and_values_are_those_of_the_tokens(model_type):
     torch.testing.assert_close(scores.masked_fill(unseen, -1e9).softmax(-1), attentions, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
-def test_the_term_is_of_the_blocks_that_were_chosen(side):
+@pytest.mark.parametrize(("side", "computed_again"), [("right", False), ("left", False), ("right", True)])
+def test_the_term_is_of_the_blocks_that_were_chosen(side, computed_again):
     """In Stage II, beside the others, and with gradients of the term alone."""
-    student, teacher = FilteredModel(tapped("gpt2"), FilterBank((), 16, 16)), tapped("llama")
+    student, teacher = FilteredModel(tapped("gpt2"), FilterBank((), 16, 16)).train(), tapped("llama")
+    if computed_again:
+        checkpoint_activations(student.tapped.model, student.tapped.family)
     taps = RelationTap(student.tapped, 1), RelationTap(teacher, 2)
     frozen = FrozenModel(teacher, device=torch.device("cpu"), engine_config=None)
     plan = distill_plan(method="kd", task_weight=0, kl_weight=0, relation_weight=0.7, relation_heads=4)
