@@ -26,7 +26,8 @@ from tests.distributed.matrix import (
 )
 
 CASES = [*sample(companies=1), *of_divergences(), *of_weighed_losses(), *of_distances()]
-LOOKED_AT = {"fp32": 1e-4, "bf16": 5e-2}
+LOOKED_AT = {"fp32": 1e-5, "bf16": 3e-2}
+"""Relative errors of what is looked at beside the losses, and errors of CKA; the worst seen were 4e-7 and 1.3e-2."""
 MOST_RANKS, NUM_OF_MOST = max(FACTORS["ranks"]), 4
 """How many cases with the most ranks are not slow."""
 FULL = full_product()

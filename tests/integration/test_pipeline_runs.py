@@ -11,7 +11,7 @@ from tests.integration.launching import alone, deepspeed
 from tests.integration.test_resume import resume_from_each, seven_steps
 from tests.layouts import TOLERANCE, Layout, change_layouts, zero_stage
 from tests.optional import MISSING, OPTIONAL
-from tests.runs import run, traces, with_dropout
+from tests.runs import is_looked_at, run, traces, with_dropout
 from tests.tiny import write_run
 
 THREE_BLOCKS = "student.from_teacher.blocks=[0, 1, 3]"
@@ -78,11 +78,12 @@ def test_a_run_on_two_pipelines_of_two_stages_is_the_run_on_two_ranks(tmp_path, 
     run([*arguments, "pipeline.stages=2"], num_ranks=4)
     found = traces(tmp_path / "run")
     assert found["weights"].keys() == expected["weights"].keys()
-    worst = TOLERANCE["bf16" if "precision=bf16" in changes else "fp32"]
+    precision = "bf16" if "precision=bf16" in changes else "fp32"
+    worst = TOLERANCE[precision]
     for one, other in zip(expected["reports"], found["reports"], strict=True):
         assert one.keys() == other.keys()
         for name, value in one.items():
-            if isinstance(value, float):
+            if isinstance(value, float) and not is_looked_at(name, value, other[name], precision):
                 # a correlation near zero is a difference of larger numbers: off by 3.3e-6 of 0.13
                 bound = pytest.approx(value, rel=worst, abs=5e-6 if name.endswith("/pearson") else 1e-6)
                 assert other[name] == bound, (one["phase"], one["step"], name)
