@@ -21,6 +21,8 @@ from ted_ds.launching.records import LOG_DIR, log_folder
 from ted_ds.planning.phase import PHASES, phases_of_verb
 
 VERBS_OF_RANKS = ("run", *(phase.verb for phase in PHASES), "doctor")
+CHAT = "chat"
+"""The verb; a kind of task is called so, too."""
 HELP_OF_VERB = {
     "run": "all phases; those already complete are skipped",
     "finetune": "Stage 0: train teacher and student on the task, cut the student out of the teacher",
@@ -36,7 +38,7 @@ HELP_OF_VERB = {
     "demo": "a small real run from start to end in two minutes, without a GPU, and what it changed",
     "init": "write a first recipe for a teacher and data, from what can be found out about them",
     "predict": "what a run's student says of texts, beside its teacher",
-    "chat": "talk with a run's student, or the model of any of its phases, beside the teacher",
+    CHAT: "talk with a run's student, or the model of any of its phases, beside the teacher",
     "compare": "in what two runs differ: settings and results",
     "push": "upload an exported model to the Hugging Face Hub, private by default, after asking",
     "report": "one page of what a run came to: verdict, figures, tables; several runs beside each other",
@@ -77,7 +79,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
             one.add_argument("texts", nargs="*", help="what to read; none: the lines of the standard input")
             one.add_argument("--tokens", type=_positive, default=40, help="a language model writes at most (40)")
             continue
-        if verb == "chat":
+        if verb == CHAT:
             one.add_argument("folder", type=Path, metavar="DIR", help="of a run, one of its phases, or a model")
             one.add_argument("--teacher", type=Path, metavar="DIR", help="a model folder (default: that of the run)")
             one.add_argument("--tokens", type=_positive, default=100, help="an answer has at most (100)")
@@ -223,7 +225,7 @@ def _dispatch(options: argparse.Namespace) -> int:
             from ted_ds.verbs.predict import predict
 
             predict(options.folder, options.texts, max_new_tokens=options.tokens)
-        elif options.verb == "chat":
+        elif options.verb == CHAT:
             from ted_ds.verbs.chat import chat
 
             chat(options.folder, options.teacher, max_new_tokens=options.tokens)
