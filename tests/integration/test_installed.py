@@ -72,7 +72,9 @@ def test_names_of_what_ships_are_known_anywhere(installed, tmp_path):
 
 SHORT = (
     "teacher.finetune.max_steps=1",
+    "teacher.finetune.warmup_steps=0",
     "distill.max_steps=1",
+    "distill.warmup_steps=0",
     "evaluation.max_examples=64",
     "preflight=warn",
     "student.calibration={tokens: 512, heldout_tokens: 64}",
