@@ -35,7 +35,7 @@ HELP_OF_VERB = {
     "doctor": "is this pair sane? Looks at weights, labels, tokens, filters and one real step; exit code 1 if not",
     "tokenizer": "train a tokenizer on the training documents; needs no GPU and no teacher",
     "supervise": "start a launcher's command again until its run is complete; rank by rank logs, no rank left behind",
-    "demo": "a small real run from start to end in two minutes, without a GPU, and what it changed",
+    "demo": "a small real run from start to end, in minutes and without a GPU, and what it changed",
     "init": "write a first recipe for a teacher and data, from what can be found out about them",
     "predict": "what a run's student says of texts, beside its teacher",
     CHAT: "talk with a run's student, or the model of any of its phases, beside the teacher",
