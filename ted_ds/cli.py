@@ -14,7 +14,7 @@ from ted_ds.launching.lasting_output import outlast_readers
 from ted_ds.launching.own_log import open_log
 from ted_ds.launching.records import LOG_DIR, log_folder
 from ted_ds.planning.phase import PHASES, phases_of_verb
-from ted_ds.verbs.words import parse
+from ted_ds.verbs.words import CHAT, parse
 
 VERBS_OF_RANKS = ("run", *(phase.verb for phase in PHASES), "doctor")
 
@@ -156,7 +156,7 @@ WORK_OF_VERB: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "demo": _demo,
     "init": _init,
     "predict": _predict,
-    "chat": _chat,
+    CHAT: _chat,
     "compare": _compare,
     "push": _push,
     "report": _report,

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -87,6 +88,7 @@ def _run(arguments: Sequence[str]) -> int:
         **environment_of(0, at_once=1, num_ranks=1, environment=os.environ),
         "HF_HUB_OFFLINE": "1",  # all there is lies here
     }
+    sys.stdout.flush()  # what was said before it comes before it
     process = subprocess.Popen(command_of_run(arguments, 1), env=environment)  # noqa: S603 - our own command
     before = {
         signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),  # a terminal sends it to both

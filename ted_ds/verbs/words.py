@@ -11,6 +11,8 @@ from ted_ds import __version__
 from ted_ds.config.methods import METHODS
 from ted_ds.config.shipped import RECIPES, named
 
+CHAT = "chat"
+"""The verb; a kind of task is called so, too."""
 HELP_OF_VERB: Mapping[str, str] = {
     "run": "all phases; those already complete are skipped",
     "finetune": "Stage 0: train teacher and student on the task, cut the student out of the teacher",
@@ -23,10 +25,10 @@ HELP_OF_VERB: Mapping[str, str] = {
     "doctor": "is this pair sane? Looks at weights, labels, tokens, filters and one real step; exit code 1 if not",
     "tokenizer": "train a tokenizer on the training documents; needs no GPU and no teacher",
     "supervise": "start a launcher's command again until its run is complete; rank by rank logs, no rank left behind",
-    "demo": "a small real run from start to end in two minutes, without a GPU, and what it changed",
+    "demo": "a small real run from start to end, in minutes and without a GPU, and what it changed",
     "init": "write a first recipe for a teacher and data, from what can be found out about them",
     "predict": "what a run's student says of texts, beside its teacher",
-    "chat": "talk with a run's student, or the model of any of its phases, beside the teacher",
+    CHAT: "talk with a run's student, or the model of any of its phases, beside the teacher",
     "compare": "in what two runs differ: settings and results",
     "push": "upload an exported model to the Hugging Face Hub, private by default, after asking",
     "report": "one page of what a run came to: verdict, figures, tables; several runs beside each other",
@@ -203,7 +205,7 @@ WORDS_OF_VERB: Mapping[str, Callable[[argparse.ArgumentParser], None]] = {
     "demo": _of_demo,
     "init": _of_init,
     "predict": _of_predict,
-    "chat": _of_chat,
+    CHAT: _of_chat,
     "compare": _of_compare,
     "push": _of_push,
     "report": _of_report,

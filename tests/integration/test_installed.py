@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import pytest
 
@@ -66,3 +68,28 @@ def test_names_of_what_ships_are_known_anywhere(installed, tmp_path):
     assert (done.returncode, f"{recipe}: deepspeed: zero1: " in done.stderr) == (2, True), done.stderr
     done = ted_ds_of(installed, tmp_path, "check", "none.yaml")
     assert f"none.yaml: no such recipe file; the recipes that ship are in {recipe.parent}" in done.stderr
+
+
+SHORT = (
+    "teacher.finetune.max_steps=1",
+    "teacher.finetune.warmup_steps=0",
+    "distill.max_steps=1",
+    "distill.warmup_steps=0",
+    "evaluation.max_examples=64",
+    "preflight=warn",
+    "student.calibration={tokens: 512, heldout_tokens: 64}",
+)
+
+
+def test_the_demo_runs_anywhere_and_ends_with_what_changed(installed, tmp_path):
+    """With few steps; the packages with model and texts are those of the tests."""
+    done = ted_ds_of(installed, tmp_path, "demo", *SHORT)
+    assert done.returncode == 0, done.stderr
+    run = Path("ted_ds_demo", "run")
+    assert "✓ export: " in done.stdout
+    assert re.search(r"^report      .*report", done.stdout, re.MULTILINE)
+    assert re.search(r"^Of 64 held-out sentences, training turned \d+ predictions", done.stdout, re.MULTILINE)
+    assert f"ted-ds predict {run} 'a text'" in done.stdout
+    card = (tmp_path / run / "export" / "README.md").read_text(encoding="utf-8")
+    assert "license: apache-2.0" in card
+    assert {one.name for one in tmp_path.iterdir()} == {"ted_ds_demo"}
