@@ -103,6 +103,13 @@ def _compare(options: argparse.Namespace) -> int:
     return 0
 
 
+def _push(options: argparse.Namespace) -> int:
+    from ted_ds.verbs.push import push
+
+    push(options.folder, options.to, public=options.public, is_sure=options.yes, dry_run=options.dry_run)
+    return 0
+
+
 def _report(options: argparse.Namespace) -> int:
     from ted_ds.verbs.report import report
 
@@ -151,6 +158,7 @@ WORK_OF_VERB: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "predict": _predict,
     "chat": _chat,
     "compare": _compare,
+    "push": _push,
     "report": _report,
     "families": _families,
     "schema": _schema,

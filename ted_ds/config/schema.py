@@ -18,6 +18,7 @@ from ted_ds.config.evaluation import Evaluation, StridedPerplexity
 from ted_ds.config.layers import Filters, LayerMap
 from ted_ds.config.pair import Student, Teacher
 from ted_ds.config.phase_plan import PhasePlan
+from ted_ds.config.pipeline import Pipeline
 from ted_ds.config.section import Section, rule
 from ted_ds.config.shipped import DEEPSPEED, named
 from ted_ds.config.study import Study
@@ -53,14 +54,6 @@ class Checkpoint(Section):
                 f"keep_every_steps ({self.keep_every_steps}) must be a multiple of every_steps ({self.every_steps}): "
                 "only what is saved can be kept"
             )
-
-
-class Pipeline(Section):
-    """Pipeline parallelism: student and teacher are cut into stages, one rank each (times data parallelism)."""
-
-    stages: int = Field(default=1, gt=0)
-    """How many; a stage holds student blocks and the teacher blocks they are matched with. The other ranks repeat the
-    stages for more data (data parallelism): ranks = stages x replicas."""
 
 
 class TokenizerTraining(Section):
@@ -202,43 +195,18 @@ class Recipe(Section):
 
     @rule
     def _stages_hold_the_teacher(self) -> Iterator[str]:
-        if self.pipeline.stages > 1 and self.teacher.cache is not None:
-            yield (
-                "teacher.cache: with pipeline.stages above 1 each stage runs its blocks of the teacher; remove one of "
-                "the two"
-            )
-        if self.pipeline.stages > 1 and self.distill.balance is not None and self.distill.needs.teacher:
-            yield (
-                f"distill.balance: {self.distill.balance}: with pipeline.stages above 1 no stage sees the gradients of "
-                "all terms; remove it and give weights, or use pipeline.stages: 1 (ZeRO 0-3)"
-            )
-        if self.pipeline.stages > 1 and self.precision == "fp16":
-            yield (
-                "precision: fp16: with pipeline.stages above 1 DeepSpeed does not sum up the gradients of tied weights "
-                "there; use bf16 or fp32"
-            )
-        if self.pipeline.stages > 1 and self.teacher.host not in ("auto", "replica", "int8"):
-            yield (
-                f"teacher.host: {self.teacher.host}: with pipeline.stages above 1 each stage holds its own blocks of "
-                "the teacher; use auto, replica or int8"
-            )
+        has_adapters = self.student.lora is not None
+        yield from self.pipeline.mistakes_beside(self.teacher, self.distill, self.precision, has_adapters=has_adapters)
 
     @rule
     def _relations_are_at_hand(self) -> Iterator[str]:
         if not self.distill.needs.relations:
             return
         place = "distill.relation_weight"
-        if self.pipeline.stages > 1:
-            yield f"{place}: blocks of both models would have to be on one stage; remove it, or use pipeline.stages: 1"
         if self.teacher.cache is not None:
             yield f"{place}: the cache holds no queries, keys and values; remove teacher.cache, or the weight"
         if self.torch_compile:
             yield f"{place}: compiled blocks hand over no queries, keys and values; set torch_compile to false"
-
-    @rule
-    def _adapters_train_in_one_piece(self) -> Iterator[str]:
-        if self.pipeline.stages > 1 and self.student.lora is not None:
-            yield "student.lora: adapters are not cut into the stages of a pipeline; use pipeline.stages: 1 (ZeRO 0-3)"
 
     @rule
     def _flash_is_for_16_bits(self) -> Iterator[str]:

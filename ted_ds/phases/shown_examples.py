@@ -42,7 +42,8 @@ def changed_examples(build: Assembly, columns: Mapping[str, Columns | None]) -> 
     found = changed_rows(known, names=build.recipe.task.output_names, most=build.recipe.evaluation.samples)
     decode = build.tokenizers["student"].decode
     return [
-        {**about, "text": _cut(decode(list(labelled[row].input_ids), skip_special_tokens=True))} for row, about in found
+        {**about, "text": _cut(str(decode(list(labelled[row].input_ids), skip_special_tokens=True)))}
+        for row, about in found
     ]
 
 
@@ -101,13 +102,13 @@ class Writer:
         for ids, beginning, written in zip(rows, self._beginnings, self._written, strict=True):
             own = ids[len(beginning) :]
             end = own.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in own else len(own)
-            written[name] = _cut(tokenizer.decode(own[:end], skip_special_tokens=True))
+            written[name] = _cut(str(tokenizer.decode(own[:end], skip_special_tokens=True)))
 
     def texts(self) -> list[dict[str, Any]]:
         """Each beginning, and how each model went on."""
         decode = self._build.tokenizers["student"].decode
         return [
-            {"beginning": _cut(decode(ids, skip_special_tokens=True)), "written": written}
+            {"beginning": _cut(str(decode(ids, skip_special_tokens=True))), "written": written}
             for ids, written in zip(self._beginnings, self._written, strict=True)
         ]
 

@@ -28,6 +28,7 @@ HELP_OF_VERB: Mapping[str, str] = {
     "predict": "what a run's student says of texts, beside its teacher",
     "chat": "talk with a run's student, or the model of any of its phases, beside the teacher",
     "compare": "in what two runs differ: settings and results",
+    "push": "upload an exported model to the Hugging Face Hub, private by default, after asking",
     "report": "one page of what a run came to: verdict, figures, tables; several runs beside each other",
     "families": "the models that can be used, and what for; of a model folder, what is found of it",
     "schema": "the JSON schema of recipes, by which editors complete and explain their keys",
@@ -162,6 +163,14 @@ def _of_compare(one: argparse.ArgumentParser) -> None:
     one.add_argument("--json", action="store_true", help="as JSON, for programs")
 
 
+def _of_push(one: argparse.ArgumentParser) -> None:
+    one.add_argument("folder", type=Path, metavar="DIR", help="the output_dir of a run, or an export")
+    one.add_argument("--to", required=True, metavar="ORG/NAME", help="the model on the Hub")
+    one.add_argument("--public", action="store_true", help="a new model is seen by everybody")
+    one.add_argument("--yes", action="store_true", help="do not ask")
+    one.add_argument("--dry-run", action="store_true", help="say what would be uploaded, and stop")
+
+
 def _of_report(one: argparse.ArgumentParser) -> None:
     one.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="the output_dir of a run")
     one.add_argument("--out", type=Path, help="the page to write (default: report.html in the run's folder)")
@@ -196,6 +205,7 @@ WORDS_OF_VERB: Mapping[str, Callable[[argparse.ArgumentParser], None]] = {
     "predict": _of_predict,
     "chat": _of_chat,
     "compare": _of_compare,
+    "push": _of_push,
     "report": _of_report,
     "families": _of_families,
     "schema": _of_nothing,

@@ -62,7 +62,7 @@ def language_tests(folder):
 
 @pytest.fixture(scope="module")
 def lm_run(tmp_path_factory):
-    """A TED run of a tiny Llama on two ranks under ZeRO-1, and the same command once more."""
+    """A TED run of a tiny Llama on two ranks, by the file that it chooses itself, and the same command once more."""
     folder = tmp_path_factory.mktemp("lm")
     recipe = write_run(folder)
     teacher = folder / "teacher"
@@ -71,7 +71,7 @@ def lm_run(tmp_path_factory):
     config = json.loads((teacher / "config.json").read_text())
     (teacher / "config.json").write_text(json.dumps({**config, "_name_or_path": str(teacher)}))
     write_corpus(folder / "story.jsonl", 7, seed=4)
-    arguments = ("run", str(recipe), *BOTH_FINETUNED, *language_tests(folder))
+    arguments = ("run", str(recipe), "deepspeed=auto", *BOTH_FINETUNED, *language_tests(folder))
     first = deepspeed(*arguments)
     assert first.code == 0, first.output
     return folder, first, forked(*arguments, num_ranks=2)
@@ -460,7 +460,10 @@ def test_a_host_that_was_chosen_is_kept(lm_run):
     folder, first, again = lm_run
     assert "teacher: replica, " in first.output
     assert "teacher: replica, as when this run began (teacher.host: auto)" in again.output
-    assert json.loads((folder / "run" / "run.json").read_text())["teacher_host"] == "replica"
+    assert "deepspeed: zero2, about " in first.output
+    assert "deepspeed: zero2, as when this run began" in again.output
+    run = json.loads((folder / "run" / "run.json").read_text())
+    assert (run["teacher_host"], run["deepspeed"]) == ("replica", "zero2")
 
 
 @pytest.mark.slow

@@ -288,7 +288,7 @@ def test_an_exports_card_names_hub_models_and_both_origins(pair: Origins, llama:
     assert pair.student is not None
     export_student(pair.student, out, recipe=recipe, origins=Origins(teacher, pair.student), blocks=None)
     card = (out / "README.md").read_text()
-    assert 'base_model: ["some-org/big-model"]' in card
+    assert "base_model:\n- some-org/big-model\n" in card
     assert "- Teacher: `some-org/big-model`." in card
     assert "- The student began as `student`." in card
     assert "No licence file came with them" in card
@@ -326,6 +326,8 @@ def test_what_holds_on_one_machine_only_leaves_a_config_however_deep_it_is() -> 
 def test_what_a_teachers_tokenizer_says_of_a_machine_is_kept_and_told(pair: Origins, tmp_path: Path) -> None:
     recipe = Recipe.model_validate({**recipe_dict(tmp_path, method="kd"), "student": {"path": str(pair.student)}})
     assert pair.student is not None
+    for folder in (pair.teacher, pair.student):
+        (folder / "README.md").write_text("---\nlicense: mit\n---\n")
     for name, changes in {"clean": {}, "local": {"is_local": True, "name_or_path": "/home/me/x"}}.items():
         change(pair.teacher / "tokenizer_config.json", **changes)
         (tmp_path / name).mkdir()

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from ted_ds.config.load import load_recipe
-from ted_ds.config.schema import Pipeline, Recipe
+from ted_ds.config.pipeline import Pipeline
+from ted_ds.config.schema import Recipe
 from ted_ds.data.tokenizers import describe_difference, traits_of
 from ted_ds.errors import ConfigError
 from ted_ds.models.files import read_model_facts
