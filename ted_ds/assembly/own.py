@@ -35,6 +35,11 @@ class Own:
             )
         if recipe.teacher.cache is not None:
             yield "terms: teacher.cache keeps no states that terms could be made of; remove one of the two"
+        if recipe.distill.balance is not None:
+            yield (
+                f"terms: distill.balance: {recipe.distill.balance} weighs the terms of ted_ds alone; remove one of the "
+                "two"
+            )
         if two_tokenizers:
             yield "terms: tokens of two tokenizers do not pair; let the student read by the teacher's, or remove them"
 

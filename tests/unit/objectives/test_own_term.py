@@ -118,6 +118,11 @@ def test_terms_have_names_of_their_own():
             True,
             "terms: tokens of two tokenizers do not pair; let the student read by the teacher's, or remove them",
         ),
+        (
+            ["distill.balance=gradient_norm"],
+            False,
+            "terms: distill.balance: gradient_norm weighs the terms of ted_ds alone; remove one of the two",
+        ),
         ([], False, None),
     ],
 )
