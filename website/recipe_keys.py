@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 import re
-import textwrap
 import types
 from collections.abc import Iterator
 from enum import Enum
@@ -15,6 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from ted_ds.config.recipe_schema import descriptions_of
 from ted_ds.config.schema import Recipe
 from ted_ds.config.section import Section
 from website.markdown import cell, text_of_docstring
@@ -27,21 +25,6 @@ Every key that a recipe may have, made of the schema that reads it. Unknown keys
 known. How recipes are written, extended and overridden: [Recipes](../docs/recipes.md). Search finds keys by name.
 
 """
-
-
-def remarks(section: type[Section]) -> dict[str, str]:
-    """What stands below each key in the source of a section and those it is built on."""
-    found = {}
-    for kind in reversed(section.__mro__):
-        if not issubclass(kind, Section):
-            continue
-        (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-        assert isinstance(body, ast.ClassDef)
-        for one, after in zip(body.body, body.body[1:], strict=False):
-            is_key = isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)
-            if is_key and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-                found[one.target.id] = text_of_docstring(str(after.value.value))
-    return found
 
 
 def members(annotation: Any) -> list[Any]:
@@ -159,7 +142,7 @@ def _described(section: type[Section], paths: list[str]) -> str:
     lines = [f"## {title} {{ #{anchor(section)} }}", "", text_of_docstring(section.__doc__ or ""), ""]
     if len(paths) > 1:
         lines += ["The same at " + ", ".join(f"`{path}`" for path in paths[1:]) + ".", ""]
-    said = remarks(section)
+    said = descriptions_of(section)
     lines += ["| key | |", "|---|---|"]
     for name, field in section.model_fields.items():
         inner = sections_in(field.annotation)

@@ -116,6 +116,7 @@ class Padding(Section):
     """How sequences of a batch are brought to one length. Losses and gradients do not depend on it."""
 
     side: Literal["right", "left"] = "right"
+    """Where a sequence is filled up."""
     multiple_of: int = Field(default=1, gt=0)
     """Pad to the longest sequence's length, rounded up to a multiple of this; 8 suits tensor cores."""
 
@@ -145,6 +146,7 @@ class BadRecords(Section):
     max_fraction: float = Field(default=0.001, ge=0, le=1)
     """Of all records read; corpora: judged once 1,000 have been."""
     max_count: int = Field(default=1000, ge=0)
+    """The most records that may be bad."""
 
 
 class ScoredBeside(NamedTuple):
@@ -182,6 +184,7 @@ class Data(Section):
     """Data that decides nothing: scored at the end, as ``test/metric``. Unlike ``apart`` it is scored whole, and may
     change without any phase being trained anew."""
     heldout_fraction: float = Field(default=0.05, gt=0, lt=1)
+    """Share of ``train`` that is never trained on, but scored, where no other held-out data are given."""
     transfer: list[TransferSource] | None = Field(default=None, min_length=1)
     """Further texts for Stage II, whose labels are not read: they have no task term and all others. Those that are held
     out are left out here, too."""

@@ -86,6 +86,7 @@ class Distill(PhasePlan):
     divergence_alpha: float | None = Field(default=None, gt=0, lt=1)
     """``skew_kl`` and ``skew_reverse_kl``: the share in the mixture of what is compared with it; unset: 0.1."""
     feature_weight: Weight = 1.0
+    """Of the layer-wise terms together."""
     feature_reduction: Literal["mean", "sum"] = "mean"
     """Over matched layers: the mean (released code), or the sum (the paper's notation)."""
     feature_distance: Literal["mse", "cosine", "cka"] = "mse"

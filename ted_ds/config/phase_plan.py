@@ -53,7 +53,9 @@ class PhasePlan(Section):
     weight_decay: float = Field(default=0.0, ge=0)
     """Decay of parameters with two or more dimensions; biases and norms are not decayed."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Adam's: how slowly the means of gradients, and of their squares, forget."""
     eps: float = Field(default=1e-8, gt=0)
+    """Adam's: what is added to the root of the mean square."""
 
     @property
     def steps(self) -> int:

@@ -86,6 +86,7 @@ class Recipe(Section):
     name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
     """What the run is called; unset: as the recipe's file, without its ending."""
     seed: int = Field(default=0, ge=0)
+    """Of all that is drawn: new weights, the order of the data, dropout."""
     output_dir: Path
     """The folder of the run; unset: ``runs/NAME``."""
     shared_phases: Path | None = None
@@ -96,6 +97,7 @@ class Recipe(Section):
     first of those that ship by which all phases fit."""
     pipeline: Pipeline = Pipeline()
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """What both models compute in; losses, and weights while they train, are fp32 in any case."""
     tf32: bool = False
     """Matrix products of fp32 values on GPUs: true drops 13 of 23 bits for several times the speed. False, as fp32 is
     chosen for its bits: what is promised of ranks and layouts holds to fp32 rounding. Nothing changes on a CPU."""

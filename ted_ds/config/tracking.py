@@ -27,6 +27,7 @@ class Tracking(Section):
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """``auto``: as ``$WANDB_DISABLED`` and ``$WANDB_MODE`` say, else online with an account and offline without one."""
     log_every_steps: int = Field(default=10, gt=0)
+    """How often numbers are taken together, and go wherever ``to`` says."""
     log_every_seconds: float = Field(default=10.0, ge=0)
     """Where the output is no terminal, a report is a line of it at most so often, but for the first and the last of a
     phase; everything else a report goes to has them all."""

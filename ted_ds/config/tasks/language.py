@@ -51,6 +51,7 @@ class DocumentTask(TaskSection):
     sequence_length: int = Field(default=1024, gt=1)
     """Tokens per packed sequence."""
     text_column: str = "text"
+    """Column with a document."""
     packing: Packing = Packing()
 
     @property

@@ -31,7 +31,9 @@ class QuestionAnswering(HeadSection):
     """``columns``: a row has one question. ``articles``: it is one of SQuAD's own articles, with all its ``paragraphs``
     and their questions; these are the list under ``data`` in SQuAD's files (``field: data`` of a source)."""
     question_column: str = "question"
+    """Column with the question."""
     context_column: str = "context"
+    """Column with the text that the answer stands in."""
     answers_column: str = "answers"
     """Column with ``{text: [...], answer_start: [...]}``, or with a list of such answers: right answers, each with the
     place of its first character in the context. It learns from the first, and is scored by the one that fits best.

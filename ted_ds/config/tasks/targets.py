@@ -33,7 +33,9 @@ class Seq2Seq(TaskSection):
     )
     kind: Literal["seq2seq"]
     source_column: str = "source"
+    """Column with the text that is read."""
     target_column: str = "target"
+    """Column with the text that is to be written."""
     prefix: str = ""
     """Put before each source: what tells a T5 what to do (``"summarize: "``)."""
     max_source_length: int = Field(default=512, gt=1)

@@ -32,6 +32,7 @@ class TokenClassification(OneOfLabels):
     word in its first column and a label in its last; white space is between columns, and a blank line between
     sentences, in text sources with ``documents: block``."""
     words_column: str = "tokens"
+    """Column with a list of words."""
     label_column: str = "ner_tags"
     """Column with the labels' names or ids; nothing, or -100, for a word that has none."""
     label_on: Literal["first", "all"] | None = None
