@@ -116,6 +116,8 @@ ASKS = {  # what each of these is must be seen
     "if recipe.layer_map.kind == 'uniform': pass": False,
     "def f(task: CausalLm) -> None: pass": False,
 }
+
+
 def asks_for_a_task(source):
     """Lines that decide by a section of ``ted_ds/config/tasks/`` or by a kind's name."""
     for node in ast.walk(ast.parse(source)):
@@ -141,10 +143,7 @@ def test_a_question_for_the_task_is_seen(source, expected):
 
 @pytest.mark.parametrize(
     "file",
-    [
-        f
-        for f in MODULES
-    ],
+    [f for f in MODULES],
     ids=lambda file: str(file.relative_to(ROOT)),
 )
 def test_nobody_but_tasks_and_config_asks_which_task_it_is(file):
