@@ -57,6 +57,7 @@ def cluster(assets):
     assets.mkdir()
 
 
+LONG, TAKES_LONG = ("language_model", "chat"), pytest.mark.slow
 SMALL = {small.__name__: small for small in (classify, language_model, chat, cluster)}
 
 
@@ -83,7 +84,7 @@ def carry_out(command, folder, capfd):
 
 
 @pytest.mark.lengthy
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=TAKES_LONG) if name in LONG else name for name in SMALL])
 def test_a_tutorial_is_run_from_its_first_command_to_its_last(name, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     SMALL[name](tmp_path / "demo_assets")

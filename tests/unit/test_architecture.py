@@ -143,7 +143,7 @@ def test_a_question_for_the_task_is_seen(source, expected):
 
 @pytest.mark.parametrize(
     "file",
-    [f for f in MODULES],
+    [f for f in MODULES if f.relative_to(ROOT / "ted_ds").parts[0] not in ("tasks", "config")],
     ids=lambda file: str(file.relative_to(ROOT)),
 )
 def test_nobody_but_tasks_and_config_asks_which_task_it_is(file):
