@@ -382,6 +382,7 @@ def on_ranks(recipe: str, texts: str) -> dict[str, Any]:
     def reports(name: str, **arguments: Any) -> list[dict[str, float]]:
         heard: list[Any] = []
         changes = {**OUT, **LAYERS, "output_dir": folder / name, **arguments.pop("overrides", {})}
+        distill(texts, overrides=changes, verb="finetune")  # which cuts the student
         distill(texts, overrides=changes, verb="distill", callbacks=[listener(heard)], **arguments)
         return [dict(one.values) for one in heard if one.hook == "on_report" and one.phase == "distill"]
 
