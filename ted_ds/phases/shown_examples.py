@@ -40,7 +40,7 @@ def changed_examples(build: Assembly, columns: Mapping[str, Columns | None]) -> 
     if build.recipe.task.rows_per_example > 1 or any(len(one["right"]) != len(labelled) for one in known.values()):
         return []
     found = changed_rows(known, names=build.recipe.task.output_names, most=build.recipe.evaluation.samples)
-    decode = build.tokenizers["student"].decode
+    decode: Any = build.tokenizers["student"].decode
     return [
         {**about, "text": _cut(str(decode(list(labelled[row].input_ids), skip_special_tokens=True)))}
         for row, about in found
@@ -93,7 +93,7 @@ class Writer:
 
     def write(self, name: str, model: FrozenModel) -> None:
         """Let a model write. Every rank must call it: they may share a sharded one."""
-        tokenizer = self._build.tokenizers["student"]
+        tokenizer: Any = self._build.tokenizers["student"]
         rows = [list(ids) for ids in self._beginnings]
         for _ in range(WRITTEN_TOKENS if rows else 0):
             self._build.stop_if_asked()
@@ -106,7 +106,7 @@ class Writer:
 
     def texts(self) -> list[dict[str, Any]]:
         """Each beginning, and how each model went on."""
-        decode = self._build.tokenizers["student"].decode
+        decode: Any = self._build.tokenizers["student"].decode
         return [
             {"beginning": _cut(str(decode(ids, skip_special_tokens=True))), "written": written}
             for ids, written in zip(self._beginnings, self._written, strict=True)
