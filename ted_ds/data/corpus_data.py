@@ -46,6 +46,8 @@ class CorpusData:
     """A document is no pair."""
     template_sha256 = None
     """Documents are read as they are."""
+    doubt = None
+    """Of labels that are tokens there is none."""
 
     def __init__(
         self,

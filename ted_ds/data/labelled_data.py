@@ -26,6 +26,8 @@ from ted_ds.errors import DataError
 
 ROWS_AT_ONCE = 1024
 """Of a labelled set, read and tokenised together."""
+FEWEST_TO_DOUBT = 16
+"""Examples of which it is no accident that they have one label."""
 
 
 class LabelledData:
@@ -105,6 +107,20 @@ class LabelledData:
         """Of ``data.transfer``."""
         self.heldout = [*itertools.chain(*heldout[:max_heldout])]
         self.num_unlabelled = sum(sample.label is None for sample in self.train)
+
+    @property
+    def doubt(self) -> str | None:
+        """What is odd about what is scored; None for nothing. (The first examples are: rows may be sorted.)"""
+        scored, learned = (
+            {one.label for one in samples if isinstance(one.label, int)} for samples in (self.heldout, self.train)
+        )
+        if len(scored) != 1 or len(learned) < 2 or len(self.heldout) < FEWEST_TO_DOUBT:
+            return None
+        return (
+            f"all {len(self.heldout):,} held-out examples that are scored have one label ({next(iter(scored))}, counted "
+            f"from 0), those to learn from have {len(learned)}: a model that always says it would be right. The first "
+            "evaluation.max_examples are scored; raise it, or mix the rows of the file"
+        )
 
     @property
     def learned(self) -> list[Sample]:

@@ -269,8 +269,9 @@ def greet(assembly: Assembly) -> None:
             screen.say(f"{side}, found by structure: {line}")
     for remark in plan.remarks:
         screen.say(f"note: {remark}")
-    for doubt in plan.doubts:
-        screen.say(f"WARN {doubt}")
+    for doubt in (*plan.doubts, assembly.data.doubt):
+        if doubt is not None:
+            screen.say(f"WARN {doubt}")
     idle = without_effect(tf32=recipe.tf32, device_type=world.device.type)
     if idle is not None:
         screen.say(f"WARN {idle}")

@@ -109,3 +109,17 @@ def test_no_phase_that_trains_depends_on_test_data_or_on_which_name_is_used(file
     listing = list_data(Data(train=train, test=test))
     assert [*listing.test_identity()] == ["test[0]"]
     assert len([*listing.sources]) == 2
+
+
+def test_scored_examples_of_a_sorted_file_that_all_have_one_label_are_doubted(tmp_path: Path) -> None:
+    train, sorted_rows = write_labelled(tmp_path / "train.jsonl", 30), tmp_path / "sorted.jsonl"
+    write_rows(sorted_rows, ({"text": f"film {row}", "label": LABELS[row >= 20]} for row in range(40)))
+    data = Data(train=sources(train), validation=sources(sorted_rows))
+    assert opened(ONE, data, tmp_path, max_heldout=40).doubt is None
+    assert opened(ONE, data, tmp_path, max_heldout=9).doubt is None, "it may be an accident"
+    assert opened(ONE, data, tmp_path, max_heldout=20).doubt == (
+        "all 20 held-out examples that are scored have one label (0, counted from 0), those to learn from have 2: a model "
+        "that always says it would be right. The first evaluation.max_examples are scored; raise it, or mix the rows of "
+        "the file"
+    )
+    assert opened(LM, data, tmp_path, max_heldout=20).doubt is None
