@@ -110,15 +110,15 @@ class LabelledData:
 
     @property
     def doubt(self) -> str | None:
-        """What is odd about what is scored; None for nothing. (The first examples are: rows may be sorted.)"""
+        """What is odd about what is scored, the first examples of rows that may be sorted; None for nothing."""
         scored, learned = (
             {one.label for one in samples if isinstance(one.label, int)} for samples in (self.heldout, self.train)
         )
         if len(scored) != 1 or len(learned) < 2 or len(self.heldout) < FEWEST_TO_DOUBT:
             return None
         return (
-            f"all {len(self.heldout):,} held-out examples that are scored have one label ({next(iter(scored))}, counted "
-            f"from 0), those to learn from have {len(learned)}: a model that always says it would be right. The first "
+            f"all {len(self.heldout):,} held-out examples that are scored have one label ({next(iter(scored))}, from 0 "
+            f"on), those to learn from have {len(learned)}: a model that always says it would be right. The first "
             "evaluation.max_examples are scored; raise it, or mix the rows of the file"
         )
 
