@@ -118,8 +118,8 @@ def test_scored_examples_of_a_sorted_file_that_all_have_one_label_are_doubted(tm
     assert opened(ONE, data, tmp_path, max_heldout=40).doubt is None
     assert opened(ONE, data, tmp_path, max_heldout=9).doubt is None, "it may be an accident"
     assert opened(ONE, data, tmp_path, max_heldout=20).doubt == (
-        "all 20 held-out examples that are scored have one label (0, from 0 on), those to learn from have 2: a model that "
-        "always says it would be right. The first evaluation.max_examples are scored; raise it, or mix the rows of the "
-        "file"
+        "all 20 held-out examples that are scored have one label (0, from 0 on), those to learn from have 2: a model "
+        "that always says it would be right. The first evaluation.max_examples are scored; raise it, or mix the rows "
+        "of the file"
     )
     assert opened(LM, data, tmp_path, max_heldout=20).doubt is None
