@@ -44,12 +44,14 @@ def resume_from_each(tmp_path, arguments, steps, num_ranks=2):
         assert differences(whole, traces(tmp_path / "run")) == []
 
 
-def seven_steps(recipe, *arguments):
+BALANCED = ("distill.balance=gradient_norm", "distill.balance_every_steps=2")
+RELATED = ("distill.relation_weight=0.3", "distill.relation_heads=4")
+
+
+def seven_steps(recipe, *arguments, more=(*BALANCED, *RELATED)):
     every_second = ("distill.max_steps=7", "tracking.log_every_steps=2", "distill.micro_batch_size=1")
     changing = ("distill.kl_weight=[[0,0.5],[6,2.0]]", "distill.feature_weight=[[1,2.0],[4,0.0]]")
-    balanced = ("distill.balance=gradient_norm", "distill.balance_every_steps=2")
-    related = ("distill.relation_weight=0.3", "distill.relation_heads=4")
-    return ["run", str(recipe), *every_second, *changing, *balanced, *related, *SAVE_ALL, *arguments]
+    return ["run", str(recipe), *every_second, *changing, *more, *SAVE_ALL, *arguments]
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_the_screen_ticks_phases_off_and_ends_with_what_to_do_next(lm_run):
     run = folder / "run"
     for one in (first, again):
         assert f"\nlook at it  ted-ds predict {run} 'a text'\na page      ted-ds report {run}\n" in one.output
-        assert f"\nits scores  ted-ds evaluate {folder / 'recipe.yaml'} 'student.finetune=" in one.output
+        assert f"\nits scores  ted-ds evaluate {folder / 'recipe.yaml'} deepspeed=auto " in one.output
 
 
 def test_what_deepspeed_prints_as_it_starts_is_in_the_log_of_the_rank(tmp_path):

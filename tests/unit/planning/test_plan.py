@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -272,11 +273,12 @@ def test_a_use_that_a_family_is_refused_for_is_named_with_the_reason(
 ) -> None:
     overrides, message = USES[use]
     record = replace(FAMILY_OF["llama"], refused={use: "it differs by 2.8"})
-    monkeypatch.setitem(FAMILY_OF, "llama", record)
+    families: Any = FAMILY_OF
+    monkeypatch.setitem(families._own, "llama", record)
     found = refusal(lm_run, *overrides, ranks=2 if use == "pipeline" else 1)
     assert message.format("it differs by 2.8") in found
     assert found.count("it differs by 2.8") == 1
-    monkeypatch.setitem(FAMILY_OF, "llama", replace(record, refused={"drop": "it differs"}))
+    monkeypatch.setitem(families._own, "llama", replace(record, refused={"drop": "it differs"}))
     if use in ("cut", "isolated documents", "CausalLM"):
         plan(lm_run, *overrides)
 
