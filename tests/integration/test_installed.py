@@ -81,6 +81,7 @@ SHORT = (
 )
 
 
+@pytest.mark.slow
 def test_the_demo_runs_anywhere_and_ends_with_what_changed(installed, tmp_path):
     """With few steps; the packages with model and texts are those of the tests."""
     done = ted_ds_of(installed, tmp_path, "demo", *SHORT)

@@ -38,7 +38,9 @@ def test_a_pipeline_with_dropout_goes_on_bit_by_bit(tmp_path, number, precision,
     ("precision", "chain", "stops", "changes"),
     [
         # the first stop is in Stage I
-        ("fp32", [(2, 1, 2), (2, 0, 1), (3, 0, 3), (4, 1, 2)], (1, 4, 3), [ONE_PASS]),
+        pytest.param(
+            "fp32", [(2, 1, 2), (2, 0, 1), (3, 0, 3), (4, 1, 2)], (1, 4, 3), [ONE_PASS], marks=pytest.mark.slow
+        ),
         pytest.param("fp32", [(2, 1, 2), (2, 0, 1), (3, 0, 3), (4, 1, 2)], (1, 6, 3), [], marks=pytest.mark.slow),
         pytest.param("fp32", [(2, 3, 1), (3, 1, 3), (2, 2, 1)], (1, 4), [ONE_PASS], marks=pytest.mark.slow),
         # stages without a filter have a stand-in for it

@@ -92,6 +92,7 @@ def assert_taught(folder, num_parameters):
     assert dtypes == {torch.float32}
 
 
+@pytest.mark.slow
 def test_a_teacher_in_8_bit_floating_point_teaches(tmp_path):
     recipe = write_pair(tmp_path)
     whole = read_model_facts(tmp_path / "teacher").parameters.total
