@@ -38,6 +38,11 @@ SETS_OF_EVALS = {
         "theory_of_mind/socialiqa/test.jsonl",
         "33e5a7e1f8270934fcff115f18ca51aede77987d1225cf3ac718a22fb1715714",
     ),
+    "owt": ("schelling_point/owt_5.jsonl", "095ceeb4ac1248bcaac4952056c6ccd5872410fc6a8b55d46244d57f27cfbb8b"),
+    "wikipedia": (
+        "schelling_point/wikipedia_5.jsonl",
+        "be1805cd801ba9c486a2919da8513cc36ca97d7c4f0c324d3be935d1a34c1b9f",
+    ),
 }
 VADER = ("vaderSentiment-3.3.2.tar.gz", "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9")
 """A source distribution: the built package is without its data."""
@@ -76,17 +81,25 @@ def _mpnet_part(number: int) -> Path:
     return next(Path(str(file.locate())) for file in files if file.suffix == f".{number:03}")
 
 
-def _of_evals(name: str) -> Iterator[dict[str, Any]]:
-    """The rows of a set: the user's message and the right answer."""
+def _rows_of_evals(name: str) -> Iterator[dict[str, Any]]:
     path, sha256 = SETS_OF_EVALS[name]
     try:
         distribution = importlib.metadata.distribution("evals")
     except importlib.metadata.PackageNotFoundError as error:
         raise _not_installed("evals", "demo_evals.txt") from error
     file = pinned(Path(str(distribution.locate_file(f"evals/registry/data/{path}"))), sha256)
-    for line in file.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    return map(json.loads, filter(str.strip, file.read_text(encoding="utf-8").splitlines()))
+
+
+def _of_evals(name: str) -> Iterator[dict[str, Any]]:
+    """The rows of a set: the user's message and the right answer."""
+    for row in _rows_of_evals(name):
         yield {"input": row["input"][-1]["content"], "ideal": row["ideal"]}
+
+
+def _write_passages(name: str, place: Path) -> None:
+    """Web text (OpenWebText) or Wikipedia; of each row the passage itself, which the others are shuffles of."""
+    write_jsonl(place, ({"text": row["0"]} for row in _rows_of_evals(name)))
 
 
 def _write_headlines(place: Path) -> None:
@@ -174,6 +187,7 @@ MORE_ASSETS: Mapping[str, Callable[[Path], None]] = {
     "quartz.jsonl": lambda place: write_jsonl(place, _of_evals("quartz")),
     "socialiqa.jsonl": lambda place: write_jsonl(place, _of_evals("socialiqa")),
     "answers.jsonl": _write_answers,
+    **{f"{name}.jsonl": functools.partial(_write_passages, name) for name in ("owt", "wikipedia")},
     **{f"vader_{name}.jsonl": functools.partial(_write_ratings, name) for name in VADER_SETS},
 }
 """What writes each."""

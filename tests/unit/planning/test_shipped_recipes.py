@@ -47,7 +47,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_model(assets / "minilm-l6", "bert", blocks=6, architecture="MaskedLM", max_position_embeddings=128)
     write_model(assets / "mpnet-base", "mpnet", blocks=12, architecture="MaskedLM", max_position_embeddings=130)
     write_model(assets / "smollm2-135m", "llama", blocks=30, max_position_embeddings=128)
-    for name in ("kjv", "imdb", "imdb_sentences"):
+    for name in ("kjv", "imdb", "imdb_sentences", "owt", "wikipedia"):
         write_corpus(assets / f"{name}.jsonl")
     write_labelled(assets / "rotten_tomatoes.jsonl", 60)
     for name in ("movies", "products", "editorials"):
