@@ -1,7 +1,8 @@
 # syntax=docker/dockerfile:1
 # ted_ds with the versions that were tested together, for NVIDIA GPUs or for CPUs alone:
 #   docker build --tag ted_ds .
-#   docker build --tag ted_ds:cpu --build-arg DEVICE=cpu .
+#   docker build --tag ted_ds:cpu --build-arg DEVICE=cpu --build-arg PIP_EXTRA_INDEX_URL=URL .
+#     (an index with builds of torch for CPUs alone: the installation page of PyTorch names one)
 #   docker run --rm --gpus all --ipc host --volume "$PWD:/data" ted_ds ted-ds check my_recipe.yaml
 # --ipc host: ranks of one container share memory. The user is not root; to write files as yours:
 #   --user "$(id -u):$(id -g)" --env HOME=/tmp
@@ -11,9 +12,10 @@ ARG DEVICE=cuda
 FROM nvidia/cuda:13.0.1-devel-ubuntu24.04 AS device-cuda
 
 FROM debian:bookworm-slim AS device-cpu
+ARG PIP_EXTRA_INDEX_URL=""
 # the values of use_cpu in launchers/environment.sh
 ENV TED_DS_TORCH=torch==2.13.0+cpu \
-    PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu \
+    PIP_EXTRA_INDEX_URL=${PIP_EXTRA_INDEX_URL} \
     DS_ACCELERATOR=cpu \
     OMP_NUM_THREADS=1 \
     MALLOC_MMAP_MAX_=0 \
