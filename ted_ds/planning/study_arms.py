@@ -42,9 +42,10 @@ class Arm:
         return None if None in known else sum(value for value in known if value is not None)
 
 
-def as_overrides(changes: Changes) -> list[str]:
-    """Changes as the command line has them."""
-    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in changes.items()]
+def as_overrides(changes: Changes, *, spaced: bool = True) -> list[str]:
+    """Changes as the command line has them; not ``spaced``: with no space but those within values."""
+    separators = None if spaced else (",", ":")
+    return [f"{key}={json.dumps(value, ensure_ascii=False, separators=separators)}" for key, value in changes.items()]
 
 
 def names_of_arms(recipe: Recipe, study: Study) -> list[str]:

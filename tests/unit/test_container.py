@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from ted_ds.verbs.demo import KEEPING_MEMORY
 from tests.optional import HADOLINT, NO_HADOLINT
 from tests.tiny import ROOT
 
@@ -82,6 +83,7 @@ def test_an_image_for_cpus_sets_what_the_launchers_set():
     values = dict(word.split("=", 1) for word in line.split()[1:])
     torch = values.pop("TED_DS_TORCH"), values.pop("PIP_EXTRA_INDEX_URL")
     assert values == set_there
+    assert {name: set_there.get(name) for name in KEEPING_MEMORY} == KEEPING_MEMORY, "as the demo has it"
     tested = re.search(r"torch==[\d.]+", ENVIRONMENT)
     # whoever builds it names the index
     assert torch == (f"{tested[0]}+cpu", "${PIP_EXTRA_INDEX_URL}")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from ted_ds.errors import ConfigError
 from ted_ds.planning.phase import FINETUNE_TEACHER
-from ted_ds.planning.study_arms import Changes
+from ted_ds.planning.study_arms import as_overrides
 from ted_ds.planning.study_plan import plan_study
 from ted_ds.tasks.kind import kind_of
 from ted_ds.verbs.study.runs import Runs, StudyRun
@@ -55,22 +54,18 @@ def write_array(path: str, overrides: Sequence[str], folder: Path) -> None:
 
 def _lines(path: str, runs: Sequence[StudyRun]) -> list[str]:
     """What each run that is not complete changes."""
-    return [
-        " ".join(_word(path, run.name, run.changes, key) for key in run.changes)
-        for run in runs
-        if not run.is_complete()
-    ]
-
-
-def _word(path: str, run: str, changes: Changes, key: str) -> str:
-    """A change without a space, as those of a line stand apart by spaces."""
-    word = f"{key}={json.dumps(changes[key], ensure_ascii=False, separators=(',', ':'))}"
-    if word.split() != [word]:
-        raise ConfigError(
-            f"{path}: run {run} of the study: {word}: a space cannot stand in the line of an array; use a value "
-            "without one, or run the study without --array"
-        )
-    return word
+    found = []
+    for run in runs:
+        words = as_overrides(run.changes, spaced=False)
+        broken = next((word for word in words if word.split() != [word]), None)
+        if broken is not None:
+            raise ConfigError(
+                f"{path}: run {run.name} of the study: {broken}: a space cannot stand in the line of an array; use a "
+                "value without one, or run the study without --array"
+            )
+        if not run.is_complete():
+            found.append(" ".join(words))
+    return found
 
 
 def _submission(file: Path, count: int, verb: str, given: str, more: str = "") -> str:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import pty
 import re
-import struct
 import subprocess
 import sys
-import termios
 from pathlib import Path
 
 import pytest
 
 from ted_ds.output.screen import Screen, duration
+from tests.terminals import on_terminal
 from tests.tiny import ROOT
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -37,23 +34,11 @@ screen.table("demo: ted, 1.2 min", ("model", "parameters", "held-out accuracy", 
 """
 
 
-def on_terminal(columns: int, **variables: str) -> str:
+def shown(columns: int, **variables: str) -> str:
     """What the program writes to a terminal of that width."""
-    own, its = pty.openpty()
-    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
     environment = {**kept, "TERM": "xterm-256color", "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", **variables}
-    process = subprocess.Popen([sys.executable, "-c", SHOW, "0"], stdout=its, stderr=its, stdin=its, env=environment)
-    os.close(its)
-    found = b""
-    try:
-        while chunk := os.read(own, 1 << 16):
-            found += chunk
-    except OSError:  # the other end is closed
-        pass
-    os.close(own)
-    assert process.wait(30) == 0, found.decode()
-    return found.decode()
+    return on_terminal([sys.executable, "-c", SHOW, "0"], environment, columns=columns)
 
 
 def in_file(tmp_path: Path, every_s: float, **variables: str) -> list[str]:
@@ -66,7 +51,7 @@ def in_file(tmp_path: Path, every_s: float, **variables: str) -> list[str]:
 
 @pytest.mark.parametrize("columns", [60, 100, 140])
 def test_a_terminal_gets_one_live_line_and_nothing_is_wider(columns):
-    lines = re.split(r"[\r\n]+", ESCAPES.sub("", on_terminal(columns)))
+    lines = re.split(r"[\r\n]+", ESCAPES.sub("", shown(columns)))
     assert max(map(len, lines)) <= columns
     of_bar = [line for line in lines if line.startswith(PHASE[:15])]
     assert any(" 50/50 " in line and "loss 0.5" in line for line in of_bar)
@@ -77,9 +62,9 @@ def test_a_terminal_gets_one_live_line_and_nothing_is_wider(columns):
 
 
 def test_colours_are_left_out_where_they_are_not_wanted():
-    assert COLOUR.search(on_terminal(100))
-    assert not COLOUR.search(on_terminal(100, NO_COLOR="1"))
-    assert "\x1b[" not in on_terminal(100, TERM="dumb")
+    assert COLOUR.search(shown(100))
+    assert not COLOUR.search(shown(100, NO_COLOR="1"))
+    assert "\x1b[" not in shown(100, TERM="dumb")
 
 
 @pytest.mark.parametrize("variables", [{}, {"FORCE_COLOR": "1"}])

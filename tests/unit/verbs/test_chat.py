@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import pty
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ted_ds.cli import main
+from tests.terminals import on_terminal
 from tests.tiny import ROOT, WORDS, write_model
 
 TEXT = " ".join(WORDS[:4])
@@ -61,24 +60,13 @@ def test_a_text_of_the_standard_input_is_answered_once_by_both(run, capsys, monk
 
 
 def test_a_conversation_goes_on_in_a_terminal_as_far_as_there_are_positions(run):
-    own, its = pty.openpty()
     command = [sys.executable, "-m", "ted_ds", "chat", str(run / "distill" / "model"), "--tokens", str(TOKENS)]
-    environment = {**os.environ, "TERM": "dumb", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, stdin=its, stdout=its, stderr=its, env=environment)
-    os.close(its)
-    os.write(own, f"{TEXT}\n{WORDS[5]}\n/new\n{WORDS[6]}\n{' '.join(WORDS[:18])}\n\x04".encode())
-    found = b""
-    try:
-        while chunk := os.read(own, 1 << 16):
-            found += chunk
-    except OSError:  # the other end is closed
-        pass
-    os.close(own)
-    assert process.wait(60) == 0, found.decode()
+    typed = f"{TEXT}\n{WORDS[5]}\n/new\n{WORDS[6]}\n{' '.join(WORDS[:18])}\n\x04"
+    found = on_terminal(command, {**os.environ, "TERM": "dumb", "PYTHONPATH": str(ROOT)}, typed=typed)
     student = run / "distill" / "model"
     first = written(student, f"{TEXT} ")
     second = written(student, f"{TEXT} {first} {WORDS[5]} ")
-    shown = found.decode().replace("\r\n", "\n")
+    shown = found.replace("\r\n", "\n")
     answers = [part.partition("\n")[2].partition("\n\n")[0].strip() for part in shown.split("\nmodel:")[1:]]
     assert f"model ({student}) answers\n" in shown
     assert f"teacher ({run.parent / 'teacher'}) has no chat template: it goes on with each text by itself" in shown

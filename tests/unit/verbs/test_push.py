@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import os
-import pty
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from ted_ds.cli import main
+from tests.terminals import on_terminal
 from tests.tiny import ROOT
 
 CARD = "---\nlicense: mit\n---\n# A model\n"
@@ -105,21 +105,9 @@ def environment(hub: Hub, token: str = Hub.token) -> dict[str, str]:
     return {**os.environ, "HF_ENDPOINT": hub.address, "HF_TOKEN": token, "HF_HUB_OFFLINE": "0", "PYTHONPATH": str(ROOT)}
 
 
-def answered(run: Path, hub: Hub, answer: bytes) -> str:
+def answered(run: Path, hub: Hub, answer: str) -> str:
     """What it prints on a terminal, where a person types ``answer``."""
-    own, its = pty.openpty()
-    process = subprocess.Popen(command(run, "--public"), stdin=its, stdout=its, stderr=its, env=environment(hub))
-    os.close(its)
-    os.write(own, answer)
-    found = b""
-    try:
-        while chunk := os.read(own, 1 << 16):
-            found += chunk
-    except OSError:  # the other end is closed
-        pass
-    os.close(own)
-    assert process.wait(60) == 0, found.decode()
-    return found.decode()
+    return on_terminal(command(run, "--public"), environment(hub), typed=answer)
 
 
 def test_all_of_an_export_goes_to_a_private_model_in_one_commit(run, hub):
@@ -135,11 +123,11 @@ def test_all_of_an_export_goes_to_a_private_model_in_one_commit(run, hub):
 
 
 def test_a_person_is_asked_and_may_say_no(run, hub):
-    said = answered(run, hub, b"n\n")
+    said = answered(run, hub, "n\n")
     assert "upload these 4 files as org/small (public, if it is new)? [y/N]" in said
     assert "nothing is uploaded" in said
     assert (hub.created, hub.files) == ([], {})
-    assert "uploaded    " in answered(run, hub, b"y\n")
+    assert "uploaded    " in answered(run, hub, "y\n")
     assert hub.created[0].get("private", hub.created[0].get("visibility")) in (False, "public", None)
 
 
