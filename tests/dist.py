@@ -7,26 +7,29 @@ The function must be importable (a module's top level), and its result picklable
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import functools
 import itertools
 import multiprocessing
 import os
 import pickle
 import queue
-import random
 import socket
+import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
 
 TIMEOUT_S = 240.0
 START = "TED_DS_TESTS_START"
 """The variable that says ``fork`` where this process itself is to be what ranks are copies of (``tests/mutants``)."""
 CONTEXT = multiprocessing.get_context(os.environ.get(START, "forkserver"))
-LOWEST_PORT, HIGHEST_PORT = 15_000, 32_000  # below those that Linux gives away by itself
-_PORTS = itertools.cycle(random.Random(os.getpid()).sample(range(LOWEST_PORT, HIGHEST_PORT), 5_000))
-"""Of this process: others that test at the same time begin elsewhere."""
+PORTS_OF_A_PROCESS = 500
+FIRST_PORTS = range(15_000, 32_000, PORTS_OF_A_PROCESS)  # below those that Linux gives away by itself
+_LOCKS: list[IO[str]] = []
 CONTEXT.set_forkserver_preload(
     [
         "ted_ds.verbs.run",
@@ -70,12 +73,24 @@ def run_ranks(
 
 
 def free_port() -> int:
-    """A port nobody listens on, and that the system gives nobody who asks for any: it stays free until it is used."""
+    """A port nobody listens on, and that nobody else is given: neither by the system nor by another process's tests."""
     while True:
-        port = next(_PORTS)
+        port = next(_ports())
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+
+
+@functools.cache
+def _ports() -> Iterator[int]:
+    """The ports of this process, again and again: those of a lock that no other process holds, until this one ends."""
+    for first in FIRST_PORTS:
+        with contextlib.suppress(OSError):  # another process's, or another user's file
+            lock = (Path(tempfile.gettempdir()) / f"ted_ds_tests_ports_{first}").open("w")
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _LOCKS.append(lock)
+            return itertools.cycle(range(first, first + PORTS_OF_A_PROCESS))
+    raise AssertionError(f"{len(FIRST_PORTS)} processes test on this machine: no ports are left")
 
 
 def _collect(ranks: list[Any], results: Any, deadline: float) -> list[Any]:
