@@ -21,7 +21,7 @@ from tests.tiny import write_corpus, write_run
 
 KINDS = ("causal_lm", "masked_lm", "chat", "sequence_classification", "multiple_choice", "seq2seq")
 TOKENS, HELDOUT = 300, 60
-CASES = {1: [3], 2: [2, 5], 4: [4]}
+CASES = {1: [3], 2: [2, 5]}
 """Sizes of microbatches, by the number of ranks."""
 
 
@@ -85,7 +85,17 @@ def test_it_is_the_beginning_of_the_training_data_on_any_ranks_in_any_microbatch
         for part, least in (("fitted", TOKENS), ("heldout", HELDOUT)):
             total, *_, last = of_parts[part]
             assert total >= least > total - last - 16, "as many samples as are needed, a question's two rows at once"
-    for num_ranks, sizes in CASES.items():
+    assert_shares(recipes, expected, CASES)
+
+
+@pytest.mark.slow
+def test_four_ranks_have_it_too(recipes):
+    (expected,) = run_ranks(beginning, 1, recipes)
+    assert_shares(recipes, expected, {4: [4]})
+
+
+def assert_shares(recipes, expected, cases):
+    for num_ranks, sizes in cases.items():
         of_ranks = run_ranks(shares, num_ranks, recipes, sizes)
         for (index, _), *found in zip(itertools.product(range(len(recipes)), sizes), *of_ranks, strict=True):
             assert len({number for number, *_ in found}) == 1, "a sharded model must run as often on every rank"

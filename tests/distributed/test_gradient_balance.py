@@ -123,7 +123,10 @@ def expected(tmp_path_factory):
     return folders, {kind: balanced_plainly(folder, kind) for kind, folder in folders.items()}
 
 
-@pytest.mark.parametrize(("world_size", "levels"), [pytest.param(1, (0, 3), marks=pytest.mark.slow), (2, (0, 1, 2, 3))])
+@pytest.mark.parametrize(
+    ("world_size", "levels"),
+    [(2, (0, 3)), *(pytest.param(*one, marks=pytest.mark.slow) for one in ((2, (1, 2)), (1, (0, 3))))],
+)
 def test_terms_are_weighed_by_their_gradients_on_the_whole_batch(expected, world_size, levels):
     folders, plainly = expected
     of_ranks = run_ranks(run_levels, world_size, folders, levels)

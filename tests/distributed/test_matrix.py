@@ -28,8 +28,10 @@ from tests.distributed.matrix import (
 CASES = [*sample(companies=1), *of_divergences(), *of_weighed_losses(), *of_distances()]
 LOOKED_AT = {"fp32": 1e-5, "bf16": 3e-2}
 """Relative errors of what is looked at beside the losses, and errors of CKA; the worst seen were 4e-7 and 1.3e-2."""
-MOST_RANKS, NUM_OF_MOST = max(FACTORS["ranks"]), 4
+MOST_RANKS, NUM_OF_MOST = max(FACTORS["ranks"]), 3
 """How many cases with the most ranks are not slow."""
+LONGER = {case for case in of_divergences() if case.setup.ranks != 2}
+"""Which others are: each divergence is held to its plain form on one rank by `tests/unit`."""
 FULL = full_product()
 
 
@@ -57,8 +59,8 @@ def results(request, tmp_path_factory):
 
 def marked():
     """The cases, those beyond some with the most ranks slow: many processes share few cores."""
-    beyond = [case for case in CASES if case.setup.ranks == MOST_RANKS][NUM_OF_MOST:]
-    return [pytest.param(case, marks=pytest.mark.slow) if case in beyond else case for case in CASES]
+    slow = {*[case for case in CASES if case.setup.ranks == MOST_RANKS][NUM_OF_MOST:], *LONGER}
+    return [pytest.param(case, marks=pytest.mark.slow) if case in slow else case for case in CASES]
 
 
 @pytest.mark.parametrize("case", marked(), ids=str)

@@ -209,11 +209,19 @@ def run_families(world, folders):
     return found
 
 
-def test_a_sharded_model_of_every_encoder_takes_the_steps_of_plain_pytorch(tmp_path):
+ENCODERS = [one for one in LANGUAGE_MODELS if family_of(one[0]).language_model != "CausalLM"]
+"""Of decoders: tests/distributed/test_families.py."""
+FIRST_ENCODERS = [one for one in ENCODERS if one[0] in ("bert", "modernbert", "albert")]
+
+
+@pytest.mark.parametrize(
+    "encoders",
+    [FIRST_ENCODERS, pytest.param([one for one in ENCODERS if one not in FIRST_ENCODERS], marks=pytest.mark.slow)],
+    ids=["first", "others"],
+)
+def test_a_sharded_encoder_takes_the_steps_of_plain_pytorch(tmp_path, encoders):
     folders, expected, kind = {}, {}, "masked_lm"
-    for model_type, changes in LANGUAGE_MODELS:  # of decoders: tests/distributed/test_families.py
-        if family_of(model_type).language_model == "CausalLM":
-            continue
+    for model_type, changes in encoders:
         name = " ".join([model_type, *changes])
         folders[name, kind] = folder = tmp_path / name
         write_models(folder, kind, model_type, **changes)

@@ -40,6 +40,7 @@ def with_lm_eval(_rank: int) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(optional.LM_EVAL)])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not optional.LM_EVAL.is_dir(), reason=optional.NO_LM_EVAL)
 def test_a_task_in_a_file_is_run_on_the_exported_student(recipe: Path) -> None:
     folder = recipe.parent

@@ -274,6 +274,7 @@ def test_workers_micro_batches_and_evaluation_may_change(stopped):
 # --- requests to stop -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_budget_stops_the_run_again_and_again_until_it_is_done(tmp_path):
     recipe = write_run(tmp_path)
     arguments = ["run", str(recipe), "distill.max_steps=150", "stop_after_minutes=0.06", "tracking.log_every_steps=50"]

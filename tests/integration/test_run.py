@@ -233,6 +233,7 @@ print(json.dumps([board, [[*name.split("/", 1), step] for step, metrics in rows 
 """
 
 
+@pytest.mark.slow
 def test_the_same_numbers_are_wherever_the_recipe_says(tmp_path):
     assert TRACKERS.is_dir(), NO_TRACKERS
     recipe, path = write_run(tmp_path), f"{ROOT}:{TRACKERS}"
@@ -403,6 +404,7 @@ def test_a_teacher_in_8_bits_beside_a_sharded_student(tmp_path):
     assert "its blocks in 8 bits" in outcome.output
 
 
+@pytest.mark.slow
 def test_a_teacher_in_8_bits_and_frozen_embeddings(tmp_path):
     assert OPTIONAL.is_dir(), MISSING
     recipe = write_run(tmp_path)
