@@ -33,7 +33,7 @@ PARAMETERS = {
 WEIGHTS = ("task_weight", "kl_weight", "feature_weight", "relation_weight")
 OF_RELATIONS = ("relation_heads", "relation_layers")
 """Settings that go with a ``relation_weight``."""
-OF_BALANCE = {"balance_every_steps": 100, "balance_average": 0.9}
+OF_BALANCE = {"balance_every_steps": 100, "balance_average": 0.9, "balance_max_factor": 10_000.0}
 """Settings that go with ``balance``, and what they are where a recipe does not say."""
 
 
@@ -109,6 +109,8 @@ class Distill(PhasePlan):
     """How often these norms are measured: at step 0 and after every so many."""
     balance_average: float = Field(default=OF_BALANCE["balance_average"], ge=0, lt=1)
     """How much of its moving average a norm keeps at each measurement."""
+    balance_max_factor: float = Field(default=OF_BALANCE["balance_max_factor"], ge=1)
+    """The most a weight is multiplied by: the gradient of a term that is all but solved is noise, and stays small."""
 
     @field_validator(*WEIGHTS, mode="before")
     @classmethod

@@ -163,14 +163,7 @@ class DistillObjective(Terms):
 
     def balance_on(self, parameters: Sequence[nn.Parameter]) -> None:
         """Let weights be shares of the gradient on these parameters, as the plan wants them."""
-        plan = self._plan
-        self.balance = GradientBalance(
-            plan.weighed,
-            parameters,
-            every_steps=plan.balance_every_steps,
-            average=plan.balance_average,
-            weigh=self._weigh,
-        )
+        self.balance = GradientBalance(self._plan, parameters, weigh=self._weigh)
 
     def add_own(self, own: Sequence[OwnTerm]) -> None:
         """Learn from terms of the user's, too, wherever layers are compared."""

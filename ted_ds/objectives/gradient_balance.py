@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from ted_ds.config.distill import Distill
+
 REPORTED = "train/gradient_norm"
 """Of a term, behind a slash: its norm as it was last averaged."""
 
@@ -25,31 +27,28 @@ class GradientBalance:
 
     def __init__(
         self,
-        terms: Sequence[str],
+        plan: Distill,
         parameters: Sequence[nn.Parameter],
         *,
-        every_steps: int,
-        average: float,
         weigh: Callable[[str | None], None],
     ) -> None:
         """Balance terms.
 
         Args:
-            terms: By the names of their weights; the first is what others are scaled to.
+            plan: Says which terms (the first is what others are scaled to), how often they are measured, how much of
+                a moving average stays at each measurement, and how large a factor may become.
             parameters: On which their gradients are measured.
-            every_steps: How often.
-            average: How much of a moving average stays at each measurement.
             weigh: Has the objective weigh the term of a name by 1 and the others by 0, or with None as this says.
         """
-        self.terms, self.parameters = tuple(terms), tuple(parameters)
+        self.terms, self.parameters = tuple(plan.weighed), tuple(parameters)
         self.is_due = False
         """Whether norms are to be measured in the step that was begun."""
-        self._every_steps, self._average, self._weigh = every_steps, average, weigh
+        self._plan, self._weigh = plan, weigh
         self._norms: dict[str, float] = {}
 
     def begin_step(self, step: int | None) -> None:
         """Say whether to measure at a step, counted from 0; with None, as of no step, it is."""
-        self.is_due = step is None or step % self._every_steps == 0
+        self.is_due = step is None or step % self._plan.balance_every_steps == 0
 
     @contextlib.contextmanager
     def alone(self, term: str) -> Iterator[None]:
@@ -65,17 +64,20 @@ class GradientBalance:
 
         A gradient of 0 (a step without a label) or one that is not finite says nothing of a term's size.
         """
+        stays = self._plan.balance_average
         for name, norm in norms.items():
             if math.isfinite(norm) and norm > 0:
                 before = self._norms.get(name, norm)
-                self._norms[name] = self._average * before + (1 - self._average) * norm
+                self._norms[name] = stays * before + (1 - stays) * norm
         self.is_due = False
         self._weigh(None)
 
     def factor(self, term: str) -> float:
         """By which a term's weight is multiplied: 1 until there is a norm of it, and of the first term."""
         first = self._norms.get(self.terms[0])
-        return first / self._norms[term] if first is not None and term in self._norms else 1.0
+        if first is None or term not in self._norms:
+            return 1.0
+        return min(first / self._norms[term], self._plan.balance_max_factor)
 
     @property
     def reported(self) -> dict[str, float]:

@@ -58,7 +58,12 @@ def test_weights_that_are_0_throughout_are_not_balanced() -> None:
 def test_it_decides_a_run_and_its_absence_does_not() -> None:
     without = distill_plan().deciding_values()
     with_it = distill_plan(balance="gradient_norm", balance_average=0.5).deciding_values()
-    added = {"balance": "gradient_norm", "balance_every_steps": 100, "balance_average": 0.5}
+    added = {
+        "balance": "gradient_norm",
+        "balance_every_steps": 100,
+        "balance_average": 0.5,
+        "balance_max_factor": 10_000,
+    }
     assert with_it == {**without, **added}
     assert not added.keys() & without.keys()
 

@@ -214,7 +214,7 @@ def test_every_kind_of_value_has_its_rule_in_words(path: Path, override: str, ru
         ("distill.steps=3", "did you mean 'balance_every_steps' or 'max_steps' or 'warmup_steps'?"),
         ("distill.batch_size=3", "did you mean 'global_batch_size' or 'micro_batch_size'?"),
         ("distill.lr=1e-3", "did you mean 'learning_rate'?"),
-        ("distill.tempo=3", "known here: balance, balance_average, balance_every_steps, betas"),
+        ("distill.tempo=3", "known here: balance, balance_average, balance_every_steps, balance_max_factor, betas"),
         ("betas=1", "it belongs to teacher.finetune, student.finetune, filters.teacher, filters.student"),
         (
             "data.path=x",

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from ted_ds.objectives.gradient_balance import GradientBalance
+from tests.tiny import distill_plan
 
 
 class Weighed:
@@ -14,8 +15,17 @@ class Weighed:
 
     def __init__(self) -> None:
         self.asked: list[str | None] = []
-        names = ("task_weight", "kl_weight", "feature_weight")
-        self.balance = GradientBalance(names, (), every_steps=3, average=0.75, weigh=self.asked.append)
+        plan = distill_plan(
+            method="ted",
+            task_weight=1,
+            kl_weight=1,
+            feature_weight=1,
+            balance="gradient_norm",
+            balance_every_steps=3,
+            balance_average=0.75,
+            balance_max_factor=1000,
+        )
+        self.balance = GradientBalance(plan, (), weigh=self.asked.append)
 
     @property
     def factors(self) -> list[float]:
@@ -61,6 +71,12 @@ def test_what_says_nothing_of_a_size_is_left_out() -> None:
     assert weighed.factors == [1.0, 1.0, 1.0]  # there is nothing to scale to
     weighed.balance.take({"task_weight": 1.0, "kl_weight": math.nan, "feature_weight": math.inf})
     assert weighed.factors == [1.0, 2.0, 0.125]
+
+
+def test_a_gradient_that_is_all_but_gone_is_not_blown_up() -> None:
+    weighed = Weighed()
+    weighed.balance.take({"task_weight": 1.0, "kl_weight": 1e-9, "feature_weight": 1e3})
+    assert weighed.factors == [1.0, 1000.0, 1e-3]
 
 
 def test_a_checkpoint_holds_all_of_it() -> None:
