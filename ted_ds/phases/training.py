@@ -19,6 +19,7 @@ from ted_ds.phases.callbacks import CheckpointEvent, EvaluateEvent, ReportEvent,
 from ted_ds.phases.checkpoints import checkpoints_of
 from ted_ds.phases.loop import Progress, Rhythm, train
 from ted_ds.phases.pace import OfRank, Pace
+from ted_ds.phases.stragglers import Stragglers
 from ted_ds.phases.work import Kit
 from ted_ds.planning.phase import phase_named
 from ted_ds.runtime.checkpoints.saving import Saved
@@ -76,6 +77,7 @@ class PhaseTraining:
         self._sides = build.sides_of(self._phase)
         self._forward, self._outputs, self._kept = forward, outputs, kept
         self._pace = Pace.of(build.recipe, build.plan, phase_named(self._phase))
+        self._stragglers = Stragglers(build.world.hosts, build.world.num_stages)
         self._progress = Progress()
         self._balance: MeasuredTerms | None = None
         self._balanced: dict[str, Any] | None = None
@@ -327,7 +329,11 @@ class PhaseTraining:
         bad = [record for _, of_rank, _ in parts for record in of_rank]
         num_read = int(sum(value for name, value in totals.items() if name.endswith("/records")))
         self._build.world.on_main(lambda: self._list_bad_records(bad, num_read))
-        return {**totals, **self._pace.metrics([of_rank for *_, of_rank in parts])}
+        of_ranks = [of_rank for *_, of_rank in parts]
+        slowest, waited_for = self._stragglers.take(of_ranks)
+        if waited_for is not None:
+            self.say(f"  WARN {waited_for}")
+        return {**totals, **self._pace.metrics(of_ranks), **slowest}
 
     def _list_bad_records(self, bad: Sequence[BadRecord], num_read: int) -> None:
         ledger = self._journal.ledger

@@ -14,6 +14,7 @@ import time
 import psutil
 import pytest
 
+from ted_ds.phases import stragglers
 from tests.faults import fill_disk_at_save, limit_files_at, spoil_weights_and_stop, with_environment
 from tests.integration.launching import BIN, environment, free_port
 from tests.runs import Run, differences, run, traces
@@ -53,6 +54,28 @@ def test_a_rank_that_hangs_ends_the_others_within_the_limit(tmp_path):
     again = Run([*arguments[:2], "distill.max_steps=100000", "checkpoint.every_steps=5", "stop_after_minutes=3"])
     again.wait_for(f"going on after step {step} of")
     again.kill()
+
+
+def _compare_soon(_rank):
+    stragglers.WINDOW_S = 1.5
+
+
+def test_a_rank_that_is_slow_is_named(tmp_path):
+    """A rank that the system stops for most of the time, as one on a host that others use, too."""
+    recipe = write_run(tmp_path)
+    started = Run(["run", str(recipe), "distill.max_steps=100000", "tracking.log_every_steps=10"], fault=_compare_soon)
+    started.wait_for("distill 20/")
+    deadline = time.monotonic() + 120
+    while "keeps the others waiting" not in started.output(0):
+        assert time.monotonic() < deadline, started.output(0)
+        started.send(signal.SIGSTOP, 1)
+        time.sleep(0.15)
+        started.send(signal.SIGCONT, 1)
+        time.sleep(0.03)
+    assert f"  WARN rank 1 on {os.uname().nodename} keeps the others waiting: " in started.output(0)
+    started.kill()
+    reports = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert any(one.get("perf/slowest_rank") == 1 and one["perf/slowest_rank/to_median"] > 1.5 for one in reports)
 
 
 @pytest.mark.slow

@@ -1,0 +1,81 @@
+"""Which rank the others wait for: its own work takes longer than theirs, step after step."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from ted_ds.output.step_parts import COMMUNICATION, PARTS
+from ted_ds.phases.pace import OfRank
+
+WINDOW_S = 30.0
+"""So long ranks are watched before they are compared: a pause of the system is no straggler."""
+MIN_STEPS = 5
+SLOWER = 1.5
+"""By which factor a rank is slower than the median of its peers to be named."""
+SLOWEST = "perf/slowest_rank"
+TO_MEDIAN = "perf/slowest_rank/to_median"
+"""Its own work in that of the median; on GPUs of one kind some 1.05."""
+
+
+class Stragglers:
+    """Compares ranks that do the same work: those of a pipeline's stage, all of them where there is none.
+
+    A rank's own work is a step without what it waits for others: a step takes all ranks as long as the slowest one,
+    whose own work is all of it, while the others' is in part ``communication``.
+    """
+
+    def __init__(self, hosts: Sequence[str], num_stages: int) -> None:
+        self._hosts, self._num_stages = hosts, num_stages
+        self._named: int | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._seconds: list[dict[str, float]] = [{} for _ in self._hosts]
+        self._num_steps = [0.0 for _ in self._hosts]
+
+    def take(self, of_ranks: Sequence[OfRank]) -> tuple[dict[str, float], str | None]:
+        """Take what ranks have measured since the last report.
+
+        Returns:
+            Metrics, when there is enough to compare, else none; and in words who keeps the others waiting, once for
+            each rank that begins to.
+        """
+        for rank, one in enumerate(of_ranks):
+            self._num_steps[rank] += one.clock["steps"]
+            for part in PARTS:
+                self._seconds[rank][part] = self._seconds[rank].get(part, 0.0) + one.clock.get(part, 0.0)
+        if min(self._num_steps) < MIN_STEPS or min(sum(one.values()) for one in self._seconds) < WINDOW_S:
+            return {}, None
+        found = [self._compare(ranks) for ranks in self._peers() if len(ranks) > 1]
+        seconds = self._seconds
+        num_steps = self._num_steps
+        self._begin()
+        if not found:
+            return {}, None
+        to_median, rank, median = max(found)
+        metrics = {SLOWEST: float(rank), TO_MEDIAN: to_median}
+        before, self._named = self._named, rank if to_median > SLOWER else None
+        if self._named is None or self._named == before:
+            return metrics, None
+        own = {part: value / num_steps[rank] for part, value in seconds[rank].items() if part != COMMUNICATION}
+        most = max(own, key=own.__getitem__)
+        return metrics, (
+            f"rank {rank} on {self._hosts[rank]} keeps the others waiting: {sum(own.values()):.3g} s of its own work a "
+            f"step, {own[most]:.3g} s of it {most}; the median of its peers is {median:.3g} s. Look at that host "
+            "(other programs, clocks, disk)"
+        )
+
+    def _peers(self) -> list[range]:
+        size = len(self._hosts) // self._num_stages
+        return [range(stage * size, (stage + 1) * size) for stage in range(self._num_stages)]
+
+    def _compare(self, ranks: Sequence[int]) -> tuple[float, int, float]:
+        """The slowest of some, by its factor over the median of the others, its rank, and that median in seconds."""
+        own = {
+            rank: (sum(self._seconds[rank].values()) - self._seconds[rank][COMMUNICATION]) / self._num_steps[rank]
+            for rank in ranks
+        }
+        slowest = max(own, key=own.__getitem__)
+        median = statistics.median(value for rank, value in own.items() if rank != slowest)
+        return own[slowest] / median if median else 1.0, slowest, median
