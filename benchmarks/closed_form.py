@@ -64,7 +64,7 @@ class Size(NamedTuple):
         return list(range(0, self.blocks, 3))
 
 
-SIZES = {False: Size(576, 1536, 12, 16_384, 3), True: Size(192, 512, 6, 8192, 3)}
+SIZES = {False: Size(576, 1536, 9, 8192, 2), True: Size(192, 512, 6, 8192, 3)}
 LENGTH, HELDOUT_TOKENS, ROWS = 128, 2048, 8
 
 

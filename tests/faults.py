@@ -144,6 +144,31 @@ def spoil_weights_and_stop(_rank: int, occurrence: int) -> None:
     ZeroRunner.step = step
 
 
+def flip_a_bit(rank: int, on_rank: int, engine: int, occurrence: int) -> None:
+    """Let one rank get one bit of a gradient wrong: in the ``engine``-th engine, at a backward pass of that."""
+    import torch
+
+    from ted_ds.runtime.zero_runner import ZeroRunner
+
+    if rank != on_rank:
+        return
+    plain, engines, passes = ZeroRunner.__init__, itertools.count(1), itertools.count(1)
+
+    def flip(gradient: torch.Tensor) -> torch.Tensor:
+        if next(passes) != occurrence:
+            return gradient
+        bits = gradient.clone()
+        bits.view(torch.int32).view(-1)[0] ^= 1 << 20
+        return bits
+
+    def start(self: ZeroRunner, module: Any, *arguments: Any, **named: Any) -> None:
+        if next(engines) == engine:
+            next(one for one in module.parameters() if one.requires_grad).register_hook(flip)
+        plain(self, module, *arguments, **named)
+
+    ZeroRunner.__init__ = start
+
+
 def with_environment(_rank: int, **variables: str) -> None:
     """Set variables of the environment."""
     os.environ.update(variables)

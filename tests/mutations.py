@@ -102,9 +102,21 @@ MUTATIONS = {
     ),
     "balance_draws": Mutation(
         "runtime/gradient_norms.py",
-        "        restore_random_state(random)\n        self._forget()",
-        "        self._forget()",
+        "        restore_random_state(random)\n        forget_passes(",
+        "        forget_passes(",
         "what is measured draws the random numbers of the step",
+    ),
+    "repeated_on_other_numbers": Mutation(
+        "runtime/replay.py",
+        "        restore_random_state(self._random)\n",
+        "",
+        "a step is repeated with other random numbers",
+    ),
+    "repeated_without_looking": Mutation(
+        "runtime/replay.py",
+        "self._first[index] += sum_of_bits(gradient)",
+        "self._first[index] = sum_of_bits(gradient)",
+        "of several microbatches the last alone is compared",
     ),
     "T2": Mutation(
         "numerics/task_terms.py",

@@ -136,6 +136,7 @@ class Assembly:
             plan.weight_decay,
             self.dtype,
             schedule_parameters=plan.schedule_parameters,
+            replay_every_steps=self.recipe.replay.every_steps,
             source=str(self.recipe.deepspeed),
         )
         engine = start_runner(

@@ -19,6 +19,7 @@ from ted_ds.config.layers import Filters, LayerMap
 from ted_ds.config.pair import Student, Teacher
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.pipeline import Pipeline
+from ted_ds.config.replay import Replay
 from ted_ds.config.section import Section, rule
 from ted_ds.config.shipped import DEEPSPEED, named
 from ted_ds.config.study import Study
@@ -121,6 +122,7 @@ class Recipe(Section):
     evaluation: Evaluation = Evaluation()
     tracking: Tracking = Tracking()
     checkpoint: Checkpoint = Checkpoint()
+    replay: Replay = Replay()
     export: Literal["best", "last"] = "last"
     """Which model a phase that trains one leaves, and so which student is exported: of those scored
     (``evaluation.every_steps``) that with the best held-out score, or the last. Filters are always the last."""
@@ -197,6 +199,10 @@ class Recipe(Section):
     def _stages_hold_the_teacher(self) -> Iterator[str]:
         has_adapters = self.student.lora is not None
         yield from self.pipeline.mistakes_beside(self.teacher, self.distill, self.precision, has_adapters=has_adapters)
+
+    @rule
+    def _steps_can_be_repeated(self) -> Iterator[str]:
+        yield from self.replay.mistakes_beside(deterministic=self.deterministic, num_stages=self.pipeline.stages)
 
     @rule
     def _relations_are_at_hand(self) -> Iterator[str]:

@@ -55,11 +55,13 @@ class PhaseMemory:
     """States that wait in host memory."""
     sums_before: int = 0
     """By which filters are solved, before anything trains."""
+    repeated: int = 0
+    """A step's whole gradient, where steps are computed a second time."""
 
     def total(self, config: Mapping[str, Any], *, device_is_host: bool) -> int:
         """All of it that is on the device."""
         trained = self.trained if device_is_host else on_device(self.trained, config)
-        training = max(trained.total + self.activations, self.sums_before)
+        training = max(trained.total + self.activations + self.repeated, self.sums_before)
         return training + self.frozen + self.sums + (self.on_host if device_is_host else self.buckets)
 
 
@@ -176,7 +178,8 @@ class _Pair:
             num_frozen=num_frozen,
         )
         buckets = bucket_bytes(self.config, self.recipe.precision)
-        return PhaseMemory(name, sum(sizes), trained, activations, hosts_teacher, frozen, buckets)
+        repeated = sum(sizes) * ITEM_BYTES[self.recipe.precision] if self.recipe.replay.every_steps else 0
+        return PhaseMemory(name, sum(sizes), trained, activations, hosts_teacher, frozen, buckets, repeated=repeated)
 
     def _parameters(self, side: str) -> Parameters:
         return with_head(self.recipe, self.facts[side])

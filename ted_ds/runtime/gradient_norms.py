@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ted_ds.data.loader import Batch
 from ted_ds.runtime.determinism import random_state, restore_random_state
-from ted_ds.runtime.sharding import forget_order_of_modules
+from ted_ds.runtime.sharding import forget_passes
 from ted_ds.runtime.world import World
 
 Loss = Callable[[Callable[..., Any], Batch, Mapping[str, Tensor]], tuple[Tensor, Mapping[str, Tensor]]]
@@ -81,7 +81,7 @@ class GradientNorms:
                 for gradient in self._gradients(measured.parameters, loss, batches, counts):
                     square += self._world.sum(gradient).double().square().sum()
         restore_random_state(random)
-        self._forget()
+        forget_passes(self._engine, self._module)
         norms = self._world.from_main(squares.sqrt())
         return dict(zip(measured.terms, norms.tolist(), strict=True))
 
@@ -105,14 +105,3 @@ class GradientNorms:
                 if gradient is not None:
                     total += gradient.float() / scale
         yield from sums
-
-    def _forget(self) -> None:
-        """Bring ZeRO-3 back to where it was: it expects each backward pass to go all the way down."""
-        if self._engine.zero_optimization_stage() != 3:
-            return
-        for module in self._module.modules():
-            for counter in ("ds_grads_remaining", "applied_pre_backward_ref_cnt"):
-                if counter in vars(module):
-                    setattr(module, counter, 0)
-        self._engine.empty_partition_cache()
-        forget_order_of_modules(self._engine)

@@ -92,6 +92,18 @@ def forget_order_of_modules(engine: Any) -> None:
         coordinator._invalidate_trace()
 
 
+def forget_passes(engine: Any, module: nn.Module) -> None:
+    """Bring ZeRO-3 back to where it was before passes whose end it did not see: it expects each to go all the way."""
+    if engine.zero_optimization_stage() != 3:
+        return
+    for part in module.modules():
+        for counter in ("ds_grads_remaining", "applied_pre_backward_ref_cnt"):
+            if counter in vars(part):
+                setattr(part, counter, 0)
+    engine.empty_partition_cache()
+    forget_order_of_modules(engine)
+
+
 def collect_garbage() -> None:
     """Give memory of the last phase back: hooks and engines are reference cycles, freed only by the collector."""
     gc.collect()

@@ -104,6 +104,8 @@ class EngineSettings:
     """Of the weights."""
     schedule_parameters: Mapping[str, float] = field(default_factory=dict)
     """Of the schedule, beside steps, by transformers' names."""
+    replay_every_steps: int | None = None
+    """Of how many steps one is computed twice; None for none."""
     source: str = "(made by a program)"
     """The file that the config comes from, for messages."""
 

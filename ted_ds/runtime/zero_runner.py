@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from ted_ds.data.loader import Batch
 from ted_ds.output.step_parts import BACKWARD, DATA, OPTIMIZER
 from ted_ds.runtime.gradient_norms import GradientNorms
 from ted_ds.runtime.nonfinite import SkippedStep, skip_nonfinite_gradients
+from ted_ds.runtime.replay import Replay
 from ted_ds.runtime.step_clock import timed
 from ted_ds.runtime.step_runner import EngineSettings, Objective, Seen, StepRunner
 from ted_ds.runtime.world import World
@@ -27,6 +29,9 @@ class ZeroRunner(StepRunner):
         """See :class:`StepRunner`."""
         super().__init__(module, settings, world=world, watched=watched)
         skip_nonfinite_gradients(self.engine)
+        self._replay = Replay(self.engine, module, world)
+        self._replay_every, self._replayed = settings.replay_every_steps, None
+        """Of how many steps one is computed twice, and the last that was."""
 
     def _engine_module(self) -> nn.Module:
         return self._module
@@ -52,12 +57,22 @@ class ZeroRunner(StepRunner):
             norms = GradientNorms(self.engine, self._module, self._world)
             objective.balance.take(norms.measure(objective.balance, objective.loss, micro, on_device))
         self._watch.reset()
+        due = self._replay_every is not None and self.engine.global_steps % self._replay_every == 0
+        with self._replay.watched() if due else contextlib.nullcontext():
+            factor = self._learn(micro, objective, on_device)
+        if due and bool(factor.isfinite()):  # else the step will be skipped
+            objective.watch(False)
+            self._repeat(micro, objective, on_device, factor)
+
+    def _learn(self, micro: Sequence[Batch], objective: Objective, counts: Mapping[str, Tensor]) -> Tensor:
+        """Accumulate microbatches' gradients; returns the factor of the last one's loss: NaN for a step to skip."""
+        factor = torch.ones((), device=self._world.device)
         for index, batch in enumerate(micro):
             # DeepSpeed would count microbatches itself, and take every step after the same number of them
             self.engine.set_gradient_accumulation_boundary(index == len(micro) - 1)
             with timed(DATA):
                 here = batch.to(self._world.device)
-            loss, totals = objective.loss(self.engine, here, on_device)
+            loss, totals = objective.loss(self.engine, here, counts)
             self._step.add(totals)
             if index == len(micro) - 1:
                 # a loss that is not finite on one rank may have a finite gradient: let the step be skipped all the same
@@ -69,6 +84,26 @@ class ZeroRunner(StepRunner):
                 self.engine.backward(loss * self._world.size, scale_wrt_gas=False)
                 if index < len(micro) - 1:
                     self.engine.step()
+        return factor
+
+    def _repeat(
+        self, micro: Sequence[Batch], objective: Objective, counts: Mapping[str, Tensor], factor: Tensor
+    ) -> None:
+        """Compute the step's gradients once more.
+
+        Raises:
+            DeviceFaultError: They are not the same on some rank; on every rank.
+        """
+
+        def losses() -> Iterator[Tensor]:
+            for index, batch in enumerate(micro):
+                loss, _ = objective.loss(self._module, batch.to(self._world.device), counts)
+                # as they were given to backward, to the last operation
+                yield (loss * factor if index == len(micro) - 1 else loss) * self._world.size
+
+        step = self.engine.global_steps + 1
+        self._replay.compare(losses, step=step, checked=self._replayed)
+        self._replayed = step
 
     def gradients(self) -> Iterator[tuple[str, Tensor | None]]:
         """Each trainable parameter's whole accumulated gradient in fp32, between :meth:`accumulate` and :meth:`update`.

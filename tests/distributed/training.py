@@ -176,6 +176,7 @@ def start_engine(
     max_steps: int = NUM_STEPS,
     weight_decay: float = 0.0,
     watched: dict[str, Any] | None = None,
+    replay_every_steps: int | None = None,
 ) -> ZeroRunner:
     return ZeroRunner(
         module,
@@ -187,6 +188,7 @@ def start_engine(
             weight_decay=weight_decay,
             dtype=DTYPES[precision],
             schedule_parameters=schedule_parameters or {},
+            replay_every_steps=replay_every_steps,
         ),
         world=world,
         watched=watched or {},

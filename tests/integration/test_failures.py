@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from ted_ds.phases import stragglers
-from tests.faults import fill_disk_at_save, limit_files_at, spoil_weights_and_stop, with_environment
+from tests.faults import fill_disk_at_save, flip_a_bit, limit_files_at, spoil_weights_and_stop, with_environment
 from tests.integration.launching import BIN, environment, free_port
 from tests.runs import Run, differences, run, traces
 from tests.tiny import ROOT, write_run
@@ -76,6 +76,21 @@ def test_a_rank_that_is_slow_is_named(tmp_path):
     started.kill()
     reports = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert any(one.get("perf/slowest_rank") == 1 and one["perf/slowest_rank/to_median"] > 1.5 for one in reports)
+
+
+def test_a_rank_that_computes_wrongly_ends_the_run_before_a_weight_is_touched(tmp_path):
+    recipe = write_run(tmp_path, method="kd")
+    arguments = ["run", str(recipe), "distill.max_steps=6", "checkpoint={every_steps: 1, asynchronous: false}"]
+    run([*arguments, f"output_dir={tmp_path / 'plain'}"])
+    arguments += ["deterministic=true", "replay.every_steps=2"]
+    # a backward pass for each step, and one more of the first and the third
+    said = run(arguments, codes=LOST, fault=flip_a_bit, fault_arguments=(1, 1, 4))
+    assert said.count("step 3: computed a second time, gradients are not the same bits (rank 1 on ") == 1
+    assert "up to step 1 they were" in said
+    (newest, *_) = sorted((tmp_path / "run" / "checkpoints" / "distill").glob("step_*"), reverse=True)
+    assert newest.name.endswith("2")
+    run(arguments)
+    assert differences(traces(tmp_path / "plain"), traces(tmp_path / "run")) == []
 
 
 @pytest.mark.slow

@@ -1,0 +1,109 @@
+"""A step's gradients computed twice: a machine that computes wrongly, without an error, does not do so twice alike.
+
+What worn-out memory and bad cores do to numbers, nobody reports (Dixit et al. 2021, "Silent Data Corruptions at Scale",
+arXiv:2102.11245). Each rank compares what it computed by itself, before gradients of ranks are summed up: so the one
+that is wrong is known, and nothing of its step has reached a weight.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ted_ds.errors import DeviceFaultError
+from ted_ds.launching.own_log import note_fault
+from ted_ds.runtime.determinism import random_state, restore_random_state
+from ted_ds.runtime.sharding import forget_passes
+from ted_ds.runtime.world import World
+
+MOST_NAMED = 3
+WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
+"""By the bytes of a number, integers with its bits."""
+
+
+class Replay:
+    """Watches a step's backward passes on an engine of ZeRO 0-3, and repeats them on its module."""
+
+    def __init__(self, engine: Any, module: nn.Module, world: World) -> None:
+        self._engine, self._module, self._world = engine, module, world
+        self._trained = [(name, one) for name, one in module.named_parameters() if one.requires_grad]
+        self._random: dict[str, Any] = {}
+        self._first = self._nothing()
+
+    def _nothing(self) -> Tensor:
+        return torch.zeros(len(self._trained), dtype=torch.int64, device=self._world.device)
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """While this is open, what backward passes give each parameter on this rank is summed up, bit by bit."""
+        self._random, self._first = random_state(), self._nothing()
+
+        def hook(index: int) -> Callable[[Tensor], None]:
+            def take(gradient: Tensor) -> None:
+                self._first[index] += sum_of_bits(gradient)
+
+            return take
+
+        hooks = [parameter.register_hook(hook(index)) for index, (_, parameter) in enumerate(self._trained)]
+        try:
+            yield
+        finally:
+            for one in hooks:
+                one.remove()
+
+    def compare(self, losses: Callable[[], Iterator[Tensor]], *, step: int, checked: int | None) -> None:
+        """Compute the same again, and hold it to what was watched. Every rank must call it.
+
+        Args:
+            losses: The microbatches' losses once more, by the module's own forward, as they were given to backward.
+            step: The step, counted from 1, for messages.
+            checked: The last one that was compared, in this process.
+
+        Raises:
+            DeviceFaultError: They differ on some rank; on every rank.
+        """
+        scale, again = float(getattr(self._engine.optimizer, "loss_scale", 1.0)), self._nothing()
+        after = random_state()
+        restore_random_state(self._random)
+        parameters = [parameter for _, parameter in self._trained]
+        for loss in losses():
+            # not backward, with which DeepSpeed would add it up
+            found = torch.autograd.grad(loss * scale, parameters, allow_unused=True)
+            for index, gradient in enumerate(found):
+                if gradient is not None:
+                    again[index] += sum_of_bits(gradient)
+        restore_random_state(after)
+        forget_passes(self._engine, self._module)
+        differ = (again != self._first).cpu().tolist()
+        of_ranks = self._world.gather([name for (name, _), one in zip(self._trained, differ, strict=True) if one])
+        if any(of_ranks):
+            raise self._fault(of_ranks, step, checked)
+
+    def _fault(self, of_ranks: Sequence[Sequence[str]], step: int, checked: int | None) -> DeviceFaultError:
+        wrong = {rank: names for rank, names in enumerate(of_ranks) if names}
+        told = "; ".join(
+            f"rank {rank} on {self._world.hosts[rank]}: {len(names)} of {len(self._trained)} gradients, as of "
+            f"{', '.join(names[:MOST_NAMED])}"
+            for rank, names in wrong.items()
+        )
+        before = "no step of this start was compared before" if checked is None else f"up to step {checked} they were"
+        text = (
+            f"step {step}: computed a second time, gradients are not the same bits ({told}; {before}). A sound machine "
+            "repeats itself: look at memory, GPU and CPU there, and leave the host out. Nothing of this step was "
+            "taken; start the same command again to go on from the newest checkpoint"
+        )
+        if self._world.rank in wrong:
+            note_fault(f"its gradients of step {step} are not the same bits a second time"[:300])
+        error = DeviceFaultError(text)
+        error.agreed = True
+        return error
+
+
+def sum_of_bits(values: Tensor) -> Tensor:
+    """Of a tensor's numbers as integers, modulo 2^64: another one wherever a single bit is."""
+    words = WORDS[values.element_size()]
+    return values.detach().contiguous().view(words).sum(dtype=torch.int64)
