@@ -33,6 +33,7 @@ from ted_ds.planning.contracts import (
 )
 from ted_ds.planning.data_sizes import corpus_bytes, count_rows
 from ted_ds.planning.family_uses import refused_uses
+from ted_ds.planning.frozen_blocks import freeze_in_words, freeze_mistakes
 from ted_ds.planning.heal import heal_doubts, heal_in_words, heal_mistakes
 from ted_ds.planning.layer_pairs import layer_pairs_of
 from ted_ds.planning.mistakes import (
@@ -208,7 +209,7 @@ def _lay_out(
     mistakes.add("", *refused_uses(recipe, teacher, student))
     mistakes.add("", *quantised_mistakes(recipe, teacher, student), *adapter_mistakes(recipe, student))
     mistakes.add("", *relation_mistakes(recipe, teacher, student))
-    mistakes.add("", *heal_mistakes(recipe, teacher, student))
+    mistakes.add("", *heal_mistakes(recipe, teacher, student), *freeze_mistakes(recipe, student))
     places = known["teacher"].place, known["student"].place
     by_config = [side for side, one in known.items() if one.config]
     sides = model_sides(recipe, places[0], teacher, places[1], student, by_config=by_config)
@@ -306,6 +307,8 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
             lines += [f"found     {name}: {line}" for line in (() if is_cut else facts.family.found)]
     trains = None if plan.student is None else trains_in_words(recipe, plan.student)
     lines += [] if trains is None else [f"trains    {trains}"]
+    frozen = freeze_in_words(recipe, plan.teacher, plan.student)
+    lines += [] if frozen is None else [f"frozen    {frozen}"]
     if plan.layer_pairs:
         pairs = " ".join(f"{s}<-{t}" for s, t in plan.layer_pairs)
         lines.append(f"layers    student<-teacher {pairs}, matched in {plan.filter_dim} dimensions")
