@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ted_ds.config.schema import Recipe
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.parameters import Parameters
+from ted_ds.numerics.layer_map import LayerPairs, number_of
 from ted_ds.planning.cut_facts import known_blocks
 from ted_ds.planning.relations import relation_blocks
 
@@ -25,8 +26,11 @@ class SharedBlocks:
     """Why these are not all that are frozen, in words; None where they are."""
 
 
-def freeze_mistakes(recipe: Recipe, student: ModelFacts | None) -> Iterator[str]:
-    """What keeps the first blocks of the student from being frozen, in lines of the recipe."""
+def freeze_mistakes(recipe: Recipe, student: ModelFacts | None, pairs: LayerPairs) -> Iterator[str]:
+    """What keeps the first blocks of the student from being frozen, in lines of the recipe.
+
+    ``pairs`` are those of the layer map, where layers are matched.
+    """
     number = recipe.student.freeze_blocks
     if number is None or student is None:
         return
@@ -44,6 +48,22 @@ def freeze_mistakes(recipe: Recipe, student: ModelFacts | None) -> Iterator[str]
         blocks = "1 block" if student.num_blocks == 1 else f"{student.num_blocks} blocks"
         most = f"use at most {student.num_blocks - 1}" if student.num_blocks > 1 else "remove it"
         yield f"{PLACE}: {number}: the student has {blocks}, and one at least has to train; {most}"
+    elif recipe.distill.balance is not None and recipe.distill.needs.teacher:
+        yield from _balanced_mistakes(recipe, number, student, pairs)
+
+
+def _balanced_mistakes(recipe: Recipe, number: int, student: ModelFacts, pairs: LayerPairs) -> Iterator[str]:
+    """Whether gradients of terms would be compared on a block that has none (:mod:`ted_ds.models.shared_block`)."""
+    layers = [own for layer, _ in pairs if (own := number_of(layer)) > 0]
+    if recipe.distill.needs.relations and recipe.distill.relation_layers is not None:
+        layers.append(recipe.distill.relation_layers[0])
+    first = min(layers, default=student.num_blocks)
+    if first <= number:
+        most = f"use at most {first - 1}" if first > 1 else "remove it"
+        yield (
+            f"{PLACE}: {number}: distill.balance compares gradients on block {first} of the student (counted from 1), "
+            f"the last one that all terms reach; {most}, match later layers alone, or give weights without balance"
+        )
 
 
 def frozen_sizes(recipe: Recipe, student: Parameters) -> tuple[list[int], int]:

@@ -209,7 +209,7 @@ def _lay_out(
     mistakes.add("", *refused_uses(recipe, teacher, student))
     mistakes.add("", *quantised_mistakes(recipe, teacher, student), *adapter_mistakes(recipe, student))
     mistakes.add("", *relation_mistakes(recipe, teacher, student))
-    mistakes.add("", *heal_mistakes(recipe, teacher, student), *freeze_mistakes(recipe, student))
+    mistakes.add("", *heal_mistakes(recipe, teacher, student))
     places = known["teacher"].place, known["student"].place
     by_config = [side for side, one in known.items() if one.config]
     sides = model_sides(recipe, places[0], teacher, places[1], student, by_config=by_config)
@@ -223,6 +223,7 @@ def _lay_out(
         own_dim = recipe.filters.dim if recipe.filters and recipe.distill.needs.filters else None
         filter_dim = own_dim or teacher.hidden_size
         mistakes.add("", *ridge_mistakes(recipe, teacher, student, filter_dim))
+    mistakes.add("", *freeze_mistakes(recipe, student, layer_pairs))
     stages: Mapping[str, tuple[Stage, ...]] = {}
     if not mistakes.found and teacher is not None and student is not None:
         facts = {"student": student, "teacher": teacher}

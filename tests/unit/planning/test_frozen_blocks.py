@@ -145,6 +145,16 @@ def test_memory_is_of_what_trains_and_operations_are_of_what_runs(lm_run: Path) 
             "student: freeze_blocks: with lora all but adapters and head is left as it is; remove it",
         ),
         (
+            [
+                "student.freeze_blocks=2",
+                "distill.balance=gradient_norm",
+                "layer_map={kind: explicit, pairs: [[2, 2], [3, 4]]}",
+            ],
+            "student.freeze_blocks: 2: distill.balance compares gradients on block 2 of the student (counted from 1), "
+            "the last one that all terms reach; use at most 1, match later layers alone, or give weights without "
+            "balance",
+        ),
+        (
             ["student.freeze_blocks=1", "pipeline.stages=2"],
             "student.freeze_blocks: 1: with pipeline.stages above 1 a stage of frozen blocks would have nothing to "
             "train; remove it, or use pipeline.stages: 1 (ZeRO 0-3)",
