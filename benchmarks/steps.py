@@ -5,8 +5,9 @@ All on models of random weights, with AdamW on the weights as they are, without 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from transformers import (
 from ted_ds.config.distill import Distill
 from ted_ds.data.loader import Batch
 from ted_ds.models.families import family_of
+from ted_ds.models.frozen_prefix import PrefixStates, freeze_prefix, tensors_of_prefix
 from ted_ds.models.student import FilteredModel
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank, IdentityFilters
@@ -57,6 +59,20 @@ class Shape:
     def is_lm(self) -> bool:
         """Whether it predicts tokens; else labels."""
         return self.teacher.model_type in ("gpt2", "llama")
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the student could be some blocks of the teacher."""
+        return self.teacher.hidden_size == self.student.hidden_size
+
+    @property
+    def without_dropout(self) -> Shape:
+        """The same, of models that drop nothing in training."""
+        sides = {"teacher": copy.deepcopy(self.teacher), "student": copy.deepcopy(self.student)}
+        for config in sides.values():
+            for key in family_of(config.model_type).block_dropouts:
+                setattr(config, key, 0.0)
+        return replace(self, **sides)
 
 
 def gpt2(blocks: int, width: int, vocab: int) -> GPT2Config:
@@ -121,15 +137,22 @@ def new_model(shape: Shape, config: PretrainedConfig, dtype: torch.dtype, device
         return auto.from_config(config, dtype=dtype).train()
 
 
-def new_batch(shape: Shape, device: torch.device) -> Batch:
-    """Full rows of random tokens."""
+def new_batch(shape: Shape, device: torch.device, *, padded: bool = False) -> Batch:
+    """Full rows of random tokens; or ``padded`` ones of uneven lengths, half of which are padding."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, shape.teacher.vocab_size, (shape.rows, shape.tokens_per_row), generator=generator)
     labels = torch.full_like(ids, -100)
     labels[:, :-1] = ids[:, 1:]
     if not shape.is_lm:
         labels = torch.randint(3, (shape.rows,), generator=generator)
-    return Batch(ids, torch.ones_like(ids), labels, torch.ones_like(ids, dtype=torch.bool)).to(device)
+    kept = torch.ones_like(ids, dtype=torch.bool)
+    if padded:  # so many tokens that rows have half of them on average
+        lengths = shape.tokens_per_row * (2 * torch.arange(shape.rows) + 1) // (2 * shape.rows)
+        kept = torch.arange(shape.tokens_per_row) < lengths[:, None]
+        ids[~kept] = 0
+        if shape.is_lm:
+            labels[:, :-1][~kept[:, 1:]] = -100
+    return Batch(ids, kept.long(), labels, kept).to(device)
 
 
 def _adam(*modules: nn.Module) -> Any:
@@ -157,7 +180,7 @@ class ByHand:
     def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device, *, with_teacher: bool = True) -> None:
         self._pairs, self._is_lm = _layer_pairs(shape), shape.is_lm
         self.student = new_model(shape, shape.student, dtype, device)
-        self._batch = new_batch(shape, device)
+        self._batch, self._padded = (new_batch(shape, device, padded=padded) for padded in (False, True))
         self._filters: list[nn.ModuleList] = []
         if with_teacher:
             self.teacher = new_model(shape, shape.teacher, dtype, device).requires_grad_(False).eval()
@@ -181,12 +204,19 @@ class ByHand:
 
     def distill(self) -> None:
         """A step of task loss, KL and filtered layers, as one writes it down."""
+        self._distill(self._batch)
+
+    def distill_padded(self) -> None:
+        """The same of a batch that is half padding, over which KL and layers are compared, too, as TED's authors do."""
+        self._distill(self._padded)
+
+    def _distill(self, batch: Batch) -> None:
         own, theirs = self._filters
         with torch.no_grad():
-            teacher = self.teacher(**self._batch.inputs, output_hidden_states=True)
+            teacher = self.teacher(**batch.inputs, output_hidden_states=True)
             wanted = [one(teacher.hidden_states[t]) for one, (_, t) in zip(theirs, self._pairs, strict=True)]
-        student = self.student(**self._batch.inputs, output_hidden_states=True)
-        labels = self._batch.labels.flatten()
+        student = self.student(**batch.inputs, output_hidden_states=True)
+        labels = batch.labels.flatten()
         logits, teacher_logits = student.logits.flatten(0, -2).float(), teacher.logits.flatten(0, -2).float()
         loss = F.cross_entropy(logits, labels)
         loss = loss + TEMPERATURE**2 * F.kl_div(
@@ -211,8 +241,12 @@ class ByTedDs:
         *,
         load: Callable[[str], Any] | None = None,
         teacher_config: Mapping[str, Any] | None = None,
+        num_frozen: int = 0,
     ) -> None:
-        """Models of random weights, or those that ``load`` gives for "teacher" and "student"."""
+        """Models of random weights, or those that ``load`` gives for "teacher" and "student".
+
+        Of the student, ``num_frozen`` first blocks and the embeddings are the teacher's and frozen.
+        """
         pairs, family = _layer_pairs(shape), family_of(shape.teacher.model_type)
         sides = {"teacher": shape.teacher, "student": shape.student}
         make = load or (lambda side: new_model(shape, sides[side], dtype, device))
@@ -220,12 +254,19 @@ class ByTedDs:
         self.teacher = FrozenModel(tapped_teacher, device=device, engine_config=teacher_config)
         self.teacher_parameters = tapped_teacher.parameters
         student = TappedModel(make("student"), family, [s for s, _ in pairs])
+        if num_frozen:
+            prefixes = [tensors_of_prefix(one.model, family, num_frozen) for one in (student, tapped_teacher)]
+            for name, own in prefixes[0].items():
+                own.data.copy_(prefixes[1][name])
+            freeze_prefix(student.model, family, num_frozen)
+            wanted = {num_frozen, *(t for _, t in pairs if t <= num_frozen)}
+            self.teacher.begin_behind(num_frozen, PrefixStates(student, wanted))
         dim = shape.teacher.hidden_size
         with torch.device(device):
             bank = FilterBank([s for s, _ in pairs], shape.student.hidden_size, dim).to(dtype)
             self.teacher_filters = FilterBank([t for _, t in pairs], dim, dim).to(dtype).requires_grad_(False)
         self.module = FilteredModel(student, bank).train()
-        self.batch = new_batch(shape, device)
+        self.batch, self._padded = (new_batch(shape, device, padded=padded) for padded in (False, True))
         self._terms = CAUSAL_LM if shape.is_lm else SEQUENCE_CLASSIFICATION
         self._student_layers = [s for s, _ in pairs]
         self._optimizer = _adam(self.module)
@@ -251,14 +292,18 @@ class ByTedDs:
             student_layers=self._student_layers,
         )
 
-    def method(self, name: str, *, watched: bool = False) -> Callable[[], None]:
-        """A step of a method, without an engine; a ``watched`` one is like that of each report."""
+    def method(self, name: str, *, watched: bool = False, padded: bool = False) -> Callable[[], None]:
+        """A step of a method, without an engine; a ``watched`` one is like that of each report.
+
+        A ``padded`` one is of a batch that is half padding.
+        """
         objective, optimizer = self.objective(name), self._optimizer
         objective.watch(watched)
-        counts = {name: count.float() for name, count in objective.counts(self.batch).items()}
+        batch = self._padded if padded else self.batch
+        counts = {name: count.float() for name, count in objective.counts(batch).items()}
 
         def step() -> None:
-            loss, _ = objective.loss(self.module, self.batch, counts)
+            loss, _ = objective.loss(self.module, batch, counts)
             _step(loss, optimizer)
             objective.told(objective.seen(loss.device).tolist())
 

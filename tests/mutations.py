@@ -52,6 +52,24 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = {
+    "frozen_more": Mutation(
+        "models/frozen_prefix.py",
+        "*blocks_of(model, family)[number:]",
+        "*blocks_of(model, family)[number + 1 :]",
+        "a block more is frozen than is asked for",
+    ),
+    "frozen_layer": Mutation(
+        "runtime/frozen.py",
+        "on_state(place, states[number_of(layer)])",
+        "on_state(place, states[tapped.share.start])",
+        "a layer within the frozen blocks is taken for that behind them",
+    ),
+    "frozen_weights": Mutation(
+        "assembly/shared_prefix.py",
+        "name in own and name in theirs and _are_equal(own[name], theirs[name])",
+        "name in own and name in theirs",
+        "first blocks are run once whatever their weights are",
+    ),
     "relation_direction": Mutation(
         "numerics/relations.py",
         "apart = (teacher.exp() * (teacher - student)).sum(-1).mean(1)",

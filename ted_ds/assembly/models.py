@@ -23,6 +23,7 @@ from ted_ds.models.execution import checkpoint_activations, compile_blocks
 from ted_ds.models.family import Family
 from ted_ds.models.files import read_model_facts
 from ted_ds.models.found import family_of_folder
+from ted_ds.models.frozen_prefix import freeze_prefix
 from ted_ds.models.loading import DTYPES, LoadSettings, load_model
 from ted_ds.models.quantised import quantise_blocks
 from ted_ds.models.share import Share
@@ -146,6 +147,8 @@ class ModelMaker:
         elif side == "student" and self._recipe.student.freeze_embeddings:
             embeddings: Any = model.get_input_embeddings()
             embeddings.requires_grad_(False)
+        if side == "student" and self._recipe.student.freeze_blocks is not None:
+            freeze_prefix(model, family_of_folder(path), self._recipe.student.freeze_blocks)
         return self._tap(path, model, fresh, layers, share, stage)
 
     def _add_adapters(self, model: PreTrainedModel, family: Family, lora: Lora, fresh: Sequence[str]) -> None:

@@ -117,6 +117,11 @@ class Student(Section):
     """Leave the token embeddings as they are, and an LM head that is tied to them: no gradients or optimizer state of
     them, and, while both models are whole on a rank, one copy of them for a student cut out of its teacher."""
 
+    freeze_blocks: int | None = Field(default=None, gt=0)
+    """Of a student cut out of its teacher: leave embeddings and so many of its first blocks as they are, without
+    gradients or optimizer state; where these are the teacher's own first blocks, both models run them once in Stage
+    II."""
+
     @rule
     def _one_origin(self) -> Iterator[str]:
         if [self.path, self.from_teacher, self.from_config].count(None) != 2:
@@ -148,13 +153,22 @@ class Student(Section):
                 )
 
     @rule
+    def _frozen_blocks_are_the_teachers(self) -> Iterator[str]:
+        if self.freeze_blocks is not None and self.from_teacher is None:
+            yield (
+                "freeze_blocks: is for the first blocks of a student that is cut out of its teacher; give "
+                "from_teacher, or remove it"
+            )
+
+    @rule
     def _adapters_have_a_base(self) -> Iterator[str]:
         if self.lora is None:
             return
         if self.from_config is not None:
             yield "lora: random weights that stay as they are teach nothing; remove it, or give path or from_teacher"
-        if self.freeze_embeddings:
-            yield "freeze_embeddings: with lora all but adapters and head is left as it is; remove it"
+        for key in ("freeze_embeddings", "freeze_blocks"):
+            if getattr(self, key):
+                yield f"{key}: with lora all but adapters and head is left as it is; remove it"
         if self.lora.export == "adapter" and (self.path is None or self.finetune is not None):
             yield (
                 "lora.export: adapter: its base would be a model that this run alone has; give path (and no finetune), "

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pydantic import Field
 
 from ted_ds.config.distill import Distill
-from ted_ds.config.pair import Teacher
+from ted_ds.config.pair import Student, Teacher
 from ted_ds.config.section import Section
 
 
@@ -18,9 +18,7 @@ class Pipeline(Section):
     """How many; a stage holds student blocks and the teacher blocks they are matched with. The other ranks repeat the
     stages for more data (data parallelism): ranks = stages x replicas."""
 
-    def mistakes_beside(
-        self, teacher: Teacher, distill: Distill, precision: str, *, has_adapters: bool
-    ) -> Iterator[str]:
+    def mistakes_beside(self, teacher: Teacher, student: Student, distill: Distill, precision: str) -> Iterator[str]:
         """What other sections say that no pipeline does."""
         if self.stages == 1:
             return
@@ -49,5 +47,10 @@ class Pipeline(Section):
                 "distill.relation_weight: blocks of both models would have to be on one stage; remove it, or use "
                 "pipeline.stages: 1"
             )
-        if has_adapters:
+        if student.lora is not None:
             yield "student.lora: adapters are not cut into the stages of a pipeline; use pipeline.stages: 1 (ZeRO 0-3)"
+        if student.freeze_blocks is not None:
+            yield (
+                f"student.freeze_blocks: {student.freeze_blocks}: with pipeline.stages above 1 a stage of frozen "
+                "blocks would have nothing to train; remove it, or use pipeline.stages: 1 (ZeRO 0-3)"
+            )

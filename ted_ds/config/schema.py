@@ -197,8 +197,7 @@ class Recipe(Section):
 
     @rule
     def _stages_hold_the_teacher(self) -> Iterator[str]:
-        has_adapters = self.student.lora is not None
-        yield from self.pipeline.mistakes_beside(self.teacher, self.distill, self.precision, has_adapters=has_adapters)
+        yield from self.pipeline.mistakes_beside(self.teacher, self.student, self.distill, self.precision)
 
     @rule
     def _steps_can_be_repeated(self) -> Iterator[str]:

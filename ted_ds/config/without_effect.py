@@ -61,6 +61,8 @@ def _unused(recipe: Recipe) -> Iterator[tuple[list[str], str]]:
     is_measured = cut is not None and (cut.is_measured or bool(cut.widths))
     if recipe.student.heal is None and not is_measured and not are_solved:
         yield _given(recipe.student, "student", ("calibration",)), "nothing is made from calibration data"
+    if recipe.student.freeze_blocks is not None:
+        yield _given(recipe.student, "student", ("freeze_embeddings",)), "student.freeze_blocks freezes them, too"
     if not {"wandb", "trackio"} & {*recipe.tracking.backends}:
         yield _given(recipe.tracking, "tracking", ("project",)), "tracking.to names neither wandb nor trackio"
     if recipe.evaluation.every_steps is None and recipe.checkpoint.keep_best:

@@ -63,6 +63,11 @@ class Dropouts:
     label_dropouts: Mapping[str, str] = field(default_factory=dict)
     """That before a head of labels, by the model's architecture (what follows ``AutoModelFor``)."""
 
+    @property
+    def block_dropouts(self) -> tuple[str, ...]:
+        """The entries of what is dropped before the last block puts out its state."""
+        return (*self.hidden_dropouts, *self.attention_dropouts)
+
     def dropout_keys(self, what: str, architecture: str) -> tuple[str, ...]:
         """The entries of the config with the dropout of ``hidden`` states, ``attention`` or the ``classifier``.
 

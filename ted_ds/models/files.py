@@ -74,6 +74,8 @@ class ModelFacts:
     """Of these, those that a token goes through."""
     balance_weight: float = 0.0
     """Of its routers' auxiliary loss, in a language model (:meth:`~ted_ds.models.family.Family.balance_weight`)."""
+    dropped: Mapping[str, float] = field(default_factory=dict)
+    """The probabilities of dropout that its config names, by their keys there."""
     quantisation: Quantisation | None = None
     """How the files hold the weights of blocks; None where every number is in 16 or 32 bits."""
 
@@ -249,6 +251,7 @@ def facts_by(config: dict[str, Any], shapes: Mapping[str, Shape], family: Family
         num_experts=family.num_experts(config)[0],
         num_chosen_experts=family.num_experts(config)[1],
         balance_weight=family.balance_weight(config),
+        dropped={key: float(config[key]) for key in family.block_dropouts if config.get(key)},
     )
 
 

@@ -40,6 +40,8 @@ class Parameters:
     """Of the first block of each stack, by its number here: what of it whichever block is the first has."""
     behind_first: tuple[Shape, ...] = ()
     """What stands behind the first block, and goes with it; they are among the others."""
+    behind_blocks: tuple[Shape, ...] = ()
+    """What stands behind all blocks, such as a norm or a head of labels; they are among the others."""
 
     @property
     def total(self) -> int:
@@ -65,6 +67,15 @@ class Parameters:
         if self.blocks_by_layer is None:
             return self.of_blocks
         return tuple(self.of_blocks[block] for block in self.blocks_by_layer)
+
+    def sizes_behind(self, number: int) -> list[int]:
+        """How many each has of those that the state behind the first ``number`` blocks does not hang on.
+
+        An LM head that is the embeddings is none of them. For models whose layers have a block each.
+        """
+        shapes = [shape for block in self.of_blocks[number:] for shape in block]
+        shapes += [*self.behind_blocks, *self.before_lm_head]
+        return [size for size in (self.lm_head, *map(math.prod, shapes)) if size]
 
     def cut(self, blocks: Sequence[int]) -> Parameters:
         """Of a model with these blocks only, where several layers are put out by one: with so many layers."""
@@ -120,6 +131,13 @@ class Parameters:
         return replace(self, lm_head=0 if is_tied else math.prod(matrix), before_lm_head=before)
 
 
+def paths_behind_blocks(family: Family) -> tuple[str, ...]:
+    """The modules that states go through behind the last block: no block hangs on them. Some may not be there."""
+    norms = [path for path in (family.final_norm_path, family.behind_norm_path) if path is not None]
+    heads = (*family.before_label_head, *family.own_heads, *family.before_lm_head, family.lm_head_path)
+    return tuple(dict.fromkeys((*norms, *family.behind_blocks, *heads)))
+
+
 def _without(shapes: Sequence[Shape], gone: Sequence[Shape]) -> tuple[Shape, ...]:
     """All but one of each that is gone."""
     left = [*shapes]
@@ -154,8 +172,10 @@ def sort_parameters(shapes: Mapping[str, Shape], config: Mapping[str, Any], fami
     maps: dict[str, list[dict[str, Shape]]] = {name: [{} for _ in range(depth)] for name, depth in depths.items()}
     shapes = family.with_experts_together(shapes)
     before_lm_head: list[Shape] = []
-    embeddings, lm_head, others, behind_first = 0, 0, [], []
+    embeddings, lm_head, others, behind_first, behind_blocks = 0, 0, [], [], []
     is_tied, lm_heads = family.is_tied(config, shapes), prefixes(family.lm_heads_in_files)
+    paths = paths_behind_blocks(family)
+    behind = prefixes((*paths, *(path_in_body(path) for path in paths if "." in path)))
     of_first: dict[str, list[Shape]] = {name: [] for name, one in stacks.items() if one.parts_of_first_block}
     label_heads = tuple(shape for name, shape in shapes.items() if name.startswith(prefixes(family.own_heads)))
     for name, shape in shapes.items():
@@ -179,6 +199,8 @@ def sort_parameters(shapes: Mapping[str, Shape], config: Mapping[str, Any], fami
             embeddings += math.prod(shape)
         else:
             others.append(shape)
+            if name.startswith(behind):
+                behind_blocks.append(shape)
             if family.behind_first_block is not None and f".{path_in_body(family.behind_first_block)}." in f".{name}":
                 behind_first.append(shape)
     firsts = dict(zip(stacks, itertools.accumulate(depths.values(), initial=0), strict=False))
@@ -193,4 +215,5 @@ def sort_parameters(shapes: Mapping[str, Shape], config: Mapping[str, Any], fami
         label_heads=label_heads,
         of_first={firsts[stack]: tuple(shapes) for stack, shapes in of_first.items()},
         behind_first=tuple(behind_first),
+        behind_blocks=tuple(behind_blocks),
     )

@@ -194,6 +194,11 @@ class TappedModel(nn.Module):
         state, self._leaving = self._leaving, None
         return state
 
+    def begin_behind(self, number: int) -> None:
+        """Leave out embeddings and the first blocks from now on: the state behind these has to :meth:`arrive`."""
+        self.share = replace(self.share, start=number, has_embeddings=False)
+        self._arrival, self.first_state = keep_share(self.model, self.family, self.share), None
+
     def drop_beyond_taps(self) -> list[nn.Module]:
         """Leave out the blocks above the last tapped layer, and an LM head of its own; returns what was dropped.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ted_ds.assembly.assembly import Assembly
+from ted_ds.assembly.shared_prefix import share_prefix
 from ted_ds.assembly.stages import build_stage_two
 from ted_ds.models.filter_files import save_filters
 from ted_ds.output.phase_folder import PhaseFolder
@@ -95,6 +96,7 @@ def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
     if stage.teacher is not None:
         if not (needs.predictions or needs.relations):
             build.models.drop_beyond_taps(stage.teacher)
+        share_prefix(build, stage)
         build.models.share(stage.teacher, stage.module)
     with build.engine(
         phase.name,

@@ -174,7 +174,9 @@ class Inputs:
 
     def frozen_part(self) -> dict[str, Any]:
         """What of the student does not train, or what trains instead."""
-        lora = self.recipe.student.lora
-        if lora is not None:
-            return {"lora": lora.deciding_values()}
-        return {"freeze_embeddings": True} if self.recipe.student.freeze_embeddings else {}
+        student = self.recipe.student
+        if student.lora is not None:
+            return {"lora": student.lora.deciding_values()}
+        if student.freeze_blocks is not None:
+            return {"freeze_blocks": student.freeze_blocks}
+        return {"freeze_embeddings": True} if student.freeze_embeddings else {}

@@ -15,6 +15,7 @@ from ted_ds.models.files import ModelFacts
 from ted_ds.models.parameters import Parameters
 from ted_ds.numerics.layer_map import stack_of
 from ted_ds.planning.adapters import adapted_sizes, teaches_itself
+from ted_ds.planning.frozen_blocks import frozen_sizes, num_frozen_blocks
 from ted_ds.planning.heal_cost import heal_cost
 from ted_ds.planning.memory import (
     ITEM_BYTES,
@@ -126,7 +127,7 @@ class _Pair:
     def _finetuning(self, phase: Phase, side: str) -> PhaseMemory:
         """Stage 0."""
         sizes, num_frozen = self._trained_sizes(side)
-        activations = _activations(self.recipe, training_of(self.recipe, phase), self.facts[side])
+        activations = self._activations(phase, side)
         return self._phase(phase.name, sizes, num_frozen, activations=activations)
 
     def _learning_filters(self, phase: Phase, host: str) -> PhaseMemory:
@@ -155,7 +156,7 @@ class _Pair:
             DISTILL.name,
             [*sizes, *self._filters("student")],
             num_frozen,
-            activations=_activations(self.recipe, self.recipe.distill, self.facts["student"]),
+            activations=self._activations(DISTILL, "student"),
             hosts_teacher=needs.teacher and self.recipe.teacher.cache is None and not teaches_itself(self.recipe),
             frozen=sum(self._filters("teacher")) * ITEM_BYTES[self.recipe.precision] if needs.filters else 0,
         )
@@ -187,6 +188,12 @@ class _Pair:
     def _trained_sizes(self, side: str) -> tuple[list[int], int]:
         return trained_sizes(self.recipe, side, self._parameters(side))
 
+    def _activations(self, phase: Phase, side: str) -> int:
+        """Of the blocks that train."""
+        facts = self.facts[side]
+        trained = replace(facts, num_blocks=facts.num_blocks - num_frozen_blocks(self.recipe, side))
+        return _activations(self.recipe, training_of(self.recipe, phase), trained)
+
     def _filters(self, side: str) -> list[int]:
         return filter_sizes(self.recipe, self.plan, side) * len(self.plan.layer_pairs)
 
@@ -207,6 +214,8 @@ def trained_sizes(recipe: Recipe, side: str, model: Parameters, *, frozen_head: 
     sizes = model.sizes
     if side == "student" and recipe.student.lora is not None:
         return adapted_sizes(recipe, model)
+    if side == "student" and recipe.student.freeze_blocks is not None:
+        return frozen_sizes(recipe, model)
     if side == "teacher" or not recipe.student.freeze_embeddings:
         return sizes, 0
     frozen = [size for size in (model.embeddings, frozen_head) if size]

@@ -20,10 +20,12 @@ from ted_ds.models.family import DECODER, ENCODER
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.share import Share
 from ted_ds.numerics.layer_map import Layer, LayerPairs, number_of, stack_of
+from ted_ds.planning.frozen_blocks import num_frozen_blocks, shared_blocks
 from ted_ds.planning.phase import DISTILL, Phase, phases_of
 
-FORWARD, LEARN, RECOMPUTED = 1, 3, 4
-"""Passes through a matrix: forward; with the gradients of input and weights; with activations computed once more."""
+FORWARD, FIXED, LEARN, RECOMPUTED = 1, 2, 3, 4
+"""Passes through a matrix: forward; with the gradient of its input alone; with those of input and weights; with
+activations computed once more."""
 MOST_CHOICES = 33
 """Of where to cut the teacher, for one cut of the student: where no layers are matched, any would do."""
 
@@ -143,8 +145,17 @@ class _Cutter:
         if self._other is not None:
             self._other_end = self._other.num_blocks if self._predicts else max(self._other_layers, default=0)
         trained = FORWARD if self._is_filters else RECOMPUTED if recipe.activation_checkpointing else LEARN
-        self._own_blocks = [trained * cost for cost in _before_each_block(recipe, self._own)]
-        self._other_blocks = _before_each_block(recipe, self._other) if self._other is not None else [0.0]
+        own_blocks = _before_each_block(recipe, self._own)
+        self._frozen = 0 if self._is_filters else num_frozen_blocks(recipe, sides[0])
+        self._own_blocks = [
+            trained * cost - (trained - FORWARD) * own_blocks[min(index, self._frozen)]
+            for index, cost in enumerate(own_blocks)
+        ]
+        self._other_blocks = [0.0]
+        if self._other is not None:
+            blocks = _before_each_block(recipe, self._other)
+            shared = blocks[shared_blocks(recipe, facts["teacher"], facts["student"]).number if self._frozen else 0]
+            self._other_blocks = [max(cost - shared, 0.0) for cost in blocks]
 
     def cut(self, num_stages: int) -> tuple[Stage, ...]:
         """The best cut.
@@ -243,7 +254,8 @@ class _Cutter:
     def _of_heads(self) -> float:
         if not self._causal or self._is_filters:
             return 0.0
-        cost = LEARN * _of_lm_head(self._recipe, self._own)
+        is_tied = not self._own.as_language_model.lm_head
+        cost = (FIXED if self._frozen and is_tied else LEARN) * _of_lm_head(self._recipe, self._own)
         if self._other is not None and self._predicts:
             cost += FORWARD * _of_lm_head(self._recipe, self._other)
         return cost

@@ -33,6 +33,7 @@ from ted_ds.planning.contracts import (
 )
 from ted_ds.planning.data_sizes import corpus_bytes, count_rows
 from ted_ds.planning.family_uses import refused_uses
+from ted_ds.planning.frozen_blocks import freeze_in_words, freeze_mistakes
 from ted_ds.planning.heal import heal_doubts, heal_in_words, heal_mistakes
 from ted_ds.planning.layer_pairs import layer_pairs_of
 from ted_ds.planning.mistakes import (
@@ -222,6 +223,7 @@ def _lay_out(
         own_dim = recipe.filters.dim if recipe.filters and recipe.distill.needs.filters else None
         filter_dim = own_dim or teacher.hidden_size
         mistakes.add("", *ridge_mistakes(recipe, teacher, student, filter_dim))
+    mistakes.add("", *freeze_mistakes(recipe, student, layer_pairs))
     stages: Mapping[str, tuple[Stage, ...]] = {}
     if not mistakes.found and teacher is not None and student is not None:
         facts = {"student": student, "teacher": teacher}
@@ -306,6 +308,8 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
             lines += [f"found     {name}: {line}" for line in (() if is_cut else facts.family.found)]
     trains = None if plan.student is None else trains_in_words(recipe, plan.student)
     lines += [] if trains is None else [f"trains    {trains}"]
+    frozen = freeze_in_words(recipe, plan.teacher, plan.student)
+    lines += [] if frozen is None else [f"frozen    {frozen}"]
     if plan.layer_pairs:
         pairs = " ".join(f"{s}<-{t}" for s, t in plan.layer_pairs)
         lines.append(f"layers    student<-teacher {pairs}, matched in {plan.filter_dim} dimensions")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ from torch import Tensor, nn
 
 from ted_ds.config.deepspeed_keys import zero_stage
 from ted_ds.data.loader import Batch
+from ted_ds.models.frozen_prefix import PrefixStates
 from ted_ds.models.loading import num_parameters as count_parameters
 from ted_ds.models.partial import passing_on
 from ted_ds.models.predictions import Predictions
 from ted_ds.models.sharing import share_equal
 from ted_ds.models.taps import OnState, TappedModel
+from ted_ds.numerics.layer_map import number_of
 from ted_ds.runtime.initialize import initialize
 from ted_ds.runtime.sharding import (
     bytes_held,
@@ -153,6 +155,8 @@ class FrozenModel:
         """Where its weights are, if that is a disk."""
         self._tapped: TappedModel | None = tapped
         self._engine: Any = None
+        self._lent: PrefixStates | None = None
+        """What puts out its first layers in its place."""
         if engine_config is None:
             self._module: nn.Module = tapped.to(device)
         else:
@@ -203,7 +207,17 @@ class FrozenModel:
         on_state: OnState | None,
     ) -> None:
         """Run it on a batch as a teacher reads that; see :class:`ted_ds.runtime.teacher.Teacher`."""
+        if self._lent is not None:
+            self._take_lent(self._lent, batch.input_ids.shape, on_state)
         self(batch.read_by("teacher").inputs, then, with_predictions=with_predictions, on_state=on_state)
+
+    def _take_lent(self, lent: PrefixStates, shape: Sequence[int], on_state: OnState | None) -> None:
+        """Hand over the states of layers that are not here, and begin with the last of these."""
+        states, tapped = lent.take(shape), self.tapped
+        for place, layer in enumerate(tapped.layers):
+            if on_state is not None and number_of(layer) <= tapped.share.start:
+                on_state(place, states[number_of(layer)])
+        tapped.arrive(states[tapped.share.start])
 
     @property
     def tapped(self) -> TappedModel:
@@ -243,6 +257,26 @@ class FrozenModel:
         self._forget_order()
         self.named_layers = self.tapped.named_layers()
         self.num_parameters_held -= count
+        return count
+
+    def begin_behind(self, number: int, lent: PrefixStates) -> int:
+        """Give back embeddings and the first ``number`` blocks, whose states ``lent`` has. Every rank must call it.
+
+        It can teach afterwards, and nothing else; each time the model behind ``lent`` has run on the same batch.
+
+        Returns:
+            The number of parameters this rank held of it.
+        """
+        before = {id(one): one for one in self.tapped.parameters()}
+        self.tapped.begin_behind(number)
+        left = {id(one) for one in self.tapped.parameters()}  # an LM head may share what is dropped
+        dropped = nn.ParameterList([one for key, one in before.items() if key not in left])
+        count = parameters_held(dropped)
+        empty_parameters(dropped)
+        self._forget_order()
+        self.named_layers = self.tapped.named_layers()
+        self.num_parameters_held -= count
+        self._lent = lent
         return count
 
     def trained(self) -> list[str]:
