@@ -422,7 +422,7 @@ MUTATIONS = {
         "cached states of left-padded rows stand at the padding",
     ),
     "cache_scale": Mutation(
-        "teacher_cache/store.py",
+        "teacher_cache/states.py",
         ".reshape(shape) * scales",
         ".reshape(shape).float()",
         "cached states of 8 bits go without their scales",

@@ -1,0 +1,30 @@
+"""What a teacher predicted of a vocabulary, as far as it was kept on a disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ted_ds.numerics.divergences import Divergence
+from ted_ds.numerics.teacher_predictions import KeptPredictions
+
+
+@dataclass(frozen=True)
+class CachedPredictions:
+    """Those of a batch, one row for each of its output rows (:attr:`ted_ds.data.loader.Batch.output_rows`)."""
+
+    ids: Tensor
+    """``[rows, kept]``."""
+    logs: Tensor
+    """``[rows, kept + 1]``, at ``temperature``; anything where the teacher was asked for nothing."""
+    temperature: float
+    task_loss: Tensor
+    """The sum of the teacher's own task loss over the batch."""
+
+    def targets(
+        self, divergence: Divergence, *, weight: float | Tensor, temperature: float, num_shared_ids: int | None
+    ) -> KeptPredictions:
+        """What a student's predictions are held against."""
+        assert temperature == self.temperature, "the temperature names a cache"
+        return KeptPredictions(self.ids, self.logs, temperature, weight, num_shared_ids, divergence)

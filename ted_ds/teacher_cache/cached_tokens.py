@@ -1,0 +1,95 @@
+"""A teacher of a language model that is read from a cache instead of being run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ted_ds.data.loader import Batch
+from ted_ds.errors import CheckpointError
+from ted_ds.models.cached_predictions import CachedPredictions
+from ted_ds.models.predictions import Taught
+from ted_ds.numerics.chunks import select_rows
+from ted_ds.teacher_cache.store import REFILLED, Reader
+from ted_ds.teacher_cache.token_record import Answer, TokenRecord, checksum
+
+LOOK_EVERY = 100
+"""Microbatches, where looking at their tokens means to wait for the device."""
+
+
+class CachedTokens:
+    """Gives what the cache has of the tokens of a batch's sequences: predictions, and *filtered* states."""
+
+    def __init__(self, reader: Reader[TokenRecord], *, dtype: torch.dtype, temperature: float) -> None:
+        """Read through ``reader``, and give states of ``dtype``; predictions were kept at ``temperature``."""
+        self._reader, self._dtype, self._temperature = reader, dtype, temperature
+        self._num_read = 0
+
+    def teach(
+        self,
+        batch: Batch,
+        then: Callable[[Taught | None], None],
+        *,
+        with_predictions: bool,
+        on_state: Callable[[int, Tensor], None] | None,
+    ) -> None:
+        """See :class:`ted_ds.runtime.teacher.Teacher`."""
+        record = self._reader.record
+        wanted = {row: sample for row, sample in enumerate(batch.samples) if sample >= 0}
+        answers = {row: record.unpack(self._reader.read(sample)[0]) for row, sample in wanted.items()}
+        if batch.input_ids.device.type == "cpu" or self._num_read % LOOK_EVERY == 0:
+            self._refuse_other_tokens(batch, answers)
+        self._num_read += 1
+        found = [*answers.values()]
+        if on_state is not None:
+            for place in range(record.num_layers):
+                own = [answer.states[place].to(self._dtype) for answer in found]
+                on_state(place, _at_rows(batch, torch.cat([torch.zeros(0, record.dim, dtype=self._dtype), *own])))
+        then(self._predictions(batch, found) if with_predictions else None)
+
+    def _predictions(self, batch: Batch, found: Sequence[Answer]) -> CachedPredictions:
+        device, num_kept = batch.input_ids.device, self._reader.record.num_kept
+        ids = torch.cat([torch.zeros(0, num_kept, dtype=torch.long), *(answer.ids for answer in found)])
+        logs = torch.cat([torch.zeros(0, num_kept + 1), *(answer.logs for answer in found)])
+        ids, logs = (one.to(device, non_blocking=True) for one in (ids, logs))
+        if batch.predicted is not None:  # of the rows where logits are wanted, some have a label alone
+            asked = select_rows(batch.predicted.unsqueeze(-1), batch.output_rows).squeeze(-1)
+            if not len(ids):
+                ids, logs = ids.new_zeros(1, num_kept), logs.new_zeros(1, num_kept + 1)
+            place = (asked.cumsum(0) - 1).clamp(min=0)
+            ids, logs = ids[place], logs[place]
+        task_loss = torch.tensor(sum(answer.task_loss for answer in found))
+        return CachedPredictions(ids, logs, self._temperature, task_loss.to(device, non_blocking=True))
+
+    def _refuse_other_tokens(self, batch: Batch, answers: Mapping[int, Answer]) -> None:
+        """Make sure that what was kept is of the sequences that the student reads."""
+        for row, answer in answers.items():
+            if checksum(batch.input_ids[row][batch.kept_tokens[row]].cpu()) != answer.tokens:
+                raise CheckpointError(
+                    f"{self._reader.place}: the teacher's cache has other tokens than sequence {batch.samples[row]} of "
+                    f"the data; {REFILLED}"
+                )
+
+
+def _at_rows(batch: Batch, values: Tensor) -> Tensor:
+    """States of the tokens that are matched, where they stand in the batch: ``[batch, seq, dim]``, 0 elsewhere."""
+    shape, values = (*batch.input_ids.shape, values.shape[-1]), values.to(batch.input_ids.device, non_blocking=True)
+    if batch.token_rows is None:
+        return values.reshape(shape)
+    states = values.new_zeros(shape)
+    states.view(-1, shape[-1]).index_copy_(0, batch.token_rows, values)
+    return states
+
+
+def in_words(reader: Reader[TokenRecord]) -> str:
+    """What a token takes, and what was seen to be lost of predictions."""
+    size = f"{reader.num_bytes / max(reader.num_tokens, 1):.4g} bytes a token"
+    nats, rest, count = reader.lost.tolist()
+    if not count:
+        return size
+    return (
+        f"{size}; of {count:,.0f} predictions that were looked at, what is kept is {nats / count:.3g} nats (KL) from "
+        f"the whole, and the rest has {rest / count:.2%} of the probability"
+    )
