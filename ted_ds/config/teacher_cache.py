@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from ted_ds.config.distill import Distill
-from ted_ds.config.section import Section
+from ted_ds.config.section import Section, rule
 from ted_ds.config.tasks import Task
 
 MOST_PROBABLE = 64
@@ -27,19 +27,27 @@ class TeacherCache(Section):
     top_k: int | None = Field(default=None, gt=0)
     """Of each token's prediction by an LM head: so many ids are kept, those most probable, with their probabilities and
     what all others come to; unset: 64."""
+    sampled: int | None = Field(default=None, gt=0, le=65535)
+    """In their place: so many ids are drawn from each prediction, and how often each was drawn is kept; of the KL
+    alone, which is learned without bias."""
     dir: Path | None = None
     """A folder that all nodes share, in which runs find each other's caches; unset: in ``output_dir``, until Stage II
     is complete."""
 
     @property
     def num_kept(self) -> int:
-        """Ids that are kept of a prediction by an LM head."""
-        return MOST_PROBABLE if self.top_k is None else self.top_k
+        """Ids that are kept of a prediction by an LM head, or drawn from it."""
+        return self.sampled or self.top_k or MOST_PROBABLE
+
+    @rule
+    def _kept_in_one_way(self) -> Iterator[str]:
+        if self.top_k is not None and self.sampled is not None:
+            yield "top_k and sampled: a prediction is kept in one of the two ways; remove one of them"
 
     def deciding_values(self, task: Task, distill: Distill) -> Any:
         """What of it decides the result of Stage II, as JSON."""
         if task.has_lm_head and distill.needs.predictions:
-            return {"precision": self.precision, "top_k": self.num_kept}
+            return {"precision": self.precision, "sampled" if self.sampled else "top_k": self.num_kept}
         return self.precision
 
     def mistakes_beside(self, task: Task, distill: Distill) -> Iterator[str]:
@@ -48,16 +56,24 @@ class TeacherCache(Section):
             yield f"teacher.cache: {task.why_not_cached}"
         if not distill.needs.teacher:
             yield "teacher.cache: distill.method: sft has no teacher; remove it"
-        if self.top_k is not None and not task.has_lm_head:
+        for key in ("top_k", "sampled"):
+            number: int | None = getattr(self, key)
+            if number is not None and not task.has_lm_head:
+                yield (
+                    f"teacher.cache.{key}: {number}: a {task.kind} has no LM head, and all that its own puts out is "
+                    "kept; remove it"
+                )
+            elif number is not None and not distill.needs.predictions:
+                yield (
+                    f"teacher.cache.{key}: {number}: distill.kl_weight is 0, and no prediction is kept; remove it, or "
+                    "raise the weight"
+                )
+        if self.sampled is not None and distill.needs.predictions and distill.divergence != "kl":
             yield (
-                f"teacher.cache.top_k: {self.top_k}: a {task.kind} has no LM head, and all that its own puts out is "
-                "kept; remove it"
+                f"teacher.cache.sampled: {self.sampled}: distill.divergence: {distill.divergence} needs more of a "
+                "prediction than what was drawn says without bias; use divergence: kl, or top_k in its place"
             )
-        elif self.top_k is not None and not distill.needs.predictions:
-            yield (
-                f"teacher.cache.top_k: {self.top_k}: distill.kl_weight is 0, and no prediction is kept; remove it, or "
-                "raise the weight"
-            )
+            return
         if task.has_lm_head and distill.needs.predictions and distill.divergence_is_of_a_package:
             yield (
                 f"distill.divergence: {distill.divergence}: a cache keeps the most probable ids of a prediction, and "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ted_ds.numerics.divergences import Divergence
-from ted_ds.numerics.teacher_predictions import KeptPredictions
+from ted_ds.numerics.teacher_predictions import DrawnPredictions, KeptPredictions, OnDisk
 
 
 @dataclass(frozen=True)
@@ -16,15 +16,20 @@ class CachedPredictions:
 
     ids: Tensor
     """``[rows, kept]``."""
-    logs: Tensor
-    """``[rows, kept + 1]``, at ``temperature``; anything where the teacher was asked for nothing."""
+    numbers: Tensor
+    """``[rows, kept + 1]`` (:class:`ted_ds.numerics.keeping.Kept`); anything where the teacher was not asked."""
+    drawn: bool
+    """Whether they were drawn; else they are the most probable ones."""
     temperature: float
+    """At which they were kept."""
     task_loss: Tensor
     """The sum of the teacher's own task loss over the batch."""
 
     def targets(
         self, divergence: Divergence, *, weight: float | Tensor, temperature: float, num_shared_ids: int | None
-    ) -> KeptPredictions:
+    ) -> OnDisk:
         """What a student's predictions are held against."""
         assert temperature == self.temperature, "the temperature names a cache"
-        return KeptPredictions(self.ids, self.logs, temperature, weight, num_shared_ids, divergence)
+        if self.drawn:
+            return DrawnPredictions(self.ids, self.numbers, temperature, weight, num_shared_ids)
+        return KeptPredictions(self.ids, self.numbers, temperature, weight, num_shared_ids, divergence)

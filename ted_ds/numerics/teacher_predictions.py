@@ -9,6 +9,10 @@ Every divergence of :mod:`ted_ds.numerics.divergences` is an f-divergence, which
 lower: ``0 <= D_K <= D`` (Csiszár 1967), equal where K is the vocabulary. For the KL the difference is known:
 ``D - D_K = p_R KL(p(. | R) || q(. | R))``, and its gradient by the student's softened logits is the whole one in K, and
 beyond it differs by ``p_v - p_R q_v / q_R``: by at most ``2 p_R`` summed over ids, as both add up to p_R.
+
+Of one of which n ids were drawn, v as often as c_v, the KL alone is learned: ``- sum_v c_v / n log q_v - H(p)``, with
+the entropy of the whole, which was kept. It is linear in the counts: where these are n p_v on average, so are value and
+gradient those of the whole KL (Anshumann et al. 2025, "Sparse Logit Sampling", arXiv 2503.16870).
 """
 
 from __future__ import annotations
@@ -99,3 +103,34 @@ class KeptPredictions:
         values, slopes = self.divergence.compare(block, scale)
         gradient = torch.stack([one * factors for one, factors in slopes]).sum(0)
         return OfKept(values, [(rest, gradient[:, -1:] / total)], ids, gradient[:, :-1])
+
+
+@dataclass(frozen=True)
+class DrawnPredictions:
+    """Ids that were drawn from each row's prediction, softened as they are compared."""
+
+    ids: Int[Tensor, "rows drawn"]
+    """Of the draws, each once, all below ``num_shared_ids``; any where there are no more."""
+    numbers: Float[Tensor, "rows drawn_and_one"]
+    """How often each was drawn, 0 where there are no more, and the entropy of the whole prediction in nats."""
+    temperature: float
+    weight: float | Float[Tensor, ""]
+    """As those of :class:`TeacherPredictions`."""
+    num_shared_ids: int | None = None
+
+    def compare(
+        self, student: Float[Tensor, "rows ids"], scratch: Float[Tensor, "rows ids"], rows: slice, scale: float
+    ) -> OfKept:
+        """See :meth:`KeptPredictions.compare`."""
+        ids, numbers = self.ids[rows], self.numbers[rows].to(student.dtype)
+        shares = numbers[:, :-1] / numbers[:, :-1].sum(-1, keepdim=True).clamp(min=1)
+        soft = torch.mul(student, 1 / self.temperature, out=scratch)
+        soft -= soft.amax(-1, keepdim=True)
+        picked = soft.gather(-1, ids)
+        norm = soft.exp_().sum(-1, keepdim=True)
+        values = norm.log() - (shares * picked).sum(-1, keepdim=True) - numbers[:, -1:]
+        return OfKept(values, [(soft, scale / norm)], ids, shares * -scale)
+
+
+OnDisk = KeptPredictions | DrawnPredictions
+"""What was kept."""

@@ -34,7 +34,7 @@ from ted_ds.numerics.chunks import (
 from ted_ds.numerics.divergences import Block
 from ted_ds.numerics.logits import PLAIN, LogitRule
 from ted_ds.numerics.losses import kept_labels
-from ted_ds.numerics.teacher_predictions import KeptPredictions, OfKept, TeacherPredictions
+from ted_ds.numerics.teacher_predictions import OfKept, OnDisk, TeacherPredictions
 
 BLOCK_BYTES = {"cpu": 3 * MIB, "cuda": 64 * MIB}
 """Logits brought to fp32 at a time: on the CPU what stays in its caches, on a GPU enough to keep it busy."""
@@ -47,7 +47,7 @@ class VocabularyTargets:
     labels: Int[Tensor, "*batch"]
     """Where one is ignored, there is no cross-entropy."""
     task_weight: float = 1.0
-    teacher: TeacherPredictions | KeptPredictions | None = None
+    teacher: TeacherPredictions | OnDisk | None = None
     """Of predictions that were kept, those of the rows where logits are wanted, in their order."""
     max_chunk_bytes: int | None = None
     """For a chunk's logits; unset: what suits the device."""
@@ -146,7 +146,7 @@ class _Job:
     rule: LogitRule
     own_rows: _OwnRows | None
     teacher_hidden: Tensor | None
-    teacher: TeacherPredictions | KeptPredictions | None
+    teacher: TeacherPredictions | OnDisk | None
     task_weight: float
     needs: tuple[bool, ...]
     """Gradients of hidden states, weight, bias."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 ID_BYTES, LOG_BYTES, REST_BYTES = 2, 2, 4
+COUNT_BYTES = 2
+"""Of how many ids of a prediction were drawn, and how often each was."""
 SCALE_BYTES = 4
 STATE_BYTES = {"bf16": 2, "int8": 1}
 
@@ -24,16 +26,19 @@ class TokenSizes:
     precision: str
     """Of filtered states: ``bf16``, or ``int8`` with a scale per token."""
     num_kept: int
-    """Ids of each prediction; 0 where nobody asks for them."""
+    """Ids of each prediction, or draws from it; 0 where nobody asks for them."""
     num_ids: int
     """Of the vocabulary that predictions are over."""
+    drawn: bool = False
+    """Whether ids are drawn; else those most probable are kept."""
 
     @property
     def of_prediction(self) -> float:
-        """Bytes of what a token is predicted to be."""
+        """Bytes of what a token is predicted to be; at most, where ids are drawn."""
         if not self.num_kept:
             return 0.0
-        return self.num_kept * (ID_BYTES + LOG_BYTES + num_planes(self.num_ids) / 8) + REST_BYTES
+        number, once = (COUNT_BYTES, COUNT_BYTES + REST_BYTES) if self.drawn else (LOG_BYTES, REST_BYTES)
+        return self.num_kept * (ID_BYTES + number + num_planes(self.num_ids) / 8) + once
 
     @property
     def of_states(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,10 +13,11 @@ from ted_ds.assembly.assembly import Assembly
 from ted_ds.assembly.stages import read_at
 from ted_ds.data.loader import Batch
 from ted_ds.data.samples import Sample
+from ted_ds.data.stream.order import hash_of
 from ted_ds.models.predictions import Predictions, VocabularyPredictions, predicted_of
 from ted_ds.numerics.chunks import select_rows
 from ted_ds.numerics.filters import FilterBank
-from ted_ds.numerics.kept_top import Keeping, Kept, keep_top, lost
+from ted_ds.numerics.keeping import Keeping, Kept, keep_drawn, keep_top, lost
 from ted_ds.numerics.task_terms import TaskTerms
 from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.teacher_cache.store import NOTHING_LOST, Record
@@ -27,7 +29,7 @@ class Ask(Protocol):
 
     @property
     def lost(self) -> Sequence[float]:
-        """What was seen to be lost of predictions by writing them down (:func:`ted_ds.numerics.kept_top.lost`).
+        """What was seen to be lost of predictions by writing them down (:func:`ted_ds.numerics.keeping.lost`).
 
         Both sums, and of how many predictions.
         """
@@ -101,7 +103,7 @@ class TokenAsker:
 
     def __init__(self, asker: Asker, record: TokenRecord, terms: TaskTerms, *, temperature: float) -> None:
         self._asker, self._record, self._terms = asker, record, terms
-        self._keeping = Keeping(record.num_kept, record.num_ids, temperature)
+        self._keeping = Keeping(record.num_kept, record.num_ids, temperature, record.drawn)
         self.lost: Sequence[float] = NOTHING_LOST
         """See :class:`Ask`."""
 
@@ -121,6 +123,9 @@ class TokenAsker:
 
             def of_head(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
                 head = (hidden, weight, bias)
+                if record.drawn:
+                    starts = _starts(batch, rows).to(hidden.device)
+                    return keep_drawn(*head, labels, self._keeping, predictions.head.rule, starts=starts)
                 kept = keep_top(*head, labels, self._keeping, predictions.head.rule)
                 if not self.lost[-1]:
                     written = record.rounded(kept)
@@ -134,13 +139,22 @@ class TokenAsker:
         answers = []
         for row, sample in enumerate(samples):
             nothing = torch.zeros(record.num_layers, 0, record.dim)
-            ids, logs, task_loss = torch.zeros(0, 0, dtype=torch.long), torch.zeros(0, 1), 0.0
+            ids, numbers, task_loss = torch.zeros(0, 0, dtype=torch.long), torch.zeros(0, 1), 0.0
             if found:
-                mine, (all_ids, all_logs, losses) = rows == row, found[0]
-                ids, logs = all_ids[mine & is_asked], all_logs[mine & is_asked]
+                mine, (all_ids, all_numbers, losses) = rows == row, found[0]
+                ids, numbers = all_ids[mine & is_asked], all_numbers[mine & is_asked]
                 task_loss = float(losses[mine].sum())
             matched = [state[row][batch.matched_tokens[row]] for state in states]
             own = torch.stack(matched) if matched else nothing
-            answer = Answer(ids, logs, own, task_loss, checksum(sample.input_ids))
+            answer = Answer(ids, numbers, own, task_loss, checksum(sample.input_ids))
             answers.append(record.pack(answer))
         return answers
+
+
+def _starts(batch: Batch, rows: Tensor) -> Tensor:
+    """What the draws of each of the ``rows`` begin with: by the sequence's number alone, whoever asks for it."""
+    found = []
+    for row, count in enumerate(rows.bincount(minlength=len(batch.samples)).tolist()):
+        generator = np.random.Generator(np.random.PCG64(hash_of("draws of sequence", batch.samples[row])))
+        found.append(torch.from_numpy(generator.random(count)))
+    return torch.cat(found)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ted_ds.data.loader import Batch
 from ted_ds.errors import CheckpointError
@@ -50,18 +51,20 @@ class CachedTokens:
         then(self._predictions(batch, found) if with_predictions else None)
 
     def _predictions(self, batch: Batch, found: Sequence[Answer]) -> CachedPredictions:
-        device, num_kept = batch.input_ids.device, self._reader.record.num_kept
-        ids = torch.cat([torch.zeros(0, num_kept, dtype=torch.long), *(answer.ids for answer in found)])
-        logs = torch.cat([torch.zeros(0, num_kept + 1), *(answer.logs for answer in found)])
-        ids, logs = (one.to(device, non_blocking=True) for one in (ids, logs))
+        device, record = batch.input_ids.device, self._reader.record
+        width = max((answer.ids.shape[1] for answer in found), default=0)
+        ids, numbers = torch.zeros(0, width, dtype=torch.long), torch.zeros(0, width + 1)
+        if found:
+            ids, numbers = map(torch.cat, zip(*(_widened(answer, width) for answer in found), strict=True))
+        ids, numbers = (one.to(device, non_blocking=True) for one in (ids, numbers))
         if batch.predicted is not None:  # of the rows where logits are wanted, some have a label alone
             asked = select_rows(batch.predicted.unsqueeze(-1), batch.output_rows).squeeze(-1)
             if not len(ids):
-                ids, logs = ids.new_zeros(1, num_kept), logs.new_zeros(1, num_kept + 1)
+                ids, numbers = ids.new_zeros(1, width), numbers.new_zeros(1, width + 1)
             place = (asked.cumsum(0) - 1).clamp(min=0)
-            ids, logs = ids[place], logs[place]
-        task_loss = torch.tensor(sum(answer.task_loss for answer in found))
-        return CachedPredictions(ids, logs, self._temperature, task_loss.to(device, non_blocking=True))
+            ids, numbers = ids[place], numbers[place]
+        task_loss = torch.tensor(sum(answer.task_loss for answer in found)).to(device, non_blocking=True)
+        return CachedPredictions(ids, numbers, record.drawn, self._temperature, task_loss)
 
     def _refuse_other_tokens(self, batch: Batch, answers: Mapping[int, Answer]) -> None:
         """Make sure that what was kept is of the sequences that the student reads."""
@@ -71,6 +74,13 @@ class CachedTokens:
                     f"{self._reader.place}: the teacher's cache has other tokens than sequence {batch.samples[row]} of "
                     f"the data; {REFILLED}"
                 )
+
+
+def _widened(answer: Answer, width: int) -> tuple[Tensor, Tensor]:
+    """Ids and numbers with room for so many ids, of which those that are not there were never drawn."""
+    missing = (0, width - answer.ids.shape[1])
+    counts, last = answer.numbers.split([answer.ids.shape[1], 1], dim=-1)
+    return functional.pad(answer.ids, missing), torch.cat([functional.pad(counts, missing), last], -1)
 
 
 def _at_rows(batch: Batch, values: Tensor) -> Tensor:

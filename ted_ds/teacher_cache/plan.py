@@ -111,8 +111,9 @@ def _record(build: Assembly) -> Record | TokenRecord:
     dim, asked = build.plan.filter_dim if layers else 0, recipe.distill.needs.predictions
     if build.num_shared_ids is None:
         return Record(layers, dim, recipe.task.num_outputs if asked else 0, settings.precision)
-    num_kept = min(settings.num_kept, build.num_shared_ids) if asked else 0
-    return TokenRecord(layers, dim, settings.precision, num_kept, build.num_shared_ids)
+    drawn, num_kept = settings.sampled is not None, settings.num_kept if asked else 0
+    num_kept = num_kept if drawn else min(num_kept, build.num_shared_ids)
+    return TokenRecord(layers, dim, settings.precision, num_kept, build.num_shared_ids, drawn)
 
 
 def refuse_useless_cache(build: Assembly) -> None:

@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ted_ds.numerics.kept_top import Kept
-from ted_ds.planning.cache_size import ID_BYTES, LOG_BYTES, REST_BYTES, TokenSizes, num_planes
-from ted_ds.teacher_cache.states import as_bytes, pack_states, size_of_states, unpack_states
+from ted_ds.numerics.keeping import Kept
+from ted_ds.planning.cache_size import TokenSizes
+from ted_ds.teacher_cache.packed_predictions import pack_drawn, pack_top, unpack_drawn, unpack_top
+from ted_ds.teacher_cache.states import pack_states, size_of_states, unpack_states
 from ted_ds.teacher_cache.store import ALIGNMENT, aligned, padded
 
 HEAD = struct.Struct("<IIfI")
@@ -26,9 +27,9 @@ class Answer(NamedTuple):
     """What the teacher says of a sequence."""
 
     ids: Int[Tensor, "predicted kept"]
-    """Of the most probable next tokens, wherever the prediction term runs over one."""
-    logs: Float[Tensor, "predicted kept_and_rest"]
-    """Logs of their probabilities, and of that of all others."""
+    """Of tokens, wherever the prediction term runs over one."""
+    numbers: Float[Tensor, "predicted kept_and_one"]
+    """See :class:`ted_ds.numerics.keeping.Kept`."""
     states: Float[Tensor, "layers matched dim"]
     """Filtered ones, wherever states are compared."""
     task_loss: float
@@ -44,7 +45,7 @@ def checksum(ids: Sequence[int] | Tensor) -> int:
 
 @dataclass(frozen=True)
 class TokenRecord(TokenSizes):
-    """Ids in as many bits as they need, the logs of their probabilities in fp16, that of the rest in fp32."""
+    """A head, predictions, and states."""
 
     def num_bytes(self, tokens: int) -> int:
         """At most, of a sequence of so many tokens, in the file."""
@@ -53,53 +54,26 @@ class TokenRecord(TokenSizes):
     def rounded(self, kept: Kept) -> Kept:
         """What was kept, as it is read again."""
         nothing = torch.zeros(self.num_layers, 0, self.dim)
-        packed = self.pack(Answer(kept.ids, kept.logs, nothing, 0.0, 0))
+        packed = self.pack(Answer(kept.ids, kept.numbers, nothing, 0.0, 0))
         answer = self.unpack(np.frombuffer(packed, np.uint8))
-        return Kept(answer.ids.to(kept.ids.device), answer.logs.to(kept.logs), kept.losses)
+        return Kept(answer.ids.to(kept.ids.device), answer.numbers.to(kept.numbers), kept.losses)
 
     def pack(self, answer: Answer) -> bytes:
         """The record of a sequence."""
-        head = HEAD.pack(len(answer.ids), answer.states.shape[1], answer.task_loss, answer.tokens)
-        parts = [head]
+        whole = HEAD.pack(len(answer.ids), answer.states.shape[1], answer.task_loss, answer.tokens)
         if self.num_kept:
-            ids = answer.ids.cpu().numpy()
-            parts.append((ids & 0xFFFF).astype(np.uint16).tobytes())
-            parts += [np.packbits(ids >> (8 * ID_BYTES + plane) & 1).tobytes() for plane in range(self._planes)]
-            parts = [
-                padded(b"".join(parts)),
-                as_bytes(answer.logs[:, :-1].half()),
-                as_bytes(answer.logs[:, -1].float()),
-            ]
-        whole = padded(b"".join(parts))
+            pack_predictions = pack_drawn if self.drawn else pack_top
+            whole = padded(whole + pack_predictions(self, answer.ids, answer.numbers))
         return padded(whole + pack_states(answer.states, self.precision)) if self.num_layers else whole
 
     def unpack(self, record: np.ndarray[Any, Any]) -> Answer:
-        """What :meth:`pack` was given, rounded; the probabilities of each prediction add up to 1."""
+        """What :meth:`pack` was given, rounded."""
         num_predicted, num_states, task_loss, tokens = HEAD.unpack(record[: HEAD.size].tobytes())
-        end = HEAD.size
-        ids, logs = torch.zeros(0, 0, dtype=torch.long), torch.zeros(0, 1)
+        ids, numbers, end = torch.zeros(0, 0, dtype=torch.long), torch.zeros(0, 1), HEAD.size
         if self.num_kept:
-            count = num_predicted * self.num_kept
-            low, end = _cut(record, end, count * ID_BYTES)
-            whole = low.view(np.uint16).astype(np.int64)
-            for plane in range(self._planes):
-                bits, end = _cut(record, end, -(-count // 8))
-                whole |= np.unpackbits(bits, count=count).astype(np.int64) << (8 * ID_BYTES + plane)
-            ids = torch.from_numpy(whole).reshape(num_predicted, self.num_kept)
-            top, end = _cut(record, aligned(end), count * LOG_BYTES)
-            rest, end = _cut(record, end, num_predicted * REST_BYTES)
-            top = torch.from_numpy(top.view(np.float16).astype(np.float32)).reshape(num_predicted, self.num_kept)
-            logs = torch.cat([top, torch.from_numpy(rest.view(np.float32).copy())[:, None]], -1)
-            logs -= logs.logsumexp(-1, keepdim=True)
+            unpack_predictions = unpack_drawn if self.drawn else unpack_top
+            ids, numbers, end = unpack_predictions(self, record, end, num_predicted)
         shape = (self.num_layers, num_states, self.dim)
-        stored, _ = _cut(record, aligned(end), size_of_states(shape, self.precision))
-        return Answer(ids, logs, unpack_states(stored, shape, self.precision), task_loss, tokens)
-
-    @property
-    def _planes(self) -> int:
-        return num_planes(self.num_ids)
-
-
-def _cut(record: np.ndarray[Any, Any], start: int, size: int) -> tuple[np.ndarray[Any, Any], int]:
-    """So many bytes, and where they end."""
-    return record[start : start + size], start + size
+        start = aligned(end)
+        stored = record[start : start + size_of_states(shape, self.precision)]
+        return Answer(ids, numbers, unpack_states(stored, shape, self.precision), task_loss, tokens)

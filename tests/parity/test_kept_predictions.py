@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,10 +12,10 @@ from torch.nn import functional as F
 
 from ted_ds.numerics import chunks, vocabulary
 from ted_ds.numerics.divergences import make_divergence
-from ted_ds.numerics.kept_top import Keeping, Kept, keep_top, lost
+from ted_ds.numerics.keeping import Keeping, Kept, keep_drawn, keep_top, lost
 from ted_ds.numerics.logits import LogitRule
 from ted_ds.numerics.losses import kept_labels
-from ted_ds.numerics.teacher_predictions import KeptPredictions
+from ted_ds.numerics.teacher_predictions import DrawnPredictions, KeptPredictions
 from ted_ds.numerics.vocabulary import VocabularyTargets, vocabulary_losses
 from tests.parity.test_vocabulary import Case, assert_same
 from tests.plain import DIVERGENCES, plain_divergence
@@ -47,7 +48,7 @@ def learned(case: Case, kept: Kept, *, temperature: float = 2.0, num_ids: int = 
     """The three sums, and the gradients of 1.3 times the first."""
     measure = make_divergence(divergence, DIVERGENCES[divergence])
     weight = 2.5 if case.predicted is None else torch.tensor(2.5, dtype=torch.float64)
-    teacher = KeptPredictions(kept.ids, kept.logs, temperature, weight, num_ids, measure)
+    teacher = KeptPredictions(kept.ids, kept.numbers, temperature, weight, num_ids, measure)
     targets = VocabularyTargets(case.labels, 0.7, teacher, max_chunk_bytes=1, predicted=case.predicted)
     sums = vocabulary_losses(case.hidden, case.weight, case.bias, targets, case.rule)
     return list(sums), list(torch.autograd.grad(1.3 * sums[0], case.trained))
@@ -115,9 +116,9 @@ def test_values_and_gradients_keep_their_bounds(num_kept, divergence):
     def of(num: int) -> tuple[Tensor, Tensor, Tensor]:
         kept = keep_top(theirs, identity, None, labels, Keeping(num, VOCAB, 1.0))
         leaf = own.clone().requires_grad_()
-        teacher = KeptPredictions(kept.ids, kept.logs, 1.0, 1.0, VOCAB, measure)
+        teacher = KeptPredictions(kept.ids, kept.numbers, 1.0, 1.0, VOCAB, measure)
         sums = vocabulary_losses(leaf, identity, None, VocabularyTargets(labels, 0.0, teacher))
-        return sums[2], torch.autograd.grad(sums[0], leaf)[0], kept.logs[:, -1].exp()
+        return sums[2], torch.autograd.grad(sums[0], leaf)[0], kept.numbers[:, -1].exp()
 
     (some, of_some, rest), (whole, of_whole, _) = of(num_kept), of(VOCAB)
     assert 0 <= some <= whole
@@ -132,7 +133,7 @@ def test_a_student_that_is_sure_learns_of_the_rest():
     theirs = torch.zeros(1, 5)
     own = torch.tensor([[60.0, 0.0, -1.0, -2.0, -3.0]], requires_grad=True)
     kept = keep_top(theirs, torch.eye(5), None, torch.tensor([0]), Keeping(1, 5, 1.0))
-    teacher = KeptPredictions(torch.tensor([[0]]), kept.logs, 1.0, 1.0, 5)
+    teacher = KeptPredictions(torch.tensor([[0]]), kept.numbers, 1.0, 1.0, 5)
     sums = vocabulary_losses(own, torch.eye(5), None, VocabularyTargets(torch.tensor([0]), 0.0, teacher))
     (gradient,) = torch.autograd.grad(sums[0], own)
     shares = torch.tensor([0.0, -1.0, -2.0, -3.0]).softmax(-1)
@@ -147,9 +148,71 @@ def test_what_is_kept_are_the_largest_and_the_teachers_own_loss():
     p = (logits[:, :SHARED] / 2).softmax(-1)
     top, ids = p.topk(4)
     assert torch.equal(kept.ids, ids)
-    torch.testing.assert_close(kept.logs.exp(), torch.cat([top, 1 - top.sum(-1, keepdim=True)], -1))
+    torch.testing.assert_close(kept.numbers.exp(), torch.cat([top, 1 - top.sum(-1, keepdim=True)], -1))
     torch.testing.assert_close(kept.losses, F.cross_entropy(logits, labels, reduction="none"))
     found = lost(rows_of(case, case.teacher_hidden), case.teacher_weight, None, kept, Keeping(4, SHARED, 2.0))
     spread = ((1 - top.sum(-1, keepdim=True)) / (SHARED - 4)).expand_as(p).scatter(-1, ids, top)
     expected = torch.stack([(p * (p / spread).log()).sum(), (1 - top.sum(-1)).sum()])
     torch.testing.assert_close(found, expected)
+
+
+# --- drawn ------------------------------------------------------------------------------------------------------------
+
+NUM_STARTS = 60
+
+
+def grid(num_rows: int) -> Iterator[Tensor]:
+    """All starts, as near as they are to each other."""
+    for start in range(NUM_STARTS):
+        yield torch.full((num_rows,), (start + 0.5) / NUM_STARTS, dtype=torch.float64)
+
+
+def test_each_id_is_drawn_as_often_as_it_is_probable():
+    case = Case(30, vocab=VOCAB)
+    keeping = Keeping(16, SHARED, 2.0, drawn=True)
+    hidden, labels = rows_of(case, case.teacher_hidden), rows_of(case, case.labels)
+    logits = F.linear(hidden, case.teacher_weight)
+    p = (logits[:, :SHARED] / 2).softmax(-1)
+    total = torch.zeros_like(p)
+    for starts in grid(len(hidden)):
+        kept = keep_drawn(hidden, case.teacher_weight, None, labels, keeping, starts=starts)
+        counts = torch.zeros_like(p).scatter_add_(-1, kept.ids, kept.numbers[:, :-1])
+        assert bool(((counts - 16 * p).abs() < 1 + 1e-9).all())
+        assert torch.equal(counts.sum(-1), torch.full((len(p),), 16.0, dtype=torch.float64))
+        total += counts
+    # a count changes at two starts at most, and the grid is as fine as this
+    assert bool(((total / NUM_STARTS - 16 * p).abs() <= 2 / NUM_STARTS).all())
+    torch.testing.assert_close(kept.numbers[:, -1], -(p * p.log()).sum(-1))
+    torch.testing.assert_close(kept.losses, F.cross_entropy(logits, labels, reduction="none"))
+
+
+def of_drawn(case: Case, kept: Kept) -> Any:
+    teacher = DrawnPredictions(kept.ids, kept.numbers, 2.0, 2.5, SHARED)
+    targets = VocabularyTargets(case.labels, 0.7, teacher, max_chunk_bytes=1)
+    sums = vocabulary_losses(case.hidden, case.weight, case.bias, targets, case.rule)
+    return list(sums), list(torch.autograd.grad(1.3 * sums[0], case.trained))
+
+
+@pytest.mark.parametrize("rule", [None, LogitRule(0.4, 3.0)])
+def test_what_is_drawn_teaches_the_whole_kl_on_average(rule):
+    """Sums and gradients are linear in the counts: of the probabilities themselves they are those of the whole KL."""
+    case = Case(23)
+    case.rule = rule or case.rule
+    logits = F.linear(rows_of(case, case.teacher_hidden), case.teacher_weight)[:, :SHARED] / 2
+    p = logits.softmax(-1)
+    every = Kept(torch.arange(SHARED).expand(len(p), -1), torch.cat([64 * p, _entropy(p)], -1), p[:, 0])
+    assert_same(of_drawn(case, every), case.plain(shared=SHARED), TOLERANCE[torch.float64])
+    hidden, labels = rows_of(case, case.teacher_hidden), rows_of(case, case.labels)
+    keeping = Keeping(4, SHARED, 2.0, drawn=True)
+    draws = (
+        keep_drawn(hidden, case.teacher_weight, None, labels, keeping, starts=start) for start in grid(len(hidden))
+    )
+    found = [of_drawn(case, kept) for kept in draws]
+    means = [[torch.stack(column).mean(0) for column in zip(*part, strict=True)] for part in zip(*found, strict=True)]
+    assert_same(means, case.plain(shared=SHARED), 0.03)  # by the grid; 0.01 were seen
+    one, whole = found[0][1][0], case.plain(shared=SHARED)[1][0]
+    assert (one - whole).norm() > 0.05 * whole.norm()
+
+
+def _entropy(p: Tensor) -> Tensor:
+    return -(p * p.log()).sum(-1, keepdim=True)

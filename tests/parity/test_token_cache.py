@@ -17,7 +17,7 @@ from ted_ds.data.loader import Collator, OfCompletions
 from ted_ds.data.reading.listing import list_data
 from ted_ds.data.samples import Sample
 from ted_ds.errors import CheckpointError
-from ted_ds.numerics.kept_top import Keeping, Kept, keep_top
+from ted_ds.numerics.keeping import Keeping, Kept, keep_top
 from ted_ds.numerics.teacher_predictions import KeptPredictions
 from ted_ds.numerics.vocabulary import VocabularyTargets, vocabulary_losses
 from ted_ds.planning.cache_size import TokenSizes
@@ -36,7 +36,7 @@ def answer_of(record: TokenRecord, predicted: int, matched: int, *, seed: int = 
     logits = torch.randn(predicted, record.num_ids, generator=generator) * 4
     kept = keep_top(logits, torch.eye(record.num_ids), None, torch.zeros(predicted).long(), Keeping(*of(record)))
     states = torch.randn(record.num_layers, matched, record.dim, generator=generator)
-    return Answer(kept.ids, kept.logs, states, 1.5, tokens)
+    return Answer(kept.ids, kept.numbers, states, 1.5, tokens)
 
 
 def of(record: TokenRecord) -> tuple[int, int, float]:
@@ -56,8 +56,8 @@ def test_a_record_comes_back(num_ids, predicted, matched, layers, precision):
     assert len(packed) <= record.num_bytes(max(predicted, matched))
     got = record.unpack(torch.frombuffer(bytearray(packed), dtype=torch.uint8).numpy())
     assert torch.equal(got.ids, ids)
-    torch.testing.assert_close(got.logs, logs, rtol=2**-10, atol=2e-3)  # all are moved to add up to 1
-    torch.testing.assert_close(got.logs.logsumexp(-1), torch.zeros(predicted), atol=1e-6, rtol=0)
+    torch.testing.assert_close(got.numbers, logs, rtol=2**-10, atol=2e-3)  # all are moved to add up to 1
+    torch.testing.assert_close(got.numbers.logsumexp(-1), torch.zeros(predicted), atol=1e-6, rtol=0)
     torch.testing.assert_close(got.states.float(), given.states, rtol=1e-2, atol=2e-2)
     assert (got.task_loss, got.tokens) == (-2.25, 2**32 - 1)
 
@@ -68,6 +68,45 @@ def test_64_ids_take_less_than_300_bytes(num_ids, most):
     record = TokenRecord(0, 0, "bf16", 64, num_ids)
     answer = Answer(torch.zeros(100, 64).long(), torch.zeros(100, 65), torch.zeros(0, 0, 0), 0.0, 0)
     assert len(record.pack(answer)) == 100 * most + 16
+
+
+@pytest.mark.parametrize("num_ids", [300, 200_000])
+def test_draws_come_back(num_ids):
+    record = TokenRecord(0, 0, "bf16", 70_000 if num_ids > 300 else 50, num_ids, drawn=True)
+    ids = torch.tensor([[0, num_ids - 1, 7, 5], [9, 0, 0, 0], [8, 2, 0, 0]])
+    counts = torch.tensor([[40.0, 8, 1, 1], [50, 0, 0, 0], [30, 20, 0, 0]])
+    given = Answer(ids, torch.cat([counts, torch.tensor([[0.5], [0.0], [1.25]])], -1), torch.zeros(0, 3, 0), 2.0, 9)
+    packed = record.pack(given)
+    got = record.unpack(torch.frombuffer(bytearray(packed), dtype=torch.uint8).numpy())
+    assert torch.equal(got.ids, ids)
+    assert torch.equal(got.numbers, given.numbers)
+    assert len(packed) <= record.num_bytes(3)
+    narrow = record.pack(Answer(ids[1:], given.numbers[1:], given.states, 2.0, 9))
+    again = record.unpack(torch.frombuffer(bytearray(narrow), dtype=torch.uint8).numpy())
+    assert torch.equal(again.ids, ids[1:, :2])
+    nothing = record.pack(Answer(ids[:0], given.numbers[:0], torch.zeros(0, 0, 0), 0.0, 0))
+    assert record.unpack(torch.frombuffer(bytearray(nothing), dtype=torch.uint8).numpy()).ids.shape == (0, 0)
+
+
+def test_draws_of_several_sequences_are_as_wide_as_the_widest(tmp_path):
+    record = TokenRecord(0, 0, "bf16", 50, 40, drawn=True)
+    (tmp_path / "begun").mkdir()
+    writer = PartWriter(tmp_path / "begun", 0)
+    given = {0: torch.tensor([[50.0, 0, 0, 0.5]] * 6), 1: torch.tensor([[20.0, 20, 10, 1.5]])}
+    for index, numbers in given.items():
+        ids = torch.tensor([[3, 4, 5]] * len(numbers)) * (numbers[:, :-1] > 0)
+        answer = Answer(ids, numbers, torch.zeros(0, 0, 0), 0.0, checksum(SAMPLES[index].input_ids))
+        writer.add(index, record.pack(answer), tokens=7)
+    writer.close()
+    finish(tmp_path / "begun", tmp_path / "cache", record, about={})
+    reader = Reader(tmp_path / "cache", record)
+    said = list[Any]()
+    batch = Collator(0, "tokens", isolate_documents=True)([SAMPLES[0], SAMPLES[1]])
+    teacher = CachedTokens(reader, dtype=torch.float32, temperature=1.0)
+    teacher.teach(batch, said.append, with_predictions=True, on_state=None)
+    assert torch.equal(said[0].numbers, torch.cat([given[0], given[1]]))
+    assert said[0].drawn
+    assert in_words(reader).endswith(" bytes a token")
 
 
 def test_what_rounding_adds_to_a_gradient():
@@ -81,14 +120,14 @@ def test_what_rounding_adds_to_a_gradient():
 
         def gradient(kept: Kept) -> torch.Tensor:
             leaf = own.clone().requires_grad_()
-            teacher = KeptPredictions(kept.ids, kept.logs, 1.0, 1.0)
+            teacher = KeptPredictions(kept.ids, kept.numbers, 1.0, 1.0)
             sums = vocabulary_losses(leaf, identity, None, VocabularyTargets(labels, 0.0, teacher))
             return torch.autograd.grad(sums[0], leaf)[0]
 
         dense = own.softmax(-1) - theirs.softmax(-1)
         difference = (gradient(record.rounded(kept)) - dense).abs().sum(-1)
         entropy = -(theirs.softmax(-1) * theirs.log_softmax(-1)).sum(-1)
-        assert bool((difference <= 2 * kept.logs[:, -1].exp() + entropy / 2**10).all())
+        assert bool((difference <= 2 * kept.numbers[:, -1].exp() + entropy / 2**10).all())
         if num_kept == 400:
             assert bool((difference > 1e-7).all())  # fp16 it is
 
@@ -136,7 +175,7 @@ def test_answers_stand_where_they_were_asked_for(tmp_path, side):
     assert len(rows) == 6 + 1 + 8
     assert int(asked.sum()) == 9
     assert torch.equal(said[0].ids[asked], torch.cat([given[index].ids for index in order]))
-    assert len(said[0].ids) == len(said[0].logs) == len(rows)
+    assert len(said[0].ids) == len(said[0].numbers) == len(rows)
     assert float(said[0].task_loss) == 4.5
     assert in_words(reader).endswith(
         " bytes a token; of 10 predictions that were looked at, what is kept is 0.05 nats (KL) from the whole, and the "

@@ -42,6 +42,17 @@ def test_language_models_have_one(tmp_path, kind):
             ["teacher.cache.top_k=8", "distill.method=lwd", "distill.kl_weight=0"],
             "teacher.cache.top_k: 8: distill.kl_weight is 0, and no prediction is kept; remove it, or raise the weight",
         ),
+        (
+            "causal_lm",
+            ["teacher.cache.sampled=50", "distill.divergence=jsd"],
+            "teacher.cache.sampled: 50: distill.divergence: jsd needs more of a prediction than what was drawn says "
+            "without bias; use divergence: kl, or top_k in its place",
+        ),
+        (
+            "causal_lm",
+            ["teacher.cache.sampled=50", "teacher.cache.top_k=8"],
+            "teacher.cache: top_k and sampled: a prediction is kept in one of the two ways; remove one of them",
+        ),
         ("masked_lm", ["distill.method=sft"], "teacher.cache: distill.method: sft has no teacher; remove it"),
         (
             "chat",
