@@ -28,6 +28,23 @@ class CachedTokens:
         self._reader, self._dtype, self._temperature = reader, dtype, temperature
         self._num_read = 0
 
+    @property
+    def bytes_per_token(self) -> float:
+        """On the disk, of all tokens of the sequences."""
+        return self._reader.num_bytes / max(self._reader.num_tokens, 1)
+
+    @property
+    def in_words(self) -> str:
+        """What a token takes, and what was seen to be lost of predictions."""
+        size = f"{self.bytes_per_token:.4g} bytes a token"
+        nats, rest, count = self._reader.lost.tolist()
+        if not count:
+            return size
+        return (
+            f"{size}; of {count:,.0f} predictions that were looked at, what is kept is {nats / count:.3g} nats (KL) "
+            f"from the whole, and the rest has {rest / count:.2%} of the probability"
+        )
+
     def teach(
         self,
         batch: Batch,
@@ -91,15 +108,3 @@ def _at_rows(batch: Batch, values: Tensor) -> Tensor:
     states = values.new_zeros(shape)
     states.view(-1, shape[-1]).index_copy_(0, batch.token_rows, values)
     return states
-
-
-def in_words(reader: Reader[TokenRecord]) -> str:
-    """What a token takes, and what was seen to be lost of predictions."""
-    size = f"{reader.num_bytes / max(reader.num_tokens, 1):.4g} bytes a token"
-    nats, rest, count = reader.lost.tolist()
-    if not count:
-        return size
-    return (
-        f"{size}; of {count:,.0f} predictions that were looked at, what is kept is {nats / count:.3g} nats (KL) from "
-        f"the whole, and the rest has {rest / count:.2%} of the probability"
-    )

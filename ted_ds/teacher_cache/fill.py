@@ -21,7 +21,7 @@ from ted_ds.runtime.sharding import collect_garbage
 from ted_ds.runtime.teacher import Teacher
 from ted_ds.teacher_cache.asking import Ask, Asker, OutputAsker, TokenAsker
 from ted_ds.teacher_cache.cached import CachedTeacher
-from ted_ds.teacher_cache.cached_tokens import CachedTokens, in_words
+from ted_ds.teacher_cache.cached_tokens import CachedTokens
 from ted_ds.teacher_cache.plan import CACHE_FOLDER, CachePlan, about_cache, place_of, plan_cache, unfinished
 from ted_ds.teacher_cache.questions import Questions
 from ted_ds.teacher_cache.store import NOTHING_LOST, REFILLED, Part, PartWriter, Reader, finish, is_complete, written
@@ -71,8 +71,9 @@ def cached_teacher(
             raise ConfigError(f"teacher.cache.dir: {place} was written by other ranks and is not seen here; share it")
     if isinstance(plan.record, TokenRecord):
         of_tokens = world.agree(functools.partial(Reader, place, plan.record))
-        build.screen.say(f"teacher cache: {place}: {in_words(of_tokens)}")
-        return CachedTokens(of_tokens, dtype=build.dtype, temperature=build.recipe.distill.temperature)
+        cached = CachedTokens(of_tokens, dtype=build.dtype, temperature=build.recipe.distill.temperature)
+        build.screen.say(f"teacher cache: {place}: {cached.in_words}")
+        return cached
     reader = world.agree(functools.partial(_open_whole, plan, place))
     return CachedTeacher(reader, dtype=build.dtype, side=side, of_texts=plan.of_texts)
 

@@ -34,7 +34,6 @@ class CachePlan:
     of: str
     """What examples are, in words."""
     num_bytes: int
-    """At most."""
     passes: float
     """How often Stage II sees each example, on average."""
     root: Path
@@ -50,7 +49,7 @@ class CachePlan:
         size = gib(self.num_bytes)
         if isinstance(self.record, TokenRecord):
             of_token = self.record.of_prediction + self.record.of_states
-            size = f"at most {size} ({of_token:.4g} bytes for a token of which all is kept)"
+            size = f"about {size} ({of_token:.4g} bytes for a token of which all is kept)"
         return (
             f"teacher cache: {self.num_examples:,} {self.of}, {size} in {self.root}, each seen {self.passes:.1f} times"
         )
@@ -84,6 +83,7 @@ def plan_cache(build: Assembly) -> CachePlan | None:
             lambda done: SetQuestions(samples, done, **shares),
         )
     assert isinstance(data, CorpusData)
+    assert isinstance(record, TokenRecord)
     reading: dict[str, Any] = {
         "seed": recipe.order_seed,
         "num_lanes": num_lanes,
@@ -95,7 +95,7 @@ def plan_cache(build: Assembly) -> CachePlan | None:
         record,
         plan.steps * num_lanes,
         "sequences",
-        plan.steps * num_lanes * record.num_bytes(recipe.task.sequence_length),
+        plan.steps * num_lanes * record.num_bytes(recipe.task.sequence_length, recipe.task.predicted_share),
         1.0,
         root,
         of_texts,
@@ -126,7 +126,7 @@ def refuse_useless_cache(build: Assembly) -> None:
     if plan is None or settings is None:
         return
     if plan.passes <= 1 and settings.dir is None:  # a folder of its own may serve other runs
-        if "stream" in plan.content:
+        if build.recipe.task.packed:
             raise ConfigError(
                 f"teacher.cache: Stage II reads each of {plan.num_examples:,} sequences once; give it a dir, where it "
                 "stays for other runs, or remove it"
@@ -137,7 +137,8 @@ def refuse_useless_cache(build: Assembly) -> None:
         )
     if plan.num_bytes > settings.max_gib * 2**30:
         fewer = "precision: int8, " if settings.precision == "bf16" and plan.record.num_layers else ""
-        fewer += "a smaller teacher.cache.top_k, " if isinstance(plan.record, TokenRecord) else ""
+        if isinstance(plan.record, TokenRecord):
+            fewer += f"a smaller teacher.cache.{'sampled' if plan.record.drawn else 'top_k'}, "
         raise ConfigError(
             f"teacher.cache.max_gib: {settings.max_gib:g} is less than the {gib(plan.num_bytes)} that "
             f"{plan.num_examples:,} {plan.of} need; raise it, use {fewer}a smaller filters.dim or fewer layers, or "

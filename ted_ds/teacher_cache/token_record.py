@@ -47,9 +47,10 @@ def checksum(ids: Sequence[int] | Tensor) -> int:
 class TokenRecord(TokenSizes):
     """A head, predictions, and states."""
 
-    def num_bytes(self, tokens: int) -> int:
-        """At most, of a sequence of so many tokens, in the file."""
-        return aligned(int(HEAD.size + tokens * (self.of_prediction + self.of_states)) + 3 * ALIGNMENT)
+    def num_bytes(self, tokens: int, predicted_share: float = 1.0) -> int:
+        """Of a sequence of so many tokens in the file; at most, where all are predicted and matched."""
+        of_tokens = tokens * (self.of_prediction * predicted_share + self.of_states)
+        return aligned(int(HEAD.size + of_tokens) + 3 * ALIGNMENT)
 
     def rounded(self, kept: Kept) -> Kept:
         """What was kept, as it is read again."""

@@ -209,7 +209,7 @@ def test_what_is_drawn_teaches_the_whole_kl_on_average(rule):
     )
     found = [of_drawn(case, kept) for kept in draws]
     means = [[torch.stack(column).mean(0) for column in zip(*part, strict=True)] for part in zip(*found, strict=True)]
-    assert_same(means, case.plain(shared=SHARED), 0.03)  # by the grid; 0.01 were seen
+    assert_same(means, case.plain(shared=SHARED), 0.03)  # by the grid; 0.011 were seen
     one, whole = found[0][1][0], case.plain(shared=SHARED)[1][0]
     assert (one - whole).norm() > 0.05 * whole.norm()
 

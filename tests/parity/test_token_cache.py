@@ -21,7 +21,7 @@ from ted_ds.numerics.keeping import Keeping, Kept, keep_top
 from ted_ds.numerics.teacher_predictions import KeptPredictions
 from ted_ds.numerics.vocabulary import VocabularyTargets, vocabulary_losses
 from ted_ds.planning.cache_size import TokenSizes
-from ted_ds.teacher_cache.cached_tokens import CachedTokens, in_words
+from ted_ds.teacher_cache.cached_tokens import CachedTokens
 from ted_ds.teacher_cache.questions import SetQuestions, StreamQuestions
 from ted_ds.teacher_cache.store import Part, PartWriter, Reader, finish
 from ted_ds.teacher_cache.token_record import Answer, TokenRecord, checksum
@@ -106,7 +106,7 @@ def test_draws_of_several_sequences_are_as_wide_as_the_widest(tmp_path):
     teacher.teach(batch, said.append, with_predictions=True, on_state=None)
     assert torch.equal(said[0].numbers, torch.cat([given[0], given[1]]))
     assert said[0].drawn
-    assert in_words(reader).endswith(" bytes a token")
+    assert teacher.in_words.endswith(" bytes a token")
 
 
 def test_what_rounding_adds_to_a_gradient():
@@ -177,7 +177,7 @@ def test_answers_stand_where_they_were_asked_for(tmp_path, side):
     assert torch.equal(said[0].ids[asked], torch.cat([given[index].ids for index in order]))
     assert len(said[0].ids) == len(said[0].numbers) == len(rows)
     assert float(said[0].task_loss) == 4.5
-    assert in_words(reader).endswith(
+    assert teacher.in_words.endswith(
         " bytes a token; of 10 predictions that were looked at, what is kept is 0.05 nats (KL) from the whole, and the "
         "rest has 2.50% of the probability"
     )

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from ted_ds.cli import main
 from ted_ds.config.load import load_recipe
 from ted_ds.errors import ConfigError
-from tests.tiny import recipe_dict, write_recipe
+from tests.tiny import recipe_dict, write_recipe, write_run
 
 CACHE = "teacher.cache.max_gib=1"
 
@@ -90,3 +91,21 @@ def test_one_order_of_data_for_several_seeds(tmp_path):
     path = write_recipe(tmp_path / "recipe.yaml", recipe_dict(tmp_path))
     assert load_recipe(path, ["seed=4"]).order_seed == 4
     assert load_recipe(path, ["seed=4", "data.order_seed=0"]).order_seed == 0
+
+
+def test_the_plan_knows_what_a_corpus_takes(tmp_path, capsys):
+    path = str(write_run(tmp_path))
+    cache = "teacher.cache={max_gib: 1, top_k: 8, precision: int8}"
+    assert main(["check", path, cache]) == 0
+    # two layers of 16 dimensions in 8 bits; 2 steps of 4 sequences of 16 tokens
+    assert (
+        f"cache     about {128 * (8 * 4 + 4 + 2 * 20) / 2**20:.3g} MiB: 36 bytes for each token that is predicted, 40 "
+        "for the states of each\n"
+    ) in capsys.readouterr().out
+    assert main(["check", path, cache, "teacher.cache.max_gib=1e-9", "teacher.cache.precision=bf16"]) == 2
+    assert (
+        "teacher.cache.max_gib: 1e-09 is less than the 0.0122 MiB that 8 sequences of 16 tokens take; raise it, use a "
+        "smaller teacher.cache.top_k, precision: int8, a smaller filters.dim or fewer layers, or remove teacher.cache"
+    ) in capsys.readouterr().err
+    assert main(["check", path, "distill.method=kd", "teacher.cache={max_gib: 1, sampled: 8}"]) == 0
+    assert "MiB: at most 38 bytes for each token that is predicted, 0 for the states" in capsys.readouterr().out
