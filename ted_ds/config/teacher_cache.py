@@ -63,7 +63,7 @@ class TeacherCache(Section):
                     f"teacher.cache.{key}: {number}: a {task.kind} has no LM head, and all that its own puts out is "
                     "kept; remove it"
                 )
-            elif number is not None and not distill.needs.predictions:
+            elif number is not None and distill.needs.teacher and not distill.needs.predictions:
                 yield (
                     f"teacher.cache.{key}: {number}: distill.kl_weight is 0, and no prediction is kept; remove it, or "
                     "raise the weight"
