@@ -34,6 +34,7 @@ from ted_ds.numerics.task_terms import CAUSAL_LM, SEQUENCE_CLASSIFICATION
 from ted_ds.objectives.distill import DistillObjective
 from ted_ds.objectives.finetune import FinetuneObjective
 from ted_ds.runtime.frozen import FrozenModel
+from ted_ds.runtime.teacher import Teacher
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 METHODS = ("sft", "kd", "lwd", "ted")
@@ -271,8 +272,8 @@ class ByTedDs:
         self._student_layers = [s for s, _ in pairs]
         self._optimizer = _adam(self.module)
 
-    def objective(self, method: str) -> Any:
-        """What a method trains for; ``ted`` is with the KL."""
+    def objective(self, method: str, cached: Teacher | None = None) -> Any:
+        """What a method trains for; ``ted`` is with the KL. What is ``cached`` has gone through the filters."""
         if method == "sft":
             return FinetuneObjective(self._terms)
         plan = Distill(
@@ -287,17 +288,19 @@ class ByTedDs:
         return DistillObjective(
             self._terms,
             plan,
-            teacher=self.teacher,
-            teacher_filters=None if method == "kd" else self._filters(method),
+            teacher=cached or self.teacher,
+            teacher_filters=None if method == "kd" else self._filters("lwd" if cached is not None else method),
             student_layers=self._student_layers,
         )
 
-    def method(self, name: str, *, watched: bool = False, padded: bool = False) -> Callable[[], None]:
+    def method(
+        self, name: str, *, watched: bool = False, padded: bool = False, cached: Teacher | None = None
+    ) -> Callable[[], None]:
         """A step of a method, without an engine; a ``watched`` one is like that of each report.
 
-        A ``padded`` one is of a batch that is half padding.
+        A ``padded`` one is of a batch that is half padding; a ``cached`` teacher is read in the place of the other.
         """
-        objective, optimizer = self.objective(name), self._optimizer
+        objective, optimizer = self.objective(name, cached), self._optimizer
         objective.watch(watched)
         batch = self._padded if padded else self.batch
         counts = {name: count.float() for name, count in objective.counts(batch).items()}

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from benchmarks.memory import in_own_process, peak_of
 from benchmarks.report import at_most, installed, option_parser, publish, table
 from benchmarks.timing import in_turns, ratio
-from ted_ds.numerics.vocabulary import TeacherPredictions, VocabularyTargets, vocabulary_losses
+from ted_ds.numerics.teacher_predictions import TeacherPredictions
+from ted_ds.numerics.vocabulary import VocabularyTargets, vocabulary_losses
 
 TEMPERATURE, KL_WEIGHT = 2.0, 4.0
 SLOWER_GOAL, FLAT_GOAL = 1.05, 1.25

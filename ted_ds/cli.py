@@ -16,7 +16,7 @@ from ted_ds.launching.records import LOG_DIR, log_folder
 from ted_ds.planning.phase import PHASES, phases_of_verb
 from ted_ds.verbs.words import CHAT, parse
 
-VERBS_OF_RANKS = ("run", *(phase.verb for phase in PHASES), "doctor")
+VERBS_OF_RANKS = ("run", *(phase.verb for phase in PHASES), "cache", "doctor")
 
 # Each verb imports what it needs when it is asked for: torch and deepspeed only where they are.
 
@@ -25,6 +25,13 @@ def _run(options: argparse.Namespace) -> int:
     from ted_ds.verbs.run import run_phases
 
     run_phases(options.recipe, options.overrides, phases_of_verb(options.verb))
+    return 0
+
+
+def _cache(options: argparse.Namespace) -> int:
+    from ted_ds.verbs.run import fill_cache
+
+    fill_cache(options.recipe, options.overrides)
     return 0
 
 
@@ -149,6 +156,7 @@ def _check(options: argparse.Namespace) -> int:
 
 WORK_OF_VERB: Mapping[str, Callable[[argparse.Namespace], int]] = {
     **dict.fromkeys(VERBS_OF_RANKS, _run),
+    "cache": _cache,
     "doctor": _doctor,
     "study": _study,
     "tokenizer": _tokenizer,

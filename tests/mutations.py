@@ -452,10 +452,28 @@ MUTATIONS = {
         "cached states of left-padded rows stand at the padding",
     ),
     "cache_scale": Mutation(
-        "teacher_cache/store.py",
+        "teacher_cache/states.py",
         ".reshape(shape) * scales",
         ".reshape(shape).float()",
         "cached states of 8 bits go without their scales",
+    ),
+    "rest_of_kept": Mutation(
+        "numerics/teacher_predictions.py",
+        "rest.scatter_(-1, ids, -torch.inf)",
+        "pass",
+        "what is kept of a prediction is in its rest, too",
+    ),
+    "start_of_draws": Mutation(
+        "numerics/keeping.py",
+        "bounds - starts[rows, None].double()",
+        "bounds - 0.5",
+        "all draws begin in the middle",
+    ),
+    "place_of_kept": Mutation(
+        "teacher_cache/cached_tokens.py",
+        "place = (asked.cumsum(0) - 1).clamp(min=0)",
+        "place = torch.arange(len(asked)) % len(ids)",
+        "kept predictions of completions stand at the first labels",
     ),
     "unmasked_labels": Mutation(
         "data/masking.py",

@@ -181,7 +181,7 @@ class Assembly:
         return reader.data.stream(
             reader.collate,
             StepDivision(*sizes, rank=self.world.replica, world_size=self.world.num_replicas),
-            seed=self.recipe.seed,
+            seed=self.recipe.order_seed,
             num_workers=num_workers,
             timeout_s=self.recipe.collective_timeout_s,
             state=state,

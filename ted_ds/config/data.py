@@ -197,6 +197,9 @@ class Data(Section):
     """Corpora: text that is held to shuffle, for the whole global batch. Task data is shuffled whole."""
     workers: int = Field(default=1, ge=0)
     """Corpora: processes per rank that read and tokenise ahead; 0: the training process does it."""
+    order_seed: int | None = Field(default=None, ge=0)
+    """Decides what a step holds, in the place of ``seed``: with one value, runs of several seeds read the same, and can
+    share a ``teacher.cache`` of a corpus."""
     cleaning: Cleaning = Cleaning()
     bad_records: BadRecords = BadRecords()
     padding: Padding = Padding()

@@ -6,7 +6,7 @@ import functools
 import operator
 from collections.abc import Iterator, Sequence
 from importlib.metadata import entry_points
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
 from pydantic import (
     Field,
@@ -51,6 +51,10 @@ def _or_of_a_package(name: Any, of_ted_ds: ValidatorFunctionWrapHandler) -> Any:
         raise
 
 
+OfTedDs = Literal["kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "tv"]
+"""The divergences of :mod:`ted_ds.numerics.divergences`."""
+
+
 class Weights(NamedTuple):
     """Of the terms at a step."""
 
@@ -75,7 +79,7 @@ class Distill(PhasePlan):
     temperature: float = Field(default=2.0, gt=0)
     """Softens both predictions of the prediction term, which is scaled by its square; unused by regression."""
     divergence: Annotated[
-        Literal["kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "tv"],
+        OfTedDs,
         WrapValidator(_or_of_a_package),
         PlainSerializer(str),
     ] = "kl"
@@ -192,6 +196,11 @@ class Distill(PhasePlan):
         """Those of a step, counted from 0; None: what each comes to at most."""
         weights = [getattr(self, name) for name in WEIGHTS]
         return Weights(*(highest(one) if step is None else weight_at(one, step) for one in weights))
+
+    @property
+    def divergence_is_of_a_package(self) -> bool:
+        """Whether it is none of ted_ds."""
+        return self.divergence not in get_args(OfTedDs)
 
     @property
     def divergence_parameter(self) -> float | None:

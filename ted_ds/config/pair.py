@@ -14,6 +14,7 @@ from ted_ds.config.heal import Heal
 from ted_ds.config.lora import Lora
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.section import Section, rule
+from ted_ds.config.teacher_cache import TeacherCache
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
@@ -34,18 +35,6 @@ class Dropout(Section):
         return {name: value for name, value in self.model_dump().items() if value is not None}
 
 
-class TeacherCache(Section):
-    """Keep what the teacher says of each training example of a task, so that it runs over them once."""
-
-    max_gib: float = Field(gt=0)
-    """The most it may take on disk; a larger one is refused before anything starts."""
-    precision: Literal["bf16", "int8"] = "bf16"
-    """Of the filtered states; ``int8`` has a scale per token. Predictions are kept in fp32."""
-    dir: Path | None = None
-    """A folder that all nodes share, in which runs find each other's caches; unset: in ``output_dir``, until Stage II
-    is complete."""
-
-
 class Teacher(Section):
     """The model to learn from."""
 
@@ -64,7 +53,8 @@ class Teacher(Section):
     """A folder on a fast disk of each node, for ``nvme_offload``."""
 
     cache: TeacherCache | None = None
-    """For task data that is seen several times; unset: the teacher runs beside the student in every step."""
+    """For task data that is seen several times, and for corpora that several runs read; unset: the teacher runs beside
+    the student in every step."""
 
     @rule
     def _dropout_is_for_training(self) -> Iterator[str]:

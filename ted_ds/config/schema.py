@@ -169,10 +169,8 @@ class Recipe(Section):
 
     @rule
     def _cached_examples_come_again(self) -> Iterator[str]:
-        if self.teacher.cache is not None and self.task.why_not_cached is not None:
-            yield f"teacher.cache: {self.task.why_not_cached}"
-        if self.teacher.cache is not None and not self.distill.needs.teacher:
-            yield "teacher.cache: distill.method: sft has no teacher; remove it"
+        if self.teacher.cache is not None:
+            yield from self.teacher.cache.mistakes_beside(self.task, self.distill)
 
     @rule
     def _transfer_texts_teach_something(self) -> Iterator[str]:
@@ -297,6 +295,11 @@ class Recipe(Section):
                     f"{given}: a text of task.{self.task.length_key} ({self.task.sequence_length}{padded}) would not "
                     f"fit; use {longest} or more"
                 )
+
+    @property
+    def order_seed(self) -> int:
+        """What decides which data a step holds."""
+        return self.seed if self.data.order_seed is None else self.data.order_seed
 
     def without_pipeline(self) -> Recipe:
         """The same on as many ranks without stages, each with its own data: batches are larger by so much."""

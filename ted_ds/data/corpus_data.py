@@ -22,6 +22,7 @@ from ted_ds.data.stream.corpus_stream import CorpusStream
 from ted_ds.data.stream.documents import LaneDocuments
 from ted_ds.data.stream.lane import make_units
 from ted_ds.data.stream.settings import StreamSettings, source_names, stream_settings
+from ted_ds.data.stream.workers import LaneWorkers
 from ted_ds.data.tokenizers import DocumentEncoder, ends_when_loaded, traits_of
 from ted_ds.errors import ConfigError, DataError
 
@@ -133,6 +134,20 @@ class CorpusData:
             timeout_s=timeout_s,
             state=state,
         )
+
+    def lanes(
+        self,
+        lanes: Sequence[int],
+        states: Mapping[int, dict[str, Any]],
+        *,
+        seed: int,
+        num_lanes: int,
+        num_workers: int,
+        timeout_s: float,
+    ) -> LaneWorkers:
+        """Some lanes of that stream by themselves, each from its own state on."""
+        settings = self.settings(seed=seed, num_lanes=num_lanes)
+        return LaneWorkers(settings, self._encode, lanes, states, num_workers=num_workers, timeout_s=timeout_s)
 
     def _refuse_unreadable(self) -> None:
         """A wrong source fails here, before anything is written."""

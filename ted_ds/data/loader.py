@@ -44,7 +44,7 @@ class Batch:
     token_type_ids: Int[Tensor, "batch seq"] | None = None
     """Which text of a pair each token is of, 0 for padding; None where the tokenizer does not say."""
     samples: tuple[int, ...] = ()
-    """The place of each row's example in a labelled training set; -1 for an empty row, or without such a set."""
+    """Each row's :attr:`~ted_ds.data.samples.Sample.index`; -1 for an empty row."""
     predicted: Bool[Tensor, "batch seq"] | None = None
     """True where predictions are compared with the teacher's; None where that follows from the other tensors."""
     matched: Bool[Tensor, "batch seq"] | None = None

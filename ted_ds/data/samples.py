@@ -26,7 +26,8 @@ class Sample:
     document_lengths: Sequence[int] = ()
     """Tokens of each document in a packed sequence."""
     index: int = -1
-    """Its place in a labelled training set, behind which the texts of ``data.transfer`` are; -1 elsewhere."""
+    """Its place in a labelled training set, behind which the texts of ``data.transfer`` are, or among the sequences of
+    a stream; -1 elsewhere."""
     num_cut: int = 0
     """Labels that no token stands for, of a text that has many: their words were cut off, or the tokenizer makes
     nothing of them."""

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, overload
+from typing import Protocol, Union, overload
 
 import torch
 from torch import Tensor, nn
 
+from ted_ds.models.cached_predictions import CachedPredictions
 from ted_ds.numerics.balance import balance_sum
 from ted_ds.numerics.chunks import KeptRows
 from ted_ds.numerics.logits import PLAIN, LogitRule
 from ted_ds.numerics.losses import among_candidates, kept_labels
 from ted_ds.numerics.task_terms import TaskTerms
-from ted_ds.numerics.vocabulary import TeacherPredictions, VocabularyTargets, vocabulary_losses, vocabulary_scores
+from ted_ds.numerics.teacher_predictions import TeacherPredictions
+from ted_ds.numerics.vocabulary import VocabularyTargets, vocabulary_losses, vocabulary_scores
 
 
 class VocabularyHead(nn.Linear):
@@ -117,6 +119,10 @@ class Labelled(Protocol):
         ...
 
 
+Taught = Union["Predictions", CachedPredictions]
+"""What a teacher hands over."""
+
+
 def predicted_of(terms: TaskTerms, batch: Labelled) -> Tensor:
     """What the prediction term runs over."""
     return terms.predicted(batch.labels, batch.kept_tokens) if batch.predicted is None else batch.predicted
@@ -130,9 +136,12 @@ class Predictions(Protocol):
         terms: TaskTerms,
         batch: Labelled,
         weights: LossWeights,
-        teacher: Predictions | None = None,
+        teacher: Taught | None = None,
     ) -> PredictionLosses:
-        """The task loss, and the prediction term where there is a teacher (with predictions of the same class)."""
+        """The task loss, and the prediction term where there is a teacher (with predictions of the same class).
+
+        Those of an LM head may also be what was kept of a teacher's.
+        """
         ...
 
     def balance(self, batch: Labelled) -> Tensor:
@@ -159,7 +168,7 @@ class DensePredictions(Predictions):
         terms: TaskTerms,
         batch: Labelled,
         weights: LossWeights,
-        teacher: Predictions | None = None,
+        teacher: Taught | None = None,
     ) -> PredictionLosses:
         """See :class:`Predictions`."""
         logits = self.outputs(batch)
@@ -205,7 +214,7 @@ class VocabularyPredictions(Predictions):
         terms: TaskTerms,
         batch: Labelled,
         weights: LossWeights,
-        teacher: Predictions | None = None,
+        teacher: Taught | None = None,
     ) -> PredictionLosses:
         """Cross-entropy, and the divergence where there is a teacher: the terms of a language model."""
         if teacher is None:
@@ -213,6 +222,18 @@ class VocabularyPredictions(Predictions):
                 VocabularyTargets(batch.labels, weights.task, kept=KeptRows(batch.label_rows))
             )
             return PredictionLosses(weighted, task)
+        if isinstance(teacher, CachedPredictions):
+            if weights.on_teacher_task is not None:
+                weights.on_teacher_task(teacher.task_loss)
+            of_cache = teacher.targets(
+                terms.divergence,
+                weight=weights.prediction,
+                temperature=weights.temperature,
+                num_shared_ids=weights.num_shared_ids,
+            )
+            kept = KeptRows(batch.output_rows)
+            targets = VocabularyTargets(batch.labels, weights.task, of_cache, predicted=batch.predicted, kept=kept)
+            return PredictionLosses(*self._read(targets))
         assert isinstance(teacher, VocabularyPredictions)
         found: list[PredictionLosses] = []
 

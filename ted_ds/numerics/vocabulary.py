@@ -8,7 +8,6 @@ A chunk's logits turn into their own gradient in place. The plain twins are
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -32,33 +31,13 @@ from ted_ds.numerics.chunks import (
     slices,
     write_logits,
 )
-from ted_ds.numerics.divergences import KL, Block, Divergence
+from ted_ds.numerics.divergences import Block
 from ted_ds.numerics.logits import PLAIN, LogitRule
 from ted_ds.numerics.losses import kept_labels
+from ted_ds.numerics.teacher_predictions import OfKept, OnDisk, TeacherPredictions
 
 BLOCK_BYTES = {"cpu": 3 * MIB, "cuda": 64 * MIB}
 """Logits brought to fp32 at a time: on the CPU what stays in its caches, on a GPU enough to keep it busy."""
-
-
-@dataclass(frozen=True)
-class TeacherPredictions:
-    """What the teacher predicts, before its LM head."""
-
-    hidden: Float[Tensor, "*batch hidden"]
-    """Its last hidden states, as its head takes them."""
-    head_weight: Float[Tensor, "vocab hidden"]
-    """Of its LM head."""
-    head_bias: Float[Tensor, " vocab"] | None
-    temperature: float
-    weight: float | Float[Tensor, ""]
-    """Of the divergence in the weighted sum; a tensor where it hangs on the counts of a step."""
-    num_shared_ids: int | None = None
-    """The divergence is over the first so many ids: vocabularies of one family are padded to different sizes."""
-    divergence: Divergence = KL
-    rule: LogitRule = PLAIN
-    """What it makes of its head's products."""
-    on_task_loss: Callable[[Tensor], None] | None = None
-    """Gets the sum of the teacher's own cross-entropies over kept labels; None: they are not computed."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +47,8 @@ class VocabularyTargets:
     labels: Int[Tensor, "*batch"]
     """Where one is ignored, there is no cross-entropy."""
     task_weight: float = 1.0
-    teacher: TeacherPredictions | None = None
+    teacher: TeacherPredictions | OnDisk | None = None
+    """Of predictions that were kept, those of the rows where logits are wanted, in their order."""
     max_chunk_bytes: int | None = None
     """For a chunk's logits; unset: what suits the device."""
     predicted: Bool[Tensor, "*batch"] | None = None
@@ -134,7 +114,7 @@ def _sums(
         labels=labels.squeeze(-1),
         rule=rule,
         own_rows=own_rows,
-        teacher_hidden=None if teacher is None else select_rows(teacher.hidden, rows),
+        teacher_hidden=select_rows(teacher.hidden, rows) if isinstance(teacher, TeacherPredictions) else None,
         teacher=teacher,
         task_weight=targets.task_weight,
         needs=needs,
@@ -166,7 +146,7 @@ class _Job:
     rule: LogitRule
     own_rows: _OwnRows | None
     teacher_hidden: Tensor | None
-    teacher: TeacherPredictions | None
+    teacher: TeacherPredictions | OnDisk | None
     task_weight: float
     needs: tuple[bool, ...]
     """Gradients of hidden states, weight, bias."""
@@ -183,6 +163,11 @@ class _Job:
         return max(self.task_weight, of_divergence) or 1.0
 
     @property
+    def dense_teacher(self) -> TeacherPredictions | None:
+        """The teacher whose logits are computed here."""
+        return self.teacher if isinstance(self.teacher, TeacherPredictions) else None
+
+    @property
     def exact(self) -> torch.dtype:
         """What sums and exponentials are computed in."""
         return exact_dtype(self.dtype)
@@ -193,8 +178,8 @@ class _VocabularyLosses(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: _Job) -> tuple[Tensor, ...]:
         with torch.autocast(hidden.device.type, enabled=False):
             (cross_entropy, divergence, num_right, of_teacher), gradients = _walk(hidden, weight, bias, job)
-        if job.teacher is not None and job.teacher.on_task_loss is not None:
-            job.teacher.on_task_loss(of_teacher)
+        if job.dense_teacher is not None and job.dense_teacher.on_task_loss is not None:
+            job.dense_teacher.on_task_loss(of_teacher)
         ctx.gradients, ctx.unit = gradients, job.unit
         weighted = job.task_weight * cross_entropy + (job.teacher.weight * divergence if job.teacher else 0.0)
         ctx.mark_non_differentiable(cross_entropy, divergence, num_right)
@@ -226,7 +211,7 @@ def _walk(
     device, dtype = hidden.device, job.dtype
     factor = weight.detach().to(dtype)
     offset = None if bias is None else bias.detach().to(dtype)
-    teacher = job.teacher
+    teacher = job.dense_teacher
     ids = vocab if teacher is None else vocab + teacher.head_weight.shape[0]
     size = rows_per_chunk(num_rows, ids * dtype.itemsize, job.max_chunk_bytes)
     is_split = size < num_rows
@@ -291,16 +276,18 @@ class _Blocks:
             of_task = self._job.task_weight / self._job.unit
             if of_each is not None:
                 of_task = of_each.labelled * of_task
-            if teacher_logits is None:
+            if self._job.teacher is None:
                 student.exp_()
                 norm = student.sum(-1, keepdim=True)
                 if with_gradient:
                     student *= of_task / norm
             else:
-                norm, divergences = self._with_teacher(student, teacher_logits[rows], of_task, of_each)
+                theirs = None if teacher_logits is None else teacher_logits[rows]
+                norm, divergences = self._with_teacher(student, theirs, _behind(chunk, rows), of_task, of_each)
                 sums[1] += _sum_of(divergences, None if of_each is None else of_each.predicted)
-                if self._job.teacher is not None and self._job.teacher.on_task_loss is not None:
-                    whole = self._job.teacher.rule(teacher_logits[rows].to(self._job.exact))
+                dense = self._job.dense_teacher
+                if theirs is not None and dense is not None and dense.on_task_loss is not None:
+                    whole = dense.rule(theirs.to(self._job.exact))
                     losses = F.cross_entropy(whole, labels[rows], reduction="none").unsqueeze(-1)
                     sums[3] += _sum_of(losses, None if of_each is None else of_each.labelled)
             sums[0] += _sum_of(norm.log() - picked, None if of_each is None else of_each.labelled)
@@ -313,37 +300,47 @@ class _Blocks:
         return sums
 
     def _with_teacher(
-        self, student: Tensor, teacher_logits: Tensor, of_task: float | Tensor, of_each: _OwnRows | None
+        self, student: Tensor, theirs: Tensor | None, rows: slice, of_task: float | Tensor, of_each: _OwnRows | None
     ) -> tuple[Tensor, Tensor]:
         """The norm of the softmax and the divergence of each row, ``[rows, 1]``.
 
-        The gradient, but for that by the labels' own logits, replaces ``student``.
+        The gradient, but for that by the labels' own logits, replaces ``student``. ``theirs`` are the teacher's logits;
+        None where these ``rows`` of its predictions were kept.
         """
         teacher = self._job.teacher
         assert teacher is not None
-        shared = slice(teacher.num_shared_ids)
-        own = student[:, shared]
-        target = self._target[: len(student), : own.shape[1]]
-        teacher.rule.write(target.copy_(teacher_logits[:, shared]))
-        target -= target.amax(-1, keepdim=True)
-        block = Block(
-            own,
-            target,
-            self._scratch[: len(student), : own.shape[1]],
-            teacher.temperature,
-            student_starts_at_0=own.shape[1] == student.shape[1],
-        )
+        own = student[:, : teacher.num_shared_ids]
+        scratch = self._scratch[: len(student), : own.shape[1]]
         of_divergence = teacher.weight / (self._job.unit * teacher.temperature)
         if of_each is not None:
             of_divergence = of_each.predicted * of_divergence
         of_all = 1.0 if isinstance(of_divergence, Tensor) else of_divergence
-        divergences, slopes = teacher.divergence.compare(block, of_all)
+        of_kept: OfKept | None = None
+        if isinstance(teacher, TeacherPredictions):
+            assert theirs is not None
+            target = self._target[: len(student), : own.shape[1]]
+            teacher.rule.write(target.copy_(theirs[:, : teacher.num_shared_ids]))
+            target -= target.amax(-1, keepdim=True)
+            starts_at_0 = own.shape[1] == student.shape[1]
+            block = Block(own, target, scratch, teacher.temperature, student_starts_at_0=starts_at_0)
+            divergences, slopes = teacher.divergence.compare(block, of_all)
+        else:
+            of_kept = teacher.compare(own, scratch, rows, of_all)
+            divergences, slopes = of_kept.values, of_kept.slopes
         student.exp_()
         norm = student.sum(-1, keepdim=True)
         student *= of_task / norm
         for values, factors in slopes:
             own.addcmul_(values, factors * of_divergence if isinstance(of_divergence, Tensor) else factors)
+        if of_kept is not None:
+            at_ids = of_kept.at_ids * of_divergence if isinstance(of_divergence, Tensor) else of_kept.at_ids
+            own.scatter_add_(-1, of_kept.ids, at_ids)
         return norm, divergences
+
+
+def _behind(chunk: slice, rows: slice) -> slice:
+    """Rows of a chunk, as rows of all."""
+    return slice(chunk.start + rows.start, chunk.start + rows.stop)
 
 
 def _sum_of(values: Tensor, rows: Tensor | None) -> Tensor:

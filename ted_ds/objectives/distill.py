@@ -17,7 +17,7 @@ from ted_ds.config.distill import PLUG_INS, WEIGHTS, Distill, Weights
 from ted_ds.data.loader import Batch
 from ted_ds.models.family import DECODER
 from ted_ds.models.plug_ins import load_plug_in
-from ted_ds.models.predictions import LossWeights, Predictions, predicted_of
+from ted_ds.models.predictions import LossWeights, Predictions, Taught, predicted_of
 from ted_ds.models.student import Matcher
 from ted_ds.numerics.divergences import DIVERGENCES, Divergence, make_divergence
 from ted_ds.numerics.feature_distances import FeatureDistance
@@ -306,7 +306,7 @@ class DistillObjective(Terms):
                     totals[whole] = sums[whole].detach()
 
             @timed(LOSSES)
-            def compare_predictions(teacher: Predictions | None) -> None:
+            def compare_predictions(teacher: Taught | None) -> None:
                 if self.relations is not None and related is not None:
                     sums[RELATION] = self.relations.sum(related, batch)
                     totals[RELATION] = sums[RELATION].detach()

@@ -169,6 +169,18 @@ class Chain:
                 ) from None
             self._retire(phase, folder)
 
+    def fill_cache(self) -> None:
+        """Keep what the teacher says in Stage II on the disk, once what is before that is complete.
+
+        Raises:
+            TedError: The same on every rank.
+        """
+        build = self._assembly
+        try:
+            distill.teacher_from_cache(self._kit, self._folder(DISTILL))
+        except StopNow:
+            raise build.stopped("while the teacher's cache was filled", "What is written of it stays") from None
+
     def _skip(self, phase: Phase, folder: PhaseFolder) -> None:
         self._assembly.screen.say(f"{phase.name}: complete, skipped")
         self._was_there(phase, folder)

@@ -17,7 +17,9 @@ from ted_ds.phases.work import Kit, Work
 from ted_ds.planning.adapters import teaches_itself
 from ted_ds.planning.phase import Phase
 from ted_ds.runtime.outputs import engine_outputs
-from ted_ds.teacher_cache.fill import cached_teacher, plan_cache, refuse_useless_cache, retire_cache
+from ted_ds.runtime.teacher import Teacher
+from ted_ds.teacher_cache.fill import cached_teacher, retire_cache
+from ted_ds.teacher_cache.plan import plan_cache, refuse_useless_cache
 from ted_ds.vetting.filters import vet_learned
 from ted_ds.vetting.preflight import act_on
 
@@ -29,7 +31,7 @@ def _inputs(inputs: Inputs, phase: Phase) -> dict[str, Any]:
     found |= inputs.in_8_bits() | inputs.frozen_part() | inputs.dropout_part("student") | inputs.transfer()
     found |= inputs.own_of_stage_two()
     if recipe.teacher.cache is not None:
-        found["teacher_cache"] = recipe.teacher.cache.precision
+        found["teacher_cache"] = recipe.teacher.cache.deciding_values(recipe.task, recipe.distill)
     found["layer_pairs"] = [list(pair) for pair in inputs.plan.layer_pairs]
     if recipe.distill.needs.filters:
         for side in ("teacher", "student"):
@@ -60,25 +62,38 @@ def _refuse_useless_filters(kit: Kit) -> None:
             act_on(build, verdict)
 
 
-def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
-    build, folders, plan = kit.build, kit.folders, kit.build.recipe.distill
-    assert phase.plan_path is not None
-    if plan.needs.filters:
+def teacher_from_cache(kit: Kit, folder: PhaseFolder) -> Teacher | None:
+    """The teacher as a cache has it, which is filled first where it is not there; None where the recipe has none.
+
+    Every rank must call it, once what is before Stage II is complete.
+
+    Raises:
+        StopNow: Any rank was asked to stop while it was filled; on every rank.
+        TedError: The cache cannot be written or read, or the filters are of no use; on every rank.
+    """
+    folders, needs, teacher = kit.folders, kit.build.recipe.distill.needs, kit.folders.teacher_path()
+    if needs.filters:
         _refuse_useless_filters(kit)
-    config = build.engine_config(plan, phase.plan_path)
-    needs = plan.needs
-    filters = {side: folders.filters_path(side) if needs.filters else None for side in ("student", "teacher")}
-    teacher = folders.teacher_path()
-    cached = cached_teacher(
-        build,
+    return cached_teacher(
+        kit.build,
         teacher=teacher,
-        filters=filters["teacher"],
+        filters=folders.filters_path("teacher") if needs.filters else None,
         depends_on={
             "teacher": folder.inputs["teacher"]["sha256"],  # wherever it is
             **{name: folder.inputs.get(name) for name in ("teacher_weights", "filters_teacher")},
         },
         vet=lambda model: kit.teacher.vet(model, teacher),
     )
+
+
+def _run(kit: Kit, phase: Phase, folder: PhaseFolder) -> None:
+    build, folders, plan = kit.build, kit.folders, kit.build.recipe.distill
+    assert phase.plan_path is not None
+    config = build.engine_config(plan, phase.plan_path)
+    needs = plan.needs
+    filters = {side: folders.filters_path(side) if needs.filters else None for side in ("student", "teacher")}
+    teacher = folders.teacher_path()
+    cached = teacher_from_cache(kit, folder)
     by_base = teaches_itself(build.recipe) and build.hosting.host != "int8"
     if by_base:
         kit.teacher.vet(None, teacher)

@@ -28,6 +28,7 @@ UNDECIDING_DATA_KEYS: dict[str, Any] = {
     "glue_folder": True,
     # decide the phase that scores it, or the one that learns from them, alone
     **dict.fromkeys(("test", "transfer", "transfer_share"), True),
+    "order_seed": True,  # said by those whose steps it decides
 }
 """What may change in ``data`` without a change in results."""
 
@@ -89,7 +90,8 @@ class Inputs:
         values = self.recipe_values("task", "data", "seed", "precision")
         for key in () if with_distillation else self.recipe.task.of_distillation:
             del values["task"][key]
-        return values
+        own_order = self.recipe.data.order_seed
+        return values if own_order is None else {**values, "order_seed": own_order}
 
     def _choice(self) -> dict[str, Any]:
         """What decides which of a phase's models is its result; nothing where it is the last."""

@@ -23,6 +23,7 @@ from ted_ds.models.adapter_folder import tokenizer_folder
 from ted_ds.models.files import ModelFacts
 from ted_ds.numerics.layer_map import Layer, LayerPairs
 from ted_ds.planning.adapters import adapter_mistakes, trains_in_words
+from ted_ds.planning.cache_size import cache_mistakes
 from ted_ds.planning.contracts import (
     Side,
     broken_contracts,
@@ -224,6 +225,8 @@ def _lay_out(
         filter_dim = own_dim or teacher.hidden_size
         mistakes.add("", *ridge_mistakes(recipe, teacher, student, filter_dim))
     mistakes.add("", *freeze_mistakes(recipe, student, layer_pairs))
+    if teacher is not None:
+        mistakes.add("", *cache_mistakes(recipe, teacher, num_layers=len(layer_pairs), dim=filter_dim))
     stages: Mapping[str, tuple[Stage, ...]] = {}
     if not mistakes.found and teacher is not None and student is not None:
         facts = {"student": student, "teacher": teacher}

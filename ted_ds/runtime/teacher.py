@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ted_ds.data.loader import Batch
-from ted_ds.models.predictions import Predictions
+from ted_ds.models.predictions import Taught
 
 
 class Teacher(Protocol):
@@ -17,7 +17,7 @@ class Teacher(Protocol):
     def teach(
         self,
         batch: Batch,
-        then: Callable[[Predictions | None], None],
+        then: Callable[[Taught | None], None],
         *,
         with_predictions: bool,
         on_state: Callable[[int, Tensor], None] | None,
@@ -32,7 +32,7 @@ class AbsentTeacher:
     def teach(
         self,
         batch: Batch,  # noqa: ARG002 - as the others
-        then: Callable[[Predictions | None], None],
+        then: Callable[[Taught | None], None],
         *,
         with_predictions: bool,
         on_state: Callable[[int, Tensor], None] | None,  # noqa: ARG002 - as the others

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from ted_ds.data.loader import Batch
-from ted_ds.models.predictions import DensePredictions, Predictions
-from ted_ds.teacher_cache.store import Reader
+from ted_ds.models.predictions import DensePredictions, Predictions, Taught
+from ted_ds.teacher_cache.store import Reader, Record
 
 
 class CachedTeacher:
     """Gives the predictions and the *filtered* states that the cache has of a batch's examples."""
 
-    def __init__(self, reader: Reader, *, dtype: torch.dtype, side: str, of_texts: bool = False) -> None:
+    def __init__(self, reader: Reader[Record], *, dtype: torch.dtype, side: str, of_texts: bool = False) -> None:
         """Read through ``reader``, and give states of ``dtype`` padded on the ``right`` or ``left`` side.
 
         ``of_texts``: they are one of each text, of no token.
@@ -25,13 +25,14 @@ class CachedTeacher:
     def teach(
         self,
         batch: Batch,
-        then: Callable[[Predictions | None], None],
+        then: Callable[[Taught | None], None],
         *,
         with_predictions: bool,
         on_state: Callable[[int, Tensor], None] | None,
     ) -> None:
         """See :class:`ted_ds.runtime.teacher.Teacher`."""
-        found = {row: self._reader.read(sample) for row, sample in enumerate(batch.samples) if sample >= 0}
+        wanted = {row: sample for row, sample in enumerate(batch.samples) if sample >= 0}
+        found = {row: self._reader.record.unpack(*self._reader.read(sample)) for row, sample in wanted.items()}
         record, device, (rows, length) = self._reader.record, batch.input_ids.device, batch.input_ids.shape
         length = 1 if self._of_texts else length
         if on_state is not None:

@@ -1,111 +1,38 @@
-"""Stage II's teacher from a cache: how large that gets, what it depends on, and how the ranks fill it together."""
+"""Stage II's teacher from a cache, and how the ranks fill it together."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import secrets
+import functools
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ted_ds.assembly.assembly import Assembly
-from ted_ds.assembly.stages import read_at, teacher_bank
-from ted_ds.data.labelled_data import LabelledData
-from ted_ds.data.labelled_stream import samples_sha256
+from ted_ds.assembly.stages import teacher_bank
 from ted_ds.data.samples import Sample
 from ted_ds.errors import CheckpointError, ConfigError
-from ted_ds.models.predictions import Predictions
-from ted_ds.numerics.filters import FilterBank
-from ted_ds.planning.memory import gib
 from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.runtime.preemption import StopNow
 from ted_ds.runtime.sharding import collect_garbage
+from ted_ds.runtime.teacher import Teacher
+from ted_ds.teacher_cache.asking import Ask, Asker, OutputAsker, TokenAsker
 from ted_ds.teacher_cache.cached import CachedTeacher
-from ted_ds.teacher_cache.store import PartWriter, Reader, Record, finish, is_complete, read_about, written
+from ted_ds.teacher_cache.cached_tokens import CachedTokens
+from ted_ds.teacher_cache.plan import CACHE_FOLDER, CachePlan, about_cache, place_of, plan_cache, unfinished
+from ted_ds.teacher_cache.questions import Questions
+from ted_ds.teacher_cache.store import NOTHING_LOST, REFILLED, Part, PartWriter, Reader, finish, is_complete, written
+from ted_ds.teacher_cache.token_record import TokenRecord
 
-CACHE_FOLDER = "teacher_cache"
-READING = 2
-"""The way in which texts are read, their positions and last tokens; a cache that was filled in another is not used."""
 NUM_REPORTS = 10
 """Of how far it is filled."""
-
-
-@dataclass(frozen=True)
-class CachePlan:
-    """What a cache will hold."""
-
-    record: Record
-    samples: list[Sample]
-    num_bytes: int
-    passes: float
-    """How often Stage II sees each example, on average."""
-    root: Path
-    """Where caches are."""
-    of_texts: bool
-    """Whether a state of each text is kept, in the place of one of each token."""
-
-    def __str__(self) -> str:
-        return (
-            f"teacher cache: {len(self.samples):,} examples, {gib(self.num_bytes)} in {self.root}, each seen "
-            f"{self.passes:.1f} times"
-        )
-
-
-def plan_cache(build: Assembly) -> CachePlan | None:
-    """The cache that the recipe asks for; None where it asks for none."""
-    recipe, settings = build.recipe, build.recipe.teacher.cache
-    if settings is None:
-        return None
-    data, of_texts = build.readers.of("teacher").data, build.readers.are_two
-    assert isinstance(data, LabelledData)
-    samples = data.learned
-    layers = len(build.plan.layer_pairs)
-    outputs = recipe.task.num_outputs if recipe.distill.needs.predictions else 0
-    record = Record(layers, build.plan.filter_dim if layers else 0, outputs, settings.precision)
-    return CachePlan(
-        record,
-        samples,
-        sum(record.num_bytes(1 if of_texts else len(sample.input_ids)) for sample in samples),
-        recipe.distill.steps * recipe.distill.global_batch_size / len(samples),
-        settings.dir or recipe.output_dir / CACHE_FOLDER,
-        of_texts,
-    )
-
-
-def refuse_useless_cache(build: Assembly) -> None:
-    """Make sure, before anything starts, that the cache will be used, may be as large as it gets, and fits on the disk.
-
-    Raises:
-        ConfigError: It will not, may not, or does not.
-    """
-    plan, settings = plan_cache(build), build.recipe.teacher.cache
-    if plan is None or settings is None:
-        return
-    if plan.passes <= 1 and settings.dir is None:  # a folder of its own may serve other runs
-        raise ConfigError(
-            f"teacher.cache: Stage II sees {plan.passes:.2g} of {len(plan.samples):,} examples, none of them twice; "
-            "remove it, raise distill.max_steps or distill.epochs, or give it a dir that runs share"
-        )
-    if plan.num_bytes > settings.max_gib * 2**30:
-        fewer = "precision: int8, " if settings.precision == "bf16" else ""
-        raise ConfigError(
-            f"teacher.cache.max_gib: {settings.max_gib:g} is less than the {gib(plan.num_bytes)} that "
-            f"{len(plan.samples):,} examples need; raise it, use {fewer}a smaller filters.dim or fewer layers, or "
-            "remove teacher.cache"
-        )
-    there = next(folder for folder in (plan.root, *plan.root.absolute().parents) if folder.is_dir())
-    own = sum(file.stat().st_size for folder in _unfinished(build, plan.root) for file in folder.iterdir())
-    free = shutil.disk_usage(there).free + own
-    whole = [place for place in plan.root.glob("*") if is_complete(place)]
-    if plan.num_bytes > free and not any(_same_examples(plan, read_about(place)) for place in whole):
-        raise ConfigError(f"teacher.cache: {gib(plan.num_bytes)} do not fit into the {gib(free)} free in {there}")
+PART_BYTES = 2**28
+"""What a rank writes before it counts: as much is asked again after a kill."""
+PART_S = 300.0
+"""Or how long it writes."""
 
 
 def cached_teacher(
@@ -115,7 +42,7 @@ def cached_teacher(
     filters: Path | None,
     depends_on: Mapping[str, Any],
     vet: Callable[[FrozenModel], None],
-) -> CachedTeacher | None:
+) -> Teacher | None:
     """The teacher as the cache has it, which is filled first where it is not there. Every rank must call it.
 
     Args:
@@ -132,23 +59,29 @@ def cached_teacher(
         StopNow: Any rank was asked to stop while it was filled; on every rank.
         TedError: The cache cannot be written or read; on every rank.
     """
-    plan, world = plan_cache(build), build.world
+    plan, world, side = plan_cache(build), build.world, build.recipe.data.padding.side
     if plan is None:
         return None
-    about = _about(build, plan, depends_on)
-    place = plan.root / hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    about = about_cache(build, plan, depends_on)
+    place = place_of(plan, about)
     if not world.on_main(lambda: is_complete(place)):
         _fill(build, plan, place, teacher=teacher, filters=filters, about=about, vet=vet)
-    reader, side = world.agree(lambda: _open(plan, place)), build.recipe.data.padding.side
+    with world.together():
+        if not is_complete(place):
+            raise ConfigError(f"teacher.cache.dir: {place} was written by other ranks and is not seen here; share it")
+    if isinstance(plan.record, TokenRecord):
+        of_tokens = world.agree(functools.partial(Reader, place, plan.record))
+        cached = CachedTokens(of_tokens, dtype=build.dtype, temperature=build.recipe.distill.temperature)
+        build.screen.say(f"teacher cache: {place}: {cached.in_words}")
+        return cached
+    reader = world.agree(functools.partial(_open_whole, plan, place))
     return CachedTeacher(reader, dtype=build.dtype, side=side, of_texts=plan.of_texts)
 
 
-def _open(plan: CachePlan, place: Path) -> Reader:
-    if not is_complete(place):
-        raise ConfigError(f"teacher.cache.dir: {place} was written by other ranks and is not seen here; share it")
+def _open_whole(plan: CachePlan, place: Path) -> Reader[Any]:
     reader = Reader(place, plan.record)
-    if len(reader) != len(plan.samples):
-        raise CheckpointError(f"{place}: the teacher's cache lacks examples; remove it, and it is filled again")
+    if len(reader) != plan.num_examples:
+        raise CheckpointError(f"{place}: the teacher's cache lacks examples; {REFILLED}")
     return reader
 
 
@@ -158,36 +91,10 @@ def retire_cache(build: Assembly) -> None:
     if settings is None:
         return
     own = build.recipe.output_dir / CACHE_FOLDER
-    for folder in [own] if settings.dir is None else _unfinished(build, settings.dir):
+    for folder in [own] if settings.dir is None else unfinished(build, settings.dir):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _unfinished(build: Assembly, root: Path) -> list[Path]:
-    """What this run began to fill."""
-    return list(root.glob(f".*.{build.run.run_id}"))
-
-
-def _same_examples(plan: CachePlan, about: Mapping[str, Any]) -> bool:
-    return about.get("samples_sha256") == samples_sha256(plan.samples) and about.get("record") == str(plan.record)
-
-
-def _about(build: Assembly, plan: CachePlan, depends_on: Mapping[str, Any]) -> dict[str, Any]:
-    """All that decides what is in a cache: the samples are the data as the tokenizer reads it."""
-    recipe = build.recipe
-    return {
-        "samples_sha256": samples_sha256(plan.samples),
-        "reading": READING,
-        "layers": list(build.layers("teacher")),
-        "record": str(plan.record),
-        "precision": recipe.precision,
-        "method": recipe.distill.method,
-        "preflight": recipe.preflight,  # a teacher that was only warned of is not for a run that would refuse it
-        **({"of_texts": recipe.filters.pooling if recipe.filters else "model"} if plan.of_texts else {}),
-        **depends_on,
-    }
-
-
-@torch.no_grad()
 def _fill(
     build: Assembly,
     plan: CachePlan,
@@ -202,93 +109,107 @@ def _fill(
 
     Where it is stopped, it goes on the next time with the examples that are left.
     """
-    world, unfinished = build.world, place.with_name(f".{place.name}.{build.run.run_id}")
+    world, begun = build.world, place.with_name(f".{place.name}.{build.run.run_id}")
 
-    def prepare() -> set[int]:
+    def prepare() -> None:
         for other in (build.recipe.output_dir / CACHE_FOLDER).glob("*"):  # of another teacher, or other filters or data
-            if other != unfinished:
+            if other != begun:
                 shutil.rmtree(other, ignore_errors=True)
-        unfinished.mkdir(parents=True, exist_ok=True)
-        return written(unfinished)
+        begun.mkdir(parents=True, exist_ok=True)
 
-    done = world.on_main(prepare)
-    size = build.recipe.evaluation.micro_batch_size
-    # the longest first: what does not fit into memory shows at once
-    by_length = sorted(plan.samples, key=lambda sample: (-len(sample.input_ids), sample.index))
-    shares = [by_length[start : start + size] for start in range(0, len(by_length), size)]
-    shares = [share for share in shares if not done.issuperset(sample.index for sample in share)]
-    rounds = -(-len(shares) // world.size)  # as many on every rank, which a sharded teacher needs
-    part = f"{secrets.token_hex(4)}_{world.rank:05d}"
-    bank, writer = world.agree(
-        lambda: (teacher_bank(build, filters), PartWriter(unfinished, part, plan.record)),
-    )
+    world.on_main(prepare)
+    _write(build, plan, begun, teacher=teacher, filters=filters, vet=vet)
+    collect_garbage()
+    world.on_main(lambda: finish(begun, place, plan.record, about=about))
+
+
+@torch.no_grad()
+def _write(
+    build: Assembly,
+    plan: CachePlan,
+    begun: Path,
+    *,
+    teacher: Path,
+    filters: Path | None,
+    vet: Callable[[FrozenModel], None],
+) -> None:
+    """Write what is left into the folder that was begun."""
+    world = build.world
+    done: list[Part] = world.on_main(lambda: written(begun))
+    bank, questions = world.agree(lambda: (teacher_bank(build, filters), plan.ask(done)))
+    (rounds,) = world.highest(questions.rounds)  # as many on every rank, which a sharded teacher needs
     frozen = build.models.frozen("teacher", teacher, build.layers("teacher"))
     vet(frozen)
-    if not plan.record.num_outputs:
+    asker = Asker(build, frozen, bank)
+    ask: Ask
+    if isinstance(plan.record, TokenRecord):
+        asks_predictions = plan.record.num_kept > 0
+        ask = TokenAsker(asker, plan.record, build.terms, temperature=build.recipe.distill.temperature)
+    else:
+        asks_predictions = plan.record.num_outputs > 0
+        ask = OutputAsker(asker, plan.record, of_texts=plan.of_texts)
+    if not asks_predictions:
         build.models.drop_beyond_taps(frozen)
     build.screen.start("teacher cache", rounds)
     build.stops.has_work(True)
-    started = time.monotonic()
     try:
-        for number in range(rounds):
-            build.stop_if_asked()
-            mine = number * world.size + world.rank
-            share = shares[mine] if mine < len(shares) else []
-            answers = _ask(build, frozen, bank, share, with_predictions=plan.record.num_outputs > 0)
-            with world.together():  # a disk may be full
-                for sample, (outputs, states) in zip(share, answers, strict=True):
-                    tokens = 1 if plan.of_texts else len(sample.input_ids)
-                    writer.add(sample.index, outputs, states, tokens=tokens)
-            if (number + 1) % -(-rounds // NUM_REPORTS) == 0:
-                elapsed = time.monotonic() - started
-                build.screen.update(number + 1, {}, remaining_s=elapsed / (number + 1) * (rounds - number - 1))
-    except StopNow:  # every rank is here
-        with world.together():
-            writer.close()
-        raise
+        _ask_all(build, questions, ask, _Parts(begun, world.rank, questions, ask), rounds)
     finally:
         build.screen.stop()
+        questions.close()
         frozen.release()
-    with world.together():
-        writer.close()
-    del frozen
-    collect_garbage()
-    world.on_main(lambda: finish(unfinished, place, plan.record, about=about))
 
 
-def _ask(
-    build: Assembly, frozen: FrozenModel, bank: FilterBank | None, samples: list[Sample], *, with_predictions: bool
-) -> list[tuple[Tensor | None, list[Tensor]]]:
-    """What the teacher says of a microbatch's examples: predictions ``[outputs]``, and states ``[tokens, dim]``.
+class _Parts:
+    """What this rank writes: a part after the other, each of which counts once it is whole."""
 
-    Or a state of each text, ``[1, dim]``, where each model has a tokenizer of its own.
+    def __init__(self, folder: Path, rank: int, questions: Questions, ask: Ask) -> None:
+        self._folder, self._rank, self._questions, self._ask = folder, rank, questions, ask
+        self._is_first = True
+        self._open: PartWriter | None = None
+        self._since = 0.0
+
+    def add(self, sample: Sample, record: bytes) -> None:
+        """Write a record down."""
+        if self._open is None:
+            self._open, self._since = PartWriter(self._folder, self._rank), time.monotonic()
+        self._open.add(sample.index, record, tokens=len(sample.input_ids))
+
+    def close_if_due(self) -> None:
+        """Let what is written count, if it is much."""
+        part = self._open
+        if part is not None and (part.num_bytes >= PART_BYTES or time.monotonic() - self._since >= PART_S):
+            self.close()
+
+    def close(self) -> None:
+        """Let what is written count."""
+        if self._open is not None:
+            self._open.close(self._questions.left(), self._ask.lost if self._is_first else NOTHING_LOST)
+            self._open, self._is_first = None, False
+
+
+def _ask_all(build: Assembly, questions: Questions, ask: Ask, parts: _Parts, rounds: int) -> None:
+    """Ask what is left, and write down what the teacher says.
+
+    Raises:
+        StopNow: Any rank was asked to stop; what is written counts.
     """
-    rows = build.recipe.evaluation.micro_batch_size
-    collate, two = build.readers.of("teacher").collate, build.readers.are_two
-    batch = collate([*samples, *[None] * (rows - len(samples))]).to(build.world.device)
-    pooling = read_at(build, frozen.tapped).of(batch) if two else None
-    states: dict[int, Tensor] = {}
-    outputs: list[Tensor] = []
-
-    def keep_state(place: int, state: Tensor) -> None:
-        assert bank is not None
-        own: Any = bank.filters[place]
-        states[place] = own(state) if pooling is None else own.of_texts(state, pooling)
-
-    def keep_outputs(predictions: Predictions | None) -> None:
-        if predictions is not None:
-            outputs.append(predictions.outputs(batch))
-
-    frozen.teach(
-        batch,
-        keep_outputs,
-        with_predictions=with_predictions,
-        on_state=keep_state if bank is not None else None,
-    )
-    return [
-        (
-            outputs[0][row] if outputs else None,
-            [states[place][row] if two else states[place][row][batch.kept_tokens[row]] for place in sorted(states)],
-        )
-        for row in range(len(samples))
-    ]
+    world, started = build.world, time.monotonic()
+    for number in range(rounds):
+        try:
+            build.stop_if_asked()
+        except StopNow:  # every rank is here
+            with world.together():
+                parts.close()
+            raise
+        share = world.agree(questions.next)
+        answers = ask(share)
+        with world.together():  # a disk may be full
+            for sample, record in zip(share, answers, strict=True):
+                parts.add(sample, record)
+            parts.close_if_due()
+        if (number + 1) % -(-rounds // NUM_REPORTS) == 0:
+            elapsed = time.monotonic() - started
+            build.screen.update(number + 1, {}, remaining_s=elapsed / (number + 1) * (rounds - number - 1))
+    with world.together():
+        parts.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ted_ds.planning.cache_size import describe_cache
 from ted_ds.planning.deepspeed_choice import describe_choice
 from ted_ds.planning.hosting import describe_memory
 from ted_ds.planning.model_sizes import describe_sizes
@@ -47,6 +48,7 @@ def check(
     print(describe_sizes(recipe, plan), end="")
     print(describe_work(recipe, plan, Pace(num_ranks, tflops)), end="")
     print(describe_ridge(recipe, plan), end="")
+    print(describe_cache(recipe, plan.teacher, num_layers=len(plan.layer_pairs), dim=plan.filter_dim), end="")
     print(describe_choice(recipe, plan, num_ranks=num_ranks), end="")
     print(describe_memory(recipe, plan, num_ranks=num_ranks), end="")
     if link_gbit is not None:

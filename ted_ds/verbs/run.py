@@ -28,7 +28,7 @@ from ted_ds.phases.callbacks import Callback, Listeners
 from ted_ds.phases.chain import Chain
 from ted_ds.phases.evaluate import read_results, results_file
 from ted_ds.phases.journal import Journal
-from ted_ds.planning.phase import EXPORT, Phase
+from ted_ds.planning.phase import DISTILL, EXPORT, PHASES, Phase
 from ted_ds.runtime.preemption import StopRequests, shielded
 from ted_ds.runtime.world import World
 from ted_ds.verbs.next_commands import next_commands
@@ -49,6 +49,8 @@ class Order:
     callbacks: Sequence[Callback] | None = None
     """What hears of it on this rank; None where no rank has any."""
     own: Own = NOTHING_OWN
+    fills_cache: bool = False
+    """Whether the teacher's cache is filled behind them."""
 
 
 def run_phases(recipe: AnyRecipe, overrides: Sequence[str], wanted: Sequence[Phase]) -> None:
@@ -59,6 +61,17 @@ def run_phases(recipe: AnyRecipe, overrides: Sequence[str], wanted: Sequence[Pha
         RankLostError: See there.
     """
     run_order(Order(recipe, overrides, wanted), StopRequests(), _no_result)
+
+
+def fill_cache(recipe: AnyRecipe, overrides: Sequence[str]) -> None:
+    """Fill the teacher's cache of a recipe, after all phases before Stage II, likewise.
+
+    Raises:
+        TedError: See :func:`run_order`; or the recipe has no cache.
+        RankLostError: See there.
+    """
+    before = PHASES[: PHASES.index(DISTILL)]
+    run_order(Order(recipe, overrides, before, fills_cache=True), StopRequests(), _no_result)
 
 
 def _no_result(*_: object) -> None:
@@ -96,18 +109,22 @@ def _run(
         order.recipe, order.overrides, contracts_hold=True, stops=stops, held=held, own=order.own
     )
     recipe, world = assembly.recipe, assembly.world
+    if order.fills_cache and recipe.teacher.cache is None:
+        raise ConfigError("teacher.cache: this key is required to fill a cache; give it, with max_gib and a dir")
     journal = Journal(world)
     chain = Chain(assembly, inputs, journal, Listeners(world, stops, order.callbacks))
     stops.limit(recipe.stop_after_minutes, started_at=started)
     greet(assembly)
     phases = chain.pending(order.wanted)
     try:
-        if phases:
-            chain.announce(phases)
+        if phases or order.fills_cache:
+            chain.announce([*phases, DISTILL] if order.fills_cache else phases)
             chain.vet_files()
             _open_output(recipe, world, assembly, journal)
             held.enter_context(chatter_kept_in(log_file(recipe.output_dir / LOGS, world.rank)))
             chain.run(phases)
+            if order.fills_cache:
+                chain.fill_cache()
         seconds = time.monotonic() - started
         if world.is_main:
             _show_results(assembly, inputs.folders, journal.tracker, seconds)

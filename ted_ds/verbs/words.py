@@ -17,6 +17,7 @@ HELP_OF_VERB: Mapping[str, str] = {
     "run": "all phases; those already complete are skipped",
     "finetune": "Stage 0: train teacher and student on the task, cut the student out of the teacher",
     "filters": "Stage I: train the filters of teacher and student",
+    "cache": "what comes before Stage II, and what the teacher says in it kept on a disk (teacher.cache)",
     "distill": "Stage II: train the student",
     "evaluate": "score teacher and student on held-out data",
     "export": "write the student as a plain transformers folder",

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ted_ds.numerics.vocabulary import TeacherPredictions, VocabularyTargets, vocabulary_losses
+from ted_ds.numerics.teacher_predictions import TeacherPredictions
+from ted_ds.numerics.vocabulary import VocabularyTargets, vocabulary_losses
 from ted_ds.runtime.device_faults import is_device_fault
 from tests.integration.launching import Outcome, alone
 from tests.runs import differences, traces

@@ -14,7 +14,8 @@ from ted_ds.numerics import chunks, vocabulary
 from ted_ds.numerics.divergences import DIVERGENCES as FACTORIES
 from ted_ds.numerics.divergences import Block, Softened, logs_beside_mixture, make_divergence
 from ted_ds.numerics.losses import bernoulli_divergence_sum, divergence_sum
-from ted_ds.numerics.vocabulary import TeacherPredictions, VocabularyTargets, vocabulary_losses
+from ted_ds.numerics.teacher_predictions import TeacherPredictions
+from ted_ds.numerics.vocabulary import VocabularyTargets, vocabulary_losses
 from tests.parity.test_vocabulary import TEACHER_HIDDEN, TOLERANCE, Case, Largest, assert_same
 from tests.plain import DIVERGENCES, plain_divergence
 

@@ -14,7 +14,8 @@ from ted_ds.numerics.chunks import kept_rows
 from ted_ds.numerics.filters import FilterBank, Match, OfTexts, Pooling
 from ted_ds.numerics.likeness import CHUNK_BYTES, SUMS, Gauge, Side, hsic_sums, likeness_of, sample_tokens
 from ted_ds.numerics.logits import LogitRule
-from ted_ds.numerics.vocabulary import TeacherPredictions, VocabularyTargets, vocabulary_losses
+from ted_ds.numerics.teacher_predictions import TeacherPredictions
+from ted_ds.numerics.vocabulary import VocabularyTargets, vocabulary_losses
 from ted_ds.objectives.teacher_view import STUDENT_TASK, TEACHER_TASK
 from tests.parity.test_task_terms import KINDS, TOLERANCE, Run, batch_of
 from tests.task_kinds import TASK_TERMS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import pytest
 import torch
@@ -62,12 +63,11 @@ def fill(folder, record, *, num_parts=3):
     """A cache of all samples, one to a part in turn."""
     unfinished = folder / "unfinished"
     unfinished.mkdir()
-    writers = [PartWriter(unfinished, f"part_{rank}", record) for rank in range(num_parts)]
+    writers = [PartWriter(unfinished, rank) for rank in range(num_parts)]
     for sample in SAMPLES:
         tokens = len(sample.input_ids)
-        writers[sample.index % 2].add(
-            sample.index, torch.full((3,), float(sample.index)), states_of(record, tokens), tokens=tokens
-        )
+        packed = record.pack(torch.full((3,), float(sample.index)), states_of(record, tokens))
+        writers[sample.index % 2].add(sample.index, packed, tokens=tokens)
     for writer in writers:
         writer.close()
     finish(unfinished, folder / "cache", record, about={"a": 1})
@@ -82,26 +82,23 @@ def test_a_cache_is_read_in_any_order(tmp_path):
     reader = Reader(place, record)
     assert len(reader) == len(SAMPLES)
     for index in (2, 0, 3, 1, 2):
-        outputs, states = reader.read(index)
+        outputs, states = record.unpack(*reader.read(index))
         assert outputs.tolist() == [index] * 3
         assert torch.equal(states, torch.stack(states_of(record, len(SAMPLES[index].input_ids))).bfloat16())
 
 
 def test_a_stopped_attempt_leaves_what_it_finished(tmp_path):
     record = Record(0, 0, 3, "bf16")
-    for name, sample in (("first", 2), ("second", 0)):
-        writer = PartWriter(tmp_path, name, record)
-        writer.add(sample, torch.zeros(3), [], tokens=5)
-        writer.close()
-    broken = PartWriter(tmp_path, "broken", record)
-    broken.add(3, torch.zeros(3), [], tokens=5)
-    broken.close()
-    cut_short(tmp_path / "broken.npz")
-    killed = PartWriter(tmp_path, "killed", record)
-    killed.add(1, torch.zeros(3), [], tokens=5)
-    killed._stream.close()
-    assert written(tmp_path) == {0, 2}
-    assert sorted(file.stem for file in tmp_path.iterdir()) == ["first", "first", "second", "second"]
+    for rank, sample in enumerate((2, 0, 3, 1)):
+        writer = PartWriter(tmp_path, rank)
+        writer.add(sample, record.pack(torch.zeros(3), []), tokens=5)
+        if rank < 3:
+            writer.close(left={"at": sample})
+        else:  # killed
+            writer._stream.close()
+    cut_short(next(tmp_path.glob("*_00002.npz")))
+    assert {int(part.rows[0, 0]): part.left for part in written(tmp_path)} == {2: {"at": 2}, 0: {"at": 0}}
+    assert sorted(file.suffix for file in tmp_path.iterdir()) == [".bin", ".bin", ".npz", ".npz"]
 
 
 def test_the_first_of_two_runs_that_fill_a_cache_is_kept(tmp_path):
@@ -120,13 +117,38 @@ def cut_short(file):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("name", ["part_0.bin", "part_1.npz", "cache.json"])
+@pytest.mark.parametrize("name", ["*_00000.bin", "*_00001.npz", "cache.json"])
 @pytest.mark.parametrize("damage", [cut_short, lambda file: file.unlink()], ids=["short", "gone"])
 def test_a_damaged_cache_is_said(tmp_path, name, damage):
     record = Record(2, DIM, 3, "int8")
     place = fill(tmp_path, record)
-    damage(place / name)
+    damage(next(place.glob(name)))
     with pytest.raises(CheckpointError, match=r"the teacher's cache is damaged .*remove it, and it is filled again"):
+        Reader(place, record)
+
+
+def test_a_bit_that_has_changed_is_said(tmp_path):
+    place = fill(tmp_path, Record(2, DIM, 3, "int8"))
+    file = next(place.glob("*_00000.bin"))
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 4
+    file.write_bytes(bytes(content))
+    reader = Reader(place, Record(2, DIM, 3, "int8"))
+    reader.read(0)
+    with pytest.raises(CheckpointError, match=r"damaged \(example 2 is not what was written\); remove it, and it is "):
+        reader.read(2)
+    with pytest.raises(
+        CheckpointError, match=r"the teacher's cache lacks example 7; remove it, and it is filled again"
+    ):
+        reader.read(7)
+
+
+def test_a_cache_of_files_of_another_version_is_said(tmp_path):
+    record = Record(2, DIM, 3, "int8")
+    place = fill(tmp_path, record)
+    manifest = json.loads((place / "cache.json").read_text())
+    (place / "cache.json").write_text(json.dumps({**manifest, "version": 1}))
+    with pytest.raises(CheckpointError, match=r"damaged \(its files are of version 1, these are read: 2\); remove it"):
         Reader(place, record)
 
 
@@ -172,7 +194,7 @@ def test_a_cached_teacher_gives_the_same_loss_and_gradients(tmp_path, side, with
     rounded = Rounded(teacher, bank)
     record = Record(len(bank.layers), DIM if with_layers else 0, 2, "bf16")
     (tmp_path / "unfinished").mkdir()
-    writer = PartWriter(tmp_path / "unfinished", "part", record)
+    writer = PartWriter(tmp_path / "unfinished", 0)
     for sample in SAMPLES:  # each by itself: other padding than in the step
         states, outputs = {}, []
         rounded.teach(
@@ -182,7 +204,7 @@ def test_a_cached_teacher_gives_the_same_loss_and_gradients(tmp_path, side, with
             on_state=states.__setitem__ if with_layers else None,
         )
         kept = [states[place][0] for place in sorted(states)]
-        writer.add(sample.index, outputs[0][0], kept, tokens=len(sample.input_ids))
+        writer.add(sample.index, record.pack(outputs[0][0], kept), tokens=len(sample.input_ids))
     writer.close()
     finish(tmp_path / "unfinished", tmp_path / "cache", record, about={})
     cached = CachedTeacher(Reader(tmp_path / "cache", record), dtype=torch.float32, side=side)

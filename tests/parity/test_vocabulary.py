@@ -14,7 +14,8 @@ from ted_ds.numerics import chunks, vocabulary
 from ted_ds.numerics.divergences import make_divergence
 from ted_ds.numerics.logits import PLAIN, LogitRule
 from ted_ds.numerics.losses import cross_entropy_sum, divergence_sum, kept_labels
-from ted_ds.numerics.vocabulary import TeacherPredictions, VocabularyTargets, vocabulary_losses, vocabulary_scores
+from ted_ds.numerics.teacher_predictions import TeacherPredictions
+from ted_ds.numerics.vocabulary import VocabularyTargets, vocabulary_losses, vocabulary_scores
 from tests.plain import DIVERGENCES, plain_divergence
 
 HIDDEN, TEACHER_HIDDEN = 12, 20

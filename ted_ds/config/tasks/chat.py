@@ -24,9 +24,6 @@ class Chat(TaskSection):
     learning_rate: ClassVar[float] = 3e-4
     unused_filter_settings: ClassVar[tuple[str, ...]] = ("pooling",)
     of_distillation: ClassVar[tuple[str, ...]] = ("kl_on", "feature_on")
-    why_not_cached: ClassVar[str | None] = (
-        "a cache keeps one prediction for each text, and a chat has one for each token; remove it"
-    )
     why_no_transfer: ClassVar[str | None] = (
         "what a chat learns from is written as conversations; give these as another source of data.train"
     )

@@ -76,9 +76,6 @@ class CausalLm(DocumentTask):
     architecture: ClassVar[str] = "CausalLM"
     predicts_next_token: ClassVar[bool] = True
     learning_rate: ClassVar[float] = 3e-4
-    why_not_cached: ClassVar[str | None] = (
-        "the packed sequences of a causal_lm do not come again; remove it (it is for task data)"
-    )
     why_no_transfer: ClassVar[str | None] = (
         "the documents of a causal_lm have no labels anyway; give these sources under data.train, with a weight"
     )
@@ -100,9 +97,6 @@ class MaskedLm(DocumentTask):
     new_lm_head: ClassVar[bool] = True
     own_document_ends: ClassVar[bool] = True
     of_distillation: ClassVar[tuple[str, ...]] = ("kl_on",)
-    why_not_cached: ClassVar[str | None] = (
-        "the packed sequences of a masked_lm do not come again; remove it (it is for task data)"
-    )
     kind: Literal["masked_lm"]
     sequence_length: int = Field(default=512, gt=1)
     """Tokens per packed sequence."""

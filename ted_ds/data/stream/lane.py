@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ted_ds.data.masking import make_sample
@@ -83,6 +84,8 @@ class Lane:
             sample = make_sample(
                 joined(pieces), *words, isolate_documents=settings.isolate_documents, masker=settings.masker
             )
+        if sample is not None:
+            sample = replace(sample, index=self._step * settings.num_lanes + self._lane)
         self._step, self._shares = self._step + 1, None
         return LaneItem(self._lane, sample, self.state(), self.take_bad())
 

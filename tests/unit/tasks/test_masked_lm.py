@@ -84,10 +84,6 @@ def test_documents_are_not_kept_apart_and_15_of_100_tokens_are_predicted(run: Pa
         ("task.masking.mask=0.8", "task.masking.mask: unknown key; "),
         ("task.bos=always", "task.bos: unknown key; "),
         (
-            "teacher.cache={max_gib: 1}",
-            "teacher.cache: the packed sequences of a masked_lm do not come again; remove it (it is for task data)",
-        ),
-        (
             "data.length_grouping.window_steps=2",
             "data.length_grouping.window_steps: 2: the packed sequences of a masked_lm all have one length; remove it",
         ),
