@@ -84,11 +84,16 @@ def _number(kind: Callable[[str], float], holds: Callable[[float], bool], rule: 
 _count = _number(int, lambda value: value >= 0, "a whole number, 0 or more")
 _positive = _number(int, lambda value: value >= 1, "a whole number, 1 or more")
 _seconds = _number(float, lambda value: value >= 0, "0 or more seconds")
-_percent = _number(float, lambda value: 0 < value < 100, "more than 0 and less than 100 percent, such as 50%")
+_percent = _number(
+    lambda text: float(text.removesuffix("%")),
+    lambda value: 0 < value < 100,
+    "more than 0 and less than 100 percent, such as 50%",
+)
 
 
-def _share(text: str) -> float:
-    return _percent(text.removesuffix("%")) / 100
+def share(text: str) -> float:
+    """A part of a whole, given in percent, such as ``50%``."""
+    return _percent(text) / 100
 
 
 _speed = _number(float, lambda value: value > 0, "more than 0")
@@ -138,14 +143,16 @@ def _of_demo(one: argparse.ArgumentParser) -> None:
 
 
 def _of_init(one: argparse.ArgumentParser) -> None:
-    one.add_argument("--teacher", required=True, help="a model folder")
-    one.add_argument("--data", required=True, help="a local file or folder with texts, labelled or not, or chats")
+    one.add_argument("--teacher", help="a model folder (asked for in a terminal)")
+    one.add_argument("--data", help="a local file or folder with texts, labelled or not, or chats (asked for, too)")
     size = one.add_mutually_exclusive_group()
     size.add_argument("--blocks", type=_positive, help="of the student (default: half of the teacher's)")
-    size.add_argument("--size", type=_share, help="share of the teacher's blocks, such as 50%%")
+    size.add_argument("--size", type=share, help="share of the teacher's blocks, such as 50%%")
     one.add_argument("--method", choices=METHODS, default="kd", help="of Stage II (default: kd)")
-    one.add_argument("--ranks", type=_positive, default=1, help="it is to be started on (default: 1)")
+    one.add_argument("--ranks", type=_positive, help="it is to be started on (default: the GPUs here, or 1)")
+    one.add_argument("--gpu", type=_speed, metavar="GIB", help="memory of each rank's GPU, where it is elsewhere")
     one.add_argument("--out", type=Path, default=Path("recipe.yaml"), help="the file to write (default: recipe.yaml)")
+    one.set_defaults(refuse=one.error)
 
 
 def _of_predict(one: argparse.ArgumentParser) -> None:
