@@ -113,6 +113,13 @@ def _push(options: argparse.Namespace) -> int:
     return 0
 
 
+def _convert(options: argparse.Namespace) -> int:
+    from ted_ds.verbs.convert import convert
+
+    convert(options.folder, options.out)
+    return 0
+
+
 def _report(options: argparse.Namespace) -> int:
     from ted_ds.verbs.report import report
 
@@ -162,6 +169,7 @@ WORK_OF_VERB: Mapping[str, Callable[[argparse.Namespace], int]] = {
     CHAT: _chat,
     "compare": _compare,
     "push": _push,
+    "convert": _convert,
     "report": _report,
     "families": _families,
     "schema": _schema,

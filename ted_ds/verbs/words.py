@@ -31,6 +31,7 @@ HELP_OF_VERB: Mapping[str, str] = {
     CHAT: "talk with a run's student, or the model of any of its phases, beside the teacher",
     "compare": "in what two runs differ: settings and results",
     "push": "upload an exported model to the Hugging Face Hub, private by default, after asking",
+    "convert": "write an exported model in another format, and compare what both say",
     "report": "one page of what a run came to: verdict, figures, tables; several runs beside each other",
     "families": "the models that can be used, and what for; of a model folder, what is found of it",
     "schema": "the JSON schema of recipes, by which editors complete and explain their keys",
@@ -180,6 +181,12 @@ def _of_push(one: argparse.ArgumentParser) -> None:
     one.add_argument("--dry-run", action="store_true", help="say what would be uploaded, and stop")
 
 
+def _of_convert(one: argparse.ArgumentParser) -> None:
+    one.add_argument("folder", type=Path, metavar="DIR", help="the output_dir of a run, or an export")
+    one.add_argument("--to", required=True, choices=["onnx"], help="the format; it needs ted_ds[onnx]")
+    one.add_argument("--out", type=Path, metavar="DIR", help="a new folder (default: beside the export)")
+
+
 def _of_report(one: argparse.ArgumentParser) -> None:
     one.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="the output_dir of a run")
     one.add_argument("--out", type=Path, help="the page to write (default: report.html in the run's folder)")
@@ -215,6 +222,7 @@ WORDS_OF_VERB: Mapping[str, Callable[[argparse.ArgumentParser], None]] = {
     CHAT: _of_chat,
     "compare": _of_compare,
     "push": _of_push,
+    "convert": _of_convert,
     "report": _of_report,
     "families": _of_families,
     "schema": _of_nothing,
