@@ -60,6 +60,7 @@ setup(
         "safetensors>=0.5",
         "scikit-learn>=1.5",
         "sentencepiece>=0.2",
+        "threadpoolctl>=3.5",  # scikit-learn has it, too
         "tokenizers>=0.22",
         "torch>=2.6",
         "transformers>=5.0",

@@ -85,10 +85,15 @@ def _write(place: Path, folder: Path) -> float:
         raise DataError(
             f"{place}: is an encoder-decoder, which takes more than one graph; only models of one stack are converted"
         )
-    kind = config["architectures"][0]
-    model = getattr(transformers, kind).from_pretrained(place, dtype=torch.float32, local_files_only=True).eval()
+    kind = (config.get("architectures") or ["a model without a named architecture"])[0]
+    if not hasattr(transformers, kind):
+        raise DataError(f"{place}: {kind} is none that transformers has; give an export, or a folder that it wrote")
+    try:
+        model = getattr(transformers, kind).from_pretrained(place, dtype=torch.float32, local_files_only=True).eval()
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(place, local_files_only=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"{place}: does not load: {' '.join(str(error).split())[:300]}") from error
     model.config.use_cache = False
-    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(place, local_files_only=True)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     traced, compared = ({**tokenizer([*texts], padding=True, return_tensors="pt")} for texts in (TRACED, COMPARED))

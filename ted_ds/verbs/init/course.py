@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from ted_ds.config.defaults import GLOBAL_BATCH_SIZE
 from ted_ds.config.schema import Recipe
 from ted_ds.planning.deepspeed_choice import candidates
+from ted_ds.planning.family_uses import refused_uses
 from ted_ds.planning.hosting import USABLE
 from ted_ds.planning.memory import gib
 from ted_ds.planning.operations import operations_of
@@ -82,15 +83,23 @@ def fit_course(course: Course, recipe: Recipe, plan: Plan, means: Means) -> Cour
 
 
 def _in_memory(course: Course, recipe: Recipe, plan: Plan, means: Means) -> Course:
-    usable, least = USABLE * means.free, 0
-    for recomputes in (False, True):
+    usable, least, recomputes = USABLE * means.free, 0, False
+    for recomputes in _ways(recipe, plan):
         for micro in _divisors(course.batch // means.num_ranks):
             least = _needed(recipe, plan, means, micro, recomputes=recomputes)
             if least <= usable:
                 why = f"takes about {gib(least)} of {means.memory_in_words}"
                 return replace(course, micro=micro, why_micro=why, recomputes=recomputes)
     why = f"takes about {gib(least)}, and does not fit into {means.memory_in_words}: give it more ranks, or a GPU"
-    return replace(course, micro=1, why_micro=why, recomputes=True)
+    return replace(course, micro=1, why_micro=why, recomputes=recomputes)
+
+
+def _ways(recipe: Recipe, plan: Plan) -> Iterator[bool]:
+    """Whether activations are computed again, where these models allow it."""
+    yield False
+    again = recipe.model_copy(update={"activation_checkpointing": True})
+    if not [*refused_uses(again, plan.teacher, plan.student)]:
+        yield True
 
 
 def _divisors(number: int) -> Iterator[int]:

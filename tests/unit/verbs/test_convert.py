@@ -77,6 +77,8 @@ def test_what_is_missing_is_said_before_anything_is_read(tmp_path, capsys):
             {"config.json": '{"is_encoder_decoder": true, "architectures": ["T5ForConditionalGeneration"]}'},
             "is an encoder-decoder, which takes more than one graph; only models of one stack are converted",
         ),
+        ({"config.json": "{}"}, "a model without a named architecture is none that transformers has"),
+        ({"config.json": '{"architectures": ["BertModel"], "model_type": "bert"}'}, "does not load: "),
     ],
 )
 def test_what_is_no_model_of_one_stack_is_refused(tmp_path, capsys, monkeypatch, files, says):
