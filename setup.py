@@ -60,6 +60,7 @@ setup(
         "safetensors>=0.5",
         "scikit-learn>=1.5",
         "sentencepiece>=0.2",
+        "threadpoolctl>=3.5",  # scikit-learn has it, too
         "tokenizers>=0.22",
         "torch>=2.6",
         "transformers>=5.0",
@@ -71,6 +72,7 @@ setup(
         "demo": ["gguf>=0.19"],
         "docs": ["jupytext>=1.19", "latex2mathml>=3.81", "mkdocstrings-python>=2.0", "zensical==0.0.72"],
         "int8": ["torchao>=0.18"],
+        "onnx": ["onnx>=1.21", "onnxruntime>=1.23", "onnxscript>=0.7"],
         "report": ["matplotlib>=3.9"],
         "lora": ["peft>=0.18"],
         "lm_eval": ["lm-eval[hf]>=0.4.9"],

@@ -84,8 +84,11 @@ def _demo(options: argparse.Namespace) -> int:
 def _init(options: argparse.Namespace) -> int:
     from ted_ds.verbs.init.begin import Asked, begin
 
-    size = {"blocks": options.blocks, "size": options.size, "method": options.method}
-    begin(Asked(options.teacher, options.data, **size, out=options.out, num_ranks=options.ranks))
+    missing = [f"--{name}" for name in ("teacher", "data") if getattr(options, name) is None]
+    if missing and not (sys.stdin.isatty() and sys.stdout.isatty()):  # nobody can be asked
+        options.refuse(f"the following arguments are required: {', '.join(missing)}")
+    size = options.blocks if options.size is None else options.size
+    begin(Asked(options.teacher, options.data, size, options.method, options.out, options.ranks, options.gpu))
     return 0
 
 
@@ -114,6 +117,13 @@ def _push(options: argparse.Namespace) -> int:
     from ted_ds.verbs.push import push
 
     push(options.folder, options.to, public=options.public, is_sure=options.yes, dry_run=options.dry_run)
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from ted_ds.verbs.convert import convert
+
+    convert(options.folder, options.out)
     return 0
 
 
@@ -167,6 +177,7 @@ WORK_OF_VERB: Mapping[str, Callable[[argparse.Namespace], int]] = {
     CHAT: _chat,
     "compare": _compare,
     "push": _push,
+    "convert": _convert,
     "report": _report,
     "families": _families,
     "schema": _schema,

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import socket
-from pathlib import Path
 
-import psutil
 import torch
 
+from ted_ds.launching.machine import available_bytes
 from ted_ds.runtime.world import World
-
-CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_device_bytes(world: World) -> int:
@@ -25,20 +22,6 @@ def free_device_bytes(world: World) -> int:
 
 def free_host_bytes(world: World) -> int:
     """Free bytes of host memory for each rank, on the host that has least. Every rank must call it."""
-    hosts = world.gather((socket.gethostname(), _available()))
+    hosts = world.gather((socket.gethostname(), available_bytes()))
     names = [name for name, _ in hosts]
     return min(free // names.count(name) for name, free in hosts)
-
-
-def _available() -> int:
-    """What the system would give, and a container's limit allows."""
-    available = psutil.virtual_memory().available
-    try:
-        limit, used = ((CGROUP / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
-        # what it holds of files is given back when it is asked for
-        cached = dict(line.split() for line in (CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
-    except OSError:  # no container, or none with limits of this kind
-        return available
-    if limit == "max":
-        return available
-    return min(available, int(limit) - int(used) + int(cached.get("inactive_file", 0)))

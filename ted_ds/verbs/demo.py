@@ -6,7 +6,6 @@ import importlib.util
 import json
 import math
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from ted_ds.config.load import load_recipe
 from ted_ds.config.shipped import RECIPES, shipped
 from ted_ds.data.cleaning import is_heldout
 from ted_ds.errors import ConfigError
+from ted_ds.launching.machine import computes_bf16
 from ted_ds.launching.side_by_side import command_of_run, environment_of
 from ted_ds.output.results import STUDENT, TEACHER, outcomes_file
 from ted_ds.output.screen import Screen
@@ -34,8 +34,6 @@ MOST_GAINED, MOST_LOST = 3, 1
 """Sentences that are shown."""
 LONGEST_SHOWN = 110
 """Characters of one."""
-BF16_FLAG = re.compile(r"^(?:flags|Features)\b.*(?:avx512_bf16|amx_bf16|\bbf16)\b", re.MULTILINE)
-"""In what Linux says of a CPU."""
 KEEPING_MEMORY = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
@@ -99,11 +97,6 @@ def _run(arguments: Sequence[str]) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def computes_bf16(cpu_info: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the CPU has instructions for bf16, and so takes half as long with it; False where it does not say."""
-    return cpu_info.is_file() and BF16_FLAG.search(cpu_info.read_text(encoding="utf-8", errors="replace")) is not None
 
 
 @dataclass(frozen=True)

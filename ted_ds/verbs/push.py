@@ -8,12 +8,10 @@ from pathlib import Path
 
 from ted_ds.errors import ConfigError, DataError
 from ted_ds.models.companions import CARD
-from ted_ds.models.folder import ADAPTER_FILE, CONFIG_FILE
 from ted_ds.models.licence import licence_of
 from ted_ds.output.phase_folder import MANIFEST
-from ted_ds.output.run_folder import RUN_FILE
 from ted_ds.output.screen import Screen
-from ted_ds.planning.phase import EXPORT
+from ted_ds.verbs.exported import export_in
 
 LEFT_HERE = (MANIFEST,)
 """Files of an export that are of its run and of this machine."""
@@ -41,7 +39,9 @@ def push(folder: Path, name: str, *, public: bool, is_sure: bool, dry_run: bool)
             raise HFValidationError("it has no /")
     except HFValidationError as error:
         raise ConfigError(f"--to {name}: no name of a model on the Hub ({error}); use ORG/NAME") from error
-    place = _export_in(folder)
+    place = export_in(folder)
+    if not (place / CARD).is_file():
+        raise DataError(f"{place}: the model has no card ({CARD}); give an export, which has one, or write one")
     files = [file for file in sorted(place.rglob("*")) if file.is_file() and file.name not in LEFT_HERE]
     screen = Screen(shown=True)
     sizes = [(str(file.relative_to(place)), _size(file.stat().st_size)) for file in files]
@@ -58,23 +58,6 @@ def push(folder: Path, name: str, *, public: bool, is_sure: bool, dry_run: bool)
         screen.say("nothing is uploaded")
         return
     screen.say(f"uploaded    {_upload(place, name, files, public=public)}")
-
-
-def _export_in(folder: Path) -> Path:
-    """The exported model in a run's folder, or the folder itself.
-
-    Raises:
-        DataError: There is none.
-    """
-    place = folder / EXPORT.name if (folder / RUN_FILE).is_file() else folder
-    if not any((place / name).is_file() for name in (CONFIG_FILE, ADAPTER_FILE)):
-        raise DataError(
-            f"{place}: no exported model is in it (no {CONFIG_FILE} and no {ADAPTER_FILE}); give the output_dir of "
-            "a run that is complete, or its export"
-        )
-    if not (place / CARD).is_file():
-        raise DataError(f"{place}: the model has no card ({CARD}); give an export, which has one, or write one")
-    return place
 
 
 def _agrees(question: str) -> bool:

@@ -32,6 +32,7 @@ HELP_OF_VERB: Mapping[str, str] = {
     CHAT: "talk with a run's student, or the model of any of its phases, beside the teacher",
     "compare": "in what two runs differ: settings and results",
     "push": "upload an exported model to the Hugging Face Hub, private by default, after asking",
+    "convert": "write an exported model in another format, and compare what both say",
     "report": "one page of what a run came to: verdict, figures, tables; several runs beside each other",
     "families": "the models that can be used, and what for; of a model folder, what is found of it",
     "schema": "the JSON schema of recipes, by which editors complete and explain their keys",
@@ -85,11 +86,16 @@ def _number(kind: Callable[[str], float], holds: Callable[[float], bool], rule: 
 _count = _number(int, lambda value: value >= 0, "a whole number, 0 or more")
 _positive = _number(int, lambda value: value >= 1, "a whole number, 1 or more")
 _seconds = _number(float, lambda value: value >= 0, "0 or more seconds")
-_percent = _number(float, lambda value: 0 < value < 100, "more than 0 and less than 100 percent, such as 50%")
+_percent = _number(
+    lambda text: float(text.removesuffix("%")),
+    lambda value: 0 < value < 100,
+    "more than 0 and less than 100 percent, such as 50%",
+)
 
 
-def _share(text: str) -> float:
-    return _percent(text.removesuffix("%")) / 100
+def share(text: str) -> float:
+    """A part of a whole, given in percent, such as ``50%``."""
+    return _percent(text) / 100
 
 
 _speed = _number(float, lambda value: value > 0, "more than 0")
@@ -139,14 +145,16 @@ def _of_demo(one: argparse.ArgumentParser) -> None:
 
 
 def _of_init(one: argparse.ArgumentParser) -> None:
-    one.add_argument("--teacher", required=True, help="a model folder")
-    one.add_argument("--data", required=True, help="a local file or folder with texts, labelled or not, or chats")
+    one.add_argument("--teacher", help="a model folder (asked for in a terminal)")
+    one.add_argument("--data", help="a local file or folder with texts, labelled or not, or chats (asked for, too)")
     size = one.add_mutually_exclusive_group()
     size.add_argument("--blocks", type=_positive, help="of the student (default: half of the teacher's)")
-    size.add_argument("--size", type=_share, help="share of the teacher's blocks, such as 50%%")
+    size.add_argument("--size", type=share, help="share of the teacher's blocks, such as 50%%")
     one.add_argument("--method", choices=METHODS, default="kd", help="of Stage II (default: kd)")
-    one.add_argument("--ranks", type=_positive, default=1, help="it is to be started on (default: 1)")
+    one.add_argument("--ranks", type=_positive, help="it is to be started on (default: the GPUs here, or 1)")
+    one.add_argument("--gpu", type=_speed, metavar="GIB", help="memory of each rank's GPU, where it is elsewhere")
     one.add_argument("--out", type=Path, default=Path("recipe.yaml"), help="the file to write (default: recipe.yaml)")
+    one.set_defaults(refuse=one.error)
 
 
 def _of_predict(one: argparse.ArgumentParser) -> None:
@@ -172,6 +180,12 @@ def _of_push(one: argparse.ArgumentParser) -> None:
     one.add_argument("--public", action="store_true", help="a new model is seen by everybody")
     one.add_argument("--yes", action="store_true", help="do not ask")
     one.add_argument("--dry-run", action="store_true", help="say what would be uploaded, and stop")
+
+
+def _of_convert(one: argparse.ArgumentParser) -> None:
+    one.add_argument("folder", type=Path, metavar="DIR", help="the output_dir of a run, or an export")
+    one.add_argument("--to", required=True, choices=["onnx"], help="the format; it needs ted_ds[onnx]")
+    one.add_argument("--out", type=Path, metavar="DIR", help="a new folder (default: beside the export)")
 
 
 def _of_report(one: argparse.ArgumentParser) -> None:
@@ -209,6 +223,7 @@ WORDS_OF_VERB: Mapping[str, Callable[[argparse.ArgumentParser], None]] = {
     CHAT: _of_chat,
     "compare": _of_compare,
     "push": _of_push,
+    "convert": _of_convert,
     "report": _of_report,
     "families": _of_families,
     "schema": _of_nothing,

@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ted_ds.config.schema import Recipe
 from ted_ds.errors import ConfigError, TedError
 from ted_ds.models.files import ModelFacts
-from ted_ds.planning.plan import plan_recipe
+from ted_ds.planning.plan import Plan, plan_recipe
 from ted_ds.tasks.kind import kind_of
 from ted_ds.verbs.check import check
-from ted_ds.verbs.init.forms import Form, form_of
-from ted_ds.verbs.init.looking import look_at_data, look_at_teacher
-from ted_ds.verbs.init.writing import Wish, write_recipe
+from ted_ds.verbs.init.course import begin_course, fit_course
+from ted_ds.verbs.init.forms import Form
+from ted_ds.verbs.init.looking import Given, look_at
+from ted_ds.verbs.init.means import Means, find_means
+from ted_ds.verbs.init.questions import Size, ask
+from ted_ds.verbs.init.size import size_in_recipe
+from ted_ds.verbs.init.writing import Draft, length_of, write_recipe
 
 HEAL = "student.heal"
-TFLOPS = 400.0
 
 
 @dataclass(frozen=True)
 class Asked:
     """The words of the command line."""
 
-    teacher: str
-    data: str
-    blocks: int | None
-    size: float | None
-    """Share of the teacher's blocks."""
+    teacher: str | None
+    """None, as of the data: is asked for in the terminal."""
+    data: str | None
+    size: Size | None
+    """Blocks, or a share of the teacher's."""
     method: str
     out: Path
-    num_ranks: int
+    num_ranks: int | None
+    gpu_gib: float | None
+    """Memory of each rank's GPU, where it is not here."""
 
 
 def begin(asked: Asked) -> None:
@@ -41,51 +47,62 @@ def begin(asked: Asked) -> None:
     """
     if asked.out.exists():
         raise ConfigError(f"--out {asked.out}: is there already; give another name, or remove it")
-    facts, looked = look_at_teacher(asked.teacher), look_at_data(asked.data)
-    form = form_of(looked.rows, facts.family.language_model, looked.declared)
-    wish = Wish(
-        _from_recipe(asked.teacher, asked.out),
-        _from_recipe(asked.data, asked.out),
-        _blocks(asked, facts),
+    size = asked.size
+    if asked.teacher is None or asked.data is None:
+        given, size = ask(asked.teacher, asked.data, size)
+    else:
+        given = look_at(asked.teacher, asked.data)
+    means = find_means(asked.num_ranks, asked.gpu_gib)
+    _write(asked, given, size, means)
+    print(f"task        {given.form.task['kind']}: {given.form.reason}")
+    print(f"recipe      {asked.out}\n")
+    check(str(asked.out), (), num_ranks=means.num_ranks, tflops=means.tflops, link_gbit=None)
+    launcher = f"deepspeed --num_gpus {means.num_ranks} --module ted_ds" if means.num_ranks > 1 else "ted-ds"
+    if means.is_cpu and means.num_ranks > 1:
+        launcher = f"DS_ACCELERATOR=cpu {launcher}"
+    print(f"\nstart it    {launcher} run {asked.out}\nis it sound {launcher} doctor {asked.out}")
+
+
+def _write(asked: Asked, given: Given, size: Size | None, means: Means) -> None:
+    """Write a recipe that passes ``check``, or nothing."""
+    beside = asked.out.with_name(f".{asked.out.name}")
+    blocks, share = (size, None) if isinstance(size, int) else (None, size)
+    length = length_of(given.facts, given.looked, given.form, is_cpu=means.is_cpu)
+    draft = Draft(
+        given,
+        _from_recipe(given.teacher, asked.out),
+        _from_recipe(given.data, asked.out),
+        size_in_recipe(blocks, share, given.facts),
         asked.method,
         str(asked.out),
-        asked.num_ranks,
+        means,
+        length,
+        begin_course(means, given.looked, given.form, length),
+        heals=True,
+        teacher_knows=_teacher_knows(given.form, given.facts),
     )
-    knows = _teacher_knows(form, facts)
-    beside = asked.out.with_name(f".{asked.out.name}")
     beside.parent.mkdir(parents=True, exist_ok=True)
     try:
-        for heals in (True, False):
-            beside.write_text(
-                write_recipe(wish, facts, looked, form, heals=heals, teacher_knows=knows), encoding="utf-8"
-            )
-            try:
-                plan_recipe(str(beside), (), kind_of, num_ranks=asked.num_ranks)
-                break
-            except TedError as error:
-                if not heals or HEAL not in str(error):
-                    raise
+        try:
+            found = _planned(draft, beside)
+        except TedError as error:
+            if HEAL not in str(error):
+                raise
+            draft = replace(draft, heals=False)
+            found = _planned(draft, beside)
+        _planned(replace(draft, course=fit_course(draft.course, *found, means)), beside)
         beside.replace(asked.out)
     except TedError as error:
         kept = str(error).replace(str(beside), "the recipe that would be written")
         raise ConfigError(f"{kept}. Write one by hand: docs/recipes.md") from error
     finally:
         beside.unlink(missing_ok=True)
-    print(f"task        {form.task['kind']}: {form.reason}")
-    print(f"recipe      {asked.out}\n")
-    check(str(asked.out), (), num_ranks=asked.num_ranks, tflops=TFLOPS, link_gbit=None)
-    launcher = f"deepspeed --num_gpus {asked.num_ranks} --module ted_ds" if asked.num_ranks > 1 else "ted-ds"
-    print(f"\nstart it    {launcher} run {asked.out}\nis it sound {launcher} doctor {asked.out}")
 
 
-def _blocks(asked: Asked, facts: ModelFacts) -> int | str:
-    """Of the student: their number, or their share of the teacher's."""
-    whole = facts.num_blocks
-    if asked.blocks is not None:
-        if not 1 <= asked.blocks < whole:
-            raise ConfigError(f"--blocks {asked.blocks}: the teacher has {whole} blocks; use 1 to {whole - 1}")
-        return asked.blocks
-    return "half" if asked.size is None else f"{100 * asked.size:g}%"
+def _planned(draft: Draft, file: Path) -> tuple[Recipe, Plan]:
+    """A draft as ``check`` sees it."""
+    file.write_text(write_recipe(draft), encoding="utf-8")
+    return plan_recipe(str(file), (), kind_of, num_ranks=draft.means.num_ranks)
 
 
 def _from_recipe(path: str, out: Path) -> str:

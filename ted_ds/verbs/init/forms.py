@@ -55,6 +55,11 @@ class Form:
     is_of_parts: bool = False
     """Whether long texts are read in parts, with a stride."""
 
+    @property
+    def is_corpus(self) -> bool:
+        """Whether it is of documents that are packed into sequences."""
+        return self.length_key == "sequence_length"
+
 
 class NoForm(ConfigError):
     """Data are of no form that is known by its columns."""

@@ -12,12 +12,15 @@ from ted_ds.data.reading.listing import one_by_one, read_in_order
 from ted_ds.data.sources import is_remote, names_hub
 from ted_ds.errors import ConfigError
 from ted_ds.models.files import ModelFacts, read_model_facts
+from ted_ds.verbs.init.forms import Form, form_of
 
 MOST_BYTES = 2**26
 """Of data that are looked at: rows may be sorted by their labels."""
 MOST_ROWS = 200_000
 CHARACTERS_PER_TOKEN = 4
 """About, of English text."""
+BLANK_SHARE = 0.02
+"""Of the lines of a text: with more blank ones between others, these end its documents."""
 
 
 @dataclass(frozen=True)
@@ -29,20 +32,60 @@ class Looked:
     num_bytes: int
     """Of all files."""
     are_all: bool
+    documents: str
+    """Of texts: what one is, as the recipe's ``documents`` has it."""
 
 
-def look_at_data(path: str) -> Looked:
-    """Read rows of a local source, whatever their columns.
+@dataclass(frozen=True)
+class Given:
+    """What was given, and what was found of it."""
+
+    teacher: str
+    """A path, as is ``data``."""
+    facts: ModelFacts
+    data: str
+    looked: Looked
+    form: Form
+
+
+def look_at(teacher: str, data: str) -> Given:
+    """Read a model's files and some of the data, and make out the task.
 
     Raises:
-        ConfigError: It is not on this machine, or nothing in it can be read.
+        ConfigError: They are not here, nothing can be read, or no task is known by these columns.
+        CheckpointError: No model can be read from the folder.
     """
-    source = Source(path=path)
-    if names_hub(source) or is_remote(path):
+    facts = look_at_teacher(teacher)
+    looked, form = look_at_task(data, facts)
+    return Given(teacher, facts, data, looked, form)
+
+
+def look_at_task(path: str, teacher: ModelFacts) -> tuple[Looked, Form]:
+    """Some of the data, and which task they are of, for a teacher.
+
+    Raises:
+        ConfigError: Nothing can be read, or no task is known by these columns.
+    """
+    looked = _look_at_data(path)
+    return looked, form_of(looked.rows, teacher.family.language_model, looked.declared)
+
+
+def _look_at_data(path: str) -> Looked:
+    """Rows of a local source, whatever their columns."""
+    if names_hub(Source(path=path)) or is_remote(path):
         raise ConfigError(f"--data {path}: is not on this machine; init reads data: give a local file or folder")
+    looked = _read(Source(path=path))
+    if looked.documents != "line":
+        looked = _read(Source(path=path, documents="block"))
+    if not looked.rows:
+        raise ConfigError(f"--data {path}: no row can be read; give a file or folder with some")
+    return looked
+
+
+def _read(source: Source) -> Looked:
     rows: list[Mapping[str, Any]] = []
     declared: dict[str, Sequence[str]] = {}
-    num_bytes, are_all = 0, True
+    num_bytes, are_all, documents = 0, True, source.documents
     for listing in one_by_one(source)[1]:
         (file,) = listing.files
         num_bytes += file.size
@@ -56,9 +99,9 @@ def look_at_data(path: str) -> Looked:
             if len(rows) >= MOST_ROWS or read >= MOST_BYTES:
                 are_all = False
                 break
-    if not rows:
-        raise ConfigError(f"--data {path}: no row can be read; give a file or folder with some")
-    return Looked(rows, declared, num_bytes, are_all)
+        if listing.format == "text" and sum(not row["text"].strip() for row in rows) > BLANK_SHARE * len(rows):
+            documents = "block"
+    return Looked(rows, declared, num_bytes, are_all, documents)
 
 
 def look_at_teacher(path: str) -> ModelFacts:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ted_ds.config.cut import CutFromTeacher
-from ted_ds.config.defaults import GLOBAL_BATCH_SIZE
 from ted_ds.config.recipe_schema import FILE as SCHEMA
 from ted_ds.config.shipped import ROOT
 from ted_ds.models.files import ModelFacts
 from ted_ds.numerics.block_choice import spread
+from ted_ds.verbs.init.course import Course
 from ted_ds.verbs.init.forms import Form
-from ted_ds.verbs.init.looking import CHARACTERS_PER_TOKEN, Looked, longest_text
+from ted_ds.verbs.init.looking import Given, Looked, longest_text
+from ted_ds.verbs.init.means import Means
 
 LENGTHS = (32, 64, 128, 256, 384, 512, 1024, 2048)
-EPOCHS = 3
+LENGTH_ON_CPU = 256
+"""Of a corpus' sequences."""
 HELDOUT_ROWS, LARGEST_HELDOUT, SMALLEST_HELDOUT = 1000, 0.2, 0.005
-MOST_STEPS, FEWEST_STEPS = 20_000, 20
+HELDOUT_DOCUMENTS, HELDOUT_OF_CORPUS = 50, 0.05
+"""Of a corpus: at least so many, and this share of it."""
+SCORED_ON_CPU = 64
+"""Sequences of a corpus."""
 WARMUP = 0.06
 """Of steps."""
 SWITCHES = ("true", "false", "yes", "no", "on", "off", "null", "True", "False", "Yes", "No", "On", "Off", "Null")
@@ -27,9 +32,10 @@ SWITCHES = ("true", "false", "yes", "no", "on", "off", "null", "True", "False", 
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What the user said."""
+class Draft:
+    """All that a recipe is written from."""
 
+    given: Given
     teacher: str
     """As it is seen from the recipe, as is the next."""
     data: str
@@ -38,62 +44,90 @@ class Wish:
     method: str
     file: str
     """The recipe's."""
-    num_ranks: int
+    means: Means
+    length: int
+    """Of a sequence, in tokens."""
+    course: Course
+    heals: bool
+    """Whether the student is healed before it trains."""
+    teacher_knows: bool
+    """Whether the teacher has a head for the task already."""
 
 
-def write_recipe(wish: Wish, facts: ModelFacts, looked: Looked, form: Form, *, heals: bool, teacher_knows: bool) -> str:
-    """The text of a recipe.
+def write_recipe(draft: Draft) -> str:
+    """The text of a recipe."""
+    return "\n".join([*_head(draft), *_task(draft), *_data(draft), *_models(draft), *_distill(draft)]) + "\n"
 
-    Args:
-        wish: What the user said.
-        facts: Of the teacher.
-        looked: The data.
-        form: The task they are of.
-        heals: Whether the student is healed before it trains.
-        teacher_knows: Whether the teacher has a head for the task already.
-    """
-    batch, length = _batch(wish.num_ranks), _length(facts, looked, form)
-    lines = [
-        f"# yaml-language-server: $schema={(ROOT / SCHEMA).resolve()}",
-        "# Written by ted-ds init; every value can be changed. What is not said here follows from it, and is shown by:",
-        f"#   ted-ds check {wish.file} --show",
-        f"task:  # {form.reason}",
-        *(f"  {key}: {_shown(value)}" for key, value in form.task.items()),
-    ]
+
+def _head(draft: Draft) -> Iterator[str]:
+    yield f"# yaml-language-server: $schema={(ROOT / SCHEMA).resolve()}"
+    yield "# Written by ted-ds init; any value can be changed. What is not said here follows from it, and is shown by:"
+    yield f"#   ted-ds check {draft.file} --show"
+    if not draft.means.bf16:
+        yield "precision: fp32  # this CPU has no instructions for bf16"
+
+
+def _task(draft: Draft) -> Iterator[str]:
+    form = draft.given.form
+    yield f"task:  # {form.reason}"
+    yield from (f"  {key}: {_shown(value)}" for key, value in form.task.items())
     if form.length_key is not None:
         why = "95 % of texts are shorter" if form.usual_length is None else "tokens that a sequence has at most"
-        lines.append(f"  {form.length_key}: {length}  # {why}")
+        if form.is_corpus and draft.means.is_cpu:
+            why = "tokens of a sequence, few as there is no GPU"
+        yield f"  {form.length_key}: {draft.length}  # {why}"
     if form.is_of_parts:
-        lines.append(f"  stride: {length // 3}  # tokens that a part has in common with the next")
-    heldout = _heldout(looked)
-    lines += [
-        "data:",
-        f"  train: [{{path: {_shown(wish.data)}}}]",
-        f"  heldout_fraction: {heldout:g}  # never trained on, and what models are scored by",
-        "teacher:",
-        f"  path: {_shown(wish.teacher)}  # {facts.model_type}, {facts.num_blocks} blocks",
-    ]
-    steps = _steps(looked, form, batch, length)
-    if not teacher_knows:
-        own = f"{{max_steps: {steps}}}" if steps is not None else "{}"
-        lines.append(f"  finetune: {own}  # it has not learned this task yet")
-    lines += ["student:", f"  from_teacher: {_cut(facts, wish.num_blocks)}"]
-    if heals:
-        lines.append("  heal: {}  # its blocks are brought to the teacher's states first, without a gradient")
-    lines += ["distill:", f"  method: {wish.method}  # sft, kd, lwd or ted: ted-ds study compares them"]
-    if steps is None:
-        lines.append(f"  epochs: {EPOCHS}  # passes over the rows")
+        yield f"  stride: {draft.length // 3}  # tokens that a part has in common with the next"
+
+
+def _data(draft: Draft) -> Iterator[str]:
+    looked = draft.given.looked
+    yield "data:"
+    if looked.documents == "line":
+        yield f"  train: [{{path: {_shown(draft.data)}}}]"
     else:
-        lines.append(f"  max_steps: {steps}  # about a pass over the data, and {FEWEST_STEPS} to {MOST_STEPS:,}")
-        lines.append(f"  warmup_steps: {max(int(WARMUP * steps), 1)}")
-    if batch != GLOBAL_BATCH_SIZE:
-        lines.append(f"  global_batch_size: {batch}  # that {wish.num_ranks} ranks can share")
+        yield f"  train: [{{path: {_shown(draft.data)}, documents: {looked.documents}}}]  # one ends at a blank line"
+    yield f"  heldout_fraction: {_heldout(draft):g}  # never trained on, and what models are scored by"
+
+
+def _models(draft: Draft) -> Iterator[str]:
+    facts, course = draft.given.facts, draft.course
+    yield "teacher:"
+    yield f"  path: {_shown(draft.teacher)}  # {facts.model_type}, {facts.num_blocks} blocks"
+    if not draft.teacher_knows:
+        own = f"{{max_steps: {course.steps}}}" if course.steps is not None else "{}"
+        if course.steps is None and course.why_passes:
+            own = f"{{epochs: {course.passes:g}}}"
+        yield f"  finetune: {own}  # it has not learned this task yet"
+    yield "student:"
+    yield f"  from_teacher: {_cut(facts, draft.num_blocks)}"
+    if draft.heals:
+        yield "  heal: {}  # its blocks are brought to the teacher's states first, without a gradient"
+
+
+def _distill(draft: Draft) -> Iterator[str]:
+    course, form = draft.course, draft.given.form
+    yield "distill:"
+    yield f"  method: {draft.method}  # sft, kd, lwd or ted: ted-ds study compares them"
+    if course.steps is None:
+        yield f"  epochs: {course.passes:g}  # passes over the rows{course.why_passes}"
+    else:
+        passes = f"{course.passes:.2g}"
+        what = f"{passes} pass{'' if passes == '1' else 'es'} over the data"
+        yield f"  max_steps: {course.steps}  # about {what}{course.why_passes}"
+        yield f"  warmup_steps: {max(int(WARMUP * course.steps), 1)}"
+    if course.why_batch:
+        yield f"  global_batch_size: {course.batch}  # {course.why_batch}"
+    yield f"  micro_batch_size: {course.micro}  # {course.why_micro}"
     if not form.has_labels:
-        lines.append("  temperature: 1.0  # usual for language models")
-        if wish.method in ("lwd", "ted"):
-            lines.append("  normalise_features: true  # a few channels of their states are far larger than others")
-    lines += ["tracking: {to: []}  # or wandb, tensorboard, trackio"]
-    return "\n".join(lines) + "\n"
+        yield "  temperature: 1.0  # usual for language models"
+        if draft.method in ("lwd", "ted"):
+            yield "  normalise_features: true  # a few channels of their states are far larger than others"
+    if course.recomputes:
+        yield "activation_checkpointing: true  # else not even one sequence would fit"
+    if form.is_corpus and draft.means.is_cpu:
+        yield f"evaluation: {{max_examples: {SCORED_ON_CPU}}}  # sequences, as scoring takes time without a GPU, too"
+    yield "tracking: {to: []}  # or wandb, tensorboard, trackio"
 
 
 def _shown(value: Any) -> str:
@@ -101,14 +135,11 @@ def _shown(value: Any) -> str:
     return value if is_plain else json.dumps(value, ensure_ascii=False)
 
 
-def _batch(num_ranks: int) -> int:
-    """The usual global batch, or the next that the ranks can share."""
-    return -(-GLOBAL_BATCH_SIZE // num_ranks) * num_ranks
-
-
-def _length(facts: ModelFacts, looked: Looked, form: Form) -> int:
+def length_of(facts: ModelFacts, looked: Looked, form: Form, *, is_cpu: bool) -> int:
+    """Of a sequence, in tokens: as the texts are, or as is usual."""
     if form.usual_length is not None:
-        return min(form.usual_length, facts.max_positions)
+        usual = LENGTH_ON_CPU if form.is_corpus and is_cpu else form.usual_length
+        return min(usual, facts.max_positions)
     columns = [name for key in ("text_column", "words_column") for name in _as_list(form.task.get(key))]
     wanted = longest_text(looked.rows, columns or list(looked.rows[0]))
     return min(next((one for one in LENGTHS if one >= wanted), LENGTHS[-1]), facts.max_positions)
@@ -118,18 +149,12 @@ def _as_list(value: Any) -> Sequence[str]:
     return [] if value is None else [value] if isinstance(value, str) else list(value)
 
 
-def _heldout(looked: Looked) -> float:
+def _heldout(draft: Draft) -> float:
     """So many rows that a point of accuracy can be seen, but not too large a share."""
-    share = HELDOUT_ROWS / len(looked.rows) if looked.are_all else SMALLEST_HELDOUT
+    looked = draft.given.looked
+    wanted, least = (HELDOUT_DOCUMENTS, HELDOUT_OF_CORPUS) if draft.given.form.is_corpus else (HELDOUT_ROWS, 0.0)
+    share = max(wanted / len(looked.rows), least) if looked.are_all else SMALLEST_HELDOUT
     return round(min(max(share, SMALLEST_HELDOUT), LARGEST_HELDOUT), 3)
-
-
-def _steps(looked: Looked, form: Form, batch: int, length: int) -> int | None:
-    """The steps that one pass over a corpus takes; None of rows, which are counted."""
-    if form.length_key != "sequence_length":
-        return None
-    tokens = looked.num_bytes / CHARACTERS_PER_TOKEN
-    return int(min(max(tokens / (batch * length), FEWEST_STEPS), MOST_STEPS))
 
 
 def _cut(facts: ModelFacts, wanted: int | str) -> str:

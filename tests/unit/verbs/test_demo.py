@@ -6,10 +6,8 @@ import json
 import math
 from pathlib import Path
 
-import pytest
-
 from ted_ds.cli import main
-from ted_ds.verbs.demo import LONGEST_SHOWN, changed_in_words, computes_bf16
+from ted_ds.verbs.demo import LONGEST_SHOWN, changed_in_words
 
 LABELS = ("no", "yes")
 RIGHT = {  # of each text, its label and how sure each model is of it
@@ -51,22 +49,6 @@ def test_predictions_that_changed_are_counted_and_the_clearest_shown(tmp_path):
     ]
     shown = [line for line in lines if line.startswith("“")]
     assert shown == ["“is gained more” is no", "“is gained” is yes", "“is lost” is no"]
-
-
-@pytest.mark.parametrize(
-    ("info", "expected"),
-    [
-        ("processor: 0\nflags\t\t: fpu avx512_bf16 amx_tile\n", True),
-        ("Features\t: fp asimd bf16 i8mm\n", True),
-        ("flags\t\t: fpu avx2\nmodel name: bf16\n", False),
-        (None, False),
-    ],
-)
-def test_bf16_is_taken_where_the_cpu_says_so(tmp_path, info, expected):
-    file = tmp_path / "cpuinfo"
-    if info is not None:
-        file.write_text(info)
-    assert computes_bf16(file) is expected
 
 
 def test_a_change_of_the_recipe_that_is_wrong_is_refused_before_anything_is_written(tmp_path, capsys):

@@ -52,7 +52,7 @@ CASES = [
     ("bert", "words", {"kind": "token_classification", "labels": ["B-X", "I-X", "O"]}),
     ("bert", "answers", {"kind": "question_answering"}),
     ("llama", "documents", {"kind": "causal_lm", "sequence_length": 256}),
-    ("bert", "documents", {"kind": "masked_lm", "sequence_length": 512}),
+    ("bert", "documents", {"kind": "masked_lm", "sequence_length": 256}),
     ("body", "documents", {"kind": "masked_lm"}),
     ("t5", "targets", {"kind": "seq2seq", "source_column": "document", "target_column": "summary"}),
 ]
@@ -72,7 +72,7 @@ def test_what_it_writes_passes_check(place, tmp_path, capsys, method, teacher, d
     recipe = load_recipe(str(out))
     assert (recipe.name, recipe.distill.method) == ("mine", method)
     assert values["student"]["from_teacher"] == {"num_blocks": "half"}
-    assert len(out.read_text(encoding="utf-8").splitlines()) <= 25
+    assert len(out.read_text(encoding="utf-8").splitlines()) <= 28
 
 
 @pytest.mark.parametrize(
