@@ -32,7 +32,7 @@ def test_values_rules_of_sections_and_rules_of_the_recipe_come_at_once(path: Pat
         "filters.kind=mlp",
         "attention=flash",  # rules of the recipe
         "precision=fp32",
-        "teacher.cache.max_gib=1",
+        "export=best",
     )
     places = [message.split(":")[0] for message in found]
     assert sorted(places) == sorted(
@@ -44,7 +44,7 @@ def test_values_rules_of_sections_and_rules_of_the_recipe_come_at_once(path: Pat
             "student",
             "filters",
             "attention",
-            "teacher.cache",
+            "export",
         ]
     )
 
