@@ -10,7 +10,6 @@ from ted_ds.config.defaults import RIDGE_KEY
 from ted_ds.config.evaluation import lm_eval_mistakes
 from ted_ds.config.extends import Chain
 from ted_ds.config.given import AnyRecipe
-from ted_ds.config.glue import filled_in
 from ted_ds.config.load import draft_mistakes, load_draft
 from ted_ds.config.schema import Recipe
 from ted_ds.config.tasks import Task
@@ -22,7 +21,7 @@ from ted_ds.errors import raise_all
 from ted_ds.models.adapter_folder import tokenizer_folder
 from ted_ds.models.files import ModelFacts
 from ted_ds.numerics.layer_map import Layer, LayerPairs
-from ted_ds.planning.adapters import adapter_mistakes, trains_in_words
+from ted_ds.planning.adapters import adapter_mistakes
 from ted_ds.planning.cache_size import cache_mistakes
 from ted_ds.planning.contracts import (
     Side,
@@ -34,8 +33,8 @@ from ted_ds.planning.contracts import (
 )
 from ted_ds.planning.data_sizes import corpus_bytes, count_rows
 from ted_ds.planning.family_uses import refused_uses
-from ted_ds.planning.frozen_blocks import freeze_in_words, freeze_mistakes
-from ted_ds.planning.heal import heal_doubts, heal_in_words, heal_mistakes
+from ted_ds.planning.frozen_blocks import freeze_mistakes
+from ted_ds.planning.heal import heal_doubts, heal_mistakes
 from ted_ds.planning.layer_pairs import layer_pairs_of
 from ted_ds.planning.mistakes import (
     Mistakes,
@@ -54,8 +53,7 @@ from ted_ds.planning.quantised_teacher import quantised_mistakes
 from ted_ds.planning.relations import relation_mistakes
 from ted_ds.planning.ridge_filters import ridge_mistakes
 from ted_ds.planning.shipped_deepspeed import is_open, with_some_file
-from ted_ds.planning.steps import epochs_in_words, plan_with_rows, transfer_in_words
-from ted_ds.planning.student_facts import begun_with, find_student
+from ted_ds.planning.student_facts import find_student
 
 RowsOf = Callable[[Task], Rows]
 
@@ -284,67 +282,3 @@ def model_sides(
         for name, folder, facts in (("teacher", teacher_dir, teacher), ("student", student_dir, student))
     )
     return teacher_side, student_side
-
-
-def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
-    """The plan in words, for ``ted-ds check``."""
-    lines = [f"{recipe.name}: {recipe.task.kind} by {recipe.distill.method}, {num_ranks} ranks, {recipe.precision}"]
-    if len(plan.files) > 1:
-        lines.append(f"recipe    {' extends '.join(plan.files)}")
-    for name, facts in (("teacher", plan.teacher), ("student", plan.student)):
-        if facts is None:
-            lines.append(
-                f"{name:9} known once it is fetched from the hub, or its config.json is beside the recipe "
-                "(docs/recipes.md)"
-            )
-        else:
-            quantised = f", quantised ({facts.quantisation})" if facts.quantisation else ""
-            of_stacks = [
-                f"{depth} {stack} " if stack else f"{depth} " for stack, depth in facts.blocks_of_stacks.items()
-            ]
-            shape = f"{'and '.join(of_stacks)}blocks of width {facts.hidden_size}"
-            if facts.num_experts:
-                shape += f" with {facts.num_experts} experts, of which a token goes through {facts.num_chosen_experts}"
-            origin = f"{begun_with(recipe, name, facts)}{quantised}{plan.origins.get(name, '')}"
-            lines.append(f"{name:9} {facts.model_type}, {shape}{origin}")
-            is_cut = name == "student" and recipe.student.from_teacher is not None
-            lines += [f"found     {name}: {line}" for line in (() if is_cut else facts.family.found)]
-    trains = None if plan.student is None else trains_in_words(recipe, plan.student)
-    lines += [] if trains is None else [f"trains    {trains}"]
-    frozen = freeze_in_words(recipe, plan.teacher, plan.student)
-    lines += [] if frozen is None else [f"frozen    {frozen}"]
-    if plan.layer_pairs:
-        pairs = " ".join(f"{s}<-{t}" for s, t in plan.layer_pairs)
-        lines.append(f"layers    student<-teacher {pairs}, matched in {plan.filter_dim} dimensions")
-    lines += heal_in_words(recipe, plan.teacher, plan.student)
-    if recipe.data.glue is not None:
-        filled = "; ".join(filled_in(recipe.data.glue, recipe.model_dump(mode="json")))
-        lines.append(f"glue      {recipe.data.glue} stands for {filled}")
-    lines += [f"{place} {rows}" for place, rows in plan.data.items()]
-    if recipe.data.transfer is not None:
-        lines.append(f"transfer  {transfer_in_words(recipe)}; their labels are not read")
-    lines.append(f"phases    {' > '.join(plan.phases)}")
-    replicas = max(num_ranks // recipe.pipeline.stages, 1)
-    readers = f"{replicas} " + ("ranks" if recipe.pipeline.stages == 1 else "in parallel")
-    for path, phase in recipe.phase_plans().items():
-        if phase.micro_batch_size is not None:
-            accumulation = phase.global_batch_size // (phase.micro_batch_size * replicas)
-            cut = f"{accumulation} microbatches x {phase.micro_batch_size}"
-        else:
-            cut = f"microbatches of at most {phase.micro_batch_tokens:,} padded tokens"
-        task = recipe.task
-        what = "sequences" if task.rows_per_example == 1 else f"questions of {task.rows_per_example} sequences"
-        known = phase if plan.num_rows is None else plan_with_rows(recipe, phase, plan.num_rows.number)
-        steps = f"{phase.max_steps} steps" if phase.epochs is None else epochs_in_words(phase, known, plan.num_rows)
-        line = f"{path:16} {steps} x {phase.global_batch_size} {what} = {readers} x {cut}"
-        if known.max_steps is not None:
-            tokens = known.max_steps * phase.global_batch_size * task.rows_per_example * task.sequence_length
-            is_fewest = plan.num_rows is not None and plan.num_rows.limit == "least"
-            line += f"; {'about' if is_fewest else 'at most'} {tokens:,} tokens"
-        lines.append(line)
-    if plan.text_ends is not None:
-        lines.append(f"texts     {plan.text_ends}")
-    lines += [f"note      {remark}" for remark in plan.remarks]
-    lines.append(f"output    {recipe.output_dir}")
-    lines += [f"WARN      {doubt}" for doubt in plan.doubts]
-    return "\n".join(lines)

@@ -8,7 +8,8 @@ from ted_ds.planning.cache_size import describe_cache
 from ted_ds.planning.deepspeed_choice import describe_choice
 from ted_ds.planning.hosting import describe_memory
 from ted_ds.planning.model_sizes import describe_sizes
-from ted_ds.planning.plan import describe, plan_recipe
+from ted_ds.planning.plan import plan_recipe
+from ted_ds.planning.plan_in_words import describe
 from ted_ds.planning.ridge_work import describe_ridge
 from ted_ds.planning.study_plan import describe_study, plan_study
 from ted_ds.planning.traffic import Link, describe_traffic

@@ -11,7 +11,8 @@ import yaml
 from ted_ds.config.extends import MOST_FILES
 from ted_ds.config.load import load_recipe
 from ted_ds.errors import ConfigError
-from ted_ds.planning.plan import describe, plan_recipe
+from ted_ds.planning.plan import plan_recipe
+from ted_ds.planning.plan_in_words import describe
 from ted_ds.tasks.kind import kind_of
 from tests.tiny import recipe_dict, write_run
 

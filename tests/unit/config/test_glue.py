@@ -17,7 +17,7 @@ from ted_ds.config.schema import Recipe
 from ted_ds.data.labelled_data import LabelledData
 from ted_ds.data.reading.listing import list_data
 from ted_ds.errors import ConfigError
-from ted_ds.planning.plan import describe
+from ted_ds.planning.plan_in_words import describe
 from ted_ds.tasks.kind import kind_of
 from tests.task_kinds import labelled, plan_recipe
 from tests.tiny import recipe_dict, texts, write_model, write_recipe, write_tokenizer

@@ -25,7 +25,7 @@ from ted_ds.data.samples import Sample
 from ted_ds.data.step_division import StepDivision
 from ted_ds.data.transfer import Transfer, share_of
 from ted_ds.errors import ConfigError, DataError
-from ted_ds.planning.plan import describe
+from ted_ds.planning.plan_in_words import describe
 from ted_ds.tasks.kind import kind_of
 from tests.task_kinds import plan_recipe
 from tests.tiny import (

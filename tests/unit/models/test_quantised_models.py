@@ -22,7 +22,7 @@ from ted_ds.models.files import read_model_facts
 from ted_ds.models.packed import Stored, read_quantisation, unpack
 from ted_ds.planning.hosting import describe_memory
 from ted_ds.planning.memory import frozen_bytes
-from ted_ds.planning.plan import describe
+from ted_ds.planning.plan_in_words import describe
 from ted_ds.planning.quantised_teacher import quantised_mistakes
 from ted_ds.vetting.weights import count_weights
 from tests.quantised import rewrite, to_awq, to_fp8, to_gptq, to_nf4

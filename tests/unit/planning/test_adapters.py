@@ -12,7 +12,7 @@ import pytest
 from ted_ds.config.load import load_recipe
 from ted_ds.errors import ConfigError
 from ted_ds.planning.adapters import teaches_itself
-from ted_ds.planning.plan import describe
+from ted_ds.planning.plan_in_words import describe
 from tests.task_kinds import make_plan
 
 LORA = "student.lora={rank: 4, targets: [q_proj, mlp.down_proj]}"

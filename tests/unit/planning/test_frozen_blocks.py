@@ -15,7 +15,8 @@ from ted_ds.planning.operations import operations_per_step
 from ted_ds.planning.phase import DISTILL
 from ted_ds.planning.phase_memory import phase_memories, with_head
 from ted_ds.planning.pipeline_cut import FORWARD, LEARN, forward_operations
-from ted_ds.planning.plan import Plan, describe
+from ted_ds.planning.plan import Plan
+from ted_ds.planning.plan_in_words import describe
 from tests.task_kinds import make_plan
 from tests.tiny import write_run
 

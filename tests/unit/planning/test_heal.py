@@ -12,7 +12,7 @@ from ted_ds.planning.heal import heal_doubts, heal_mistakes, heal_targets, num_u
 from ted_ds.planning.heal_cost import heal_cost
 from ted_ds.planning.hosting import describe_memory
 from ted_ds.planning.phase_memory import phase_memories
-from ted_ds.planning.plan import describe
+from ted_ds.planning.plan_in_words import describe
 from ted_ds.planning.work import Pace, describe_work
 from tests.task_kinds import plan_recipe
 from tests.tiny import ONE_STACK_TYPES, TYPES_WITH_LABELS, write_run

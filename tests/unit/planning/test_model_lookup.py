@@ -11,7 +11,8 @@ import pytest
 
 from ted_ds.cli import main
 from ted_ds.errors import ConfigError
-from ted_ds.planning.plan import Plan, describe
+from ted_ds.planning.plan import Plan
+from ted_ds.planning.plan_in_words import describe
 from tests.task_kinds import plan_recipe
 from tests.tiny import write_model
 

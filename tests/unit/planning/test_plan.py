@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from ted_ds.config.load import load_recipe
 from ted_ds.errors import ConfigError
 from ted_ds.models.families import FAMILY_OF
-from ted_ds.planning.plan import Plan, describe
+from ted_ds.planning.plan import Plan
+from ted_ds.planning.plan_in_words import describe
 from tests.task_kinds import make_plan, plan_recipe
 from tests.tiny import CAUSAL_LM_TYPES, LABELS, ROOT, TYPES_WITH_LABELS, WORDS, write_model, write_tokenizer
 

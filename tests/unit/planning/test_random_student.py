@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from ted_ds.config.load import load_recipe
 from ted_ds.errors import ConfigError
-from ted_ds.planning.plan import Plan, describe
+from ted_ds.planning.plan import Plan
+from ted_ds.planning.plan_in_words import describe
 from tests.task_kinds import make_plan
 from tests.tiny import write_model
 

@@ -20,7 +20,8 @@ from ted_ds.data.reading.listing import list_data
 from ted_ds.data.row_counts import RowCount, count_training_rows
 from ted_ds.data.transfer import Transfer, share_of
 from ted_ds.errors import ConfigError
-from ted_ds.planning.plan import describe, plan_recipe
+from ted_ds.planning.plan import plan_recipe
+from ted_ds.planning.plan_in_words import describe
 from ted_ds.planning.steps import with_rows
 from ted_ds.tasks.kind import kind_of
 from tests.task_kinds import OF_NAME

@@ -15,7 +15,8 @@ from ted_ds.errors import ConfigError
 from ted_ds.models.files import read_model_facts
 from ted_ds.models.loading import load_tokenizer
 from ted_ds.planning.contracts import Side, broken_by_loaded
-from ted_ds.planning.plan import Plan, describe
+from ted_ds.planning.plan import Plan
+from ted_ds.planning.plan_in_words import describe
 from tests.task_kinds import make_plan
 from tests.tiny import LABELS, labels_of, write_labelled, write_letters, write_model, write_run
 

@@ -25,7 +25,7 @@ from ted_ds.models.families import family_of
 from ted_ds.models.loading import LoadSettings, load_model
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank
-from ted_ds.planning.plan import describe
+from ted_ds.planning.plan_in_words import describe
 from ted_ds.tasks.kind import kind_of
 from ted_ds.tasks.multiple_choice import Question, lettered
 from ted_ds.vetting.batch_text import first_batch

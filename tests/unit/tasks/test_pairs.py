@@ -20,7 +20,7 @@ from ted_ds.data.loader import Collator
 from ted_ds.data.reading.listing import list_data
 from ted_ds.data.samples import Example, Sample
 from ted_ds.errors import ConfigError, DataError
-from ted_ds.planning.plan import describe
+from ted_ds.planning.plan_in_words import describe
 from ted_ds.tasks.kind import kind_of
 from ted_ds.verbs.tokenizer import train_from_recipe
 from ted_ds.vetting.batch_text import first_batch
