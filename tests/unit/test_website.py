@@ -87,7 +87,8 @@ def test_the_command_line_reference_has_every_verb_and_word():
     for verb in HELP_OF_VERB:
         assert f"\n## {verb} {{ #{verb} }}\n" in page
     assert "| `--ranks` | ranks the batches must divide over |" in page
-    assert "| `--teacher` | a model folder; required |" in page
+    assert "| `--teacher` | a model folder (asked for in a terminal) |" in page
+    assert "| `--to` | the model on the Hub; required |" in page
     assert "| `action` | what to do; one of `train` |" in page
     assert "such as 50% |" in page
     assert "ted-ds check [-h] [--ranks RANKS]" in page
