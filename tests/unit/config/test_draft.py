@@ -33,6 +33,7 @@ def test_values_rules_of_sections_and_rules_of_the_recipe_come_at_once(path: Pat
         "attention=flash",  # rules of the recipe
         "precision=fp32",
         "teacher.cache.max_gib=1",
+        "pipeline.stages=2",
     )
     places = [message.split(":")[0] for message in found]
     assert sorted(places) == sorted(
