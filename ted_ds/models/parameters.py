@@ -117,6 +117,7 @@ class Parameters:
             self.before_lm_head if share.has_output else (),
             maps=self.maps[share.start : share.stop],
             label_heads=self.label_heads if share.has_embeddings else (),
+            behind_blocks=self.behind_blocks if share.has_embeddings else (),
         )
 
     def as_classifier(self, *, keeps_transform: bool) -> Parameters:
