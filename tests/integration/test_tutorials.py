@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ted_ds.cli import main
-from tests.integration.launching import BIN
-from tests.optional import JUPYTER, NO_JUPYTER
 from tests.runs import run
 from tests.tiny import ROOT, texts, write_chats, write_corpus, write_labelled, write_model
 from website.notebooks import cells
@@ -104,44 +100,6 @@ def test_a_tutorial_is_run_from_its_first_command_to_its_last(name, tmp_path, mo
             continue
         for command in commands(cell.source):
             carry_out(command, tmp_path, capfd)
-
-
-CARRY_OUT = """
-import json, sys
-import nbformat
-from nbclient import NotebookClient
-
-notebook = nbformat.read("page.ipynb", as_version=4)
-notebook.cells = [one for one in notebook.cells if sys.argv[1] not in one.source]
-client = NotebookClient(notebook, timeout=3000, kernel_name="python3", resources={"metadata": {"path": "."}})
-client.execute()
-print(json.dumps([
-    [cell.source, "".join(output.get("text", "") for output in cell.outputs)]
-    for cell in notebook.cells if cell.cell_type == "code"
-]))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_a_notebook_is_carried_out_by_a_kernel_of_jupyter(tmp_path):
-    assert JUPYTER.is_dir(), NO_JUPYTER
-    classify(tmp_path / "demo_assets")
-    page = tmp_path / "page.md"
-    page.write_text((ROOT / "docs" / "tutorials" / "classify.md").read_text(encoding="utf-8"), encoding="utf-8")
-    path = f"{BIN}:{os.environ['PATH']}"
-    beside = {**os.environ, "PYTHONPATH": f"{ROOT}:{JUPYTER}", "JUPYTER_PATH": f"{JUPYTER}/share/jupyter", "PATH": path}
-    make = "from pathlib import Path; from website.notebooks import write_notebook; write_notebook(Path('page.md'))"
-    subprocess.run([sys.executable, "-c", make], check=True, cwd=tmp_path, env=beside)
-    command = [sys.executable, "-c", CARRY_OUT, FETCHES]
-    done = subprocess.run(command, check=False, cwd=tmp_path, env=beside, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-5000:]
-    said = json.loads(done.stdout.splitlines()[-1])
-    assert len(said) == len([*cells(page.read_text(encoding="utf-8"))]) - 1
-    found = dict(said)
-    scores = next(text for source, text in found.items() if "evaluation.json" in source)
-    assert len(re.findall(r"^[a-z ]+ accuracy [01]\.\d{3}$", scores, re.MULTILINE)) == 4, scores
-    assert next(text for source, text in found.items() if "softmax" in source).startswith("{'negative': ")
 
 
 def test_there_is_no_tutorial_that_is_not_run():
