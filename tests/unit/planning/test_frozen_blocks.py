@@ -115,7 +115,7 @@ def test_memory_is_of_what_trains_and_operations_are_of_what_runs(lm_run: Path) 
     assert before.trained.parameters == after.trained.parameters  # they are held all the same
     assert before.trained.optimizer - after.trained.optimizer == count // 2 * 12
     assert after.activations * 3 == before.activations  # one block of three keeps some
-    steps = [operations_per_step(one, of_one, DISTILL) for one, of_one in ((plain, whole), (recipe, plan))]
+    steps = [operations_per_step(one, of_one, DISTILL) or 0.0 for one, of_one in ((plain, whole), (recipe, plan))]
     tokens = recipe.distill.global_batch_size * recipe.task.sequence_length
     head = 2.0 * plan.student.parameters.embeddings if not plan.student.parameters.lm_head else 0.0
     of_block = (
