@@ -78,7 +78,8 @@ def _write(place: Path, folder: Path) -> float:
     """Write all files; returns how far the graph's outputs are from the model's."""
     import torch
     import transformers
-    from transformers.exporters import OnnxConfig, OnnxExporter
+    from transformers.exporters.configs import OnnxConfig
+    from transformers.exporters.exporter_onnx import OnnxExporter
 
     config = json.loads((place / CONFIG_FILE).read_text(encoding="utf-8"))
     if config.get("is_encoder_decoder"):
@@ -130,7 +131,7 @@ def _write(place: Path, folder: Path) -> float:
 
 def _run(file: Path, inputs: dict[str, Any]) -> dict[str, Any]:
     """What a graph makes of a batch, by the names of its outputs."""
-    import onnxruntime
+    import onnxruntime  # pyright: ignore[reportMissingImports] - an extra
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     wanted = [one.name for one in session.get_inputs()]

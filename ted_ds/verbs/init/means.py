@@ -74,9 +74,9 @@ def _measured_tflops() -> float:
 
     matrix = np.ones((SIZE, SIZE), np.float32)
     with threadpool_limits(1):
-        matrix @ matrix
+        np.matmul(matrix, matrix)
         started = time.process_time()
         for _ in range(TRIALS):
-            matrix @ matrix
+            np.matmul(matrix, matrix)
         seconds = time.process_time() - started
     return TRIALS * 2 * SIZE**3 / seconds / 1e12
