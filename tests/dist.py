@@ -85,10 +85,12 @@ def free_port() -> int:
 def _ports() -> Iterator[int]:
     """The ports of this process, again and again: those of a lock that no other process holds, until this one ends."""
     for first in FIRST_PORTS:
-        with contextlib.suppress(OSError):  # another process's, or another user's file
-            lock = (Path(tempfile.gettempdir()) / f"ted_ds_tests_ports_{first}").open("w")
+        place = Path(tempfile.gettempdir()) / f"ted_ds_tests_ports_{first}"
+        with contextlib.suppress(OSError), contextlib.ExitStack() as opened:  # another process's, or another user's
+            lock = opened.enter_context(place.open("w"))
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _LOCKS.append(lock)
+            opened.pop_all()
             return itertools.cycle(range(first, first + PORTS_OF_A_PROCESS))
     raise AssertionError(f"{len(FIRST_PORTS)} processes test on this machine: no ports are left")
 
