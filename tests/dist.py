@@ -20,8 +20,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 TIMEOUT_S = 240.0
 START = "TED_DS_TESTS_START"
@@ -29,7 +28,6 @@ START = "TED_DS_TESTS_START"
 CONTEXT = multiprocessing.get_context(os.environ.get(START, "forkserver"))
 PORTS_OF_A_PROCESS = 500
 FIRST_PORTS = range(15_000, 32_000, PORTS_OF_A_PROCESS)  # below those that Linux gives away by itself
-_LOCKS: list[IO[str]] = []
 CONTEXT.set_forkserver_preload(
     [
         "ted_ds.verbs.run",
@@ -85,12 +83,13 @@ def free_port() -> int:
 def _ports() -> Iterator[int]:
     """The ports of this process, again and again: those of a lock that no other process holds, until this one ends."""
     for first in FIRST_PORTS:
-        place = Path(tempfile.gettempdir()) / f"ted_ds_tests_ports_{first}"
-        with contextlib.suppress(OSError), contextlib.ExitStack() as opened:  # another process's, or another user's
-            lock = opened.enter_context(place.open("w"))
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _LOCKS.append(lock)
-            opened.pop_all()
+        with contextlib.suppress(OSError):  # another user's file
+            lock = os.open(f"{tempfile.gettempdir()}/ted_ds_tests_ports_{first}", os.O_CREAT | os.O_WRONLY, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # another process's
+                os.close(lock)
+                continue
             return itertools.cycle(range(first, first + PORTS_OF_A_PROCESS))
     raise AssertionError(f"{len(FIRST_PORTS)} processes test on this machine: no ports are left")
 
