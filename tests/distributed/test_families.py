@@ -82,7 +82,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(request: pytest.FixtureRequest, folder: Path) -> Any:
     """Those that were asked for, in one group of processes."""
-    asked = [item.callspec.params["model_type"] for item in request.session.items if "trained" in item.fixturenames]
+    asked = [item.callspec.params["model_type"] for item in request.session.items if item.path == request.path]
     return run_ranks(train_all, 2, folder, asked)
 
 
