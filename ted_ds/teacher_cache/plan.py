@@ -57,9 +57,10 @@ class CachePlan:
 
 def plan_cache(build: Assembly) -> CachePlan | None:
     """The cache that the recipe asks for; None where it asks for none."""
-    recipe, settings, data = build.recipe, build.recipe.teacher.cache, build.readers.of("teacher").data
+    recipe, settings = build.recipe, build.recipe.teacher.cache
     if settings is None:
         return None
+    data = build.readers.of("teacher").data
     record, of_texts = _record(build), build.readers.are_two
     root = settings.dir or recipe.output_dir / CACHE_FOLDER
     shares: dict[str, Any] = {
