@@ -160,7 +160,7 @@ def test_embeddings_that_stay_frozen(tmp_path, number):
 @pytest.mark.slow
 def test_first_blocks_that_stay_frozen_and_are_run_once(tmp_path):
     frozen = ("student.freeze_blocks=1", "teacher.host=zero3")
-    resume_from_each(tmp_path, seven_steps(write_run(tmp_path), zero_stage(3), *frozen), (4,))
+    resume_from_each(tmp_path, seven_steps(write_run(tmp_path), zero_stage(3), *frozen, more=()), (4,))
 
 
 # --- another layout ---------------------------------------------------------------------------------------------------
