@@ -9,7 +9,7 @@
     ├── OwnCodeError         Python code that was given to a run, or a plug-in, failed
     ├── StoppedOnRequest     exit code 75: a signal or the wall-clock budget; start the same command to go on
     └── RankLostError        exit code 76: another rank died or hangs; start the same command to go on
-        └── DeviceFaultError exit code 76: this rank's GPU failed; start the same command to go on
+        └── DeviceFaultError exit code 76: hardware of a rank failed; start the same command to go on
 
 Each message says where the mistake is, what was given, the rule, and what to do:
 ``recipe.yaml: layer_map.pairs[3]: teacher block 33 does not exist (the model has 32 blocks); use 1..32``.
@@ -67,7 +67,7 @@ class RankLostError(TedError):
 
 
 class DeviceFaultError(RankLostError):
-    """A GPU, or NCCL on it, failed: this rank is lost to the others."""
+    """A GPU, or NCCL on it, failed, or a rank's machine does not compute the same twice: it is lost to the others."""
 
 
 def raise_all(messages: Sequence[str], kind: type[TedError] = ConfigError) -> None:

@@ -31,7 +31,7 @@ class Outcome:
 
 
 class FaultsInARow:
-    """Counts attempts, one after the other, that a GPU of the same host ended."""
+    """Counts attempts, one after the other, that hardware of the same host ended."""
 
     def __init__(self) -> None:
         self._host: str | None = None
@@ -70,7 +70,7 @@ def outcome_of(folder: Path, launcher_code: int) -> Outcome:
     faulty = [one for one in records if one.fault is not None]
     if faulty:
         first = min(faulty, key=lambda one: _written(record_file(folder, one.rank), one))
-        text = _about(folder, first, f"lost its GPU ({first.fault})")
+        text = _about(folder, first, f"had a fault of its hardware ({first.fault})")
         return Outcome(RANK_LOST, text, faulty_host=first.host)
     silent = [one for one in records if one.code is None]
     if not silent:

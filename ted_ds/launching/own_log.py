@@ -38,7 +38,7 @@ def note_request(signal_name: str) -> None:
 
 
 def note_fault(text: str) -> None:
-    """Write down that this rank's GPU failed, if it keeps a record."""
+    """Write down that hardware of this rank failed, if it keeps a record."""
     if _record is not None:
         _record.failed(text)
 

@@ -119,7 +119,7 @@ class OwnRecord:
         self._update(asked=signal_name, asked_at=time.time())
 
     def failed(self, fault: str) -> None:
-        """Its GPU failed; what follows from that is not written down."""
+        """Its hardware failed; what follows from that is not written down."""
         if self._record.fault is None:
             self._update(fault=fault)
 

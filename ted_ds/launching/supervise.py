@@ -27,7 +27,7 @@ REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 MOST_WITHOUT_RECORD = 3
 """Attempts in a row in which the same ranks left nothing: their host does not see the logs."""
 MOST_FAULTS = 3
-"""Attempts in a row that a GPU of the same host ends: it is broken."""
+"""Attempts in a row that hardware of the same host ends: it is broken."""
 HOSTFILE_MARK, PORT_MARK = "{hostfile}", "{port}"
 """What the command has where the attempt's own go."""
 SHORT_S, LONGEST_WAIT_S = 60.0, 60.0
@@ -99,7 +99,7 @@ class Supervisor:
                 return outcome.code
             if faults.add(outcome) == MOST_FAULTS:
                 self._say(
-                    f"given up: {MOST_FAULTS} times in a row a GPU of {outcome.faulty_host} failed; look at it "
+                    f"given up: {MOST_FAULTS} times in a row hardware of {outcome.faulty_host} failed; look at it "
                     "(nvidia-smi -q, dmesg), or leave the host out (--exclude, of ted-ds supervise or sbatch)"
                 )
                 return outcome.code

@@ -47,10 +47,13 @@ class Stragglers:
                 self._seconds[rank][part] = self._seconds[rank].get(part, 0.0) + one.clock.get(part, 0.0)
         if min(self._num_steps) < MIN_STEPS or min(sum(one.values()) for one in self._seconds) < WINDOW_S:
             return {}, None
-        found = [self._compare(ranks) for ranks in self._peers() if len(ranks) > 1]
-        seconds = self._seconds
-        num_steps = self._num_steps
+        own = [
+            {part: value / steps for part, value in seconds.items() if part != COMMUNICATION}
+            for seconds, steps in zip(self._seconds, self._num_steps, strict=True)
+        ]
         self._begin()
+        work = [sum(parts.values()) for parts in own]
+        found = [_slowest(ranks, work) for ranks in self._peers() if len(ranks) > 1]
         if not found:
             return {}, None
         to_median, rank, median = max(found)
@@ -58,11 +61,10 @@ class Stragglers:
         before, self._named = self._named, rank if to_median > SLOWER else None
         if self._named is None or self._named == before:
             return metrics, None
-        own = {part: value / num_steps[rank] for part, value in seconds[rank].items() if part != COMMUNICATION}
-        most = max(own, key=own.__getitem__)
+        most = max(own[rank], key=own[rank].__getitem__)
         return metrics, (
-            f"rank {rank} on {self._hosts[rank]} keeps the others waiting: {sum(own.values()):.3g} s of its own work a "
-            f"step, {own[most]:.3g} s of it {most}; the median of its peers is {median:.3g} s. Look at that host "
+            f"rank {rank} on {self._hosts[rank]} keeps the others waiting: {work[rank]:.3g} s of its own work a "
+            f"step, {own[rank][most]:.3g} s of it {most}; the median of its peers is {median:.3g} s. Look at that host "
             "(other programs, clocks, disk)"
         )
 
@@ -70,12 +72,9 @@ class Stragglers:
         size = len(self._hosts) // self._num_stages
         return [range(stage * size, (stage + 1) * size) for stage in range(self._num_stages)]
 
-    def _compare(self, ranks: Sequence[int]) -> tuple[float, int, float]:
-        """The slowest of some, by its factor over the median of the others, its rank, and that median in seconds."""
-        own = {
-            rank: (sum(self._seconds[rank].values()) - self._seconds[rank][COMMUNICATION]) / self._num_steps[rank]
-            for rank in ranks
-        }
-        slowest = max(own, key=own.__getitem__)
-        median = statistics.median(value for rank, value in own.items() if rank != slowest)
-        return own[slowest] / median if median else 1.0, slowest, median
+
+def _slowest(ranks: Sequence[int], work: Sequence[float]) -> tuple[float, int, float]:
+    """The slowest of some, by its factor over the median of the others, its rank, and that median in seconds."""
+    slowest = max(ranks, key=work.__getitem__)
+    median = statistics.median(work[rank] for rank in ranks if rank != slowest)
+    return work[slowest] / median if median else 1.0, slowest, median

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ted_ds.data.loader import Batch
 from ted_ds.runtime.determinism import random_state, restore_random_state
-from ted_ds.runtime.sharding import forget_passes
+from ted_ds.runtime.sharding import forget_passes, loss_scale_of
 from ted_ds.runtime.world import World
 
 Loss = Callable[[Callable[..., Any], Batch, Mapping[str, Tensor]], tuple[Tensor, Mapping[str, Tensor]]]
@@ -93,8 +93,7 @@ class GradientNorms:
         counts: Mapping[str, Tensor],
     ) -> Iterator[Tensor]:
         """Of each parameter, in fp32, this rank's part: its microbatches'."""
-        # of fp16, whose small numbers are 0 without it; others have none, or 1
-        scale = float(getattr(self._engine.optimizer, "loss_scale", 1.0))
+        scale = loss_scale_of(self._engine)  # small numbers of fp16 are 0 without it
         device = self._world.device
         sums = [torch.zeros(getattr(one, "ds_shape", one.shape), device=device) for one in parameters]
         for batch in batches:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ted_ds.errors import DeviceFaultError
 from ted_ds.launching.own_log import note_fault
 from ted_ds.runtime.determinism import random_state, restore_random_state
-from ted_ds.runtime.sharding import forget_passes
+from ted_ds.runtime.sharding import forget_passes, loss_scale_of
 from ted_ds.runtime.world import World
 
 MOST_NAMED = 3
@@ -66,7 +66,7 @@ class Replay:
         Raises:
             DeviceFaultError: They differ on some rank; on every rank.
         """
-        scale, again = float(getattr(self._engine.optimizer, "loss_scale", 1.0)), self._nothing()
+        scale, again = loss_scale_of(self._engine), self._nothing()
         after = random_state()
         restore_random_state(self._random)
         parameters = [parameter for _, parameter in self._trained]

@@ -92,6 +92,11 @@ def forget_order_of_modules(engine: Any) -> None:
         coordinator._invalidate_trace()
 
 
+def loss_scale_of(engine: Any) -> float:
+    """By which an engine multiplies losses before their backward pass: of fp16; others have none, or 1."""
+    return float(getattr(engine.optimizer, "loss_scale", 1.0))
+
+
 def forget_passes(engine: Any, module: nn.Module) -> None:
     """Bring ZeRO-3 back to where it was before passes whose end it did not see: it expects each to go all the way."""
     if engine.zero_optimization_stage() != 3:

@@ -31,7 +31,7 @@ LOOKED_AT = {"fp32": 1e-5, "bf16": 3e-2}
 MOST_RANKS, NUM_OF_MOST = max(FACTORS["ranks"]), 3
 """How many cases with the most ranks are not slow."""
 LONGER = {case for case in of_divergences() if case.setup.ranks != 2}
-"""Which others are: each divergence is held to its plain form on one rank by `tests/unit`."""
+"""Which others are: each divergence is held to its plain form in one process by tests/parity/test_divergences.py."""
 FULL = full_product()
 
 
@@ -45,7 +45,8 @@ def check(case: Case, errors) -> None:
 @pytest.fixture(scope="module")
 def results(request, tmp_path_factory):
     """The sampled cases of one number of ranks that were asked for, run once in one group of processes."""
-    asked = [item.callspec.params["case"] for item in request.session.items if "results" in item.fixturenames]
+    here = [item for item in request.session.items if item.path == request.path]
+    asked = [item.callspec.params["case"] for item in here if "results" in item.fixturenames]
     made = {}
 
     def of(world_size):

@@ -67,7 +67,9 @@ def test_a_rank_whose_gpu_failed_is_what_ended_the_others(tmp_path):
     write(tmp_path, 76, None, 76, of_2={"fault": "CUDA error: unspecified launch failure"})
     outcome = outcome_of(tmp_path, 1)
     assert (outcome.code, outcome.faulty_host) == (76, "host2")
-    assert outcome.text.startswith("rank 2 on host2 was the first to fail: it lost its GPU (CUDA error: unspecified")
+    assert outcome.text.startswith(
+        "rank 2 on host2 was the first to fail: it had a fault of its hardware (CUDA error: unspecified"
+    )
 
 
 def test_faults_are_counted_host_by_host_while_nothing_else_ends_an_attempt():

@@ -99,8 +99,11 @@ def test_a_gpu_that_fails_again_and_again_is_given_up(tmp_path):
     code, said = finish(start(tmp_path, ["faults", "faults", "faults", 0]))
     assert (code, left(tmp_path)) == (76, ["0"]), said
     host = socket.gethostname()
-    assert f"rank 0 on {host} was the first to fail: it lost its GPU (CUDA error: uncorrectable ECC error" in said
-    assert f"given up: 3 times in a row a GPU of {host} failed; look at it" in said
+    assert (
+        f"rank 0 on {host} was the first to fail: it had a fault of its hardware (CUDA error: uncorrectable ECC error"
+        in said
+    )
+    assert f"given up: 3 times in a row hardware of {host} failed; look at it" in said
 
 
 @pytest.mark.slow
