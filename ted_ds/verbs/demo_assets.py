@@ -8,6 +8,7 @@ for (:mod:`ted_ds.verbs.more_demo_assets`). Their files are read without importi
 
 from __future__ import annotations
 
+import argparse
 import ast
 import csv
 import itertools
@@ -130,9 +131,26 @@ ASSETS: dict[str, Callable[[Path], None]] = {
 """What writes each of those that are always written."""
 
 
+def main() -> int:
+    """Write them where the words say; the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ted_ds.verbs.demo_assets", description="models and texts for demos"
+    )
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=Path("demo_assets"), help="where (default: demo_assets)"
+    )
+    parser.add_argument(
+        "also", nargs="*", metavar="asset", help=f"besides {', '.join(ASSETS)}: {', '.join(MORE_ASSETS)}"
+    )
+    words = parser.parse_args()
+    try:
+        prepare(words.folder, words.also)
+    except TedError as error:
+        print(f"demo_assets: error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
 if __name__ == "__main__":
     outlast_readers()
-    try:
-        prepare(Path(sys.argv[1] if len(sys.argv) > 1 else "demo_assets"), sys.argv[2:])
-    except TedError as error:
-        sys.exit(f"demo_assets: error: {error}")
+    sys.exit(main())

