@@ -221,7 +221,7 @@ class Collator:
         of_tokens, positions = np.full(shape, IGNORED_LABEL, dtype=np.int64), np.zeros(shape, dtype=np.int64)
         types = np.zeros(shape, dtype=np.int64) if self.with_token_types else None
         completes, candidates = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
-        starts: list[int] = []
+        starts, ascending = list[int](), np.arange(shape[1])
         for row, sample in enumerate(sequences):
             own = sample.input_ids if sample else []
             end = shape[1] if self.side == "left" else len(own)
@@ -233,11 +233,12 @@ class Collator:
                 candidates[row, start + places.start : min(start + places.stop, end)] = True
             if types is not None and sample is not None and sample.token_types is not None:
                 types[row, start:end] = sample.token_types
+            if self.labels == "tokens":
+                of_tokens[row, start : max(end - 1, start)] = ids[row, start + 1 : end]
             for length in self._pieces(sample):
-                if self.labels == "tokens":
-                    of_tokens[row, start : start + length - 1] = ids[row, start + 1 : start + length]
-                positions[row, start : start + length] = np.arange(length)
+                positions[row, start : start + length] = ascending[:length]
                 start += length
+                of_tokens[row, start - 1] = IGNORED_LABEL  # the last token of a piece has no next one
             if self.of_completions is not None and sample is not None:
                 # as labels stand: one place before their tokens
                 for first, behind in _pairs(sample.label):

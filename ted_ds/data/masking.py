@@ -106,18 +106,18 @@ def make_masker(tokenizer: TokenizerTraits, settings: Masking) -> Masker:
 
 
 def make_sample(
-    sequence: PackedSequence, *words: object, isolate_documents: bool, masker: Masker | None
+    sequence: PackedSequence, *words: object, isolate_documents: bool, masker: Masker | None, index: int = -1
 ) -> Sample | None:
     """A packed sequence as the models take it, masked where they are not to see all; None where nothing is predicted.
 
-    ``words`` are what it is called, for its masks.
+    ``words`` are what it is called, for its masks, and ``index`` is its place among the sequences of a stream.
     """
     ids, lengths = sequence
     if masker is None:
         predicts = predicts_something(sequence, isolate_documents=isolate_documents)
-        return Sample(ids, document_lengths=lengths) if predicts else None
+        return Sample(ids, document_lengths=lengths, index=index) if predicts else None
     masked = masker(ids, *words)
-    return None if masked is None else Sample(masked[0], masked[1], lengths)
+    return None if masked is None else Sample(masked[0], masked[1], lengths, index)
 
 
 def _beginnings(tokenizer: TokenizerTraits, size: int) -> np.ndarray:

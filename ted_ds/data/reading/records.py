@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ted_ds.data.reading.fields import doubled_key, keys_of
@@ -32,8 +32,7 @@ ESCAPED_KEY = re.compile(r'\\u[0-9a-fA-F]{4}[^"]{0,256}"\s*:')
 """The end of a key in JSON with an escape in it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """A record, or what is wrong in its place."""
 
     start: Position
@@ -119,7 +118,12 @@ def may_be_doubled(text: str, keys: Sequence[str], num_objects: int) -> bool:
 
     A key may be written with escapes, each a backslash and u.
     """
-    return any(text.count(f'"{key}"') > num_objects for key in keys_of(keys)) or ESCAPED_KEY.search(text) is not None
+    return any(text.count(key) > num_objects for key in _quoted(tuple(keys))) or ESCAPED_KEY.search(text) is not None
+
+
+@functools.cache  # asked for with each record, and always of the same columns
+def _quoted(columns: tuple[str, ...]) -> list[str]:
+    return [f'"{key}"' for key in keys_of(columns)]
 
 
 def too_long(max_bytes: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ted_ds.data.masking import make_sample
@@ -82,10 +81,12 @@ class Lane:
         words = (settings.seed, "masks of lane", self._lane, "step", self._step)
         while sample is None and (pieces := self._packer.next()):
             sample = make_sample(
-                joined(pieces), *words, isolate_documents=settings.isolate_documents, masker=settings.masker
+                joined(pieces),
+                *words,
+                isolate_documents=settings.isolate_documents,
+                masker=settings.masker,
+                index=self._step * settings.num_lanes + self._lane,
             )
-        if sample is not None:
-            sample = replace(sample, index=self._step * settings.num_lanes + self._lane)
         self._step, self._shares = self._step + 1, None
         return LaneItem(self._lane, sample, self.state(), self.take_bad())
 
