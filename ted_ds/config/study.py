@@ -85,6 +85,8 @@ class Study(Section):
     """The ways, by name: each with the keys that it changes in the recipe, written in full (``student.heal``). ``sft``,
     ``kd``, ``lwd`` and ``ted`` need none: they are ``distill.method`` of that name. Unset: these, ``ted`` where the
     recipe has filters. All are compared with ``sft``, or else with the first."""
+    only: list[str] | None = None
+    """Names of those arms that are compared this time, as if there were no others; unset: all."""
     seeds: int | list[Seed] = 3
     """How many, from the recipe's ``seed`` on; or which. Each arm is trained once with each."""
     equal: Literal["tokens", "compute"] = "tokens"
@@ -126,6 +128,11 @@ class Study(Section):
     def _arms_are_several(self) -> Iterator[str]:
         if self.arms is not None and len(self.arms) < 2:
             yield f"arms: {', '.join(self.arms) or 'none'}: a study compares two or more; give them"
+
+    @rule
+    def _chosen_arms_are_several(self) -> Iterator[str]:
+        if self.only is not None and not 2 <= len(self.only) == len({*self.only}):
+            yield f"only: {', '.join(self.only) or 'none'}: a study compares two arms or more; name them, each once"
 
     @rule
     def _seeds_are_distinct(self) -> Iterator[str]:

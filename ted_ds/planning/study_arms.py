@@ -49,7 +49,7 @@ def as_overrides(changes: Changes, *, spaced: bool = True) -> list[str]:
 
 
 def names_of_arms(recipe: Recipe, study: Study) -> list[str]:
-    """The arms that a study has, in order."""
+    """The arms that a study has, in order, whether they are compared or not."""
     if study.arms is not None:
         return [*study.arms]
     return [method for method in METHODS if method != "ted" or recipe.filters is not None]

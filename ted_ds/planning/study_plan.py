@@ -49,8 +49,11 @@ def plan_study(path: str, overrides: Sequence[str], rows_of: RowsOf) -> StudyPla
     planner = Planner(path, overrides, rows_of, study.ranks)
     mistakes = _Mistakes(planner)
     names = names_of_arms(recipe, study)
-    planned = {name: mistakes.plan(name, changes_of_arm(recipe, study, name)) for name in names}
+    compared = [name for name in names if study.only is None or name in study.only]
+    planned = {name: mistakes.plan(name, changes_of_arm(recipe, study, name)) for name in compared}
     own = [*_headline_mistakes(recipe)]
+    unknown = [name for name in study.only or () if name not in names]
+    own += [f"study.only: {', '.join(unknown)}: no such arm; use some of {', '.join(names)}"] if unknown else []
     own += [] if study.search is None else search_mistakes(recipe, study.search, names)
     arms = {name: arm for name, arm in planned.items() if arm is not None}
     own += _reader_mistakes(arms)

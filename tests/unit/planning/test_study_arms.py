@@ -64,6 +64,17 @@ def test_arms_change_any_key_and_the_first_is_the_baseline_where_sft_is_not(reci
     assert unchanged.recipe.distill == found.recipe.distill
 
 
+def test_some_arms_alone_are_compared_as_if_there_were_no_others(recipe_file: Path) -> None:
+    assert [*planned(recipe_file, "study.only=[ted,kd]").arms] == ["kd", "ted"]
+    arms = {"sft": None, "kd": None, "mine": {"student.heal": {}}}
+    path = with_study(recipe_file, arms=arms, equal="compute")
+    chosen = {name: (arm.changes, arm.operations) for name, arm in planned(path, "study.only=[sft,kd]").arms.items()}
+    alone = planned(with_study(recipe_file, arms={"sft": None, "kd": None}, equal="compute")).arms
+    assert chosen == {name: (arm.changes, arm.operations) for name, arm in alone.items()}
+    with_study(recipe_file, arms=arms, equal="compute")
+    assert refusal(path, "study.only=[kd,mien]") == ["R: study.only: mien: no such arm; use some of sft, kd, mine"]
+
+
 def test_seeds_go_on_from_the_recipes(recipe_file: Path) -> None:
     assert planned(recipe_file, "seed=17", "study.seeds=2").seeds == [17, 18]
 
@@ -190,6 +201,8 @@ def test_both_verbs_say_so_with_code_2_and_write_nothing(
         ({"arms": {"a": {"a b": 1}, "sft": None}}, "arms.a: 'a b': a key is written in full, a.b or a.b[0].c"),
         ({"arms": {"sft": None}}, "arms: sft: a study compares two or more; give them"),
         ({"arms": {}}, "arms: none: a study compares two or more; give them"),
+        ({"only": ["kd"]}, "only: kd: a study compares two arms or more; name them, each once"),
+        ({"only": ["kd", "kd"]}, "only: kd, kd: a study compares two arms or more; name them, each once"),
         ({"seeds": []}, "seeds: []: list one or more, each once; or say how many"),
         ({"seeds": [1, 1]}, "seeds: [1, 1]: list one or more, each once; or say how many"),
         ({"seeds": 0}, "seeds: 0: use 1 or more; differences between seeds are seen from 2 on"),
