@@ -22,6 +22,7 @@ from benchmarks.steps import DTYPES, SHAPES, ByTedDs, Shape
 from benchmarks.timing import ratio
 from ted_ds.config.deepspeed import complete
 from ted_ds.config.phase_plan import PhasePlan
+from ted_ds.runtime.host_allocator import keep_freed_memory
 from ted_ds.runtime.step_runner import EngineSettings
 from ted_ds.runtime.world import World
 from ted_ds.runtime.zero_runner import ZeroRunner
@@ -34,6 +35,7 @@ CONFIG = {"optimizer": {"type": "AdamW", "params": {"torch_adam": True}}, "zero_
 
 def work(shape: Shape, dtype: str, orders: Orders) -> None:
     """One rank: take as many steps as it is told to, and say how long they took."""
+    keep_freed_memory()  # as a run does
     world = World.join(600)
     torch.manual_seed(0)
     models = ByTedDs(shape, DTYPES[dtype], world.device)

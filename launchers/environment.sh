@@ -27,6 +27,4 @@ is_cpu_machine() {
 
 use_cpu() {
     export DS_ACCELERATOR=cpu OMP_NUM_THREADS=1
-    # glibc returns each large tensor to the system and faults it in again; keeping it makes training a third faster
-    export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456
 }

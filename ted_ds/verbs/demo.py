@@ -34,12 +34,6 @@ MOST_GAINED, MOST_LOST = 3, 1
 """Sentences that are shown."""
 LONGEST_SHOWN = 110
 """Characters of one."""
-KEEPING_MEMORY = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "100000000000",
-    "MALLOC_TOP_PAD_": "268435456",
-}
-"""glibc returns each large tensor to the system and faults it in again; keeping it makes training a third faster."""
 
 
 def demo(folder: Path, overrides: Sequence[str]) -> int:
@@ -81,7 +75,6 @@ def demo(folder: Path, overrides: Sequence[str]) -> int:
 def _run(arguments: Sequence[str]) -> int:
     """``ted-ds ARGUMENTS`` on one rank with all cores; returns its exit code. A signal is the run's to answer."""
     environment = {
-        **KEEPING_MEMORY,
         "TOKENIZERS_PARALLELISM": "false",
         **environment_of(0, at_once=1, num_ranks=1, environment=os.environ),
         "HF_HUB_OFFLINE": "1",  # all there is lies here

@@ -29,6 +29,7 @@ from ted_ds.phases.chain import Chain
 from ted_ds.phases.evaluate import read_results, results_file
 from ted_ds.phases.journal import Journal
 from ted_ds.planning.phase import DISTILL, EXPORT, PHASES, Phase
+from ted_ds.runtime.host_allocator import keep_freed_memory
 from ted_ds.runtime.preemption import StopRequests, shielded
 from ted_ds.runtime.world import World
 from ted_ds.verbs.next_commands import next_commands
@@ -60,6 +61,7 @@ def run_phases(recipe: AnyRecipe, overrides: Sequence[str], wanted: Sequence[Pha
         TedError: See :func:`run_order`.
         RankLostError: See there.
     """
+    keep_freed_memory()
     run_order(Order(recipe, overrides, wanted), StopRequests(), _no_result)
 
 
@@ -70,6 +72,7 @@ def fill_cache(recipe: AnyRecipe, overrides: Sequence[str]) -> None:
         TedError: See :func:`run_order`; or the recipe has no cache.
         RankLostError: See there.
     """
+    keep_freed_memory()
     before = PHASES[: PHASES.index(DISTILL)]
     run_order(Order(recipe, overrides, before, fills_cache=True), StopRequests(), _no_result)
 

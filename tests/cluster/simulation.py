@@ -17,7 +17,7 @@ BIN = Path(sys.executable).parent
 PROGRAMS = ("unshare", "nsenter", "ip", "/usr/sbin/sshd", "ssh", "ssh-keygen", "pdsh")
 SLURM_PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "scontrol", "scancel")
 PACKAGES = "openssh-server openssh-client pdsh munge slurmctld slurmd slurm-client openmpi-bin"
-TOLD = ("DS_", "OMP_", "HF_", "TOKENIZERS_", "WANDB_", "MALLOC_", "PYTHONWARNINGS")
+TOLD = ("DS_", "OMP_", "HF_", "TOKENIZERS_", "WANDB_", "PYTHONWARNINGS")
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
