@@ -88,7 +88,8 @@ def _init(options: argparse.Namespace) -> int:
     if missing and not (sys.stdin.isatty() and sys.stdout.isatty()):  # nobody can be asked
         options.refuse(f"the following arguments are required: {', '.join(missing)}")
     size = options.blocks if options.size is None else options.size
-    begin(Asked(options.teacher, options.data, size, options.method, options.out, options.ranks, options.gpu))
+    place = (options.ranks, options.gpu, options.minutes)
+    begin(Asked(options.teacher, options.data, size, options.method, options.out, *place))
     return 0
 
 

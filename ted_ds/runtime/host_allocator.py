@@ -17,16 +17,16 @@ OPTIONS = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1, M_TOP_PAD: 256 * 2**20}
 def keep_freed_memory() -> bool:
     """Let this process, where its tensors are in host memory, keep what it frees; returns whether it does so now.
 
-    glibc gives each large tensor memory of its own, returns it to the system when it is freed, and lets each page of the
-    next one be zeroed anew. It is for processes that are there for a run alone: what they have had stays theirs to their
+    glibc gives each large tensor memory of its own, returns it to the system when it is freed, and has each page of the
+    next one zeroed anew. It is for processes that are there for a run alone: what they have had stays theirs to their
     end. Settings that somebody made by glibc's own variables of the environment hold, and other C libraries have no
     such options.
     """
-    said = any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc" in os.environ.get(
-        "GLIBC_TUNABLES", ""
-    )
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    said = "glibc.malloc" in tunables or any(name.startswith("MALLOC_") for name in os.environ)
     accelerator: Any = get_accelerator()
     library = ctypes.CDLL(None)
     if said or accelerator.device_name() != "cpu" or not hasattr(library, "gnu_get_libc_version"):
         return False
-    return all([library.mallopt(option, value) for option, value in OPTIONS.items()])
+    answers = [library.mallopt(option, value) for option, value in OPTIONS.items()]
+    return all(answers)

@@ -153,6 +153,8 @@ def _of_init(one: argparse.ArgumentParser) -> None:
     one.add_argument("--method", choices=METHODS, default="kd", help="of Stage II (default: kd)")
     one.add_argument("--ranks", type=_positive, help="it is to be started on (default: the GPUs here, or 1)")
     one.add_argument("--gpu", type=_speed, metavar="GIB", help="memory of each rank's GPU, where it is elsewhere")
+    minutes = "of training at most (default: without a GPU 30, else as long as passes over the data take)"
+    one.add_argument("--minutes", type=_speed, metavar="N", help=minutes)
     one.add_argument("--out", type=Path, default=Path("recipe.yaml"), help="the file to write (default: recipe.yaml)")
     one.set_defaults(refuse=one.error)
 

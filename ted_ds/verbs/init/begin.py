@@ -37,6 +37,8 @@ class Asked:
     num_ranks: int | None
     gpu_gib: float | None
     """Memory of each rank's GPU, where it is not here."""
+    minutes: float | None
+    """Of training; None: as many as are usual."""
 
 
 def begin(asked: Asked) -> None:
@@ -90,7 +92,7 @@ def _write(asked: Asked, given: Given, size: Size | None, means: Means) -> None:
                 raise
             draft = replace(draft, heals=False)
             found = _planned(draft, beside)
-        _planned(replace(draft, course=fit_course(draft.course, *found, means)), beside)
+        _planned(replace(draft, course=fit_course(draft.course, *found, means, asked.minutes)), beside)
         beside.replace(asked.out)
     except TedError as error:
         kept = str(error).replace(str(beside), "the recipe that would be written")

@@ -1,4 +1,4 @@
-"""How a first recipe trains: batches by memory, steps by passes over the data and, without a GPU, by time."""
+"""How a first recipe trains: batches by memory, steps by passes over the data and by time."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ MOST_STEPS, FEWEST_STEPS = 20_000, 20
 """On a corpus."""
 SEQUENCES_ON_CPU = 8
 """Of a corpus, in each step: more steps in the same time."""
-MOST_MINUTES_ON_CPU = 30
-"""Of training, all phases together: a first run is to come to its end."""
+MINUTES_ON_CPU = 30.0
+"""Of training, all phases together, where nothing else is said: a first run is to come to its end."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +70,20 @@ def begin_course(means: Means, looked: Looked, form: Form, length: int) -> Cours
     return Course(batch, why, 1, "", recomputes=False, passes=passes, steps=steps)
 
 
-def fit_course(course: Course, recipe: Recipe, plan: Plan, means: Means) -> Course:
-    """The same with the largest microbatches that fit, and on a CPU no more steps than there is time for.
+def fit_course(course: Course, recipe: Recipe, plan: Plan, means: Means, minutes: float | None) -> Course:
+    """The same with the largest microbatches that fit, and no more steps than there is time for.
 
     Args:
         course: As it began.
         recipe: That was written by it.
         plan: Its plan.
         means: What there is to train with.
+        minutes: Of training; None: as many as are usual.
     """
-    return _in_time(_in_memory(course, recipe, plan, means), recipe, plan, means)
+    if minutes is None and means.is_cpu:
+        minutes = MINUTES_ON_CPU
+    course = _in_memory(course, recipe, plan, means)
+    return course if minutes is None else _in_time(course, recipe, plan, means, minutes)
 
 
 def _in_memory(course: Course, recipe: Recipe, plan: Plan, means: Means) -> Course:
@@ -115,15 +119,14 @@ def _needed(recipe: Recipe, plan: Plan, means: Means, micro: int, *, recomputes:
     return min(one.needed for one in found)
 
 
-def _in_time(course: Course, recipe: Recipe, plan: Plan, means: Means) -> Course:
-    if not means.is_cpu:
-        return course
+def _in_time(course: Course, recipe: Recipe, plan: Plan, means: Means, minutes: float) -> Course:
     operations = [operations_of(recipe, plan, one) for one in phases_of(recipe) if one.plan_path is not None]
     needed = sum(one or 0.0 for one in operations) / (means.num_ranks * means.tflops * 1e12)
-    share = MOST_MINUTES_ON_CPU * 60 / max(needed, 1.0)
+    share = minutes * 60 / max(needed, 1.0)
     if share >= 1 or course.steps == FEWEST_STEPS:
         return course
-    why = f", as many as fit into {MOST_MINUTES_ON_CPU} minutes on this CPU"
+    where = "on this CPU" if means.is_cpu else f"at {means.tflops:g} TFLOP/s a GPU"
+    why = f", as many as fit into {minutes:g} minutes {where}"
     if course.steps is None:
         return replace(course, passes=float(f"{share * course.passes:.2g}"), why_passes=why)
     steps = int(share * course.steps)

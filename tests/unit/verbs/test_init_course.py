@@ -172,3 +172,23 @@ def test_this_machine_is_measured(monkeypatch):
     assert 1e-3 < one.tflops < 10
     assert one.memory_in_words.endswith(" that are free here")
     assert two.memory_in_words.endswith(" that are free here, shared by 2 ranks")
+
+
+def test_minutes_are_those_that_are_asked_for(written, capsys):
+    written(CPU)
+    recipe, plan = plan_recipe(str(written.out), (), kind_of)
+    an_hour = replace(CPU, tflops=operations_of_phases(recipe, plan)["distill"] / 1e12 / 3600)
+    by_default, by_ten = (written(an_hour, "llama", "documents.jsonl", *words) for words in ((), ("--minutes", "10")))
+    whole = recipe.distill.max_steps
+    steps = [values["distill"]["max_steps"] for _, values, _ in (by_default, by_ten)]
+    assert steps == pytest.approx([whole / 2, whole / 6], abs=1)
+    assert "as many as fit into 10 minutes on this CPU" in by_ten[0]
+    slow = replace(GPUS, tflops=1e-6)
+    text, values, _ = written(slow, "llama", "documents.jsonl", "--minutes", "2.5")
+    assert values["distill"]["max_steps"] == 20
+    assert "as fewer than 20 steps teach nothing" in text
+    text, _, _ = written(slow, "bert", "labels.jsonl", "--minutes", "2.5")
+    assert "# passes over the rows, as many as fit into 2.5 minutes at 1e-06 TFLOP/s a GPU" in text
+    with pytest.raises(SystemExit):
+        main(["init", "--minutes", "0"])
+    assert "--minutes: 0: use more than 0" in capsys.readouterr().err
