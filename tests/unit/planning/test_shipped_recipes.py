@@ -55,6 +55,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             assets / f"vader_{name}.jsonl", ({"text": f"film {row}", "label": row / 15 - 2} for row in range(60))
         )
     write_labelled(assets / "sarcasm.jsonl", 60, labels=("plain", "sarcastic"))
+    write_model(folder / "runs" / "minilm_masked_imdb" / "export", "bert", blocks=3, architecture="MaskedLM")
     question = "More resistance means\n\n A: more current\n B: less current, say {}"
     write_rows(assets / "quartz.jsonl", ({"input": question.format(row), "ideal": "AB"[row % 2]} for row in range(60)))
     write_chats(assets / "answers.jsonl")
@@ -76,11 +77,11 @@ def test_check_passes_without_a_network_and_says_tokens_passes_and_hours(
     monkeypatch.chdir(place)
     monkeypatch.setattr(socket.socket, "connect", no_network)
     inside = path.relative_to(ROOT)
-    template = ["task.chat_template=ds_configs/chat_templates/plain.jinja"] if path.stem == "smollm2_chat" else []
+    template = ["task.chat_template=ds_configs/chat_templates/plain.jinja"] if path.stem.startswith("smollm2_chat") else []
     code = main(["check", str(inside), *template, "--ranks", "2"])
     printed = capsys.readouterr()
     assert (code, printed.err) == (0, "")
-    assert not (place / "runs").exists()
+    assert [*(place / "runs").iterdir()] == [place / "runs" / "minilm_masked_imdb"], "as it was"
     recipe = load_recipe(path)
     for phase in phases_of(recipe):
         if phase.plan_path is None:
