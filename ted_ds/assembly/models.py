@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from ted_ds.models.share import Share
 from ted_ds.models.taps import TappedModel
 from ted_ds.models.tensor_files import read_ahead
 from ted_ds.numerics.layer_map import Layer
-from ted_ds.planning.hosting import IN_WORDS
+from ted_ds.planning.hosting import IN_WORDS, Hosting
 from ted_ds.planning.memory import SHARDED_HOSTS, gib
 from ted_ds.planning.phase_memory import with_head
 from ted_ds.planning.pipeline_cut import Stage
@@ -59,6 +60,13 @@ class ModelMaker:
         assert given.plan.teacher is not None  # it is known once its files are here
         self._largest_of_teacher = max(given.plan.teacher.parameters.sizes)
         self._readers, self._origins = given.readers, given.origins
+
+    def as_if(self, *, precision: str, host: str) -> ModelMaker:
+        """What makes the same models of a recipe of another precision, and with its teacher on another host."""
+        other = copy.copy(self)
+        other._recipe = self._recipe.model_copy(update={"precision": precision})
+        other._hosting = Hosting(host, "to compare")
+        return other
 
     def frozen(
         self,

@@ -30,6 +30,7 @@ from ted_ds.runtime.zero_runner import ZeroRunner
 from ted_ds.vetting.batch_text import first_batch
 from ted_ds.vetting.contracts import vet_contracts
 from ted_ds.vetting.filters import vet_learned
+from ted_ds.vetting.precision import vet_precision
 from ted_ds.vetting.preflight import vet_composition, vet_knowledge, vet_weights
 from ted_ds.vetting.verdict import Status, Verdict, failures
 
@@ -193,7 +194,7 @@ class Doctor:
             verdict = vet_knowledge(build, "teacher", stage.teacher)
             if not is_ready:
                 verdict = Verdict(verdict.check, "skip", f"{verdict.detail}; teacher.finetune is still to come")
-            self._verdicts.append(verdict)
+            self._verdicts += [verdict, vet_precision(build, teacher)]
             own = batch.read_by("teacher").to(self._world.device)
             self._distil_into_itself(stage, teacher, own, head_may_be_new=not is_ready)
         stage.objective.begin_step(None)  # a term whose weight is 0 at first reaches its parameters later

@@ -12,9 +12,10 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from ted_ds.data.cleaning import is_heldout
 from ted_ds.models import taps
 from ted_ds.planning.phase import FILTERS_STUDENT, FILTERS_TEACHER, FINETUNE_TEACHER
 from ted_ds.verbs.doctor import examine
@@ -138,6 +139,21 @@ def edit_json(file, change):
     file.write_text(json.dumps(value))
 
 
+def kl_of_bf16(place):
+    """Of the teacher in fp32 from itself in bf16, per prediction on the held-out texts, by plain transformers."""
+    auto = AutoModelForCausalLM if place.name == "causal_lm" else AutoModelForSequenceClassification
+    texts = [json.loads(line)["text"] for line in (place / "train.jsonl").read_text().splitlines()]
+    texts = [text for text in texts if is_heldout(text, 0.4)]
+    batch = AutoTokenizer.from_pretrained(place / "teacher")(texts, return_tensors="pt")
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    with torch.no_grad():
+        full, less = (
+            auto.from_pretrained(place / "teacher", dtype=dtype)(**inputs).logits.double().log_softmax(-1)
+            for dtype in (torch.float32, torch.bfloat16)
+        )
+    return float((full.exp() * (full - less)).sum(-1).mean())
+
+
 @pytest.mark.parametrize("kind", ["causal_lm", "sequence_classification"])
 @pytest.mark.parametrize("stage", [1, 3])
 def test_nothing_is_held_against_a_sound_pair(sound, kind, stage):
@@ -150,6 +166,10 @@ def test_nothing_is_held_against_a_sound_pair(sound, kind, stage):
     assert found["teacher as its own student"][1].startswith("loss/kl_teacher_student 0, loss/feature_mse/layer_01 0")
     assert found["filters of teacher"][1].startswith("held-out loss layer_")
     assert "on all 2" in found["gradients across ranks"][1]
+    verdict, told = found["teacher's precision"]
+    assert verdict == "pass"
+    bias = re.search(r"bf16 is off by ([\d.e-]+) and takes [\d.]+ of the time", told)
+    assert float(bias[1]) == pytest.approx(kl_of_bf16(sound / kind), rel=0.3, abs=1e-6), told
     assert found["teacher in other batches"][0] == found["student in other batches"][0] == "pass"
     assert "layer 1 │    16 │ layer 2 │    16 │         16" in text
     assert "first microbatch" in text

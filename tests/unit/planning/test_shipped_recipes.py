@@ -77,7 +77,9 @@ def test_check_passes_without_a_network_and_says_tokens_passes_and_hours(
     monkeypatch.chdir(place)
     monkeypatch.setattr(socket.socket, "connect", no_network)
     inside = path.relative_to(ROOT)
-    template = ["task.chat_template=ds_configs/chat_templates/plain.jinja"] if path.stem.startswith("smollm2_chat") else []
+    template = (
+        ["task.chat_template=ds_configs/chat_templates/plain.jinja"] if path.stem.startswith("smollm2_chat") else []
+    )
     code = main(["check", str(inside), *template, "--ranks", "2"])
     printed = capsys.readouterr()
     assert (code, printed.err) == (0, "")
