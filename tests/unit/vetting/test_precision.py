@@ -23,8 +23,8 @@ def test_each_way_is_told_beside_fp32():
     verdict = judge(INT8, int8=0.01, bf16=0.0004)
     assert verdict.status == "pass"
     assert verdict.detail == (
-        "beside fp32, by loss/kl (its task loss: 2): int8 (bf16) is off by 0.01 and takes 0.50 of the time; bf16 is off "
-        "by 0.0004 and takes 0.50 of the time"
+        "beside fp32, by loss/kl (its task loss: 2): int8 (bf16) is off by 0.01 and takes 0.50 of the time; bf16 is "
+        "off by 0.0004 and takes 0.50 of the time"
     )
 
 
