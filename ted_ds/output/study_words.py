@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from ted_ds.numerics.paired_draws import Difference
 
 LEVEL = 0.05
 """The share of studies without any difference in which one may be claimed."""
+POWER = 0.8
+"""The share of studies that are to tell a difference that there is."""
+BEYOND_ITS_END = 1 + NormalDist().inv_cdf(POWER) / NormalDist().inv_cdf(1 - LEVEL / 2)
+"""So many times an interval's half is a difference that so many studies tell; one of a single half, every other one."""
 RAW = ("loss", "perplexity", "pseudo_perplexity")
 """Metrics that are shown as they are; of others a hundredth is a point."""
 TOO_MANY = 100
@@ -76,21 +81,21 @@ def verdict(arm: str, baseline: str, found: Difference, holm_p: float, measure: 
             f"{arm} may be {better} than {baseline} {by}, but of the arms that were compared one may look so by chance "
             f"(p {holm_p:.2g} after Holm){alone}"
         )
-    reach, seeds = (high - low) / 2, f"{num_seeds} seed{'s'[: num_seeds > 1]}"
+    reach, seeds = BEYOND_ITS_END * (high - low) / 2, f"{num_seeds} seed{'s'[: num_seeds > 1]}"
     return (
         f"no difference between {arm} and {baseline} can be seen: {measure.signed(gain)} {measure.unit} "
-        f"{measure.interval(low, high)}; with {num_examples:,} examples and {seeds} none below "
-        f"{measure.shown(reach)} can be, and one of the measured size would need "
+        f"{measure.interval(low, high)}; with {num_examples:,} examples and {seeds} four studies of five tell one of "
+        f"{measure.shown(reach)}, and for one of the measured size they need "
         f"{needed(found, num_examples, num_seeds)}{alone}"
     )
 
 
 def needed(found: Difference, num_examples: int, num_seeds: int) -> str:
-    """How many examples or seeds it would take to tell a difference of the measured size from none."""
+    """How many examples or seeds it would take for :data:`POWER` to tell a difference of the measured size."""
     examples, seeds = found.error_of_examples**2, found.error_of_seeds**2
     # of the interval, which is wider than by a normal distribution where seeds are few
     errors_to_its_end = (found.high - found.low) / 2 / math.sqrt(examples + seeds) if examples + seeds > 0 else 1.0
-    target = abs(found.estimate) / errors_to_its_end
+    target = abs(found.estimate) / errors_to_its_end / BEYOND_ITS_END
     if target > 0 and seeds < target**2:
         times = examples / (target**2 - seeds)
         if times < TOO_MANY:

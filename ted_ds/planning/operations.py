@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.schema import Recipe
 from ted_ds.planning.heal_cost import heal_cost
@@ -38,6 +40,14 @@ def operations_of_training(recipe: Recipe, plan: Plan, phase: Phase) -> float | 
     if of_step is None or steps is None:
         return None
     return of_step * (steps + (_num_measurements(recipe, steps) if phase is DISTILL else 0))
+
+
+def steps_within(recipe: Recipe, plan: Plan, operations: float) -> int:
+    """How many steps of Stage II, measurements of gradients with them, take no more than these operations."""
+    of_step = operations_per_step(recipe, plan, DISTILL)
+    assert of_step is not None, "a model is not known"
+    affordable = int(operations / of_step)
+    return bisect.bisect_right(range(affordable + 1), affordable, key=lambda n: n + _num_measurements(recipe, n)) - 1
 
 
 def _num_measurements(recipe: Recipe, steps: int) -> int:

@@ -11,7 +11,7 @@ from ted_ds.config.methods import METHODS
 from ted_ds.config.schema import Recipe
 from ted_ds.config.study import METHOD_KEY, Study
 from ted_ds.errors import ConfigError
-from ted_ds.planning.operations import known_training, operations_of_phases, operations_per_step
+from ted_ds.planning.operations import known_training, operations_of_phases, steps_within
 from ted_ds.planning.phase import DISTILL, FINETUNE_TEACHER
 from ted_ds.planning.plan import Plan, RowsOf, plan_recipe
 
@@ -97,11 +97,10 @@ class Planner:
         most = max(total for total in totals.values() if total is not None)
         found = {}
         for name, arm in arms.items():
-            of_step, total = operations_per_step(arm.recipe, arm.plan, DISTILL), totals[name]
-            assert of_step is not None
+            total, of_stage_two = totals[name], arm.operations[DISTILL.name]
             assert total is not None
-            assert arm.steps is not None
-            more = int((most - total) / of_step)
-            changes = {**arm.changes, EPOCHS_KEY: None, STEPS_KEY: arm.steps + more}
-            found[name] = self.arm(name, changes) if more else arm
+            assert of_stage_two is not None
+            steps = steps_within(arm.recipe, arm.plan, most - total + of_stage_two)
+            changes = {**arm.changes, EPOCHS_KEY: None, STEPS_KEY: steps}
+            found[name] = self.arm(name, changes) if steps != arm.steps else arm
         return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -273,12 +273,14 @@ def _split(times: Mapping[str, Mapping[str, float]]) -> Drawing:
     return _finish(figure, "time_split", "Where the time of a step goes")
 
 
-def draw_intervals(name: str, title: str, gains: Mapping[str, tuple[float, float, float]]) -> Drawing:
-    """Of each arm, by its name, a gain and the ends of its interval, beside 0."""
+def draw_intervals(
+    name: str, title: str, gains: Mapping[str, tuple[float, float, float]], told: Collection[str]
+) -> Drawing:
+    """Of each arm, by its name, a gain and the ends of its interval, beside 0; coloured where a difference is told."""
     figure = _figure((WIDE[0], 0.9 + 0.38 * len(gains)))
     axes = _axes(figure, 111, "", "")
-    for place, (gain, low, high) in enumerate(gains.values()):
-        colour = COLOURS[2] if low > 0 else COLOURS[5] if high < 0 else INK
+    for place, (arm, (gain, low, high)) in enumerate(gains.items()):
+        colour = INK if arm not in told else COLOURS[2] if gain > 0 else COLOURS[5]
         axes.plot([low, high], [place, place], color=colour, linewidth=2.2, solid_capstyle="round")
         axes.plot([gain], [place], color=colour, marker="o", markersize=6)
     axes.axvline(0, color=INK, linewidth=1)
@@ -288,10 +290,21 @@ def draw_intervals(name: str, title: str, gains: Mapping[str, tuple[float, float
     return _finish(figure, name, title)
 
 
-def draw_costs(name: str, title: str, points: Mapping[str, tuple[float, Sequence[float]]], up: str) -> Drawing:
-    """Of each arm, by its name, 10^12 operations and the score of each seed."""
+def draw_costs(
+    name: str,
+    title: str,
+    points: Mapping[str, tuple[float, Sequence[float]]],
+    labels: tuple[str, str],
+    teacher: float | None,
+) -> Drawing:
+    """Of each arm, by its name, what it takes and the score of each seed; beside the teacher's score, if it is known.
+
+    ``labels`` are those of what it takes, and of the score.
+    """
     figure = _figure(WIDE)
-    axes = _axes(figure, 111, "10^12 operations of the student's making, by the plan", up)
+    axes = _axes(figure, 111, *labels)
+    if teacher is not None:
+        axes.axhline(teacher, color=INK, linewidth=1, linestyle="--", label="teacher")
     for index, (arm, (cost, scores)) in enumerate(points.items()):
         colour = COLOURS[index % len(COLOURS)]
         axes.scatter([cost] * len(scores), scores, color=colour, s=14, alpha=0.6)

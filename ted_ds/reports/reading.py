@@ -47,6 +47,8 @@ class RunRecord:
     """What a run left in its folder."""
 
     folder: Path
+    name: str
+    """That of the folder, or what tells it from others."""
     run_id: str
     records: Sequence[Record]
     """Of ``metrics.jsonl``, the last of each phase and step: a run that went on reports some steps twice."""
@@ -58,11 +60,6 @@ class RunRecord:
     """When it was started, and where it went on: lines of ``starts.jsonl``."""
     samples: Mapping[str, Any] = field(default_factory=dict)
     """What models make of a few examples (``evaluate/samples.json``)."""
-
-    @property
-    def name(self) -> str:
-        """That of the folder."""
-        return self.folder.resolve().name
 
     def of_phase(self, phase: str) -> list[Record]:
         """The reports of a phase, by their steps."""
@@ -98,8 +95,18 @@ class RunRecord:
         return self.models[model].get(self.headline.name) if model in self.models and self.headline else None
 
 
-def read_run_record(folder: Path) -> RunRecord:
-    """All that a report needs of a run.
+def told_apart(folders: Sequence[Path]) -> list[str]:
+    """Of each folder the last parts of its path: one, and more where others would be called alike."""
+    parts = [folder.resolve().parts for folder in folders]
+    for count in range(1, max(map(len, parts), default=1)):
+        names = ["/".join(one[-count:]) for one in parts]
+        if len({*names}) == len({*parts}):
+            return names
+    return [str(folder) for folder in folders]
+
+
+def read_run_record(folder: Path, name: str | None = None) -> RunRecord:
+    """All that a report needs of a run; it is called by its folder, or by ``name``.
 
     Raises:
         DataError: There is no such folder, no run in it, or a file of it is damaged.
@@ -118,6 +125,7 @@ def read_run_record(folder: Path) -> RunRecord:
     evaluation, samples = (folder / EVALUATE.name / name for name in (RESULTS_FILE, SAMPLES_FILE))
     return RunRecord(
         folder,
+        folder.resolve().name if name is None else name,
         run.run_id,
         _records(folder / METRICS_FILE),
         [one for one in done if one is not None],

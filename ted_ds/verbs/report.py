@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ted_ds.reports.page import write_report
-from ted_ds.reports.reading import read_run_record
+from ted_ds.reports.reading import read_run_record, told_apart
 from ted_ds.reports.section import section_of_run
 from ted_ds.reports.study import is_study, section_of_study
 
@@ -19,9 +20,13 @@ def report(folders: Sequence[Path], file: Path | None) -> None:
     Raises:
         TedError: A folder is no run's and no study's, matplotlib is missing, or the page cannot be written.
     """
+    names = told_apart(folders)
     sections = [
-        section_of_study(folder) if is_study(folder) else section_of_run(read_run_record(folder)) for folder in folders
+        section_of_study(folder) if is_study(folder) else section_of_run(read_run_record(folder, name))
+        for folder, name in zip(folders, names, strict=True)
     ]
+    if len({one.name for one in sections}) < len(sections):  # studies are called by their recipes
+        sections = [replace(one, name=name) for one, name in zip(sections, names, strict=True)]
     place = file or (folders[0] / FILE if len(folders) == 1 else Path(FILE))
     files = write_report(sections, place)
     print(f"report      {files[0]}")

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ted_ds import __version__
+from ted_ds.config.redaction import without_secrets
 from ted_ds.errors import CheckpointError
 from ted_ds.numerics.paired_draws import Share
 from ted_ds.output.phase_folder import sync
@@ -136,6 +138,8 @@ def as_json(study: Conducted) -> dict[str, Any]:
     plan = study.plan
     return {
         "name": plan.recipe.name,
+        "version": __version__,
+        "recipe": without_secrets(plan.recipe.model_dump(mode="json", exclude_unset=True)),
         "seeds": [*plan.seeds],
         "equal": plan.study.equal,
         "baseline": plan.baseline,

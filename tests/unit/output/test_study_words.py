@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 
+import numpy as np
 import pytest
 
 from ted_ds.numerics.paired_draws import Difference
@@ -39,8 +41,8 @@ def test_what_holms_correction_takes_back_is_said() -> None:
 
 def test_no_difference_comes_with_what_could_have_been_seen() -> None:
     assert said(found(0.003, 0.012, examples=0.006), 0.6) == (
-        "no difference between ted and sft can be seen: +0.3 points [-0.9, +1.5]; with 1,000 examples and 3 seeds none "
-        "below 1.2 can be, and one of the measured size would need about 16,000 examples"
+        "no difference between ted and sft can be seen: +0.3 points [-0.9, +1.5]; with 1,000 examples and 3 seeds four "
+        "studies of five tell one of 1.7, and for one of the measured size they need about 33,000 examples"
     )
 
 
@@ -57,10 +59,11 @@ def test_of_one_seed_nothing_is_said_about_others() -> None:
 @pytest.mark.parametrize(
     ("difference", "words"),
     [
-        # the interval ends 2 errors from its middle: half an error was measured, 16 times the examples make it 2
-        (found(0.005, 0.02, examples=0.01), "about 16,000 examples"),
-        (found(0.005, 0.02, examples=0.0, seeds=0.01), "about 48 seeds"),
-        (found(0.005, 0.0285, examples=0.01, seeds=0.01), "about 33,000 examples and 98 seeds"),
+        # the interval ends 2 errors from its middle: half an error was measured, 16 times the examples make it 2, and
+        # with 2.04 times as many as those it is found four times of five
+        (found(0.005, 0.02, examples=0.01), "about 33,000 examples"),
+        (found(0.005, 0.02, examples=0.0, seeds=0.01), "about 99 seeds"),
+        (found(0.005, 0.0285, examples=0.01, seeds=0.01), "about 67,000 examples and 200 seeds"),
         (found(0.0, 0.02), "more than 100 times as many"),
         (found(0.0005, 0.02), "more than 100 times as many"),
     ],
@@ -70,11 +73,15 @@ def test_what_would_be_needed_is_examples_or_seeds_or_both(difference: Differenc
 
 
 def test_so_many_examples_would_indeed_do() -> None:
-    one = found(0.01, 0.03, examples=0.012, seeds=0.004)
-    number = int(re.sub(r"\D", "", needed(one, 1000, 3).replace("about", "")))
-    errors = 0.03 / (0.012**2 + 0.004**2) ** 0.5
-    reach = errors * (0.012**2 * 1000 / number + 0.004**2) ** 0.5
-    assert 0.009 < reach <= 0.01
+    of_examples, of_seeds, effect = 0.012, 0.002, 0.01
+    half = 1.96 * math.hypot(of_examples, of_seeds)
+    said = re.fullmatch(
+        r"about ([\d,]+) examples", needed(found(effect, half, examples=of_examples, seeds=of_seeds), 1000, 3)
+    )
+    assert said is not None
+    error = math.hypot(of_examples * math.sqrt(1000 / int(said[1].replace(",", ""))), of_seeds)
+    told = np.random.default_rng(0).normal(effect, error, 100_000) > 1.96 * error
+    assert told.mean() == pytest.approx(0.8, abs=0.01)
 
 
 def test_markdown_has_title_verdicts_and_tables() -> None:

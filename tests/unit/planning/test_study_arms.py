@@ -119,6 +119,20 @@ def test_at_equal_compute_cheaper_arms_take_as_many_steps_as_the_dearest_allows(
     assert (found.arms["sft"].steps or 0) > (found.arms["kd"].steps or 0) > 200
 
 
+def test_measurements_of_gradients_are_part_of_equal_compute(recipe_file: Path) -> None:
+    arms = {
+        "weighed": {"distill.method": "kd", "distill.balance": "gradient_norm", "distill.balance_every_steps": 1},
+        "seldom": {"distill.method": "kd", "distill.balance": "gradient_norm", "distill.balance_every_steps": 7},
+        "long": {"distill.method": "ted", "distill.max_steps": 600},
+    }
+    found = planned(with_study(recipe_file, arms=arms, equal="compute"), "distill.max_steps=20").arms
+    dearest = found["long"].total_operations or 0
+    assert found["long"].steps == 600
+    of_step = (found["weighed"].operations["distill"] or 0) / (found["weighed"].steps or 1)
+    for arm in found.values():
+        assert 0 <= dearest - (arm.total_operations or 0) < 2 * of_step, arm.name
+
+
 def test_healing_and_solved_filters_are_counted_and_the_teachers_training_is_not(recipe_file: Path) -> None:
     plan = {"max_steps": 2, "learning_rate": 1e-3, "global_batch_size": 4, "micro_batch_size": 2}
     solved = {"filters.initialisation": "ridge", "filters.student": plan, "filters.teacher": plan}

@@ -16,7 +16,7 @@ from ted_ds.cli import main
 from ted_ds.errors import DataError
 from ted_ds.reports import study
 from ted_ds.reports.pace import time_split
-from ted_ds.reports.reading import read_run_record
+from ted_ds.reports.reading import read_run_record, told_apart
 from ted_ds.reports.study import section_of_study
 from ted_ds.reports.tables import comparison, tables_of
 from ted_ds.reports.verdict import gap_closed, standard_error, verdict_of
@@ -293,15 +293,30 @@ def test_the_same_files_make_the_same_page_and_two_runs_share_one(tmp_path, with
     assert {one.name for one in (tmp_path / "both" / "page_figures").iterdir()} == {"a", "b"}
 
 
+def test_runs_and_studies_whose_folders_are_called_alike_are_told_apart(tmp_path, with_matplotlib, monkeypatch):
+    runs = [write_run(tmp_path / arm / "seed-17") for arm in ("sft", "kd")]
+    studies = [write_study(tmp_path / name) for name in ("first", "second")]
+    page = tmp_path / "page.html"
+    for folders, names in ((runs, ["sft/seed-17", "kd/seed-17"]), (studies, ["first", "second"])):
+        assert main(["report", *map(str, folders), "--out", str(page)]) == 0
+        text = page.read_text(encoding="utf-8")
+        assert all(name in text for name in names)
+        pictures = [{one.name for one in (tmp_path / "page_figures" / name).glob("*.png")} for name in names]
+        assert pictures[0] == pictures[1] != set()
+    monkeypatch.chdir(runs[0])
+    assert told_apart([Path(), runs[1]]) == ["sft/seed-17", "kd/seed-17"]
+    assert told_apart([runs[0], runs[0]]) == ["seed-17", "seed-17"], "one and the same"
+
+
 # --- a study ----------------------------------------------------------------------------------------------------------
 
 
-def write_study(folder: Path, *, higher_is_better: bool = True) -> Path:
+def write_study(folder: Path, *, higher_is_better: bool = True, holm_p: float = 0.004) -> Path:
     difference = {"estimate": 0.02, "low": 0.01, "high": 0.035, "p_value": 0.004}
     difference |= {"error_of_examples": 0.005, "error_of_seeds": 0.001}
     arms = {
         "sft": {"by_seed": {"1": 0.7, "2": 0.72}, "mean": 0.71, "difference": None, "holm_p": None},
-        "kd": {"by_seed": {"1": 0.72, "2": 0.74}, "mean": 0.73, "difference": difference, "holm_p": 0.004},
+        "kd": {"by_seed": {"1": 0.72, "2": 0.74}, "mean": 0.73, "difference": difference, "holm_p": holm_p},
     }
     part = {"decides": True, "metric": "accuracy" if higher_is_better else "perplexity", "num_examples": 1234}
     part |= {"higher_is_better": higher_is_better, "teacher": 0.9, "arms": arms}
@@ -316,6 +331,15 @@ def write_study(folder: Path, *, higher_is_better: bool = True) -> Path:
         "parts": {"held-out": part},
         "arms": {"sft": {"changes": {}, **cost}, "kd": {"changes": {"distill.method": "kd"}, **cost}},
         "failed": {"kd.seed-2": "exit code 1"},
+        "version": "0.1.0",
+        "recipe": {"name": "tiny", "seed": 1},
+        "runs": {
+            f"{arm}.seed-{seed}": {
+                "folder": "x",
+                "seconds": {"finetune_teacher": 900.0, "heal_student": 2.0, "distill": 10.0 * seed, "evaluate": 70.0},
+            }
+            for arm, seed in (("sft", 1), ("sft", 2), ("kd", 1))
+        },
     }
     folder.mkdir(parents=True)
     (folder / "study.json").write_text(json.dumps(content))
@@ -328,19 +352,30 @@ def test_a_study_has_a_page_too(tmp_path, with_matplotlib):
     page = Page((folder / "report.html").read_text(encoding="utf-8"))
     words = " ".join(page.words)
     assert page.links == []
-    assert "Kd is better than sft by 2.0 points [+1.0, +3.5]." in words
+    assert "kd is better than sft by 2.0 points [+1.0, +3.5]." in words
     assert "kd.seed-2 is not complete: exit code 1" in words
-    assert page.tags.count("svg") == 2
+    assert page.tags.count("svg") == 3
     scores, costs = section_of_study(folder).tables
     assert scores.rows == [["sft", "0.71"], ["kd", "0.73"]]
-    assert costs.rows[1] == ["kd", "100", "2.5"]
+    assert costs.rows == [["sft", "100", "2.5", "17"], ["kd", "100", "2.5", "12"]], "of making the student alone"
+    assert "recipe, by ted_ds 0.1.0" in words
 
 
 def test_of_a_perplexity_less_is_better(tmp_path, with_matplotlib, monkeypatch):
     drawn = []
-    monkeypatch.setattr(study, "draw_intervals", lambda name, title, gains: drawn.append((title, gains)))
+    monkeypatch.setattr(study, "draw_intervals", lambda _, title, *what: drawn.append((title, *what)))
     section_of_study(write_study(tmp_path / "study", higher_is_better=False))
-    assert drawn == [("Better than sft on held-out, perplexity, with 95 % intervals", {"kd": (-0.02, -0.035, -0.01)})]
+    ((title, gains, told),) = drawn
+    assert title.startswith("Better than sft on held-out, perplexity: ")
+    assert gains == {"kd": (-0.02, -0.035, -0.01)}
+    assert told == ["kd"]
+
+
+def test_what_holms_correction_takes_back_has_no_colour(tmp_path, with_matplotlib, monkeypatch):
+    told = []
+    monkeypatch.setattr(study, "draw_intervals", lambda *what: told.append(what[-1]))
+    section_of_study(write_study(tmp_path / "study", holm_p=0.06))
+    assert told == [[]]
 
 
 def test_a_damaged_study_is_named(tmp_path, with_matplotlib):
