@@ -78,7 +78,7 @@ def _supervise(options: argparse.Namespace) -> int:
 def _demo(options: argparse.Namespace) -> int:
     from ted_ds.verbs.demo import demo
 
-    return demo(options.out, options.overrides)
+    return demo(options.out, options.overrides, installs=options.install)
 
 
 def _init(options: argparse.Namespace) -> int:

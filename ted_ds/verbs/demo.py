@@ -26,6 +26,7 @@ from ted_ds.output.screen import Screen
 from ted_ds.planning.phase import EVALUATE
 from ted_ds.planning.study_arms import as_overrides
 from ted_ds.verbs.demo_assets import write_assets
+from ted_ds.verbs.demo_packages import install
 from ted_ds.verbs.report import report
 
 MODEL, TEXTS, RUN = "minilm-l6", "rotten_tomatoes.jsonl", "run"
@@ -36,8 +37,10 @@ LONGEST_SHOWN = 110
 """Characters of one."""
 
 
-def demo(folder: Path, overrides: Sequence[str]) -> int:
+def demo(folder: Path, overrides: Sequence[str], *, installs: bool) -> int:
     """Run the demo's recipe in ``folder``, or what is left of it, and show what came of it; returns the exit code.
+
+    What its model and texts are in is installed before where that is asked for.
 
     Raises:
         TedError: A package with the model or the texts is missing, or the folder cannot be written.
@@ -51,6 +54,8 @@ def demo(folder: Path, overrides: Sequence[str]) -> int:
     }
     changes = [*as_overrides(place), *overrides]
     recipe = load_recipe(recipe_path, changes)
+    if installs:
+        install([MODEL, TEXTS])
     try:
         write_assets(folder, [MODEL, TEXTS])
     except OSError as error:

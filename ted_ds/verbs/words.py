@@ -141,6 +141,7 @@ def _of_families(one: argparse.ArgumentParser) -> None:
 
 def _of_demo(one: argparse.ArgumentParser) -> None:
     one.add_argument("--out", type=Path, default=Path("ted_ds_demo"), help="a folder for it (ted_ds_demo)")
+    one.add_argument("--install", action="store_true", help="let pip install the model and texts first, 97 MB, pinned")
     one.add_argument("overrides", nargs="*", metavar="a.b=value", help="change a value of its recipe")
 
 

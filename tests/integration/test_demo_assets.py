@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -18,8 +21,9 @@ from ted_ds.data.reading.listing import list_data
 from ted_ds.data.tokenizers import DocumentEncoder
 from ted_ds.errors import DataError
 from ted_ds.models.files import read_model_facts
-from ted_ds.verbs.demo_assets import main, prepare
-from ted_ds.verbs.more_demo_assets import _mpnet_part
+from ted_ds.verbs.demo_assets import ASSETS, main, prepare
+from ted_ds.verbs.demo_packages import PACKAGES_OF, pins
+from ted_ds.verbs.more_demo_assets import MORE_ASSETS, _mpnet_part
 from tests.streams import open_stream
 
 
@@ -81,6 +85,26 @@ def test_words_that_name_no_asset_write_nothing(words, code, said, tmp_path, mon
     assert answered == code
     assert said in printed.out + printed.err
     assert not any(tmp_path.iterdir())
+
+
+def test_what_is_missing_is_installed_as_it_is_pinned(tmp_path):
+    assert {*PACKAGES_OF} <= {*ASSETS, *MORE_ASSETS}
+    assert {package for packages in PACKAGES_OF.values() for package in packages} == {*pins()}
+    place = {
+        **os.environ,
+        "PIP_TARGET": str(tmp_path / "packages"),
+    }  # pip's own, so that this environment stays as it is
+    words = [sys.executable, "-c", "from ted_ds.verbs.demo_packages import install; install(['answers.jsonl'])"]
+    done = subprocess.run(words, env=place, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "installing chatterbot-corpus\n"), done.stderr
+    assert (tmp_path / "packages" / "chatterbot_corpus" / "data" / "english").is_dir()
+    words = [sys.executable, "-m", "ted_ds.verbs.demo_assets", str(tmp_path / "there"), "answers.jsonl", "--install"]
+    refused = subprocess.run(
+        words, env={**place, "PIP_NO_INDEX": "1", "PIP_TARGET": str(tmp_path / "more")}, capture_output=True, text=True
+    )
+    assert refused.returncode == 2
+    assert "demo_assets: error: pip could not install chatterbot-corpus (exit code 1, see above)" in refused.stderr
+    assert not (tmp_path / "there").exists()
 
 
 def test_texts_are_whole(assets):
