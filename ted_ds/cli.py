@@ -21,7 +21,16 @@ VERBS_OF_RANKS = ("run", *(phase.verb for phase in PHASES), "cache", "doctor")
 # Each verb imports what it needs when it is asked for: torch and deepspeed only where they are.
 
 
+def _refuse_at_once(options: argparse.Namespace) -> None:
+    """Read the recipe of a process that is alone, before torch comes, which takes seconds; ranks read it together."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        from ted_ds.config.load import load_recipe
+
+        load_recipe(options.recipe, options.overrides)
+
+
 def _run(options: argparse.Namespace) -> int:
+    _refuse_at_once(options)
     from ted_ds.verbs.run import run_phases
 
     run_phases(options.recipe, options.overrides, phases_of_verb(options.verb))
@@ -29,6 +38,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _cache(options: argparse.Namespace) -> int:
+    _refuse_at_once(options)
     from ted_ds.verbs.run import fill_cache
 
     fill_cache(options.recipe, options.overrides)
@@ -36,6 +46,7 @@ def _cache(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
+    _refuse_at_once(options)
     from ted_ds.verbs.doctor import examine
 
     return 0 if examine(options.recipe, options.overrides) else 1

@@ -19,9 +19,10 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
         lines.append(f"recipe    {' extends '.join(plan.files)}")
     for name, facts in (("teacher", plan.teacher), ("student", plan.student)):
         if facts is None:
+            given = recipe.teacher.path if name == "teacher" else recipe.student.path
             lines.append(
-                f"{name:9} known once it is fetched from the hub, or its config.json is beside the recipe "
-                "(docs/recipes.md)"
+                f"{name:9} {given}: no such folder here, so a name on the hub; known once it is fetched, or its "
+                "config.json is beside the recipe (docs/recipes.md)"
             )
         else:
             quantised = f", quantised ({facts.quantisation})" if facts.quantisation else ""

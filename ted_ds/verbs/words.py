@@ -66,7 +66,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if unknown:
         parser.error(f"unknown arguments: {' '.join(unknown)}")
     if takes_overrides:
-        options.overrides += rest
+        options.overrides = [*options.overrides, *rest]
     return options
 
 
@@ -107,7 +107,7 @@ def _recipe(word: str) -> str:
 
 def _of_a_recipe(one: argparse.ArgumentParser) -> None:
     one.add_argument("recipe", type=_recipe, help="a YAML recipe, or the name of one that ships")
-    one.add_argument("overrides", nargs="*", metavar="a.b=value", help="change a value of the recipe")
+    one.add_argument("overrides", nargs="*", default=[], metavar="a.b=value", help="change a value of the recipe")
 
 
 def _of_tokenizer(one: argparse.ArgumentParser) -> None:
@@ -142,7 +142,7 @@ def _of_families(one: argparse.ArgumentParser) -> None:
 def _of_demo(one: argparse.ArgumentParser) -> None:
     one.add_argument("--out", type=Path, default=Path("ted_ds_demo"), help="a folder for it (ted_ds_demo)")
     one.add_argument("--install", action="store_true", help="let pip install the model and texts first, 97 MB, pinned")
-    one.add_argument("overrides", nargs="*", metavar="a.b=value", help="change a value of its recipe")
+    one.add_argument("overrides", nargs="*", default=[], metavar="a.b=value", help="change a value of its recipe")
 
 
 def _of_init(one: argparse.ArgumentParser) -> None:
@@ -162,7 +162,7 @@ def _of_init(one: argparse.ArgumentParser) -> None:
 
 def _of_predict(one: argparse.ArgumentParser) -> None:
     one.add_argument("folder", type=Path, metavar="DIR", help="the output_dir of a run")
-    one.add_argument("texts", nargs="*", help="what to read; none: the lines of the standard input")
+    one.add_argument("texts", nargs="*", default=[], help="what to read; none: the lines of the standard input")
     one.add_argument("--tokens", type=_positive, default=40, help="a language model writes at most (40)")
 
 

@@ -77,8 +77,8 @@ def test_a_run_does_not_plan_by_facts(run: Path) -> None:
     recipe, plan = plan_recipe(str(run / "recipe.yaml"), HUB)
     assert plan.teacher is plan.student is None
     assert (
-        "teacher   known once it is fetched from the hub, or its config.json is beside the recipe (docs/recipes.md)"
-        in describe(recipe, plan, num_ranks=1).splitlines()
+        "teacher   org/teacher: no such folder here, so a name on the hub; known once it is fetched, or its "
+        "config.json is beside the recipe (docs/recipes.md)" in describe(recipe, plan, num_ranks=1).splitlines()
     )
 
 
