@@ -10,6 +10,11 @@ lower: ``0 <= D_K <= D`` (Csiszár 1967), equal where K is the vocabulary. For t
 ``D - D_K = p_R KL(p(. | R) || q(. | R))``, and its gradient by the student's softened logits is the whole one in K, and
 beyond it differs by ``p_v - p_R q_v / q_R``: by at most ``2 p_R`` summed over ids, as both add up to p_R.
 
+Where nothing is known of the rest, both are compared among the kept ids alone, each made to add up to 1 there, and the
+gradient does not reach other ids: ``D(p(. | K), q(. | K))``. Of the KL it is the middle one of three parts::
+
+    KL(p || q) = KL((p_K, p_R) || (q_K, q_R)) + p_K KL(p(. | K) || q(. | K)) + p_R KL(p(. | R) || q(. | R))
+
 Of one of which n ids were drawn, v as often as c_v, the KL alone is learned: ``- sum_v c_v / n log q_v - H(p)``, with
 the entropy of the whole, which was kept. It is linear in the counts: where these are n p_v on average, so are value and
 gradient those of the whole KL (Anshumann et al. 2025, "Sparse Logit Sampling", arXiv 2503.16870).
@@ -76,6 +81,8 @@ class KeptPredictions:
     """As those of :class:`TeacherPredictions`."""
     num_shared_ids: int | None = None
     divergence: Divergence = KL
+    among_kept: bool = False
+    """Whether nothing is known of the rest: what is compared adds up to 1 over the kept ids."""
 
     def compare(
         self, student: Float[Tensor, "rows ids"], scratch: Float[Tensor, "rows ids"], rows: slice, scale: float
@@ -89,6 +96,8 @@ class KeptPredictions:
             scale: What the gradient by the logits, times the temperature, is multiplied by.
         """
         ids, temperature = self.ids[rows], self.temperature
+        if self.among_kept:
+            return self._compare_kept(student.gather(-1, ids), rows, scale)
         rest = torch.mul(student, 1 / temperature, out=scratch)
         picked = rest.gather(-1, ids)
         # summed without them, and not as a difference, of which little is left where the student is sure
@@ -103,6 +112,15 @@ class KeptPredictions:
         values, slopes = self.divergence.compare(block, scale)
         gradient = torch.stack([one * factors for one, factors in slopes]).sum(0)
         return OfKept(values, [(rest, gradient[:, -1:] / total)], ids, gradient[:, :-1])
+
+    def _compare_kept(self, own: Float[Tensor, "rows kept"], rows: slice, scale: float) -> OfKept:
+        """Without the rest."""
+        own = own - own.amax(-1, keepdim=True)
+        target = self.logs[rows, :-1].to(own.dtype) * self.temperature
+        target -= target.amax(-1, keepdim=True)
+        block = Block(own, target, torch.empty_like(own), self.temperature, student_starts_at_0=True)
+        values, slopes = self.divergence.compare(block, scale)
+        return OfKept(values, [], self.ids[rows], torch.stack([one * factors for one, factors in slopes]).sum(0))
 
 
 @dataclass(frozen=True)
