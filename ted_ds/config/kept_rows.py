@@ -1,4 +1,4 @@
-"""Predictions of a teacher that another tool kept in the rows of ``data.train``, in the place of a teacher that runs."""
+"""Predictions of a teacher that another tool kept in the rows of ``data.train``: no teacher runs."""
 
 from __future__ import annotations
 

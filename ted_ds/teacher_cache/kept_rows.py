@@ -108,11 +108,11 @@ class TeacherRows:
         for found in itertools.islice(self.find((), 0, 1), ROWS_TO_TRY):
             with faults.of(found):
                 given = self.reads(found.row)
-                taken(given, found.tokens, found.samples[0], self.wanted)
                 sums += hits(given, found.tokens, found.samples[0], self.wanted)
-        faults.refuse()
+                taken(given, found.tokens, found.samples[0], self.wanted)
         here, elsewhere, count = sums.tolist()
-        if not seem_shifted(here, elsewhere, count):
+        if not seem_shifted(here, elsewhere, count):  # else it is why something is missing, if it is
+            faults.refuse()
             return None
         other = "own" if self.wanted.rows.row_is_of == "next" else "next"
         remedy = "make the data anew" if self.wanted.rows.format == "distillkit" else f"use row_is_of: {other}"
