@@ -15,6 +15,7 @@ from tests.distributed.matrix import (
     bounds_in_words,
     full_product,
     is_allowed,
+    of_caches,
     of_distances,
     of_divergences,
     of_weighed_losses,
@@ -25,7 +26,7 @@ from tests.distributed.matrix import (
     wide_sample,
 )
 
-CASES = [*sample(companies=1), *of_divergences(), *of_weighed_losses(), *of_distances()]
+CASES = [*sample(companies=1), *of_divergences(), *of_weighed_losses(), *of_distances(), *of_caches()]
 LOOKED_AT = {"fp32": 1e-5, "bf16": 3e-2}
 """Relative errors of what is looked at beside the losses, and errors of CKA; the worst seen were 4e-7 and 1.3e-2."""
 MOST_RANKS, NUM_OF_MOST = max(FACTORS["ranks"]), 3
