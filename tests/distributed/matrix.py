@@ -48,6 +48,7 @@ from ted_ds.teacher_cache.cached_tokens import CachedTokens
 from ted_ds.teacher_cache.token_record import Answer, TokenRecord
 from tests.dist import run_ranks
 from tests.distributed.kept_answers import (
+    NUM_KEPT,
     WAYS,
     Spoken,
     answer_of,
@@ -1053,11 +1054,9 @@ MORE_FACTORS: dict[str, tuple[Any, ...]] = {
     "loss": ("plain", "weighed"),
     "distance": ("mse", "cka"),
     "relation_weight": (0.0, 0.9),
-    "cache": ("", *WAYS),
     "width": (*SIZES,),
 }
 """Those that some cases alone have another value of."""
-NAMES = {"": "none"}
 HEADING = """# The same batch, however it is cut up
 
 The same global batch gives the same loss terms and the same gradients, on any number of ranks, with any accumulation,
@@ -1079,6 +1078,44 @@ process and without DeepSpeed. The bounds the tests hold:
 """
 
 
+OF_CACHES = """
+## A teacher that is read from a disk
+
+Steps of language models whose teacher is a cache: of each prediction the {top} most probable ids, or {drawn} draws, and
+filtered states in 16 or 8 bits. It is written once, from an fp64 pass over each document by itself; the fp64 process that
+steps are held against learns from the same numbers as they are read again. Written by
+`python -m tests.distributed.matrix --caches`; {cases} cases, {hardware}, commit {commit}.
+
+"""
+
+
+def render_caches(results: dict[Case, Errors], *, hardware: str, commit: str) -> str:
+    """The results of :func:`of_caches` as Markdown."""
+    counts = {"top": NUM_KEPT["top_k"], "drawn": NUM_KEPT["sampled"], "cases": len(results)}
+    columns = ("terms, fp32", "gradient, fp32", "terms, bf16", "gradient, bf16", "gradient, plain bf16")
+    lines = [f"| | | cases | {' | '.join(columns)} |", "|---" * 8 + "|"]
+    factors = {"cache": WAYS, **{name: FACTORS[name] for name in ("ranks", "accumulation", "stage", "packed")}}
+    factors["kind"] = (*OF_THE_VOCABULARY, *MASKED)
+    for factor, values in factors.items():
+        for value in values:
+            having = {c: e for c, e in results.items() if {**c.setup._asdict(), **c.layout._asdict()}[factor] == value}
+            lines.append(f"| {factor} | {value} | {len(having)} | {' | '.join(cells_of(having))} |")
+    return OF_CACHES.format(**counts, hardware=hardware, commit=commit) + "\n".join(lines) + "\n"
+
+
+def cells_of(having: dict[Case, Errors]) -> list[str]:
+    """The worst errors of some cases, by precision."""
+    cells = []
+    for precision in TOLERANCE:
+        chosen = [errors for case, errors in having.items() if case.setup.precision == precision]
+        cells += [worst([max(e.terms.values()) for e in chosen]), worst([e.gradient for e in chosen])]
+    return [*cells, worst([e.plain for case, e in having.items() if case.setup.precision == "bf16"])]
+
+
+def worst(chosen: Sequence[float]) -> str:
+    return f"{max(chosen):.1e}" if chosen else "–"
+
+
 def bounds_in_words() -> str:
     return "; ".join(f"{p}: terms {b['loss']:.1e}, gradients {b['gradient']:.1e}" for p, b in TOLERANCE.items())
 
@@ -1091,9 +1128,6 @@ def render(results: dict[Case, Errors], *, option: str, hardware: str, commit: s
         )
     ]
 
-    def worst(chosen: Sequence[float]) -> str:
-        return f"{max(chosen):.1e}" if chosen else "–"
-
     names = sorted({name for errors in results.values() for name in errors.terms})
     lines += ["| term | cases | fp32 | bf16 |", "|---|---|---|---|"]
     for name in names:
@@ -1105,14 +1139,7 @@ def render(results: dict[Case, Errors], *, option: str, hardware: str, commit: s
     for factor, values in {**FACTORS, **MORE_FACTORS}.items():
         for value in values:
             having = {c: e for c, e in results.items() if {**c.setup._asdict(), **c.layout._asdict()}[factor] == value}
-            cells = []
-            for precision in TOLERANCE:
-                chosen = [errors for case, errors in having.items() if case.setup.precision == precision]
-                cells += [worst([max(e.terms.values()) for e in chosen]), worst([e.gradient for e in chosen])]
-            cells.append(worst([e.plain for case, e in having.items() if case.setup.precision == "bf16"]))
-            lines.append(
-                f"| {factor.replace('_', ' ')} | {NAMES.get(value, value)} | {len(having)} | {' | '.join(cells)} |"
-            )
+            lines.append(f"| {factor.replace('_', ' ')} | {value} | {len(having)} | {' | '.join(cells_of(having))} |")
     return "\n".join(lines) + "\n"
 
 
@@ -1120,9 +1147,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--full", action="store_true", help="also the full product: half an hour in all")
     parser.add_argument("--hardware", required=True, help="where this runs, for the document")
+    parser.add_argument("--caches", action="store_true", help="only the section of caches, and leave the rest as it is")
     options = parser.parse_args()
-    chosen = [*sample(), *of_divergences(), *of_weighed_losses(), *of_distances(), *of_caches()]
+    chosen = [*sample(), *of_divergences(), *of_weighed_losses(), *of_distances()]
     cases = list(dict.fromkeys([*chosen, *(full_product() if options.full else []), *wide_product()]))
+    of_disk = of_caches()
+    cases = of_disk if options.caches else [*cases, *of_disk]
     results: dict[Case, Errors] = {}
     for world_size in FACTORS["ranks"]:
         with tempfile.TemporaryDirectory() as folder:
@@ -1133,8 +1163,14 @@ def main() -> None:
     command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     option = " --full" if options.full else ""
+    facts = {"hardware": options.hardware, "commit": commit}
+    if options.caches:
+        written = DOCUMENT.read_text(encoding="utf-8").partition(OF_CACHES.splitlines()[1])[0].rstrip() + "\n"
+    else:
+        written = render({c: e for c, e in results.items() if not c.setup.cache}, option=option, **facts)
+    written += render_caches({case: results[case] for case in of_disk}, **facts)
     DOCUMENT.parent.mkdir(exist_ok=True)
-    DOCUMENT.write_text(render(results, option=option, hardware=options.hardware, commit=commit), encoding="utf-8")
+    DOCUMENT.write_text(written, encoding="utf-8")
     print(DOCUMENT)
 
 
