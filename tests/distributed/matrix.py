@@ -1082,8 +1082,8 @@ OF_CACHES = """
 ## A teacher that is read from a disk
 
 Steps of language models whose teacher is a cache: of each prediction the {top} most probable ids, or {drawn} draws, and
-filtered states in 16 or 8 bits. It is written once, from an fp64 pass over each document by itself; the fp64 process that
-steps are held against learns from the same numbers as they are read again. Written by
+filtered states in 16 or 8 bits. It is written once, from an fp64 pass over each document by itself; the fp64 process
+that steps are held against learns from the same numbers as they are read again. Written by
 `python -m tests.distributed.matrix --caches`; {cases} cases, {hardware}, commit {commit}.
 
 """
