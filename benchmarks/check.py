@@ -22,7 +22,7 @@ from rich.console import Console
 
 from benchmarks.report import ROOT, hardware, table
 
-NAMES = ("step_time", "step_memory", "vocab_loss", "closed_form")
+NAMES = ("step_time", "step_memory", "vocab_loss", "closed_form", "teacher_cache")
 RESULTS = ROOT / "benchmarks" / "results"
 ALLOWED = 0.10
 TIMEOUT_S = 900

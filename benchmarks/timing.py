@@ -11,7 +11,11 @@ import torch
 
 
 def in_turns(
-    contenders: Mapping[str, Callable[[], object]], *, rounds: int, seconds: float = 0.0
+    contenders: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    seconds: float = 0.0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each contender in each round, after a round that does not count.
 
@@ -19,18 +23,19 @@ def in_turns(
         contenders: By name. Each waits for its device.
         rounds: How many count.
         seconds: Within a round a contender is repeated until so much time has passed; the mean counts.
+        clock: Whose seconds these are: ``time.process_time`` are those that processors spent on this process.
     """
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     gc.collect()
     for number in range(rounds + 1):
         for name, work in contenders.items():
-            count, started = 0, time.perf_counter()
-            while count == 0 or time.perf_counter() - started < seconds:
+            count, started = 0, clock()
+            while count == 0 or clock() - started < seconds:
                 work()
                 synchronise()
                 count += 1
             if number:
-                taken[name].append((time.perf_counter() - started) / count)
+                taken[name].append((clock() - started) / count)
     return taken
 
 

@@ -475,6 +475,24 @@ MUTATIONS = {
         "place = torch.arange(len(asked)) % len(ids)",
         "kept predictions of completions stand at the first labels",
     ),
+    "place_of_rows": Mutation(
+        "teacher_cache/given_predictions.py",
+        "places = row.start + tokens - shift",
+        "places = row.start + tokens",
+        "predictions in rows of other tools are of the token that stands there",
+    ),
+    "padding_of_rows": Mutation(
+        "teacher_cache/given_predictions.py",
+        "places = row.start + tokens - shift",
+        "places = tokens - shift",
+        "predictions in rows of other tools begin with the first token, whatever padding is before it",
+    ),
+    "unknown_rest": Mutation(
+        "numerics/teacher_predictions.py",
+        "if self.among_kept:",
+        "if False:",
+        "ids of which nothing is known have no probability",
+    ),
     "unmasked_labels": Mutation(
         "data/masking.py",
         "labels[places] = tokens[places]",

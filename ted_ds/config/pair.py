@@ -56,10 +56,20 @@ class Teacher(Section):
     """For task data that is seen several times, and for corpora that several runs read; unset: the teacher runs beside
     the student in every step."""
 
+    @property
+    def speaks_from_rows(self) -> bool:
+        """Whether all that is heard of it stands in the data: its weights may be another model's."""
+        return self.cache is not None and self.cache.rows is not None
+
     @rule
     def _dropout_is_for_training(self) -> Iterator[str]:
         if self.dropout.given and self.finetune is None:
             yield f"dropout.{next(iter(self.dropout.given))}: without finetune the teacher does not train; remove it"
+
+    @rule
+    def _rows_are_of_a_teacher_as_it_was(self) -> Iterator[str]:
+        if self.speaks_from_rows and self.finetune is not None:
+            yield "finetune: what cache.rows holds was said before, and by another model; remove one of the two"
 
     @rule
     def _offload_has_a_place(self) -> Iterator[str]:

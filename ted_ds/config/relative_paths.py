@@ -17,7 +17,7 @@ from ted_ds.config.extends import Chain
 
 READ = re.compile(
     r"(teacher|student|student\.from_config|data\..+\[\d+\]|evaluation\..+\[\d+\])\.path|deepspeed|task\.chat_template"
-    r"|data\.glue_folder|evaluation\.lm_eval\[\d+\]"
+    r"|data\.glue_folder|evaluation\.lm_eval\[\d+\]|teacher\.cache\.rows\.compression"
 )
 """Places of files and folders that a run reads; names of the hub and of what ships may stand there, too."""
 WRITTEN = re.compile(r"output_dir|shared_phases|teacher\.(cache\.dir|offload_dir)")

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from ted_ds.config.distill import Distill
+from ted_ds.config.kept_rows import KeptRows
 from ted_ds.config.section import Section, rule
 from ted_ds.config.tasks import Task
 
@@ -33,11 +34,20 @@ class TeacherCache(Section):
     dir: Path | None = None
     """A folder that all nodes share, in which runs find each other's caches; unset: in ``output_dir``, until Stage II
     is complete."""
+    rows: KeptRows | None = None
+    """Fill it from what another tool kept of a teacher's predictions, and run no teacher."""
 
     @property
     def num_kept(self) -> int:
         """Ids that are kept of a prediction by an LM head, or drawn from it."""
         return self.sampled or self.top_k or MOST_PROBABLE
+
+    @rule
+    def _rows_hold_the_most_probable(self) -> Iterator[str]:
+        if self.rows is not None and self.sampled is not None:
+            yield "sampled: what rows hold of a prediction are its most probable ids; use top_k"
+        if self.rows is not None and "precision" in self.model_fields_set:
+            yield f"precision: {self.precision}: is of filtered states, which rows do not hold; remove it"
 
     @rule
     def _kept_in_one_way(self) -> Iterator[str]:
@@ -46,12 +56,16 @@ class TeacherCache(Section):
 
     def deciding_values(self, task: Task, distill: Distill) -> Any:
         """What of it decides the result of Stage II, as JSON."""
+        if self.rows is not None:
+            return {"top_k": self.num_kept, "rows": self.rows.deciding_values()}
         if task.has_lm_head and distill.needs.predictions:
             return {"precision": self.precision, "sampled" if self.sampled else "top_k": self.num_kept}
         return self.precision
 
     def mistakes_beside(self, task: Task, distill: Distill) -> Iterator[str]:
         """What other sections say that no cache does."""
+        if self.rows is not None:
+            yield from self.rows.mistakes_beside(task, distill)
         if task.why_not_cached is not None:
             yield f"teacher.cache: {task.why_not_cached}"
         if not distill.needs.teacher:

@@ -14,8 +14,9 @@ from ted_ds.config.tasks import Chat
 from ted_ds.data.chat_template import ChatTemplate
 from ted_ds.data.labelled_data import LabelledData
 from ted_ds.data.packing import Packer, Piece
-from ted_ds.data.reading.listing import DataListing
-from ted_ds.data.samples import LabelledRows, Sample
+from ted_ds.data.reading.listing import DataListing, Listing
+from ted_ds.data.samples import LabelledRows, Rows, Sample
+from ted_ds.data.token_rows import columns_of
 
 WINDOW = 64
 """Conversations to choose from, to fill up a sequence."""
@@ -33,19 +34,27 @@ class ChatData(LabelledData):
         *,
         max_heldout: int,
         task: Chat,
-        template: ChatTemplate,
+        template: ChatTemplate | None,
     ) -> None:
         """Read, check, write and tokenise every conversation; put several into a sequence where the task asks for it.
+
+        Without a ``template`` rows are tokens already.
 
         Raises:
             DataError: Too many rows cannot be used, or a split is empty.
         """
+        self._are_tokens = template is None
         super().__init__(data, rows, tokenizer, listing, max_heldout=max_heldout)
-        self.text_ends, self.template_sha256 = template.in_words, template.sha256
+        self.listing = listing
+        self.text_ends = "tokens as they are" if template is None else template.in_words
+        self.template_sha256 = None if template is None else template.sha256
         self._num_conversations = len(self.train)
         if task.pack:
             packed = packed_together(self.train, task.max_length)
             self.train = [replace(sample, index=index) for index, sample in enumerate(packed)]
+
+    def _columns(self, source: Listing, rows: Rows) -> Sequence[str]:
+        return columns_of(source) if self._are_tokens else super()._columns(source, rows)
 
     def describe(self, _world_size: int) -> str:
         """How many there are, in which forms, and how much of them is completion."""
@@ -58,8 +67,9 @@ class ChatData(LabelledData):
             if self.num_beyond
             else ""
         )
+        what = "rows of tokens" if self._are_tokens else "conversations"
         return (
-            f"{self._num_conversations:,} training conversations{packed}, held by every rank (of all rows read as "
+            f"{self._num_conversations:,} training {what}{packed}, held by every rank (of all rows read as "
             f"{forms}); {completed:,} of their {num_tokens:,} tokens are of completions{beyond}"
         )
 

@@ -241,7 +241,7 @@ class LabelledData:
 
         Those without a token are bad records.
         """
-        columns = rows.columns
+        columns = self._columns(source, rows)
         records = self._reader.rows(source, columns)
         while chunk := list(itertools.islice(records, ROWS_AT_ONCE)):
             right: list[tuple[Record, Example]] = []
@@ -264,6 +264,10 @@ class LabelledData:
                 else:
                     self.counted.update(rows.counted(example.label))
                     yield example.whole_text, samples
+
+    def _columns(self, source: Listing, rows: Rows) -> Sequence[str]:  # noqa: ARG002 - others have columns by source
+        """What is read of the rows of a source."""
+        return rows.columns
 
     def _encode(self, examples: Sequence[Example]) -> Encoded:
         own = self._rows.encode(self._tokenizer, examples)

@@ -22,8 +22,10 @@ class CachedPredictions:
     """Whether they were drawn; else they are the most probable ones."""
     temperature: float
     """At which they were kept."""
-    task_loss: Tensor
-    """The sum of the teacher's own task loss over the batch."""
+    task_loss: Tensor | None
+    """The sum of the teacher's own task loss over the batch; None where it is not known."""
+    among_kept: bool = False
+    """Whether nothing is known of the ids that were not kept."""
 
     def targets(
         self, divergence: Divergence, *, weight: float | Tensor, temperature: float, num_shared_ids: int | None
@@ -32,4 +34,5 @@ class CachedPredictions:
         assert temperature == self.temperature, "the temperature names a cache"
         if self.drawn:
             return DrawnPredictions(self.ids, self.numbers, temperature, weight, num_shared_ids)
-        return KeptPredictions(self.ids, self.numbers, temperature, weight, num_shared_ids, divergence)
+        kept = (self.ids, self.numbers, temperature, weight, num_shared_ids, divergence)
+        return KeptPredictions(*kept, among_kept=self.among_kept)

@@ -223,7 +223,7 @@ class VocabularyPredictions(Predictions):
             )
             return PredictionLosses(weighted, task)
         if isinstance(teacher, CachedPredictions):
-            if weights.on_teacher_task is not None:
+            if weights.on_teacher_task is not None and teacher.task_loss is not None:
                 weights.on_teacher_task(teacher.task_loss)
             of_cache = teacher.targets(
                 terms.divergence,

@@ -327,7 +327,7 @@ class _Blocks:
         else:
             of_kept = teacher.compare(own, scratch, rows, of_all)
             divergences, slopes = of_kept.values, of_kept.slopes
-        student.exp_()
+        (student if of_kept is None or not of_kept.is_exponential else student[:, own.shape[1] :]).exp_()
         norm = student.sum(-1, keepdim=True)
         student *= of_task / norm
         for values, factors in slopes:

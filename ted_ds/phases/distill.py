@@ -8,6 +8,7 @@ from typing import Any
 from ted_ds.assembly.assembly import Assembly
 from ted_ds.assembly.shared_prefix import share_prefix
 from ted_ds.assembly.stages import build_stage_two
+from ted_ds.errors import DataError
 from ted_ds.models.filter_files import save_filters
 from ted_ds.output.phase_folder import PhaseFolder
 from ted_ds.output.run_folders import ADAPTER_FOLDER, MODEL_FOLDER
@@ -44,8 +45,16 @@ def _announce(build: Assembly) -> None:
     with build.world.together():
         refuse_useless_cache(build)
     expected = plan_cache(build)
-    if expected is not None:
-        build.screen.say(str(expected))
+    if expected is None:
+        return
+    build.screen.say(str(expected))
+    doubt = None if expected.rows is None else build.world.on_main(expected.rows.look)
+    if doubt is not None and build.recipe.preflight == "refuse":
+        error = DataError(f"{doubt}; preflight: warn trains all the same")
+        error.agreed = True
+        raise error
+    if doubt is not None:
+        build.screen.say(f"WARN {doubt}")
 
 
 def _refuse_useless_filters(kit: Kit) -> None:

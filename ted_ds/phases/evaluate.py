@@ -37,9 +37,9 @@ def read_results(folders: RunFolders) -> dict[str, dict[str, float]] | None:
 
 
 def _scored(folders: RunFolders, recipe: Recipe, plan: Plan) -> dict[str, Path]:
-    """The models that are scored, by name: a teacher only where it has read what is held out."""
+    """The models that are scored, by name: a teacher only where it runs at all, and has read what is held out."""
     models = folders.evaluated_paths()
-    if plan.two_tokenizers and not recipe.task.pooled:
+    if (plan.two_tokenizers and not recipe.task.pooled) or recipe.teacher.speaks_from_rows:
         del models[TEACHER]
     return models if recipe.evaluation.models == "all" else {STUDENT: models[STUDENT]}
 

@@ -288,6 +288,8 @@ def document_ends(recipe: Recipe, reader: Side) -> str | None:
     Raises:
         TedError: The recipe asks for what the tokenizer has not, or a file of it is damaged.
     """
+    if recipe.task.reads_tokens:
+        return "tokens as they are"
     if recipe.task.has_template:
         return _look_at_template(recipe, reader)[0]
     tokenizer = reader.tokenizer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from ted_ds.data.chat_template import (
 from ted_ds.data.conversations import NAMES, Dialogue, read_dialogue
 from ted_ds.data.reading.listing import DataListing
 from ted_ds.data.samples import Example, Label, Sample
+from ted_ds.data.token_rows import SAID_BY, TokenRow, read_tokens, sample_of
 from ted_ds.models.tokenizer_traits import refuse_without_places
 from ted_ds.tasks.causal_lm import CausalLmKind
 
@@ -49,20 +50,25 @@ class ChatKind(CausalLmKind):
         """All of a row: rows are of several forms."""
         return []
 
+    @property
+    def num_texts(self) -> int:
+        """None where rows are tokens."""
+        return 0 if self.chat.reads_tokens else super().num_texts
+
     def read(
         self,
         row: Mapping[str, Any],
         *,
         where: str,  # noqa: ARG002 - as others do
         declared: Mapping[str, Sequence[str]],  # noqa: ARG002 - as others do
-    ) -> Sequence[Dialogue]:
-        """The conversation in a row."""
-        return [read_dialogue(row)]
+    ) -> Sequence[Example]:
+        """The conversation in a row, or its tokens."""
+        return [read_tokens(row) if self.chat.reads_tokens else read_dialogue(row)]
 
     def counted(self, label: Label | None) -> list[str]:
-        """The form of its row."""
+        """The form of its row, or what says which of its tokens are learned."""
         assert isinstance(label, int)
-        return [NAMES[label]]
+        return [(SAID_BY if self.chat.reads_tokens else NAMES)[label]]
 
     def template(self, tokenizer: Any) -> ChatTemplate:
         """The one that conversations are written by.
@@ -79,7 +85,9 @@ class ChatKind(CausalLmKind):
         return template
 
     def encode(self, tokenizer: Any, examples: Sequence[Example]) -> list[list[Sample] | str]:
-        """Conversations as the template writes them, with nothing around, cut to the longest allowed."""
+        """Conversations as the template writes them, with nothing around, or tokens; cut to the longest allowed."""
+        if self.chat.reads_tokens:
+            return [*self._of_tokens(tokenizer, examples)]
         renderer = self._renderer_for(tokenizer)
         made: list[tuple[str, Any] | str] = []
         for example in examples:
@@ -93,6 +101,13 @@ class ChatKind(CausalLmKind):
         encoded = tokenizer(texts, **settings) if texts else {"input_ids": [], "offset_mapping": []}
         tokens = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
         return [one if isinstance(one, str) else self._samples(one[1], *next(tokens)) for one in made]
+
+    def _of_tokens(self, tokenizer: Any, examples: Sequence[Example]) -> Iterator[list[Sample] | str]:
+        num_ids = max(tokenizer.get_vocab().values()) + 1
+        padding = None if tokenizer.pad_token_id == tokenizer.eos_token_id else tokenizer.pad_token_id
+        for example in examples:
+            assert isinstance(example, TokenRow)
+            yield sample_of(example, num_ids=num_ids, padding=padding, length=self.chat.max_length)
 
     def _renderer_for(self, tokenizer: Any) -> Renderer:
         if self._renderer is None or self._renderer[0] is not tokenizer:
@@ -113,7 +128,7 @@ class ChatKind(CausalLmKind):
         """A set of conversations."""
         from ted_ds.data.chat_data import ChatData
 
-        template = self.template(tokenizer)
+        template = None if self.chat.reads_tokens else self.template(tokenizer)
         return ChatData(data, self, tokenizer, listing, max_heldout=max_heldout, task=self.chat, template=template)
 
     def _collator_settings(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ted_ds.config.kept_rows import KeptRows
 from ted_ds.data.loader import Batch
 from ted_ds.errors import CheckpointError
 from ted_ds.models.cached_predictions import CachedPredictions
@@ -23,9 +24,19 @@ LOOK_EVERY = 100
 class CachedTokens:
     """Gives what the cache has of the tokens of a batch's sequences: predictions, and *filtered* states."""
 
-    def __init__(self, reader: Reader[TokenRecord], *, dtype: torch.dtype, temperature: float) -> None:
-        """Read through ``reader``, and give states of ``dtype``; predictions were kept at ``temperature``."""
-        self._reader, self._dtype, self._temperature = reader, dtype, temperature
+    def __init__(
+        self,
+        reader: Reader[TokenRecord],
+        *,
+        dtype: torch.dtype,
+        temperature: float,
+        of_rows: KeptRows | None = None,
+    ) -> None:
+        """Read through ``reader``, and give states of ``dtype``; predictions were kept at ``temperature``.
+
+        ``of_rows`` says what is known of them, where it was rows of data that held them, and no teacher ran.
+        """
+        self._reader, self._dtype, self._temperature, self._of_rows = reader, dtype, temperature, of_rows
         self._num_read = 0
 
     @property
@@ -80,6 +91,9 @@ class CachedTokens:
                 ids, numbers = ids.new_zeros(1, width), numbers.new_zeros(1, width + 1)
             place = (asked.cumsum(0) - 1).clamp(min=0)
             ids, numbers = ids[place], numbers[place]
+        if self._of_rows is not None:
+            among_kept = not self._of_rows.rest_is_known
+            return CachedPredictions(ids, numbers, record.drawn, self._temperature, None, among_kept)
         task_loss = torch.tensor(sum(answer.task_loss for answer in found)).to(device, non_blocking=True)
         return CachedPredictions(ids, numbers, record.drawn, self._temperature, task_loss)
 

@@ -70,8 +70,14 @@ def cached_teacher(
         if not is_complete(place):
             raise ConfigError(f"teacher.cache.dir: {place} was written by other ranks and is not seen here; share it")
     if isinstance(plan.record, TokenRecord):
-        of_tokens = world.agree(functools.partial(Reader, place, plan.record))
-        cached = CachedTokens(of_tokens, dtype=build.dtype, temperature=build.recipe.distill.temperature)
+        rows = plan.rows
+        opened = functools.partial(Reader, place, plan.record) if rows is None else lambda: _open_whole(plan, place)
+        cached = CachedTokens(
+            world.agree(opened),
+            dtype=build.dtype,
+            temperature=build.recipe.distill.temperature,
+            of_rows=None if rows is None else rows.wanted.rows,
+        )
         build.screen.say(f"teacher cache: {place}: {cached.in_words}")
         return cached
     reader = world.agree(functools.partial(_open_whole, plan, place))
@@ -118,9 +124,26 @@ def _fill(
         begun.mkdir(parents=True, exist_ok=True)
 
     world.on_main(prepare)
-    _write(build, plan, begun, teacher=teacher, filters=filters, vet=vet)
+    if plan.rows is None:
+        _write(build, plan, begun, teacher=teacher, filters=filters, vet=vet)
+    else:
+        _copy(build, plan, begun)
     collect_garbage()
     world.on_main(lambda: finish(begun, place, plan.record, about=about))
+
+
+def _copy(build: Assembly, plan: CachePlan, begun: Path) -> None:
+    """Write what rows of the data hold and is left into the folder that was begun."""
+    world = build.world
+    done: list[Part] = world.on_main(lambda: written(begun))
+    reader: Any = world.agree(lambda: plan.ask(done))  # both questions and answers
+    (rounds,) = world.highest(reader.rounds)
+    build.screen.start("teacher cache", rounds)
+    build.stops.has_work(True)
+    try:
+        _ask_all(build, reader, reader, _Parts(begun, world.rank, reader, reader), rounds)
+    finally:
+        build.screen.stop()
 
 
 @torch.no_grad()

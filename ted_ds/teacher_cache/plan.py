@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import shutil
@@ -16,6 +17,7 @@ from ted_ds.data.labelled_data import LabelledData
 from ted_ds.data.labelled_stream import samples_sha256
 from ted_ds.errors import ConfigError
 from ted_ds.planning.memory import gib
+from ted_ds.teacher_cache.kept_rows import RowReader, TeacherRows, rows_of
 from ted_ds.teacher_cache.questions import Questions, SetQuestions, StreamQuestions
 from ted_ds.teacher_cache.store import Part, Record, is_complete, read_about
 from ted_ds.teacher_cache.token_record import TokenRecord
@@ -44,6 +46,8 @@ class CachePlan:
     """What decides the examples."""
     ask: Callable[[Collection[Part]], Questions]
     """What this rank asks where parts are written."""
+    rows: TeacherRows | None = None
+    """What holds the answers; None where the teacher gives them."""
 
     def __str__(self) -> str:
         size = gib(self.num_bytes)
@@ -72,6 +76,11 @@ def plan_cache(build: Assembly) -> CachePlan | None:
     if isinstance(data, LabelledData):
         samples = data.learned
         lengths = [1 if of_texts else len(sample.input_ids) for sample in samples]
+        rows, ask = None, lambda done: SetQuestions(samples, done, **shares)
+        if settings.rows is not None:
+            assert isinstance(record, TokenRecord)
+            rows = rows_of(build, settings.rows, record.num_kept)
+            ask = functools.partial(RowReader, rows, record, build=build)
         return CachePlan(
             record,
             len(samples),
@@ -80,8 +89,9 @@ def plan_cache(build: Assembly) -> CachePlan | None:
             plan.steps * num_lanes / len(samples),
             root,
             of_texts,
-            {"samples_sha256": samples_sha256(samples)},
-            lambda done: SetQuestions(samples, done, **shares),
+            {"samples_sha256": samples_sha256(samples), **({"rows": rows.content} if rows else {})},
+            ask,
+            rows,
         )
     assert isinstance(data, CorpusData)
     assert isinstance(record, TokenRecord)
@@ -126,7 +136,7 @@ def refuse_useless_cache(build: Assembly) -> None:
     plan, settings = plan_cache(build), build.recipe.teacher.cache
     if plan is None or settings is None:
         return
-    if plan.passes <= 1 and settings.dir is None:  # a folder of its own may serve other runs
+    if plan.rows is None and plan.passes <= 1 and settings.dir is None:  # a folder of its own may serve other runs
         if build.recipe.task.packed:
             raise ConfigError(
                 f"teacher.cache: Stage II reads each of {plan.num_examples:,} sequences once; give it a dir, where it "

@@ -35,7 +35,7 @@ from ted_ds.models.loading import DTYPES
 from ted_ds.models.readers import seq2seq_probes
 from ted_ds.models.relation_taps import RelationTap
 from ted_ds.models.student import FilteredModel
-from ted_ds.numerics.filters import FilterBank
+from ted_ds.numerics.filters import FilterBank, IdentityFilters
 from ted_ds.numerics.layer_map import Layer, layer_names, stack_of
 from ted_ds.numerics.likeness import FEWEST_TOKENS, SAMPLED_TOKENS
 from ted_ds.numerics.task_terms import WeighedCrossEntropy
@@ -44,7 +44,21 @@ from ted_ds.objectives.learn_filters import FilterObjective
 from ted_ds.objectives.relations import Relations
 from ted_ds.objectives.teacher_view import STUDENT_TASK, TEACHER_TASK
 from ted_ds.runtime.frozen import FrozenModel, frozen_engine_config
+from ted_ds.teacher_cache.cached_tokens import CachedTokens
+from ted_ds.teacher_cache.token_record import Answer, TokenRecord
 from tests.dist import run_ranks
+from tests.distributed.kept_answers import (
+    NUM_KEPT,
+    WAYS,
+    Spoken,
+    answer_of,
+    joined,
+    open_cache,
+    plain_divergences,
+    record_of,
+    rounded,
+    write_cache,
+)
 from tests.distributed.steps import training_steps
 from tests.distributed.training import (
     FILTER_DIM,
@@ -159,6 +173,8 @@ class Setup(NamedTuple):
     """What is measured between filtered states."""
     relation_weight: float = 0.0
     """Of the attention relations of ``RELATED`` blocks."""
+    cache: str = ""
+    """How what the teacher says is kept on a disk (:data:`tests.distributed.kept_answers.WAYS`); it runs otherwise."""
 
     @property
     def size(self) -> Size:
@@ -318,6 +334,28 @@ def of_distances() -> list[Case]:
     return cases
 
 
+def of_caches() -> list[Case]:
+    """Each way to keep what a teacher says under every ZeRO stage, by 1, 2 and 4 ranks, in company drawn at random."""
+    generator = random.Random(3)
+    kinds, ranks = itertools.cycle((*OF_THE_VOCABULARY, *MASKED)), itertools.cycle((2, 1, 2, 4, 1))
+    terms = itertools.cycle(("all", "kl", "features"))
+    cases = []
+    for cache, stage in itertools.product(WAYS, FACTORS["stage"]):
+        fixed = {
+            "stage": stage,
+            "kind": next(kinds),
+            "ranks": next(ranks),
+            "what": next(terms),
+            "hosting": "replicated",
+        }
+        values: dict[str, Any] = {}
+        while not values or not is_allowed(values):
+            values = {name: generator.choice(options) for name, options in FACTORS.items()} | fixed
+        case = make_case(values)
+        cases.append(case._replace(setup=case.setup._replace(cache=cache)))
+    return cases
+
+
 def full_product() -> list[Case]:
     """Every term, number of ranks, accumulation, padding, packing, stage and precision, for both kinds of batch."""
     chosen = {
@@ -447,7 +485,8 @@ def spread_of(setup: Setup) -> float:
     return SPREAD.get((setup.kind, setup.precision), 0.1)
 
 
-def write_models(folder: Path, setup: Setup) -> Path:
+def write_models(folder: Path, setup: Setup, layouts: Sequence[Layout] = ()) -> Path:
+    """Those of a setup, and what their caches hold in these layouts."""
     place, size = place_of(folder, setup), setup.size
     if not place.exists():
         # two outputs serve every kind of task with a head
@@ -471,7 +510,58 @@ def write_models(folder: Path, setup: Setup) -> Path:
                 **spread,
                 **of_decoder,
             )
+    for packed in {layout.packed for layout in layouts} if setup.cache else ():
+        write_answers(place, setup, packed=packed)
     return place
+
+
+def cache_of(place: Path, setup: Setup, *, packed: bool) -> Path:
+    return place / "caches" / f"{setup.kind} {setup.precision} {setup.cache} {packed}"
+
+
+def record_of_setup(setup: Setup) -> TokenRecord:
+    layers, dim = len(setup.layers("teacher")), setup.size.filter_dim
+    return record_of(setup.cache, num_layers=layers, dim=dim, num_ids=VOCAB_SIZE)
+
+
+@functools.cache
+def answers(place: Path, kind: str, family: str, precision: str, width: int, cache: str) -> list[list[Answer]]:
+    """What is kept of each document of each step: by the teacher in fp64, each document by itself."""
+    setup = Setup("all", kind, family, 1, 1, 0, precision, "replicated", width=width, cache=cache)
+    size, layers = setup.size, setup.layers("teacher")
+    teacher = load_tapped(place / "teacher", kind=kind, precision=precision, layers=layers).double().eval()
+    bank = make_bank(size, layers, 12).to(DTYPES[precision]).double()
+    found = []
+    for step, rows in enumerate(samples(kind, packed=False, steps=size.steps)):
+        found.append([])
+        for index, row in enumerate(rows):
+            inputs, labels, token = one_batch(kind, [row])
+            with torch.no_grad():
+                logits, states = teacher(inputs)
+                filtered = torch.stack(bank(states))[:, 0]
+            is_labelled = labels[0] != -100
+            follows = torch.arange(len(row.input_ids)) < len(row.input_ids) - 1
+            is_asked = {"chat": follows, MASKED_ON_ALL: token[0]}.get(kind, is_labelled)
+            loss = F.cross_entropy(logits[0], labels[0], reduction="sum", ignore_index=-100).item()
+            spoken = Spoken(logits[0], is_asked, filtered, is_labelled if kind == "chat" else token[0], loss)
+            seed = step * GLOBAL_BATCH + index
+            found[-1].append(answer_of(spoken, record_of_setup(setup), temperature=TEMPERATURE, seed=seed))
+    return found
+
+
+def write_answers(place: Path, setup: Setup, *, packed: bool) -> None:
+    """The cache of a setup, in which rows hold one document, or several."""
+    folder = cache_of(place, setup, packed=packed)
+    if folder.exists():
+        return
+    spoken = answers(place, setup.kind, setup.family, setup.precision, setup.width, setup.cache)
+    kept = {}
+    for step, rows in enumerate(samples(setup.kind, packed, setup.size.steps)):
+        of_step = iter(spoken[step])
+        for index, row in enumerate(rows):
+            own = joined([next(of_step) for _ in range(len(row.document_lengths) if packed else 1)])
+            kept[step * GLOBAL_BATCH + index] = (own, row.input_ids)
+    write_cache(folder, record_of_setup(setup), kept)
 
 
 def make_bank(size: Size, layers: Sequence[Layer], seed: int) -> FilterBank:
@@ -523,14 +613,16 @@ def run_setup(world: Any, place: Path, setup: Setup, layouts: Sequence[Layout]) 
         shard = frozen_engine_config(config, setup.precision)
         shard["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     load = functools.partial(load_tapped, kind=setup.kind, precision=setup.precision)
-    teacher = FrozenModel(
-        load(place / "teacher", layers=of_teacher, shard=shard), device=world.device, engine_config=shard
-    )
+    teacher = None
+    if not setup.cache:
+        tapped = load(place / "teacher", layers=of_teacher, shard=shard)
+        teacher = FrozenModel(tapped, device=world.device, engine_config=shard)
     terms = TASK_TERMS[setup.kind]
     if setup.loss == "weighed":
         terms = replace(terms, loss_sum=WeighedCrossEntropy(CLASS_WEIGHTS, SMOOTHING))
     if setup.what == "filters":
         module: Any = make_probes(place, setup)
+        assert teacher is not None
         objective: Any = FilterObjective(terms, teacher, of_teacher)
     else:
         student = load(place / "student", layers=of_student, shard=config if setup.stage == 3 else None)
@@ -544,18 +636,29 @@ def run_setup(world: Any, place: Path, setup: Setup, layouts: Sequence[Layout]) 
                 feature_distance=setup.distance,
                 relation_weight=setup.relation_weight,
             ),
-            teacher=teacher,
-            teacher_filters=make_bank(size, of_teacher, 12).to(dtype).requires_grad_(False),
+            teacher=teacher or read_answers(place, setup, layouts),
+            teacher_filters=IdentityFilters(of_teacher)
+            if setup.cache
+            else make_bank(size, of_teacher, 12).to(dtype).requires_grad_(False),
             student_layers=of_student,
         )
         if setup.relation_weight:
+            assert teacher is not None
             taps = RelationTap(student, RELATED[0]), RelationTap(teacher.tapped, RELATED[1])
             objective.relations = Relations(*taps, num_heads=RELATION_HEADS)
     engine = start_engine(world, module, config, precision=setup.precision, max_steps=len(size.steps) * 8)
     results = [run_layout(world, engine, objective, setup, layout) for layout in layouts]
     engine.release()
-    teacher.release()
+    if teacher is not None:
+        teacher.release()
     return results
+
+
+def read_answers(place: Path, setup: Setup, layouts: Sequence[Layout]) -> CachedTokens:
+    """The teacher from its cache."""
+    (packed,) = {layout.packed for layout in layouts}
+    reader = open_cache(cache_of(place, setup, packed=packed), record_of_setup(setup))
+    return CachedTokens(reader, dtype=DTYPES[setup.precision], temperature=TEMPERATURE)
 
 
 def run_layout(world: Any, engine: Any, objective: Any, setup: Setup, layout: Layout) -> list[Any]:
@@ -565,9 +668,10 @@ def run_layout(world: Any, engine: Any, objective: Any, setup: Setup, layout: La
         of_kind, num_outputs=2, isolate_documents=layout.packed, with_token_types=not layout.packed
     )
     steps = []
-    for rows in samples(setup.kind, layout.packed, setup.size.steps):
+    for step, rows in enumerate(samples(setup.kind, layout.packed, setup.size.steps)):
+        numbered = [replace(row, index=step * GLOBAL_BATCH + index) for index, row in enumerate(rows)]
         batches = training_steps(
-            iter(rows),
+            iter(numbered),
             collate,
             global_batch_size=GLOBAL_BATCH,
             micro_batch_size=GLOBAL_BATCH // (setup.ranks * setup.accumulation),
@@ -665,15 +769,15 @@ def reference(
     loss: str,
     distance: str,
     relation_weight: float,
+    cache: str,
     arithmetic: torch.dtype = torch.float64,
 ) -> list[tuple[dict[str, float], Any, dict[str, float]]]:
     """Terms, gradients and what is looked at in each step: one process, one batch, one document a row.
 
     Losses are in fp64 either way.
     """
-    setup = Setup(
-        what, kind, family, 1, 1, 0, precision, "replicated", divergence, width, loss, distance, relation_weight
-    )
+    terms_of = (divergence, width, loss, distance, relation_weight, cache)
+    setup = Setup(what, kind, family, 1, 1, 0, precision, "replicated", *terms_of)
     size, of_teacher, of_student = setup.size, setup.layers("teacher"), setup.layers("student")
     dtype = DTYPES[precision]
     load = functools.partial(load_tapped, kind=kind, precision=precision)
@@ -687,7 +791,7 @@ def reference(
         teacher_bank = make_bank(size, of_teacher, 12).to(dtype).to(arithmetic)
     results = []
     beside: dict[str, float] = {}
-    for rows in samples(kind, packed=False, steps=size.steps):
+    for step, rows in enumerate(samples(kind, packed=False, steps=size.steps)):
         inputs, labels, token = one_batch(kind, rows)
         if kind == "chat":  # layer-wise terms are of what completions are predicted from, the KL of all that follows
             token = labels != -100
@@ -714,12 +818,18 @@ def reference(
                 kept = torch.nn.functional.pad(inputs["attention_mask"][:, 1:], (0, 1)).bool()
             with torch.no_grad():
                 wanted = teacher_bank(states)
+            spoken = answers(place, kind, family, precision, width, cache)[step] if cache else []
+            spoken = [rounded(one, record_of_setup(setup)) for one in spoken]
+            if cache:
+                wanted = states_of(spoken, token)
             name, scale = name_of(kind, divergence), 1.0 if kind == "regression" else TEMPERATURE**2
             predictions = [one.double() for one in (logits, teacher_logits)]
             values = {
                 "loss/task": plain_task(kind, loss, logits.double(), labels),
                 name: plain_prediction(kind, divergence, *predictions, kept),
             }
+            if cache:
+                values[name] = plain_kept(cache, logits.double(), kept, spoken)
             compared = [kept if stack_of(layer) == DECODER else token for layer in of_student]
             values |= {
                 f"loss/feature_{distance}/{own}": plain_feature(distance, mine.double(), theirs.double(), rows)
@@ -730,6 +840,8 @@ def reference(
             beside = plain_likeness(sides, compared)
             if values["loss/task"]:  # of labels that are all ignored, nothing is said
                 beside[TEACHER_TASK] = plain_task(kind, loss, predictions[1], labels).item()
+                if cache:
+                    beside[TEACHER_TASK] = sum(one.task_loss for one in spoken) / float((labels != -100).sum())
                 beside[STUDENT_TASK] = values["loss/task"].item()
             weights = dict.fromkeys(values, chosen["feature_weight"] / len(features))
             if relation_weight:
@@ -746,6 +858,24 @@ def reference(
         terms = {name: value.item() for name, value in values.items()}
         results.append((terms, {n: g.clone() for n, g in gradients.items()}, beside))
     return results
+
+
+def states_of(spoken: Sequence[Answer], token: torch.Tensor) -> list[torch.Tensor]:
+    """Kept states where they stand in a rectangle of all documents, 0 elsewhere."""
+    found = [torch.zeros(*token.shape, spoken[0].states.shape[-1], dtype=torch.float64) for _ in spoken[0].states]
+    for row, one in enumerate(spoken):
+        for of_layer, states in zip(found, one.states, strict=True):
+            of_layer[row, token[row]] = states.double()
+    return found
+
+
+def plain_kept(cache: str, student: torch.Tensor, kept: torch.Tensor, spoken: Sequence[Answer]) -> torch.Tensor:
+    """The prediction term beside what was kept of a teacher."""
+    drawn, total = cache.startswith("sampled"), student.sum() * 0
+    for row, one in enumerate(spoken):
+        own = student[row, kept[row]][:, :VOCAB_SIZE]
+        total = total + plain_divergences(own, one, drawn=drawn, temperature=TEMPERATURE).sum()
+    return total / max(int(kept.sum()), 1)
 
 
 def plain_likeness(sides: dict[str, Any], compared: Sequence[torch.Tensor]) -> dict[str, float]:
@@ -853,7 +983,7 @@ def errors_of(case: Case, place: Path, by_rank: list[list[Any]]) -> Errors:
     """
     setup = case.setup
     named = (setup.what, setup.kind, setup.family, setup.precision, setup.divergence, setup.width, setup.loss)
-    named = (*named, setup.distance, setup.relation_weight)
+    named = (*named, setup.distance, setup.relation_weight, setup.cache)
     of_place = (place, *named)
     expected = reference(*of_place)
     plain = reference(*of_place, torch.bfloat16) if setup.precision == "bf16" else expected
@@ -907,7 +1037,7 @@ def run_cases(folder: Path, cases: Sequence[Case], *, timeout_s: float = 240.0) 
         (setup, [case.layout for case in cases if case.setup == setup])
         for setup in dict.fromkeys(case.setup for case in cases)
     ]
-    places = {setup: write_models(folder, setup) for setup, _ in groups}
+    places = {setup: write_models(folder, setup, layouts) for setup, layouts in groups}
     by_rank = run_ranks(run_all, world_size, folder, groups, timeout_s=timeout_s)
     return {
         Case(setup, layout): errors_of(Case(setup, layout), places[setup], [of_rank[i][j] for of_rank in by_rank])
@@ -919,6 +1049,14 @@ def run_cases(folder: Path, cases: Sequence[Case], *, timeout_s: float = 240.0) 
 # --- the document ----------------------------------------------------------------------------------------------------
 
 DOCUMENT = ROOT / "docs" / "invariance.md"
+MORE_FACTORS: dict[str, tuple[Any, ...]] = {
+    "divergence": (*DIVERGENCES,),
+    "loss": ("plain", "weighed"),
+    "distance": ("mse", "cka"),
+    "relation_weight": (0.0, 0.9),
+    "width": (*SIZES,),
+}
+"""Those that some cases alone have another value of."""
 HEADING = """# The same batch, however it is cut up
 
 The same global batch gives the same loss terms and the same gradients, on any number of ranks, with any accumulation,
@@ -940,6 +1078,44 @@ process and without DeepSpeed. The bounds the tests hold:
 """
 
 
+OF_CACHES = """
+## A teacher that is read from a disk
+
+Steps of language models whose teacher is a cache: of each prediction the {top} most probable ids, or {drawn} draws, and
+filtered states in 16 or 8 bits. It is written once, from an fp64 pass over each document by itself; the fp64 process
+that steps are held against learns from the same numbers as they are read again. Written by
+`python -m tests.distributed.matrix --caches`; {cases} cases, {hardware}, commit {commit}.
+
+"""
+
+
+def render_caches(results: dict[Case, Errors], *, hardware: str, commit: str) -> str:
+    """The results of :func:`of_caches` as Markdown."""
+    counts = {"top": NUM_KEPT["top_k"], "drawn": NUM_KEPT["sampled"], "cases": len(results)}
+    columns = ("terms, fp32", "gradient, fp32", "terms, bf16", "gradient, bf16", "gradient, plain bf16")
+    lines = [f"| | | cases | {' | '.join(columns)} |", "|---" * 8 + "|"]
+    factors = {"cache": WAYS, **{name: FACTORS[name] for name in ("ranks", "accumulation", "stage", "packed")}}
+    factors["kind"] = (*OF_THE_VOCABULARY, *MASKED)
+    for factor, values in factors.items():
+        for value in values:
+            having = {c: e for c, e in results.items() if {**c.setup._asdict(), **c.layout._asdict()}[factor] == value}
+            lines.append(f"| {factor} | {value} | {len(having)} | {' | '.join(cells_of(having))} |")
+    return OF_CACHES.format(**counts, hardware=hardware, commit=commit) + "\n".join(lines) + "\n"
+
+
+def cells_of(having: dict[Case, Errors]) -> list[str]:
+    """The worst errors of some cases, by precision."""
+    cells = []
+    for precision in TOLERANCE:
+        chosen = [errors for case, errors in having.items() if case.setup.precision == precision]
+        cells += [worst([max(e.terms.values()) for e in chosen]), worst([e.gradient for e in chosen])]
+    return [*cells, worst([e.plain for case, e in having.items() if case.setup.precision == "bf16"])]
+
+
+def worst(chosen: Sequence[float]) -> str:
+    return f"{max(chosen):.1e}" if chosen else "–"
+
+
 def bounds_in_words() -> str:
     return "; ".join(f"{p}: terms {b['loss']:.1e}, gradients {b['gradient']:.1e}" for p, b in TOLERANCE.items())
 
@@ -952,9 +1128,6 @@ def render(results: dict[Case, Errors], *, option: str, hardware: str, commit: s
         )
     ]
 
-    def worst(chosen: Sequence[float]) -> str:
-        return f"{max(chosen):.1e}" if chosen else "–"
-
     names = sorted({name for errors in results.values() for name in errors.terms})
     lines += ["| term | cases | fp32 | bf16 |", "|---|---|---|---|"]
     for name in names:
@@ -963,15 +1136,10 @@ def render(results: dict[Case, Errors], *, option: str, hardware: str, commit: s
         lines.append(f"| `{name}` | {len(having)} | {' | '.join(map(worst, by_precision))} |")
     lines += ["", "| | | cases | terms, fp32 | gradient, fp32 | terms, bf16 | gradient, bf16 | gradient, plain bf16 |"]
     lines += ["|---" * 8 + "|"]
-    for factor, values in {**FACTORS, "divergence": (*DIVERGENCES,), "width": (*SIZES,)}.items():
+    for factor, values in {**FACTORS, **MORE_FACTORS}.items():
         for value in values:
             having = {c: e for c, e in results.items() if {**c.setup._asdict(), **c.layout._asdict()}[factor] == value}
-            cells = []
-            for precision in TOLERANCE:
-                chosen = [errors for case, errors in having.items() if case.setup.precision == precision]
-                cells += [worst([max(e.terms.values()) for e in chosen]), worst([e.gradient for e in chosen])]
-            cells.append(worst([e.plain for case, e in having.items() if case.setup.precision == "bf16"]))
-            lines.append(f"| {factor.replace('_', ' ')} | {value} | {len(having)} | {' | '.join(cells)} |")
+            lines.append(f"| {factor.replace('_', ' ')} | {value} | {len(having)} | {' | '.join(cells_of(having))} |")
     return "\n".join(lines) + "\n"
 
 
@@ -979,20 +1147,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--full", action="store_true", help="also the full product: half an hour in all")
     parser.add_argument("--hardware", required=True, help="where this runs, for the document")
+    parser.add_argument("--caches", action="store_true", help="only the section of caches, and leave the rest as it is")
     options = parser.parse_args()
     chosen = [*sample(), *of_divergences(), *of_weighed_losses(), *of_distances()]
     cases = list(dict.fromkeys([*chosen, *(full_product() if options.full else []), *wide_product()]))
+    of_disk = of_caches()
+    cases = of_disk if options.caches else [*cases, *of_disk]
     results: dict[Case, Errors] = {}
     for world_size in FACTORS["ranks"]:
         with tempfile.TemporaryDirectory() as folder:
             chosen = [case for case in cases if case.setup.ranks == world_size]
             results |= run_cases(Path(folder), chosen, timeout_s=3600)
         reference.cache_clear()
+        answers.cache_clear()
     command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     option = " --full" if options.full else ""
+    facts = {"hardware": options.hardware, "commit": commit}
+    if options.caches:
+        written = DOCUMENT.read_text(encoding="utf-8").partition(OF_CACHES.splitlines()[1])[0].rstrip() + "\n"
+    else:
+        written = render({c: e for c, e in results.items() if not c.setup.cache}, option=option, **facts)
+    written += render_caches({case: results[case] for case in of_disk}, **facts)
     DOCUMENT.parent.mkdir(exist_ok=True)
-    DOCUMENT.write_text(render(results, option=option, hardware=options.hardware, commit=commit), encoding="utf-8")
+    DOCUMENT.write_text(written, encoding="utf-8")
     print(DOCUMENT)
 
 

@@ -6,15 +6,18 @@ import itertools
 
 import pytest
 
+from tests.distributed.kept_answers import WAYS
 from tests.distributed.matrix import (
     DOCUMENT,
     FACTORS,
+    OF_CACHES,
     SIZES,
     TOLERANCE,
     Case,
     bounds_in_words,
     full_product,
     is_allowed,
+    of_caches,
     of_distances,
     of_divergences,
     of_weighed_losses,
@@ -25,7 +28,7 @@ from tests.distributed.matrix import (
     wide_sample,
 )
 
-CASES = [*sample(companies=1), *of_divergences(), *of_weighed_losses(), *of_distances()]
+CASES = [*sample(companies=1), *of_divergences(), *of_weighed_losses(), *of_distances(), *of_caches()]
 LOOKED_AT = {"fp32": 1e-5, "bf16": 3e-2}
 """Relative errors of what is looked at beside the losses, and errors of CKA; the worst seen were 4e-7 and 1.3e-2."""
 MOST_RANKS, NUM_OF_MOST = max(FACTORS["ranks"]), 3
@@ -86,7 +89,14 @@ def test_the_sample_holds_every_pair_of_values():
 def test_the_document_shows_this_matrix():
     text = DOCUMENT.read_text(encoding="utf-8")
     assert f"{bounds_in_words()}, or twice" in text
-    rows = text.splitlines()
+    whole, of_disk = text.split(OF_CACHES.splitlines()[1])
+    for row in of_disk.splitlines():
+        if row.startswith("| cache |"):
+            worst = [float(cell.replace("–", "0")) for cell in row.split("|")[4:8]]
+            bounds = [TOLERANCE[precision][of] for precision in TOLERANCE for of in ("loss", "gradient")]
+            assert all(one <= bound for one, bound in zip(worst, bounds, strict=True)), row
+    assert of_disk.count("| cache | ") == len(WAYS)
+    rows = whole.splitlines()
     for factor, values in {**FACTORS, "width": (*SIZES,)}.items():
         for value in values:
             (row,) = (row for row in rows if row.startswith(f"| {factor.replace('_', ' ')} | {value} |"))

@@ -17,6 +17,8 @@ from ted_ds.numerics.logits import LogitRule
 from ted_ds.numerics.losses import kept_labels
 from ted_ds.numerics.teacher_predictions import DrawnPredictions, KeptPredictions
 from ted_ds.numerics.vocabulary import VocabularyTargets, vocabulary_losses
+from ted_ds.teacher_cache.token_record import Answer
+from tests.distributed.kept_answers import plain_divergences
 from tests.parity.test_vocabulary import Case, assert_same
 from tests.plain import DIVERGENCES, plain_divergence
 
@@ -216,3 +218,38 @@ def test_what_is_drawn_teaches_the_whole_kl_on_average(rule):
 
 def _entropy(p: Tensor) -> Tensor:
     return -(p * p.log()).sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("drawn", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 1.7, 2.0])
+@pytest.mark.parametrize("scale", [1.0, 40.0, 3000.0])
+def test_sure_students_are_held_against_the_same_numbers(scale, temperature, drawn, dtype):
+    """Powers of e are taken once where that is enough, and with the largest taken off where nothing would be left."""
+    generator = torch.Generator().manual_seed(2)
+    theirs = (torch.randn(11, SHARED, generator=generator, dtype=torch.float64) * 3 / temperature).log_softmax(-1)
+    if drawn:
+        counts = torch.zeros(11, SHARED).scatter_add_(-1, torch.multinomial(theirs.exp(), 40, True), torch.ones(11, 40))
+        most, ids = counts.double().topk(SHARED, dim=-1)
+        numbers = torch.cat([most, -(theirs.exp() * theirs).sum(-1, keepdim=True)], -1)
+        teacher: Any = DrawnPredictions(ids, numbers, temperature, 1.0, SHARED)
+    else:
+        ids = theirs.argsort(dim=-1, descending=True)[:, :5]
+        others = theirs.scatter(-1, ids, -torch.inf).logsumexp(-1, keepdim=True)
+        numbers = torch.cat([theirs.gather(-1, ids), others], -1)
+        teacher = KeptPredictions(ids, numbers, temperature, 1.0, SHARED)
+    leaf = torch.randn(11, VOCAB, generator=generator, dtype=torch.float64) * scale
+    leaf[::2] /= scale  # some are not
+    leaf = leaf.to(dtype).requires_grad_()
+    identity, labels = torch.eye(VOCAB, dtype=dtype), torch.arange(11)
+    sums = vocabulary_losses(leaf, identity, None, VocabularyTargets(labels, 0.3, teacher))
+    (gradient,) = torch.autograd.grad(sums[0], leaf)
+    plain = leaf.detach().double().requires_grad_()
+    answer = Answer(ids, numbers, theirs, 0.0, 0)
+    expected = plain_divergences(plain[:, :SHARED], answer, drawn=drawn, temperature=temperature).sum()
+    of_task = F.cross_entropy(plain, labels, reduction="sum")
+    (wanted,) = torch.autograd.grad(expected + 0.3 * of_task, plain)
+    bound = TOLERANCE[dtype]
+    assert sums[2].item() == pytest.approx(expected.item(), rel=10 * bound)
+    assert sums[1].item() == pytest.approx(of_task.item(), rel=10 * bound)
+    assert float((gradient.double() - wanted).norm()) <= bound * float(wanted.norm())

@@ -34,8 +34,6 @@ class TaskSection(Section):
     """Whether the data are documents, packed into sequences; else rows of a labelled set, held in memory."""
     pooled: ClassVar[bool] = True
     """Whether there is one prediction for a text, read at one of its tokens; else some for each token."""
-    has_template: ClassVar[bool] = False
-    """Whether a chat template decides what is read."""
     predicts_spans: ClassVar[bool] = False
     """Whether predictions are of where something starts and ends in a text."""
     softened: ClassVar[bool] = True
@@ -122,6 +120,16 @@ class TaskSection(Section):
     def without_isolation(self) -> str:
         """What to do where that cannot be."""
         return "use another task"
+
+    @property
+    def has_template(self) -> bool:
+        """Whether a chat template decides what is read."""
+        return False
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether rows hold tokens, and no text."""
+        return False
 
     @property
     def template_file(self) -> Path | None:

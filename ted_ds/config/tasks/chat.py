@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
+from ted_ds.config.section import rule
 from ted_ds.config.shipped import CHAT_TEMPLATES, named
 from ted_ds.config.tasks.base import TaskSection
 
@@ -20,7 +22,6 @@ class Chat(TaskSection):
     has_lm_head: ClassVar[bool] = True
     predicts_next_token: ClassVar[bool] = True
     pooled: ClassVar[bool] = False
-    has_template: ClassVar[bool] = True
     learning_rate: ClassVar[float] = 3e-4
     unused_filter_settings: ClassVar[tuple[str, ...]] = ("pooling",)
     of_distillation: ClassVar[tuple[str, ...]] = ("kl_on", "feature_on")
@@ -28,6 +29,9 @@ class Chat(TaskSection):
         "what a chat learns from is written as conversations; give these as another source of data.train"
     )
     kind: Literal["chat"]
+    form: Literal["conversations", "tokens"] = "conversations"
+    """What a row is: a conversation in one of the usual columns; or tokens in ``input_ids``, of which those are
+    completions that ``labels`` has, too (-100 elsewhere), or else all that ``attention_mask`` has."""
     max_length: int = Field(default=2048, gt=1)
     """Longest conversation in tokens; longer ones are cut, and left out where nothing to learn is left."""
     chat_template: Path | None = None
@@ -44,6 +48,30 @@ class Chat(TaskSection):
     """The same of layer-wise terms: states from which a token of a completion is predicted, or all states."""
     pack: bool = False
     """Whether conversations share sequences of up to ``max_length`` tokens, each kept apart from the others."""
+
+    @rule
+    def _tokens_are_written_already(self) -> Iterator[str]:
+        for key in ("chat_template", "completions") if self.reads_tokens else ():
+            if key in self.model_fields_set:
+                yield f"{key}: is for conversations, and rows are tokens already (form: tokens); remove it"
+
+    @model_serializer(mode="wrap")
+    def _said_by_silence(self, values: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What rows are is said where they are no conversations, as runs from before there was another form do."""
+        found: dict[str, Any] = values(self)
+        if not self.reads_tokens:
+            found.pop("form", None)
+        return found
+
+    @property
+    def has_template(self) -> bool:
+        """Whether conversations are yet to be written."""
+        return not self.reads_tokens
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether they are."""
+        return self.form == "tokens"
 
     @property
     def sequence_length(self) -> int:

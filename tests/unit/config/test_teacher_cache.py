@@ -109,3 +109,85 @@ def test_the_plan_knows_what_a_corpus_takes(tmp_path, capsys):
     ) in capsys.readouterr().err
     assert main(["check", path, "distill.method=kd", "teacher.cache={max_gib: 1, sampled: 8}"]) == 0
     assert "MiB: at most 38 bytes for each token that is predicted, 0 for the states" in capsys.readouterr().out
+
+
+ROWS = "teacher.cache.rows={format: distillkit}"
+TOKENS = "task={kind: chat, form: tokens}"
+
+
+def test_rows_of_other_tools_take_the_place_of_a_teacher(tmp_path):
+    path = write_recipe(tmp_path / "recipe.yaml", recipe_dict(tmp_path, kind="chat", method="kd"))
+    recipe = load_recipe(path, [CACHE, ROWS, TOKENS, "distill.temperature=1"])
+    assert recipe.teacher.speaks_from_rows
+    assert not load_recipe(path, [CACHE]).teacher.speaks_from_rows
+    assert recipe.teacher.cache is not None
+    rows = {"format": "distillkit", "temperature": 1.0, "rest": True, "row_is_of": "next"}
+    assert recipe.teacher.cache.deciding_values(recipe.task, recipe.distill) == {"top_k": 64, "rows": rows}
+    of_axolotl = load_recipe(path, [CACHE, TOKENS, "teacher.cache.rows={format: axolotl}"])
+    assert of_axolotl.teacher.cache is not None
+    assert of_axolotl.teacher.cache.rows is not None
+    assert not of_axolotl.teacher.cache.rows.rest_is_known
+    assert "form" not in load_recipe(path).task.model_dump()
+    assert recipe.task.model_dump()["form"] == "tokens"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            [ROWS, "distill.temperature=1"],
+            "teacher.cache.rows: predictions stand beside tokens; use task: {kind: chat, form: tokens}, or remove it",
+        ),
+        (
+            [ROWS, TOKENS, "distill.temperature=1", "task.pack=true"],
+            "teacher.cache.rows: they are of single rows, which task.pack puts together; remove one of them",
+        ),
+        (
+            [ROWS, TOKENS, "distill.temperature=1", "distill.method=lwd"],
+            "teacher.cache.rows: other tools keep no states of layers; use distill.method: kd, or remove it",
+        ),
+        (
+            [ROWS, TOKENS],
+            "teacher.cache.rows: distill.temperature: 2: predictions were kept at 1, and what all other ids have at "
+            "another temperature is not known; use distill.temperature: 1, or teacher.cache.rows.rest: unknown",
+        ),
+        (
+            [ROWS, TOKENS, "distill.temperature=1", "teacher.cache.sampled=8"],
+            "teacher.cache: sampled: what rows hold of a prediction are its most probable ids; use top_k",
+        ),
+        (
+            [ROWS, TOKENS, "distill.temperature=1", "teacher.cache.precision=int8"],
+            "teacher.cache: precision: int8: is of filtered states, which rows do not hold; remove it",
+        ),
+        (
+            ["teacher.cache.rows={format: axolotl, rest: outcome}", TOKENS],
+            "teacher.cache.rows: rest: outcome: axolotl makes what was kept of a prediction add up to 1, and what the "
+            "rest had is lost; use rest: unknown",
+        ),
+        (
+            ["teacher.cache.rows={format: axolotl, compression: a.yaml}", TOKENS],
+            "teacher.cache.rows: compression: goes with format: distillkit, not axolotl; remove it",
+        ),
+        (
+            ["teacher.cache.rows={format: distillkit, row_is_of: own, rest: unknown}", TOKENS],
+            "teacher.cache.rows: row_is_of: own: distillkit's predictions are of the token behind; remove it",
+        ),
+        (
+            ["task={kind: chat, form: tokens, chat_template: chatml, completions: last}"],
+            "task: chat_template: is for conversations, and rows are tokens already (form: tokens); remove it",
+        ),
+        (
+            ["task={kind: chat, form: tokens, completions: last}"],
+            "task: completions: is for conversations, and rows are tokens already (form: tokens); remove it",
+        ),
+    ],
+)
+def test_what_does_not_go_with_rows(tmp_path, overrides, message):
+    assert message in refusal(tmp_path, "chat", *overrides)
+
+
+def test_a_teacher_that_speaks_from_rows_does_not_train(tmp_path):
+    plan = "{max_steps: 1, learning_rate: 1.0, global_batch_size: 1, micro_batch_size: 1}"
+    message = "teacher: finetune: what cache.rows holds was said before, and by another model; remove one of the two"
+    found = refusal(tmp_path, "chat", ROWS, TOKENS, "distill.temperature=1", f"teacher.finetune={plan}")
+    assert message in found
