@@ -243,8 +243,9 @@ class StepRunner(ABC):
         report["train/learning_rate"] = self.engine.get_lr()[0]
         report["train/skipped_steps"] = self.engine.skipped_steps
         norm = self.engine.get_global_grad_norm()
-        if norm is not None and math.isfinite(norm):
-            report["train/gradient_norm"] = float(norm)
+        norm = math.nan if norm is None else float(norm)  # read once, when the device has nothing left to do
+        if math.isfinite(norm):
+            report["train/gradient_norm"] = norm
         report["train/tokens"] = self._pending.num_tokens
         if self._pending.num_positions:
             report["train/padding"] = 1 - self._pending.num_tokens / self._pending.num_positions

@@ -22,7 +22,13 @@ ZERO3 = [f"deepspeed={ROOT / 'ds_configs' / 'deepspeed' / 'zero3.json'}", "teach
 CALIBRATION = {"tokens": 250, "heldout_tokens": 60, "micro_batch_size": 3}
 BY_RANKS: dict[int, dict[str, list[str]]] = {
     1: {"one rank": [], "one row at once": ["student.calibration.micro_batch_size=1"]},
-    2: {"two ranks": [], "ZeRO-3": ZERO3, "padded": ["data.padding.multiple_of=8"], "pipeline": ["pipeline.stages=2"]},
+    2: {
+        "two ranks": [],
+        "ZeRO-3": ZERO3,
+        "offloaded": ["teacher.host=cpu_offload"],
+        "padded": ["data.padding.multiple_of=8"],
+        "pipeline": ["pipeline.stages=2"],
+    },
     4: {"four ranks": ["student.calibration.micro_batch_size=2"]},
 }
 WORST = 3e-5

@@ -188,6 +188,7 @@ ELSEWHERE = {
     2: [
         ("llama", ["student.calibration.micro_batch_size=3"]),
         ("gpt2", SHARDED),
+        ("gpt2", ["teacher.host=cpu_offload"]),
         ("bert", ["pipeline.stages=2", zero_stage(0)]),
     ],
     4: [
