@@ -98,7 +98,8 @@ MODEL_INPUTS = ["input_ids", "token_type_ids", "attention_mask"]
 
 def distill_plan(**settings: Any) -> Distill:
     """Stage II with these settings, where how long and in which batches it trains is nobody's business."""
-    return Distill(max_steps=1, learning_rate=1.0, global_batch_size=1, micro_batch_size=1, **settings)
+    plan = {"max_steps": 1, "learning_rate": 1.0, "global_batch_size": 1, "micro_batch_size": 1}
+    return Distill(**{**plan, **settings})
 
 
 def write_tokenizer(

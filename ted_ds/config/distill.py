@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Iterator, Sequence
 from importlib.metadata import entry_points
@@ -134,7 +135,8 @@ class Distill(PhasePlan):
         changing = [getattr(self, name) for name in self.changing_weights]
         switched = {"feature_weight": self.method != "kd", "relation_weight": highest(self.relation_weight) > 0}
         used = [name for name in WEIGHTS if switched.get(name, True)]
-        for step in sorted({step for points in changing for step, _ in points}):
+        taken = math.inf if self.max_steps is None else self.max_steps
+        for step in sorted({step for points in changing for step, _ in points if step < taken}):
             if not any(weight_at(getattr(self, name), step) for name in used):
                 yield f"at step {step} {' and '.join(used)} are 0, so that nothing is learned; keep one of them above 0"
                 return

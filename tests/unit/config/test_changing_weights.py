@@ -29,6 +29,13 @@ def test_of_a_plan_each_weight_has_its_own_points():
     assert plan.changing_weights == ["kl_weight", "feature_weight"]
 
 
+def test_weights_that_end_behind_the_last_step_need_not_be_above_0_there():
+    ending = {"method": "kd", "kl_weight": [[0, 1.0], [1000, 0.0]], "task_weight": [[0, 1.0], [100, 0.0]]}
+    assert distill_plan(**ending, max_steps=1000).weights_at(999)[1] > 0
+    with pytest.raises(ValueError, match="at step 1000 task_weight and kl_weight are 0"):
+        distill_plan(**ending, max_steps=1001)
+
+
 def test_what_is_needed_at_some_step_is_needed():
     assert distill_plan(method="lwd", kl_weight=[[0, 0.0], [5, 1.0]]).needs == Needs(predictions=True, states=True)
 
