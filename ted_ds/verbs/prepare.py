@@ -43,6 +43,7 @@ from ted_ds.runtime.world import World, is_lost_rank
 from ted_ds.tasks.kind import kind_of
 from ted_ds.tasks.two_tokenizers import open_for_both
 from ted_ds.verbs.agreement import refuse_other_families, refuse_other_files, refuse_other_settings
+from ted_ds.verbs.store_access import run_at_store
 
 JOIN_TIMEOUT_S = 1800.0
 
@@ -112,8 +113,10 @@ def prepare(
     refuse_other_settings(world, recipe, own.deciding_values())
     with world.together():
         world.check_precision(recipe.precision)
+    at_store = None
     if held is not None:
         _own_output(recipe.output_dir, world, stops, held)
+        at_store = run_at_store(recipe, world)
     recipe, plan, teacher, student = _resolve_models(recipe, plan, source, world, contracts_hold=contracts_hold)
     wanted = recipe.data
     listing = world.on_main(lambda: list_data(wanted))  # once, and the same for all
@@ -146,7 +149,7 @@ def prepare(
     recipe = _settle(recipe, data, source, world)
     screen = Screen(shown=world.is_main, log_every_s=recipe.tracking.log_every_seconds)
     output_dir = recipe.output_dir
-    before = world.on_main(lambda: read_run(output_dir))
+    before = world.on_main(lambda: read_run(output_dir) or at_store)
     run = before or world.on_main(new_run)
     recipe, run, choice = find_deepspeed(recipe, plan, run, world)
     run, hosting = host_teacher(recipe, plan, run, world, run_is_old=before is not None)
