@@ -53,7 +53,7 @@ class StoreServer:
     @property
     def environment(self) -> dict[str, str]:
         """What lets a process reach it."""
-        return {**CREDENTIALS, "AWS_ENDPOINT_URL": self.address}
+        return {**CREDENTIALS, "AWS_ENDPOINT_URL": self.address, "AWS_MAX_ATTEMPTS": "1"}
 
     def do(self, **orders: Any) -> None:
         """From now on do this wrong, and nothing else.

@@ -30,7 +30,7 @@ CHUNK_BYTES = 2**24
 """Read at a time."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
 """Between two tries; each is twice the one before."""
-TRIES_BEFORE_A_WORD = 4
+TRIES_BEFORE_A_WORD = 3
 """So many in a row fail before the user hears of it."""
 ACCESS_S = 20.0
 """How long a store may take to show that it can be written."""
@@ -47,6 +47,8 @@ class Patience:
         self._given_up = threading.Event()
         self.trouble: str | None = None
         """What has failed several times in a row."""
+        self.last: str | None = None
+        """What failed last, if nothing worked since."""
 
     @property
     def is_over(self) -> bool:
@@ -70,13 +72,14 @@ class Patience:
                 result = work()
             except Exception as error:  # each store's package raises its own
                 reason = f"{what}: {in_words(error)}"
+                self.last = reason
                 if number >= TRIES_BEFORE_A_WORD:
                     self.trouble = f"{reason} ({number} tries)"
                 pause_s = min(FIRST_PAUSE_S * 2 ** (number - 1), LONGEST_PAUSE_S)
                 if time.monotonic() + pause_s > self._until or self._given_up.wait(pause_s):
                     raise StoreError(f"{reason} ({number} {'try' if number == 1 else 'tries'})") from error
             else:
-                self.trouble = None
+                self.trouble = self.last = None
                 return result
         raise AssertionError("tries never end by themselves")
 
@@ -116,6 +119,12 @@ class Beside:
             self.patience.give_up()
             return f"no answer within {self.patience.timeout_s:g} s"
         return None if self._failure is None else in_words(self._failure)
+
+    @property
+    def so_far(self) -> str:
+        """What is known while it is busy, in words for when nobody waits any longer."""
+        last = self.patience.last
+        return f"not through within {self.patience.timeout_s:g} s" + (f": {last}" if last else "")
 
     @property
     def error(self) -> Exception | None:

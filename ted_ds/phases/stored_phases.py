@@ -109,7 +109,7 @@ class StoredPhases:
             time.sleep(IDLE_S)
         with world.together():
             if self._beside is not None:
-                self._missing.append(f"{self._at}: not through within {self._timeout_s:g} s")
+                self._missing.append(f"{self._at}: {self._beside.so_far}")
             if self._missing:
                 raise StoreError(
                     f"checkpoint.upload.to: {self._store.name}: the run is complete here, in "

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
+import os
 import re
 import shutil
 import signal
@@ -12,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults import signal_at
+from tests.faults import of_distill, signal_at
 from tests.runs import Run, differences, run, traces, with_dropout
 from tests.stores import StoreServer, reach, reach_and
 from tests.tiny import write_run
@@ -64,6 +67,17 @@ class Uploading:
         arguments = (self.server.environment, *fault)
         return Run(self.arguments(name, timeout_s=timeout_s), fault=reach_and, fault_arguments=arguments)
 
+    def resume(self, name: str) -> int:
+        """Go on where nothing is left but what the store has, and hold the result to that of the whole run."""
+        place = self.folder / name
+        shutil.rmtree(place)
+        self.last = output = self.run(name)
+        went_on = re.search(rf"going on after step (\d+) of {STEPS}", output)
+        step = int(went_on[1]) if went_on else 0
+        assert bool(went_on) == (f"fetched {self.server.url(f'runs/{name}')}/checkpoints/distill" in output), output
+        self.check(place, after=step)
+        return step
+
     def there(self, name: str) -> list[str]:
         """What the store has of a run."""
         return [one.removeprefix(f"runs/{name}/") for one in self.server.names(f"runs/{name}/")]
@@ -102,7 +116,7 @@ def whole_at(names: list[str], phase: str = "distill") -> list[int]:
 def test_a_run_is_the_same_and_all_of_it_is_at_the_store(uploading):
     name, place = uploading.new()
     output = uploading.run(name)
-    assert "WARN" not in output, output
+    assert "at the store" not in output, output
     uploading.check(place)
     there = uploading.there(name)
     here = [str(file.relative_to(place)) for file in place.rglob("*") if file.is_file()]
@@ -130,3 +144,202 @@ def test_a_run_is_the_same_and_all_of_it_is_at_the_store(uploading):
 def traces_without_reports(place: Path) -> dict[str, Any]:
     files = sorted(file for file in place.rglob("*.safetensors") if "checkpoints" not in file.parts)
     return {str(file.relative_to(place)): file.read_bytes() for file in files}
+
+
+@pytest.mark.parametrize(
+    ("place", "occurrence", "of_rank"),
+    [
+        ("upload", 6, 0),
+        pytest.param("upload", 1, 1, marks=pytest.mark.slow),
+        ("stored manifest", 3, 0),
+        pytest.param("stored manifest", 1, 0, marks=pytest.mark.slow),
+        pytest.param("stored removal", 1, 0, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_that_is_killed_while_it_uploads_goes_on_from_the_store_alone(uploading, place, occurrence, of_rank):
+    name, _ = uploading.new()
+    killed = uploading.start(name, kill_in_stage_two, place, occurrence, of_rank)
+    codes = killed.wait()
+    assert codes[of_rank] == -signal.SIGKILL, killed.output()
+    assert codes[1 - of_rank] == 76, killed.output()
+    before = whole_at(uploading.there(name))
+    assert uploading.resume(name) == max(before, default=0)
+
+
+def kill_in_stage_two(rank: int, place: str, occurrence: int, of_rank: int) -> None:
+    """Kill a rank at the n-th time that it comes to a place in the upload of a checkpoint of Stage II."""
+    slow_steps(rank)
+    counter = itertools.count(1)
+
+    def arrive() -> None:
+        if next(counter) == occurrence:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if rank == of_rank:
+        of_distill(place, arrive)
+
+
+def kill_after(rank: int, step: int) -> None:
+    """Kill all ranks as that step of Stage II begins."""
+    slow_steps(rank)
+    signal_at(rank, "step", 4 + step, signal.SIGKILL, (0, 1))
+
+
+def test_a_store_that_answers_500_for_a_while_is_asked_again(uploading):
+    name, place = uploading.new()
+    started = uploading.start(name, slow_steps)
+    started.wait_for("distill 3/")
+    uploading.server.do(methods=["PUT", "POST"], match="checkpoints", status=500)
+    started.wait_for("fails again and again")
+    uploading.server.do()
+    assert started.wait() == [0] * RANKS, started.output()
+    output = started.output(0)
+    (told,) = re.findall(r"WARN the upload of the checkpoint after step .*", output)
+    assert uploading.server.url(f"runs/{name}") in told
+    assert "rank " in told
+    assert "Internal Server Error" in told
+    assert "is not at s3" not in output
+    uploading.check(place)
+    best = json.loads((place / "distill" / "phase.json").read_text())["result"]["best"]["step"]
+    assert whole_at(uploading.there(name)) == [step for step in (best,) if step != STEPS]
+
+
+def slow_steps(_rank: int) -> None:
+    """Steps of Stage II take their time, so that an upload ends between two of them."""
+    from ted_ds.runtime.zero_runner import ZeroRunner
+
+    plain = ZeroRunner.step
+
+    @functools.wraps(plain)
+    def step(self: ZeroRunner, *arguments: Any) -> Any:
+        time.sleep(0.4)
+        return plain(self, *arguments)
+
+    ZeroRunner.step = step
+
+
+def test_a_store_that_cuts_files_off_is_noticed(uploading):
+    name, place = uploading.new()
+    uploading.server.do(methods=["PUT"], match=r"step_0000000[24]/engine", keep=100, count=3)
+    output = uploading.run(name)
+    assert "is not at" not in output
+    uploading.check(place)
+    # for good: nothing that was cut off becomes a checkpoint, and nothing is lost here
+    name, place = uploading.new()
+    uploading.server.do(methods=["PUT"], match=r"checkpoints/distill/.*/engine", keep=100)
+    started = uploading.start(name, slow_steps, timeout_s=3.0)
+    started.wait_for("distill 7/")
+    there = uploading.there(name)
+    here = sorted(int(folder.name[5:]) for folder in (place / "checkpoints" / "distill").glob("step_*"))
+    assert started.wait() == [0] * RANKS, started.output()
+    assert whole_at(there) == []
+    assert 4 in here, here
+    output = started.output(0)
+    assert re.search(
+        r"WARN the checkpoint after step \d is not at s3://bucket/runs/\S+/checkpoints/distill: rank \d: engine/\S+: "
+        r"it did not arrive whole: has 100 bytes, not [\d,]+ \(\d tr(y|ies)\)(; rank .*)?\. It is whole here, in ",
+        output,
+    ), output
+    uploading.check(place)
+
+
+def test_a_damaged_checkpoint_at_the_store_is_none(uploading):
+    name, _ = uploading.new()
+    killed = uploading.start(name, kill_after, 8)
+    assert killed.wait() == [-signal.SIGKILL] * RANKS
+    steps = whole_at(uploading.there(name))
+    assert len(steps) >= 2, killed.output()
+    damaged = f"runs/{name}/checkpoints/distill/step_{steps[-1]:08d}/engine/mp_rank_00_model_states.pt"
+    content = bytearray(uploading.server.read(damaged))
+    content[len(content) // 2] ^= 1
+    uploading.server.write(damaged, bytes(content))
+    assert uploading.resume(name) == steps[-2]
+    assert "is none any more" in uploading.last
+
+
+def test_a_newer_checkpoint_at_the_store_is_taken_before_an_older_one_here(uploading):
+    name, place = uploading.new()
+    killed = uploading.start(name, kill_after, 8)
+    assert killed.wait() == [-signal.SIGKILL] * RANKS
+    steps = whole_at(uploading.there(name))
+    newest = place / "checkpoints" / "distill" / f"step_{steps[-1]:08d}"
+    (newest / "state.json").write_text("{}")  # damaged
+    for later in newest.parent.glob("step_*"):
+        if later.name > newest.name:
+            shutil.rmtree(later)
+    output = uploading.run(name)
+    assert "damaged checkpoint, skipped and moved to" in output
+    assert f"going on after step {steps[-1]} of" in output
+    assert "steps are lost" not in output
+    uploading.check(place)
+
+
+def test_a_stop_waits_for_the_store_and_says_where_the_state_is(uploading):
+    name, place = uploading.new()
+    started = uploading.start(name, slow_steps, timeout_s=3.0)
+    started.wait_for("distill 3/")
+    started.send(signal.SIGTERM)
+    assert started.wait() == [75] * RANKS
+    stopped = json.loads((place / "stopped.json").read_text())["message"]
+    step = int(re.search(r"after step (\d)", stopped)[1])
+    assert "not at the store" not in stopped
+    assert whole_at(uploading.there(name))[-1] == step
+    uploading.server.do(methods=["PUT", "POST"], match="checkpoints", status=500)
+    started = uploading.start(name, slow_steps, timeout_s=3.0)
+    started.wait_for("distill 5/")
+    started.send(signal.SIGTERM)
+    assert started.wait() == [75] * RANKS
+    stopped = json.loads((place / "stopped.json").read_text())["message"]
+    assert re.search(r"The state is in \S+, but not at the store \(.*Internal Server Error", stopped), stopped
+    uploading.server.do()
+    uploading.run(name)
+    uploading.check(place)
+
+
+def test_what_is_not_at_the_store_in_the_end_is_said_and_put_there_later(uploading):
+    name, place = uploading.new()
+    uploading.server.do(methods=["PUT", "POST"], match=f"{name}/(distill|export)/", status=500)
+    output = uploading.run(name, codes=2, timeout_s=4.0)
+    assert re.search(
+        r"checkpoint\.upload\.to: s3://\S+: the run is complete here, in \S+, but not there: distill: distill/\S+: .*"
+        r"\. Start the same command again once the store answers",
+        output,
+    ), output
+    assert "student after" in output, "what it came to is shown all the same"
+    uploading.check(place)
+    uploading.server.do()
+    uploading.run(name)
+    assert {"distill/phase.json", "export/phase.json"} <= {*uploading.there(name)}
+
+
+@pytest.mark.parametrize(
+    ("place", "orders", "expected"),
+    [
+        ("s3://nosuchbucket/run", {}, "cannot be used: FileNotFoundError: The specified bucket does not exist"),
+        ("s3://bucket/refused", {"match": "refused", "status": 403}, "cannot be used: PermissionError: Forbidden"),
+        ("gs://bucket/run", {}, "gs:// needs the package gcsfs, which cannot be imported here"),
+        ("ftp://host/run", {}, "checkpoints are put at one of s3://"),
+    ],
+)
+def test_a_place_that_cannot_be_used_is_refused_at_once_on_all_ranks(uploading, place, orders, expected):
+    name, folder = uploading.new()
+    uploading.server.do(**orders)
+    started = time.monotonic()
+    arguments = [*uploading.arguments(name)[:-1], f"checkpoint.upload.to={place}"]
+    output = run(arguments, codes=2, fault=reach, fault_arguments=(uploading.server.environment,))
+    assert "checkpoint.upload.to: " in output
+    assert expected in output
+    assert time.monotonic() - started < 60
+    assert not (folder / "run.json").exists()
+
+
+def test_the_place_of_another_run_is_refused(uploading):
+    name, _ = uploading.new()
+    killed = uploading.start(name, kill_after, 3)
+    assert killed.wait() == [-signal.SIGKILL] * RANKS
+    other, place = uploading.new()
+    arguments = uploading.arguments(name)
+    arguments = [f"output_dir={place}" if one.startswith("output_dir=") else one for one in arguments]
+    shutil.copytree(uploading.folder / "whole", place)
+    output = run(arguments, codes=2, fault=reach, fault_arguments=(uploading.server.environment,))
+    assert "holds what another run left" in output

@@ -8,7 +8,7 @@ ranks exchange there anyway.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ted_ds.errors import StoreError
@@ -18,6 +18,8 @@ from ted_ds.runtime.checkpoints.stored import StoredCheckpoints, kept_by, step_f
 from ted_ds.runtime.world import World
 
 LOOK_EVERY_S = 0.1
+MOST_SAID = 2
+"""Of ranks that have the same trouble."""
 
 
 @dataclass(frozen=True)
@@ -110,13 +112,12 @@ class Uploads:
             self._tell_of_trouble()
         if self._current is None or is_busy:
             return False
-        failures = self._world.gather(None if self._beside is None else self._beside.failure)
-        failed = [f"rank {rank}: {failure}" for rank, failure in enumerate(failures) if failure]
-        if not failed and not self._puts_manifest:
+        failed = _of_ranks(self._world.gather(None if self._beside is None else self._beside.failure))
+        if failed is None and not self._puts_manifest:
             self._puts_manifest = True
             self._beside = Beside(self._complete, self._timeout_s) if self._world.is_main else None
             return False
-        self._end("; ".join(failed[:2]) or None)
+        self._end(failed)
         return True
 
     def finish(self) -> None:
@@ -127,9 +128,10 @@ class Uploads:
             busy, troubled, late = self._world.highest(self.is_busy, self.is_troubled, late)
             if late and busy:
                 self._waiting = []
+                so_far = self._world.gather(self._beside.so_far if self._beside and self._beside.is_busy else None)
                 if self._beside is not None:
                     self._beside.patience.give_up()
-                self._end(f"not through within {self._timeout_s:g} s")
+                self._end(_of_ranks(so_far) or f"not through within {self._timeout_s:g} s")
                 return
             self.look(is_busy=bool(busy), is_troubled=bool(troubled))
             if busy:
@@ -186,3 +188,9 @@ class Uploads:
                 f"fails again and again: {told}. It is tried for {self._timeout_s:g} s; training goes on, and the "
                 "checkpoint is whole here"
             )
+
+
+def _of_ranks(texts: Sequence[str | None]) -> str | None:
+    """What ranks say, in one line; None where none says anything."""
+    said = [f"rank {rank}: {text}" for rank, text in enumerate(texts) if text]
+    return "; ".join(said[:MOST_SAID]) or None
