@@ -168,7 +168,7 @@ def test_a_run_that_is_killed_while_it_uploads_goes_on_from_the_store_alone(uplo
 
 def kill_in_stage_two(rank: int, place: str, occurrence: int, of_rank: int) -> None:
     """Kill a rank at the n-th time that it comes to a place in the upload of a checkpoint of Stage II."""
-    slow_steps(rank)
+    keep_step_with_the_store()
     counter = itertools.count(1)
 
     def arrive() -> None:
@@ -179,9 +179,24 @@ def kill_in_stage_two(rank: int, place: str, occurrence: int, of_rank: int) -> N
         of_distill(place, arrive)
 
 
+def keep_step_with_the_store() -> None:
+    """Each checkpoint is at the store before the next step begins, however quick these steps are."""
+    from ted_ds.phases.training import PhaseTraining
+
+    plain = PhaseTraining.between_steps
+
+    @functools.wraps(plain)
+    def between_steps(self: PhaseTraining, progress: Any) -> None:
+        plain(self, progress)
+        self._checkpoints.finish()
+        self._checkpoints.settle_uploads()
+
+    PhaseTraining.between_steps = between_steps
+
+
 def kill_after(rank: int, step: int) -> None:
     """Kill all ranks as that step of Stage II begins."""
-    slow_steps(rank)
+    keep_step_with_the_store()
     signal_at(rank, "step", 4 + step, signal.SIGKILL, (0, 1))
 
 
@@ -248,6 +263,8 @@ def test_a_damaged_checkpoint_at_the_store_is_none(uploading):
     killed = uploading.start(name, kill_after, 8)
     assert killed.wait() == [-signal.SIGKILL] * RANKS
     steps = whole_at(uploading.there(name))
+    here = (uploading.folder / name / "checkpoints" / "distill").glob("step_*")
+    assert steps == sorted(int(folder.name[5:]) for folder in here), "the same rules hold there"
     assert len(steps) >= 2, killed.output()
     damaged = f"runs/{name}/checkpoints/distill/step_{steps[-1]:08d}/engine/mp_rank_00_model_states.pt"
     content = bytearray(uploading.server.read(damaged))
