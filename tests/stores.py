@@ -58,8 +58,8 @@ class StoreServer:
     def do(self, **orders: Any) -> None:
         """From now on do this wrong, and nothing else.
 
-        Orders: ``methods`` and ``match``, a pattern of paths, choose requests; of them ``count`` (else all) are answered
-        with ``status``, or wait ``wait_s`` first, or have only the first ``keep`` bytes stored.
+        Orders: ``methods`` and ``match``, a pattern of paths, choose requests; of them ``count`` (else all) are
+        answered with ``status``, or wait ``wait_s`` first, or have only the first ``keep`` bytes stored.
         """
         self._request("PUT", ORDERS, json.dumps(orders).encode())
 

@@ -106,6 +106,6 @@ def refuse_missing_package(upload: Upload | None) -> None:
     except ImportError as error:
         wanted = f"'ted_ds[{EXTRA_OF_PACKAGE[package]}]'" if package in EXTRA_OF_PACKAGE else package
         raise ConfigError(
-            f"checkpoint.upload.to: {without_secrets(upload.to)}: {scheme}:// needs the package {package}, which cannot "
-            f"be imported here ({error}): pip install {wanted}; or remove checkpoint.upload"
+            f"checkpoint.upload.to: {without_secrets(upload.to)}: {scheme}:// needs the package {package}, which "
+            f"cannot be imported here ({error}): pip install {wanted}; or remove checkpoint.upload"
         ) from error

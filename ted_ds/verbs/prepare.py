@@ -27,6 +27,7 @@ from ted_ds.errors import ConfigError, RankLostError, raise_all
 from ted_ds.models.adapter_folder import read_adapter
 from ted_ds.models.loading import fetch, load_tokenizer
 from ted_ds.models.merging import whole_model
+from ted_ds.output.chatter import LOGS
 from ted_ds.output.output_lock import OutputLock, wait_for
 from ted_ds.output.run_folder import new_run, read_run
 from ted_ds.output.run_folders import RunFolders
@@ -37,9 +38,10 @@ from ted_ds.planning.plan import Plan, make_plan, model_sides, plan_recipe
 from ted_ds.planning.steps import counts_all_texts, counts_epochs, with_rows
 from ted_ds.runtime.arithmetic import set_arithmetic, without_effect
 from ted_ds.runtime.device_faults import as_device_fault, is_device_fault
+from ted_ds.runtime.flight_records import keep_records, leave_position
 from ted_ds.runtime.preemption import StopRequests
 from ted_ds.runtime.rendezvous import find_ranks
-from ted_ds.runtime.world import World, is_lost_rank
+from ted_ds.runtime.world import World, is_lost_rank, uses_nccl
 from ted_ds.tasks.kind import kind_of
 from ted_ds.tasks.two_tokenizers import open_for_both
 from ted_ds.verbs.agreement import refuse_other_families, refuse_other_files, refuse_other_settings
@@ -64,10 +66,11 @@ def hearing(stops: StopRequests) -> Iterator[None]:
                     raise as_device_fault(error) from error
                 raise
             seen = str(error).splitlines()[0].partition(". This is typically")[0]
+            positions = "".join(f"\n    {line}" for line in leave_position(error))
             raise RankLostError(
                 f"rank {os.environ.get('RANK', '0')}: another rank died or hangs, or the network to it is cut; its own "
                 f"output says more. What was seen here: {seen:.300}. Start the same command "
-                "again to go on from the newest checkpoint"
+                f"again to go on from the newest checkpoint{positions}"
             ) from error
 
 
@@ -108,6 +111,8 @@ def prepare(
         timeout_s, num_stages = recipe.collective_timeout_s, recipe.pipeline.stages
     except Exception as error:  # a defect of ours on one rank must not leave the others waiting either
         planned = error
+    if not isinstance(planned, Exception):
+        keep_records(planned[0].output_dir / LOGS, uses_nccl=uses_nccl())
     world = World.join(timeout_s, num_stages)
     recipe, plan = world.settle(planned)
     refuse_other_settings(world, recipe, own.deciding_values())

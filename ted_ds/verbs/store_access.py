@@ -1,4 +1,4 @@
-"""The store that keeps a run's checkpoints, too: may it be used, and whose is what is there? Asked before a run begins."""
+"""The store that keeps a run's checkpoints, too: may it be used, and whose is what is there? Asked as a run begins."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def run_at_store(recipe: Recipe, world: World) -> Run | None:
         here = read_run(output_dir)
         if here is not None and there is not None and here.run_id != there.run_id:
             raise ConfigError(
-                f"checkpoint.upload.to: {store.name}: holds what another run left ({there.run_id}; that of {output_dir} "
-                f"is {here.run_id}); give each run a place of its own, or remove one of the two"
+                f"checkpoint.upload.to: {store.name}: holds what another run left ({there.run_id}; that of "
+                f"{output_dir} is {here.run_id}); give each run a place of its own, or remove one of the two"
             )
 
     world.on_main(refuse_another)

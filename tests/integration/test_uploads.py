@@ -1,4 +1,4 @@
-"""Runs that keep their checkpoints at an S3 (moto's server), too: which misbehaves, and is all that is left of a run."""
+"""Runs that keep their checkpoints at an S3 (moto's server), too, which misbehaves, or is all that is left of them."""
 
 from __future__ import annotations
 
@@ -354,7 +354,7 @@ def test_the_place_of_another_run_is_refused(uploading):
     name, _ = uploading.new()
     killed = uploading.start(name, kill_after, 3)
     assert killed.wait() == [-signal.SIGKILL] * RANKS
-    other, place = uploading.new()
+    _, place = uploading.new()
     arguments = uploading.arguments(name)
     arguments = [f"output_dir={place}" if one.startswith("output_dir=") else one for one in arguments]
     shutil.copytree(uploading.folder / "whole", place)
