@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +10,11 @@ from ted_ds.assembly.assembly import Assembly
 from ted_ds.config.schema import Recipe
 from ted_ds.output.phase_folder import PhaseFolder
 from ted_ds.output.store import Store
+from ted_ds.output.stored_numbers import put_numbers
 from ted_ds.runtime.checkpoints.folders import Retention
 from ted_ds.runtime.checkpoints.origin import Origin
 from ted_ds.runtime.checkpoints.saving import Checkpoints
-from ted_ds.runtime.checkpoints.stored import StoredCheckpoints
+from ted_ds.runtime.checkpoints.stored import StoredCheckpoints, StorePlace
 
 CHECKPOINTS_FOLDER = "checkpoints"
 
@@ -40,7 +42,6 @@ def checkpoints_of(
 ) -> Checkpoints:
     """The checkpoints of a phase, beside its result; ``tell`` hears of new ones."""
     root = folder.path.parent / CHECKPOINTS_FOLDER / folder.path.name
-    upload, stored = build.recipe.checkpoint.upload, stored_checkpoints(build.recipe, folder.path.name)
     return Checkpoints(
         root,
         build.world,
@@ -48,5 +49,12 @@ def checkpoints_of(
         retention=retention_of(build.recipe),
         say=build.screen.say,
         tell=tell,
-        store=None if upload is None or stored is None else (stored, upload.timeout_s),
+        store=_place_of(build.recipe, folder.path.name),
     )
+
+
+def _place_of(recipe: Recipe, phase: str) -> StorePlace | None:
+    upload, store, stored = recipe.checkpoint.upload, store_of(recipe), stored_checkpoints(recipe, phase)
+    if upload is None or store is None or stored is None:
+        return None
+    return StorePlace(stored, upload.timeout_s, functools.partial(put_numbers, store, recipe.output_dir))

@@ -18,6 +18,7 @@ from ted_ds.assembly.assembly import Assembly
 from ted_ds.errors import CheckpointError, StoreError
 from ted_ds.output.phase_folder import MANIFEST, PhaseFolder, sync
 from ted_ds.output.store import Beside, Patience, Store
+from ted_ds.output.stored_numbers import put_numbers
 from ted_ds.phases.checkpoints import retention_of, store_of, stored_checkpoints
 from ted_ds.runtime.checkpoints.fetching import all_beside
 from ted_ds.runtime.checkpoints.stored import archived_by
@@ -85,6 +86,7 @@ class StoredPhases:
                 put = functools.partial(store.put, folder.path / file, place, num_bytes=num_bytes, sha256=sha256)
                 patience.persist(place, put)
             patience.persist(manifest, lambda: store.put_text(manifest, text))
+        put_numbers(store, self._build.recipe.output_dir, patience)
         checkpoints = stored_checkpoints(self._build.recipe, name)
         if checkpoints is not None:
             best = json.loads(text)["result"].get("best")

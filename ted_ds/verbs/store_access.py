@@ -6,6 +6,7 @@ from ted_ds.config.schema import Recipe
 from ted_ds.errors import ConfigError, StoreError
 from ted_ds.output.run_folder import RUN_FILE, Run, read_run, run_of
 from ted_ds.output.store import Patience, Store
+from ted_ds.output.stored_numbers import fetch_numbers
 from ted_ds.phases.checkpoints import store_of
 from ted_ds.runtime.checkpoints.fetching import all_beside
 from ted_ds.runtime.world import World
@@ -23,12 +24,18 @@ def run_at_store(recipe: Recipe, world: World) -> Run | None:
         return None
     world.first_on_host(lambda: _try_access(store, f"{world.hosts[world.rank]}-{world.rank}"))
 
+    output_dir = recipe.output_dir
+
     def read(patience: Patience) -> str | None:
-        return patience.persist(RUN_FILE, lambda: store.text(RUN_FILE)) if world.is_main else None
+        if not world.is_main:
+            return None
+        text = patience.persist(RUN_FILE, lambda: store.text(RUN_FILE))
+        if text is not None and not (output_dir / RUN_FILE).exists():
+            fetch_numbers(store, output_dir, patience)
+        return text
 
     text = all_beside(world, read, upload.timeout_s, place=store.name)[0]
     there = None if text is None else world.agree(lambda: run_of(text, f"{store.name}/{RUN_FILE}"))
-    output_dir = recipe.output_dir
 
     def refuse_another() -> None:
         here = read_run(output_dir)

@@ -18,7 +18,7 @@ from ted_ds.errors import CheckpointError
 from ted_ds.runtime.checkpoints.fetching import Fetching
 from ted_ds.runtime.checkpoints.folders import CheckpointFolders, FileRecord, Retention, cannot_write
 from ted_ds.runtime.checkpoints.origin import Origin
-from ted_ds.runtime.checkpoints.stored import StoredCheckpoints
+from ted_ds.runtime.checkpoints.stored import StorePlace
 from ted_ds.runtime.checkpoints.taking_up import Saved, take_up
 from ted_ds.runtime.checkpoints.uploads import Uploads
 from ted_ds.runtime.checkpoints.writer import BackgroundWrite, relative
@@ -42,7 +42,7 @@ class Checkpoints:
         retention: Retention,
         say: Callable[[str], None],
         tell: Callable[[int, Path], None] | None = None,
-        store: tuple[StoredCheckpoints, float] | None = None,
+        store: StorePlace | None = None,
     ) -> None:
         """Keep them in ``root``.
 
@@ -53,7 +53,7 @@ class Checkpoints:
             retention: Which to keep.
             say: Takes messages to the user.
             tell: Hears of each that is in its place, on every rank: after which step, and where.
-            store: Where they are kept, too, and how long it is tried, in seconds.
+            store: Where they are kept, too.
         """
         self.folders = CheckpointFolders(root)
         self._world, self._origin, self._retention, self._say = world, origin, retention, say
@@ -61,9 +61,8 @@ class Checkpoints:
         self._uploads: Uploads | None = None
         self._fetching: Fetching | None = None
         if store is not None:
-            stored, timeout_s = store
-            self._uploads = Uploads(stored, self.folders, world, retention=retention, timeout_s=timeout_s, say=say)
-            self._fetching = Fetching(stored, self.folders, world, timeout_s=timeout_s, say=say)
+            self._uploads = Uploads(store, self.folders, world, retention=retention, say=say)
+            self._fetching = Fetching(store.stored, self.folders, world, timeout_s=store.timeout_s, say=say)
         self._write: BackgroundWrite | None = None
         self._step = 0
         self._best: int | None = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from ted_ds.output.store import Patience, Store
@@ -93,6 +94,17 @@ class StoredCheckpoints:
             if fault:
                 faults.append(f"{self.name(step)}/{name}: {fault}")
         return faults
+
+
+@dataclass(frozen=True)
+class StorePlace:
+    """Where a phase's checkpoints are kept, too."""
+
+    stored: StoredCheckpoints
+    timeout_s: float
+    """How long an upload is tried, or fetching."""
+    along: Callable[[Patience], None]
+    """Puts there what belongs to each, before its manifest; rank 0 calls it, in a thread."""
 
 
 def kept_by(retention: Retention, best: int | None) -> Callable[[list[int]], set[int]]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ted_ds.errors import StoreError
 from ted_ds.output.store import Beside, Patience
 from ted_ds.runtime.checkpoints.folders import CheckpointFolders, FileRecord, Retention
-from ted_ds.runtime.checkpoints.stored import StoredCheckpoints, kept_by, step_folder
+from ted_ds.runtime.checkpoints.stored import StorePlace, kept_by, step_folder
 from ted_ds.runtime.world import World
 
 LOOK_EVERY_S = 0.1
@@ -36,26 +36,25 @@ class Uploads:
 
     def __init__(
         self,
-        stored: StoredCheckpoints,
+        place: StorePlace,
         folders: CheckpointFolders,
         world: World,
         *,
         retention: Retention,
-        timeout_s: float,
         say: Callable[[str], None],
     ) -> None:
         """Begin with none.
 
         Args:
-            stored: Where to.
+            place: Where to.
             folders: Where from.
             world: The ranks.
             retention: Which the store keeps.
-            timeout_s: How long one is tried.
             say: Takes messages to the user.
         """
-        self.stored, self._folders, self._world = stored, folders, world
-        self._retention, self._timeout_s, self._say = retention, timeout_s, say
+        self.stored, self._timeout_s, self._along = place.stored, place.timeout_s, place.along
+        self._folders, self._world = folders, world
+        self._retention, self._say = retention, say
         self._current: _Upload | None = None
         self._waiting: list[_Upload] = []
         self._beside: Beside | None = None
@@ -160,6 +159,7 @@ class Uploads:
         wrong = [name for name, record in listed.items() if sizes.get(f"{within}/{name}") != record.num_bytes]
         if wrong:
             raise StoreError(f"{', '.join(wrong[:3])}: is not there whole, though a rank has put it there")
+        self._along(patience)
         self.stored.put_manifest(upload.step, self._folders.path(upload.step), patience)
         self.stored.prune(kept_by(self._retention, upload.best), patience)
 

@@ -51,7 +51,7 @@ def test_where_ranks_were_is_told_where_one_was_lost(tmp_path):
     write(tmp_path, 76, None, 76)
     for rank in (0, 2):
         position = Position(
-            rank, 3, f"host{rank}", "gloo:all_reduce", 7 + rank, "0 (default_pg)", "Float 3", False, "a:1"
+            rank, 3, f"host{rank}", "gloo:all_reduce", 7 + rank, "0 (default_pg)", "Float 3", True, "a:1"
         )
         write_position(tmp_path, position, {"entries": []})
     (tmp_path / "collectives_00001.json").write_text("{")
