@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from packaging.version import Version
+from torch._C import _distributed_c10d
 
 from ted_ds.launching.positions import NCCL_PREFIX, Position, position_file, positions_in_words, write_position
 from ted_ds.launching.records import log_folder
@@ -119,10 +120,9 @@ def position_of(trace: Mapping[str, Any], *, rank: int, num_ranks: int, called_b
 
 def _trace() -> Mapping[str, Any] | None:
     """What the recorder of this process has; None where this torch has none."""
-    functions = torch._C._distributed_c10d
     # NCCL has a recorder of its own, in builds with it
     for name in ("_dump_nccl_trace_json", "_dump_fr_trace_json"):
-        dump = getattr(functions, name, None)
+        dump = getattr(_distributed_c10d, name, None)
         if dump is None:
             continue
         try:

@@ -83,8 +83,14 @@ class Uploading:
         return [one.removeprefix(f"runs/{name}/") for one in self.server.names(f"runs/{name}/")]
 
     def check(self, place: Path) -> None:
-        """That a run came to what it would have without a store: every report, weight and score."""
-        assert differences(self.whole, traces(place)) == []
+        """That a run came to what it would have without a store: every report, weight and score.
+
+        A phase whose result was not at the store yet is done again, behind reports of the next one that were.
+        """
+        found, whole = traces(place), dict(self.whole)
+        for one in (found, whole):
+            one["reports"] = sorted(one["reports"], key=lambda report: report["phase"])
+        assert differences(whole, found) == []
 
 
 @pytest.fixture(scope="module")
