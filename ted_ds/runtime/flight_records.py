@@ -19,7 +19,14 @@ import torch
 from packaging.version import Version
 from torch._C import _distributed_c10d
 
-from ted_ds.launching.positions import NCCL_PREFIX, Position, position_file, positions_in_words, write_position
+from ted_ds.launching.positions import (
+    NCCL_PREFIX,
+    Position,
+    position_file,
+    positions_in_words,
+    read_positions,
+    write_position,
+)
 from ted_ds.launching.records import log_folder
 from ted_ds.launching.starters import Told
 
@@ -80,7 +87,9 @@ def leave_position(error: BaseException) -> list[str]:
     until = time.monotonic() + OTHERS_S
     while time.monotonic() < until and not all(position_file(folder, one).exists() for one in range(told.num_ranks)):
         time.sleep(LOOK_EVERY_S)
-    return positions_in_words(folder)
+    if min(one.rank for one in read_positions(folder)) == told.rank:
+        return positions_in_words(folder)
+    return [position.in_words, f"what the other ranks left is in {folder}"]  # one of them says it all
 
 
 def position_of(trace: Mapping[str, Any], *, rank: int, num_ranks: int, called_by: str = "") -> Position | None:

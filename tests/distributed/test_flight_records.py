@@ -50,12 +50,13 @@ def test_ranks_that_are_apart_say_where_each_is(tmp_path: Path) -> None:
     assert positions[0].group.endswith("(test)")
     assert positions[0].number == 1
     assert positions[1].group == positions[0].group
-    for lines in said:
-        assert len(lines) == 3, said
-        assert lines[0].startswith(
-            f"rank 0 on {os.uname().nodename}: {'in' if positions[0].is_open else 'last in'} gloo:all_reduce, number 1"
-        )
-        assert lines[-1] == f"what torch's flight recorder had is in {tmp_path}/collectives_*.json"
+    assert len(said[0]) == 3, said
+    assert said[1] == [positions[1].in_words, f"what the other ranks left is in {tmp_path}"]
+    lines = said[0]
+    assert lines[0].startswith(
+        f"rank 0 on {os.uname().nodename}: {'in' if positions[0].is_open else 'last in'} gloo:all_reduce, number 1"
+    )
+    assert lines[-1] == f"what torch's flight recorder had is in {tmp_path}/collectives_*.json"
 
 
 def test_what_a_recorder_saw_last() -> None:

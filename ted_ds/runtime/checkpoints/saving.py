@@ -147,9 +147,10 @@ class Checkpoints:
         """Wait for uploads, within their bound."""
         if self._uploads is not None:
             started = time.monotonic()
-            self._uploads.finish()
+            any_ended = self._uploads.finish()
             self.stalled_s += time.monotonic() - started
-            self._world.on_main(self._prune)
+            if any_ended:  # else nothing was saved by now, and which is the best is not known here
+                self._world.on_main(self._prune)
 
     def commit(self) -> None:
         """Put the checkpoint in its place, once no rank writes any more.

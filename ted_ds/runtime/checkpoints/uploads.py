@@ -119,9 +119,10 @@ class Uploads:
         self._end(failed)
         return True
 
-    def finish(self) -> None:
-        """Wait for what is on its way and what waits, no longer than one upload may take."""
+    def finish(self) -> bool:
+        """Wait for what is on its way and what waits, no longer than one upload may take; whether there was anything."""
         until = time.monotonic() + self._timeout_s
+        was_open = self._current is not None
         while self._current is not None:
             late = time.monotonic() > until
             busy, troubled, late = self._world.highest(self.is_busy, self.is_troubled, late)
@@ -131,10 +132,11 @@ class Uploads:
                 if self._beside is not None:
                     self._beside.patience.give_up()
                 self._end(_of_ranks(so_far) or f"not through within {self._timeout_s:g} s")
-                return
+                break
             self.look(is_busy=bool(busy), is_troubled=bool(troubled))
             if busy:
                 time.sleep(LOOK_EVERY_S)
+        return was_open
 
     def _begin(self) -> None:
         self._current, *self._waiting = self._waiting
