@@ -87,7 +87,7 @@ def leave_position(error: BaseException) -> list[str]:
     until = time.monotonic() + OTHERS_S
     while time.monotonic() < until and not all(position_file(folder, one).exists() for one in range(told.num_ranks)):
         time.sleep(LOOK_EVERY_S)
-    if min(one.rank for one in read_positions(folder)) == told.rank:
+    if min((one.rank for one in read_positions(folder)), default=told.rank) == told.rank:
         return positions_in_words(folder)
     return [position.in_words, f"what the other ranks left is in {folder}"]  # one of them says it all
 

@@ -286,6 +286,24 @@ def test_a_newer_checkpoint_at_the_store_is_taken_before_an_older_one_here(uploa
     uploading.check(place)
 
 
+@pytest.mark.slow
+def test_the_best_model_is_fetched_where_it_is_not_here(uploading):
+    best = ["export=best", "evaluation.every_steps=1", "distill.learning_rate=0.05"]
+    whole = uploading.folder / "best"
+    run([*uploading.arguments("none")[:-2], *best, f"output_dir={whole}"])
+    step = json.loads((whole / "distill" / "phase.json").read_text())["result"]["best"]["step"]
+    assert step < STEPS - 3, "an early one, which keep_last does not keep"
+    name, place = uploading.new()
+    arguments = [*uploading.arguments(name), *best]
+    killed = Run(arguments, fault=reach_and, fault_arguments=(uploading.server.environment, kill_after, STEPS))
+    assert killed.wait() == [-signal.SIGKILL] * RANKS, killed.output()
+    shutil.rmtree(place)
+    output = run(arguments, fault=reach, fault_arguments=(uploading.server.environment,))
+    assert f"fetched {uploading.server.url(f'runs/{name}')}/checkpoints/distill/step_{step:08d}" in output
+    assert f"the model of step {step} is taken" in output
+    assert differences(traces(whole), traces(place)) == []
+
+
 def test_a_stop_waits_for_the_store_and_says_where_the_state_is(uploading):
     name, place = uploading.new()
     started = uploading.start(name, slow_steps, timeout_s=3.0)

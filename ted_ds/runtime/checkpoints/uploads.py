@@ -120,7 +120,7 @@ class Uploads:
         return True
 
     def finish(self) -> bool:
-        """Wait for what is on its way and what waits, no longer than one upload may take; whether there was anything."""
+        """Wait for what is on its way and what waits, as long as one upload may take; whether there was anything."""
         until = time.monotonic() + self._timeout_s
         was_open = self._current is not None
         while self._current is not None:
