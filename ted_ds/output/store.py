@@ -35,6 +35,8 @@ TRIES_BEFORE_A_WORD = 3
 ACCESS_S = 20.0
 """How long a store may take to show that it can be written."""
 LONGEST_REASON = 300
+WILL_NOT_PASS = (PermissionError, FileNotFoundError, NotADirectoryError, FileExistsError, IsADirectoryError)
+"""What a store answers, and will answer again."""
 
 
 class Patience:
@@ -279,8 +281,8 @@ class Store:
                 try:
                     attempt()
                     return
-                except (PermissionError, FileNotFoundError, NotImplementedError, ValueError, ImportError):
-                    raise  # they will not pass
+                except (*WILL_NOT_PASS, NotImplementedError, ValueError, ImportError):
+                    raise
                 except Exception as error:
                     if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "NoRegionError"):
                         raise
