@@ -237,7 +237,7 @@ def test_a_store_that_cuts_files_off_is_noticed(uploading):
     # for good: nothing that was cut off becomes a checkpoint, and nothing is lost here
     name, place = uploading.new()
     uploading.server.do(methods=["PUT"], match=r"checkpoints/distill/.*/engine", keep=100)
-    started = uploading.start(name, slow_steps, timeout_s=3.0)
+    started = uploading.start(name, slow_steps, timeout_s=8.0)
     started.wait_for("distill 7/")
     there = uploading.there(name)
     here = sorted(int(folder.name[5:]) for folder in (place / "checkpoints" / "distill").glob("step_*"))
