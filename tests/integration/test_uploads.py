@@ -288,7 +288,12 @@ def test_a_newer_checkpoint_at_the_store_is_taken_before_an_older_one_here(uploa
 
 @pytest.mark.slow
 def test_the_best_model_is_fetched_where_it_is_not_here(uploading):
-    best = ["export=best", "evaluation.every_steps=1", "distill.learning_rate=8", "distill.warmup_steps=7"]  # ever worse
+    best = [
+        "export=best",
+        "evaluation.every_steps=1",
+        "distill.learning_rate=8",
+        "distill.warmup_steps=7",
+    ]  # ever worse
     whole = uploading.folder / "best"
     run([*uploading.arguments("none")[:-2], *best, f"output_dir={whole}"])
     step = json.loads((whole / "distill" / "phase.json").read_text())["result"]["best"]["step"]
