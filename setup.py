@@ -73,6 +73,7 @@ setup(
         "docs": ["jupytext>=1.19", "latex2mathml>=3.81", "mkdocstrings-python>=2.0", "zensical==0.0.72"],
         "int8": ["torchao>=0.18"],
         "onnx": ["onnx>=1.21", "onnxruntime>=1.23", "onnxscript>=0.7"],
+        "s3": ["s3fs>=2025.3"],
         "report": ["matplotlib>=3.9"],
         "lora": ["peft>=0.18"],
         "lm_eval": ["lm-eval[hf]>=0.4.9"],

@@ -30,6 +30,7 @@ from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.task_terms import CAUSAL_LM
 from ted_ds.objectives.finetune import FinetuneObjective
 from ted_ds.runtime.checkpoints.folders import Retention
+from ted_ds.runtime.checkpoints.origin import Origin
 from ted_ds.runtime.checkpoints.saving import Checkpoints
 from ted_ds.runtime.determinism import random_state
 from ted_ds.runtime.step_runner import EngineSettings
@@ -92,7 +93,7 @@ class Training:
         self._objective = FinetuneObjective(CAUSAL_LM)
         self._world, self._batches, self._step = world, _batches(size.vocab), 0
         self.checkpoints = Checkpoints(
-            folder, world, run_id="benchmark", inputs={}, retention=Retention(1), say=lambda _: None
+            folder, world, origin=Origin("benchmark", {}, folder), retention=Retention(1), say=lambda _: None
         )
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
 
@@ -100,8 +101,7 @@ class Training:
         """Take steps, and a checkpoint after the first, ``waiting`` or ``beside``; seconds in all, and held by it."""
         held_before, started = self.checkpoints.stalled_s, time.perf_counter()
         for number in range(count):
-            if self.checkpoints.is_open and not self.checkpoints.is_writing:
-                self.checkpoints.commit()
+            self.checkpoints.advance(*self.checkpoints.signs)
             self._engine.step(self._batches, self._objective)
             self._step += 1
             if number == 0 and save is not None:

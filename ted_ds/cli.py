@@ -47,8 +47,11 @@ def _cache(options: argparse.Namespace) -> int:
 
 def _doctor(options: argparse.Namespace) -> int:
     _refuse_at_once(options)
-    from ted_ds.verbs.doctor import examine
+    from ted_ds.verbs.doctor import examine, repeat
 
+    if options.replay is not None:
+        repeat(options.recipe, options.overrides, options.replay)
+        return 0
     return 0 if examine(options.recipe, options.overrides) else 1
 
 

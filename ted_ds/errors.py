@@ -6,6 +6,7 @@
     ├── DataError            a data file or a row of it is wrong
     ├── CheckpointError      a model, filter, checkpoint or phase folder is missing, damaged or of another run
     ├── NumericsError        a loss became NaN or infinite
+    ├── StoreError           what is kept at an object store cannot be written, read or found whole
     ├── OwnCodeError         Python code that was given to a run, or a plug-in, failed
     ├── StoppedOnRequest     exit code 75: a signal or the wall-clock budget; start the same command to go on
     └── RankLostError        exit code 76: another rank died or hangs; start the same command to go on
@@ -47,6 +48,10 @@ class CheckpointError(TedError):
 
 class NumericsError(TedError):
     """A loss became NaN or infinite."""
+
+
+class StoreError(TedError):
+    """A store that keeps checkpoints beside the local disk does not do what is asked of it."""
 
 
 class OwnCodeError(TedError):

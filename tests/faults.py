@@ -187,6 +187,29 @@ PLACES = {
 }
 
 
+def of_distill(place: str, arrive: Callable[[], None]) -> None:
+    """Let something happen whenever a checkpoint of Stage II comes to a place on its way to a store.
+
+    Places: ``upload`` (before each file that is put there), ``stored manifest`` and ``stored removal`` (before it
+    becomes one, and before something of one is removed).
+    """
+    from ted_ds.output.store import Store
+    from ted_ds.runtime.checkpoints.stored import StoredCheckpoints
+
+    owner: Any = StoredCheckpoints if place == "stored manifest" else Store
+    name = {"upload": "put", "stored manifest": "put_manifest", "stored removal": "remove"}[place]
+    plain = getattr(owner, name)
+
+    @functools.wraps(plain)
+    def wrapped(self: Any, *arguments: Any, **options: Any) -> Any:
+        store = self.store if owner is StoredCheckpoints else self
+        if store.url.endswith("checkpoints/distill"):
+            arrive()
+        return plain(self, *arguments, **options)
+
+    setattr(owner, name, wrapped)
+
+
 def _before(owner: Any, name: str, arrive: Callable[[], None]) -> None:
     plain = getattr(owner, name)
 

@@ -30,6 +30,8 @@ NO_ONNX = (
     f"{ONNX} is not there, which no script makes: pip install --no-deps --target {ONNX} onnx==1.23.2 onnxscript==0.7.2 "
     "onnx_ir==1.1.0 onnxruntime==1.32.0 ml_dtypes==0.6.0 flatbuffers"
 )
+STORES = Path(sys.prefix) / "stores"
+NO_STORES = f"{STORES} is not there; bash tests/run.sh makes it"
 PEFT = Path(sys.prefix) / "peft"
 NO_PEFT = f"{PEFT} is not there; bash tests/run.sh makes it"
 

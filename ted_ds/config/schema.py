@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from ted_ds.config.checkpoint import Checkpoint
 from ted_ds.config.data import Data
 from ted_ds.config.distill import Distill
 from ted_ds.config.evaluation import Evaluation, StridedPerplexity
@@ -30,31 +31,6 @@ from ted_ds.config.weights import highest
 NUM_SPECIAL_TOKENS = 4
 """Of a trained tokenizer: unknown, begin, end, padding."""
 NUM_BYTES = 256
-
-
-class Checkpoint(Section):
-    """When the state of a phase is saved, so that a run that was stopped goes on, and what is kept."""
-
-    every_steps: int | None = Field(default=None, gt=0)
-    """After every so many optimizer steps."""
-    every_minutes: float | None = Field(default=30.0, gt=0)
-    """And when so much time has passed since the last one; null: not by time."""
-    keep_last: int = Field(default=2, gt=0)
-    """How many of the newest to keep while the phase runs; a finished phase needs none."""
-    keep_every_steps: int | None = Field(default=None, gt=0)
-    """Also keep those whose step is a multiple of this, for good."""
-    keep_best: bool = True
-    """Also keep that with the best held-out score, for good; needs ``evaluation.every_steps``."""
-    asynchronous: bool = True
-    """Write while training goes on; it needs host memory for a copy of this rank's part."""
-
-    @rule
-    def _archived_ones_are_saved(self) -> Iterator[str]:
-        if self.keep_every_steps is not None and (self.every_steps is None or self.keep_every_steps % self.every_steps):
-            yield (
-                f"keep_every_steps ({self.keep_every_steps}) must be a multiple of every_steps ({self.every_steps}): "
-                "only what is saved can be kept"
-            )
 
 
 class TokenizerTraining(Section):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ted_ds.errors import RankLostError, StoppedOnRequest
+from ted_ds.launching.positions import positions_in_words
 from ted_ds.launching.records import RankRecord, log_file, read_records, record_file
 
 COMPLETE, STOPPED, RANK_LOST = 0, StoppedOnRequest.exit_code, RankLostError.exit_code
@@ -73,15 +74,16 @@ def outcome_of(folder: Path, launcher_code: int) -> Outcome:
         text = _about(folder, first, f"had a fault of its hardware ({first.fault})")
         return Outcome(RANK_LOST, text, faulty_host=first.host)
     silent = [one for one in records if one.code is None]
+    at = "".join(f"\n    {line}" for line in positions_in_words(folder))
     if not silent:
         last = max(records, key=lambda one: _written(record_file(folder, one.rank), one))
         which = f"of rank {_some(missing)} there is nothing in {folder}" if missing else ""
         which = which or f"the last to say so was rank {last.rank} on {last.host}"  # woken by the end of the others
-        return Outcome(RANK_LOST, f"the ranks lost each other; {which}", tuple(missing))
+        return Outcome(RANK_LOST, f"the ranks lost each other; {which}{at}", tuple(missing))
     first = min(
         silent, key=lambda one: (one.asked_at is not None, one.asked_at or _written(log_file(folder, one.rank), one))
     )
-    return Outcome(RANK_LOST, _about(folder, first, "died or hangs"))
+    return Outcome(RANK_LOST, _about(folder, first, "died or hangs") + at)
 
 
 def _some(ranks: Sequence[int]) -> str:

@@ -38,10 +38,17 @@ def read_run(output_dir: Path) -> Run | None:
         CheckpointError: The file is damaged.
     """
     file = output_dir / RUN_FILE
-    if not file.is_file():
-        return None
+    return run_of(file.read_text(encoding="utf-8", errors="replace"), str(file)) if file.is_file() else None
+
+
+def run_of(text: str, file: str) -> Run:
+    """The run that a file, called so in messages, is about.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(text)
         run = Run(content["run_id"], content.get("teacher_host"), content.get("deepspeed"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file}: damaged ({error!r}); restore it, or choose another output_dir") from error

@@ -27,6 +27,7 @@ from ted_ds.phases.callbacks import Listeners, PhaseEvent
 from ted_ds.phases.checkpoints import checkpoints_of
 from ted_ds.phases.inputs import Inputs
 from ted_ds.phases.journal import Journal
+from ted_ds.phases.stored_phases import StoredPhases
 from ted_ds.phases.work import Kit, Work
 from ted_ds.planning.phase import (
     CUT_STUDENT,
@@ -80,11 +81,12 @@ class Chain:
         self._kit = Kit(assembly, inputs.folders, journal, TeacherVetting(assembly), listeners)
         shared = assembly.recipe.shared_phases
         self._shared = None if shared is None else SharedPhases(shared)
+        self._stored = StoredPhases(assembly)
         self.took_s: dict[str, float | None] = {}
         """Seconds of each phase that is complete; None where it was so before."""
 
     def pending(self, wanted: Sequence[Phase]) -> list[Phase]:
-        """The wanted phases from the first that is not complete; writes nothing.
+        """The wanted phases from the first that is not complete; writes nothing but what it fetches from a store.
 
         Raises:
             CheckpointError: A phase before them is not complete, was completed or begun with other settings, or its
@@ -94,6 +96,7 @@ class Chain:
         last = max((phases.index(phase) for phase in wanted if phase in phases), default=-1)
         for index, phase in enumerate(phases[: last + 1]):
             folder = self._folder(phase)
+            self._stored.fetch(folder)
             if not self._assembly.world.on_main(functools.partial(self._is_complete, phase, folder, wanted)):
                 return [phase for phase in phases[index:] if phase in wanted]
             self._skip(phase, folder)
@@ -112,6 +115,15 @@ class Chain:
             WORK_OF_PHASE[phase].retire(self._assembly)
 
         self._assembly.world.on_main(retire)
+        self._stored.offer(folder)
+
+    def finish_uploads(self) -> None:
+        """Wait until the results of all phases are at the store, if there is one.
+
+        Raises:
+            StoreError: Some are not; on every rank.
+        """
+        self._stored.finish()
 
     def _is_complete(self, phase: Phase, folder: PhaseFolder, wanted: Sequence[Phase]) -> bool:
         complete = folder.is_complete()

@@ -22,7 +22,7 @@ from ted_ds.phases.pace import OfRank, Pace
 from ted_ds.phases.stragglers import Stragglers
 from ted_ds.phases.work import Kit
 from ted_ds.planning.phase import phase_named
-from ted_ds.runtime.checkpoints.saving import Saved
+from ted_ds.runtime.checkpoints.taking_up import Saved
 from ted_ds.runtime.determinism import random_state, restore_random_state, seed_everything
 from ted_ds.runtime.gradient_norms import MeasuredTerms
 from ted_ds.runtime.outputs import Outputs
@@ -133,6 +133,7 @@ class PhaseTraining:
                 ),
             )
             self._checkpoints.finish()
+            self._checkpoints.settle_uploads()
             if self._takes_best:
                 self._take_best()
         finally:
@@ -221,9 +222,8 @@ class PhaseTraining:
         build.stops.has_work(True)
         asked = build.stops.reason is not None
         due = build.world.is_main and self._is_due(progress)  # one clock decides
-        stop, save, writing = build.world.highest(asked, due, self._checkpoints.is_writing)
-        if self._checkpoints.is_open and not writing:
-            self._checkpoints.commit()
+        stop, save, *signs = build.world.highest(asked, due, *self._checkpoints.signs)
+        self._checkpoints.advance(*signs)
         if stop:
             build.stops.agreed()
             self._stop(progress)
@@ -235,10 +235,11 @@ class PhaseTraining:
                 self._checkpoints.finish()
 
     def save(self, progress: Progress) -> Path:
-        """Save, unless that is done, and wait until it is on the disk."""
+        """Save, unless that is done, and wait until it is on the disk, and at the store if there is one."""
         if progress.step != self._saved_step:
             self._begin_save(progress)
         self._checkpoints.finish()
+        self._checkpoints.settle_uploads()
         return self._checkpoints.folders.path(progress.step)
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
@@ -262,7 +263,9 @@ class PhaseTraining:
             raise self._build.stopped(where, "The weights are not finite and were not saved; checkpoints before stay")
         started = time.monotonic()
         place = self.save(progress)
-        raise self._build.stopped(where, f"The state is in {place}, saved in {time.monotonic() - started:.1f} s")
+        missing = self._checkpoints.not_stored
+        also = "" if missing is None else f", but not at the store ({missing})"
+        raise self._build.stopped(where, f"The state is in {place}{also}, saved in {time.monotonic() - started:.1f} s")
 
     def _begin_save(self, progress: Progress) -> None:
         world, ledger = self._build.world, self._journal.ledger

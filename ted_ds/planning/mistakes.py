@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ted_ds.config.checkpoint import refuse_missing_package
 from ted_ds.config.data import Cleaning, Source, TransferSource
 from ted_ds.config.deepspeed import filled, inspect_deepspeed_json, remarks
 from ted_ds.config.deepspeed_keys import offload_device, zero_stage
@@ -87,6 +88,11 @@ def check_tracking(recipe: Recipe, mistakes: Mistakes) -> None:
         known = mistakes.attempt("", lambda: wandb_mode(wanted, os.environ))
         if known is not None and speaks:
             mistakes.attempt("", lambda: refuse_missing_account(wanted, os.environ))
+
+
+def check_upload(recipe: Recipe, mistakes: Mistakes) -> None:
+    """Whether what reaches the store for checkpoints is installed; what it answers, a run asks as it starts."""
+    mistakes.attempt("", lambda: refuse_missing_package(recipe.checkpoint.upload))
 
 
 def check_data(recipe: Recipe, rows: Rows, mistakes: Mistakes) -> dict[str, FirstRows]:

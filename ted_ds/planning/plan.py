@@ -45,6 +45,7 @@ from ted_ds.planning.mistakes import (
     check_output,
     check_routers,
     check_tracking,
+    check_upload,
 )
 from ted_ds.planning.model_lookup import HubLookup, KnownModel, by_local_files
 from ted_ds.planning.phase import phases_of
@@ -192,6 +193,7 @@ def _lay_out(
     if hub is not None and recipe.task.packed and not mistakes.found:
         num_bytes = mistakes.attempt("", lambda: corpus_bytes(recipe.data, hub)) or {}
     check_tracking(recipe, mistakes)
+    check_upload(recipe, mistakes)
     mistakes.add("evaluation.lm_eval", *lm_eval_mistakes(recipe.evaluation.lm_eval))
     known = {"teacher": mistakes.attempt("teacher.path", lambda: look_up(recipe.teacher.path)) or KnownModel()}
     known["student"] = find_student(recipe, known["teacher"], look_up, mistakes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ted_ds.config.glue import filled_in
+from ted_ds.config.redaction import without_secrets
 from ted_ds.config.schema import Recipe
 from ted_ds.planning.adapters import trains_in_words
 from ted_ds.planning.frozen_blocks import freeze_in_words
@@ -73,5 +74,11 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
         lines.append(f"texts     {plan.text_ends}")
     lines += [f"note      {remark}" for remark in plan.remarks]
     lines.append(f"output    {recipe.output_dir}")
+    upload = recipe.checkpoint.upload
+    if upload is not None:
+        lines.append(
+            f"upload    checkpoints and complete phases also to {without_secrets(upload.to)}, read back; a run whose "
+            "folder has lost them goes on from there"
+        )
     lines += [f"WARN      {doubt}" for doubt in plan.doubts]
     return "\n".join(lines)

@@ -21,6 +21,7 @@ from ted_ds.runtime.sharding import forget_passes, loss_scale_of
 from ted_ds.runtime.world import World
 
 MOST_NAMED = 3
+WHAT_TO_LOOK_AT = "A sound machine repeats itself: look at memory, GPU and CPU there, and leave the host out"
 WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
 """By the bytes of a number, integers with its bits."""
 
@@ -66,6 +67,37 @@ class Replay:
         Raises:
             DeviceFaultError: They differ on some rank; on every rank.
         """
+        of_ranks = self.differing(losses)
+        if any(of_ranks):
+            before = (
+                "no step of this start was compared before" if checked is None else f"up to step {checked} they were"
+            )
+            where = f"{self._wrong_ranks(of_ranks)}; {before}"
+            text = (
+                f"step {step}: computed a second time, gradients are not the same bits ({where}). {WHAT_TO_LOOK_AT}. "
+                "Nothing of this step was taken; start the same command again to go on from the newest checkpoint"
+            )
+            raise self._fault(of_ranks, text, f"its gradients of step {step} are not the same bits a second time")
+
+    def repeat(self, losses: Callable[[], Iterator[Tensor]], *, number: int, times: int) -> None:
+        """The same where nothing is trained: the ``number``-th repetition of so many. Every rank must call it.
+
+        Raises:
+            DeviceFaultError: They differ on some rank; on every rank.
+        """
+        of_ranks = self.differing(losses)
+        if any(of_ranks):
+            text = (
+                f"repetition {number} of {times}: gradients of the same step are not the bits they were the first time "
+                f"({self._wrong_ranks(of_ranks)}). {WHAT_TO_LOOK_AT}"
+            )
+            raise self._fault(of_ranks, text, f"its gradients are not the same bits in repetition {number} of {times}")
+
+    def differing(self, losses: Callable[[], Iterator[Tensor]]) -> list[list[str]]:
+        """Compute the same again; of every rank the parameters whose gradients are others than when it was watched.
+
+        Every rank must call it.
+        """
         scale, again = loss_scale_of(self._engine), self._nothing()
         after = random_state()
         restore_random_state(self._random)
@@ -79,25 +111,20 @@ class Replay:
         restore_random_state(after)
         forget_passes(self._engine, self._module)
         differ = (again != self._first).cpu().tolist()
-        of_ranks = self._world.gather([name for (name, _), one in zip(self._trained, differ, strict=True) if one])
-        if any(of_ranks):
-            raise self._fault(of_ranks, step, checked)
+        return self._world.gather([name for (name, _), one in zip(self._trained, differ, strict=True) if one])
 
-    def _fault(self, of_ranks: Sequence[Sequence[str]], step: int, checked: int | None) -> DeviceFaultError:
-        wrong = {rank: names for rank, names in enumerate(of_ranks) if names}
-        told = "; ".join(
+    def _wrong_ranks(self, of_ranks: Sequence[Sequence[str]]) -> str:
+        return "; ".join(
             f"rank {rank} on {self._world.hosts[rank]}: {len(names)} of {len(self._trained)} gradients, as of "
             f"{', '.join(names[:MOST_NAMED])}"
-            for rank, names in wrong.items()
+            for rank, names in enumerate(of_ranks)
+            if names
         )
-        before = "no step of this start was compared before" if checked is None else f"up to step {checked} they were"
-        text = (
-            f"step {step}: computed a second time, gradients are not the same bits ({told}; {before}). A sound machine "
-            "repeats itself: look at memory, GPU and CPU there, and leave the host out. Nothing of this step was "
-            "taken; start the same command again to go on from the newest checkpoint"
-        )
-        if self._world.rank in wrong:
-            note_fault(f"its gradients of step {step} are not the same bits a second time"[:300])
+
+    def _fault(self, of_ranks: Sequence[Sequence[str]], text: str, note: str) -> DeviceFaultError:
+        """The error of all ranks; a wrong one leaves a note for who watches it."""
+        if of_ranks[self._world.rank]:
+            note_fault(note[:300])
         error = DeviceFaultError(text)
         error.agreed = True
         return error

@@ -81,7 +81,7 @@ class World:
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         deepspeed.init_distributed(backend, timeout=timeout, verbose=False)
         device = torch.device(accelerator.current_device_name())
-        control = dist.new_group(backend="gloo", timeout=timeout)
+        control = dist.new_group(backend="gloo", timeout=timeout, group_desc="control")
         if dist.get_world_size() % num_stages:
             raise TopologyError(
                 f"pipeline.stages: {num_stages} stages do not divide {dist.get_world_size()} ranks; use a divisor"
@@ -256,6 +256,12 @@ BROKEN_CONNECTION = re.compile(
     r"communicator was aborted",
     re.IGNORECASE | re.DOTALL,
 )
+
+
+def uses_nccl() -> bool:
+    """Whether ranks will talk to each other by NCCL."""
+    accelerator: Any = get_accelerator()
+    return accelerator.communication_backend_name() == "nccl"
 
 
 def is_lost_rank(error: BaseException) -> bool:

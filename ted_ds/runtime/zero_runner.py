@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -64,6 +65,32 @@ class ZeroRunner(StepRunner):
             objective.watch(False)
             self._repeat(micro, objective, on_device, factor)
 
+    def repeat(
+        self, batches: Iterator[Sequence[Batch]], objective: Objective, times: int, between: Callable[[int], None]
+    ) -> None:
+        """Compute the gradients of the next microbatches, and so often again; no step is taken. Once for an engine.
+
+        Args:
+            batches: As of :meth:`step`.
+            objective: Likewise.
+            times: How often after the first time.
+            between: Hears how many repetitions are behind; every rank calls it.
+
+        Raises:
+            DeviceFaultError: A repetition came to other bits on some rank; on every rank.
+            TedError: The data failed on some rank; raised on all of them.
+        """
+        micro, _ = self._next_microbatches(batches, objective)
+        counts = {name: count.to(self._world.device, torch.float32) for name, count in self._step.counts.items()}
+        self._watch.reset()
+        with self._replay.watched():
+            factor = self._learn(micro, objective, counts)
+        objective.watch(False)
+        for number in range(1, times + 1):
+            losses = functools.partial(self._losses, micro, objective, counts, factor)
+            self._replay.repeat(losses, number=number, times=times)
+            between(number)
+
     def _learn(self, micro: Sequence[Batch], objective: Objective, counts: Mapping[str, Tensor]) -> Tensor:
         """Accumulate microbatches' gradients; returns the factor of the last one's loss: NaN for a step to skip."""
         factor = torch.ones((), device=self._world.device)
@@ -94,16 +121,18 @@ class ZeroRunner(StepRunner):
         Raises:
             DeviceFaultError: They are not the same on some rank; on every rank.
         """
-
-        def losses() -> Iterator[Tensor]:
-            for index, batch in enumerate(micro):
-                loss, _ = objective.loss(self._module, batch.to(self._world.device), counts)
-                # as they were given to backward, to the last operation
-                yield (loss * factor if index == len(micro) - 1 else loss) * self._world.size
-
+        losses = functools.partial(self._losses, micro, objective, counts, factor)
         step = self.engine.global_steps + 1
         self._replay.compare(losses, step=step, checked=self._replayed)
         self._replayed = step
+
+    def _losses(
+        self, micro: Sequence[Batch], objective: Objective, counts: Mapping[str, Tensor], factor: Tensor
+    ) -> Iterator[Tensor]:
+        """Those of :meth:`_learn` once more, as they were given to backward, to the last operation."""
+        for index, batch in enumerate(micro):
+            loss, _ = objective.loss(self._module, batch.to(self._world.device), counts)
+            yield (loss * factor if index == len(micro) - 1 else loss) * self._world.size
 
     def gradients(self) -> Iterator[tuple[str, Tensor | None]]:
         """Each trainable parameter's whole accumulated gradient in fp32, between :meth:`accumulate` and :meth:`update`.

@@ -27,6 +27,7 @@ from ted_ds.errors import ConfigError, RankLostError, raise_all
 from ted_ds.models.adapter_folder import read_adapter
 from ted_ds.models.loading import fetch, load_tokenizer
 from ted_ds.models.merging import whole_model
+from ted_ds.output.chatter import LOGS
 from ted_ds.output.output_lock import OutputLock, wait_for
 from ted_ds.output.run_folder import new_run, read_run
 from ted_ds.output.run_folders import RunFolders
@@ -37,12 +38,14 @@ from ted_ds.planning.plan import Plan, make_plan, model_sides, plan_recipe
 from ted_ds.planning.steps import counts_all_texts, counts_epochs, with_rows
 from ted_ds.runtime.arithmetic import set_arithmetic, without_effect
 from ted_ds.runtime.device_faults import as_device_fault, is_device_fault
+from ted_ds.runtime.flight_records import keep_records, leave_position
 from ted_ds.runtime.preemption import StopRequests
 from ted_ds.runtime.rendezvous import find_ranks
-from ted_ds.runtime.world import World, is_lost_rank
+from ted_ds.runtime.world import World, is_lost_rank, uses_nccl
 from ted_ds.tasks.kind import kind_of
 from ted_ds.tasks.two_tokenizers import open_for_both
 from ted_ds.verbs.agreement import refuse_other_families, refuse_other_files, refuse_other_settings
+from ted_ds.verbs.store_access import run_at_store
 
 JOIN_TIMEOUT_S = 1800.0
 
@@ -63,10 +66,11 @@ def hearing(stops: StopRequests) -> Iterator[None]:
                     raise as_device_fault(error) from error
                 raise
             seen = str(error).splitlines()[0].partition(". This is typically")[0]
+            positions = "".join(f"\n    {line}" for line in leave_position(error))
             raise RankLostError(
                 f"rank {os.environ.get('RANK', '0')}: another rank died or hangs, or the network to it is cut; its own "
                 f"output says more. What was seen here: {seen:.300}. Start the same command "
-                "again to go on from the newest checkpoint"
+                f"again to go on from the newest checkpoint{positions}"
             ) from error
 
 
@@ -107,13 +111,17 @@ def prepare(
         timeout_s, num_stages = recipe.collective_timeout_s, recipe.pipeline.stages
     except Exception as error:  # a defect of ours on one rank must not leave the others waiting either
         planned = error
+    if not isinstance(planned, Exception):
+        keep_records(planned[0].output_dir / LOGS, uses_nccl=uses_nccl())
     world = World.join(timeout_s, num_stages)
     recipe, plan = world.settle(planned)
     refuse_other_settings(world, recipe, own.deciding_values())
     with world.together():
         world.check_precision(recipe.precision)
+    at_store = None
     if held is not None:
         _own_output(recipe.output_dir, world, stops, held)
+        at_store = run_at_store(recipe, world)
     recipe, plan, teacher, student = _resolve_models(recipe, plan, source, world, contracts_hold=contracts_hold)
     wanted = recipe.data
     listing = world.on_main(lambda: list_data(wanted))  # once, and the same for all
@@ -146,7 +154,7 @@ def prepare(
     recipe = _settle(recipe, data, source, world)
     screen = Screen(shown=world.is_main, log_every_s=recipe.tracking.log_every_seconds)
     output_dir = recipe.output_dir
-    before = world.on_main(lambda: read_run(output_dir))
+    before = world.on_main(lambda: read_run(output_dir) or at_store)
     run = before or world.on_main(new_run)
     recipe, run, choice = find_deepspeed(recipe, plan, run, world)
     run, hosting = host_teacher(recipe, plan, run, world, run_is_old=before is not None)

@@ -15,7 +15,7 @@ from ted_ds.config.given import AnyRecipe
 from ted_ds.config.redaction import without_secrets
 from ted_ds.config.schema import Recipe
 from ted_ds.data.bad_records import Ledger
-from ted_ds.errors import ConfigError, StoppedOnRequest
+from ted_ds.errors import ConfigError, StoppedOnRequest, StoreError
 from ted_ds.launching.records import log_file
 from ted_ds.output.chatter import LOGS, chatter_kept_in
 from ted_ds.output.run_folder import begin_run, mark_stopped, note_start
@@ -34,6 +34,7 @@ from ted_ds.runtime.preemption import StopRequests, shielded
 from ted_ds.runtime.world import World
 from ted_ds.verbs.next_commands import next_commands
 from ted_ds.verbs.prepare import greet, hearing, prepare
+from ted_ds.verbs.store_access import claim_store
 
 Outcome = TypeVar("Outcome")
 
@@ -132,8 +133,13 @@ def _run(
         if world.is_main:
             _show_results(assembly, inputs.folders, journal.tracker, seconds)
             _show_what_next(assembly.screen, recipe, order, chain.took_s)
+        chain.finish_uploads()
         return world.on_main(lambda: conclude(assembly, inputs.folders, seconds))
     except StoppedOnRequest as stop:
+        try:
+            chain.finish_uploads()
+        except StoreError as error:  # the run is to be started again in any case
+            assembly.screen.say(f"WARN {error}")
         _leave_stopped(assembly, journal, stop)
         raise
     finally:
@@ -182,6 +188,7 @@ def _open_output(recipe: Recipe, world: World, assembly: Assembly, journal: Jour
                 f"output_dir: {recipe.output_dir} was created by rank 0 and is not seen here; it must be on a file "
                 "system that all nodes share"
             )
+    claim_store(recipe, world)
 
 
 def _show_what_next(screen: Screen, recipe: Recipe, order: Order, took_s: Mapping[str, float | None]) -> None:

@@ -115,6 +115,16 @@ def _of_tokenizer(one: argparse.ArgumentParser) -> None:
     _of_a_recipe(one)
 
 
+def _of_doctor(one: argparse.ArgumentParser) -> None:
+    _of_a_recipe(one)
+    one.add_argument(
+        "--replay",
+        type=_positive,
+        metavar="N",
+        help="instead, compute one step's gradients N times again on every rank, and name a rank whose bits differ",
+    )
+
+
 def _of_study(one: argparse.ArgumentParser) -> None:
     _of_a_recipe(one)
     one.add_argument(
@@ -217,6 +227,7 @@ def _of_nothing(_: argparse.ArgumentParser) -> None:
 
 
 WORDS_OF_VERB: Mapping[str, Callable[[argparse.ArgumentParser], None]] = {
+    "doctor": _of_doctor,
     "study": _of_study,
     "tokenizer": _of_tokenizer,
     "supervise": _of_supervise,

@@ -32,6 +32,7 @@ from ted_ds.vetting.contracts import vet_contracts
 from ted_ds.vetting.filters import vet_learned
 from ted_ds.vetting.precision import vet_precision
 from ted_ds.vetting.preflight import vet_composition, vet_knowledge, vet_weights
+from ted_ds.vetting.repeated_step import repeat_step
 from ted_ds.vetting.verdict import Status, Verdict, failures
 
 MARKS = {"pass": "pass", "warn": "WARN", "fail": "FAIL", "skip": "skip"}
@@ -85,6 +86,27 @@ class Doctor:
         failed = failures(self._verdicts)
         self._build.screen.say(f"{len(failed)} of {len(rows)} checks failed" if failed else "nothing failed")
         return not failed
+
+    def repeat(self, times: int) -> None:
+        """Compute the gradients of Stage II's first step so often again, and say whether all ranks repeat themselves.
+
+        Raises:
+            DeviceFaultError: A rank came to other bits; on every rank.
+            StopNow: A rank was asked to stop; on every rank.
+            TedError: There is no step to repeat.
+        """
+        is_ready = self._is_done(FINETUNE_TEACHER)
+        teacher = self._folders.teacher_path() if is_ready else self._folders.teacher_origin
+        with self._student(teacher) as (student, _):
+            self._look_at_filters()
+            stage, config = self._stage_two(teacher, student, is_ready=is_ready)
+            stage.objective.begin_step(None)
+            plan = self._recipe.distill
+            with self._build.engine(DISTILL.name, stage.module, config, plan, watched=stage.watched) as engine:
+                # the doctor examines without a pipeline
+                repeat_step(self._build, cast(ZeroRunner, engine), stage, self._first_batches(), times)
+            if stage.teacher is not None:
+                stage.teacher.release()
 
     def _first_batches(self) -> Iterator[list[Batch]]:
         sides = self._build.sides_of(DISTILL.name)
@@ -179,16 +201,21 @@ class Doctor:
         self._add(f"{name} initialisation", "warn" if fresh else "pass", detail)
         self._verdicts.append(vet_composition(self._build, name, model))
 
-    def _look_at_stage_two(self, teacher: Path, student: Path, batch: Batch, *, is_ready: bool) -> None:
-        build, plan = self._build, self._recipe.distill
-        config = build.engine_config(plan, "distill")
+    def _stage_two(self, teacher: Path, student: Path, *, is_ready: bool) -> tuple[StageTwo, dict[str, Any]]:
+        """What trains in Stage II, with the filters that are learned, and its DeepSpeed config."""
+        config = self._build.engine_config(self._recipe.distill, "distill")
         folders: dict[str, Path | None] = {}
         for side in ("teacher", "student"):
             learned = self._recipe.distill.needs.filters and has_filters(side, self._verdicts)
             folders[side] = self._folders.filters_path(side) if learned else None
         stage = build_stage_two(
-            build, config, teacher=teacher, student=student, filters=folders, new_head_allowed=not is_ready
+            self._build, config, teacher=teacher, student=student, filters=folders, new_head_allowed=not is_ready
         )
+        return stage, config
+
+    def _look_at_stage_two(self, teacher: Path, student: Path, batch: Batch, *, is_ready: bool) -> None:
+        build, plan = self._build, self._recipe.distill
+        stage, config = self._stage_two(teacher, student, is_ready=is_ready)
         if stage.teacher is not None:
             self._look_at_model("teacher", stage.teacher)
             verdict = vet_knowledge(build, "teacher", stage.teacher)

@@ -11,6 +11,7 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_st
 from ted_ds.errors import CheckpointError
 from ted_ds.objectives.finetune import FinetuneObjective
 from ted_ds.runtime.checkpoints.folders import Retention
+from ted_ds.runtime.checkpoints.origin import Origin
 from ted_ds.runtime.checkpoints.saving import Checkpoints
 from ted_ds.runtime.sharding import whole_parameters
 from tests.dist import run_ranks
@@ -36,7 +37,8 @@ def new_engine(world, folder, stage, precision, optimizer, sub_group_size):
 
 
 def checkpoints(world, folder):
-    return Checkpoints(folder / "checkpoints", world, run_id="a", inputs={}, retention=Retention(9), say=lambda _: None)
+    place = folder / "checkpoints"
+    return Checkpoints(place, world, origin=Origin("a", {}, place), retention=Retention(9), say=lambda _: None)
 
 
 def whole_state(engine, tapped):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -47,6 +48,14 @@ def test_a_rank_that_hangs_ends_the_others_within_the_limit(tmp_path):
     assert "rank 0: another rank died or hangs" in started.output(0)
     assert "Start the same command again" in started.output(0)
     assert "Traceback" not in started.output(0)
+    assert re.search(
+        rf"    rank 0 on {re.escape(os.uname().nodename)}: (last )?in gloo:\w+, number \d+ of group \S+( \(\w+\))? "
+        r"\(.+\), called by ted_ds/\S+:\d+ \(\w+\)\n    nothing was left by rank 1: look there first\n    what torch's "
+        rf"flight recorder had is in {re.escape(str(tmp_path))}/run/logs/collectives_\*\.json",
+        started.output(0),
+    ), started.output(0)
+    (left,) = (tmp_path / "run" / "logs").glob("collectives_*.json")
+    assert len(json.loads(left.read_text())["flight_recorder"]["entries"]) > 10
     started.kill()
     (newest, *_) = sorted((tmp_path / "run" / "checkpoints" / "distill").glob("step_*"), reverse=True)
     step = int(newest.name.removeprefix("step_"))

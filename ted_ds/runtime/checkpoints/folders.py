@@ -153,18 +153,27 @@ class CheckpointFolders:
                 "step": step,
                 "files": {name: [record.num_bytes, record.sha256] for name, record in sorted(files.items())},
             }
-            write_durably(folder / MANIFEST_FILE, _manifest_text(content))
-            for place in {folder, *(path.parent for path in folder.rglob("*"))}:
-                sync(place)
-            replaced = self.root / f".{self.path(step).name}.replaced"
-            if self.path(step).exists():
-                self.path(step).replace(replaced)
-            folder.replace(self.path(step))
-            sync(self.root)
-            self._name_latest(step)
-            shutil.rmtree(replaced, ignore_errors=True)
+            self.adopt(step, _manifest_text(content))
         except OSError as error:
             raise CheckpointError(cannot_write(self.path(step), error)) from error
+
+    def adopt(self, step: int, manifest: str) -> None:
+        """Put what :meth:`begin` made room for in its place; ``manifest`` describes what is there by now.
+
+        Raises:
+            OSError: The disk refuses.
+        """
+        folder = self.unfinished(step)
+        write_durably(folder / MANIFEST_FILE, manifest)
+        for place in {folder, *(path.parent for path in folder.rglob("*"))}:
+            sync(place)
+        replaced = self.root / f".{self.path(step).name}.replaced"
+        if self.path(step).exists():
+            self.path(step).replace(replaced)
+        folder.replace(self.path(step))
+        sync(self.root)
+        self._name_latest(step)
+        shutil.rmtree(replaced, ignore_errors=True)
 
     def prune(self, keep: Collection[int]) -> None:
         """Remove the others. At least one must be kept."""
@@ -204,21 +213,11 @@ class CheckpointFolders:
         file = self.path(step) / MANIFEST_FILE
         try:
             text = file.read_bytes().decode()
-            content = json.loads(text)
-            del content["sha256"]
-            files = {name: FileRecord(*record) for name, record in content["files"].items()}
-            numbers = (content["version"], content["step"])
         except FileNotFoundError:
             raise CheckpointError(f"{file}: is missing") from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError) as error:
             raise CheckpointError(f"{file}: is damaged ({error!r})") from error
-        if text != _manifest_text(content):
-            raise CheckpointError(f"{file}: is damaged (its own checksum differs)")
-        if numbers[0] != VERSION:
-            raise CheckpointError(f"{file}: has version {numbers[0]}; this ted_ds reads version {VERSION}")
-        if numbers[1] != step:
-            raise CheckpointError(f"{file}: is that of step {numbers[1]}")
-        return {**content, "files": files}
+        return read_manifest(text, step, str(file))
 
     def faults(self, step: int, *, part: int = 0, num_parts: int = 1) -> list[str]:
         """What is wrong with a checkpoint: missing, changed and unlisted files. Reads every byte of its share.
@@ -241,6 +240,31 @@ class CheckpointFolders:
                 found.append(f"{folder / name}: {fault}")
         unlisted = [name for name in _files_in(folder) if name not in listed and name != MANIFEST_FILE]
         return found + [f"{folder / name}: is not in the manifest" for name in unlisted]
+
+
+def read_manifest(text: str, step: int, place: str) -> dict[str, Any]:
+    """What the manifest of the checkpoint after ``step`` says.
+
+    Raises:
+        CheckpointError: It is damaged; names its ``place``.
+    """
+    try:
+        content = json.loads(text)
+        del content["sha256"]
+        files = {name: FileRecord(*record) for name, record in content["files"].items()}
+        numbers = (content["version"], content["step"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{place}: is damaged ({error!r})") from error
+    if text != _manifest_text(content):
+        raise CheckpointError(f"{place}: is damaged (its own checksum differs)")
+    if numbers[0] != VERSION:
+        raise CheckpointError(f"{place}: has version {numbers[0]}; this ted_ds reads version {VERSION}")
+    if numbers[1] != step:
+        raise CheckpointError(f"{place}: is that of step {numbers[1]}")
+    outside = [name for name in files if Path(name).is_absolute() or ".." in Path(name).parts]
+    if outside:
+        raise CheckpointError(f"{place}: names a file outside its folder ({outside[0]})")
+    return {**content, "files": files}
 
 
 def cannot_write(place: Path, error: BaseException) -> str:

@@ -10,14 +10,17 @@ import functools
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ted_ds.errors import CheckpointError
-from ted_ds.output.phase_folder import differences
+from ted_ds.runtime.checkpoints.fetching import Fetching
 from ted_ds.runtime.checkpoints.folders import CheckpointFolders, FileRecord, Retention, cannot_write
+from ted_ds.runtime.checkpoints.origin import Origin
+from ted_ds.runtime.checkpoints.stored import StorePlace
+from ted_ds.runtime.checkpoints.taking_up import Saved, take_up
+from ted_ds.runtime.checkpoints.uploads import Uploads
 from ted_ds.runtime.checkpoints.writer import BackgroundWrite, relative
 from ted_ds.runtime.step_runner import StepRunner
 from ted_ds.runtime.world import World
@@ -25,18 +28,6 @@ from ted_ds.runtime.world import World
 STATE_FILE = "state.json"
 RANKS_FOLDER = "ranks"
 RESHARDED_FOLDER = ".resharded"
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A checkpoint to go on from."""
-
-    folder: Path
-    step: int
-    state: Mapping[str, Any]
-    """What is said once for all ranks."""
-    of_ranks: Sequence[Mapping[str, Any]]
-    """What each rank that saved it said."""
 
 
 class Checkpoints:
@@ -47,27 +38,31 @@ class Checkpoints:
         root: Path,
         world: World,
         *,
-        run_id: str,
-        inputs: Mapping[str, Any],
+        origin: Origin,
         retention: Retention,
         say: Callable[[str], None],
         tell: Callable[[int, Path], None] | None = None,
+        store: StorePlace | None = None,
     ) -> None:
         """Keep them in ``root``.
 
         Args:
             root: Of this phase alone.
             world: The ranks.
-            run_id: Whose they are.
-            inputs: What decides the phase's result; a checkpoint of other inputs is refused.
+            origin: Whose they are, and of which inputs.
             retention: Which to keep.
             say: Takes messages to the user.
             tell: Hears of each that is in its place, on every rank: after which step, and where.
+            store: Where they are kept, too.
         """
         self.folders = CheckpointFolders(root)
-        self._world, self._run_id, self._retention, self._say = world, run_id, retention, say
+        self._world, self._origin, self._retention, self._say = world, origin, retention, say
         self._tell = tell
-        self._inputs = json.loads(json.dumps(inputs))
+        self._uploads: Uploads | None = None
+        self._fetching: Fetching | None = None
+        if store is not None:
+            self._uploads = Uploads(store, self.folders, world, retention=retention, say=say)
+            self._fetching = Fetching(store.stored, self.folders, world, timeout_s=store.timeout_s, say=say)
         self._write: BackgroundWrite | None = None
         self._step = 0
         self._best: int | None = None
@@ -118,14 +113,44 @@ class Checkpoints:
         return folder
 
     @property
-    def is_writing(self) -> bool:
-        """Whether this rank still writes."""
-        return self._write is not None and not self._write.is_done
-
-    @property
     def is_open(self) -> bool:
         """Whether a checkpoint was begun and is not yet in its place; the same on every rank."""
         return self._write is not None
+
+    @property
+    def signs(self) -> tuple[bool, bool, bool]:
+        """Whether this rank writes, uploads, and has something to say of that: what :meth:`advance` wants of any."""
+        uploads = self._uploads
+        return (
+            self._write is not None and not self._write.is_done,
+            uploads is not None and uploads.is_busy,
+            uploads is not None and uploads.is_troubled,
+        )
+
+    def advance(self, writing: int, uploading: int, troubled: int) -> None:
+        """Take what comes next, where no rank is at what was before; nobody waits for a disk or a store.
+
+        Raises:
+            CheckpointError: See :meth:`commit`.
+        """
+        if self._write is not None and not writing:
+            self.commit()
+        elif self._uploads is not None and self._uploads.look(is_busy=bool(uploading), is_troubled=bool(troubled)):
+            self._world.on_main(self._prune)
+
+    @property
+    def not_stored(self) -> str | None:
+        """Why the newest checkpoint is not at the store; None where it is, or should not be."""
+        return None if self._uploads is None else self._uploads.failure
+
+    def settle_uploads(self) -> None:
+        """Wait for uploads, within their bound."""
+        if self._uploads is not None:
+            started = time.monotonic()
+            any_ended = self._uploads.finish()
+            self.stalled_s += time.monotonic() - started
+            if any_ended:  # else nothing was saved by now, and which is the best is not known here
+                self._world.on_main(self._prune)
 
     def commit(self) -> None:
         """Put the checkpoint in its place, once no rank writes any more.
@@ -143,9 +168,11 @@ class Checkpoints:
                 if write.failure is not None:
                     raise CheckpointError(cannot_write(place, write.failure)) from write.failure
             folder = self.folders.unfinished(self._step)
-            parts = self._world.gather(dict(relative(write.records(), folder)))
-            known = {name: record for part in parts for name, record in part.items()}
+            own = dict(relative(write.records(), folder))
+            known = {name: record for part in self._world.gather(own) for name, record in part.items()}
             self._world.on_main(functools.partial(self._commit, known))
+            if self._uploads is not None:
+                self._uploads.offer(self._step, self._with_others(own, known), self._best)
         except CheckpointError:
             self._world.on_main(self._remove_unfinished)  # a full disk needs the room
             raise
@@ -154,10 +181,22 @@ class Checkpoints:
             self._tell(self._step, place)
 
     def _commit(self, known: Mapping[str, FileRecord]) -> None:
-        about = {"run": self._run_id, "inputs": self._inputs}
-        self.folders.commit(self._step, known, about)
+        self.folders.commit(self._step, known, self._origin.about)
+        self._prune()
+
+    def _with_others(self, own: Mapping[str, FileRecord], known: Mapping[str, FileRecord]) -> Mapping[str, FileRecord]:
+        """What this rank uploads: its own files, and on rank 0 those that no rank knows to have written."""
+        if not self._world.is_main:
+            return own
+        listed: Mapping[str, FileRecord] = self.folders.manifest(self._step)["files"]
+        return {**own, **{name: record for name, record in listed.items() if name not in known}}
+
+    def _prune(self) -> None:
+        steps = self.folders.steps()
+        held = set() if self._uploads is None else self._uploads.held() & {*steps}
         try:
-            self.folders.prune(self._retention.kept(self.folders.steps(), self._best))
+            if steps:
+                self.folders.prune(self._retention.kept(steps, self._best) | held)
         except OSError as error:  # the new one is safe: no reason to stop
             self._say(f"  WARN {self.folders.root}: old checkpoints cannot be removed: {error}")
 
@@ -190,20 +229,26 @@ class Checkpoints:
             CheckpointError: It was made with other settings, or by another run; on every rank.
         """
         steps = self._world.on_main(self._cleaned)
-        lost: int | None = None
+        lost, found = -1, -1
         for step in reversed(steps):
             faults = self._faults(step)
             if not faults:
                 self._world.on_main(functools.partial(self.refuse_others, step))
-                if lost is not None:
-                    self._say(f"  WARN going on from step {step}: at least {lost - step} steps are lost and done again")
-                return self._world.on_main(functools.partial(self._read, step))
-            lost = step if lost is None else lost
+                found = step
+                break
+            lost = max(lost, step)
             aside = self._world.on_main(functools.partial(self._put_aside, step))
             self._say(f"  WARN damaged checkpoint, skipped and moved to {aside}: {'; '.join(faults[:3])}")
-        if lost is not None:
-            self._say(f"  WARN no checkpoint is whole: the phase starts anew, at least {lost} steps are lost")
-        return None
+        if self._fetching is not None:
+            fetched = self._fetching.newest(found, self._origin.refuse)
+            found = found if fetched is None else fetched
+        if found < 0:
+            if lost >= 0:
+                self._say(f"  WARN no checkpoint is whole: the phase starts anew, at least {lost} steps are lost")
+            return None
+        if lost > found:
+            self._say(f"  WARN going on from step {found}: at least {lost - found} steps are lost and done again")
+        return self._world.on_main(functools.partial(self._read, found))
 
     def after(self, step: int) -> Saved:
         """The checkpoint after a step, verified to the last byte.
@@ -213,6 +258,8 @@ class Checkpoints:
         """
         is_there = self._world.on_main(lambda: step in self.folders.steps())
         faults = self._faults(step) if is_there else [f"{self.folders.path(step)}: is not there"]
+        if faults and self._fetching is not None and self._fetching.one(step, self._origin.refuse):
+            faults = []
         with self._world.together():
             if faults:
                 raise CheckpointError(
@@ -251,20 +298,10 @@ class Checkpoints:
                 return
             step = steps[-1]
         try:
-            manifest, folder = self.folders.manifest(step), self.folders.path(step)
+            manifest = self.folders.manifest(step)
         except CheckpointError:  # damaged: :meth:`newest` says so, and takes another
             return
-        if manifest["run"] != self._run_id:
-            raise CheckpointError(
-                f"{folder}: is of another run ({manifest['run']}, this is {self._run_id}), and a run loads only what "
-                f"it wrote itself; move {self.folders.root} away, or put run.json back"
-            )
-        differing = differences(manifest["inputs"], self._inputs)
-        if differing:
-            raise CheckpointError(
-                f"{folder}: was taken with other settings: {'; '.join(differing[:5])}. Restore them to go on from it, "
-                f"remove {self.folders.root} to start the phase anew, or choose another output_dir"
-            )
+        self._origin.refuse(manifest, str(self.folders.path(step)))
 
     def _read(self, step: int) -> Saved:
         folder = self.folders.path(step)
@@ -279,41 +316,7 @@ class Checkpoints:
         Raises:
             CheckpointError: It cannot be rewritten; on every rank.
         """
-        then, now = saved.state["layout"], engine.layout
-        if then == {key: now[key] for key in now if key != "names" or key in then}:  # their order says as much
-            engine.load(saved.folder)
-            return
-        before, after = ({**one, "stages": len(one.get("stages", [0])), "order": ""} for one in (then, now))
-        changed = [
-            f"{key} {before[key]} -> {after[key]}" for key in after if key != "names" and before[key] != after[key]
-        ]
-        # the order of parameters, a hash, follows from the others, from where stages were cut, or from settings of ZeRO
-        self._say(
-            f"  another layout than the checkpoint's: {', '.join(changed) or 'its flat tensors are in another order'}"
-        )
-        if then["inner_optimizer"] != now["inner_optimizer"]:
-            raise CheckpointError(
-                f"{saved.folder}: was taken with {then['inner_optimizer']}, this run steps with "
-                f"{now['inner_optimizer']}; use the same optimizer"
-            )
-        place = self.folders.root / RESHARDED_FOLDER
-        self._world.on_main(functools.partial(self._empty, place))
-        write = BackgroundWrite(engine.states_from(saved.folder, then, place), {})
-        write.wait(0.8 * self._world.timeout_s)
-        with self._world.together():
-            if write.failure is not None or not write.is_done:
-                reason = write.failure or TimeoutError("the disk hangs")
-                raise CheckpointError(cannot_write(place, reason))
-        engine.load(place)
-        self._world.gather(None)  # until all have read it
-        self._world.on_main(functools.partial(shutil.rmtree, place))
-
-    def _empty(self, place: Path) -> None:
-        try:
-            shutil.rmtree(place, ignore_errors=True)
-            place.mkdir(parents=True)
-        except OSError as error:
-            raise CheckpointError(cannot_write(place, error)) from error
+        take_up(engine, saved, self._world, place=self.folders.root / RESHARDED_FOLDER, say=self._say)
 
     # --- the end of the phase ---------------------------------------------------------------------------------------
 

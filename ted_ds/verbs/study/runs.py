@@ -188,5 +188,8 @@ class Runs:
             "shared_phases": str(self._output / PHASES_FOLDER),
             "study": None,
         }
+        upload = arm.recipe.checkpoint.upload
+        if upload is not None:  # each run its own place
+            own["checkpoint.upload.to"] = f"{upload.to}/{folder.relative_to(self._output).as_posix()}"
         cache = arm.recipe.teacher.cache
         return own | ({"teacher.cache.dir": str(self._output / CACHE_FOLDER)} if cache and cache.dir is None else {})

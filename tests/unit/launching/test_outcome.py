@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from ted_ds.launching.outcome import FaultsInARow, Outcome, outcome_of
+from ted_ds.launching.positions import Position, write_position
 from ted_ds.launching.processes import Process
 from ted_ds.launching.records import LOG_DIR, OwnRecord, RankRecord, log_file, read_records, record_file
 
@@ -44,6 +45,29 @@ def test_the_outcome_is_what_the_ranks_say(tmp_path, codes, code, text):
     outcome = outcome_of(tmp_path, 3)
     assert outcome.code == code
     assert outcome.text.startswith(text)
+
+
+def test_where_ranks_were_is_told_where_one_was_lost(tmp_path):
+    write(tmp_path, 76, None, 76)
+    for rank in (0, 2):
+        position = Position(
+            rank, 3, f"host{rank}", "gloo:all_reduce", 7 + rank, "0 (default_pg)", "Float 3", True, "a:1"
+        )
+        write_position(tmp_path, position, {"entries": []})
+    (tmp_path / "collectives_00001.json").write_text("{")
+    lines = outcome_of(tmp_path, 1).text.splitlines()
+    assert [line.strip() for line in lines[-4:]] == [
+        "rank 0 on host0: in gloo:all_reduce, number 7 of group 0 (default_pg) (Float 3), called by a:1",
+        "rank 2 on host2: in gloo:all_reduce, number 9 of group 0 (default_pg) (Float 3), called by a:1",
+        "nothing was left by rank 1: look there first",
+        f"what torch's flight recorder had is in {tmp_path}/collectives_*.json",
+    ]
+    write(tmp_path, 76, 76)
+    (tmp_path / "nccl_trace_rank_0").write_bytes(b"")
+    assert outcome_of(tmp_path, 1).text.splitlines()[-1].strip() == (
+        f"NCCL's watchdog left 1 traces in {tmp_path}: python -m torch.distributed.flight_recorder.fr_trace --prefix "
+        f"nccl_trace_rank_ {tmp_path} compares them"
+    )
 
 
 def test_a_launcher_that_starts_no_rank_has_failed_whatever_its_own_code(tmp_path):

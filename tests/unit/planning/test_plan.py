@@ -129,6 +129,15 @@ def test_the_description_tells_a_token_budget(classification_run: Path) -> None:
     assert "2 steps x 4 sequences = 2 ranks x microbatches of at most 2,048 padded tokens; at most 128 tokens" in text
 
 
+def test_the_description_tells_where_checkpoints_are_kept_too(lm_run: Path) -> None:
+    recipe = load_recipe(lm_run / "recipe.yaml", ["checkpoint.upload={to: 'file:///mnt/kept'}"])
+    text = describe(recipe, make_plan(recipe, num_ranks=2), num_ranks=2)
+    assert "\nupload    checkpoints and complete phases also to file:///mnt/kept, read back; a run whose folder" in text
+    recipe = load_recipe(lm_run / "recipe.yaml", ["checkpoint.upload={to: 'gs://bucket/kept'}"])
+    with pytest.raises(ConfigError, match=r"checkpoint\.upload\.to: gs://bucket/kept: gs:// needs the package gcsfs"):
+        make_plan(recipe, num_ranks=2)
+
+
 # --- model files ------------------------------------------------------------------------------------------------------
 
 

@@ -108,6 +108,15 @@ def test_a_run_is_complete_as_long_as_it_is_the_same(tmp_path: Path) -> None:
     assert not run.is_complete()
 
 
+def test_each_run_uploads_to_a_place_of_its_own(tmp_path: Path) -> None:
+    path, plan = study_of(tmp_path, checkpoint={"upload": {"to": "file:///mnt/study"}})
+    places = [run.changes["checkpoint.upload.to"] for run in runs_of(path, plan).of_arms()]
+    assert places[0].startswith("file:///mnt/study/runs/")
+    assert len({*places}) == len(places) > 1
+    path, plan = study_of(tmp_path)
+    assert all("checkpoint.upload.to" not in run.changes for run in runs_of(path, plan).of_arms())
+
+
 def test_the_teachers_cache_is_shared(tmp_path: Path) -> None:
     cached = {"path": str(tmp_path / "teacher"), "cache": {"max_gib": 1}}
     path, plan = study_of(tmp_path, teacher=cached)

@@ -1,0 +1,44 @@
+"""A run's ``metrics.jsonl`` at its store: as it was with the newest checkpoint there, or the newest phase."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from ted_ds.output.phase_folder import sync
+from ted_ds.output.store import Patience, Store
+from ted_ds.output.trackers.jsonl_backend import METRICS_FILE
+
+_one_at_a_time = threading.Lock()
+"""What one thread read before another must not arrive after it."""
+
+
+def put_numbers(store: Store, output_dir: Path, patience: Patience) -> None:
+    """Copy the file there, as it is now.
+
+    Raises:
+        StoreError: It cannot be put there.
+    """
+    file = output_dir / METRICS_FILE
+    with _one_at_a_time:
+        if file.is_file():
+            text = file.read_text(encoding="utf-8")
+            patience.persist(METRICS_FILE, lambda: store.put_text(METRICS_FILE, text))
+
+
+def fetch_numbers(store: Store, output_dir: Path, patience: Patience) -> None:
+    """Copy the file here, where there is none: a phase that goes on removes what it repeats.
+
+    Raises:
+        StoreError: It cannot be read.
+        OSError: The disk refuses.
+    """
+    file = output_dir / METRICS_FILE
+    if file.exists():
+        return
+    text = patience.persist(METRICS_FILE, lambda: store.text(METRICS_FILE))
+    if text is not None:
+        beside = file.with_name(f".{METRICS_FILE}")
+        beside.write_text(text, encoding="utf-8")
+        sync(beside)
+        beside.replace(file)
