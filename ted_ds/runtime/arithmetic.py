@@ -69,8 +69,10 @@ def _refuse_old_flash() -> None:
         )
 
 
-def without_effect(*, tf32: bool, device_type: str) -> str | None:
+def without_effect(*, tf32: bool, attention: str, precision: str, device_type: str) -> str | None:
     """Which setting of these does nothing on this device, in words; None where each does what it says."""
     if tf32 and device_type != "cuda":
         return f"tf32: true has no effect on a {device_type}: it computes fp32 in full"
+    if attention == "packed" and precision == "fp32" and device_type == "cuda":
+        return "attention: packed is sdpa on a GPU in fp32, as the kernel computes in 16 bits"
     return None

@@ -272,6 +272,8 @@ def greet(assembly: Assembly) -> None:
     for doubt in (*plan.doubts, assembly.data.doubt):
         if doubt is not None:
             screen.say(f"WARN {doubt}")
-    idle = without_effect(tf32=recipe.tf32, device_type=world.device.type)
+    idle = without_effect(
+        tf32=recipe.tf32, attention=recipe.attention, precision=recipe.precision, device_type=world.device.type
+    )
     if idle is not None:
         screen.say(f"WARN {idle}")

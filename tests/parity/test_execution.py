@@ -86,6 +86,7 @@ def test_attentions_give_the_same_step(models):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # torch.compile hides those it makes itself, but not from errors
 @pytest.mark.parametrize("recompute", [False, True])
 def test_compiled_blocks_give_the_same_step(models, recompute):
     plain = loss_and_gradients(*models)

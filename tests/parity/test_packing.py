@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from ted_ds.data.loader import Batch, Collator
 from ted_ds.data.packing import pack
 from ted_ds.data.samples import Sample
+from ted_ds.models.document_mask import DOCUMENTS, Documents
+from ted_ds.models.execution import ATTENTION, checkpoint_activations, compile_blocks
 from ted_ds.models.families import family_of
 from ted_ds.models.heads import classification_probes
 from ted_ds.models.taps import TappedModel
@@ -396,3 +398,107 @@ def test_flash_attention_of_several_rows_leaks_without_being_joined(flash: Flash
         leaking = model.model(**batch.inputs).logits
     assert not flash.borders
     assert (leaking - expected).abs().max() > 1e-2
+
+
+# --- borders in the place of masks ------------------------------------------------------------------------------------
+
+PACKED_TYPES = [name for name in CAUSAL_LM_TYPES if "sdpa" in family_of(name).attention]
+WINDOWS = [
+    ("mistral", {"sliding_window": 3}),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 2, "max_window_layers": 1}),
+]
+
+
+@pytest.fixture
+def no_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever makes a mask over rows fails."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a mask was made")
+
+    monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", refuse)
+    monkeypatch.setattr("ted_ds.models.joined_rows.mask_of_documents", refuse)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("num_rows", [1, 4])
+@pytest.mark.parametrize(("model_type", "changes"), [*((name, {}) for name in PACKED_TYPES), *WINDOWS])
+def test_attention_by_borders_is_that_by_masks(
+    request: pytest.FixtureRequest, model_type: str, changes: dict[str, Any], num_rows: int, side: Any
+) -> None:
+    model = tapped_model(model_type, **changes)
+    batch = Collator(PAD, "tokens", side=side, isolate_documents=True)([*packed_samples()[:num_rows], None])
+    found = {}
+    for implementation in ("sdpa", ATTENTION["packed"]):
+        model.model.config._attn_implementation = implementation
+        if implementation != "sdpa":
+            request.getfixturevalue("no_masks")
+        model.zero_grad()
+        logits, states = model(batch.inputs)
+        cross_entropy_sum(logits, batch.labels).backward()
+        gradients = torch.cat([one.grad.flatten() for one in model.parameters() if one.grad is not None])
+        found[implementation] = [logits.detach(), *(one.detach() for one in states), gradients]
+    kept = batch.kept_tokens
+    (*by_mask, of_mask), (*by_borders, of_borders) = found.values()
+    assert worst_difference([one[kept] for one in by_mask], [one[kept] for one in by_borders]) <= TOLERANCES["sdpa"]
+    assert worst_difference([of_mask], [of_borders]) <= 1e-6  # the loss is taken in fp32
+
+
+def test_borders_are_those_of_positions_and_go_with_the_batch() -> None:
+    batch = Collator(PAD, "tokens", isolate_documents=True)([*packed_samples(), None])
+    documents = batch.documents
+    assert documents is not None
+    assert documents.borders.tolist() == [0, 4, 5, 13, 15, 16, 17, 26, 33, 36, 39, 40, 49, *range(50, 66)]
+    assert documents.longest == 9
+    assert batch.to(torch.device("cpu")).documents == documents
+    again = Documents.from_tensor(batch.inputs[DOCUMENTS])
+    assert torch.equal(again.borders, documents.borders)
+    assert again.longest == documents.longest
+    assert batch.inputs[DOCUMENTS].untyped_storage().nbytes() == documents.borders.untyped_storage().nbytes()
+    assert DOCUMENTS not in Collator(PAD, "tokens")(packed_samples()).inputs
+
+
+def test_without_isolated_documents_it_is_sdpa() -> None:
+    model = tapped_model("llama")
+    batch = Collator(PAD, "tokens")(packed_samples())
+    expected = run(model, batch.inputs)
+    model.model.config._attn_implementation = ATTENTION["packed"]
+    assert all(map(torch.equal, run(model, batch.inputs), expected))
+
+
+def test_a_model_of_this_attention_computes_its_activations_again() -> None:
+    model = tapped_model("llama").train()
+    batch = Collator(PAD, "tokens", isolate_documents=True)(packed_samples())
+    model.model.config._attn_implementation = ATTENTION["packed"]
+    gradients = []
+    for recompute in (False, True):
+        if recompute:
+            checkpoint_activations(model.model, model.family)
+        model.zero_grad()
+        cross_entropy_sum(model(batch.inputs)[0], batch.labels).backward()
+        gradients.append(torch.cat([one.grad.flatten() for one in model.parameters() if one.grad is not None]))
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # torch.compile hides those it makes itself, but not from errors
+def test_a_compiled_model_of_this_attention_computes_the_same() -> None:
+    model = tapped_model("llama")
+    batch = Collator(PAD, "tokens", isolate_documents=True)(packed_samples())
+    model.model.config._attn_implementation = ATTENTION["packed"]
+    expected = run(model, batch.inputs)
+    torch._dynamo.reset()
+    compile_blocks(model.model, model.family)
+    # 2e-7 was seen: compiled code leaves out that rotary positions are rounded to fp32 on their way
+    assert worst_difference(run(model, batch.inputs), expected) <= 1e-6
+
+
+def test_flash_attention_is_told_the_borders(flash: Flash, monkeypatch: pytest.MonkeyPatch) -> None:
+    # transformers would look for them on the device, in each block
+    monkeypatch.delattr(modeling_flash_attention_utils, "_is_packed_sequence")
+    monkeypatch.delattr(modeling_flash_attention_utils, "prepare_fa_kwargs_from_position_ids")
+    for model_type in CAUSAL_LM_TYPES:
+        model = tapped_model(model_type)
+        model.model.config._attn_implementation = "flash_attention_2"
+        run(model, Collator(PAD, "tokens", isolate_documents=True)(packed_samples()).inputs)
+    assert len(flash.borders) == NUM_BLOCKS * len(CAUSAL_LM_TYPES)

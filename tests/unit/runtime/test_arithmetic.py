@@ -84,9 +84,14 @@ def test_a_flash_attn_that_is_missing_is_for_whoever_loads_the_model_to_say():
 
 
 def test_what_does_nothing_is_said():
-    assert without_effect(tf32=True, device_type="cpu") == "tf32: true has no effect on a cpu: it computes fp32 in full"
-    assert without_effect(tf32=True, device_type="cuda") is None
-    assert without_effect(tf32=False, device_type="cpu") is None
+    plain = {"tf32": False, "attention": "packed", "precision": "bf16"}
+    in_full = "tf32: true has no effect on a cpu: it computes fp32 in full"
+    by_masks = "attention: packed is sdpa on a GPU in fp32, as the kernel computes in 16 bits"
+    assert without_effect(**{**plain, "tf32": True}, device_type="cpu") == in_full
+    assert without_effect(**{**plain, "tf32": True}, device_type="cuda") is None
+    assert without_effect(**{**plain, "precision": "fp32"}, device_type="cuda") == by_masks
+    assert without_effect(**{**plain, "precision": "fp32"}, device_type="cpu") is None
+    assert without_effect(**plain, device_type="cuda") is None
 
 
 def test_neither_is_the_default(lm_run):
