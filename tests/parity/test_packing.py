@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, modeling_flash_attention_utils
 
-from ted_ds.data.loader import Batch, Collator
+from ted_ds.data import loader
+from ted_ds.data.loader import Batch
 from ted_ds.data.packing import pack
 from ted_ds.data.samples import Sample
 from ted_ds.models.document_mask import DOCUMENTS, Documents
@@ -22,11 +23,21 @@ from ted_ds.models.heads import classification_probes
 from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank
 from ted_ds.numerics.losses import IGNORED_LABEL, cross_entropy_sum, kept_labels
+from tests.device import DEVICE, of_the_cpu
 from tests.plain import probe_logits
 from tests.tiny import CAUSAL_LM_TYPES, DECODERS_WITH_LABELS, IN_ALL_WAYS, VOCAB_SIZE, model_config
 
 EOS = 1
 PAD = 0
+
+
+class Collator(loader.Collator):
+    """Whose batches are where tests compute."""
+
+    def __call__(self, samples: Any) -> Batch:
+        return super().__call__(samples).to(DEVICE)
+
+
 NUM_BLOCKS = 3
 LAYERS = range(NUM_BLOCKS + 1)
 IMPLEMENTATIONS = ("sdpa", "eager")
@@ -59,7 +70,7 @@ def tapped_model(
     auto: Any = AutoModelForSequenceClassification if classify else AutoModelForCausalLM
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = auto.from_config(config).to(DTYPES[implementation]).eval()
+        model = auto.from_config(config).to(DEVICE, DTYPES[implementation]).eval()
     assert model.config._attn_implementation == implementation
     return TappedModel(model, family_of(model_type), LAYERS)
 
@@ -109,7 +120,7 @@ def differences_from_documents_alone(model: TappedModel, samples: list[Sample], 
     packed = run(model, batch.inputs)
     return [
         worst_difference(
-            run(model, {"input_ids": torch.tensor([ids])}), [of_rows[row : row + 1, place] for of_rows in packed]
+            run(model, {"input_ids": torch.tensor([ids], device=DEVICE)}), [of_rows[row : row + 1, place] for of_rows in packed]
         )
         for row, place, ids in documents_of(samples, batch)
     ]
@@ -206,7 +217,7 @@ def test_the_loss_of_isolated_documents_and_its_gradient_are_the_sum_of_theirs(m
     losses, gradients = {}, {}
     for name, parts in batches.items():
         model.zero_grad()
-        total = sum((cross_entropy_sum(model(part.inputs)[0], part.labels) for part in parts), start=torch.zeros(()))
+        total = sum((cross_entropy_sum(model(part.inputs)[0], part.labels) for part in parts), start=torch.zeros((), device=DEVICE))
         total.backward()
         losses[name] = total.item()
         gradients[name] = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
@@ -260,7 +271,7 @@ def test_absolute_positions_go_wrong_without_position_ids() -> None:
     batch = Collator(PAD, "tokens", side="left")(samples)
     inputs = {name: value for name, value in batch.inputs.items() if name != "position_ids"}
     row = slice(1, 2)
-    alone = run(model, {"input_ids": torch.tensor([samples[1].input_ids])})
+    alone = run(model, {"input_ids": torch.tensor([samples[1].input_ids], device=DEVICE)})
     assert worst_difference(alone, [one[row, 4:] for one in run(model, batch.inputs)]) <= TOLERANCES["sdpa"]
     assert worst_difference(alone, [one[row, 4:] for one in run(model, inputs)]) > 0.1
 
@@ -278,7 +289,7 @@ def test_a_decoder_classifies_a_padded_text_as_it_does_alone(
     logits, *states = run(model, batch.inputs)
     assert logits.isfinite().all()
     for row, (ids, start) in enumerate(zip(texts, starts_of(batch), strict=False)):
-        alone = run(model, {"input_ids": torch.tensor([ids])})
+        alone = run(model, {"input_ids": torch.tensor([ids], device=DEVICE)})
         place = slice(start, start + len(ids))
         padded = [logits[row : row + 1], *(one[row : row + 1, place] for one in states)]
         assert worst_difference(alone, padded) <= TOLERANCES[implementation]
@@ -287,7 +298,7 @@ def test_a_decoder_classifies_a_padded_text_as_it_does_alone(
 @pytest.mark.parametrize("pooling", ["last", "mean", "first"])
 def test_a_filters_head_reads_a_text_padded_on_the_left_as_on_the_right(pooling: str) -> None:
     model = tapped_model("gpt2", classify=True, num_labels=3)
-    probes = classification_probes(FilterBank(LAYERS, 16, 8), dim=8, num_labels=3, pooling=pooling).double()
+    probes = classification_probes(FilterBank(LAYERS, 16, 8), dim=8, num_labels=3, pooling=pooling).to(DEVICE).double()
     samples = [*(Sample(ids, 1) for ids in random_ids(9, 1, 5, 2)), None]
     results = []
     for side in ("right", "left"):
@@ -310,7 +321,8 @@ def plain_flash(q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * more["softmax_scale"]
     softcap = more.get("softcap", 0.0)
     scores = torch.tanh(scores / softcap) * softcap if softcap else scores
-    distance = torch.arange(q.shape[1])[:, None] - torch.arange(q.shape[1])
+    places = torch.arange(q.shape[1], device=q.device)
+    distance = places[:, None] - places
     seen = (distance >= 0) if window < 0 else (distance >= 0) & (distance <= window)
     return torch.einsum("bhqk,bkhd->bqhd", scores.masked_fill(~seen, -torch.inf).softmax(-1), v)
 
@@ -420,6 +432,7 @@ def no_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ted_ds.models.joined_rows.mask_of_documents", refuse)
 
 
+@of_the_cpu  # in fp64 there is no kernel: tests/gpu compares that
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("num_rows", [1, 4])
 @pytest.mark.parametrize(("model_type", "changes"), [*((name, {}) for name in PACKED_TYPES), *WINDOWS])
@@ -450,7 +463,7 @@ def test_borders_are_those_of_positions_and_go_with_the_batch() -> None:
     assert documents is not None
     assert documents.borders.tolist() == [0, 4, 5, 13, 15, 16, 17, 26, 33, 36, 39, 40, 49, *range(50, 66)]
     assert documents.longest == 9
-    assert batch.to(torch.device("cpu")).documents == documents
+    assert torch.equal(batch.to(DEVICE).documents.borders, documents.borders)
     again = Documents.from_tensor(batch.inputs[DOCUMENTS])
     assert torch.equal(again.borders, documents.borders)
     assert again.longest == documents.longest
