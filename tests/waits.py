@@ -30,7 +30,7 @@ ON_NUMBERS = {
     "aten::unique_dim",
 }
 SAID_BY_TORCH = "called a synchronizing CUDA operation"
-OURS = ("ted_ds", "transformers")
+OURS = ("ted_ds", "transformers", "deepspeed")
 
 
 class _Watch(TorchDispatchMode):

@@ -9,6 +9,8 @@ all.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from typing import Any
 
 import torch
@@ -23,11 +25,35 @@ from ted_ds.models.document_mask import Documents
 NAME = "ted_ds_packed"
 """To transformers."""
 OF_THE_KERNEL = (torch.bfloat16, torch.float16)
+FIRST_CAPABILITY = (8, 0)
+"""Of a GPU that the kernel runs on: Ampere's."""
+TILE = 8
+"""The width of a head is a multiple of this to the kernel."""
 
 
 def takes_borders(attention: str | None, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a model of this attention (transformers' name) gets borders of documents, and no mask."""
-    return attention == NAME and (device.type != "cuda" or dtype in OF_THE_KERNEL)
+    return attention == NAME and why_by_masks(device, dtype) is None
+
+
+def why_by_masks(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why documents are kept apart by masks on a device all the same, in words; None where borders do it."""
+    if device.type != "cuda":
+        return None
+    if dtype not in OF_THE_KERNEL:
+        return "the kernel computes in 16 bits"
+    if torch.cuda.get_device_capability(device) < FIRST_CAPABILITY:
+        return "the kernel runs on GPUs from Ampere on"
+    return None if _has_kernel() else f"torch {torch.__version__} has no kernel with windows and grouped heads"
+
+
+@functools.cache
+def _has_kernel() -> bool:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return False
+    return {"scale", "window_size", "enable_gqa"} <= inspect.signature(varlen_attn).parameters.keys()
 
 
 def packed_attention(
@@ -74,19 +100,25 @@ def _by_kernel(
     """All documents at once, ``[tokens, heads, width]``."""
     from torch.nn.attention.varlen import varlen_attn  # newer than the oldest torch we run on
 
+    width = query.shape[-1]
     found: Any = varlen_attn(
-        query.contiguous(),
-        key.contiguous(),
-        value.contiguous(),
+        in_tiles(query).contiguous(),
+        in_tiles(key).contiguous(),
+        in_tiles(value).contiguous(),
         documents.borders,
         documents.borders,
         documents.longest,
         documents.longest,
-        scale=scaling,
+        scale=width**-0.5 if scaling is None else scaling,
         window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=key.shape[1] != query.shape[1],
     )
-    return found
+    return found[..., :width]
+
+
+def in_tiles(heads: Tensor) -> Tensor:
+    """``[..., width]`` as wide as the kernel wants it: with numbers of 0, which add nothing to any product."""
+    return F.pad(heads, (0, -heads.shape[-1] % TILE))
 
 
 def _by_length(

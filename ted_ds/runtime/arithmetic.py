@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from ted_ds.errors import ConfigError
+from ted_ds.models.document_attention import why_by_masks
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 DETERMINISTIC_CUBLAS = (":4096:8", ":16:8")
@@ -69,10 +70,9 @@ def _refuse_old_flash() -> None:
         )
 
 
-def without_effect(*, tf32: bool, attention: str, precision: str, device_type: str) -> str | None:
+def without_effect(*, tf32: bool, attention: str, dtype: torch.dtype, device: torch.device) -> str | None:
     """Which setting of these does nothing on this device, in words; None where each does what it says."""
-    if tf32 and device_type != "cuda":
-        return f"tf32: true has no effect on a {device_type}: it computes fp32 in full"
-    if attention == "packed" and precision == "fp32" and device_type == "cuda":
-        return "attention: packed is sdpa on a GPU in fp32, as the kernel computes in 16 bits"
-    return None
+    if tf32 and device.type != "cuda":
+        return f"tf32: true has no effect on a {device.type}: it computes fp32 in full"
+    reason = why_by_masks(device, dtype) if attention == "packed" else None
+    return None if reason is None else f"attention: packed is sdpa here, as {reason}"

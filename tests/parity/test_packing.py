@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, modeling_flash_attention_utils
 
 from ted_ds.data import loader
 from ted_ds.data.loader import Batch
 from ted_ds.data.packing import pack
 from ted_ds.data.samples import Sample
+from ted_ds.models.document_attention import in_tiles
 from ted_ds.models.document_mask import DOCUMENTS, Documents
 from ted_ds.models.execution import ATTENTION, checkpoint_activations, compile_blocks
 from ted_ds.models.families import family_of
@@ -120,7 +122,8 @@ def differences_from_documents_alone(model: TappedModel, samples: list[Sample], 
     packed = run(model, batch.inputs)
     return [
         worst_difference(
-            run(model, {"input_ids": torch.tensor([ids], device=DEVICE)}), [of_rows[row : row + 1, place] for of_rows in packed]
+            run(model, {"input_ids": torch.tensor([ids], device=DEVICE)}),
+            [of_rows[row : row + 1, place] for of_rows in packed],
         )
         for row, place, ids in documents_of(samples, batch)
     ]
@@ -217,7 +220,10 @@ def test_the_loss_of_isolated_documents_and_its_gradient_are_the_sum_of_theirs(m
     losses, gradients = {}, {}
     for name, parts in batches.items():
         model.zero_grad()
-        total = sum((cross_entropy_sum(model(part.inputs)[0], part.labels) for part in parts), start=torch.zeros((), device=DEVICE))
+        total = sum(
+            (cross_entropy_sum(model(part.inputs)[0], part.labels) for part in parts),
+            start=torch.zeros((), device=DEVICE),
+        )
         total.backward()
         losses[name] = total.item()
         gradients[name] = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
@@ -463,12 +469,24 @@ def test_borders_are_those_of_positions_and_go_with_the_batch() -> None:
     assert documents is not None
     assert documents.borders.tolist() == [0, 4, 5, 13, 15, 16, 17, 26, 33, 36, 39, 40, 49, *range(50, 66)]
     assert documents.longest == 9
-    assert torch.equal(batch.to(DEVICE).documents.borders, documents.borders)
+    moved = batch.to(DEVICE).documents
+    assert moved is not None
+    assert torch.equal(moved.borders, documents.borders)
     again = Documents.from_tensor(batch.inputs[DOCUMENTS])
     assert torch.equal(again.borders, documents.borders)
     assert again.longest == documents.longest
     assert batch.inputs[DOCUMENTS].untyped_storage().nbytes() == documents.borders.untyped_storage().nbytes()
     assert DOCUMENTS not in Collator(PAD, "tokens")(packed_samples()).inputs
+
+
+def test_heads_that_are_widened_for_the_kernel_attend_as_before() -> None:
+    query, key, value = torch.randn(3, 1, 2, 9, 5, dtype=torch.float64)
+    expected = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    found = F.scaled_dot_product_attention(
+        in_tiles(query), in_tiles(key), in_tiles(value), is_causal=True, scale=5**-0.5
+    )
+    torch.testing.assert_close(found[..., :5], expected)
+    assert found.shape[-1] == in_tiles(found).shape[-1] == 8
 
 
 def test_without_isolated_documents_it_is_sdpa() -> None:

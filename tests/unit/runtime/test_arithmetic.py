@@ -10,6 +10,7 @@ import torch
 
 from ted_ds.config.load import load_recipe
 from ted_ds.errors import ConfigError
+from ted_ds.models import document_attention
 from ted_ds.runtime import arithmetic
 from ted_ds.runtime.arithmetic import deterministic_variables, set_arithmetic, without_effect
 from tests.dist import run_ranks
@@ -84,14 +85,17 @@ def test_a_flash_attn_that_is_missing_is_for_whoever_loads_the_model_to_say():
 
 
 def test_what_does_nothing_is_said():
-    plain = {"tf32": False, "attention": "packed", "precision": "bf16"}
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
     in_full = "tf32: true has no effect on a cpu: it computes fp32 in full"
-    by_masks = "attention: packed is sdpa on a GPU in fp32, as the kernel computes in 16 bits"
-    assert without_effect(**{**plain, "tf32": True}, device_type="cpu") == in_full
-    assert without_effect(**{**plain, "tf32": True}, device_type="cuda") is None
-    assert without_effect(**{**plain, "precision": "fp32"}, device_type="cuda") == by_masks
-    assert without_effect(**{**plain, "precision": "fp32"}, device_type="cpu") is None
-    assert without_effect(**plain, device_type="cuda") is None
+    assert without_effect(tf32=True, attention="sdpa", dtype=torch.float32, device=cpu) == in_full
+    assert without_effect(tf32=True, attention="sdpa", dtype=torch.float32, device=gpu) is None
+    by_masks = "attention: packed is sdpa here, as the kernel computes in 16 bits"
+    assert without_effect(tf32=False, attention="packed", dtype=torch.float32, device=gpu) == by_masks
+    assert without_effect(tf32=False, attention="packed", dtype=torch.float32, device=cpu) is None
+
+
+def test_torch_has_the_kernel_of_documents():
+    assert document_attention._has_kernel()
 
 
 def test_neither_is_the_default(lm_run):
