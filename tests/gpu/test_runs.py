@@ -14,7 +14,7 @@ from tests.optional import MISSING, OPTIONAL
 from tests.runs import differences, traces
 from tests.tiny import ROOT, write_run
 
-pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 LOSS = "loss/total"
 
 

@@ -1,4 +1,4 @@
-"""The one command for a GPU, rehearsed on a CPU: each part runs, none costs another, and its JSON is like the others."""
+"""The one command for a GPU, rehearsed on a CPU: each part runs, none costs another, and its JSON is as all are."""
 
 from __future__ import annotations
 
