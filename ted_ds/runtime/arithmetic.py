@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 
@@ -37,6 +38,29 @@ def set_arithmetic(*, tf32: bool, deterministic: bool, attention: str) -> None:
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32  # which torch allows unless it is told not to
+
+
+def remember_precision() -> Callable[[], None]:
+    """What puts fp32 products back to how exactly they are computed now.
+
+    Torch has an older and a newer way to say it, and refuses to tell by the older one what was said by the newer.
+    """
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # the newer one is of torch 2.9
+        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+        def put_back() -> None:
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+        return put_back
+    of_cudnn: Any = torch.backends.cudnn
+    places: tuple[Any, ...] = (torch.backends.cuda.matmul, of_cudnn.conv, of_cudnn.rnn)
+    said = [place.fp32_precision for place in places]
+
+    def say_again() -> None:
+        for place, value in zip(places, said, strict=True):
+            place.fp32_precision = value
+
+    return say_again
 
 
 def deterministic_variables(environment: Mapping[str, str], *, attention: str) -> dict[str, str]:
