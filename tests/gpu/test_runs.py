@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.device import DEVICE, IS_CPU
+from tests.device import DEVICE, IS_CPU, of_a_gpu
 from tests.integration.launching import Outcome, alone, forked
 from tests.optional import MISSING, OPTIONAL
 from tests.runs import differences, traces
@@ -100,6 +100,7 @@ def test_a_teacher_in_8_bits_teaches_nearly_the_same(tmp_path):
     assert in_8_bits != plain
 
 
+@of_a_gpu  # DeepSpeed knows no fp16 on CPUs
 def test_fp16_finds_its_scale_and_steps(tmp_path):
     recipe = str(write_run(tmp_path))
     words = ("precision=fp16", "distill.max_steps=30", "max_consecutive_skips=25")
