@@ -272,18 +272,19 @@ class ByTedDs:
         self._student_layers = [s for s, _ in pairs]
         self._optimizer = _adam(self.module)
 
-    def objective(self, method: str, cached: Teacher | None = None) -> Any:
-        """What a method trains for; ``ted`` is with the KL. What is ``cached`` has gone through the filters."""
+    def objective(self, method: str, cached: Teacher | None = None, divergence: str = "kl") -> Any:
+        """What a method trains for; ``ted`` is with the divergence. What is ``cached`` has gone through the filters."""
         if method == "sft":
             return FinetuneObjective(self._terms)
+        chosen: dict[str, Any] = {"method": method, "divergence": divergence}
         plan = Distill(
             max_steps=1,
             learning_rate=1.0,
             global_batch_size=1,
             micro_batch_size=1,
-            method=method,
             kl_weight=0.0 if method == "lwd" else 1.0,
             temperature=TEMPERATURE,
+            **chosen,
         )
         return DistillObjective(
             self._terms,
@@ -294,13 +295,19 @@ class ByTedDs:
         )
 
     def method(
-        self, name: str, *, watched: bool = False, padded: bool = False, cached: Teacher | None = None
+        self,
+        name: str,
+        *,
+        watched: bool = False,
+        padded: bool = False,
+        cached: Teacher | None = None,
+        divergence: str = "kl",
     ) -> Callable[[], None]:
         """A step of a method, without an engine; a ``watched`` one is like that of each report.
 
         A ``padded`` one is of a batch that is half padding; a ``cached`` teacher is read in the place of the other.
         """
-        objective, optimizer = self.objective(name, cached), self._optimizer
+        objective, optimizer = self.objective(name, cached, divergence), self._optimizer
         objective.watch(watched)
         batch = self._padded if padded else self.batch
         counts = {name: count.float() for name, count in objective.counts(batch).items()}

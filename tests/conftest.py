@@ -1,4 +1,7 @@
-"""The environment every test runs in: CPU, one thread per process, nothing fetched, W&B offline."""
+"""The environment every test runs in: the CPU, one thread per process, nothing fetched, W&B offline.
+
+(Or another device: ``tests/device.py``.)
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import pytest
 CLUSTER = "tests/cluster/"
 
 os.environ.update(
-    DS_ACCELERATOR="cpu",
+    DS_ACCELERATOR="cuda" if os.environ.get("TED_DS_TEST_DEVICE", "").startswith("cuda") else "cpu",
     OMP_NUM_THREADS="1",
     TOKENIZERS_PARALLELISM="false",
     HF_HUB_OFFLINE="1",

@@ -22,10 +22,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from tests.device import IS_CPU, share_gpus
+
 TIMEOUT_S = 240.0
 START = "TED_DS_TESTS_START"
 """The variable that says ``fork`` where this process itself is to be what ranks are copies of (``tests/mutants``)."""
-CONTEXT = multiprocessing.get_context(os.environ.get(START, "forkserver"))
+# a process that has looked at a GPU cannot be copied
+CONTEXT: Any = multiprocessing.get_context(os.environ.get(START, "forkserver" if IS_CPU else "spawn"))
 PORTS_OF_A_PROCESS = 500
 FIRST_PORTS = range(15_000, 32_000, PORTS_OF_A_PROCESS)  # below those that Linux gives away by itself
 CONTEXT.set_forkserver_preload(
@@ -120,6 +123,7 @@ def _rank(
 
         from ted_ds.runtime.world import World
 
+        share_gpus(size)
         torch.set_num_threads(1)
         value = function(World.join(60), *arguments) if joins else function(*arguments)
         results.put((rank, pickle.dumps(value), None))  # plain bytes: a tensor would be shared with a dead process

@@ -427,11 +427,17 @@ MUTATIONS = {
         'return pool(logits, arguments["input_ids"] != 1, how=self.pooled_token, unread=unread)',
         "a label is read at the last token that is no end token",
     ),
-    "flash_rows": Mutation(
+    "flash_borders": Mutation(
         "models/joined_rows.py",
-        'len(arguments["input_ids"]) if needs_one_row else 1',
-        "1",
-        "flash attention gets several rows of isolated documents",
+        '**dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), documents.borders),',
+        '**dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), documents.borders[[0, -1]]),',
+        "flash attention takes isolated documents for one",
+    ),
+    "packed_window": Mutation(
+        "models/document_attention.py",
+        "dtype=torch.bool).tril().triu(1 - window)",
+        "dtype=torch.bool).tril().triu(-window)",
+        "a sliding window within documents is one token too wide",
     ),
     "first_layer": Mutation(
         "models/parts.py",

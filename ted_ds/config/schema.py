@@ -81,9 +81,10 @@ class Recipe(Section):
     deterministic: bool = False
     """Use only algorithms that give the same bits each time; on a GPU slower, and without it runs that are repeated or
     resumed differ by rounding there."""
-    attention: Literal["auto", "eager", "sdpa", "flash"] = "auto"
+    attention: Literal["auto", "eager", "sdpa", "flash", "packed"] = "auto"
     """How both models compute attention: ``auto`` is what transformers chooses; ``flash`` needs a GPU, the flash-attn
-    package and 16-bit precision."""
+    package and 16-bit precision; ``packed`` is for isolated documents: each by itself, without a mask over its row, on
+    a GPU by torch's own flash kernel."""
     activation_checkpointing: bool = False
     """Keep only each trained block's input for the backward pass and compute the rest again: less memory, more time."""
     torch_compile: bool = False
@@ -191,6 +192,11 @@ class Recipe(Section):
     def _flash_is_for_16_bits(self) -> Iterator[str]:
         if self.attention == "flash" and self.precision == "fp32":
             yield "attention: flash needs precision bf16 or fp16; use sdpa with fp32"
+
+    @rule
+    def _packed_is_for_isolated_documents(self) -> Iterator[str]:
+        if self.attention == "packed" and not self.task.isolates_documents:
+            yield "attention: packed is for sequences of several isolated documents, and there are none; use sdpa"
 
     @rule
     def _temperature_softens_something(self) -> Iterator[str]:

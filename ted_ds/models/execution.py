@@ -11,10 +11,17 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from ted_ds.models import document_attention
 from ted_ds.models.family import Family
 from ted_ds.models.parts import blocks_of
 
-ATTENTION = {"auto": None, "eager": "eager", "sdpa": "sdpa", "flash": "flash_attention_2"}
+ATTENTION = {
+    "auto": None,
+    "eager": "eager",
+    "sdpa": "sdpa",
+    "flash": "flash_attention_2",
+    "packed": document_attention.register(),
+}
 """Transformers' names; ``auto`` leaves the choice to it."""
 
 

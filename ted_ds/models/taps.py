@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ted_ds.models.document_mask import mask_of_documents
 from ted_ds.models.family import Family
-from ted_ds.models.joined_rows import Rows
+from ted_ds.models.joined_rows import Rows, keep_apart
 from ted_ds.models.partial import Arrival, keep_share
 from ted_ds.models.parts import (
     added_to_logits,
@@ -298,11 +297,7 @@ class TappedModel(nn.Module):
             arguments["position_ids"] = positions_in_row(attention_mask_of(arguments))
         if self._row_of_padding is not None:
             arguments["position_ids"] = positions_behind(self._row_of_padding, arguments)
-        attention = self.model.config._attn_implementation
-        self._rows = Rows.of(arguments, attention)
-        if not self.family.finds_documents and "flash" not in str(attention):
-            arguments |= mask_of_documents(arguments, self.model.dtype)
-        arguments = {name: self._rows.join(value) for name, value in arguments.items()}
+        self._rows, arguments = keep_apart(arguments, self.model, finds_documents=self.family.finds_documents)
         if self._arrival is not None:
             self._arrival.state = self._rows.join(self._arrival.state)
         with_predictions = with_predictions and self.share.has_output

@@ -26,6 +26,7 @@ from ted_ds.launching.starters import Told
 from ted_ds.models.families import FAMILY_OF, SPAN_TYPES, types_of
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.rope_rules import KNOWN_RULES
+from ted_ds.planning.attention import attention_mistakes, dropped_attention
 
 Result = TypeVar("Result")
 
@@ -192,10 +193,11 @@ def check_routers(recipe: Recipe, teacher: ModelFacts | None, student: ModelFact
 
 
 def check_dropout(recipe: Recipe, teacher: ModelFacts | None, student: ModelFacts | None, mistakes: Mistakes) -> None:
-    """Whether models have the dropout that the recipe sets."""
+    """Whether models have the dropout that the recipe sets, and no other than it can do with."""
     for side, facts in (("teacher", teacher), ("student", student)):
         if facts is None:
             continue
+        mistakes.add("", *dropped_attention(recipe, side, facts))
         section: Teacher | Student = getattr(recipe, side)
         for what in section.dropout.given:
             if not facts.family.dropout_keys(what, recipe.task.architecture):
@@ -241,8 +243,7 @@ def _model_mistakes(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
             f"pipeline.stages is {recipe.pipeline.stages}, but {facts.family.unstaged}; remove it, and share memory "
             "out by ZeRO"
         )
-    if recipe.attention not in ("auto", *facts.family.attention):
-        yield f"a {facts.model_type} has no {recipe.attention} attention; use attention: auto"
+    yield from attention_mistakes(recipe, facts)
     key = recipe.task.length_key
     multiple = recipe.data.padding.multiple_of
     longest = -(-recipe.task.sequence_length // multiple) * multiple

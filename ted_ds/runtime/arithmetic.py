@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 
 from ted_ds.errors import ConfigError
+from ted_ds.models.document_attention import why_by_masks
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 DETERMINISTIC_CUBLAS = (":4096:8", ":16:8")
@@ -36,6 +38,29 @@ def set_arithmetic(*, tf32: bool, deterministic: bool, attention: str) -> None:
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32  # which torch allows unless it is told not to
+
+
+def remember_precision() -> Callable[[], None]:
+    """What puts fp32 products back to how exactly they are computed now.
+
+    Torch has an older and a newer way to say it, and refuses to tell by the older one what was said by the newer.
+    """
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # the newer one is of torch 2.9
+        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+        def put_back() -> None:
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+        return put_back
+    of_cudnn: Any = torch.backends.cudnn
+    places: tuple[Any, ...] = (torch.backends.cuda.matmul, of_cudnn.conv, of_cudnn.rnn)
+    said = [place.fp32_precision for place in places]
+
+    def say_again() -> None:
+        for place, value in zip(places, said, strict=True):
+            place.fp32_precision = value
+
+    return say_again
 
 
 def deterministic_variables(environment: Mapping[str, str], *, attention: str) -> dict[str, str]:
@@ -69,8 +94,9 @@ def _refuse_old_flash() -> None:
         )
 
 
-def without_effect(*, tf32: bool, device_type: str) -> str | None:
+def without_effect(*, tf32: bool, attention: str, dtype: torch.dtype, device: torch.device) -> str | None:
     """Which setting of these does nothing on this device, in words; None where each does what it says."""
-    if tf32 and device_type != "cuda":
-        return f"tf32: true has no effect on a {device_type}: it computes fp32 in full"
-    return None
+    if tf32 and device.type != "cuda":
+        return f"tf32: true has no effect on a {device.type}: it computes fp32 in full"
+    reason = why_by_masks(device, dtype) if attention == "packed" else None
+    return None if reason is None else f"attention: packed is sdpa here, as {reason}"

@@ -194,7 +194,7 @@ class PipelineRunner(StepRunner):
 
     def _step_of(self, batches: Iterator[Sequence[Batch]], objective: Objective) -> SkippedStep | None:
         micro, num_micro = self._next_microbatches(batches, objective)
-        counts = {name: count.to(self._world.device, torch.float32) for name, count in self._step.counts.items()}
+        counts = self._step.counts_on(self._world.device)
         self._watch.reset()
         failed = torch.zeros((), device=self._world.device)
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
+
+from ted_ds.data.microbatch import to_device
 
 
 @dataclass
@@ -22,6 +25,14 @@ class StepSums:
         """Add a microbatch's sums, without their graph."""
         for name, total in totals.items():
             self.totals[name] = self.totals.get(name, 0) + total.detach().double()
+
+    def counts_on(self, device: torch.device) -> dict[str, Tensor]:
+        """The counts as fp32 on a device, brought there by one copy, for which the host does not wait."""
+        names = [*self.counts]
+        if not names:
+            return {}
+        together = to_device(torch.stack([self.counts[name] for name in names]).float(), device)
+        return dict(zip(names, together.unbind(), strict=True))
 
     def merge(self, step: StepSums) -> None:
         """Add another step's."""

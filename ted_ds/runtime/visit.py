@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from ted_ds.errors import RankLostError
+from ted_ds.runtime.arithmetic import remember_precision
 from ted_ds.runtime.determinism import undisturbed
 from ted_ds.runtime.meeting import forget_meeting
 
@@ -25,7 +26,7 @@ def visiting() -> Iterator[None]:
     """
     environment = dict(os.environ)
     deterministic = torch.are_deterministic_algorithms_enabled()
-    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    put_back_precision = remember_precision()
     had_group, is_whole = dist.is_initialized(), True
     try:
         with undisturbed(on_device=False):
@@ -37,7 +38,7 @@ def visiting() -> Iterator[None]:
         if dist.is_initialized() and not had_group and is_whole:
             _end_group()
         torch.use_deterministic_algorithms(deterministic)
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
+        put_back_precision()
         for name in os.environ.keys() - environment.keys():
             del os.environ[name]
         os.environ.update(environment)

@@ -132,6 +132,11 @@ class World:
         supported = {"fp16": accelerator.is_fp16_supported, "bf16": accelerator.is_bf16_supported}
         if precision in supported and not supported[precision]():
             raise TopologyError(f"precision: {precision} is not supported by this {self.device.type}; use another one")
+        if precision == "bf16" and self.device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+            raise TopologyError(
+                "precision: bf16 is computed by other means on this GPU, as on NVIDIA's before Ampere, and many times "
+                "slower; use fp16 or fp32"
+            )
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over ranks, in place."""

@@ -53,7 +53,7 @@ class ZeroRunner(StepRunner):
             TedError: The data failed on some rank; raised on all of them.
         """
         micro, _ = self._next_microbatches(batches, objective)
-        on_device = {name: count.to(self._world.device, torch.float32) for name, count in self._step.counts.items()}
+        on_device = self._step.counts_on(self._world.device)
         if objective.balance is not None and objective.balance.is_due:
             norms = GradientNorms(self.engine, self._module, self._world)
             objective.balance.take(norms.measure(objective.balance, objective.loss, micro, on_device))

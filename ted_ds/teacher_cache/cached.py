@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ted_ds.data.loader import Batch
+from ted_ds.data.microbatch import to_device
 from ted_ds.models.predictions import DensePredictions, Predictions, Taught
 from ted_ds.teacher_cache.store import Reader, Record
 
@@ -42,11 +43,11 @@ class CachedTeacher:
                     own = of_layers[place]
                     start = length - len(own) if self._side == "left" else 0
                     states[row, start : start + len(own)] = own.to(self._dtype)
-                on_state(place, states.to(device, non_blocking=True))
+                on_state(place, to_device(states, device))
         predictions: Predictions | None = None
         if with_predictions:
             logits = torch.zeros(rows, record.num_outputs)
             for row, (outputs, _) in found.items():
                 logits[row] = outputs
-            predictions = DensePredictions(logits.to(device, non_blocking=True))
+            predictions = DensePredictions(to_device(logits, device))
         then(predictions)

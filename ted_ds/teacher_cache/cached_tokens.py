@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from ted_ds.config.kept_rows import KeptRows
 from ted_ds.data.loader import Batch
+from ted_ds.data.microbatch import to_device
 from ted_ds.errors import CheckpointError
 from ted_ds.models.cached_predictions import CachedPredictions
 from ted_ds.models.predictions import Taught
@@ -84,7 +85,7 @@ class CachedTokens:
         ids, numbers = torch.zeros(0, width, dtype=torch.long), torch.zeros(0, width + 1)
         if found:
             ids, numbers = map(torch.cat, zip(*(_widened(answer, width) for answer in found), strict=True))
-        ids, numbers = (one.to(device, non_blocking=True) for one in (ids, numbers))
+        ids, numbers = (to_device(one, device) for one in (ids, numbers))
         if batch.predicted is not None:  # of the rows where logits are wanted, some have a label alone
             asked = select_rows(batch.predicted.unsqueeze(-1), batch.output_rows).squeeze(-1)
             if not len(ids):
@@ -94,7 +95,7 @@ class CachedTokens:
         if self._of_rows is not None:
             among_kept = not self._of_rows.rest_is_known
             return CachedPredictions(ids, numbers, record.drawn, self._temperature, None, among_kept)
-        task_loss = torch.tensor(sum(answer.task_loss for answer in found)).to(device, non_blocking=True)
+        task_loss = to_device(torch.tensor(sum(answer.task_loss for answer in found)), device)
         return CachedPredictions(ids, numbers, record.drawn, self._temperature, task_loss)
 
     def _refuse_other_tokens(self, batch: Batch, answers: Mapping[int, Answer]) -> None:
@@ -116,7 +117,7 @@ def _widened(answer: Answer, width: int) -> tuple[Tensor, Tensor]:
 
 def _at_rows(batch: Batch, values: Tensor) -> Tensor:
     """States of the tokens that are matched, where they stand in the batch: ``[batch, seq, dim]``, 0 elsewhere."""
-    shape, values = (*batch.input_ids.shape, values.shape[-1]), values.to(batch.input_ids.device, non_blocking=True)
+    shape, values = (*batch.input_ids.shape, values.shape[-1]), to_device(values, batch.input_ids.device)
     if batch.token_rows is None:
         return values.reshape(shape)
     states = values.new_zeros(shape)

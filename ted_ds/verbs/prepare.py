@@ -25,7 +25,7 @@ from ted_ds.data.rows import refuse_without_labels
 from ted_ds.data.tokenizers import traits_of
 from ted_ds.errors import ConfigError, RankLostError, raise_all
 from ted_ds.models.adapter_folder import read_adapter
-from ted_ds.models.loading import fetch, load_tokenizer
+from ted_ds.models.loading import DTYPES, fetch, load_tokenizer
 from ted_ds.models.merging import whole_model
 from ted_ds.output.chatter import LOGS
 from ted_ds.output.output_lock import OutputLock, wait_for
@@ -280,6 +280,8 @@ def greet(assembly: Assembly) -> None:
     for doubt in (*plan.doubts, assembly.data.doubt):
         if doubt is not None:
             screen.say(f"WARN {doubt}")
-    idle = without_effect(tf32=recipe.tf32, device_type=world.device.type)
+    idle = without_effect(
+        tf32=recipe.tf32, attention=recipe.attention, dtype=DTYPES[recipe.precision], device=world.device
+    )
     if idle is not None:
         screen.say(f"WARN {idle}")

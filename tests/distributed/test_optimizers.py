@@ -42,6 +42,7 @@ PLAN = {
 }
 OPTIMIZERS: dict[str, tuple[dict[str, Any], Any, dict[str, Any]]] = {
     "AdamW": ({"type": "AdamW", "params": {"torch_adam": True}}, torch.optim.AdamW, {}),
+    "AdamW fused": ({"type": "AdamW", "params": {"torch_adam": True, "fused": True}}, torch.optim.AdamW, {}),
     "AdamW offloaded": ({"type": "AdamW", "params": {"torch_adam": True}}, torch.optim.AdamW, {}),
     "AdamW in other buckets": ({"type": "AdamW", "params": {"torch_adam": True}}, torch.optim.AdamW, {}),
     "AdamW by default": ({"type": "adamw"}, torch.optim.AdamW, {}),

@@ -216,3 +216,17 @@ def test_a_checkpoint_of_stage_one_holds_what_trains_and_not_the_frozen_head_of_
     assert any(found for found, _ in saved)
     for found, trained in saved:
         assert not found or found == trained
+
+
+def test_documents_by_their_borders_are_those_by_masks(pairs):
+    """``attention: packed``, where a stage is given rows by the one before it, beside masks on one rank."""
+    isolated = ("task.packing.isolate_documents=true",)
+    by_masks, by_borders = (
+        Case("llama", "last", "distill", 0.0, (*isolated, f"attention={one}")) for one in ("sdpa", "packed")
+    )
+    ((expected, alone),) = run_ranks(train, 1, pairs, PLAIN, [by_masks, by_borders], timeout_s=300)
+    (((staged,)), _) = run_ranks(train, 2, pairs, Layout(2, 1, 1), [by_borders], timeout_s=300)
+    for found in (alone, staged):
+        for report, other in zip(found.reports, expected.reports, strict=True):
+            losses = {name: value for name, value in other.items() if name.startswith("loss/")}
+            assert {name: report[name] for name in losses} == pytest.approx(losses, rel=TOLERANCE, abs=SMALLEST)

@@ -180,6 +180,11 @@ def reference(tmp_path_factory):
 def check_case(reference, what, kind, stage, world_size, *, clipping=0.0, sharded=False):
     folder, weights, reports = reference(what, kind, clipping)
     results = run_ranks(run_stage, world_size, folder, what, kind, stage, clipping, sharded, "fp32")
+    assert_as_plain(results, weights, reports)
+    return results
+
+
+def assert_as_plain(results, weights, reports):
     assert results[0]["weights"].keys() == weights.keys()
     for name, expected in weights.items():
         got = results[0]["weights"][name].double()
@@ -188,7 +193,6 @@ def check_case(reference, what, kind, stage, world_size, *, clipping=0.0, sharde
         for got, expected in zip(result["reports"], reports, strict=True):
             for name, value in expected.items():
                 assert got[name] == pytest.approx(value, rel=2e-5, abs=5e-7), name
-    return results
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

@@ -253,7 +253,7 @@ def assembled(
                 TASK_TERMS[kind],
                 distill_plan(**{**WEIGHTS, **settings}),
                 teacher=teacher,
-                teacher_filters=teacher_bank(),
+                teacher_filters=teacher_bank().to(world.device),
                 student_layers=STUDENT_LAYERS,
             )
     return module, objective, teacher

@@ -16,6 +16,7 @@ from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank
 from ted_ds.objectives.distill import DistillObjective
 from ted_ds.runtime.frozen import FrozenModel
+from tests.device import DEVICE
 from tests.parity.test_task_terms import batch_of
 from tests.task_kinds import TASK_TERMS
 from tests.tiny import distill_plan, write_model
@@ -25,6 +26,7 @@ KIND = "causal_lm"
 
 def load(folder, model_type, attention="auto"):
     model, _ = load_model(folder, LoadSettings(torch.float32, attention=attention), head=None)
+    model.to(DEVICE)
     return model, family_of(model_type)
 
 
@@ -33,7 +35,7 @@ def loss_and_gradients(folder, model_type, *, attention="auto", recompute=False,
     model, family = load(folder / "teacher", model_type, attention)
     if compiled:
         compile_blocks(model, family)
-    teacher = FrozenModel(TappedModel(model, family, [2, 4]), device=torch.device("cpu"), engine_config=None)
+    teacher = FrozenModel(TappedModel(model, family, [2, 4]), device=DEVICE, engine_config=None)
     model, family = load(folder / "student", model_type, attention)
     ran, tapped = [], []
     for block in blocks_of(model, family):
@@ -44,15 +46,15 @@ def loss_and_gradients(folder, model_type, *, attention="auto", recompute=False,
     if recompute:
         checkpoint_activations(model, family)
     torch.manual_seed(0)
-    module = FilteredModel(TappedModel(model, family, [1, 2]), FilterBank([1, 2], 16, 24)).train()
+    module = FilteredModel(TappedModel(model, family, [1, 2]), FilterBank([1, 2], 16, 24)).to(DEVICE).train()
     objective = DistillObjective(
         TASK_TERMS[KIND],
         distill_plan(task_weight=1.0, kl_weight=0.5, temperature=2.0, feature_weight=2.0),
         teacher=teacher,
-        teacher_filters=FilterBank([2, 4], 16, 24).requires_grad_(False),
+        teacher_filters=FilterBank([2, 4], 16, 24).to(DEVICE).requires_grad_(False),
         student_layers=(1, 2),
     )
-    batch = batch_of(KIND)
+    batch = batch_of(KIND).to(DEVICE)
     loss, _ = objective.loss(module, batch, objective.counts(batch))
     loss.backward()
     return loss.item(), {name: p.grad for name, p in module.named_parameters()}, len(ran), len(tapped)
@@ -86,6 +88,7 @@ def test_attentions_give_the_same_step(models):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # torch.compile hides those it makes itself, but not from errors
 @pytest.mark.parametrize("recompute", [False, True])
 def test_compiled_blocks_give_the_same_step(models, recompute):
     plain = loss_and_gradients(*models)

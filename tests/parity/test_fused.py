@@ -16,6 +16,7 @@ from ted_ds.numerics.feature_distances import MSE, FeatureDistance
 from ted_ds.numerics.filters import Filter, FilterBank, IdentityFilter, Match
 from ted_ds.numerics.fused import CHUNK_BYTES, apply_layers, filter_distance_sum
 from ted_ds.numerics.losses import feature_mse_sum
+from tests.device import DEVICE
 from tests.parity.test_vocabulary import Largest, gradcheck
 from tests.plain import plain_cka
 
@@ -50,10 +51,10 @@ DISTANCES = [FeatureDistance(kind, normalise) for kind in ("mse", "cosine", "cka
 
 @contextlib.contextmanager
 def in_chunks_of(size: int | None):
-    """While this is open, chunks hold so many bytes; with None, what suits a CPU."""
+    """While this is open, chunks hold so many bytes; with None, what suits the device."""
     with pytest.MonkeyPatch.context() as patch:
         if size is not None:
-            patch.setitem(CHUNK_BYTES, "cpu", size)
+            patch.setitem(CHUNK_BYTES, DEVICE.type, size)
         yield
 
 
@@ -86,15 +87,20 @@ class Case:
     def fused(self, *, distance: FeatureDistance = MSE, size: int = 1) -> list[Tensor]:
         """The sum, and the gradients of 1.7 times it."""
         with in_chunks_of(size):
+            student, teacher = (
+                [(weight.to(DEVICE), bias.to(DEVICE)) for weight, bias in layers]
+                for layers in (self.student, self.teacher)
+            )
+            rows = kept_rows(self.keep)
             total = filter_distance_sum(
-                self.student_states,
-                self.teacher_states,
-                student_filter=self.student,
-                teacher_filter=self.teacher,
-                rows=kept_rows(self.keep),
+                self.student_states.to(DEVICE),
+                self.teacher_states.to(DEVICE),
+                student_filter=student,
+                teacher_filter=teacher,
+                rows=None if rows is None else rows.to(DEVICE),
                 sizes=text_sizes(self.keep),
                 distance=distance,
-            )
+            ).cpu()
         trained = [self.student_states, *(one for layer in self.student for one in layer)]
         return [total, *torch.autograd.grad(1.7 * total, trained)]
 

@@ -16,6 +16,7 @@ from ted_ds.numerics.logits import PLAIN, LogitRule
 from ted_ds.numerics.losses import cross_entropy_sum, divergence_sum, kept_labels
 from ted_ds.numerics.teacher_predictions import TeacherPredictions
 from ted_ds.numerics.vocabulary import VocabularyTargets, vocabulary_losses, vocabulary_scores
+from tests.device import DEVICE
 from tests.plain import DIVERGENCES, plain_divergence
 
 HIDDEN, TEACHER_HIDDEN = 12, 20
@@ -89,10 +90,12 @@ class Case:
         divergence: str = "kl",
     ) -> Any:
         weight = weights[1] if self.predicted is None else torch.tensor(weights[1], dtype=torch.float64)
-        learned_from = (self.teacher_hidden, self.teacher_weight, None, temperature, weight, shared)
+        kept = (self.teacher_hidden.to(DEVICE), self.teacher_weight.to(DEVICE))
+        learned_from = (*kept, None, temperature, weight if isinstance(weight, float) else weight.to(DEVICE), shared)
         measure = make_divergence(divergence, DIVERGENCES[divergence])
         teacher = TeacherPredictions(*learned_from, measure, self.teacher_rule)
-        return VocabularyTargets(self.labels, weights[0], teacher, max_chunk_bytes=size, predicted=self.predicted)
+        predicted = None if self.predicted is None else self.predicted.to(DEVICE)
+        return VocabularyTargets(self.labels.to(DEVICE), weights[0], teacher, max_chunk_bytes=size, predicted=predicted)
 
     def fused(
         self,
@@ -106,8 +109,9 @@ class Case:
         """The three sums, and the gradients of 1.3 times the first."""
         chosen = {"weights": weights, "temperature": temperature, "shared": shared, "divergence": divergence}
         targets = self.targets(**chosen, size=size)
-        sums = vocabulary_losses(self.hidden, self.weight, self.bias, targets, self.rule)
-        return list(sums), list(torch.autograd.grad(1.3 * sums[0], self.trained))
+        trained = [None if one is None else one.to(DEVICE) for one in (self.hidden, self.weight, self.bias)]
+        sums = [one.cpu() for one in vocabulary_losses(*trained, targets, self.rule)]
+        return sums, list(torch.autograd.grad(1.3 * sums[0], self.trained))
 
     def plain(
         self,

@@ -25,6 +25,7 @@ from ted_ds.data.packing import pack
 from ted_ds.data.reading.listing import list_data
 from ted_ds.data.samples import Label, Sample
 from ted_ds.errors import ConfigError, DataError
+from ted_ds.models.document_mask import DOCUMENTS
 from ted_ds.numerics.losses import IGNORED_LABEL, kept_labels
 from ted_ds.tasks.kind import kind_of
 from tests.streams import open_stream
@@ -406,7 +407,7 @@ def test_isolated_documents_count_positions_anew_and_none_predicts_the_next_ones
     assert batch.position_ids is not None
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 0, 1, 2], [0, 1, 0, 1, 0, 0, 0]]
     assert batch.isolated
-    assert batch.inputs.keys() == {"input_ids", "position_ids"}, "with a mask, transformers would not look for them"
+    assert batch.inputs.keys() == {"input_ids", "position_ids", DOCUMENTS}, "with a mask, nobody would look for them"
     assert batch.attention_mask.tolist() == batch.kept_tokens.int().tolist() == [[1] * 7, [1, 1, 1, 1, 0, 0, 0]]
 
 

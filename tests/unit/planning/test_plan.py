@@ -386,6 +386,23 @@ def test_flash_attention_in_fp32_is_refused(lm_run: Path) -> None:
         plan(lm_run, "attention=flash", "precision=fp32")
 
 
+def test_packed_attention_is_refused_where_it_would_do_nothing_or_drop_something(
+    lm_run: Path, classification_run: Path, tmp_path: Path
+) -> None:
+    nothing = "attention: packed is for sequences of several isolated documents, and there are none; use sdpa"
+    for run, override in ((classification_run, ()), (lm_run, ("task.packing.isolate_documents=false",))):
+        with pytest.raises(ConfigError, match=nothing):
+            plan(run, "attention=packed", *override)
+    assert plan(lm_run, "attention=packed", "torch_compile=true").student is not None
+    teacher = write_model(tmp_path / "teacher", "gpt2", blocks=4, attn_pdrop=0.1)
+    overrides = ("attention=packed", f"teacher.path={teacher}")
+    assert refusal(lm_run, *overrides) == (
+        "attention: packed drops no weights of attention, but the student trains with attn_pdrop 0.1; set "
+        "student.dropout.attention to 0, or use sdpa"
+    )
+    plan(lm_run, *overrides, "student.dropout.attention=0")
+
+
 def test_compiled_blocks_under_zero3_are_refused(lm_run: Path) -> None:
     zero3 = ROOT / "ds_configs" / "deepspeed" / "zero3.json"
     message = refusal(lm_run, "torch_compile=true", f"deepspeed={zero3}")

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+from typing import Any
 
 import pytest
 import torch
 
 from ted_ds.config.load import load_recipe
-from ted_ds.errors import ConfigError
+from ted_ds.errors import ConfigError, TopologyError
+from ted_ds.models import document_attention
 from ted_ds.runtime import arithmetic
 from ted_ds.runtime.arithmetic import deterministic_variables, set_arithmetic, without_effect
+from ted_ds.runtime.visit import visiting
+from ted_ds.runtime.world import World
 from tests.dist import run_ranks
 
 
@@ -84,9 +88,41 @@ def test_a_flash_attn_that_is_missing_is_for_whoever_loads_the_model_to_say():
 
 
 def test_what_does_nothing_is_said():
-    assert without_effect(tf32=True, device_type="cpu") == "tf32: true has no effect on a cpu: it computes fp32 in full"
-    assert without_effect(tf32=True, device_type="cuda") is None
-    assert without_effect(tf32=False, device_type="cpu") is None
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    in_full = "tf32: true has no effect on a cpu: it computes fp32 in full"
+    assert without_effect(tf32=True, attention="sdpa", dtype=torch.float32, device=cpu) == in_full
+    assert without_effect(tf32=True, attention="sdpa", dtype=torch.float32, device=gpu) is None
+    by_masks = "attention: packed is sdpa here, as the kernel computes in 16 bits"
+    assert without_effect(tf32=False, attention="packed", dtype=torch.float32, device=gpu) == by_masks
+    assert without_effect(tf32=False, attention="packed", dtype=torch.float32, device=cpu) is None
+
+
+def _chosen_by_the_newer_way(_world):
+    matmul: Any = torch.backends.cuda.matmul
+    matmul.fp32_precision = "tf32"
+    with pytest.raises(RuntimeError, match="mix of the legacy and new APIs"):
+        _ = matmul.allow_tf32
+    found = []
+    with visiting():
+        set_arithmetic(tf32=False, deterministic=False, attention="auto")
+        found.append(matmul.fp32_precision)
+    return [*found, matmul.fp32_precision]
+
+
+def test_how_a_process_computes_is_put_back_however_it_was_chosen():
+    assert run_ranks(_chosen_by_the_newer_way, 1, joins=True) == [["ieee", "tf32"]]
+
+
+def test_bf16_that_a_gpu_only_imitates_is_refused(monkeypatch):
+    old = World(0, 1, torch.device("cuda"), None)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda imitated=True: imitated)
+    with pytest.raises(TopologyError, match="on NVIDIA's before Ampere, and many times slower; use fp16 or fp32"):
+        old.check_precision("bf16")
+    old.check_precision("fp32")
+
+
+def test_torch_has_the_kernel_of_documents():
+    assert document_attention._has_kernel()
 
 
 def test_neither_is_the_default(lm_run):
