@@ -228,6 +228,7 @@ def slow_steps(_rank: int) -> None:
     ZeroRunner.step = step
 
 
+@pytest.mark.slow
 def test_a_store_that_cuts_files_off_is_noticed(uploading):
     name, place = uploading.new()
     uploading.server.do(methods=["PUT"], match=r"step_0000000[24]/engine", keep=100, count=3)
@@ -253,6 +254,7 @@ def test_a_store_that_cuts_files_off_is_noticed(uploading):
     uploading.check(place)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_at_the_store_is_none(uploading):
     name, _ = uploading.new()
     killed = uploading.start(name, kill_after, 8)
@@ -269,6 +271,7 @@ def test_a_damaged_checkpoint_at_the_store_is_none(uploading):
     assert "is none any more" in uploading.last
 
 
+@pytest.mark.slow
 def test_a_newer_checkpoint_at_the_store_is_taken_before_an_older_one_here(uploading):
     name, place = uploading.new()
     killed = uploading.start(name, kill_after, 8)
@@ -309,6 +312,7 @@ def test_the_best_model_is_fetched_where_it_is_not_here(uploading):
     assert differences(traces(whole), traces(place)) == []
 
 
+@pytest.mark.slow
 def test_a_stop_waits_for_the_store_and_says_where_the_state_is(uploading):
     name, place = uploading.new()
     started = uploading.start(name, slow_steps, timeout_s=3.0)
@@ -331,6 +335,7 @@ def test_a_stop_waits_for_the_store_and_says_where_the_state_is(uploading):
     uploading.check(place)
 
 
+@pytest.mark.slow
 def test_what_is_not_at_the_store_in_the_end_is_said_and_put_there_later(uploading):
     name, place = uploading.new()
     uploading.server.do(methods=["PUT", "POST"], match=f"{name}/(distill|export)/", status=500)
