@@ -28,7 +28,7 @@ HELP_OF_VERB: Mapping[str, str] = {
     "supervise": "start a launcher's command again until its run is complete; rank by rank logs, no rank left behind",
     "demo": "a small real run from start to end, in minutes and without a GPU, and what it changed",
     "init": "write a first recipe for a teacher and data, from what can be found out about them",
-    "predict": "what a run's student says of texts, beside its teacher",
+    "predict": "what a run's student, or the model of any of its phases, says of texts, beside the teacher",
     CHAT: "talk with a run's student, or the model of any of its phases, beside the teacher",
     "compare": "in what two runs differ: settings and results",
     "push": "upload an exported model to the Hugging Face Hub, private by default, after asking",
@@ -171,8 +171,9 @@ def _of_init(one: argparse.ArgumentParser) -> None:
 
 
 def _of_predict(one: argparse.ArgumentParser) -> None:
-    one.add_argument("folder", type=Path, metavar="DIR", help="the output_dir of a run")
+    one.add_argument("folder", type=Path, metavar="DIR", help="of a run, one of its phases, or a model")
     one.add_argument("texts", nargs="*", default=[], help="what to read; none: the lines of the standard input")
+    one.add_argument("--teacher", type=Path, metavar="DIR", help="a model folder (default: that of the run)")
     one.add_argument("--tokens", type=_positive, default=40, help="a language model writes at most (40)")
 
 
