@@ -98,7 +98,7 @@ def _model_in(folder: Path) -> Path:
             raise DataError(
                 f"{place}: an adapter without its model; give the whole model, as distill/model of a run is"
             )
-    what = f"no model is in it (no {CONFIG_FILE}, nor in a folder {MODEL_FOLDER})"
+    what = f"there is no model in it (no {CONFIG_FILE}, nor in a folder {MODEL_FOLDER})"
     run = _folder_around(folder)
     if run is not None:
         found = [phase.name for phase in PHASES if _has_model(run / phase.name)]

@@ -17,6 +17,8 @@ from ted_ds.verbs.speakers import Writer, architecture_of, is_for, load, load_co
 SEQUENCE_CLASSIFICATION = "SequenceClassification"
 MOST_LABELS = 3
 """Shown of each prediction, the likeliest."""
+NAME_WIDTH = 14
+"""Characters that the name of a model has at least."""
 PAIR = "\t"
 """Stands between the two texts of a pair."""
 
@@ -43,12 +45,13 @@ def predict(folder: Path, texts: Sequence[str], teacher: Path | None, *, max_new
     task = _task_of(asked)
     _refuse_unshown(folder, task)
     say = {name: _sayer(path, task, max_new_tokens) for name, path in asked.paths.items()}
+    width = max(NAME_WIDTH, *map(len, say))
     has_labels = not task.has_lm_head and task.softened
     for text in texts or _typed():
         print(f"\n{text}")
         said = {name: one(text) for name, one in say.items()}
         for name, words in said.items():
-            print(f"  {name:14} {words}")
+            print(f"  {name:{width}} {words}")
         if has_labels and len({_likeliest(words) for words in said.values()}) > 1:
             print("  they differ")
 

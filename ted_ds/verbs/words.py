@@ -55,18 +55,21 @@ def build_parser() -> argparse.ArgumentParser:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = build_parser()
-    # argparse closes the list of overrides at the first option: what follows one comes back as unknown
+    # argparse closes a list, of overrides or texts, at the first option: what follows one comes back as unknown
     options, rest = parser.parse_known_args(arguments)
     if "command" in options:
         if rest:
             parser.error(f"unknown arguments: {' '.join(rest)}; the launcher's command goes after --")
         return options
     takes_overrides = "overrides" in options
-    unknown = [word for word in rest if not takes_overrides or word.startswith("-") or "=" not in word]
+    takes_texts = "texts" in options
+    unknown = [word for word in rest if word.startswith("-") or not (takes_texts or (takes_overrides and "=" in word))]
     if unknown:
         parser.error(f"unknown arguments: {' '.join(unknown)}")
     if takes_overrides:
         options.overrides = [*options.overrides, *rest]
+    if takes_texts:
+        options.texts = [*options.texts, *rest]
     return options
 
 
