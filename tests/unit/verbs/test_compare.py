@@ -124,4 +124,4 @@ def test_in_60_columns_hashes_are_short_and_runs_are_called_by_what_tells_them_a
     assert cells[0] == ["setting", "one/seed-1", "other/seed-1"]
     assert [f"{'b' * 12}…", f"{'c' * 12}…"] in [row[1:] for row in cells]
     assert "Results that differ: none" in lines
-    assert ["10.0", "20.0", "+10"] in [row[1:] for row in cells]
+    assert ["10", "20", "+10"] in [row[1:] for row in cells]
