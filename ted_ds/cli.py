@@ -110,7 +110,7 @@ def _init(options: argparse.Namespace) -> int:
 def _predict(options: argparse.Namespace) -> int:
     from ted_ds.verbs.predict import predict
 
-    predict(options.folder, options.texts, max_new_tokens=options.tokens)
+    predict(options.folder, options.texts, options.teacher, max_new_tokens=options.tokens)
     return 0
 
 

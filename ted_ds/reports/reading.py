@@ -14,7 +14,8 @@ from typing import Any, get_args
 from ted_ds.errors import CheckpointError, DataError
 from ted_ds.output.phase_folder import MANIFEST
 from ted_ds.output.results import RESULTS_FILE, SAMPLES_FILE
-from ted_ds.output.run_folder import read_run, read_starts
+from ted_ds.output.run_folder import RUN_FILE, read_run, read_starts
+from ted_ds.output.study_folder import LOGS_FOLDER, RUNS_FOLDER, STUDY_FILE, TEACHERS_FOLDER
 from ted_ds.output.trackers.jsonl_backend import METRICS_FILE
 from ted_ds.planning.phase import EVALUATE, PHASES
 from ted_ds.tasks.kind import KINDS, kind_of
@@ -90,6 +91,16 @@ class RunRecord:
         done = self.finished(EVALUATE.name)
         return None if done is None else _task_of(done.inputs["task"], self.folder)
 
+    @property
+    def known_task(self) -> Any:
+        """The same, as the last phase that is complete has it; None where none has one.
+
+        Raises:
+            DataError: It is of no kind that this version knows.
+        """
+        found = [done.inputs["task"] for done in self.phases if "task" in done.inputs]
+        return _task_of(found[-1], self.folder) if found else None
+
     def score(self, model: str) -> float | None:
         """A model's headline."""
         return self.models[model].get(self.headline.name) if model in self.models and self.headline else None
@@ -119,7 +130,8 @@ def read_run_record(folder: Path, name: str | None = None) -> RunRecord:
         raise DataError(str(error)) from error
     if run is None:
         raise DataError(
-            f"{folder}: no run began in this folder (it has no run.json); give the output_dir of a run or a study"
+            study_in(folder)
+            or f"{folder}: no run began in this folder (it has no {RUN_FILE}); give the output_dir of a run or a study"
         )
     done = [_finished(folder, phase.name) for phase in PHASES]
     evaluation, samples = (folder / EVALUATE.name / name for name in (RESULTS_FILE, SAMPLES_FILE))
@@ -132,6 +144,20 @@ def read_run_record(folder: Path, name: str | None = None) -> RunRecord:
         _json(evaluation) if evaluation.is_file() else {},
         read_starts(folder),
         _json(samples) if samples.is_file() else {},
+    )
+
+
+def study_in(folder: Path) -> str | None:
+    """What to say of a study's folder that was given as a run's; None of other folders."""
+    runs = sorted([*folder.glob(f"{RUNS_FOLDER}/*/*/{RUN_FILE}"), *folder.glob(f"{TEACHERS_FOLDER}/*/{RUN_FILE}")])
+    one = f"give the folder of one of its runs, such as {runs[0].parent}" if runs else "none of its runs has begun yet"
+    if (folder / STUDY_FILE).is_file():
+        return f"{folder}: a study, and no single run; {one}"
+    if not runs and not any(folder.glob(f"{LOGS_FOLDER}/*.seed-*.log")):
+        return None
+    return (
+        f"{folder}: a study that goes on, or was stopped (it has no {STUDY_FILE}, which is written at its end); wait "
+        f"for its end, or start it again if it was stopped; meanwhile {one}"
     )
 
 

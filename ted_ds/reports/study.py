@@ -9,6 +9,7 @@ from typing import Any
 
 from ted_ds.errors import DataError
 from ted_ds.numerics.paired_draws import Difference
+from ted_ds.output.study_folder import STUDY_FILE
 from ted_ds.output.study_words import LEVEL, Measure
 from ted_ds.planning.phase import FINETUNE_TEACHER, PHASES
 from ted_ds.reports.figures import Drawing, draw_costs, draw_intervals, drawing_with
@@ -16,7 +17,6 @@ from ted_ds.reports.section import Section
 from ted_ds.reports.table import Table
 from ted_ds.reports.verdict import Verdict
 
-STUDY = "study.json"
 OF_A_STUDENT = [one.name for one in PHASES if one.is_of_a_stage and one is not FINETUNE_TEACHER]
 """Phases that are charged to an arm."""
 NOTHING = "–"
@@ -24,7 +24,7 @@ NOTHING = "–"
 
 def is_study(folder: Path) -> bool:
     """Whether a study left its results there."""
-    return (folder / STUDY).is_file()
+    return (folder / STUDY_FILE).is_file()
 
 
 def section_of_study(folder: Path) -> Section:
@@ -33,7 +33,7 @@ def section_of_study(folder: Path) -> Section:
     Raises:
         DataError: Its file is damaged, or matplotlib is not installed.
     """
-    file = folder / STUDY
+    file = folder / STUDY_FILE
     try:
         study = json.loads(file.read_text(encoding="utf-8"))
         tables = [*_tables(study)]

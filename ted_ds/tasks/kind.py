@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ted_ds.config import tasks as sections
@@ -38,3 +38,22 @@ KINDS: Mapping[type[sections.TaskSection], type[AnyKind]] = {
 def kind_of(task: sections.Task) -> AnyKind:
     """All there is to know of a recipe's task."""
     return KINDS[type(task)](task)
+
+
+def task_of_head(problem_type: str | None, names: Sequence[str], max_length: int) -> sections.TaskSection | None:
+    """A task that reads a text as a classifier of transformers does, as far as its predictions hang on it.
+
+    Args:
+        problem_type: What its config says; None for what transformers takes it for then, by the number of outputs.
+        names: Of its outputs.
+        max_length: The longest text in tokens.
+
+    Returns:
+        None where no task has such a head.
+    """
+    if problem_type is None:
+        problem_type = "regression" if len(names) == 1 else "single_label_classification"
+    for section, kind in KINDS.items():
+        if section.architecture == "SequenceClassification" and getattr(kind, "problem_type", None) == problem_type:
+            return section.model_construct(**{section.outputs_key: [*names], "max_length": max_length})
+    return None

@@ -14,8 +14,10 @@ def export_in(folder: Path) -> Path:
     """The exported model in a run's folder, or the folder itself.
 
     Raises:
-        DataError: There is none.
+        DataError: There is no such folder, or no export.
     """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; give the output_dir of a run that is complete, or its export")
     place = folder / EXPORT.name if (folder / RUN_FILE).is_file() else folder
     if not any((place / name).is_file() for name in (CONFIG_FILE, ADAPTER_FILE)):
         raise DataError(

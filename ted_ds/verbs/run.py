@@ -178,7 +178,8 @@ def _open_output(recipe: Recipe, world: World, assembly: Assembly, journal: Jour
                 )
                 journal.keep_numbers(Tracker(tracked, backends_of(recipe.tracking)))
             begin_run(recipe.output_dir, assembly.run)
-            note_start(recipe.output_dir, {"ranks": world.size, "hosts": len({*world.hosts})})
+            where = {"folder": str(Path.cwd()), "output_dir": str(recipe.output_dir)}
+            note_start(recipe.output_dir, {"ranks": world.size, "hosts": len({*world.hosts}), **where})
             ledger = Ledger(recipe.output_dir)
             journal.keep_bad_records(ledger)
             ledger.add(assembly.data.bad_records)

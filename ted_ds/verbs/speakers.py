@@ -2,15 +2,57 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ted_ds.errors import DataError
+from ted_ds.models.folder import CONFIG_FILE
 
 Turn = dict[str, str]
 """``role`` and ``content``."""
+
+
+def architecture_of(path: Path) -> str:
+    """What a model's config calls it, for a message."""
+    return ", ".join(_architectures(path)) or "a model without a named architecture"
+
+
+def is_for(path: Path, architecture: str) -> bool:
+    """Whether a model is one that transformers opens as ``AutoModelFor`` this: CausalLM or SequenceClassification."""
+    from transformers.models.auto import modeling_auto
+
+    known = {
+        "CausalLM": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        "SequenceClassification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    }[architecture]
+    names = {name for one in known.values() for name in ([one] if isinstance(one, str) else one)}
+    return not names.isdisjoint(_architectures(path))
+
+
+def _architectures(path: Path) -> list[str]:
+    return json.loads((path / CONFIG_FILE).read_text(encoding="utf-8")).get("architectures") or []
+
+
+def outputs_of(config: Any) -> list[str]:
+    """The names of a head's outputs, in their order."""
+    return [config.id2label[number] for number in sorted(config.id2label)]
+
+
+def load_config(path: Path) -> Any:
+    """A model's config, with what its file leaves to transformers."""
+    import transformers
+
+    return transformers.AutoConfig.from_pretrained(path)
+
+
+def load_tokenizer(path: Path) -> Any:
+    """A model's tokenizer."""
+    import transformers
+
+    return transformers.AutoTokenizer.from_pretrained(path)
 
 
 def load(path: Path, architecture: str) -> tuple[Any, Any]:
@@ -19,14 +61,24 @@ def load(path: Path, architecture: str) -> tuple[Any, Any]:
     Args:
         path: Its folder.
         architecture: What follows ``AutoModelFor``.
+
+    Raises:
+        DataError: Its files lack weights, as those of a head that it was not trained with.
     """
     import torch
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    model = getattr(transformers, f"AutoModelFor{architecture}").from_pretrained(path, dtype=torch.float32)
-    return model.eval(), transformers.AutoTokenizer.from_pretrained(path)
+    opened = getattr(transformers, f"AutoModelFor{architecture}")
+    model, report = opened.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise DataError(
+            f"{path}: {architecture_of(path)} has no weights for {', '.join(missing[:3])}, so that what it says would "
+            "be chance; give a model that was trained with them"
+        )
+    return model.eval(), load_tokenizer(path)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ HELP_OF_VERB: Mapping[str, str] = {
     "supervise": "start a launcher's command again until its run is complete; rank by rank logs, no rank left behind",
     "demo": "a small real run from start to end, in minutes and without a GPU, and what it changed",
     "init": "write a first recipe for a teacher and data, from what can be found out about them",
-    "predict": "what a run's student says of texts, beside its teacher",
+    "predict": "what a run's student, or the model of any of its phases, says of texts, beside the teacher",
     CHAT: "talk with a run's student, or the model of any of its phases, beside the teacher",
     "compare": "in what two runs differ: settings and results",
     "push": "upload an exported model to the Hugging Face Hub, private by default, after asking",
@@ -55,18 +55,21 @@ def build_parser() -> argparse.ArgumentParser:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = build_parser()
-    # argparse closes the list of overrides at the first option: what follows one comes back as unknown
+    # argparse closes a list, of overrides or texts, at the first option: what follows one comes back as unknown
     options, rest = parser.parse_known_args(arguments)
     if "command" in options:
         if rest:
             parser.error(f"unknown arguments: {' '.join(rest)}; the launcher's command goes after --")
         return options
     takes_overrides = "overrides" in options
-    unknown = [word for word in rest if not takes_overrides or word.startswith("-") or "=" not in word]
+    takes_texts = "texts" in options
+    unknown = [word for word in rest if word.startswith("-") or not (takes_texts or (takes_overrides and "=" in word))]
     if unknown:
         parser.error(f"unknown arguments: {' '.join(unknown)}")
     if takes_overrides:
         options.overrides = [*options.overrides, *rest]
+    if takes_texts:
+        options.texts = [*options.texts, *rest]
     return options
 
 
@@ -171,8 +174,9 @@ def _of_init(one: argparse.ArgumentParser) -> None:
 
 
 def _of_predict(one: argparse.ArgumentParser) -> None:
-    one.add_argument("folder", type=Path, metavar="DIR", help="the output_dir of a run")
+    one.add_argument("folder", type=Path, metavar="DIR", help="of a run, one of its phases, or a model")
     one.add_argument("texts", nargs="*", default=[], help="what to read; none: the lines of the standard input")
+    one.add_argument("--teacher", type=Path, metavar="DIR", help="a model folder (default: that of the run)")
     one.add_argument("--tokens", type=_positive, default=40, help="a language model writes at most (40)")
 
 

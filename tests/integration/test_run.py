@@ -10,12 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from ted_ds.cli import main
 from ted_ds.output.phase_folder import model_identity
 from tests.integration.launching import alone, by_mpirun, by_srun, deepspeed, environment, forked, ranks
 from tests.optional import MISSING, NO_TRACKERS, OPTIONAL, TRACKERS
@@ -311,6 +313,19 @@ def test_the_teacher_is_named_by_path_and_hash_and_not_copied(lm_run):
         "filters.safetensors",
         *(f"model/{p.name}" for p in (folder / "run" / "distill" / "model").iterdir()),
     }
+
+
+def test_a_copy_of_the_run_is_asked_for_its_own_models(lm_run, tmp_path, capsys):
+    folder, _, _ = lm_run
+    start = json.loads((folder / "run" / "starts.jsonl").read_text().splitlines()[0])
+    assert start["output_dir"] == str(folder / "run")
+    assert Path(start["folder"]).is_dir()
+    copy = shutil.copytree(folder / "run", tmp_path / "copy", symlinks=True)
+    assert main(["predict", str(copy), "ba be", "--tokens", "2"]) == 0
+    assert re.search(r"teacher .*\n  student after ", capsys.readouterr().out)
+    shutil.rmtree(copy / "distill")
+    assert main(["predict", str(copy), "ba be"]) == 2
+    assert f"{copy}: its student after is no more in it" in capsys.readouterr().err
 
 
 def test_another_cut_of_the_batch_or_another_stage_is_the_same_run(lm_run):

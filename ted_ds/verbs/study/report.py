@@ -14,6 +14,7 @@ from ted_ds.errors import CheckpointError
 from ted_ds.numerics.paired_draws import Share
 from ted_ds.output.phase_folder import sync
 from ted_ds.output.screen import Screen
+from ted_ds.output.study_folder import STUDY_FILE
 from ted_ds.output.study_tables import StudyTable, in_markdown
 from ted_ds.output.study_words import Measure, verdict
 from ted_ds.planning.phase import FINETUNE_TEACHER, PHASES
@@ -23,7 +24,7 @@ from ted_ds.verbs.study.runs import StudyRun
 from ted_ds.verbs.study.scores import PartScores
 from ted_ds.verbs.study.search import Tried
 
-STUDY_FILE, MARKDOWN_FILE = "study.json", "study.md"
+MARKDOWN_FILE = "study.md"
 NOTHING = "–"
 
 

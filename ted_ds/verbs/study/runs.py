@@ -14,12 +14,13 @@ from ted_ds.launching.side_by_side import Job, command_of_run
 from ted_ds.output.output_lock import living_owner
 from ted_ds.output.phase_folder import MANIFEST
 from ted_ds.output.run_folders import MODEL_FOLDER
+from ted_ds.output.study_folder import LOGS_FOLDER, RUNS_FOLDER, TEACHERS_FOLDER
 from ted_ds.planning.phase import EVALUATE, FINETUNE_TEACHER, phases_of
 from ted_ds.planning.study_arms import Arm, Changes, as_overrides
 from ted_ds.planning.study_plan import StudyPlan
 from ted_ds.planning.study_search import Trial, shortened
 
-PHASES_FOLDER, RUNS_FOLDER, TEACHERS_FOLDER, LOGS_FOLDER = "phases", "runs", "teachers", "logs"
+PHASES_FOLDER = "phases"
 SEARCH_FOLDER = "search"
 CACHE_FOLDER = "teacher_cache"
 OTHER_TESTS = ("perplexity", "last_word", "lm_eval")

@@ -404,6 +404,19 @@ def test_what_is_no_run_is_refused(tmp_path):
     )
 
 
+def test_the_folder_of_a_study_is_said_to_be_one(tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "sft.seed-17.log").touch()
+    ended = "it has no study.json, which is written at its end); wait for its end, or start it again if it was stopped"
+    goes_on = f"{tmp_path}: a study that goes on, or was stopped ({ended}; meanwhile "
+    assert refusal(tmp_path) == f"{goes_on}none of its runs has begun yet"
+    run = write_run(tmp_path / "runs" / "sft" / "seed-17")
+    such_as = f"give the folder of one of its runs, such as {run}"
+    assert refusal(tmp_path) == f"{goes_on}{such_as}"
+    (tmp_path / "study.json").touch()
+    assert refusal(tmp_path) == f"{tmp_path}: a study, and no single run; {such_as}"
+
+
 @pytest.mark.parametrize(
     ("file", "content", "says"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ted_ds.cli import main
+from ted_ds.verbs.chat import COMMAND
 from tests.terminals import on_terminal
 from tests.tiny import ROOT, WORDS, write_model
 
@@ -61,7 +63,7 @@ def test_a_text_of_the_standard_input_is_answered_once_by_both(run, capsys, monk
 
 def test_a_conversation_goes_on_in_a_terminal_as_far_as_there_are_positions(run):
     command = [sys.executable, "-m", "ted_ds", "chat", str(run / "distill" / "model"), "--tokens", str(TOKENS)]
-    typed = f"{TEXT}\n{WORDS[5]}\n/new\n{WORDS[6]}\n{' '.join(WORDS[:18])}\n\x04"
+    typed = f"{TEXT}\n{WORDS[5]}\n/new\n/help me\n {WORDS[6]}\n{' '.join(WORDS[:18])}\n\x04"
     found = on_terminal(command, {**os.environ, "TERM": "dumb", "PYTHONPATH": str(ROOT)}, typed=typed)
     student = run / "distill" / "model"
     first = written(student, f"{TEXT} ")
@@ -70,6 +72,8 @@ def test_a_conversation_goes_on_in_a_terminal_as_far_as_there_are_positions(run)
     answers = [part.partition("\n")[2].partition("\n\n")[0].strip() for part in shown.split("\nmodel:")[1:]]
     assert f"model ({student}) answers\n" in shown
     assert f"teacher ({run.parent / 'teacher'}) has no chat template: it goes on with each text by itself" in shown
+    commands = "/new forgets the conversation, Ctrl-D ends"
+    assert f"there is no /help; {commands}; a text that begins so is sent with a blank before it\n" in shown
     assert answers[:3] == [first, second, written(student, f"{WORDS[6]} ")]
     assert "18 tokens and 5 more (--tokens) are beyond the model's 20 positions; give a shorter text" in shown
 
@@ -96,3 +100,24 @@ def test_an_empty_text_is_said(run, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
     assert main(["chat", str(run)]) == 2
     assert "the standard input has no text; give one, or start this in a terminal" in capsys.readouterr().err
+
+
+def test_a_moved_run_talks_with_its_own_student_or_not_at_all(run, capsys, monkeypatch, tmp_path):
+    moved = shutil.copytree(run, tmp_path / "moved")
+    (moved / "starts.jsonl").write_text(json.dumps({"folder": "/start", "output_dir": str(run)}) + "\n")
+    other = write_model(tmp_path / "other", "llama", blocks=1, seed=3, max_position_embeddings=64)
+    shutil.rmtree(moved / "distill" / "model")
+    shutil.copytree(other, moved / "distill" / "model")
+    monkeypatch.setattr("sys.stdin", io.StringIO(TEXT))
+    assert main(["chat", str(moved), "--tokens", str(TOKENS)]) == 0
+    assert f"student after:\n{written(other, TEXT)}\n" in capsys.readouterr().out
+    shutil.rmtree(moved / "distill")
+    assert main(["chat", str(moved)]) == 2
+    assert f"{moved}: its student after is no more in it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "is_command"), [("/help", True), ("/new x", True), ("/etc/hosts", False), ("/ a", False)]
+)
+def test_a_command_is_a_word_behind_a_stroke(text, is_command):
+    assert bool(COMMAND.match(text)) == is_command

@@ -92,6 +92,13 @@ def test_what_is_no_model_of_one_stack_is_refused(tmp_path, capsys, monkeypatch,
     assert [one.name for one in tmp_path.iterdir()] == ["export"]
 
 
+def test_a_folder_that_is_not_there_is_said(tmp_path, capsys):
+    for words in (["convert", "--to", "onnx"], ["push", "--to", "org/small"]):
+        assert main([*words, str(tmp_path / "none")]) == 2
+        said = "no such folder; give the output_dir of a run that is complete, or its export"
+        assert f"{tmp_path / 'none'}: {said}\n" in capsys.readouterr().err
+
+
 def test_a_folder_that_is_there_stays(tmp_path, capsys):
     place = write_model(tmp_path / "export", "bert", blocks=1)
     (tmp_path / "export-onnx").mkdir()
