@@ -137,7 +137,14 @@ def _with_some_held_out(draft: Draft, file: Path) -> Draft:
     rows, share = kind_of(recipe.task), recipe.data.heldout_fraction
     while share < MOST_HELDOUT:
         count = count_training_rows(recipe.data.model_copy(update={"heldout_fraction": share}), rows)
-        if count is None or count.num_heldout != 0:
+        if count is None:
+            break
+        if count.number == 0:
+            raise ConfigError(
+                f"--data {draft.given.data}: its rows have one text, so that none can be held out to score by; give "
+                "others too, or a folder with the splits train and validation"
+            )
+        if count.num_heldout:
             break
         share = round(share + 0.05, 3)
     return replace(draft, heldout=share)

@@ -209,8 +209,8 @@ def _words(rows: Rows, _kind: str | None) -> Form | None:
 
 
 def _answers(rows: Rows, _kind: str | None) -> Form | None:
-    columns = [rows.named(name) for name in ANSWER_COLUMNS]
-    if not all(columns):
+    columns = [one for name in ANSWER_COLUMNS if (one := rows.named(name)) is not None]
+    if len(columns) < len(ANSWER_COLUMNS):
         return None
     answers = columns[-1]
     empty = any(not (row.get(answers) or {}) or not _answer_texts(row[answers]) for row in rows.rows)
@@ -218,7 +218,7 @@ def _answers(rows: Rows, _kind: str | None) -> Form | None:
     own = {key: one for key, one, usual in zip(keys, columns, ANSWER_COLUMNS, strict=True) if one != usual}
     section = {"kind": ANSWERS, **own, **({"no_answer": True} if empty else {})}
     reasons = {**dict.fromkeys(own, "called so in the data"), "no_answer": "some questions have none"}
-    what = f"columns {', '.join(map(str, columns[:2]))} and {answers}"
+    what = f"columns {', '.join(columns[:2])} and {answers}"
     return Form(section, what, has_labels=True, reasons=reasons, usual_length=LENGTH_OF_PARTS, is_of_parts=True)
 
 
