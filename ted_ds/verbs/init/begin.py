@@ -141,12 +141,12 @@ def _with_some_held_out(draft: Draft, file: Path) -> Draft:
             break
         if count.number == 0:
             raise ConfigError(
-                f"--data {draft.given.data}: its rows have one text, so that none can be held out to score by; give "
-                "others too, or a folder with the splits train and validation"
+                f"--data {draft.given.data}: its rows have too few different texts for some to be held out to score by; "
+                "give more, or a folder with the splits train and validation"
             )
         if count.num_heldout:
             break
-        share = round(share + 0.05, 3)
+        share = round(share + 0.01, 3)
     return replace(draft, heldout=share)
 
 

@@ -27,7 +27,7 @@ HELDOUT_DOCUMENTS, HELDOUT_OF_CORPUS = 50, 0.05
 """Of a corpus: at least so many, and this share of it."""
 SCORED_ON_CPU = 64
 """Sequences of a corpus."""
-MOST_HELDOUT = 0.5
+MOST_HELDOUT = 0.99
 """Of few rows, of which else none might be held out."""
 MODELINE, SCHEMA_BESIDE = "# yaml-language-server: $schema=", "recipe.schema.json"
 PACKED = ROOT.name == "shipped"
@@ -125,7 +125,8 @@ def _data(draft: Draft) -> Iterator[str]:
         else:
             yield f"  {split}: {_source({**own, 'split': split})}  # {WHAT_IS_SCORED[split]}"
     if scored.get("validation", "none") is not None:
-        yield f"  heldout_fraction: {_heldout(draft):g}  # never trained on, and what models are scored by"
+        few = ", more than usual, as else none of so few rows would be" if _heldout(draft) > LARGEST_HELDOUT else ""
+        yield f"  heldout_fraction: {_heldout(draft):g}  # never trained on, and what models are scored by{few}"
 
 
 def _source(values: Mapping[str, str]) -> str:

@@ -166,7 +166,7 @@ def test_a_kind_that_data_or_teacher_cannot_be_of_is_refused(rows, model, kind, 
 
 def test_every_kind_can_be_asked_for_and_is_named_where_none_is_found():
     with pytest.raises(NoForm) as refused:
-        form_of([{"left": "a", "right": ["b"]}], "MaskedLM", {})
+        form_of([{"left": "a", "other": "b", "right": ["b"]}], "MaskedLM", {})
     assert all(kind in str(refused.value) for kind in KINDS)
     assert "(right: lists, where a text would stand)" in str(refused.value)
     assert "ted-ds check gpt2_openwebtext --show" in str(refused.value)
@@ -276,7 +276,7 @@ def test_mistakes_are_said_of_the_words_they_follow_from(init, tmp_path, bert):
         file.unlink()
     data = write_rows(tmp_path / "a.jsonl", labelled(["a", "b"] * 20))
     error = init(data, teacher=folder)[2]
-    assert error.startswith(f"ted-ds init: error:\n--teacher {folder}: holds no tokenizer")
+    assert f"ted-ds init: error:\n--teacher {folder}: holds no tokenizer" in error
     assert "by hand" not in error
     write_tokenizer(folder, encoder=True, masks=True)
     assert init(data, teacher=folder)[0] == 0
@@ -290,22 +290,24 @@ def test_mistakes_are_said_of_the_words_they_follow_from(init, tmp_path, bert):
 # --- what is scored ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [3, 4, 5, 8])
+@pytest.mark.parametrize("number", [2, 4, 8])
 def test_of_few_rows_some_are_held_out(init, tmp_path, number):
     raised = 0
-    for first in range(6):
+    for first in range(4):
         rows = [{"text": f"the cat {first} {row}", "label": row % 2} for row in range(number)]
         code, values, error = init(write_rows(tmp_path / "a.jsonl", rows), out=tmp_path / f"{first}.yaml")
         assert code == 0, error
         share = values["data"]["heldout_fraction"]
         assert 0 < sum(is_heldout(row["text"], share) for row in rows) < number
         raised += share > 0.2
+        is_said = "more than usual, as else none of so few rows" in (tmp_path / f"{first}.yaml").read_text("utf-8")
+        assert is_said == (share > 0.2)
     assert raised or number > 4
 
 
 def test_rows_of_one_text_cannot_be_held_out(init, tmp_path):
     code, _, error = init(write_rows(tmp_path / "a.jsonl", [{"text": "the cat", "label": row % 2} for row in range(9)]))
-    assert (code, "its rows have one text, so that none can be held out" in error) == (2, True)
+    assert (code, "too few different texts for some to be held out" in error) == (2, True)
 
 
 def test_splits_of_a_folder_are_used_where_they_can_be(init, tmp_path):
