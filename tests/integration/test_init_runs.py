@@ -36,7 +36,7 @@ def cases():
         yield pytest.param(teacher, data, ("ted", "kd")[number % 2], marks=mark)
 
 
-@pytest.mark.parametrize(("teacher", "data", "method"), cases())
+@pytest.mark.parametrize(("teacher", "data", "method"), [*cases()])
 def test_what_it_writes_runs(place, tmp_path, capsys, teacher, data, method):
     out = tmp_path / "mine.yaml"
     words = ["--teacher", str(place / teacher), "--data", str(place / f"{data}.jsonl"), "--method", method]

@@ -141,7 +141,7 @@ def _with_some_held_out(draft: Draft, file: Path) -> Draft:
             break
         if count.number == 0:
             raise ConfigError(
-                f"--data {draft.given.data}: its rows have too few different texts for some to be held out to score by; "
+                f"--data {draft.given.data}: its rows have too few different texts for some to be held out and scored; "
                 "give more, or a folder with the splits train and validation"
             )
         if count.num_heldout:

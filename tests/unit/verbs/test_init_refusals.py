@@ -279,7 +279,7 @@ def test_mistakes_are_said_of_the_words_they_follow_from(init, tmp_path, bert):
     assert f"ted-ds init: error:\n--teacher {folder}: holds no tokenizer" in error
     assert "by hand" not in error
     write_tokenizer(folder, encoder=True, masks=True)
-    assert init(data, teacher=folder)[0] == 0
+    assert init(data, teacher=folder, out=tmp_path / "r.yaml")[0] == 0
     error = init(data, teacher="org/name")[2]
     assert "hf download org/name --local-dir name" in error
     error = init("org/name")[2]
