@@ -13,7 +13,7 @@ from tests.runs import run
 
 QUICK = ("distill.global_batch_size=4", "distill.micro_batch_size=4", "evaluation.max_examples=4", "preflight=warn")
 """Teachers are random."""
-CALIBRATION = "student.calibration={tokens: 100, heldout_tokens: 32}"
+CALIBRATION = "student.calibration={tokens: 80, heldout_tokens: 24}"
 BY_DEFAULT = (("bert", "labels"), ("bert", "answers"), ("llama", "documents"), ("t5", "targets"))
 """A kind of head each; the others run by ``-m slow``."""
 
