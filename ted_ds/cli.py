@@ -103,7 +103,7 @@ def _init(options: argparse.Namespace) -> int:
         options.refuse(f"the following arguments are required: {', '.join(missing)}")
     size = options.blocks if options.size is None else options.size
     place = (options.ranks, options.gpu, options.minutes)
-    begin(Asked(options.teacher, options.data, size, options.method, options.out, *place))
+    begin(Asked(options.teacher, options.data, size, options.method, options.out, *place, options.task))
     return 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ted_ds.config.data import Data
@@ -30,6 +30,8 @@ class RowCount:
     """Whether each was read as a run reads it; else it is by lines, and what tables and cards say."""
     limit: Literal["least", "most"] | None = None
     """Which of what a run will count it is, where rows are not sequences."""
+    num_heldout: int | None = field(default=None, compare=False)
+    """Rows that a hash of their texts holds out; None where they are not counted, or are of files of their own."""
 
     @property
     def how(self) -> str:
@@ -58,8 +60,9 @@ def count_training_rows(data: Data, rows: Rows) -> RowCount | None:
     if num_bytes <= MOST_BYTES_READ and is_plain:
         fraction = data.heldout_fraction if is_split else 0.0
         max_bytes = int(data.cleaning.max_document_mib * 2**20)
-        number = sum(_count_read(listing, rows, fraction, max_bytes) for listing in listings)
-        return RowCount(number, is_exact=True)
+        counts = [_count_read(listing, rows, fraction, max_bytes) for listing in listings]
+        number, num_heldout = (sum(part) for part in zip(*counts, strict=True))
+        return RowCount(number, is_exact=True, num_heldout=num_heldout if is_split else None)
     if num_bytes > MOST_BYTES_COUNTED:
         return None
     counts = [_count_lines(listing, file) for listing in listings for file in listing.files]
@@ -69,9 +72,10 @@ def count_training_rows(data: Data, rows: Rows) -> RowCount | None:
     return RowCount(round(sum(known) * (1 - data.heldout_fraction * is_split)), is_exact=False)
 
 
-def _count_read(listing: Listing, rows: Rows, heldout_fraction: float, max_bytes: int) -> int:
+def _count_read(listing: Listing, rows: Rows, heldout_fraction: float, max_bytes: int) -> tuple[int, int]:
+    """Of training rows, and of those that are held out."""
     bad: list[BadRecord] = []
-    number = 0
+    number = num_heldout = 0
     for record in read_in_order(
         listing,
         rows.columns,
@@ -84,9 +88,10 @@ def _count_read(listing: Listing, rows: Rows, heldout_fraction: float, max_bytes
             examples = rows.read(record.row, where=record.place, declared=dict(record.file.class_names))
         except BadRow:
             continue
-        good = (example for example in examples if example.fault(rows.columns) is None)
-        number += sum(not is_heldout(example.whole_text, heldout_fraction) for example in good)
-    return number
+        good = [example for example in examples if example.fault(rows.columns) is None]
+        held_out = sum(is_heldout(example.whole_text, heldout_fraction) for example in good)
+        number, num_heldout = number + len(good) - held_out, num_heldout + held_out
+    return number, num_heldout
 
 
 def _count_lines(listing: Listing, file: DataFile) -> int | None:

@@ -109,23 +109,41 @@ def _without_splits(source: Source, files: list[str]) -> list[str]:
     return files
 
 
-def _of_folder(source: Source, folder: str, files: Sequence[str], read: Callable[[str], str | None]) -> list[str]:
-    """The data files of the source's split, among all files of a folder.
+def splits_here(source: Source) -> list[str]:
+    """The splits of a local folder that have files; none of files that are named one by one.
 
-    Hidden ones, those in folders such as ``__pycache__``, and what ``datasets`` notes beside its own are no data.
+    Raises:
+        DataError: The folder holds no data files, or its card says what is not understood.
     """
-    inside = {file.removeprefix(folder).lstrip("/"): file for file in files}
-    is_saved = "dataset_dict.json" in inside  # each split in a folder of its own
-    within = f"{source.split}/" if is_saved else ""
-    data = sorted(
-        name
-        for name in inside
-        if name.startswith(within)
-        and _format_of(name) is not None
+    path = Path(source.path.removeprefix("file://"))
+    if not path.is_dir():
+        return []
+    files = [str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()]
+    if "dataset_dict.json" in files:
+        return sorted({name.partition("/")[0] for name in files if name.count("/") == 1 and _is_data(name)})
+    if "state.json" in files:
+        return []
+    data = sorted(filter(_is_data, files))
+    found = splits_of_folder(source.path, data, lambda name: _text_of(path / name), name=source.name)
+    return [split for split, of_split in found.items() if of_split]
+
+
+def _is_data(name: str) -> bool:
+    """Whether a file of a folder holds data: no hidden one, none in ``__pycache__``, no note of ``datasets``."""
+    return (
+        _format_of(name) is not None
         and name.rpartition("/")[2] not in NOTES_OF_DATASETS
         and not any(part.startswith(".") for part in name.split("/"))
         and not any(part.startswith("__") for part in name.split("/")[:-1])
     )
+
+
+def _of_folder(source: Source, folder: str, files: Sequence[str], read: Callable[[str], str | None]) -> list[str]:
+    """The data files of the source's split, among all files of a folder."""
+    inside = {file.removeprefix(folder).lstrip("/"): file for file in files}
+    is_saved = "dataset_dict.json" in inside  # each split in a folder of its own
+    within = f"{source.split}/" if is_saved else ""
+    data = sorted(name for name in inside if name.startswith(within) and _is_data(name))
     if is_saved and not data:
         folders = sorted({name.partition("/")[0] for name in inside if name.endswith("/state.json")})
         raise DataError(_no_split(source, folders))

@@ -14,6 +14,7 @@ from ted_ds.config.tasks import Task
 from ted_ds.data.reading.bytes import compression_of
 from ted_ds.data.reading.listing import list_source
 from ted_ds.data.row_counts import RowCount, count_training_rows
+from ted_ds.data.rows import refuse_empty
 from ted_ds.data.samples import Rows
 from ted_ds.data.sources import is_remote, names_hub
 from ted_ds.launching.starters import Told
@@ -43,6 +44,9 @@ def count_rows(
     count = mistakes.attempt("data.train", lambda: count_training_rows(recipe.data, rows_of(recipe.task)))
     if count is None and hub is not None and not mistakes.found:
         count = _rows_by_cards(recipe.data, hub, mistakes)
+    if count is not None and count.num_heldout is not None:
+        sizes = range(count.number), range(count.num_heldout)
+        mistakes.attempt("", lambda: refuse_empty(recipe.data, *sizes))  # as a run would, once all is read
     if count is not None and recipe.task.sequences != "one":
         limit: Literal["least", "most"] = "least" if recipe.task.sequences == "more" else "most"
         count = replace(count, limit=limit)

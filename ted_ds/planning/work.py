@@ -11,12 +11,17 @@ from ted_ds.data.transfer import share_of
 from ted_ds.planning.heal_cost import heal_cost
 from ted_ds.planning.operations import known_training, operations_of_training
 from ted_ds.planning.phase import DISTILL, HEAL_STUDENT, Phase, phases_of, training_of
+from ted_ds.planning.plain_numbers import in_bytes, plainly
 from ted_ds.planning.plan import Plan
 from ted_ds.planning.stage_memory import bubble, num_microbatches
 
 BYTES_PER_TOKEN = 4
 """Of text: about what English comes to with vocabularies of 30,000 to 150,000 tokens (OpenWebText: 39.8 GB are 9.0
 billion tokens of GPT-2)."""
+
+
+MOST_PASSES = 50
+"""Over the same texts, by a rule of thumb: with more, models learn these by heart and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -41,47 +46,54 @@ def describe_work(recipe: Recipe, plan: Plan, pace: Pace) -> str:
         if phase is HEAL_STUDENT:
             lines.append(f"work      {phase.name:16} {_healing(recipe, plan, pace)}\n")
         if phase.plan_path is not None:
-            parts = (_passes(recipe, plan, training_of(recipe, phase)), _hours(recipe, plan, phase, pace))
-            lines.append(f"work      {phase.name:16} {'; '.join(parts)}\n")
+            passes, most = _passes(recipe, plan, training_of(recipe, phase))
+            lines.append(f"work      {phase.name:16} {passes}; {_hours(recipe, plan, phase, pace)}\n")
+            if most > MOST_PASSES:
+                lines.append(
+                    f"WARN      {phase.name}: {plainly(most, digits=2)} passes over the same texts, which models learn "
+                    f"by heart (above {MOST_PASSES}); give more data, or train for less\n"
+                )
     return "".join(lines)
 
 
-def _passes(recipe: Recipe, plan: Plan, training: PhasePlan) -> str:
-    """How often the data are gone through, in words."""
+def _passes(recipe: Recipe, plan: Plan, training: PhasePlan) -> tuple[str, float]:
+    """How often the data are gone through, in words, and the most that some of them are; 0 where that is not known."""
     if recipe.task.packed:
         return _passes_over_corpora(recipe, plan, training)
     if training.epochs is not None:
-        return _times(training.epochs, "the rows" if plan.num_rows is None else str(plan.num_rows))
+        return _times(training.epochs, "the rows" if plan.num_rows is None else str(plan.num_rows)), training.epochs
     if plan.num_rows is None:
-        return "passes over the rows are known once these are counted"
+        return "passes over the rows are known once these are counted", 0.0
     learned = training.steps * training.global_batch_size
     if recipe.data.transfer is not None and training.takes_transfer:
         if isinstance(recipe.data.transfer_share, str):
-            return "passes over the rows are known once those of data.transfer are counted"
+            return "passes over the rows are known once those of data.transfer are counted", 0.0
         learned *= float(1 - share_of(recipe.data.transfer_share))
-    return _times(learned / max(plan.num_rows.number, 1), str(plan.num_rows))
+    number = learned / max(plan.num_rows.number, 1)
+    return _times(number, str(plan.num_rows)), number
 
 
-def _passes_over_corpora(recipe: Recipe, plan: Plan, training: PhasePlan) -> str:
-    """Each source's by its share of the tokens at the first step, and by its bytes."""
+def _passes_over_corpora(recipe: Recipe, plan: Plan, training: PhasePlan) -> tuple[str, float]:
+    """Each source's by its share of the tokens at the first step, and by its bytes; and the most of them."""
     tokens = training.steps * training.global_batch_size * recipe.task.sequence_length
     powers = [weight_at(one.weight, 0) ** (1 / recipe.data.mixture_temperature) for one in recipe.data.train]
     kept = 1 - recipe.data.heldout_fraction if recipe.data.heldout_sources is None else 1.0
-    found, by_size = [], any(one.weight == "size" for one in recipe.data.train)
+    found, by_size, most = [], any(one.weight == "size" for one in recipe.data.train), 0.0
     for index, source in enumerate(recipe.data.train):
         size = plan.corpus_bytes.get(index)
         where = source.path if source.name is None else f"{source.path} {source.name}"
         if size is None or (by_size and len(powers) > 1):
             found.append(f"passes over {where} are not known before it is read")
         else:
-            read = tokens * powers[index] / sum(powers) * BYTES_PER_TOKEN
-            found.append(f"about {_times(read / max(size * kept, 1), f'{where} ({size / 1e9:.3g} GB)')}")
+            number = tokens * powers[index] / sum(powers) * BYTES_PER_TOKEN / max(size * kept, 1)
+            most = max(most, number if source.epochs is None else min(number, source.epochs))
+            found.append(f"about {_times(number, f'{where} ({in_bytes(size)})')}")
     of_token = f", if {BYTES_PER_TOKEN} bytes are a token" if plan.corpus_bytes else ""
-    return f"{', '.join(found)}{of_token}"
+    return f"{', '.join(found)}{of_token}", most
 
 
 def _times(number: float, what: str) -> str:
-    return f"{number:.3g} pass{'' if number == 1 else 'es'} over {what}"
+    return f"{plainly(number)} pass{'' if number == 1 else 'es'} over {what}"
 
 
 def _hours(recipe: Recipe, plan: Plan, phase: Phase, pace: Pace) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from ted_ds import __version__
 from ted_ds.config.methods import METHODS
 from ted_ds.config.shipped import RECIPES, named
+from ted_ds.verbs.init.kinds import KINDS
 
 CHAT = "chat"
 """The verb; a kind of task is called so, too."""
@@ -161,6 +162,8 @@ def _of_demo(one: argparse.ArgumentParser) -> None:
 def _of_init(one: argparse.ArgumentParser) -> None:
     one.add_argument("--teacher", help="a model folder (asked for in a terminal)")
     one.add_argument("--data", help="a local file or folder with texts, labelled or not, or chats (asked for, too)")
+    task = "what to learn of the data (default: as their columns are)"
+    one.add_argument("--task", choices=KINDS, metavar="KIND", help=f"{task}: {', '.join(KINDS)}")
     size = one.add_mutually_exclusive_group()
     size.add_argument("--blocks", type=_positive, help="of the student (default: half of the teacher's)")
     size.add_argument("--size", type=share, help="share of the teacher's blocks, such as 50%%")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ted_ds.config.load import load_recipe
 from ted_ds.config.schema import Recipe
+from ted_ds.data.first_rows import describe_bad
+from ted_ds.data.row_counts import count_training_rows
 from ted_ds.errors import ConfigError, TedError
 from ted_ds.models.files import ModelFacts
 from ted_ds.planning.plan import Plan, plan_recipe
@@ -18,7 +22,7 @@ from ted_ds.verbs.init.looking import Given, look_at
 from ted_ds.verbs.init.means import Means, find_means
 from ted_ds.verbs.init.questions import Size, ask
 from ted_ds.verbs.init.size import size_in_recipe
-from ted_ds.verbs.init.writing import Draft, length_of, write_recipe
+from ted_ds.verbs.init.writing import HELDOUT_ROWS, MOST_HELDOUT, Draft, length_of, write_recipe
 
 HEAL = "student.heal"
 
@@ -39,6 +43,8 @@ class Asked:
     """Memory of each rank's GPU, where it is not here."""
     minutes: float | None
     """Of training; None: as many as are usual."""
+    kind: str | None = None
+    """Of task, of :data:`~ted_ds.verbs.init.kinds.KINDS`; None: whichever the data's columns are of."""
 
 
 def begin(asked: Asked) -> None:
@@ -51,13 +57,18 @@ def begin(asked: Asked) -> None:
         raise ConfigError(f"--out {asked.out}: is there already; give another name, or remove it")
     size = asked.size
     if asked.teacher is None or asked.data is None:
-        given, size = ask(asked.teacher, asked.data, size)
+        given, size = ask(asked.teacher, asked.data, size, asked.kind)
     else:
-        given = look_at(asked.teacher, asked.data)
+        given = look_at(asked.teacher, asked.data, asked.kind)
     means = find_means(asked.num_ranks, asked.gpu_gib)
     _write(asked, given, size, means)
     print(f"task        {given.form.task['kind']}: {given.form.reason}")
-    print(f"recipe      {asked.out}\n")
+    print(f"recipe      {asked.out}")
+    for split, why_not in given.scored.items():
+        print(f"split       {split}: {'scored' if why_not is None else f'not used, as {why_not}'}")
+    for bad in given.looked.bad[:1]:
+        print(f"skipped     {len(given.looked.bad)} records, such as {describe_bad(bad)}")
+    print()
     check(str(asked.out), (), num_ranks=means.num_ranks, tflops=means.tflops, link_gbit=None)
     launcher = f"deepspeed --num_gpus {means.num_ranks} --module ted_ds" if means.num_ranks > 1 else "ted-ds"
     if means.is_cpu and means.num_ranks > 1:
@@ -83,8 +94,9 @@ def _write(asked: Asked, given: Given, size: Size | None, means: Means) -> None:
         heals=True,
         teacher_knows=_teacher_knows(given.form, given.facts),
     )
-    beside.parent.mkdir(parents=True, exist_ok=True)
     try:
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        draft = _with_some_held_out(draft, beside)
         try:
             found = _planned(draft, beside)
         except TedError as error:
@@ -94,11 +106,48 @@ def _write(asked: Asked, given: Given, size: Size | None, means: Means) -> None:
             found = _planned(draft, beside)
         _planned(replace(draft, course=fit_course(draft.course, *found, means, asked.minutes)), beside)
         beside.replace(asked.out)
+    except OSError as error:
+        raise ConfigError(f"--out {asked.out}: cannot be written: {error}; give another file") from error
     except TedError as error:
-        kept = str(error).replace(str(beside), "the recipe that would be written")
-        raise ConfigError(f"{kept}. Write one by hand: docs/recipes.md") from error
+        raise ConfigError("\n".join(_as_given(line, beside, given) for line in str(error).splitlines())) from error
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where it could not be written, either
+            beside.unlink(missing_ok=True)
+
+
+def _as_given(mistake: str, file: Path, given: Given) -> str:
+    """A mistake in the recipe, said of the words that it follows from."""
+    said = mistake.removeprefix(f"{file}: ")
+    for place, word, path in (("teacher.path", "--teacher", given.teacher), ("data.train[0]", "--data", given.data)):
+        if said.startswith((f"{place}: ", f"{place}.path: ")):
+            what = said.partition(": ")[2].removeprefix(path).removeprefix(": ")
+            return f"{word} {path}: {what}"
+    return mistake if said == mistake else f"the recipe that would be written: {said}"
+
+
+def _with_some_held_out(draft: Draft, file: Path) -> Draft:
+    """The same, so that of few rows some are held out by a hash of their texts, as a run counts them."""
+    looked = draft.given.looked
+    if not looked.are_all or len(looked.rows) > HELDOUT_ROWS:
+        return draft
+    file.write_text(write_recipe(draft), encoding="utf-8")
+    recipe = load_recipe(str(file))
+    if recipe.data.heldout_sources is not None:
+        return draft
+    rows, share = kind_of(recipe.task), recipe.data.heldout_fraction
+    while share < MOST_HELDOUT:
+        count = count_training_rows(recipe.data.model_copy(update={"heldout_fraction": share}), rows)
+        if count is None:
+            break
+        if count.number == 0:
+            raise ConfigError(
+                f"--data {draft.given.data}: its rows have too few different texts for some to be held out and scored; "
+                "give more, or a folder with the splits train and validation"
+            )
+        if count.num_heldout:
+            break
+        share = round(share + 0.01, 3)
+    return replace(draft, heldout=share)
 
 
 def _planned(draft: Draft, file: Path) -> tuple[Recipe, Plan]:

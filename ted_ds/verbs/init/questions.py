@@ -11,7 +11,7 @@ from ted_ds.config.cut import CutFromTeacher
 from ted_ds.errors import ConfigError, TedError
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.folder import CONFIG_FILE
-from ted_ds.verbs.init.looking import Given, look_at_task, look_at_teacher
+from ted_ds.verbs.init.looking import Given, given_of, look_at_task, look_at_teacher
 from ted_ds.verbs.init.size import size_in_recipe
 from ted_ds.verbs.words import share
 
@@ -25,8 +25,8 @@ Size = int | float
 """Blocks, or a share."""
 
 
-def ask(teacher: str | None, data: str | None, size: Size | None) -> tuple[Given, Size | None]:
-    """Ask for what is not given: teacher, data, and how large the student is.
+def ask(teacher: str | None, data: str | None, size: Size | None, kind: str | None = None) -> tuple[Given, Size | None]:
+    """Ask for what is not given: teacher, data, and how large the student is; a ``kind`` of task is never asked for.
 
     Raises:
         ConfigError: The answers end before the questions do.
@@ -34,12 +34,12 @@ def ask(teacher: str | None, data: str | None, size: Size | None) -> tuple[Given
     """
     print("Enter takes what stands in brackets, Ctrl-C ends.\n")
     teacher, facts = _answered(TEACHER, teacher, _first(_models()), _look_at_teacher)
-    data, (looked, form) = _answered(DATA, data, _first(_files()), lambda path: look_at_task(path, facts))
+    data, (looked, form) = _answered(DATA, data, _first(_files()), lambda path: look_at_task(path, facts, kind))
     print(f"  {form.task['kind']}: {form.reason}")
     if size is None:
         _, size = _answered(SIZE, None, "50%", lambda said: _size(said, facts))
     print()
-    return Given(teacher, facts, data, looked, form), size
+    return given_of(teacher, facts, data, looked, form), size
 
 
 def _answered(question: str, given: str | None, default: str | None, look: Callable[[str], Found]) -> tuple[str, Found]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ted_ds.config.cut import CutFromTeacher
@@ -12,9 +13,10 @@ from ted_ds.config.recipe_schema import FILE as SCHEMA
 from ted_ds.config.shipped import ROOT
 from ted_ds.models.files import ModelFacts
 from ted_ds.numerics.block_choice import spread
+from ted_ds.planning.plain_numbers import plainly
 from ted_ds.verbs.init.course import Course
 from ted_ds.verbs.init.forms import Form
-from ted_ds.verbs.init.looking import Given, Looked, longest_text
+from ted_ds.verbs.init.looking import TRAIN, Given, Looked, longest_text
 from ted_ds.verbs.init.means import Means
 
 LENGTHS = (32, 64, 128, 256, 384, 512, 1024, 2048)
@@ -25,6 +27,15 @@ HELDOUT_DOCUMENTS, HELDOUT_OF_CORPUS = 50, 0.05
 """Of a corpus: at least so many, and this share of it."""
 SCORED_ON_CPU = 64
 """Sequences of a corpus."""
+MOST_HELDOUT = 0.99
+"""Of few rows, of which else none might be held out."""
+MODELINE, SCHEMA_BESIDE = "# yaml-language-server: $schema=", "recipe.schema.json"
+PACKED = ROOT.name == "shipped"
+"""Whether this is an installed package, which other environments have elsewhere."""
+WHAT_IS_SCORED = {
+    "validation": "its split of that name: never trained on, scored as training goes on",
+    "test": "its split of that name: decides nothing, and is scored at the end",
+}
 WARMUP = 0.06
 """Of steps."""
 SWITCHES = ("true", "false", "yes", "no", "on", "off", "null", "True", "False", "Yes", "No", "On", "Off", "Null")
@@ -52,6 +63,8 @@ class Draft:
     """Whether the student is healed before it trains."""
     teacher_knows: bool
     """Whether the teacher has a head for the task already."""
+    heldout: float | None = None
+    """The share of rows that are held out; None: as is usual for so many."""
 
 
 def write_recipe(draft: Draft) -> str:
@@ -60,17 +73,32 @@ def write_recipe(draft: Draft) -> str:
 
 
 def _head(draft: Draft) -> Iterator[str]:
-    yield f"# yaml-language-server: $schema={(ROOT / SCHEMA).resolve()}"
+    yield _for_editors(Path(draft.file).parent)
     yield "# Written by ted-ds init; any value can be changed. What is not said here follows from it, and is shown by:"
     yield f"#   ted-ds check {draft.file} --show"
     if not draft.means.bf16:
         yield "precision: fp32  # this CPU has no instructions for bf16"
 
 
+def _for_editors(folder: Path) -> str:
+    """Where the schema is: named as it is seen from the recipe, so that it is found wherever both are taken together.
+
+    Another environment has the package elsewhere. So there is no path into it; what makes the file is said instead.
+    """
+    own, shipped = folder.resolve() / SCHEMA_BESIDE, (ROOT / SCHEMA).resolve()
+    if own.is_file():
+        return f"{MODELINE}{SCHEMA_BESIDE}"
+    if not PACKED and shipped.is_relative_to(folder.resolve()):
+        return f"{MODELINE}{shipped.relative_to(folder.resolve()).as_posix()}"
+    return f"# Editors complete keys after: ted-ds schema > {SCHEMA_BESIDE}; then begin with {MODELINE}{SCHEMA_BESIDE}"
+
+
 def _task(draft: Draft) -> Iterator[str]:
     form = draft.given.form
-    yield f"task:  # {form.reason}"
-    yield from (f"  {key}: {_shown(value)}" for key, value in form.task.items())
+    yield "task:"
+    for key, value in form.task.items():
+        why = form.reason if key == "kind" else form.reasons[key]
+        yield f"  {key}: {_shown(value)}  # {why}"
     if form.length_key is not None:
         why = "95 % of texts are shorter" if form.usual_length is None else "tokens that a sequence has at most"
         if form.is_corpus and draft.means.is_cpu:
@@ -81,13 +109,29 @@ def _task(draft: Draft) -> Iterator[str]:
 
 
 def _data(draft: Draft) -> Iterator[str]:
-    looked = draft.given.looked
+    looked, scored = draft.given.looked, draft.given.scored
+    own, why = {"path": draft.data}, "what is learned from"
+    if looked.splits:
+        why = f"its split {TRAIN}, which is learned from"
+    if looked.source.delimiter is not None:
+        own["delimiter"], why = looked.source.delimiter, f"{why}; values are separated so"
+    if looked.source.documents != "line":
+        own["documents"], why = looked.source.documents, "one ends at a blank line"
     yield "data:"
-    if looked.documents == "line":
-        yield f"  train: [{{path: {_shown(draft.data)}}}]"
-    else:
-        yield f"  train: [{{path: {_shown(draft.data)}, documents: {looked.documents}}}]  # one ends at a blank line"
-    yield f"  heldout_fraction: {_heldout(draft):g}  # never trained on, and what models are scored by"
+    yield f"  train: {_source(own)}  # {why}"
+    for split, why_not in scored.items():
+        if why_not is not None:
+            yield f"  # its split {split} is not used: {why_not}"
+        else:
+            yield f"  {split}: {_source({**own, 'split': split})}  # {WHAT_IS_SCORED[split]}"
+    if scored.get("validation", "none") is not None:
+        few = ", more than usual, as else none of so few rows would be" if _heldout(draft) > LARGEST_HELDOUT else ""
+        yield f"  heldout_fraction: {_heldout(draft):g}  # never trained on, and what models are scored by{few}"
+
+
+def _source(values: Mapping[str, str]) -> str:
+    """Of the recipe's data."""
+    return f"[{{{', '.join(f'{key}: {_shown(value)}' for key, value in values.items())}}}]"
 
 
 def _models(draft: Draft) -> Iterator[str]:
@@ -112,10 +156,11 @@ def _distill(draft: Draft) -> Iterator[str]:
     if course.steps is None:
         yield f"  epochs: {course.passes:g}  # passes over the rows{course.why_passes}"
     else:
-        passes = f"{course.passes:.2g}"
+        passes = plainly(course.passes, digits=2)
         what = f"{passes} pass{'' if passes == '1' else 'es'} over the data"
         yield f"  max_steps: {course.steps}  # about {what}{course.why_passes}"
-        yield f"  warmup_steps: {max(int(WARMUP * course.steps), 1)}"
+        warmup = max(int(WARMUP * course.steps), 1)
+        yield f"  warmup_steps: {warmup}  # in which the learning rate rises: {100 * WARMUP:g} % of steps"
     if course.why_batch:
         yield f"  global_batch_size: {course.batch}  # {course.why_batch}"
     yield f"  micro_batch_size: {course.micro}  # {course.why_micro}"
@@ -151,6 +196,8 @@ def _as_list(value: Any) -> Sequence[str]:
 
 def _heldout(draft: Draft) -> float:
     """So many rows that a point of accuracy can be seen, but not too large a share."""
+    if draft.heldout is not None:
+        return draft.heldout
     looked = draft.given.looked
     wanted, least = (HELDOUT_DOCUMENTS, HELDOUT_OF_CORPUS) if draft.given.form.is_corpus else (HELDOUT_ROWS, 0.0)
     share = max(wanted / len(looked.rows), least) if looked.are_all else SMALLEST_HELDOUT

@@ -19,7 +19,7 @@ from ted_ds.data import row_counts
 from ted_ds.data.reading.listing import list_data
 from ted_ds.data.row_counts import RowCount, count_training_rows
 from ted_ds.data.transfer import Transfer, share_of
-from ted_ds.errors import ConfigError
+from ted_ds.errors import ConfigError, DataError
 from ted_ds.planning.plan import plan_recipe
 from ted_ds.planning.plan_in_words import describe
 from ted_ds.planning.steps import with_rows
@@ -168,6 +168,26 @@ def test_few_rows_are_counted_as_a_run_counts_them(tmp_path: Path) -> None:
     assert 100 < (run.num_rows or 0) < 200
     whole = counted(tmp_path, path, validation=[Source(path=str(path))])
     assert whole == RowCount(200, is_exact=True)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "says"),
+    [
+        (1e-9, "no held-out rows to evaluate on; raise data.heldout_fraction"),
+        (1 - 1e-9, "no training rows; the files are empty or all is held out"),
+    ],
+)
+def test_few_rows_of_which_none_is_left_are_refused_as_a_run_refuses_them(
+    tmp_path: Path, fraction: float, says: str
+) -> None:
+    recipe = write_run(tmp_path, kind="sequence_classification")
+    with pytest.raises(ConfigError) as planned:
+        plan_recipe(str(recipe), [f"data.heldout_fraction={fraction}"], kind_of, looks_up_hub=True)
+    data = Data(train=[Source(path=str(tmp_path / "train.jsonl"))], heldout_fraction=fraction)
+    with pytest.raises(DataError) as run:
+        kind_of(ONE).open_data(data, write_tokenizer(tmp_path / "t"), list_data(data), max_heldout=9)
+    assert str(run.value).endswith(says)
+    assert str(planned.value) == f"{recipe}: {run.value}"
 
 
 def test_words_of_sentences_are_no_rows(tmp_path: Path) -> None:

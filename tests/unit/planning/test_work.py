@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -107,8 +108,19 @@ def test_rows_of_the_hub_are_those_of_the_card(labelled: Path) -> None:
 def test_a_corpus_is_gone_through_by_its_bytes(corpus: Path) -> None:
     size = (corpus / "text.jsonl").stat().st_size
     passes = 50 * 4 * 16 * BYTES_PER_TOKEN / size
-    words = f"about {passes:.3g} passes over {corpus / 'text.jsonl'} ({size / 1e9:.3g} GB), if 4 bytes are a token; "
+    words = f"about {passes:.3g} passes over {corpus / 'text.jsonl'} ({size:,} bytes), if 4 bytes are a token; "
     assert said(corpus, "distill.max_steps=50").startswith(words)
+
+
+@pytest.mark.parametrize(("tokens", "number"), [(40, None), (60, "60"), (5900, "5,900"), (123_456, "120,000")])
+def test_so_many_passes_that_a_corpus_is_learned_by_heart_are_warned_of(corpus: Path, tokens, number) -> None:
+    (corpus / "text.jsonl").write_text(json.dumps({"text": "x" * 16 * 4 * 4}) + "\n")
+    size = (corpus / "text.jsonl").stat().st_size
+    steps = round(tokens * size / (16 * 4 * 4))
+    recipe, plan = plan_recipe(str(corpus / "recipe.yaml"), [f"distill.max_steps={steps}"], looks_up_hub=True)
+    warnings = [one for one in describe_work(recipe, plan, Pace(1, 1.0)).splitlines() if one.startswith("WARN")]
+    why = "passes over the same texts, which models learn by heart (above 50); give more data, or train for less"
+    assert warnings == ([] if number is None else [f"WARN      distill: {number} {why}"])
 
 
 def test_a_mixture_is_gone_through_by_shares(corpus: Path) -> None:
@@ -120,7 +132,7 @@ def test_a_mixture_is_gone_through_by_shares(corpus: Path) -> None:
     for more, kept in (((), 1.0), (held, 0.5)):
         passes = tokens * 3 / 8 * BYTES_PER_TOKEN / (1000 * kept)
         assert said(corpus, "distill.max_steps=50", f"data.train=[{sources}]", *more).startswith(
-            f"about {passes:.3g} passes over org/set (1e-06 GB), passes over other are not known before it is read, "
+            f"about {passes:.3g} passes over org/set (1,000 bytes), passes over other are not known before it is read, "
             "passes over org/third x are not known before it is read, if 4 bytes are a token; "
         )
 

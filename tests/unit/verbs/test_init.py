@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,52 +9,16 @@ import yaml
 
 from ted_ds.cli import main
 from ted_ds.config.load import load_recipe
+from ted_ds.verbs.init import writing
 from ted_ds.verbs.init.forms import NoForm, form_of
+from tests.first_recipes import CASES, write_place
 from tests.task_kinds import plan_recipe
-from tests.tiny import write_chats, write_corpus, write_model, write_rows, write_tokenizer
-
-ANSWER = {"text": ["cat"], "answer_start": [4]}
-DATA = {
-    "labels": [{"text": f"the cat sat {row}", "label": ["bad", "good"][row % 2]} for row in range(40)],
-    "ids": [{"text": f"the cat sat {row}", "label": row // 20} for row in range(40)],  # sorted by them
-    "pairs": [{"premise": f"the cat {row}", "hypothesis": "a dog", "label": row % 3} for row in range(40)],
-    "numbers": [{"text": f"the cat {row}", "score": row / 7} for row in range(40)],
-    "several": [{"text": f"the cat {row}", "labels": [["a", "b"][row % 2]]} for row in range(40)],
-    "words": [{"tokens": ["the", "cat"], "ner_tags": ["O", ["B-X", "I-X"][row % 2]]} for row in range(40)],
-    "answers": [{"question": f"what {row}", "context": "the cat sat", "answers": ANSWER} for row in range(40)],
-    "unknown": [{"left": "the cat", "right": "sat"}],
-    "targets": [{"document": f"the cat sat {row}", "summary": "cat"} for row in range(40)],
-}
+from tests.tiny import ROOT, write_model
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("place")
-    write_model(folder / "bert", "bert", blocks=4, architecture="MaskedLM", max_position_embeddings=512)
-    write_model(folder / "body", "bert", blocks=4, max_position_embeddings=512)
-    write_tokenizer(folder / "body", encoder=True, masks=True)
-    write_model(folder / "llama", "llama", blocks=4, max_position_embeddings=256)
-    write_model(folder / "t5", "t5", blocks=4)
-    for name, rows in DATA.items():
-        write_rows(folder / f"{name}.jsonl", rows)
-    write_corpus(folder / "documents.jsonl")
-    write_chats(folder / "chats.jsonl")
-    return folder
-
-
-CASES = [
-    ("bert", "labels", {"kind": "sequence_classification", "labels": ["bad", "good"]}),
-    ("llama", "ids", {"kind": "sequence_classification", "labels": ["0", "1"]}),
-    ("bert", "pairs", {"kind": "sequence_classification", "text_column": ["premise", "hypothesis"]}),
-    ("bert", "numbers", {"kind": "regression", "target_columns": ["score"]}),
-    ("bert", "several", {"kind": "multi_label_classification", "label_column": "labels"}),
-    ("bert", "words", {"kind": "token_classification", "labels": ["B-X", "I-X", "O"]}),
-    ("bert", "answers", {"kind": "question_answering"}),
-    ("llama", "documents", {"kind": "causal_lm", "sequence_length": 256}),
-    ("bert", "documents", {"kind": "masked_lm", "sequence_length": 256}),
-    ("body", "documents", {"kind": "masked_lm"}),
-    ("t5", "targets", {"kind": "seq2seq", "source_column": "document", "target_column": "summary"}),
-]
+    return write_place(tmp_path_factory.mktemp("place"))
 
 
 @pytest.mark.parametrize(("teacher", "data", "task"), CASES)
@@ -197,9 +160,25 @@ def test_paths_are_as_they_are_seen_from_the_recipe(place, tmp_path, monkeypatch
     assert main(["check", str(tmp_path / "work" / "own" / "r.yaml")]) == 0
 
 
-def test_editors_are_told_of_the_schema(place, tmp_path):
+def test_editors_are_told_of_a_schema_that_is_beside_or_below_and_else_of_how_it_is_made(place, tmp_path):
+    words = ["--teacher", str(place / "bert"), "--data", str(place / "labels.jsonl")]
+    command = "ted-ds schema > recipe.schema.json"
+    modeline = "# yaml-language-server: $schema="
+    assert main(["init", *words, "--out", str(tmp_path / "r.yaml")]) == 0
+    first = (tmp_path / "r.yaml").read_text(encoding="utf-8").splitlines()[0]
+    assert not first.startswith(modeline), "an editor would look for what is not there"
+    assert f"{command}; then begin with {modeline}recipe.schema.json" in first
+    (tmp_path / "recipe.schema.json").write_text("{}")
+    assert main(["init", *words, "--out", str(tmp_path / "s.yaml")]) == 0
+    assert (tmp_path / "s.yaml").read_text(encoding="utf-8").splitlines()[0] == f"{modeline}recipe.schema.json"
+    assert writing._for_editors(ROOT) == f"{modeline}ds_configs/recipe.schema.json"
+
+
+@pytest.mark.parametrize(("teacher", "data", "_"), CASES)
+def test_each_line_has_its_reason(place, tmp_path, teacher, data, _):
     out = tmp_path / "r.yaml"
-    words = ["--teacher", str(place / "bert"), "--data", str(place / "labels.jsonl"), "--out", str(out)]
-    assert main(["init", *words]) == 0
-    first = out.read_text(encoding="utf-8").splitlines()[0]
-    assert json.loads(Path(first.partition("$schema=")[2]).read_text(encoding="utf-8"))["title"] == "A recipe of ted_ds"
+    words = ["--teacher", str(place / teacher), "--data", str(place / f"{data}.jsonl"), "--method", "ted"]
+    assert main(["init", *words, "--out", str(out)]) == 0
+    lines = out.read_text(encoding="utf-8").splitlines()
+    bare = [line for line in lines if "#" not in line]
+    assert bare == ["task:", "data:", "teacher:", "student:", "distill:"]
