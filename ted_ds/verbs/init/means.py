@@ -71,8 +71,8 @@ def _threads(environment: Mapping[str, str]) -> int:
 def _measured_tflops(num_threads: int) -> float:
     """What so many threads make of products of matrices in fp32, each by the time that it has.
 
-    So it is the same whatever else goes on here. They are measured side by side, as two cores of a virtual machine may be
-    the halves of one.
+    So it is the same whatever else goes on here. They are measured side by side, as two cores of a virtual machine may
+    be the halves of one.
     """
     import numpy as np
     from threadpoolctl import threadpool_limits
