@@ -98,7 +98,7 @@ def test_answers_that_are_not_there_are_an_answer():
         (
             "bert",
             "unknown.jsonl",
-            "columns left, right: no task is known by these; write the",
+            "columns left, right: no task is known by these; call the",
         ),
         (
             "llama",
