@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_tutorials import FETCHES, classify
+from tests.integration.test_tutorials import FETCHES, SMALL
 from tests.optional import JUPYTER, NO_JUPYTER, NO_SITE, SITE
 from tests.tiny import ROOT, write_run
 
@@ -121,10 +121,15 @@ def test_a_kernel_runs_is_interrupted_and_goes_on_to_the_same_weights(tmp_path):
     in_jupyter(tmp_path, SESSION, told=RUN)
 
 
+SHOWN = {"classify": "accuracy", "language_model": "perplexity", "chat": "perplexity", "cluster": "ranks"}
+"""In the outputs of each one's cells."""
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not SITE.is_dir(), reason=NO_SITE)
-def test_a_tutorials_notebook_is_executed(tmp_path):
-    classify(tmp_path / "demo_assets")
-    page = tmp_path / "classify.md"
-    page.write_text((ROOT / "docs" / "tutorials" / "classify.md").read_text(encoding="utf-8"), encoding="utf-8")
-    assert "accuracy" in in_jupyter(tmp_path, EXECUTED, str(page), FETCHES)
+@pytest.mark.parametrize("name", SMALL)
+def test_a_tutorials_notebook_is_executed(name, tmp_path):
+    SMALL[name](tmp_path / "demo_assets")
+    page = tmp_path / f"{name}.md"
+    page.write_text((ROOT / "docs" / "tutorials" / page.name).read_text(encoding="utf-8"), encoding="utf-8")
+    assert SHOWN[name] in in_jupyter(tmp_path, EXECUTED, str(page), FETCHES)
