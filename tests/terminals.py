@@ -18,7 +18,8 @@ def on_terminal(command: Sequence[str], environment: Mapping[str, str], *, typed
     """All that a command that succeeds writes to a terminal of that width, where ``typed`` is waiting for it."""
     own, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    process = subprocess.Popen(command, stdin=its, stdout=its, stderr=its, env=environment)
+    own_size = {name: value for name, value in environment.items() if name not in ("COLUMNS", "LINES")}
+    process = subprocess.Popen(command, stdin=its, stdout=its, stderr=its, env=own_size)
     os.close(its)
     os.write(own, typed.encode())
     found = b""
