@@ -16,8 +16,8 @@ TFLOPS_OF_GPU = 400.0
 SIZE, TRIALS = 512, 20
 """Of matrices by which a CPU is measured, and how many products."""
 EFFICIENCY_OF_BF16, EFFICIENCY_OF_FP32 = 0.75, 0.4
-"""Of training, beside products of matrices in fp32. In bf16 0.77 was measured for MiniLM and 0.98 for SmolLM2 (docs/results.md):
-fewer steps than there is time for are better than more."""
+"""Of training, beside products of matrices in fp32. In bf16 0.77 was measured for MiniLM and 0.98 for SmolLM2 (see
+docs/results.md): fewer steps than there is time for are better than more."""
 
 
 @dataclass(frozen=True)
