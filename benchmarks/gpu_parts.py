@@ -25,7 +25,7 @@ from benchmarks.engine_step import engine_steps
 from benchmarks.gpu_case import Found, Setting, fits, flops_of, forget, ms, peak_during, peak_tflops
 from benchmarks.gpu_tests import test_part
 from benchmarks.report import Claim, at_least, at_most
-from benchmarks.steps import ByHand, ByTedDs, Shape, new_batch
+from benchmarks.steps import ByHand, ByTedDs, Shape, llama, new_batch
 from benchmarks.timing import in_turns, ratio
 from benchmarks.vocab_loss import Shape as Vocabulary
 from benchmarks.vocab_loss import work_of
@@ -33,35 +33,21 @@ from ted_ds.data.loader import Batch
 from ted_ds.models.document_attention import NAME as PACKED
 from ted_ds.numerics import vocabulary
 
+VOCABULARY_OF_LLAMA_3 = 128_256
 FLOOR_GOAL, MFU_GOAL = 1.10, 0.27
 VOCABULARY_GIB = 8.7e9 / 2**30
 PUBLISHED_TOKENS_PER_S = 26_800
 """Of one H100: Llama-3.2-1B from itself by a JSD, 32 x 1,024 tokens, bf16 (trl, issue 6942), at 27 % of its peak."""
 
 
-def llama(blocks: int, width: int, inner: int, heads: int, key_heads: int, *, tied: bool) -> LlamaConfig:
-    """The shape of a Llama 3."""
-    return LlamaConfig(
-        num_hidden_layers=blocks,
-        hidden_size=width,
-        intermediate_size=inner,
-        num_attention_heads=heads,
-        num_key_value_heads=key_heads,
-        vocab_size=128_256,
-        tie_word_embeddings=tied,
-    )
-
-
-LLAMA_8B = llama(32, 4096, 14336, 32, 8, tied=False)
-LLAMA_3B = llama(28, 3072, 8192, 24, 8, tied=True)
-LLAMA_1B = llama(16, 2048, 8192, 32, 8, tied=True)
+LLAMA_8B = llama(32, 4096, 14336, 32, 8, VOCABULARY_OF_LLAMA_3, tied=False)
+LLAMA_3B = llama(28, 3072, 8192, 24, 8, VOCABULARY_OF_LLAMA_3)
+LLAMA_1B = llama(16, 2048, 8192, 32, 8, VOCABULARY_OF_LLAMA_3)
 
 
 def tiny(blocks: int, width: int) -> LlamaConfig:
     """Of the same kind, to rehearse with."""
-    config = llama(blocks, width, 2 * width, 4, 2, tied=True)
-    config.vocab_size = 500
-    return config
+    return llama(blocks, width, 2 * width, 4, 2, 500)
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------

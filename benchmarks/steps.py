@@ -82,7 +82,10 @@ def gpt2(blocks: int, width: int, vocab: int) -> GPT2Config:
     return GPT2Config(n_layer=blocks, n_embd=width, n_head=width // 64, vocab_size=vocab, **ends)
 
 
-def _llama(blocks: int, width: int, inner: int, heads: int, key_heads: int, vocab: int) -> LlamaConfig:
+def llama(
+    blocks: int, width: int, inner: int, heads: int, key_heads: int, vocab: int, *, tied: bool = True
+) -> LlamaConfig:
+    """A Llama's shape."""
     return LlamaConfig(
         num_hidden_layers=blocks,
         hidden_size=width,
@@ -90,7 +93,7 @@ def _llama(blocks: int, width: int, inner: int, heads: int, key_heads: int, voca
         num_attention_heads=heads,
         num_key_value_heads=key_heads,
         vocab_size=vocab,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
     )
 
 
@@ -117,8 +120,8 @@ SHAPES = {
         Shape("GPT-2 12>6", gpt2(12, 768, 50_257), gpt2(6, 768, 50_257), 4, 512),
         Shape(
             "SmolLM2 30>10",
-            _llama(30, 576, 1536, 9, 3, 49_152),
-            _llama(10, 576, 1536, 9, 3, 49_152),
+            llama(30, 576, 1536, 9, 3, 49_152),
+            llama(10, 576, 1536, 9, 3, 49_152),
             4,
             512,
         ),

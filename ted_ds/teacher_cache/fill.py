@@ -138,12 +138,7 @@ def _copy(build: Assembly, plan: CachePlan, begun: Path) -> None:
     done: list[Part] = world.on_main(lambda: written(begun))
     reader: Any = world.agree(lambda: plan.ask(done))  # both questions and answers
     (rounds,) = world.highest(reader.rounds)
-    build.screen.start("teacher cache", rounds)
-    build.stops.has_work(True)
-    try:
-        _ask_all(build, reader, reader, _Parts(begun, world.rank, reader, reader), rounds)
-    finally:
-        build.screen.stop()
+    _ask_all(build, reader, reader, _Parts(begun, world.rank, reader, reader), rounds)
 
 
 @torch.no_grad()
@@ -173,12 +168,9 @@ def _write(
         ask = OutputAsker(asker, plan.record, of_texts=plan.of_texts)
     if not asks_predictions:
         build.models.drop_beyond_taps(frozen)
-    build.screen.start("teacher cache", rounds)
-    build.stops.has_work(True)
     try:
         _ask_all(build, questions, ask, _Parts(begun, world.rank, questions, ask), rounds)
     finally:
-        build.screen.stop()
         questions.close()
         frozen.release()
 
@@ -217,6 +209,15 @@ def _ask_all(build: Assembly, questions: Questions, ask: Ask, parts: _Parts, rou
     Raises:
         StopNow: Any rank was asked to stop; what is written counts.
     """
+    build.screen.start("teacher cache", rounds)
+    build.stops.has_work(True)
+    try:
+        _ask_each(build, questions, ask, parts, rounds)
+    finally:
+        build.screen.stop()
+
+
+def _ask_each(build: Assembly, questions: Questions, ask: Ask, parts: _Parts, rounds: int) -> None:
     world, started = build.world, time.monotonic()
     for number in range(rounds):
         try:

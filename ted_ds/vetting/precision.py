@@ -66,10 +66,12 @@ def vet_precision(build: Assembly, path: Path) -> Verdict:
     free = free_device_bytes(world)
     if 2 * whole > USABLE * free:
         return Verdict(CHECK, "skip", f"{gib(whole)} in {IN_FULL} and a copy do not fit into {gib(free)} free per rank")
+    reader = build.readers.of("teacher")
+    if not reader.data.heldout:
+        return Verdict(CHECK, "skip", "no example is held out to compare it on")
     host = "int8" if build.hosting.host == "int8" else "replica"
     own = Way(recipe.precision, host)
     ways = [*dict.fromkeys(one for one in (own, Way("bf16", "replica")) if one != Way(IN_FULL, "replica"))]
-    reader = build.readers.of("teacher")
     batches = [
         one.to(world.device)
         for one in evaluation_batches(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ted_ds.reports.reading import read_run_record
 from tests.tiny import write_model
 
 
-def run_in(folder: Path, *, scored: str | None = None, starts: list[dict[str, Any]] = ()) -> Places:  # type: ignore[assignment]
+def run_in(folder: Path, *, scored: str | None = None, starts: Sequence[dict[str, Any]] = ()) -> Places:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.json").write_text(json.dumps({"run_id": "abc"}))
     (folder / "starts.jsonl").write_text("".join(json.dumps({"ranks": 1, **one}) + "\n" for one in starts))
