@@ -24,7 +24,7 @@ from ted_ds.data.loader import Batch
 from ted_ds.numerics.filters import FilterBank, pool
 from ted_ds.numerics.layer_map import Layer
 from ted_ds.planning.phase import Phase
-from ted_ds.planning.ridge_filters import solves_towards_teacher
+from ted_ds.planning.ridge_filters import reads_texts, solves_towards_teacher
 from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.runtime.sharding import collect_garbage
 from ted_ds.tasks.base import pooling_of
@@ -94,12 +94,6 @@ class _Solver:
             collect_garbage()
         return self._found
 
-    @property
-    def _reads_texts(self) -> bool:
-        """Whether the head reads a text at one place, or else each of its tokens."""
-        task = self._build.recipe.task
-        return task.pooled and not task.has_lm_head
-
     def _model(self, side: str) -> FrozenModel:
         """A side's model, tapped at its side of the layer map and behind its last block."""
         if side not in self._hosted:
@@ -138,7 +132,7 @@ class _Solver:
         finally:
             build.screen.stop()
         prefix = f"{side}/" if len(self._phase.frozen) > 1 else ""
-        unit = "texts" if add == self._add_own and self._reads_texts else "tokens"
+        unit = "texts" if add == self._add_own and reads_texts(build.recipe) else "tokens"
         bank, about = sums.solve(f"{self._phase.name}, {prefix}", unit)
         bank.to(build.world.device, build.dtype)
         for name, scores in zip(about, self._scores(side, bank), strict=True):
@@ -151,7 +145,7 @@ class _Solver:
         model, filters = self._model(sums.side), build.recipe.filters
         assert filters is not None
         *states, last = _states(model, batch)
-        if not self._reads_texts:
+        if not reads_texts(build.recipe):
             for place, (layer, state) in enumerate(zip(sums.layers, states, strict=True)):
                 sums.add(place, state, last, _masks(one, layer))
             return

@@ -31,6 +31,9 @@ NAMES_OF_TYPES = {
     type(None): "nothing",
 }
 
+CHARACTERS_PER_TOKEN = 4
+"""About; of English by tokenizers of 30,000 to 150,000 entries."""
+
 
 @dataclass(frozen=True)
 class FirstRows:
@@ -61,6 +64,11 @@ class FirstRows:
     """Whether the source has no rows but these."""
     rows_are: str = "rows"
     """What is counted: ``examples`` where a row has several."""
+
+    @property
+    def tokens_of_a_text(self) -> int | None:
+        """About how many the median text has, with two around it; None where there is no text."""
+        return None if self.characters is None else self.characters[1] // CHARACTERS_PER_TOKEN + 2
 
     @property
     def has_no_label(self) -> bool:

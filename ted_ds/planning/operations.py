@@ -6,6 +6,7 @@ import bisect
 
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.schema import Recipe
+from ted_ds.planning.filter_equations import equations_of_filters
 from ted_ds.planning.heal_cost import heal_cost
 from ted_ds.planning.phase import DISTILL, HEAL_STUDENT, Phase, phases_of, training_of
 from ted_ds.planning.phase_memory import facts_of
@@ -58,12 +59,11 @@ def _num_measurements(recipe: Recipe, steps: int) -> int:
     return len(plan.weighed) * -(-steps // plan.balance_every_steps)
 
 
-def operations_of_solving(recipe: Recipe, plan: Plan, side: str) -> float:
-    """Of the sums, in fp64, from which the filters of a side are solved."""
-    calibration = recipe.student.calibration
-    num_tokens = calibration.tokens + calibration.heldout_tokens
+def operations_of_solving(recipe: Recipe, plan: Plan, phase: Phase, side: str) -> float:
+    """Of the sums, in fp64, from which a phase solves the filters of a side."""
+    fitted, heldout, _ = equations_of_filters(recipe, plan, phase, side)
     width = facts_of(plan, side).hidden_size
-    return 2.0 * num_tokens * (width + 1) * (width + 1 + plan.filter_dim) * len(plan.layer_pairs)
+    return 2.0 * (fitted + heldout) * (width + 1) * (width + 1 + plan.filter_dim) * len(plan.layer_pairs)
 
 
 def operations_of(recipe: Recipe, plan: Plan, phase: Phase) -> float | None:
@@ -87,7 +87,7 @@ def operations_of(recipe: Recipe, plan: Plan, phase: Phase) -> float | None:
         both = side == "student" and solves_towards_teacher(recipe, phase)
         for model in ("teacher", "student") if both else (side,):
             found += num_tokens * forward_operations(recipe, facts_of(plan, model))
-        found += operations_of_solving(recipe, plan, side)
+        found += operations_of_solving(recipe, plan, phase, side)
     return found
 
 

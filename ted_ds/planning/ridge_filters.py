@@ -26,6 +26,11 @@ def solves_towards_teacher(recipe: Recipe, phase: Phase) -> bool:
     return is_there and phase.learns_filters and "student" in phase.frozen
 
 
+def reads_texts(recipe: Recipe) -> bool:
+    """Whether a model's head reads a text at one place, or else each of its tokens."""
+    return recipe.task.pooled and not recipe.task.has_lm_head
+
+
 def ridge_mistakes(
     recipe: Recipe, teacher: ModelFacts | None, student: ModelFacts | None, filter_dim: int
 ) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ted_ds.config.schema import Recipe
+from ted_ds.planning.filter_equations import equations_of_filters
 from ted_ds.planning.operations import operations_of_solving
 from ted_ds.planning.phase import phases_of
 from ted_ds.planning.phase_memory import facts_of
@@ -22,15 +23,18 @@ def describe_ridge(recipe: Recipe, plan: Plan) -> str:
             passes = f"a pass of the {side}"
             if side == "student" and solves_towards_teacher(recipe, phase):
                 towards, passes = "what the teacher's filters put out", "a pass of both models"
-            tera = operations_of_solving(recipe, plan, side) / 1e12
+            tera = operations_of_solving(recipe, plan, phase, side) / 1e12
+            fitted, heldout, unit = equations_of_filters(recipe, plan, phase, side)
+            texts = "" if unit == "tokens" else f", an equation for each of about {fitted:,} and {heldout:,} texts"
             lines.append(
                 f"ridge     {phase.name:16} {len(plan.layer_pairs)} filters of the {side}, {width} -> {dim}, towards "
                 f"{towards}: {passes} over {calibration.tokens:,} tokens and {calibration.heldout_tokens:,} to judge by"
-                f"; their sums are {tera:.3g} x 10^12 operations in fp64\n"
+                f"{texts}; their sums are {tera:.3g} x 10^12 operations in fp64\n"
             )
-            if calibration.tokens < width + 1:
+            if fitted < width + 1:
+                about = "" if unit == "tokens" else f" are about {fitted:,} texts, each an equation,"
                 lines.append(
-                    f"WARN      student.calibration.tokens: {calibration.tokens:,} tokens for the {width + 1:,} "
-                    f"unknowns of each dimension of the {side}'s filters; give more\n"
+                    f"WARN      student.calibration.tokens: {calibration.tokens:,} tokens{about} for the "
+                    f"{width + 1:,} unknowns of each dimension of the {side}'s filters; give more\n"
                 )
     return "".join(lines)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from ted_ds.config.defaults import GLOBAL_BATCH_SIZE
 from ted_ds.config.schema import Recipe
+from ted_ds.data.first_rows import CHARACTERS_PER_TOKEN
 from ted_ds.planning.deepspeed_choice import candidates
 from ted_ds.planning.family_uses import refused_uses
 from ted_ds.planning.hosting import USABLE
@@ -15,7 +16,7 @@ from ted_ds.planning.operations import operations_of
 from ted_ds.planning.phase import phases_of
 from ted_ds.planning.plan import Plan
 from ted_ds.verbs.init.forms import Form
-from ted_ds.verbs.init.looking import CHARACTERS_PER_TOKEN, Looked
+from ted_ds.verbs.init.looking import Looked
 from ted_ds.verbs.init.means import Means
 
 PASSES = 3

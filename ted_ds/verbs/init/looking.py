@@ -9,6 +9,7 @@ from typing import Any
 
 from ted_ds.config.data import BadRecords, Source
 from ted_ds.data.bad_records import too_many
+from ted_ds.data.first_rows import CHARACTERS_PER_TOKEN
 from ted_ds.data.reading.csv_rows import DELIMITERS
 from ted_ds.data.reading.listing import one_by_one, read_in_order
 from ted_ds.data.reading.records import BadRecord
@@ -22,8 +23,6 @@ MOST_BYTES = 2**26
 MOST_ROWS = 200_000
 ROWS_OF_SPLIT = 64
 """That are looked at of a split that is scored."""
-CHARACTERS_PER_TOKEN = 4
-"""About, of English text."""
 BLANK_SHARE = 0.02
 """Of the lines of a text: with more blank ones between others, these end its documents."""
 TRAIN, SCORED_SPLITS = "train", ("validation", "test")

@@ -15,7 +15,7 @@ from ted_ds.planning.hosting import describe_memory
 from ted_ds.planning.ridge_filters import ridge_mistakes
 from ted_ds.planning.ridge_work import describe_ridge
 from tests.task_kinds import make_plan, plan_recipe
-from tests.tiny import write_model, write_run
+from tests.tiny import write_model, write_rows, write_run
 
 RIDGE = "filters.initialisation=ridge"
 ITSELF = "filters.ridge={student: itself}"
@@ -65,6 +65,23 @@ def test_too_few_tokens_are_said_and_nothing_of_filters_that_are_learned(lm_run:
     assert warning in describe_ridge(recipe, make_plan(recipe))
     plain = load_recipe(lm_run / "recipe.yaml", [])
     assert describe_ridge(plain, make_plan(plain)) == ""
+
+
+def test_a_head_that_reads_texts_has_an_equation_for_each(tmp_path: Path) -> None:
+    write_run(tmp_path, kind="sequence_classification")
+    write_rows(tmp_path / "train.jsonl", ({"text": "w" * 22 * 4, "label": row % 2} for row in range(64)))
+    recipe = load_recipe(tmp_path / "recipe.yaml", [RIDGE, "student.calibration.tokens=384", "task.max_length=64"])
+    of_teacher, doubt, of_student = describe_ridge(recipe, make_plan(recipe)).splitlines()
+    # texts of 22 tokens and two around them
+    assert "over 384 tokens and 4,096 to judge by, an equation for each of about 16 and 170 texts; their" in of_teacher
+    assert f"sums are {2 * 186 * 17 * (17 + 16) * 2 / 1e12:.3g} x 10^12 operations" in of_teacher
+    assert doubt == (
+        "WARN      student.calibration.tokens: 384 tokens are about 16 texts, each an equation, for the 17 unknowns of "
+        "each dimension of the teacher's filters; give more"
+    )
+    assert "texts" not in of_student, "which are compared with the teacher's at every token"
+    short = load_recipe(tmp_path / "recipe.yaml", [RIDGE, "student.calibration.tokens=384", "task.max_length=8"])
+    assert "about 48 and 512 texts" in describe_ridge(short, make_plan(short)), "that are cut there"
 
 
 def test_a_filter_has_the_width_of_what_it_is_solved_towards(lm_run: Path) -> None:

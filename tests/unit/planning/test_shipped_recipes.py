@@ -54,7 +54,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_rows(
             assets / f"vader_{name}.jsonl", ({"text": f"film {row}", "label": row / 15 - 2} for row in range(60))
         )
-    write_labelled(assets / "sarcasm.jsonl", 60, labels=("plain", "sarcastic"))
+    for name in ("sarcasm", "sarcasm_train", "sarcasm_test"):
+        write_labelled(assets / f"{name}.jsonl", 60, labels=("plain", "sarcastic"))
     write_model(folder / "runs" / "minilm_masked_imdb" / "export", "bert", blocks=3, architecture="MaskedLM")
     question = "More resistance means\n\n A: more current\n B: less current, say {}"
     write_rows(assets / "quartz.jsonl", ({"input": question.format(row), "ideal": "AB"[row % 2]} for row in range(60)))
