@@ -107,9 +107,9 @@ class Distill(PhasePlan):
     """Into how many heads both models' are cut for it, whatever heads they have."""
     relation_layers: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None
     """The student's block and the teacher's, counted from 1; unset: the last of both."""
-    balance: Literal["gradient_norm"] | None = None
-    """``gradient_norm``: the weights are shares. Each term is scaled so that the norms of the terms' gradients on the
-    last block that all of them reach are to each other as the weights are."""
+    balance: Literal["gradient_norm", "measure"] | None = None
+    """``measure``: the norms of the terms' gradients are reported. ``gradient_norm``: the weights are shares, too. Each
+    term is scaled so that these norms, on the last block that all terms reach, are to each other as the weights are."""
     balance_every_steps: int = Field(default=OF_BALANCE["balance_every_steps"], gt=0)
     """How often these norms are measured: at step 0 and after every so many."""
     balance_average: float = Field(default=OF_BALANCE["balance_average"], ge=0, lt=1)
@@ -146,7 +146,9 @@ class Distill(PhasePlan):
         given = [name for name in OF_BALANCE if name in self.model_fields_set]
         if self.balance is None and given:
             yield f"{_together(given)} with balance: gradient_norm; give that, or remove what goes with it"
-        if self.balance is not None and self.method != "sft" and len(self.weighed) < 2:
+        if self.balance == "measure" and "balance_max_factor" in given:
+            yield "balance_max_factor goes with balance: gradient_norm, as measure multiplies no weight; remove it"
+        if self.balance == "gradient_norm" and self.method != "sft" and len(self.weighed) < 2:
             yield (
                 f"balance: {self.balance}: {', '.join(self.weighed)} alone has a weight above 0, and nothing to be "
                 "balanced with; remove it, or raise another weight"
@@ -223,7 +225,7 @@ class Distill(PhasePlan):
         if not highest(self.relation_weight):
             for name in ("relation_weight", *OF_RELATIONS):
                 values.pop(name)
-        if self.balance is None:
+        if self.balance != "gradient_norm":  # what is measured alone decides nothing
             for name in ("balance", *OF_BALANCE):
                 values.pop(name)
         if self.divergence != "kl":

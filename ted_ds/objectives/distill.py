@@ -162,7 +162,7 @@ class DistillObjective(Terms):
         return self._view.told(sums)
 
     def balance_on(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Let weights be shares of the gradient on these parameters, as the plan wants them."""
+        """Measure terms' gradients on these parameters, and let weights be shares of them where the plan wants that."""
         self.balance = GradientBalance(self._plan, parameters, weigh=self._weigh)
 
     def add_own(self, own: Sequence[OwnTerm]) -> None:
@@ -183,7 +183,8 @@ class DistillObjective(Terms):
     @property
     def changing_weights(self) -> dict[str, float]:
         """See :class:`~ted_ds.objectives.term.Terms`."""
-        changing = self._plan.changing_weights if self.balance is None else self.balance.terms
+        weighs = self.balance is not None and self.balance.weighs
+        changing = self.balance.terms if weighs else self._plan.changing_weights
         weights = {f"train/{name}": one for name, one in zip(WEIGHTS, self._used, strict=True) if name in changing}
         return weights if self.balance is None else {**weights, **self.balance.reported}
 

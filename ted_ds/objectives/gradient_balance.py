@@ -1,4 +1,4 @@
-"""Weights of Stage II as shares of a gradient: each term is scaled by what is measured of its own."""
+"""How large the gradients of Stage II's terms are, and weights as shares of them: each term is scaled by its own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REPORTED = "train/gradient_norm"
 
 
 class GradientBalance:
-    """Brings the norms of terms' gradients on one block to given proportions.
+    """Measures terms' gradients on one block, and brings their norms to given proportions where a plan wants that.
 
     The idea is GradNorm's (Chen et al. 2018): terms are compared by the norm of the gradient that each has, with a
     weight of 1 and over the whole global batch, on the weights of the last block that all terms reach. Of each norm a
@@ -43,6 +43,8 @@ class GradientBalance:
         self.terms, self.parameters = tuple(plan.weighed), tuple(parameters)
         self.is_due = False
         """Whether norms are to be measured in the step that was begun."""
+        self.weighs = plan.balance == "gradient_norm"
+        """Or else measures alone."""
         self._plan, self._weigh = plan, weigh
         self._norms: dict[str, float] = {}
 
@@ -74,6 +76,8 @@ class GradientBalance:
 
     def factor(self, term: str) -> float:
         """By which a term's weight is multiplied: 1 until there is a norm of it, and of the first term."""
+        if not self.weighs:
+            return 1.0
         first = self._norms.get(self.terms[0])
         if first is None or term not in self._norms:
             return 1.0

@@ -43,26 +43,38 @@ BLOCK = {"causal_lm": "model.model.layers.0.", "sequence_classification": "model
 
 def run_levels(world, folders, levels) -> dict[Any, Any]:
     """Of each kind of task and ZeRO stage, whole weights after all steps, and what was reported of each."""
-    found = {}
-    for kind, folder in folders.items():
-        for stage in levels:
-            ds_config = config(stage, world.size, 0.0)
-            module, objective, teacher = assembled(
-                world, folder, "distill", kind, ds_config, sharded=stage == 3, precision="fp32", **SETTINGS
-            )
-            objective.balance_on([*last_shared_block(module.tapped).parameters()])
-            engine, steps, reports = start_engine(world, module, ds_config), batches(world, kind), []
-            for step in range(NUM_STEPS):
-                objective.begin_step(step)
-                engine.step(steps, objective)
-                reports.append(engine.report(objective))
-            weights = full_state_dict(module, keep=world.is_main)
-            assert_nothing_is_drawn(engine, objective, steps_of=lambda kind=kind: batches(world, kind))
-            found[kind, stage] = (weights, reports)
-            engine.release()
-            assert teacher is not None
-            teacher.release()
-    return found
+    return {
+        (kind, stage): run_steps(world, folder, kind, stage, SETTINGS)
+        for kind, folder in folders.items()
+        for stage in levels
+    }
+
+
+def run_measured(world, folder) -> tuple[Any, Any]:
+    """The same of given weights, whose gradients are measured, or are not."""
+    measured = {**SETTINGS, "balance": "measure"}
+    return tuple(run_steps(world, folder, KINDS[0], 2, settings) for settings in (measured, SHARES))
+
+
+def run_steps(world, folder, kind, stage, settings) -> Any:
+    ds_config = config(stage, world.size, 0.0)
+    module, objective, teacher = assembled(
+        world, folder, "distill", kind, ds_config, sharded=stage == 3, precision="fp32", **settings
+    )
+    if "balance" in settings:
+        objective.balance_on([*last_shared_block(module.tapped).parameters()])
+    engine, steps, reports = start_engine(world, module, ds_config), batches(world, kind), []
+    for step in range(NUM_STEPS):
+        objective.begin_step(step)
+        engine.step(steps, objective)
+        reports.append(engine.report(objective))
+    weights = full_state_dict(module, keep=world.is_main)
+    if "balance" in settings:
+        assert_nothing_is_drawn(engine, objective, steps_of=lambda: batches(world, kind))
+    engine.release()
+    assert teacher is not None
+    teacher.release()
+    return weights, reports
 
 
 def assert_nothing_is_drawn(engine, objective, *, steps_of) -> None:
@@ -140,3 +152,17 @@ def test_terms_are_weighed_by_their_gradients_on_the_whole_batch(expected, world
             for name, weight in weights.items():
                 got = of_ranks[0][kind, stage][0][name].double()
                 torch.testing.assert_close(got, weight, **TOLERANCE, msg=lambda text, at=(stage, name): f"{at}: {text}")
+
+
+def test_what_is_only_measured_changes_no_bit(expected):
+    folders, plainly = expected
+    (weights, reports), (plain_weights, plain_reports) = run_ranks(run_measured, 2, folders[KINDS[0]])[0]
+    assert weights.keys() == plain_weights.keys()
+    for name, weight in plain_weights.items():
+        assert torch.equal(weights[name], weight), name
+    of_start = {name: value for name, value in plainly[KINDS[0]][1][0].items() if "gradient_norm/" in name}
+    assert {name: reports[0][name] for name in of_start} == pytest.approx(of_start, rel=NORMS)
+    for measured, plain in zip(reports, plain_reports, strict=True):
+        norms = {name for name in measured if "gradient_norm/" in name}
+        assert norms == {*of_start}
+        assert {name: value for name, value in measured.items() if name not in norms} == plain

@@ -39,6 +39,10 @@ def refusal(folder: Path, *overrides: str) -> str:
             "remove it, or raise another weight",
         ),
         (
+            "distill.balance=measure distill.balance_max_factor=9",
+            "distill: balance_max_factor goes with balance: gradient_norm, as measure multiplies no weight; remove it",
+        ),
+        (
             f"{ON} pipeline.stages=2",
             "distill.balance: gradient_norm: with pipeline.stages above 1 no stage sees the gradients of all terms; "
             "remove it and give weights, or use pipeline.stages: 1 (ZeRO 0-3)",
@@ -66,6 +70,7 @@ def test_it_decides_a_run_and_its_absence_does_not() -> None:
     }
     assert with_it == {**without, **added}
     assert not added.keys() & without.keys()
+    assert distill_plan(balance="measure", balance_every_steps=3).deciding_values() == without
 
 
 def test_fine_tuning_has_one_term(tmp_path: Path) -> None:

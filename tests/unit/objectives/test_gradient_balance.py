@@ -13,17 +13,17 @@ from tests.tiny import distill_plan
 class Weighed:
     """A balance of three terms, and what it had weighed."""
 
-    def __init__(self) -> None:
+    def __init__(self, balance: str = "gradient_norm") -> None:
         self.asked: list[str | None] = []
         plan = distill_plan(
             method="ted",
             task_weight=1,
             kl_weight=1,
             feature_weight=1,
-            balance="gradient_norm",
+            balance=balance,
             balance_every_steps=3,
             balance_average=0.75,
-            balance_max_factor=1000,
+            **({"balance_max_factor": 1000} if balance == "gradient_norm" else {}),
         )
         self.balance = GradientBalance(plan, (), weigh=self.asked.append)
 
@@ -77,6 +77,13 @@ def test_a_gradient_that_is_all_but_gone_is_not_blown_up() -> None:
     weighed = Weighed()
     weighed.balance.take({"task_weight": 1.0, "kl_weight": 1e-9, "feature_weight": 1e3})
     assert weighed.factors == [1.0, 1000.0, 1e-3]
+
+
+def test_what_is_only_measured_changes_no_weight() -> None:
+    weighed = Weighed("measure")
+    weighed.balance.take({"task_weight": 2.0, "kl_weight": 0.5, "feature_weight": 8.0})
+    assert weighed.factors == [1.0, 1.0, 1.0]
+    assert weighed.balance.reported["train/gradient_norm/feature"] == 8.0
 
 
 def test_a_checkpoint_holds_all_of_it() -> None:
