@@ -37,7 +37,7 @@ class Own:
             yield "terms: teacher.cache keeps no states that terms could be made of; remove one of the two"
         if recipe.distill.balance is not None:
             yield (
-                f"terms: distill.balance: {recipe.distill.balance} weighs the terms of ted_ds alone; remove one of the "
+                f"terms: distill.balance: {recipe.distill.balance} is of the terms of ted_ds alone; remove one of the "
                 "two"
             )
         if two_tokenizers:

@@ -183,8 +183,8 @@ class DistillObjective(Terms):
     @property
     def changing_weights(self) -> dict[str, float]:
         """See :class:`~ted_ds.objectives.term.Terms`."""
-        weighs = self.balance is not None and self.balance.weighs
-        changing = self.balance.terms if weighs else self._plan.changing_weights
+        balanced = None if self.balance is None or not self.balance.weighs else self.balance.terms
+        changing = self._plan.changing_weights if balanced is None else balanced
         weights = {f"train/{name}": one for name, one in zip(WEIGHTS, self._used, strict=True) if name in changing}
         return weights if self.balance is None else {**weights, **self.balance.reported}
 

@@ -121,7 +121,7 @@ def test_terms_have_names_of_their_own():
         (
             ["distill.balance=gradient_norm"],
             False,
-            "terms: distill.balance: gradient_norm weighs the terms of ted_ds alone; remove one of the two",
+            "terms: distill.balance: gradient_norm is of the terms of ted_ds alone; remove one of the two",
         ),
         ([], False, None),
     ],
