@@ -21,7 +21,6 @@ ENV TED_DS_TORCH=torch==2.13.0+cpu \
 
 # hadolint ignore=DL3006
 FROM device-${DEVICE} AS system
-SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 # a compiler and libaio for DeepSpeed's ops, git and ssh for its launcher; the release of the system pins their versions
 # hadolint ignore=DL3008
 RUN apt-get update \
@@ -37,7 +36,7 @@ COPY setup.py pyproject.toml README.md ./
 COPY launchers/ launchers/
 COPY ted_ds/__init__.py ted_ds/
 RUN --mount=type=cache,target=/root/.cache/pip \
-    source launchers/environment.sh && make_environment demo,lora,report
+    bash -euo pipefail -c 'source launchers/environment.sh && make_environment demo,lora,report'
 
 FROM environment AS run
 COPY ds_configs/ ds_configs/

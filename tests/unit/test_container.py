@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 
 import pytest
 
+import ted_ds
 from tests.optional import HADOLINT, NO_HADOLINT
 from tests.tiny import ROOT
 
@@ -17,6 +20,10 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 LINES = re.sub(r"^#.*\n", "", DOCKERFILE, flags=re.MULTILINE).replace("\\\n", " ").splitlines()
 DEVCONTAINER = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text(encoding="utf-8"))
 ENVIRONMENT = (ROOT / "launchers" / "environment.sh").read_text(encoding="utf-8")
+BUILDER = next(filter(shutil.which, ("docker", "podman", "buildah")), None)
+OPTIONS = "TED_DS_TEST_BUILD_OPTIONS"
+"""Further words for ``build``: where it has mirrors, certificates and packages of its own."""
+IMAGE = "ted_ds:tested"
 SETUP = (ROOT / "setup.py").read_text(encoding="utf-8")
 
 
@@ -110,3 +117,28 @@ def test_the_development_container_is_of_a_stage_and_a_user_that_there_are():
 def test_the_dockerfile_has_no_fault_that_a_linter_knows():
     done = subprocess.run([str(HADOLINT), "--no-color", "Dockerfile"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.skipif(BUILDER is None, reason="no docker, podman or buildah here")
+def test_an_image_for_cpus_is_built_and_answers():
+    words = [BUILDER, "build", "--build-arg", "DEVICE=cpu", *shlex.split(os.environ.get(OPTIONS, ""))]
+    subprocess.run([*words, "--tag", IMAGE, "."], cwd=ROOT, check=True, timeout=1800)
+    # as whom it runs, what is installed, that torch computes, and that shipped recipes and DeepSpeed files are there
+    said = "id -u; ted-ds --version; python -c 'import deepspeed, torch; print(torch.__version__, torch.ones(3).sum())'"
+    said += "; ls /opt/ted_ds/ds_configs/recipes/demo.yaml; ted-ds families | grep llama"
+    if BUILDER == "buildah":
+        container = subprocess.run([BUILDER, "from", IMAGE], check=True, capture_output=True, text=True).stdout.strip()
+        run, clean = [BUILDER, "run", container, "--"], [BUILDER, "rm", container]
+    else:
+        run, clean = [BUILDER, "run", "--rm", IMAGE], [BUILDER, "rmi", IMAGE]
+    try:
+        done = subprocess.run([*run, "bash", "-euc", said], capture_output=True, text=True, timeout=300)
+    finally:
+        subprocess.run(clean, check=True, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    user, version, torch, *_ = done.stdout.splitlines()
+    assert user == "1001"
+    assert version == f"ted_ds {ted_ds.__version__}"
+    assert torch == "2.13.0+cpu tensor(3.)"

@@ -22,7 +22,7 @@ from ted_ds.planning.study_arms import Arm, as_overrides
 from ted_ds.planning.study_plan import StudyPlan
 from ted_ds.verbs.study.runs import StudyRun
 from ted_ds.verbs.study.scores import PartScores
-from ted_ds.verbs.study.search import Tried
+from ted_ds.verbs.study.search import Tried, at_an_edge
 
 MARKDOWN_FILE = "study.md"
 NOTHING = "–"
@@ -43,7 +43,7 @@ class Conducted:
 
 
 def verdicts_of(study: Conducted) -> list[str]:
-    """What may be said of each arm, on the part that decides."""
+    """What may be said of each arm, on the part that decides, and what makes one doubt the search."""
     found = []
     for part in study.parts:
         measure, baseline = Measure(part.metric, part.higher_is_better), study.plan.baseline
@@ -53,6 +53,8 @@ def verdicts_of(study: Conducted) -> list[str]:
                 found.append(verdict(name, baseline, arm.difference, arm.holm_p, measure, size))
     if study.parts and study.plan.baseline not in study.complete:
         found.append(f"{study.plan.baseline}, which all are compared with, is not complete: nothing is compared")
+    for name, tried in study.tried.items():
+        found += [f"{name}: {words}" for words in at_an_edge(tried, study.plan.arms[name].changes)]
     return found
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from ted_ds.config.finite_number import is_finite_number
 from ted_ds.output.results import RESULTS_FILE, STUDENT, outcomes_file
 from ted_ds.planning.phase import EVALUATE
 from ted_ds.planning.study_plan import StudyPlan
@@ -19,11 +21,23 @@ class Tried:
     """A trial in one round."""
 
     number: int
-    setting: Mapping[str, object]
+    setting: Mapping[str, Any]
     halved: int
     """How often its steps were halved."""
     score: float | None
     """On held-out data; None where it failed."""
+
+
+def at_an_edge(tried: Sequence[Tried], taken: Mapping[str, object]) -> Iterator[str]:
+    """What of the setting that is taken is the lowest or the highest of three values or more, in words.
+
+    The best one may then lie beyond what was tried.
+    """
+    for key, value in taken.items():
+        values = sorted({one.setting[key] for one in tried if is_finite_number(one.setting.get(key))})
+        if len(values) >= 3 and value in (values[0], values[-1]):
+            which = "lowest" if value == values[0] else "highest"
+            yield f"{key}={value:g} is the {which} of {len(values)} that were tried, and the best may lie beyond"
 
 
 class SearchRounds:

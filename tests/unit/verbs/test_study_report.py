@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ted_ds.tasks.kind import kind_of
 from ted_ds.verbs.study.report import Conducted, as_json, tables_of, verdicts_of, write
 from ted_ds.verbs.study.runs import Runs, StudyRun
 from ted_ds.verbs.study.scores import compare
+from ted_ds.verbs.study.search import Tried
 from tests.tiny import write_run
 
 NUM_EXAMPLES = 300
@@ -110,6 +112,14 @@ def test_without_the_baseline_nothing_is_compared_and_that_is_said(plan: StudyPl
     study = conducted(plan, tmp_path, without="sft")
     assert verdicts_of(study) == ["sft, which all are compared with, is not complete: nothing is compared"]
     assert all(arm.difference is None for arm in study.parts[0].arms.values())
+
+
+def test_a_search_whose_best_is_at_an_edge_is_doubted(plan: StudyPlan, tmp_path: Path) -> None:
+    rates = (1e-4, 2e-4, 3e-4)
+    tried = [Tried(number, {"distill.learning_rate": rate}, 0, 0.5) for number, rate in enumerate(rates)]
+    arms = {**plan.arms, "kd": replace(plan.arms["kd"], changes={"distill.learning_rate": 3e-4})}
+    study = replace(conducted(plan, tmp_path), plan=replace(plan, arms=arms), tried={"kd": tried})
+    assert verdicts_of(study)[-1].startswith("kd: distill.learning_rate=0.0003 is the highest of 3 that were tried")
 
 
 def test_a_study_without_any_complete_arm_still_says_what_failed(plan: StudyPlan, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from ted_ds.output.output_lock import LOCK_FILE, Owner, living_owner
 from ted_ds.planning.study_plan import StudyPlan, plan_study
 from ted_ds.tasks.kind import kind_of
 from ted_ds.verbs.study.runs import Runs, StudyRun
-from ted_ds.verbs.study.search import SearchRounds
+from ted_ds.verbs.study.search import SearchRounds, Tried, at_an_edge
 from tests.tiny import ROOT, write_labelled, write_recipe, write_run
 
 PLAN = {"max_steps": 8, "learning_rate": 1e-3, "global_batch_size": 4, "micro_batch_size": 2}
@@ -212,6 +212,18 @@ def test_what_cannot_be_trained_is_not_taken(tmp_path: Path) -> None:
         rounds.judge()
     assert {arm: trial.number for arm, trial in rounds.chosen.items()} == {"sft": 1}
     assert [one.score for one in rounds.tried["sft"]] == [None, 0.2, None, None]
+
+
+def test_what_is_best_at_the_edge_of_what_was_tried_is_said() -> None:
+    rate, weight = "distill.learning_rate", "distill.kl_weight"
+    tried = [Tried(number, {rate: value, weight: 2}, 0, 0.5) for number, value in enumerate((3e-4, 1e-4, 2e-4))]
+    (line,) = at_an_edge(tried, {rate: 3e-4, weight: 2, "distill.method": "kd"})
+    assert line == "distill.learning_rate=0.0003 is the highest of 3 that were tried, and the best may lie beyond"
+    assert "is the lowest of 3" in next(at_an_edge(tried, {rate: 1e-4}))
+    assert [*at_an_edge(tried, {rate: 2e-4})] == []
+    assert [*at_an_edge(tried[:2], {rate: 3e-4})] == [], "of two each is at an edge"
+    schedules = [Tried(number, {weight: [[0, 1.0], [number, 2.0]]}, 0, 0.5) for number in range(1, 4)]
+    assert [*at_an_edge(schedules, {weight: [[0, 1.0], [3, 2.0]]})] == [], "which have no order"
 
 
 def words_of_line(file: Path, number: int) -> list[str]:
