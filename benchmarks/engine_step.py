@@ -32,8 +32,14 @@ def engine_steps(shape: Shape, stage: int, num_micro: int, *, rounds: int) -> tu
     )
     config = {
         "optimizer": {"type": "AdamW", "params": {"torch_adam": True}},
-        # DeepSpeed's buckets of half a billion numbers would be most of what there is here
-        "zero_optimization": {"stage": stage, "reduce_bucket_size": 50_000_000, "allgather_bucket_size": 50_000_000},
+        "zero_optimization": {
+            "stage": stage,
+            # as in the files that ship: with it the optimizer waits for the device behind each microbatch
+            "overlap_comm": stage > 1,
+            # DeepSpeed's buckets of half a billion numbers would be most of what there is here
+            "reduce_bucket_size": 50_000_000,
+            "allgather_bucket_size": 50_000_000,
+        },
     }
     engine = ZeroRunner(
         models.module,

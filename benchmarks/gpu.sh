@@ -34,8 +34,8 @@ if [ -n "${WHEELS:-}" ]; then
     site="$(mktemp -d)"
     "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$site" "$WHEELS"/*.whl
     export PYTHONPATH="$site:$PYTHONPATH"
-elif ! "$python" -c "import deepspeed, transformers, omegaconf, pytest, pytest_timeout" 2>/dev/null; then
-    "$python" -m pip install --quiet . pytest pytest-timeout pytest-xdist
+elif ! "$python" -c "import deepspeed, torchao, ted_ds.verbs.run, pytest, pytest_timeout, xdist" 2>/dev/null; then
+    "$python" -m pip install --quiet '.[int8]' pytest pytest-timeout pytest-xdist
 fi
 export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 WANDB_MODE=disabled PYTHONUNBUFFERED=1
 exec "$python" -m benchmarks.gpu "$@"

@@ -34,7 +34,7 @@ from ted_ds.models.document_attention import NAME as PACKED
 from ted_ds.numerics import vocabulary
 
 VOCABULARY_OF_LLAMA_3 = 128_256
-FLOOR_GOAL, MFU_GOAL = 1.10, 0.27
+FLOOR_GOAL, MFU_GOAL = 1.05, 0.27
 VOCABULARY_GIB = 8.7e9 / 2**30
 PUBLISHED_TOKENS_PER_S = 26_800
 """Of one H100: Llama-3.2-1B from itself by a JSD, 32 x 1,024 tokens, bf16 (trl, issue 6942), at 27 % of its peak."""
@@ -203,13 +203,14 @@ def engine_part(setting: Setting) -> Found:
         shape = Shape("tiny", tiny(2, 32), tiny(2, 32), 2, 16)
     found, rows = Found(), []
     num_micro = 4
-    for stage in (1, 2):
+    for stage in (1, 2, 3):
         forget()
         seconds, waits = engine_steps(shape, stage, num_micro, rounds=setting.rounds)
         rows.append([f"ZeRO-{stage}, {num_micro} x {shape.tokens}", ms(seconds), str(len(waits))])
         rows += [[f"    {place}", "", str(count)] for place, count in _counted(waits)]
-        # transformers looks once a model and microbatch whether rows are padded; the rest is of the whole step
-        most = 2 * num_micro + 12
+        # transformers looks once a model and microbatch whether rows are padded, and from stage 2 on DeepSpeed waits
+        # behind each; the rest is of the whole step
+        most = (2 if stage == 1 else 3) * num_micro + 12
         found.claims.append(at_most(f"waits of the host in a step of {num_micro}: ZeRO-{stage}", len(waits), most))
     found.add("steps through the engine", ["", "step, ms", "waits"], rows)
     return found
@@ -233,14 +234,14 @@ def _tests(name: str) -> Callable[[Setting], Found]:
 
 PARTS: Mapping[str, Callable[[Setting], Found]] = {
     "kernels": _tests("kernels"),
+    "runs": _tests("runs"),
+    "ranks": _tests("ranks"),
     "vocabulary": vocabulary_part,
     "jsd": jsd_part,
     "steps": steps_part,
-    "attention": attention_part,
     "engine": engine_part,
+    "attention": attention_part,
     "parity": _tests("parity"),
-    "runs": _tests("runs"),
-    "ranks": _tests("ranks"),
 }
 
 

@@ -22,7 +22,7 @@ from benchmarks.steps import DTYPES, METHODS, SHAPES, ByHand, ByTedDs, Shape
 from benchmarks.timing import in_turns, ratio
 from ted_ds.runtime.host_allocator import keep_freed_memory
 
-FLOOR_GOAL, HAND_GOAL = 1.10, 0.85
+FLOOR_GOAL, HAND_GOAL = 1.05, 0.85
 WATCHED, LOG_EVERY_STEPS, WATCHED_GOAL = "ted, looked at", 10, 1.01
 """The step of a report, how often there is one, and what a step may take longer by it on average."""
 PADDED_BY_HAND, PADDED = "by hand, padding 50 %", "ted, padding 50 %"

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -35,6 +35,13 @@ COLLECTIVES = (
     "recv",
 )
 """What DeepSpeed's engines send by."""
+WAITS = (
+    (torch.cuda, ("synchronize",)),
+    (torch.cuda.Stream, ("synchronize", "wait_stream", "wait_event")),
+    (torch.cuda.Event, ("synchronize",)),
+)
+"""How they wait for what was sent on streams beside the one that computes (``overlap_comm``). Marks are on that one, so
+that such a wait takes the time for which it stands still, and not that of its own work before."""
 
 _running: StepClock | None = None
 """The clock of the step that is going on: a process takes one at a time."""
@@ -110,6 +117,9 @@ class StepClock:
         self._seconds: dict[str, float] = {}
         self._num_steps = self._num_tokens = 0
         time_collectives()
+        if device.type == "cuda":
+            for owner, names in WAITS:
+                time_waits(owner, names)
 
     @contextlib.contextmanager
     def step(self, num_tokens: Callable[[], int]) -> Iterator[None]:
@@ -196,6 +206,26 @@ def time_collectives() -> None:
     for name in COLLECTIVES:
         if hasattr(backend, name):  # versions differ
             setattr(backend, name, _timed_collective(getattr(backend, name)))
+
+
+def time_waits(owner: Any, names: Sequence[str]) -> None:
+    """Have functions of a module or a class timed as communication, within steps."""
+    for name in names:
+        plain = getattr(owner, name)
+        if not hasattr(plain, "ted_ds_times"):
+            setattr(owner, name, _timed_wait(plain))
+
+
+def _timed_wait(plain: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(plain)
+    def call(*arguments: Any, **named: Any) -> Any:
+        if _running is None:
+            return plain(*arguments, **named)
+        with timed(COMMUNICATION):
+            return plain(*arguments, **named)
+
+    call.__dict__["ted_ds_times"] = True
+    return call
 
 
 def _timed_collective(plain: Callable[..., Any]) -> Callable[..., Any]:

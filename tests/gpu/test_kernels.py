@@ -171,6 +171,27 @@ def test_a_clock_tells_the_time_of_the_gpu():
 
 
 @of_a_gpu
+def test_a_clock_tells_what_is_waited_for_on_another_stream():
+    clock, other = StepClock(DEVICE), torch.cuda.Stream(DEVICE)
+    work = torch.randn(4096, 4096, device=DEVICE)
+    beside = work.clone()
+    torch.cuda.synchronize()
+    with clock.step(lambda: 1):
+        with timed("backward"):
+            with torch.cuda.stream(other):  # as a collective of ZeRO, some ten times as long as the work
+                for _ in range(200):
+                    beside = (beside @ beside).clamp(-1, 1)
+            for _ in range(20):
+                work = (work @ work).clamp(-1, 1)
+            torch.cuda.default_stream(DEVICE).wait_stream(other)
+        with timed("optimizer"):
+            torch.cuda.synchronize()
+    torch.cuda.synchronize()
+    taken = clock.take()
+    assert taken["communication"] > taken["backward"] + taken["optimizer"]
+
+
+@of_a_gpu
 def test_a_peak_counts_what_was_taken():
     before = peak_gib(DEVICE)["device"]
     held = torch.cuda.memory_allocated() / GIB

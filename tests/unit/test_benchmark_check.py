@@ -24,6 +24,12 @@ def test_a_ratio_may_be_ten_percent_worse_and_no_more():
     assert check.worse(recorded, found) == {"time": (0.8, 0.89), "speed": (0.9, 0.8)}
 
 
+def test_a_claim_that_is_not_recorded_is_named() -> None:
+    found = content(at_most("time", 0.8, 1.0), at_most("memory", 0.5, 1.0))
+    (name, (before, now)) = next(iter(check.worse(content(at_most("time", 0.8, 1.0)), found).items()))
+    assert (name, math.isnan(before), now) == ("memory", True, 0.5)
+
+
 def test_better_is_never_worse_and_a_claim_that_is_gone_is():
     recorded = content(at_most("time", 0.8, 1.0), at_least("speed", 0.9, 0.8))
     (name, (before, after)) = next(iter(check.worse(recorded, content(at_least("speed", 5.0, 0.8))).items()))

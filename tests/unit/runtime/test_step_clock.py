@@ -126,3 +126,25 @@ def test_collectives_of_engines_are_communication(monkeypatch: pytest.MonkeyPatc
         assert (work.wait(), work.done) == ("waited", "done")
     taken = seconds_of(clock)
     assert taken["communication"] >= 0.01 > taken["backward"]
+
+
+def test_waits_for_other_streams_are_communication_and_what_they_were_outside_of_a_step() -> None:
+    class Stream:
+        def wait_stream(self, other: str) -> str:
+            time.sleep(0.01)
+            return f"waited for {other}"
+
+    for _ in range(2):  # a second engine times nothing twice
+        step_clock.time_waits(Stream, ("wait_stream",))
+    assert Stream().wait_stream("one") == "waited for one"
+    clock = StepClock(CPU)
+    with clock.step(lambda: 1), timed("backward"):
+        assert Stream().wait_stream(other="another") == "waited for another"
+    taken = seconds_of(clock)
+    assert 0.01 <= taken["communication"] < 0.02
+    assert taken["backward"] < 0.01
+
+
+def test_what_engines_wait_by_on_a_gpu_is_there_to_be_timed() -> None:
+    for owner, names in step_clock.WAITS:
+        assert all(callable(getattr(owner, name)) for name in names)
