@@ -120,11 +120,11 @@ def test_the_dockerfile_has_no_fault_that_a_linter_knows():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3000)
+@pytest.mark.timeout(3600)
 @pytest.mark.skipif(BUILDER is None, reason="no docker, podman or buildah here")
 def test_an_image_for_cpus_is_built_and_answers():
     words = [BUILDER, "build", "--build-arg", "DEVICE=cpu", *shlex.split(os.environ.get(OPTIONS, ""))]
-    subprocess.run([*words, "--tag", IMAGE, "."], cwd=ROOT, check=True, timeout=1800)
+    subprocess.run([*words, "--tag", IMAGE, "."], cwd=ROOT, check=True, timeout=3000)
     # as whom it runs, what is installed, that torch computes, and that shipped recipes and DeepSpeed files are there
     said = "id -u; ted-ds --version; python -c 'import deepspeed, torch; print(torch.__version__, torch.ones(3).sum())'"
     said += "; ls /opt/ted_ds/ds_configs/recipes/demo.yaml; ted-ds families | grep llama"
