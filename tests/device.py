@@ -14,6 +14,9 @@ import torch
 
 VARIABLE = "TED_DS_TEST_DEVICE"
 DEVICE = torch.device(os.environ.get(VARIABLE) or "cpu")
+KERNELS_VARIABLE = "TED_DS_TEST_KERNELS"
+KERNELS: Any = os.environ.get(KERNELS_VARIABLE) or "torch"
+"""What computes with a vocabulary's logits: torch, or triton."""
 IS_CPU = DEVICE.type == "cpu"
 ON_BOTH = (
     "tests/parity/test_vocabulary.py",

@@ -7,9 +7,8 @@ A chunk's logits turn into their own gradient in place. The plain twins are
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -35,6 +34,7 @@ from ted_ds.numerics.divergences import Block
 from ted_ds.numerics.logits import PLAIN, LogitRule
 from ted_ds.numerics.losses import kept_labels
 from ted_ds.numerics.teacher_predictions import OfKept, OnDisk, TeacherPredictions
+from ted_ds.numerics.vocabulary_job import Job, Kernels, OwnRows, behind, sum_of
 
 BLOCK_BYTES = {"cpu": 3 * MIB, "cuda": 64 * MIB}
 """Logits brought to fp32 at a time: on the CPU what stays in its caches, on a GPU enough to keep it busy."""
@@ -56,6 +56,8 @@ class VocabularyTargets:
     computed where none of the two is wanted."""
     kept: KeptRows | None = None
     """Where one of the two is wanted, if that is known: to find it, the host waits for the device."""
+    kernels: Kernels = "torch"
+    """``triton``: of logits that are made here, with a divergence of :mod:`ted_ds.numerics.divergences`."""
 
 
 def vocabulary_losses(
@@ -103,14 +105,14 @@ def _sums(
     labels = select_rows(targets.labels.unsqueeze(-1), rows)
     own_rows = None
     if predicted is not None:
-        own_rows = _OwnRows(kept_labels(labels), select_rows(predicted.unsqueeze(-1), rows))
+        own_rows = OwnRows(kept_labels(labels), select_rows(predicted.unsqueeze(-1), rows))
         labels = labels.masked_fill(~own_rows.labelled, 0)
     with_grad = torch.is_grad_enabled()
     needs = tuple(with_grad and one is not None and one.requires_grad for one in (hidden, weight, bias))
     dtype = compute_dtype(weight)
     if teacher is not None and isinstance(teacher.weight, Tensor):
         teacher = replace(teacher, weight=teacher.weight.to(exact_dtype(dtype)))
-    job = _Job(
+    job = Job(
         labels=labels.squeeze(-1),
         rule=rule,
         own_rows=own_rows,
@@ -120,6 +122,7 @@ def _sums(
         needs=needs,
         max_chunk_bytes=targets.max_chunk_bytes or chunk_bytes(hidden.device),
         dtype=dtype,
+        kernels=targets.kernels,
     )
     return _VocabularyLosses.apply(select_rows(hidden, rows), weight, bias, job)
 
@@ -129,53 +132,9 @@ def wanted(labels: Int[Tensor, "*batch"], predicted: Bool[Tensor, "*batch"]) -> 
     return kept_labels(labels) | predicted
 
 
-class _OwnRows(NamedTuple):
-    """Which of the rows each of the two losses has, where they differ."""
-
-    labelled: Bool[Tensor, "rows 1"]
-    predicted: Bool[Tensor, "rows 1"]
-
-    def part(self, rows: slice) -> _OwnRows:
-        return _OwnRows(self.labelled[rows], self.predicted[rows])
-
-
-@dataclass(frozen=True)
-class _Job:
-    labels: Tensor
-    """0 where there is none."""
-    rule: LogitRule
-    own_rows: _OwnRows | None
-    teacher_hidden: Tensor | None
-    teacher: TeacherPredictions | OnDisk | None
-    task_weight: float
-    needs: tuple[bool, ...]
-    """Gradients of hidden states, weight, bias."""
-    max_chunk_bytes: int
-    dtype: torch.dtype
-    """Of the products."""
-
-    @functools.cached_property
-    def unit(self) -> float | Tensor:
-        """Gradients are computed for the weighted sum divided by this: near 1, where fp16 does not underflow."""
-        of_divergence = self.teacher.weight if self.teacher else 0.0
-        if isinstance(of_divergence, Tensor):
-            return of_divergence.clamp(min=self.task_weight or torch.finfo(of_divergence.dtype).tiny)
-        return max(self.task_weight, of_divergence) or 1.0
-
-    @property
-    def dense_teacher(self) -> TeacherPredictions | None:
-        """The teacher whose logits are computed here."""
-        return self.teacher if isinstance(self.teacher, TeacherPredictions) else None
-
-    @property
-    def exact(self) -> torch.dtype:
-        """What sums and exponentials are computed in."""
-        return exact_dtype(self.dtype)
-
-
 class _VocabularyLosses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: _Job) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: Job) -> tuple[Tensor, ...]:
         with torch.autocast(hidden.device.type, enabled=False):
             (cross_entropy, divergence, num_right, of_teacher), gradients = _walk(hidden, weight, bias, job)
         if job.dense_teacher is not None and job.dense_teacher.on_task_loss is not None:
@@ -204,9 +163,9 @@ class _Gradient(NamedTuple):
 
 
 def _walk(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, job: _Job
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, job: Job
 ) -> tuple[tuple[Tensor, ...], tuple[_Gradient | None, ...]]:
-    """The sums of :meth:`_Blocks.losses`, and the gradients of the weighted sum over its unit."""
+    """The sums of :meth:`_LossesOfChunks.losses`, and the gradients of the weighted sum over its unit."""
     num_rows, vocab = hidden.shape[0], weight.shape[0]
     device, dtype = hidden.device, job.dtype
     factor = weight.detach().to(dtype)
@@ -225,7 +184,7 @@ def _walk(
     if teacher is not None:
         teacher_shape = (len(logits_buffer), teacher.head_weight.shape[0])
         teacher_buffer = torch.empty(teacher_shape, dtype=teacher.head_weight.dtype, device=device)
-    blocks = _Blocks(len(logits_buffer), vocab, job, device)
+    blocks = _blocks_of(job, len(logits_buffer), vocab, device)
     for start in range(0, num_rows, size):
         chunk = slice(start, min(start + size, num_rows))
         states = hidden[chunk].to(dtype)
@@ -250,10 +209,24 @@ def _walk(
     return tuple(one.clone() for one in sums), gradients
 
 
+class _LossesOfChunks(Protocol):
+    def losses(self, logits: Tensor, teacher_logits: Tensor | None, chunk: slice, with_gradient: bool) -> Tensor:
+        """Over a chunk: cross-entropy, divergence, how many are right (without gradient), the teacher's (if wanted)."""
+        ...
+
+
+def _blocks_of(job: Job, num_rows: int, vocab: int, device: torch.device) -> _LossesOfChunks:
+    if job.kernels == "torch":
+        return _Blocks(num_rows, vocab, job, device)
+    from ted_ds.numerics.triton_rows import TritonRows  # the package is an extra
+
+    return TritonRows(job)
+
+
 class _Blocks:
     """Brings logits to fp32 a few rows at a time, sums their losses, and puts their gradient in their place."""
 
-    def __init__(self, num_rows: int, vocab: int, job: _Job, device: torch.device) -> None:
+    def __init__(self, num_rows: int, vocab: int, job: Job, device: torch.device) -> None:
         self._job = job
         num_bytes = BLOCK_BYTES.get(device.type, BLOCK_BYTES["cuda"])
         self._rows = max(1, min(num_rows, num_bytes // (vocab * job.exact.itemsize)))
@@ -261,7 +234,7 @@ class _Blocks:
         self._scratch, self._target = torch.empty_like(self._student), torch.empty_like(self._student)
 
     def losses(self, logits: Tensor, teacher_logits: Tensor | None, chunk: slice, with_gradient: bool) -> Tensor:
-        """Over a chunk: cross-entropy, divergence, how many are right (without gradient), the teacher's (if wanted)."""
+        """See :class:`_LossesOfChunks`."""
         sums = torch.zeros(4, dtype=self._job.exact, device=logits.device)
         labels = self._job.labels[chunk]
         own_rows = None if self._job.own_rows is None else self._job.own_rows.part(chunk)
@@ -283,14 +256,14 @@ class _Blocks:
                     student *= of_task / norm
             else:
                 theirs = None if teacher_logits is None else teacher_logits[rows]
-                norm, divergences = self._with_teacher(student, theirs, _behind(chunk, rows), of_task, of_each)
-                sums[1] += _sum_of(divergences, None if of_each is None else of_each.predicted)
+                norm, divergences = self._with_teacher(student, theirs, behind(chunk, rows), of_task, of_each)
+                sums[1] += sum_of(divergences, None if of_each is None else of_each.predicted)
                 dense = self._job.dense_teacher
                 if theirs is not None and dense is not None and dense.on_task_loss is not None:
                     whole = dense.rule(theirs.to(self._job.exact))
                     losses = F.cross_entropy(whole, labels[rows], reduction="none").unsqueeze(-1)
-                    sums[3] += _sum_of(losses, None if of_each is None else of_each.labelled)
-            sums[0] += _sum_of(norm.log() - picked, None if of_each is None else of_each.labelled)
+                    sums[3] += sum_of(losses, None if of_each is None else of_each.labelled)
+            sums[0] += sum_of(norm.log() - picked, None if of_each is None else of_each.labelled)
             if with_gradient:
                 own = torch.full_like(picked, -1.0) * of_task
                 student.scatter_add_(-1, labels[rows, None], own)
@@ -300,7 +273,7 @@ class _Blocks:
         return sums
 
     def _with_teacher(
-        self, student: Tensor, theirs: Tensor | None, rows: slice, of_task: float | Tensor, of_each: _OwnRows | None
+        self, student: Tensor, theirs: Tensor | None, rows: slice, of_task: float | Tensor, of_each: OwnRows | None
     ) -> tuple[Tensor, Tensor]:
         """The norm of the softmax and the divergence of each row, ``[rows, 1]``.
 
@@ -336,12 +309,3 @@ class _Blocks:
             at_ids = of_kept.at_ids * of_divergence if isinstance(of_divergence, Tensor) else of_kept.at_ids
             own.scatter_add_(-1, of_kept.ids, at_ids)
         return norm, divergences
-
-
-def _behind(chunk: slice, rows: slice) -> slice:
-    """Rows of a chunk, as rows of all."""
-    return slice(chunk.start + rows.start, chunk.start + rows.stop)
-
-
-def _sum_of(values: Tensor, rows: Tensor | None) -> Tensor:
-    return values.sum() if rows is None else torch.where(rows, values, torch.zeros_like(values)).sum()

@@ -16,7 +16,7 @@ from ted_ds.numerics.logits import PLAIN, LogitRule
 from ted_ds.numerics.losses import cross_entropy_sum, divergence_sum, kept_labels
 from ted_ds.numerics.teacher_predictions import TeacherPredictions
 from ted_ds.numerics.vocabulary import VocabularyTargets, vocabulary_losses, vocabulary_scores
-from tests.device import DEVICE
+from tests.device import DEVICE, KERNELS
 from tests.plain import DIVERGENCES, plain_divergence
 
 HIDDEN, TEACHER_HIDDEN = 12, 20
@@ -95,7 +95,9 @@ class Case:
         measure = make_divergence(divergence, DIVERGENCES[divergence])
         teacher = TeacherPredictions(*learned_from, measure, self.teacher_rule)
         predicted = None if self.predicted is None else self.predicted.to(DEVICE)
-        return VocabularyTargets(self.labels.to(DEVICE), weights[0], teacher, max_chunk_bytes=size, predicted=predicted)
+        return VocabularyTargets(
+            self.labels.to(DEVICE), weights[0], teacher, max_chunk_bytes=size, predicted=predicted, kernels=KERNELS
+        )
 
     def fused(
         self,
