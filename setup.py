@@ -78,6 +78,7 @@ setup(
         "lora": ["peft>=0.18"],
         "lm_eval": ["lm-eval[hf]>=0.4.9"],
         "tensorboard": ["tensorboard>=2.19"],
+        "triton": ["triton>=3.2"],  # torch for CUDA brings it along
         "trackio": ["trackio>=0.43"],
         "dev": [
             "grimp",

@@ -90,6 +90,9 @@ class Distill(PhasePlan):
     """``jsd``: the teacher's share of the mixture; unset: 0.5."""
     divergence_alpha: float | None = Field(default=None, gt=0, lt=1)
     """``skew_kl`` and ``skew_reverse_kl``: the share in the mixture of what is compared with it; unset: 0.1."""
+    kernels: Literal["torch", "triton"] = "torch"
+    """What computes cross-entropy, divergence and gradient from a language model's logits: torch's operations, or
+    kernels of Triton on a GPU."""
     feature_weight: Weight = 1.0
     """Of the layer-wise terms together."""
     feature_reduction: Literal["mean", "sum"] = "mean"
@@ -218,6 +221,7 @@ class Distill(PhasePlan):
     def deciding_values(self) -> dict[str, Any]:
         """See :class:`~ted_ds.config.phase_plan.PhasePlan`. The KL is said by silence, as before there were others."""
         values = super().deciding_values()
+        values.pop("kernels")  # the same losses, but for their last bits
         for name in ("divergence", *PARAMETERS):
             values.pop(name)
         if self.feature_distance == "mse":

@@ -17,6 +17,7 @@ from ted_ds.numerics.losses import among_candidates, kept_labels
 from ted_ds.numerics.task_terms import TaskTerms
 from ted_ds.numerics.teacher_predictions import TeacherPredictions
 from ted_ds.numerics.vocabulary import VocabularyTargets, vocabulary_losses, vocabulary_scores
+from ted_ds.numerics.vocabulary_job import Kernels
 
 
 class VocabularyHead(nn.Linear):
@@ -70,6 +71,8 @@ class LossWeights:
     """Of a vocabulary, the first so many that both models have."""
     on_teacher_task: Callable[[Tensor], None] | None = None
     """Gets the sum of the teacher's own task loss; None: it is not computed."""
+    kernels: Kernels = "torch"
+    """What computes the losses of a language model."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +222,7 @@ class VocabularyPredictions(Predictions):
         """Cross-entropy, and the divergence where there is a teacher: the terms of a language model."""
         if teacher is None:
             weighted, task, _ = self._read(
-                VocabularyTargets(batch.labels, weights.task, kept=KeptRows(batch.label_rows))
+                VocabularyTargets(batch.labels, weights.task, kept=KeptRows(batch.label_rows), kernels=weights.kernels)
             )
             return PredictionLosses(weighted, task)
         if isinstance(teacher, CachedPredictions):
@@ -232,7 +235,14 @@ class VocabularyPredictions(Predictions):
                 num_shared_ids=weights.num_shared_ids,
             )
             kept = KeptRows(batch.output_rows)
-            targets = VocabularyTargets(batch.labels, weights.task, of_cache, predicted=batch.predicted, kept=kept)
+            targets = VocabularyTargets(
+                batch.labels,
+                weights.task,
+                of_cache,
+                predicted=batch.predicted,
+                kept=kept,
+                kernels=weights.kernels,
+            )
             return PredictionLosses(*self._read(targets))
         assert isinstance(teacher, VocabularyPredictions)
         found: list[PredictionLosses] = []
@@ -250,7 +260,14 @@ class VocabularyPredictions(Predictions):
                 weights.on_teacher_task,
             )
             kept = KeptRows(batch.output_rows)
-            both = VocabularyTargets(batch.labels, weights.task, targets, predicted=batch.predicted, kept=kept)
+            both = VocabularyTargets(
+                batch.labels,
+                weights.task,
+                targets,
+                predicted=batch.predicted,
+                kept=kept,
+                kernels=weights.kernels,
+            )
             found.append(PredictionLosses(*self._read(both)))
             # what a sharded teacher's module returns with a graph, its engine would fetch weights for in backward
             return ()

@@ -10,23 +10,21 @@ which the tests run in, has none.
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton  # pyright: ignore[reportMissingImports] - an extra
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 
 
 @triton.jit
 def losses_kernel(
-    student: Any,
-    teacher: Any,
-    labels: Any,
-    of_task: Any,
-    of_divergence: Any,
-    values: Any,
-    student_ids: Any,
-    teacher_ids: Any,
-    shared_ids: Any,
+    student,
+    teacher,
+    labels,
+    of_task,
+    of_divergence,
+    values,
+    student_ids,
+    teacher_ids,
+    shared_ids,
     DIVERGENCE: tl.constexpr,
     LOG_SHARE: tl.constexpr,
     LOG_REST: tl.constexpr,
@@ -145,14 +143,14 @@ def _nothing(EXACT: tl.constexpr):
 
 
 @triton.jit
-def _add(largest: Any, total: Any, logits: Any):
+def _add(largest, total, logits):
     """The largest of logits, and the sum of e to each of them less that, with some more of them."""
     new = tl.maximum(largest, tl.max(logits, 0))
     return new, total * tl.exp(largest - new) + tl.sum(tl.exp(logits - new), 0)
 
 
 @triton.jit
-def _logits(products: Any, ids: Any, num_ids: Any, DIVISOR: tl.constexpr, BOUND: tl.constexpr, EXACT: tl.constexpr):
+def _logits(products, ids, num_ids, DIVISOR: tl.constexpr, BOUND: tl.constexpr, EXACT: tl.constexpr):
     """By the rule of a model; 0 beyond its ids."""
     logits = tl.load(products + ids, mask=ids < num_ids, other=0).to(EXACT) / DIVISOR
     if BOUND != 0:
@@ -163,9 +161,7 @@ def _logits(products: Any, ids: Any, num_ids: Any, DIVISOR: tl.constexpr, BOUND:
 
 
 @triton.jit
-def _compare(
-    log_p: Any, log_q: Any, DIVERGENCE: tl.constexpr, LOG_SHARE: tl.constexpr, LOG_REST: tl.constexpr
-):
+def _compare(log_p, log_q, DIVERGENCE: tl.constexpr, LOG_SHARE: tl.constexpr, LOG_REST: tl.constexpr):
     """What each id adds to the divergence, and q times the slope by q."""
     p, q = tl.exp(log_p), tl.exp(log_q)
     if DIVERGENCE == "kl":
@@ -191,7 +187,7 @@ def _compare(
 
 
 @triton.jit
-def _logs_beside_mixture(difference: Any, LOG_SHARE: tl.constexpr, LOG_REST: tl.constexpr):
+def _logs_beside_mixture(difference, LOG_SHARE: tl.constexpr, LOG_REST: tl.constexpr):
     """As :func:`ted_ds.numerics.divergences.logs_beside_mixture`, of which the share's logs are given."""
     x_is_larger = difference > 0
     gap = -tl.abs(difference)
@@ -206,7 +202,7 @@ def _logs_beside_mixture(difference: Any, LOG_SHARE: tl.constexpr, LOG_REST: tl.
 
 
 @triton.jit
-def _log1p(x: Any):
+def _log1p(x):
     """``log(1 + x)`` of what is above -1, to the last bits (Kahan; Higham 2002, "Accuracy and Stability", 1.14.1)."""
     sum_ = 1 + x
     is_lost = sum_ == 1
@@ -214,7 +210,7 @@ def _log1p(x: Any):
 
 
 @triton.jit
-def _expm1(x: Any):
+def _expm1(x):
     """``exp(x) - 1`` of what is at most 0, to the last bits (the same)."""
     power = tl.exp(x)
     at_an_end = (power == 1) | (power < 1e-8)

@@ -36,7 +36,10 @@ class TritonRows:
         if teacher is not None:
             self._measure = {**_measure_of(teacher.divergence), "COOLING": 1 / teacher.temperature}
         rule_of_teacher = PLAIN if teacher is None else teacher.rule
-        self._rules = {**_rule_of(job.rule), **{f"TEACHER_{name}": at for name, at in _rule_of(rule_of_teacher).items()}}
+        self._rules = {
+            **_rule_of(job.rule),
+            **{f"TEACHER_{name}": at for name, at in _rule_of(rule_of_teacher).items()},
+        }
 
     def losses(self, logits: Tensor, teacher_logits: Tensor | None, chunk: slice, with_gradient: bool) -> Tensor:
         """Over a chunk: cross-entropy, divergence, 0 (which rows are right is not asked), the teacher's (if wanted)."""
@@ -66,10 +69,13 @@ class TritonRows:
             EXACT=tl.float64 if job.exact == torch.float64 else tl.float32,
             BLOCK=min(BLOCK, triton.next_power_of_2(max(logits.shape[1], theirs.shape[1]))),
             num_warps=NUM_WARPS,
+            enable_fp_fusion=False,  # else what a sum has lost is not found exactly
         )
         of_task, of_divergence, of_teacher = values.split(1, dim=-1)
         right = values.new_zeros(())
-        return torch.stack([sum_of(of_task, labelled), sum_of(of_divergence, predicted), right, sum_of(of_teacher, labelled)])
+        return torch.stack(
+            [sum_of(of_task, labelled), sum_of(of_divergence, predicted), right, sum_of(of_teacher, labelled)]
+        )
 
     @property
     def _of_divergence(self) -> float | Tensor:

@@ -132,7 +132,7 @@ class DistillObjective(Terms):
         super().__init__(terms)
         self.relations: Relations | None = None
         """Whose attention relations are compared, where the plan wants that; given before the first loss."""
-        self._loss_weights = LossWeights(1.0, 1.0, plan.temperature, num_shared_ids)
+        self._loss_weights = LossWeights(1.0, 1.0, plan.temperature, num_shared_ids, kernels=plan.kernels)
         with_output = [TASK, *([task.prediction_name] if self.needs.predictions and not task.in_one_pass else [])]
         compared = self._feature_names if self.needs.states else []
         if here is not None:

@@ -35,6 +35,7 @@ from ted_ds.planning.data_sizes import corpus_bytes, count_rows
 from ted_ds.planning.family_uses import refused_uses
 from ted_ds.planning.frozen_blocks import freeze_mistakes
 from ted_ds.planning.heal import heal_doubts, heal_mistakes
+from ted_ds.planning.kernels import kernel_mistakes
 from ted_ds.planning.layer_pairs import layer_pairs_of
 from ted_ds.planning.mistakes import (
     Mistakes,
@@ -207,7 +208,7 @@ def _lay_out(
         check_model(recipe, student, place, mistakes)
     check_dropout(recipe, teacher, student, mistakes)
     check_routers(recipe, teacher, student, mistakes)
-    mistakes.add("", *refused_uses(recipe, teacher, student))
+    mistakes.add("", *refused_uses(recipe, teacher, student), *kernel_mistakes(recipe))
     mistakes.add("", *quantised_mistakes(recipe, teacher, student), *adapter_mistakes(recipe, student))
     mistakes.add("", *relation_mistakes(recipe, teacher, student))
     mistakes.add("", *heal_mistakes(recipe, teacher, student))

@@ -39,6 +39,7 @@ from ted_ds.planning.steps import counts_all_texts, counts_epochs, with_rows
 from ted_ds.runtime.arithmetic import set_arithmetic, without_effect
 from ted_ds.runtime.device_faults import as_device_fault, is_device_fault
 from ted_ds.runtime.flight_records import keep_records, leave_position
+from ted_ds.runtime.kernels import interpreted_kernels, refuse_kernels
 from ted_ds.runtime.preemption import StopRequests
 from ted_ds.runtime.rendezvous import find_ranks
 from ted_ds.runtime.world import World, is_lost_rank, uses_nccl
@@ -118,6 +119,7 @@ def prepare(
     refuse_other_settings(world, recipe, own.deciding_values())
     with world.together():
         world.check_precision(recipe.precision)
+        refuse_kernels(recipe.distill.kernels, world.device)
     at_store = None
     if held is not None:
         _own_output(recipe.output_dir, world, stops, held)
@@ -283,5 +285,6 @@ def greet(assembly: Assembly) -> None:
     idle = without_effect(
         tf32=recipe.tf32, attention=recipe.attention, dtype=DTYPES[recipe.precision], device=world.device
     )
-    if idle is not None:
-        screen.say(f"WARN {idle}")
+    for doubt in (idle, interpreted_kernels(recipe.distill.kernels)):
+        if doubt is not None:
+            screen.say(f"WARN {doubt}")
