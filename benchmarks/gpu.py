@@ -35,6 +35,7 @@ BOUNDS = {
     "engine": 60,
     "attention": 60,
     "parity": 120,
+    "triton": 60,
 }
 """Parts in their order, and the most seconds of each: in all more than there are, so what tells most is first."""
 BUDGET_S, LEAST_S = 570.0, 20.0

@@ -55,7 +55,7 @@ def tiny(blocks: int, width: int) -> LlamaConfig:
 
 def vocabulary_part(setting: Setting) -> Found:
     """Cross-entropy and KL over 128k ids: time beside torch's own at 1,024 tokens, and peak memory at 8,192."""
-    found, rows = Found(), []
+    found, rows, by_kernels = Found(), [], []
     shapes = [Vocabulary(tokens, 128_256, 2048, "bf16") for tokens in (1024, 4096, 8192)]
     if setting.quick:
         shapes = [Vocabulary(tokens, 500, 32, "bf16") for tokens in (32, 64)]
@@ -73,9 +73,14 @@ def vocabulary_part(setting: Setting) -> Found:
             found.claims.append(at_most(f"time, fused / eager: {shape.name}", slower, 1.0))
         if shape is shapes[-1]:
             found.claims.append(at_most(f"peak with inputs and gradients, GiB: {shape.name}", peak, VOCABULARY_GIB))
+        if setting.device.type == "cuda":
+            by_kernels.append(_by_kernels(shape, work["fused"], setting))
         del work, eager
         forget()
     found.add("cross-entropy and KL", ["tokens x ids", "eager, ms", "fused, ms", "ratio", "fused, peak GiB"], rows)
+    if by_kernels:
+        columns = ["tokens x ids", "torch, ms", "triton, ms", "ratio", "triton, peak GiB"]
+        found.add("the same by distill.kernels: triton", columns, by_kernels)
     plain, rows = vocabulary.BLOCK_BYTES["cuda"], []
     for megabytes in (4, 16, 64, 256):
         vocabulary.BLOCK_BYTES["cuda"] = megabytes * 2**20
@@ -84,6 +89,16 @@ def vocabulary_part(setting: Setting) -> Found:
     vocabulary.BLOCK_BYTES["cuda"] = plain
     found.add(f"rows brought to fp32 at a time, {shapes[-1].name}", ["block", "fused, ms"], rows)
     return found
+
+
+def _by_kernels(shape: Vocabulary, fused: Callable[[], None], setting: Setting) -> list[str]:
+    """Torch's operations and the kernels of Triton, in turns; the first run compiles them."""
+    step = work_of(shape, "triton", setting.device)
+    step()
+    peak = peak_during(step, setting.device)
+    taken = in_turns({"fused": fused, "triton": step}, rounds=setting.rounds, seconds=0.2)
+    times = (ms(taken["fused"]), ms(taken["triton"]))
+    return [shape.name, *times, f"{ratio(taken, 'triton', 'fused'):.2f}", f"{peak:.2f}"]
 
 
 def jsd_part(setting: Setting) -> Found:
@@ -242,6 +257,7 @@ PARTS: Mapping[str, Callable[[Setting], Found]] = {
     "engine": engine_part,
     "attention": attention_part,
     "parity": _tests("parity"),
+    "triton": _tests("triton"),
 }
 
 

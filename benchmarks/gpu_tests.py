@@ -11,21 +11,25 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from benchmarks.report import ROOT, Claim, at_least, at_most
-from tests.device import ON_BOTH, VARIABLE
+from tests.device import KERNELS_VARIABLE, OF_KERNELS, ON_BOTH, VARIABLE
 
 FILES = {
     "kernels": ("tests/gpu/test_kernels.py", "tests/gpu/test_faults.py", "tests/parity/test_waiting.py"),
     "parity": tuple(file for file in ON_BOTH if "test_waiting" not in file),
+    "triton": OF_KERNELS,
     "runs": ("tests/gpu/test_runs.py",),
     "ranks": ("tests/gpu/test_ranks.py",),
 }
 IN_SHORT = {
     "kernels": "deterministic_way",
     "parity": "borders_are_those",
+    "triton": "head_with_a_bias",
     "runs": "8_bits",
     "ranks": "stages0",
 }
 """What is run of each where a rehearsal is to end soon."""
+MORE = {"triton": {KERNELS_VARIABLE: "triton"}}
+"""In the environment; on a CPU it takes TRITON_INTERPRET=1, and the package."""
 MOST_AT_ONCE = 4
 
 
@@ -37,7 +41,7 @@ def test_part(name: str, device: str, *, quick: bool) -> tuple[list[Claim], list
         command += ["-n", str(min(MOST_AT_ONCE, len(os.sched_getaffinity(0)))), "--dist", "load"]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        environment = {**os.environ, VARIABLE: device}
+        environment = {**os.environ, VARIABLE: device, **MORE.get(name, {})}
         done = subprocess.run([*command, f"--junitxml={report}"], cwd=ROOT, env=environment)
         if not report.is_file():
             raise RuntimeError(f"pytest ended with {done.returncode}, and without a report")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from benchmarks.report import at_most, installed, option_parser, publish, table
 from benchmarks.timing import in_turns, ratio
 from ted_ds.numerics.teacher_predictions import TeacherPredictions
 from ted_ds.numerics.vocabulary import VocabularyTargets, vocabulary_losses
+from ted_ds.numerics.vocabulary_job import Kernels
 from ted_ds.runtime.host_allocator import keep_freed_memory
 
 TEMPERATURE, KL_WEIGHT = 2.0, 4.0
@@ -66,7 +68,7 @@ MEMORY = {
 
 
 def work_of(shape: Shape, contender: str, device: torch.device) -> Callable[[], None]:
-    """Forward and backward of one contender."""
+    """Forward and backward of one contender: ``eager``, ``fused``, or ``triton``, which is that by its kernels."""
     generator = torch.Generator().manual_seed(0)
     dtype = DTYPES[shape.dtype]
 
@@ -88,9 +90,10 @@ def work_of(shape: Shape, contender: str, device: torch.device) -> Callable[[], 
         kl = F.kl_div(mine, theirs, reduction="sum", log_target=True)
         (task + KL_WEIGHT * kl).backward()
 
-    def fused() -> None:
+    def fused(kernels: Kernels = "torch") -> None:
         teacher = TeacherPredictions(teacher_hidden, teacher_weight, None, TEMPERATURE, KL_WEIGHT)
-        weighted, *_ = vocabulary_losses(hidden, weight, None, VocabularyTargets(labels, 1.0, teacher))
+        targets = VocabularyTargets(labels, 1.0, teacher, kernels=kernels)
+        weighted, *_ = vocabulary_losses(hidden, weight, None, targets)
         weighted.backward()
 
     def forget(run: Callable[[], None]) -> Callable[[], None]:
@@ -100,7 +103,7 @@ def work_of(shape: Shape, contender: str, device: torch.device) -> Callable[[], 
 
         return step
 
-    return forget({"eager": eager, "fused": fused}[contender])
+    return forget({"eager": eager, "fused": fused, "triton": partial(fused, "triton")}[contender])
 
 
 def peak_bytes(shape: Shape, contender: str) -> int:

@@ -16,7 +16,9 @@ VARIABLE = "TED_DS_TEST_DEVICE"
 DEVICE = torch.device(os.environ.get(VARIABLE) or "cpu")
 KERNELS_VARIABLE = "TED_DS_TEST_KERNELS"
 KERNELS: Any = os.environ.get(KERNELS_VARIABLE) or "torch"
-"""What computes with a vocabulary's logits: torch, or triton."""
+"""What computes with a vocabulary's logits: torch, or triton (on a CPU with TRITON_INTERPRET=1)."""
+OF_KERNELS = ("tests/parity/test_vocabulary.py", "tests/parity/test_divergences.py", "tests/parity/test_likeness.py")
+"""Files whose tests go by it."""
 IS_CPU = DEVICE.type == "cpu"
 ON_BOTH = (
     "tests/parity/test_vocabulary.py",
@@ -29,6 +31,14 @@ ON_BOTH = (
 )
 of_a_gpu = pytest.mark.skipif(IS_CPU, reason=f"NOT RUN: only a GPU can show it ({VARIABLE}=cuda)")
 of_the_cpu = pytest.mark.skipif(not IS_CPU, reason="it is about how a CPU computes, or how precisely")
+
+
+def take_small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let kernels go through a row of 31 ids in more than one block, the last of which is not full."""
+    if KERNELS == "triton":
+        from ted_ds.numerics import triton_rows
+
+        monkeypatch.setattr(triton_rows, "BLOCK", 16)
 
 
 def share_gpus(num_ranks: int) -> None:

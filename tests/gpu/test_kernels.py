@@ -15,6 +15,7 @@ from ted_ds.data.microbatch import to_device
 from ted_ds.models.document_attention import takes_borders
 from ted_ds.models.execution import ATTENTION
 from ted_ds.numerics.chunks import chunk_bytes
+from ted_ds.numerics.divergences import make_divergence
 from ted_ds.numerics.feature_distances import MSE, FeatureDistance
 from ted_ds.numerics.fused import filter_distance_sum
 from ted_ds.numerics.losses import cross_entropy_sum
@@ -24,6 +25,7 @@ from ted_ds.runtime.peak_memory import GIB, peak_gib
 from ted_ds.runtime.step_clock import StepClock, timed
 from tests.device import DEVICE, of_a_gpu
 from tests.parity.test_packing import PAD, Collator, packed_samples, tapped_model
+from tests.plain import DIVERGENCES
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
 WIDTH, VOCAB, TOKENS = 256, 4096, 512
@@ -48,12 +50,16 @@ def vocabulary_case(dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor], Ten
     return [hidden, weight], [teacher_hidden, teacher_weight], labels
 
 
-def vocabulary_step(own: list[Tensor], theirs: list[Tensor], labels: Tensor) -> list[Tensor]:
+def vocabulary_step(
+    own: list[Tensor], theirs: list[Tensor], labels: Tensor, *, kind: str = "kl", kernels: Any = "torch"
+) -> list[Tensor]:
     """The three sums, and both gradients."""
     states, head = (one.to(DEVICE).requires_grad_() for one in own)
     hidden, weight = (one.to(DEVICE) for one in theirs)
-    teacher = TeacherPredictions(hidden, weight, None, 2.0, 2.5, None)
-    sums = vocabulary_losses(states, head, None, VocabularyTargets(labels.to(DEVICE), 0.7, teacher))
+    divergence = make_divergence(kind, DIVERGENCES[kind])
+    teacher = TeacherPredictions(hidden, weight, None, 2.0, 2.5, None, divergence)
+    targets = VocabularyTargets(labels.to(DEVICE), 0.7, teacher, kernels=kernels)
+    sums = vocabulary_losses(states, head, None, targets)
     return [*sums, *torch.autograd.grad(sums[0], (states, head))]
 
 
@@ -71,6 +77,18 @@ def test_the_losses_of_a_vocabulary_are_those_of_fp64_on_a_cpu(dtype):
     expected = [weighted, task, kl, *torch.autograd.grad(weighted, leaves)]
     for one, other in zip(found, expected, strict=True):
         assert (one.detach().cpu().double() - other).norm() <= TOLERANCE[dtype] * other.norm()
+
+
+@of_a_gpu
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("kind", DIVERGENCES)
+def test_kernels_of_triton_find_what_torch_finds_in_fp64(kind, dtype):
+    own, theirs, labels = vocabulary_case(dtype)
+    found = vocabulary_step(own, theirs, labels, kind=kind, kernels="triton")
+    in_fp64 = [[one.double() for one in side] for side in (own, theirs)]
+    expected = vocabulary_step(*in_fp64, labels, kind=kind)
+    for one, other in zip(found, expected, strict=True):
+        assert (one.double() - other).norm() <= TOLERANCE[dtype] * other.norm()
 
 
 def filter_step(distance: FeatureDistance) -> list[Tensor]:
@@ -119,6 +137,7 @@ def test_documents_by_their_borders_are_those_by_masks_in_fp64(dtype):
 
 REPEATED: dict[str, Callable[[], list[Tensor]]] = {
     "vocabulary": lambda: vocabulary_step(*vocabulary_case(torch.bfloat16)),
+    "triton": lambda: vocabulary_step(*vocabulary_case(torch.bfloat16), kind="jsd", kernels="triton"),
     "filters": lambda: filter_step(MSE),
     "cosine": lambda: filter_step(FeatureDistance("cosine")),
     "cka": lambda: filter_step(FeatureDistance("cka")),
@@ -127,7 +146,7 @@ REPEATED: dict[str, Callable[[], list[Tensor]]] = {
 
 
 @pytest.mark.usefixtures("deterministic")
-@pytest.mark.parametrize("what", REPEATED)
+@pytest.mark.parametrize("what", [pytest.param(one, marks=[of_a_gpu] * (one == "triton")) for one in REPEATED])
 def test_all_terms_have_a_deterministic_way(what):
     first, second = REPEATED[what](), REPEATED[what]()
     assert all(map(torch.equal, first, second))

@@ -16,6 +16,7 @@ from ted_ds.numerics.divergences import Block, Softened, logs_beside_mixture, ma
 from ted_ds.numerics.losses import bernoulli_divergence_sum, divergence_sum
 from ted_ds.numerics.teacher_predictions import TeacherPredictions
 from ted_ds.numerics.vocabulary import VocabularyTargets, vocabulary_losses
+from tests.device import KERNELS, take_small_blocks
 from tests.parity.test_vocabulary import TEACHER_HIDDEN, TOLERANCE, Case, Largest, assert_same
 from tests.plain import DIVERGENCES, plain_divergence
 
@@ -118,6 +119,7 @@ def many_small_chunks(monkeypatch):
     monkeypatch.setattr(chunks, "LEAST_ROWS", 5)
     monkeypatch.setattr(vocabulary, "BLOCK_BYTES", {"cpu": 2 * 31 * 8, "cuda": 2 * 31 * 8})
     monkeypatch.setattr(chunks, "GRADIENT_ROWS", 7)
+    take_small_blocks(monkeypatch)
 
 
 @pytest.mark.usefixtures("many_small_chunks")
@@ -174,7 +176,9 @@ def test_a_real_vocabulary_in_fp32(kind):
     teacher = TeacherPredictions(
         teacher_hidden, teacher_weight, None, 2.0, 1.0, divergence=make_divergence(kind, DIVERGENCES[kind])
     )
-    weighted, _, total = vocabulary_losses(hidden, weight, None, VocabularyTargets(labels, 0.0, teacher))
+    weighted, _, total = vocabulary_losses(
+        hidden, weight, None, VocabularyTargets(labels, 0.0, teacher, kernels=KERNELS)
+    )
     (gradient,) = torch.autograd.grad(weighted, [hidden])
     leaf = hidden.detach().double().requires_grad_()
     softened = F.linear(teacher_hidden.double(), teacher_weight.double()) / 2, F.linear(leaf, weight.double()) / 2
@@ -182,6 +186,43 @@ def test_a_real_vocabulary_in_fp32(kind):
     (slopes,) = torch.autograd.grad(expected, [leaf])
     assert total.item() == pytest.approx(expected.item(), rel=1e-6)
     assert (gradient.double() - slopes).norm() <= 1e-5 * slopes.norm()
+
+
+def of_logits(
+    kind: str, parameter: float | None, teacher: Tensor, student: Tensor, heat: float
+) -> tuple[Tensor, Tensor]:
+    """The sum over rows, and its gradient by the student's logits, through heads that are the identity."""
+    leaf, identity = student.clone().requires_grad_(), torch.eye(student.shape[1])
+    measure = make_divergence(kind, parameter)
+    predictions = TeacherPredictions(teacher, identity, None, heat, 1.0, divergence=measure)
+    labels = torch.zeros(len(student), dtype=torch.long)
+    targets = VocabularyTargets(labels, 0.0, predictions, kernels=KERNELS)
+    weighted, _, total = vocabulary_losses(leaf, identity, None, targets)
+    return total, torch.autograd.grad(weighted, leaf)[0]
+
+
+@pytest.mark.usefixtures("many_small_chunks")
+@pytest.mark.parametrize("spread", SPREADS)
+@pytest.mark.parametrize(("kind", "parameter"), CASES)
+def test_predictions_that_nearly_agree_or_are_certain(kind, parameter, spread):
+    teacher, student = pair(3, 8, 19, spread=spread)
+    total, gradient = of_logits(kind, parameter, teacher, student, 2.0)
+    expected, slopes = plain(kind, parameter, teacher, student, torch.ones(8, dtype=torch.bool), 2.0)
+    assert_close(total, gradient, expected, slopes, spread=spread)
+
+
+@pytest.mark.parametrize("scale", [60.0, 1e4])
+@pytest.mark.parametrize(
+    ("kind", "parameter"), [*CASES, ("skew_kl", 1e-30), ("skew_reverse_kl", 1e-30), ("jsd", 1 - 1e-12)]
+)
+def test_logits_that_are_far_apart_have_finite_sums_and_gradients(kind, parameter, scale):
+    teacher = torch.tensor([[scale, -scale, 0.0], [-scale, scale, 0.0], [scale, scale, -scale], [0.0, 0.0, 0.0]])
+    student = torch.tensor([[scale, -scale, 0.0], [scale, -scale, 0.0], [0.0, -scale, scale], [scale, 0.0, 0.0]])
+    total, gradient = of_logits(kind, parameter, teacher, student, 1.0)
+    assert total.isfinite()
+    assert total >= -1e-6
+    assert gradient.isfinite().all()
+    assert gradient[0].abs().max() <= 1e-6  # that row agrees
 
 
 # --- what a divergence is -----------------------------------------------------------------------------------------

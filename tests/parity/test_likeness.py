@@ -17,6 +17,7 @@ from ted_ds.numerics.logits import LogitRule
 from ted_ds.numerics.teacher_predictions import TeacherPredictions
 from ted_ds.numerics.vocabulary import VocabularyTargets, vocabulary_losses
 from ted_ds.objectives.teacher_view import STUDENT_TASK, TEACHER_TASK
+from tests.device import KERNELS
 from tests.parity.test_task_terms import KINDS, TOLERANCE, Run, batch_of
 from tests.task_kinds import TASK_TERMS
 
@@ -173,7 +174,7 @@ def test_over_a_vocabulary_it_is_over_all_of_the_teachers_ids_and_labelled_rows(
     rule: LogitRule, max_chunk_bytes: int | None
 ) -> None:
     generator = torch.Generator().manual_seed(6)
-    rows, vocab, padded_vocab = 150, 11, 13
+    rows, vocab, padded_vocab = 70, 11, 13
     hidden, theirs = torch.randn(2, rows, 5, generator=generator, dtype=torch.float64)
     weight = torch.randn(vocab, 5, generator=generator, dtype=torch.float64).requires_grad_()
     other = torch.randn(padded_vocab, 5, generator=generator, dtype=torch.float64)
@@ -182,7 +183,7 @@ def test_over_a_vocabulary_it_is_over_all_of_the_teachers_ids_and_labelled_rows(
     for predicted in (None, torch.rand(rows, generator=generator) > 0.5):
         seen: list[Tensor] = []
         teacher = TeacherPredictions(theirs, other, None, 2.0, 0.7, vocab, rule=rule, on_task_loss=seen.append)
-        targets = VocabularyTargets(labels, 0.3, teacher, max_chunk_bytes, predicted)
+        targets = VocabularyTargets(labels, 0.3, teacher, max_chunk_bytes, predicted, kernels=KERNELS)
         vocabulary_losses(hidden, weight, None, targets)[0].backward()
         expected = F.cross_entropy(rule(theirs @ other.T), labels, ignore_index=-100, reduction="sum")
         assert [float(one) for one in seen] == [pytest.approx(float(expected), rel=1e-12)]

@@ -16,7 +16,7 @@ from ted_ds.numerics.logits import PLAIN, LogitRule
 from ted_ds.numerics.losses import cross_entropy_sum, divergence_sum, kept_labels
 from ted_ds.numerics.teacher_predictions import TeacherPredictions
 from ted_ds.numerics.vocabulary import VocabularyTargets, vocabulary_losses, vocabulary_scores
-from tests.device import DEVICE, KERNELS
+from tests.device import DEVICE, KERNELS, take_small_blocks
 from tests.plain import DIVERGENCES, plain_divergence
 
 HIDDEN, TEACHER_HIDDEN = 12, 20
@@ -30,6 +30,7 @@ def many_small_chunks(monkeypatch):
     monkeypatch.setattr(chunks, "LEAST_ROWS", 5)
     monkeypatch.setattr(vocabulary, "BLOCK_BYTES", {"cpu": 2 * 31 * 8, "cuda": 2 * 31 * 8})
     monkeypatch.setattr(chunks, "GRADIENT_ROWS", 7)
+    take_small_blocks(monkeypatch)
 
 
 def logits_by(rule: LogitRule, products: Tensor) -> Tensor:
@@ -253,7 +254,9 @@ def test_a_student_that_is_its_teacher_has_no_kl_at_all():
 
 def test_without_a_teacher_it_is_the_cross_entropy():
     case = Case(47)
-    weighted, task, kl = vocabulary_losses(case.hidden, case.weight, None, VocabularyTargets(case.labels, 0.5))
+    weighted, task, kl = vocabulary_losses(
+        case.hidden, case.weight, None, VocabularyTargets(case.labels, 0.5, kernels=KERNELS)
+    )
     expected = cross_entropy_sum(F.linear(case.hidden, case.weight), case.labels)
     torch.testing.assert_close(task, expected.double(), rtol=1e-6, atol=0)
     assert weighted.item() == 0.5 * task.item()
@@ -332,11 +335,13 @@ def test_what_neither_of_two_losses_wants_is_never_read():
 def test_only_what_is_asked_for_gets_a_gradient():
     case = Case(5)
     case.weight.requires_grad_(False)
-    weighted, *_ = vocabulary_losses(case.hidden, case.weight, None, VocabularyTargets(case.labels))
+    weighted, *_ = vocabulary_losses(case.hidden, case.weight, None, VocabularyTargets(case.labels, kernels=KERNELS))
     (gradient,) = torch.autograd.grad(weighted, [case.hidden])
     assert gradient.shape == case.hidden.shape
     with torch.no_grad():
-        weighted, *_ = vocabulary_losses(case.hidden, case.weight, None, VocabularyTargets(case.labels))
+        weighted, *_ = vocabulary_losses(
+            case.hidden, case.weight, None, VocabularyTargets(case.labels, kernels=KERNELS)
+        )
     assert not weighted.requires_grad
 
 
@@ -364,7 +369,7 @@ def test_gradients_add_up_over_microbatches_and_uses_of_a_tied_weight():
 
 def test_a_second_backward_is_refused_and_not_wrong():
     case = Case(5)
-    weighted, *_ = vocabulary_losses(case.hidden, case.weight, None, VocabularyTargets(case.labels))
+    weighted, *_ = vocabulary_losses(case.hidden, case.weight, None, VocabularyTargets(case.labels, kernels=KERNELS))
     weighted.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="used up by the first backward"):
         weighted.backward()
