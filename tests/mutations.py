@@ -349,6 +349,18 @@ MUTATIONS = {
         "of_divergence = teacher.weight / self._job.unit",
         "the gradient of the chunked divergences is that of another temperature",
     ),
+    "kernel_sum": Mutation(
+        "numerics/triton_kernels.py",
+        "(slope - tl.exp(log_q) * mean)",
+        "slope",
+        "the gradient of Triton's kernels forgets the sum over a row",
+    ),
+    "kernel_softmax": Mutation(
+        "numerics/triton_kernels.py",
+        "return new, total * tl.exp(largest - new) + ",
+        "return new, total + ",
+        "the norm of a softmax forgets that a later block had the largest logit",
+    ),
     "reverse_kl": Mutation(
         "numerics/divergences.py",
         "teacher *= student.exp_()",

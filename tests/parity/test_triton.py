@@ -28,8 +28,8 @@ pytestmark = [
 ]
 QUICK = (
     "padded_differently or does_not_hide or head_with_a_bias or different_rows[weights or all_logits[3 or its_teacher "
-    "or asked_for or without_a_teacher or never_read or (all_else_differs and 0.4 and jsd) or (over_a_vocabulary and None-rule1) or "
-    "one_vocabulary_alone or (of_all_logits[1-all) or far_apart or (nearly_agree and 1.0)"
+    "or asked_for or without_a_teacher or never_read or (all_else_differs and 0.4 and jsd) or "
+    "(over_a_vocabulary and None-rule1) or one_vocabulary_alone or (of_all_logits[1-all) or far_apart or (nearly_agree and 1.0)"
 )
 """Of the tests, those that take an interpreter little time: each branch of the kernels is in one."""
 

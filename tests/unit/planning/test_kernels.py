@@ -39,7 +39,7 @@ def test_with_a_vocabulary_and_a_teacher_at_hand_nothing_is_wrong(lm_run: Path) 
     assert mistakes(lm_run) == []
     for kind in ("jsd", "tv", "reverse_kl", "skew_kl", "skew_reverse_kl"):
         assert mistakes(lm_run, f"distill.divergence={kind}") == []
-    assert mistakes(lm_run, "distill.kl_weight=0", "teacher.cache={}") == []  # which keeps states alone
+    assert mistakes(lm_run, "distill.kl_weight=0", "teacher.cache={max_gib: 1}") == []  # which keeps states alone
 
 
 @pytest.mark.usefixtures("there")
@@ -48,7 +48,7 @@ def test_what_has_no_kernel_is_refused(lm_run: Path, classification_run: Path, m
         "distill.kernels: triton computes with the logits of a vocabulary, and sequence_classification has none; "
         "remove it"
     ]
-    assert mistakes(lm_run, "teacher.cache={}") == [
+    assert mistakes(lm_run, "teacher.cache={max_gib: 1}") == [
         "distill.kernels: triton compares with all logits of a teacher, and teacher.cache keeps some of them; remove "
         "one of the two"
     ]
@@ -91,7 +91,8 @@ def test_a_cpu_is_refused_but_for_the_interpreter(lm_run: Path, there: None, mon
     assert interpreted_kernels("torch") is None
     said = interpreted_kernels("triton")
     assert said == (
-        "distill.kernels: triton: $TRITON_INTERPRET is set: kernels run step by step on a CPU, thousands of times slower"
+        "distill.kernels: triton: $TRITON_INTERPRET is set: kernels run step by step on a CPU, thousands of times "
+        "slower"
     )
 
 
