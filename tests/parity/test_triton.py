@@ -27,10 +27,10 @@ pytestmark = [
     pytest.mark.skipif(KERNELS == "triton", reason="this is one of the processes that it starts"),
 ]
 QUICK = (
-    "padded_differently or does_not_hide or head_with_a_bias or different_rows[weights or all_logits[3 or its_teacher "
-    "or asked_for or without_a_teacher or never_read or (all_else_differs and 0.4 and jsd) or "
-    "(over_a_vocabulary and None-rule1) or one_vocabulary_alone or (of_all_logits[1-all) or far_apart "
-    "or (nearly_agree and 1.0)"
+    "padded_differently or does_not_hide or head_with_a_bias or different_rows[weights2 or all_logits[3-some or "
+    "asked_for or without_a_teacher or neither_of_two or (all_else_differs and 0.4 and jsd) or "
+    "(over_a_vocabulary and None-rule1) or (one_vocabulary_alone and jsd) or (far_apart and 60) or "
+    "(nearly_agree and 0.01])"
 )
 """Of the tests, those that take an interpreter little time: each branch of the kernels is in one."""
 
@@ -55,7 +55,7 @@ def passed_by_kernels(*words: str, timeout_s: float) -> int:
 @pytest.mark.lengthy
 @pytest.mark.timeout(600)
 def test_the_losses_of_a_vocabulary_by_kernels() -> None:
-    assert passed_by_kernels("-x", "-k", QUICK, timeout_s=580) >= 100
+    assert passed_by_kernels("-x", "-k", QUICK, timeout_s=580) >= 45
 
 
 @pytest.mark.slow
