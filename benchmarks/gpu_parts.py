@@ -9,6 +9,7 @@ see on a CPU that a part runs: what it measures there says nothing about a GPU.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import json
 import sys
@@ -73,7 +74,7 @@ def vocabulary_part(setting: Setting) -> Found:
             found.claims.append(at_most(f"time, fused / eager: {shape.name}", slower, 1.0))
         if shape is shapes[-1]:
             found.claims.append(at_most(f"peak with inputs and gradients, GiB: {shape.name}", peak, VOCABULARY_GIB))
-        if setting.device.type == "cuda":
+        if setting.device.type == "cuda" and importlib.util.find_spec("triton") is not None:
             by_kernels.append(_by_kernels(shape, work["fused"], setting))
         del work, eager
         forget()
