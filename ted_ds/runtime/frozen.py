@@ -27,6 +27,7 @@ from ted_ds.models.sharing import share_equal
 from ted_ds.models.taps import OnState, TappedModel
 from ted_ds.numerics.layer_map import number_of
 from ted_ds.runtime.initialize import initialize
+from ted_ds.runtime.last_block import LastBlock
 from ted_ds.runtime.sharding import (
     bytes_held,
     empty_parameters,
@@ -157,6 +158,7 @@ class FrozenModel:
         self._engine: Any = None
         self._lent: PrefixStates | None = None
         """What puts out its first layers in its place."""
+        self._last_block = LastBlock(tapped)
         if engine_config is None:
             self._module: nn.Module = tapped.to(device)
         else:
@@ -206,10 +208,14 @@ class FrozenModel:
         with_predictions: bool,
         on_state: OnState | None,
     ) -> None:
-        """Run it on a batch as a teacher reads that; see :class:`ted_ds.runtime.teacher.Teacher`."""
+        """Run it on a batch as a teacher reads that; see :class:`ted_ds.runtime.teacher.Teacher`.
+
+        Predictions are made of the tokens alone that the batch says they are asked for at.
+        """
         if self._lent is not None:
             self._take_lent(self._lent, batch.input_ids.shape, on_state)
-        self(batch.read_by("teacher").inputs, then, with_predictions=with_predictions, on_state=on_state)
+        with self._last_block.read_for(batch) if with_predictions else contextlib.nullcontext():
+            self(batch.read_by("teacher").inputs, then, with_predictions=with_predictions, on_state=on_state)
 
     def _take_lent(self, lent: PrefixStates, shape: Sequence[int], on_state: OnState | None) -> None:
         """Hand over the states of layers that are not here, and begin with the last of these."""
