@@ -136,6 +136,10 @@ def offload_to(host: str, folder: Path | None, largest_parameter: int) -> dict[s
     }
 
 
+def _in_another_precision(on_state: OnState, dtype: torch.dtype) -> OnState:
+    return lambda place, state: on_state(place, state.to(dtype))
+
+
 class FrozenModel:
     """A tapped model in eval mode, without gradients."""
 
@@ -146,16 +150,19 @@ class FrozenModel:
         device: torch.device,
         engine_config: Mapping[str, Any] | None,
         num_parameters: int | None = None,
+        hands_over: torch.dtype | None = None,
     ) -> None:
         """Host ``tapped``: sharded by an engine of its own, or whole where ``engine_config`` is None.
 
-        ``num_parameters`` says what it has where its tensors do not, as they hold several numbers in one.
+        ``num_parameters`` says what it has where its tensors do not, as they hold several numbers in one. States are
+        given in ``hands_over``, where those who take them compute in another precision.
         """
         tapped.requires_grad_(False).eval()
         self._files: str | None = None
         """Where its weights are, if that is a disk."""
         self._tapped: TappedModel | None = tapped
         self._engine: Any = None
+        self._hands_over = hands_over
         self._lent: PrefixStates | None = None
         """What puts out its first layers in its place."""
         self._last_block = LastBlock(tapped)
@@ -196,6 +203,8 @@ class FrozenModel:
         is_sharded = self._engine is not None
         without_graph = torch.no_grad() if is_sharded or states_are_saved else torch.inference_mode()
         with_predictions = with_predictions and then is not None
+        if on_state is not None and self._hands_over is not None:
+            on_state = _in_another_precision(on_state, self._hands_over)
         run_without_graph(
             self._module, inputs, then, without_graph, with_predictions=with_predictions, on_state=on_state
         )
