@@ -88,7 +88,7 @@ class Teacher(Section):
                 "run of its own, or remove one of the two"
             )
         if self.precision is not None and self.host not in ("auto", "replica"):
-            yield f"precision: auto: is measured of a teacher that is whole on each rank; with host: {self.host} remove it"
+            yield f"precision: auto: a teacher is measured whole on each rank; with host: {self.host} remove it"
 
     @rule
     def _offload_has_a_place(self) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ted_ds.output.phase_folder import MANIFEST
 from tests.runs import run
 from tests.tiny import write_run
 
@@ -25,40 +26,50 @@ def kept(folder: Path) -> Any:
     return json.loads((folder / "run.json").read_text())["teacher_precision"]
 
 
-@pytest.mark.parametrize(
-    ("kind", "method"), [("causal_lm", "ted"), pytest.param("sequence_classification", "kd", marks=pytest.mark.slow)]
-)
-def test_a_teacher_in_16_bits_teaches_a_student_in_32(tmp_path: Path, kind: str, method: str) -> None:
-    recipe = write_run(tmp_path, kind=kind, method=method)
-    arguments = ["run", str(recipe), *STEPS, "precision=fp32", "teacher.precision=auto"]
-    caches = tmp_path / "caches"
-    begun = run([*arguments, f"teacher.cache={{max_gib: 1, dir: {caches}}}"], fault=no_clock)
+def inputs_of(folder: Path) -> Any:
+    return json.loads((folder / "distill" / MANIFEST).read_text())["inputs"]
+
+
+def arguments_of(tmp_path: Path, recipe: Path, *more: str) -> list[str]:
+    cache = f"teacher.cache={{max_gib: 1, dir: {tmp_path / 'caches'}}}"
+    return ["run", str(recipe), *STEPS, "precision=fp32", "teacher.precision=auto", cache, *more]
+
+
+def test_a_teacher_in_16_bits_teaches_a_student_in_32(tmp_path: Path) -> None:
+    recipe = write_run(tmp_path)
+    begun = run(arguments_of(tmp_path, recipe), fault=no_clock)
     assert "teacher.precision: auto: bf16 (bf16 is off by a KL of " in begun
     found = kept(tmp_path / "run")
     assert (found["precision"], found["host"], found["beside"], found["max_kl"]) == ("bf16", "replica", "fp32", 0.01)
     (measured,) = found["measured"]
     assert 0 < measured["kl"] < 0.01
     assert measured["of_time"] > 0
-    assert "teacher_precision" in (tmp_path / "run" / "distill" / "manifest.json").read_text()
-    (cache,) = caches.glob("*")
+    assert inputs_of(tmp_path / "run")["teacher_precision"] == "bf16"
 
     # what was found is kept, whatever clocks would say now
-    again = run([*arguments, f"teacher.cache={{max_gib: 1, dir: {caches}}}"])
+    again = run(arguments_of(tmp_path, recipe), num_ranks=1)
     assert "teacher.precision: auto: bf16, as when this run began" in again
     assert "distill: complete, skipped" in again
     assert kept(tmp_path / "run") == found
+    other = run(arguments_of(tmp_path, recipe, "teacher.precision=null"), codes=2, num_ranks=1)
+    assert "was completed with other settings: teacher_precision was 'bf16', now None" in other
 
-    # another bound, another teacher, another cache; and its answers are not the same ones
-    strict = [*arguments, "teacher.precision_max_kl=1e-12", f"output_dir={tmp_path / 'strict'}"]
-    output = run([*strict, f"teacher.cache={{max_gib: 1, dir: {caches}}}"], fault=no_clock)
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["causal_lm", "sequence_classification"])
+def test_a_teacher_in_16_bits_has_a_cache_of_its_own(tmp_path: Path, kind: str) -> None:
+    recipe = write_run(tmp_path, kind=kind, method="kd")
+    run(arguments_of(tmp_path, recipe), fault=no_clock, num_ranks=1)
+    (cache,) = (tmp_path / "caches").glob("*")
+    strict = arguments_of(tmp_path, recipe, "teacher.precision_max_kl=1e-12", f"output_dir={tmp_path / 'strict'}")
+    output = run(strict, fault=no_clock, num_ranks=1)
     assert "teacher.precision: auto: fp32 (bf16 is off by a KL of " in output
     assert kept(tmp_path / "strict")["precision"] == "fp32"
-    assert "teacher_precision" not in (tmp_path / "strict" / "distill" / "manifest.json").read_text()
-    (other,) = set(caches.glob("*")) - {cache}
-    assert {file.name for file in other.iterdir()} >= {"about.json"}
-
-    refused = run([*arguments, f"teacher.cache={{max_gib: 1, dir: {caches}}}", "teacher.precision=null"], codes=2)
-    assert "was completed with other settings: teacher_precision was 'bf16', now None" in refused
+    assert "teacher_precision" not in inputs_of(tmp_path / "strict")
+    (other,) = {*(tmp_path / "caches").glob("*")} - {cache}
+    answers = [b"".join(file.read_bytes() for file in sorted(one.glob("*.bin"))) for one in (cache, other)]
+    assert len(answers[0]) == len(answers[1]) > 0
+    assert answers[0] != answers[1]
 
 
 def test_a_run_that_began_without_it_goes_on_without_it(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_a_recipe_may_leave_it_open(tmp_path: Path, kind: str) -> None:
         (
             "causal_lm",
             ["teacher.host=zero3"],
-            ": is measured of a teacher that is whole on each rank; with host: zero3 remove it",
+            ": a teacher is measured whole on each rank; with host: zero3 remove it",
         ),
         (
             "causal_lm",
