@@ -35,9 +35,9 @@ def arguments_of(tmp_path: Path, recipe: Path, *more: str) -> list[str]:
     return ["run", str(recipe), *STEPS, "precision=fp32", "teacher.precision=auto", cache, *more]
 
 
-def test_a_teacher_in_16_bits_teaches_a_student_in_32(tmp_path: Path) -> None:
-    recipe = write_run(tmp_path)
-    begun = run(arguments_of(tmp_path, recipe), fault=no_clock)
+def test_what_was_found_is_kept(tmp_path: Path) -> None:
+    recipe = write_run(tmp_path, method="kd")
+    begun = run(arguments_of(tmp_path, recipe), fault=no_clock, num_ranks=1)
     assert "teacher.precision: auto: bf16 (bf16 is off by a KL of " in begun
     found = kept(tmp_path / "run")
     assert (found["precision"], found["host"], found["beside"], found["max_kl"]) == ("bf16", "replica", "fp32", 0.01)
@@ -46,13 +46,23 @@ def test_a_teacher_in_16_bits_teaches_a_student_in_32(tmp_path: Path) -> None:
     assert measured["of_time"] > 0
     assert inputs_of(tmp_path / "run")["teacher_precision"] == "bf16"
 
-    # what was found is kept, whatever clocks would say now
+    # whatever clocks would say now
     again = run(arguments_of(tmp_path, recipe), num_ranks=1)
     assert "teacher.precision: auto: bf16, as when this run began" in again
     assert "distill: complete, skipped" in again
     assert kept(tmp_path / "run") == found
     other = run(arguments_of(tmp_path, recipe, "teacher.precision=null"), codes=2, num_ranks=1)
     assert "was completed with other settings: teacher_precision was 'bf16', now None" in other
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_states_of_a_teacher_in_16_bits_are_compared_with_those_of_a_student_in_32(tmp_path: Path) -> None:
+    """Filters of both, and steps, on two ranks, which take one choice."""
+    recipe = write_run(tmp_path)
+    output = run(["run", str(recipe), *STEPS, "precision=fp32", "teacher.precision=auto"], fault=no_clock)
+    assert "teacher.precision: auto: bf16 (bf16 is off by a KL of " in output
+    assert inputs_of(tmp_path / "run")["teacher_precision"] == "bf16"
 
 
 @pytest.mark.slow

@@ -14,12 +14,15 @@ from ted_ds.models.cached_predictions import CachedPredictions
 from ted_ds.models.choices import choose_among_rows
 from ted_ds.models.execution import ATTENTION
 from ted_ds.models.families import family_of
+from ted_ds.models.frozen_prefix import PrefixStates
 from ted_ds.models.loading import LoadSettings, load_model
 from ted_ds.models.parts import blocks_of
 from ted_ds.models.predictions import DensePredictions, Predictions, VocabularyPredictions
+from ted_ds.models.quantised import quantise_blocks
 from ted_ds.models.taps import TappedModel
 from ted_ds.runtime import last_block
 from ted_ds.runtime.frozen import FrozenModel
+from tests.optional import MISSING, OPTIONAL
 from tests.parity.test_families import NUM_BLOCKS, OTHER_HEAD, OTHER_OPTS, batch
 from tests.tiny import LABELS, ONE_STACK_TYPES, TYPES_WITH_LABELS, write_model
 
@@ -197,3 +200,42 @@ def test_words_and_answers_are_read_at_all_tokens(tmp_path: Path) -> None:
         given = labelled("bert", classify=True)
         said(teacher, given)
         assert counts == [given.input_ids.numel()] * NUM_BLOCKS
+
+
+def test_predictions_are_compared_beyond_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where all answers of a chat are compared, and the last one alone is learned."""
+    teacher, given = teacher_of(tmp_path, "llama", classify=False), labelled("llama", classify=False)
+    predicted = given.kept_tokens & (torch.arange(9) % 4 != 0)
+    one = Batch(given.input_ids, given.attention_mask, given.labels, given.kept_tokens, predicted=predicted)
+    expected, counts = said(teacher, one, whole=True), tokens_in_mlps(teacher)
+    monkeypatch.setattr(last_block, "SKIPPED", torch.nan)
+    assert (said(teacher, one) - expected).abs().max() <= CLOSE[torch.float32]
+    assert counts[-1] == int((predicted | (given.labels != -100)).sum()) < given.input_ids.numel()
+
+
+def test_a_teacher_behind_lent_states_reads_as_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, one = teacher_of(tmp_path, "llama", classify=False), labelled("llama", classify=False)
+    expected = said(teacher, one, whole=True)
+    student, _ = load_model(tmp_path, LoadSettings(torch.float32), head=None, architecture="CausalLM")
+    lends = TappedModel(student, family_of("llama"))
+    teacher.begin_behind(2, PrefixStates(lends, [2]))
+    counts = tokens_in_mlps(teacher)
+    monkeypatch.setattr(last_block, "SKIPPED", torch.nan)
+    lends(one.inputs)
+    assert (said(teacher, one) - expected).abs().max() <= CLOSE[torch.float32]
+    assert counts == [one.input_ids.numel(), int((one.labels != -100).sum())]
+
+
+def test_a_last_block_in_8_bits_reads_as_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert OPTIONAL.is_dir(), MISSING
+    monkeypatch.syspath_prepend(OPTIONAL)
+    write_model(tmp_path, "llama", blocks=NUM_BLOCKS)
+    model, _ = load_model(tmp_path, LoadSettings(torch.float32), head=None, architecture="CausalLM")
+    tapped = TappedModel(model, family_of("llama"))
+    quantise_blocks(tapped.model, tapped.family, torch.device("cpu"))
+    teacher = FrozenModel(tapped, device=torch.device("cpu"), engine_config=None)
+    one = labelled("llama", classify=False)
+    expected, counts = said(teacher, one, whole=True), tokens_in_mlps(teacher)
+    monkeypatch.setattr(last_block, "SKIPPED", torch.nan)
+    assert (said(teacher, one) - expected).abs().max() <= CLOSE[torch.float32]
+    assert counts[-1] == int((one.labels != -100).sum())
