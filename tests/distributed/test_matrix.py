@@ -10,10 +10,10 @@ from tests.distributed.kept_answers import WAYS
 from tests.distributed.matrix import (
     DOCUMENT,
     FACTORS,
+    OF_FROZEN_TERMS,
     RENDERED,
     SIZES,
     TOLERANCE,
-    WEIGHTS,
     Case,
     bounds_in_words,
     full_product,
@@ -45,7 +45,7 @@ MOST_RANKS, NUM_OF_MOST = max(FACTORS["ranks"]), 3
 """How many cases with the most ranks are not slow."""
 LONGER = {case for case in of_divergences() if case.setup.ranks != 2}
 """Which others are: each divergence is held to its plain form in one process by tests/parity/test_divergences.py."""
-LONGER |= {case for case in of_frozen_blocks() if case.setup.ranks != 2 or case.setup.what == "task"}
+LONGER |= {case for case in of_frozen_blocks() if case.setup.ranks != 2 or case.setup.stage in (1, 2)}
 FULL = full_product()
 
 
@@ -109,7 +109,7 @@ def test_the_document_shows_this_matrix():
             bounds = [TOLERANCE[precision][of] for precision in TOLERANCE for of in ("loss", "gradient")]
             assert all(one <= bound for one, bound in zip(worst, bounds, strict=True)), row
     assert of_disk.count("| cache | ") == len(WAYS)
-    assert of_frozen.count("| what | ") == len(WEIGHTS)
+    assert of_frozen.count("| what | ") == len(OF_FROZEN_TERMS)
     rows = whole.splitlines()
     for factor, values in {**FACTORS, "width": (*SIZES,)}.items():
         for value in values:
