@@ -218,8 +218,8 @@ def test_a_teacher_behind_lent_states_reads_as_little(tmp_path: Path, monkeypatc
     expected = said(teacher, one, whole=True)
     student, _ = load_model(tmp_path, LoadSettings(torch.float32), head=None, architecture="CausalLM")
     lends = TappedModel(student, family_of("llama"))
-    teacher.begin_behind(2, PrefixStates(lends, [2]))
     counts = tokens_in_mlps(teacher)
+    teacher.begin_behind(2, PrefixStates(lends, [2]))
     monkeypatch.setattr(last_block, "SKIPPED", torch.nan)
     lends(one.inputs)
     assert (said(teacher, one) - expected).abs().max() <= CLOSE[torch.float32]
