@@ -52,6 +52,18 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = {
+    "last_block_rows": Mutation(
+        "runtime/last_block.py",
+        "rows = batch.output_rows",
+        "rows = batch.label_rows",
+        "a teacher's last block runs where a token has a label, and not where predictions are compared",
+    ),
+    "last_block_token": Mutation(
+        "runtime/last_block.py",
+        'if tapped.pooled_token == "first":',
+        "if True:",
+        "a decoder's last block runs on the first token of a text",
+    ),
     "frozen_more": Mutation(
         "models/frozen_prefix.py",
         "*blocks_of(model, family)[number:]",
@@ -89,7 +101,7 @@ MUTATIONS = {
         "a DeBERTa's relations are those of its positions",
     ),
     "cka_of_rows": Mutation(
-        "data/loader.py",
+        "data/microbatch.py",
         "positions = None if stack == DECODER else self.position_ids",
         "positions = None",
         "documents that are packed into one row are compared as one text",
@@ -197,7 +209,7 @@ MUTATIONS = {
         "the texts of a pair are of one type",
     ),
     "feature_mask": Mutation(
-        "data/loader.py",
+        "data/microbatch.py",
         "kept_rows(self.matched_tokens)",
         "kept_rows(self.attention_mask.bool())",
         "the token an empty row attends to is matched",
@@ -230,8 +242,8 @@ MUTATIONS = {
     ),
     "microbatch_count": Mutation(
         "runtime/zero_runner.py",
-        "loss, totals = objective.loss(self.engine, here, on_device)",
-        "own = {name: one.float() for name, one in objective.counts(batch).items()}\n"
+        "loss, totals = objective.loss(self.engine, here, counts)",
+        "own = {name: one.float() for name, one in objective.counts(here).items()}\n"
         "            loss, totals = objective.loss(self.engine, here, own)\n"
         "            loss = loss / len(micro)",
         "a mean of the microbatches' means",
@@ -267,8 +279,8 @@ MUTATIONS = {
     ),
     "next_token": Mutation(
         "data/loader.py",
-        "of_tokens[row, start : start + length - 1] = ids[row, start + 1 : start + length]",
-        "of_tokens[row, start : start + length] = ids[row, start : start + length]",
+        "of_tokens[row, start : max(end - 1, start)] = ids[row, start + 1 : end]",
+        "of_tokens[row, start:end] = ids[row, start:end]",
         "labels are not shifted",
     ),
     "boundary": Mutation(
@@ -278,7 +290,7 @@ MUTATIONS = {
         "packed documents are not kept apart",
     ),
     "leak": Mutation(
-        "data/loader.py",
+        "data/microbatch.py",
         "        if not self.isolated:\n",
         "        if True:\n",
         "packed documents see each other, though their positions start again",
@@ -302,7 +314,7 @@ MUTATIONS = {
         "prompts are learned as completions are",
     ),
     "prompts_compared": Mutation(
-        "data/loader.py",
+        "data/microbatch.py",
         "return self.kept_tokens if self.matched is None else self.matched",
         "return self.kept_tokens",
         "layers are compared on prompts, too",
@@ -315,8 +327,8 @@ MUTATIONS = {
     ),
     "weights_stay": Mutation(
         "objectives/distill.py",
-        "self._begun = weights = self._plan.weights_at(step)",
-        "self._begun = weights = self._plan.weights_at(0)",
+        "self._begun = self._plan.weights_at(step)",
+        "self._begun = self._plan.weights_at(0)",
         "weights that change stay as they begin",
     ),
     "own_counts": Mutation(
@@ -339,8 +351,10 @@ MUTATIONS = {
     ),
     "shared_ids": Mutation(
         "numerics/vocabulary.py",
-        "shared = slice(teacher.num_shared_ids)",
-        "shared = slice(min(student.shape[1], teacher_logits.shape[1]))",
+        "own = student[:, : teacher.num_shared_ids]",
+        "shared = student.shape[1] if theirs is None else min(student.shape[1], theirs.shape[1])\n"
+        "        teacher = replace(teacher, num_shared_ids=shared)\n"
+        "        own = student[:, : teacher.num_shared_ids]",
         "padded ids take part in the KL",
     ),
     "vocabulary_temperature": Mutation(
@@ -477,8 +491,8 @@ MUTATIONS = {
     ),
     "rest_of_kept": Mutation(
         "numerics/teacher_predictions.py",
-        "rest.scatter_(-1, ids, -torch.inf)",
-        "pass",
+        "out=scratch).scatter_(-1, ids, -torch.inf)",
+        "out=scratch)",
         "what is kept of a prediction is in its rest, too",
     ),
     "start_of_draws": Mutation(
@@ -626,7 +640,7 @@ MUTATIONS = {
         "the layers of each stack are numbered from its end",
     ),
     "kept_targets": Mutation(
-        "data/loader.py",
+        "data/microbatch.py",
         "kept_rows(self.kept_targets)",
         "kept_rows(torch.ones_like(self.kept_targets))",
         "a decoder's states are matched on padding, too",

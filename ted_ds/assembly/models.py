@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,20 @@ class ModelMaker:
         assert given.plan.teacher is not None  # it is known once its files are here
         self._largest_of_teacher = max(given.plan.teacher.parameters.sizes)
         self._readers, self._origins = given.readers, given.origins
+        self._hands_over: torch.dtype | None = None
+        """Of the states that a frozen model gives; None for what it computes in."""
 
     def as_if(self, *, precision: str, host: str) -> ModelMaker:
         """What makes the same models of a recipe of another precision, and with its teacher on another host."""
         other = copy.copy(self)
         other._recipe = self._recipe.model_copy(update={"precision": precision})
         other._hosting = Hosting(host, "to compare")
+        return other
+
+    def _in_fewer_bits(self, precision: str) -> ModelMaker:
+        """What makes a teacher of another precision, which gives its states in that of the recipe."""
+        other = self.as_if(precision=precision, host=self._hosting.host)
+        other._hosting, other._hands_over = replace(self._hosting, precision=None), DTYPES[self._recipe.precision]
         return other
 
     def frozen(
@@ -88,6 +97,10 @@ class ModelMaker:
             new_head_allowed: Whether a head may start random; with ``preflight: warn`` a teacher's may anyhow.
             compiles: Whether its blocks are compiled where the recipe says so.
         """
+        precision = self._hosting.precision
+        if side == "teacher" and precision not in (None, self._recipe.precision):
+            maker = self._in_fewer_bits(str(precision))
+            return maker.frozen(side, path, layers, stage=stage, new_head_allowed=new_head_allowed, compiles=compiles)
         new_head_allowed = new_head_allowed or self._recipe.preflight == "warn"
         share = _share(stage, side)
         host = self._hosting.host
@@ -111,6 +124,7 @@ class ModelMaker:
             device=self._world.device,
             engine_config=engine_config,
             num_parameters=with_head(self._recipe, facts).total if facts.quantisation else None,
+            hands_over=self._hands_over,
         )
         held = self._world.gather((frozen.num_parameters, frozen.num_parameters_held, frozen.bytes_held))
         total = held[0][0] if share is None else sum(count for count, *_ in held[:: self._world.num_replicas])

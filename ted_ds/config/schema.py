@@ -25,6 +25,7 @@ from ted_ds.config.section import Section, rule
 from ted_ds.config.shipped import DEEPSPEED, named
 from ted_ds.config.study import Study
 from ted_ds.config.tasks import Task
+from ted_ds.config.teacher_precision import precision_mistakes
 from ted_ds.config.tracking import Tracking
 from ted_ds.config.weights import highest
 
@@ -173,6 +174,12 @@ class Recipe(Section):
     @rule
     def _stages_hold_the_teacher(self) -> Iterator[str]:
         yield from self.pipeline.mistakes_beside(self.teacher, self.student, self.distill, self.precision)
+
+    @rule
+    def _a_precision_can_be_measured(self) -> Iterator[str]:
+        if self.teacher.precision is not None:
+            stages = self.pipeline.stages
+            yield from precision_mistakes(self.teacher, self.student, self.distill, self.task, num_stages=stages)
 
     @rule
     def _steps_can_be_repeated(self) -> Iterator[str]:

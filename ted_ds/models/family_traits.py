@@ -84,6 +84,9 @@ class OutputMaps:
 
     output_map: str | None = None
     """Its path within a block; None where a block has none, or it is not looked for."""
+    mlp_path: str | None = None
+    """The module within a block that its MLP begins with: what is computed from there to ``output_map`` is computed of
+    each token by itself. None where that is not known, and the MLP is always run whole."""
     output_factor_key: str | None = None
     """The entry of the config that its output is multiplied by."""
     norm_behind_map: str | None = None

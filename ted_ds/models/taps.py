@@ -93,14 +93,14 @@ class TappedModel(nn.Module):
         self._captured: dict[Layer, Tensor] = {}
         self._is_running = False
         self._on_state: OnState | None = None
-        self.family, self._pooled = family, pooled
+        self.family, self.pooled = family, pooled
         self._takes_token_types = family.num_token_types(config) > 1
         self._row_of_padding = family.row_of_padding(config)
         self._needs_positions = choose_by_text(model)
         self._num_chosen = self._num_chosen_experts()
-        self._has_lm_head = self.share.has_output and model.get_output_embeddings() is not None
+        self.has_lm_head = self.share.has_output and model.get_output_embeddings() is not None
         self._can_predict = self.share.has_output
-        if self._has_lm_head:
+        if self.has_lm_head:
             self._install_lm_head()
         self.first_state: nn.Module | None = None
         """Puts out layer 0 where no module of the model does."""
@@ -149,7 +149,7 @@ class TappedModel(nn.Module):
         Those of a text not by the forward of transformers' own decoders: that finds the last token by its id alone,
         whether it is padding or not, and reads none of several rows where there is no padding id.
         """
-        if self.family.pooled_token == "first" or not self._pooled:
+        if self.family.pooled_token == "first" or not self.pooled:
             output = self.model(**arguments)
             return output.logits if "logits" in output else torch.stack([output.start_logits, output.end_logits], dim=1)
         hidden = self.model.base_model(**arguments).last_hidden_state
@@ -208,7 +208,7 @@ class TappedModel(nn.Module):
         dropped: list[nn.Module] = []
         if not self.family.is_stacked:  # whose last blocks are of a decoder, which reads all of the encoder
             dropped += self._drop_blocks()
-        head = lm_head_of(self.model, self.family) if self._has_lm_head else None
+        head = lm_head_of(self.model, self.family) if self.has_lm_head else None
         embeddings: Any = self.model.get_input_embeddings()
         if isinstance(head, VocabularyHead) and head.weight is not embeddings.weight:
             dropped.append(head)
@@ -306,7 +306,7 @@ class TappedModel(nn.Module):
         try:
             predictions: Predictions | None = None
             logits: Tensor | None = None
-            if with_predictions and not self._has_lm_head:
+            if with_predictions and not self.has_lm_head:
                 logits = self._label_logits(arguments)
                 predictions = DensePredictions(logits)
             elif then is None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ted_ds.numerics.feature_distances import MSE, FeatureDistance
@@ -206,13 +206,18 @@ def pool(
     known by ``attention_mask``, whatever the ids. Kept tokens that are ``unread`` (``[batch, seq]``) are not the
     ``last``; where a row has no others, the first of them is.
     """
-    order = torch.arange(features.shape[1], device=features.device)
-    kept = attention_mask.bool()
     if how == "mean":
-        weights = kept.to(features.dtype).unsqueeze(-1)
+        weights = attention_mask.bool().to(features.dtype).unsqueeze(-1)
         return (features * weights).sum(1) / weights.sum(1)
-    index = torch.where(kept, order, features.shape[1] - 1).amin(dim=1)
+    index = read_at(attention_mask, how=how, unread=unread)
+    return features[torch.arange(features.shape[0], device=features.device), index]
+
+
+def read_at(attention_mask: Tensor, *, how: str, unread: Tensor | None = None) -> Int[Tensor, " batch"]:
+    """The place, in its row, of the token that :func:`pool` reads of each row: the ``first`` or the ``last``."""
+    order, kept = torch.arange(attention_mask.shape[1], device=attention_mask.device), attention_mask.bool()
+    index = torch.where(kept, order, attention_mask.shape[1] - 1).amin(dim=1)
     if how == "last":
         read = kept if unread is None else kept & ~unread
         index = torch.maximum(index, torch.where(read, order, 0).amax(dim=1))
-    return features[torch.arange(features.shape[0], device=features.device), index]
+    return index

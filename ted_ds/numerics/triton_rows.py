@@ -52,7 +52,8 @@ class TritonRows:
         if teacher is not None and teacher.num_shared_ids is not None:
             num_shared = min(num_shared, teacher.num_shared_ids)
         values = torch.zeros(len(logits), 3, dtype=job.exact, device=logits.device)
-        losses_kernel[(len(logits),)](
+        launch = losses_kernel[(len(logits),)]  # pyright: ignore[reportIndexIssue] - what the decorator makes of it
+        launch(
             logits,
             theirs,
             job.labels[chunk],

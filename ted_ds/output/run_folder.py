@@ -29,6 +29,9 @@ class Run:
     """Where the teacher's weights are, as ``teacher.host: auto`` found out when the run began; else None."""
     deepspeed: str | None = None
     """The name of the DeepSpeed file that ships, as ``deepspeed: auto`` found out likewise; else None."""
+    teacher_precision: dict[str, Any] | None = None
+    """In how many bits the teacher is, as ``teacher.precision: auto`` found out likewise, with all that was measured;
+    else None."""
 
 
 def read_run(output_dir: Path) -> Run | None:
@@ -49,7 +52,8 @@ def run_of(text: str, file: str) -> Run:
     """
     try:
         content = json.loads(text)
-        run = Run(content["run_id"], content.get("teacher_host"), content.get("deepspeed"))
+        found = (content.get(name) for name in ("teacher_host", "deepspeed", "teacher_precision"))
+        run = Run(content["run_id"], *found)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file}: damaged ({error!r}); restore it, or choose another output_dir") from error
     if not isinstance(run.run_id, str) or not run.run_id.isalnum():

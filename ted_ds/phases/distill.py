@@ -29,7 +29,7 @@ def _inputs(inputs: Inputs, phase: Phase) -> dict[str, Any]:
     recipe, folders = inputs.recipe, inputs.folders
     found = inputs.of_training(phase, model=folders.student_path())
     found["teacher"] = folders.identity(folders.teacher_path())
-    found |= inputs.in_8_bits() | inputs.frozen_part() | inputs.dropout_part("student") | inputs.transfer()
+    found |= inputs.fewer_bits() | inputs.frozen_part() | inputs.dropout_part("student") | inputs.transfer()
     found |= inputs.own_of_stage_two()
     if recipe.teacher.cache is not None:
         found["teacher_cache"] = recipe.teacher.cache.deciding_values(recipe.task, recipe.distill)
@@ -90,6 +90,8 @@ def teacher_from_cache(kit: Kit, folder: PhaseFolder) -> Teacher | None:
         depends_on={
             "teacher": folder.inputs["teacher"]["sha256"],  # wherever it is
             **{name: folder.inputs.get(name) for name in ("teacher_weights", "filters_teacher")},
+            # of caches from before there was such a thing nothing is said
+            **{name: folder.inputs[name] for name in ("teacher_precision",) if name in folder.inputs},
         },
         vet=lambda model: kit.teacher.vet(model, teacher),
     )

@@ -48,7 +48,7 @@ def _inputs(inputs: Inputs, _: Phase) -> dict[str, Any]:
     models = _scored(inputs.folders, inputs.recipe, inputs.plan)
     return {
         "models": {name: inputs.folders.identity(path) for name, path in models.items()},
-        **inputs.in_8_bits(),
+        **inputs.fewer_bits(),
         **inputs.own_of_scores(),
         **({"outcomes": True} if inputs.recipe.evaluation.outcomes else {}),
         **inputs.data_files(),

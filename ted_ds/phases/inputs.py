@@ -53,6 +53,8 @@ class Settled(NamedTuple):
     """What ``task.bos`` came to; None where texts have no such beginning at all."""
     in_8_bits: bool
     """Whether the teacher's weights are not its files'."""
+    teacher_precision: str | None = None
+    """What the teacher computes in, where that is not the recipe's."""
     own: Own = NOTHING_OWN
     template_sha256: str | None = None
     """Of the chat template that texts are written by."""
@@ -83,7 +85,7 @@ class Inputs:
         """What anything depends on that the teacher and the calibration data decide, beside the teacher's files."""
         calibration = self.recipe.student.calibration.deciding_values()
         values = self._run_values(with_distillation=False)
-        return {"calibration": calibration, **self.data_files(), **values, **self.in_8_bits()}
+        return {"calibration": calibration, **self.data_files(), **values, **self.fewer_bits()}
 
     def _run_values(self, *, with_distillation: bool) -> dict[str, Any]:
         """What of the recipe decides the batches of a phase and what is computed of them."""
@@ -165,9 +167,14 @@ class Inputs:
         """What it decides of how models are scored; likewise."""
         return self._settled.own.of_scores()
 
-    def in_8_bits(self) -> dict[str, str]:
-        """What to know of a teacher whose weights are not its files'; no other host makes a difference."""
-        return {"teacher_weights": "int8"} if self._settled.in_8_bits else {}
+    def fewer_bits(self) -> dict[str, str]:
+        """What to know of a teacher whose weights are not its files', or that computes in fewer bits than the student.
+
+        No other host makes a difference.
+        """
+        precision = self._settled.teacher_precision
+        weights = {"teacher_weights": "int8"} if self._settled.in_8_bits else {}
+        return weights if precision is None else {**weights, "teacher_precision": precision}
 
     def dropout_part(self, side: str) -> dict[str, Any]:
         """What of a model that trains is dropped, where the recipe says so."""

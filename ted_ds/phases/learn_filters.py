@@ -42,7 +42,7 @@ def _inputs(inputs: Inputs, phase: Phase) -> dict[str, Any]:
     return {
         **inputs.of_training(phase, **models),
         "filters": {**shape, "layers": layers, "dim": inputs.plan.filter_dim},
-        **(inputs.in_8_bits() if "teacher" in models else {}),
+        **(inputs.fewer_bits() if "teacher" in models else {}),
         **(_of_solving(inputs, phase) if are_solved(inputs.recipe) else {}),
     }
 

@@ -35,6 +35,10 @@ class Hosting:
 
     host: str
     why: str
+    precision: str | None = None
+    """What it computes in; None for the recipe's."""
+    precision_why: str | None = None
+    """How that was found out, where the recipe leaves it open."""
 
     @property
     def is_sharded(self) -> bool:

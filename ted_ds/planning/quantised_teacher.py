@@ -45,6 +45,8 @@ def _teacher_mistakes(recipe: Recipe, quantisation: Quantisation) -> Iterator[st
             f"teacher.host: {recipe.teacher.host} cannot hold this teacher: its weights are quantised ({quantisation}) "
             "and stay whole on each rank; use replica"
         )
+    if recipe.teacher.precision is not None:
+        yield f"teacher.precision: auto: the teacher's weights are quantised ({quantisation}) already; remove it"
     if recipe.pipeline.stages > 1:
         yield (
             f"pipeline.stages: the teacher's weights are quantised ({quantisation}) and cannot be cut into stages; use "

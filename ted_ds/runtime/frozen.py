@@ -27,6 +27,7 @@ from ted_ds.models.sharing import share_equal
 from ted_ds.models.taps import OnState, TappedModel
 from ted_ds.numerics.layer_map import number_of
 from ted_ds.runtime.initialize import initialize
+from ted_ds.runtime.last_block import LastBlock
 from ted_ds.runtime.sharding import (
     bytes_held,
     empty_parameters,
@@ -135,6 +136,10 @@ def offload_to(host: str, folder: Path | None, largest_parameter: int) -> dict[s
     }
 
 
+def _in_another_precision(on_state: OnState, dtype: torch.dtype) -> OnState:
+    return lambda place, state: on_state(place, state.to(dtype))
+
+
 class FrozenModel:
     """A tapped model in eval mode, without gradients."""
 
@@ -145,18 +150,22 @@ class FrozenModel:
         device: torch.device,
         engine_config: Mapping[str, Any] | None,
         num_parameters: int | None = None,
+        hands_over: torch.dtype | None = None,
     ) -> None:
         """Host ``tapped``: sharded by an engine of its own, or whole where ``engine_config`` is None.
 
-        ``num_parameters`` says what it has where its tensors do not, as they hold several numbers in one.
+        ``num_parameters`` says what it has where its tensors do not, as they hold several numbers in one. States are
+        given in ``hands_over``, where those who take them compute in another precision.
         """
         tapped.requires_grad_(False).eval()
         self._files: str | None = None
         """Where its weights are, if that is a disk."""
         self._tapped: TappedModel | None = tapped
         self._engine: Any = None
+        self._hands_over = hands_over
         self._lent: PrefixStates | None = None
         """What puts out its first layers in its place."""
+        self._last_block = LastBlock(tapped)
         if engine_config is None:
             self._module: nn.Module = tapped.to(device)
         else:
@@ -194,6 +203,8 @@ class FrozenModel:
         is_sharded = self._engine is not None
         without_graph = torch.no_grad() if is_sharded or states_are_saved else torch.inference_mode()
         with_predictions = with_predictions and then is not None
+        if on_state is not None and self._hands_over is not None:
+            on_state = _in_another_precision(on_state, self._hands_over)
         run_without_graph(
             self._module, inputs, then, without_graph, with_predictions=with_predictions, on_state=on_state
         )
@@ -206,10 +217,14 @@ class FrozenModel:
         with_predictions: bool,
         on_state: OnState | None,
     ) -> None:
-        """Run it on a batch as a teacher reads that; see :class:`ted_ds.runtime.teacher.Teacher`."""
+        """Run it on a batch as a teacher reads that; see :class:`ted_ds.runtime.teacher.Teacher`.
+
+        Predictions are made of the tokens alone that the batch says they are asked for at.
+        """
         if self._lent is not None:
             self._take_lent(self._lent, batch.input_ids.shape, on_state)
-        self(batch.read_by("teacher").inputs, then, with_predictions=with_predictions, on_state=on_state)
+        with self._last_block.read_for(batch) if with_predictions else contextlib.nullcontext():
+            self(batch.read_by("teacher").inputs, then, with_predictions=with_predictions, on_state=on_state)
 
     def _take_lent(self, lent: PrefixStates, shape: Sequence[int], on_state: OnState | None) -> None:
         """Hand over the states of layers that are not here, and begin with the last of these."""

@@ -47,6 +47,7 @@ from ted_ds.tasks.kind import kind_of
 from ted_ds.tasks.two_tokenizers import open_for_both
 from ted_ds.verbs.agreement import refuse_other_families, refuse_other_files, refuse_other_settings
 from ted_ds.verbs.store_access import run_at_store
+from ted_ds.vetting.teacher_precision import find_precision
 
 JOIN_TIMEOUT_S = 1800.0
 
@@ -161,7 +162,7 @@ def prepare(
     recipe, run, choice = find_deepspeed(recipe, plan, run, world)
     run, hosting = host_teacher(recipe, plan, run, world, run_is_old=before is not None)
     all_given = Given(recipe, plan, world, tokenizers, data, screen, stops, run, hosting, choice, own)
-    assembly = Assembly(all_given)
+    assembly = find_precision(all_given, run_is_old=before is not None, may_measure=contracts_hold)
     start: list[str] | None = None
     if data.start is not None:
         start = list(tokenizers["student"].convert_ids_to_tokens(list(data.start)))
@@ -171,7 +172,8 @@ def prepare(
         assembly.deepspeed_json,
         listing,
         start_tokens=start,
-        in_8_bits=hosting.host == "int8",
+        in_8_bits=assembly.hosting.host == "int8",
+        teacher_precision=None if assembly.hosting.precision == recipe.precision else assembly.hosting.precision,
         own=own,
         template_sha256=data.template_sha256,
     )
@@ -273,6 +275,8 @@ def greet(assembly: Assembly) -> None:
     if assembly.own.terms_in_words is not None:
         screen.say(f"terms of your own: {assembly.own.terms_in_words}")
     screen.say(f"teacher: {assembly.hosting.host}, {assembly.hosting.why}")
+    if assembly.hosting.precision_why is not None:
+        screen.say(f"teacher.precision: auto: {assembly.hosting.precision_why}")
     for side, facts in (("teacher", plan.teacher), ("student", plan.student)):
         is_cut = side == "student" and recipe.student.from_teacher is not None
         for line in facts.family.found if facts is not None and not is_cut else ():

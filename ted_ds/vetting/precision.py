@@ -70,24 +70,15 @@ def vet_precision(build: Assembly, path: Path) -> Verdict:
     if not reader.data.heldout:
         return Verdict(CHECK, "skip", "no example is held out to compare it on")
     host = "int8" if build.hosting.host == "int8" else "replica"
-    own = Way(recipe.precision, host)
+    own = Way(build.hosting.precision or recipe.precision, host)
     ways = [*dict.fromkeys(one for one in (own, Way("bf16", "replica")) if one != Way(IN_FULL, "replica"))]
-    batches = [
-        one.to(world.device)
-        for one in evaluation_batches(
-            reader.data.heldout[:NUM_EXAMPLES],
-            reader.collate,
-            micro_batch_size=recipe.evaluation.micro_batch_size,
-            rank=world.rank,
-            world_size=world.size,
-        )
-    ]
-    reference = _load(build, path, Way(IN_FULL, "replica"))
+    batches = heldout_batches(build)
+    reference = load(build, path, Way(IN_FULL, "replica"))
     loss, in_full = _own_loss(build, reference, batches), _seconds(build, reference, batches)
     found: dict[Way, Found] = {}
     for way in ways:
-        model = _load(build, path, way)
-        found[way] = Found(_bias(build, reference, model, batches), _seconds(build, model, batches))
+        model = load(build, path, way)
+        found[way] = Found(bias(build, reference, model, batches), _seconds(build, model, batches))
         model.release()
     reference.release()
     # ranks of another machine may round in another way, but act on one verdict
@@ -116,7 +107,23 @@ def judge_precision(found: dict[Way, Found], own: Way, *, loss: float, in_full: 
     return Verdict(CHECK, "pass", detail)
 
 
-def _load(build: Assembly, path: Path, way: Way) -> FrozenModel:
+def heldout_batches(build: Assembly) -> list[Batch]:
+    """The examples on which teachers are compared, this rank's share, on its device."""
+    reader, world = build.readers.of("teacher"), build.world
+    return [
+        one.to(world.device)
+        for one in evaluation_batches(
+            reader.data.heldout[:NUM_EXAMPLES],
+            reader.collate,
+            micro_batch_size=build.recipe.evaluation.micro_batch_size,
+            rank=world.rank,
+            world_size=world.size,
+        )
+    ]
+
+
+def load(build: Assembly, path: Path, way: Way) -> FrozenModel:
+    """The teacher in a folder, so. Every rank must call it."""
     maker = build.models.as_if(precision=way.precision, host=way.host)
     return maker.frozen("teacher", path, new_head_allowed=True, compiles=False)
 
@@ -139,7 +146,8 @@ def _own_loss(build: Assembly, model: FrozenModel, batches: list[Batch]) -> floa
     return _over_ranks(build, total, count)
 
 
-def _bias(build: Assembly, reference: FrozenModel, model: FrozenModel, batches: list[Batch]) -> float:
+def bias(build: Assembly, reference: FrozenModel, model: FrozenModel, batches: list[Batch]) -> float:
+    """The prediction term between two teachers, per prediction, over all ranks' batches. Every rank must call it."""
     total, count = (torch.zeros((), dtype=torch.float64, device=build.world.device) for _ in range(2))
     weights = LossWeights(task=0.0, prediction=1.0)
     for batch in batches:
@@ -161,16 +169,19 @@ def _bias(build: Assembly, reference: FrozenModel, model: FrozenModel, batches: 
 
 def _seconds(build: Assembly, model: FrozenModel, batches: list[Batch]) -> float:
     """Of forward passes, after one that nobody times."""
-    spent = 0.0
-    for number, batch in enumerate([batches[0], *batches]):
-        started = time.perf_counter()
-        model(batch.inputs, _read_one)
-        if number:
-            spent += time.perf_counter() - started
-    return max(build.world.gather(spent))
+    model(batches[0].inputs, read_one)
+    return max(build.world.gather(seconds_of(model, batches)))
 
 
-def _read_one(predictions: Predictions | None) -> None:
+def seconds_of(model: FrozenModel, batches: list[Batch]) -> float:
+    """What its forward passes take on this rank."""
+    started = time.perf_counter()
+    for batch in batches:
+        model(batch.inputs, read_one)
+    return time.perf_counter() - started
+
+
+def read_one(predictions: Predictions | None) -> None:
     """Wait for the device: what a forward pass ends with."""
     assert predictions is not None
     if torch.cuda.is_available():

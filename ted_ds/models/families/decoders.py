@@ -40,6 +40,7 @@ LLAMA = Family(
     units_of_maps=UNITS,
     norms_of_blocks=NORMS,
     output_map="mlp.down_proj",
+    mlp_path="mlp",
     attention_maps=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
 )
 MISTRAL = replace(LLAMA, model_types=("mistral",), span_head="qa_outputs")
@@ -92,6 +93,7 @@ GPT2 = Family(
     maps_are_transposed=True,
     heads_fill_hidden=True,
     output_map="mlp.c_proj",
+    mlp_path="mlp",
     attention_maps=("attn.c_attn",),
     tokenizer_class="GPT2Tokenizer",
 )
@@ -211,6 +213,7 @@ OPT = replace(
     buffers=(),
     tokenizer_class="GPT2Tokenizer",
     output_map="fc2",
+    mlp_path="fc1",
     norm_behind_map="final_layer_norm",
     is_normed_before_key="do_layer_norm_before",
 )

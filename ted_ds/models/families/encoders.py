@@ -47,6 +47,7 @@ BERT = Family(
     heads_fill_hidden=True,
     tokenizer_class="BertTokenizer",
     output_map="output.dense",
+    mlp_path="intermediate",
     norm_behind_map="output.LayerNorm",
     attention_maps=("attention.self.query", "attention.self.key", "attention.self.value"),
 )
@@ -89,6 +90,7 @@ DEBERTA_V2 = Family(
     buffers=("position_ids",),
     tokenizer_class="DebertaV2Tokenizer",
     output_map=BERT.output_map,
+    mlp_path=BERT.mlp_path,
     norm_behind_map=BERT.norm_behind_map,
     attention_maps=("attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj"),
 )
@@ -180,6 +182,7 @@ DISTILBERT = Family(
     heads_fill_hidden=True,
     tokenizer_class="BertTokenizer",
     output_map="ffn.lin2",
+    mlp_path="ffn",
     attention_maps=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
     norm_behind_map="output_layer_norm",
 )
@@ -235,6 +238,7 @@ MODERNBERT = Family(
         ("SequenceClassification", "TokenClassification", "MultipleChoice", "QuestionAnswering"), "classifier_dropout"
     ),
     output_map="mlp.Wo",
+    mlp_path="mlp",
     attention_maps=("attn.Wqkv",),
 )
 ALBERT = replace(
@@ -254,6 +258,7 @@ ALBERT = replace(
     before_label_head=("albert.pooler",),
     position_embeddings_path="albert.embeddings.position_embeddings",
     embedding_width=128,
+    mlp_path=None,  # shared
     units_of_maps={},
     label_dropouts=dict.fromkeys(
         ("SequenceClassification", "TokenClassification", "MultipleChoice"), "classifier_dropout_prob"
