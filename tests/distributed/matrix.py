@@ -23,18 +23,23 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
+from ted_ds.assembly.shared_prefix import num_equal
 from ted_ds.config.data import Padding
 from ted_ds.config.deepspeed import complete
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.data.samples import Sample
 from ted_ds.models.choices import choice_probes
+from ted_ds.models.companions import Origins
+from ted_ds.models.cutting import cut
 from ted_ds.models.families import family_of
 from ted_ds.models.family import DECODER, STACKS
+from ted_ds.models.frozen_prefix import PrefixStates, freeze_prefix
 from ted_ds.models.heads import FilterProbes, classification_probes, lm_probes, span_probes
 from ted_ds.models.loading import DTYPES
 from ted_ds.models.readers import seq2seq_probes
 from ted_ds.models.relation_taps import RelationTap
 from ted_ds.models.student import FilteredModel
+from ted_ds.models.taps import TappedModel
 from ted_ds.numerics.filters import FilterBank, IdentityFilters
 from ted_ds.numerics.layer_map import Layer, layer_names, stack_of
 from ted_ds.numerics.likeness import FEWEST_TOKENS, SAMPLED_TOKENS
@@ -91,6 +96,10 @@ SPREAD = {("multiple_choice", "fp32"): 0.3}
 a plain pass says what is left of them.)"""
 SPREAD_KEYS = {"bart": "init_std"}
 """What the config calls it, where it has another name. (A T5 reads none: its own fit the widths.)"""
+NUM_FROZEN, CUT_BLOCKS = 1, [0, 3]
+"""Blocks of a student that are frozen, and the teacher's blocks that such a student is made of."""
+OF_FROZEN_TERMS = ("kl", "all")
+"""Of ``WEIGHTS``: what such students learn from."""
 CLASS_WEIGHTS, SMOOTHING = (0.3, 1.9), 0.2
 Steps = tuple[tuple[tuple[int, ...], ...], ...]
 """Of each step, and of each of its rows when packed, the lengths of documents, their separator included."""
@@ -175,6 +184,8 @@ class Setup(NamedTuple):
     """Of the attention relations of ``RELATED`` blocks."""
     cache: str = ""
     """How what the teacher says is kept on a disk (:data:`tests.distributed.kept_answers.WAYS`); it runs otherwise."""
+    frozen: int = 0
+    """Of a student cut out of its teacher: first blocks that do not train, and that both models run once."""
 
     @property
     def size(self) -> Size:
@@ -356,6 +367,20 @@ def of_caches() -> list[Case]:
     return cases
 
 
+def of_frozen_blocks() -> list[Case]:
+    """Students whose first block is the teacher's and frozen: under every ZeRO stage, otherwise at random."""
+    generator = random.Random(4)
+    cases, ranks = [], itertools.cycle((2, 1, 2, 1, 4))
+    for what, stage in itertools.product(OF_FROZEN_TERMS, FACTORS["stage"]):
+        fixed = {"stage": stage, "what": what, "ranks": next(ranks)}
+        values: dict[str, Any] = {}
+        while not values or values["kind"] == "seq2seq" or not is_allowed(values):
+            values = {name: generator.choice(options) for name, options in FACTORS.items()} | fixed
+        case = make_case(values)
+        cases.append(case._replace(setup=case.setup._replace(frozen=NUM_FROZEN)))
+    return cases
+
+
 def full_product() -> list[Case]:
     """Every term, number of ranks, accumulation, padding, packing, stage and precision, for both kinds of batch."""
     chosen = {
@@ -477,7 +502,22 @@ def packed_samples(kind: str, rows: list[list[list[int]]]) -> Iterator[Sample]:
 
 
 def place_of(folder: Path, setup: Setup) -> Path:
-    return folder / f"{setup.family}_{setup.width}_{OF_NAME[setup.kind].task.architecture}_{spread_of(setup)}"
+    return (
+        folder
+        / f"{setup.family}_{setup.width}_{OF_NAME[setup.kind].task.architecture}_{spread_of(setup)}_{setup.frozen}"
+    )
+
+
+def move_away(student: Path, setup: Setup) -> None:
+    """Change what trains of a student that was cut: of two models that all but agree, the KL's gradient is rounding."""
+    tapped = load_tapped(student, setup.kind, layers=setup.layers("student"))
+    freeze_prefix(tapped.model, tapped.family, setup.frozen)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in tapped.model.parameters():
+            if parameter.requires_grad:
+                parameter += spread_of(setup) * torch.randn(parameter.shape, generator=generator)
+    tapped.model.save_pretrained(student)
 
 
 def spread_of(setup: Setup) -> float:
@@ -496,6 +536,11 @@ def write_models(folder: Path, setup: Setup, layouts: Sequence[Layout] = ()) -> 
         spread = {SPREAD_KEYS.get(setup.family, "initializer_range"): spread_of(setup) * (HIDDEN / size.hidden) ** 0.5}
         for name, layers, seed in (("teacher", size.teacher_layers, 1), ("student", size.student_layers, 2)):
             model = place / name
+            if setup.frozen and name == "student":
+                teacher, family = place / "teacher", family_of(setup.family)
+                cut(teacher, model, blocks=CUT_BLOCKS, family=family, origins=Origins(teacher, None))
+                move_away(model, setup)
+                continue
             depth_key = family_of(setup.family).decoder_depth_key
             of_decoder = {} if depth_key is None else {depth_key: layers[-1]}
             write_model(
@@ -626,6 +671,9 @@ def run_setup(world: Any, place: Path, setup: Setup, layouts: Sequence[Layout]) 
         objective: Any = FilterObjective(terms, teacher, of_teacher)
     else:
         student = load(place / "student", layers=of_student, shard=config if setup.stage == 3 else None)
+        if setup.frozen:
+            assert teacher is not None
+            share_first_blocks(student, teacher, setup.frozen)
         module = FilteredModel(student, make_bank(size, of_student, 11))
         objective = DistillObjective(
             terms,
@@ -652,6 +700,13 @@ def run_setup(world: Any, place: Path, setup: Setup, layouts: Sequence[Layout]) 
     if teacher is not None:
         teacher.release()
     return results
+
+
+def share_first_blocks(student: TappedModel, teacher: FrozenModel, number: int) -> None:
+    """Freeze so many first blocks of the student, and let the teacher begin behind them."""
+    freeze_prefix(student.model, student.family, number)
+    assert num_equal(student, teacher.tapped, number) == (number, None)
+    teacher.begin_behind(number, PrefixStates(student, [number]))
 
 
 def read_answers(place: Path, setup: Setup, layouts: Sequence[Layout]) -> CachedTokens:
@@ -770,13 +825,14 @@ def reference(
     distance: str,
     relation_weight: float,
     cache: str,
+    frozen: int,
     arithmetic: torch.dtype = torch.float64,
 ) -> list[tuple[dict[str, float], Any, dict[str, float]]]:
     """Terms, gradients and what is looked at in each step: one process, one batch, one document a row.
 
     Losses are in fp64 either way.
     """
-    terms_of = (divergence, width, loss, distance, relation_weight, cache)
+    terms_of = (divergence, width, loss, distance, relation_weight, cache, frozen)
     setup = Setup(what, kind, family, 1, 1, 0, precision, "replicated", *terms_of)
     size, of_teacher, of_student = setup.size, setup.layers("teacher"), setup.layers("student")
     dtype = DTYPES[precision]
@@ -786,6 +842,8 @@ def reference(
         module: Any = make_probes(place, setup).to(dtype).to(arithmetic)
     else:
         module = FilteredModel(load(place / "student", layers=of_student), make_bank(size, of_student, 11))
+        if frozen:  # the teacher here runs by itself, whole
+            freeze_prefix(module.tapped.model, module.tapped.family, frozen)
         module = module.to(dtype).to(arithmetic).train()
         taps = [RelationTap(*one) for one in zip((module.tapped, teacher), RELATED, strict=True)]
         teacher_bank = make_bank(size, of_teacher, 12).to(dtype).to(arithmetic)
@@ -983,7 +1041,7 @@ def errors_of(case: Case, place: Path, by_rank: list[list[Any]]) -> Errors:
     """
     setup = case.setup
     named = (setup.what, setup.kind, setup.family, setup.precision, setup.divergence, setup.width, setup.loss)
-    named = (*named, setup.distance, setup.relation_weight, setup.cache)
+    named = (*named, setup.distance, setup.relation_weight, setup.cache, setup.frozen)
     of_place = (place, *named)
     expected = reference(*of_place)
     plain = reference(*of_place, torch.bfloat16) if setup.precision == "bf16" else expected
@@ -1089,18 +1147,54 @@ that steps are held against learns from the same numbers as they are read again.
 """
 
 
+OF_FROZEN = """
+## First blocks that do not train
+
+Students that are cut out of their teacher, whose embeddings and first block stay as they are and are run once for both
+models; the fp64 process that steps are held against runs each model by itself. Written by
+`python -m tests.distributed.matrix --frozen`; {cases} cases, {hardware}, commit {commit}.
+
+"""
+
+
 def render_caches(results: dict[Case, Errors], *, hardware: str, commit: str) -> str:
     """The results of :func:`of_caches` as Markdown."""
     counts = {"top": NUM_KEPT["top_k"], "drawn": NUM_KEPT["sampled"], "cases": len(results)}
-    columns = ("terms, fp32", "gradient, fp32", "terms, bf16", "gradient, bf16", "gradient, plain bf16")
-    lines = [f"| | | cases | {' | '.join(columns)} |", "|---" * 8 + "|"]
     factors = {"cache": WAYS, **{name: FACTORS[name] for name in ("ranks", "accumulation", "stage", "packed")}}
     factors["kind"] = (*OF_THE_VOCABULARY, *MASKED)
+    return OF_CACHES.format(**counts, hardware=hardware, commit=commit) + table_of(results, factors)
+
+
+def render_frozen(results: dict[Case, Errors], *, hardware: str, commit: str) -> str:
+    """The results of :func:`of_frozen_blocks` likewise."""
+    names = ("ranks", "accumulation", "stage", "hosting", "packed")
+    factors: dict[str, tuple[Any, ...]] = {"what": OF_FROZEN_TERMS, **{name: FACTORS[name] for name in names}}
+    factors["family"] = tuple(name for name in FACTORS["family"] if name not in ENCODER_DECODERS)
+    text = OF_FROZEN.format(cases=len(results), hardware=hardware, commit=commit)
+    return text + table_of(results, factors)
+
+
+def table_of(results: dict[Case, Errors], factors: dict[str, tuple[Any, ...]]) -> str:
+    """The worst errors of each value of each factor."""
+    columns = ("terms, fp32", "gradient, fp32", "terms, bf16", "gradient, bf16", "gradient, plain bf16")
+    lines = [f"| | | cases | {' | '.join(columns)} |", "|---" * 8 + "|"]
     for factor, values in factors.items():
         for value in values:
             having = {c: e for c, e in results.items() if {**c.setup._asdict(), **c.layout._asdict()}[factor] == value}
             lines.append(f"| {factor} | {value} | {len(having)} | {' | '.join(cells_of(having))} |")
-    return OF_CACHES.format(**counts, hardware=hardware, commit=commit) + "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n"
+
+
+RENDERED = {"caches": render_caches, "frozen": render_frozen}
+"""What makes each section behind the matrix itself, in their order."""
+
+
+def sections_of(text: str) -> dict[str, str]:
+    """The parts of the document, by their names; the matrix itself is the ``whole``."""
+    heads = {"caches": OF_CACHES.splitlines()[1], "frozen": OF_FROZEN.splitlines()[1]}
+    starts = {"whole": 0} | {name: text.index(head) for name, head in heads.items() if head in text}
+    ends = [*[*starts.values()][1:], len(text)]
+    return {name: text[start:end] for (name, start), end in zip(starts.items(), ends, strict=True)}
 
 
 def cells_of(having: dict[Case, Errors]) -> list[str]:
@@ -1148,11 +1242,13 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="also the full product: half an hour in all")
     parser.add_argument("--hardware", required=True, help="where this runs, for the document")
     parser.add_argument("--caches", action="store_true", help="only the section of caches, and leave the rest as it is")
+    parser.add_argument("--frozen", action="store_true", help="likewise, that of frozen blocks")
     options = parser.parse_args()
-    chosen = [*sample(), *of_divergences(), *of_weighed_losses(), *of_distances()]
-    cases = list(dict.fromkeys([*chosen, *(full_product() if options.full else []), *wide_product()]))
-    of_disk = of_caches()
-    cases = of_disk if options.caches else [*cases, *of_disk]
+    whole = [*sample(), *of_divergences(), *of_weighed_losses(), *of_distances()]
+    whole = list(dict.fromkeys([*whole, *(full_product() if options.full else []), *wide_product()]))
+    of_section = {"caches": of_caches(), "frozen": of_frozen_blocks()}
+    asked = [name for name in of_section if getattr(options, name)]
+    cases = [case for name in asked or of_section for case in of_section[name]] + ([] if asked else whole)
     results: dict[Case, Errors] = {}
     for world_size in FACTORS["ranks"]:
         with tempfile.TemporaryDirectory() as folder:
@@ -1162,13 +1258,14 @@ def main() -> None:
         answers.cache_clear()
     command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    option = " --full" if options.full else ""
     facts = {"hardware": options.hardware, "commit": commit}
-    if options.caches:
-        written = DOCUMENT.read_text(encoding="utf-8").partition(OF_CACHES.splitlines()[1])[0].rstrip() + "\n"
-    else:
-        written = render({c: e for c, e in results.items() if not c.setup.cache}, option=option, **facts)
-    written += render_caches({case: results[case] for case in of_disk}, **facts)
+    own = {name: {case: results[case] for case in of_section[name]} for name in asked or of_section}
+    sections = sections_of(DOCUMENT.read_text(encoding="utf-8")) if asked else {}
+    if not asked:
+        option = " --full" if options.full else ""
+        sections["whole"] = render({case: results[case] for case in whole}, option=option, **facts)
+    sections |= {name: RENDERED[name](of_name, **facts) for name, of_name in own.items()}
+    written = "\n".join(sections[name].strip() + "\n" for name in ("whole", *RENDERED) if name in sections)
     DOCUMENT.parent.mkdir(exist_ok=True)
     DOCUMENT.write_text(written, encoding="utf-8")
     print(DOCUMENT)

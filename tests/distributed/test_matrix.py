@@ -10,7 +10,8 @@ from tests.distributed.kept_answers import WAYS
 from tests.distributed.matrix import (
     DOCUMENT,
     FACTORS,
-    OF_CACHES,
+    OF_FROZEN_TERMS,
+    RENDERED,
     SIZES,
     TOLERANCE,
     Case,
@@ -20,21 +21,31 @@ from tests.distributed.matrix import (
     of_caches,
     of_distances,
     of_divergences,
+    of_frozen_blocks,
     of_weighed_losses,
     pair_covered,
     run_cases,
     sample,
+    sections_of,
     wide_product,
     wide_sample,
 )
 
-CASES = [*sample(companies=1), *of_divergences(), *of_weighed_losses(), *of_distances(), *of_caches()]
+CASES = [
+    *sample(companies=1),
+    *of_divergences(),
+    *of_weighed_losses(),
+    *of_distances(),
+    *of_caches(),
+    *of_frozen_blocks(),
+]
 LOOKED_AT = {"fp32": 1e-5, "bf16": 3e-2}
 """Relative errors of what is looked at beside the losses, and errors of CKA; the worst seen were 4e-7 and 1.3e-2."""
 MOST_RANKS, NUM_OF_MOST = max(FACTORS["ranks"]), 3
 """How many cases with the most ranks are not slow."""
 LONGER = {case for case in of_divergences() if case.setup.ranks != 2}
 """Which others are: each divergence is held to its plain form in one process by tests/parity/test_divergences.py."""
+LONGER |= {case for case in of_frozen_blocks() if case.setup.ranks != 2 or case.setup.stage in (1, 2)}
 FULL = full_product()
 
 
@@ -89,13 +100,16 @@ def test_the_sample_holds_every_pair_of_values():
 def test_the_document_shows_this_matrix():
     text = DOCUMENT.read_text(encoding="utf-8")
     assert f"{bounds_in_words()}, or twice" in text
-    whole, of_disk = text.split(OF_CACHES.splitlines()[1])
-    for row in of_disk.splitlines():
-        if row.startswith("| cache |"):
+    sections = sections_of(text)
+    assert [*sections] == ["whole", *RENDERED]
+    whole, of_disk, of_frozen = sections.values()
+    for row in [*of_disk.splitlines(), *of_frozen.splitlines()]:
+        if row.startswith(("| cache |", "| what |")):
             worst = [float(cell.replace("–", "0")) for cell in row.split("|")[4:8]]
             bounds = [TOLERANCE[precision][of] for precision in TOLERANCE for of in ("loss", "gradient")]
             assert all(one <= bound for one, bound in zip(worst, bounds, strict=True)), row
     assert of_disk.count("| cache | ") == len(WAYS)
+    assert of_frozen.count("| what | ") == len(OF_FROZEN_TERMS)
     rows = whole.splitlines()
     for factor, values in {**FACTORS, "width": (*SIZES,)}.items():
         for value in values:
