@@ -18,7 +18,7 @@ from ted_ds.config.extends import Chain
 from ted_ds.config.nearest import meant_by
 from ted_ds.config.places import Location, dotted, own_keys, sections_at
 from ted_ds.config.schema import Recipe
-from ted_ds.config.section import WITHOUT_RULES, Section
+from ted_ds.config.section import WHOLE, Section, must_be_given
 
 NUMBER_OF_STAND_IN = 2
 TEXT_OF_STAND_IN = "stand-in"
@@ -58,7 +58,7 @@ def read_draft(data: Any) -> Draft:
     data = copy.deepcopy(data)
     while draft.recipe is None:
         try:
-            draft.recipe = Recipe.model_validate(data, context={WITHOUT_RULES: True})
+            draft.recipe = Recipe.model_validate(data, context={WHOLE: True})
         except ValidationError as error:
             errors = error.errors(include_url=False)
             if not draft.errors:
@@ -93,7 +93,7 @@ def _mend(data: Any, error: ErrorDetails, stand_ins: list[Location], tried: Sequ
             return True
         stand_ins.append(place)
         parent.pop(location[end], None)
-        if fields[0].is_required():
+        if must_be_given(fields[0]):
             parent[location[end]] = _stand_in(fields[0].annotation, fields[0].metadata)
             return parent[location[end]] is not None
         return True
@@ -114,7 +114,7 @@ def _stand_in(annotation: Any, metadata: Sequence[Any] = ()) -> Any:
         length = max([1, *(rule.min_length for rule in metadata if isinstance(rule, MinLen))])
         return [_stand_in(get_args(annotation)[0])] * length
     if isinstance(annotation, type) and issubclass(annotation, Section):
-        required = {name: field for name, field in annotation.model_fields.items() if field.is_required()}
+        required = {name: field for name, field in annotation.model_fields.items() if must_be_given(field)}
         return {name: _stand_in(field.annotation, field.metadata) for name, field in required.items()}
     return {
         int: NUMBER_OF_STAND_IN,

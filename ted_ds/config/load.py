@@ -56,8 +56,7 @@ def load_draft(
         ConfigError: The file cannot be read as a mapping, or an override has no place in it.
     """
     tree, chain = read_given(recipe)
-    # what data.glue stands for is in a recipe that was read before
-    values, reasons, beside_glue = _values(tree, chain, overrides, with_glue=not isinstance(recipe, Recipe))
+    values, reasons, beside_glue = _values(tree, chain, overrides)
     reasons |= fill_defaults(values, num_ranks=num_ranks, can_solve=can_solve)
     draft = read_draft(values)
     draft.given_twice = [*chain.repeated, *beside_glue]
@@ -70,9 +69,7 @@ def draft_mistakes(draft: Draft) -> list[str]:
     return [*draft.given_twice, *in_words(draft.errors), *draft.broken_rules]
 
 
-def _values(
-    tree: DictConfig, chain: Chain, overrides: Sequence[str], *, with_glue: bool
-) -> tuple[Any, Reasons, list[str]]:
+def _values(tree: DictConfig, chain: Chain, overrides: Sequence[str]) -> tuple[Any, Reasons, list[str]]:
     """A recipe's values with overrides, why its name is what it is, and what is wrong beside ``data.glue``."""
     for override in overrides:
         key, sign, value = override.partition("=")
@@ -100,7 +97,7 @@ def _values(
         raise ConfigError(chain.place(f"{what} stands for anywhere in the recipe"))
     follow_recipe(data, chain)
     try:
-        return data, reasons, [*fill_from_glue(data)] if with_glue else []
+        return data, reasons, [*fill_from_glue(data)]
     except ConfigError as error:
         raise ConfigError(chain.place(str(error))) from error
 

@@ -15,6 +15,7 @@ from ted_ds.config.layers import LAYER_NAME
 from ted_ds.config.nearest import nearest
 from ted_ds.config.places import TASK_KINDS, dotted, own_keys, sections_at
 from ted_ds.config.schema import Recipe
+from ted_ds.config.section import NOTHING
 
 OWN_WORDS = ("value_error", "assertion_error")
 """Errors whose text a rule of the schema gave."""
@@ -29,7 +30,9 @@ def in_words(errors: Sequence[ErrorDetails]) -> Iterator[str]:
     for item in errors:
         place = own_keys(item["loc"])
         kind, value = item["type"], item["input"]
-        if kind == "extra_forbidden":
+        if value is NOTHING:
+            yield f"{dotted(place)}: this key is required"
+        elif kind == "extra_forbidden":
             yield f"{dotted(place)}: unknown key{_hint(item['loc'])}"
         elif kind == "invalid_key":
             yield f"{dotted(place[:-1]) or 'the recipe'}: {value!r}: a key is a name; put it into quotes, or remove it"

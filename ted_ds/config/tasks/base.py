@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from ted_ds.config.finite_number import is_finite_number
-from ted_ds.config.section import Section, rule
+from ted_ds.config.section import Section, open_value, rule
 from ted_ds.config.tasks.masking import Masking
 
 BosSetting = Literal["auto", "always", "never"]
@@ -194,8 +194,8 @@ class HeadSection(TaskSection):
 class WithLabels(HeadSection):
     """What is predicted has names."""
 
-    labels: list[str] = Field(min_length=2)
-    """Label names in the order of their ids."""
+    labels: list[str] = Field(default_factory=open_value, min_length=2)
+    """Label names in the order of their ids; they must be given, unless ``data.glue`` is."""
     data_labels: list[str] | None = None
     """What the data call each of ``labels``, in their order, where they call them otherwise."""
 
