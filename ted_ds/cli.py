@@ -13,6 +13,7 @@ from ted_ds.errors import StoppedOnRequest, TedError
 from ted_ds.launching.lasting_output import outlast_readers
 from ted_ds.launching.own_log import open_log
 from ted_ds.launching.records import LOG_DIR, log_folder
+from ted_ds.output.wrapped import columns_of, hanging
 from ted_ds.planning.phase import PHASES, phases_of_verb
 from ted_ds.verbs.words import CHAT, parse
 
@@ -214,7 +215,8 @@ def _dispatch(options: argparse.Namespace) -> int:
         # one rank prints what all say, or each into a file of its own
         if os.environ.get("RANK", "0") == "0" or not error.agreed or log_folder(os.environ) is not None:
             kind = "" if isinstance(error, StoppedOnRequest) else "error:\n"
-            print(f"ted-ds {options.verb}: {kind}{error}", file=sys.stderr)
+            said = f"ted-ds {options.verb}: {kind}{error}"
+            print(hanging(said, columns_of(sys.stderr)), file=sys.stderr)
         return error.exit_code
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from ted_ds.config.extends import shortened
 from ted_ds.config.layers import LAYER_NAME
 from ted_ds.config.nearest import nearest
 from ted_ds.config.places import TASK_KINDS, dotted, own_keys, sections_at
@@ -21,8 +22,6 @@ OWN_WORDS = ("value_error", "assertion_error")
 """Errors whose text a rule of the schema gave."""
 PATTERNS = {r"^[\w.-]+$": "letters, digits, '_', '.' and '-'", LAYER_NAME: "the form encoder.3 or decoder.3"}
 BOUNDS = {"gt": "above {}", "ge": "{} or more", "lt": "below {}", "le": "at most {}"}
-MOST_SHOWN = 100
-"""Characters of a value."""
 
 
 def in_words(errors: Sequence[ErrorDetails]) -> Iterator[str]:
@@ -54,8 +53,7 @@ def in_words(errors: Sequence[ErrorDetails]) -> Iterator[str]:
 
 
 def _shown(value: Any) -> str:
-    text = "null" if value is None else repr(value)
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]} ..."
+    return shortened("null" if value is None else repr(value))
 
 
 # --- unknown keys -----------------------------------------------------------------------------------------------------

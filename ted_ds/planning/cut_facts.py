@@ -71,17 +71,20 @@ def cut_facts(cut: CutFromTeacher, teacher: ModelFacts) -> ModelFacts:
             rule = "is an encoder-decoder: give encoder_blocks and decoder_blocks, or a share as num_blocks"
         raise ConfigError(f"the teacher, a {teacher.model_type}, {rule}")
     of_stacks = known_blocks(cut, teacher)
-    chosen, before = [], 0
+    chosen, before, problems = [], 0, []
     for stack, blocks in (of_stacks or {}).items():
         depth = depths[stack]
-        outside = [block for block in blocks if block >= depth]
-        if outside:
-            whose = f"the teacher's {stack}" if stack else "the teacher"
-            raise ConfigError(
-                f"block {outside[0]} does not exist ({whose} has {depth} blocks, numbered from 0); use 0..{depth - 1}"
-            )
+        whose = f"the teacher's {stack}" if stack else "the teacher"
+        has = f"{whose} has {depth} block{'s'[: depth != 1]}, numbered from 0"
+        problems += [
+            f"block {block} does not exist ({has}); use {'0' if depth == 1 else f'0..{depth - 1}'}"
+            for block in dict.fromkeys(blocks)
+            if block >= depth
+        ]
         chosen += [before + block for block in blocks]
         before += depth
+    if problems:
+        raise ConfigError("\n".join(problems))
     if of_stacks is None:
         chosen = _most_costly(cut, teacher)
     reason = _uncuttable(teacher, chosen)

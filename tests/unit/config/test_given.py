@@ -68,7 +68,7 @@ def test_a_recipe_that_was_filled_from_glue_stays_as_it_is(values):
 def all_of(given: Any, *overrides: str, **how: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
     """A recipe in the end: its values, which of them were set, and why they are what they are."""
     draft = load_draft(given, overrides, **how)
-    assert (draft.errors, draft.broken_rules, draft.given_twice) == ([], [], [])
+    assert (draft.errors, draft.broken_rules, draft.beside) == ([], [], [])
     assert draft.recipe is not None
     recipe = draft.recipe
     return recipe.model_dump(mode="json"), recipe.model_dump(mode="json", exclude_unset=True), draft.reasons
