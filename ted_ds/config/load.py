@@ -20,7 +20,7 @@ from ted_ds.config.relative_paths import follow_recipe
 from ted_ds.config.schema import Recipe
 from ted_ds.config.wording import in_words
 from ted_ds.config.yaml_file import unresolved, without_duplicates
-from ted_ds.errors import ConfigError, raise_all
+from ted_ds.errors import ConfigError, counted, raise_all
 
 CONSTANTS = "constants"
 """The key under which a recipe may name values, for ``${constants.NAME}`` to stand for."""
@@ -148,7 +148,7 @@ def _refuse_entry_that_is_not_there(tree: DictConfig, key: str) -> None:
         owner = key[: index.start()]
         entries = OmegaConf.select(tree, owner, throw_on_resolution_failure=False)
         if isinstance(entries, ListConfig) and int(index[1]) >= len(entries):
-            has = {0: "no entries", 1: "1 entry"}.get(len(entries), f"{len(entries)} entries") + ", numbered from 0"
+            has = counted(len(entries), "entry", "entries") + ", numbered from 0"
             raise ConfigError(f"{owner} has {has}; write the whole list to add one")
 
 

@@ -27,6 +27,7 @@ from ted_ds.config.study import Study
 from ted_ds.config.tasks import Task
 from ted_ds.config.tracking import Tracking
 from ted_ds.config.weights import highest
+from ted_ds.errors import counted
 
 NUM_SPECIAL_TOKENS = 4
 """Of a trained tokenizer: unknown, begin, end, padding."""
@@ -166,7 +167,7 @@ class Recipe(Section):
             own = source.text_columns(columns)
             if len(own) != len(columns):
                 yield (
-                    f"data.transfer[{index}].text_column: {len(own)} column{'s'[: len(own) != 1]}, task.text_column "
+                    f"data.transfer[{index}].text_column: {counted(len(own), 'column')}, task.text_column "
                     f"names {len(columns)}; name as many, in the same order"
                 )
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from ted_ds.errors import counted
+
 Layer = int | str
 """A number; of an encoder-decoder, the name of a stack, a dot and a number."""
 EMPTY = "layer_map.pairs: empty; give at least one [student_layer, teacher_layer]"
@@ -180,7 +182,7 @@ def layers_outside(pairs: Sequence[tuple[Layer, Layer]], side: str, blocks: Mapp
 def _outside(index: int, side: str, layer: int, depth: int) -> list[str]:
     if 0 <= layer <= depth:
         return []
-    blocks = f"{depth} block{'s'[: depth != 1]}"
+    blocks = counted(depth, "block")
     return [
         f"layer_map.pairs[{index}]: {side} block {layer} does not exist (the model has {blocks}); "
         f"use {'1' if depth == 1 else f'1..{depth}'}, or 0 for the embeddings"

@@ -21,7 +21,7 @@ from ted_ds.data.first_rows import FirstRows, first_rows
 from ted_ds.data.samples import Rows
 from ted_ds.data.sources import is_remote, locate, names_hub
 from ted_ds.data.transfer import TextsAlone
-from ted_ds.errors import TedError
+from ted_ds.errors import TedError, counted
 from ted_ds.launching.starters import Told
 from ted_ds.models.families import FAMILY_OF, SPAN_TYPES, types_of
 from ted_ds.models.files import ModelFacts
@@ -151,7 +151,9 @@ def _pipeline_mistakes(recipe: Recipe, config: dict[str, Any], num_ranks: int) -
     if num_stages == 1:
         return
     if num_ranks % num_stages:
-        yield (f"{num_stages} stages do not divide {num_ranks} ranks; use as many stages as ranks, or a divisor")
+        yield (
+            f"{num_stages} stages do not divide {counted(num_ranks, 'rank')}; use as many stages as ranks, or a divisor"
+        )
     if zero_stage(config) > 1:
         yield (
             f"{num_stages} stages, but {recipe.deepspeed} has ZeRO stage {zero_stage(config)}: DeepSpeed's pipelines "

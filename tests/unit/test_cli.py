@@ -88,7 +88,7 @@ def test_check_prints_the_plan(lm_run: Path) -> None:
     lines = done.stdout.splitlines()
     assert lines[0] == "tiny: causal_lm by ted, 2 ranks, fp32"
     assert "phases    cut_student > filters_teacher > filters_student > distill > evaluate > export" in lines
-    assert "distill          7 steps x 4 sequences = 2 ranks x 1 microbatches x 2; at most 448 tokens" in lines
+    assert "distill          7 steps x 4 sequences = 2 ranks x 1 microbatch x 2; at most 448 tokens" in lines
     assert f"output    {lm_run / 'run'}" in lines
     assert lines[-1].startswith("memory    teacher, per rank: replica ")
     assert not (lm_run / "run").exists(), "check writes nothing"

@@ -121,7 +121,7 @@ def test_a_chat_is_tested_on_plain_texts_begun_as_its_tokenizer_does(tmp_path: P
     ((place, name, test),) = recipe.evaluation.tests
     _, plan = plan_recipe(str(recipe_file), [f"evaluation.{place}={{sources: [{{path: {path}}}]}}"], kind_of)
     shown = str(plan.data[f"evaluation.{place}.sources[0]"])
-    assert shown == "1 file; first 1 rows: text (text); texts of 8 to 8 characters, median 8"
+    assert shown == "1 file; first 1 row: text (text); texts of 8 to 8 characters, median 8"
     tokenizer = write_tokenizer(tmp_path / "tokenizer", encoder=begins)
     (sample,) = open_test(recipe, name, test, tokenizer, None).samples
     texts = tokenizer("ba be bi")["input_ids"]

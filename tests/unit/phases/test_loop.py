@@ -240,7 +240,7 @@ def test_a_skip_is_told_and_too_many_in_a_row_end_the_phase() -> None:
     with pytest.raises(NumericsError) as caught:
         run([TAKEN, SKIPPED, SKIPPED, SKIPPED])
     assert str(caught.value).startswith(
-        "2 steps in a row were skipped; step 3: loss is inf. the state after step 1, the last that was taken, is in "
+        "skipped 2 steps in a row; step 3: loss is inf. the state after step 1, the last that was taken, is in "
         "checkpoints/kept. "
     )
     assert caught.value.run.of("save") == [3]  # type: ignore[attr-defined]

@@ -119,7 +119,7 @@ def test_the_description_tells_models_layers_phases_and_batches(lm_run: Path) ->
     assert "teacher   llama, 4 blocks of width 16" in text
     assert "student<-teacher 1<-2 2<-4, matched in 16 dimensions" in text
     assert "cut_student > filters_teacher > filters_student > distill > evaluate > export" in text
-    assert "2 steps x 4 sequences = 2 ranks x 1 microbatches x 2; at most 128 tokens" in text
+    assert "2 steps x 4 sequences = 2 ranks x 1 microbatch x 2; at most 128 tokens" in text
 
 
 def test_the_description_tells_a_token_budget(classification_run: Path) -> None:

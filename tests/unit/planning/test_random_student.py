@@ -121,4 +121,4 @@ def test_check_says_its_size_without_torch(lm_run: Path) -> None:
     assert done.returncode == 0, done.stderr
     config = json.loads((lm_run / "teacher" / "config.json").read_text()) | {"num_hidden_layers": 1}
     size = num_parameters(AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)))
-    assert f"student   llama, 1 blocks of width 16, random, {size:,} parameters" in done.stdout
+    assert f"student   llama, 1 block of width 16, random, {size:,} parameters" in done.stdout

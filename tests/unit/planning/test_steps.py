@@ -241,16 +241,16 @@ def test_what_would_have_to_be_unpacked_or_fetched_is_not_counted(
     [
         (
             {},
-            "3 epochs of 30 rows = 23 steps x 4 sequences = 1 ranks x 2 microbatches x 2; at most 1,472 tokens",
+            "3 epochs of 30 rows = 23 steps x 4 sequences = 1 rank x 2 microbatches x 2; at most 1,472 tokens",
         ),
         (
             {"MOST_BYTES_READ": 0},
-            "3 epochs of about 30 rows = about 23 steps x 4 sequences = 1 ranks x 2 microbatches x 2; "
+            "3 epochs of about 30 rows = about 23 steps x 4 sequences = 1 rank x 2 microbatches x 2; "
             "at most 1,472 tokens",
         ),
         (
             {"MOST_BYTES_READ": 0, "MOST_BYTES_COUNTED": 0},
-            "3 epochs = steps that are known once the data are read x 4 sequences = 1 ranks x 2 microbatches x 2",
+            "3 epochs = steps that are known once the data are read x 4 sequences = 1 rank x 2 microbatches x 2",
         ),
     ],
 )
@@ -264,7 +264,7 @@ def test_check_says_what_epochs_come_to_or_that_it_does_not_know(
     recipe, plan = plan_recipe(str(recipe_file), given, kind_of)
     lines = describe(recipe, plan, num_ranks=1).splitlines()
     assert f"{'distill':16} {words}" in lines
-    assert "filters.teacher  2 steps x 4 sequences = 1 ranks x 2 microbatches x 2; at most 128 tokens" in lines
+    assert "filters.teacher  2 steps x 4 sequences = 1 rank x 2 microbatches x 2; at most 128 tokens" in lines
 
 
 @pytest.mark.parametrize(

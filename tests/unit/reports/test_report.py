@@ -121,7 +121,7 @@ def test_the_verdict_says_what_was_reached_and_what_is_not_known(tmp_path):
     ]
     assert verdict.warnings[0] == "The standard error of one accuracy is 0.018 here: smaller differences are chance."
     assert "one run of one seed" in verdict.warnings[1]
-    assert verdict.warnings[2:] == ["distill: 2 steps were skipped, as a loss or gradient was not finite."]
+    assert verdict.warnings[2:] == ["distill: skipped 2 steps, as a loss or gradient was not finite."]
 
 
 def test_of_a_perplexity_the_way_is_measured_in_loss(tmp_path):

@@ -194,7 +194,7 @@ def test_labels_that_are_cut_off_are_counted_and_said(tmp_path: Path) -> None:
     data = open_data(Source(path=str(path)), LISTS.model_copy(update={"max_length": 4}), tmp_path)
     assert [sample.label for sample in data.train] == [[-100, 0, 1, -100]] * 3
     assert data.describe(1) == (
-        "3 training examples, held by every rank; 3 labels are of words that were cut off, or that are nothing to "
+        "3 training examples, held by every rank; 3 labels of words that were cut off, or that are nothing to "
         "the tokenizer"
     )
 

@@ -252,7 +252,7 @@ def test_of_many_records_a_broken_one_is_said(init, tmp_path):
     with data.open("a") as file:
         file.write("[]\n")
     assert init(data)[0] == 0
-    assert f"skipped     1 records, such as {data}: row 1201: a JSON list; each line must be an object" in init.out
+    assert f"skipped     1 record, such as {data}: row 1201: a JSON list; each line must be an object" in init.out
 
 
 def test_rows_that_are_lists_say_so(init, tmp_path):
