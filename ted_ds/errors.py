@@ -30,7 +30,7 @@ def counted(number: float, noun: str, several: str | None = None) -> str:
         noun: What one is called.
         several: What others are, where that is not by ``s`` or ``es``.
     """
-    plural = several or noun + ("es" if noun.endswith(("s", "ch", "x")) else "s")
+    plural = several or noun + ("es" if noun.endswith(("s", "x", "tch")) else "s")
     shown = f"{number:,}" if isinstance(number, int) else f"{number:g}"
     return f"{shown} {noun if number == 1 else plural}"
 

@@ -11,6 +11,7 @@ import pytest
 
 from ted_ds import __version__
 from ted_ds.cli import WORK_OF_VERB, main
+from ted_ds.errors import counted
 from ted_ds.models.families import FAMILIES
 from ted_ds.planning.phase import PHASES, phases_of_verb
 from ted_ds.verbs.words import HELP_OF_VERB, WORDS_OF_VERB, parse
@@ -132,6 +133,23 @@ def test_families_are_told_as_the_page_has_them(capsys: pytest.CaptureFixture[st
     assert main(["families", "--markdown"]) == 0
     page = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
     assert capsys.readouterr().out == page, "write it again: ted-ds families --markdown > docs/families.md"
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "said"),
+    [
+        (1, "rank", "1 rank"),
+        (0, "step", "0 steps"),
+        (1000, "step", "1,000 steps"),
+        (1.0, "epoch", "1 epoch"),
+        (0.5, "epoch", "0.5 epochs"),
+        (2, "microbatch", "2 microbatches"),
+        (3, "process", "3 processes"),
+    ],
+)
+def test_one_of_a_thing_is_called_one(number: float, noun: str, said: str) -> None:
+    assert counted(number, noun) == said
+    assert counted(2, "entry", "entries") == "2 entries"
 
 
 def on_60_columns(*arguments: str) -> list[str]:
