@@ -51,7 +51,7 @@ def epochs_in_words(plan: PhasePlan, known: PhasePlan, count: RowCount | None) -
         known: The same with its steps, where they are known.
         count: Of the training rows; None where it is not known.
     """
-    epochs = counted(plan.epochs, "epoch")
+    epochs = counted(plan.epochs or 0, "epoch")
     if count is None or known.max_steps is None:
         return f"{epochs} = steps that are known once the data are read"
     return f"{epochs} of {count} = {count.how}{counted(known.steps, 'step')}"
