@@ -22,6 +22,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def counted(number: float, noun: str, several: str | None = None) -> str:
+    """So many of something: ``1 rank``, ``2 ranks``, ``1,000 steps``, ``0.5 epochs``.
+
+    Args:
+        number: How many.
+        noun: What one is called.
+        several: What others are, where that is not by ``s`` or ``es``.
+    """
+    plural = several or noun + ("es" if noun.endswith(("s", "x", "tch")) else "s")
+    shown = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    return f"{shown} {noun if number == 1 else plural}"
+
+
 class TedError(Exception):
     """The command line prints it without a traceback and exits with its code: 2 where the user can mend something."""
 

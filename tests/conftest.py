@@ -21,6 +21,7 @@ os.environ.update(
     WANDB_MODE="offline",
     PYTHONWARNINGS="ignore::FutureWarning",
 )
+os.environ.pop("COLUMNS", None)  # of pytest-xdist, which would have what is printed cut into lines
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup every run of a test would ignore it, too
 
 

@@ -9,6 +9,7 @@ import pytest
 from ted_ds.errors import ConfigError
 from ted_ds.planning.study_plan import StudyPlan, plan_study
 from ted_ds.tasks.kind import kind_of
+from tests.refusals import without_overrides
 
 
 def planned(path: Path, *overrides: str) -> StudyPlan:
@@ -18,4 +19,4 @@ def planned(path: Path, *overrides: str) -> StudyPlan:
 def refusal(path: Path, *overrides: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         planned(path, *overrides)
-    return str(caught.value).replace(str(path), "R").splitlines()
+    return without_overrides(str(caught.value)).replace(str(path), "R").splitlines()

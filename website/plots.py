@@ -76,7 +76,7 @@ def _classification() -> Table:
 
 def ways_to_begin() -> str:
     """Arms of the study of starts: accuracy of each seed beside what it costs."""
-    (table,) = tables_below("Ways to begin and to go on: Rotten Tomatoes, MiniLM 6 blocks to 2")
+    table, *_ = tables_below("Ways to begin and to go on: Rotten Tomatoes, MiniLM 6 blocks to 2")
     cost = [*map(number, table.column("operations"))]
     seeds = [
         [number(row[index]) for index, title in enumerate(table.head) if title.startswith("seed")] for row in table.rows

@@ -14,7 +14,7 @@ from pydantic_core import PydanticUndefined
 
 from ted_ds.config.recipe_schema import descriptions_of
 from ted_ds.config.schema import Recipe
-from ted_ds.config.section import Section
+from ted_ds.config.section import Section, must_be_given
 from website.markdown import cell, text_of_docstring
 
 BOUNDS = {"gt": "> {}", "ge": "≥ {}", "lt": "< {}", "le": "≤ {}"}
@@ -75,6 +75,8 @@ def default_of(field: FieldInfo) -> str:
     """In YAML's words; nothing where the key must be given."""
     if field.is_required():
         return "**required**"
+    if must_be_given(field):
+        return "default: follows from the rest"
     value = field.get_default(call_default_factory=True) if field.default is PydanticUndefined else field.default
     if isinstance(value, Section):
         return "default: its own"

@@ -14,7 +14,7 @@ from ted_ds.assembly.assembly import Assembly
 from ted_ds.data.batches import Batches
 from ted_ds.data.loader import Batch
 from ted_ds.data.step_division import StepDivision
-from ted_ds.errors import DataError
+from ted_ds.errors import DataError, counted
 from ted_ds.models.family import DECODER
 from ted_ds.numerics.layer_map import Layer, stack_of
 
@@ -102,7 +102,9 @@ def open_calibration(build: Assembly) -> Calibration:
             raise _too_few(build, there)
         share = settings.tokens / (settings.tokens + settings.heldout_tokens)
         division = _Division(int(there * share), None)
-        build.screen.say(f"  data.train has {there:,} tokens: all are taken, where student.calibration would take more")
+        build.screen.say(
+            f"  data.train has {counted(there, 'token')}: all are taken, where student.calibration would take more"
+        )
         found = _read(build, division)
         assert found is not None
     return Calibration(tuple(found), division.num_tokens, division.num_heldout_tokens)

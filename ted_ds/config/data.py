@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from ted_ds.config.finite_number import is_finite_number
 from ted_ds.config.glue import GlueName
-from ted_ds.config.section import Section, rule
+from ted_ds.config.section import Section, open_value, rule
 from ted_ds.config.weights import WeightPoint, points_of, weight_at
 
 TEST = "test"
@@ -171,7 +171,8 @@ class Data(Section):
     (:mod:`ted_ds.config.glue`)."""
     glue_folder: str | None = Field(default=None, min_length=1)
     """Where it is: a folder with its official files, or with a copy of the hub's dataset; unset: on the hub."""
-    train: list[Source] = Field(min_length=1)
+    train: list[Source] = Field(default_factory=open_value, min_length=1)
+    """What is learned from; it must be given, unless ``glue`` is."""
     validation: list[Source] | None = Field(default=None, min_length=1)
     """Held-out data: scored during training, where it chooses the best checkpoint, and at the end; unset:
     ``heldout_fraction`` of ``train`` is kept apart by a hash of the text."""

@@ -25,7 +25,7 @@ from ted_ds.config.deepspeed_sections import NEVER_PRINT, check_sections, untest
 from ted_ds.config.json_object import read_json_object
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.shipped import DEEPSPEED, names_in
-from ted_ds.errors import raise_all
+from ted_ds.errors import counted, raise_all
 
 # What transformers and accelerate fill in by the model's hidden size, so that a bucket holds a weight matrix.
 SIZES = {
@@ -222,7 +222,8 @@ def filled(
     if plan.global_batch_size % micro_batch_size == 0 and plan.global_batch_size % per_pass:
         into = f"into microbatches of {micro_batch_size} on" if plan.micro_batch_size is not None else "over"
         messages.append(
-            f"{plan_path}.global_batch_size: {plan.global_batch_size} does not divide {into} {world_size} ranks; use a "
+            f"{plan_path}.global_batch_size: {plan.global_batch_size} does not divide {into} "
+            f"{counted(world_size, 'rank')}; use a "
             f"multiple of {per_pass}"
         )
     owned: dict[str, Any] = {

@@ -53,7 +53,7 @@ def fill_defaults(values: Any, *, num_ranks: int, can_solve: bool) -> Reasons:
         can_solve: Whether the models' families can have filters that are solved.
 
     Returns:
-        Why, by the place of each value.
+        Why, by the place of each value; nothing for sections, which have no reason of their own.
     """
     if not isinstance(values, dict):
         return {}
@@ -63,7 +63,7 @@ def fill_defaults(values: Any, *, num_ranks: int, can_solve: bool) -> Reasons:
     filler.fill_distill()
     filler.fill_finetuning()
     filler.fill_filters(can_solve=can_solve)
-    return {place: why for place, why in filler.reasons.items() if why}
+    return filler.reasons
 
 
 class _Filler:

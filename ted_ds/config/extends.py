@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,11 @@ from ted_ds.config.yaml_file import read_yaml
 from ted_ds.errors import ConfigError
 
 KEY = "extends"
+COMMAND_LINE = "command line"
+"""Where overrides stand that are none, in messages."""
 MOST_FILES = 10
+MOST_SHOWN = 100
+"""Characters of a value, or of an override."""
 PLACE = re.compile(r"[\w.\[\]]+(?=: )")
 """That a message begins with."""
 
@@ -29,8 +33,8 @@ class Chain:
     """Of each value and section, by its place, the first of the files that gives something of it."""
     repeated: dict[str, Path] = field(default_factory=dict)
     """Messages about keys that are given twice in one file, and which."""
-    overridden: set[str] = field(default_factory=set)
-    """Places that the command line gives anew."""
+    overridden: dict[str, str] = field(default_factory=dict)
+    """What overrides give anew, by its place: each as it was written."""
     followed: dict[str, str] = field(default_factory=dict)
     """Paths that are from a recipe's folder (:mod:`ted_ds.config.relative_paths`), as they are written, by place."""
     missing: dict[str, str] = field(default_factory=dict)
@@ -41,10 +45,15 @@ class Chain:
 
         Others may say what does not go with it: so the one that was named is named with it.
         """
+        if message.startswith(f"{COMMAND_LINE}: "):
+            return message
         file, first = self._file_of(message), self.files[0]
         match = PLACE.match(message)
         if match is not None and match[0] in self.missing and "no such" in message.lower():
             message += f" ({self.missing[match[0]]})"
+        overrides = [shortened(one) for one in self._overrides_in(message)]
+        if overrides:
+            message += f" (given as {', '.join(overrides)})"
         return f"{file}: {message}" if file == first else f"{file} (extended by {first}): {message}"
 
     def _file_of(self, message: str) -> Path:
@@ -53,22 +62,42 @@ class Chain:
         match = PLACE.match(message)
         return self.file_of(match[0] if match else "")
 
+    def _overrides_in(self, message: str) -> list[str]:
+        """The overrides that a message is about: that of its place, and those that it names, of a section too."""
+        match = PLACE.match(message)
+        place = match[0] if match else ""
+        own, section = self._override_at(place), f"{place}." if place else ""
+        named = {key: key.removeprefix(section) if section and own is None else key for key in self.overridden}
+        is_of_files = place == "" or place in self.origins
+        return [
+            written
+            for key, written in self.overridden.items()
+            if written == own
+            or (not is_of_files and key.startswith(section))
+            or re.search(rf"(?<![\w./])({re.escape(named[key])}|{re.escape(key)})(?![\w/.])", message)
+        ]
+
     def file_of(self, place: str) -> Path:
         """The file that says what is at a place, or at the nearest around it."""
         while place and place not in self.origins:
             place = around(place)
         return self.origins.get(place, self.files[0])
 
-    def override(self, place: str) -> None:
-        """Note that a value was given anew, on the command line."""
+    def override(self, place: str, written: str) -> None:
+        """Note that a value was given anew, on the command line, and how that was written."""
         self._replace(None, place, self.files[0])
-        self.overridden.add(place)
+        inside = (f"{place}.", f"{place}[")
+        self.overridden = {one: its for one, its in self.overridden.items() if not one.startswith(inside)}
+        self.overridden[place] = written
 
     def is_from_command_line(self, place: str) -> bool:
         """Whether a value is from there, alone or with all around it."""
+        return self._override_at(place) is not None
+
+    def _override_at(self, place: str) -> str | None:
         while place and place not in self.overridden:
             place = around(place)
-        return place != ""
+        return self.overridden.get(place)
 
     def lay_over(self, below: Any, above: Any, place: str, file: Path) -> Any:
         """What values and those that ``file`` puts over them come to at a place; notes whose they are."""
@@ -85,6 +114,19 @@ class Chain:
         inside = (f"{place}.", f"{place}[")
         self.origins = {one: its for one, its in self.origins.items() if not one.startswith(inside)}
         self.origins |= dict.fromkeys(_places(value, place), file)
+
+
+def shortened(text: str) -> str:
+    """A text as far as a message has room for it."""
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]} ..."
+
+
+def without_overrides(message: str, written: Sequence[str]) -> str:
+    """Messages without what they say of some overrides: those of a program, which no user wrote."""
+    for one in map(shortened, written):
+        for said, rest in ((f" (given as {one})", ""), (f"(given as {one}, ", "(given as "), (f", {one}", "")):
+            message = message.replace(said, rest)
+    return message
 
 
 def around(place: str) -> str:

@@ -136,12 +136,13 @@ def fill_from_glue(values: Any) -> Iterator[str]:
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ConfigError(f"data.glue: {name!r}: use one of {', '.join(GLUE)}{hint}")
     task = GLUE[name]
-    yield from _contradictions(values, name, task)
     given = data.get("glue_folder")
     place = given if isinstance(given, str) else None
     own = None if place is None else _official_folder(place, task)
-    train = _source(name, place, own, ("train", TRAIN_FILE), task)
-    data.setdefault("train", [train])
+    train = [_source(name, place, own, ("train", TRAIN_FILE), task)]
+    yield from _contradictions(values, name, task, train)
+    if data.get("train") is None:
+        data["train"] = train
     if data.get("validation") is None:
         data.setdefault("evaluation", [_source(name, place, own, task.heldout, task)])
     if task.apart:
@@ -163,12 +164,12 @@ def fill_from_glue(values: Any) -> Iterator[str]:
         evaluation.setdefault("max_examples", ALL_EXAMPLES)
 
 
-def _contradictions(values: dict[str, Any], name: str, task: GlueTask) -> Iterator[str]:
+def _contradictions(values: dict[str, Any], name: str, task: GlueTask, train: list[dict[str, Any]]) -> Iterator[str]:
     section = values.get("task")
     kind = section.get("kind", task.kind) if isinstance(section, dict) else task.kind
     if kind != task.kind:
         yield f"task.kind: {kind!r}: {name} of data.glue is a {task.kind}; leave it out"
-    if "train" in values["data"]:
+    if values["data"].get("train") not in (None, train):  # in a recipe that was filled before, it stands there
         yield f"data.train: data.glue: {name} says what is trained on; remove one of the two"
 
 

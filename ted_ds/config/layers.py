@@ -87,6 +87,11 @@ class Filters(Section):
     both: FilterPlan | None = None
     """Instead of the two: the filters of both models in one pass over the data."""
 
+    @property
+    def leaves_open(self) -> bool:
+        """As of any section; and which are trained follows, too."""
+        return super().leaves_open or not self.plans
+
     @rule
     def _each_side_once(self) -> Iterator[str]:
         given = [*self.plans]

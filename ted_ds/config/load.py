@@ -10,20 +10,21 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ted_ds.config.defaults import Reasons, fill_defaults, fill_name
+from ted_ds.config.defaults import fill_defaults, fill_name
 from ted_ds.config.draft import Draft, read_draft
+from ted_ds.config.extends import COMMAND_LINE
 from ted_ds.config.extends import KEY as EXTENDS
-from ted_ds.config.extends import Chain
 from ted_ds.config.given import AnyRecipe, read_given
 from ted_ds.config.glue import fill_from_glue
 from ted_ds.config.relative_paths import follow_recipe
 from ted_ds.config.schema import Recipe
 from ted_ds.config.wording import in_words
 from ted_ds.config.yaml_file import unresolved, without_duplicates
-from ted_ds.errors import ConfigError, raise_all
+from ted_ds.errors import ConfigError, counted, raise_all
 
 CONSTANTS = "constants"
 """The key under which a recipe may name values, for ``${constants.NAME}`` to stand for."""
+NO_SUCH_KEY = re.compile(r"\$\{([\w.\[\]]+)\}: the recipe has no such key")
 KEY = re.compile(r"\w+(\.\w+|\[\d+\])*")
 
 
@@ -53,77 +54,114 @@ def load_draft(
         can_solve: As there.
 
     Raises:
-        ConfigError: The file cannot be read as a mapping, or an override has no place in it.
+        ConfigError: The file cannot be read as a mapping.
     """
     tree, chain = read_given(recipe)
-    # what data.glue stands for is in a recipe that was read before
-    values, reasons, beside_glue = _values(tree, chain, overrides, with_glue=not isinstance(recipe, Recipe))
-    reasons |= fill_defaults(values, num_ranks=num_ranks, can_solve=can_solve)
-    draft = read_draft(values)
-    draft.given_twice = [*chain.repeated, *beside_glue]
-    draft.chain, draft.reasons = chain, reasons
-    return draft
+    draft = Draft(chain=chain, beside=[*chain.repeated])
+    values = _values(tree, draft, overrides)
+    filled = fill_defaults(values, num_ranks=num_ranks, can_solve=can_solve)
+    draft.reasons |= {place: why for place, why in filled.items() if why}
+    return read_draft(values, draft, filled)
 
 
 def draft_mistakes(draft: Draft) -> list[str]:
-    """Every key and value of a recipe that is wrong."""
-    return [*draft.given_twice, *in_words(draft.errors), *draft.broken_rules]
+    """Every key and value of a recipe that is wrong, and every override."""
+    return [*draft.beside, *in_words(draft.errors), *draft.broken_rules]
 
 
-def _values(
-    tree: DictConfig, chain: Chain, overrides: Sequence[str], *, with_glue: bool
-) -> tuple[Any, Reasons, list[str]]:
-    """A recipe's values with overrides, why its name is what it is, and what is wrong beside ``data.glue``."""
+def _values(tree: DictConfig, draft: Draft, overrides: Sequence[str]) -> Any:
+    """A recipe's values with overrides; what is wrong in these, or cannot be resolved, is left out and noted."""
+    chain = draft.chain
     for override in overrides:
-        key, sign, value = override.partition("=")
-        if not sign or not KEY.fullmatch(key):
-            raise ConfigError(f"command line: {override!r}: an override has the form a.b=value or a.b[0].c=value")
-        if key == EXTENDS:
-            raise ConfigError(f"command line: {override!r}: what a recipe extends stands in its file; write it there")
-        _refuse_entry_that_is_not_there(tree, key, override)
         try:
-            OmegaConf.update(tree, key, _parse_value(override, key, value), merge=False, force_add=True)
-        except (OmegaConfBaseException, ValueError, TypeError, IndexError) as error:
-            raise ConfigError(f"command line: {override!r}: {_first_line(error)}") from error
-        chain.override(key)
+            _apply(tree, override)
+        except ConfigError as error:
+            draft.leave_out(override.partition("=")[0], f"{COMMAND_LINE}: {override!r}: {error}")
+        else:
+            chain.override(override.partition("=")[0], override)
     given: Any = OmegaConf.to_container(tree, resolve=False)
-    reasons = fill_name(given, chain.files[0])
-    for key in reasons:  # before others refer to them
+    draft.reasons = fill_name(given, chain.files[0])
+    for key in draft.reasons:  # before others refer to them
         tree[key] = given[key]
-    try:
-        data = OmegaConf.to_container(tree, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(chain.place(unresolved(error))) from error
+    data = _resolved(tree, draft)
     constants = data.pop(CONSTANTS, None) if isinstance(data, dict) else None
     if not isinstance(constants, dict | None):
         what = f"{CONSTANTS}: {constants!r}: use a mapping of names of your own to values, which ${{{CONSTANTS}.NAME}}"
-        raise ConfigError(chain.place(f"{what} stands for anywhere in the recipe"))
+        draft.beside.append(f"{what} stands for anywhere in the recipe")
     follow_recipe(data, chain)
     try:
-        return data, reasons, [*fill_from_glue(data)] if with_glue else []
-    except ConfigError as error:
-        raise ConfigError(chain.place(str(error))) from error
+        draft.beside += fill_from_glue(data)
+    except ConfigError as error:  # what it stands for is not known
+        draft.leave_out("data.glue", str(error))
+        del data["data"]["glue"]
+        draft.leave_out("task")
+        if data["data"].get("train") is None:
+            draft.leave_out("data.train")
+    return data
 
 
-def _refuse_entry_that_is_not_there(tree: DictConfig, key: str, override: str) -> None:
+def _resolved(tree: DictConfig, draft: Draft) -> Any:
+    """A recipe's values without ``${...}``; those that lead nowhere are left out and noted."""
+    while True:
+        try:
+            return OmegaConf.to_container(tree, resolve=True)
+        except OmegaConfBaseException as error:
+            place = str(getattr(error, "full_key", None) or "")
+            node = OmegaConf.select(tree, place, throw_on_resolution_failure=False) if place else None
+            if not place or (node is None and not _take_out(tree, place)):
+                raise ConfigError(draft.chain.place(unresolved(error))) from error
+            why = unresolved(error)
+            missing = NO_SUCH_KEY.search(why)
+            draft.leave_out(place, why if missing is None or not draft.has_left_out(missing[1]) else None)
+
+
+def _take_out(tree: DictConfig, place: str) -> bool:
+    """Take what stands at a place out of a recipe; returns whether something did."""
+    holder: Any = tree
+    *parts, last = [int(one) if one.isdecimal() else one for one in re.findall(r"[^.\[\]]+", place)]
+    for part in parts:
+        holder = holder._get_node(part)
+    if holder is None or holder._get_node(last) is None:
+        return False
+    if isinstance(holder, ListConfig):
+        holder[last] = None  # others keep their places
+    else:
+        del holder[last]
+    return True
+
+
+def _apply(tree: DictConfig, override: str) -> None:
+    key, sign, value = override.partition("=")
+    if not sign or not KEY.fullmatch(key):
+        raise ConfigError("an override has the form a.b=value or a.b[0].c=value")
+    if key == EXTENDS:
+        raise ConfigError("what a recipe extends stands in its file; write it there")
+    _refuse_entry_that_is_not_there(tree, key)
+    try:
+        OmegaConf.update(tree, key, _parse_value(key, value), merge=False, force_add=True)
+    except (OmegaConfBaseException, ValueError, TypeError, IndexError) as error:
+        raise ConfigError(_first_line(error)) from error
+
+
+def _refuse_entry_that_is_not_there(tree: DictConfig, key: str) -> None:
     for index in re.finditer(r"\[(\d+)\]", key):
         owner = key[: index.start()]
         entries = OmegaConf.select(tree, owner, throw_on_resolution_failure=False)
         if isinstance(entries, ListConfig) and int(index[1]) >= len(entries):
-            has = {0: "no entries", 1: "1 entry"}.get(len(entries), f"{len(entries)} entries") + ", numbered from 0"
-            raise ConfigError(f"command line: {override!r}: {owner} has {has}; write the whole list to add one")
+            has = counted(len(entries), "entry", "entries") + ", numbered from 0"
+            raise ConfigError(f"{owner} has {has}; write the whole list to add one")
 
 
-def _parse_value(override: str, key: str, text: str) -> Any:
+def _parse_value(key: str, text: str) -> Any:
     content = f"value: {text}"
     try:
         repeated = without_duplicates(content)[1]
         if repeated:
             places = ", ".join(key + one.split(": ")[1].removeprefix("value") for one in repeated)
-            raise ConfigError(f"command line: {override!r}: {places}: given twice; keep one")
+            raise ConfigError(f"{places}: given twice; keep one")
         return OmegaConf.to_container(OmegaConf.create(content), resolve=False)["value"]  # type: ignore[index,call-overload]
     except (YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"command line: {override!r}: not readable as a YAML value") from error
+        raise ConfigError("not readable as a YAML value") from error
 
 
 def _first_line(error: Exception) -> str:

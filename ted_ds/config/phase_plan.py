@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ted_ds.config.section import Section, rule
+from ted_ds.config.section import Section, open_value, rule
 
 ALL = Fraction(1)
 
@@ -29,9 +29,9 @@ class PhasePlan(Section):
     """Instead, for task data: how often each training row is seen; the steps follow from their number and the batch (in
     Stage II with ``data.transfer``, from the rows of a step that are training rows; where these are by ``size``, each
     text is seen so often). Where neither is given: once, and three times in fine-tuning."""
-    learning_rate: float = Field(gt=0)
+    learning_rate: float = Field(default_factory=open_value, gt=0)
     """Peak learning rate; unset: what is usual for the phase and task (``docs/recipes.md``)."""
-    global_batch_size: int = Field(gt=0)
+    global_batch_size: int = Field(default_factory=open_value, gt=0)
     """Sequences or examples per optimizer step, over all ranks and microbatches; unset: 32, or as in ``distill``."""
     micro_batch_size: int | None = Field(default=None, gt=0)
     """Sequences or examples per rank and forward pass; unset: as in ``distill``, or at most 4."""
@@ -56,6 +56,12 @@ class PhasePlan(Section):
     """Adam's: how slowly the means of gradients, and of their squares, forget."""
     eps: float = Field(default=1e-8, gt=0)
     """Adam's: what is added to the root of the mean square."""
+
+    @property
+    def leaves_open(self) -> bool:
+        """As of any section; and steps and microbatches follow, too."""
+        followers = ((self.max_steps, self.epochs), (self.micro_batch_size, self.micro_batch_tokens))
+        return super().leaves_open or (None, None) in followers
 
     @property
     def steps(self) -> int:

@@ -21,13 +21,14 @@ from ted_ds.config.pair import Student, Teacher
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.pipeline import Pipeline
 from ted_ds.config.replay import Replay
-from ted_ds.config.section import Section, rule
+from ted_ds.config.section import Section, open_value, rule
 from ted_ds.config.shipped import DEEPSPEED, named
 from ted_ds.config.study import Study
 from ted_ds.config.tasks import Task
 from ted_ds.config.teacher_precision import precision_mistakes
 from ted_ds.config.tracking import Tracking
 from ted_ds.config.weights import highest
+from ted_ds.errors import counted
 
 NUM_SPECIAL_TOKENS = 4
 """Of a trained tokenizer: unknown, begin, end, padding."""
@@ -61,16 +62,16 @@ class TokenizerTraining(Section):
 class Recipe(Section):
     """One distillation, from teacher and data to the exported student."""
 
-    name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
+    name: str = Field(default_factory=open_value, min_length=1, pattern=r"^[\w.-]+$")
     """What the run is called; unset: as the recipe's file, without its ending."""
     seed: int = Field(default=0, ge=0)
     """Of all that is drawn: new weights, the order of the data, dropout."""
-    output_dir: Path
+    output_dir: Path = Field(default_factory=open_value)
     """The folder of the run; unset: ``runs/NAME``."""
     shared_phases: Path | None = None
     """A folder in which runs find each other's phases up to Stage II: one that another run completed with the same
     inputs is taken from there, one that it is at is waited for. Unset: a run does all of its own."""
-    deepspeed: Path
+    deepspeed: Path = Field(default_factory=open_value)
     """DeepSpeed JSON of all trained phases: a file, or the name of one that ships (``zero2``); unset, or ``auto``: the
     first of those that ship by which all phases fit."""
     pipeline: Pipeline = Pipeline()
@@ -90,13 +91,13 @@ class Recipe(Section):
     """Keep only each trained block's input for the backward pass and compute the rest again: less memory, more time."""
     torch_compile: bool = False
     """Compile the blocks of models that are whole on every rank (not ZeRO-3) with ``torch.compile``."""
-    task: Task = Field(discriminator="kind")
+    task: Task = Field(default_factory=open_value, discriminator="kind")
     data: Data
     teacher: Teacher
     student: Student
     layer_map: LayerMap = LayerMap()
     filters: Filters | None = None
-    distill: Distill
+    distill: Distill = Field(default_factory=open_value)
     evaluation: Evaluation = Evaluation()
     tracking: Tracking = Tracking()
     checkpoint: Checkpoint = Checkpoint()
@@ -124,10 +125,10 @@ class Recipe(Section):
     def _may_be_the_name_of_one_that_ships(cls, file: Any) -> Any:
         return named(file, DEEPSPEED, ".json") if isinstance(file, str) else file
 
-    @rule
-    def _ted_has_filters(self) -> Iterator[str]:
-        if self.distill.needs.filters and self.filters is None:
-            yield "distill.method: ted needs a filters section (Stage I)"
+    @property
+    def leaves_open(self) -> bool:
+        """As of any section; and the filters of ``ted`` follow, too."""
+        return super().leaves_open or (self.distill.needs.filters and self.filters is None)
 
     @rule
     def _filters_are_solved_for_a_head(self) -> Iterator[str]:
@@ -167,7 +168,7 @@ class Recipe(Section):
             own = source.text_columns(columns)
             if len(own) != len(columns):
                 yield (
-                    f"data.transfer[{index}].text_column: {len(own)} column{'s'[: len(own) != 1]}, task.text_column "
+                    f"data.transfer[{index}].text_column: {counted(len(own), 'column')}, task.text_column "
                     f"names {len(columns)}; name as many, in the same order"
                 )
 

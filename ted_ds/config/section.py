@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
+from pydantic.fields import FieldInfo
 
-WITHOUT_RULES = "without_rules"
-"""Set in the validation context of a draft, whose rules are looked at once all of it has been read."""
+WHOLE = "whole"
+"""Set in the validation context of a whole recipe: nothing is left open in it, and its rules are looked at once all of
+it has been read. What is built in Python may leave open what follows from the rest, until then."""
+NOTHING = object()
+"""What stands for the values that a whole recipe lacks: it is of no type, so that each fails in its own place."""
 
 Rule = Callable[[Any], Iterator[str]]
+
+
+def open_value() -> Any:
+    """The default of a key whose value follows from the rest of a recipe (:mod:`ted_ds.config.defaults`): none yet."""
+    return None
+
+
+def must_be_given(field: FieldInfo) -> bool:
+    """Whether a whole recipe has some value of it, its own or one that followed."""
+    return field.is_required() or field.default_factory is open_value
 
 
 def rule(method: Rule) -> Rule:
@@ -40,12 +54,30 @@ class Section(BaseModel):
                 if getattr(method, "is_rule", False):
                     yield from method(self)
 
+    @property
+    def leaves_open(self) -> bool:
+        """Whether something in it is left to follow from the rest of a recipe."""
+        fields = type(self).model_fields
+        return any(
+            (value is None and fields[name].default_factory is open_value) or _leaves_open(value)
+            for name, value in self.__dict__.items()
+            if name in fields
+        )
+
     @model_validator(mode="after")
     def _rules_hold(self, info: ValidationInfo) -> Section:
-        messages = [] if (info.context or {}).get(WITHOUT_RULES) else [*self.broken_rules()]
+        messages = [] if _is_whole(info) or self.leaves_open else [*self.broken_rules()]
         if messages:
             raise ValueError("\n".join(messages))
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_is_left_open(cls, values: Any, info: ValidationInfo) -> Any:
+        if not isinstance(values, dict) or not _is_whole(info):
+            return values
+        wanted = [name for name, field in cls.model_fields.items() if field.default_factory is open_value]
+        return {**dict.fromkeys([name for name in wanted if values.get(name) is None], NOTHING), **values}
 
     @model_validator(mode="before")
     @classmethod
@@ -60,6 +92,18 @@ class Section(BaseModel):
             if bool not in (kinds := _kinds(field.annotation)) and {int, float} & kinds
         ]
         return {**values, **{name: _without_switches(values[name]) for name in numbers}}
+
+
+def _is_whole(info: ValidationInfo) -> bool:
+    return bool((info.context or {}).get(WHOLE))
+
+
+def _leaves_open(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_leaves_open, value.values()))
+    if isinstance(value, list):
+        return any(map(_leaves_open, value))
+    return isinstance(value, Section) and value.leaves_open
 
 
 def _kinds(annotation: Any) -> set[Any]:

@@ -12,6 +12,7 @@ from pydantic import Field
 from ted_ds.config.methods import METHODS
 from ted_ds.config.nearest import nearest
 from ted_ds.config.section import Section, rule
+from ted_ds.errors import counted
 
 METHOD_KEY = "distill.method"
 ARM_NAME = re.compile(r"\w[\w.-]*")
@@ -60,7 +61,10 @@ class Search(Section):
     @rule
     def _halves_are_left(self) -> Iterator[str]:
         if self.trials >> self.halvings < 1:
-            yield f"halvings: {self.halvings}: {self.trials} trials are not halved so often; use fewer, or more trials"
+            yield (
+                f"halvings: {self.halvings}: {counted(self.trials, 'trial')} cannot be halved so often; use fewer, or "
+                "more trials"
+            )
 
     @rule
     def _grids_are_of_what_a_student_learns_by(self) -> Iterator[str]:
@@ -75,7 +79,10 @@ class Search(Section):
                     yield f"{place}: {key}: {values}: give one value or more, each once"
             size = math.prod(len(values) for values in grid.values())
             if size < self.trials:
-                yield f"grids.{arm}: has {size} settings; all arms are given {self.trials} trials, so give more values"
+                yield (
+                    f"grids.{arm}: has {counted(size, 'setting')}; all arms are given "
+                    f"{counted(self.trials, 'trial')}, so give more values"
+                )
 
 
 class Study(Section):

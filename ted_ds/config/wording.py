@@ -11,17 +11,17 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from ted_ds.config.extends import shortened
 from ted_ds.config.layers import LAYER_NAME
 from ted_ds.config.nearest import nearest
 from ted_ds.config.places import TASK_KINDS, dotted, own_keys, sections_at
 from ted_ds.config.schema import Recipe
+from ted_ds.config.section import NOTHING
 
 OWN_WORDS = ("value_error", "assertion_error")
 """Errors whose text a rule of the schema gave."""
 PATTERNS = {r"^[\w.-]+$": "letters, digits, '_', '.' and '-'", LAYER_NAME: "the form encoder.3 or decoder.3"}
 BOUNDS = {"gt": "above {}", "ge": "{} or more", "lt": "below {}", "le": "at most {}"}
-MOST_SHOWN = 100
-"""Characters of a value."""
 
 
 def in_words(errors: Sequence[ErrorDetails]) -> Iterator[str]:
@@ -29,7 +29,9 @@ def in_words(errors: Sequence[ErrorDetails]) -> Iterator[str]:
     for item in errors:
         place = own_keys(item["loc"])
         kind, value = item["type"], item["input"]
-        if kind == "extra_forbidden":
+        if value is NOTHING:
+            yield f"{dotted(place)}: this key is required"
+        elif kind == "extra_forbidden":
             yield f"{dotted(place)}: unknown key{_hint(item['loc'])}"
         elif kind == "invalid_key":
             yield f"{dotted(place[:-1]) or 'the recipe'}: {value!r}: a key is a name; put it into quotes, or remove it"
@@ -51,8 +53,7 @@ def in_words(errors: Sequence[ErrorDetails]) -> Iterator[str]:
 
 
 def _shown(value: Any) -> str:
-    text = "null" if value is None else repr(value)
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]} ..."
+    return shortened("null" if value is None else repr(value))
 
 
 # --- unknown keys -----------------------------------------------------------------------------------------------------

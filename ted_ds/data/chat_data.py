@@ -17,6 +17,7 @@ from ted_ds.data.packing import Packer, Piece
 from ted_ds.data.reading.listing import DataListing, Listing
 from ted_ds.data.samples import LabelledRows, Rows, Sample
 from ted_ds.data.token_rows import columns_of
+from ted_ds.errors import counted
 
 WINDOW = 64
 """Conversations to choose from, to fill up a sequence."""
@@ -61,15 +62,23 @@ class ChatData(LabelledData):
         forms = ", ".join(f"{name} {number:,}" for name, number in self.counted.most_common())
         num_tokens = sum(len(sample.input_ids) for sample in self.train)
         completed = sum(num_completed(sample) for sample in self.train)
-        packed = f" in {len(self.train):,} sequences" if len(self.train) < self._num_conversations else ""
+        packed = f" in {counted(len(self.train), 'sequence')}" if len(self.train) < self._num_conversations else ""
         beyond = (
             f"; {self.num_beyond:,} more are left out: nothing to learn is left of them within task.max_length"
             if self.num_beyond
             else ""
         )
-        what = "rows of tokens" if self._are_tokens else "conversations"
+        how_many = counted(
+            self._num_conversations,
+            *(
+                ("training row of tokens", "training rows of tokens")
+                if self._are_tokens
+                else ("training conversation",)
+            ),
+        )
         return (
-            f"{self._num_conversations:,} training {what}{packed}, held by every rank (of all rows read as "
+            f"{how_many}{packed}, held by every rank (of all rows "
+            "read as "
             f"{forms}); {completed:,} of their {num_tokens:,} tokens are of completions{beyond}"
         )
 

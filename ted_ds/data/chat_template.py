@@ -18,7 +18,7 @@ import numpy as np
 
 from ted_ds.config.shipped import CHAT_TEMPLATES, names_in
 from ted_ds.data.conversations import Dialogue
-from ted_ds.errors import ConfigError
+from ted_ds.errors import ConfigError, counted
 from ted_ds.models.tokenizer_settings import ROLES
 from ted_ds.models.tokenizer_traits import TokenizerTraits
 
@@ -160,7 +160,8 @@ class Renderer:
         turns = [place for place, one in enumerate(dialogue.messages) if one["role"] == "assistant"]
         if len(spans) != len(turns):
             raise UnclearError(
-                f"the chat template marks {len(spans)} completions, and there are {len(turns)} turns of the assistant"
+                f"the chat template marks {counted(len(spans), 'completion')}, and the assistant has "
+                f"{counted(len(turns), 'turn')}"
             )
         return whole, [(first, behind) for turn, (first, behind) in zip(turns, spans, strict=True) if turn in answers]
 

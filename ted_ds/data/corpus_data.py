@@ -24,7 +24,7 @@ from ted_ds.data.stream.lane import make_units
 from ted_ds.data.stream.settings import StreamSettings, source_names, stream_settings
 from ted_ds.data.stream.workers import LaneWorkers
 from ted_ds.data.tokenizers import DocumentEncoder, ends_when_loaded, traits_of
-from ted_ds.errors import ConfigError, DataError
+from ted_ds.errors import ConfigError, DataError, counted
 
 NUM_TRIED_DOCUMENTS = 16
 LONGEST_SHOWN = 60
@@ -169,7 +169,8 @@ class CorpusData:
         texts = list(itertools.islice(self._reader().texts(source, "all"), NUM_TRIED_DOCUMENTS))
         if texts and not any(self._encode(texts)):
             raise DataError(
-                f"{source.name}: the tokenizer gives no tokens for the first {len(texts)} documents, such as "
+                f"{source.name}: the tokenizer gives no tokens for the first {counted(len(texts), 'document')}, such "
+                "as "
                 f"{texts[0][:LONGEST_SHOWN]!r}; use data in the model's language and script"
             )
 

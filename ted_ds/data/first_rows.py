@@ -14,7 +14,7 @@ from ted_ds.data.reading.listing import Listing, one_by_one, read_in_order
 from ted_ds.data.reading.records import BadRecord
 from ted_ds.data.samples import BadRow, Example, Rows
 from ted_ds.data.sources import is_remote, names_hub
-from ted_ds.errors import DataError
+from ted_ds.errors import DataError, counted
 
 NUM_ROWS = 64
 MOST_CHARACTERS = 2**22
@@ -80,7 +80,7 @@ class FirstRows:
         if self.not_read is not None:
             return self.not_read
         columns = ", ".join(f"{name} ({kind})" for name, kind in self.types)
-        parts = [self.files, f"first {self.num_rows} {self.rows_are}: {columns}"]
+        parts = [self.files, f"first {counted(self.num_rows, self.rows_are.removesuffix('s'))}: {columns}"]
         if self.characters is not None:
             parts.append("texts of {} to {} characters, median {}".format(*(self.characters[i] for i in (0, 2, 1))))
         if self.labels:
@@ -108,7 +108,7 @@ def first_rows(source: Source, rows: Rows, *, cleaning: Cleaning | None = None, 
         return FirstRows(not_read="not looked into: it is not on this machine")
     try:
         num_files, listings = one_by_one(source)
-        files = f"{num_files} file{'s'[: num_files != 1]}"
+        files = counted(num_files, "file")
         if Path(source.path.removeprefix("file://")).is_dir():
             files += f" of split {source.split!r}"
         for listing in listings:

@@ -22,7 +22,7 @@ from ted_ds.data.step_division import StepDivision
 from ted_ds.data.tokenizers import ends_when_loaded
 from ted_ds.data.transfer import TextsAlone, Transfer, share_of
 from ted_ds.data.two_tokenizers import Encoded, paired, read_by
-from ted_ds.errors import DataError
+from ted_ds.errors import DataError, counted
 
 ROWS_AT_ONCE = 1024
 """Of a labelled set, read and tokenised together."""
@@ -77,7 +77,8 @@ class LabelledData:
                     self._num_examples += 1
         if self.num_beyond and not kept:
             raise DataError(
-                f"{names_of(data.train)}: of all {self.num_beyond:,} rows that could be used, nothing is left to learn "
+                f"{names_of(data.train)}: of all {counted(self.num_beyond, 'row')} that could be used, nothing is "
+                "left to learn "
                 "within task.max_length tokens; raise it"
             )
         heldout += self._read_scored(listing.evaluation or ())
@@ -172,12 +173,12 @@ class LabelledData:
         without = f", {self.num_unlabelled} of them without a label" if self.num_unlabelled else ""
         num_cut = sum(sample.num_cut for sample in self.train)
         cut = (
-            f"; {num_cut:,} labels are of words that were cut off, or that are nothing to the tokenizer"
+            f"; {counted(num_cut, 'label')} of words that were cut off, or that are nothing to the tokenizer"
             if num_cut
             else ""
         )
-        several = f" in {len(self.train)} sequences" if self._num_examples < len(self.train) else ""
-        how_many = f"{self._num_examples} training examples{several}{without}"
+        several = f" in {counted(len(self.train), 'sequence')}" if self._num_examples < len(self.train) else ""
+        how_many = f"{counted(self._num_examples, 'training example')}{several}{without}"
         return f"{how_many}, held by every rank{cut}{self._describe_transfer()}"
 
     def _describe_transfer(self) -> str:
@@ -186,7 +187,7 @@ class LabelledData:
         share = self._data.transfer_share
         how = "as they come among all texts" if share == "size" else f"{share:g} of each step"
         left_out = f"; {self.num_transfer_heldout:,} more are held out: left out" if self.num_transfer_heldout else ""
-        return f"; {len(self.transfer):,} transfer texts for Stage II, {how}{left_out}"
+        return f"; {counted(len(self.transfer), 'transfer text')} for Stage II, {how}{left_out}"
 
     def stream(
         self,

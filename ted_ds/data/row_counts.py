@@ -14,6 +14,7 @@ from ted_ds.data.reading.records import BadRecord
 from ted_ds.data.reading.tables import parquet_metadata
 from ted_ds.data.samples import BadRow, Rows
 from ted_ds.data.sources import is_remote, names_hub
+from ted_ds.errors import counted
 
 MOST_BYTES_READ = 2**23
 """Of all sources: more are not read row by row here."""
@@ -42,7 +43,7 @@ class RowCount:
 
     def __str__(self) -> str:
         """In words."""
-        return f"{self.how}{self.number:,} rows"
+        return f"{self.how}{counted(self.number, 'row')}"
 
 
 def count_training_rows(data: Data, rows: Rows) -> RowCount | None:

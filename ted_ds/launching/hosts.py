@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ted_ds.errors import ConfigError, TopologyError
+from ted_ds.errors import ConfigError, TopologyError, counted
 from ted_ds.launching.records import LOG_DIR
 
 SSH = ("ssh", "-n", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", "-o", "ServerAliveInterval=5")
@@ -86,7 +86,8 @@ def wait_for_hosts(
                 return there
             if len(there) < at_least:
                 raise TopologyError(
-                    f"{len(there)} of {len(hosts)} hosts answer over ssh, at least {at_least} must ({said}); mend or "
+                    f"{len(there)} of {counted(len(hosts), 'host')} answer over ssh, at least {at_least} must "
+                    f"({said}); mend or "
                     "replace them in the hostfile, or allow fewer"
                 )
             say(f"going on without {', '.join(silent)} ({said})")
@@ -154,7 +155,7 @@ def end_ranks(hosts: Sequence[str], folder: Path, *, grace_s: float, say: Callab
             if number is None:
                 say(f"WARN {host}: does not answer: ranks may be left there")
             elif number:
-                say(f"{host or 'this host'}: {number} processes of the attempt were left, and killed")
+                say(f"{host or 'this host'}: killed {counted(number, 'process')} that the attempt left")
 
 
 def _find(host: str | None, folder: Path, *, kill: bool = False) -> int | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ted_ds.errors import RankLostError, StoppedOnRequest
+from ted_ds.errors import RankLostError, StoppedOnRequest, counted
 from ted_ds.launching.positions import positions_in_words
 from ted_ds.launching.records import RankRecord, log_file, read_records, record_file
 
@@ -88,7 +88,7 @@ def outcome_of(folder: Path, launcher_code: int) -> Outcome:
 
 def _some(ranks: Sequence[int]) -> str:
     shown = ", ".join(map(str, ranks[:8]))
-    return shown if len(ranks) <= 8 else f"{shown} and {len(ranks) - 8} others"
+    return shown if len(ranks) <= 8 else f"{shown} and {counted(len(ranks) - 8, 'other')}"
 
 
 def _written(file: Path, record: RankRecord) -> float:

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ted_ds.errors import counted
+
 FILE = "collectives_{rank:05d}.json"
 NAME = re.compile(r"collectives_(\d+)\.json")
 NCCL_PREFIX = "nccl_trace_rank_"
@@ -99,5 +101,5 @@ def positions_in_words(folder: Path) -> list[str]:
 
 def _ranks(ranks: Sequence[int]) -> str:
     shown = ", ".join(map(str, ranks[:MOST_TOLD]))
-    more = f" and {len(ranks) - MOST_TOLD} others" if len(ranks) > MOST_TOLD else ""
+    more = f" and {counted(len(ranks) - MOST_TOLD, 'other')}" if len(ranks) > MOST_TOLD else ""
     return f"rank{'s'[: len(ranks) > 1]} {shown}{more}"

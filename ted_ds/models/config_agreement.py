@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ted_ds.errors import CheckpointError
+from ted_ds.errors import CheckpointError, counted
 from ted_ds.models.family import Family
 from ted_ds.models.folder import CONFIG_FILE
 
@@ -105,7 +105,8 @@ def _other_blocks(config: Mapping[str, Any], shapes: Mapping[str, Shape], family
     if max(held) >= count:
         cut = "" if shared else ", and leave blocks out of a student by student.from_teacher.blocks"
         yield (
-            f"{key} is {count}, but the weights have {len(held)} blocks, up to number {max(held)} (from 0); make it "
+            f"{key} is {count}, but the weights have {counted(len(held), 'block')}, up to number {max(held)} (from "
+            "0); make it "
             f"{max(held) + 1}{cut}"
         )
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ted_ds.errors import CheckpointError
+from ted_ds.errors import CheckpointError, counted
 from ted_ds.models.family import Family
 
 WHOLE_NUMBERS = (
@@ -121,7 +121,7 @@ def _layers(config: Mapping[str, Any], family: Family) -> Iterator[str]:
     if layers is None:
         return
     if not isinstance(layers, list) or (count is not None and len(layers) != count):
-        given = f"{len(layers)} entries" if isinstance(layers, list) else repr(layers)
+        given = counted(len(layers), "entry", "entries") if isinstance(layers, list) else repr(layers)
         yield f"layer_types has {given}, and {key} is {count}; give one for each block, or remove layer_types"
         return
     known = family.block_kinds

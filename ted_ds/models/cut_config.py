@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers import AutoModel
 
-from ted_ds.errors import CheckpointError
+from ted_ds.errors import CheckpointError, counted
 from ted_ds.models.config_build import parsed_config
 from ted_ds.models.family import Family
 
@@ -36,7 +36,9 @@ def config_of_blocks(config: Mapping[str, Any], blocks: Sequence[int], family: F
     said = {**parsed_config(config).to_dict(), **{key: value for key, value in config.items() if value is not None}}
     depth_key, depth = family.entry(config if not family.is_stack else said, "num_hidden_layers")
     if max(blocks) >= depth:
-        raise CheckpointError(f"block {max(blocks)} does not exist (the model has {depth} blocks); use 0..{depth - 1}")
+        raise CheckpointError(
+            f"block {max(blocks)} does not exist (the model has {counted(depth, 'block')}); use 0..{depth - 1}"
+        )
     result = {**config, depth_key: len(blocks)}
     for key, value in said.items():
         if key in family.first_blocks_keys and isinstance(value, int):

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from ted_ds.errors import CheckpointError, ConfigError
+from ted_ds.errors import CheckpointError, ConfigError, counted
 from ted_ds.models.config_agreement import classifier_rows
 from ted_ds.models.config_build import build_config, try_to_build
 from ted_ds.models.execution import ATTENTION
@@ -169,7 +169,7 @@ def load_model(
     body = [name for name in missing if name not in of_head]
     if body:
         raise CheckpointError(
-            f"{path}: {len(body)} weights are missing from the files ({body[0]}, ...); they would be random"
+            f"{path}: the files lack {counted(len(body), 'weight')} ({body[0]}, ...), which would be random"
         )
     if of_head and not new_head_allowed:
         raise CheckpointError(
@@ -226,7 +226,8 @@ def _refuse_other_shapes(path: Path, shapes: Mapping[str, tuple[tuple[int, ...],
     if shapes:
         name, (held, wanted) = min(shapes.items())
         raise CheckpointError(
-            f"{path}: {len(shapes)} weights are of other shapes than config.json describes: {name} is {[*held]} in the "
+            f"{path}: {counted(len(shapes), 'weight')} of other shapes than config.json describes: {name} is "
+            f"{[*held]} in the "
             f"files, {[*wanted]} by config.json; use the config.json and the weights of one and the same model"
         )
 
@@ -237,7 +238,8 @@ def _refuse_unused(path: Path, model_type: str, family: Family, names: Iterable[
     unused = sorted(name for name in of_blocks if not name.endswith(family.buffers))
     if unused:
         raise CheckpointError(
-            f"{path}: {len(unused)} weights in the files are of no use to a {model_type} ({unused[0]}, ...), and "
+            f"{path}: the files have {counted(len(unused), 'weight')} of no use to a {model_type} ({unused[0]}, ...), "
+            "and "
             "without them it would be another model; use the config.json these weights were trained with"
         )
 

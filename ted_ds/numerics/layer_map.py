@@ -8,7 +8,7 @@ the output of the decoder's fifth block.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 Layer = int | str
 """A number; of an encoder-decoder, the name of a stack, a dot and a number."""
@@ -163,16 +163,36 @@ def layer_names(layers: Sequence[Layer]) -> list[str]:
     ]
 
 
+def layers_outside(pairs: Sequence[tuple[Layer, Layer]], side: str, blocks: Mapping[str, int]) -> Iterator[str]:
+    """Of given pairs, the layers that one side's model has not, in lines of the recipe.
+
+    Args:
+        pairs: As given.
+        side: ``student`` or ``teacher``.
+        blocks: How many each of its stacks has; layers of another stack are not looked at.
+    """
+    for index, pair in enumerate(pairs):
+        layer = pair[0 if side == "student" else 1]
+        if stack_of(layer) in blocks:
+            yield from _outside(index, side, number_of(layer), blocks[stack_of(layer)])
+
+
+def _outside(index: int, side: str, layer: int, depth: int) -> list[str]:
+    if 0 <= layer <= depth:
+        return []
+    blocks = "1 block" if depth == 1 else f"{depth} blocks"
+    return [
+        f"layer_map.pairs[{index}]: {side} block {layer} does not exist (the model has {blocks}); "
+        f"use {'1' if depth == 1 else f'1..{depth}'}, or 0 for the embeddings"
+    ]
+
+
 def _checked(pairs: Mapping[int, tuple[int, int]], student: int, teacher: int) -> tuple[tuple[int, int], ...]:
     """The pairs of one stack, which are given by their place in the recipe."""
     problems = []
     for index, pair in pairs.items():
         for side, layer, depth in (("student", pair[0], student), ("teacher", pair[1], teacher)):
-            if not 0 <= layer <= depth:
-                problems.append(
-                    f"layer_map.pairs[{index}]: {side} block {layer} does not exist (the model has {depth} blocks); "
-                    f"use 1..{depth}, or 0 for the embeddings"
-                )
+            problems += _outside(index, side, layer, depth)
     student_layers = [s for s, _ in pairs.values()]
     for layer in sorted({s for s in student_layers if student_layers.count(s) > 1}):
         problems.append(f"layer_map.pairs: student layer {layer} is matched twice; match it once")

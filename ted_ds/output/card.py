@@ -14,6 +14,7 @@ from ted_ds import __version__
 from ted_ds.config.redaction import without_secrets
 from ted_ds.config.schema import Recipe
 from ted_ds.data.sources import names_hub
+from ted_ds.errors import counted
 from ted_ds.models.companions import CARD, Origins, cards_in, hub_name, licences_in
 from ted_ds.models.licence import OTHER, Licence, licence_of
 from ted_ds.output.results import STUDENT
@@ -154,7 +155,7 @@ class Card:
 
     def _training(self) -> str:
         plan = self.recipe.distill
-        steps = f"{plan.steps:,} steps of {plan.global_batch_size}"
+        steps = f"{counted(plan.steps, 'step')} of {plan.global_batch_size}"
         return f"method `{plan.method}`, task `{self.recipe.task.kind}`, {steps} at a rate of {plan.learning_rate:g}"
 
     def _whose_tokenizer(self) -> str:

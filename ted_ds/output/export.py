@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from ted_ds.config.schema import Recipe
-from ted_ds.errors import CheckpointError
+from ted_ds.errors import CheckpointError, counted
 from ted_ds.models.companions import CARD, Origins, accompany, copy_papers, copy_tokenizer
 from ted_ds.models.files import GENERATION_CONFIG_FILE, read_model_facts
 from ted_ds.models.folder import ADAPTER_FILE, CONFIG_FILE, INDEX_FILE
@@ -55,7 +55,8 @@ def export_student(
         shutil.copyfile(recipe.task.template_file, folder / CHAT_TEMPLATE_FILE)
     facts = read_model_facts(folder)
     what = (
-        f"A {facts.model_type} of {facts.num_blocks} blocks and {facts.parameters.total:,} parameters, distilled with "
+        f"A {facts.model_type} of {counted(facts.num_blocks, 'block')} and {facts.parameters.total:,} parameters, "
+        "distilled with "
         f"ted_ds (method {recipe.distill.method}, task {recipe.task.kind})."
     )
     card, traces = Card(recipe, origins, folder, blocks, scores or {}), _traces(folder, origins)

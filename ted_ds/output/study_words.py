@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
+from ted_ds.errors import counted
 from ted_ds.numerics.paired_draws import Difference
 
 LEVEL = 0.05
@@ -81,7 +82,7 @@ def verdict(arm: str, baseline: str, found: Difference, holm_p: float, measure: 
             f"{arm} may be {better} than {baseline} {by}, but of the arms that were compared one may look so by chance "
             f"(p {holm_p:.2g} after Holm){alone}"
         )
-    reach, seeds = BEYOND_ITS_END * (high - low) / 2, f"{num_seeds} seed{'s'[: num_seeds > 1]}"
+    reach, seeds = BEYOND_ITS_END * (high - low) / 2, counted(num_seeds, "seed")
     return (
         f"no difference between {arm} and {baseline} can be seen: {measure.signed(gain)} {measure.unit} "
         f"{measure.interval(low, high)}; with {num_examples:,} examples and {seeds} four studies of five tell one of "

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn, Protocol
 
 from ted_ds.data.loader import Batch
-from ted_ds.errors import DataError, NumericsError
+from ted_ds.errors import DataError, NumericsError, counted
 from ted_ds.objectives.teacher_view import GAP_CLOSED, STUDENT_TASK, TEACHER_TASK
 from ted_ds.runtime.step_runner import DataExhausted, Objective, StepRunner
 
@@ -214,7 +214,8 @@ def _cannot_go_on(engine: StepRunner, surroundings: Surroundings, progress: Prog
     else:
         left = "the weights themselves are not finite and were not saved"
     error = NumericsError(
-        f"{progress.step - progress.last_taken} steps in a row were skipped; step {progress.step}: {reason}. {left}. "
+        f"skipped {counted(progress.step - progress.last_taken, 'step')} in a row; step {progress.step}: {reason}. "
+        f"{left}. "
         "Look at these steps' data (ted-ds doctor), lower the learning rate, or use precision bf16 or fp32; with other "
         "settings the phase starts anew, once its checkpoints are removed. max_consecutive_skips may be raised to go on"
     )

@@ -14,7 +14,7 @@ from ted_ds.config.schema import Recipe
 from ted_ds.data.chat_template import find_template, vet_template
 from ted_ds.data.document_ends import ends_of
 from ted_ds.data.masking import make_masker
-from ted_ds.errors import CheckpointError, ConfigError, TedError
+from ted_ds.errors import CheckpointError, ConfigError, TedError, counted
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.folder import CONFIG_FILE
 from ted_ds.models.tokenizer_files import tokenizer_of_files
@@ -175,8 +175,9 @@ def _head_for_other_labels(recipe: Recipe, side: Side) -> str | None:
     if recipe.task.has_lm_head or rows in (None, facts.num_labels) or facts.num_labels is None:
         return None
     return (
-        f"{side.folder / CONFIG_FILE} names {facts.num_labels} labels in id2label, but the head in the weights has "
-        f"{rows} rows"
+        f"{side.folder / CONFIG_FILE} names {counted(facts.num_labels, 'label')} in id2label, but the head in the "
+        "weights has "
+        f"{counted(rows or 0, 'row')}"
     )
 
 
@@ -210,7 +211,8 @@ def _check_labels(recipe: Recipe, side: Side) -> None:
     if facts.num_labels not in (None, task.num_outputs):
         if not task.output_names:
             raise ConfigError(
-                f"its head has {facts.num_labels} outputs, one for a {task.kind} has {task.num_outputs}; use another"
+                f"its head has {counted(facts.num_labels, 'output')}, one for a {task.kind} has {task.num_outputs}; "
+                "use another"
             )
         what = "labels" if task.label_names else "outputs"
         raise ConfigError(

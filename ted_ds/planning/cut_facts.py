@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from ted_ds.config.cut import CutFromTeacher
 from ted_ds.config.schema import Recipe
-from ted_ds.errors import ConfigError
+from ted_ds.errors import ConfigError, counted
 from ted_ds.models.family import ENCODER, blocks_by_layer
 from ted_ds.models.files import ModelFacts
 from ted_ds.numerics.block_choice import BY_NUMBER, rounds_of_search
@@ -59,7 +59,9 @@ def cut_facts(cut: CutFromTeacher, teacher: ModelFacts) -> ModelFacts:
     is_share_of_each = cut.is_share and not cut.is_measured
     if cut.num_blocks is not None and (is_share_of_each or not teacher.family.is_stacked):
         if cut.number_of(teacher.num_blocks) > teacher.num_blocks:
-            raise ConfigError(f"{cut.num_blocks}: the teacher has {teacher.num_blocks} blocks; use as many or fewer")
+            raise ConfigError(
+                f"{cut.num_blocks}: the teacher has {counted(teacher.num_blocks, 'block')}; use as many or fewer"
+            )
         if cut.is_measured and teacher.family.num_shared_key is not None:
             raise ConfigError(
                 f"{cut.num_blocks} by choose: {cut.choose}: layers of this {teacher.model_type} share their blocks, "
@@ -71,17 +73,20 @@ def cut_facts(cut: CutFromTeacher, teacher: ModelFacts) -> ModelFacts:
             rule = "is an encoder-decoder: give encoder_blocks and decoder_blocks, or a share as num_blocks"
         raise ConfigError(f"the teacher, a {teacher.model_type}, {rule}")
     of_stacks = known_blocks(cut, teacher)
-    chosen, before = [], 0
+    chosen, before, problems = [], 0, []
     for stack, blocks in (of_stacks or {}).items():
         depth = depths[stack]
-        outside = [block for block in blocks if block >= depth]
-        if outside:
-            whose = f"the teacher's {stack}" if stack else "the teacher"
-            raise ConfigError(
-                f"block {outside[0]} does not exist ({whose} has {depth} blocks, numbered from 0); use 0..{depth - 1}"
-            )
+        whose = f"the teacher's {stack}" if stack else "the teacher"
+        has = f"{whose} has {counted(depth, 'block')}, numbered from 0"
+        problems += [
+            f"block {block} does not exist ({has}); use {'0' if depth == 1 else f'0..{depth - 1}'}"
+            for block in dict.fromkeys(blocks)
+            if block >= depth
+        ]
         chosen += [before + block for block in blocks]
         before += depth
+    if problems:
+        raise ConfigError("\n".join(problems))
     if of_stacks is None:
         chosen = _most_costly(cut, teacher)
     reason = _uncuttable(teacher, chosen)
@@ -130,5 +135,5 @@ def _uncuttable(teacher: ModelFacts, blocks: Sequence[int]) -> str | None:
         return None
     return (
         f"these layers go through the weights {wanted} (numbered from 0), but in a model of "
-        f"{len(blocks)} layers they go through {found}; choose as many layers of each"
+        f"{counted(len(blocks), 'layer')} they go through {found}; choose as many layers of each"
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ted_ds.config.schema import Recipe
+from ted_ds.errors import counted
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.parameters import Parameters
 from ted_ds.numerics.layer_map import LayerPairs, number_of
@@ -45,7 +46,7 @@ def freeze_mistakes(recipe: Recipe, student: ModelFacts | None, pairs: LayerPair
             "frozen; remove it"
         )
     elif number >= student.num_blocks:
-        blocks = "1 block" if student.num_blocks == 1 else f"{student.num_blocks} blocks"
+        blocks = counted(student.num_blocks, "block")
         most = f"use at most {student.num_blocks - 1}" if student.num_blocks > 1 else "remove it"
         yield f"{PLACE}: {number}: the student has {blocks}, and one at least has to train; {most}"
     elif recipe.distill.balance is not None and recipe.distill.needs.teacher:
@@ -162,7 +163,8 @@ def freeze_in_words(recipe: Recipe, teacher: ModelFacts | None, student: ModelFa
     trained, num_frozen = frozen_sizes(recipe, model)
     share = 100 * num_frozen / max(num_frozen + sum(trained), 1)
     text = (
-        f"embeddings and the first {number} of the student's {student.num_blocks} blocks, {num_frozen:,} parameters "
+        f"embeddings and the first {number} of the student's {counted(student.num_blocks, 'block')}, {num_frozen:,} "
+        "parameters "
         f"({share:.2g} %)"
     )
     shared = shared_blocks(recipe, teacher, student)

@@ -4,7 +4,22 @@ from __future__ import annotations
 
 from ted_ds.config.schema import Recipe
 from ted_ds.models.files import ModelFacts
-from ted_ds.numerics.layer_map import LayerPairs, make_layer_map_of_stacks, number_of
+from ted_ds.numerics.layer_map import LayerPairs, layers_outside, make_layer_map_of_stacks, number_of
+
+
+def layer_mistakes(recipe: Recipe, student: ModelFacts | None, teacher: ModelFacts | None) -> list[str]:
+    """What is wrong in a layer map that is given for one model, while the other is not known.
+
+    A student is as deep as the list of blocks that it is cut by, right or wrong.
+    """
+    cut = recipe.student.from_teacher
+    of_cut = None if cut is None or cut.num_blocks is not None else cut.of_stacks
+    depths = {
+        "student": student.blocks_of_stacks if student else {stack: len(own) for stack, own in (of_cut or {}).items()},
+        "teacher": teacher.blocks_of_stacks if teacher else {},
+    }
+    pairs = recipe.layer_map.pairs or ()
+    return [line for side, own in depths.items() if own for line in layers_outside(pairs, side, own)]
 
 
 def layer_pairs_of(recipe: Recipe, student: ModelFacts, teacher: ModelFacts) -> LayerPairs:

@@ -21,7 +21,7 @@ from ted_ds.data.first_rows import FirstRows, first_rows
 from ted_ds.data.samples import Rows
 from ted_ds.data.sources import is_remote, locate, names_hub
 from ted_ds.data.transfer import TextsAlone
-from ted_ds.errors import TedError
+from ted_ds.errors import TedError, counted
 from ted_ds.launching.starters import Told
 from ted_ds.models.families import FAMILY_OF, SPAN_TYPES, types_of
 from ted_ds.models.files import ModelFacts
@@ -102,18 +102,12 @@ def check_data(recipe: Recipe, rows: Rows, mistakes: Mistakes) -> dict[str, Firs
     ``rows`` reads those of the recipe's task.
     """
     looked_at = {}
-    given = [(f"data.{within}", one, rows) for within, one in recipe.data.sources]
     # texts of language models, whatever rows the task learns from
     texts = TextsAlone([recipe.task.document_column or "text"]) if rows.are_labelled else rows
-    for within, _, test in recipe.evaluation.tests:
-        given += [(f"evaluation.{within}.sources[{index}]", one, texts) for index, one in enumerate(test.sources)]
-    for place, one, as_rows in given:
-        is_here = not is_remote(one.path) and not names_hub(one)
-        if is_here and mistakes.attempt(f"{place}.path", functools.partial(locate, one)) is None:
-            continue
+    for place, one in found_sources(recipe, mistakes):
         if Told.by(os.environ).rank != 0:
             continue
-        looked_at[place] = _look_at(one, as_rows, recipe.data.cleaning)
+        looked_at[place] = _look_at(one, rows if place.startswith("data.") else texts, recipe.data.cleaning)
         mistakes.add(place, *looked_at[place].problems)
     parts, heldout = recipe.data.parts, recipe.data.heldout_key
     for part, sources in parts.items():
@@ -124,6 +118,17 @@ def check_data(recipe: Recipe, rows: Rows, mistakes: Mistakes) -> dict[str, Firs
             own = heldout if part == "train" else part
             mistakes.add(f"data.{part}", f"no row has a label to be scored by; give data.{own} rows with labels")
     return looked_at
+
+
+def found_sources(recipe: Recipe, mistakes: Mistakes) -> Iterator[tuple[str, Source]]:
+    """Every source that is there, or not on this machine, with its place in the recipe."""
+    given = [(f"data.{within}", one) for within, one in recipe.data.sources]
+    for within, _, test in recipe.evaluation.tests:
+        given += [(f"evaluation.{within}.sources[{index}]", one) for index, one in enumerate(test.sources)]
+    for place, one in given:
+        is_here = not is_remote(one.path) and not names_hub(one)
+        if not is_here or mistakes.attempt(f"{place}.path", functools.partial(locate, one)) is not None:
+            yield place, one
 
 
 def _look_at(source: Source, rows: Rows, cleaning: Cleaning) -> FirstRows:
@@ -146,7 +151,9 @@ def _pipeline_mistakes(recipe: Recipe, config: dict[str, Any], num_ranks: int) -
     if num_stages == 1:
         return
     if num_ranks % num_stages:
-        yield (f"{num_stages} stages do not divide {num_ranks} ranks; use as many stages as ranks, or a divisor")
+        yield (
+            f"{num_stages} stages do not divide {counted(num_ranks, 'rank')}; use as many stages as ranks, or a divisor"
+        )
     if zero_stage(config) > 1:
         yield (
             f"{num_stages} stages, but {recipe.deepspeed} has ZeRO stage {zero_stage(config)}: DeepSpeed's pipelines "

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from ted_ds.config.cut import CutFromTeacher
 from ted_ds.config.schema import Recipe
+from ted_ds.errors import counted
 from ted_ds.models.files import ModelFacts
 from ted_ds.numerics.block_choice import passes_of
 from ted_ds.planning.cut_facts import blocks_differ, known_blocks, rounds_in
@@ -56,11 +57,11 @@ def _choice(recipe: Recipe, cut: CutFromTeacher, teacher: ModelFacts) -> Iterato
     number = cut.number_of(teacher.num_blocks)
     if known is not None:
         for stack, blocks in known.items():
-            depth, what = teacher.blocks_of_stacks[stack], f"{stack} blocks".lstrip()
+            depth = counted(teacher.blocks_of_stacks[stack], f"{stack} block".lstrip())
             shown = " ".join(map(str, blocks))
-            yield f"cut       {len(blocks)} of the teacher's {depth} {what} by {cut.choose}: {shown}"
+            yield f"cut       {len(blocks)} of the teacher's {depth} by {cut.choose}: {shown}"
         return
-    beginning = f"cut       {number} of the teacher's {teacher.num_blocks} blocks by {cut.choose}"
+    beginning = f"cut       {number} of the teacher's {counted(teacher.num_blocks, 'block')} by {cut.choose}"
     tokens = recipe.student.calibration
     parts = [
         f"1 forward pass of the teacher over {tokens.tokens:,} calibration tokens",
@@ -68,7 +69,7 @@ def _choice(recipe: Recipe, cut: CutFromTeacher, teacher: ModelFacts) -> Iterato
     ]
     if cut.choose == "search":
         rounds = rounds_in(recipe, cut, teacher)
-        tried = [f"{len(rounds)} rounds that try {max(rounds, default=0)} blocks at most"]
+        tried = [f"{counted(len(rounds), 'round')} that try {counted(max(rounds, default=0), 'block')} at most"]
         early = sum(one == 1 for one in rounds)
         tried += [f"in {early} of them the block of least influence goes untried"] if early else []
         parts.append(f"{passes_of(rounds)} more over these in {', '.join(tried)}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ted_ds.errors import counted
+
 
 def plainly(number: float, *, digits: int = 3) -> str:
     """A number of so many digits, with commas between thousands: 2.5, 5,900."""
@@ -11,5 +13,5 @@ def plainly(number: float, *, digits: int = 3) -> str:
 def in_bytes(size: int) -> str:
     """Bytes in words, as such below a million."""
     if size < 1e6:
-        return f"{size:,} byte{'s'[: size != 1]}"
+        return counted(size, "byte")
     return f"{plainly(size / 1e6)} MB" if size < 1e9 else f"{plainly(size / 1e9)} GB"

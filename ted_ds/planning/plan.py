@@ -36,7 +36,7 @@ from ted_ds.planning.family_uses import refused_uses
 from ted_ds.planning.frozen_blocks import freeze_mistakes
 from ted_ds.planning.heal import heal_doubts, heal_mistakes
 from ted_ds.planning.kernels import kernel_mistakes
-from ted_ds.planning.layer_pairs import layer_pairs_of
+from ted_ds.planning.layer_pairs import layer_mistakes, layer_pairs_of
 from ted_ds.planning.mistakes import (
     Mistakes,
     check_data,
@@ -47,6 +47,7 @@ from ted_ds.planning.mistakes import (
     check_routers,
     check_tracking,
     check_upload,
+    found_sources,
 )
 from ted_ds.planning.model_lookup import HubLookup, KnownModel, by_local_files
 from ted_ds.planning.phase import phases_of
@@ -160,14 +161,11 @@ def plan_recipe(
             break
         chooses_deepspeed = is_open(recipe)
         recipe = with_some_file(recipe if in_pipeline else recipe.without_pipeline())
-        plan = _lay_out(
-            recipe,
-            rows_of,
-            found,
-            num_ranks=num_ranks,
-            contracts_hold=contracts_hold,
-            hub=HubLookup(draft.chain.files) if looks_up_hub else None,
-        )
+        hub = HubLookup(draft.chain.files) if looks_up_hub else None
+        if not draft.knows_task:
+            _look_at_files(recipe, found, num_ranks=num_ranks, hub=hub)
+            break
+        plan = _lay_out(recipe, rows_of, found, num_ranks=num_ranks, contracts_hold=contracts_hold, hub=hub)
         if RIDGE_KEY not in draft.reasons or not any(one.startswith(f"{RIDGE_KEY}: ridge: ") for one in found.found):
             break
     mistakes = [*draft_mistakes(draft), *(one for one in found.found if not draft.concerns_a_stand_in(one))]
@@ -175,6 +173,32 @@ def plan_recipe(
     assert recipe is not None
     assert plan is not None
     return recipe, replace(plan, chain=draft.chain, chooses_deepspeed=chooses_deepspeed, reasons=draft.reasons)
+
+
+def _look_at_files(recipe: Recipe, mistakes: Mistakes, *, num_ranks: int, hub: HubLookup | None) -> None:
+    """What can be said of a recipe whose task is not known: paths, and blocks that are chosen and matched."""
+    look_up = by_local_files if hub is None else hub
+    check_deepspeed(recipe, num_ranks, mistakes)
+    for _ in found_sources(recipe, mistakes):
+        pass
+    teacher = mistakes.attempt("teacher.path", lambda: look_up(recipe.teacher.path)) or KnownModel()
+    student = KnownModel()
+    if recipe.student.from_config is None:  # what becomes of a config depends on the task
+        student = find_student(recipe, teacher, look_up, mistakes)
+    check_output(recipe.output_dir, [teacher.folder, student.folder], mistakes)
+    if recipe.distill.needs.states:
+        _match_layers(recipe, student.facts, teacher.facts, mistakes)
+    mistakes.add("", *freeze_mistakes(recipe, student.facts, ()))
+
+
+def _match_layers(
+    recipe: Recipe, student: ModelFacts | None, teacher: ModelFacts | None, mistakes: Mistakes
+) -> LayerPairs:
+    """The pairs of layers; none while a model is not known, whose partner's are looked at all the same."""
+    if teacher is None or student is None:
+        mistakes.add("", *layer_mistakes(recipe, student, teacher))
+        return ()
+    return mistakes.attempt("", lambda: layer_pairs_of(recipe, student, teacher)) or ()
 
 
 def _lay_out(
@@ -220,8 +244,9 @@ def _lay_out(
         mistakes.add("", *broken)
     layer_pairs: LayerPairs = ()
     filter_dim = 0
+    if recipe.distill.needs.states:
+        layer_pairs = _match_layers(recipe, student, teacher, mistakes)
     if teacher is not None and student is not None and recipe.distill.needs.states:
-        layer_pairs = mistakes.attempt("", lambda: layer_pairs_of(recipe, student, teacher)) or ()
         own_dim = recipe.filters.dim if recipe.filters and recipe.distill.needs.filters else None
         filter_dim = own_dim or teacher.hidden_size
         mistakes.add("", *ridge_mistakes(recipe, teacher, student, filter_dim))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ted_ds.config.glue import filled_in
 from ted_ds.config.redaction import without_secrets
 from ted_ds.config.schema import Recipe
+from ted_ds.errors import counted
 from ted_ds.planning.adapters import trains_in_words
 from ted_ds.planning.frozen_blocks import freeze_in_words
 from ted_ds.planning.heal import heal_in_words
@@ -15,7 +16,10 @@ from ted_ds.planning.student_facts import begun_with
 
 def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
     """The plan in words, for ``ted-ds check``."""
-    lines = [f"{recipe.name}: {recipe.task.kind} by {recipe.distill.method}, {num_ranks} ranks, {recipe.precision}"]
+    lines = [
+        f"{recipe.name}: {recipe.task.kind} by {recipe.distill.method}, {counted(num_ranks, 'rank')}, "
+        f"{recipe.precision}"
+    ]
     if len(plan.files) > 1:
         lines.append(f"recipe    {' extends '.join(plan.files)}")
     for name, facts in (("teacher", plan.teacher), ("student", plan.student)):
@@ -30,7 +34,8 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
             of_stacks = [
                 f"{depth} {stack} " if stack else f"{depth} " for stack, depth in facts.blocks_of_stacks.items()
             ]
-            shape = f"{'and '.join(of_stacks)}blocks of width {facts.hidden_size}"
+            blocks = "block" if of_stacks == ["1 "] else "blocks"
+            shape = f"{'and '.join(of_stacks)}{blocks} of width {facts.hidden_size}"
             if facts.num_experts:
                 shape += f" with {facts.num_experts} experts, of which a token goes through {facts.num_chosen_experts}"
             origin = f"{begun_with(recipe, name, facts)}{quantised}{plan.origins.get(name, '')}"
@@ -53,22 +58,26 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
         lines.append(f"transfer  {transfer_in_words(recipe)}; their labels are not read")
     lines.append(f"phases    {' > '.join(plan.phases)}")
     replicas = max(num_ranks // recipe.pipeline.stages, 1)
-    readers = f"{replicas} " + ("ranks" if recipe.pipeline.stages == 1 else "in parallel")
+    readers = counted(replicas, "rank") if recipe.pipeline.stages == 1 else f"{replicas} in parallel"
     for path, phase in recipe.phase_plans().items():
         if phase.micro_batch_size is not None:
             accumulation = phase.global_batch_size // (phase.micro_batch_size * replicas)
-            cut = f"{accumulation} microbatches x {phase.micro_batch_size}"
+            cut = f"{counted(accumulation, 'microbatch')} x {phase.micro_batch_size}"
         else:
             cut = f"microbatches of at most {phase.micro_batch_tokens:,} padded tokens"
         task = recipe.task
         what = "sequences" if task.rows_per_example == 1 else f"questions of {task.rows_per_example} sequences"
         known = phase if plan.num_rows is None else plan_with_rows(recipe, phase, plan.num_rows.number)
-        steps = f"{phase.max_steps} steps" if phase.epochs is None else epochs_in_words(phase, known, plan.num_rows)
+        steps = (
+            counted(phase.max_steps or 0, "step")
+            if phase.epochs is None
+            else epochs_in_words(phase, known, plan.num_rows)
+        )
         line = f"{path:16} {steps} x {phase.global_batch_size} {what} = {readers} x {cut}"
         if known.max_steps is not None:
             tokens = known.max_steps * phase.global_batch_size * task.rows_per_example * task.sequence_length
             is_fewest = plan.num_rows is not None and plan.num_rows.limit == "least"
-            line += f"; {'about' if is_fewest else 'at most'} {tokens:,} tokens"
+            line += f"; {'about' if is_fewest else 'at most'} {counted(tokens, 'token')}"
         lines.append(line)
     if plan.text_ends is not None:
         lines.append(f"texts     {plan.text_ends}")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from ted_ds.config.schema import Recipe
+from ted_ds.errors import counted
 from ted_ds.models.files import ModelFacts
 
 
@@ -33,7 +34,8 @@ def relation_mistakes(recipe: Recipe, teacher: ModelFacts | None, student: Model
         number = distill.relation_layers[index] if distill.relation_layers else facts.num_blocks
         if number > facts.num_blocks:
             yield (
-                f"distill.relation_layers[{index}]: {number}: the {side} has {facts.num_blocks} blocks; use 1 to "
+                f"distill.relation_layers[{index}]: {number}: the {side} has {counted(facts.num_blocks, 'block')}; "
+                "use 1 to "
                 f"{facts.num_blocks}"
             )
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ted_ds.config.schema import Recipe
+from ted_ds.errors import counted
 from ted_ds.planning.filter_equations import equations_of_filters
 from ted_ds.planning.operations import operations_of_solving
 from ted_ds.planning.phase import phases_of
@@ -27,7 +28,8 @@ def describe_ridge(recipe: Recipe, plan: Plan) -> str:
             fitted, heldout, unit = equations_of_filters(recipe, plan, phase, side)
             texts = "" if unit == "tokens" else f", an equation for each of about {fitted:,} and {heldout:,} texts"
             lines.append(
-                f"ridge     {phase.name:16} {len(plan.layer_pairs)} filters of the {side}, {width} -> {dim}, towards "
+                f"ridge     {phase.name:16} {counted(len(plan.layer_pairs), 'filter')} of the {side}, {width} -> "
+                f"{dim}, towards "
                 f"{towards}: {passes} over {calibration.tokens:,} tokens and {calibration.heldout_tokens:,} to judge by"
                 f"{texts}; their sums are {tera:.3g} x 10^12 operations in fp64\n"
             )

@@ -8,6 +8,7 @@ from typing import Any
 
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.schema import Recipe
+from ted_ds.errors import counted
 from ted_ds.models.share import Share
 from ted_ds.planning.memory import ITEM_BYTES, activation_bytes, bucket_bytes, frozen_bytes, gib, trained_bytes
 from ted_ds.planning.phase import DISTILL, Phase, phase_named, training_of
@@ -138,7 +139,7 @@ def describe_stages(recipe: Recipe, plan: Plan, config: Mapping[str, Any], *, nu
     """The stages of every phase that trains, in words, for ``ted-ds check``."""
     num_stages = recipe.pipeline.stages
     num_replicas = max(num_ranks // num_stages, 1)
-    pipelines = "1 pipeline" if num_replicas == 1 else f"{num_replicas} pipelines"
+    pipelines = counted(num_replicas, "pipeline")
     lines = []
     for phase, stages in plan.stages.items():
         training = training_of(recipe, phase_named(phase))
@@ -147,7 +148,8 @@ def describe_stages(recipe: Recipe, plan: Plan, config: Mapping[str, Any], *, nu
         mean = sum(stage.cost for stage in stages) / num_stages
         sent = max(sent_bytes(recipe, plan, phase, border) for border in range(num_stages - 1))
         lines.append(
-            f"stages    {phase:16} {pipelines} of {num_stages} stages, {about}{count} microbatches: a stage waits "
+            f"stages    {phase:16} {pipelines} of {num_stages} stages, {about}{counted(count, 'microbatch')}: a stage "
+            "waits "
             f"{bubble(num_stages, count):.1%} of a step, slowest stage {max(s.cost for s in stages) / mean:.2f} x the "
             f"mean, {gib(sent)} across a border per microbatch"
         )

@@ -6,7 +6,7 @@ from ted_ds.config.phase_plan import ALL, PhasePlan
 from ted_ds.config.schema import Recipe
 from ted_ds.data.row_counts import RowCount
 from ted_ds.data.transfer import share_of
-from ted_ds.errors import raise_all
+from ted_ds.errors import counted, raise_all
 
 
 def counts_epochs(recipe: Recipe) -> bool:
@@ -51,10 +51,10 @@ def epochs_in_words(plan: PhasePlan, known: PhasePlan, count: RowCount | None) -
         known: The same with its steps, where they are known.
         count: Of the training rows; None where it is not known.
     """
-    epochs = f"{plan.epochs:g} epoch{'' if plan.epochs == 1 else 's'}"
+    epochs = counted(plan.epochs or 0, "epoch")
     if count is None or known.max_steps is None:
         return f"{epochs} = steps that are known once the data are read"
-    return f"{epochs} of {count} = {count.how}{known.steps:,} steps"
+    return f"{epochs} of {count} = {count.how}{counted(known.steps, 'step')}"
 
 
 def transfer_in_words(recipe: Recipe) -> str:

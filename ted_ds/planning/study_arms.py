@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ted_ds.config.extends import without_overrides
 from ted_ds.config.methods import METHODS
 from ted_ds.config.schema import Recipe
 from ted_ds.config.study import METHOD_KEY, Study
@@ -76,8 +77,12 @@ class Planner:
         Raises:
             ConfigError: Lists its mistakes.
         """
-        whole = [*self._overrides, *as_overrides(changes)]
-        recipe, plan = plan_recipe(self._path, whole, self._rows_of, num_ranks=self._num_ranks, looks_up_hub=True)
+        own = as_overrides(changes)
+        whole = [*self._overrides, *own]
+        try:
+            recipe, plan = plan_recipe(self._path, whole, self._rows_of, num_ranks=self._num_ranks, looks_up_hub=True)
+        except ConfigError as error:
+            raise ConfigError(without_overrides(str(error), own)) from error
         steps = known_training(recipe, plan, recipe.distill).max_steps
         return Arm(name, changes, recipe, plan, steps, operations_of_phases(recipe, plan))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from ted_ds.config.load import load_draft
 from ted_ds.config.schema import Recipe
 from ted_ds.config.study import Study
-from ted_ds.errors import ConfigError, raise_all
+from ted_ds.errors import ConfigError, counted, raise_all
 from ted_ds.planning.plan import RowsOf, plan_recipe
 from ted_ds.planning.study_arms import BASELINE, Arm, Changes, Planner, as_overrides, changes_of_arm, names_of_arms
 from ted_ds.planning.study_search import Trial, numbers_of_rounds, search_mistakes, settings_of
@@ -133,14 +133,15 @@ def describe_study(plan: StudyPlan) -> str:
     """A study in words, for ``ted-ds check``: a line, and one for each arm."""
     study, num_runs = plan.study, len(plan.arms) * len(plan.seeds)
     lines = [
-        f"study     {len(plan.arms)} arms x {len(plan.seeds)} seeds = {num_runs} runs at equal {study.equal}, compared "
-        f"with {plan.baseline}; {study.at_once} at once of {study.ranks} rank{'s'[: study.ranks > 1]}\n"
+        f"study     {counted(len(plan.arms), 'arm')} x {counted(len(plan.seeds), 'seed')} = "
+        f"{counted(num_runs, 'run')} at equal {study.equal}, compared "
+        f"with {plan.baseline}; {study.at_once} at once of {counted(study.ranks, 'rank')}\n"
     ]
     if study.search is not None:
         rounds = " > ".join(str(number) for number in numbers_of_rounds(study.search))
         lines.append(f"search    {rounds} trials of each arm with seed {plan.seeds[0]}, chosen on held-out data\n")
     for name, arm in plan.arms.items():
-        steps = "steps that are known once the data are read" if arm.steps is None else f"{arm.steps:,} steps"
+        steps = "steps that are known once the data are read" if arm.steps is None else counted(arm.steps, "step")
         total = arm.total_operations
         operations = "operations not known yet" if total is None else f"{total / 1e12:.4g} x 10^12 operations"
         changes = ", ".join(as_overrides(arm.changes)) or "the recipe as it is"

@@ -9,6 +9,7 @@ from typing import Any
 from ted_ds.config.extends import Chain
 from ted_ds.config.schema import Recipe
 from ted_ds.config.yaml_lines import lines_of
+from ted_ds.errors import counted
 from ted_ds.planning.deepspeed_choice import describe_choice
 from ted_ds.planning.operations import known_training
 from ted_ds.planning.plan import Plan
@@ -72,5 +73,5 @@ class Sources:
         training: Any = self.recipe.phase_plans().get(phase)
         if key == "epochs" and training is not None and training.epochs is not None:
             steps = known_training(self.recipe, plan, training).max_steps
-            return "" if steps is None or plan.num_rows is None else f"{plan.num_rows.how}{steps:,} steps"
+            return "" if steps is None or plan.num_rows is None else f"{plan.num_rows.how}{counted(steps, 'step')}"
         return ""

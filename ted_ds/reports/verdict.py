@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ted_ds.errors import counted
 from ted_ds.output.results import BEGUN, STUDENT, TEACHER
 from ted_ds.reports.reading import RunRecord
 
@@ -108,4 +109,4 @@ def _warnings(run: RunRecord) -> Iterator[str]:
     for phase in run.reported_phases:
         skipped = max((one.get("train/skipped_steps", 0) for one in run.of_phase(phase)), default=0)
         if skipped:
-            yield f"{phase}: {skipped:.0f} steps were skipped, as a loss or gradient was not finite."
+            yield f"{phase}: skipped {counted(round(skipped), 'step')}, as a loss or gradient was not finite."

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
-from ted_ds.errors import CheckpointError, TedError, TopologyError
+from ted_ds.errors import CheckpointError, TedError, TopologyError, counted
 from ted_ds.output.step_parts import COMMUNICATION
 from ted_ds.runtime.device_faults import as_device_fault, is_device_fault
 from ted_ds.runtime.devices import refuse_unusable, take_device
@@ -84,7 +84,8 @@ class World:
         control = dist.new_group(backend="gloo", timeout=timeout, group_desc="control")
         if dist.get_world_size() % num_stages:
             raise TopologyError(
-                f"pipeline.stages: {num_stages} stages do not divide {dist.get_world_size()} ranks; use a divisor"
+                f"pipeline.stages: {num_stages} stages do not divide {counted(dist.get_world_size(), 'rank')}; use a "
+                "divisor"
             )
         devices: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(devices, own_device, group=control)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ted_ds.config.tasks import MultipleChoice
 from ted_ds.data.samples import Example, Label, Sample
+from ted_ds.errors import counted
 from ted_ds.tasks.base import HeadKind, outputs_by_name, pooling_of
 from ted_ds.tasks.guess import Guess, one_of
 from ted_ds.tasks.label_values import label_id, list_of
@@ -46,7 +47,7 @@ class Question(Example):
     def fault(self, columns: Sequence[str]) -> str | None:
         """What is wrong with it; None if nothing is."""
         if len(self.choices) != self.num_wanted:
-            return f"it has {len(self.choices)} choices, where {self.num_wanted} are wanted of each"
+            return f"it has {counted(len(self.choices), 'choice')}, where each needs {self.num_wanted}"
         empty = [letter for letter, choice in zip(ascii_uppercase, self.choices, strict=False) if not choice.strip()]
         if empty:
             return f"choice {empty[0]} has nothing in it; give each choice a text"

@@ -13,7 +13,7 @@ import numpy as np
 
 from ted_ds.config.tasks import TokenClassification
 from ted_ds.data.samples import UNLABELLED, Example, Label, Sample
-from ted_ds.errors import DataError
+from ted_ds.errors import DataError, counted
 from ted_ds.models.tokenizer_traits import refuse_without_places
 from ted_ds.tasks.base import HeadKind, outputs_by_name
 from ted_ds.tasks.guess import Guess, one_of
@@ -98,7 +98,9 @@ class TokenClassificationKind(HeadKind[Any]):
             if not given:  # a file of words alone
                 return None
         if len(given) != num_words:
-            raise DataError(f"{where}: {num_words} words and {len(given)} labels; give a label for each word")
+            raise DataError(
+                f"{where}: {counted(num_words, 'word')} and {counted(len(given), 'label')}; give a label for each word"
+            )
         names, theirs = self.task.data_labels or self.task.labels, declared.get(self.task.label_column, ())
         ids = [label_id(one, names, where, theirs) for one in given]
         return None if set(ids) <= {None} else [UNLABELLED if one is None else one for one in ids]

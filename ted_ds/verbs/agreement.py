@@ -20,7 +20,7 @@ from ted_ds.data.reading.described import hash_of_ends
 from ted_ds.data.reading.extents import DataFile
 from ted_ds.data.reading.listing import DataListing
 from ted_ds.data.sources import is_remote
-from ted_ds.errors import ConfigError
+from ted_ds.errors import ConfigError, counted
 from ted_ds.models.file_kinds import MODEL_PATTERNS, TEMPLATES_FOLDER
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.found import family_as_json
@@ -143,7 +143,7 @@ def _refuse(world: World, view: View | None) -> None:
             raise ConfigError(
                 "hosts do not agree:\n"
                 + "\n".join(differing[:MOST_SHOWN])
-                + (f"\nand {more} others" if more > 0 else "")
+                + (f"\nand {counted(more, 'other')}" if more > 0 else "")
                 + "\nuse one environment, recipe and set of files on all of them"
             )
 
@@ -168,4 +168,4 @@ def differences_between(views: Sequence[tuple[str, View]]) -> list[str]:
 
 def _some(hosts: Sequence[str]) -> str:
     distinct = list(dict.fromkeys(hosts))
-    return ", ".join(distinct[:3]) + (f" and {len(distinct) - 3} others" if len(distinct) > 3 else "")
+    return ", ".join(distinct[:3]) + (f" and {counted(len(distinct) - 3, 'other')}" if len(distinct) > 3 else "")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ted_ds.errors import DataError
+from ted_ds.errors import DataError, counted
 from ted_ds.verbs.asked_models import asked_models
 from ted_ds.verbs.speakers import Turn, Writer, architecture_of, is_for
 
@@ -71,7 +71,7 @@ def _reply(writer: Writer, talk: list[Turn], text: str) -> None:
     asked: list[Turn] = [*talk, {"role": "user", "content": text}]
     said, left_out = writer.answer(asked, shown=True)
     if left_out:
-        print(f"(without the first {left_out} turns: they are beyond its positions)")
+        print(f"(without the first {counted(left_out, 'turn')}: beyond its positions)")
     talk[:] = [*asked[left_out:], {"role": "assistant", "content": said}]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
+from ted_ds.output.wrapped import columns_of, wrapped
 from ted_ds.planning.cache_size import describe_cache
 from ted_ds.planning.deepspeed_choice import describe_choice
 from ted_ds.planning.hosting import describe_memory
@@ -45,14 +47,17 @@ def check(
     """
     recipe, plan = plan_recipe(recipe_path, overrides, kind_of, num_ranks=num_ranks, looks_up_hub=True)
     study = None if recipe.study is None else plan_study(recipe_path, overrides, kind_of)
-    print(describe(recipe, plan, num_ranks=num_ranks))
-    print(describe_sizes(recipe, plan), end="")
-    print(describe_work(recipe, plan, Pace(num_ranks, tflops)), end="")
-    print(describe_ridge(recipe, plan), end="")
-    print(describe_cache(recipe, plan.teacher, num_layers=len(plan.layer_pairs), dim=plan.filter_dim), end="")
-    print(describe_choice(recipe, plan, num_ranks=num_ranks), end="")
-    print(describe_memory(recipe, plan, num_ranks=num_ranks), end="")
+    parts = [
+        f"{describe(recipe, plan, num_ranks=num_ranks)}\n",
+        describe_sizes(recipe, plan),
+        describe_work(recipe, plan, Pace(num_ranks, tflops)),
+        describe_ridge(recipe, plan),
+        describe_cache(recipe, plan.teacher, num_layers=len(plan.layer_pairs), dim=plan.filter_dim),
+        describe_choice(recipe, plan, num_ranks=num_ranks),
+        describe_memory(recipe, plan, num_ranks=num_ranks),
+    ]
     if link_gbit is not None:
-        print(describe_traffic(recipe, plan, Link(link_gbit, tflops), num_ranks=num_ranks), end="")
+        parts.append(describe_traffic(recipe, plan, Link(link_gbit, tflops), num_ranks=num_ranks))
     if study is not None:
-        print(describe_study(study), end="")
+        parts.append(describe_study(study))
+    print(wrapped("".join(parts), columns_of(sys.stdout)), end="")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ted_ds.errors import CheckpointError
@@ -10,6 +11,7 @@ from ted_ds.models.families import FAMILIES
 from ted_ds.models.family import Family
 from ted_ds.models.folder import CONFIG_FILE, read_config
 from ted_ds.models.found import family_of_config
+from ted_ds.output.wrapped import below, columns_of
 from ted_ds.planning.width_facts import KIND_OF_KEY
 
 COLUMNS = (
@@ -56,21 +58,27 @@ def show_families(folder: Path | None, *, as_markdown: bool) -> None:
         CheckpointError: The folder is no model, or of no family that can be used.
     """
     if folder is None:
-        print(markdown() if as_markdown else "\n".join(_aligned([COLUMNS, *rows()])), end="" if as_markdown else "\n")
+        print(markdown() if as_markdown else table(columns_of(sys.stdout)), end="")
         return
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; give the folder of a transformers model")
     family = family_of_config(read_config(folder), folder / CONFIG_FILE)
-    for column, value in zip(COLUMNS, _row(family), strict=True):
-        print(f"{column:19} {value}")
-    for line in family.found:
-        print(f"{'found':19} {line}")
+    lines = [*zip(COLUMNS, _row(family), strict=True), *(("found", line) for line in family.found)]
+    print(_labelled(lines, columns_of(sys.stdout)), end="")
 
 
 def rows() -> Iterator[Sequence[str]]:
     """Of each family, and of those without a record."""
     yield from (_row(family) for family in FAMILIES)
     yield GENERIC
+
+
+def table(columns: int | None) -> str:
+    """All of them: a line each, or, where so few columns have no room for that, a paragraph."""
+    lines = [*_aligned([COLUMNS, *rows()])]
+    if columns is None or max(map(len, lines)) <= columns:
+        return "".join(f"{line}\n" for line in lines)
+    return "\n".join(_labelled(zip(COLUMNS, row, strict=True), columns) for row in rows())
 
 
 def markdown() -> str:
@@ -114,6 +122,10 @@ def _width(family: Family) -> str:
 def _has(family: Family, architecture: str) -> bool:
     is_there = architecture not in family.lacks and architecture not in family.refused
     return is_there and (architecture != "QuestionAnswering" or family.span_head is not None)
+
+
+def _labelled(lines: Iterable[tuple[str, str]], columns: int | None) -> str:
+    return "".join(f"{below(f'{name:19} ', value, columns)}\n" for name, value in lines)
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ted_ds.config.tasks import Chat
-from ted_ds.errors import DataError
+from ted_ds.errors import DataError, counted
 from ted_ds.models.files import read_model_facts
 from ted_ds.tasks.kind import kind_of, task_of_head
 from ted_ds.verbs.asked_models import Asked, asked_models
@@ -145,7 +145,7 @@ def _names_of(config: Any, task: Any, path: Path) -> list[str]:
     own, wanted = outputs_of(config), task.output_names
     if len(own) != len(wanted):
         raise DataError(
-            f"{path}: has {len(own)} outputs, the task has {len(wanted)} ({', '.join(wanted)}); give another"
+            f"{path}: has {counted(len(own), 'output')}, the task has {len(wanted)} ({', '.join(wanted)}); give another"
         )
     return own if {*own} == {*wanted} else wanted
 

@@ -23,7 +23,7 @@ from ted_ds.data.labelled_data import LabelledData
 from ted_ds.data.reading.listing import list_data
 from ted_ds.data.rows import refuse_without_labels
 from ted_ds.data.tokenizers import traits_of
-from ted_ds.errors import ConfigError, RankLostError, raise_all
+from ted_ds.errors import ConfigError, RankLostError, counted, raise_all
 from ted_ds.models.adapter_folder import read_adapter
 from ted_ds.models.loading import DTYPES, fetch, load_tokenizer
 from ted_ds.models.merging import whole_model
@@ -264,9 +264,10 @@ def greet(assembly: Assembly) -> None:
         if phase.epochs is not None:
             all_texts = counts_all_texts(recipe, phase)
             num_rows = len(assembly.data.train) + len(assembly.data.transfer) * all_texts
-            rows = f"{num_rows:,} {'texts' if all_texts else 'rows'}"
+            rows = counted(num_rows, "text" if all_texts else "row")
             screen.say(
-                f"{path}: {phase.epochs:g} epochs of {rows} are {phase.steps:,} steps of {phase.global_batch_size}"
+                f"{path}: {counted(phase.epochs, 'epoch')} of {rows}: {counted(phase.steps, 'step')} of "
+                f"{phase.global_batch_size}"
             )
     if plan.layer_pairs:
         screen.say(f"layers, student<-teacher: {' '.join(f'{s}<-{t}' for s, t in plan.layer_pairs)}")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ted_ds.errors import ConfigError, DataError
+from ted_ds.errors import ConfigError, DataError, counted
 from ted_ds.models.companions import CARD
 from ted_ds.models.licence import licence_of
 from ted_ds.output.phase_folder import MANIFEST
@@ -54,7 +54,7 @@ def push(folder: Path, name: str, *, public: bool, is_sure: bool, dry_run: bool)
         screen.say("a dry run: nothing is uploaded")
         return
     seen_by = "public, if it is new" if public else "private, if it is new"
-    if not is_sure and not _agrees(f"upload these {len(files)} files as {name} ({seen_by})?"):
+    if not is_sure and not _agrees(f"upload {counted(len(files), 'file')} as {name} ({seen_by})?"):
         screen.say("nothing is uploaded")
         return
     screen.say(f"uploaded    {_upload(place, name, files, public=public)}")

@@ -14,6 +14,7 @@ from ted_ds.config.redaction import without_secrets
 from ted_ds.config.schema import Recipe
 from ted_ds.config.section import Section
 from ted_ds.config.shipped import AUTO
+from ted_ds.errors import counted
 from ted_ds.planning.plan import Plan
 from ted_ds.planning.value_sources import Sources
 
@@ -35,7 +36,7 @@ def shown_recipe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
     shown = _Shown(recipe, Sources(recipe, plan, num_ranks), recipe.model_dump(mode="json", exclude_unset=True))
     files = " extends ".join(plan.files)
     lines = [
-        f"# {files}, as it runs on {num_ranks} rank{'s'[: num_ranks > 1]}; paths are from the working directory.",
+        f"# {files}, as it runs on {counted(num_ranks, 'rank')}; paths are from the working directory.",
         "# A value behind a # is a default that would be refused, or mean something else, if it were given.",
     ]
     return "\n".join([*lines, *shown.of_section(recipe, ())]) + "\n"

@@ -20,7 +20,7 @@ from ted_ds.config.schema import Recipe
 from ted_ds.data.reading.listing import DataListing, Listing, list_data
 from ted_ds.data.rows import RowReader
 from ted_ds.data.tokenizer_training import train_tokenizer
-from ted_ds.errors import ConfigError
+from ted_ds.errors import ConfigError, counted
 from ted_ds.models.sentencepiece_model import MODEL_FILE
 from ted_ds.output.output_lock import holding
 from ted_ds.output.phase_folder import PhaseFolder
@@ -139,7 +139,7 @@ def _show(screen: Screen, recipe: Recipe, folder: PhaseFolder) -> None:
     heldout = result["heldout_documents"]
     screen.say(f"vocabulary  {result['tokens']:,} tokens, {settings.kind}")
     screen.say(
-        f"read        {result['documents']:,} documents, {result['bytes']:,} bytes; trained on "
+        f"read        {counted(result['documents'], 'document')}, {result['bytes']:,} bytes; trained on "
         f"{min(result['sentences'], settings.max_sentences):,} of {result['sentences']:,} pieces of text"
     )
     if heldout:

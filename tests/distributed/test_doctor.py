@@ -336,7 +336,7 @@ def test_missing_and_zero_weights(sound, tmp_path):
     healthy, found, _ = doctor(place)
     assert not healthy
     assert "in matrices of nothing but zeros" in found["teacher weights"][1]
-    assert "1 weights are missing from the files (model.layers.2.mlp.up_proj.weight" in found["stage II"][1]
+    assert "the files lack 1 weight (model.layers.2.mlp.up_proj.weight" in found["stage II"][1]
 
 
 def test_a_term_that_reaches_no_filter(sound):

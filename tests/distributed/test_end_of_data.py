@@ -100,5 +100,5 @@ def test_data_that_ends_in_skipped_steps_is_held_to_the_same_rule(tmp_path, bad_
             assert [step for step, _ in logged] == [1, 2]
         else:
             assert failure is not None
-            assert failure.startswith("2 steps in a row were skipped; step 2: loss/task not finite")
+            assert failure.startswith("skipped 2 steps in a row; step 2: loss/task not finite")
             assert ("were not saved" if broken else f"is in {tmp_path / 'last_good'}") in failure

@@ -204,7 +204,7 @@ def test_a_phase_without_any_step_taken_is_no_success(tmp_path):
     write_models(tmp_path)
     assert run_ranks(train_and_end_in_skips, 2, tmp_path, 2) == [None, None]
     for text in run_ranks(train_and_end_in_skips, 2, tmp_path, 0):
-        assert text.startswith("4 steps in a row were skipped; step 4: loss/task")
+        assert text.startswith("skipped 4 steps in a row; step 4: loss/task")
 
 
 def test_a_loss_scale_on_its_way_down_is_no_bad_step():
@@ -243,7 +243,7 @@ def test_too_many_in_a_row_stop_every_rank_and_leave_the_last_good_state(tmp_pat
     write_models(tmp_path)
     for text, agreed, reports, said, weights in run_ranks(train_until_it_stops, 2, tmp_path, stage, 2, False):
         assert agreed
-        assert text.startswith("3 steps in a row were skipped; step 4: loss/task, loss/kl_teacher_student")
+        assert text.startswith("skipped 3 steps in a row; step 4: loss/task, loss/kl_teacher_student")
         assert f"the state after step 1, the last that was taken, is in {tmp_path / 'last_good'}" in text
         assert reports == [(1, 0), (2, 1), (3, 2)]
         assert [line.split(":")[0] for line in said] == [f"  step {1 + n} skipped, {n} in a row" for n in (1, 2, 3)]

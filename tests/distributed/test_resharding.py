@@ -140,4 +140,4 @@ def test_a_checkpoint_of_fewer_parameters_is_refused_on_every_rank(tmp_path):
     run_ranks(train_and_save, 2, tmp_path, 1, "fp32", ADAM)
     write_model(tmp_path, "llama", blocks=2)
     for message in run_ranks(refuse, 2, tmp_path):
-        assert re.search(r"step_00000003: lacks 9 parameters that train here \(model\.model\.layers\.1\.", message)
+        assert re.search(r"step_00000003: lacks 9 trained parameters \(model\.model\.layers\.1\.", message)

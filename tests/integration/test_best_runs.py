@@ -61,7 +61,7 @@ def best_step(folder: Path) -> int:
 
 def test_epochs_are_said_with_the_steps_they_come_to(best_run: tuple[Path, str]) -> None:
     _, output = best_run
-    assert f"distill: 0.5 epochs of 48 rows are {STEPS} steps of 4" in output
+    assert f"distill: 0.5 epochs of 48 rows: {STEPS} steps of 4" in output
     assert f"distill {STEPS}/{STEPS}" in output
 
 

@@ -209,7 +209,7 @@ def test_damaged_ones_are_named_and_put_aside_and_the_one_before_is_taken(stoppe
     output = run(arguments)
     assert f"{optimizer}: its SHA-256 differs" in output
     assert f"{checkpoints / 'step_00000004' / 'manifest.json'}: is missing" in output
-    assert "going on from step 3: at least 2 steps are lost and done again" in output
+    assert "going on from step 3: at least 2 steps lost and done again" in output
     assert differences(expected, traces(checkpoints.parent.parent)) == []
 
 
@@ -248,7 +248,7 @@ def test_without_a_whole_one_the_phase_starts_anew(stopped):
     for file in checkpoints.glob("step_*/stream.json"):
         file.unlink()
     output = run(arguments)
-    assert "no checkpoint is whole: the phase starts anew, at least 5 steps are lost" in output
+    assert "no checkpoint is whole: the phase starts anew, at least 5 steps lost" in output
     assert differences(expected, traces(checkpoints.parent.parent)) == []
 
 

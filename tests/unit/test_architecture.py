@@ -178,12 +178,16 @@ LONGEST_SIGNATURE = 7
 
 
 def long_signatures(tree, holder=""):
-    """The functions of a module that take more than a reader can hold, beside ``self``."""
+    """The functions of a module that take more than a reader can hold, beside ``self``.
+
+    Triton's kernels know numbers and pointers alone, which cannot be held in fewer.
+    """
     for node in ast.iter_child_nodes(tree):
         name = f"{holder}{getattr(node, 'name', '')}"
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-            if sum(one.arg not in ("self", "cls") for one in arguments) > LONGEST_SIGNATURE:
+            is_kernel = any(ast.unparse(one) == "triton.jit" for one in node.decorator_list)
+            if not is_kernel and sum(one.arg not in ("self", "cls") for one in arguments) > LONGEST_SIGNATURE:
                 yield name
         yield from long_signatures(node, f"{name}." if isinstance(node, ast.ClassDef | ast.FunctionDef) else holder)
 

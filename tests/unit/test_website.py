@@ -65,10 +65,10 @@ def test_the_recipe_reference_has_every_key():
     "row",
     [
         "| `precision`<br><small>`fp32` or `bf16` or `fp16`<br>default: `bf16`</small> |",
-        "| `output_dir`<br><small>path<br>**required**</small> |",
+        "| `output_dir`<br><small>path<br>default: follows from the rest</small> |",
         "| `stop_after_minutes`<br><small>number or null, > 0<br>default: unset</small> | Save and stop after so much",
         "| `weight`<br><small>number or text or list of [whole number, number]<br>default: `1.0`</small> | Corpora:",
-        "| `labels`<br><small>list of text, 2 or more items<br>**required**</small> | Label names in the order of",
+        "| `labels`<br><small>list of text, 2 or more items<br>default: follows from the rest</small> | Label names in",
         "| `validation`<br><small>list of section or null",
     ],
 )
@@ -102,7 +102,7 @@ def test_every_message_has_a_group_and_every_group_its_causes():
 @pytest.mark.parametrize(
     ("module", "kind", "text"),
     [
-        ("config/schema", "ConfigError", "distill.method: ted needs a filters section (Stage I)"),
+        ("config/schema", "ConfigError", "export: best needs evaluation.every_steps: only what is scored"),
         ("config/distill", "ConfigError", "use a number of at least 0, or [[step, weight], ...] with ascending"),
         ("config/deepspeed_optimizers", "ConfigError", "‹name›.params: ‹…›: must be a JSON object"),
         ("runtime/checkpoints/folders", "CheckpointError", "‹file›: is damaged (‹error›)"),

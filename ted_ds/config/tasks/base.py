@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from ted_ds.config.finite_number import is_finite_number
-from ted_ds.config.section import Section, rule
+from ted_ds.config.section import Section, open_value, rule
 from ted_ds.config.tasks.masking import Masking
+from ted_ds.errors import counted
 
 BosSetting = Literal["auto", "always", "never"]
 
@@ -194,8 +195,8 @@ class HeadSection(TaskSection):
 class WithLabels(HeadSection):
     """What is predicted has names."""
 
-    labels: list[str] = Field(min_length=2)
-    """Label names in the order of their ids."""
+    labels: list[str] = Field(default_factory=open_value, min_length=2)
+    """Label names in the order of their ids; they must be given, unless ``data.glue`` is."""
     data_labels: list[str] | None = None
     """What the data call each of ``labels``, in their order, where they call them otherwise."""
 
@@ -216,7 +217,10 @@ class WithLabels(HeadSection):
             if len(set(names)) != len(names):
                 yield f"{key} must be distinct, got {names}"
         if self.data_labels is not None and len(self.data_labels) != len(self.labels):
-            yield f"data_labels has {len(self.data_labels)} names, labels has {len(self.labels)}; give one for each"
+            yield (
+                f"data_labels has {counted(len(self.data_labels), 'name')}, labels has {len(self.labels)}; give one "
+                "for each"
+            )
 
     @property
     def output_names(self) -> list[str]:
@@ -254,6 +258,9 @@ class OneOfLabels(WithLabels):
     def _a_weight_for_each_label(self) -> Iterator[str]:
         weights = self.class_weights
         if isinstance(weights, list) and len(weights) != len(self.labels):
-            yield f"class_weights has {len(weights)} numbers, labels has {len(self.labels)} names; give one for each"
+            yield (
+                f"class_weights has {counted(len(weights), 'number')}, labels has "
+                f"{counted(len(self.labels), 'name')}; give one for each"
+            )
         if isinstance(weights, list) and not any(weights):
             yield "class_weights: all are 0, and nothing would be learned; give at least one above it"

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from ted_ds.config.section import rule
 from ted_ds.config.tasks.base import HeadSection
+from ted_ds.errors import counted
 
 
 class MultipleChoice(HeadSection):
@@ -57,7 +58,9 @@ class MultipleChoice(HeadSection):
         if columns is not None and self.num_choices not in (None, len(columns)):
             yield f"num_choices is {self.num_choices}, choice_columns has {len(columns)}; leave num_choices out"
         if names is not None and self.rows_per_example not in (1, len(names)):
-            yield f"data_labels has {len(names)} names for {self.rows_per_example} choices; give one for each"
+            yield (
+                f"data_labels has {counted(len(names), 'name')} for {self.rows_per_example} choices; give one for each"
+            )
         if names is not None and len(set(names)) != len(names):
             yield f"data_labels must be distinct, got {names}"
 

@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import nn
 
-from ted_ds.errors import CheckpointError
+from ted_ds.errors import CheckpointError, counted
 from ted_ds.models.family import Family
 from ted_ds.models.structure.adapters import refuse_other_maps
 from ted_ds.models.structure.checks import (
@@ -92,7 +92,9 @@ def _with_longest(specimen: Specimen, family: Family) -> Family:
 
 
 def _in_words(specimen: Specimen, family: Family) -> Iterator[str]:
-    yield f"{specimen.num_blocks} blocks at {family.blocks_path}, embeddings at {family.token_embeddings_path}"
+    yield (
+        f"{counted(specimen.num_blocks, 'block')} at {family.blocks_path}, embeddings at {family.token_embeddings_path}"
+    )
     norm = family.final_norm_path or "none"
     before = f", {' and '.join(family.before_lm_head)} before it" if family.before_lm_head else ""
     yield f"final norm: {norm}; LM head: {family.lm_head_path}{before}, {family.language_model}"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ted_ds.errors import CheckpointError
+from ted_ds.errors import CheckpointError, counted
 from ted_ds.models.execution import checkpoint_activations
 from ted_ds.models.family import Family
 from ted_ds.models.parts import blocks_of
@@ -97,7 +97,7 @@ def refuse_other_shares(specimen: Specimen, family: Family) -> None:
     """
     count = specimen.num_blocks
     if count < 3:
-        raise CheckpointError(f"it was not tried, as it has only {count} blocks")
+        raise CheckpointError(f"it was not tried, as it has only {counted(count, 'block')}")
     inputs, layers = inputs_of(specimen.model), tuple(range(count + 1))
     whole = TappedModel(copy.deepcopy(specimen.model), family, layers)
     labels = tokens(2, 24, seed=1)

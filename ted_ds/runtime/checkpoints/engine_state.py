@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ted_ds.errors import CheckpointError
+from ted_ds.errors import CheckpointError, counted
 from ted_ds.runtime.checkpoints.resharding import (
     WEIGHT,
     Fragment,
@@ -101,7 +101,7 @@ class SavedEngine:
         wanted = [name for group in groups for name in group if not name.startswith(STAND_IN)]
         missing = [name for name in wanted if not self._shards.knows(name)]
         if missing:
-            raise CheckpointError(f"{folder}: lacks {len(missing)} parameters that train here ({missing[0]}, ...)")
+            raise CheckpointError(f"{folder}: lacks {counted(len(missing), 'trained parameter')} ({missing[0]}, ...)")
 
     def fill(self, states: dict[Path, Any], engine: Any, names: Mapping[int, str]) -> None:
         """Put what was saved in the place of what this rank would write now.

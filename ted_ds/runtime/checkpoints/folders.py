@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ted_ds.errors import CheckpointError
+from ted_ds.errors import CheckpointError, counted
 from ted_ds.output.phase_folder import file_sha256, sync
 
 MANIFEST_FILE = "manifest.json"
@@ -289,7 +289,7 @@ def _fault_of(file: Path, record: FileRecord) -> str | None:
         if size is None:
             return "is missing"
         if size != record.num_bytes:
-            return f"has {size:,} bytes, not {record.num_bytes:,}"
+            return f"has {counted(size, 'byte')}, not {record.num_bytes:,}"
         return None if file_sha256(file) == record.sha256 else "its SHA-256 differs"
     except OSError as error:
         return f"cannot be read ({error})"

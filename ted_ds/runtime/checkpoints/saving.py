@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ted_ds.errors import CheckpointError
+from ted_ds.errors import CheckpointError, counted
 from ted_ds.runtime.checkpoints.fetching import Fetching
 from ted_ds.runtime.checkpoints.folders import CheckpointFolders, FileRecord, Retention, cannot_write
 from ted_ds.runtime.checkpoints.origin import Origin
@@ -244,10 +244,14 @@ class Checkpoints:
             found = found if fetched is None else fetched
         if found < 0:
             if lost >= 0:
-                self._say(f"  WARN no checkpoint is whole: the phase starts anew, at least {lost} steps are lost")
+                self._say(
+                    f"  WARN no checkpoint is whole: the phase starts anew, at least {counted(lost, 'step')} lost"
+                )
             return None
         if lost > found:
-            self._say(f"  WARN going on from step {found}: at least {lost - found} steps are lost and done again")
+            self._say(
+                f"  WARN going on from step {found}: at least {counted(lost - found, 'step')} lost and done again"
+            )
         return self._world.on_main(functools.partial(self._read, found))
 
     def after(self, step: int) -> Saved:

@@ -11,7 +11,7 @@ from ted_ds.config.load import load_recipe
 from ted_ds.config.schema import Recipe
 from ted_ds.data.first_rows import describe_bad
 from ted_ds.data.row_counts import count_training_rows
-from ted_ds.errors import ConfigError, TedError
+from ted_ds.errors import ConfigError, TedError, counted
 from ted_ds.models.files import ModelFacts
 from ted_ds.planning.plan import Plan, plan_recipe
 from ted_ds.tasks.kind import kind_of
@@ -67,7 +67,7 @@ def begin(asked: Asked) -> None:
     for split, why_not in given.scored.items():
         print(f"split       {split}: {'scored' if why_not is None else f'not used, as {why_not}'}")
     for bad in given.looked.bad[:1]:
-        print(f"skipped     {len(given.looked.bad)} records, such as {describe_bad(bad)}")
+        print(f"skipped     {counted(len(given.looked.bad), 'record')}, such as {describe_bad(bad)}")
     print()
     check(str(asked.out), (), num_ranks=means.num_ranks, tflops=means.tflops, link_gbit=None)
     launcher = f"deepspeed --num_gpus {means.num_ranks} --module ted_ds" if means.num_ranks > 1 else "ted-ds"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ted_ds.config.cut import CutFromTeacher
-from ted_ds.errors import ConfigError, TedError
+from ted_ds.errors import ConfigError, TedError, counted
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.folder import CONFIG_FILE
 from ted_ds.verbs.init.looking import Given, given_of, look_at_task, look_at_teacher
@@ -62,7 +62,7 @@ def _answered(question: str, given: str | None, default: str | None, look: Calla
 
 def _look_at_teacher(path: str) -> ModelFacts:
     facts = look_at_teacher(path)
-    print(f"  {facts.model_type}, {facts.num_blocks} blocks of width {facts.hidden_size}")
+    print(f"  {facts.model_type}, {counted(facts.num_blocks, 'block')} of width {facts.hidden_size}")
     return facts
 
 
@@ -70,7 +70,7 @@ def _size(said: str, teacher: ModelFacts) -> Size:
     size = int(said) if said.isdecimal() else share(said)
     blocks = size if isinstance(size, int) else None
     cut = CutFromTeacher(num_blocks=size_in_recipe(blocks, None if blocks else size, teacher))
-    print(f"  {cut.number_of(teacher.num_blocks)} of {teacher.num_blocks} blocks")
+    print(f"  {cut.number_of(teacher.num_blocks)} of {counted(teacher.num_blocks, 'block')}")
     return size
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from ted_ds.config.cut import CutFromTeacher
 from ted_ds.config.recipe_schema import FILE as SCHEMA
 from ted_ds.config.shipped import ROOT
+from ted_ds.errors import counted
 from ted_ds.models.files import ModelFacts
 from ted_ds.numerics.block_choice import spread
 from ted_ds.planning.plain_numbers import plainly
@@ -137,7 +138,7 @@ def _source(values: Mapping[str, str]) -> str:
 def _models(draft: Draft) -> Iterator[str]:
     facts, course = draft.given.facts, draft.course
     yield "teacher:"
-    yield f"  path: {_shown(draft.teacher)}  # {facts.model_type}, {facts.num_blocks} blocks"
+    yield f"  path: {_shown(draft.teacher)}  # {facts.model_type}, {counted(facts.num_blocks, 'block')}"
     if not draft.teacher_knows:
         own = f"{{max_steps: {course.steps}}}" if course.steps is not None else "{}"
         if course.steps is None and course.why_passes:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ted_ds.errors import ConfigError, RankLostError, StoppedOnRequest
+from ted_ds.errors import ConfigError, RankLostError, StoppedOnRequest, counted
 from ted_ds.launching.side_by_side import Job, SideBySide
 from ted_ds.output.output_lock import holding
 from ted_ds.output.screen import Screen
@@ -45,9 +45,9 @@ def conduct(path: str, overrides: Sequence[str]) -> bool:
 
 
 def _greet(plan: StudyPlan, screen: Screen) -> None:
-    seeds = f"{len(plan.seeds)} seed{'s'[: len(plan.seeds) > 1]}"
+    seeds = counted(len(plan.seeds), "seed")
     screen.say(
-        f"{plan.recipe.name}: {len(plan.arms)} arms ({', '.join(plan.arms)}) over {seeds}, at equal "
+        f"{plan.recipe.name}: {counted(len(plan.arms), 'arm')} ({', '.join(plan.arms)}) over {seeds}, at equal "
         f"{plan.study.equal}; compared with {plan.baseline}"
     )
 
@@ -119,7 +119,7 @@ class Conductor:
         by_name = {run.name: run for run in wanted if not run.is_complete()}
         skipped = len(wanted) - len(by_name)
         if skipped:
-            self._screen.say(f"{skipped} of {len(wanted)} runs: complete, skipped")
+            self._screen.say(f"{skipped} of {counted(len(wanted), 'run')}: complete, skipped")
         left = len(by_name)
 
         def ended(job: Job, code: int, seconds: float) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ted_ds import __version__
 from ted_ds.config.redaction import without_secrets
-from ted_ds.errors import CheckpointError
+from ted_ds.errors import CheckpointError, counted
 from ted_ds.numerics.paired_draws import Share
 from ted_ds.output.phase_folder import sync
 from ted_ds.output.screen import Screen
@@ -181,8 +181,9 @@ def write(study: Conducted, output_dir: Path) -> None:
         for name, arm in plan.arms.items()
     )
     paragraphs = [
-        f"Recipe `{plan.recipe.name}`: {len(plan.arms)} arms over the seeds {', '.join(map(str, plan.seeds))}, "
-        f"{plan.study.ranks} rank{'s'[: plan.study.ranks > 1]} each. {arms}.",
+        f"Recipe `{plan.recipe.name}`: {counted(len(plan.arms), 'arm')} over the seeds "
+        f"{', '.join(map(str, plan.seeds))}, "
+        f"{counted(plan.study.ranks, 'rank')} each. {arms}.",
         "Intervals are of 95 %, over examples (drawn with replacement, the same for all runs) and seeds (Student's t).",
         *(f"Not complete: {name} ({why})." for name, why in study.failed.items()),
     ]

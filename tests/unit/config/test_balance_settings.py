@@ -11,6 +11,7 @@ from ted_ds.config.without_effect import settings_without_effect
 from ted_ds.errors import ConfigError
 from ted_ds.planning.operations import operations_of_training
 from ted_ds.planning.phase import DISTILL, FILTERS_TEACHER
+from tests.refusals import without_overrides
 from tests.task_kinds import plan_recipe
 from tests.tiny import distill_plan, recipe_dict, write_recipe, write_run
 
@@ -22,7 +23,7 @@ def refusal(folder: Path, *overrides: str) -> str:
     path = write_recipe(folder / "recipe.yaml", recipe_dict(folder))
     with pytest.raises(ConfigError) as caught:
         load_recipe(str(path), overrides)
-    return str(caught.value).removeprefix(f"{path}: ")
+    return without_overrides(str(caught.value)).removeprefix(f"{path}: ")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from ted_ds.config.without_effect import settings_without_effect
 from ted_ds.errors import ConfigError
 from ted_ds.numerics.divergences import DIVERGENCES, make_divergence
 from ted_ds.output.screen import Screen
+from tests.refusals import without_overrides
 from tests.task_kinds import TASK_TERMS
 from tests.tiny import recipe_dict, write_recipe
 
@@ -40,7 +41,7 @@ def distill_of(path: Path, *overrides: str) -> Distill:
 def refusal(path: Path, *overrides: str) -> str:
     with pytest.raises(ConfigError) as caught:
         load_recipe(str(path), overrides)
-    return str(caught.value).removeprefix(f"{path}: ")
+    return without_overrides(str(caught.value)).removeprefix(f"{path}: ")
 
 
 def test_a_recipe_may_name_each_that_there_is() -> None:

@@ -49,6 +49,65 @@ def test_values_rules_of_sections_and_rules_of_the_recipe_come_at_once(path: Pat
     )
 
 
+def placed(path: Path, *overrides: str) -> list[str]:
+    draft = load_draft(path, overrides)
+    return [draft.chain.place(one).removeprefix(f"{path}: ") for one in draft_mistakes(draft)]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "given"),
+    [
+        (["distill.max_steps=abc"], ["distill.max_steps=abc"]),
+        (["seed=1", "data.padding={side: up}"], ["data.padding={side: up}"]),
+        (["student.from_teacher.blocks[1]=x"], ["student.from_teacher.blocks[1]=x"]),
+        (["distill.micro_batch_size=3", "seed=1"], ["distill.micro_batch_size=3"]),
+        (["distill.global_batch_size=8", "distill.micro_batch_size=3"],) * 2,
+        (["attention=flash", "precision=fp32"],) * 2,
+        (["export=best"], ["export=best"]),
+        (["distill={max_steps: 3}", "distill.max_steps=x"], ["distill.max_steps=x"]),
+        (["distill.max_steps=x", "distill={max_steps: -3}"], ["distill={max_steps: -3}"]),
+        ([f"seed={'x' * 200}"], [f"seed={'x' * 95} ..."]),
+    ],
+)
+def test_a_mistake_says_which_override_it_is_of(path: Path, overrides: list[str], given: list[str]) -> None:
+    (message,) = placed(path, *overrides)
+    assert message.endswith(f" (given as {', '.join(given)})")
+
+
+def test_a_mistake_of_the_file_is_of_no_override(path: Path) -> None:
+    path.write_text(path.read_text(encoding="utf-8") + "seeed: 1\n", encoding="utf-8")
+    assert placed(path, "distill.kl_weight=2") == ["seeed: unknown key; did you mean 'seed'?"]
+
+
+def test_overrides_that_have_no_place_hide_nothing_and_say_nothing_else(path: Path) -> None:
+    found = placed(path, "seed=x", "distill.max_steps", "data.train[3].path=y", "=", "name=[1,", "extends=z")
+    starts = [
+        "'distill.max_steps': an override",
+        "'data.train[3].path=y': data",
+        "'=': an",
+        "'name=[1,': not",
+        "'extends=z'",
+    ]
+    assert [
+        one for one, start in zip(found, starts, strict=False) if not one.startswith(f"command line: {start}")
+    ] == []
+    assert found[len(starts) :] == ["seed: 'x': use a whole number, 0 or more (given as seed=x)"]
+
+
+def test_references_that_lead_nowhere_hide_nothing_and_are_said_once(path: Path) -> None:
+    found = placed(path, "seed=${a.b}", "replay.every_steps=${seed}", "distill.betas=[0.9, '${none}']", "precision=fp8")
+    assert sorted(one.partition(" (given")[0] for one in found) == [
+        "distill.betas[1]: ${none}: the recipe has no such key",
+        "precision: 'fp8': use fp32, bf16 or fp16",
+        "seed: ${a.b}: the recipe has no such key",
+    ]
+
+
+def test_a_key_that_is_given_beside_its_misspelling_is_looked_at(path: Path) -> None:
+    found = placed(path, "distil={max_steps: 1}", "distill.micro_batch_size=3")
+    assert [one.partition(": ")[0] for one in found] == ["distil", "distill"]
+
+
 def test_several_rules_of_one_section_come_at_once(path: Path) -> None:
     found = mistakes(path, "distill.warmup_steps=9", "distill.micro_batch_tokens=64", "distill.micro_batch_size=3")
     assert [message for message in found if message.startswith("distill: ")] == [
@@ -99,7 +158,7 @@ def test_what_is_missing_has_a_stand_in(tmp_path: Path, left_out: str) -> None:
 def test_an_unknown_kind_of_task_is_not_guessed(tmp_path: Path) -> None:
     content: dict[str, Any] = recipe_dict(tmp_path) | {"task": task_dict("regression") | {"kind": "regresion"}}
     draft = load_draft(write_recipe(tmp_path / "recipe.yaml", content), ["seed=-1"])
-    assert draft.recipe is None
+    assert not draft.knows_task
     assert {message.split(":")[0] for message in draft_mistakes(draft)} == {"task.kind", "seed"}
 
 

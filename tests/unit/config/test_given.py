@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
+from pydantic import ValidationError
 
 from ted_ds import Recipe
+from ted_ds.config.data import Data, Source
+from ted_ds.config.defaults import SECTION_OF_KIND
 from ted_ds.config.distill import Distill
+from ted_ds.config.extends import read_chain
 from ted_ds.config.given import source_of
-from ted_ds.config.load import load_draft, load_recipe
+from ted_ds.config.glue import GLUE
+from ted_ds.config.layers import Filters
+from ted_ds.config.load import CONSTANTS, load_draft, load_recipe
+from ted_ds.config.pair import Student, Teacher
+from ted_ds.config.phase_plan import PhasePlan
+from ted_ds.config.tasks import Regression, SequenceClassification
 from ted_ds.errors import ConfigError
 from ted_ds.planning.plan import plan_recipe
 from ted_ds.tasks.kind import kind_of
 from ted_ds.verbs.distill import in_words
-from tests.tiny import recipe_dict
+from tests.tiny import ROOT, recipe_dict, task_dict
+from tests.unit.config.test_defaults import SHIPPED, least
 
 
 @pytest.fixture
@@ -51,6 +63,113 @@ def test_a_recipe_that_was_filled_from_glue_stays_as_it_is(values):
     recipe = load_recipe(short)
     assert load_recipe(recipe) == recipe
     assert load_recipe(recipe, ["task.max_length=8"]).data == recipe.data
+
+
+def all_of(given: Any, *overrides: str, **how: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
+    """A recipe in the end: its values, which of them were set, and why they are what they are."""
+    draft = load_draft(given, overrides, **how)
+    assert (draft.errors, draft.broken_rules, draft.beside) == ([], [], [])
+    assert draft.recipe is not None
+    recipe = draft.recipe
+    return recipe.model_dump(mode="json"), recipe.model_dump(mode="json", exclude_unset=True), draft.reasons
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_an_object_comes_to_what_the_mapping_does(file, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    values: Any = OmegaConf.to_container(read_chain(file)[0], resolve=True)
+    values.pop(CONSTANTS, None)
+    if "glue" in values["data"] and "task" in values:  # the class of a section is its kind
+        values["task"]["kind"] = GLUE[values["data"]["glue"]].kind
+    assert all_of(Recipe(**values)) == all_of(values)
+
+
+SHORT = {kind: least(kind) for kind in SECTION_OF_KIND} | {
+    "finetuned": {**least(), "teacher": {"path": "t", "finetune": {}}, "student": {"path": "s", "finetune": {}}},
+    "kd": {**least(), "distill": {"method": "kd"}},
+    "filters": {**least(), "filters": {"kind": "mlp"}},
+    "one pass": {**least(), "filters": {"both": {}}, "distill": {"micro_batch_tokens": 512}},
+    "glue": {**least(), "data": {"glue": "rte"}, "task": {"kind": "sequence_classification", "max_length": 64}},
+    "regression of glue": {**least(), "data": {"glue": "stsb"}, "task": {"kind": "regression"}},
+}
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_a_short_object_has_the_defaults_of_a_short_mapping(name):
+    values = SHORT[name]
+    recipe = Recipe(**values)
+    changes = ["distill.max_steps=400", "pipeline.stages=1", "seed=7"]
+    for overrides in ([], changes):
+        for ranks, can_solve in ((1, True), (8, False)):
+            how = {"num_ranks": ranks, "can_solve": can_solve}
+            by_object, by_mapping = all_of(recipe, *overrides, **how), all_of(values, *overrides, **how)
+            assert by_object == by_mapping
+            assert by_mapping[2], "something followed"
+    assert recipe.leaves_open, "it is as it was"
+    assert not load_recipe(recipe).leaves_open
+
+
+def test_a_short_object_is_written_with_sections():
+    recipe = Recipe(
+        task=SequenceClassification(kind="sequence_classification", labels=["no", "yes"], max_length=64),
+        data=Data(train=[Source(path="rows.jsonl")]),
+        teacher=Teacher(path="teacher", finetune=PhasePlan()),
+        student=Student(path="student"),
+        filters=Filters(kind="mlp"),
+        distill=Distill(feature_weight=3),
+    )
+    values = {
+        "task": {"kind": "sequence_classification", "labels": ["no", "yes"], "max_length": 64},
+        "data": {"train": [{"path": "rows.jsonl"}]},
+        "teacher": {"path": "teacher", "finetune": {}},
+        "student": {"path": "student"},
+        "filters": {"kind": "mlp"},
+        "distill": {"feature_weight": 3},
+    }
+    assert all_of(recipe) == all_of(values)
+    of_glue = Recipe(data=Data(glue="cola"), teacher=Teacher(path="teacher"), student=Student(path="student"))
+    assert all_of(of_glue) == all_of(
+        {"data": {"glue": "cola"}, "teacher": {"path": "teacher"}, "student": {"path": "student"}}
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"distill": Distill(max_steps=3, epochs=1)}, "distill: give exactly one of max_steps"),
+        (
+            {"distill": Distill(global_batch_size=8, micro_batch_size=3)},
+            "distill: global_batch_size (8) must be a mult",
+        ),
+        ({"task": task_dict("causal_lm")}, "distill.max_steps: this key is required: a causal_lm packs documents"),
+        ({"task": {"kind": "sequence_classification"}}, "task.labels: this key is required"),
+        ({"data": Data()}, "data.train: this key is required"),
+        ({"data": Data(glue="rte", train=[Source(path="a")])}, "data.train: data.glue: rte says what is trained on"),
+        (
+            {"data": Data(glue="rte"), "task": Regression(kind="regression")},
+            "task.kind: 'regression': rte of data.glue",
+        ),
+    ],
+)
+def test_what_is_wrong_in_a_short_object_is_said_as_of_a_mapping(change, text):
+    values = {**least(), **change}
+    said = []
+    for given in (values, Recipe(**values)):
+        with pytest.raises(ConfigError) as caught:
+            load_recipe(given)
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+    assert said[0].startswith(f"recipe: {text}")
+
+
+def test_a_value_that_is_wrong_by_itself_is_refused_where_it_is_written():
+    with pytest.raises(ValidationError, match="greater than 0"):
+        Distill(max_steps=-1)
+    with pytest.raises(ValidationError, match="Field required"):
+        Teacher.model_validate({})
+    whole = {"learning_rate": 1e-4, "global_batch_size": 8, "micro_batch_size": 8, "max_steps": 2}
+    with pytest.raises(ValidationError, match="must be smaller than max_steps"):
+        Distill(**whole, warmup_steps=2)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from ted_ds.config.without_effect import settings_without_effect
 from ted_ds.errors import ConfigError
 from ted_ds.models.files import read_model_facts
 from ted_ds.planning.relations import relation_blocks
+from tests.refusals import without_overrides
 from tests.task_kinds import plan_recipe
 from tests.tiny import distill_plan, recipe_dict, write_model, write_recipe, write_run
 
@@ -28,7 +29,10 @@ def lm_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def refusal(path: Path, *overrides: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         plan_recipe(str(path), overrides)
-    return [line.removeprefix("recipe: ").removeprefix(f"{path}: ") for line in str(caught.value).splitlines()]
+    return [
+        line.removeprefix("recipe: ").removeprefix(f"{path}: ")
+        for line in without_overrides(str(caught.value)).splitlines()
+    ]
 
 
 def test_it_is_a_term_of_its_own_beside_the_others_and_alone() -> None:

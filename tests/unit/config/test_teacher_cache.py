@@ -9,6 +9,7 @@ import pytest
 from ted_ds.cli import main
 from ted_ds.config.load import load_recipe
 from ted_ds.errors import ConfigError
+from tests.refusals import without_overrides
 from tests.tiny import recipe_dict, write_recipe, write_run
 
 CACHE = "teacher.cache.max_gib=1"
@@ -19,7 +20,7 @@ def refusal(folder: Path, kind: str, *overrides: str) -> list[str]:
     path = write_recipe(folder / "recipe.yaml", recipe_dict(folder, kind=kind, method="kd"))
     with pytest.raises(ConfigError) as caught:
         load_recipe(path, [CACHE, *overrides])
-    return [line.removeprefix(f"{path}: ") for line in str(caught.value).splitlines()]
+    return [line.removeprefix(f"{path}: ") for line in without_overrides(str(caught.value)).splitlines()]
 
 
 @pytest.mark.parametrize("kind", ["causal_lm", "masked_lm", "chat"])

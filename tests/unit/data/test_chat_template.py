@@ -142,7 +142,7 @@ def test_a_template_that_asks_for_thoughts_that_no_answer_has_is_unclear_whateve
         (
             "{% for m in messages %}{% if loop.last %}{% generation %}{{ m.content }}{% endgeneration %}"
             "{% endif %}{% endfor %}",
-            "the chat template marks 1 completions, and there are 2 turns of the assistant",
+            "the chat template marks 1 completion, and the assistant has 2 turns",
         ),
     ],
 )

@@ -141,7 +141,7 @@ def test_files_without_a_row_are_a_problem_unless_others_have_some(tmp_path: Pat
     (tmp_path / f"b{Path(name).suffix}").write_text(
         '{"text": "w1", "label": "sad"}\n' if "json" in name else "text,label\nw1,sad\n".replace(",", "\t")
     )
-    assert str(look(path)).startswith("2 files; first 1 rows: ")
+    assert str(look(path)).startswith("2 files; first 1 row: ")
 
 
 def test_a_table_without_a_row_is_a_problem(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_one_that_goes_on_is_killed_and_said_and_those_of_others_are_left(tmp_pa
     said = []
     end_ranks((), tmp_path / "a", grace_s=0.0, say=said.append)
     assert own.wait(10) == -9
-    assert said == ["this host: 1 processes of the attempt were left, and killed"]
+    assert said == ["this host: killed 1 process that the attempt left"]
     assert other.poll() is None
 
 

@@ -139,7 +139,7 @@ def test_weights_of_other_shapes_are_named_where_only_loading_shows_them(tmp_pat
     with pytest.raises(CheckpointError) as caught:
         load(folder)
     assert str(caught.value) == (
-        f"{folder}: 12 weights are of other shapes than config.json describes: model.layers.0.mlp.down_proj.weight is "
+        f"{folder}: 12 weights of other shapes than config.json describes: model.layers.0.mlp.down_proj.weight is "
         "[16, 32] in the files, [16, 64] by config.json; use the config.json and the weights of one and the same model"
     )
 

@@ -218,7 +218,7 @@ def test_weights_of_blocks_that_the_model_has_no_place_for_are_refused(folder: P
     load()  # what older files hold besides
     save_file({**state, f"model.layers.1.{extra}": torch.zeros(8)}, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(
-        CheckpointError, match=rf"1 weights in the files are of no use to a llama \(model.layers.1.{extra}"
+        CheckpointError, match=rf"the files have 1 weight of no use to a llama \(model.layers.1.{extra}"
     ):
         load()
 

@@ -26,6 +26,7 @@ from ted_ds.planning.plan_in_words import describe
 from ted_ds.planning.quantised_teacher import quantised_mistakes
 from ted_ds.vetting.weights import count_weights
 from tests.quantised import rewrite, to_awq, to_fp8, to_gptq, to_nf4
+from tests.refusals import without_overrides
 from tests.task_kinds import make_plan
 from tests.tiny import recipe_dict, write_corpus, write_model, write_recipe
 
@@ -57,7 +58,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 def refusal(recipe: Path, *overrides: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         make_plan(load_recipe(recipe, overrides))
-    return [line.removeprefix("recipe: ") for line in str(caught.value).splitlines()]
+    return [line.removeprefix("recipe: ") for line in without_overrides(str(caught.value)).splitlines()]
 
 
 # --- what files say ---------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from ted_ds.config.load import load_recipe
 from ted_ds.errors import ConfigError
 from ted_ds.planning.adapters import teaches_itself
 from ted_ds.planning.plan_in_words import describe
+from tests.refusals import without_overrides
 from tests.task_kinds import make_plan
 
 LORA = "student.lora={rank: 4, targets: [q_proj, mlp.down_proj]}"
@@ -30,7 +31,7 @@ def _peft_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
 def refusal(run: Path, *overrides: str) -> str:
     with pytest.raises(ConfigError) as caught:
         make_plan(load_recipe(run / "recipe.yaml", overrides), source="tiny.yaml")
-    return str(caught.value).removeprefix("tiny.yaml: ")
+    return without_overrides(str(caught.value)).removeprefix("tiny.yaml: ")
 
 
 def described(run: Path, *overrides: str) -> str:

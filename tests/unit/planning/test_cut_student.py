@@ -14,6 +14,7 @@ from ted_ds.errors import ConfigError
 from ted_ds.planning.family_uses import refused_uses
 from ted_ds.planning.model_sizes import describe_sizes
 from ted_ds.planning.plan import Plan
+from tests.refusals import without_overrides
 from tests.task_kinds import make_plan
 from tests.tiny import LABELS, write_model, write_run
 
@@ -32,7 +33,7 @@ def said(run: Path, cut: str, *overrides: str) -> list[str]:
 def refusal(run: Path, cut: str, *overrides: str) -> str:
     with pytest.raises(ConfigError) as caught:
         plan(run, cut, *overrides)
-    return "\n".join(line.partition(": ")[2] for line in str(caught.value).splitlines())
+    return "\n".join(line.partition(": ")[2] for line in without_overrides(str(caught.value)).splitlines())
 
 
 def of_labels(folder: Path, family: str, **changes: object) -> Path:

@@ -14,6 +14,7 @@ from ted_ds.planning.hosting import describe_memory
 from ted_ds.planning.phase_memory import phase_memories
 from ted_ds.planning.plan_in_words import describe
 from ted_ds.planning.work import Pace, describe_work
+from tests.refusals import without_overrides
 from tests.task_kinds import plan_recipe
 from tests.tiny import ONE_STACK_TYPES, TYPES_WITH_LABELS, write_run
 
@@ -27,7 +28,7 @@ def planned(path, *overrides):
 def refusal(path, *overrides):
     with pytest.raises(ConfigError) as error:
         planned(path, *overrides)
-    return str(error.value)
+    return without_overrides(str(error.value))
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from ted_ds.cli import main
 from ted_ds.errors import ConfigError
 from ted_ds.planning.plan import Plan
 from ted_ds.planning.plan_in_words import describe
+from tests.refusals import without_overrides
 from tests.task_kinds import plan_recipe
 from tests.tiny import write_model
 
@@ -27,7 +28,7 @@ def check(run: Path, *overrides: str, recipe: str = "recipe.yaml") -> Plan:
 def refusal(run: Path) -> str:
     with pytest.raises(ConfigError) as caught:
         check(run)
-    return str(caught.value)
+    return without_overrides(str(caught.value))
 
 
 def give_facts(run: Path, folder: str = f"hub/{NAME}", **changes: object) -> Path:

@@ -232,7 +232,7 @@ def test_the_stages_are_described(run):
         ["stages", "filters_student"],
         ["stages", "distill"],
     ]
-    assert "2 pipelines of 2 stages, 1 microbatches: a stage waits 50.0% of a step" in lines[-3]
+    assert "2 pipelines of 2 stages, 1 microbatch: a stage waits 50.0% of a step" in lines[-3]
     assert "stage 0  student embeddings + block 1; teacher embeddings + blocks 1-3; pairs 1<-2;" in lines[-2]
     assert "stage 1  student block 2 + output; teacher block 4 + output; pairs 2<-4;" in lines[-1]
 

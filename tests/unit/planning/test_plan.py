@@ -119,7 +119,7 @@ def test_the_description_tells_models_layers_phases_and_batches(lm_run: Path) ->
     assert "teacher   llama, 4 blocks of width 16" in text
     assert "student<-teacher 1<-2 2<-4, matched in 16 dimensions" in text
     assert "cut_student > filters_teacher > filters_student > distill > evaluate > export" in text
-    assert "2 steps x 4 sequences = 2 ranks x 1 microbatches x 2; at most 128 tokens" in text
+    assert "2 steps x 4 sequences = 2 ranks x 1 microbatch x 2; at most 128 tokens" in text
 
 
 def test_the_description_tells_a_token_budget(classification_run: Path) -> None:
@@ -594,9 +594,58 @@ def test_mistakes_of_recipe_and_files_are_reported_at_once(lm_run: Path) -> None
     ]
 
 
-def test_a_recipe_without_a_known_task_is_refused_for_what_is_known(lm_run: Path) -> None:
-    with pytest.raises(ConfigError, match=r"(?s)task.kind: .*: distill.kl_wieght: "):
-        plan_recipe(str(lm_run / "recipe.yaml"), ["task.kind=poetry", "distill.kl_wieght=2"])
+@pytest.mark.parametrize(
+    ("unknown", "place"),
+    [("task.kind=poetry", "task.kind"), ("task=null", "task"), ("data.glue=rt", "data.glue")],
+)
+def test_what_does_not_depend_on_the_task_is_looked_at_without_one(lm_run: Path, unknown: str, place: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan_recipe(
+            str(lm_run / "recipe.yaml"),
+            [
+                unknown,
+                "distill.kl_wieght=2",
+                "distill.max_steps=9",
+                "distill.micro_batch_size=3",
+                "data.train[0].path=/none.jsonl",
+                "data.train[1].path=x",
+                "seed",
+                "student.from_teacher.blocks=[0,7,8]",
+                "layer_map={kind: explicit, pairs: [[1, 2], [4, 1], [2, 5]]}",
+                "deepspeed=/none.json",
+                "tracking.project=${nowhere}",
+            ],
+        )
+    lines = [line.removeprefix(f"{lm_run / 'recipe.yaml'}: ") for line in str(caught.value).splitlines()]
+    assert sorted(line.rpartition(" (given as ")[0] or line for line in lines if not line.startswith(place)) == [
+        "command line: 'data.train[1].path=x': data.train has 1 entry, numbered from 0; write the whole list to add "
+        "one",
+        "command line: 'seed': an override has the form a.b=value or a.b[0].c=value",
+        "data.train[0].path: /none.jsonl: no such data file or folder",
+        "deepspeed: /none.json: no such DeepSpeed config; give a file, or one that ships: zero0, zero1, zero2, zero3",
+        "distill.kl_wieght: unknown key; did you mean 'kl_weight'?",
+        "distill: global_batch_size (4) must be a multiple of micro_batch_size (3)",
+        "layer_map.pairs[1]: student block 4 does not exist (the model has 3 blocks); use 1..3, or 0 for the "
+        "embeddings",
+        "layer_map.pairs[2]: teacher block 5 does not exist (the model has 4 blocks); use 1..4, or 0 for the "
+        "embeddings",
+        "student.from_teacher.blocks: block 7 does not exist (the teacher has 4 blocks, numbered from 0); use 0..3",
+        "student.from_teacher.blocks: block 8 does not exist (the teacher has 4 blocks, numbered from 0); use 0..3",
+        "tracking.project: ${nowhere}: the recipe has no such key",
+    ]
+    assert len([line for line in lines if line.startswith(place)]) == 1
+
+
+def test_layers_of_a_model_that_is_known_are_looked_at_beside_one_that_is_not(lm_run: Path) -> None:
+    outside = "layer_map={kind: explicit, pairs: [[3, 9]]}"
+    with pytest.raises(ConfigError) as caught:
+        plan_recipe(str(lm_run / "recipe.yaml"), ["teacher.path=/none", outside])
+    assert "layer_map.pairs[0]: student block 3 does not exist (the model has 2 blocks)" in str(caught.value)
+    assert "teacher block" not in str(caught.value)
+    with pytest.raises(ConfigError) as caught:
+        plan_recipe(str(lm_run / "recipe.yaml"), ["student={path: /none}", outside])
+    assert "layer_map.pairs[0]: teacher block 9 does not exist (the model has 4 blocks)" in str(caught.value)
+    assert "student block" not in str(caught.value)
 
 
 def test_a_row_that_a_run_would_refuse_is_refused_with_the_other_mistakes(

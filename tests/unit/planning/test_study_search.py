@@ -98,7 +98,7 @@ def test_check_says_how_many_are_tried(recipe_file: Path) -> None:
         ),
         (
             "study.search.halvings=2",
-            ["R: study.search: halvings: 2: 3 trials are not halved so often; use fewer, or more trials"],
+            ["R: study.search: halvings: 2: 3 trials cannot be halved so often; use fewer, or more trials"],
         ),
         (
             f"study.search.grids.sft={{{RATE}: [1, 1, 2, 3]}}",

@@ -120,10 +120,10 @@ def opened(path: Path, settings: dict[str, Any], **more: Any) -> LabelledData:
         (COLUMNS, {**ROW, "ending1": None}, "choice B has nothing in it; give each choice a text"),
         (COLUMNS, {**ROW, "text": " "}, "column 'text' holds ' '; there is nothing in it to predict from"),
         (COLUMNS, {**ROW, "text": None}, "no value in column 'text'; every row needs one"),
-        (LIST, {"text": "ba", "options": ["bi", "bo"], "label": 0}, "it has 2 choices, where 3 are wanted of each"),
-        (LIST, {"text": "ba", "options": None, "label": 0}, "it has 0 choices, where 3 are wanted of each"),
-        (LETTERED, {"input": "ba? A: bi B: bo", "label": "A"}, "it has 0 choices, where 3 are wanted of each"),
-        (LETTERED, {"input": None, "label": "A"}, "it has 0 choices, where 3 are wanted of each"),
+        (LIST, {"text": "ba", "options": ["bi", "bo"], "label": 0}, "it has 2 choices, where each needs 3"),
+        (LIST, {"text": "ba", "options": None, "label": 0}, "it has 0 choices, where each needs 3"),
+        (LETTERED, {"input": "ba? A: bi B: bo", "label": "A"}, "it has 0 choices, where each needs 3"),
+        (LETTERED, {"input": None, "label": "A"}, "it has 0 choices, where each needs 3"),
     ],
 )
 def test_a_question_without_all_its_choices_is_a_bad_record(
@@ -278,7 +278,7 @@ TRAINING = {"max_steps": 1, "learning_rate": 1e-3, "global_batch_size": 4, "micr
 def test_check_counts_a_sequence_for_each_choice(tmp_path: Path) -> None:
     recipe, plan = plan_recipe(str(write_run(tmp_path, kind="multiple_choice")), [])
     shown = describe(recipe, plan, num_ranks=1)
-    assert "2 steps x 4 questions of 2 sequences = 1 ranks x 2 microbatches x 2; at most 256 tokens" in shown
+    assert "2 steps x 4 questions of 2 sequences = 1 rank x 2 microbatches x 2; at most 256 tokens" in shown
     assert "text (text), one (text), two (text), label (integer)" in shown
     assert "labels " in shown
     assert write_labelled(tmp_path / "again.jsonl", kind="multiple_choice").is_file()

@@ -124,7 +124,7 @@ def test_all_of_an_export_goes_to_a_private_model_in_one_commit(run, hub):
 
 def test_a_person_is_asked_and_may_say_no(run, hub):
     said = answered(run, hub, "n\n")
-    assert "upload these 4 files as org/small (public, if it is new)? [y/N]" in said
+    assert "upload 4 files as org/small (public, if it is new)? [y/N]" in said
     assert "nothing is uploaded" in said
     assert (hub.created, hub.files) == ([], {})
     assert "uploaded    " in answered(run, hub, "y\n")
