@@ -63,7 +63,7 @@ def cached(by_ted_ds: ByTedDs, shape: Shape, method: str, folder: Path, dtype: t
         answer = Answer(ids, numbers, own, 0.0, checksum(batch.input_ids[row].cpu()))
         writer.add(row, record.pack(answer), tokens=shape.tokens_per_row)
     writer.close()
-    finish(begun, folder / "cache", record, about={})
+    finish(begun, folder / "cache", record, about={}, counts=[shape.rows])
     return CachedTokens(Reader(folder / "cache", record), dtype=dtype, temperature=TEMPERATURE)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,21 +124,24 @@ def _fill(
         begun.mkdir(parents=True, exist_ok=True)
 
     world.on_main(prepare)
+    done: list[Part] = world.on_main(lambda: written(begun, build.screen.say))
     if plan.rows is None:
-        _write(build, plan, begun, teacher=teacher, filters=filters, vet=vet)
+        own = _write(build, plan, begun, done, teacher=teacher, filters=filters, vet=vet)
     else:
-        _copy(build, plan, begun)
+        own = _copy(build, plan, begun, done)
     collect_garbage()
-    world.on_main(lambda: finish(begun, place, plan.record, about=about))
+    counts = {lane: count for of_rank in world.gather(own) for lane, count in of_rank.items()}
+    in_order = [counts[lane] for lane in sorted(counts)]
+    world.on_main(lambda: finish(begun, place, plan.record, about=about, counts=in_order))
 
 
-def _copy(build: Assembly, plan: CachePlan, begun: Path) -> None:
-    """Write what rows of the data hold and is left into the folder that was begun."""
+def _copy(build: Assembly, plan: CachePlan, begun: Path, done: Sequence[Part]) -> Mapping[int, int]:
+    """Write what rows of the data hold and is left into the folder that was begun; returns how many each lane has."""
     world = build.world
-    done: list[Part] = world.on_main(lambda: written(begun))
     reader: Any = world.agree(lambda: plan.ask(done))  # both questions and answers
     (rounds,) = world.highest(reader.rounds)
     _ask_all(build, reader, reader, _Parts(begun, world.rank, reader, reader), rounds)
+    return reader.counts
 
 
 @torch.no_grad()
@@ -146,14 +149,14 @@ def _write(
     build: Assembly,
     plan: CachePlan,
     begun: Path,
+    done: Sequence[Part],
     *,
     teacher: Path,
     filters: Path | None,
     vet: Callable[[FrozenModel], None],
-) -> None:
-    """Write what is left into the folder that was begun."""
+) -> Mapping[int, int]:
+    """Write what is left into the folder that was begun; returns how many samples each of this rank's lanes has."""
     world = build.world
-    done: list[Part] = world.on_main(lambda: written(begun))
     bank, questions = world.agree(lambda: (teacher_bank(build, filters), plan.ask(done)))
     (rounds,) = world.highest(questions.rounds)  # as many on every rank, which a sharded teacher needs
     frozen = build.models.frozen("teacher", teacher, build.layers("teacher"))
@@ -173,6 +176,7 @@ def _write(
     finally:
         questions.close()
         frozen.release()
+    return questions.counts
 
 
 class _Parts:

@@ -171,6 +171,8 @@ class RowReader:
         self._found = rows.find(known, build.world.rank, build.world.size)
         self.rounds = -(-(len(rows.data.train) - len(known)) // self._size)
         """At most, if all of them were this rank's."""
+        self.counts = {0: len(rows.data.train)}
+        """See :class:`ted_ds.teacher_cache.questions.Questions`."""
         self._answers: dict[int, bytes] = {}
 
     def next(self) -> list[Sample]:

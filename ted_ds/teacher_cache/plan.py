@@ -19,7 +19,7 @@ from ted_ds.errors import ConfigError
 from ted_ds.planning.memory import gib
 from ted_ds.teacher_cache.kept_rows import RowReader, TeacherRows, rows_of
 from ted_ds.teacher_cache.questions import Questions, SetQuestions, StreamQuestions
-from ted_ds.teacher_cache.store import Part, Record, is_complete, read_about
+from ted_ds.teacher_cache.store import Part, Record, read_about
 from ted_ds.teacher_cache.token_record import TokenRecord
 
 CACHE_FOLDER = "teacher_cache"
@@ -158,8 +158,7 @@ def refuse_useless_cache(build: Assembly) -> None:
     there = next(folder for folder in (plan.root, *plan.root.absolute().parents) if folder.is_dir())
     own = sum(file.stat().st_size for folder in unfinished(build, plan.root) for file in folder.iterdir())
     free = shutil.disk_usage(there).free + own
-    whole = [place for place in plan.root.glob("*") if is_complete(place)]
-    if plan.num_bytes > free and not any(_same_examples(plan, read_about(place)) for place in whole):
+    if plan.num_bytes > free and not any(_same_examples(plan, read_about(place)) for place in plan.root.glob("*")):
         raise ConfigError(f"teacher.cache: {gib(plan.num_bytes)} do not fit into the {gib(free)} free in {there}")
 
 

@@ -88,7 +88,7 @@ def write_cache(place: Path, record: TokenRecord, answers: Mapping[int, tuple[An
     for index, (answer, tokens) in answers.items():
         writer.add(index, record.pack(answer._replace(tokens=checksum(tokens))), tokens=len(tokens))
     writer.close()
-    finish(begun, place, record, about={})
+    finish(begun, place, record, about={}, counts=[len(answers)])
 
 
 def open_cache(place: Path, record: TokenRecord) -> Reader[TokenRecord]:

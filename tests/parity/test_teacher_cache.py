@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+import resource
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +23,7 @@ from ted_ds.numerics.filters import FilterBank, IdentityFilters
 from ted_ds.objectives.distill import DistillObjective
 from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.teacher_cache.cached import CachedTeacher
+from ted_ds.teacher_cache.open_parts import most_open
 from ted_ds.teacher_cache.store import PartWriter, Reader, Record, finish, is_complete, read_about, written
 from tests.parity.test_hosts import load
 from tests.task_kinds import TASK_TERMS
@@ -70,7 +75,7 @@ def fill(folder, record, *, num_parts=3):
         writers[sample.index % 2].add(sample.index, packed, tokens=tokens)
     for writer in writers:
         writer.close()
-    finish(unfinished, folder / "cache", record, about={"a": 1})
+    finish(unfinished, folder / "cache", record, about={"a": 1}, counts=[len(SAMPLES)])
     return folder / "cache"
 
 
@@ -97,8 +102,140 @@ def test_a_stopped_attempt_leaves_what_it_finished(tmp_path):
         else:  # killed
             writer._stream.close()
     cut_short(next(tmp_path.glob("*_00002.npz")))
-    assert {int(part.rows[0, 0]): part.left for part in written(tmp_path)} == {2: {"at": 2}, 0: {"at": 0}}
+    said: list[str] = []
+    assert {int(part.rows[0, 0]): part.left for part in written(tmp_path, said.append)} == {2: {"at": 2}, 0: {"at": 0}}
     assert sorted(file.suffix for file in tmp_path.iterdir()) == [".bin", ".bin", ".npz", ".npz"]
+    damaged, unfinished = sorted(said, key=lambda one: "lacks" in one)
+    assert "_00002 is damaged (" in damaged
+    assert re.search(r"_00003 lacks \w+_00003.npz, as it was not finished; it is removed, and what it held", unfinished)
+
+
+def two_parts(folder):
+    """One of two records, and one of a third, whose index is given back."""
+    for samples in ((0, 1), (2,)):
+        writer = PartWriter(folder, samples[0])
+        for sample in samples:
+            writer.add(sample, OUTPUTS.pack(torch.full((3,), float(sample)), []), tokens=5)
+        writer.close(left={"at": samples[-1]})
+    (index,) = folder.glob("*_00002.npz")
+    return index
+
+
+OUTPUTS = Record(0, 0, 3, "bf16")
+
+
+def test_what_cannot_be_read_is_not_removed(tmp_path):
+    """A disk or a server may fail to give it once; here a folder stands in the place of the index."""
+    index = two_parts(tmp_path)
+    content = index.read_bytes()
+    index.unlink()
+    index.mkdir()
+    with pytest.raises(IsADirectoryError, match=r"\[Errno 21\] Is a directory: .*_00002.npz"):
+        written(tmp_path, lambda said: pytest.fail(said))
+    index.rmdir()
+    index.write_bytes(content)
+    assert len(written(tmp_path, lambda said: pytest.fail(said))) == 2
+
+
+def test_no_bit_of_an_index_ends_an_attempt(tmp_path):
+    """Those of an archive raise all kinds of errors; what is not for the records is no damage."""
+    index = two_parts(tmp_path)
+    content, records = index.read_bytes(), index.with_suffix(".bin").read_bytes()
+    num_damaged = 0
+    for bit in range(0, 8 * len(content), 47):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        index.write_bytes(flipped)
+        index.with_suffix(".bin").write_bytes(records)
+        said: list[str] = []
+        found = {int(part.rows[0, 0]): part for part in written(tmp_path, said.append)}
+        assert len(said) == (2 not in found)
+        assert 2 not in found or (found[2].rows.shape, found[2].left) == ((1, 4), {"at": 2})
+        num_damaged += len(said)
+    assert num_damaged > 50
+
+
+def test_records_that_are_shorter_than_their_index_says_are_asked_for_again(tmp_path):
+    index = two_parts(tmp_path)
+    cut_short(index.with_suffix(".bin"))
+    said: list[str] = []
+    assert [int(part.rows[0, 0]) for part in written(tmp_path, said.append)] == [0]
+    assert "_00002.bin has 8 bytes, its index describes 16); it is removed" in said[0]
+
+
+@pytest.mark.parametrize("counts", [[4], [2, 2]])
+def test_a_cache_with_a_hole_is_not_finished(tmp_path, counts):
+    folder = tmp_path / "begun"
+    folder.mkdir()
+    two_parts(folder)
+    before = sorted(folder.iterdir())
+    with pytest.raises(CheckpointError, match=r"is not whole \(1 of 4 examples are not there: 3\); start the same"):
+        finish(folder, tmp_path / "cache", OUTPUTS, about={}, counts=counts)
+    assert sorted(folder.iterdir()) == before
+    finish(folder, tmp_path / "cache", OUTPUTS, about={}, counts=[2, 1] if len(counts) == 2 else [3])
+    manifest = json.loads((tmp_path / "cache" / "cache.json").read_text())
+    (tmp_path / "cache" / "cache.json").write_text(json.dumps({**manifest, "counts": counts}))
+    with pytest.raises(CheckpointError, match=r"damaged \(1 of 4 examples are not there: 3\); remove it"):
+        Reader(tmp_path / "cache", OUTPUTS)
+
+
+@contextmanager
+def few_descriptors(more):
+    """The system grants this process so many files beside those that are open."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    listed = [*Path("/proc/self/fd").iterdir()]
+    taken = {int(one.name) for one in listed if one.exists()}  # but for that of the list itself
+    free = (number for number in itertools.count() if number not in taken)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next(itertools.islice(free, more, None)), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def many_parts(folder, count):
+    """A cache of so many examples, each in a part of its own."""
+    (folder / "begun").mkdir()
+    for sample in range(count):
+        writer = PartWriter(folder / "begun", 0)
+        writer.add(sample, OUTPUTS.pack(torch.full((3,), float(sample)), []), tokens=5)
+        writer.close()
+    finish(folder / "begun", folder / "cache", OUTPUTS, about={}, counts=[count])
+    return folder / "cache"
+
+
+def test_a_cache_has_more_files_than_may_be_open(tmp_path):
+    place = many_parts(tmp_path, 40)
+    with few_descriptors(20):
+        reader = Reader(place, OUTPUTS)
+        for sample in [*range(40), *range(39, -1, -3), 7, 7]:
+            assert OUTPUTS.unpack(*reader.read(sample))[0].tolist() == [sample] * 3
+        granted, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert len(reader._parts._open) == most_open() == max(4, granted // 8)
+        del reader
+        num_open = len([*Path("/proc/self/fd").iterdir()])
+        Reader(place, OUTPUTS).read(3)  # and closed with it
+        assert len([*Path("/proc/self/fd").iterdir()]) == num_open
+
+
+def test_a_cache_that_cannot_be_read_is_not_called_damaged(tmp_path):
+    place = many_parts(tmp_path, 2)
+    reader = Reader(place, OUTPUTS)
+    said = r"the teacher's cache cannot be read \(\[Errno {}: '.*{}'\); it is left as it is: mend that, and start "
+    with few_descriptors(0), pytest.raises(CheckpointError, match=said.format("24] Too many open files", "cache.json")):
+        Reader(place, OUTPUTS)
+    with few_descriptors(0), pytest.raises(CheckpointError, match=said.format("24] Too many open files", ".bin")):
+        reader.read(0)
+    for part in place.glob("*.bin"):
+        part.unlink()
+        part.mkdir()
+    with pytest.raises(CheckpointError, match=said.format("21] Is a directory", ".bin")):
+        reader.read(0)
+    (place / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="Too many levels"):
+        is_complete(place / "loop")
+    assert not is_complete(place / "cache.json")
+    assert not is_complete(tmp_path / "nowhere")
 
 
 def test_the_first_of_two_runs_that_fill_a_cache_is_kept(tmp_path):
@@ -147,8 +284,10 @@ def test_a_cache_of_files_of_another_version_is_said(tmp_path):
     record = Record(2, DIM, 3, "int8")
     place = fill(tmp_path, record)
     manifest = json.loads((place / "cache.json").read_text())
-    (place / "cache.json").write_text(json.dumps({**manifest, "version": 1}))
-    with pytest.raises(CheckpointError, match=r"damaged \(its files are of version 1, these are read: 2\); remove it"):
+    (place / "cache.json").write_text(json.dumps({**manifest, "version": 2}))
+    with pytest.raises(
+        CheckpointError, match=r"are of version 2, and this ted_ds reads version 3; use the ted_ds that "
+    ):
         Reader(place, record)
 
 
@@ -206,7 +345,7 @@ def test_a_cached_teacher_gives_the_same_loss_and_gradients(tmp_path, side, with
         kept = [states[place][0] for place in sorted(states)]
         writer.add(sample.index, record.pack(outputs[0][0], kept), tokens=len(sample.input_ids))
     writer.close()
-    finish(tmp_path / "unfinished", tmp_path / "cache", record, about={})
+    finish(tmp_path / "unfinished", tmp_path / "cache", record, about={}, counts=[len(SAMPLES)])
     cached = CachedTeacher(Reader(tmp_path / "cache", record), dtype=torch.float32, side=side)
 
     def step(teaching, samples):

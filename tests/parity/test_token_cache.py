@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import shutil
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from ted_ds.numerics.vocabulary import VocabularyTargets, vocabulary_losses
 from ted_ds.planning.cache_size import TokenSizes
 from ted_ds.teacher_cache.cached_tokens import CachedTokens
 from ted_ds.teacher_cache.questions import SetQuestions, StreamQuestions
-from ted_ds.teacher_cache.store import Part, PartWriter, Reader, finish
+from ted_ds.teacher_cache.store import Part, PartWriter, Reader, Record, finish, written
 from ted_ds.teacher_cache.token_record import Answer, TokenRecord, checksum
 from tests.streams import open_stream
 from tests.tiny import write_corpus, write_tokenizer
@@ -98,7 +98,7 @@ def test_draws_of_several_sequences_are_as_wide_as_the_widest(tmp_path):
         answer = Answer(ids, numbers, torch.zeros(0, 0, 0), 0.0, checksum(SAMPLES[index].input_ids))
         writer.add(index, record.pack(answer), tokens=7)
     writer.close()
-    finish(tmp_path / "begun", tmp_path / "cache", record, about={})
+    finish(tmp_path / "begun", tmp_path / "cache", record, about={}, counts=[len(given)])
     reader = Reader(tmp_path / "cache", record)
     said = list[Any]()
     batch = Collator(0, "tokens", isolate_documents=True)([SAMPLES[0], SAMPLES[1]])
@@ -146,7 +146,7 @@ def written_for(folder: Any, record: TokenRecord, sizes: dict[int, tuple[int, in
         given[sample.index] = answer_of(record, *sizes[sample.index], seed=sample.index, tokens=number)
         writer.add(sample.index, record.pack(given[sample.index]), tokens=len(sample.input_ids))
     writer.close(lost=(0.5, 0.25, 10))
-    finish(folder / "begun", folder / "cache", record, about={})
+    finish(folder / "begun", folder / "cache", record, about={}, counts=[len(given)])
     return given
 
 
@@ -221,9 +221,9 @@ def corpus(tmp_path_factory) -> CorpusData:
     return CorpusData(data, task, write_tokenizer(folder / "tokenizer"), list_data(data), max_heldout=4)
 
 
-def questions(data: CorpusData, done: list[Part], rank: int, num_ranks: int) -> StreamQuestions:
+def questions(data: CorpusData, done: list[Part], rank: int, num_ranks: int, *, steps: int = STEPS) -> StreamQuestions:
     reading = {"seed": 1, "num_workers": 0, "timeout_s": 60.0}
-    shares = {"steps": STEPS, "num_lanes": LANES, "size": 2, "rank": rank, "num_ranks": num_ranks}
+    shares = {"steps": steps, "num_lanes": LANES, "size": 2, "rank": rank, "num_ranks": num_ranks}
     return StreamQuestions(data, done, **shares, **reading)
 
 
@@ -254,20 +254,82 @@ def test_any_number_of_ranks_asks_the_same_microbatches(corpus):
         assert asked([questions(corpus, [], rank, num_ranks) for rank in range(num_ranks)]) == whole
 
 
+def attempt(data: CorpusData, folder: Any, num_ranks: int, *, most: int = 999, steps: int = STEPS) -> Any:
+    """Ask each rank for at most so many microbatches, each a part; what was asked, and how many each lane has."""
+    done, found, counts = written(folder, lambda said: None), [], dict[int, int]()
+    for rank in range(num_ranks):
+        one = questions(data, done, rank, num_ranks, steps=steps)
+        for _ in range(min(most, one.rounds)):
+            writer = PartWriter(folder, rank)
+            found.append([(sample.index, *sample.input_ids) for sample in one.next()])
+            for index, *ids in found[-1]:
+                writer.add(index, b"", tokens=len(ids))
+            writer.close(one.left())
+        counts |= one.counts
+        one.close()
+    return found, [counts[lane] for lane in range(LANES)]
+
+
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (3, 1), (2, 3)])
-def test_what_is_written_is_not_asked_again(corpus, before, after):
+def test_what_is_written_is_not_asked_again(corpus, tmp_path, before, after):
     whole = asked([questions(corpus, [], 0, 1)])
-    for num_asked in range(0, 12 // before, 2):
-        found, done = [], []
-        for rank in range(before):
-            one = questions(corpus, [], rank, before)
-            for _ in range(min(num_asked + rank, one.rounds)):
-                found.append([(sample.index, *sample.input_ids) for sample in one.next()])
-            if num_asked + rank:
-                left = json.loads(json.dumps(one.left()))
-                done.append(Part(np.zeros((0, 4), np.int64), left, np.zeros(3)))
-        rest = asked([questions(corpus, done, rank, after) for rank in range(after)])
-        assert sorted([*found, *rest]) == whole
+    for most in range(0, 12 // before, 2):
+        folder = tmp_path / str(most)
+        folder.mkdir()
+        found, _ = attempt(corpus, folder, before, most=most)
+        done = written(folder, pytest.fail)
+        assert sorted([*found, *asked([questions(corpus, done, rank, after) for rank in range(after)])]) == whole
+
+
+def cut_one(folder: Any, number: int) -> set[int]:
+    """Damage the index of a part; the samples that are lost with it."""
+    part = sorted(folder.glob("*.npz"))[number]
+    with np.load(part) as index:
+        lost = set(index["rows"][:, 0].tolist())
+    part.write_bytes(part.read_bytes()[: part.stat().st_size // 2])
+    return lost
+
+
+NOTHING = Record(0, 0, 0, "bf16")
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_what_is_lost_of_what_is_written_is_asked_again_and_nothing_else(corpus, tmp_path, before, after):
+    """Whichever part it is: a lane goes on where all before it is there, and past what is there behind that."""
+    (tmp_path / "first").mkdir()
+    whole, _ = attempt(corpus, tmp_path / "first", before)
+    for number in range(len(whole)):
+        folder = tmp_path / str(number)
+        shutil.copytree(tmp_path / "first", folder)
+        lost = cut_one(folder, number)
+        (again,), counts = attempt(corpus, folder, after)
+        assert {index for index, *_ in again} == lost
+        assert again in whole
+        finish(folder, tmp_path / "whole", NOTHING, about={}, counts=counts)
+        assert len(Reader(tmp_path / "whole", NOTHING)) == STEPS * LANES
+        shutil.rmtree(tmp_path / "whole")
+
+
+def test_lanes_end_before_the_steps_do(tmp_path):
+    """Where sources are at their end, and are not read again: what is missing behind it is no hole."""
+    source = {"path": str(write_corpus(tmp_path / "train.jsonl")), "epochs": 1}
+    data = Data.model_validate({"train": [source]})
+    task = CausalLm(kind="causal_lm", sequence_length=64)
+    corpus = CorpusData(data, task, write_tokenizer(tmp_path / "tokenizer"), list_data(data), max_heldout=4)
+    (tmp_path / "first").mkdir()
+    whole, counts = attempt(corpus, tmp_path / "first", 1, steps=20)
+    assert sum(counts) == sum(map(len, whole))
+    assert all(1 < count < 18 for count in counts)
+    for number in (0, 5):
+        folder = tmp_path / str(number)
+        shutil.copytree(tmp_path / "first", folder)
+        lost = cut_one(folder, number)
+        with pytest.raises(CheckpointError, match=r"start the same command again, and what is missing is asked for"):
+            finish(folder, tmp_path / "whole", NOTHING, about={}, counts=counts)
+        again, once_more = attempt(corpus, folder, 2, steps=20)
+        assert {index for one in again for index, *_ in one} >= lost
+        assert once_more == counts
+        finish(folder, tmp_path / f"{number} whole", NOTHING, about={}, counts=counts)
 
 
 def test_a_set_is_asked_for_what_is_not_written():
