@@ -497,8 +497,8 @@ MUTATIONS = {
     ),
     "start_of_draws": Mutation(
         "numerics/keeping.py",
-        "bounds - starts[rows, None].double()",
-        "bounds - 0.5",
+        "bounds.sub_(starts[rows, None].double())",
+        "bounds.sub_(0.5)",
         "all draws begin in the middle",
     ),
     "place_of_kept": Mutation(

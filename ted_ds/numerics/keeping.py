@@ -15,9 +15,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from ted_ds.numerics.chunks import chunk_bytes, exact_dtype, rows_per_chunk, slices, write_logits
+from ted_ds.numerics.chunks import MIB, chunk_bytes, exact_dtype, rows_per_chunk, slices, write_logits
 from ted_ds.numerics.logits import PLAIN, LogitRule
 from ted_ds.numerics.losses import IGNORED_LABEL, NO_CANDIDATE
+
+BLOCK_BYTES = {"cpu": 16 * MIB, "cuda": 64 * MIB}
+"""Logits brought to fp32 at a time: what is made of them takes up to 12 times as much beside a chunk
+(:mod:`ted_ds.planning.filling`)."""
+WHOLE = 2.0**60
+"""A probability of 1 where probabilities are cumulated, as an integer: in any order, and so on any device, to the same
+bits. (Of numbers with a point, a GPU does it in an order of chance, which ``deterministic: true`` refuses.)"""
 
 
 class Kept(NamedTuple):
@@ -93,10 +100,10 @@ def keep_drawn(
         logs = _softened(logits, keeping)
         shares = logs.exp()
         entropies = -(shares * logs).sum(-1, keepdim=True)
-        bounds = shares.double().cumsum(-1)
+        bounds = shares.double().mul_(WHOLE).long().cumsum(-1).double()
         bounds *= num_draws / bounds[:, -1:]
         # how many of the places lie below each bound
-        passed = (bounds - starts[rows, None].double()).ceil_().clamp_(0, num_draws)
+        passed = bounds.sub_(starts[rows, None].double()).ceil_().clamp_(0, num_draws)
         passed[:, -1] = num_draws
         counts = passed.diff(dim=-1, prepend=passed.new_zeros(len(passed), 1))
         most, ids = counts.topk(min(num_draws, counts.shape[1]), dim=-1)
@@ -140,11 +147,15 @@ def logits_by_chunk(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, rule: LogitRule
 ) -> Iterator[tuple[slice, Tensor]]:
     """The logits of a few rows at a time, in fp32 at least, and which rows these are."""
-    size = rows_per_chunk(len(hidden), weight.shape[0] * weight.dtype.itemsize, chunk_bytes(hidden.device))
-    for rows in slices(len(hidden), size):
-        products = torch.empty(rows.stop - rows.start, weight.shape[0], dtype=weight.dtype, device=hidden.device)
-        write_logits(products, hidden[rows].to(weight.dtype), weight, bias)
-        yield rows, rule(products.to(exact_dtype(weight.dtype)))
+    exact, vocab, device = exact_dtype(weight.dtype), weight.shape[0], hidden.device
+    size = rows_per_chunk(len(hidden), vocab * weight.dtype.itemsize, chunk_bytes(device))
+    at_once = max(1, BLOCK_BYTES.get(device.type, BLOCK_BYTES["cuda"]) // (vocab * exact.itemsize))
+    products = torch.empty(min(size, len(hidden)), vocab, dtype=weight.dtype, device=device)
+    for chunk in slices(len(hidden), size):
+        logits = products[: chunk.stop - chunk.start]
+        write_logits(logits, hidden[chunk].to(weight.dtype), weight, bias)
+        for rows in slices(len(logits), at_once):
+            yield slice(chunk.start + rows.start, chunk.start + rows.stop), rule(logits[rows].to(exact))
 
 
 def _softened(logits: Tensor, keeping: Keeping) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 from ted_ds.config.schema import Recipe
 from ted_ds.models.parameters import Parameters
 from ted_ds.planning.deepspeed_json import deepspeed_json_of
+from ted_ds.planning.filling import filling_memory
 from ted_ds.planning.memory import SHARDED_HOSTS, frozen_bytes, gib
 from ted_ds.planning.phase import HEAL_STUDENT
 from ted_ds.planning.phase_memory import PhaseMemory, phase_memories, with_head
@@ -106,7 +107,7 @@ def choose_host(
         if reason is not None:
             left_out.append(f"{host}: {reason}")
             continue
-        phases = phase_memories(recipe, plan, config, world_size=world_size, host=host)
+        phases = _memories(recipe, plan, config, world_size=world_size, host=host)
         totals = {
             one.phase: one.total(config, device_is_host=device_is_host) for one in phases if one.hosts_teacher
         } or {"evaluation": 0}
@@ -144,12 +145,23 @@ def describe_memory(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
         if one == chosen
         or ((one != "zero3" or num_ranks > 1) and (one != "nvme_offload" or recipe.teacher.offload_dir))
     }
-    memories = phase_memories(recipe, plan, config, world_size=num_ranks, host=hosts[0])
+    memories = _memories(recipe, plan, config, world_size=num_ranks, host=hosts[0])
     lines = [_in_words(one) for one in memories]
     choice = " (the first that fits)" if chosen == "auto" else ""
     of_hosts = ", ".join(f"{one} {gib(size)}" for one, size in sizes.items())
     lines.append(f"memory    teacher, per rank: {of_hosts}{choice}")
     return "".join(f"{line}\n" for line in lines)
+
+
+def _memories(
+    recipe: Recipe, plan: Plan, config: Mapping[str, Any], *, world_size: int, host: str
+) -> list[PhaseMemory]:
+    """What the phases need, and what filling the teacher's cache does, which is before the last of them."""
+    phases, filling = (
+        phase_memories(recipe, plan, config, world_size=world_size, host=host),
+        filling_memory(recipe, plan),
+    )
+    return phases if filling is None else [*phases[:-1], filling, *phases[-1:]]
 
 
 def _in_words(one: PhaseMemory) -> str:

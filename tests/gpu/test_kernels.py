@@ -18,8 +18,9 @@ from ted_ds.numerics.chunks import chunk_bytes
 from ted_ds.numerics.divergences import make_divergence
 from ted_ds.numerics.feature_distances import MSE, FeatureDistance
 from ted_ds.numerics.fused import filter_distance_sum
+from ted_ds.numerics.keeping import Keeping, Kept, keep_drawn, keep_top
 from ted_ds.numerics.losses import cross_entropy_sum
-from ted_ds.numerics.teacher_predictions import TeacherPredictions
+from ted_ds.numerics.teacher_predictions import DrawnPredictions, KeptPredictions, TeacherPredictions
 from ted_ds.numerics.vocabulary import VocabularyTargets, vocabulary_losses
 from ted_ds.runtime.peak_memory import GIB, peak_gib
 from ted_ds.runtime.step_clock import StepClock, timed
@@ -91,6 +92,26 @@ def test_kernels_of_triton_find_what_torch_finds_in_fp64(kind, dtype):
         assert (one.double() - other).norm() <= TOLERANCE[dtype] * other.norm()
 
 
+def kept(*, drawn: bool) -> Kept:
+    """What is kept of a teacher's predictions of all rows with a label."""
+    _, (hidden, weight), labels = vocabulary_case(torch.bfloat16)
+    rows = labels != -100
+    asked = Keeping(40, VOCAB - 1, 2.0, drawn)
+    head = (hidden[rows].to(DEVICE), weight.to(DEVICE), None, labels[rows].to(DEVICE), asked)
+    starts = torch.rand(int(rows.sum()), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return keep_drawn(*head, starts=starts.to(DEVICE)) if drawn else keep_top(*head)
+
+
+def kept_step(*, drawn: bool) -> list[Tensor]:
+    """The three sums beside what was kept, and both gradients."""
+    own, _, labels = vocabulary_case(torch.bfloat16)
+    states, head = (one.to(DEVICE).requires_grad_() for one in own)
+    ids, numbers, _ = kept(drawn=drawn)
+    teacher = (DrawnPredictions if drawn else KeptPredictions)(ids, numbers, 2.0, 2.5, VOCAB - 1)
+    sums = vocabulary_losses(states, head, None, VocabularyTargets(labels.to(DEVICE), 0.7, teacher))
+    return [*sums, *torch.autograd.grad(sums[0], (states, head))]
+
+
 def filter_step(distance: FeatureDistance) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
 
@@ -138,6 +159,10 @@ def test_documents_by_their_borders_are_those_by_masks_in_fp64(dtype):
 REPEATED: dict[str, Callable[[], list[Tensor]]] = {
     "vocabulary": lambda: vocabulary_step(*vocabulary_case(torch.bfloat16)),
     "triton": lambda: vocabulary_step(*vocabulary_case(torch.bfloat16), kind="jsd", kernels="triton"),
+    "keeping ids": lambda: [*kept(drawn=False)],
+    "drawing ids": lambda: [*kept(drawn=True)],
+    "kept ids": lambda: kept_step(drawn=False),
+    "drawn ids": lambda: kept_step(drawn=True),
     "filters": lambda: filter_step(MSE),
     "cosine": lambda: filter_step(FeatureDistance("cosine")),
     "cka": lambda: filter_step(FeatureDistance("cka")),

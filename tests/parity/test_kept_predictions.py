@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,14 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
-from ted_ds.numerics import chunks, vocabulary
+from ted_ds.numerics import chunks, keeping, vocabulary
 from ted_ds.numerics.divergences import make_divergence
 from ted_ds.numerics.keeping import Keeping, Kept, keep_drawn, keep_top, lost
 from ted_ds.numerics.logits import LogitRule
 from ted_ds.numerics.losses import kept_labels
 from ted_ds.numerics.teacher_predictions import DrawnPredictions, KeptPredictions
 from ted_ds.numerics.vocabulary import VocabularyTargets, vocabulary_losses
+from ted_ds.planning import filling
 from ted_ds.teacher_cache.token_record import Answer
 from tests.distributed.kept_answers import plain_divergences
 from tests.parity.test_vocabulary import Case, assert_same
@@ -29,9 +35,10 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6}
 
 @pytest.fixture(autouse=True)
 def many_small_chunks(monkeypatch):
-    """Chunks of at least 5 rows, of which 2 at a time are brought to fp32."""
+    """Chunks of at least 5 rows, of which 2 at a time are brought to fp32, or 7 to be kept."""
     monkeypatch.setattr(chunks, "LEAST_ROWS", 5)
-    monkeypatch.setattr(vocabulary, "BLOCK_BYTES", {"cpu": 2 * VOCAB * 8, "cuda": 2 * VOCAB * 8})
+    for module, rows in ((vocabulary, 2), (keeping, 7)):
+        monkeypatch.setattr(module, "BLOCK_BYTES", {"cpu": rows * VOCAB * 8, "cuda": rows * VOCAB * 8})
 
 
 def rows_of(case: Case, values: Tensor) -> Tensor:
@@ -253,3 +260,56 @@ def test_sure_students_are_held_against_the_same_numbers(scale, temperature, dra
     assert sums[2].item() == pytest.approx(expected.item(), rel=10 * bound)
     assert sums[1].item() == pytest.approx(of_task.item(), rel=10 * bound)
     assert float((gradient.double() - wanted).norm()) <= bound * float(wanted.norm())
+
+
+# --- while a cache is filled ------------------------------------------------------------------------------------------
+
+
+class _Watch(TorchDispatchMode):
+    """Counts what lives, and refuses what a GPU does in an order of chance alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live, self.most = 0, 0
+        self._seen = WeakIdKeyDictionary()
+        self._held = Counter[int]()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name
+        if name in ("aten::cumsum", "aten::cumsum_") and args[0].is_floating_point():
+            pytest.fail(f"{name} of {args[0].dtype}: of torch's list for use_deterministic_algorithms")
+        result = func(*args, **(kwargs or {}))
+        for one in tree_leaves(result):
+            if isinstance(one, Tensor) and one not in self._seen:
+                self._seen[one] = True
+                storage = one.untyped_storage()
+                self._hold(storage.data_ptr(), storage.nbytes())
+                weakref.finalize(one, self._let_go, storage.data_ptr(), storage.nbytes())
+        return result
+
+    def _hold(self, place: int, size: int) -> None:
+        self.live += size * (self._held[place] == 0)
+        self._held[place] += 1
+        self.most = max(self.most, self.live)
+
+    def _let_go(self, place: int, size: int) -> None:
+        self._held[place] -= 1
+        self.live -= size * (self._held[place] == 0)
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_what_is_kept_takes_the_memory_that_is_planned_for(monkeypatch, drawn):
+    """A chunk of products, and a few blocks of a fixed size beside it; and all of it in an order that is fixed."""
+    block, rows, vocab = 16 * 512 * 4, 2048, 512
+    monkeypatch.setattr(keeping, "BLOCK_BYTES", {"cpu": block, "cuda": block})
+    hidden, weight = (torch.randn(count, 8).bfloat16() for count in (rows, vocab))
+    asked = Keeping(4, vocab - 1, 2.0, drawn=drawn)
+    more = {"starts": torch.rand(rows, dtype=torch.float64)} if drawn else {}
+    with _Watch() as watch:
+        kept = (keep_drawn if drawn else keep_top)(hidden, weight, None, torch.zeros(rows).long(), asked, **more)
+        result = sum(one.nbytes for one in kept)
+        if not drawn:
+            lost(hidden, weight, None, kept, asked)
+    chunk = rows * vocab * 2
+    assert watch.most < chunk + filling.BLOCKS * block + 3 * result
+    assert watch.most > chunk + result

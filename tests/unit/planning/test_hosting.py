@@ -16,7 +16,10 @@ from ted_ds.models.files import read_model_facts
 from ted_ds.models.loading import LoadSettings, load_model, num_parameters
 from ted_ds.models.parameters import Parameters
 from ted_ds.models.share import Share
+from ted_ds.numerics import chunks, keeping
 from ted_ds.output.run_folder import Run
+from ted_ds.planning import filling
+from ted_ds.planning.filling import filling_memory
 from ted_ds.planning.hosting import Hosting, Machine, choose_host, describe_memory
 from ted_ds.planning.memory import Trained, activation_bytes, bucket_bytes, frozen_bytes, gib, on_device, trained_bytes
 from ted_ds.planning.phase_memory import keeps_scores, phase_memories
@@ -290,7 +293,38 @@ def test_a_cached_teacher_is_not_beside_the_student(classification_run):
     recipe = load_recipe(classification_run / "recipe.yaml", ["teacher.cache.max_gib=1"])
     text = describe_memory(recipe, make_plan(recipe), num_ranks=1)
     beside = {line.split()[1]: line.endswith("+ teacher") for line in text.splitlines()}
-    assert beside == {"filters_teacher": True, "filters_student": False, "distill": False, "teacher,": False}
+    assert beside == {
+        "filters_teacher": True,
+        "filters_student": False,
+        "filling": True,
+        "distill": False,
+        "teacher,": False,
+    }
+
+
+def test_a_teacher_that_fills_its_cache_has_room_for_that(tmp_path):
+    """No phase of this recipe has the teacher beside it, and filling the cache does."""
+    cached = (f"teacher.cache={{max_gib: 1, dir: {tmp_path}}}", "evaluation.micro_batch_size=64")
+    write_run(tmp_path, method="kd")
+    write_model(tmp_path / "teacher", "llama", blocks=4, hidden=128)
+    recipe = load_recipe(tmp_path / "recipe.yaml", cached)
+    plan = make_plan(recipe, num_ranks=2)
+    beside = filling_memory(recipe, plan)
+    assert beside.activations > 2**20
+    own = frozen_bytes(plan.teacher.parameters, host="replica", precision="fp32", world_size=2)
+    needed = (own + beside.activations) / 0.9
+    assert choose(tmp_path, needed + 1, *cached).host == "replica"
+    chosen = choose(tmp_path, needed - 1, *cached)
+    assert chosen.host == "int8"
+    assert f"beside about {gib(beside.activations)} of filling" in chosen.why
+    fewer = load_recipe(tmp_path / "recipe.yaml", [*cached, "evaluation.micro_batch_size=8"])
+    assert beside.activations == pytest.approx(8 * filling_memory(fewer, plan).activations)
+
+
+def test_what_the_plan_knows_of_chunks_is_so():
+    largest = max(chunks.HOST_BYTES, 1024 * chunks.MIB)  # of any card
+    assert largest == filling.CHUNK_BYTES
+    assert max(keeping.BLOCK_BYTES.values()) == filling.BLOCK_BYTES
 
 
 def test_one_rank_has_a_sharded_teacher_for_itself(lm_run):
