@@ -64,7 +64,7 @@ def _at_result(arrive: Callable[[], None]) -> None:
 
 
 def _at_cache(arrive: Callable[[], None]) -> None:
-    from ted_ds.teacher_cache.store import PartWriter
+    from ted_ds.teacher_cache.parts import PartWriter
 
     _before(PartWriter, "add", arrive)
 

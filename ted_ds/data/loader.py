@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -16,6 +17,11 @@ from ted_ds.data.samples import Label, Sample
 from ted_ds.numerics.losses import IGNORED_LABEL
 
 Labels = Literal["tokens", "class", "numbers", "token_classes", "spans", "targets"]
+
+
+def checksum(ids: Sequence[int] | np.ndarray) -> int:
+    """Of a sequence's tokens, by which what was kept of another sequence is found out."""
+    return zlib.crc32(np.asarray(ids, np.int64).tobytes())
 
 
 class OfCompletions(NamedTuple):
@@ -77,7 +83,7 @@ class Collator:
         of_tokens, positions = np.full(shape, IGNORED_LABEL, dtype=np.int64), np.zeros(shape, dtype=np.int64)
         types = np.zeros(shape, dtype=np.int64) if self.with_token_types else None
         completes, candidates = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
-        starts, ascending = list[int](), np.arange(shape[1])
+        starts, checksums, ascending = list[int](), list[int](), np.arange(shape[1])
         for row, sample in enumerate(sequences):
             own = sample.input_ids if sample else []
             end = shape[1] if self.side == "left" else len(own)
@@ -85,6 +91,7 @@ class Collator:
             ids[row, start:end] = own
             kept[row, start:end] = True
             starts.append(start)
+            checksums.append(checksum(ids[row, start:end]))
             for places in sample.candidates if sample else ():
                 candidates[row, start + places.start : min(start + places.stop, end)] = True
             if types is not None and sample is not None and sample.token_types is not None:
@@ -119,6 +126,7 @@ class Collator:
             self.isolate_documents,
             None if types is None else torch.from_numpy(types),
             tuple(-1 if sample is None else sample.index for sample in samples for _ in range(self.rows_per_sample)),
+            tuple(checksums),
             facts=tuple(None if sample is None else sample.facts for sample in samples),
             of_teacher=None
             if self.of_teacher is None

@@ -51,6 +51,8 @@ class Batch:
     """Which text of a pair each token is of, 0 for padding; None where the tokenizer does not say."""
     samples: tuple[int, ...] = ()
     """Each row's :attr:`~ted_ds.data.samples.Sample.index`; -1 for an empty row."""
+    checksums: tuple[int, ...] = ()
+    """Of each row's tokens (:func:`ted_ds.data.loader.checksum`), which nobody need fetch from a device for it."""
     predicted: Bool[Tensor, "batch seq"] | None = None
     """True where predictions are compared with the teacher's; None where that follows from the other tensors."""
     matched: Bool[Tensor, "batch seq"] | None = None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ted_ds.assembly.assembly import Assembly
 from ted_ds.assembly.stages import read_at
-from ted_ds.data.loader import Batch
+from ted_ds.data.loader import Batch, checksum
 from ted_ds.data.samples import Sample
 from ted_ds.data.stream.order import hash_of
 from ted_ds.models.predictions import Predictions, VocabularyPredictions, predicted_of
@@ -20,8 +20,9 @@ from ted_ds.numerics.filters import FilterBank
 from ted_ds.numerics.keeping import Keeping, Kept, keep_drawn, keep_top, lost
 from ted_ds.numerics.task_terms import TaskTerms
 from ted_ds.runtime.frozen import FrozenModel
-from ted_ds.teacher_cache.store import NOTHING_LOST, Record
-from ted_ds.teacher_cache.token_record import Answer, TokenRecord, checksum
+from ted_ds.teacher_cache.parts import NOTHING_LOST
+from ted_ds.teacher_cache.store import Record
+from ted_ds.teacher_cache.token_record import Answer, TokenRecord
 
 
 class Ask(Protocol):

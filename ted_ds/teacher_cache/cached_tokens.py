@@ -16,10 +16,7 @@ from ted_ds.models.cached_predictions import CachedPredictions
 from ted_ds.models.predictions import Taught
 from ted_ds.numerics.chunks import select_rows
 from ted_ds.teacher_cache.store import REFILLED, Reader
-from ted_ds.teacher_cache.token_record import Answer, TokenRecord, checksum
-
-LOOK_EVERY = 100
-"""Microbatches, where looking at their tokens means to wait for the device."""
+from ted_ds.teacher_cache.token_record import Answer, TokenRecord
 
 
 class CachedTokens:
@@ -32,13 +29,16 @@ class CachedTokens:
         dtype: torch.dtype,
         temperature: float,
         of_rows: KeptRows | None = None,
+        ahead: int | None = None,
     ) -> None:
         """Read through ``reader``, and give states of ``dtype``; predictions were kept at ``temperature``.
 
-        ``of_rows`` says what is known of them, where it was rows of data that held them, and no teacher ran.
+        ``of_rows`` says what is known of them, where it was rows of data that held them, and no teacher ran. What comes
+        in the place of a sequence in the next step is so many sequences ``ahead``, and the system is told to fetch it;
+        None where that is not known.
         """
+        self._ahead = ahead
         self._reader, self._dtype, self._temperature, self._of_rows = reader, dtype, temperature, of_rows
-        self._num_read = 0
 
     @property
     def bytes_per_token(self) -> float:
@@ -69,9 +69,10 @@ class CachedTokens:
         record = self._reader.record
         wanted = {row: sample for row, sample in enumerate(batch.samples) if sample >= 0}
         answers = {row: record.unpack(self._reader.read(sample)[0]) for row, sample in wanted.items()}
-        if batch.input_ids.device.type == "cpu" or self._num_read % LOOK_EVERY == 0:
-            self._refuse_other_tokens(batch, answers)
-        self._num_read += 1
+        self._refuse_other_tokens(batch, answers)
+        if self._ahead is not None:
+            for sample in wanted.values():
+                self._reader.expect(sample + self._ahead)
         found = [*answers.values()]
         if on_state is not None:
             for place in range(record.num_layers):
@@ -101,7 +102,7 @@ class CachedTokens:
     def _refuse_other_tokens(self, batch: Batch, answers: Mapping[int, Answer]) -> None:
         """Make sure that what was kept is of the sequences that the student reads."""
         for row, answer in answers.items():
-            if checksum(batch.input_ids[row][batch.kept_tokens[row]].cpu()) != answer.tokens:
+            if batch.checksums[row] != answer.tokens:
                 raise CheckpointError(
                     f"{self._reader.place}: the teacher's cache has other tokens than sequence {batch.samples[row]} of "
                     f"the data; {REFILLED}"

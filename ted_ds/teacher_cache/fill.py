@@ -22,9 +22,10 @@ from ted_ds.runtime.teacher import Teacher
 from ted_ds.teacher_cache.asking import Ask, Asker, OutputAsker, TokenAsker
 from ted_ds.teacher_cache.cached import CachedTeacher
 from ted_ds.teacher_cache.cached_tokens import CachedTokens
+from ted_ds.teacher_cache.parts import NOTHING_LOST, Part, PartWriter, written
 from ted_ds.teacher_cache.plan import CACHE_FOLDER, CachePlan, about_cache, place_of, plan_cache, unfinished
 from ted_ds.teacher_cache.questions import Questions
-from ted_ds.teacher_cache.store import NOTHING_LOST, REFILLED, Part, PartWriter, Reader, finish, is_complete, written
+from ted_ds.teacher_cache.store import REFILLED, Reader, finish, is_complete
 from ted_ds.teacher_cache.token_record import TokenRecord
 
 NUM_REPORTS = 10
@@ -77,6 +78,7 @@ def cached_teacher(
             dtype=build.dtype,
             temperature=build.recipe.distill.temperature,
             of_rows=None if rows is None else rows.wanted.rows,
+            ahead=plan.ahead,
         )
         build.screen.say(f"teacher cache: {place}: {cached.in_words}")
         return cached

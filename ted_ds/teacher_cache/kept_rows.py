@@ -15,6 +15,7 @@ from ted_ds.assembly.assembly import Assembly
 from ted_ds.config.kept_rows import KeptRows
 from ted_ds.config.redaction import without_secrets
 from ted_ds.data.chat_data import ChatData
+from ted_ds.data.loader import checksum
 from ted_ds.data.reading.extents import Extent
 from ted_ds.data.reading.listing import Listing, describe_position, read_extent
 from ted_ds.data.reading.records import START
@@ -32,8 +33,8 @@ from ted_ds.teacher_cache.given_predictions import (
     seem_shifted,
     taken,
 )
-from ted_ds.teacher_cache.store import NOTHING_LOST, Part
-from ted_ds.teacher_cache.token_record import Answer, TokenRecord, checksum
+from ted_ds.teacher_cache.parts import NOTHING_LOST, Part
+from ted_ds.teacher_cache.token_record import Answer, TokenRecord
 
 MOST_NAMED = 10
 """Rows that are wrong, in one message."""

@@ -50,6 +50,17 @@ class OpenParts:
             raise OSError(error.errno, error.strerror, str(self._files[number])) from error
         return bytes(found)
 
+    def expect(self, number: int, start: int, size: int) -> None:
+        """Let the system fetch so many bytes meanwhile, as far as it does.
+
+        Raises:
+            OSError: The file cannot be opened; with its path.
+        """
+        try:
+            os.posix_fadvise(self._descriptor(number), start, size, os.POSIX_FADV_WILLNEED)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._files[number])) from error
+
     def _descriptor(self, number: int) -> int:
         if number not in self._open:
             while len(self._open) >= self._most:

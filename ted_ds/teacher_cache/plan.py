@@ -18,8 +18,9 @@ from ted_ds.data.labelled_stream import samples_sha256
 from ted_ds.errors import ConfigError
 from ted_ds.planning.memory import gib
 from ted_ds.teacher_cache.kept_rows import RowReader, TeacherRows, rows_of
+from ted_ds.teacher_cache.parts import Part
 from ted_ds.teacher_cache.questions import Questions, SetQuestions, StreamQuestions
-from ted_ds.teacher_cache.store import Part, Record, read_about
+from ted_ds.teacher_cache.store import Record, read_about
 from ted_ds.teacher_cache.token_record import TokenRecord
 
 CACHE_FOLDER = "teacher_cache"
@@ -46,6 +47,8 @@ class CachePlan:
     """What decides the examples."""
     ask: Callable[[Collection[Part]], Questions]
     """What this rank asks where parts are written."""
+    ahead: int | None = None
+    """How many sequences on the one is that a lane gives in the next step; None where the order is another."""
     rows: TeacherRows | None = None
     """What holds the answers; None where the teacher gives them."""
 
@@ -91,7 +94,7 @@ def plan_cache(build: Assembly) -> CachePlan | None:
             of_texts,
             {"samples_sha256": samples_sha256(samples), **({"rows": rows.content} if rows else {})},
             ask,
-            rows,
+            rows=rows,
         )
     assert isinstance(data, CorpusData)
     assert isinstance(record, TokenRecord)
@@ -112,6 +115,7 @@ def plan_cache(build: Assembly) -> CachePlan | None:
         of_texts,
         {"stream": stream, "steps": plan.steps},
         lambda done: StreamQuestions(data, done, steps=plan.steps, **shares, **reading),
+        ahead=num_lanes,
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from ted_ds.data.corpus_data import CorpusData
 from ted_ds.data.samples import Sample
 from ted_ds.data.stream.lane import LaneItem
-from ted_ds.teacher_cache.store import Part
+from ted_ds.teacher_cache.parts import Part
 
 
 class Questions(Protocol):
@@ -149,8 +149,9 @@ class StreamQuestions:
         found: dict[int, list[LaneItem]] = {}
         for _ in range(self._size):
             for item in self._workers.next():
-                if item.state["step"] <= self._steps:
-                    found.setdefault(item.lane, []).append(item)
+                if item.state["step"] > self._steps:
+                    continue
+                found.setdefault(item.lane, []).append(item)
                 if item.sample is None:
                     self._ends.setdefault(item.lane, item.state["step"] - 1)
         for lane, items in found.items():

@@ -7,9 +7,7 @@ many attempts as it takes, and renamed when it is whole: it is there completely,
 from __future__ import annotations
 
 import errno
-import io
 import json
-import secrets
 import shutil
 import zlib
 from collections.abc import Callable, Sequence
@@ -25,6 +23,7 @@ from torch import Tensor
 from ted_ds.errors import CheckpointError
 from ted_ds.output.phase_folder import sync
 from ted_ds.teacher_cache.open_parts import OpenParts
+from ted_ds.teacher_cache.parts import ALIGNMENT, NOTHING_LOST, Part, read_part, refuse_holes
 from ted_ds.teacher_cache.states import as_bytes, pack_states, size_of_states, unpack_states
 
 if TYPE_CHECKING:
@@ -33,15 +32,12 @@ if TYPE_CHECKING:
 MANIFEST = "cache.json"
 VERSION = 3
 """Of these files."""
-ALIGNMENT = 8
 NUMBER_BYTES = 4
 DAMAGED = (FileNotFoundError, ValueError, KeyError, TypeError)
 """What reading a file raises that is missing or damaged; not what a disk or a server raises that fails to give it."""
-NOTHING_LOST = (0.0, 0.0, 0.0)
 REFILLED = "remove it, and it is filled again"
 LEFT_AS_IT_IS = "it is left as it is: mend that, and start the same command again"
-MOST_NAMED = 5
-"""Examples that are missing, in a message."""
+Result = TypeVar("Result")
 Form = TypeVar("Form", bound="DataclassInstance")
 """How what is kept of an example stands in a file."""
 
@@ -88,77 +84,6 @@ class Record:
         return outputs, unpack_states(stored, shape, self.precision)
 
 
-SUFFIXES = (".bin", ".npz", ".unfinished")
-"""Of a part's records, of its index, and of that while it is written."""
-
-
-class PartWriter:
-    """Writes records of one rank, one after the other, as a part with a name of its own."""
-
-    def __init__(self, folder: Path, rank: int) -> None:
-        self._file = folder / f"{secrets.token_hex(8)}_{rank:05d}.bin"
-        self._stream = self._file.open("wb")
-        self._rows: list[tuple[int, int, int, int]] = []
-        self.num_bytes = 0
-
-    def add(self, sample: int, packed: bytes, *, tokens: int) -> None:
-        """Add the record of an example of so many tokens."""
-        assert len(packed) % ALIGNMENT == 0, "records would not be aligned"
-        self._stream.write(packed)
-        self._rows.append((sample, tokens, len(packed), zlib.crc32(packed)))
-        self.num_bytes += len(packed)
-
-    def close(self, left: Any = None, lost: Sequence[float] = NOTHING_LOST) -> None:
-        """Make sure that all of it, and where it is, is on the disk.
-
-        Args:
-            left: From where to go on behind it, as JSON.
-            lost: What was seen to be lost of predictions, and of how many.
-        """
-        self._stream.close()
-        sync(self._file)
-        unfinished = self._file.with_suffix(".unfinished")
-        with unfinished.open("wb") as index:
-            rows = np.array(self._rows, np.int64).reshape(-1, 4)
-            left_as_bytes = np.frombuffer(json.dumps(left).encode(), np.uint8)
-            np.savez(index, rows=rows, left=left_as_bytes, lost=np.array(lost))
-        sync(unfinished)
-        unfinished.replace(self._file.with_suffix(".npz"))
-
-
-@dataclass(frozen=True)
-class Part:
-    """What a part that is whole holds."""
-
-    rows: np.ndarray[Any, Any]
-    """Of each record: the example, its tokens, bytes, and their checksum."""
-    left: Any
-    """From where to go on behind it."""
-    lost: np.ndarray[Any, Any]
-    """See :meth:`PartWriter.close`."""
-
-
-def written(folder: Path, say: Callable[[str], None]) -> list[Part]:
-    """What earlier attempts have written; what is not whole is removed, and ``say`` told of it. On one rank only.
-
-    Raises:
-        OSError: A file is there and cannot be read: it may be whole, and nothing is removed for that.
-    """
-    found: list[Part] = []
-    for name in sorted({file.stem for file in folder.iterdir() if file.suffix in SUFFIXES}):
-        try:
-            found.append(_read_part(folder, name))
-            continue
-        except FileNotFoundError as error:
-            what = f"lacks {Path(error.filename).name}, as it was not finished"
-        except ValueError as error:
-            what = f"is damaged ({error})"
-        say(f"teacher cache: {folder / name} {what}; it is removed, and what it held is asked for again")
-        for suffix in SUFFIXES:
-            (folder / name).with_suffix(suffix).unlink(missing_ok=True)
-    return found
-
-
 def finish(folder: Path, place: Path, record: Any, *, about: dict[str, Any], counts: Sequence[int]) -> None:
     """Put a cache that all ranks have written into ``folder`` in its place. On one rank only.
 
@@ -175,7 +100,7 @@ def finish(folder: Path, place: Path, record: Any, *, about: dict[str, Any], cou
     """
     names = sorted(index.stem for index in folder.glob("*.npz"))
     try:
-        _refuse_holes([_read_part(folder, name).rows[:, 0] for name in names], counts)
+        refuse_holes([read_part(folder, name).rows[:, 0] for name in names], counts)
     except DAMAGED as error:
         raise CheckpointError(
             f"{folder}: the teacher's cache is not whole ({error}); start the same command again, and what is missing "
@@ -194,17 +119,6 @@ def finish(folder: Path, place: Path, record: Any, *, about: dict[str, Any], cou
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another run was faster
                 raise
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _refuse_holes(samples: Sequence[np.ndarray[Any, Any]], counts: Sequence[int]) -> None:
-    """Raise a ValueError that names examples, of so many in each lane, that are not among ``samples``."""
-    steps = np.arange(max(counts, default=0))[:, None]
-    expected = (steps * len(counts) + np.arange(len(counts)))[steps < np.array(counts)]
-    missing = np.setdiff1d(expected, np.concatenate([np.zeros(0, np.int64), *samples]))
-    if len(missing):
-        named = ", ".join(map(str, missing[:MOST_NAMED].tolist()))
-        more = ", ..." if len(missing) > MOST_NAMED else ""
-        raise ValueError(f"{len(missing):,} of {len(expected):,} examples are not there: {named}{more}")
 
 
 def is_complete(place: Path) -> bool:
@@ -247,8 +161,8 @@ class Reader(Generic[Form]):
                 )
             if manifest["record"] != asdict(record):
                 raise ValueError(f"its records are {manifest['record']}")
-            parts = [_read_part(place, name) for name in manifest["parts"]]
-            _refuse_holes([part.rows[:, 0] for part in parts], manifest["counts"])
+            parts = [read_part(place, name) for name in manifest["parts"]]
+            refuse_holes([part.rows[:, 0] for part in parts], manifest["counts"])
         except DAMAGED as error:
             raise CheckpointError(f"{place}: the teacher's cache is damaged ({error}); {REFILLED}") from error
         except OSError as error:
@@ -270,21 +184,41 @@ class Reader(Generic[Form]):
         Raises:
             CheckpointError: It is not there, or not what was written, or cannot be read.
         """
-        index = int(np.searchsorted(self.samples, sample))
-        if index == len(self.samples) or self.samples[index] != sample:
+        row = self._row(sample)
+        if row is None:
             raise CheckpointError(f"{self.place}: the teacher's cache lacks example {sample}; {REFILLED}")
-        _, tokens, size, checksum, part, start = self._table[index].tolist()
-        try:
-            record = self._parts.read(part, start, size)
-        except OSError as error:
-            raise CheckpointError(
-                f"{self.place}: the teacher's cache cannot be read ({error}); {LEFT_AS_IT_IS}"
-            ) from error
+        _, tokens, size, checksum, part, start = row
+        record = self._of_disk(lambda: self._parts.read(part, start, size))
         if zlib.crc32(record) != checksum:
             raise CheckpointError(
                 f"{self.place}: the teacher's cache is damaged (example {sample} is not what was written); {REFILLED}"
             )
         return np.frombuffer(record, np.uint8), tokens
+
+    def expect(self, sample: int) -> None:
+        """Let the system fetch the record of an example, if there is one, before it is read.
+
+        Raises:
+            CheckpointError: Its file cannot be opened.
+        """
+        row = self._row(sample)
+        if row is not None:
+            _, _, size, _, part, start = row
+            self._of_disk(lambda: self._parts.expect(part, start, size))
+
+    def _row(self, sample: int) -> list[int] | None:
+        """What :func:`_table` says of an example."""
+        index = int(np.searchsorted(self.samples, sample))
+        is_there = index < len(self.samples) and self.samples[index] == sample
+        return self._table[index].tolist() if is_there else None
+
+    def _of_disk(self, work: Callable[[], Result]) -> Result:
+        try:
+            return work()
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.place}: the teacher's cache cannot be read ({error}); {LEFT_AS_IT_IS}"
+            ) from error
 
     @property
     def num_bytes(self) -> int:
@@ -304,27 +238,3 @@ def _table(part: Part, number: int) -> np.ndarray[Any, Any]:
     """Of each record: the example, its tokens, bytes, their checksum, the part, and its first byte there."""
     sizes = part.rows[:, 2]
     return np.column_stack([part.rows, np.full(len(sizes), number), sizes.cumsum() - sizes])
-
-
-def _read_part(folder: Path, name: str) -> Part:
-    """What a part holds.
-
-    Raises:
-        FileNotFoundError: It was not finished.
-        ValueError: It is damaged.
-        OSError: It cannot be read.
-    """
-    part = _read_index(folder / f"{name}.npz")
-    there, described = (folder / f"{name}.bin").stat().st_size, int(part.rows[:, 2].sum())
-    if there != described:
-        raise ValueError(f"{name}.bin has {there} bytes, its index describes {described}")
-    return part
-
-
-def _read_index(file: Path) -> Part:
-    content = file.read_bytes()
-    try:  # of what is in memory, whatever is raised is for a damage: a bit may raise anything in there
-        with np.load(io.BytesIO(content), allow_pickle=False) as index:
-            return Part(index["rows"].reshape(-1, 4), json.loads(index["left"].tobytes()), index["lost"])
-    except Exception as error:
-        raise ValueError(f"{file.name}: {error}") from error

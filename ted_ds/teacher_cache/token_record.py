@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import struct
-import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,8 +14,9 @@ from torch import Tensor
 from ted_ds.numerics.keeping import Kept
 from ted_ds.planning.cache_size import TokenSizes
 from ted_ds.teacher_cache.packed_predictions import pack_drawn, pack_top, unpack_drawn, unpack_top
+from ted_ds.teacher_cache.parts import ALIGNMENT
 from ted_ds.teacher_cache.states import pack_states, size_of_states, unpack_states
-from ted_ds.teacher_cache.store import ALIGNMENT, aligned, padded
+from ted_ds.teacher_cache.store import aligned, padded
 
 HEAD = struct.Struct("<IIfI")
 """How many tokens are predicted and how many have states, the teacher's own task loss, and a checksum of the tokens."""
@@ -35,12 +34,7 @@ class Answer(NamedTuple):
     task_loss: float
     """Summed over its labels."""
     tokens: int
-    """See :func:`checksum`."""
-
-
-def checksum(ids: Sequence[int] | Tensor) -> int:
-    """Of a sequence's tokens, by which a record of another sequence is found out."""
-    return zlib.crc32(np.asarray(ids, np.int64).tobytes())
+    """See :func:`ted_ds.data.loader.checksum`."""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ted_ds.teacher_cache.store import PartWriter, Reader, finish
-from ted_ds.teacher_cache.token_record import Answer, TokenRecord, checksum
+from ted_ds.data.loader import checksum
+from ted_ds.teacher_cache.parts import PartWriter
+from ted_ds.teacher_cache.store import Reader, finish
+from ted_ds.teacher_cache.token_record import Answer, TokenRecord
 
 WAYS = ("top_k bf16", "top_k int8", "sampled bf16", "sampled int8")
 """How predictions are kept, and the precision of filtered states."""

@@ -24,7 +24,8 @@ from ted_ds.objectives.distill import DistillObjective
 from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.teacher_cache.cached import CachedTeacher
 from ted_ds.teacher_cache.open_parts import most_open
-from ted_ds.teacher_cache.store import PartWriter, Reader, Record, finish, is_complete, read_about, written
+from ted_ds.teacher_cache.parts import PartWriter, written
+from ted_ds.teacher_cache.store import Reader, Record, finish, is_complete, read_about
 from tests.parity.test_hosts import load
 from tests.task_kinds import TASK_TERMS
 from tests.tiny import LABELS, distill_plan, write_model

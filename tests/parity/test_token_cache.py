@@ -13,7 +13,7 @@ import torch
 from ted_ds.config.data import Data
 from ted_ds.config.tasks import CausalLm
 from ted_ds.data.corpus_data import CorpusData
-from ted_ds.data.loader import Collator, OfCompletions
+from ted_ds.data.loader import Collator, OfCompletions, checksum
 from ted_ds.data.reading.listing import list_data
 from ted_ds.data.samples import Sample
 from ted_ds.errors import CheckpointError
@@ -22,11 +22,14 @@ from ted_ds.numerics.teacher_predictions import KeptPredictions
 from ted_ds.numerics.vocabulary import VocabularyTargets, vocabulary_losses
 from ted_ds.planning.cache_size import TokenSizes
 from ted_ds.teacher_cache.cached_tokens import CachedTokens
+from ted_ds.teacher_cache.parts import Part, PartWriter, written
 from ted_ds.teacher_cache.questions import SetQuestions, StreamQuestions
-from ted_ds.teacher_cache.store import Part, PartWriter, Reader, Record, finish, written
-from ted_ds.teacher_cache.token_record import Answer, TokenRecord, checksum
+from ted_ds.teacher_cache.store import Reader, Record, finish
+from ted_ds.teacher_cache.token_record import Answer, TokenRecord
+from tests.device import DEVICE
 from tests.streams import open_stream
 from tests.tiny import write_corpus, write_tokenizer
+from tests.waits import waits_of
 
 DIM = 5
 
@@ -208,6 +211,27 @@ def test_a_cache_of_other_tokens_is_said(tmp_path):
         )
 
 
+@pytest.mark.parametrize("of_completions", [None, OfCompletions(task=False, predictions=True, features=True)])
+def test_the_host_waits_for_no_device_to_hold_tokens_against_the_cache(tmp_path, of_completions):
+    """They are told by checksums, which are found where the batch is made."""
+    record = TokenRecord(2, DIM, "int8", 3, 40)
+    sizes = {0: (6, 7), 1: (1, 2), 2: (8, 9)} if of_completions is None else {0: (1, 1), 1: (1, 1), 2: (1, 1)}
+    written_for(tmp_path, record, sizes)
+    teacher = CachedTokens(Reader(tmp_path / "cache", record), dtype=torch.float32, temperature=2.0)
+    samples = [dataclasses.replace(one, label=(1, 2)) for one in SAMPLES]
+    batch = Collator(0, "tokens", of_completions=of_completions)([samples[2], None, samples[0]])
+    assert batch.checksums == (checksum(samples[2].input_ids), 0, checksum(samples[0].input_ids))
+    batch = batch.to(DEVICE)
+    for _ in range(2):
+        assert waits_of(lambda: teach(teacher, batch)) == []
+    with pytest.raises(CheckpointError, match="has other tokens than sequence 2"):
+        teach(teacher, dataclasses.replace(batch, checksums=(5, *batch.checksums[1:])))
+
+
+def teach(teacher: CachedTokens, batch: Any) -> None:
+    teacher.teach(batch, lambda _: None, with_predictions=True, on_state=lambda *_: None)
+
+
 # --- in which order ---------------------------------------------------------------------------------------------------
 
 STEPS, LANES = 5, 4
@@ -281,13 +305,16 @@ def test_what_is_written_is_not_asked_again(corpus, tmp_path, before, after):
         assert sorted([*found, *asked([questions(corpus, done, rank, after) for rank in range(after)])]) == whole
 
 
-def cut_one(folder: Any, number: int) -> set[int]:
-    """Damage the index of a part; the samples that are lost with it."""
-    part = sorted(folder.glob("*.npz"))[number]
-    with np.load(part) as index:
-        lost = set(index["rows"][:, 0].tolist())
-    part.write_bytes(part.read_bytes()[: part.stat().st_size // 2])
-    return lost
+def cut_one(folder: Any, sample: int) -> set[int]:
+    """Damage the index of the part that has a sample; all that are lost with it."""
+    for part in folder.glob("*.npz"):
+        if part.stat().st_size:
+            with np.load(part) as index:
+                lost = set(index["rows"][:, 0].tolist())
+            if sample in lost:
+                part.write_bytes(b"")
+                return lost
+    raise AssertionError(sample)
 
 
 NOTHING = Record(0, 0, 0, "bf16")
@@ -298,10 +325,10 @@ def test_what_is_lost_of_what_is_written_is_asked_again_and_nothing_else(corpus,
     """Whichever part it is: a lane goes on where all before it is there, and past what is there behind that."""
     (tmp_path / "first").mkdir()
     whole, _ = attempt(corpus, tmp_path / "first", before)
-    for number in range(len(whole)):
+    for number, one in enumerate(whole):
         folder = tmp_path / str(number)
         shutil.copytree(tmp_path / "first", folder)
-        lost = cut_one(folder, number)
+        lost = cut_one(folder, one[0][0])
         (again,), counts = attempt(corpus, folder, after)
         assert {index for index, *_ in again} == lost
         assert again in whole
@@ -314,22 +341,26 @@ def test_lanes_end_before_the_steps_do(tmp_path):
     """Where sources are at their end, and are not read again: what is missing behind it is no hole."""
     source = {"path": str(write_corpus(tmp_path / "train.jsonl")), "epochs": 1}
     data = Data.model_validate({"train": [source]})
-    task = CausalLm(kind="causal_lm", sequence_length=64)
+    task = CausalLm(kind="causal_lm", sequence_length=24)
     corpus = CorpusData(data, task, write_tokenizer(tmp_path / "tokenizer"), list_data(data), max_heldout=4)
     (tmp_path / "first").mkdir()
-    whole, counts = attempt(corpus, tmp_path / "first", 1, steps=20)
+    whole, counts = attempt(corpus, tmp_path / "first", 1, steps=40)
     assert sum(counts) == sum(map(len, whole))
-    assert all(1 < count < 18 for count in counts)
-    for number in (0, 5):
-        folder = tmp_path / str(number)
-        shutil.copytree(tmp_path / "first", folder)
-        lost = cut_one(folder, number)
-        with pytest.raises(CheckpointError, match=r"start the same command again, and what is missing is asked for"):
-            finish(folder, tmp_path / "whole", NOTHING, about={}, counts=counts)
-        again, once_more = attempt(corpus, folder, 2, steps=20)
-        assert {index for one in again for index, *_ in one} >= lost
-        assert once_more == counts
-        finish(folder, tmp_path / f"{number} whole", NOTHING, about={}, counts=counts)
+    assert all(4 < count < 38 for count in counts)
+    lost = cut_one(tmp_path / "first", LANES)  # the second of lane 0
+    with pytest.raises(CheckpointError, match=r"start the same command again, and what is missing is asked for"):
+        finish(tmp_path / "first", tmp_path / "whole", NOTHING, about={}, counts=counts)
+    again, once_more = attempt(corpus, tmp_path / "first", 2, steps=40)
+    assert {index for one in again for index, *_ in one} >= lost
+    assert once_more == counts
+    finish(tmp_path / "first", tmp_path / "whole", NOTHING, about={}, counts=counts)
+    # a lane that is read beyond the steps, as another one is far behind, has no fewer or more than these
+    steps = min(counts) - 1
+    (tmp_path / "short").mkdir()
+    attempt(corpus, tmp_path / "short", 1, steps=steps)
+    for sample in (0, (steps - 1) * LANES, (steps - 1) * LANES + 1):
+        cut_one(tmp_path / "short", sample)
+    assert attempt(corpus, tmp_path / "short", 1, steps=steps)[1] == [steps] * LANES
 
 
 def test_a_set_is_asked_for_what_is_not_written():
