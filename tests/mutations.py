@@ -507,6 +507,12 @@ MUTATIONS = {
         "place = torch.arange(len(asked)) % len(ids)",
         "kept predictions of completions stand at the first labels",
     ),
+    "hole_in_lane": Mutation(
+        "teacher_cache/questions.py",
+        'if one["step"] <= whole',
+        'if one["step"] <= steps',
+        "filling goes on behind what is missing",
+    ),
     "place_of_rows": Mutation(
         "teacher_cache/given_predictions.py",
         "places = row.start + tokens - shift",
