@@ -90,7 +90,8 @@ def write_cache(place: Path, record: TokenRecord, answers: Mapping[int, tuple[An
     for index, (answer, tokens) in answers.items():
         writer.add(index, record.pack(answer._replace(tokens=checksum(tokens))), tokens=len(tokens))
     writer.close()
-    finish(begun, place, record, about={}, counts=[len(answers)])
+    counts = [int(index in answers) for index in range(max(answers) + 1)]  # each is a lane, some of which are empty
+    finish(begun, place, record, about={}, counts=counts)
 
 
 def open_cache(place: Path, record: TokenRecord) -> Reader[TokenRecord]:
