@@ -191,6 +191,19 @@ class Store:
             return self._filesystem.cat_file(self._place(name)).decode(errors="replace")
         return None
 
+    def text_twice(self, name: str, is_sound: Callable[[str | None], bool], patience: Patience) -> str | None:
+        """A small object, read a second time where it is not sound at first: what comes between may have spoilt it.
+
+        Raises:
+            StoreError: It cannot be read.
+        """
+        what = f"{self.name}/{name}"
+        text = patience.persist(what, lambda: self.text(name))
+        if not is_sound(text):
+            time.sleep(FIRST_PAUSE_S)
+            text = patience.persist(what, lambda: self.text(name))
+        return text
+
     def fault(self, name: str, *, num_bytes: int, sha256: str) -> str | None:
         """What is wrong with an object, read to its last byte; None for nothing.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+from ted_ds.errors import StoreError
 from ted_ds.output.phase_folder import sync
 from ted_ds.output.store import Patience, Store
 from ted_ds.output.trackers.jsonl_backend import METRICS_FILE
@@ -36,7 +37,14 @@ def fetch_numbers(store: Store, output_dir: Path, patience: Patience) -> None:
     file = output_dir / METRICS_FILE
     if file.exists():
         return
-    text = patience.persist(METRICS_FILE, lambda: store.text(METRICS_FILE))
+
+    def read() -> str | None:
+        one, other = store.text(METRICS_FILE), store.text(METRICS_FILE)
+        if one != other:  # it has no checksum, and this run will put there what it goes on with
+            raise StoreError("two answers in a row are not the same")
+        return one
+
+    text = patience.persist(METRICS_FILE, read)
     if text is not None:
         beside = file.with_name(f".{METRICS_FILE}")
         beside.write_text(text, encoding="utf-8")
