@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import time
@@ -345,6 +346,33 @@ def test_a_damaged_checkpoint_at_the_store_is_passed_over_and_left_there(uploadi
     assert "is left as it is" in killed.output(0)
     assert contents(uploading, name) == before
     assert uploading.resume(name) == steps[-2]
+
+
+def test_a_full_disk_here_ends_a_fetch_at_once(uploading, killed_run):
+    name, steps = gone(uploading, killed_run)
+    fault = (uploading.server.environment, fill_disk_at_fetch, 5000)
+    started = time.monotonic()
+    output = run(uploading.arguments(name, timeout_s=600), codes=2, fault=reach_and, fault_arguments=fault)
+    assert time.monotonic() - started < 150
+    assert re.search(rf"step_{steps[-1]:08d}\.unfinished/\S+: cannot be written on the disk here: \[Errno 27\]", output)
+    assert "checkpoint.upload.to" not in output
+    assert "once the store answers" not in output
+    assert not list((uploading.folder / name / "checkpoints" / "distill").glob(".*")), "a full disk needs the room"
+    assert uploading.resume(name) == steps[-1]
+
+
+def fill_disk_at_fetch(_rank: int, num_bytes: int) -> None:
+    """The disk takes no more than so many bytes of a file of a checkpoint that is fetched."""
+    from ted_ds.runtime.checkpoints.stored import StoredCheckpoints
+
+    plain = StoredCheckpoints.fetch_files
+
+    @functools.wraps(plain)
+    def fetch_files(self: StoredCheckpoints, *arguments: Any) -> list[str]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
+        return plain(self, *arguments)
+
+    StoredCheckpoints.fetch_files = fetch_files
 
 
 @pytest.mark.slow

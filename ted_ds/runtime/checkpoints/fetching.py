@@ -28,6 +28,7 @@ def all_beside(world: World, work: Callable[[Patience], Any], timeout_s: float, 
 
     Raises:
         StoreError: It failed on some rank, or was not done in time; on every rank.
+        CheckpointError: The disk here refuses, or what is there is of another run; on every rank.
     """
     beside = Beside(work, timeout_s)
     while world.highest(beside.is_busy)[0]:
@@ -115,7 +116,11 @@ class Fetching:
         def fetch(patience: Patience) -> list[str]:
             return self._stored.fetch_files(step, folder, share, patience)
 
-        parts = all_beside(self._world, fetch, self._timeout_s, place=self._stored.store.name)
+        try:
+            parts = all_beside(self._world, fetch, self._timeout_s, place=self._stored.store.name)
+        except CheckpointError:  # of the disk here: a full one needs the room
+            self._world.on_main(lambda: shutil.rmtree(folder, ignore_errors=True))
+            raise
         faults = [fault for part in parts for fault in part]
         if faults:
             self._world.on_main(lambda: shutil.rmtree(folder, ignore_errors=True))

@@ -126,7 +126,12 @@ class StoredCheckpoints:
         return None if is_listed else f"{self.name(step)}: its manifest can be read, and is not listed"
 
     def fetch_files(self, step: int, folder: Path, files: Mapping[str, FileRecord], patience: Patience) -> list[str]:
-        """Copy files of a checkpoint into a folder here; what is wrong with them, each looked at twice."""
+        """Copy files of a checkpoint into a folder here; what is wrong with them, each looked at twice.
+
+        Raises:
+            StoreError: The store does not answer.
+            CheckpointError: The disk here refuses.
+        """
         faults = []
         for name, record in files.items():
             work = functools.partial(
