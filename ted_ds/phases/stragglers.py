@@ -28,7 +28,7 @@ OWN_WORK_FILE = "own_work.jsonl"
 def note_own_work(output_dir: Path, phase: str, step: int, of_ranks: Sequence[OfRank]) -> None:
     """Add a line with each rank's own work to a file for people: hundreds of numbers are nothing for trackers.
 
-    ``own_s`` has seconds of a step since the last report, rank by rank; null of a rank that timed none. On one rank only.
+    ``own_s`` has seconds of a step since the last report, rank by rank; null where none was timed. On one rank only.
 
     Raises:
         OSError: The disk refuses.

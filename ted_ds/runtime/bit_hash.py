@@ -4,9 +4,9 @@ The hash is the sum of g^i times the i-th word of 32 bits, modulo 2^64: a polyno
 8. Of up to 2^31 words (8 GiB), then, these always change it:
 
 - one changed word: g^i is odd, and the difference of two words is not 0 modulo 2^32;
-- any two flipped bits: different bits of words change the sum by numbers that different powers of 2 divide; the same bit
-  b of two words cancels only if g^i = +-g^j modulo 2^(64-b), so modulo 2^33, where g has the order 2^31 and -1 is none
-  of its powers;
+- any two flipped bits: different bits of words change the sum by numbers that different powers of 2 divide; the same
+  bit b of two words cancels only if g^i = +-g^j modulo 2^(64-b), so modulo 2^33, where g has the order 2^31 and -1 is
+  none of its powers;
 - any two words, or narrower numbers, that change places: no more than 2^31 divides their difference, and of g^n - 1 no
   more than 4 times the power of 2 in n, so 2^32.
 
