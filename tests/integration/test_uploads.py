@@ -350,7 +350,7 @@ def test_a_damaged_checkpoint_at_the_store_is_passed_over_and_left_there(uploadi
 
 def test_a_full_disk_here_ends_a_fetch_at_once(uploading, killed_run):
     name, steps = gone(uploading, killed_run)
-    fault = (uploading.server.environment, fill_disk_at_fetch, 5000)
+    fault = (uploading.server.environment, fill_disk_at_fetch, 20_000)
     started = time.monotonic()
     output = run(uploading.arguments(name, timeout_s=600), codes=2, fault=reach_and, fault_arguments=fault)
     assert time.monotonic() - started < 150
