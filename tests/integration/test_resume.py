@@ -247,16 +247,17 @@ def test_every_damage_of_every_file_of_a_real_checkpoint_is_seen(stopped):
 def test_without_a_whole_one_nothing_is_begun_and_nothing_changed(stopped):
     checkpoints, arguments, expected = begin_again(stopped)
     damaged = list(checkpoints.glob("step_*/stream.json"))
-    for file in damaged:
-        file.rename(file.with_name("elsewhere"))
+    elsewhere = {file: checkpoints.with_name(file.parent.name) for file in damaged}
+    for file, place in elsewhere.items():
+        file.rename(place)
     output = run(arguments, codes=2)
     (said,) = re.findall(r".*no checkpoint can be read whole.*", output)
     assert str(checkpoints) in said
     assert all(f"{file}: is missing" in said for file in damaged)
     assert "to start the phase anew, move these folders away" in said
-    assert len(list(checkpoints.glob("step_*/elsewhere"))) == len(damaged) == 5
-    for file in damaged:  # the disk is mended
-        file.with_name("elsewhere").rename(file)
+    assert len(list(checkpoints.glob("step_*"))) == len(damaged) == 5
+    for file, place in elsewhere.items():  # the disk is mended
+        place.rename(file)
     assert "going on after step 5 of 7" in run(arguments)
     assert differences(expected, traces(checkpoints.parent.parent)) == []
 
