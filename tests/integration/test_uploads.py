@@ -403,7 +403,7 @@ def test_a_newer_checkpoint_at_the_store_is_taken_before_an_older_one_here(uploa
         if later.name > newest.name:
             shutil.rmtree(later)
     output = uploading.run(name)
-    assert "damaged checkpoint, skipped and moved to" in output
+    assert "damaged checkpoint, skipped and replaced by that of the store" in output
     assert f"going on after step {steps[-1]} of" in output
     assert "steps lost" not in output
     uploading.check(place)
