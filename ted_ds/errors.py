@@ -5,6 +5,7 @@
     ├── TopologyError        ranks, batch sizes and sharding do not fit together
     ├── DataError            a data file or a row of it is wrong
     ├── CheckpointError      a model, filter, checkpoint or phase folder is missing, damaged or of another run
+    │   └── OtherVersionError    a checkpoint is whole, and of a version of its files that is not read here
     ├── NumericsError        a loss became NaN or infinite
     ├── StoreError           what is kept at an object store cannot be written, read or found whole
     ├── OwnCodeError         Python code that was given to a run, or a plug-in, failed
@@ -57,6 +58,10 @@ class DataError(TedError):
 
 class CheckpointError(TedError):
     """A model, filter, checkpoint or phase folder is missing, damaged, or belongs to another run."""
+
+
+class OtherVersionError(CheckpointError):
+    """A checkpoint is whole, but its files are of another version than those that this ted_ds reads."""
 
 
 class NumericsError(TedError):

@@ -27,6 +27,7 @@ ON_BOTH = (
     "tests/parity/test_packing.py",
     "tests/parity/test_execution.py",
     "tests/parity/test_waiting.py",
+    "tests/parity/test_bit_hash.py",
     "tests/distributed/test_optimizers.py",
 )
 of_a_gpu = pytest.mark.skipif(IS_CPU, reason=f"NOT RUN: only a GPU can show it ({VARIABLE}=cuda)")

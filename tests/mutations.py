@@ -144,8 +144,8 @@ MUTATIONS = {
     ),
     "repeated_without_looking": Mutation(
         "runtime/replay.py",
-        "self._first[index] += sum_of_bits(gradient)",
-        "self._first[index] = sum_of_bits(gradient)",
+        "chained(self._first[index], hash_of_bits(gradient))",
+        "self._first[index] = hash_of_bits(gradient)",
         "of several microbatches the last alone is compared",
     ),
     "T2": Mutation(

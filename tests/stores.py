@@ -59,7 +59,8 @@ class StoreServer:
         """From now on do this wrong, and nothing else.
 
         Orders: ``methods`` and ``match``, a pattern of paths, choose requests; of them ``count`` (else all) are
-        answered with ``status``, or wait ``wait_s`` first, or have only the first ``keep`` bytes stored.
+        answered with ``status``, or wait ``wait_s`` first, or have only the first ``keep`` bytes stored, or are
+        answered with one byte ``garbled`` or with the first ``cut`` bytes alone, as by a bad way to a sound store.
         """
         self._request("PUT", ORDERS, json.dumps(orders).encode())
 
@@ -107,7 +108,7 @@ class StoreServer:
 
     def _request(self, method: str, path: str, body: bytes | None = None) -> bytes:
         request = urllib.request.Request(f"{self.address}{path}", data=body, method=method)
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.read()
 
     def stop(self) -> None:
@@ -178,7 +179,26 @@ def _serve(port: int) -> None:
                 environ["CONTENT_LENGTH"] = str(len(body))
                 for header in [one for one in environ if one.startswith(("HTTP_X_AMZ_CHECKSUM", "HTTP_CONTENT_MD5"))]:
                     del environ[header]
+            if method == "GET" and ("garbled" in now or "cut" in now):
+                return spoilt(environ, start, now)
         return plain(environ, start)
+
+    def spoilt(environ: dict[str, Any], start: Any, now: dict[str, Any]) -> Any:
+        said: list[Any] = []
+
+        def note(status: str, headers: list[tuple[str, str]], *_: Any) -> None:
+            said[:] = [status, headers]
+
+        content = bytearray(b"".join(plain(environ, note)))
+        status, headers = said
+        if status.startswith("2") and content:
+            content = content[: now.get("cut", len(content))]
+            if "garbled" in now:
+                content[len(content) // 2] ^= 1
+        told = ("content-length", "content-md5")  # what a proxy makes anew, and what would tell on it
+        kept = [(key, value) for key, value in headers if key.lower() not in told and "checksum" not in key.lower()]
+        start(status, [*kept, ("Content-Length", str(len(content)))])
+        return [bytes(content)]
 
     def control(method: str, environ: dict[str, Any], start: Any) -> Any:
         content = b"{}"

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import fsspec
 
 from ted_ds.config.redaction import without_secrets
-from ted_ds.errors import StoreError
+from ted_ds.errors import CheckpointError, StoreError
 
 Result = TypeVar("Result")
 
@@ -66,12 +66,15 @@ class Patience:
 
         Raises:
             StoreError: It never worked.
+            CheckpointError: The disk here refuses, at once: that is not the store's, and does not pass.
         """
         for number in itertools.count(1):
             if self.is_over:
                 raise StoreError(f"{what}: not begun within {self.timeout_s:g} s")
             try:
                 result = work()
+            except CheckpointError:
+                raise
             except Exception as error:  # each store's package raises its own
                 reason = f"{what}: {in_words(error)}"
                 self.last = reason
@@ -134,6 +137,22 @@ class Beside:
         return self._failure
 
 
+@contextlib.contextmanager
+def here(file: Path, done: str) -> Iterator[None]:
+    """What the disk here refuses is said of it, and not of a store; ``done`` is what should be done with the file.
+
+    Raises:
+        CheckpointError: The block raised an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{file}: cannot be {done} on the disk here: {error}. What is at the store is untouched; make room or mend "
+            "the disk, and start the same command again"
+        ) from error
+
+
 class Store:
     """A folder at a store, by its URL."""
 
@@ -163,8 +182,11 @@ class Store:
 
         Raises:
             StoreError: It did not arrive whole.
+            CheckpointError: The file here cannot be read.
             Exception: Whatever the store's package raises.
         """
+        with here(file, "read"), file.open("rb") as stream:
+            stream.read(1)
         self._filesystem.put_file(str(file), self._place(name))
         fault = self.fault(name, num_bytes=num_bytes, sha256=sha256)
         if fault is not None:
@@ -191,6 +213,19 @@ class Store:
             return self._filesystem.cat_file(self._place(name)).decode(errors="replace")
         return None
 
+    def text_twice(self, name: str, is_sound: Callable[[str | None], bool], patience: Patience) -> str | None:
+        """A small object, read a second time where it is not sound at first: what comes between may have spoilt it.
+
+        Raises:
+            StoreError: It cannot be read.
+        """
+        what = f"{self.name}/{name}"
+        text = patience.persist(what, lambda: self.text(name))
+        if not is_sound(text):
+            time.sleep(FIRST_PAUSE_S)
+            text = patience.persist(what, lambda: self.text(name))
+        return text
+
     def fault(self, name: str, *, num_bytes: int, sha256: str) -> str | None:
         """What is wrong with an object, read to its last byte; None for nothing.
 
@@ -213,20 +248,27 @@ class Store:
         """Copy an object here, on the disk for good; what is wrong with it, or None.
 
         Raises:
-            Exception: Whatever the store's package raises, or the disk.
+            CheckpointError: The disk here refuses.
+            Exception: Whatever the store's package raises.
         """
         digest, found = hashlib.sha256(), 0
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("wb") as stream:
-            try:
-                for chunk in self._chunks(name, num_bytes):
+        with here(file, "written"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            stream = file.open("wb")
+        try:
+            for chunk in self._chunks(name, num_bytes):
+                with here(file, "written"):
                     stream.write(chunk)
-                    digest.update(chunk)
-                    found += len(chunk)
-            except FileNotFoundError:
-                return "is missing"
-            stream.flush()
-            os.fsync(stream.fileno())
+                digest.update(chunk)
+                found += len(chunk)
+            with here(file, "written"):
+                stream.flush()
+                os.fsync(stream.fileno())
+        except FileNotFoundError:
+            return "is missing"
+        finally:
+            with contextlib.suppress(OSError):  # all is on the disk by then, or another error is on its way
+                stream.close()
         if found != num_bytes:
             return f"has {found:,} bytes, not {num_bytes:,}"
         return None if digest.hexdigest() == sha256 else "its SHA-256 differs"
@@ -302,6 +344,6 @@ class Store:
 def in_words(error: BaseException) -> str:
     """An error of a store's package, in one line, without what a URL may hide."""
     text = " ".join(without_secrets(word) for word in str(error).split())
-    if isinstance(error, StoreError):
+    if isinstance(error, StoreError | CheckpointError):
         return text[:LONGEST_REASON]
     return f"{type(error).__name__}: {text}"[:LONGEST_REASON] if text else type(error).__name__

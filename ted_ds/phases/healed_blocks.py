@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 from ted_ds.assembly.assembly import Assembly
 from ted_ds.output.phase_folder import PhaseFolder
 from ted_ds.phases.checkpoints import checkpoints_of
+from ted_ds.runtime.checkpoints.taking_up import nothing_whole
 
 WEIGHTS_FILE = "weights.safetensors"
 REPORT_FILE = "report.json"
@@ -40,15 +40,18 @@ class HealedBlocks:
     def read(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
         """The report of each block that is done, from the first on, and all weights that were changed.
 
-        Of a damaged one and those behind it nothing is taken: they are named, and removed.
+        Of a damaged one and those behind it nothing is taken: they are named, and put aside.
 
         Raises:
-            CheckpointError: They were made with other settings, or by another run; on every rank.
+            CheckpointError: They were made with other settings, by another run or by another version, or not even the
+                first can be read whole; on every rank. Nothing is changed then.
         """
         world, folders = self._build.world, self._folders
         found, damaged = world.on_main(self._sound)
         for fault in damaged:
-            self._build.screen.say(f"  WARN {fault}; it is healed again, with the blocks behind it")
+            self._build.screen.say(
+                f"  WARN {fault}; it is healed again, with the blocks behind it (they are put aside, as *.damaged)"
+            )
         reports: list[dict[str, Any]] = []
         weights: dict[str, Tensor] = {}
 
@@ -84,11 +87,15 @@ class HealedBlocks:
         damaged: list[str] = []
         for number in steps:
             faults = folders.faults(number)
-            if faults or number != len(sound) + 1:
+            if number != len(sound) + 1:
+                faults = [f"{folders.path(len(sound) + 1)}: is missing"]
+            if faults:
                 damaged = faults[:1]
                 break
             self._checkpoints.refuse_others(number)
             sound.append(number)
+        if damaged and not sound:
+            raise nothing_whole([str(folders.root)], damaged)
         for number in steps[len(sound) :]:
-            shutil.rmtree(folders.path(number))
+            folders.put_aside(number)
         return sound, damaged

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from ted_ds.config.data import BadRecords
 from ted_ds.data.bad_records import Ledger
+from ted_ds.data.reading.records import BadRecord
+from ted_ds.errors import DataError
 from ted_ds.output.tracking import Tracker
 from ted_ds.runtime.world import World
 
@@ -50,6 +53,19 @@ class Journal:
         with self._world.together():
             if self._tracker is not None:
                 self._tracker.rewind(phase, step, scored_step)
+
+    def list_bad_records(self, records: Sequence[BadRecord], num_read: int, limits: BadRecords) -> None:
+        """List records that cannot be read, if there is a list. On one rank only.
+
+        Raises:
+            DataError: They are too many of those that were read.
+        """
+        if self._ledger is None:
+            return
+        self._ledger.add(records)
+        reason = self._ledger.judge(num_read, limits)
+        if reason is not None:
+            raise DataError(reason)
 
     def close(self) -> None:
         """Finish what is open."""

@@ -24,6 +24,7 @@ from ted_ds.runtime.checkpoints.fetching import all_beside
 from ted_ds.runtime.checkpoints.stored import archived_by
 
 IDLE_S = 0.05
+SHA256_LENGTH = 64
 
 
 class StoredPhases:
@@ -64,7 +65,10 @@ class StoredPhases:
         """Of rank 0: take the next one, where the last is through."""
         if self._beside is None or self._beside.is_busy:
             return
-        if self._beside.failure is not None:
+        if self._beside.failure is None:
+            for left in self._beside.result:
+                self._build.screen.say(f"  WARN not removed at the store, as it cannot be read: {left}")
+        else:
             self._missing.append(f"{self._at}: {self._beside.failure}")
             assert self._store is not None
             self._build.screen.say(
@@ -74,13 +78,12 @@ class StoredPhases:
         self._beside = None
         self._begin()
 
-    def _put(self, store: Store, folder: PhaseFolder, patience: Patience) -> None:
+    def _put(self, store: Store, folder: PhaseFolder, patience: Patience) -> list[str]:
+        """Returns what of its checkpoints should have been removed there, and could not be read."""
         name, text = folder.path.name, (folder.path / MANIFEST).read_text(encoding="utf-8")
         manifest = f"{name}/{MANIFEST}"
-        there = patience.persist(manifest, lambda: store.text(manifest))
-        if there != text:
-            if there is not None:
-                patience.persist(manifest, lambda: store.remove([manifest]))
+        there = store.text_twice(manifest, lambda found: found in (None, text), patience)
+        if there != text:  # what was read may be wrong: nothing is removed, and the manifest is put there last
             for file, (num_bytes, sha256) in json.loads(text)["files"].items():
                 place = f"{name}/{file}"
                 put = functools.partial(store.put, folder.path / file, place, num_bytes=num_bytes, sha256=sha256)
@@ -91,7 +94,8 @@ class StoredPhases:
         if checkpoints is not None:
             best = json.loads(text)["result"].get("best")
             keep = archived_by(retention_of(self._build.recipe), best["step"] if best else None)
-            checkpoints.prune(keep, patience)
+            return checkpoints.prune(keep, patience)
+        return []
 
     def finish(self) -> None:
         """Wait for what is on its way, as long as one upload may take.
@@ -122,11 +126,12 @@ class StoredPhases:
     # --- from the store ---------------------------------------------------------------------------------------------
 
     def fetch(self, folder: PhaseFolder) -> None:
-        """Fetch the result of a phase that is not here, if it is there and whole.
+        """Fetch the result of a phase that is not here, if it is there.
 
         Raises:
             StoreError: The store does not answer; on every rank.
-            CheckpointError: The disk refuses; on every rank.
+            CheckpointError: The disk refuses, or what is there cannot be read whole, which another host may do: it is
+                left as it is; on every rank.
         """
         store, world = self._store, self._build.world
         if store is None or not world.on_main(lambda: not folder.path.exists()):
@@ -141,21 +146,27 @@ class StoredPhases:
             return
         name = f"{store.name}/{folder.path.name}"
         if faults:
-            self._build.screen.say(f"  WARN {name}: is damaged, and the phase is done again: {'; '.join(faults[:3])}")
-        else:
-            self._build.screen.say(f"fetched {name} in {time.monotonic() - started:.1f} s, each file by its SHA-256")
+            error = CheckpointError(
+                f"{name}: cannot be read whole: {'; '.join(faults[:3])}. Nothing was removed or changed. Look at "
+                "network and store, or start the same command on another host, which may read it well; remove "
+                f"{name} there to have the phase done again"
+            )
+            error.agreed = True
+            raise error
+        self._build.screen.say(f"fetched {name} in {time.monotonic() - started:.1f} s, each file by its SHA-256")
 
     @staticmethod
     def _fetch(store: Store, folder: PhaseFolder, patience: Patience) -> list[str] | None:
         """What is wrong with it; None where it is not there. The manifest's files are then in place."""
         name = folder.path.name
-        text = patience.persist(f"{name}/{MANIFEST}", lambda: store.text(f"{name}/{MANIFEST}"))
+        text = store.text_twice(
+            f"{name}/{MANIFEST}", lambda found: found is None or _listed(found) is not None, patience
+        )
         if text is None:
             return None
-        try:
-            listed: Mapping[str, Any] = json.loads(text)["files"]
-        except (ValueError, KeyError, TypeError) as error:
-            return [f"{MANIFEST}: {error!r}"]
+        listed = _listed(text)
+        if listed is None:
+            return [f"{name}/{MANIFEST}: is damaged"]
         unfinished = folder.path.with_name(f".{name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
@@ -178,3 +189,16 @@ class StoredPhases:
             raise CheckpointError(f"{folder.path}: cannot be written: {error}") from error
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _listed(manifest: str) -> Mapping[str, Any] | None:
+    """The files that a phase's manifest lists; None where it is damaged."""
+    try:
+        listed = json.loads(manifest)["files"]
+        return (
+            listed
+            if all(isinstance(size, int) and len(sha256) == SHA256_LENGTH for size, sha256 in listed.values())
+            else None
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None

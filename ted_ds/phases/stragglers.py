@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import statistics
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
+from ted_ds.output.chatter import LOGS
 from ted_ds.output.step_parts import COMMUNICATION, PARTS
 from ted_ds.phases.pace import OfRank
 
@@ -16,6 +20,29 @@ SLOWER = 1.5
 SLOWEST = "perf/slowest_rank"
 TO_MEDIAN = "perf/slowest_rank/to_median"
 """Its own work in that of the median; on GPUs of one kind some 1.05."""
+
+
+OWN_WORK_FILE = "own_work.jsonl"
+
+
+def note_own_work(output_dir: Path, phase: str, step: int, of_ranks: Sequence[OfRank]) -> None:
+    """Add a line with each rank's own work to a file for people: hundreds of numbers are nothing for trackers.
+
+    ``own_s`` has seconds of a step since the last report, rank by rank; null where none was timed. On one rank only.
+
+    Raises:
+        OSError: The disk refuses.
+    """
+    own = [_own_s(one) for one in of_ranks]
+    folder = output_dir / LOGS
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / OWN_WORK_FILE).open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"time": round(time.time(), 3), "phase": phase, "step": step, "own_s": own}) + "\n")
+
+
+def _own_s(one: OfRank) -> float | None:
+    seconds = sum(one.clock.get(part, 0.0) for part in PARTS if part != COMMUNICATION)
+    return round(seconds / one.clock["steps"], 6) if one.clock["steps"] else None
 
 
 class Stragglers:

@@ -12,14 +12,13 @@ from typing import Any, NoReturn
 from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.data.reading.records import BadRecord
 from ted_ds.data.stream.state_file import STREAM_FILE, read_stream_state, stream_state_text
-from ted_ds.errors import DataError
 from ted_ds.output.phase_folder import PhaseFolder
 from ted_ds.output.run_folder import note_start
 from ted_ds.phases.callbacks import CheckpointEvent, EvaluateEvent, ReportEvent, StepEvent, unchangeable
 from ted_ds.phases.checkpoints import checkpoints_of
 from ted_ds.phases.loop import Progress, Rhythm, train
 from ted_ds.phases.pace import OfRank, Pace
-from ted_ds.phases.stragglers import Stragglers
+from ted_ds.phases.stragglers import Stragglers, note_own_work
 from ted_ds.phases.work import Kit
 from ted_ds.planning.phase import phase_named
 from ted_ds.runtime.checkpoints.taking_up import Saved
@@ -331,18 +330,14 @@ class PhaseTraining:
                 totals[name] = totals.get(name, 0) + value
         bad = [record for _, of_rank, _ in parts for record in of_rank]
         num_read = int(sum(value for name, value in totals.items() if name.endswith("/records")))
-        self._build.world.on_main(lambda: self._list_bad_records(bad, num_read))
         of_ranks = [of_rank for *_, of_rank in parts]
+
+        def write_down() -> None:
+            note_own_work(self._build.recipe.output_dir, self._phase, self._progress.step, of_ranks)
+            self._journal.list_bad_records(bad, num_read, self._build.recipe.data.bad_records)
+
+        self._build.world.on_main(write_down)
         slowest, waited_for = self._stragglers.take(of_ranks)
         if waited_for is not None:
             self.say(f"  WARN {waited_for}")
         return {**totals, **self._pace.metrics(of_ranks), **slowest}
-
-    def _list_bad_records(self, bad: Sequence[BadRecord], num_read: int) -> None:
-        ledger = self._journal.ledger
-        if ledger is None:
-            return
-        ledger.add(bad)
-        reason = ledger.judge(num_read, self._build.recipe.data.bad_records)
-        if reason is not None:
-            raise DataError(reason)

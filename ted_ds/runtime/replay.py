@@ -2,7 +2,8 @@
 
 What worn-out memory and bad cores do to numbers, nobody reports (Dixit et al. 2021, "Silent Data Corruptions at Scale",
 arXiv:2102.11245). Each rank compares what it computed by itself, before gradients of ranks are summed up: so the one
-that is wrong is known, and nothing of its step has reached a weight.
+that is wrong is known, and nothing of its step has reached a weight. What comes after that is not looked at: sums over
+ranks, the accumulation of microbatches in fp32, and the optimizer.
 """
 
 from __future__ import annotations
@@ -16,14 +17,13 @@ from torch import Tensor, nn
 
 from ted_ds.errors import DeviceFaultError
 from ted_ds.launching.own_log import note_fault
+from ted_ds.runtime.bit_hash import chained, hash_of_bits
 from ted_ds.runtime.determinism import random_state, restore_random_state
 from ted_ds.runtime.sharding import forget_passes, loss_scale_of
 from ted_ds.runtime.world import World
 
 MOST_NAMED = 3
 WHAT_TO_LOOK_AT = "A sound machine repeats itself: look at memory, GPU and CPU there, and leave the host out"
-WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
-"""By the bytes of a number, integers with its bits."""
 
 
 class Replay:
@@ -40,12 +40,12 @@ class Replay:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """While this is open, what backward passes give each parameter on this rank is summed up, bit by bit."""
+        """While this is open, what backward passes give each parameter on this rank is hashed, in their order."""
         self._random, self._first = random_state(), self._nothing()
 
         def hook(index: int) -> Callable[[Tensor], None]:
             def take(gradient: Tensor) -> None:
-                self._first[index] += sum_of_bits(gradient)
+                chained(self._first[index], hash_of_bits(gradient))
 
             return take
 
@@ -107,7 +107,7 @@ class Replay:
             found = torch.autograd.grad(loss * scale, parameters, allow_unused=True)
             for index, gradient in enumerate(found):
                 if gradient is not None:
-                    again[index] += sum_of_bits(gradient)
+                    chained(again[index], hash_of_bits(gradient))
         restore_random_state(after)
         forget_passes(self._engine, self._module)
         differ = (again != self._first).cpu().tolist()
@@ -128,9 +128,3 @@ class Replay:
         error = DeviceFaultError(text)
         error.agreed = True
         return error
-
-
-def sum_of_bits(values: Tensor) -> Tensor:
-    """Of a tensor's numbers as integers, modulo 2^64: another one wherever a single bit is."""
-    words = WORDS[values.element_size()]
-    return values.detach().contiguous().view(words).sum(dtype=torch.int64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ted_ds.config.schema import Recipe
-from ted_ds.errors import ConfigError, StoreError
+from ted_ds.errors import CheckpointError, ConfigError, StoreError
 from ted_ds.output.run_folder import RUN_FILE, Run, read_run, run_of
 from ted_ds.output.store import Patience, Store
 from ted_ds.output.stored_numbers import fetch_numbers
@@ -29,7 +29,7 @@ def run_at_store(recipe: Recipe, world: World) -> Run | None:
     def read(patience: Patience) -> str | None:
         if not world.is_main:
             return None
-        text = patience.persist(RUN_FILE, lambda: store.text(RUN_FILE))
+        text = store.text_twice(RUN_FILE, lambda found: found is None or _is_sound(found), patience)
         if text is not None and not (output_dir / RUN_FILE).exists():
             fetch_numbers(store, output_dir, patience)
         return text
@@ -54,17 +54,38 @@ def claim_store(recipe: Recipe, world: World) -> None:
 
     Raises:
         StoreError: It cannot be written; on every rank.
+        CheckpointError: The disk here refuses, or what is there is of another run, though it was not to be found as
+            this one began; on every rank.
     """
     store, upload = store_of(recipe), recipe.checkpoint.upload
     if store is None or upload is None:
         return
+    file = recipe.output_dir / RUN_FILE
+    text = world.on_main(lambda: file.read_text(encoding="utf-8"))
 
     def put(patience: Patience) -> None:
-        text = (recipe.output_dir / RUN_FILE).read_text(encoding="utf-8")
-        if world.is_main and patience.persist(RUN_FILE, lambda: store.text(RUN_FILE)) != text:
+        if not world.is_main:
+            return
+        there = store.text_twice(RUN_FILE, lambda found: found is None or _is_sound(found), patience)
+        if there is not None:
+            own, other = run_of(text, str(file)), run_of(there, f"{store.name}/{RUN_FILE}")
+            if own.run_id != other.run_id:
+                raise CheckpointError(
+                    f"checkpoint.upload.to: {store.name}: holds what another run left ({other.run_id}; this is "
+                    f"{own.run_id}), though the store did not show it before; give each run a place of its own"
+                )
+        if there != text:
             patience.persist(RUN_FILE, lambda: store.put_text(RUN_FILE, text))
 
     all_beside(world, put, upload.timeout_s, place=store.name)
+
+
+def _is_sound(text: str) -> bool:
+    try:
+        run_of(text, RUN_FILE)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _try_access(store: Store, own: str) -> None:

@@ -22,6 +22,7 @@ from ted_ds.numerics.keeping import Keeping, Kept, keep_drawn, keep_top
 from ted_ds.numerics.losses import cross_entropy_sum
 from ted_ds.numerics.teacher_predictions import DrawnPredictions, KeptPredictions, TeacherPredictions
 from ted_ds.numerics.vocabulary import VocabularyTargets, vocabulary_losses
+from ted_ds.runtime.bit_hash import ROW, ROWS_ON_A_GPU, hash_of_bits
 from ted_ds.runtime.peak_memory import GIB, peak_gib
 from ted_ds.runtime.step_clock import StepClock, timed
 from tests.device import DEVICE, of_a_gpu
@@ -167,6 +168,7 @@ REPEATED: dict[str, Callable[[], list[Tensor]]] = {
     "cosine": lambda: filter_step(FeatureDistance("cosine")),
     "cka": lambda: filter_step(FeatureDistance("cka")),
     "packed": lambda: packed_step(torch.bfloat16),
+    "hash": lambda: [hash_of_bits(one) for one in vocabulary_step(*vocabulary_case(torch.bfloat16))],
 }
 
 
@@ -175,6 +177,12 @@ REPEATED: dict[str, Callable[[], list[Tensor]]] = {
 def test_all_terms_have_a_deterministic_way(what):
     first, second = REPEATED[what](), REPEATED[what]()
     assert all(map(torch.equal, first, second))
+
+
+@pytest.mark.parametrize("dtype", [*TOLERANCE, torch.float64])
+def test_the_hash_of_bits_is_that_of_a_cpu(dtype):
+    values = torch.randn((ROWS_ON_A_GPU + 1) * ROW + 3, generator=torch.Generator().manual_seed(5)).to(dtype)
+    assert int(hash_of_bits(values.to(DEVICE))) == int(hash_of_bits(values))
 
 
 @of_a_gpu

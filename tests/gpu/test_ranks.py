@@ -1,4 +1,7 @@
-"""Engines on a GPU against plain PyTorch in fp64: one rank, and two that share the GPU and sum up by gloo."""
+"""Engines on a GPU against plain PyTorch in fp64: one rank, and two that share the GPU and sum up by gloo.
+
+And steps that are computed twice there: sound ones are the same bits, and one flipped bit is noticed.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ted_ds.runtime.world import World
 from tests.device import DEVICE
 from tests.dist import run_ranks
+from tests.distributed.test_replay import HURT, flipped, trained
 from tests.distributed.test_zero_parity import CASES, assert_as_plain, train_plainly, write_models
 from tests.distributed.training import run_stage
 
@@ -49,3 +54,23 @@ def test_every_stage_of_zero_takes_the_steps_of_plain_pytorch(cases: Any, num_ra
         results = [first, *(one[what, kind, stage] for one in of_ranks[1:])]
         _, weights, reports = cases[what, kind]
         assert_as_plain(results, weights, reports)
+
+
+def replayed(world: World, folder: Path, stage: int, precision: str) -> tuple[bool, list[str]]:
+    """Whether steps that are computed twice are the same steps, and what is said of a bit that flips in one."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # of DeepSpeed's buckets, which are a gigabyte
+    assert world.device.type == DEVICE.type
+    (weights, reports), (others, of_others) = (trained(world, folder, stage, precision, every) for every in (None, 1))
+    is_same = reports == of_others and all(torch.equal(one, others[name]) for name, one in weights.items())
+    return is_same, [flipped(world, folder, stage, precision, in_repetition) for in_repetition in (False, True)]
+
+
+@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (2, "bf16"), (3, "bf16")])
+def test_steps_are_computed_twice_and_a_flipped_bit_is_noticed(tmp_path: Path, stage: int, precision: str) -> None:
+    write_models(tmp_path, "causal_lm")
+    ((is_same, said),) = run_ranks(replayed, 1, tmp_path, stage, precision)
+    assert is_same
+    for text in said:
+        assert text.startswith("step 2: computed a second time, gradients are not the same bits (rank 0 on "), text
+        assert f": 1 of 25 gradients, as of tapped.model.{HURT}; up to step 1 they were)" in text, text

@@ -85,6 +85,12 @@ def test_a_rank_that_is_slow_is_named(tmp_path):
     started.kill()
     reports = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert any(one.get("perf/slowest_rank") == 1 and one["perf/slowest_rank/to_median"] > 1.5 for one in reports)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "logs" / "own_work.jsonl").read_text().splitlines()]
+    in_stage_two = [one for one in lines if one["phase"] == "distill"]
+    reported = [one["step"] for one in reports if one["phase"] == "distill"]
+    assert [one["step"] for one in in_stage_two][: len(reported)] == reported  # it was killed between two files, maybe
+    assert all(len(one["own_s"]) == 2 for one in in_stage_two)
+    assert max(theirs / own for own, theirs in (one["own_s"] for one in in_stage_two)) > 1.5
 
 
 def test_a_rank_that_computes_wrongly_ends_the_run_before_a_weight_is_touched(tmp_path):

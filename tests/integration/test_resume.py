@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 
 import pytest
 
-from ted_ds.runtime.checkpoints.folders import CheckpointFolders
+from ted_ds.runtime.checkpoints.folders import CheckpointFolders, _manifest_text
 from tests.faults import limit_files_at, signal_at
 from tests.layouts import STOPPED, Layout, change_layouts, zero_stage
 from tests.runs import Run, copy_run, differences, run, traces, with_dropout
@@ -243,13 +244,34 @@ def test_every_damage_of_every_file_of_a_real_checkpoint_is_seen(stopped):
     assert folders.faults(5) == []
 
 
-def test_without_a_whole_one_the_phase_starts_anew(stopped):
+def test_without_a_whole_one_nothing_is_begun_and_nothing_changed(stopped):
     checkpoints, arguments, expected = begin_again(stopped)
-    for file in checkpoints.glob("step_*/stream.json"):
-        file.unlink()
-    output = run(arguments)
-    assert "no checkpoint is whole: the phase starts anew, at least 5 steps lost" in output
+    damaged = list(checkpoints.glob("step_*/stream.json"))
+    elsewhere = {file: checkpoints.with_name(file.parent.name) for file in damaged}
+    for file, place in elsewhere.items():
+        file.rename(place)
+    output = run(arguments, codes=2)
+    (said,) = re.findall(r".*no checkpoint can be read whole.*", output)
+    assert str(checkpoints) in said
+    assert all(f"{file}: is missing" in said for file in damaged)
+    assert "to start the phase anew, move these folders away" in said
+    assert len(list(checkpoints.glob("step_*"))) == len(damaged) == 5
+    for file, place in elsewhere.items():  # the disk is mended
+        place.rename(file)
+    assert "going on after step 5 of 7" in run(arguments)
     assert differences(expected, traces(checkpoints.parent.parent)) == []
+
+
+def test_checkpoints_of_another_version_are_left_alone(stopped):
+    checkpoints, arguments, _ = begin_again(stopped)
+    manifest = checkpoints / "step_00000005" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    del content["sha256"]
+    manifest.write_text(_manifest_text({**content, "version": 2}))
+    before = sorted(str(file) for file in checkpoints.rglob("*"))
+    output = run(arguments, codes=2)
+    assert output.count(f"{manifest}: has version 2; this ted_ds reads version 1") == 1
+    assert sorted(str(file) for file in checkpoints.rglob("*")) == before
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import time
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from ted_ds.runtime.checkpoints.folders import _manifest_text
 from tests.faults import of_distill, signal_at
 from tests.runs import Run, differences, run, traces, with_dropout
 from tests.stores import StoreServer, reach, reach_and
@@ -254,21 +256,139 @@ def test_a_store_that_cuts_files_off_is_noticed(uploading):
     uploading.check(place)
 
 
-@pytest.mark.slow
-def test_a_damaged_checkpoint_at_the_store_is_none(uploading):
-    name, _ = uploading.new()
-    killed = uploading.start(name, kill_after, 8)
-    assert killed.wait() == [-signal.SIGKILL] * RANKS
+# --- a host that does not read well ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def killed_run(uploading):
+    """The name of a run that was killed behind its last step: :func:`gone` makes copies of what the store has of it."""
+    uploading.server.do()
+    name, place = uploading.new()
+    killed = uploading.start(name, kill_after, STEPS)
+    assert killed.wait() == [-signal.SIGKILL] * RANKS, killed.output()
     steps = whole_at(uploading.there(name))
-    here = (uploading.folder / name / "checkpoints" / "distill").glob("step_*")
-    assert steps == sorted(int(folder.name[5:]) for folder in here), "the same rules hold there"
+    assert steps == sorted(int(folder.name[5:]) for folder in (place / "checkpoints" / "distill").glob("step_*")), (
+        "the same rules hold there"
+    )
     assert len(steps) >= 2, killed.output()
-    damaged = f"runs/{name}/checkpoints/distill/step_{steps[-1]:08d}/engine/mp_rank_00_model_states.pt"
-    content = bytearray(uploading.server.read(damaged))
+    return name
+
+
+def gone(uploading: Uploading, killed_run: str) -> tuple[str, list[int]]:
+    """A run of which the store alone is left, and the steps of its checkpoints there."""
+    name, place = uploading.new()
+    for one in uploading.there(killed_run):
+        uploading.server.write(f"runs/{name}/{one}", uploading.server.read(f"runs/{killed_run}/{one}"))
+    place.mkdir()
+    return name, whole_at(uploading.there(name))
+
+
+def contents(uploading: Uploading, name: str) -> dict[str, bytes]:
+    """All that the store has of a run's Stage II."""
+    names = [one for one in uploading.there(name) if one.startswith("checkpoints/distill/")]
+    return {one: uploading.server.read(f"runs/{name}/{one}") for one in names}
+
+
+@pytest.mark.parametrize(
+    "spoilt", [{"garbled": True}, pytest.param({"cut": 100}, marks=pytest.mark.slow)], ids=["garbled", "cut"]
+)
+def test_one_bad_answer_about_a_checkpoint_costs_nothing(uploading, killed_run, spoilt):
+    name, steps = gone(uploading, killed_run)
+    uploading.server.do(methods=["GET"], match=rf"step_{steps[-1]:08d}/manifest", count=1, **spoilt)
+    assert uploading.resume(name) == steps[-1]
+    assert "damaged" not in uploading.last
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["manifest", "engine"])
+def test_a_host_that_reads_nothing_well_ends_and_leaves_all_as_it_is(uploading, killed_run, what):
+    name, steps = gone(uploading, killed_run)
+    before = contents(uploading, name)
+    uploading.server.do(methods=["GET"], match=f"{name}/checkpoints/distill/.*/{what}", garbled=True)
+    output = uploading.run(name, codes=2)
+    (said,) = re.findall(r".*no checkpoint can be read whole.*", output)
+    for step in steps:
+        assert f"{uploading.server.url(f'runs/{name}')}/checkpoints/distill/step_{step:08d}" in said
+    assert "Nothing was removed or changed" in said
+    assert "distill 1/" not in output
+    uploading.server.do()  # another host
+    assert contents(uploading, name) == before
+    assert uploading.resume(name) == steps[-1]
+
+
+@pytest.mark.slow
+def test_checkpoints_of_another_version_at_the_store_are_left_alone(uploading, killed_run):
+    name, steps = gone(uploading, killed_run)
+    for step in steps:
+        manifest = f"runs/{name}/checkpoints/distill/step_{step:08d}/manifest.json"
+        content = json.loads(uploading.server.read(manifest))
+        del content["sha256"]
+        uploading.server.write(manifest, _manifest_text({**content, "version": 2}).encode())
+    before = contents(uploading, name)
+    output = uploading.run(name, codes=2)
+    (said,) = re.findall(r".*has version 2.*", output)
+    assert f"runs/{name}/checkpoints/distill/step_{steps[-1]:08d}" in said
+    assert "start it with the ted_ds that wrote it" in said
+    assert contents(uploading, name) == before
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_at_the_store_is_passed_over_and_left_there(uploading, killed_run):
+    name, steps = gone(uploading, killed_run)
+    damaged = f"checkpoints/distill/step_{steps[-1]:08d}/engine/mp_rank_00_model_states.pt"
+    content = bytearray(uploading.server.read(f"runs/{name}/{damaged}"))
     content[len(content) // 2] ^= 1
-    uploading.server.write(damaged, bytes(content))
+    uploading.server.write(f"runs/{name}/{damaged}", bytes(content))
+    before = contents(uploading, name)
+    killed = uploading.start(name, kill_after, -3)  # as the first step begins
+    assert killed.wait() == [-signal.SIGKILL] * RANKS, killed.output()
+    assert contents(uploading, name) == before
     assert uploading.resume(name) == steps[-2]
-    assert "is none any more" in uploading.last
+    assert f"{damaged.removeprefix('checkpoints/distill/')}: its SHA-256 differs" in uploading.last
+    assert "is left as it is" in uploading.last
+
+
+def test_a_full_disk_here_ends_a_fetch_at_once(uploading, killed_run):
+    name, steps = gone(uploading, killed_run)
+    fault = (uploading.server.environment, fill_disk_at_fetch, 20_000)
+    started = time.monotonic()
+    output = run(uploading.arguments(name, timeout_s=600), codes=2, fault=reach_and, fault_arguments=fault)
+    assert time.monotonic() - started < 150
+    assert re.search(rf"step_{steps[-1]:08d}\.unfinished/\S+: cannot be written on the disk here: \[Errno 27\]", output)
+    assert "checkpoint.upload.to" not in output
+    assert "once the store answers" not in output
+    assert not list((uploading.folder / name / "checkpoints" / "distill").glob(".*")), "a full disk needs the room"
+    assert uploading.resume(name) == steps[-1]
+
+
+def fill_disk_at_fetch(_rank: int, num_bytes: int) -> None:
+    """The disk takes no more than so many bytes of a file of a checkpoint that is fetched."""
+    from ted_ds.runtime.checkpoints.stored import StoredCheckpoints
+
+    plain = StoredCheckpoints.fetch_files
+
+    @functools.wraps(plain)
+    def fetch_files(self: StoredCheckpoints, *arguments: Any) -> list[str]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
+        return plain(self, *arguments)
+
+    StoredCheckpoints.fetch_files = fetch_files
+
+
+@pytest.mark.slow
+def test_the_result_of_a_phase_that_cannot_be_read_whole_is_not_done_again(uploading, killed_run):
+    name, steps = gone(uploading, killed_run)
+    phase = f"{name}/filters_student/"
+    before = [one for one in uploading.there(name) if one.startswith("filters_student/")]
+    assert before
+    uploading.server.do(methods=["GET"], match=f"{phase}phase.json", garbled=True, count=1)
+    assert uploading.resume(name) == steps[-1]
+    name, _ = gone(uploading, killed_run)
+    uploading.server.do(methods=["GET"], match=f"{name}/filters_student/", garbled=True)
+    output = uploading.run(name, codes=2)
+    assert output.count("cannot be read whole") == 1
+    assert f"remove {uploading.server.url(f'runs/{name}')}/filters_student there to have the phase done again" in output
+    assert [one for one in uploading.there(name) if one.startswith("filters_student/")] == before
 
 
 @pytest.mark.slow
@@ -283,7 +403,7 @@ def test_a_newer_checkpoint_at_the_store_is_taken_before_an_older_one_here(uploa
         if later.name > newest.name:
             shutil.rmtree(later)
     output = uploading.run(name)
-    assert "damaged checkpoint, skipped and moved to" in output
+    assert "damaged checkpoint, skipped and replaced by that of the store" in output
     assert f"going on after step {steps[-1]} of" in output
     assert "steps lost" not in output
     uploading.check(place)

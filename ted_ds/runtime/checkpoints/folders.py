@@ -14,6 +14,7 @@ manifest was damaged later.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ted_ds.errors import CheckpointError, counted
+from ted_ds.errors import CheckpointError, OtherVersionError, counted
 from ted_ds.output.phase_folder import file_sha256, sync
 
 MANIFEST_FILE = "manifest.json"
@@ -202,14 +203,29 @@ class CheckpointFolders:
             folder.replace(doomed)
             shutil.rmtree(doomed)
 
+    def put_aside(self, step: int) -> Path:
+        """Give a damaged one a name that is no checkpoint's, and remove nothing; returns where it is."""
+        folder = self.path(step)
+        names = (f"{folder.name}.damaged{'' if number == 1 else f'.{number}'}" for number in itertools.count(1))
+        return folder.replace(next(one for name in names if not (one := folder.with_name(name)).exists()))
+
     # --- reading ----------------------------------------------------------------------------------------------------
 
     def manifest(self, step: int) -> dict[str, Any]:
-        """What a checkpoint says of itself.
+        """What a checkpoint says of itself; read a second time before it is doubted.
 
         Raises:
+            OtherVersionError: It is of another version.
             CheckpointError: It is missing or damaged.
         """
+        try:
+            return self._manifest(step)
+        except OtherVersionError:
+            raise
+        except CheckpointError:  # a disk behind a network may have answered wrongly once
+            return self._manifest(step)
+
+    def _manifest(self, step: int) -> dict[str, Any]:
         file = self.path(step) / MANIFEST_FILE
         try:
             text = file.read_bytes().decode()
@@ -226,16 +242,21 @@ class CheckpointFolders:
             step: Which.
             part: Which share of the files to read.
             num_parts: How many shares there are.
+
+        Raises:
+            OtherVersionError: It is of another version, which is no fault.
         """
         folder = self.path(step)
         try:
             listed: Mapping[str, FileRecord] = self.manifest(step)["files"]
+        except OtherVersionError:
+            raise
         except CheckpointError as error:
             return [str(error)]
         found = []
         by_size = sorted(listed, key=lambda name: (-listed[name].num_bytes, name))
         for name in by_size[part::num_parts]:
-            fault = _fault_of(folder / name, listed[name])
+            fault = _fault_of(folder / name, listed[name]) and _fault_of(folder / name, listed[name])
             if fault:
                 found.append(f"{folder / name}: {fault}")
         unlisted = [name for name in _files_in(folder) if name not in listed and name != MANIFEST_FILE]
@@ -246,21 +267,27 @@ def read_manifest(text: str, step: int, place: str) -> dict[str, Any]:
     """What the manifest of the checkpoint after ``step`` says.
 
     Raises:
-        CheckpointError: It is damaged; names its ``place``.
+        OtherVersionError: It is whole, by its own checksum, and of another version; names its ``place``.
+        CheckpointError: It is damaged; likewise.
     """
     try:
         content = json.loads(text)
         del content["sha256"]
+        is_sound = text == _manifest_text(content)
+        version = content["version"]
+        if is_sound and version != VERSION:  # whose other entries are not known here
+            raise OtherVersionError(
+                f"{place}: has version {version}; this ted_ds reads version {VERSION}. Nothing was removed or changed: "
+                "start it with the ted_ds that wrote it, or move the phase's checkpoints away to start the phase anew"
+            )
         files = {name: FileRecord(*record) for name, record in content["files"].items()}
-        numbers = (content["version"], content["step"])
+        of_step = content["step"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{place}: is damaged ({error!r})") from error
-    if text != _manifest_text(content):
+    if not is_sound:
         raise CheckpointError(f"{place}: is damaged (its own checksum differs)")
-    if numbers[0] != VERSION:
-        raise CheckpointError(f"{place}: has version {numbers[0]}; this ted_ds reads version {VERSION}")
-    if numbers[1] != step:
-        raise CheckpointError(f"{place}: is that of step {numbers[1]}")
+    if of_step != step:
+        raise CheckpointError(f"{place}: is that of step {of_step}")
     outside = [name for name in files if Path(name).is_absolute() or ".." in Path(name).parts]
     if outside:
         raise CheckpointError(f"{place}: names a file outside its folder ({outside[0]})")

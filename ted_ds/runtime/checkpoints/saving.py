@@ -14,12 +14,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ted_ds.errors import CheckpointError, counted
+from ted_ds.errors import CheckpointError, OtherVersionError, counted
 from ted_ds.runtime.checkpoints.fetching import Fetching
 from ted_ds.runtime.checkpoints.folders import CheckpointFolders, FileRecord, Retention, cannot_write
 from ted_ds.runtime.checkpoints.origin import Origin
 from ted_ds.runtime.checkpoints.stored import StorePlace
-from ted_ds.runtime.checkpoints.taking_up import Saved, take_up
+from ted_ds.runtime.checkpoints.taking_up import Saved, nothing_whole, take_up
 from ted_ds.runtime.checkpoints.uploads import Uploads
 from ted_ds.runtime.checkpoints.writer import BackgroundWrite, relative
 from ted_ds.runtime.step_runner import StepRunner
@@ -226,33 +226,45 @@ class Checkpoints:
         """The newest checkpoint that is whole, verified to the last byte; damaged ones are named and put aside.
 
         Raises:
-            CheckpointError: It was made with other settings, or by another run; on every rank.
+            OtherVersionError: The newest is of another version; on every rank.
+            CheckpointError: It was made with other settings, or by another run, or there are some and none is whole;
+                on every rank. Nothing is changed then.
         """
         steps = self._world.on_main(self._cleaned)
-        lost, found = -1, -1
+        found, doubted = -1, {}
         for step in reversed(steps):
             faults = self._faults(step)
             if not faults:
                 self._world.on_main(functools.partial(self.refuse_others, step))
                 found = step
                 break
-            lost = max(lost, step)
-            aside = self._world.on_main(functools.partial(self._put_aside, step))
-            self._say(f"  WARN damaged checkpoint, skipped and moved to {aside}: {'; '.join(faults[:3])}")
+            doubted[step] = faults
+        lost = max(doubted, default=-1)
         if self._fetching is not None:
             fetched = self._fetching.newest(found, self._origin.refuse)
             found = found if fetched is None else fetched
         if found < 0:
-            if lost >= 0:
-                self._say(
-                    f"  WARN no checkpoint is whole: the phase starts anew, at least {counted(lost, 'step')} lost"
-                )
+            self._refuse_to_begin_anew(doubted)
             return None
+        for step, faults in doubted.items():
+            done = "replaced by that of the store"
+            if step != found:
+                done = f"moved to {self._world.on_main(functools.partial(self.folders.put_aside, step))}"
+            self._say(f"  WARN damaged checkpoint, skipped and {done}: {'; '.join(faults[:3])}")
         if lost > found:
             self._say(
                 f"  WARN going on from step {found}: at least {counted(lost - found, 'step')} lost and done again"
             )
         return self._world.on_main(functools.partial(self._read, found))
+
+    def _refuse_to_begin_anew(self, doubted: Mapping[int, list[str]]) -> None:
+        """Make sure that there was no checkpoint at all, where none is whole."""
+        there = {} if self._fetching is None else self._fetching.doubted
+        if doubted or there:
+            places = [str(self.folders.root)] if doubted else []
+            if there and self._fetching is not None:
+                places.append(self._fetching.place)
+            raise nothing_whole(places, [faults[0] for one in (doubted, there) for faults in one.values()])
 
     def after(self, step: int) -> Saved:
         """The checkpoint after a step, verified to the last byte.
@@ -262,8 +274,9 @@ class Checkpoints:
         """
         is_there = self._world.on_main(lambda: step in self.folders.steps())
         faults = self._faults(step) if is_there else [f"{self.folders.path(step)}: is not there"]
-        if faults and self._fetching is not None and self._fetching.one(step, self._origin.refuse):
-            faults = []
+        if faults and self._fetching is not None:
+            there = self._fetching.one(step, self._origin.refuse)
+            faults = [*faults, *there] if there else []
         with self._world.together():
             if faults:
                 raise CheckpointError(
@@ -274,7 +287,8 @@ class Checkpoints:
 
     def _faults(self, step: int) -> list[str]:
         """What is wrong with a checkpoint's files; every rank reads a share of the bytes."""
-        parts = self._world.gather(self.folders.faults(step, part=self._world.rank, num_parts=self._world.size))
+        work = functools.partial(self.folders.faults, step, part=self._world.rank, num_parts=self._world.size)
+        parts = self._world.gather(self._world.agree(work))
         return list(dict.fromkeys(fault for part in parts for fault in part))
 
     def _cleaned(self) -> list[int]:
@@ -283,12 +297,6 @@ class Checkpoints:
         if fault is not None:
             self._say(f"  WARN {fault}; the newest checkpoint that is whole is taken")
         return self.folders.steps()
-
-    def _put_aside(self, step: int) -> Path:
-        folder = self.folders.path(step)
-        aside = folder.with_name(f"{folder.name}.damaged")
-        shutil.rmtree(aside, ignore_errors=True)
-        return folder.replace(aside)
 
     def refuse_others(self, step: int | None = None) -> None:
         """Make sure that the newest checkpoint, or that of ``step``, is of this run and of the same inputs. One rank.
@@ -303,6 +311,8 @@ class Checkpoints:
             step = steps[-1]
         try:
             manifest = self.folders.manifest(step)
+        except OtherVersionError:
+            raise
         except CheckpointError:  # damaged: :meth:`newest` says so, and takes another
             return
         self._origin.refuse(manifest, str(self.folders.path(step)))

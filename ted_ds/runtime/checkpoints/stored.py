@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ted_ds.errors import CheckpointError, OtherVersionError
 from ted_ds.output.store import Patience, Store
-from ted_ds.runtime.checkpoints.folders import MANIFEST_FILE, NAME, FileRecord, Retention
+from ted_ds.runtime.checkpoints.folders import MANIFEST_FILE, NAME, FileRecord, Retention, read_manifest
 
 
 def step_folder(step: int) -> str:
@@ -24,6 +25,8 @@ class StoredCheckpoints:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self.doubted: set[int] = set()
+        """Steps whose checkpoints could not be read whole here, and were not put there anew since."""
 
     def name(self, step: int) -> str:
         """Where that of a step is, for messages."""
@@ -44,9 +47,22 @@ class StoredCheckpoints:
         return found
 
     def manifest_text(self, step: int, patience: Patience) -> str | None:
-        """What a checkpoint says of itself; None where it is not there."""
-        name = _manifest_of(step)
-        return patience.persist(f"{self.store.name}/{name}", lambda: self.store.text(name))
+        """What a checkpoint says of itself, read a second time before it is doubted; None where it is not there."""
+
+        def is_sound(text: str | None) -> bool:
+            return text is not None and self._fault(text, step) is None
+
+        return self.store.text_twice(_manifest_of(step), is_sound, patience)
+
+    def _fault(self, text: str, step: int) -> str | None:
+        """What is wrong with a manifest; None for nothing, and where it is of another version."""
+        try:
+            read_manifest(text, step, self.name(step))
+        except OtherVersionError:
+            return None
+        except CheckpointError as error:
+            return str(error)
+        return None
 
     def put_files(self, step: int, folder: Path, files: Mapping[str, FileRecord], patience: Patience) -> None:
         """Copy files of a checkpoint there, each read back."""
@@ -64,23 +80,58 @@ class StoredCheckpoints:
         """Make the checkpoint one, now that all of its files are there."""
         text = (folder / MANIFEST_FILE).read_text(encoding="utf-8")
         patience.persist(MANIFEST_FILE, lambda: self.store.put_text(_manifest_of(step), text))
+        self.doubted.discard(step)
 
-    def prune(self, keep: Callable[[list[int]], set[int]], patience: Patience) -> None:
-        """Remove those that ``keep`` does not name of the steps that are there, and what is only half there."""
+    def prune(
+        self, keep: Callable[[list[int]], set[int]], patience: Patience, *, newest: int | None = None
+    ) -> list[str]:
+        """Remove those that ``keep`` does not name of the steps that are there, and what is only half there.
+
+        Those behind ``newest``, which this run has not come to again, and those that could not be read whole here
+        neither count nor are removed; nor is one whose manifest cannot be read: another host may read it well.
+
+        Args:
+            keep: Of steps those to keep.
+            patience: For the store.
+            newest: The step that was put there last; None where no other will be.
+
+        Returns:
+            What was left for its manifest alone, in words.
+        """
         folders = self._folders(patience)
-        whole = sorted(step for step, names in folders.items() if _manifest_of(step) in names)
-        kept = keep(whole)
-        for step in sorted(folders.keys() - (kept & {*whole})):
+        steps = [step for step in sorted(folders) if step not in self.doubted and (newest is None or step <= newest)]
+        kept = keep([step for step in steps if _manifest_of(step) in folders[step]])
+        left = []
+        for step in steps:
             first = _manifest_of(step)  # without it, what is left is no checkpoint
+            if step in kept and first in folders[step]:
+                continue
+            doubt = self._doubt(step, first in folders[step], patience)
+            if doubt is not None:
+                left.append(doubt)
+                continue
             names = [first, *(name for name in folders[step] if name != first)]
             patience.persist(f"{self.name(step)}: removing", functools.partial(self.store.remove, names))
+        return left
 
-    def disown(self, step: int, patience: Patience) -> None:
-        """Let what is left of a damaged one be none any more."""
-        patience.persist(self.name(step), lambda: self.store.remove([_manifest_of(step)]))
+    def _doubt(self, step: int, is_listed: bool, patience: Patience) -> str | None:
+        """Why one should not be removed; None where its manifest can be read, or is missing whoever is asked."""
+        text = self.manifest_text(step, patience)
+        if text is None:
+            return f"{self.name(step)}: its manifest is listed, and cannot be found" if is_listed else None
+        try:
+            read_manifest(text, step, self.name(step))
+        except CheckpointError as error:
+            return str(error)
+        return None if is_listed else f"{self.name(step)}: its manifest can be read, and is not listed"
 
     def fetch_files(self, step: int, folder: Path, files: Mapping[str, FileRecord], patience: Patience) -> list[str]:
-        """Copy files of a checkpoint into a folder here; what is wrong with them, each looked at twice."""
+        """Copy files of a checkpoint into a folder here; what is wrong with them, each looked at twice.
+
+        Raises:
+            StoreError: The store does not answer.
+            CheckpointError: The disk here refuses.
+        """
         faults = []
         for name, record in files.items():
             work = functools.partial(

@@ -15,6 +15,9 @@ from ted_ds.runtime.checkpoints.writer import BackgroundWrite
 from ted_ds.runtime.step_runner import StepRunner
 from ted_ds.runtime.world import World
 
+MOST_FAULTS = 8
+"""That one message lists."""
+
 
 @dataclass(frozen=True)
 class Saved:
@@ -26,6 +29,22 @@ class Saved:
     """What is said once for all ranks."""
     of_ranks: Sequence[Mapping[str, Any]]
     """What each rank that saved it said."""
+
+
+def nothing_whole(places: Sequence[str], faults: Sequence[str]) -> CheckpointError:
+    """The error of all ranks where there are checkpoints, and not one can be read whole.
+
+    Args:
+        places: Folders, here and at a store.
+        faults: What is wrong with each.
+    """
+    error = CheckpointError(
+        f"{' and '.join(places)}: checkpoints are there, and no checkpoint can be read whole: "
+        f"{'; '.join(faults[:MOST_FAULTS])}. Nothing was removed or changed. Look at disk, network and store, or start "
+        "the same command on another host, which may read them well; to start the phase anew, move these folders away"
+    )
+    error.agreed = True
+    return error
 
 
 def take_up(engine: StepRunner, saved: Saved, world: World, *, place: Path, say: Callable[[str], None]) -> None:

@@ -60,6 +60,7 @@ class Uploads:
         self._beside: Beside | None = None
         self._puts_manifest = False
         self._is_told = False
+        self._left: list[str] = []
         self.failure: str | None = None
         """Why the newest that was tried is not at the store; None where it is."""
 
@@ -151,8 +152,8 @@ class Uploads:
 
         self._beside = Beside(put, self._timeout_s)
 
-    def _complete(self, patience: Patience) -> None:
-        """Of rank 0, in its thread."""
+    def _complete(self, patience: Patience) -> list[str]:
+        """Of rank 0, in its thread; returns what retention should have removed there, and could not read."""
         upload = self._current
         assert upload is not None
         listed: Mapping[str, FileRecord] = self._folders.manifest(upload.step)["files"]
@@ -163,7 +164,7 @@ class Uploads:
             raise StoreError(f"{', '.join(wrong[:3])}: is not there whole, though a rank has put it there")
         self._along(patience)
         self.stored.put_manifest(upload.step, self._folders.path(upload.step), patience)
-        self.stored.prune(kept_by(self._retention, upload.best), patience)
+        return self.stored.prune(kept_by(self._retention, upload.best), patience, newest=upload.step)
 
     def _end(self, failure: str | None) -> None:
         assert self._current is not None
@@ -176,9 +177,19 @@ class Uploads:
             )
         elif self.failure is not None:
             self._say(f"  the checkpoint after step {step} is at {self.stored.store.name}: uploads work again")
+        if failure is None and self._beside is not None:
+            self._tell_of_left(self._beside.result)
         self.failure = failure
         if self._waiting:
             self._begin()
+
+    def _tell_of_left(self, left: Sequence[str]) -> None:
+        new = [one for one in left if one not in self._left]
+        self._left = [*left]
+        if new:
+            self._say(
+                f"  WARN not removed at the store, as it cannot be read: {'; '.join(new)}. Remove it there by hand"
+            )
 
     def _tell_of_trouble(self) -> None:
         troubles = self._world.gather(None if self._beside is None else self._beside.patience.trouble)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
-from ted_ds.errors import StoreError
+from ted_ds.errors import CheckpointError, StoreError
 from ted_ds.output import store as stores
 from ted_ds.output.store import Beside, Patience, Store
 
@@ -52,6 +54,40 @@ def test_what_is_wrong_with_a_file_is_said(store, tmp_path):
     assert store.fault("file", **record(content)) == "has 2,501 bytes, not 2,500"
     there.unlink()
     assert faults() == {"is missing"}
+
+
+def test_a_full_disk_here_is_said_at_once_and_not_of_the_store(store, tmp_path):
+    content = bytes(range(250)) * 10
+    (tmp_path / "file").write_bytes(content)
+    store.put(tmp_path / "file", "file", **record(content))
+    (tmp_path / "full").symlink_to("/dev/full")
+    (tmp_path / "in the way").touch()
+    for place, reason in (("full", "No space left on device"), ("in the way/file", "File exists|Not a directory")):
+        patience, started = Patience(30), time.monotonic()
+        expected = rf"{place}: cannot be written on the disk here: \[Errno \d+\] ({reason}).*make room or mend the disk"
+        with pytest.raises(CheckpointError, match=expected):
+            patience.persist("file", lambda: store.fetch("file", tmp_path / place, **record(content)))  # noqa: B023
+        assert time.monotonic() - started < 5
+        assert patience.trouble is None
+    with pytest.raises(CheckpointError, match="gone: cannot be read on the disk here"):
+        Patience(30).persist("gone", lambda: store.put(tmp_path / "gone", "gone", **record(content)))
+
+
+def test_an_error_of_the_store_is_not_said_of_the_disk_here(store, tmp_path, monkeypatch):
+    content = bytes(2500)
+    (tmp_path / "file").write_bytes(content)
+    store.put(tmp_path / "file", "file", **record(content))
+    plain, times = Store._chunks, iter((True, False))
+
+    def chunks(self: Store, name: str, num_bytes: int) -> Iterator[bytes]:
+        yield from itertools.islice(plain(self, name, num_bytes), 1 if (fails := next(times)) else None)
+        if fails:
+            raise ConnectionResetError("it went away")
+
+    monkeypatch.setattr(Store, "_chunks", chunks)
+    patience = Patience(30)
+    assert patience.persist("file", lambda: store.fetch("file", tmp_path / "back", **record(content))) is None
+    assert (tmp_path / "back").read_bytes() == content
 
 
 def test_small_objects_are_read_and_removed(store):

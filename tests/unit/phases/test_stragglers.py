@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from ted_ds.phases.pace import OfRank
-from ted_ds.phases.stragglers import MIN_STEPS, SLOWEST, TO_MEDIAN, WINDOW_S, Stragglers
+from ted_ds.phases.stragglers import MIN_STEPS, SLOWEST, TO_MEDIAN, WINDOW_S, Stragglers, note_own_work
 
 HOSTS = ("node1", "node1", "node2", "node2")
 
@@ -63,3 +66,14 @@ def test_a_rank_is_compared_with_its_own_stage() -> None:
 def test_nobody_waits_for_a_rank_without_peers() -> None:
     assert Stragglers(HOSTS[:1], 1).take(measured(9)) == ({}, None)
     assert Stragglers(HOSTS[:2], 2).take(measured(1, 9)) == ({}, None)
+
+
+def test_each_ranks_own_work_is_in_a_file_report_by_report(tmp_path: Path) -> None:
+    note_own_work(tmp_path, "distill", 10, measured(4, 5, 9, 4.5, most="data"))
+    note_own_work(tmp_path, "distill", 20, [*measured(4, 5), OfRank({"steps": 0.0, "tokens": 0.0}, {})])
+    lines = [json.loads(line) for line in (tmp_path / "logs" / "own_work.jsonl").read_text().splitlines()]
+    assert [(one["phase"], one["step"], one["own_s"]) for one in lines] == [
+        ("distill", 10, [4.0, 5.0, 9.0, 4.5]),
+        ("distill", 20, [4.0, 5.0, None]),
+    ]
+    assert lines[0].keys() == {"time", "phase", "step", "own_s"}

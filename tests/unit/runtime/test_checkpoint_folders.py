@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import json
 import os
 import stat
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ted_ds.errors import CheckpointError
-from ted_ds.runtime.checkpoints.folders import LATEST_FILE, MANIFEST_FILE, CheckpointFolders, FileRecord, Retention
+from ted_ds.errors import CheckpointError, OtherVersionError
+from ted_ds.runtime.checkpoints.folders import (
+    LATEST_FILE,
+    MANIFEST_FILE,
+    CheckpointFolders,
+    FileRecord,
+    Retention,
+    _manifest_text,
+)
 
 CONTENT = {
     "engine/mp_rank_00_model_states.pt": b"weights" * 100,
@@ -105,6 +115,45 @@ def test_a_checkpoint_under_another_step_is_a_fault(folders):
     folders.path(7).rename(folders.path(8))
     (fault,) = folders.faults(8)
     assert "is that of step 7" in fault
+
+
+def test_one_of_another_version_is_told_from_a_damaged_one(folders):
+    file = folders.path(7) / MANIFEST_FILE
+    content = json.loads(file.read_text())
+    del content["sha256"], content["files"]  # who knows what they will be called
+    file.write_text(_manifest_text({**content, "version": 2}))
+    with pytest.raises(
+        OtherVersionError, match=r"manifest\.json: has version 2; this ted_ds reads version 1\. Nothing"
+    ):
+        folders.faults(7)
+    file.write_text(file.read_text().replace('"version": 2', '"version": 3'))
+    (fault,) = folders.faults(7)
+    assert "is damaged" in fault, "a digit that flipped is no version"
+
+
+def test_a_file_is_doubted_when_it_is_read_wrongly_twice(folders, monkeypatch):
+    plain, wrong = Path.read_bytes, []
+
+    def read_bytes(self: Path) -> bytes:
+        if self.name == MANIFEST_FILE and wrong:
+            raise wrong.pop()
+        return plain(self)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    wrong[:] = [OSError(errno.ESTALE, "Stale file handle")]
+    assert folders.faults(7) == []
+    wrong[:] = [OSError(errno.ESTALE, "Stale file handle")] * 2
+    (fault,) = folders.faults(7)
+    assert "Stale file handle" in fault
+
+
+def test_what_is_put_aside_replaces_nothing(folders):
+    asides = [folders.put_aside(7)]
+    write(folders, 7)
+    asides.append(folders.put_aside(7))
+    assert [one.name for one in asides] == ["step_00000007.damaged", "step_00000007.damaged.2"]
+    assert all((one / "state.json").read_bytes() == CONTENT["state.json"] for one in asides)
+    assert folders.steps() == []
 
 
 def test_ranks_share_the_reading_and_together_see_everything(folders):
