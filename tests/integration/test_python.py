@@ -255,6 +255,7 @@ def test_mistakes_are_errors_in_the_words_of_the_command_line(alone):
     folder, found = alone
     by_file, by_values, no_recipe, extends, no_callback, no_verb = found["mistakes"]
     line = "distill.max_stepps: unknown key; did you mean 'max_steps'?"
+    line += " (given as distill.max_stepps=3)"
     assert by_file[:2] == ("ConfigError", f"{folder / 'recipe.yaml'}: {line}")
     assert by_values[:2] == ("ConfigError", f"recipe: {line}")
     assert no_recipe[1] == "recipe: 3: use the path of a recipe, a mapping with its keys, or a Recipe"
