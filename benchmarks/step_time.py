@@ -1,6 +1,6 @@
 """What a distillation step takes beside its floor, and beside the plain way to write it.
 
-    python -m benchmarks.step_time [--quick] [--json FILE] [--only TEXT]
+    python -m benchmarks.step_time [--quick] [--json FILE] [--only TEXT] [--frozen]
 
 *Floor* is a forward pass of the teacher and a step of the student alone, each by itself. *By hand* is the plain way:
 ``output_hidden_states``, whole logits, a ``nn.Linear`` per filter, torch's losses. *With padding 50 %*, half of the
@@ -63,6 +63,7 @@ def main() -> None:
     """Measure, and publish."""
     parser = option_parser(__doc__)
     parser.add_argument("--only", default="", help="shapes and precisions whose name holds this text")
+    parser.add_argument("--frozen", action="store_true", help="of a third frozen alone")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -73,18 +74,19 @@ def main() -> None:
         name = f"{shape.name} {dtype}"
         if options.only not in name:
             continue
-        taken = measure(shape, dtype, device)
-        rows.append([f"{name}, {shape.tokens}", *_milliseconds(taken)])
-        to_floor = ratio(taken, "ted", "teacher", "student")
-        to_hand = ratio(taken, "ted", "by hand")
-        watched = 1 + (ratio(taken, WATCHED, "ted") - 1) / LOG_EVERY_STEPS
-        padded = ratio(taken, PADDED, PADDED_BY_HAND)
-        rows[-1] += [f"{to_floor:.2f}", f"{to_hand:.2f}", f"{watched:.3f}", f"{padded:.2f}"]
-        claims.append(at_most(f"with reports / without: {name}", watched, WATCHED_GOAL))
-        claims.append(at_most(f"ted / floor: {name}", to_floor, FLOOR_GOAL))
-        if shape.is_lm:
-            claims.append(at_most(f"ted / by hand: {name}", to_hand, HAND_GOAL))
-            claims.append(at_most(f"ted / by hand, padding 50 %: {name}", padded, HAND_GOAL))
+        if not options.frozen:
+            taken = measure(shape, dtype, device)
+            rows.append([f"{name}, {shape.tokens}", *_milliseconds(taken)])
+            to_floor = ratio(taken, "ted", "teacher", "student")
+            to_hand = ratio(taken, "ted", "by hand")
+            watched = 1 + (ratio(taken, WATCHED, "ted") - 1) / LOG_EVERY_STEPS
+            padded = ratio(taken, PADDED, PADDED_BY_HAND)
+            rows[-1] += [f"{to_floor:.2f}", f"{to_hand:.2f}", f"{watched:.3f}", f"{padded:.2f}"]
+            claims.append(at_most(f"with reports / without: {name}", watched, WATCHED_GOAL))
+            claims.append(at_most(f"ted / floor: {name}", to_floor, FLOOR_GOAL))
+            if shape.is_lm:
+                claims.append(at_most(f"ted / by hand: {name}", to_hand, HAND_GOAL))
+                claims.append(at_most(f"ted / by hand, padding 50 %: {name}", padded, HAND_GOAL))
         if shape.is_cut:
             taken = measure_frozen(shape, dtype, device)
             below = ratio(taken, FROZEN, "teacher", "student")
@@ -94,7 +96,7 @@ def main() -> None:
     names += ["ted / (teacher + student)", "ted / by hand", f"with a report every {LOG_EVERY_STEPS} steps / without"]
     names += ["ted / by hand, padding 50 %"]
     title = f"milliseconds of a step, median of {ROUNDS}"
-    tables = [_by_case(title, names, rows)]
+    tables = [_by_case(title, names, rows)] if rows else []
     if frozen_rows:
         of_frozen = ["teacher", "student", "ted", FROZEN, f"{FROZEN} / (teacher + student)"]
         tables.append(_by_case(f"{title}, without dropout", of_frozen, frozen_rows))
