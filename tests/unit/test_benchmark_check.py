@@ -24,6 +24,12 @@ def test_a_ratio_may_be_ten_percent_worse_and_no_more():
     assert check.worse(recorded, found) == {"time": (0.8, 0.89), "speed": (0.9, 0.8)}
 
 
+def test_next_to_nothing_may_be_a_little_more() -> None:
+    recorded = content(at_most("added", -0.0001, 0.1))
+    assert check.worse(recorded, content(at_most("added", 0.015, 0.1))) == {}
+    assert [*check.worse(recorded, content(at_most("added", 0.03, 0.1)))] == ["added"]
+
+
 def test_a_claim_that_is_not_recorded_is_named() -> None:
     found = content(at_most("time", 0.8, 1.0), at_most("memory", 0.5, 1.0))
     (name, (before, now)) = next(iter(check.worse(content(at_most("time", 0.8, 1.0)), found).items()))
