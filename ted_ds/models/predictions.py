@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, Union, overload
 
 import torch
@@ -225,6 +225,13 @@ class VocabularyPredictions(Predictions):
                 VocabularyTargets(batch.labels, weights.task, kept=KeptRows(batch.label_rows), kernels=weights.kernels)
             )
             return PredictionLosses(weighted, task)
+        own = VocabularyTargets(
+            batch.labels,
+            weights.task,
+            predicted=batch.predicted,
+            kept=KeptRows(batch.output_rows),
+            kernels=weights.kernels,
+        )
         if isinstance(teacher, CachedPredictions):
             if weights.on_teacher_task is not None and teacher.task_loss is not None:
                 weights.on_teacher_task(teacher.task_loss)
@@ -234,16 +241,7 @@ class VocabularyPredictions(Predictions):
                 temperature=weights.temperature,
                 num_shared_ids=weights.num_shared_ids,
             )
-            kept = KeptRows(batch.output_rows)
-            targets = VocabularyTargets(
-                batch.labels,
-                weights.task,
-                of_cache,
-                predicted=batch.predicted,
-                kept=kept,
-                kernels=weights.kernels,
-            )
-            return PredictionLosses(*self._read(targets))
+            return PredictionLosses(*self._read(replace(own, teacher=of_cache)))
         assert isinstance(teacher, VocabularyPredictions)
         found: list[PredictionLosses] = []
 
@@ -259,16 +257,7 @@ class VocabularyPredictions(Predictions):
                 teacher.head.rule,
                 weights.on_teacher_task,
             )
-            kept = KeptRows(batch.output_rows)
-            both = VocabularyTargets(
-                batch.labels,
-                weights.task,
-                targets,
-                predicted=batch.predicted,
-                kept=kept,
-                kernels=weights.kernels,
-            )
-            found.append(PredictionLosses(*self._read(both)))
+            found.append(PredictionLosses(*self._read(replace(own, teacher=targets))))
             # what a sharded teacher's module returns with a graph, its engine would fetch weights for in backward
             return ()
 

@@ -205,7 +205,7 @@ def time_collectives() -> None:
     backend.ted_ds_times = True
     for name in COLLECTIVES:
         if hasattr(backend, name):  # versions differ
-            setattr(backend, name, _timed_collective(getattr(backend, name)))
+            setattr(backend, name, _timed(getattr(backend, name)))
 
 
 def time_waits(owner: Any, names: Sequence[str]) -> None:
@@ -213,22 +213,12 @@ def time_waits(owner: Any, names: Sequence[str]) -> None:
     for name in names:
         plain = getattr(owner, name)
         if not hasattr(plain, "ted_ds_times"):
-            setattr(owner, name, _timed_wait(plain))
+            setattr(owner, name, _timed(plain))
 
 
-def _timed_wait(plain: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(plain)
-    def call(*arguments: Any, **named: Any) -> Any:
-        if _running is None:
-            return plain(*arguments, **named)
-        with timed(COMMUNICATION):
-            return plain(*arguments, **named)
+def _timed(plain: Callable[..., Any]) -> Callable[..., Any]:
+    """As it was outside of steps; within one, communication, and so is the wait for what goes on meanwhile."""
 
-    call.__dict__["ted_ds_times"] = True
-    return call
-
-
-def _timed_collective(plain: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(plain)
     def call(*arguments: Any, **named: Any) -> Any:
         if _running is None:
@@ -237,4 +227,5 @@ def _timed_collective(plain: Callable[..., Any]) -> Callable[..., Any]:
             work = plain(*arguments, **named)
         return _TimedWork(work) if hasattr(work, "wait") else work
 
+    call.__dict__["ted_ds_times"] = True
     return call
