@@ -126,7 +126,6 @@ class Assembly:
             trained: The model in ``module``; None in Stage I.
             frozen: The models beside it, by side.
         """
-        here, *behind = self.plan.stages[phase][self.world.stage :]
         collate = self.readers.of(*self.sides_of(phase)).collate
         settings = EngineSettings(
             config,
@@ -144,11 +143,7 @@ class Assembly:
             settings,
             world=self.world,
             watched=watched,
-            travellers=Travellers(
-                trained,
-                {side: frozen[side].tapped for side in sorted(frozen) if side in here.runs},
-                going_on=behind[0].runs if behind else (),
-            ),
+            travellers=self._travellers(phase, trained, frozen),
             waybill=Waybill(
                 has_trained=trained is not None,
                 labels_are_numbers=collate.labels == "numbers",
@@ -161,6 +156,21 @@ class Assembly:
             yield engine
         finally:
             engine.release()
+
+    def _travellers(self, phase: str, trained: TappedModel | None, frozen: Mapping[str, FrozenModel]) -> Travellers:
+        """Whose states pass this rank's stage of a pipeline. Every rank must call it."""
+        here = self.plan.stages[phase][self.world.stage]
+        passing = {side: frozen[side] for side in sorted(frozen) if side in here.runs}
+        awaited = [side for side, one in passing.items() if not one.borrows]
+        trains = trained is not None and any(one.requires_grad for one in trained.parameters())
+        stages = self.world.gather((awaited, trains))[:: self.world.num_replicas]
+        return Travellers(
+            trained,
+            {side: one.tapped for side, one in passing.items()},
+            arriving=awaited,
+            going_on=[side for awaited, _ in stages[self.world.stage + 1 :][:1] for side in awaited],
+            trains_before=any(trains for _, trains in stages[: self.world.stage]),
+        )
 
     def training_batches(
         self,

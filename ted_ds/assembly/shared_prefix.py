@@ -18,6 +18,8 @@ from ted_ds.planning.frozen_blocks import (
     of_relations,
     why_apart,
 )
+from ted_ds.planning.phase import DISTILL
+from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.runtime.sharding import gathered
 
 
@@ -30,11 +32,27 @@ def share_prefix(build: Assembly, stage: StageTwo) -> None:
         return
     shared = _shared(build, stage, build.recipe.student.freeze_blocks)
     if shared.number:
-        layers = (number_of(layer) for layer in stage.teacher.tapped.layers)
-        lent = PrefixStates(stage.student, {shared.number, *(one for one in layers if one <= shared.number)})
-        freed = build.world.gather(stage.teacher.begin_behind(shared.number, lent))
+        here = build.stage(DISTILL.name)
+        runs = here is None or "teacher" in here.runs
+        freed = build.world.gather(_lend(stage.student, stage.teacher, shared.number) if runs else 0)
         build.screen.say(f"  parameters of the teacher's first blocks, freed per rank: {_listed(freed)}")
     build.screen.say(f"  frozen blocks: {in_words(shared)}")
+
+
+def _lend(student: TappedModel, teacher: FrozenModel, number: int) -> int:
+    """Let a teacher, or what a pipeline stage has of it, begin behind the shared blocks that are here.
+
+    Of a stage that begins within them, the state that comes for the student is the teacher's, too.
+
+    Returns:
+        The number of its parameters that were freed.
+    """
+    own, theirs = student.share, teacher.tapped.share
+    if own.start != theirs.start or own.start > number:
+        return 0
+    behind = min(number, own.stop, theirs.stop)
+    layers = {number_of(layer) for layer in teacher.tapped.layers_here.values()}
+    return teacher.begin_behind(behind, PrefixStates(student, {behind, *(one for one in layers if one <= behind)}))
 
 
 def _shared(build: Assembly, stage: StageTwo, frozen: int) -> SharedBlocks:
@@ -44,13 +62,12 @@ def _shared(build: Assembly, stage: StageTwo, frozen: int) -> SharedBlocks:
     reason = why_apart(build.recipe, build.facts("teacher"), build.facts("student"))
     if build.hosting.host == "int8":
         reason = reason or "the teacher computes in 8 bits"
-    drops = what_drops(student.model, student.family, frozen)
-    if drops is not None:
+    for drops in filter(None, build.world.gather(what_drops(student.model, student.family, frozen))):
         reason = reason or dropped_in_words(build.recipe, build.facts("student"), drops)
     if reason is not None:
         return SharedBlocks(0, reason)
     looked_at = first_looked_at(build.recipe, build.facts("teacher"), build.facts("student"))
-    most = min(frozen, looked_at, teacher.tapped.share.stop)
+    most = min(frozen, looked_at, max(build.world.gather(teacher.tapped.share.stop)))
     number, differing = min(build.world.gather(num_equal(student, teacher.tapped, most)), key=lambda one: one[0])
     if differing is not None:
         return SharedBlocks(number, f"the weights of both differ in {differing}")
@@ -62,6 +79,7 @@ def _shared(build: Assembly, stage: StageTwo, frozen: int) -> SharedBlocks:
 def num_equal(student: TappedModel, teacher: TappedModel, most: int) -> tuple[int, str | None]:
     """How many of the first blocks are the same to the bit in both, with all before them; and what is not, if any is.
 
+    Of a pipeline stage's shares: of what either has here, which is not the same where the other has it elsewhere.
     Every rank must call it: weights may be sharded on either side, or on both.
     """
     seen: set[str] = set()

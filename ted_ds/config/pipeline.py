@@ -49,8 +49,3 @@ class Pipeline(Section):
             )
         if student.lora is not None:
             yield "student.lora: adapters are not cut into the stages of a pipeline; use pipeline.stages: 1 (ZeRO 0-3)"
-        if student.freeze_blocks is not None:
-            yield (
-                f"student.freeze_blocks: {student.freeze_blocks}: with pipeline.stages above 1 a stage of frozen "
-                "blocks would have nothing to train; remove it, or use pipeline.stages: 1 (ZeRO 0-3)"
-            )

@@ -25,8 +25,10 @@ def tensors_of_prefix(model: nn.Module, family: Family, number: int) -> dict[str
     wanted -= {
         id(one) for module in _behind(model, family, number) for one in (*module.parameters(), *module.buffers())
     }
-    # which an LM head may share
-    wanted |= {id(one) for one in model.get_submodule(family.token_embeddings_path).parameters()}
+    if has_part(
+        model, family.token_embeddings_path
+    ):  # which an LM head may share; another pipeline stage may have them
+        wanted |= {id(one) for one in model.get_submodule(family.token_embeddings_path).parameters()}
     return {name: one for name, one in (*model.named_parameters(), *model.named_buffers()) if id(one) in wanted}
 
 
@@ -61,8 +63,8 @@ class PrefixStates:
     """
 
     def __init__(self, tapped: TappedModel, layers: Iterable[int]) -> None:
-        """Keep the states of ``layers`` of a whole model of one stack."""
-        modules = [*tapped.named_layers().values()]
+        """Keep the states of ``layers`` of a model of one stack; of a share, also of the layer that arrives."""
+        modules = tapped.modules_of_layers()
         self._states: dict[int, Tensor] = {}
         for layer in {*layers}:
             modules[layer].register_forward_hook(self._keep(layer))

@@ -22,6 +22,11 @@ class Share:
         """Whether nothing is left to other stages."""
         return self.has_embeddings and self.has_output
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether a state leaves it as it arrived."""
+        return self.start == self.stop and not (self.has_embeddings or self.has_output)
+
     @classmethod
     def whole(cls, num_blocks: int) -> Share:
         """All of a model."""

@@ -111,9 +111,14 @@ class TappedModel(nn.Module):
         """Where several layers go through one block."""
         if family.num_shared_key is not None:
             self.passes = Passes(model, family, self.share.stop)
-        modules = self._modules_of_layers()
+        modules = self.modules_of_layers()
         for layer in dict.fromkeys(self.layers[place] for place in sorted(self._places)):
             modules[layer].register_forward_hook(self._tap(layer))
+
+    @property
+    def layers_here(self) -> dict[int, Layer]:
+        """What is tapped here, by its place in the layer map."""
+        return {place: self.layers[place] for place in sorted(self._places)}
 
     @property
     def buffers_in_files(self) -> dict[str, Tensor]:
@@ -159,12 +164,12 @@ class TappedModel(nn.Module):
 
     def named_layers(self) -> dict[str, nn.Module]:
         """Every layer's module by its name, from the embeddings to the last block; of a share, those it computes."""
-        modules = self._modules_of_layers()
+        modules = self.modules_of_layers()
         if not self.share.has_embeddings:
             del modules[self.share.start]
         return dict(zip(layer_names([*modules]), modules.values(), strict=True))
 
-    def _modules_of_layers(self) -> dict[Layer, nn.Module]:
+    def modules_of_layers(self) -> dict[Layer, nn.Module]:
         """What puts out each layer's state here; the arriving one is put out by what stands for the embeddings."""
         if self.family.is_stacked:
             assert self.first_state is not None
@@ -297,7 +302,10 @@ class TappedModel(nn.Module):
             arguments["position_ids"] = positions_in_row(attention_mask_of(arguments))
         if self._row_of_padding is not None:
             arguments["position_ids"] = positions_behind(self._row_of_padding, arguments)
-        self._rows, arguments = keep_apart(arguments, self.model, finds_documents=self.family.finds_documents)
+        if self.share.is_empty:
+            self._rows = Rows()
+        else:
+            self._rows, arguments = keep_apart(arguments, self.model, finds_documents=self.family.finds_documents)
         if self._arrival is not None:
             self._arrival.state = self._rows.join(self._arrival.state)
         with_predictions = with_predictions and self.share.has_output
@@ -306,7 +314,10 @@ class TappedModel(nn.Module):
         try:
             predictions: Predictions | None = None
             logits: Tensor | None = None
-            if with_predictions and not self.has_lm_head:
+            if self.share.is_empty:
+                assert self._arrival is not None
+                self._leaving = self._arrival()
+            elif with_predictions and not self.has_lm_head:
                 logits = self._label_logits(arguments)
                 predictions = DensePredictions(logits)
             elif then is None:

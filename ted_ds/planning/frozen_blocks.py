@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ted_ds.config.schema import Recipe
@@ -67,9 +67,17 @@ def _balanced_mistakes(recipe: Recipe, number: int, student: ModelFacts, pairs: 
         )
 
 
-def frozen_sizes(recipe: Recipe, student: Parameters) -> tuple[list[int], int]:
-    """Sizes of what trains behind the frozen blocks, and how many parameters do not."""
-    trained = student.sizes_behind(recipe.student.freeze_blocks or 0)
+def frozen_sizes(
+    recipe: Recipe, student: Parameters, *, blocks_before: int = 0, frozen_head: int = 0
+) -> tuple[list[int], int]:
+    """Sizes of what trains behind the frozen blocks, and how many parameters do not.
+
+    In a pipeline, of a share with so many ``blocks_before`` it; ``frozen_head`` are those of a head that is the
+    embeddings, where these are elsewhere.
+    """
+    trained = student.sizes_behind(max((recipe.student.freeze_blocks or 0) - blocks_before, 0))
+    if frozen_head:
+        trained.remove(frozen_head)
     return trained, student.total - sum(trained)
 
 
@@ -98,6 +106,22 @@ def shared_blocks(recipe: Recipe, teacher: ModelFacts, student: ModelFacts) -> S
     if own < min(frozen, found):
         return SharedBlocks(own, f"block {own} of the student is block {blocks[own]} of the teacher")
     return SharedBlocks(min(frozen, found), of_relations(found) if found < frozen else None)
+
+
+def within_stages(shared: SharedBlocks, borders: Iterable[tuple[int, int]]) -> SharedBlocks:
+    """What of them is run once where a pipeline is cut behind so many blocks of the student, and of the teacher."""
+    for own, other in borders:
+        if own != other and min(own, other) < shared.number:
+            shared = SharedBlocks(
+                min(own, other), f"a pipeline stage begins behind block {own} of the student and {other} of the teacher"
+            )
+    return shared
+
+
+def is_lent(shared: SharedBlocks, border: tuple[int, int]) -> bool:
+    """Whether one state crosses a border between pipeline stages for both models."""
+    own, other = border
+    return 0 < own == other <= shared.number
 
 
 def first_looked_at(recipe: Recipe, teacher: ModelFacts, student: ModelFacts) -> int:
@@ -154,20 +178,13 @@ def dropped_in_words(recipe: Recipe, student: ModelFacts, what: str) -> str:
     return f"{text} (student.dropout: {{{remedy}}} would take it away)" if remedy else text
 
 
-def freeze_in_words(recipe: Recipe, teacher: ModelFacts | None, student: ModelFacts | None) -> str | None:
-    """What of the student is frozen, and what Stage II runs once, for ``ted-ds check``; None where nothing is."""
-    number = recipe.student.freeze_blocks
-    if number is None or teacher is None or student is None:
-        return None
+def freeze_in_words(recipe: Recipe, student: ModelFacts, shared: SharedBlocks) -> str:
+    """What of a student with frozen blocks does not train, and what Stage II runs once, for ``ted-ds check``."""
     model = student.as_language_model if recipe.task.has_lm_head else student.as_classifier
     trained, num_frozen = frozen_sizes(recipe, model)
     share = 100 * num_frozen / max(num_frozen + sum(trained), 1)
-    text = (
-        f"embeddings and the first {number} of the student's {counted(student.num_blocks, 'block')}, {num_frozen:,} "
-        "parameters "
-        f"({share:.2g} %)"
-    )
-    shared = shared_blocks(recipe, teacher, student)
+    blocks = f"{recipe.student.freeze_blocks} of the student's {counted(student.num_blocks, 'block')}"
+    text = f"embeddings and the first {blocks}, {num_frozen:,} parameters ({share:.2g} %)"
     return f"{text}; {in_words(shared)}" + (", if their weights are equal" if shared.number else "")
 
 

@@ -206,16 +206,19 @@ class _Pair:
         return of_one * len(self.plan.layer_pairs) + readers, num_frozen + embeddings
 
 
-def trained_sizes(recipe: Recipe, side: str, model: Parameters, *, frozen_head: int = 0) -> tuple[list[int], int]:
+def trained_sizes(
+    recipe: Recipe, side: str, model: Parameters, *, blocks_before: int = 0, frozen_head: int = 0
+) -> tuple[list[int], int]:
     """Sizes of a model's parameters that train, and how many do not.
 
-    ``frozen_head`` are those of a head that is the embeddings, where a pipeline has them a second time.
+    In a pipeline, of a share with so many ``blocks_before`` it; ``frozen_head`` are those of a head that is the
+    embeddings, where these are elsewhere.
     """
     sizes = model.sizes
     if side == "student" and recipe.student.lora is not None:
         return adapted_sizes(recipe, model)
     if side == "student" and recipe.student.freeze_blocks is not None:
-        return frozen_sizes(recipe, model)
+        return frozen_sizes(recipe, model, blocks_before=blocks_before, frozen_head=frozen_head)
     if side == "teacher" or not recipe.student.freeze_embeddings:
         return sizes, 0
     frozen = [size for size in (model.embeddings, frozen_head) if size]

@@ -20,7 +20,7 @@ from ted_ds.models.family import DECODER, ENCODER
 from ted_ds.models.files import ModelFacts
 from ted_ds.models.share import Share
 from ted_ds.numerics.layer_map import Layer, LayerPairs, number_of, stack_of
-from ted_ds.planning.frozen_blocks import num_frozen_blocks, shared_blocks
+from ted_ds.planning.frozen_blocks import SharedBlocks, num_frozen_blocks, shared_blocks, within_stages
 from ted_ds.planning.phase import DISTILL, Phase, phases_of
 
 FORWARD, FIXED, LEARN, RECOMPUTED = 1, 2, 3, 4
@@ -72,8 +72,33 @@ def plan_stages(
             here = {side: facts[side] for side in facts if side in _sides(recipe, phase)}
             stages[phase.name] = (whole_stage(here, len(pairs)),)
         else:
-            stages[phase.name] = _Cutter(recipe, facts, pairs, filter_dim, phase).cut(num_stages)
+            stages[phase.name] = _cut(_Cutter(recipe, facts, pairs, filter_dim, phase), num_stages)
     return stages
+
+
+def _cut(cutter: _Cutter, num_stages: int) -> tuple[Stage, ...]:
+    """The best cut that lets as many blocks as can be run once for both models.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    for number in range(cutter.num_shared, -1, -1):
+        cutter.num_shared = number
+        stages = cutter.cut(num_stages)
+        if stages is not None:
+            return stages
+    raise ConfigError(cutter.refusal(num_stages))
+
+
+def shared_by_stages(recipe: Recipe, teacher: ModelFacts, student: ModelFacts, stages: Sequence[Stage]) -> SharedBlocks:
+    """The first blocks that both models run once in Stage II, as far as files, recipe and its stages allow it."""
+    borders = [border_of(stage) for stage in stages[1:] if "teacher" in stage.runs]
+    return within_stages(shared_blocks(recipe, teacher, student), borders)
+
+
+def border_of(stage: Stage) -> tuple[int, int]:
+    """Behind how many blocks of the student, and of the teacher, a stage of Stage II begins."""
+    return stage.shares["student"].start, stage.shares["teacher"].start
 
 
 def operations_per_token(
@@ -151,25 +176,21 @@ class _Cutter:
             trained * cost - (trained - FORWARD) * own_blocks[min(index, self._frozen)]
             for index, cost in enumerate(own_blocks)
         ]
-        self._other_blocks = [0.0]
-        if self._other is not None:
-            blocks = _before_each_block(recipe, self._other)
-            shared = blocks[shared_blocks(recipe, facts["teacher"], facts["student"]).number if self._frozen else 0]
-            self._other_blocks = [max(cost - shared, 0.0) for cost in blocks]
+        self._other_blocks = [] if self._other is None else _before_each_block(recipe, self._other)
+        self.num_shared = 0
+        """Blocks that both models run once: on one stage each."""
+        if self._frozen and self._other is not None:
+            self.num_shared = shared_blocks(recipe, facts["teacher"], facts["student"]).number
 
-    def cut(self, num_stages: int) -> tuple[Stage, ...]:
-        """The best cut.
-
-        Raises:
-            ConfigError: There is none.
-        """
+    def cut(self, num_stages: int) -> tuple[Stage, ...] | None:
+        """The best cut; None where there is none."""
         if self._is_filters:  # each stage runs a block, also where the layer map ends before
             self._own_end = max(self._own_end, min(num_stages, self._own.num_blocks))
         stations = self._stations()
         costs = np.array([self._cost_before(*station) for station in stations])
         chosen = _best_path(stations, costs, num_stages)
         if chosen is None:
-            raise ConfigError(self._refusal(num_stages))
+            return None
         path = [stations[index] for index in chosen]
         return tuple(
             self._stage(path[index], path[index + 1], is_last=index == num_stages - 1) for index in range(num_stages)
@@ -196,9 +217,11 @@ class _Cutter:
         pairs = list(zip(self._own_layers, self._other_layers, strict=False))
         lowest = max((other for layer, other in pairs if layer <= own), default=0)
         highest = min((other for layer, other in pairs if layer > own), default=self._other_end)
-        return lowest, highest
+        together = min(own, self.num_shared, self._other_end)
+        return max(lowest, together), min(highest, together) if own < self.num_shared else highest
 
-    def _refusal(self, num_stages: int) -> str:
+    def refusal(self, num_stages: int) -> str:
+        """Why there is no cut into so many."""
         crossing = [
             f"{a[0]}<-{a[1]} and {b[0]}<-{b[1]}"
             for a in zip(self._own_layers, self._other_layers, strict=False)
@@ -245,7 +268,9 @@ class _Cutter:
 
     def _cost_before(self, own: int, other: int) -> float:
         """Operations per token of everything before a border; the heads count where everything is before it."""
-        cost = self._own_blocks[own] + self._other_blocks[other]
+        cost = self._own_blocks[own]
+        if self._other is not None:
+            cost += self._other_blocks[other] - self._other_blocks[min(other, self.num_shared)]
         cost += sum(self._of_pair() for layer in self._own_layers if layer <= own and own > 0)
         if (own, other) == (self._own_end, self._other_end):
             cost += self._of_heads()

@@ -9,6 +9,8 @@ from ted_ds.errors import counted
 from ted_ds.planning.adapters import trains_in_words
 from ted_ds.planning.frozen_blocks import freeze_in_words
 from ted_ds.planning.heal import heal_in_words
+from ted_ds.planning.phase import DISTILL
+from ted_ds.planning.pipeline_cut import shared_by_stages
 from ted_ds.planning.plan import Plan
 from ted_ds.planning.steps import epochs_in_words, plan_with_rows, transfer_in_words
 from ted_ds.planning.student_facts import begun_with
@@ -44,8 +46,9 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
             lines += [f"found     {name}: {line}" for line in (() if is_cut else facts.family.found)]
     trains = None if plan.student is None else trains_in_words(recipe, plan.student)
     lines += [] if trains is None else [f"trains    {trains}"]
-    frozen = freeze_in_words(recipe, plan.teacher, plan.student)
-    lines += [] if frozen is None else [f"frozen    {frozen}"]
+    if recipe.student.freeze_blocks is not None and plan.teacher is not None and plan.student is not None:
+        shared = shared_by_stages(recipe, plan.teacher, plan.student, plan.stages[DISTILL.name])
+        lines.append(f"frozen    {freeze_in_words(recipe, plan.student, shared)}")
     if plan.layer_pairs:
         pairs = " ".join(f"{s}<-{t}" for s, t in plan.layer_pairs)
         lines.append(f"layers    student<-teacher {pairs}, matched in {plan.filter_dim} dimensions")

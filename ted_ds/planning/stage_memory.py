@@ -10,6 +10,7 @@ from ted_ds.config.phase_plan import PhasePlan
 from ted_ds.config.schema import Recipe
 from ted_ds.errors import counted
 from ted_ds.models.share import Share
+from ted_ds.planning.frozen_blocks import is_lent, num_frozen_blocks
 from ted_ds.planning.memory import ITEM_BYTES, activation_bytes, bucket_bytes, frozen_bytes, gib, trained_bytes
 from ted_ds.planning.phase import DISTILL, Phase, phase_named, training_of
 from ted_ds.planning.phase_memory import (
@@ -21,7 +22,7 @@ from ted_ds.planning.phase_memory import (
     trained_sizes,
     with_head,
 )
-from ted_ds.planning.pipeline_cut import Stage
+from ted_ds.planning.pipeline_cut import Stage, border_of, shared_by_stages
 from ted_ds.planning.plan import Plan
 
 INTEGER_ROWS = 5
@@ -73,8 +74,15 @@ def _needs(
             frozen += frozen_bytes(parameters, host=host, precision=recipe.precision, world_size=1)
             continue
         is_tied = not with_head(recipe, facts).lm_head
-        sizes, num_frozen = trained_sizes(recipe, side, parameters, frozen_head=parameters.lm_head if is_tied else 0)
-        here = replace(facts, num_blocks=share.stop - share.start)
+        sizes, num_frozen = trained_sizes(
+            recipe,
+            side,
+            parameters,
+            blocks_before=share.start,
+            frozen_head=parameters.lm_head if is_tied else 0,
+        )
+        first = max(share.start, num_frozen_blocks(recipe, side))
+        here = replace(facts, num_blocks=max(share.stop - first, 0))
         row = recipe.task.sequence_length
         activations = activation_bytes(
             here,
@@ -125,9 +133,19 @@ def sent_bytes(recipe: Recipe, plan: Plan, phase: str, border: int) -> int:
 
 def _forward_bytes(recipe: Recipe, plan: Plan, phase: Phase, border: int) -> int:
     passing = [phase.trains] if phase.trains is not None else []
-    passing += [side for side in phase.frozen if side in plan.stages[phase.name][border + 1].runs]
+    passing += [side for side in phase.frozen if _is_sent(recipe, plan, phase, border, side)]
     integers = 4 * INTEGER_ROWS * micro_tokens(recipe, training_of(recipe, phase))
     return integers + sum(_state_bytes(recipe, plan, phase, side) for side in passing)
+
+
+def _is_sent(recipe: Recipe, plan: Plan, phase: Phase, border: int, side: str) -> bool:
+    """Whether a frozen model's state crosses a border: not where the student's is the teacher's, too."""
+    stages = plan.stages[phase.name]
+    behind = stages[border + 1]
+    if side not in behind.runs or phase is not DISTILL:
+        return side in behind.runs
+    shared = shared_by_stages(recipe, facts_of(plan, "teacher"), facts_of(plan, "student"), stages)
+    return not is_lent(shared, border_of(behind))
 
 
 def _state_bytes(recipe: Recipe, plan: Plan, phase: Phase, side: str) -> int:

@@ -229,10 +229,15 @@ class FrozenModel:
     def _take_lent(self, lent: PrefixStates, shape: Sequence[int], on_state: OnState | None) -> None:
         """Hand over the states of layers that are not here, and begin with the last of these."""
         states, tapped = lent.take(shape), self.tapped
-        for place, layer in enumerate(tapped.layers):
+        for place, layer in tapped.layers_here.items():
             if on_state is not None and number_of(layer) <= tapped.share.start:
                 on_state(place, states[number_of(layer)])
         tapped.arrive(states[tapped.share.start])
+
+    @property
+    def borrows(self) -> bool:
+        """Whether a model beside it lends the state that it begins with."""
+        return self._lent is not None
 
     @property
     def tapped(self) -> TappedModel:

@@ -43,8 +43,12 @@ class Travellers:
     """None in Stage I, which trains nothing but filters and heads."""
     frozen: Mapping[str, TappedModel]
     """By side, in the order of the cargo; none in Stage 0, and where this stage has nothing of the teacher."""
+    arriving: Collection[str]
+    """The frozen ones whose states come from the stage before."""
     going_on: Collection[str]
-    """The frozen ones that the next stage has something of."""
+    """The frozen ones whose states the next stage waits for."""
+    trains_before: bool
+    """Whether the trained model's state hangs on anything that trains, where it arrives."""
 
 
 class StageModule(nn.Module):
@@ -77,7 +81,10 @@ class StageModule(nn.Module):
         loss_before: Tensor | None = None
         if not self._is_first:
             loss_before, trained, frozen = self._waybill.unload(cargo, self._dtype)
-            for model, state in ((models.trained, trained), *zip(models.frozen.values(), frozen, strict=True)):
+            if trained is not None and not models.trains_before:
+                trained = trained.detach()  # a backward pass to there would be for nobody
+            awaited = [model for side, model in models.frozen.items() if side in models.arriving]
+            for model, state in ((models.trained, trained), *zip(awaited, frozen, strict=True)):
                 if model is not None and state is not None:  # evaluation leaves the teacher out
                     model.arrive(state)
         own = self.work(self._waybill.batch(cargo))

@@ -10,7 +10,11 @@ import torch
 from deepspeed.utils import safe_get_full_grad
 from torch.nn import functional as F
 
+from ted_ds.assembly.shared_prefix import share_prefix
 from ted_ds.assembly.stages import build_stage_one, build_stage_two
+from ted_ds.models.companions import Origins
+from ted_ds.models.cutting import cut
+from ted_ds.models.families import family_of
 from ted_ds.numerics.divergences import make_divergence
 from ted_ds.objectives.finetune import FinetuneObjective
 from ted_ds.planning.phase import phase_named
@@ -48,6 +52,10 @@ FAMILIES |= {"deberta-v2": "sequence_classification", "mistral": "question_answe
 WITH_PAIRS: dict[str, dict[str, Any]] = {"deberta-v2": {"type_vocab_size": 2}}
 """Families whose texts come in pairs, and what models need that tell their tokens apart."""
 FAMILIES["llama-chat"] = "chat"
+OF_TEACHERS = {"llama-cut": "causal_lm", "bert-cut": "sequence_classification"}
+"""Families of a student that is made of its teacher's blocks."""
+CUT = [0, 1, 2, 5]
+"""Which."""
 OTHER_DECODERS = ("granite", "gemma2", "opt", "mixtral")
 """Which differ in what is between embeddings, blocks and logits; not all of them is known to fp64."""
 
@@ -83,14 +91,20 @@ class Trained(NamedTuple):
 
 def write_pair(folder: Path, family: str) -> None:
     """A teacher of 8 blocks, a narrower student of 4, data and a recipe in ``folder``."""
-    kind = FAMILIES.get(family, "causal_lm")
+    kind = {**FAMILIES, **OF_TEACHERS}.get(family, "causal_lm")
     labels = LABELS if kind in ("sequence_classification", "question_answering") else None
     folder.mkdir(parents=True)
-    types, model_type = {**WITH_PAIRS.get(family, {})}, family.removesuffix("-chat")
+    types, model_type = {**WITH_PAIRS.get(family, {})}, family.removesuffix("-chat").removesuffix("-cut")
+    is_cut = family in OF_TEACHERS
     types |= {"architecture": ARCHITECTURES.get(kind, OF_TEXTS)} if labels else {}
-    write_model(folder / "teacher", model_type, blocks=8, hidden=24, labels=labels, seed=1, **types)
     tied = {"tie_word_embeddings": True} if model_type == "llama" else {}
-    write_model(folder / "student", model_type, blocks=4, hidden=16, labels=labels, seed=2, **tied, **types)
+    of_teacher = tied if is_cut else {}
+    write_model(folder / "teacher", model_type, blocks=8, hidden=24, labels=labels, seed=1, **of_teacher, **types)
+    if is_cut:
+        origins = Origins(folder / "teacher", None)
+        cut(folder / "teacher", folder / "student", blocks=CUT, family=family_of(model_type), origins=origins)
+    else:
+        write_model(folder / "student", model_type, blocks=4, hidden=16, labels=labels, seed=2, **tied, **types)
     if kind == "causal_lm":
         write_corpus(folder / "train.jsonl", 200)
     elif kind == "chat":
@@ -106,7 +120,8 @@ def write_pair(folder: Path, family: str) -> None:
         (folder / f"zero{stage}.json").write_text(json.dumps(config))
     for name, layer_map in MAPS.items():
         recipe = recipe_dict(folder, kind=kind, steps=NUM_STEPS) | {"layer_map": layer_map}
-        recipe |= {"student": {"path": str(folder / "student"), "finetune": recipe["filters"]["teacher"]}}
+        student = {"from_teacher": {"blocks": CUT}} if is_cut else {"path": str(folder / "student")}
+        recipe |= {"student": {**student, "finetune": recipe["filters"]["teacher"]}}
         recipe["filters"]["dim"] = 12
         if kind == "causal_lm":
             recipe["task"] |= {"packing": {"isolate_documents": False}}
@@ -166,6 +181,7 @@ def prepare(build: Any, models: dict[str, Path], case: Case) -> Prepared:
     config = build.engine_config(plan, plan_path)
     if case.phase == "distill":
         stage: Any = build_stage_two(build, config, **models, filters={"teacher": None, "student": None})
+        share_prefix(build, stage)
         passing = {"trained": stage.student, "frozen": {"teacher": stage.teacher}}
         return Prepared(stage.module, stage.objective, passing, plan, config, stage.watched, engine_outputs)
     if case.phase == "finetune_student":

@@ -28,6 +28,7 @@ SMALLEST = 1e-7
 """What is left of a KL between predictions that nearly agree is a difference of much larger numbers."""
 
 
+PASSED_ON = "layer_map.pairs=[[1, 8], [4, 8]]"
 STAGE_ONE = ("filters_teacher", "filters_student", "filters_both")
 WEIGHED = ("task.class_weights=[0.3, 1.9]", "task.label_smoothing=0.2")
 JSD_AND_COSINE = ("distill.divergence=jsd", "distill.divergence_beta=0.3", "distill.feature_distance=cosine")
@@ -150,7 +151,7 @@ def test_each_family_trains_on_a_pipeline_like_one_process(pairs, references, fa
     ("family", "layout", "phase", "changes"),
     [
         # a stage that only passes the teacher's state on; one that has nothing of it; isolated documents; Stage 0
-        ("llama", Layout(3, 1, 1), "distill", ["layer_map.pairs=[[1, 8], [4, 8]]"]),
+        ("llama", Layout(3, 1, 1), "distill", [PASSED_ON, "task.packing.isolate_documents=true"]),
         ("gpt2", Layout(3, 1, 1), "distill", ["layer_map.pairs=[[1, 2], [2, 4]]", "distill.kl_weight=0"]),
         ("gpt2", Layout(2, 1, 1), "distill", ["task.packing.isolate_documents=true"]),
         ("gpt2", Layout(2, 2, 1), "finetune_student", []),

@@ -37,6 +37,9 @@ def apart(rank: int) -> None:
                 (2, ["distill.kl_weight=0", "layer_map={kind: explicit, pairs: [[1, 1], [2, 2]]}"]),
                 (1, ["precision=bf16", "activation_checkpointing=true"]),
                 (0, ["teacher.host=zero3"]),
+                (1, ["pipeline.stages=2"]),
+                (1, ["pipeline.stages=2", "precision=bf16", "activation_checkpointing=true"]),
+                (0, ["pipeline.stages=3", "layer_map={kind: explicit, pairs: [[1, 1], [2, 2], [3, 4]]}"]),
             )
         ),
     ],
@@ -46,19 +49,20 @@ def test_what_is_run_once_is_the_same_to_the_bit(tmp_path: Path, stage: int, mor
     arguments = ["run", recipe, BLOCKS, "student.freeze_blocks=2", zero(stage), *more]
     finetune = "student.finetune={max_steps: 1, learning_rate: 0.1, global_batch_size: 4, micro_batch_size: 2}"
     arguments += ["evaluation.every_steps=1", finetune]
-    output = run(arguments)
+    num_ranks = 3 if "pipeline.stages=3" in more else 2
+    output = run(arguments, num_ranks=num_ranks)
     assert ONCE in output
     assert "parameters of the teacher's first blocks, freed per rank: " in output
     found = traces(tmp_path / "run")
     shutil.rmtree(tmp_path / "run")
-    assert ONCE not in run(arguments, fault=apart)
+    assert ONCE not in run(arguments, num_ranks=num_ranks, fault=apart)
     assert differences(found, traces(tmp_path / "run")) == []
     teacher, student = (load_file(tmp_path / one / "model.safetensors") for one in ("teacher", "run/export"))
     moved = {name for name, own in student.items() if not own.equal(teacher.get(name.replace("s.2.", "s.3."), own))}
     still = ("model.embed_tokens.", "model.layers.0.", "model.layers.1.")
     if "precision=bf16" not in more:  # in which all are rounded
         assert moved == {name for name in student if not name.startswith(still)}
-    changed = run([*arguments, "student.freeze_blocks=1"], codes=2)
+    changed = run([*arguments, "student.freeze_blocks=1"], num_ranks=num_ranks, codes=2)
     assert "finetune_student: was completed with other settings: freeze_blocks was 2, now 1" in changed
 
 

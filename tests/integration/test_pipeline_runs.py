@@ -15,6 +15,7 @@ from tests.runs import is_looked_at, run, traces, with_dropout
 from tests.tiny import write_run
 
 THREE_BLOCKS = "student.from_teacher.blocks=[0, 1, 3]"
+FROZEN = "student.freeze_blocks=2"
 ONE_PASS = "filters={both: {max_steps: 2, learning_rate: 1e-3, global_batch_size: 4, micro_batch_size: 1}}"
 ONE_PAIR = "layer_map={kind: explicit, pairs: [[1, 1]]}"
 
@@ -47,6 +48,8 @@ def test_a_pipeline_with_dropout_goes_on_bit_by_bit(tmp_path, number, precision,
         pytest.param(
             "fp32", [(2, 1, 2), (2, 1, 1), (3, 1, 3), (2, 1, 2)], (1, 2, 1), [ONE_PAIR], marks=pytest.mark.slow
         ),
+        # a stage of frozen blocks alone
+        pytest.param("fp32", [(3, 1, 3), (2, 0, 2), (2, 3, 1), (3, 0, 3)], (1, 4, 3), [FROZEN], marks=pytest.mark.slow),
         pytest.param("bf16", [(2, 1, 2), (2, 3, 1), (3, 1, 3), (4, 1, 2)], (), [], marks=pytest.mark.slow),
         pytest.param("fp32", [(1, 2, 1), (3, 1, 3), (2, 3, 1), (2, 0, 2)], (), [], marks=pytest.mark.slow),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from ted_ds.planning.frozen_blocks import shared_blocks
 from ted_ds.planning.operations import operations_per_step
 from ted_ds.planning.phase import DISTILL
 from ted_ds.planning.phase_memory import phase_memories, with_head
-from ted_ds.planning.pipeline_cut import FORWARD, LEARN, forward_operations
+from ted_ds.planning.pipeline_cut import FORWARD, LEARN, border_of, forward_operations, shared_by_stages
 from ted_ds.planning.plan import Plan
 from ted_ds.planning.plan_in_words import describe
+from ted_ds.planning.stage_memory import sent_bytes, stage_needs
 from tests.task_kinds import make_plan
 from tests.tiny import write_run
 
@@ -26,7 +28,7 @@ ZERO_1 = {"optimizer": {"type": "AdamW"}, "zero_optimization": {"stage": 1}}
 
 def planned(run: Path, *overrides: str) -> tuple[Any, Plan]:
     recipe = load_recipe(run / "recipe.yaml", overrides)
-    return recipe, make_plan(recipe)
+    return recipe, make_plan(recipe, num_ranks=recipe.pipeline.stages)
 
 
 def frozen_line(run: Path, *overrides: str) -> str:
@@ -155,11 +157,6 @@ def test_memory_is_of_what_trains_and_operations_are_of_what_runs(lm_run: Path) 
             "the last one that all terms reach; use at most 1, match later layers alone, or give weights without "
             "balance",
         ),
-        (
-            ["student.freeze_blocks=1", "pipeline.stages=2"],
-            "student.freeze_blocks: 1: with pipeline.stages above 1 a stage of frozen blocks would have nothing to "
-            "train; remove it, or use pipeline.stages: 1 (ZeRO 0-3)",
-        ),
     ],
 )
 def test_what_does_not_go_with_frozen_blocks_is_refused(lm_run: Path, overrides: list[str], expected: str) -> None:
@@ -201,3 +198,58 @@ def test_frozen_embeddings_beside_frozen_blocks_change_nothing(lm_run: Path) -> 
     recipe, plan = planned(lm_run, THREE, "student.freeze_blocks=1", "student.freeze_embeddings=true")
     text = describe(recipe, plan, num_ranks=1)
     assert "without effect: student.freeze_embeddings (student.freeze_blocks freezes them, too)" in text
+
+
+LAYERS = "distill.method=lwd"  # whose filters no phase would have to be cut for
+EVERY_LAYER = "layer_map={kind: explicit, pairs: [[1, 1], [2, 2], [3, 4]]}"
+TIGHT = "layer_map={kind: explicit, pairs: [[1, 1], [2, 2], [3, 2]]}"
+"""Leaves no choice of where to cut the teacher, up to block 2."""
+
+
+@pytest.mark.parametrize(
+    ("stages", "pairs", "number"),
+    [
+        (2, EVERY_LAYER, 2),
+        (3, EVERY_LAYER, 2),
+        (4, EVERY_LAYER, 2),
+        # the second pair keeps a border behind block 1 of both from being
+        (3, "layer_map={kind: explicit, pairs: [[1, 2], [3, 4]]}", 2),
+        (4, "layer_map={kind: explicit, pairs: [[1, 2], [3, 4]]}", 1),
+    ],
+)
+def test_a_pipeline_is_cut_so_that_blocks_are_run_once(lm_run: Path, stages: int, pairs: str, number: int) -> None:
+    recipe, plan = planned(lm_run, THREE, LAYERS, "student.freeze_blocks=2", f"pipeline.stages={stages}", pairs)
+    assert plan.teacher is not None
+    assert plan.student is not None
+    of_phase = plan.stages["distill"]
+    assert len(of_phase) == stages
+    borders = [border_of(stage) for stage in of_phase[1:]]
+    assert all(own == other or min(own, other) >= number for own, other in borders)
+    assert shared_by_stages(recipe, plan.teacher, plan.student, of_phase).number == number
+    line = describe(recipe, plan, num_ranks=stages)
+    assert f"the first {'block' if number == 1 else f'{number} blocks'} once for both models" in line
+    why = "as a pipeline stage begins behind block 1 of the student and 2 of the teacher"
+    assert (why in line) == (number == 1)
+
+
+def test_a_stage_of_frozen_blocks_trains_nothing_and_sends_one_state(lm_run: Path) -> None:
+    needs, sent = [], []
+    for frozen in ("student.freeze_blocks=2", "student.freeze_blocks=null"):
+        recipe, plan = planned(lm_run, THREE, LAYERS, frozen, "pipeline.stages=4", TIGHT)
+        assert [border_of(stage) for stage in plan.stages["distill"][1:3]] == [(1, 1), (2, 2)]
+        needs.append(stage_needs(recipe, plan, ZERO_1, "distill", num_replicas=1))
+        sent.append([sent_bytes(recipe, plan, "distill", border) for border in range(3)])
+    assert plan.student is not None
+    assert plan.teacher is not None
+    model = plan.student.parameters
+    of_blocks = [sum(math.prod(shape) for shape in block) for block in model.of_blocks]
+    adam = 16  # bytes of gradient, two moments and master weights
+    frozen, trains = needs
+    assert trains[1].weights - frozen[1].weights == adam * of_blocks[1]
+    # the last stage's head is the embeddings
+    num_frozen = sum(of_blocks[:2]) + model.embeddings * (1 if model.lm_head else 2)
+    assert sum(one.weights - other.weights for one, other in zip(trains, frozen, strict=True)) == adam * num_frozen
+    tokens = recipe.distill.micro_batch_size * recipe.task.sequence_length
+    of_state = 4 * plan.teacher.hidden_size * tokens
+    assert [one - other for one, other in zip(sent[1], sent[0], strict=True)] == [of_state, of_state, 0]
+    assert frozen[0].activations < trains[0].activations
