@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,10 @@ MOST_SHOWN = 100
 """Characters of a value, or of an override."""
 PLACE = re.compile(r"[\w.\[\]]+(?=: )")
 """That a message begins with."""
+
+
+class OwnOverride(str):
+    """An override that a program made, and no user wrote: messages do not speak of it."""
 
 
 @dataclass
@@ -51,7 +55,7 @@ class Chain:
         match = PLACE.match(message)
         if match is not None and match[0] in self.missing and "no such" in message.lower():
             message += f" ({self.missing[match[0]]})"
-        overrides = [shortened(one) for one in self._overrides_in(message)]
+        overrides = [shortened(one) for one in self._overrides_in(message) if not isinstance(one, OwnOverride)]
         if overrides:
             message += f" (given as {', '.join(overrides)})"
         return f"{file}: {message}" if file == first else f"{file} (extended by {first}): {message}"
@@ -119,14 +123,6 @@ class Chain:
 def shortened(text: str) -> str:
     """A text as far as a message has room for it."""
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]} ..."
-
-
-def without_overrides(message: str, written: Sequence[str]) -> str:
-    """Messages without what they say of some overrides: those of a program, which no user wrote."""
-    for one in map(shortened, written):
-        for said, rest in ((f" (given as {one})", ""), (f"(given as {one}, ", "(given as "), (f", {one}", "")):
-            message = message.replace(said, rest)
-    return message
 
 
 def around(place: str) -> str:

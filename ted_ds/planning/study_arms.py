@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ted_ds.config.extends import without_overrides
+from ted_ds.config.extends import OwnOverride
 from ted_ds.config.methods import METHODS
 from ted_ds.config.schema import Recipe
 from ted_ds.config.study import METHOD_KEY, Study
@@ -77,12 +77,8 @@ class Planner:
         Raises:
             ConfigError: Lists its mistakes.
         """
-        own = as_overrides(changes)
-        whole = [*self._overrides, *own]
-        try:
-            recipe, plan = plan_recipe(self._path, whole, self._rows_of, num_ranks=self._num_ranks, looks_up_hub=True)
-        except ConfigError as error:
-            raise ConfigError(without_overrides(str(error), own)) from error
+        whole = [*self._overrides, *map(OwnOverride, as_overrides(changes))]
+        recipe, plan = plan_recipe(self._path, whole, self._rows_of, num_ranks=self._num_ranks, looks_up_hub=True)
         steps = known_training(recipe, plan, recipe.distill).max_steps
         return Arm(name, changes, recipe, plan, steps, operations_of_phases(recipe, plan))
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from ted_ds.cli import main
+from ted_ds.errors import ConfigError
 from ted_ds.planning.study_arms import as_overrides
 from ted_ds.planning.study_plan import describe_study
 from tests.study_plans import planned, refusal
@@ -250,6 +251,19 @@ def test_students_of_a_study_have_one_tokenizer(recipe_file: Path, tmp_path: Pat
         f"R: study.arms: students read by different tokenizers, those of the teacher (sft, kd) and {student} (own); "
         "examples are compared by their tokens, so use students of one tokenizer in a study"
     )
+
+
+def test_messages_name_the_overrides_of_the_user_and_not_those_of_the_arm(recipe_file: Path) -> None:
+    # the arm's student has fewer layers than the override matches
+    path = with_study(
+        recipe_file, arms={"sft": None, "own": {"distill.method": "ted", "student.from_teacher.blocks": [0]}}
+    )
+    pairs = "layer_map={kind: explicit, pairs: [[2, 2]]}"
+    with pytest.raises(ConfigError) as caught:
+        planned(path, pairs)
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"arm own of the study: {path}: layer_map")
+    assert line.endswith(f" (given as {pairs})")
 
 
 def test_batches_must_divide_over_the_ranks_of_each_run(recipe_file: Path) -> None:
