@@ -18,6 +18,8 @@ DETERMINISTIC_CUBLAS = (":4096:8", ":16:8")
 FLASH = "FLASH_ATTENTION_DETERMINISTIC"
 """What transformers passes on to flash-attn."""
 FIRST_DETERMINISTIC_FLASH = (2, 4, 1)
+EMPTY_TENSORS: Any = torch.utils.deterministic
+"""Says whether deterministic algorithms go with writing over each tensor that is made empty."""
 
 
 def set_arithmetic(*, tf32: bool, deterministic: bool, attention: str) -> None:
@@ -36,11 +38,26 @@ def set_arithmetic(*, tf32: bool, deterministic: bool, attention: str) -> None:
         if attention == "flash":
             _refuse_old_flash()
     torch.use_deterministic_algorithms(deterministic)
+    # DeepSpeed makes buckets of gigabytes for each step, of which a small model's gradients fill little
+    EMPTY_TENSORS.fill_uninitialized_memory = False
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32  # which torch allows unless it is told not to
 
 
-def remember_precision() -> Callable[[], None]:
+def remember_arithmetic() -> Callable[[], None]:
+    """What puts this process back to how it computes now."""
+    deterministic, fills = torch.are_deterministic_algorithms_enabled(), EMPTY_TENSORS.fill_uninitialized_memory
+    put_back_precision = _remember_precision()
+
+    def put_back() -> None:
+        torch.use_deterministic_algorithms(deterministic)
+        EMPTY_TENSORS.fill_uninitialized_memory = fills
+        put_back_precision()
+
+    return put_back
+
+
+def _remember_precision() -> Callable[[], None]:
     """What puts fp32 products back to how exactly they are computed now.
 
     Torch has an older and a newer way to say it, and refuses to tell by the older one what was said by the newer.

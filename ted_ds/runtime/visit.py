@@ -7,11 +7,10 @@ import os
 from collections.abc import Iterator
 
 import deepspeed.comm
-import torch
 import torch.distributed as dist
 
 from ted_ds.errors import RankLostError
-from ted_ds.runtime.arithmetic import remember_precision
+from ted_ds.runtime.arithmetic import remember_arithmetic
 from ted_ds.runtime.determinism import undisturbed
 from ted_ds.runtime.meeting import forget_meeting
 
@@ -25,8 +24,7 @@ def visiting() -> Iterator[None]:
     that rank.
     """
     environment = dict(os.environ)
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    put_back_precision = remember_precision()
+    put_back_arithmetic = remember_arithmetic()
     had_group, is_whole = dist.is_initialized(), True
     try:
         with undisturbed(on_device=False):
@@ -37,8 +35,7 @@ def visiting() -> Iterator[None]:
     finally:
         if dist.is_initialized() and not had_group and is_whole:
             _end_group()
-        torch.use_deterministic_algorithms(deterministic)
-        put_back_precision()
+        put_back_arithmetic()
         for name in os.environ.keys() - environment.keys():
             del os.environ[name]
         os.environ.update(environment)

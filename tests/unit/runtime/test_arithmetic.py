@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from ted_ds.config.load import load_recipe
 from ted_ds.errors import ConfigError, TopologyError
 from ted_ds.models import document_attention
 from ted_ds.runtime import arithmetic
-from ted_ds.runtime.arithmetic import deterministic_variables, set_arithmetic, without_effect
+from ted_ds.runtime.arithmetic import EMPTY_TENSORS, deterministic_variables, set_arithmetic, without_effect
 from ted_ds.runtime.visit import visiting
 from ted_ds.runtime.world import World
 from tests.dist import run_ranks
@@ -95,6 +96,30 @@ def test_what_does_nothing_is_said():
     by_masks = "attention: packed is sdpa here, as the kernel computes in 16 bits"
     assert without_effect(tf32=False, attention="packed", dtype=torch.float32, device=gpu) == by_masks
     assert without_effect(tf32=False, attention="packed", dtype=torch.float32, device=cpu) is None
+
+
+def _memory_of_an_empty_tensor(_world):
+    set_arithmetic(tf32=False, deterministic=True, attention="auto")
+    before = psutil.Process().memory_info().rss
+    bucket = torch.empty(2**28)
+    return psutil.Process().memory_info().rss - before, bucket.numel()
+
+
+def test_what_deepspeed_makes_empty_is_not_written_over():
+    ((taken, number),) = run_ranks(_memory_of_an_empty_tensor, 1)
+    assert taken < 4 * number / 100
+
+
+def _deterministic_for_a_while(_world):
+    found = []
+    with visiting():
+        set_arithmetic(tf32=False, deterministic=True, attention="auto")
+        found.append((torch.are_deterministic_algorithms_enabled(), EMPTY_TENSORS.fill_uninitialized_memory))
+    return [*found, (torch.are_deterministic_algorithms_enabled(), EMPTY_TENSORS.fill_uninitialized_memory)]
+
+
+def test_a_visit_leaves_no_determinism_behind():
+    assert run_ranks(_deterministic_for_a_while, 1) == [[(True, False), (False, True)]]
 
 
 def _chosen_by_the_newer_way(_world):
