@@ -11,11 +11,12 @@ are its teacher's, beside the floor of one that trains whole; models drop nothin
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
 import torch
 from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.report import at_most, installed, option_parser, publish, table
 from benchmarks.steps import DTYPES, METHODS, SHAPES, ByHand, ByTedDs, Shape
@@ -30,8 +31,15 @@ FROZEN, FROZEN_GOAL = "ted, a third frozen", 0.85
 ROUNDS = 7
 
 
-def measure(shape: Shape, dtype: str, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each contender in each round."""
+def operations(run: Callable[[], object]) -> int:
+    """Those of matrix products, counted one by one."""
+    with FlopCounterMode(display=False) as counted:
+        run()
+    return counted.get_total_flops()
+
+
+def measure(shape: Shape, dtype: str, device: torch.device) -> tuple[dict[str, list[float]], float]:
+    """Seconds of each contender in each round, and what ``ted`` is beside its floor by operations alone."""
     by_hand, by_ted_ds = ByHand(shape, DTYPES[dtype], device), ByTedDs(shape, DTYPES[dtype], device)
     contenders = {
         "teacher": by_hand.run_teacher,
@@ -42,7 +50,8 @@ def measure(shape: Shape, dtype: str, device: torch.device) -> dict[str, list[fl
         PADDED_BY_HAND: by_hand.distill_padded,
         PADDED: by_ted_ds.method("ted", padded=True),
     }
-    return in_turns(contenders, rounds=ROUNDS)
+    of_ted, *of_floor = (operations(contenders[name]) for name in ("ted", "teacher", "student"))
+    return in_turns(contenders, rounds=ROUNDS), of_ted / sum(of_floor)
 
 
 def measure_frozen(shape: Shape, dtype: str, device: torch.device) -> dict[str, list[float]]:
@@ -75,13 +84,13 @@ def main() -> None:
         if options.only not in name:
             continue
         if not options.frozen:
-            taken = measure(shape, dtype, device)
+            taken, by_operations = measure(shape, dtype, device)
             rows.append([f"{name}, {shape.tokens}", *_milliseconds(taken)])
             to_floor = ratio(taken, "ted", "teacher", "student")
             to_hand = ratio(taken, "ted", "by hand")
             watched = 1 + (ratio(taken, WATCHED, "ted") - 1) / LOG_EVERY_STEPS
             padded = ratio(taken, PADDED, PADDED_BY_HAND)
-            rows[-1] += [f"{to_floor:.2f}", f"{to_hand:.2f}", f"{watched:.3f}", f"{padded:.2f}"]
+            rows[-1] += [f"{to_floor:.2f}", f"{by_operations:.3f}", f"{to_hand:.2f}", f"{watched:.3f}", f"{padded:.2f}"]
             claims.append(at_most(f"with reports / without: {name}", watched, WATCHED_GOAL))
             claims.append(at_most(f"ted / floor: {name}", to_floor, FLOOR_GOAL))
             if shape.is_lm:
@@ -93,7 +102,12 @@ def main() -> None:
             frozen_rows.append([f"{name}, {shape.tokens}", *_milliseconds(taken), f"{below:.2f}"])
             claims.append(at_most(f"{FROZEN} / floor: {name}", below, FROZEN_GOAL))
     names = ["teacher", "student", "by hand", *METHODS, WATCHED, PADDED_BY_HAND, PADDED]
-    names += ["ted / (teacher + student)", "ted / by hand", f"with a report every {LOG_EVERY_STEPS} steps / without"]
+    names += [
+        "ted / (teacher + student)",
+        "the same by operations alone",
+        "ted / by hand",
+        f"with a report every {LOG_EVERY_STEPS} steps / without",
+    ]
     names += ["ted / by hand, padding 50 %"]
     title = f"milliseconds of a step, median of {ROUNDS}"
     tables = [_by_case(title, names, rows)] if rows else []

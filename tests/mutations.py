@@ -82,6 +82,12 @@ MUTATIONS = {
         "name in own and name in theirs",
         "first blocks are run once whatever their weights are",
     ),
+    "frozen_border": Mutation(
+        "assembly/shared_prefix.py",
+        "own.start != theirs.start or own.start > number",
+        "own.start > 0",
+        "a teacher's state is sent over a border within blocks that both models share",
+    ),
     "relation_direction": Mutation(
         "numerics/relations.py",
         "apart = (teacher.exp() * (teacher - student)).sum(-1).mean(1)",

@@ -17,8 +17,10 @@ from ted_ds.planning.frozen_blocks import (
     in_words,
     of_relations,
     why_apart,
+    within_stages,
 )
 from ted_ds.planning.phase import DISTILL
+from ted_ds.planning.pipeline_cut import borders_of
 from ted_ds.runtime.frozen import FrozenModel
 from ted_ds.runtime.sharding import gathered
 
@@ -67,13 +69,16 @@ def _shared(build: Assembly, stage: StageTwo, frozen: int) -> SharedBlocks:
     if reason is not None:
         return SharedBlocks(0, reason)
     looked_at = first_looked_at(build.recipe, build.facts("teacher"), build.facts("student"))
-    most = min(frozen, looked_at, max(build.world.gather(teacher.tapped.share.stop)))
-    number, differing = min(build.world.gather(num_equal(student, teacher.tapped, most)), key=lambda one: one[0])
-    if differing is not None:
-        return SharedBlocks(number, f"the weights of both differ in {differing}")
-    if number == frozen:
-        return SharedBlocks(number)
-    return SharedBlocks(number, of_relations(looked_at) if number == looked_at else "no later layer is asked for")
+    stop = max(build.world.gather(teacher.tapped.share.stop))
+    most = SharedBlocks(frozen)
+    if looked_at < frozen:
+        most = SharedBlocks(looked_at, of_relations(looked_at))
+    if stop < most.number:
+        most = SharedBlocks(stop, "no later layer is asked for")
+    most = within_stages(most, borders_of(build.plan.stages[DISTILL.name]))
+    found = build.world.gather(num_equal(student, teacher.tapped, most.number))
+    number, differing = min(found, key=lambda one: one[0])
+    return most if differing is None else SharedBlocks(number, f"the weights of both differ in {differing}")
 
 
 def num_equal(student: TappedModel, teacher: TappedModel, most: int) -> tuple[int, str | None]:

@@ -25,9 +25,8 @@ def tensors_of_prefix(model: nn.Module, family: Family, number: int) -> dict[str
     wanted -= {
         id(one) for module in _behind(model, family, number) for one in (*module.parameters(), *module.buffers())
     }
-    if has_part(
-        model, family.token_embeddings_path
-    ):  # which an LM head may share; another pipeline stage may have them
+    # which an LM head may share, and another pipeline stage may have
+    if has_part(model, family.token_embeddings_path):
         wanted |= {id(one) for one in model.get_submodule(family.token_embeddings_path).parameters()}
     return {name: one for name, one in (*model.named_parameters(), *model.named_buffers()) if id(one) in wanted}
 

@@ -33,6 +33,12 @@ class Arrival(nn.Module):
         return self.state
 
 
+def put_out(arrival: Arrival, tapped: nn.Module) -> Tensor:
+    """The state that arrived, of a model without blocks, through the module that the layer is known by."""
+    state: Tensor = arrival()
+    return state if tapped is arrival else tapped(state)
+
+
 class Nothing(nn.Module):
     """Stands for embeddings that are added: they are in the state that arrives."""
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ted_ds.models.family import Family
 from ted_ds.models.joined_rows import Rows, keep_apart
-from ted_ds.models.partial import Arrival, keep_share
+from ted_ds.models.partial import Arrival, keep_share, put_out
 from ted_ds.models.parts import (
     added_to_logits,
     behind_body_of,
@@ -316,7 +316,7 @@ class TappedModel(nn.Module):
             logits: Tensor | None = None
             if self.share.is_empty:
                 assert self._arrival is not None
-                self._leaving = self._arrival()
+                self._leaving = put_out(self._arrival, self.modules_of_layers()[self.share.start])
             elif with_predictions and not self.has_lm_head:
                 logits = self._label_logits(arguments)
                 predictions = DensePredictions(logits)

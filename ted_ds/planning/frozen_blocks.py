@@ -185,13 +185,13 @@ def freeze_in_words(recipe: Recipe, student: ModelFacts, shared: SharedBlocks) -
     share = 100 * num_frozen / max(num_frozen + sum(trained), 1)
     blocks = f"{recipe.student.freeze_blocks} of the student's {counted(student.num_blocks, 'block')}"
     text = f"embeddings and the first {blocks}, {num_frozen:,} parameters ({share:.2g} %)"
-    return f"{text}; {in_words(shared)}" + (", if their weights are equal" if shared.number else "")
+    return f"{text}; {in_words(shared, condition=', if their weights are equal')}"
 
 
-def in_words(shared: SharedBlocks) -> str:
-    """What Stage II runs once."""
+def in_words(shared: SharedBlocks, *, condition: str = "") -> str:
+    """What Stage II runs once, and on which ``condition``."""
     if not shared.number:
         return f"the teacher runs its own, as {shared.reason}"
     blocks = "block" if shared.number == 1 else f"{shared.number} blocks"
     more = "" if shared.reason is None else f", and no more, as {shared.reason}"
-    return f"Stage II runs embeddings and the first {blocks} once for both models{more}"
+    return f"Stage II runs embeddings and the first {blocks} once for both models{condition}{more}"

@@ -77,23 +77,29 @@ def plan_stages(
 
 
 def _cut(cutter: _Cutter, num_stages: int) -> tuple[Stage, ...]:
-    """The best cut that lets as many blocks as can be run once for both models.
+    """The best cut, whether it lets all blocks be run once for both models that could be, or fewer.
 
     Raises:
         ConfigError: There is none.
     """
+    found: list[tuple[Stage, ...]] = []
     for number in range(cutter.num_shared, -1, -1):
         cutter.num_shared = number
         stages = cutter.cut(num_stages)
-        if stages is not None:
-            return stages
-    raise ConfigError(cutter.refusal(num_stages))
+        found += [] if stages is None else [stages]
+    if not found:
+        raise ConfigError(cutter.refusal(num_stages))
+    return min(found, key=lambda stages: max(stage.cost for stage in stages))  # of equals that which shares most
 
 
 def shared_by_stages(recipe: Recipe, teacher: ModelFacts, student: ModelFacts, stages: Sequence[Stage]) -> SharedBlocks:
     """The first blocks that both models run once in Stage II, as far as files, recipe and its stages allow it."""
-    borders = [border_of(stage) for stage in stages[1:] if "teacher" in stage.runs]
-    return within_stages(shared_blocks(recipe, teacher, student), borders)
+    return within_stages(shared_blocks(recipe, teacher, student), borders_of(stages))
+
+
+def borders_of(stages: Sequence[Stage]) -> list[tuple[int, int]]:
+    """Those of Stage II behind which something of the teacher runs; see :func:`border_of`."""
+    return [border_of(stage) for stage in stages[1:] if "teacher" in stage.runs]
 
 
 def border_of(stage: Stage) -> tuple[int, int]:
@@ -105,7 +111,8 @@ def operations_per_token(
     recipe: Recipe, facts: Mapping[str, ModelFacts], pairs: LayerPairs, filter_dim: int, phase: Phase
 ) -> float:
     """Operations (multiply-adds counted twice) per token of a phase's training step, over all stages."""
-    return _Cutter(recipe, facts, pairs, filter_dim, phase).whole_cost()
+    cutter, num_stages = _Cutter(recipe, facts, pairs, filter_dim, phase), recipe.pipeline.stages
+    return cutter.whole_cost() if num_stages == 1 else sum(stage.cost for stage in _cut(cutter, num_stages))
 
 
 def forward_operations(recipe: Recipe, facts: ModelFacts) -> float:

@@ -150,9 +150,11 @@ def test_each_family_trains_on_a_pipeline_like_one_process(pairs, references, fa
 @pytest.mark.parametrize(
     ("family", "layout", "phase", "changes"),
     [
-        # a stage that only passes the teacher's state on; one that has nothing of it; isolated documents; Stage 0
+        # a stage that only passes the teacher's state on; one that has nothing of it; one that has its last state,
+        # which GPT-2 knows by another module; isolated documents; Stage 0
         ("llama", Layout(3, 1, 1), "distill", [PASSED_ON, "task.packing.isolate_documents=true"]),
         ("gpt2", Layout(3, 1, 1), "distill", ["layer_map.pairs=[[1, 2], [2, 4]]", "distill.kl_weight=0"]),
+        ("gpt2", Layout(2, 1, 1), "distill", ["layer_map.pairs=[[1, 3], [4, 3]]", "distill.kl_weight=0"]),
         ("gpt2", Layout(2, 1, 1), "distill", ["task.packing.isolate_documents=true"]),
         ("gpt2", Layout(2, 2, 1), "finetune_student", []),
     ],

@@ -75,3 +75,13 @@ def test_what_cannot_be_run_once_is_said(tmp_path: Path) -> None:
     output = run(["run", recipe, *given, "student.freeze_blocks=2"], num_ranks=1)
     assert "Stage II runs embeddings and the first block once for both models, and no more, as the weights" in output
     assert "the weights of both differ in transformer.h.1." in output
+
+
+@pytest.mark.slow
+def test_a_run_says_which_border_of_a_pipeline_keeps_blocks_apart(tmp_path: Path) -> None:
+    changes = ["pipeline.stages=4", "distill.method=lwd", "layer_map={kind: explicit, pairs: [[1, 2], [3, 4]]}"]
+    output = run(["run", str(write_run(tmp_path)), BLOCKS, "student.freeze_blocks=2", zero(1), *changes], num_ranks=4)
+    assert (
+        "Stage II runs embeddings and the first block once for both models, and no more, as a pipeline stage begins "
+        "behind block 1 of the student and 2 of the teacher"
+    ) in output

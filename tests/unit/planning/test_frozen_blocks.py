@@ -20,7 +20,7 @@ from ted_ds.planning.plan import Plan
 from ted_ds.planning.plan_in_words import describe
 from ted_ds.planning.stage_memory import sent_bytes, stage_needs
 from tests.task_kinds import make_plan
-from tests.tiny import write_run
+from tests.tiny import write_model, write_run
 
 THREE = "student.from_teacher.blocks=[0, 1, 3]"
 ZERO_1 = {"optimizer": {"type": "AdamW"}, "zero_optimization": {"stage": 1}}
@@ -253,3 +253,25 @@ def test_a_stage_of_frozen_blocks_trains_nothing_and_sends_one_state(lm_run: Pat
     of_state = 4 * plan.teacher.hidden_size * tokens
     assert [one - other for one, other in zip(sent[1], sent[0], strict=True)] == [of_state, of_state, 0]
     assert frozen[0].activations < trains[0].activations
+
+
+def test_operations_of_a_pipeline_are_those_of_its_stages(lm_run: Path) -> None:
+    for stages, pairs in ((3, EVERY_LAYER), (4, "layer_map={kind: explicit, pairs: [[1, 2], [3, 4]]}")):
+        recipe, plan = planned(lm_run, THREE, LAYERS, "student.freeze_blocks=2", f"pipeline.stages={stages}", pairs)
+        tokens = recipe.distill.global_batch_size * recipe.task.sequence_length
+        of_stages = sum(stage.cost for stage in plan.stages["distill"])
+        assert operations_per_step(recipe, plan, DISTILL) == pytest.approx(tokens * of_stages)
+
+
+def test_blocks_are_run_twice_where_the_slowest_stage_is_faster_so(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    write_model(tmp_path / "teacher", "llama", blocks=12, hidden=32, seed=1)
+    given = ["student.from_teacher.blocks=[0, 1, 2, 3, 4, 11]", LAYERS, "student.freeze_blocks=5", "pipeline.stages=3"]
+    recipe, plan = planned(tmp_path, *given, "layer_map={kind: explicit, pairs: [[1, 6], [6, 12]]}")
+    assert plan.teacher is not None
+    assert plan.student is not None
+    assert shared_by_stages(recipe, plan.teacher, plan.student, plan.stages["distill"]).number < 5
+    whole = shared_blocks(recipe, plan.teacher, plan.student)
+    assert whole.number == 5
+    # all five on the first stage would leave all the rest to two others
+    assert border_of(plan.stages["distill"][1])[0] < 5
