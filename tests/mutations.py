@@ -38,7 +38,7 @@ TESTS = ["tests/unit/data/test_masking.py", "tests/parity"]
 TESTS += ["tests/distributed/test_matrix.py", "tests/distributed/test_variable_microbatches.py"]
 TESTS += ["tests/distributed/test_adapters.py"]
 TESTS += ["tests/unit/numerics/test_block_choice.py", "tests/unit/models/test_narrowing.py"]
-TESTS += ["tests/distributed/test_solved_filters.py"]
+TESTS += ["tests/distributed/test_solved_filters.py", "tests/distributed/test_frozen_pipelines.py"]
 TESTS += ["tests/distributed/test_gradient_balance.py", "tests/unit/objectives/test_gradient_balance.py"]
 
 
