@@ -49,6 +49,11 @@ def describe(recipe: Recipe, plan: Plan, *, num_ranks: int) -> str:
     if recipe.student.freeze_blocks is not None and plan.teacher is not None and plan.student is not None:
         shared = shared_by_stages(recipe, plan.teacher, plan.student, plan.stages[DISTILL.name])
         lines.append(f"frozen    {freeze_in_words(recipe, plan.student, shared)}")
+    if recipe.teacher.precision is not None:
+        lines.append(
+            "measured  teacher.precision: auto: in how many bits the teacher may be, on held-out examples as a run "
+            "begins, with two copies of it on each rank"
+        )
     if plan.layer_pairs:
         pairs = " ".join(f"{s}<-{t}" for s, t in plan.layer_pairs)
         lines.append(f"layers    student<-teacher {pairs}, matched in {plan.filter_dim} dimensions")

@@ -57,6 +57,7 @@ def plan_study(path: str, overrides: Sequence[str], rows_of: RowsOf) -> StudyPla
     own += [] if study.search is None else search_mistakes(recipe, study.search, names)
     arms = {name: arm for name, arm in planned.items() if arm is not None}
     own += _reader_mistakes(arms)
+    own += _precision_mistakes(recipe, arms)
     raise_all([*mistakes.in_words("arm"), *(f"{path}: {line}" for line in own)])
     seeds = study.seeds if isinstance(study.seeds, list) else [*range(recipe.seed, recipe.seed + study.seeds)]
     if study.equal == "compute":
@@ -82,6 +83,15 @@ def _reader_mistakes(arms: Mapping[str, Arm]) -> Iterator[str]:
         yield (
             f"study.arms: students read by different tokenizers, those of {groups}; examples are compared by their "
             "tokens, so use students of one tokenizer in a study"
+        )
+
+
+def _precision_mistakes(recipe: Recipe, arms: Mapping[str, Arm]) -> Iterator[str]:
+    """Whether each run would find out by its own clock in how many bits its teacher is."""
+    if recipe.teacher.precision is not None or any(arm.recipe.teacher.precision is not None for arm in arms.values()):
+        yield (
+            "teacher.precision: auto: each run of a study would measure for itself, and arms could learn from "
+            "different teachers; remove it, or give all of them one in 8 bits (teacher.host: int8)"
         )
 
 

@@ -310,5 +310,6 @@ class FrozenModel:
             self._engine = None
         if self._files is not None:
             shutil.rmtree(self._files, ignore_errors=True)
-        self._module, self._tapped = nn.Identity(), None
+        self._last_block.release()
+        self._module, self._tapped, self._lent = nn.Identity(), None, None
         self.named_layers = {}

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ted_ds.data.loader import Batch
 from ted_ds.models.parts import blocks_of, has_part, layers_of_blocks
@@ -31,7 +32,8 @@ class LastBlock:
 
         To be called once its modules are those that will run.
         """
-        self._tapped = tapped
+        self._tapped: TappedModel | None = tapped
+        self._hooks: tuple[RemovableHandle, ...] = ()
         self._rows: Tensor | None = None
         self._num_tokens = 0
         self._shape: torch.Size | None = None
@@ -41,8 +43,16 @@ class LastBlock:
             family, block = tapped.family, blocks_of(tapped.model, tapped.family)[-1]
             assert family.mlp_path is not None
             assert family.output_map is not None
-            block.get_submodule(family.mlp_path).register_forward_pre_hook(self._pick)
-            block.get_submodule(family.output_map).register_forward_hook(self._put_back)
+            self._hooks = (
+                block.get_submodule(family.mlp_path).register_forward_pre_hook(self._pick),
+                block.get_submodule(family.output_map).register_forward_hook(self._put_back),
+            )
+
+    def release(self) -> None:
+        """Let go of the model, which has hooks from here: each would keep the other."""
+        for hook in self._hooks:
+            hook.remove()
+        self._tapped, self._is_known = None, False
 
     @contextlib.contextmanager
     def read_for(self, batch: Batch) -> Iterator[None]:
@@ -56,25 +66,17 @@ class LastBlock:
     def _rows_read(self, batch: Batch) -> Tensor | None:
         """Which of the flattened tokens; None for all."""
         tapped = self._tapped
+        assert tapped is not None, "released"
         # whose layer map ends there, or in whose tokens nothing is said of what is read
         if not self._is_known or tapped.share.stop in tapped.layers or batch.of_teacher is not None:
             return None
         if tapped.has_lm_head:
             rows = batch.output_rows
         elif tapped.pooled and tapped.pooled_token != "mean":
-            rows = self._pooled(batch)
+            rows = _pooled(tapped, batch)
         else:
             rows = None
         return None if rows is None or not 0 < len(rows) < batch.input_ids.numel() else rows
-
-    def _pooled(self, batch: Batch) -> Tensor:
-        """The one that each text's label is read at."""
-        ids, tapped = batch.input_ids, self._tapped
-        starts = torch.arange(len(ids), device=ids.device) * ids.shape[1]
-        if tapped.pooled_token == "first":  # which transformers' own forward takes for the row's first
-            return starts
-        unread = None if tapped.unread_id is None else ids == tapped.unread_id
-        return starts + read_at(batch.attention_mask, how=tapped.pooled_token, unread=unread)
 
     def _pick(self, _module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         state: Tensor = inputs[0]
@@ -94,6 +96,16 @@ class LastBlock:
         return whole.view(*self._shape[:-1], output.shape[-1])
 
 
+def _pooled(tapped: TappedModel, batch: Batch) -> Tensor:
+    """Of each text, the flattened token that its label is read at."""
+    ids = batch.input_ids
+    starts = torch.arange(len(ids), device=ids.device) * ids.shape[1]
+    if tapped.pooled_token == "first":  # which transformers' own forward takes for the row's first
+        return starts
+    unread = None if tapped.unread_id is None else ids == tapped.unread_id
+    return starts + read_at(batch.attention_mask, how=tapped.pooled_token, unread=unread)
+
+
 def _mlp_is_known(tapped: TappedModel) -> bool:
     """Whether the MLP of the last block begins and ends where the family says, and nobody else reads its output."""
     family, model = tapped.family, tapped.model
@@ -108,4 +120,6 @@ def _mlp_is_known(tapped: TappedModel) -> bool:
         # compiled: it would be compiled anew for each number of tokens
         and "forward" not in vars(block)
         and not getattr(model.config, "chunk_size_feed_forward", 0)
+        # of ELECTRA's choices, the one token, or all, that its config names
+        and (not hasattr(model, "sequence_summary") or model.config.summary_type == "first")
     )

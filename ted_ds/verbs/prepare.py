@@ -162,7 +162,13 @@ def prepare(
     recipe, run, choice = find_deepspeed(recipe, plan, run, world)
     run, hosting = host_teacher(recipe, plan, run, world, run_is_old=before is not None)
     all_given = Given(recipe, plan, world, tokenizers, data, screen, stops, run, hosting, choice, own)
-    assembly = find_precision(all_given, run_is_old=before is not None, may_measure=contracts_hold)
+    folders = RunFolders(recipe, teacher=teacher, student=student)
+    assembly = find_precision(
+        all_given,
+        teacher_sha256=lambda: folders.identity(teacher)["sha256"],
+        run_is_old=before is not None,
+        may_measure=contracts_hold,
+    )
     start: list[str] | None = None
     if data.start is not None:
         start = list(tokenizers["student"].convert_ids_to_tokens(list(data.start)))
@@ -177,7 +183,7 @@ def prepare(
         own=own,
         template_sha256=data.template_sha256,
     )
-    return assembly, Inputs(settled, RunFolders(recipe, teacher=teacher, student=student))
+    return assembly, Inputs(settled, folders)
 
 
 def _settle(recipe: Recipe, data: LabelledData | CorpusData, source: str, world: World) -> Recipe:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -13,9 +13,9 @@ import torch
 from ted_ds.assembly.assembly import Assembly
 from ted_ds.assembly.given import Given
 from ted_ds.config.schema import Recipe
-from ted_ds.errors import CheckpointError, ConfigError, TopologyError
+from ted_ds.errors import CheckpointError, ConfigError, TedError, TopologyError
 from ted_ds.models.loading import DTYPES
-from ted_ds.models.quantised import has_torchao
+from ted_ds.models.quantised import has_torchao, refuse_without_torchao
 from ted_ds.output.run_folder import RUN_FILE
 from ted_ds.planning.hosting import HOSTS, USABLE, Hosting
 from ted_ds.planning.memory import frozen_bytes, gib
@@ -47,33 +47,45 @@ class Measured:
         return Way(self.precision, self.host)
 
 
-def find_precision(given: Given, *, run_is_old: bool, may_measure: bool) -> Assembly:
+def find_precision(given: Given, *, teacher_sha256: Callable[[], str], run_is_old: bool, may_measure: bool) -> Assembly:
     """Build for what is given, with a teacher in as many bits as the recipe lets this run find out.
 
-    A run that is started again keeps what it took. Every rank must call it.
+    A run that is started again keeps what it took, unless that was found for another recipe: then it is measured anew,
+    and phases that were completed with another teacher refuse it. Every rank must call it.
 
     Args:
         given: With the host of a teacher in the recipe's precision.
+        teacher_sha256: What names the teacher's files; asked on rank 0.
         run_is_old: Whether phases may be complete whose teacher was in that precision.
         may_measure: Whether the models are known to fit the data; else an unsettled run has the recipe's precision.
 
     Raises:
-        TedError: There is nothing to measure it on, or what was kept is damaged; on every rank.
+        TedError: There is nothing to measure it on, or what was kept is damaged, or needs what is not here; on every
+            rank.
     """
     recipe, kept = given.recipe, given.run.teacher_precision
     if recipe.teacher.precision is None:
         return Assembly(replace(given, run=replace(given.run, teacher_precision=None)))
     if kept is not None:
         _refuse_strange(recipe, kept)
-        why = f"{Way(kept['precision'], kept['host']).words}, as when this run began"
-    elif not may_measure:
+    if kept is None and not may_measure:
         return Assembly(given)
+    decided_by = {
+        "beside": recipe.precision,
+        "max_kl": recipe.teacher.precision_max_kl,
+        "teacher": given.world.on_main(teacher_sha256),
+    }
+    if kept is not None and {name: kept.get(name) for name in decided_by} == decided_by:
+        way = Way(kept["precision"], kept["host"])
+        _refuse_without(given.world, recipe, way)
+        why = f"{way.words}, as when this run began"
     else:
-        kept, why = _find(Assembly(given), run_is_old=run_is_old)
+        found, why = _find(Assembly(given), run_is_old=run_is_old and kept is None)
+        kept = found | decided_by
     hosting = given.hosting
     if kept["host"] == "int8" or kept["precision"] != recipe.precision:
         host = "int8" if kept["host"] == "int8" else hosting.host
-        hosting = Hosting(host, hosting.why, kept["precision"])
+        hosting = Hosting(host, f"{hosting.why} (reckoned in {recipe.precision})", kept["precision"])
     run = replace(given.run, teacher_precision=kept)
     return Assembly(replace(given, run=run, hosting=replace(hosting, precision_why=why)))
 
@@ -95,8 +107,6 @@ def _find(build: Assembly, *, run_is_old: bool) -> tuple[dict[str, Any], str]:
     kept: dict[str, Any] = {
         "precision": taken.precision,
         "host": host if taken == own else taken.host,
-        "beside": recipe.precision,
-        "max_kl": recipe.teacher.precision_max_kl,
         "measured": [asdict(one) for one in measured],
     }
     # ranks of another machine may find other times, but act on one choice
@@ -176,6 +186,22 @@ def _no_room(build: Assembly) -> str | None:
     if 2 * whole <= USABLE * free:
         return None
     return f"not measured: {gib(whole)} and a copy do not fit into {gib(free)} free per rank"
+
+
+def _refuse_without(world: World, recipe: Recipe, way: Way) -> None:
+    """Whether this machine has what a teacher that was chosen on another one needs."""
+    with world.together():
+        try:
+            if way.host == "int8":
+                refuse_without_torchao()
+            if way.precision != recipe.precision:
+                world.check_precision(way.precision)
+        except TedError as error:
+            raise type(error)(
+                f"teacher.precision: auto: this run began with its teacher in {way.words} "
+                f"({recipe.output_dir / RUN_FILE}), and here: {error}; go on where it began, or "
+                "choose another output_dir"
+            ) from error
 
 
 def _refuse_strange(recipe: Recipe, kept: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from ted_ds.output.phase_folder import MANIFEST
 from tests.runs import run
-from tests.tiny import write_run
+from tests.tiny import write_model, write_run
 
 STEPS = ("distill.max_steps=2", "evaluation.max_examples=4")
 
@@ -53,6 +53,36 @@ def test_what_was_found_is_kept(tmp_path: Path) -> None:
     assert kept(tmp_path / "run") == found
     other = run(arguments_of(tmp_path, recipe, "teacher.precision=null"), codes=2, num_ranks=1)
     assert "was completed with other settings: teacher_precision was 'bf16', now None" in other
+
+
+def without_phases(rank: int) -> None:
+    """End as soon as the run is begun, before any phase."""
+    from ted_ds.errors import DataError
+    from ted_ds.phases import cut_student
+
+    def fail(*_: Any) -> None:
+        raise DataError("ended here")
+
+    no_clock(rank)
+    object.__setattr__(cut_student.WORK, "run", fail)
+
+
+@pytest.mark.slow
+def test_what_was_found_for_another_recipe_is_not_kept(tmp_path: Path) -> None:
+    recipe = write_run(tmp_path, method="kd")
+    run(arguments_of(tmp_path, recipe), fault=without_phases, num_ranks=1, codes=2)
+    assert kept(tmp_path / "run")["precision"] == "bf16"
+    assert not (tmp_path / "run" / "distill").exists()
+    strict = run(
+        arguments_of(tmp_path, recipe, "teacher.precision_max_kl=1e-12"), fault=without_phases, num_ranks=1, codes=2
+    )
+    assert "teacher.precision: auto: fp32 (bf16 is off by a KL of " in strict
+    less = run(arguments_of(tmp_path, recipe, "precision=bf16"), fault=without_phases, num_ranks=1, codes=2)
+    assert "teacher.precision: auto: bf16 (" in less
+    assert (kept(tmp_path / "run")["beside"], kept(tmp_path / "run")["precision"]) == ("bf16", "bf16")
+    write_model(tmp_path / "teacher", "llama", seed=9)
+    other = run(arguments_of(tmp_path, recipe, "precision=bf16"), fault=without_phases, num_ranks=1, codes=2)
+    assert "teacher.precision: auto: bf16, as when" not in other
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +189,36 @@ def test_each_choice_of_a_question_is_read_at_its_first_token(tmp_path: Path, mo
     expected = said(teacher, one, whole=True)
     monkeypatch.setattr(last_block, "SKIPPED", torch.nan)
     assert (said(teacher, one) - expected).abs().max() <= CLOSE[torch.float64]
+
+
+@pytest.mark.parametrize("how", ["first", "last", "mean"])
+def test_electra_reads_choices_where_its_config_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    write_model(tmp_path, "electra", blocks=NUM_BLOCKS, labels=["one"], architecture="MultipleChoice", summary_type=how)
+    model, _ = load_model(tmp_path, LoadSettings(torch.float64), head={"num_labels": 1}, architecture="MultipleChoice")
+    choose_among_rows(model, 2)
+    teacher = FrozenModel(TappedModel(model, family_of("electra")), device=torch.device("cpu"), engine_config=None)
+    counts = tokens_in_mlps(teacher)
+    ids = torch.randint(5, 90, (4, 7), generator=torch.Generator().manual_seed(2))
+    one = Batch(ids, torch.ones_like(ids), torch.tensor([0, 1]), torch.ones_like(ids, dtype=torch.bool))
+    expected = said(teacher, one, whole=True)
+    monkeypatch.setattr(last_block, "SKIPPED", torch.nan)
+    assert (said(teacher, one) - expected).abs().max() <= CLOSE[torch.float64]
+    assert counts[-1] == (4 if how == "first" else ids.numel())
+
+
+def test_a_released_model_is_gone_at_once(tmp_path: Path) -> None:
+    write_model(tmp_path, "bert", blocks=NUM_BLOCKS, labels=[*LABELS])
+    model, _ = load_model(tmp_path, LoadSettings(torch.float32), head={"num_labels": len(LABELS)})
+    teacher = FrozenModel(TappedModel(model, family_of("bert")), device=torch.device("cpu"), engine_config=None)
+    said(teacher, labelled("bert", classify=True))
+    weight = weakref.ref(next(model.parameters()))
+    del model
+    gc.disable()
+    try:
+        teacher.release()
+        assert weight() is None
+    finally:
+        gc.enable()
 
 
 def test_words_and_answers_are_read_at_all_tokens(tmp_path: Path) -> None:

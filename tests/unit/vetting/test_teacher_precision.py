@@ -69,5 +69,5 @@ def test_what_was_kept_and_is_damaged_is_refused_by_all_ranks_alike(tmp_path: An
     recipe = load_recipe(path, ["teacher.precision=auto"])
     given: Any = SimpleNamespace(recipe=recipe, run=Run("a1", teacher_precision=kept))
     with pytest.raises(CheckpointError, match=r"run.json: teacher_precision: .* names no precision and host") as caught:
-        find_precision(given, run_is_old=True, may_measure=True)
+        find_precision(given, teacher_sha256=lambda: "0", run_is_old=True, may_measure=True)
     assert caught.value.agreed
