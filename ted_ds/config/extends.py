@@ -19,6 +19,8 @@ COMMAND_LINE = "command line"
 MOST_FILES = 10
 MOST_SHOWN = 100
 """Characters of a value, or of an override."""
+WORDS = ("name", "task", "data", "study")
+"""Keys that are words of any message, too."""
 PLACE = re.compile(r"[\w.\[\]]+(?=: )")
 """That a message begins with."""
 
@@ -78,7 +80,7 @@ class Chain:
             for key, written in self.overridden.items()
             if written == own
             or (not is_of_files and key.startswith(section))
-            or re.search(rf"(?<![\w./])({re.escape(named[key])}|{re.escape(key)})(?![\w/.])", message)
+            or re.search(rf"(?<![\w./])({_as_named(named[key])}|{_as_named(key)})(?![\w/.])", message)
         ]
 
     def file_of(self, place: str) -> Path:
@@ -118,6 +120,11 @@ class Chain:
         inside = (f"{place}.", f"{place}[")
         self.origins = {one: its for one, its in self.origins.items() if not one.startswith(inside)}
         self.origins |= dict.fromkeys(_places(value, place), file)
+
+
+def _as_named(key: str) -> str:
+    """How messages name a key: one that they are full of as a word, with what it is."""
+    return rf"{key}(?=[:=])" if key in WORDS else re.escape(key)
 
 
 def shortened(text: str) -> str:

@@ -12,7 +12,7 @@ from yaml import YAMLError
 
 from ted_ds.config.defaults import fill_defaults, fill_name
 from ted_ds.config.draft import Draft, read_draft
-from ted_ds.config.extends import COMMAND_LINE
+from ted_ds.config.extends import COMMAND_LINE, OwnOverride
 from ted_ds.config.extends import KEY as EXTENDS
 from ted_ds.config.given import AnyRecipe, read_given
 from ted_ds.config.glue import fill_from_glue
@@ -66,7 +66,8 @@ def load_draft(
 
 def draft_mistakes(draft: Draft) -> list[str]:
     """Every key and value of a recipe that is wrong, and every override."""
-    return [*draft.beside, *in_words(draft.errors), *draft.broken_rules]
+    # of a value that may be of several types, each says the same
+    return [*draft.beside, *dict.fromkeys(in_words(draft.errors)), *draft.broken_rules]
 
 
 def _values(tree: DictConfig, draft: Draft, overrides: Sequence[str]) -> Any:
@@ -76,7 +77,8 @@ def _values(tree: DictConfig, draft: Draft, overrides: Sequence[str]) -> Any:
         try:
             _apply(tree, override)
         except ConfigError as error:
-            draft.leave_out(override.partition("=")[0], f"{COMMAND_LINE}: {override!r}: {error}")
+            where = "" if isinstance(override, OwnOverride) else f"{COMMAND_LINE}: "
+            draft.leave_out(override.partition("=")[0], f"{where}{str(override)!r}: {error}")
         else:
             chain.override(override.partition("=")[0], override)
     given: Any = OmegaConf.to_container(tree, resolve=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, get_args, get_origin
 
@@ -9,6 +10,8 @@ from ted_ds.config.section import Section
 from ted_ds.config.tasks import Task
 
 TASK_KINDS = frozenset(kind for task in get_args(Task) for kind in get_args(task.model_fields["kind"].annotation))
+TYPE_TAG = re.compile(r"(int|float|str|bool)|(list|tuple|dict)\[.*\]")
+"""What pydantic puts into the place of a value that may be of several types."""
 Location = tuple[int | str, ...]
 
 
@@ -21,8 +24,10 @@ def dotted(location: Sequence[int | str]) -> str:
 
 
 def own_keys(location: Sequence[int | str]) -> Location:
-    """Pydantic's location without the tags of unions by ``kind``, which nobody wrote as keys."""
-    return tuple(part for part in location if part not in TASK_KINDS)
+    """Pydantic's location without the tags of unions, by ``kind`` or type, which nobody wrote as keys."""
+    return tuple(
+        part for part in location if part not in TASK_KINDS and not (isinstance(part, str) and TYPE_TAG.fullmatch(part))
+    )
 
 
 def sections_at(annotation: Any, path: Sequence[int | str]) -> list[type[Section]]:

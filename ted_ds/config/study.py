@@ -156,3 +156,9 @@ def _key_mistakes(key: Any) -> Iterator[str]:
     for own, reason in OWN_KEYS.items():
         if key == own or key.startswith((f"{own}.", f"{own}[")):
             yield f"{key}: {reason}; remove it"
+    within = next((own for own in (METHOD_KEY, *OWN_KEYS) if own.startswith(f"{key}.")), None)
+    if within is not None:
+        yield (
+            f"{key}: would take the place of all that is in it, {within} with it; write its keys one by one, as "
+            f"{key}.KEY"
+        )

@@ -94,8 +94,14 @@ def _rule_at(location: Sequence[int | str]) -> str:
     field = model.model_fields[str(location[last])]
     annotation, metadata = field.annotation, field.metadata
     for index in location[last + 1 :]:
-        annotation, metadata = _item(annotation, index)
+        if _is_of_an_item(annotation, index):  # else it says which of several types was tried
+            annotation, metadata = _item(annotation, index)
     return rule_of(annotation, metadata)
+
+
+def _is_of_an_item(annotation: Any, index: int | str) -> bool:
+    kinds = [get_origin(part) for part in (annotation, *get_args(annotation))]
+    return dict in kinds or (isinstance(index, int) and (list in kinds or tuple in kinds))
 
 
 def _item(annotation: Any, index: int | str) -> tuple[Any, Sequence[Any]]:

@@ -17,6 +17,7 @@ from ted_ds.output.phase_folder import sync
 RUN_FILE = "run.json"
 STOPPED_FILE = "stopped.json"
 STARTS_FILE = "starts.jsonl"
+NOT_FINITE_FILE = "not_finite.json"
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ def begin_run(output_dir: Path, run: Run) -> None:
         beside.write_text(json.dumps(asdict(run)) + "\n", encoding="utf-8")
         sync(beside)
         beside.replace(file)
-    (output_dir / STOPPED_FILE).unlink(missing_ok=True)
+    for sign in (STOPPED_FILE, NOT_FINITE_FILE):
+        (output_dir / sign).unlink(missing_ok=True)
 
 
 def note_start(output_dir: Path, about: Mapping[str, Any]) -> None:
@@ -92,6 +94,16 @@ def read_starts(output_dir: Path) -> list[dict[str, Any]]:
         with contextlib.suppress(ValueError):
             found.append(json.loads(line))
     return [one for one in found if isinstance(one, dict)]
+
+
+def mark_not_finite(output_dir: Path, message: str) -> None:
+    """Leave the sign that the run ended by its numbers, and by nothing around it. On one rank only."""
+    (output_dir / NOT_FINITE_FILE).write_text(json.dumps({"message": message}) + "\n", encoding="utf-8")
+
+
+def was_not_finite(output_dir: Path) -> bool:
+    """Whether the last start of the run ended by its numbers."""
+    return (output_dir / NOT_FINITE_FILE).is_file()
 
 
 def mark_stopped(output_dir: Path, about: Mapping[str, Any]) -> None:

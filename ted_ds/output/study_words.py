@@ -76,7 +76,7 @@ def verdict(arm: str, baseline: str, found: Difference, holm_p: float, measure: 
     if low == high == 0:
         return f"none of the {num_examples:,} examples tells {arm} from {baseline}: both came out the same{alone}"
     if holm_p <= LEVEL:
-        return f"{arm} is {better} than {baseline} {by}{alone}"
+        return f"{arm} {'is' if num_seeds > 1 else 'may be'} {better} than {baseline} {by}{alone}"
     if low > 0 or high < 0:
         return (
             f"{arm} may be {better} than {baseline} {by}, but of the arms that were compared one may look so by chance "
@@ -101,14 +101,47 @@ def needed(found: Difference, num_examples: int, num_seeds: int) -> str:
         times = examples / (target**2 - seeds)
         if times < TOO_MANY:
             return f"about {_rounded(times * num_examples)} examples"
-    if target > 0 and examples < target**2 and num_seeds > 1:
-        times = seeds / (target**2 - examples)
-        if times < TOO_MANY:
-            return f"about {_rounded(times * num_seeds)} seeds"
+    if num_seeds > 1:
+        enough = _enough_seeds(abs(found.estimate), errors_to_its_end, examples, (seeds, num_seeds))
+        if enough is not None:
+            return f"about {_rounded(enough)} seeds"
     if target > 0 and 2 * max(examples, seeds) < TOO_MANY * target**2:
         times = [max(2 * one / target**2, 1.0) for one in (examples, seeds)]
         return f"about {_rounded(times[0] * num_examples)} examples and {_rounded(times[1] * num_seeds)} seeds"
     return f"more than {TOO_MANY} times as many"
+
+
+def _enough_seeds(
+    estimate: float, errors_to_its_end: float, examples: float, measured: tuple[float, int]
+) -> int | None:
+    """How many it would take; None for too many.
+
+    ``measured`` is the variance by seeds, of how many. An interval by Student's t takes fewer errors the more there
+    are.
+    """
+    seeds, number = measured
+    now = student_quantile(1 - LEVEL / 2, number - 1)
+    for more in range(2, TOO_MANY * number):
+        errors = errors_to_its_end * min(student_quantile(1 - LEVEL / 2, more - 1) / now, 1.0)
+        if estimate >= errors * BEYOND_ITS_END * math.sqrt(examples + seeds * number / more):
+            return more
+    return None
+
+
+def student_quantile(probability: float, freedom: int) -> float:
+    """Of Student's t; from 3 degrees of freedom on by Abramowitz and Stegun's series (26.7.5), to half a per cent."""
+    if freedom == 1:
+        return math.tan(math.pi * (probability - 0.5))
+    if freedom == 2:
+        return (2 * probability - 1) * math.sqrt(2 / (4 * probability * (1 - probability)))
+    z = NormalDist().inv_cdf(probability)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / freedom**power for power, term in enumerate(terms, start=1))
 
 
 def _rounded(number: float) -> str:

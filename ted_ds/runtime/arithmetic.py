@@ -47,10 +47,11 @@ def set_arithmetic(*, tf32: bool, deterministic: bool, attention: str) -> None:
 def remember_arithmetic() -> Callable[[], None]:
     """What puts this process back to how it computes now."""
     deterministic, fills = torch.are_deterministic_algorithms_enabled(), EMPTY_TENSORS.fill_uninitialized_memory
+    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
     put_back_precision = _remember_precision()
 
     def put_back() -> None:
-        torch.use_deterministic_algorithms(deterministic)
+        torch.use_deterministic_algorithms(deterministic, warn_only=only_warns)
         EMPTY_TENSORS.fill_uninitialized_memory = fills
         put_back_precision()
 

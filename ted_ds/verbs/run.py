@@ -15,10 +15,10 @@ from ted_ds.config.given import AnyRecipe
 from ted_ds.config.redaction import without_secrets
 from ted_ds.config.schema import Recipe
 from ted_ds.data.bad_records import Ledger
-from ted_ds.errors import ConfigError, StoppedOnRequest, StoreError
+from ted_ds.errors import ConfigError, NumericsError, StoppedOnRequest, StoreError
 from ted_ds.launching.records import log_file
 from ted_ds.output.chatter import LOGS, chatter_kept_in
-from ted_ds.output.run_folder import begin_run, mark_stopped, note_start
+from ted_ds.output.run_folder import begin_run, mark_not_finite, mark_stopped, note_start
 from ted_ds.output.run_folders import RunFolders
 from ted_ds.output.screen import Screen, duration
 from ted_ds.output.trackers.backend import TrackedRun
@@ -141,6 +141,11 @@ def _run(
         except StoreError as error:  # the run is to be started again in any case
             assembly.screen.say(f"WARN {error}")
         _leave_stopped(assembly, journal, stop)
+        raise
+    except NumericsError as error:
+        if world.is_main:
+            with contextlib.suppress(OSError):  # the error itself says it
+                mark_not_finite(recipe.output_dir, str(error))
         raise
     finally:
         journal.close()

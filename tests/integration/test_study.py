@@ -150,3 +150,31 @@ def test_killed_in_the_middle_and_started_again_it_has_the_same_table_to_the_las
     log = (output / "logs" / f"ted.seed-{SEEDS[1]}.log").read_text()
     assert "going on after step" in log
     assert table(folder) == before
+
+
+def test_a_setting_whose_trial_was_killed_is_not_taken_for_one_that_cannot_be_trained(tmp_path: Path) -> None:
+    path = write_study(tmp_path)
+    recipe = yaml.safe_load(path.read_text())
+    recipe["teacher"].pop("finetune")
+    recipe["student"].pop("finetune")
+    grid = {"distill.learning_rate": [1e-3, 1e30]}
+    recipe["study"] = {"arms": {"sft": None, "kd": None}, "seeds": [5], "search": {"trials": 2, "halvings": 0}}
+    recipe["study"]["search"]["grids"] = {"sft": grid, "kd": grid}
+    write_recipe(path, recipe)
+    run = study(path)
+    output, deadline = tmp_path / "run", time.monotonic() + TIMEOUT_S
+    while not (found := list((output / "search" / "sft").glob("*/halved-0/checkpoints/distill/step*2"))):
+        assert time.monotonic() < deadline, run.output()
+        assert run.processes[0].is_alive(), run.output()
+        time.sleep(0.002)
+    os.kill(json.loads((found[0].parents[2] / "owner.json").read_text())["process"]["number"], signal.SIGKILL)
+    assert run.wait() == [1], run.output()
+    assert "sft: distill.learning_rate" not in run.output()
+    failed = json.loads((output / "study.json").read_text())["failed"]
+    assert failed["sft.trial-0.halved-0"].startswith("exit code -9, see ")
+    assert "its arm has no setting" in failed["sft.seed-5"]
+    assert "kd: distill.learning_rate=0.001 is taken" in run.output()
+    again = study(path)
+    assert again.wait() == [0], again.output()
+    assert "sft: distill.learning_rate=0.001 is taken" in again.output()
+    assert json.loads((output / "study.json").read_text())["failed"] == {}

@@ -9,6 +9,7 @@ from pathlib import Path
 from ted_ds.errors import ConfigError, RankLostError, StoppedOnRequest, counted
 from ted_ds.launching.side_by_side import Job, SideBySide
 from ted_ds.output.output_lock import holding
+from ted_ds.output.run_folder import was_not_finite
 from ted_ds.output.screen import Screen
 from ted_ds.planning.study_arms import as_overrides
 from ted_ds.planning.study_plan import StudyPlan, plan_study, with_settings
@@ -93,8 +94,11 @@ class Conductor:
                 if codes.get(run.name) in GO_ON:
                     assert run.arm is not None
                     self._undecided.add(run.arm)
-                elif run.name in codes:  # that it cannot be trained so is what the trial was to find out
-                    del self._failed[run.name]
+                elif run.name in codes and was_not_finite(run.folder):
+                    del self._failed[run.name]  # that it cannot be trained so is what the trial was to find out
+                elif run.name in self._failed:  # of whatever else: nothing is known of this setting
+                    assert run.arm is not None
+                    self._undecided.add(run.arm)
             rounds.judge()
         chosen = {name: one.setting for name, one in rounds.chosen.items() if name not in self._undecided}
         self._undecided |= self._plan.arms.keys() - chosen.keys()

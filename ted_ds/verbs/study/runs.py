@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ted_ds.config.schema import Recipe
+from ted_ds.data.reading.listing import list_data
+from ted_ds.errors import DataError
 from ted_ds.launching.side_by_side import Job, command_of_run
 from ted_ds.output.output_lock import living_owner
 from ted_ds.output.phase_folder import MANIFEST
+from ted_ds.output.results import RESULTS_FILE, TEACHER
 from ted_ds.output.run_folders import MODEL_FOLDER
 from ted_ds.output.study_folder import LOGS_FOLDER, RUNS_FOLDER, TEACHERS_FOLDER
 from ted_ds.planning.phase import EVALUATE, FINETUNE_TEACHER, phases_of
@@ -39,6 +42,36 @@ BESIDE_THE_TEACHER: dict[str, Any] = {
 def teacher_key(recipe: Recipe) -> str:
     """What tells recipes with different teachers apart."""
     return hashlib.sha256(recipe.model_dump_json(exclude=BESIDE_THE_TEACHER).encode()).hexdigest()[:HASH_LENGTH]
+
+
+def what_is_read(recipe: Recipe) -> list[str]:
+    """The files of a recipe's data and models as they are now."""
+    return [*_files_of_data(recipe.data.model_dump_json(), recipe), *_files_of_models(recipe)]
+
+
+def _files_of_data(text: str, recipe: Recipe) -> list[str]:
+    if text not in _LISTED:
+        try:
+            files = [file for source in list_data(recipe.data).sources for file in source.files]
+        except DataError:  # which the run says that needs it
+            files = []
+        _LISTED[text] = [f"{one} {_written(Path(one.url))}" for one in files]
+    return _LISTED[text]
+
+
+_LISTED: dict[str, list[str]] = {}
+"""Of each ``data`` section that was asked for: a study looks once."""
+
+
+def _files_of_models(recipe: Recipe) -> list[str]:
+    folders = [Path(one) for one in (recipe.teacher.path, recipe.student.path) if one is not None]
+    files = [file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir()) if file.is_file()]
+    return [f"{file} {file.stat().st_size} {_written(file)}" for file in files]
+
+
+def _written(file: Path) -> int | None:
+    """When a file of this machine was; None for another's."""
+    return file.stat().st_mtime_ns if file.is_file() else None
 
 
 def _name_of_teacher(key: str) -> str:
@@ -70,24 +103,33 @@ class StudyRun:
 
     @property
     def key(self) -> str:
-        """What the run is: its settings, and those of its DeepSpeed JSON."""
+        """What the run is: its settings, those of its DeepSpeed JSON, and the files of its data and models.
+
+        A file that was written anew has the run started again, which skips phases whose files say the same as before.
+        """
         described = [self.verb, self.recipe.model_dump(mode="json", exclude={"study"}), dict(self.changes)]
+        described.append(what_is_read(self.recipe))
         text = json.dumps(described, sort_keys=True) + self.recipe.deepspeed.read_text(encoding="utf-8")
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def is_complete(self) -> bool:
-        """Whether it was completed as it is, and its last phase is there."""
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What was written down when it was complete; nothing where it never was."""
         try:
             known = json.loads(self.record.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return False
+            return {}
+        return known if isinstance(known, dict) else {}
+
+    def is_complete(self) -> bool:
+        """Whether it was completed as it is, and its last phase is there."""
         last = FINETUNE_TEACHER if self.verb == FINETUNE_TEACHER.verb else EVALUATE
-        return known.get("key") == self.key and (self.folder / last.name / MANIFEST).is_file()
+        return self.recorded.get("key") == self.key and (self.folder / last.name / MANIFEST).is_file()
 
     def mark_complete(self) -> None:
         """Write that down."""
         beside = self.record.with_name(f".{self.record.name}")
-        beside.write_text(json.dumps({"key": self.key}) + "\n", encoding="utf-8")
+        beside.write_text(json.dumps({"key": self.key, "seed": self.changes["seed"]}) + "\n", encoding="utf-8")
         beside.replace(self.record)
 
     def seconds(self) -> dict[str, float | None]:
@@ -98,6 +140,14 @@ class StudyRun:
             if file.is_file():
                 found[phase.name] = json.loads(file.read_text(encoding="utf-8")).get("seconds")
         return found
+
+
+def _models_scored(folder: Path) -> str | None:
+    """Which a run's evaluation scored, as ``evaluation.models`` says it; None where there is none yet."""
+    file = folder / EVALUATE.name / RESULTS_FILE
+    if not file.is_file():
+        return None
+    return "all" if TEACHER in json.loads(file.read_text(encoding="utf-8")) else "student"
 
 
 class Runs:
@@ -113,35 +163,52 @@ class Runs:
         self._first_of_teacher = first_of_teacher
 
     def teachers(self) -> list[StudyRun]:
-        """One for each teacher that is trained; it begins the first arm that has it, with the first seed."""
+        """One for each teacher that is trained; it begins the first arm that has it, with the first seed.
+
+        Where it was trained for other seeds, it stays as it is.
+        """
         found = []
         for key, name in self._first_of_teacher.items():
             arm = self._plan.arms[name]
             if FINETUNE_TEACHER.is_in(arm.recipe):
                 folder = self._output / TEACHERS_FOLDER / key
-                own = self._own(f"{self._plan.recipe.name}.teacher", folder, self._plan.seeds[0], arm)
-                changes = {**arm.changes, **own}
-                found.append(StudyRun(_name_of_teacher(key), folder, FINETUNE_TEACHER.verb, arm.recipe, changes))
+                found += [self._teacher(key, folder, arm)]
         return found
+
+    def _teacher(self, key: str, folder: Path, arm: Arm) -> StudyRun:
+        def with_seed(seed: int) -> StudyRun:
+            own = self._own(f"{self._plan.recipe.name}.teacher", folder, seed, arm)
+            return StudyRun(_name_of_teacher(key), folder, FINETUNE_TEACHER.verb, arm.recipe, {**arm.changes, **own})
+
+        first = with_seed(self._plan.seeds[0])
+        return with_seed(first.recorded.get("seed", self._plan.seeds[0]))
 
     def of_arms(self) -> list[StudyRun]:
         """One for each seed and arm, seed by seed."""
         return [self.of(arm, seed) for seed in self._plan.seeds for arm in self._plan.arms.values()]
 
     def of(self, arm: Arm, seed: int) -> StudyRun:
-        """That of an arm and a seed. Only the first with its teacher scores more than its student."""
+        """That of an arm and a seed. Only the first with its teacher scores more than its student.
+
+        One that was scored before, in a study of other arms or seeds, has what it has.
+        """
         folder = self._output / RUNS_FOLDER / arm.name / f"seed-{seed}"
         own = self._own(f"{self._plan.recipe.name}.{arm.name}.{seed}", folder, seed, arm)
         key = teacher_key(arm.recipe)
-        is_first = self._first_of_teacher[key] == arm.name and seed == self._plan.seeds[0]
-        own |= {"evaluation.outcomes": True, "evaluation.models": "all" if is_first else "student"}
+        scored = _models_scored(folder)
+        if scored is None:
+            is_first = self._first_of_teacher[key] == arm.name and seed == self._plan.seeds[0]
+            scored = "all" if is_first else "student"
+        own |= {"evaluation.outcomes": True, "evaluation.models": scored}
         changes = {**arm.changes, **own, **self._teacher_of(arm)}
         return StudyRun(f"{arm.name}.seed-{seed}", folder, "run", arm.recipe, changes, arm.name, self._needs_of(arm))
 
     def of_trial(self, trial: Trial, halved: int) -> StudyRun:
         """That of a trial, with the steps of Stage II halved so often; it is scored on held-out data alone."""
         arm, seed = trial.arm, self._plan.seeds[0]
-        folder = self._output / SEARCH_FOLDER / arm.name / f"trial-{trial.number}" / f"halved-{halved}"
+        # by what is tried: grids change, and places in them with them
+        setting = hashlib.sha256(json.dumps(trial.setting, sort_keys=True).encode()).hexdigest()[:HASH_LENGTH]
+        folder = self._output / SEARCH_FOLDER / arm.name / setting / f"halved-{halved}"
         name = f"{arm.name}.trial-{trial.number}.halved-{halved}"
         own = self._own(f"{self._plan.recipe.name}.{name}", folder, seed, arm)
         changes = {**arm.changes, **own, **self._teacher_of(arm), **shortened(arm.recipe, arm.steps, halved)}
@@ -153,7 +220,10 @@ class Runs:
 
     def scorer_of_teacher(self, arm: Arm) -> StudyRun:
         """The run that scores the teacher of an arm."""
-        return self.of(self._plan.arms[self._first_of_teacher[teacher_key(arm.recipe)]], self._plan.seeds[0])
+        key = teacher_key(arm.recipe)
+        same = [one for one in self._plan.arms.values() if teacher_key(one.recipe) == key]
+        runs = [self.of(one, seed) for seed in self._plan.seeds for one in same]
+        return next((run for run in runs if _models_scored(run.folder) == "all"), runs[0])
 
     def job(self, run: StudyRun) -> Job:
         """The command of a run; it waits for one that was left behind, should this study have been killed."""

@@ -111,13 +111,15 @@ def _compare_part(
     found = {name: difference(draws, index_of[name], index_of[plan.baseline], confidence=CONFIDENCE) for name in others}
     adjusted = dict(zip(others, holm([found[name].p_value for name in others]), strict=True))
     has_teacher = len(ways) > len(names)
+    # towards a teacher of its own there is no gap that the baseline had, too
+    closing = [name for name in found if has_teacher and teacher_of[name] == teacher_of[plan.baseline]]
     arms = {
         name: ArmScores(
             dict(zip(plan.seeds, map(float, draws.scores[index_of[name]]), strict=True)),
             float(draws.means[index_of[name]]),
             found.get(name),
             adjusted.get(name),
-            _gap(draws, index_of[name], index_of[plan.baseline], len(names)) if has_teacher and name in found else None,
+            _gap(draws, index_of[name], index_of[plan.baseline], len(names)) if name in closing else None,
         )
         for name in names
     }

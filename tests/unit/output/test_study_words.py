@@ -10,7 +10,7 @@ import pytest
 
 from ted_ds.numerics.paired_draws import Difference
 from ted_ds.output.study_tables import StudyTable, in_markdown
-from ted_ds.output.study_words import Measure, needed, verdict
+from ted_ds.output.study_words import Measure, needed, student_quantile, verdict
 
 POINTS, PERPLEXITY = Measure("accuracy", True), Measure("perplexity", False)
 
@@ -53,7 +53,9 @@ def test_arms_that_came_out_the_same_are_told_so() -> None:
 
 
 def test_of_one_seed_nothing_is_said_about_others() -> None:
-    assert said(found(0.019, 0.012), 0.01, seeds=1).endswith("; of one seed, and another may say otherwise")
+    words = said(found(0.019, 0.012), 0.01, seeds=1)
+    assert words.startswith("ted may be better than sft by 1.9 points")
+    assert words.endswith("; of one seed, and another may say otherwise")
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,8 @@ def test_of_one_seed_nothing_is_said_about_others() -> None:
         # the interval ends 2 errors from its middle: half an error was measured, 16 times the examples make it 2, and
         # with 2.04 times as many as those it is found four times of five
         (found(0.005, 0.02, examples=0.01), "about 33,000 examples"),
-        (found(0.005, 0.02, examples=0.0, seeds=0.01), "about 99 seeds"),
+        # of the measured seeds the interval ends 4.3 errors from its middle, of 8 at 2.4 and of 7 at 2.4
+        (found(0.02, 4.303 * 0.009, examples=0.0, seeds=0.009), "about 8 seeds"),
         (found(0.005, 0.0285, examples=0.01, seeds=0.01), "about 67,000 examples and 200 seeds"),
         (found(0.0, 0.02), "more than 100 times as many"),
         (found(0.0005, 0.02), "more than 100 times as many"),
@@ -70,6 +73,26 @@ def test_of_one_seed_nothing_is_said_about_others() -> None:
 )
 def test_what_would_be_needed_is_examples_or_seeds_or_both(difference: Difference, words: str) -> None:
     assert needed(difference, 1000, 3) == words
+
+
+@pytest.mark.parametrize("measured", [2, 3, 5])
+def test_so_many_seeds_would_indeed_do(measured: int) -> None:
+    effect, of_one = 0.02, 0.0156
+    error = of_one / math.sqrt(measured)
+    half = student_quantile(0.975, measured - 1) * error
+    said = re.fullmatch(r"about (\d+) seeds", needed(found(effect, half, examples=0.0, seeds=error), 1000, measured))
+    assert said is not None
+    number = int(said[1])
+    for seeds, enough in ((number, True), (number - 2, False)):
+        drawn = np.random.default_rng(0).normal(effect, of_one, (50_000, seeds))
+        of_each = drawn.mean(1) / (drawn.std(1, ddof=1) / math.sqrt(seeds))
+        assert ((of_each > student_quantile(0.975, seeds - 1)).mean() >= 0.8) == enough
+
+
+def test_students_quantile_is_that_of_tables() -> None:
+    table = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 10: 2.228, 30: 2.042}
+    for freedom, expected in table.items():
+        assert student_quantile(0.975, freedom) == pytest.approx(expected, rel=2e-3)
 
 
 def test_so_many_examples_would_indeed_do() -> None:

@@ -213,6 +213,16 @@ def test_both_verbs_say_so_with_code_2_and_write_nothing(
             {"arms": {"a": {"evaluation.max_examples": 1}, "sft": None}},
             "arms.a: evaluation.max_examples: arms are scored alike; remove it",
         ),
+        (
+            {"arms": {"kd": {"distill": {"learning_rate": 0.1}}, "sft": None}},
+            "arms.kd: distill: would take the place of all that is in it, distill.method with it; write its keys one "
+            "by one, as distill.KEY",
+        ),
+        (
+            {"arms": {"a": {"data": {"train": []}}, "sft": None}},
+            "arms.a: data: would take the place of all that is in it, data.glue with it; write its keys one by one, as "
+            "data.KEY",
+        ),
         ({"arms": {"a": {"a b": 1}, "sft": None}}, "arms.a: 'a b': a key is written in full, a.b or a.b[0].c"),
         ({"arms": {"sft": None}}, "arms: sft: a study compares two or more; give them"),
         ({"arms": {}}, "arms: none: a study compares two or more; give them"),
@@ -230,6 +240,24 @@ def test_a_mistake_in_the_section_says_what_to_do(recipe_file: Path, study: dict
 def test_keys_of_the_section_are_known(recipe_file: Path) -> None:
     assert refusal(with_study(recipe_file, seds=3)) == ["R: study.seds: unknown key; did you mean 'seeds'?"]
     assert refusal(with_study(recipe_file, equal="time")) == ["R: study.equal: 'time': use tokens or compute"]
+
+
+@pytest.mark.parametrize("seeds", [True, "a", 2.5])
+def test_seeds_that_are_none_are_refused(recipe_file: Path, seeds: Any) -> None:
+    (line,) = refusal(with_study(recipe_file, seeds=seeds))
+    assert line.startswith("R: study.seeds: ")
+    assert "use a whole number" in line
+
+
+def test_each_run_would_find_a_precision_of_its_own(recipe_file: Path) -> None:
+    (line,) = refusal(recipe_file, "teacher.precision=auto", "study.only=[kd,lwd]")
+    assert line.startswith("R: teacher.precision: auto: each run of a study would measure for itself")
+
+
+def test_a_place_that_an_arm_gets_wrong_is_none_of_the_command_line(recipe_file: Path) -> None:
+    (line,) = refusal(with_study(recipe_file, arms={"sft": None, "own": {"student.from_teacher.blocks[9]": 1}}))
+    assert line.startswith("arm own of the study: R: ")
+    assert "command line" not in line
 
 
 def test_a_headline_that_has_no_interval_is_refused(tmp_path: Path) -> None:

@@ -110,6 +110,18 @@ def test_what_deepspeed_makes_empty_is_not_written_over():
     assert taken < 4 * number / 100
 
 
+def _warned_of(_world):
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    with visiting():
+        set_arithmetic(tf32=False, deterministic=True, attention="auto")
+        found = [torch.is_deterministic_algorithms_warn_only_enabled()]
+    return [*found, torch.is_deterministic_algorithms_warn_only_enabled()]
+
+
+def test_a_visit_leaves_what_a_process_was_only_warned_of():
+    assert run_ranks(_warned_of, 1) == [[False, True]]
+
+
 def _deterministic_for_a_while(_world):
     found = []
     with visiting():

@@ -19,6 +19,7 @@ from ted_ds.launching.processes import Process
 from ted_ds.output.output_lock import LOCK_FILE, Owner, living_owner
 from ted_ds.planning.study_plan import StudyPlan, plan_study
 from ted_ds.tasks.kind import kind_of
+from ted_ds.verbs.study import runs as runs_module
 from ted_ds.verbs.study.runs import Runs, StudyRun
 from ted_ds.verbs.study.search import SearchRounds, Tried, at_an_edge
 from tests.tiny import ROOT, write_labelled, write_recipe, write_run
@@ -108,6 +109,47 @@ def test_a_run_is_complete_as_long_as_it_is_the_same(tmp_path: Path) -> None:
     assert not run.is_complete()
 
 
+def test_a_run_whose_files_were_written_anew_is_to_be_looked_at(tmp_path: Path) -> None:
+    path, plan = study_of(tmp_path)
+    run = runs_of(path, plan).of_arms()[0]
+    finish(run, accuracy=0.5)
+    for file in (tmp_path / "train.jsonl", tmp_path / "test.jsonl", tmp_path / "teacher" / "config.json"):
+        content = file.read_bytes()
+        assert run.is_complete()
+        file.write_bytes(content)
+        runs_module._LISTED.clear()  # as another start would have it
+        assert not run.is_complete(), file.name
+        run.mark_complete()
+
+
+def test_other_arms_and_seeds_leave_what_was_scored_as_it_is(tmp_path: Path) -> None:
+    path, plan = study_of(tmp_path, study={"seeds": 2})
+    runs = runs_of(path, plan)
+    for run in runs.of_arms():
+        finish(run, accuracy=0.5)
+        if run.changes["evaluation.models"] == "all":
+            (run.folder / "evaluate" / "evaluation.json").write_text(json.dumps({"student after": {}, "teacher": {}}))
+    kinds = {"seeds": ["seed=4", "study.seeds=[9,4,5]"], "arms": ["seed=4", "study.only=[kd,lwd]", "study.seeds=2"]}
+    for what, overrides in kinds.items():
+        other = plan_study(str(path), overrides, kind_of)
+        again = Runs(other, str(path), ["seed=4"])
+        old = [run for run in again.of_arms() if not run.name.endswith("seed-9")]
+        assert all(run.is_complete() for run in old), what
+    teacher = runs.scorer_of_teacher(plan.arms["kd"])
+    with_one_more = Runs(plan_study(str(path), kinds["seeds"], kind_of), str(path), ["seed=4"])
+    assert with_one_more.scorer_of_teacher(plan.arms["kd"]).folder == teacher.folder
+
+
+def test_a_teacher_stays_that_of_its_seed(tmp_path: Path) -> None:
+    path, plan = study_of(tmp_path, teacher={"path": str(tmp_path / "teacher"), "finetune": PLAN})
+    (teacher,) = runs_of(path, plan).teachers()
+    finish(teacher)
+    other = plan_study(str(path), ["seed=4", "study.seeds=[2,4,5]"], kind_of)
+    (again,) = Runs(other, str(path), ["seed=4"]).teachers()
+    assert again.is_complete()
+    assert again.changes["seed"] == 4
+
+
 def test_each_run_uploads_to_a_place_of_its_own(tmp_path: Path) -> None:
     path, plan = study_of(tmp_path, checkpoint={"upload": {"to": "file:///mnt/study"}})
     places = [run.changes["checkpoint.upload.to"] for run in runs_of(path, plan).of_arms()]
@@ -180,7 +222,8 @@ def test_trials_are_scored_on_held_out_data_alone(tmp_path: Path) -> None:
     plan, runs = search_of(tmp_path, halvings=1)
     run = runs.of_trial(plan.trials["kd"][2], 1)
     assert run.name == "kd.trial-2.halved-1"
-    assert run.folder == tmp_path / "run" / "search" / "kd" / "trial-2" / "halved-1"
+    assert run.folder.parents[1] == tmp_path / "run" / "search" / "kd"
+    assert len({runs.of_trial(trial, 1).folder for trial in plan.trials["kd"]}) == len(plan.trials["kd"])
     assert run.changes["data.test"] is None
     assert run.changes["distill.max_steps"] == 4
     assert run.changes["distill.learning_rate"] == 3e-4
