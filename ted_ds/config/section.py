@@ -74,9 +74,11 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _nothing_is_left_open(cls, values: Any, info: ValidationInfo) -> Any:
-        if not isinstance(values, dict) or not _is_whole(info):
+        if not isinstance(values, dict):
             return values
         wanted = [name for name, field in cls.model_fields.items() if field.default_factory is open_value]
+        if not _is_whole(info):  # in Python None is what a file has as null: it follows
+            return {name: value for name, value in values.items() if value is not None or name not in wanted}
         return {**dict.fromkeys([name for name in wanted if values.get(name) is None], NOTHING), **values}
 
     @model_validator(mode="before")

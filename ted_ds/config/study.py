@@ -75,7 +75,7 @@ class Search(Section):
                 for own, reason in NOT_SEARCHED.items():
                     if key == own or key.startswith(f"{own}."):
                         yield f"{place}: {key}: {reason}; remove it"
-                if len({repr(value) for value in values}) < max(len(values), 1):
+                if not values or any(one in values[:number] for number, one in enumerate(values)):
                     yield f"{place}: {key}: {values}: give one value or more, each once"
             size = math.prod(len(values) for values in grid.values())
             if size < self.trials:

@@ -163,3 +163,19 @@ def test_weights_that_train_or_differ_are_not_shared(pair):
     assert teacher.share_with(student) == 0
     student.bfloat16()
     assert teacher.share_with(student) == 0
+
+
+def test_a_teacher_in_16_bits_hands_over_states_in_32(tmp_path):
+    """As those of the student that they are compared with are: rounded once, by the teacher itself."""
+    write_model(tmp_path, "llama")
+    batch, found = batch_of("causal_lm"), {}
+    for name, hands_over in (("own", None), ("handed", torch.float32)):
+        tapped = TappedModel(load(tmp_path, "causal_lm", torch.bfloat16), family_of("llama"), [1, 2])
+        teacher = FrozenModel(tapped, device=CPU, engine_config=None, hands_over=hands_over)
+        states = {}
+        teacher.teach(batch, lambda _: None, with_predictions=False, on_state=states.__setitem__)
+        found[name] = states
+    assert {one.dtype for one in found["own"].values()} == {torch.bfloat16}
+    assert {one.dtype for one in found["handed"].values()} == {torch.float32}
+    assert all(torch.equal(found["handed"][place], one.float()) for place, one in found["own"].items())
+    assert [*found["handed"]] == [0, 1]

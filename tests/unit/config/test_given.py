@@ -50,6 +50,15 @@ def test_a_section_may_stand_in_a_mapping(values):
     assert read.distill.model_fields_set == section.model_fields_set
 
 
+def test_none_leaves_open_what_null_does(values):
+    plain = {**values["distill"], "learning_rate": None, "global_batch_size": None}
+    by_mapping = load_recipe({**values, "distill": plain})
+    section = Distill(**plain)
+    assert section.learning_rate is None
+    assert load_recipe({**values, "distill": section}) == by_mapping
+    assert by_mapping.distill.learning_rate > 0
+
+
 def test_a_recipe_is_read_as_the_file_it_would_be(lm_run, values):
     recipe = Recipe(**values)
     read = load_recipe(recipe)

@@ -101,8 +101,8 @@ def test_check_says_how_many_are_tried(recipe_file: Path) -> None:
             ["R: study.search: halvings: 2: 3 trials cannot be halved so often; use fewer, or more trials"],
         ),
         (
-            f"study.search.grids.sft={{{RATE}: [1, 1, 2, 3]}}",
-            [f"R: study.search: grids.sft: {RATE}: [1, 1, 2, 3]: give one value or more, each once"],
+            f"study.search.grids.sft={{{RATE}: [1, 1.0, 2, 3]}}",
+            [f"R: study.search: grids.sft: {RATE}: [1, 1.0, 2, 3]: give one value or more, each once"],
         ),
         (
             "study.search.grids.sft={teacher.path: [a, b, c]}",
