@@ -29,6 +29,9 @@ activations computed once more."""
 MOST_CHOICES = 33
 """Of where to cut the teacher, for one cut of the student: where no layers are matched, any would do."""
 
+MOST_SHARED = 8
+"""Numbers of blocks that both models run once, beside none, with which a cut is looked for."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -83,7 +86,8 @@ def _cut(cutter: _Cutter, num_stages: int) -> tuple[Stage, ...]:
         ConfigError: There is none.
     """
     found: list[tuple[Stage, ...]] = []
-    for number in range(cutter.num_shared, -1, -1):
+    most = cutter.num_shared
+    for number in sorted({int(one) for one in np.linspace(0, most, min(most, MOST_SHARED) + 1).round()}, reverse=True):
         cutter.num_shared = number
         stages = cutter.cut(num_stages)
         found += [] if stages is None else [stages]
@@ -112,7 +116,9 @@ def operations_per_token(
 ) -> float:
     """Operations (multiply-adds counted twice) per token of a phase's training step, over all stages."""
     cutter, num_stages = _Cutter(recipe, facts, pairs, filter_dim, phase), recipe.pipeline.stages
-    return cutter.whole_cost() if num_stages == 1 else sum(stage.cost for stage in _cut(cutter, num_stages))
+    if num_stages == 1 or not cutter.num_shared:
+        return cutter.whole_cost()
+    return sum(stage.cost for stage in _cut(cutter, num_stages))
 
 
 def forward_operations(recipe: Recipe, facts: ModelFacts) -> float:
