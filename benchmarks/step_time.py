@@ -107,8 +107,8 @@ def main() -> None:
         "the same by operations alone",
         "ted / by hand",
         f"with a report every {LOG_EVERY_STEPS} steps / without",
+        "ted / by hand, padding 50 %",
     ]
-    names += ["ted / by hand, padding 50 %"]
     title = f"milliseconds of a step, median of {ROUNDS}"
     tables = [_by_case(title, names, rows)] if rows else []
     if frozen_rows:

@@ -9,8 +9,10 @@ are too wide rather than too narrow. That runs differ by single examples is in b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -167,3 +169,19 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(p_values[index] * (len(p_values) - rank), 1.0))
         adjusted[index] = highest
     return adjusted
+
+
+def student_quantile(probability: float, freedom: int) -> float:
+    """Of Student's t; from 3 degrees of freedom on by Abramowitz and Stegun's series (26.7.5), to half a per cent."""
+    if freedom == 1:
+        return math.tan(math.pi * (probability - 0.5))
+    if freedom == 2:
+        return (2 * probability - 1) * math.sqrt(2 / (4 * probability * (1 - probability)))
+    z = NormalDist().inv_cdf(probability)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / freedom**power for power, term in enumerate(terms, start=1))

@@ -101,6 +101,11 @@ def mark_not_finite(output_dir: Path, message: str) -> None:
     (output_dir / NOT_FINITE_FILE).write_text(json.dumps({"message": message}) + "\n", encoding="utf-8")
 
 
+def forget_not_finite(output_dir: Path) -> None:
+    """Take that sign away, as the run is started again: it may end before it comes to do so itself."""
+    (output_dir / NOT_FINITE_FILE).unlink(missing_ok=True)
+
+
 def was_not_finite(output_dir: Path) -> bool:
     """Whether the last start of the run ended by its numbers."""
     return (output_dir / NOT_FINITE_FILE).is_file()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from ted_ds.errors import counted
-from ted_ds.numerics.paired_draws import Difference
+from ted_ds.numerics.paired_draws import Difference, student_quantile
 
 LEVEL = 0.05
 """The share of studies without any difference in which one may be claimed."""
@@ -126,22 +126,6 @@ def _enough_seeds(
         if estimate >= errors * BEYOND_ITS_END * math.sqrt(examples + seeds * number / more):
             return more
     return None
-
-
-def student_quantile(probability: float, freedom: int) -> float:
-    """Of Student's t; from 3 degrees of freedom on by Abramowitz and Stegun's series (26.7.5), to half a per cent."""
-    if freedom == 1:
-        return math.tan(math.pi * (probability - 0.5))
-    if freedom == 2:
-        return (2 * probability - 1) * math.sqrt(2 / (4 * probability * (1 - probability)))
-    z = NormalDist().inv_cdf(probability)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / freedom**power for power, term in enumerate(terms, start=1))
 
 
 def _rounded(number: float) -> str:

@@ -68,20 +68,22 @@ def find_precision(given: Given, *, teacher_sha256: Callable[[], str], run_is_ol
         return Assembly(replace(given, run=replace(given.run, teacher_precision=None)))
     if kept is not None:
         _refuse_strange(recipe, kept)
-    if kept is None and not may_measure:
+
+    def decided_by() -> dict[str, Any]:
+        bound = {"beside": recipe.precision, "max_kl": recipe.teacher.precision_max_kl}
+        return {**bound, "teacher": given.world.on_main(teacher_sha256)}
+
+    # of a run from before the teacher was kept, too, nothing is said of it
+    holds = kept is not None and all(kept.get(name, value) == value for name, value in decided_by().items())
+    if not holds and not may_measure:
         return Assembly(given)
-    decided_by = {
-        "beside": recipe.precision,
-        "max_kl": recipe.teacher.precision_max_kl,
-        "teacher": given.world.on_main(teacher_sha256),
-    }
-    if kept is not None and {name: kept.get(name) for name in decided_by} == decided_by:
+    if kept is not None and holds:
         way = Way(kept["precision"], kept["host"])
         _refuse_without(given.world, recipe, way)
         why = f"{way.words}, as when this run began"
     else:
         found, why = _find(Assembly(given), run_is_old=run_is_old and kept is None)
-        kept = found | decided_by
+        kept = found | decided_by()
     hosting = given.hosting
     if kept["host"] == "int8" or kept["precision"] != recipe.precision:
         host = "int8" if kept["host"] == "int8" else hosting.host

@@ -9,7 +9,7 @@ from pathlib import Path
 from ted_ds.errors import ConfigError, RankLostError, StoppedOnRequest, counted
 from ted_ds.launching.side_by_side import Job, SideBySide
 from ted_ds.output.output_lock import holding
-from ted_ds.output.run_folder import was_not_finite
+from ted_ds.output.run_folder import forget_not_finite, was_not_finite
 from ted_ds.output.screen import Screen
 from ted_ds.planning.study_arms import as_overrides
 from ted_ds.planning.study_plan import StudyPlan, plan_study, with_settings
@@ -89,6 +89,8 @@ class Conductor:
         """
         rounds = SearchRounds(self._plan, self._runs)
         for round_of_runs in rounds:
+            for run in round_of_runs:
+                forget_not_finite(run.folder)
             codes = self._run_all([run for run in round_of_runs if self._may_begin(run)])
             for run in round_of_runs:
                 if codes.get(run.name) in GO_ON:

@@ -9,7 +9,16 @@ import pytest
 
 from ted_ds.config.redaction import without_secrets
 from ted_ds.errors import CheckpointError
-from ted_ds.output.run_folder import Run, begin_run, mark_stopped, new_run, read_run
+from ted_ds.output.run_folder import (
+    Run,
+    begin_run,
+    forget_not_finite,
+    mark_not_finite,
+    mark_stopped,
+    new_run,
+    read_run,
+    was_not_finite,
+)
 
 
 def test_a_run_keeps_its_id_and_its_teachers_host(tmp_path):
@@ -41,6 +50,15 @@ def test_the_sign_of_a_stop_goes_when_the_run_goes_on(tmp_path):
     assert json.loads((tmp_path / "stopped.json").read_text()) == {"exit_code": 75}
     begin_run(tmp_path, Run("a1"))
     assert not (tmp_path / "stopped.json").exists()
+
+
+def test_the_sign_of_numbers_goes_when_the_run_goes_on_or_is_to_be_tried_again(tmp_path):
+    for take_away in (lambda: begin_run(tmp_path, Run("a1")), lambda: forget_not_finite(tmp_path)):
+        mark_not_finite(tmp_path, "step 3: nan")
+        assert was_not_finite(tmp_path)
+        take_away()
+        assert not was_not_finite(tmp_path)
+    forget_not_finite(tmp_path / "not begun yet")
 
 
 def test_addresses_lose_users_passwords_and_signatures():

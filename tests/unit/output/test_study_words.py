@@ -8,9 +8,9 @@ import re
 import numpy as np
 import pytest
 
-from ted_ds.numerics.paired_draws import Difference
+from ted_ds.numerics.paired_draws import Difference, student_quantile
 from ted_ds.output.study_tables import StudyTable, in_markdown
-from ted_ds.output.study_words import Measure, needed, student_quantile, verdict
+from ted_ds.output.study_words import Measure, needed, verdict
 
 POINTS, PERPLEXITY = Measure("accuracy", True), Measure("perplexity", False)
 
